@@ -1,0 +1,328 @@
+import datetime
+
+from google.rpc import status_pb2 as _status_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
+from statestream.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OpenMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPEN_MODE_UNSPECIFIED: _ClassVar[OpenMode]
+    OPEN_MODE_CREATE: _ClassVar[OpenMode]
+    OPEN_MODE_RESUME: _ClassVar[OpenMode]
+    OPEN_MODE_EITHER: _ClassVar[OpenMode]
+    OPEN_MODE_REPLACE: _ClassVar[OpenMode]
+
+class DurabilityMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DURABILITY_MODE_UNSPECIFIED: _ClassVar[DurabilityMode]
+    DURABILITY_MODE_NONE: _ClassVar[DurabilityMode]
+    DURABILITY_MODE_INTERVAL: _ClassVar[DurabilityMode]
+    DURABILITY_MODE_SYNC: _ClassVar[DurabilityMode]
+
+class CloseAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLOSE_ACTION_UNSPECIFIED: _ClassVar[CloseAction]
+    CLOSE_ACTION_DETACH: _ClassVar[CloseAction]
+    CLOSE_ACTION_DELETE: _ClassVar[CloseAction]
+OPEN_MODE_UNSPECIFIED: OpenMode
+OPEN_MODE_CREATE: OpenMode
+OPEN_MODE_RESUME: OpenMode
+OPEN_MODE_EITHER: OpenMode
+OPEN_MODE_REPLACE: OpenMode
+DURABILITY_MODE_UNSPECIFIED: DurabilityMode
+DURABILITY_MODE_NONE: DurabilityMode
+DURABILITY_MODE_INTERVAL: DurabilityMode
+DURABILITY_MODE_SYNC: DurabilityMode
+CLOSE_ACTION_UNSPECIFIED: CloseAction
+CLOSE_ACTION_DETACH: CloseAction
+CLOSE_ACTION_DELETE: CloseAction
+
+class PredictRequest(_message.Message):
+    __slots__ = ("model", "version", "inputs", "outputs")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PredictResponse(_message.Message):
+    __slots__ = ("version", "outputs")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, version: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class StreamRequest(_message.Message):
+    __slots__ = ("frame", "open", "chunk", "ack", "close", "flush")
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_FIELD_NUMBER: _ClassVar[int]
+    frame: int
+    open: OpenFrame
+    chunk: ChunkFrame
+    ack: AckFrame
+    close: CloseFrame
+    flush: FlushFrame
+    def __init__(self, frame: _Optional[int] = ..., open: _Optional[_Union[OpenFrame, _Mapping]] = ..., chunk: _Optional[_Union[ChunkFrame, _Mapping]] = ..., ack: _Optional[_Union[AckFrame, _Mapping]] = ..., close: _Optional[_Union[CloseFrame, _Mapping]] = ..., flush: _Optional[_Union[FlushFrame, _Mapping]] = ...) -> None: ...
+
+class StreamResponse(_message.Message):
+    __slots__ = ("frame", "opened", "result", "closed", "durable", "refused", "notice", "go_away")
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    GO_AWAY_FIELD_NUMBER: _ClassVar[int]
+    frame: int
+    opened: OpenedFrame
+    result: ResultFrame
+    closed: ClosedFrame
+    durable: DurableFrame
+    refused: RefusedFrame
+    notice: NoticeFrame
+    go_away: GoAwayFrame
+    def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ...) -> None: ...
+
+class OpenFrame(_message.Message):
+    __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEEN_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ACKED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
+    RETURN_REPLIES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    handles: bytes
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    mode: OpenMode
+    writer: bytes
+    incarnation: int
+    seen_epochs: bytes
+    replay_positions: bytes
+    acked_positions: bytes
+    ephemeral: bool
+    initial_states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    return_replies: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., handles: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., writer: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., seen_epochs: _Optional[bytes] = ..., replay_positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., ephemeral: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., return_replies: bool = ...) -> None: ...
+
+class OpenedFrame(_message.Message):
+    __slots__ = ("version", "handles", "epochs", "positions", "durable_positions", "created", "durability", "errors")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    handles: bytes
+    epochs: bytes
+    positions: bytes
+    durable_positions: bytes
+    created: bytes
+    durability: DurabilityMode
+    errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
+    def __init__(self, version: _Optional[int] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., created: _Optional[bytes] = ..., durability: _Optional[_Union[DurabilityMode, str]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
+
+class ChunkFrame(_message.Message):
+    __slots__ = ("handles", "positions", "acked_positions", "steps", "lengths", "inputs")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ACKED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    positions: bytes
+    acked_positions: bytes
+    steps: int
+    lengths: bytes
+    inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class ResultFrame(_message.Message):
+    __slots__ = ("handles", "positions", "steps", "lengths", "durable_positions", "outputs", "errors")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    positions: bytes
+    steps: int
+    lengths: bytes
+    durable_positions: bytes
+    outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
+    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
+
+class AckFrame(_message.Message):
+    __slots__ = ("handles", "acked_positions")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    ACKED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    acked_positions: bytes
+    def __init__(self, handles: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ...) -> None: ...
+
+class CloseFrame(_message.Message):
+    __slots__ = ("handles", "action")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    action: CloseAction
+    def __init__(self, handles: _Optional[bytes] = ..., action: _Optional[_Union[CloseAction, str]] = ...) -> None: ...
+
+class ClosedFrame(_message.Message):
+    __slots__ = ("handles", "errors")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
+    def __init__(self, handles: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
+
+class FlushFrame(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
+
+class DurableFrame(_message.Message):
+    __slots__ = ("handles", "durable_positions", "errors")
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    durable_positions: bytes
+    errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
+    def __init__(self, handles: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
+
+class RefusedFrame(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: _status_pb2.Status
+    def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class NoticeFrame(_message.Message):
+    __slots__ = ("errors",)
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
+    def __init__(self, errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
+
+class GoAwayFrame(_message.Message):
+    __slots__ = ("grace",)
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    grace: _duration_pb2.Duration
+    def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class StepRequest(_message.Message):
+    __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ACKED_POSITION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    session_id: str
+    mode: OpenMode
+    position: int
+    acked_position: int
+    request_id: str
+    inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., position: _Optional[int] = ..., acked_position: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class StepResponse(_message.Message):
+    __slots__ = ("position", "durable_position", "epoch", "version", "outputs")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    durable_position: int
+    epoch: int
+    version: int
+    outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class ForecastRequest(_message.Message):
+    __slots__ = ("model", "version", "session_id", "history", "horizon")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    HORIZON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    session_id: str
+    history: History
+    horizon: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., horizon: _Optional[int] = ...) -> None: ...
+
+class History(_message.Message):
+    __slots__ = ("inputs",)
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class ForecastResponse(_message.Message):
+    __slots__ = ("offset", "outputs")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, offset: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("model", "version", "text", "max_tokens")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    text: str
+    max_tokens: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., text: _Optional[str] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("text", "token", "log_probability")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token: int
+    log_probability: float
+    def __init__(self, text: _Optional[str] = ..., token: _Optional[int] = ..., log_probability: _Optional[float] = ...) -> None: ...

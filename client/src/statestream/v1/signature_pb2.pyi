@@ -1,0 +1,111 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StateCheck(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATE_CHECK_UNSPECIFIED: _ClassVar[StateCheck]
+    STATE_CHECK_FINITE: _ClassVar[StateCheck]
+    STATE_CHECK_NAN: _ClassVar[StateCheck]
+    STATE_CHECK_OFF: _ClassVar[StateCheck]
+STATE_CHECK_UNSPECIFIED: StateCheck
+STATE_CHECK_FINITE: StateCheck
+STATE_CHECK_NAN: StateCheck
+STATE_CHECK_OFF: StateCheck
+
+class Signature(_message.Message):
+    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    DECODING_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    format: int
+    inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    states: _containers.RepeatedCompositeFieldContainer[StateSpec]
+    feedback: _containers.RepeatedCompositeFieldContainer[Feedback]
+    decoding: Decoding
+    description: str
+    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ...) -> None: ...
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_AXIS_FIELD_NUMBER: _ClassVar[int]
+    TIME_AXIS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    batch_axis: int
+    time_axis: int
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    text: Text
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., time_axis: _Optional[int] = ..., columns: _Optional[_Iterable[str]] = ..., classes: _Optional[_Iterable[str]] = ..., text: _Optional[_Union[Text, _Mapping]] = ...) -> None: ...
+
+class StateSpec(_message.Message):
+    __slots__ = ("input", "output", "dtype", "shape", "batch_axis", "start", "check", "from_encoder")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_AXIS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    FROM_ENCODER_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    output: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    batch_axis: int
+    start: _containers.RepeatedScalarFieldContainer[float]
+    check: StateCheck
+    from_encoder: str
+    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., start: _Optional[_Iterable[float]] = ..., check: _Optional[_Union[StateCheck, str]] = ..., from_encoder: _Optional[str] = ...) -> None: ...
+
+class Feedback(_message.Message):
+    __slots__ = ("output", "input")
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    output: str
+    input: str
+    def __init__(self, output: _Optional[str] = ..., input: _Optional[str] = ...) -> None: ...
+
+class Text(_message.Message):
+    __slots__ = ("vocabulary", "separator", "unknown")
+    VOCABULARY_FIELD_NUMBER: _ClassVar[int]
+    SEPARATOR_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    vocabulary: _containers.RepeatedScalarFieldContainer[str]
+    separator: str
+    unknown: str
+    def __init__(self, vocabulary: _Optional[_Iterable[str]] = ..., separator: _Optional[str] = ..., unknown: _Optional[str] = ...) -> None: ...
+
+class Decoding(_message.Message):
+    __slots__ = ("input", "output", "start_token", "end_token", "text", "max_tokens")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    START_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    END_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    output: str
+    start_token: int
+    end_token: int
+    text: Text
+    max_tokens: int
+    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., max_tokens: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Stores: where sessions survive the process that steps them."""

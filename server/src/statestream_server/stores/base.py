@@ -1,0 +1,179 @@
+"""What every store does: claims that fence, compare-and-set saves, tombstones. No store lives here.
+
+A store keeps one record a session. Its columns (epoch, position, writer, incarnation) are what the
+rules compare; the blob (state and unacknowledged replies, see records.py) it never looks into.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+
+class Key(NamedTuple):
+    """Which session: unique in one store."""
+
+    tenant: str
+    model: str
+    id: str
+
+
+class Mode(enum.IntEnum):
+    """Whether a claimed session must be new, must exist, or may be either; numbers as on the wire."""
+
+    CREATE = 1
+    RESUME = 2
+    EITHER = 3
+    REPLACE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A wish to own a session.
+
+    Attributes:
+        key: The session.
+        mode: Whether it must be new, must exist, may be either, or starts anew.
+        writer: 16 bytes that stand for the caller.
+        incarnation: Orders claims; one lower than the stored one is refused.
+        seen_epoch: The last epoch that the caller saw, 0 for none.
+        replay_position: The oldest position from which the caller can replay.
+        held_epoch: The epoch of the row that this process holds, 0 where it holds none.
+        held_position: That row's position.
+        version: The model version to which a new session is pinned.
+        ephemeral: Whether the session ends with its caller.
+    """
+
+    key: Key
+    mode: Mode
+    writer: bytes
+    incarnation: int
+    seen_epoch: int = 0
+    replay_position: int = 0
+    held_epoch: int = 0
+    held_position: int = 0
+    version: int = 1
+    ephemeral: bool = False
+
+
+class Verdict(enum.Enum):
+    """How a claim went. Only CREATED, HELD and TAKEN change the store."""
+
+    CREATED = "created"
+    """There was no session (or mode was REPLACE): it starts at position 0."""
+    HELD = "held"
+    """The row that this process holds is the newest state; it may go on with it."""
+    TAKEN = "taken"
+    """The stored record is the newest state; a row this process still holds is stale."""
+    EXISTS = "exists"
+    """Mode was CREATE and the session exists."""
+    MISSING = "missing"
+    """Mode was RESUME and there is no session."""
+    REFUSED = "refused"
+    """A claim with a higher incarnation came first."""
+    LOST = "lost"
+    """What is left ends below the position from which the caller can replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One session as it is stored. A session that was claimed and never saved has no blob."""
+
+    key: Key
+    version: int
+    epoch: int
+    position: int
+    writer: bytes
+    incarnation: int
+    ephemeral: bool = False
+    blob: bytes | None = field(default=None, repr=False)
+    saved_at: float = 0.0
+    """Unix time of the last claim or save; set by the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The answer to a claim.
+
+    Attributes:
+        verdict: How it went.
+        record: The session after the claim (CREATED, HELD: without blob; TAKEN: with blob; EXISTS,
+            REFUSED, LOST: as it stands, without blob; MISSING: None). For LOST without any record,
+            None stands for position 0.
+    """
+
+    verdict: Verdict
+    record: Record | None
+
+
+class Survival(NamedTuple):
+    """What a store's records survive."""
+
+    process_kill: bool
+    power_loss: bool
+    failover: bool
+
+
+class Store(Protocol):
+    """One record a session, many processes. Methods run concurrently; each key's change is atomic.
+
+    Every method raises `statestream.errors.StoreUnavailable` where the store does not answer or cannot
+    be written; then any part of the batch may or may not have been done, and repeating it is safe.
+    """
+
+    @property
+    def kind(self) -> str:
+        """ "memory", "sqlite" or "redis"."""
+
+    @property
+    def survives(self) -> Survival:
+        """What records survive."""
+
+    async def start(self) -> None:
+        """Connects, creates what is missing, and checks that the store can be used."""
+
+    async def close(self) -> None:
+        """Lets go of everything; pending calls finish first."""
+
+    async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
+        """Decides every claim by the rules below, in order, atomically for each key.
+
+        Let `stored` be the live record (a tombstone counts as none, but its epoch and incarnation count).
+
+        1. claim.incarnation < stored or tombstone incarnation → REFUSED.
+        2. CREATE and stored → EXISTS. RESUME and neither stored nor held → MISSING.
+        3. The row held is current where held_epoch > 0 and (held_epoch == stored.epoch, or nothing at
+           all is stored, as after a flush, not even a tombstone).
+        4. Not REPLACE, and the position of what is current (held_position, else stored.position, else
+           0) < replay_position → LOST.
+        5. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1; writer and
+           incarnation are the claim's; `version` and `ephemeral` are the stored ones where the session
+           goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED, position 0,
+           no blob. Held current → HELD (position and blob in the store stay as they are). Else → TAKEN.
+        """
+
+    async def save(self, records: Sequence[Record]) -> list[bool]:
+        """Writes each record where it is not fenced; False for those that are.
+
+        A record is written where nothing is stored under its key (not even a tombstone), or the live
+        record has the same epoch and a position not above the new one. Otherwise (other epoch, higher
+        position, tombstone of the same or a higher epoch) nothing changes and the answer is False.
+        """
+
+    async def load(self, keys: Sequence[Key]) -> list[Record | None]:
+        """Reads live records, blobs included; changes nothing."""
+
+    async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
+        """Replaces records whose epoch is not above the given one by tombstones; False for others.
+
+        A tombstone keeps epoch and incarnation for the retention of tombstones, so that a late save or
+        an old writer's claim cannot bring the session back.
+        """
+
+    async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
+        """Live records without blobs, by (model, id), those above `after`; model "" stands for all."""
+
+    async def expire(self, before: float, *, ephemeral_before: float) -> int:
+        """Deletes records not claimed or saved since those Unix times, and old tombstones; how many."""
