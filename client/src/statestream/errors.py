@@ -332,4 +332,4 @@ def _kind_of_code(number: int) -> type[StatestreamError]:
 
 def code_name(status: status_pb2.Status) -> str:
     """The name of a status' code, for logs."""
-    return code_pb2.Code.Name(code_pb2.Code.ValueType(status.code))
+    return str(code_pb2.Code.Name(status.code))

@@ -125,7 +125,7 @@ class Store(Protocol):
 
     @property
     def kind(self) -> str:
-        """ "memory", "sqlite" or "redis"."""
+        """One of "memory", "sqlite" and "redis"."""
 
     @property
     def survives(self) -> Survival:

@@ -1,0 +1,67 @@
+# The verbs of Statestream. `make demo` and `make test` need Python 3.11+ and make, nothing else.
+#
+#   PYTHON             the Python that makes .venv (python3)
+#   STATESTREAM_TORCH  where torch comes from: a wheel, an index, a requirement (torch==2.13.0)
+#   ARGS               passed on by test, test-compose, chaos, bench and demo
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.statestream-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-compose check bench chaos install stubs clean
+
+help:
+	@echo "make demo          train, export, serve, stream, crash, go on: the whole of it, in some minutes"
+	@echo "make test          unit, protocol and end-to-end tests"
+	@echo "make test-slow     tests that take longer: wheels into empty environments and the like"
+	@echo "make test-compose  builds the image and runs docker-compose.yml"
+	@echo "make check         format, lint, types, stubs and protos"
+	@echo "make bench         measures"
+	@echo "make chaos         kills servers at random"
+	@echo "make install       makes .venv anew from constraints.txt"
+	@echo "make stubs         generates the stubs from protos/"
+	@echo "make clean         removes what was built, .venv too"
+
+$(STAMP): constraints.txt requirements-dev.txt tools/setup_venv.py client/pyproject.toml server/pyproject.toml export/pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "Statestream needs Python 3.11 or newer and finds no '$(PYTHON)'; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) tools/setup_venv.py
+
+install:
+	@rm -f $(STAMP)
+	@$(MAKE) --no-print-directory $(STAMP)
+
+demo: $(STAMP)
+	@$(RUN) demo/demo.py $(ARGS)
+
+test: $(STAMP)
+	$(RUN) -m pytest -m "not compose and not chaos and not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(RUN) -m pytest -m "slow and not compose and not chaos" $(ARGS)
+
+test-compose: $(STAMP)
+	$(RUN) -m pytest -m compose tests/compose $(ARGS)
+
+check: $(STAMP)
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(RUN) tools/stubs.py --check
+	$(RUN) tools/lint_protos.py
+
+bench: $(STAMP)
+	@$(RUN) -m benchmarks $(ARGS)
+
+chaos: $(STAMP)
+	$(RUN) -m pytest -m chaos tests/chaos $(ARGS)
+
+stubs: $(STAMP)
+	$(RUN) tools/stubs.py
+
+clean:
+	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools client/dist server/dist export/dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""Fixtures and hypothesis' settings for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import services
+
+# Shared machines stall: a slow example is no finding, a wrong one is.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture
+def require_binary() -> Callable[[str], str]:
+    """`require_binary("redis-server")`: the program's path, or a skip (a failure in CI)."""
+    return services.require_binary
