@@ -137,6 +137,9 @@ class Store(Protocol):
     async def close(self) -> None:
         """Lets go of everything; pending calls finish first."""
 
+    async def generation(self) -> str:
+        """A random name of the store's contents: where it changed, the store was emptied or replaced."""
+
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Decides every claim by the rules below, in order, atomically for each key.
 

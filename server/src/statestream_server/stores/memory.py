@@ -1,0 +1,167 @@
+"""The memory store: records in this process, gone with it. For tests, and for servers that promise nothing."""
+
+from __future__ import annotations
+
+import heapq
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
+from statestream_server.stores.packed import LIVE, pack, pack_record, unpack, unpack_blob
+from statestream_server.stores.rules import (
+    Columns,
+    check_claims,
+    check_deletes,
+    check_records,
+    decide,
+    may_save,
+    record_of,
+)
+
+
+class MemoryStore:
+    """Records in dictionaries of one process; no call waits, so each is atomic as a whole.
+
+    A record is one byte string (see packed.py) in a dictionary of its tenant and model: that is the
+    least that Python asks for a session, and nothing in it has to be visited by the garbage collector.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        """Makes an empty store.
+
+        Args:
+            clock: Gives Unix time.
+        """
+        self._clock = clock
+        self._tables: dict[tuple[str, str], dict[str, bytes]] = {}
+        self._generation = uuid.uuid4().hex
+
+    @property
+    def kind(self) -> str:
+        """Which store it is: "memory"."""
+        return "memory"
+
+    @property
+    def survives(self) -> Survival:
+        """Nothing."""
+        return Survival(process_kill=False, power_loss=False, failover=False)
+
+    async def start(self) -> None:
+        """Does nothing; there is nothing to connect to."""
+
+    async def close(self) -> None:
+        """Forgets every record."""
+        self._tables.clear()
+
+    async def generation(self) -> str:
+        """Stands for this store's contents; the same for its whole life."""
+        return self._generation
+
+    async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
+        """Decides every claim; see `base.Store.claim`.
+
+        Raises:
+            ValueError: A number or writer that no store could keep.
+        """
+        check_claims(claims)
+        now = self._clock()
+        return [self._claim(claim, now) for claim in claims]
+
+    def _claim(self, claim: Claim, now: float) -> Claimed:
+        key = claim.key
+        table = self._tables.setdefault((key.tenant, key.model), {})
+        value = table.get(key.id)
+        verdict, columns, write = decide(claim, None if value is None else unpack(value), now)
+        if columns is None:
+            return Claimed(verdict, None)
+        blob = None if value is None or verdict is Verdict.CREATED else unpack_blob(value)
+        if write:
+            table[key.id] = pack(columns, blob)
+        return Claimed(verdict, record_of(key, columns, blob if verdict is Verdict.TAKEN else None))
+
+    async def save(self, records: Sequence[Record]) -> list[bool]:
+        """Writes each record that is not fenced; see `base.Store.save`.
+
+        Raises:
+            ValueError: A number or writer that no store could keep.
+        """
+        check_records(records)
+        now = self._clock()
+        return [self._save(record, now) for record in records]
+
+    def _save(self, record: Record, now: float) -> bool:
+        key = record.key
+        table = self._tables.setdefault((key.tenant, key.model), {})
+        value = table.get(key.id)
+        if value is not None:
+            stored = unpack(value)
+            if not may_save(stored.live, stored.epoch, stored.position, record.epoch, record.position):
+                return False
+        table[key.id] = pack_record(record, now)
+        return True
+
+    async def load(self, keys: Sequence[Key]) -> list[Record | None]:
+        """Reads live records, blobs included."""
+        return [self._load(key) for key in keys]
+
+    def _load(self, key: Key) -> Record | None:
+        value = self._tables.get((key.tenant, key.model), {}).get(key.id)
+        if value is None or not value[1] & LIVE:
+            return None
+        return record_of(key, unpack(value), unpack_blob(value))
+
+    async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
+        """Replaces records by tombstones; see `base.Store.delete`.
+
+        Raises:
+            ValueError: There are not as many epochs as keys.
+        """
+        check_deletes(keys, epochs)
+        now = self._clock()
+        return [self._delete(key, epoch, now) for key, epoch in zip(keys, epochs, strict=True)]
+
+    def _delete(self, key: Key, epoch: int, now: float) -> bool:
+        table = self._tables.get((key.tenant, key.model), {})
+        value = table.get(key.id)
+        if value is None:
+            return False
+        stored = unpack(value)
+        if not stored.live or stored.epoch > epoch:
+            return False
+        table[key.id] = pack(stored._replace(live=False, saved_at=now), None)
+        return True
+
+    async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
+        """Live records without blobs, by (model, id). Looks at every session of the tenant's models asked for."""
+        found: list[Record] = []
+        models = [model] if model else sorted(name for owner, name in self._tables if owner == tenant)
+        for name in models:
+            table = self._tables.get((tenant, name), {})
+            if len(found) >= limit:
+                break
+            if name < after[0]:
+                continue
+            ids = heapq.nsmallest(limit - len(found), _live_ids(table, after[1] if name == after[0] else None))
+            found += [record_of(Key(tenant, name, id_), unpack(table[id_])) for id_ in ids]
+        return found
+
+    async def expire(self, before: float, *, ephemeral_before: float) -> int:
+        """Deletes old records and tombstones; how many. Looks at every session."""
+        count = 0
+        for name, table in list(self._tables.items()):
+            old = [id_ for id_, value in table.items() if _is_old(unpack(value), before, ephemeral_before)]
+            for id_ in old:
+                del table[id_]
+            count += len(old)
+            if not table:
+                del self._tables[name]
+        return count
+
+
+def _live_ids(table: dict[str, bytes], above: str | None) -> Iterator[str]:
+    return (id_ for id_, value in table.items() if value[1] & LIVE and (above is None or id_ > above))
+
+
+def _is_old(columns: Columns, before: float, ephemeral_before: float) -> bool:
+    return columns.saved_at < (ephemeral_before if columns.live and columns.ephemeral else before)

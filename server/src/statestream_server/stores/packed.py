@@ -1,0 +1,55 @@
+"""A record as one byte string: a fixed header, then the blob. What memory and Redis keep.
+
+The header has 64 bytes, little-endian: format (uint8), flags (uint8), 6 unused, version, epoch, position,
+incarnation (uint64 each), the Unix time of the last claim or save (float64), writer (16 bytes). lua.py
+reads and writes the same header.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from statestream_server.stores.base import Record
+from statestream_server.stores.rules import Columns
+
+FORMAT = 1
+"""The format of the header; a store that finds another one was written by another release."""
+LIVE, EPHEMERAL, BLOB = 1, 2, 4
+"""Flags: not a tombstone; ends with its caller; a blob follows (an empty one too)."""
+HEADER = struct.Struct("<BB6xQQQQd16s")
+
+
+def pack(columns: Columns, blob: bytes | None) -> bytes:
+    """Writes columns and blob as one byte string."""
+    live, version, epoch, position, writer, incarnation, ephemeral, saved_at = columns
+    flags = (LIVE if live else 0) | (EPHEMERAL if ephemeral else 0) | (0 if blob is None else BLOB)
+    header = HEADER.pack(FORMAT, flags, version, epoch, position, incarnation, saved_at, writer)
+    return header if not blob else b"".join((header, blob))
+
+
+def pack_record(record: Record, now: float) -> bytes:
+    """Writes a live record as one byte string, saved now."""
+    blob = record.blob
+    flags = LIVE | (EPHEMERAL if record.ephemeral else 0) | (0 if blob is None else BLOB)
+    header = HEADER.pack(
+        FORMAT, flags, record.version, record.epoch, record.position, record.incarnation, now, record.writer
+    )
+    return header if not blob else b"".join((header, blob))
+
+
+def unpack(value: bytes) -> Columns:
+    """Reads the columns of a packed record.
+
+    Raises:
+        ValueError: The bytes are no packed record of this format.
+    """
+    if len(value) < HEADER.size or value[0] != FORMAT:
+        found = f"format {value[0]}" if value else "nothing"
+        raise ValueError(f"a packed record of format {FORMAT} was expected, {found} in {len(value)} bytes was found")
+    _, flags, version, epoch, position, incarnation, saved_at, writer = HEADER.unpack_from(value)
+    return Columns(bool(flags & LIVE), version, epoch, position, writer, incarnation, bool(flags & EPHEMERAL), saved_at)
+
+
+def unpack_blob(value: bytes) -> bytes | None:
+    """The blob of a packed record."""
+    return value[HEADER.size :] if value[1] & BLOB else None

@@ -1,0 +1,145 @@
+"""The rules of claims, saves and deletes as pure functions. No store and no clock lives here.
+
+`base.Store` states them in words; Redis applies the same rules in Lua (see lua.py), and one compliance
+suite holds all stores to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from statestream_server.stores.base import Claim, Key, Mode, Record, Verdict
+
+CLAIM_LIMIT = 1 << 52
+"""Numbers in claims stay below this, so that epochs raised from them never reach `NUMBER_LIMIT`."""
+NUMBER_LIMIT = 1 << 53
+"""Numbers in records stay below this: Lua, in which Redis compares them, counts in doubles."""
+WRITER_BYTES = 16
+"""The length of a writer id."""
+
+
+class Columns(NamedTuple):
+    """What is stored under a key, without key and blob. A tombstone is not live."""
+
+    live: bool
+    version: int
+    epoch: int
+    position: int
+    writer: bytes
+    incarnation: int
+    ephemeral: bool
+    saved_at: float
+
+
+class Decision(NamedTuple):
+    """How a claim goes.
+
+    Attributes:
+        verdict: How it went.
+        columns: What the session's record is after the claim, None for no record.
+        write: Whether `columns` are to be stored. With CREATED a stored blob goes, else it stays.
+    """
+
+    verdict: Verdict
+    columns: Columns | None
+    write: bool
+
+
+def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
+    """Decides one claim by the rules of `base.Store.claim`.
+
+    Args:
+        claim: The claim.
+        stored: What is stored under its key, a tombstone too.
+        now: Unix time to be noted as the time of the claim.
+    """
+    live = stored if stored is not None and stored.live else None
+    if stored is not None and claim.incarnation < stored.incarnation:
+        return Decision(Verdict.REFUSED, live, write=False)
+    held = claim.held_epoch > 0 and (stored is None or (live is not None and claim.held_epoch == live.epoch))
+    if claim.mode is Mode.CREATE and live is not None:
+        return Decision(Verdict.EXISTS, live, write=False)
+    if claim.mode is Mode.RESUME and live is None and not held:
+        return Decision(Verdict.MISSING, None, write=False)
+    anew = claim.mode is Mode.REPLACE
+    current = claim.held_position if held else live.position if live is not None else 0
+    if not anew and current < claim.replay_position:
+        return Decision(Verdict.LOST, live, write=False)
+    goes_on = not anew and (held or live is not None)
+    kept = live if goes_on else None
+    columns = Columns(
+        live=True,
+        version=kept.version if kept else claim.version,
+        epoch=max(stored.epoch if stored is not None else 0, claim.held_epoch, claim.seen_epoch) + 1,
+        position=kept.position if kept else 0,
+        writer=claim.writer,
+        incarnation=claim.incarnation,
+        ephemeral=kept.ephemeral if kept else claim.ephemeral,
+        saved_at=now,
+    )
+    verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN
+    return Decision(verdict, columns, write=True)
+
+
+def may_save(live: bool, stored_epoch: int, stored_position: int, epoch: int, position: int) -> bool:
+    """Whether a record may be written over what is stored (a tombstone where it is not live)."""
+    if live:
+        return stored_epoch == epoch and stored_position <= position
+    return stored_epoch < epoch
+
+
+def record_of(key: Key, columns: Columns, blob: bytes | None = None) -> Record:
+    """The record as callers see it."""
+    _, version, epoch, position, writer, incarnation, ephemeral, saved_at = columns
+    return Record(key, version, epoch, position, writer, incarnation, ephemeral, blob, saved_at)
+
+
+def check_claims(claims: Sequence[Claim]) -> None:
+    """Refuses claims whose numbers or writers no store could keep.
+
+    Raises:
+        ValueError: A number is negative or not below `CLAIM_LIMIT`, or a writer has not 16 bytes.
+    """
+    for claim in claims:
+        numbers = (
+            claim.incarnation,
+            claim.seen_epoch,
+            claim.replay_position,
+            claim.held_epoch,
+            claim.held_position,
+            claim.version,
+        )
+        if min(numbers) < 0 or max(numbers) >= CLAIM_LIMIT or len(claim.writer) != WRITER_BYTES:
+            names = ("incarnation", "seen_epoch", "replay_position", "held_epoch", "held_position", "version")
+            raise _unfit("claim", claim.key, zip(names, numbers, strict=True), claim.writer, CLAIM_LIMIT)
+
+
+def check_records(records: Sequence[Record]) -> None:
+    """Refuses records whose numbers or writers no store could keep.
+
+    Raises:
+        ValueError: A number is negative or not below `NUMBER_LIMIT`, or a writer has not 16 bytes.
+    """
+    for record in records:
+        numbers = (record.version, record.epoch, record.position, record.incarnation)
+        if min(numbers) < 0 or max(numbers) >= NUMBER_LIMIT or len(record.writer) != WRITER_BYTES:
+            names = ("version", "epoch", "position", "incarnation")
+            raise _unfit("record", record.key, zip(names, numbers, strict=True), record.writer, NUMBER_LIMIT)
+
+
+def check_deletes(keys: Sequence[Key], epochs: Sequence[int]) -> None:
+    """Refuses a delete whose columns differ in length; an epoch may be as high as one likes.
+
+    Raises:
+        ValueError: There are not as many epochs as keys.
+    """
+    if len(keys) != len(epochs):
+        raise ValueError(f"delete got {len(keys)} keys and {len(epochs)} epochs; give one epoch for each key")
+
+
+def _unfit(what: str, key: Key, numbers: Iterable[tuple[str, int]], writer: bytes, limit: int) -> ValueError:
+    for name, number in numbers:
+        if not 0 <= number < limit:
+            return ValueError(f"the {what} for {key} has {name} {number}; expected 0 or more and below {limit}")
+    return ValueError(f"the {what} for {key} has a writer of {len(writer)} bytes; expected {WRITER_BYTES}")
