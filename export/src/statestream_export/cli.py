@@ -1,0 +1,79 @@
+"""The subcommands `train` and `recipes` of `statestream`; torch is imported only when one of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "--out",
+    "out",
+    metavar="MODELS_DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The models folder; the model becomes the next version in MODELS_DIR/<name>/.",
+)
+@click.option(
+    "--runs",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where metrics.json and the pictures go, one folder a run.",
+)
+@click.option("--quick", is_flag=True, help="A few epochs only, to see that it works; figures are not reached.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same figures.")
+def train(recipe: str, out: Path, runs: Path, quick: bool, seed: int) -> None:
+    """Train RECIPE (a name, or ./my_recipe.py) and export it into MODELS_DIR.
+
+    Ctrl-C ends the training and keeps the best weights so far. Exits with 1 where the recipe's figure
+    was not reached (the model is written all the same), except after --quick or Ctrl-C.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from statestream_export.errors import ExportError, RecipeError
+    from statestream_export.recipes import load
+    from statestream_export.runs import execute
+
+    console = Console()
+    try:
+        found = load(recipe)
+        result = execute(found, out, runs, quick=quick, seed=seed, console=console)
+    except (ExportError, RecipeError) as error:
+        raise click.ClickException(str(error)) from error
+    table = Table(title=f"{found.card.name}: {found.card.task}", show_header=False, title_justify="left")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    for item in result.exports:
+        worst = item.gate.largest
+        table.add_row(
+            f"{item.path.name} against torch", f"{worst.difference:.2g} at most ({worst.output}, {worst.way})"
+        )
+    table.add_row("target", f"{found.card.target}: {'reached' if result.reached else 'not reached'}")
+    table.add_row("model", str(result.model))
+    table.add_row("run", str(result.folder))
+    console.print(table)
+    if not (result.reached or quick or result.curve.interrupted):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+def recipes() -> None:
+    """List the recipes: task, data, cell, kind and the figure each must reach."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from statestream_export.recipes import NAMES, load
+
+    table = Table(title="Recipes", title_justify="left")
+    for column in ("recipe", "task", "data", "cell", "kind", "mode", "must reach"):
+        table.add_column(column, no_wrap=column == "recipe")
+    for name in NAMES:
+        card = load(name).card
+        table.add_row(card.name, card.task, card.data, card.cell, card.kind, card.mode, str(card.target))
+    Console().print(table)

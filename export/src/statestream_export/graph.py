@@ -1,0 +1,241 @@
+"""From a module to an ONNX graph: which of torch's exporters, and what is put right afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from statestream_export.errors import ExportError
+from statestream_export.interface import Interface, Port
+
+Exporter = Literal["torch.export", "torchscript"]
+
+OPS: dict[type[nn.Module], str] = {
+    nn.RNN: "RNN",
+    nn.LSTM: "LSTM",
+    nn.GRU: "GRU",
+    nn.Conv1d: "Conv",
+    nn.Conv2d: "Conv",
+    nn.Conv3d: "Conv",
+    nn.ConvTranspose1d: "ConvTranspose",
+    nn.ConvTranspose2d: "ConvTranspose",
+    nn.ConvTranspose3d: "ConvTranspose",
+    nn.MaxPool1d: "MaxPool",
+    nn.MaxPool2d: "MaxPool",
+    nn.MaxPool3d: "MaxPool",
+}
+"""The operator that a layer is meant to become."""
+
+
+def operator_of(layer: nn.Module) -> str | None:
+    """The operator that a layer is meant to become; None where any will do."""
+    return next((operator for kind, operator in OPS.items() if isinstance(layer, kind)), None)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module and its parts in eval mode, and each back into the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def layers_run(module: nn.Module, values: Sequence[Tensor]) -> list[nn.Module]:
+    """The layers that one forward calls, in order; one called twice is there twice."""
+    called: list[nn.Module] = []
+    hooks = [
+        part.register_forward_hook(lambda layer, _inputs, _output: called.append(layer))
+        for part in module.modules()
+        if operator_of(part)
+    ]
+    try:
+        with torch.no_grad():
+            module(*values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def refuse_layers(module: nn.Module, *, stateful: bool) -> None:
+    """Refuses layers that no exporter writes as they are meant, or that cannot be streamed.
+
+    Raises:
+        ExportError: A projection, or a bidirectional layer in a module with states.
+    """
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.RNNBase):
+            continue
+        where = f"{type(part).__name__} {name!r}" if name else type(part).__name__
+        if part.proj_size > 0:
+            raise ExportError(
+                f"{where} has proj_size={part.proj_size}, which ONNX's LSTM does not have; use proj_size=0 and a"
+                " Linear layer behind it, or write the layer with LSTM cells"
+            )
+        if part.bidirectional and stateful:
+            raise ExportError(
+                f"{where} is bidirectional: its answer to a step needs the steps that have not come yet, so it cannot"
+                " be streamed. Export it without states (it is served by Predict), or make it one-directional"
+            )
+
+
+def choose(layers: Sequence[nn.Module]) -> Exporter:
+    """The exporter that is right for these layers.
+
+    `torch.export` unrolls nn.RNN for the example's length, and with nn.LSTM and nn.GRU it takes the
+    length of their outputs for fixed, which whatever follows them may then rely on. The TorchScript
+    exporter writes all three as the native operators with free batch and time.
+    """
+    return "torchscript" if any(isinstance(layer, nn.RNNBase) for layer in layers) else "torch.export"
+
+
+def build(module: nn.Module, interface: Interface, exporter: Exporter) -> onnx.ModelProto:
+    """Exports a module in eval mode: native operators, free batch and time axes, weights inside.
+
+    Raises:
+        ExportError: torch's exporter failed.
+    """
+    values = interface.draw(3, 5, torch.Generator().manual_seed(1))
+    arguments = tuple(values[0] + values[1])
+    try:
+        with _quiet():
+            if exporter == "torchscript":
+                model = _torchscript(module, arguments, interface)
+            else:
+                model = _torch_export(module, arguments, interface)
+    except Exception as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(f"torch cannot export {type(module).__name__} ({exporter}): {line}") from error
+    _strip(model)
+    for value, port in zip(model.graph.input, (*interface.inputs, *interface.states), strict=True):
+        _set_shape(value, port)
+    for value, port in zip(model.graph.output, (*interface.outputs, *interface.new_states), strict=True):
+        _set_shape(value, port)
+    return model
+
+
+def check_ops(model: onnx.ModelProto, layers: Sequence[nn.Module]) -> dict[str, int]:
+    """Checks that every layer that ran became the operator it was meant to become; the operators' counts.
+
+    Raises:
+        ExportError: An operator is missing: the exporter unrolled or decomposed the layer.
+    """
+    meant: Counter[str] = Counter()
+    for layer in layers:
+        operator = operator_of(layer)
+        if operator:
+            meant[operator] += layer.num_layers if isinstance(layer, nn.RNNBase) else 1
+    found = Counter(node.op_type for node in model.graph.node)
+    for operator, count in meant.items():
+        if found[operator] < count:
+            others = ", ".join(f"{name}×{number}" for name, number in sorted(found.items()))
+            raise ExportError(
+                f"the graph has {found[operator]} {operator} operators; the module's layers call for {count}. It has"
+                f" {others}. Choose the other exporter with exporter=…"
+            )
+    return dict(found)
+
+
+def _names(interface: Interface) -> tuple[list[str], list[str]]:
+    taken = [port.name for port in (*interface.inputs, *interface.states)]
+    given = [port.name for port in (*interface.outputs, *interface.new_states)]
+    return taken, given
+
+
+def _axes(port: Port) -> dict[int, str]:
+    axes = {axis: f"{port.name}_{axis}" for axis in port.free}
+    if port.batch_axis is not None:
+        axes[port.batch_axis] = "batch"
+    if port.time_axis is not None:
+        axes[port.time_axis] = "time"
+    return axes
+
+
+def _torchscript(module: nn.Module, arguments: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:
+    taken, given = _names(interface)
+    ports = (*interface.inputs, *interface.states, *interface.outputs, *interface.new_states)
+    file = io.BytesIO()
+    torch.onnx.export(
+        module,
+        arguments,
+        file,
+        dynamo=False,
+        input_names=taken,
+        output_names=given,
+        dynamic_axes={port.name: _axes(port) for port in ports},
+    )
+    return onnx.load_model_from_string(file.getvalue())
+
+
+def _torch_export(module: nn.Module, arguments: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:
+    taken, given = _names(interface)
+    dims = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time")}
+    shapes = [
+        {axis: dims[name] for axis, name in _axes(port).items()} for port in (*interface.inputs, *interface.states)
+    ]
+    program = torch.onnx.export(
+        module,
+        arguments,
+        dynamo=True,
+        input_names=taken,
+        output_names=given,
+        dynamic_shapes=shapes if len(arguments) > 1 or shapes[0] else None,
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what torch's exporters say about themselves; the gate is the judge."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes the exporter's notes: guessed inner shapes, and stack traces with paths of this machine."""
+    del model.graph.value_info[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    for initializer in model.graph.initializer:
+        del initializer.metadata_props[:]
+
+
+def _set_shape(value: onnx.ValueInfoProto, port: Port) -> None:
+    """Writes the shape found by running the module; exporters may have put the example's length there."""
+    if value.name != port.name:
+        raise ExportError(f"the graph names {value.name!r} where {port.name!r} was meant; rename that input or output")
+    axes = _axes(port)
+    shape = value.type.tensor_type.shape
+    del shape.dim[:]
+    for axis, size in enumerate(port.example.shape):
+        if axis in axes:
+            shape.dim.add().dim_param = axes[axis]
+        else:
+            shape.dim.add().dim_value = size

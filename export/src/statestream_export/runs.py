@@ -1,0 +1,170 @@
+"""Running a recipe: data, module, training, metrics, files. What it leaves on disk is decided here.
+
+    MODELS_DIR/<name>/<version>/model.onnx        the next free version
+    RUNS/<name>/<number>/metrics.json loss.png picture.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from statestream_export.exporter import Export
+from statestream_export.recipe import Recipe, Value
+from statestream_export.training import Curve, Run, reproducible
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a recipe left.
+
+    Attributes:
+        model: The folder of the new version.
+        folder: The run folder.
+        metrics: The figures.
+        reached: Whether the target was reached.
+        curve: What happened in training.
+        exports: The files that passed the gate; their paths lie in `model`.
+    """
+
+    model: Path
+    folder: Path
+    metrics: Mapping[str, Value]
+    reached: bool
+    curve: Curve
+    exports: tuple[Export, ...]
+
+
+def execute(
+    recipe: Recipe[Any],
+    out: Path,
+    runs: Path,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Result:
+    """Trains a recipe and puts the model where a server finds it. The same seed gives the same figures.
+
+    Ctrl-C during training goes on with the best weights so far; later it leaves nothing behind.
+
+    Raises:
+        ExportError: The model did not pass the gate; neither folder was written.
+    """
+    run = Run(quick, seed, console or Console(stderr=True))
+    started = time.perf_counter()
+    with reproducible(seed):
+        data = recipe.data(run)
+        module = recipe.module(data)
+        curve = recipe.train(module, data, run)
+        module.eval()
+        with torch.no_grad():
+            metrics = recipe.metrics(module, data)
+            picture = recipe.picture(module, data)
+        trained = time.perf_counter() - started
+        with _new_folder(out / recipe.card.name) as place:
+            written = recipe.export(module, data, place.path)
+            model = place.keep()
+    exports = tuple(replace(export, path=model / export.path.name) for export in written)
+    reached = recipe.card.target.reached(metrics)
+    report = _report(recipe, run, curve, metrics, reached, exports, trained)
+    with _new_folder(runs / recipe.card.name) as place:
+        (place.path / "metrics.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _loss_picture(recipe.card.name, curve).savefig(place.path / "loss.png", dpi=120)
+        picture.savefig(place.path / "picture.png", dpi=120)
+        folder = place.keep()
+    return Result(model, folder, metrics, reached, curve, exports)
+
+
+class _new_folder:  # noqa: N801 - reads as a statement
+    """A folder that appears under its number, the next free one, whole or not at all."""
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+        parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(dir=parent, prefix=".new-"))
+        self.path.chmod(0o755)
+
+    def __enter__(self) -> _new_folder:
+        return self
+
+    def keep(self) -> Path:
+        """Gives the folder its number."""
+        while True:
+            taken = [int(path.name) for path in self._parent.iterdir() if path.name.isdigit()]
+            target = self._parent / str(max(taken, default=0) + 1)
+            try:
+                os.rename(self.path, target)
+            except OSError:
+                if not target.exists():
+                    raise
+                continue
+            return target
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _report(
+    recipe: Recipe[Any],
+    run: Run,
+    curve: Curve,
+    metrics: Mapping[str, Value],
+    reached: bool,
+    exports: Sequence[Export],
+    seconds: float,
+) -> dict[str, object]:
+    card = asdict(recipe.card)
+    card["target"] = str(recipe.card.target)
+    return {
+        "recipe": card,
+        "metrics": dict(metrics),
+        "target_reached": reached,
+        "training": {
+            "epochs": len(curve.losses),
+            "best_epoch": curve.best + 1,
+            "last_loss": curve.losses[-1] if curve.losses else None,
+            "interrupted": curve.interrupted,
+            "quick": run.quick,
+            "seed": run.seed,
+            "seconds": round(seconds, 1),
+            "torch": torch.__version__,
+        },
+        "files": {
+            export.path.name: {
+                "exporter": export.exporter,
+                "operators": export.gate.operators,
+                "largest_difference": asdict(export.gate.largest),
+            }
+            for export in exports
+        },
+    }
+
+
+def _loss_picture(name: str, curve: Curve) -> Figure:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = range(1, len(curve.losses) + 1)
+    axes.plot(epochs, curve.losses, label="training loss")
+    axes.set(title=f"{name}: training", xlabel="epoch", ylabel="loss")
+    if all(loss > 0 for loss in curve.losses) and curve.losses:
+        axes.set_yscale("log")
+    if curve.scores:
+        twin = axes.twinx()
+        twin.plot(epochs, curve.scores, color="tab:orange", label="validation")
+        twin.set_ylabel("validation")
+    if curve.best >= 0:
+        axes.axvline(curve.best + 1, color="grey", linestyle=":", label="kept")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
