@@ -1,0 +1,86 @@
+"""A container engine and compose, as tests find them on whatever machine they run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.services import absent
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON_IMAGE = "python:3.11-slim-bookworm"
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120) -> str:
+    """Runs a command and returns its output; one that fails fails the test with what it printed."""
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, f"{command} exited {ran.returncode}:\n{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
+    return ran.stdout.strip()
+
+
+def succeeds(*command: str) -> bool:
+    """Whether the command is there and exits with 0."""
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def require_engine() -> None:
+    """Finds a running engine, or has STATESTREAM_DOCKER_UP bring one up, or skips the test."""
+    script = os.environ.get("STATESTREAM_DOCKER_UP")
+    if script:
+        run(script, f"python={PYTHON_IMAGE}", timeout=400)
+    elif not succeeds("docker", "info"):
+        absent("there is no container engine that answers `docker info`")
+
+
+def compose_command() -> list[str]:
+    """`docker compose`, or the older `docker-compose`."""
+    if succeeds("docker", "compose", "version"):
+        return ["docker", "compose"]
+    found = shutil.which("docker-compose") or absent("there is neither `docker compose` nor `docker-compose`")
+    return [found]
+
+
+class Deployment:
+    """docker-compose.yml under a project name of its own, so that it meddles with no other."""
+
+    def __init__(self, project: str, settings: Mapping[str, str]) -> None:
+        self._command = [*compose_command(), "--project-name", project, "--file", str(ROOT / "docker-compose.yml")]
+        self._env = {**os.environ, **settings}
+
+    def compose(self, *arguments: str, timeout: float = 120) -> str:
+        """Runs compose with these arguments."""
+        return run(*self._command, *arguments, env=self._env, timeout=timeout)
+
+    def container(self) -> str:
+        """The id of the server's container."""
+        return self.compose("ps", "--all", "--quiet", "statestream")
+
+    def wait_healthy(self, seconds: float = 120) -> None:
+        """Returns once the container's own health check passes; fails where the container dies first."""
+        container = self.container()
+        since = run("docker", "inspect", "--format", "{{.State.StartedAt}}", container)
+        # The engine repeats what happened since the start, then tells what happens, until the deadline.
+        command = ["docker", "events", "--since", since, "--until", str(int(time.time() + seconds))]
+        filters = ["--filter", f"container={container}", "--filter", "event=health_status", "--filter", "event=die"]
+        seen = []
+        with subprocess.Popen(
+            [*command, *filters, "--format", "{{.Status}}"], stdout=subprocess.PIPE, text=True
+        ) as events:
+            assert events.stdout is not None
+            for line in events.stdout:
+                seen.append(line.strip())
+                if seen[-1] in {"health_status: healthy", "die"}:
+                    break
+            events.terminate()
+        assert seen[-1:] == ["health_status: healthy"], f"not healthy in {seconds} s: {seen}\n{self.logs()}"
+
+    def logs(self) -> str:
+        """The end of what the server printed."""
+        return self.compose("logs", "--no-color", "--tail", "50")

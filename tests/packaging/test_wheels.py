@@ -1,0 +1,122 @@
+"""Each distribution, built as a wheel and installed alone into an empty environment, imports and runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import setup_venv
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+names = [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names), *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+class Environment:
+    """An empty virtual environment that sees nothing of this one."""
+
+    def __init__(self, folder: Path, wheels: Path) -> None:
+        self.wheels = wheels
+        venv.create(folder, with_pip=False, symlinks=True)
+        self.bin = folder / "bin"
+
+    def install(self, *requirements: str, constraints: Path = ROOT / "constraints.txt") -> None:
+        options = ["--quiet", "--disable-pip-version-check", "--find-links", str(self.wheels), "-c", str(constraints)]
+        self.run(sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", *options, *requirements)
+
+    def run(self, *command: str | Path) -> str:
+        """Runs a command and returns what it printed; a command that fails fails the test with its output."""
+        env = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+        ran = subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.bin)
+        assert ran.returncode == 0, f"{command} exited {ran.returncode}:\n{ran.stdout}\n{ran.stderr}"
+        return ran.stdout
+
+    def import_all(self, package: str) -> set[str]:
+        """Imports every module of a package; returns the names of all packages that this loaded."""
+        count, *loaded = self.run(self.bin / "python", "-c", IMPORT_ALL, package).split()
+        assert int(count) > 1
+        return set(loaded)
+
+    def installed(self) -> set[str]:
+        command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "list", "--format=freeze"]
+        listing = self.run(*command, "--disable-pip-version-check")
+        return {line.split("==")[0].lower() for line in listing.splitlines()}
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheels")
+    for name in ("client", "server", "export"):
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT / name]
+        built = subprocess.run(command, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout + built.stderr
+    assert len(list(folder.glob("*.whl"))) == 3
+    return folder
+
+
+def test_the_client_alone(wheels: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", wheels)
+    env.install("statestream")
+    assert not env.installed() & {"onnxruntime", "onnx", "torch", "statestream-server"}
+    assert not env.import_all("statestream") & {"onnxruntime", "torch"}
+    commands = env.run(env.bin / "statestream", "--help")
+    assert "health" in commands
+    assert "serve" not in commands
+
+
+def test_the_server_without_torch(wheels: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", wheels)
+    env.install("statestream-server")
+    assert not env.installed() & {"onnxruntime", "onnxruntime-gpu", "torch"}
+    env.run(env.bin / "python", "-c", "import statestream_server")
+    assert "serve" in env.run(env.bin / "statestream", "--help")
+
+    env.install("statestream-server[cpu,redis]")
+    assert "torch" not in env.installed()
+    assert "torch" not in env.import_all("statestream_server")
+
+
+def test_the_server_without_onnxruntime_says_what_to_install(wheels: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", wheels)
+    env.install("statestream-server")
+    models = tmp_path / "models"
+    models.mkdir()
+    ran = subprocess.run(
+        [env.bin / "statestream", "serve", str(models)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"HOME": str(tmp_path), "PATH": os.defpath},
+    )
+    output = ran.stdout + ran.stderr
+    assert ran.returncode != 0
+    assert "[cpu]" in output
+    assert "[gpu]" in output
+    assert "Traceback" not in output
+
+
+def test_the_exporter_alone(wheels: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", wheels)
+    # torch from where this environment has it, so that a build without CUDA stays one.
+    torch = setup_venv.torch_arguments(os.environ.get("STATESTREAM_TORCH", "").strip())
+    env.run(sys.executable, "-m", "pip", "--python", str(env.bin / "python"), "install", "--quiet", *torch)
+    env.install("statestream-export", constraints=Path(setup_venv.effective_constraints()))
+    assert "statestream-server" not in env.installed()
+    assert "statestream_server" not in env.import_all("statestream_export")
+    commands = env.run(env.bin / "statestream", "--help")
+    assert "train" in commands
+    assert "recipes" in commands
