@@ -1,0 +1,70 @@
+"""One loaded version of a model: what it is, what runs it, what was proved of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from statestream.signature import Signature
+from statestream.v1.model_pb2 import BatchInvariance
+
+if TYPE_CHECKING:
+    from statestream_server.rows import Rows
+    from statestream_server.runtime import Graph
+
+
+class ModelLoadError(Exception):
+    """A model cannot be served: one line with the file, the reason and what to do."""
+
+
+class Kind(enum.StrEnum):
+    """How a model is served."""
+
+    PREDICT = "predict"
+    SESSION = "session"
+    GENERATE = "generate"
+
+
+class BatchPolicy(enum.StrEnum):
+    """What is done where a model answers in other bits alone than in a batch."""
+
+    PAD = "pad"
+    """A batch of one runs as two where that gives the same bits; else as WARN."""
+    WARN = "warn"
+    """The difference is told, nothing else."""
+    SERIALISE = "serialise"
+    """Every row and step runs alone."""
+
+
+@dataclass(slots=True)
+class Model:
+    """One version of a model.
+
+    Attributes:
+        name: The folder's name.
+        version: The folder's number.
+        kind: How it is served.
+        signature: Inputs, outputs and memory; of an encoder-decoder the decoder's.
+        digest: SHA-256 over graph, weights and signature without its labels, in hex.
+        rows: The memory, and what steps it; None for models without memory.
+        graph: The graph of a model without memory, else None.
+        encoder: The encoder's graph, only of an encoder-decoder.
+        encoder_signature: The encoder's inputs and outputs.
+        batch_invariance: Whether its sessions answer the same alone and among others.
+        invariance_note: What was tried and what came out, one sentence.
+        providers: What runs it, as ONNX Runtime names its providers, the preferred one first.
+    """
+
+    name: str
+    version: int
+    kind: Kind
+    signature: Signature
+    digest: str
+    rows: Rows | None = None
+    graph: Graph | None = None
+    encoder: Graph | None = None
+    encoder_signature: Signature | None = None
+    batch_invariance: BatchInvariance.ValueType = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
+    invariance_note: str = ""
+    providers: tuple[str, ...] = field(default=())

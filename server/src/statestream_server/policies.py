@@ -1,0 +1,78 @@
+"""Rows that run batches otherwise than they come: a batch of one as two, or every row and step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.rows import Column, Rows
+
+_SCRATCH = 0
+
+
+class _Wrapped:
+    """Rows that leave everything but `step` to other rows."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.grow, self.reset, self.read, self.write, self.copy = rows.grow, rows.reset, rows.read, rows.write, rows.copy
+
+    @property
+    def capacity(self) -> int:
+        """Rows there are."""
+        return self._rows.capacity
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The arrays."""
+        return self._rows.columns
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return self._rows.row_nbytes
+
+    @property
+    def max_slice(self) -> int:
+        """The most steps of one `step`."""
+        return self._rows.max_slice
+
+
+class PaddedRows(_Wrapped):
+    """Runs a batch of one as two: the row twice, the second result into the scratch row."""
+
+    def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        """One run; see `Rows.step`."""
+        if len(source) != 1:
+            return self._rows.step(source, target, inputs)
+        outputs, bad = self._rows.step(
+            np.repeat(source, 2),
+            np.append(target, _SCRATCH),
+            [np.repeat(value, 2, axis=0) for value in inputs],
+        )
+        return [value[:1] for value in outputs], bad[:1]
+
+
+class SerialisedRows(_Wrapped):
+    """Runs every row alone; with `single`, every step too."""
+
+    def __init__(self, rows: Rows, *, single: bool) -> None:
+        """Wraps rows."""
+        super().__init__(rows)
+        self._single = single
+
+    @property
+    def max_slice(self) -> int:
+        """The most steps of one `step`."""
+        return 1 if self._single else self._rows.max_slice
+
+    def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        """As many runs as rows; see `Rows.step`."""
+        results = [
+            self._rows.step(source[i : i + 1], target[i : i + 1], [value[i : i + 1] for value in inputs])
+            for i in range(len(source))
+        ]
+        outputs = [np.concatenate(parts) for parts in zip(*(outputs for outputs, _ in results), strict=True)]
+        return outputs, np.concatenate([bad for _, bad in results])

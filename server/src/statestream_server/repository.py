@@ -1,0 +1,154 @@
+"""The models folder: which versions there are, and how one becomes a loaded model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from statestream import signature as signatures
+from statestream.signature import Signature
+from statestream.v1.model_pb2 import BatchInvariance
+from statestream_server import modelfile, proof
+from statestream_server.model import BatchPolicy, Kind, Model, ModelLoadError
+from statestream_server.modelfile import ModelFile
+from statestream_server.numpy_rows import NumpyRows
+from statestream_server.policies import PaddedRows, SerialisedRows
+from statestream_server.rows import Rows, is_batched
+from statestream_server.runtime import DeviceError, Graph, GraphError, providers_for
+
+__all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "load", "scan"]
+
+_log = logging.getLogger(__name__)
+SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
+
+
+class Found(NamedTuple):
+    """One version in the models folder."""
+
+    name: str
+    version: int
+    folder: Path
+
+
+def scan(models_dir: Path) -> list[Found]:
+    """Every `<model>/<version>/` with a model.onnx, or an encoder.onnx and a decoder.onnx; by name, then version.
+
+    Anything else in the folder is ignored, hidden folders too.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    found = []
+    for folder in models_dir.glob("*/*"):
+        name, number = folder.parent.name, folder.name
+        if name.startswith(".") or not (number.isascii() and number.isdecimal() and int(number) > 0):
+            continue
+        if (folder / SINGLE).is_file() or ((folder / ENCODER).is_file() and (folder / DECODER).is_file()):
+            found.append(Found(name, int(number), folder))
+    return sorted(found)
+
+
+def load(
+    name: str, version: int, folder: Path, *, device: str = "auto", batch_policy: BatchPolicy = BatchPolicy.PAD
+) -> Model:
+    """Loads one version and checks that it does what its signature says. Takes the time of a few runs.
+
+    Args:
+        name: The model's name.
+        version: Its version.
+        folder: The folder with its files.
+        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        batch_policy: What is done where it answers in other bits alone than in a batch.
+
+    Raises:
+        ModelLoadError: It cannot be served: the file, the reason, what to do.
+    """
+    try:
+        if (folder / SINGLE).is_file():
+            return _load_single(name, version, modelfile.read(folder / SINGLE), device, batch_policy)
+        encoder, decoder = modelfile.read(folder / ENCODER), modelfile.read(folder / DECODER)
+        return _load_pair(name, version, encoder, decoder, device, batch_policy)
+    except DeviceError as error:
+        raise ModelLoadError(f"{folder}: {error}") from error
+
+
+def _load_single(name: str, version: int, file: ModelFile, device: str, policy: BatchPolicy) -> Model:
+    if file.signature.HasField("decoding"):
+        raise ModelLoadError(f"{file.path}: is a decoder; name it {DECODER} and put its {ENCODER} beside it")
+    graph = _graph(file, device)
+    proof.wiring(graph, file.signature, str(file.path))
+    if not file.signature.states:
+        return Model(name, version, Kind.PREDICT, file.signature, file.digest(), graph=graph, providers=graph.providers)
+    return _with_rows(Model(name, version, Kind.SESSION, file.signature, file.digest()), file, graph, policy)
+
+
+def _load_pair(
+    name: str, version: int, encoder: ModelFile, decoder: ModelFile, device: str, policy: BatchPolicy
+) -> Model:
+    if not decoder.signature.HasField("decoding") or not decoder.signature.states:
+        raise ModelLoadError(f"{decoder.path}: signature has no states or no decoding; export it as a decoder")
+    if encoder.signature.states:
+        raise ModelLoadError(f"{encoder.path}: signature has states; an encoder has inputs and outputs only")
+    _check_handover(encoder, decoder)
+    first, second = _graph(encoder, device), _graph(decoder, device)
+    proof.wiring(first, encoder.signature, str(encoder.path))
+    proof.wiring(second, decoder.signature, str(decoder.path))
+    digest = hashlib.sha256(f"{encoder.digest()} {decoder.digest()}".encode()).hexdigest()
+    model = Model(
+        name,
+        version,
+        Kind.GENERATE,
+        decoder.signature,
+        digest,
+        encoder=first,
+        encoder_signature=encoder.signature,
+    )
+    return _with_rows(model, decoder, second, policy)
+
+
+def _with_rows(model: Model, file: ModelFile, graph: Graph, policy: BatchPolicy) -> Model:
+    where = str(file.path)
+    rows: Rows = NumpyRows(graph, file.signature)
+    if not is_batched(file.signature):
+        rows = SerialisedRows(rows, single=False)
+    found = proof.invariance(rows, PaddedRows(rows), file.signature, where)
+    if found.finding == BatchInvariance.BATCH_INVARIANCE_PADDED and policy == BatchPolicy.PAD:
+        rows = PaddedRows(rows)
+    elif policy == BatchPolicy.SERIALISE and found.difference:
+        rows = SerialisedRows(rows, single=True)
+    elif found.difference:
+        _log.warning("%s: %s", where, found.note)
+    model.rows, model.providers = rows, graph.providers
+    model.batch_invariance, model.invariance_note = found.finding, found.note
+    return model
+
+
+def _graph(file: ModelFile, device: str) -> Graph:
+    names = _order(file.signature)
+    try:
+        return Graph(file.path, providers_for(device), inputs=names[0], outputs=names[1])
+    except GraphError as error:
+        raise ModelLoadError(f"{file.path}: ONNX Runtime refuses it ({error}); export it again") from error
+
+
+def _order(signature: Signature) -> tuple[list[str], list[str]]:
+    return [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
+
+
+def _check_handover(encoder: ModelFile, decoder: ModelFile) -> None:
+    """Checks that the encoder gives what the decoder's states start from."""
+    outputs = {spec.name: spec for spec in encoder.signature.outputs}
+    for state in decoder.signature.states:
+        if not state.from_encoder:
+            continue
+        where = f"{decoder.path}: state {state.input!r} starts from encoder output {state.from_encoder!r}"
+        if state.from_encoder not in outputs:
+            raise ModelLoadError(f"{where}, which does not exist; the encoder's outputs are {sorted(outputs)}")
+        spec = outputs[state.from_encoder]
+        given, wanted = (spec.dtype, signatures.step_shape(spec)), (state.dtype, signatures.row_shape(state))
+        if given != wanted:
+            raise ModelLoadError(
+                f"{where}, which is {given[0]}{list(given[1])} a row; expected {wanted[0]}{list(wanted[1])}"
+            )
