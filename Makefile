@@ -1,10 +1,12 @@
 # The verbs of Statestream. `make demo` and `make test` need Python 3.11+ and make, nothing else.
 #
-#   PYTHON             the Python that makes .venv (python3)
+#   PYTHON             the Python that makes .venv (python3, or the first python3.N that is new enough)
 #   STATESTREAM_TORCH  where torch comes from: a wheel, an index, a requirement (torch==2.13.0)
 #   ARGS               passed on by test, test-compose, chaos, bench and demo
 
-PYTHON ?= python3
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  "$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; exit; }; done; echo python3)
 ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
