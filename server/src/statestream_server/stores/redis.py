@@ -1,0 +1,354 @@
+"""The redis store: records in a Redis or Valkey, Cluster or not, shared by the replicas of a service."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from statestream.errors import StoreUnavailable
+from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
+from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, Script
+from statestream_server.stores.packed import HEADER, LIVE, pack_record, unpack, unpack_blob
+from statestream_server.stores.redis_link import Address, Command, Link
+from statestream_server.stores.rules import check_claims, check_deletes, check_records, record_of
+
+BUCKETS = 4096
+"""Records are spread over so many groups; a group lies in one Cluster slot and is written by one script call."""
+GENERATION = "ss:generation"
+"""The key that stands for the store's contents."""
+
+_CLAIM = struct.Struct("<BB6xQQQQQQd16s")
+_VERDICTS = {
+    b"C": Verdict.CREATED,
+    b"H": Verdict.HELD,
+    b"T": Verdict.TAKEN,
+    b"E": Verdict.EXISTS,
+    b"M": Verdict.MISSING,
+    b"R": Verdict.REFUSED,
+    b"L": Verdict.LOST,
+}
+# A round trip takes so many commands and bytes at most: it ends well within its deadline, other calls get
+# their turn in between, and the event loop is not kept for long.
+_SLICE_COMMANDS = 512
+_SLICE_BYTES = 4 << 20
+_PAGE = 256
+
+
+class _Name:
+    """Where a key's record lies: its bucket, its Redis key, and its member in the bucket's index."""
+
+    __slots__ = ("bucket", "member", "record")
+
+    def __init__(self, member: bytes) -> None:
+        digest = hashlib.blake2b(member, digest_size=18).digest()
+        self.bucket = int.from_bytes(digest[:2], "big") % BUCKETS
+        self.member = member
+        self.record = b"ss:{b%04d}:r:%s" % (self.bucket, digest[2:].hex().encode())
+
+
+class RedisStore:
+    """Records in Redis; a Lua script compares and sets each bucket's part of a batch, all are pipelined.
+
+    What it survives follows from Redis' own settings: a killed server process always; a power cut of
+    the Redis where it runs with `appendonly yes` and `appendfsync always`; a failover where the URL says
+    `?wait=N`, which lets each write return after N replicas have it (at most `wait_timeout_ms`, else
+    `StoreUnavailable`). Other options of the URL: `timeout_ms` (2000), and redis-py's `ssl_…`, `username`,
+    `password`, `client_name`, `protocol`, `health_check_interval`, `socket_keepalive`.
+
+    A cancelled call may still be done.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Reads the URL; `start` connects.
+
+        Raises:
+            ValueError: The URL has an unknown option or a wrong number.
+        """
+        self._address = Address.parse(url)
+        self._link = Link(self._address)
+
+    @property
+    def kind(self) -> str:
+        """Which store it is: "redis"."""
+        return "redis"
+
+    @property
+    def survives(self) -> Survival:
+        """What records survive; about power cuts this is known after `start`."""
+        return Survival(process_kill=True, power_loss=self._link.fsync_always, failover=self._address.wait > 0)
+
+    async def start(self) -> None:
+        """Connects and checks the settings.
+
+        Raises:
+            StoreUnavailable: It does not answer, or its `maxmemory-policy` is not `noeviction`.
+        """
+        await self._link.open()
+        await self.generation()
+
+    async def close(self) -> None:
+        """Lets go of the connections."""
+        await self._link.close()
+
+    async def generation(self) -> str:
+        """Stands for the contents: random, drawn when a store was first used or used after a flush.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        (value,) = await self._link.run([("GET", GENERATION)])
+        if value is None:
+            fresh = uuid.uuid4().hex
+            _, value = await self._link.run([("SET", GENERATION, fresh, "NX"), ("GET", GENERATION)], writes=True)
+        return bytes(value).decode()
+
+    async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
+        """Decides every claim, one script call for each bucket; see `base.Store.claim`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer or refuses; any claim may or may not have been done.
+            ValueError: A number or writer that no store could keep.
+        """
+        check_claims(claims)
+        now = time.time()
+        parts = [
+            _CLAIM.pack(
+                claim.mode,
+                claim.ephemeral,
+                claim.incarnation,
+                claim.seen_epoch,
+                claim.replay_position,
+                claim.held_epoch,
+                claim.held_position,
+                claim.version,
+                now,
+                claim.writer,
+            )
+            for claim in claims
+        ]
+        answers = await self._call(CLAIM, [claim.key for claim in claims], parts)
+        return [_claimed(claim.key, answer) for claim, answer in zip(claims, answers, strict=True)]
+
+    async def save(self, records: Sequence[Record]) -> list[bool]:
+        """Writes the records that are not fenced, one script call for each bucket; see `base.Store.save`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer or refuses; any record may or may not have been written.
+            ValueError: A number or writer that no store could keep.
+        """
+        check_records(records)
+        now = time.time()
+        answers = await self._call(
+            SAVE, [record.key for record in records], [pack_record(record, now) for record in records]
+        )
+        return [answer == _YES for answer in answers]
+
+    async def load(self, keys: Sequence[Key]) -> list[Record | None]:
+        """Reads live records, blobs included, one command for each bucket.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or has a record of another release.
+        """
+        names = [_name(key) for key in keys]
+        found: list[Record | None] = [None] * len(keys)
+        for slice_ in _sliced(_by_bucket(names), [0] * len(names)):
+            answers = await self._link.run(
+                [("MGET", *(names[index].record for index in indices)) for _, indices in slice_]
+            )
+            for (_, indices), values in zip(slice_, answers, strict=True):
+                for index, value in zip(indices, values, strict=True):
+                    found[index] = self._record(keys[index], names[index], value, blob=True)
+        return found
+
+    async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
+        """Replaces records by tombstones, one script call for each bucket; see `base.Store.delete`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer or refuses; any record may or may not have been deleted.
+            ValueError: There are not as many epochs as keys.
+        """
+        check_deletes(keys, epochs)
+        answers = await self._call(DELETE, keys, [b"%d" % epoch for epoch in epochs], repr(time.time()))
+        return [answer == _YES for answer in answers]
+
+    async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
+        """Live records without blobs, by (model, id).
+
+        Each bucket's index is asked once or more, so a page costs some 4,096 small commands (tenths of
+        a second) whatever its limit: ask for large pages.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or has a record of another release.
+        """
+        owner, last = tenant.encode() + b"\0", "\0".join(after).encode()
+        end = owner + model.encode() + b"\1" if model else tenant.encode() + b"\1"
+        start = b"(" + owner + last
+        if model and after[0] != model:
+            if after[0] > model:
+                return []
+            start = b"[" + owner + model.encode() + b"\0"
+        found: list[Record] = []
+        while len(found) < limit:
+            names = [_Name(member) for member in await self._members(start, b"(" + end, limit - len(found))]
+            if not names:
+                break
+            start = b"(" + names[-1].member
+            for first in range(0, len(names), _SLICE_COMMANDS):
+                part = names[first : first + _SLICE_COMMANDS]
+                headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for name in part])
+                for name, header in zip(part, headers, strict=True):
+                    record = self._record(Key(*name.member.decode().split("\0", 2)), name, header or None, blob=False)
+                    if record is not None:  # else it was deleted meanwhile
+                        found.append(record)
+        return found
+
+    async def _members(self, start: bytes, end: bytes, limit: int) -> Sequence[bytes]:
+        """The first members of all indices together, between two bounds as ZRANGEBYLEX takes them."""
+        starts = dict.fromkeys(range(BUCKETS), start)
+        members: list[bytes] = []
+        share = min(limit, math.ceil(2 * limit / BUCKETS) + 4)
+        while starts:
+            unread: dict[int, bytes] = {}
+            for buckets in _chunks(list(starts), _SLICE_COMMANDS):
+                pages = await self._link.run(
+                    [("ZRANGEBYLEX", _index(bucket), starts[bucket], end, "LIMIT", 0, share) for bucket in buckets]
+                )
+                for bucket, page in zip(buckets, pages, strict=True):
+                    members += page
+                    if len(page) == share:
+                        unread[bucket] = page[-1]
+            members = sorted(members)[:limit]
+            # What a bucket has not shown yet lies above its last; it matters where that is within the page.
+            starts = {
+                bucket: b"(" + last for bucket, last in unread.items() if len(members) < limit or last < members[-1]
+            }
+            share = min(limit, share * 4)
+        return members
+
+    async def expire(self, before: float, *, ephemeral_before: float) -> int:
+        """Deletes old records and tombstones; how many.
+
+        Walks through all indices in small round trips, about ten seconds of them for a million sessions.
+
+        Raises:
+            StoreUnavailable: Redis does not answer; what was deleted until then is.
+        """
+        count = 0
+        for buckets in _chunks(range(BUCKETS), _PAGE):
+            starts: dict[int, bytes] = dict.fromkeys(buckets, b"-")
+            while starts:
+                pages = await self._link.run(
+                    [
+                        ("ZRANGEBYLEX", _index(bucket), start, b"+", "LIMIT", 0, _PAGE)
+                        for bucket, start in starts.items()
+                    ]
+                )
+                read = {bucket: page for bucket, page in zip(starts, pages, strict=True) if page}
+                count += await self._expire(read, before, ephemeral_before)
+                starts = {bucket: b"(" + page[-1] for bucket, page in read.items() if len(page) == _PAGE}
+            tombs = buckets
+            while tombs:
+                pages = await self._link.run(
+                    [("ZRANGEBYSCORE", _tombs(b), "-inf", f"({before!r}", "LIMIT", 0, _PAGE) for b in tombs]
+                )
+                read = {bucket: page for bucket, page in zip(tombs, pages, strict=True) if page}
+                count += await self._expire(read, before, ephemeral_before)
+                tombs = [bucket for bucket, page in read.items() if len(page) == _PAGE]
+        return count
+
+    async def _expire(self, members: Mapping[int, Sequence[bytes]], before: float, ephemeral_before: float) -> int:
+        commands = [
+            _evalsha(EXPIRE, bucket, [_Name(m).record for m in page], [repr(before), repr(ephemeral_before), *page])
+            for bucket, page in members.items()
+        ]
+        return sum(await self._link.run(commands, writes=True)) if commands else 0
+
+    async def _call(self, script: Script, keys: Sequence[Key], parts: Sequence[bytes], *head: str) -> Sequence[Any]:
+        """Runs a script over a batch, one call for each bucket; the answers in the order of the keys."""
+        names = [_name(key) for key in keys]
+        found: list[Any] = [None] * len(keys)
+        for slice_ in _sliced(_by_bucket(names), [len(part) for part in parts]):
+            commands = []
+            for bucket, indices in slice_:
+                arguments: list[str | bytes] = list(head)
+                for index in indices:
+                    arguments += (names[index].member, parts[index])
+                commands.append(_evalsha(script, bucket, [names[index].record for index in indices], arguments))
+            answers = await self._link.run(commands, writes=True)
+            for (_, indices), answer in zip(slice_, answers, strict=True):
+                for index, value in zip(indices, answer, strict=True):
+                    found[index] = value
+        return found
+
+    def _record(self, key: Key, name: _Name, value: bytes | None, *, blob: bool) -> Record | None:
+        if value is None:
+            return None
+        try:
+            columns = unpack(value)
+        except ValueError as error:
+            raise StoreUnavailable(
+                f"the store {self._address.shown} has under {name.record.decode()} ({key}) no record that this release "
+                f"reads: {error}; use the release that wrote it, or delete that key"
+            ) from error
+        if not value[1] & LIVE:
+            return None
+        return record_of(key, columns, unpack_blob(value) if blob else None)
+
+
+_YES = ord("1")
+
+
+def _name(key: Key) -> _Name:
+    tenant, model, id_ = key
+    if "\0" in tenant or "\0" in model:
+        raise ValueError(f"the tenant or model of {key!r} has a zero byte; choose a name without")
+    return _Name(f"{tenant}\0{model}\0{id_}".encode())
+
+
+def _index(bucket: int) -> bytes:
+    return b"ss:{b%04d}:i" % bucket
+
+
+def _tombs(bucket: int) -> bytes:
+    return b"ss:{b%04d}:d" % bucket
+
+
+def _evalsha(script: Script, bucket: int, records: Sequence[bytes], arguments: Iterable[str | bytes]) -> Command:
+    return ("EVALSHA", script.digest, len(records) + 2, _index(bucket), _tombs(bucket), *records, *arguments)
+
+
+def _by_bucket(names: Sequence[_Name]) -> dict[int, list[int]]:
+    buckets: dict[int, list[int]] = {}
+    for index, name in enumerate(names):
+        buckets.setdefault(name.bucket, []).append(index)
+    return buckets
+
+
+def _sliced(buckets: dict[int, list[int]], sizes: Sequence[int]) -> Iterator[list[tuple[int, list[int]]]]:
+    """Cuts a batch into round trips."""
+    slice_: list[tuple[int, list[int]]] = []
+    size = 0
+    for bucket, indices in buckets.items():
+        slice_.append((bucket, indices))
+        size += sum(sizes[index] for index in indices)
+        if len(slice_) == _SLICE_COMMANDS or size >= _SLICE_BYTES:
+            yield slice_
+            slice_, size = [], 0
+    if slice_:
+        yield slice_
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _claimed(key: Key, answer: bytes) -> Claimed:
+    verdict, value = _VERDICTS[answer[:1]], answer[1:]
+    if not value:
+        return Claimed(verdict, None)
+    return Claimed(verdict, record_of(key, unpack(value), unpack_blob(value) if verdict is Verdict.TAKEN else None))
