@@ -1,6 +1,6 @@
 """Statestream's export: modules of torch become self-describing ONNX files; recipes train them.
 
-    from statestream_export import State, export
+from statestream_export import State, export
 """
 
 from statestream_export.errors import ExportError, GateError, RecipeError

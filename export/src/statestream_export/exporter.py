@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 import onnx
 import torch
-from statestream import signature as signatures
-from statestream.signature import Decoding, Feedback, Signature, StateCheck, StateSpec, TensorSpec, Text
 from torch import Tensor, nn
 
+from statestream import signature as signatures
+from statestream.signature import Decoding, Feedback, Signature, StateCheck, StateSpec, TensorSpec, Text
 from statestream_export import gate, graph
 from statestream_export.errors import ExportError
 from statestream_export.gate import GateReport
@@ -150,9 +150,7 @@ def _ports(
         if port.batch_axis is not None and port.batch_axis == port.time_axis:
             raise ExportError(f"batch_axis and time_axis of input {name!r} are both {port.batch_axis}")
         if tensor.dtype not in DTYPES:
-            raise ExportError(
-                f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES.values())}"
-            )
+            raise ExportError(f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES.values())}")
         if not tensor.numel():
             raise ExportError(f"example of input {name!r} has shape {list(tensor.shape)}: it holds no values")
         ports.append(port)
@@ -167,7 +165,9 @@ def _check_states(states: Mapping[str, State], ports: Sequence[Port]) -> None:
     batched = any(port.batch_axis is not None for port in ports)
     for name, state in states.items():
         if not isinstance(state, State):
-            raise ExportError(f"state {name!r} is a {type(state).__name__}; expected State(torch.zeros(…), batch_axis=…)")
+            raise ExportError(
+                f"state {name!r} is a {type(state).__name__}; expected State(torch.zeros(…), batch_axis=…)"
+            )
         if not state.value.is_floating_point() or state.value.dtype not in DTYPES:
             raise ExportError(
                 f"state {name!r} has dtype {state.value.dtype}; expected float16, float32 or float64. Keep counters"

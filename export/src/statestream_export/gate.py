@@ -107,7 +107,7 @@ class _Graph:
             raise ExportError("the gate needs onnxruntime; install it: pip install onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised; what warns is compared
         try:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -191,7 +191,9 @@ def _judge(way: Way, batch: int | None, length: int, output: str, want: Array, g
     first, second = want.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(first)
     scale = float(np.abs(first[finite]).max(initial=0.0))
-    apart = np.where(first == second, 0.0, np.abs(np.subtract(first, second, where=first != second, out=np.zeros_like(first))))
+    apart = np.where(
+        first == second, 0.0, np.abs(np.subtract(first, second, where=first != second, out=np.zeros_like(first)))
+    )
     difference = float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0.0))
     allowed = ABSOLUTE * (scale or 1.0) + RELATIVE * np.abs(np.where(finite, first, 0.0))
     if want.dtype.kind != "f":

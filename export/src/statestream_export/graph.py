@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import onnx
@@ -167,17 +169,19 @@ def _axes(port: Port) -> dict[int, str]:
 def _torchscript(module: nn.Module, arguments: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:
     taken, given = _names(interface)
     ports = (*interface.inputs, *interface.states, *interface.outputs, *interface.new_states)
-    file = io.BytesIO()
-    torch.onnx.export(
-        module,
-        arguments,
-        file,
-        dynamo=False,
-        input_names=taken,
-        output_names=given,
-        dynamic_axes={port.name: _axes(port) for port in ports},
-    )
-    return onnx.load_model_from_string(file.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        torch.onnx.export(
+            module,
+            arguments,
+            file,
+            dynamo=False,
+            external_data=False,
+            input_names=taken,
+            output_names=given,
+            dynamic_axes={port.name: _axes(port) for port in ports},
+        )
+        return onnx.load_model(file)
 
 
 def _torch_export(module: nn.Module, arguments: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:

@@ -212,7 +212,9 @@ def _axes(name: str, known: Interface, base: Tensor, more: Tensor, longer: Tenso
     if base.dtype not in DTYPES:
         raise ExportError(f"output {name!r} has dtype {base.dtype}; expected one of {', '.join(DTYPES.values())}")
     if base.dim() != more.dim() or base.dim() != longer.dim():
-        raise ExportError(f"output {name!r} has {base.dim()} axes or more, depending on the batch; expected a fixed number")
+        raise ExportError(
+            f"output {name!r} has {base.dim()} axes or more, depending on the batch; expected a fixed number"
+        )
     batch = [axis for axis in range(base.dim()) if base.shape[axis] != more.shape[axis]]
     time = [axis for axis in range(base.dim()) if base.shape[axis] != longer.shape[axis]]
     if known.batched:

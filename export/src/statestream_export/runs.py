@@ -1,7 +1,7 @@
 """Running a recipe: data, module, training, metrics, files. What it leaves on disk is decided here.
 
-    MODELS_DIR/<name>/<version>/model.onnx        the next free version
-    RUNS/<name>/<number>/metrics.json loss.png picture.png
+MODELS_DIR/<name>/<version>/model.onnx        the next free version
+RUNS/<name>/<number>/metrics.json loss.png picture.png
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def execute(
             metrics = recipe.metrics(module, data)
             picture = recipe.picture(module, data)
         trained = time.perf_counter() - started
-        with _new_folder(out / recipe.card.name) as place:
+        with _NewFolder(out / recipe.card.name) as place:
             written = recipe.export(module, data, place.path)
             model = place.keep()
     exports = tuple(replace(export, path=model / export.path.name) for export in written)
     reached = recipe.card.target.reached(metrics)
     report = _report(recipe, run, curve, metrics, reached, exports, trained)
-    with _new_folder(runs / recipe.card.name) as place:
+    with _NewFolder(runs / recipe.card.name) as place:
         (place.path / "metrics.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
         _loss_picture(recipe.card.name, curve).savefig(place.path / "loss.png", dpi=120)
         picture.savefig(place.path / "picture.png", dpi=120)
@@ -87,7 +87,7 @@ def execute(
     return Result(model, folder, metrics, reached, curve, exports)
 
 
-class _new_folder:  # noqa: N801 - reads as a statement
+class _NewFolder:
     """A folder that appears under its number, the next free one, whole or not at all."""
 
     def __init__(self, parent: Path) -> None:
@@ -96,7 +96,7 @@ class _new_folder:  # noqa: N801 - reads as a statement
         self.path = Path(tempfile.mkdtemp(dir=parent, prefix=".new-"))
         self.path.chmod(0o755)
 
-    def __enter__(self) -> _new_folder:
+    def __enter__(self) -> _NewFolder:
         return self
 
     def keep(self) -> Path:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from statestream.signature import Decoding, Text, decode_text, encode_text
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from statestream_export.exporter import Export, State, export
+from statestream.signature import Decoding, Text, decode_text, encode_text
+from statestream_export import Export, State, export
 from statestream_export.recipe import Card, Target
 from statestream_export.training import Curve, Run
 
@@ -152,9 +152,9 @@ class Antonyms:
         def epoch() -> float:
             loss = loss_now()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
-            return loss.item()
+            return float(loss.item())
 
         return run.fit(module, epoch, epochs=2000, score=lambda: float(loss_now()), until=0.005)
 
@@ -168,7 +168,7 @@ class Antonyms:
         figure = Figure(figsize=(11, 6), layout="constrained")
         figure.suptitle("antonyms: the probability of every letter, step by step")
         for axes, word in zip(figure.subplots(2, 3).flat, PAIRS, strict=True):
-            axes.imshow(module.confidence(word), cmap="viridis", vmin=0, vmax=1, aspect="auto")
+            axes.imshow(module.confidence(word).numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
             said = module.translate(word)
             axes.set_title(f"{word} → {said}")
             axes.set_yticks(range(len(said)), list(said))

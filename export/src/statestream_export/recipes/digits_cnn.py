@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from statestream_export.exporter import Export, export
+from statestream_export import Export, export
 from statestream_export.recipe import Card, Target
 from statestream_export.training import Curve, Run
 
@@ -91,10 +91,10 @@ class DigitsCnn:
 
         def epoch() -> float:
             total = 0.0
-            for chosen in torch.randperm(len(data.images)).split(BATCH):
+            for chosen in torch.split(torch.randperm(len(data.images)), BATCH):
                 loss = functional.nll_loss(module(data.images[chosen]), data.labels[chosen])
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 total += loss.item() * len(chosen)
             return total / len(data.images)
@@ -113,7 +113,7 @@ class DigitsCnn:
         figure = Figure(figsize=(9, 4), layout="constrained")
         figure.suptitle("digits-cnn: held-out scans, wrong ones first")
         for axes, at in zip(figure.subplots(3, 8).flat, order.tolist(), strict=True):
-            axes.imshow(data.test_images[at], cmap="gray_r")
+            axes.imshow(data.test_images[at].numpy(), cmap="gray_r")
             wrong = read[at] != data.test_labels[at]
             axes.set_title(
                 f"{read[at]}, is {data.test_labels[at]}" if wrong else f"{read[at]}", color="red" if wrong else "black"

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from statestream_export.exporter import Export, State, export
+from statestream_export import Export, State, export
 from statestream_export.recipe import Card, Target
 from statestream_export.training import Curve, Run
 
@@ -115,10 +115,10 @@ class Sunspots:
             # The first years of a window only warm the state up.
             loss = (((answer - varied[:, 1:]) / module.scale)[:, 10:] ** 2).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
-            return loss.item()
+            return float(loss.item())
 
         def score() -> float:
             known = data.numbers[:last]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from statestream_export.cli import recipes, train
+from statestream_export.recipes import NAMES
+
+MINE = """
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from statestream_export import State, export
+from statestream_export.recipe import Card, Target
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x, total):
+        total = total + self.factor * x
+        return total, total
+
+
+class Mine:
+    target = Target("error", "<=", BOUND)
+    card = Card("mine", task="adds", data="ones", cell="own", kind="session", mode="", target=target)
+
+    def data(self, run):
+        return torch.ones(4, 1)
+
+    def module(self, data):
+        return Sum()
+
+    def train(self, module, data, run):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.2)
+
+        def epoch():
+            loss = ((module(data, torch.zeros(1))[0] - data) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return run.fit(module, epoch, epochs=60)
+
+    def metrics(self, module, data):
+        return {"error": abs(1 - module.factor.item())}
+
+    def picture(self, module, data):
+        return Figure()
+
+    def export(self, module, data, folder):
+        return [export(module, data, states={"total": State(torch.zeros(1, 1))}, path=folder / "model.onnx")]
+
+
+recipe = Mine()
+"""
+
+
+@pytest.mark.parametrize(("bound", "flags", "code"), [("0.01", [], 0), ("-1", [], 1), ("-1", ["--quick"], 0)])
+def test_a_file_of_ones_own_trains_like_any_other(tmp_path: Path, bound: str, flags: list[str], code: int) -> None:
+    mine = tmp_path / "my_recipe.py"
+    mine.write_text(MINE.replace("BOUND", bound))
+    models, runs = tmp_path / "models", tmp_path / "runs"
+    answer = CliRunner().invoke(train, [str(mine), "--out", str(models), "--runs", str(runs), *flags])
+    assert answer.exit_code == code, answer.output
+    assert (models / "mine" / "1" / "model.onnx").is_file()
+    assert (runs / "mine" / "1" / "metrics.json").is_file()
+    assert "epoch" in answer.output
+    assert ("not reached" in answer.output) == (bound == "-1")
+
+
+def test_the_list_names_every_recipe() -> None:
+    answer = CliRunner().invoke(recipes, [], env={"COLUMNS": "200"})
+    assert answer.exit_code == 0, answer.output
+    for name in NAMES:
+        assert name in answer.output
+
+
+def test_an_unknown_recipe_is_one_line(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(train, ["sunspot", "--out", str(tmp_path)])
+    assert answer.exit_code == 1
+    assert answer.output.startswith("Error: there is no recipe 'sunspot'")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,118 @@
+"""The recipes that ship: quick runs of all, and the figures of those that train in seconds."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from statestream import signature as signatures
+from statestream.signature import decode_text, encode_text
+from statestream_export import RecipeError
+from statestream_export.recipes import NAMES, antonyms, digits_cnn, load, sunspots
+from statestream_export.runs import Result, execute
+from tests.export.modules import session
+
+
+def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
+    console = Console(file=io.StringIO())
+    return execute(load(name), folder / "models", folder / "runs", quick=quick, seed=seed, console=console)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quick_run_leaves_model_metrics_and_pictures(tmp_path: Path, name: str) -> None:
+    result = run(name, tmp_path, quick=True)
+    assert load(name).card.name == name
+    assert result.model == tmp_path / "models" / name / "1"
+    files = {path.name for path in result.model.iterdir()}
+    kind = load(name).card.kind
+    assert files == ({"encoder.onnx", "decoder.onnx"} if kind == "generate" else {"model.onnx"})
+    assert {path.name for path in result.folder.iterdir()} == {"metrics.json", "loss.png", "picture.png"}
+    report = json.loads((result.folder / "metrics.json").read_text("utf-8"))
+    assert report["recipe"]["name"] == name
+    assert load(name).card.target.metric in report["metrics"]
+    assert report["training"]["quick"] is True
+    assert sorted(path.name for path in (tmp_path / "models" / name).iterdir()) == ["1"]
+    for made in result.exports:
+        assert made.path.is_file()
+        written = signatures.loads(session(made.path).get_modelmeta().custom_metadata_map[signatures.METADATA_KEY])
+        assert written == made.signature
+        assert bool(written.states) == (kind == "session" or made.path.name == "decoder.onnx")
+
+
+def test_the_same_seed_gives_the_same_figures_and_the_next_version(tmp_path: Path) -> None:
+    first, second = run("sunspots", tmp_path, quick=True), run("sunspots", tmp_path, quick=True)
+    other = run("sunspots", tmp_path, quick=True, seed=1)
+    assert first.metrics == second.metrics
+    assert first.curve == second.curve
+    assert (first.model / "model.onnx").read_bytes() == (second.model / "model.onnx").read_bytes()
+    assert other.metrics["rmse"] != first.metrics["rmse"]
+    assert [result.model.name for result in (first, second, other)] == ["1", "2", "3"]
+
+
+def test_sunspots_beats_last_value_and_seasonal_on_years_it_never_saw(tmp_path: Path) -> None:
+    result = run("sunspots", tmp_path, quick=False)
+    assert result.reached
+    data = sunspots.series()
+    first = data.at(sunspots.TEST_FROM)
+    graph = session(result.model / "model.onnx")
+    zeros = np.zeros((2, 1, 64), np.float32)
+    said = graph.run(["y"], {"x": data.numbers[None, :-1, None], "h": zeros, "c": zeros})[0][0, first - 1 :, 0]
+    assert sunspots.rmse(said, data.numbers[first:]) == pytest.approx(result.metrics["rmse"], rel=1e-4)
+    assert result.metrics["rmse"] < 0.8 * result.metrics["rmse_last_value"]  # type: ignore[operator]
+    assert result.metrics["rmse"] < 0.8 * result.metrics["rmse_seasonal"]  # type: ignore[operator]
+
+
+def test_digits_are_read_from_the_exported_file(tmp_path: Path) -> None:
+    result = run("digits-cnn", tmp_path, quick=False)
+    assert result.reached
+    data = digits_cnn.digits()
+    scores = session(result.model / "model.onnx").run(["scores"], {"image": data.test_images.numpy()})[0]
+    assert scores.shape == (450, 10)
+    assert float((scores.argmax(-1) == data.test_labels.numpy()).mean()) == pytest.approx(
+        result.metrics["test_accuracy"], abs=0.003
+    )
+    np.testing.assert_allclose(np.exp(scores).sum(-1), 1, rtol=1e-5)
+
+
+def test_all_six_antonyms_are_exact_from_the_exported_files(tmp_path: Path) -> None:
+    result = run("antonyms", tmp_path, quick=False)
+    assert result.metrics["pairs_exact"] == 6
+    encoder, decoder = session(result.model / "encoder.onnx"), session(result.model / "decoder.onnx")
+    [text] = result.exports[0].signature.inputs
+    decoding = result.exports[1].signature.decoding
+    [state] = result.exports[1].signature.states
+    assert state.from_encoder == result.exports[0].signature.outputs[0].name
+    for word, opposite in antonyms.PAIRS.items():
+        [h] = encoder.run(None, {text.name: np.array([encode_text(text.text, word)])})
+        token, said = decoding.start_token, list[int]()
+        while len(said) < decoding.max_tokens:
+            logits, h = decoder.run(
+                [decoding.output, state.output], {decoding.input: np.array([[token]]), state.input: h}
+            )
+            token = int(logits[0, -1].argmax())
+            if token == decoding.end_token:
+                break
+            said.append(token)
+        assert decode_text(decoding.text, said) == opposite
+
+
+def test_unknown_recipes_name_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no recipe 'sunspot'; there are sunspots, .*ending: \./my_recipe\.py"):
+        load("sunspot")
+    with pytest.raises(RecipeError, match="no file"):
+        load(str(tmp_path / "mine.py"))
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_that_name\n")
+    with pytest.raises(RecipeError, match=r"cannot be loaded: ModuleNotFoundError.*nothing_of_that_name"):
+        load(str(broken))
+    broken.write_text("answer = 42\n")
+    with pytest.raises(RecipeError, match="has no `recipe`"):
+        load(str(broken))
+    broken.write_text("class Half:\n    def data(self, run): ...\nrecipe = Half()\n")
+    with pytest.raises(RecipeError, match="lacks module, train, metrics, picture, export, card"):
+        load(str(broken))

@@ -1,0 +1,145 @@
+"""What cannot be exported is refused before anything is written, and the error says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from statestream.signature import Text
+from statestream_export import ExportError, State, export
+from tests.export.modules import Layered
+
+
+class Bidirectional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+class Projected(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True, proj_size=2)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.lstm(x, (h, c))
+        return y, h, c
+
+
+class Nested(nn.Module):
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+        return x, (h,)
+
+
+class LastOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = self.gru(x, h)
+        return y[:, -1], h
+
+
+ROW = State(torch.zeros(2, 1, 6), batch_axis=1)
+SMALL = State(torch.zeros(1, 1, 4), batch_axis=1)
+SERIES = torch.randn(1, 4, 3)
+CASES: dict[str, tuple[nn.Module, Any, dict[str, Any], str]] = {
+    "projection": (Projected(), SERIES, {"states": {"h": SMALL, "c": SMALL}, "time_axis": 1}, "proj_size=2"),
+    "bidirectional with states": (Bidirectional(), SERIES, {"states": {"h": SMALL}, "time_axis": 1}, "bidirectional"),
+    "a state too few": (Layered(nn.LSTM), SERIES, {"states": {"h": ROW}, "time_axis": 1, "outputs": ["y"]}, "forward"),
+    "a state too many": (Layered(nn.GRU), SERIES, {"states": {"h": ROW, "c": ROW}, "time_axis": 1}, "forward failed"),
+    "outputs miscounted": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": ROW}, "time_axis": 1, "outputs": ["a", "b"]},
+        "2 tensors, 1 of them new states, so 1 outputs; outputs names 2: a, b",
+    ),
+    "an integer state": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": State(torch.zeros(2, 1, 6, dtype=torch.int64), batch_axis=1)}, "time_axis": 1},
+        "int64; expected float16, float32 or float64",
+    ),
+    "a tensor as state": (Layered(nn.GRU), SERIES, {"states": {"h": torch.zeros(2, 1, 6)}, "time_axis": 1}, "State\\("),
+    "a state of the wrong size": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": State(torch.zeros(2, 1, 5), batch_axis=1)}, "time_axis": 1},
+        r"tensors of shapes .*\[2, 2, 5\]",
+    ),
+    "a state's batch axis": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": State(torch.zeros(2, 1, 6), batch_axis=3)}, "time_axis": 1},
+        "batch_axis of state 'h' is 3",
+    ),
+    "a state without batch": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": State(torch.zeros(2, 1, 6), batch_axis=None)}, "time_axis": 1},
+        "either all have one or none",
+    ),
+    "start values that differ": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": State(torch.randn(2, 3, 6), batch_axis=1)}, "time_axis": 1},
+        "same for all",
+    ),
+    "no time axis": (Layered(nn.GRU), SERIES, {"states": {"h": ROW}}, "time_axis=1 for"),
+    "an axis out of range": (Layered(nn.GRU), SERIES, {"states": {"h": ROW}, "time_axis": 5}, "is 5; the example has"),
+    "one axis for two": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": ROW}, "batch_axis": 1, "time_axis": 1},
+        "are both 1",
+    ),
+    "the batch axis mistaken": (nn.Linear(3, 2), torch.randn(3, 3), {"batch_axis": 1}, "forward failed on tensors"),
+    "nested answers": (Nested(), SERIES, {"states": {"h": ROW}, "time_axis": 1}, "gave a tuple as value 1"),
+    "the last step only": (LastOnly(), SERIES, {"states": {"h": SMALL}, "time_axis": 1}, "return all steps"),
+    "an odd dtype": (nn.Linear(3, 2), torch.randn(1, 3).bfloat16(), {}, "bfloat16; expected one of bool"),
+    "nothing": (nn.Linear(3, 2), [], {}, "example is empty"),
+    "no values": (nn.Linear(3, 2), torch.randn(0, 3), {}, "holds no values"),
+    "an array": (nn.Linear(3, 2), {"x": [1.0, 2.0, 3.0]}, {}, "is a list; expected a torch.Tensor"),
+    "names miscounted": (nn.Linear(3, 2), torch.randn(1, 3), {"inputs": ["a", "b"]}, "1 tensors and there are 2"),
+    "columns miscounted": (nn.Linear(3, 2), {"x": torch.randn(1, 3)}, {"columns": {"x": ["a"]}}, "1 names for a step"),
+    "columns of nothing": (nn.Linear(3, 2), {"x": torch.randn(1, 3)}, {"columns": {"z": ["a"]}}, "columns names 'z'"),
+    "text of nothing": (nn.Linear(3, 2), {"x": torch.randn(1, 3)}, {"text": {"z": Text()}}, "text names 'z'"),
+    "feedback of other size": (
+        nn.Linear(3, 2),
+        {"x": torch.randn(1, 3)},
+        {"feedback": {"y": "x"}},
+        r"feedback 'y' → 'x': a step is float32\[2\] and float32\[3\]",
+    ),
+    "NaN": (nn.Sequential(nn.Linear(3, 2), nn.Threshold(9, float("nan"))), torch.randn(1, 3), {}, "itself gives NaN"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused(tmp_path: Path, name: str) -> None:
+    module, example, arguments, message = CASES[name]
+    with pytest.raises(ExportError, match=message):
+        export(module, example, path=tmp_path / "model.onnx", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bidirectional_without_states_is_served_whole(tmp_path: Path) -> None:
+    made = export(Bidirectional(), SERIES, time_axis=1, path=tmp_path / "model.onnx")
+    assert made.gate.operators["LSTM"] == 1
+    assert not made.signature.states
+    assert {case.way for case in made.gate.cases} == {"whole"}
+
+
+def test_double_precision_is_refused_in_onnx_runtimes_words(tmp_path: Path) -> None:
+    module = Layered(nn.GRU).double()
+    states = {"h": State(torch.zeros(2, 1, 6, dtype=torch.float64), batch_axis=1)}
+    with pytest.raises(ExportError, match="does not support double"):
+        export(module, SERIES.double(), states=states, time_axis=1, path=tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
