@@ -65,6 +65,6 @@ class Model:
     graph: Graph | None = None
     encoder: Graph | None = None
     encoder_signature: Signature | None = None
-    batch_invariance: BatchInvariance.ValueType = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
+    batch_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
     invariance_note: str = ""
     providers: tuple[str, ...] = field(default=())

@@ -16,7 +16,9 @@ from statestream import signature as signatures
 from statestream.signature import Signature, TensorSpec
 from statestream_server.model import ModelLoadError
 
-_MEMORY_NAME = re.compile(r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])")
+_MEMORY_NAME = re.compile(
+    r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])"
+)
 _BLOCK = 1 << 20
 
 

@@ -84,7 +84,7 @@ class NumpyRows:
         return outputs, bad
 
 
-def failing(check: StateCheck.ValueType, state: Array) -> Bools:
+def failing(check: StateCheck, state: Array) -> Bools:
     """Which rows of new values [n, ...] fail a check: bool [n]."""
     if state.dtype.kind != "f" or check == StateCheck.STATE_CHECK_OFF:
         return np.zeros(len(state), np.bool_)

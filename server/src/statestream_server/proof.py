@@ -31,7 +31,7 @@ _TOLERANCE = 1e-2
 class Invariance(NamedTuple):
     """What came out: the finding, one sentence for people, and the largest difference seen."""
 
-    finding: BatchInvariance.ValueType
+    finding: BatchInvariance
     note: str
     difference: float
 
@@ -119,7 +119,8 @@ def _check_shape(where: str, what: str, found: Array, wanted: Sequence[int], n: 
 def random_inputs(signature: Signature, n: int, steps: int, rng: np.random.Generator) -> list[Array]:
     """Inputs that a model takes: [n, steps, *step shape] each; token numbers are in their vocabulary."""
     return [
-        _random(spec, (n, steps, *signatures.step_shape(spec)), _most(signature, spec), rng) for spec in signature.inputs
+        _random(spec, (n, steps, *signatures.step_shape(spec)), _most(signature, spec), rng)
+        for spec in signature.inputs
     ]
 
 
@@ -252,7 +253,13 @@ def _refuse(where: str, alone: _Difference, among: _Difference, apart: _Differen
 
 
 def _finding(
-    batched: bool, widest: int, steps: int, alone: _Difference, pads: _Difference, among: _Difference, apart: _Difference
+    batched: bool,
+    widest: int,
+    steps: int,
+    alone: _Difference,
+    pads: _Difference,
+    among: _Difference,
+    apart: _Difference,
 ) -> Invariance:
     tried = f"tried alone and in batches up to {widest}" if batched else "no batch axis: rows run one by one"
     tried += ", step by step and as a sequence" if steps > 1 else ""

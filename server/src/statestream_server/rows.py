@@ -128,6 +128,11 @@ class Axes:
         return cls(drop, tuple(order.index(axis) for axis in range(rank)))
 
     @property
+    def plain(self) -> bool:
+        """Whether the two arrangements are the same."""
+        return not self.drop and self.perm == tuple(range(len(self.perm)))
+
+    @property
     def inverse(self) -> tuple[int, ...]:
         """The transposition from the graph's axes back."""
         return tuple(self.perm.index(axis) for axis in range(len(self.perm)))
@@ -182,5 +187,5 @@ def max_slice_of(signature: Signature) -> int:
 
 def is_batched(signature: Signature) -> bool:
     """Whether one run of the graph can take more than one row."""
-    specs = [*signature.inputs, *signature.outputs, *signature.states]
+    specs: list[TensorSpec | StateSpec] = [*signature.inputs, *signature.outputs, *signature.states]
     return all(spec.HasField("batch_axis") and spec.shape[spec.batch_axis] < 0 for spec in specs)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from statestream_server.arrays import Array
 
 try:
@@ -161,6 +159,53 @@ class Graph:
             GraphError: ONNX Runtime refused the arrays or failed.
         """
         return self.run(dict(zip(self._order, inputs, strict=True)), self._fetches)
+
+
+class Binding:
+    """A graph with its arrays bound in place, for one caller at a time.
+
+    What is bound is neither copied nor kept alive: the caller holds the arrays until `run` returns.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        """Nothing bound yet. Only for graphs that run on the CPU."""
+        self._session = graph.session._sess
+        self._device = ort.OrtDevice.make("cpu", 0)._get_c_device()
+        self._io = ort.IOBinding(graph.session)._iobinding
+
+    def give(self, name: str, array: Array) -> None:
+        """Binds an input to a C-contiguous array."""
+        self._io.bind_input(name, array)
+
+    def fix(self, name: str, output: str, array: Array) -> None:
+        """Binds an input and an output to one C-contiguous array, which the run changes in place."""
+        place = (self._device, array.dtype.type, array.shape, array.ctypes.data)
+        self._io.bind_input(name, *place)
+        self._io.bind_output(output, *place)
+
+    def take(self, name: str, array: Array) -> None:
+        """Binds an output to a C-contiguous array of its shape."""
+        self._io.bind_output(name, self._device, array.dtype.type, array.shape, array.ctypes.data)
+
+    def leave(self, name: str) -> None:
+        """Binds an output to memory that the run allocates; `taken` has it afterwards."""
+        self._io.bind_output(name, self._device)
+
+    def run(self) -> None:
+        """Runs the graph once. Lets other threads run.
+
+        Raises:
+            GraphError: ONNX Runtime refused the arrays or failed.
+        """
+        try:
+            self._session.run_with_iobinding(self._io, None)
+        except Exception as error:  # As above.
+            raise GraphError(_one_line(error)) from error
+
+    def taken(self, place: int) -> Array:
+        """A copy of the output that was bound as number `place`, counted in the order of first binding."""
+        value: Array = self._io.get_outputs()[place].numpy()
+        return value
 
 
 def _options() -> Any:

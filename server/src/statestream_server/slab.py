@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,10 +98,11 @@ def _map(size: int) -> mmap.mmap:
 
 
 def _resized(pages: mmap.mmap, size: int) -> mmap.mmap:
-    if sys.platform == "linux":
+    try:
         pages.resize(size)
-        return pages
-    fresh = _map(size)
-    fresh[: len(pages)] = pages[:]
-    pages.close()
-    return fresh
+    except SystemError:  # This system cannot move pages.
+        fresh = _map(size)
+        fresh[: len(pages)] = pages[:]
+        pages.close()
+        return fresh
+    return pages

@@ -40,7 +40,7 @@ def open_store(url: str) -> Store:
         try:
             from statestream_server.stores.redis import RedisStore
         except ModuleNotFoundError as error:
-            if error.name != "redis":
+            if (error.name or "").partition(".")[0] != "redis":
                 raise
             raise ImportError("the redis store needs redis-py: pip install 'statestream-server[redis]'") from error
         return RedisStore(url)

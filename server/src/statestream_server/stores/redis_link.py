@@ -17,7 +17,10 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterError,
+    NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -33,15 +36,16 @@ Command = tuple[str | bytes | int, ...]
 
 _CONNECTIONS = 16
 _PLAIN_OPTIONS = {"client_name", "health_check_interval", "password", "protocol", "socket_keepalive", "username"}
-_ADVICE = {
-    "LOADING": "it is reading its data; wait until it is ready",
-    "MISCONF": "it cannot write its data to disk; see its log",
-    "NOAUTH": "put the password into the URL: redis://:PASSWORD@HOST",
-    "NOPERM": "let this user run EVALSHA, SCRIPT LOAD, GET, SET, GETRANGE, MGET, ZRANGEBYLEX and ZRANGEBYSCORE",
-    "OOM": "its memory is full; raise maxmemory, or delete sessions",
-    "READONLY": "it is a replica; name the primary in the URL",
-    "WRONGPASS": "correct the user and password in the URL",
-}
+# redis-py has a class for some refusals and takes their code off the text; others keep it.
+_ADVICE: tuple[tuple[type[Exception] | str, str], ...] = (
+    (BusyLoadingError, "it is reading its data; wait until it is ready"),
+    (ReadOnlyError, "it is a replica; name the primary in the URL"),
+    (OutOfMemoryError, "its memory is full; raise maxmemory, or delete sessions"),
+    (AuthenticationError, "give the right user and password in the URL: redis://USER:PASSWORD@HOST"),
+    (NoPermissionError, "let its user run EVALSHA, SCRIPT, INFO, WAIT, and reads and writes of keys ss:*"),
+    ("MISCONF", "it cannot write its data to disk; see its log"),
+    ("no record of format", "another release wrote it; use that release, or delete the key"),
+)
 
 
 class Address(NamedTuple):
@@ -239,7 +243,7 @@ class Link:
             text = str(error)
             if self._cluster is not None and isinstance(error, ClusterError):
                 await self._cluster.aclose()  # asks for its nodes again at the next call
-            advice = next((advice for start, advice in _ADVICE.items() if start in text), "see its log")
+            advice = next((advice for sign, advice in _ADVICE if _shows(error, sign)), "see its log")
             return StoreUnavailable(f"the store {shown} refused: {text}; {advice}")
         if self._cluster is not None:
             await self._cluster.aclose()
@@ -253,3 +257,7 @@ class Link:
 
     def _closed(self) -> StoreUnavailable:
         return StoreUnavailable(f"the store {self.address.shown} is not open; start it before use")
+
+
+def _shows(error: Exception, sign: type[Exception] | str) -> bool:
+    return sign in str(error) if isinstance(sign, str) else isinstance(error, sign)

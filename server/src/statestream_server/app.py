@@ -1,0 +1,297 @@
+"""One server process from start to stop: startup, serving, drain, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from statestream import errors
+from statestream.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+from statestream_server import runtime
+from statestream_server.copies import Copies
+from statestream_server.drivers.forecast import Forecaster
+from statestream_server.drivers.generate import Generator
+from statestream_server.engine import Engine
+from statestream_server.intake import Intake
+from statestream_server.metrics import ServerCollector
+from statestream_server.peers import Peers
+from statestream_server.registry import Registry
+from statestream_server.saver import Saver
+from statestream_server.server import Server
+from statestream_server.servicers.about import ServerServicer
+from statestream_server.servicers.inference import InferenceServicer
+from statestream_server.servicers.model import ModelServicer
+from statestream_server.servicers.session import SessionServicer
+from statestream_server.servicers.stream import Stream
+from statestream_server.sessions import Sessions
+from statestream_server.settings import Settings
+from statestream_server.stores import open_store
+from statestream_server.stores.base import Store
+from statestream_server.table import Table
+
+log = logging.getLogger(__name__)
+
+_SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (inference_pb2, "InferenceService"),
+        (session_pb2, "SessionService"),
+        (model_pb2, "ModelService"),
+        (server_pb2, "ServerService"),
+    )
+)
+_LEAVE_SECONDS = 1.0
+"""How long clients get to leave after the go-away before their streams are ended."""
+_JANITOR_SECONDS = 30.0
+
+
+class StartError(Exception):
+    """The server cannot start: one line with the reason and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        port: The gRPC port.
+        http_port: The HTTP port, None where there is none.
+        server: Its rooms.
+    """
+
+    port: int
+    http_port: int | None
+    server: Server
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and leaves. A second signal ends the process at once.
+
+    Raises:
+        StartError: A port is taken, the store cannot be used, or a device is missing.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop_or_die, stop)
+    async with running(settings) as server:
+        http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
+        print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
+        await stop.wait()
+        log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """A server that runs inside the `async with` block and is drained at its end.
+
+    Raises:
+        StartError: A port is taken, the store cannot be used, or a device is missing.
+    """
+    store = _store(settings)
+    try:
+        await store.start()
+    except errors.StoreUnavailable as error:
+        raise StartError(str(error.message)) from error
+    server = _rooms(settings, store)
+    server.engine.start()
+    server.saver.start()
+    janitor = asyncio.create_task(_janitor(server), name="janitor")
+    streams: set[Stream] = set()
+    edge, checks, port = await _listen(settings, server, streams)
+    http = _http(settings, server)
+    try:
+        yield Running(port, http.port if http else None, server)
+    finally:
+        janitor.cancel()
+        await _drain(server, edge, checks, streams)
+        if http:
+            http.close()
+        await store.close()
+
+
+def _stop_or_die(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        raise SystemExit(130)
+    stop.set()
+
+
+def _store(settings: Settings) -> Store:
+    try:
+        return open_store(settings.store)
+    except (ValueError, ImportError) as error:
+        raise StartError(str(error)) from error
+
+
+def _rooms(settings: Settings, store: Store) -> Server:
+    """Wires the rooms and loads the models."""
+    try:
+        device = runtime.providers_for(settings.device)
+    except runtime.DeviceError as error:
+        raise StartError(str(error)) from error
+    if not settings.models.is_dir():
+        raise StartError(f"{settings.models} is no folder; expected MODELS_DIR/<model>/<version>/model.onnx")
+    fingerprint = runtime.fingerprint([name for name, _ in device.providers])
+    engine, peers, writer = Engine(), Peers(), uuid.uuid4().bytes
+
+    def fenced(table: Table, rows: Any) -> None:
+        sessions.drop(table, rows, errors.SessionMoved("another server took the session over"))
+
+    saver = Saver(
+        store, engine, settings.durability, settings.checkpoint_interval, on_durable=peers.durable, on_fenced=fenced
+    )
+    registry = Registry(
+        settings.models,
+        engine,
+        saver,
+        device=settings.device,
+        batch_policy=settings.batch_policy,
+        max_sessions=settings.limits.max_sessions,
+    )
+    registry.load_all()
+    sessions = Sessions(registry, engine, store, saver, peers, time.time)
+    return Server(
+        secrets.token_hex(8),
+        writer,
+        fingerprint,
+        device.name,
+        settings,
+        store,
+        engine,
+        saver,
+        peers,
+        registry,
+        sessions,
+        Copies(registry, sessions, engine, store, saver, writer),
+        Intake(engine, saver, settings.limits, time.time),
+        Forecaster(engine),
+        Generator(engine),
+    )
+
+
+async def _listen(
+    settings: Settings, server: Server, streams: set[Stream]
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
+    size = settings.limits.max_message_bytes
+    edge = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", size),
+            ("grpc.max_send_message_length", size),
+            # Two servers on one port would share its connections without a word.
+            ("grpc.so_reuseport", 0),
+            # Clients ping idle streams; without these the server answers them with "too many pings".
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(server, streams), edge)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), edge)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), edge)
+    server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), edge)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, edge)
+    reflection.enable_server_reflection([*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], edge)
+    address = f"{settings.host}:{settings.port}"
+    try:
+        port = edge.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}: {error}; is another server running there?") from error
+    await edge.start()
+    for service in ("", *_SERVICES):
+        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+    return edge, checks, port
+
+
+class _Http:
+    """The metrics endpoint."""
+
+    def __init__(self, settings: Settings, server: Server) -> None:
+        metrics = CollectorRegistry()
+        metrics.register(ServerCollector(server))
+        try:
+            self._server, self._thread = start_http_server(settings.http_port or 0, settings.host, metrics)
+        except OSError as error:
+            raise StartError(f"cannot serve metrics on {settings.host}:{settings.http_port}: {error}") from error
+        self.port = int(self._server.server_port)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _http(settings: Settings, server: Server) -> _Http | None:
+    return _Http(settings, server) if settings.http_port is not None else None
+
+
+async def _drain(
+    server: Server, edge: grpc.aio.Server, checks: health.aio.HealthServicer, streams: set[Stream]
+) -> None:
+    """No new sessions, finish what came, save, leave."""
+    server.sessions.draining = True
+    await checks.enter_graceful_shutdown()
+    for stream in streams:
+        stream.leave(_LEAVE_SECONDS)
+    try:
+        async with asyncio.timeout(server.settings.drain_grace):
+            await _gone(streams)
+            await edge.stop(_LEAVE_SECONDS)
+            for served in server.registry:
+                if served.table is not None:
+                    rows = np.arange(served.table.capacity)
+                    await server.engine.settled(served.table, rows)
+            await server.engine.close()
+            await server.saver.close()
+    except TimeoutError:
+        log.error("leaving after %.0f s with work undone: raise --drain-grace", server.settings.drain_grace)
+    except errors.StoreUnavailable as error:
+        log.error("leaving with sessions unsaved since the last checkpoint: %s", error)
+
+
+async def _gone(streams: set[Stream]) -> None:
+    """Waits until the clients have left, for a moment."""
+    waits = [asyncio.create_task(stream.ended.wait()) for stream in streams]
+    if waits:
+        _, left = await asyncio.wait(waits, timeout=_LEAVE_SECONDS)
+        for task in left:
+            task.cancel()
+
+
+async def _janitor(server: Server) -> None:
+    """Deletes sessions that ended with their caller."""
+    while True:
+        await asyncio.sleep(_JANITOR_SECONDS)
+        before = time.time() - server.settings.ephemeral_retention
+        try:
+            for served in server.registry:
+                table = served.table
+                if table is not None and table.capacity:
+                    old = table.ephemeral & (table.owner == 0) & (table.used < before)
+                    rows = np.asarray([row for row in np.flatnonzero(old).tolist() if table.keys[row]], np.int64)
+                    await server.sessions.delete(table, rows)
+            await server.store.expire(0.0, ephemeral_before=before)
+        except errors.StoreUnavailable as error:
+            log.warning("old sessions stay for now: %s", error)

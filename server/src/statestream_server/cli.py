@@ -1,0 +1,163 @@
+"""The server's commands: `statestream serve` and `statestream inspect`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.logging import RichHandler
+
+from statestream_server.settings import Durability, Limits, Settings
+
+_LEVELS = ["debug", "info", "warning", "error"]
+
+
+def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Makes a TOML file's values the defaults; environment and flags go before them."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{path}: {error}") from error
+    known = {parameter.name for parameter in context.command.params}
+    names = {key.replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(names.keys() - known)
+    if unknown:
+        raise click.BadParameter(f"{path}: unknown setting {unknown[0]!r}; `statestream serve --help` lists them")
+    context.default_map = {**(context.default_map or {}), **names}
+    return path
+
+
+def _option(name: str, **more: Any) -> Any:
+    """A flag that can also come from STATESTREAM_<NAME>."""
+    variable = "STATESTREAM_" + name.removeprefix("--").upper().replace("-", "_")
+    return click.option(name, envvar=variable, show_envvar=True, show_default=more.get("default") is not None, **more)
+
+
+_LIMITS = Limits()
+
+
+@click.command()
+@click.argument("models_dir", type=click.Path(path_type=Path), envvar="STATESTREAM_MODELS_DIR")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="STATESTREAM_CONFIG",
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="A TOML file with the same names as the flags; the environment and flags go before it.",
+)
+@_option("--host", default="0.0.0.0", help="The address to listen on.")
+@_option("--port", default=8001, help="gRPC; 0 for any free port.")
+@_option("--http-port", default=8002, help="Metrics over HTTP; 0 for any free port.")
+@_option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
+@_option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
+@_option(
+    "--durability",
+    type=click.Choice([mode.name.lower() for mode in Durability]),
+    help="When steps become durable: never, once an interval, or before the reply leaves."
+    " Default: none for the memory store, else interval.",
+)
+@_option("--checkpoint-interval", default=1.0, help="Seconds between checkpoints.")
+@_option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@_option(
+    "--batch-policy",
+    type=click.Choice(["pad", "warn", "serialise"]),
+    default="pad",
+    help="What becomes of a model that answers in other bits alone than in a batch.",
+)
+@_option("--drain-grace", default=10.0, help="Seconds that a stop may take at most.")
+@_option("--max-sessions", default=_LIMITS.max_sessions, help="The most sessions of one model in memory.")
+@_option("--max-queued-bytes", default=_LIMITS.max_queued_bytes, help="The most bytes of inputs that wait to run.")
+@_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
+def serve(
+    models_dir: Path,
+    host: str,
+    port: int,
+    http_port: int,
+    http: bool,
+    store: str,
+    durability: str | None,
+    checkpoint_interval: float,
+    device: str,
+    batch_policy: str,
+    drain_grace: float,
+    max_sessions: int,
+    max_queued_bytes: int,
+    log_level: str,
+) -> None:
+    """Serves the models in MODELS_DIR/<model>/<version>/ over gRPC."""
+    _log_to_stderr(log_level)
+    try:
+        from statestream_server import app
+        from statestream_server.model import BatchPolicy
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+
+    mode = Durability[(durability or ("none" if store == "memory" else "interval")).upper()]
+    if store == "memory" and mode != Durability.NONE:
+        raise click.ClickException("the memory store keeps nothing over a restart: only --durability none fits it")
+    settings = Settings(
+        models_dir,
+        host,
+        port,
+        http_port if http else None,
+        store,
+        mode,
+        checkpoint_interval,
+        device,
+        BatchPolicy(batch_policy),
+        drain_grace,
+        limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
+    )
+    try:
+        _run(app.serve(settings))
+    except app.StartError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+def inspect(file: Path) -> None:
+    """Tells what the server would make of an ONNX file, and why."""
+    try:
+        from statestream_server.inspection import describe
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    from statestream_server.model import ModelLoadError
+
+    try:
+        click.echo(describe(file))
+    except ModelLoadError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _run(main: Any) -> None:
+    if sys.platform == "win32":
+        asyncio.run(main)
+        return
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def _log_to_stderr(level: str) -> None:
+    from rich.console import Console
+
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

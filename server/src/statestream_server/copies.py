@@ -1,0 +1,213 @@
+"""Sessions as things to look at and copy: describe, list, fork, snapshot, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from statestream import errors
+from statestream_server import records, snapshots
+from statestream_server.arrays import Array
+from statestream_server.engine import Engine
+from statestream_server.registry import Registry
+from statestream_server.saver import Saver
+from statestream_server.sessions import TENANT, Sessions
+from statestream_server.snapshots import Snapshot
+from statestream_server.stores.base import Key, Mode, Record, Store
+from statestream_server.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A session as others see it.
+
+    Attributes:
+        key: Which one.
+        version: The version to which it is pinned.
+        position: Steps applied.
+        durable: Steps that survive a crash.
+        epoch: Claims so far.
+        resident: Whether it is a row here.
+        ephemeral: Whether it ends with its caller.
+        used: Unix time of its last use.
+    """
+
+    key: Key
+    version: int
+    position: int
+    durable: int
+    epoch: int
+    resident: bool
+    ephemeral: bool
+    used: float
+
+
+class Copies:
+    """Reads sessions out and makes sessions of what was read."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        sessions: Sessions,
+        engine: Engine,
+        store: Store,
+        saver: Saver,
+        writer: bytes,
+    ) -> None:
+        """Sessions made here are claimed as `writer`."""
+        self._registry = registry
+        self._sessions = sessions
+        self._engine = engine
+        self._store = store
+        self._saver = saver
+        self._writer = writer
+
+    async def describe(self, model: str, session: str) -> Description:
+        """A session as it is now.
+
+        Raises:
+            ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found.
+        """
+        where = self._sessions.find(model, session)
+        if where is not None:
+            return _of_row(*where)
+        return _of_record(await self._stored(model, session))
+
+    async def list(self, model: str, after: tuple[str, str], limit: int) -> list[Description]:
+        """Sessions above `after`, by model and id, at most `limit`; model "" for all.
+
+        Raises:
+            ModelNotFound, StoreUnavailable: Nothing can be listed.
+        """
+        if model:
+            self._registry.get(model)
+        found = []
+        for record in await self._store.list(TENANT, model, after, limit):
+            try:
+                where = self._sessions.find(record.key.model, record.key.id)
+            except errors.ModelNotFound:
+                where = None
+            found.append(_of_row(*where) if where is not None else _of_record(record))
+        return found
+
+    async def fork(self, model: str, session: str, fork: str, *, ephemeral: bool = False) -> Description:
+        """Copies a session at its present position; returns when the copy is durable.
+
+        Raises:
+            SessionExists: The id is taken, by something else than this very fork.
+            SessionNotFound, ModelNotFound, TooManySessions, StoreUnavailable: Nothing was copied.
+        """
+        table, values, position = await self._read(model, session)
+        try:
+            return await self._make(table, fork, Mode.CREATE, values, position, ephemeral=ephemeral)
+        except errors.SessionExists:
+            _, there, at = await self._read(model, fork)
+            same = all(a.tobytes() == b.tobytes() for a, b in zip(there, values, strict=True))
+            if at != position or not same:
+                raise
+            return await self.describe(model, fork)
+
+    async def snapshot(self, model: str, session: str) -> tuple[bytes, int]:
+        """A session as a safetensors file, and its position.
+
+        Raises:
+            SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
+        """
+        table, values, position = await self._read(model, session)
+        snapshot = Snapshot(model, table.model.digest, position, values)
+        return snapshots.dumps(snapshot, table.rows.columns), position
+
+    async def restore(self, model: str, session: str, data: bytes, version: int = 0) -> Description:
+        """Makes a session of a snapshot; an existing one is replaced. Returns when it is durable.
+
+        Raises:
+            SnapshotInvalid: The snapshot is damaged.
+            ModelChanged: It is of another model.
+            ModelNotFound, TooManySessions, StoreUnavailable: Nothing was made.
+        """
+        digest = snapshots.read_metadata(data)["digest"]
+        tables = self._registry.tables(model)
+        match = next((t for t in tables if t.model.digest == digest and version in (0, t.model.version)), None)
+        table = match or self._sessions.table(model, version)
+        snapshot = snapshots.loads(data, table.rows.columns, table.model.digest)
+        return await self._make(table, session, Mode.REPLACE, snapshot.values, snapshot.position)
+
+    async def _make(
+        self, table: Table, session: str, mode: Mode, values: Sequence[Array], position: int, *, ephemeral: bool = False
+    ) -> Description:
+        model = table.model
+        opened = await self._sessions.open_one(
+            model.name, model.version, session, mode, self._writer, ephemeral=ephemeral
+        )
+        rows = opened.rows
+        async with self._engine.still():
+            table.rows.write(rows, [value[None] for value in values])
+            table.position[rows] = table.queued[rows] = table.acked[rows] = position
+            table.dirty[rows] = True
+        await self._saver.flush(table, rows)
+        return _of_row(table, int(rows[0]))
+
+    async def _read(self, model: str, session: str) -> tuple[Table, list[Array], int]:
+        """A session's table, its values and its position, once what it has queued has run."""
+        where = self._sessions.find(model, session)
+        if where is not None:
+            table, rows = where[0], np.asarray([where[1]])
+            await self._engine.settled(table, rows)
+            async with self._engine.still():
+                if table.row_of.get(session) == where[1]:
+                    return table, [array[0] for array in table.rows.read(rows)], int(table.position[where[1]])
+        record = await self._stored(model, session)
+        served = self._registry.load(model, record.version)
+        if served.table is None:
+            raise errors.ModelChanged(f"version {record.version} of {model!r} has no memory now")
+        if record.blob is None:
+            return served.table, await self._start(served.table), 0
+        stored = records.decode(self._saver.layout(served.table), record.blob, what=f"session {session!r}")
+        return served.table, list(stored.values), record.position
+
+    async def _start(self, table: Table) -> list[Array]:
+        """The values of a session at position 0."""
+        async with self._engine.still():
+            rows = table.allocate(1, scratch=True)
+            table.rows.reset(rows)
+            values = [array[0] for array in table.rows.read(rows)]
+            table.release(rows)
+            return values
+
+    async def _stored(self, model: str, session: str) -> Record:
+        self._registry.get(model)
+        (record,) = await self._store.load([Key(TENANT, model, session)])
+        if record is None:
+            raise errors.SessionNotFound(f"no session {session!r} of model {model!r}")
+        return record
+
+
+def _of_row(table: Table, row: int) -> Description:
+    key = table.keys[row]
+    if key is None:
+        raise errors.SessionNotFound("the session was closed meanwhile")
+    return Description(
+        key,
+        table.model.version,
+        int(table.position[row]),
+        int(table.durable[row]),
+        int(table.epoch[row]),
+        True,
+        bool(table.ephemeral[row]),
+        float(table.used[row]),
+    )
+
+
+def _of_record(record: Record) -> Description:
+    return Description(
+        record.key,
+        record.version,
+        record.position,
+        record.position,
+        record.epoch,
+        False,
+        record.ephemeral,
+        record.saved_at,
+    )

@@ -1,0 +1,1 @@
+"""Drivers: loops on the server that step rows on somebody's behalf."""

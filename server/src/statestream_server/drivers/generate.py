@@ -1,0 +1,100 @@
+"""The generate driver: an encoder's output initialises a row, then the decoder is stepped token by token."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import numpy as np
+
+from statestream import errors
+from statestream.signature import encode_text, numpy_dtype
+from statestream_server.arrays import Array
+from statestream_server.drivers import waiting
+from statestream_server.engine import Engine
+from statestream_server.lane import Priority
+from statestream_server.model import Model
+from statestream_server.table import Table
+
+
+class Token(NamedTuple):
+    """One decoded symbol."""
+
+    text: str
+    number: int
+    log_probability: float
+
+
+class Generator:
+    """Decodes greedily with encoder-decoder models."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Texts are decoded on `engine`, as rows among the others."""
+        self._engine = engine
+
+    async def generate(self, model: Model, table: Table, text: str, max_tokens: int) -> AsyncIterator[Token]:
+        """Encodes a text, then decodes until the end token or `max_tokens`.
+
+        Args:
+            model: An encoder-decoder.
+            table: Its decoder's table.
+            text: The source, in the encoder's vocabulary.
+            max_tokens: The most tokens wanted; 0 for the model's own limit, which is also the most.
+
+        Yields:
+            The tokens; the end token is not among them.
+
+        Raises:
+            BadTensor: A symbol of the text is not in the vocabulary, or the text is empty.
+        """
+        decoding = model.signature.decoding
+        output = [spec.name for spec in model.signature.outputs].index(decoding.output)
+        states = await self._encode(model, text)
+        async with self._engine.still():
+            rows = table.allocate(1, scratch=True)
+            table.rows.reset(rows)
+            values = table.rows.read(rows)
+            for index, spec in enumerate(model.signature.states):
+                if spec.from_encoder:
+                    values[index][0] = states[spec.from_encoder]
+            table.rows.write(rows, values)
+        token, one = decoding.start_token, np.ones(1, np.int64)
+        dtype = numpy_dtype(model.signature.inputs[0].dtype)
+        try:
+            for _ in range(min(max_tokens or decoding.max_tokens, decoding.max_tokens)):
+                inputs = [np.asarray([token], dtype)]
+                outputs = await waiting.run(self._engine, table, rows, one, inputs, Priority.GENERATE)
+                scores = outputs[output].reshape(-1).astype(np.float64)
+                token = int(scores.argmax())
+                if token == decoding.end_token:
+                    return
+                yield Token(decoding.text.vocabulary[token], token, _log_probability(scores, token))
+        finally:
+            table.release(rows)
+
+    async def _encode(self, model: Model, text: str) -> dict[str, Array]:
+        """The encoder's outputs for a text, by name, without their batch axis."""
+        encoder, signature = model.encoder, model.encoder_signature
+        if encoder is None or signature is None:
+            raise errors.Unsupported(f"model {model.name!r} has no encoder")
+        spec = signature.inputs[0]
+        try:
+            tokens = encode_text(spec.text, text)
+        except ValueError as error:
+            raise errors.BadTensor(f"text {text!r}: {error}", metadata={"field": "text"}) from error
+        if not tokens:
+            raise errors.BadTensor("the text is empty; expected one symbol at least", metadata={"field": "text"})
+        shape = [-1 if axis == spec.time_axis else 1 for axis in range(len(spec.shape))]
+        source = np.asarray(tokens, numpy_dtype(spec.dtype)).reshape(shape)
+        axes = [output.batch_axis for output in signature.outputs]
+        outputs = await self._engine.predict(encoder, [source], [spec.batch_axis], axes)
+        return {
+            output.name: array.take(0, axis)
+            for output, array, axis in zip(signature.outputs, outputs, axes, strict=True)
+        }
+
+
+def _log_probability(scores: Array, token: int) -> float:
+    """The logarithm of softmax(scores)[token], computed without overflow."""
+    top = scores.max()
+    return float(scores[token] - top - np.log(np.exp(scores - top).sum()))

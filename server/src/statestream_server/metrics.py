@@ -1,0 +1,50 @@
+"""Metrics for Prometheus, read from the rooms when somebody asks; the hot path counts nothing for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from statestream_server.server import Server
+
+
+class ServerCollector(Collector):
+    """Reads a server's figures."""
+
+    def __init__(self, server: Server) -> None:
+        """Reads `server`."""
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        """All figures as they are now."""
+        engine = self._server.engine
+        statistics = engine.statistics
+        for name, text, value in (
+            ("batches", "Batches run", statistics.batches),
+            ("batch_rows", "Rows in batches", statistics.rows),
+            ("steps", "Steps run", statistics.steps),
+            ("failed_chunks", "Chunks that were not applied", statistics.failed),
+            ("capped_batches", "Batches cut by the time limit", statistics.capped),
+            ("model_seconds", "Seconds spent running models", statistics.seconds),
+        ):
+            yield CounterMetricFamily(f"statestream_{name}", text, value=value)
+        yield GaugeMetricFamily("statestream_queued_chunks", "Chunks that wait or run", value=engine.queued)
+        yield GaugeMetricFamily(
+            "statestream_queued_bytes", "Bytes of chunks that wait or run", value=engine.queued_bytes
+        )
+        yield GaugeMetricFamily("statestream_streams", "Connected streams", value=len(self._server.peers))
+        failures = self._server.saver.failures
+        yield GaugeMetricFamily("statestream_store_failures", "Failed saves since the last good one", value=failures)
+        sessions = GaugeMetricFamily("statestream_sessions", "Sessions in memory", labels=["model", "version"])
+        dirty = GaugeMetricFamily(
+            "statestream_dirty_sessions", "Sessions the store is behind of", labels=["model", "version"]
+        )
+        for served in self._server.registry:
+            if served.table is not None:
+                labels = [served.model.name, str(served.model.version)]
+                sessions.add_metric(labels, served.table.sessions)
+                dirty.add_metric(labels, int(served.table.dirty.sum()))
+        yield sessions
+        yield dirty

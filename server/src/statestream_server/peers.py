@@ -1,0 +1,80 @@
+"""Who has which row: the streams that are connected, and what they are told unasked."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import numpy as np
+
+from statestream import errors
+from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.table import UNBOUND, Table
+
+
+class Peer(Protocol):
+    """A connected stream."""
+
+    def lost(self, handle: int, error: errors.StatestreamError) -> None:
+        """A session left the stream."""
+
+    def durable(self, handles: Array, positions: Positions) -> None:
+        """Positions became durable."""
+
+
+class Peers:
+    """The connected streams by their number."""
+
+    def __init__(self) -> None:
+        """Nobody is connected."""
+        self._peers: dict[int, Peer] = {}
+        self._numbers = itertools.count(UNBOUND + 1)
+        self._bindings = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def join(self, peer: Peer) -> int:
+        """Takes a stream in; its number is the `owner` of its rows."""
+        number = next(self._numbers)
+        self._peers[number] = peer
+        return number
+
+    def leave(self, number: int, tables: list[Table]) -> None:
+        """A stream ended: its rows are nobody's, and stay."""
+        del self._peers[number]
+        for table in tables:
+            rows = np.flatnonzero(table.owner == number)
+            table.owner[rows], table.binding[rows] = UNBOUND, 0
+
+    def bind(self, table: Table, rows: Ints, owner: int, handles: Array) -> Ints:
+        """Gives rows to a stream (or to nobody); whoever had them hears that they moved.
+
+        Returns:
+            The new bindings [n].
+        """
+        self.evict(
+            table,
+            rows[table.owner[rows] != owner],
+            errors.SessionMoved("a newer writer opened the session; open it again only if you mean to take it back"),
+        )
+        bindings = np.fromiter((next(self._bindings) for _ in range(len(rows))), np.int64, len(rows))
+        table.owner[rows], table.handle[rows], table.binding[rows] = owner, handles, bindings
+        return bindings
+
+    def evict(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
+        """Takes rows from whoever has them and says why."""
+        for row in rows[table.owner[rows] != UNBOUND].tolist():
+            peer = self._peers.get(int(table.owner[row]))
+            if peer is not None:
+                peer.lost(int(table.handle[row]), error)
+        table.owner[rows], table.binding[rows] = UNBOUND, 0
+
+    def durable(self, table: Table, rows: Ints) -> None:
+        """Tells the streams that rows became durable."""
+        owners = table.owner[rows]
+        for owner in np.unique(owners[owners != UNBOUND]).tolist():
+            mine = rows[owners == owner]
+            peer = self._peers.get(owner)
+            if peer is not None:
+                peer.durable(table.handle[mine], table.durable[mine])

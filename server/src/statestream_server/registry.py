@@ -1,0 +1,186 @@
+"""The models that are served: loading, finding and unloading versions. Reading the folder is repository.py's."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from statestream import errors
+from statestream.signature import numpy_dtype, step_shape
+from statestream_server import repository, runtime
+from statestream_server.engine import Engine
+from statestream_server.records import Layout
+from statestream_server.model import BatchPolicy, Model, ModelLoadError
+from statestream_server.saver import Saver
+from statestream_server.table import Table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Served:
+    """One version that is served: the model and, where it has memory, the table of its sessions."""
+
+    model: Model
+    table: Table | None
+
+
+class Registry:
+    """Loaded versions by model name, and those that failed."""
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        saver: Saver,
+        *,
+        device: str,
+        batch_policy: BatchPolicy,
+        max_sessions: int,
+    ) -> None:
+        """An empty registry over a models folder.
+
+        Args:
+            folder: MODELS_DIR.
+            engine: Runs the tables.
+            saver: Saves them.
+            device: Where models run.
+            batch_policy: What becomes of a model that is not batch-invariant.
+            max_sessions: The most sessions of one version.
+        """
+        self._folder = folder
+        self._engine = engine
+        self._saver = saver
+        self._device = device
+        self._batch_policy = batch_policy
+        self._max_sessions = max_sessions
+        self._served: dict[str, dict[int, Served]] = {}
+        self.failures: dict[tuple[str, int], str] = {}
+        """Why versions do not serve, by name and version."""
+
+    def load_all(self) -> None:
+        """Loads the highest version of every model in the folder; what fails is kept in `failures`.
+
+        Older versions load when a session that is pinned to one, or a caller, asks for them.
+        """
+        newest: dict[str, int] = {}
+        for name, version, _ in repository.scan(self._folder):
+            newest[name] = max(version, newest.get(name, version))
+        for name, version in newest.items():
+            try:
+                self.load(name, version)
+            except errors.StatestreamError as error:
+                log.error("%s", error.message)
+
+    def load(self, name: str, version: int = 0) -> Served:
+        """Loads a version, 0 for the highest in the folder; loading a loaded one reads nothing anew.
+
+        Raises:
+            ModelNotFound: There is no such folder.
+            Unsupported: The file cannot be served; the message says why.
+        """
+        found = {v: folder for n, v, folder in repository.scan(self._folder) if n == name}
+        wanted = version or max(found, default=0)
+        loaded = self._served.get(name, {}).get(wanted)
+        if loaded is not None:
+            return loaded
+        if wanted not in found:
+            raise self._unknown(name, version)
+        try:
+            model = repository.load(name, wanted, found[wanted], device=self._device, batch_policy=self._batch_policy)
+        except ModelLoadError as error:
+            self.failures[name, wanted] = str(error)
+            raise errors.Unsupported(str(error)) from error
+        self.failures.pop((name, wanted), None)
+        served = Served(model, self._table(model))
+        self._served.setdefault(name, {})[wanted] = served
+        log.info("serving %s version %d (%s), digest %s", name, wanted, model.kind, model.digest[:12])
+        return served
+
+    def unload(self, name: str, version: int = 0) -> None:
+        """Unloads a version, 0 for every one.
+
+        Raises:
+            ModelNotFound: It is not loaded.
+            ModelInUse: It has sessions in memory.
+        """
+        versions = [self.get(name, version).model.version] if version else list(self._versions(name))
+        for number in versions:
+            served = self._served[name][number]
+            if served.table is not None and (served.table.sessions or served.table.lane.queued):
+                raise errors.ModelInUse(
+                    f"{name!r} version {number} has {served.table.sessions} sessions in memory; close them first",
+                    metadata={"sessions": str(served.table.sessions)},
+                )
+        for number in versions:
+            served = self._served[name].pop(number)
+            for graph in (served.model.graph, served.model.encoder):
+                if graph is not None:
+                    self._engine.forget(graph)
+            if served.table is not None:
+                self._engine.remove(served.table)
+                self._saver.remove(served.table)
+        if not self._served[name]:
+            del self._served[name]
+
+    def get(self, name: str, version: int = 0) -> Served:
+        """A loaded version, 0 for the highest loaded one.
+
+        Raises:
+            ModelNotFound: The name, or the version, is not served.
+        """
+        versions = self._versions(name)
+        number = version or max(versions)
+        if number not in versions:
+            raise self._unknown(name, version)
+        return versions[number]
+
+    def is_default(self, model: Model) -> bool:
+        """Whether it is the version that serves when none is asked for."""
+        return model.version == max(self._served[model.name])
+
+    def tables(self, name: str) -> list[Table]:
+        """The tables of all loaded versions of a model.
+
+        Raises:
+            ModelNotFound: The name is not served.
+        """
+        return [served.table for served in self._versions(name).values() if served.table is not None]
+
+    def __iter__(self) -> Iterator[Served]:
+        """All loaded versions, by name, then version."""
+        for name in sorted(self._served):
+            for version in sorted(self._served[name]):
+                yield self._served[name][version]
+
+    def _versions(self, name: str) -> dict[int, Served]:
+        versions = self._served.get(name)
+        if not versions:
+            raise self._unknown(name, 0)
+        return versions
+
+    def _unknown(self, name: str, version: int) -> errors.ModelNotFound:
+        failure = next((text for (n, v), text in self.failures.items() if n == name and version in (0, v)), None)
+        if failure is not None:
+            return errors.ModelNotFound(f"model {name!r} is there but does not load: {failure}")
+        if name in self._served:
+            have = ", ".join(str(number) for number in sorted(self._served[name]))
+            return errors.ModelNotFound(f"model {name!r} has no version {version}; loaded: {have}")
+        have = ", ".join(sorted(self._served)) or "none"
+        return errors.ModelNotFound(f"no model {name!r} is served; served: {have}")
+
+    def _table(self, model: Model) -> Table | None:
+        if model.rows is None:
+            return None
+        table = Table(model, model.rows, max_rows=self._max_sessions)
+        self._engine.add(table)
+        outputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
+        fingerprint = hashlib.blake2b(runtime.fingerprint(model.providers).encode(), digest_size=8).digest()
+        layout = Layout(
+            bytes.fromhex(model.digest)[:16], int.from_bytes(fingerprint, "little"), model.rows.columns, outputs
+        )
+        self._saver.add(table, layout)
+        return table

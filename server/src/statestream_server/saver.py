@@ -1,0 +1,238 @@
+"""The saver: writes dirty rows to the store, and lets replies out when the mode allows it.
+
+In mode `none` nothing is written; in `interval` a checkpoint runs every so often; in `sync` a reply waits
+until the record that holds it is written. A capture takes state, position and replies of one instant,
+between two batches; the write itself happens beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from statestream import errors
+from statestream_server import records
+from statestream_server.arrays import Ints, Positions
+from statestream_server.engine import Engine
+from statestream_server.records import Layout
+from statestream_server.settings import Durability
+from statestream_server.stores.base import Record, Store
+from statestream_server.table import Table
+
+log = logging.getLogger(__name__)
+
+Release = Callable[[], None]
+Rows = Callable[[Table, Ints], None]
+
+_SLICE = 4096
+"""Rows captured at a time, so that a checkpoint of many holds the loop up only briefly."""
+_BACKOFF_SECONDS = 0.2
+"""How long the saver waits after the store did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Capture:
+    """Rows as they were at one instant."""
+
+    rows: Ints
+    serials: Ints
+    positions: Positions
+    records: list[Record]
+
+
+class Saver:
+    """Keeps the store up to date with the tables."""
+
+    def __init__(
+        self, store: Store, engine: Engine, mode: Durability, interval: float, *, on_durable: Rows, on_fenced: Rows
+    ) -> None:
+        """A saver that is not started.
+
+        Args:
+            store: Where records go.
+            engine: Whose batches must not run while rows are captured.
+            mode: When replies may leave.
+            interval: Seconds between checkpoints in interval mode.
+            on_durable: Hears of rows whose durable position rose; in sync mode the replies tell it.
+            on_fenced: Hears of rows whose record a newer owner has.
+        """
+        self.mode = mode
+        self.failures = 0
+        """Writes that the store refused, since the last one that went well."""
+        self._store = store
+        self._engine = engine
+        self._interval = interval
+        self._on_durable = on_durable
+        self._on_fenced = on_fenced
+        self._layouts: dict[int, tuple[Table, Layout]] = {}
+        self._waiting: list[Release] = []
+        self._releasing = False
+        self._wanted = asyncio.Event()
+        self._cycle: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to save."""
+        if self.mode != Durability.NONE:
+            self._task = asyncio.create_task(self._run(), name="saver")
+
+    async def close(self) -> None:
+        """Saves what is dirty, then stops.
+
+        Raises:
+            StoreUnavailable: The last save failed; what it should have written is lost with the process.
+        """
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        await self._save()
+        self._let_go()
+
+    def add(self, table: Table, layout: Layout) -> None:
+        """Watches a table."""
+        self._layouts[id(table)] = (table, layout)
+
+    def remove(self, table: Table) -> None:
+        """Watches it no longer."""
+        del self._layouts[id(table)]
+
+    def layout(self, table: Table) -> Layout:
+        """What a table's records look like."""
+        return self._layouts[id(table)][1]
+
+    def committed(self, table: Table, rows: Ints, release: Release) -> None:
+        """Notes that rows changed; calls `release` when the reply may leave."""
+        table.dirty[rows] = True
+        self.release(table, release)
+
+    def release(self, table: Table, release: Release) -> None:
+        """Calls `release` when everything applied so far may be answered."""
+        if self.mode == Durability.SYNC:
+            self._waiting.append(release)
+            self._wanted.set()
+        else:
+            release()
+
+    async def released(self) -> None:
+        """Returns when every reply that was given to `release` so far has left."""
+        while self._waiting or self._releasing:
+            self._wanted.set()
+            if self._cycle is None:
+                self._cycle = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.shield(self._cycle)
+            except errors.StoreUnavailable:
+                continue
+
+    async def flush(self, table: Table, rows: Ints) -> None:
+        """Returns when everything applied to `rows` so far is durable; at once in mode `none`.
+
+        Raises:
+            StoreUnavailable: The store cannot be written; the rows stay dirty and will be tried again.
+        """
+        if self.mode == Durability.NONE:
+            return
+        serials, targets = table.serial[rows].copy(), table.position[rows].copy()
+        while ((table.serial[rows] == serials) & (table.dirty[rows] | (table.durable[rows] < targets))).any():
+            self._wanted.set()
+            if self._cycle is None:
+                self._cycle = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._cycle)
+
+    async def _run(self) -> None:
+        while True:
+            timeout = None if self.mode == Durability.SYNC else self._interval
+            try:
+                await asyncio.wait_for(self._wanted.wait(), timeout)
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+            cycle, self._cycle = self._cycle, None
+            waiting, self._waiting = self._waiting, []
+            self._releasing = bool(waiting)
+            try:
+                await self._save()
+            except errors.StoreUnavailable as error:
+                self.failures += 1
+                if self.failures == 1:
+                    log.error("the store cannot be written, sessions go on without it: %s", error)
+                self._waiting = waiting + self._waiting
+                self._wanted.set()
+                if cycle is not None:
+                    cycle.set_exception(error)
+                    cycle.exception()
+                await asyncio.sleep(_BACKOFF_SECONDS)
+                continue
+            if self.failures:
+                log.info("the store can be written again, after %d failures", self.failures)
+                self.failures = 0
+            for release in waiting:
+                release()
+            self._releasing = False
+            if cycle is not None:
+                cycle.set_result(None)
+
+    def _let_go(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for release in waiting:
+            release()
+
+    async def _save(self) -> None:
+        """Writes every row that is dirty now."""
+        for table, layout in list(self._layouts.values()):
+            dirty = np.flatnonzero(table.dirty)
+            for start in range(0, len(dirty), _SLICE):
+                async with self._engine.still():
+                    rows = dirty[start : start + _SLICE]
+                    capture = _capture(table, layout, rows[table.dirty[rows]])
+                    table.dirty[capture.rows] = False
+                try:
+                    saved = await self._store.save(capture.records)
+                except BaseException:
+                    same = table.serial[capture.rows] == capture.serials
+                    table.dirty[capture.rows[same]] = True
+                    raise
+                self._settle(table, capture, np.asarray(saved, np.bool_))
+
+    def _settle(self, table: Table, capture: _Capture, saved: np.ndarray) -> None:
+        rows = capture.rows
+        epochs = np.asarray([record.epoch for record in capture.records], np.uint64)
+        same = table.serial[rows] == capture.serials
+        # A row that was claimed anew meanwhile has another epoch: what this save did is not about it.
+        current = same & (table.epoch[rows] == epochs)
+        kept = rows[current & saved]
+        table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
+        fenced = current & ~saved & ~table.claiming[rows]
+        table.dirty[rows[same & ~saved & ~fenced]] = True
+        if len(kept) and self.mode == Durability.INTERVAL:
+            self._on_durable(table, kept)
+        if fenced.any():
+            self._on_fenced(table, rows[fenced])
+
+
+def _capture(table: Table, layout: Layout, rows: Ints) -> _Capture:
+    positions = table.position[rows].copy()
+    blobs = records.encode(layout, table.rows.read(rows), table.acked[rows], table.request[rows], table.replies, rows)
+    version = table.model.version
+    columns = zip(
+        [table.keys[row] for row in rows.tolist()],
+        table.epoch[rows].tolist(),
+        positions.tolist(),
+        table.writer[rows].tolist(),
+        table.incarnation[rows].tolist(),
+        table.ephemeral[rows].tolist(),
+        blobs,
+        strict=True,
+    )
+    captured = [
+        Record(key, version, epoch, position, writer, incarnation, ephemeral, blob)
+        for key, epoch, position, writer, incarnation, ephemeral, blob in columns
+        if key is not None
+    ]
+    return _Capture(rows, table.serial[rows].copy(), positions, captured)

@@ -1,0 +1,64 @@
+"""Which batch runs next: classes by share, then the group whose head waits longest. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+from statestream_server.lane import Priority
+
+SHARES: Final[Mapping[Priority, int]] = {Priority.LIVE: 16, Priority.GENERATE: 4, Priority.FORECAST: 1}
+"""What each class is guaranteed of the engine's time, in proportion, while all of them have work."""
+
+
+class Queue(Protocol):
+    """What the scheduler asks of a lane."""
+
+    def oldest(self, priority: Priority) -> tuple[int, int] | None:
+        """The age and the slice of the group of this class whose head waits longest."""
+
+
+Q = TypeVar("Q", bound=Queue)
+
+
+class Choice(NamedTuple, Generic[Q]):
+    """What runs next."""
+
+    queue: Q
+    priority: Priority
+    steps: int
+
+
+class Scheduler:
+    """Stride scheduling between classes, oldest head first within one.
+
+    Each class has a virtual time that advances by the seconds it used over its share; the class that is
+    furthest behind runs. A class that had nothing to do does not save its share up. (Waldspurger and
+    Weihl, "Stride scheduling", 1995.)
+    """
+
+    def __init__(self) -> None:
+        """Nothing ran yet."""
+        self._virtual = dict.fromkeys(Priority, 0.0)
+        self._now = 0.0
+
+    def choose(self, queues: Iterable[Q]) -> Choice[Q] | None:
+        """The queue, class and slice that run next, or None where nothing waits."""
+        heads: dict[Priority, tuple[int, int, Q]] = {}
+        for queue in queues:
+            for priority in Priority:
+                oldest = queue.oldest(priority)
+                if oldest is not None and (priority not in heads or oldest[0] < heads[priority][0]):
+                    heads[priority] = (*oldest, queue)
+        if not heads:
+            return None
+        for priority in heads:
+            self._virtual[priority] = max(self._virtual[priority], self._now)
+        chosen = min(heads, key=lambda priority: (self._virtual[priority], priority))
+        self._now = self._virtual[chosen]
+        _, steps, queue = heads[chosen]
+        return Choice(queue, chosen, steps)
+
+    def charge(self, priority: Priority, seconds: float) -> None:
+        """Notes how long the engine worked for a class."""
+        self._virtual[priority] += seconds / SHARES[priority]

@@ -1,0 +1,45 @@
+"""The server's rooms, wired together: what the gRPC edge calls. Starting and stopping is app.py's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from statestream_server.copies import Copies
+from statestream_server.drivers.forecast import Forecaster
+from statestream_server.drivers.generate import Generator
+from statestream_server.engine import Engine
+from statestream_server.intake import Intake
+from statestream_server.peers import Peers
+from statestream_server.registry import Registry
+from statestream_server.saver import Saver
+from statestream_server.sessions import Sessions
+from statestream_server.settings import Settings
+from statestream_server.stores.base import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server process.
+
+    Attributes:
+        id: A random name for this process.
+        writer: 16 bytes that stand for this process where callers name no writer.
+        fingerprint: Runtime, provider and processor, for people.
+        device: Where models run.
+    """
+
+    id: str
+    writer: bytes
+    fingerprint: str
+    device: str
+    settings: Settings
+    store: Store
+    engine: Engine
+    saver: Saver
+    peers: Peers
+    registry: Registry
+    sessions: Sessions
+    copies: Copies
+    intake: Intake
+    forecaster: Forecaster
+    generator: Generator

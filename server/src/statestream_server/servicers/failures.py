@@ -1,0 +1,66 @@
+"""How errors leave a unary call or a server stream: as google.rpc.Status with details."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from grpc_status import rpc_status
+
+from statestream import errors
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Servicer = TypeVar("Servicer")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+async def abort(context: Context, error: Exception) -> NoReturn:
+    """Ends the call with an error; one that is no StatestreamError is a fault of the server and is logged."""
+    if not isinstance(error, errors.StatestreamError):
+        log.exception("unexpected error", exc_info=error)
+        error = errors.InternalError("the server failed in a way it did not expect; its log has the details")
+    await context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
+
+
+def unary(
+    method: Callable[[Servicer, Request, Context], Awaitable[Response]],
+) -> Callable[[Servicer, Request, Context], Awaitable[Response]]:
+    """Decorates a unary handler: what it raises leaves as a status."""
+
+    @functools.wraps(method)
+    async def handler(self: Servicer, request: Request, context: Context) -> Response:
+        try:
+            return await method(self, request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, error)
+
+    return handler
+
+
+def server_stream(
+    method: Callable[[Servicer, Request, Context], AsyncIterator[Response]],
+) -> Callable[[Servicer, Request, Context], Awaitable[None]]:
+    """Decorates an async generator: its items are written, it is closed whatever happens, errors become a status."""
+
+    @functools.wraps(method)
+    async def handler(self: Servicer, request: Request, context: Context) -> None:
+        responses = method(self, request, context)
+        try:
+            async for response in responses:
+                await context.write(response)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, error)
+        finally:
+            await responses.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
+
+    return handler

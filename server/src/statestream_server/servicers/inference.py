@@ -1,0 +1,197 @@
+"""InferenceService: the calls that run models. Streams are stream.py's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+
+from statestream import errors
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import inference_pb2_grpc as grpc_stubs
+from statestream_server import digests
+from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.intake import Chunks
+from statestream_server.server import Server
+from statestream_server.servicers import wire
+from statestream_server.servicers.failures import Context, abort, server_stream, unary
+from statestream_server.servicers.stream import Stream
+from statestream_server.stores.base import Mode
+from statestream_server.table import UNBOUND, Table
+
+
+class InferenceServicer(grpc_stubs.InferenceServiceServicer):
+    """Predict, Stream, Step, Forecast and Generate."""
+
+    def __init__(self, server: Server, streams: set[Stream]) -> None:
+        """Connected streams are kept in `streams`, so that a drain can tell them."""
+        self._server = server
+        self._streams = streams
+
+    @unary
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        """Runs a model without memory."""
+        model = self._server.registry.get(request.model, request.version).model
+        if model.graph is None:
+            verb = "open a session" if model.kind == "session" else "call generate"
+            raise errors.Unsupported(f"model {model.name!r} has memory; {verb} instead")
+        signature = model.signature
+        inputs = wire.graph_inputs(signature.inputs, request.inputs)
+        wanted = _wanted([spec.name for spec in signature.outputs], request.outputs)
+        batched = all(spec.HasField("batch_axis") for spec in [*signature.inputs, *signature.outputs])
+        axes = [spec.batch_axis for spec in signature.inputs] if batched else []
+        output_axes = [spec.batch_axis for spec in signature.outputs] if batched else []
+        outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes)
+        answer = wire.tensors(signature.outputs, outputs)
+        return pb.PredictResponse(version=model.version, outputs=[answer[index] for index in wanted])
+
+    async def Stream(self, _unused: object, context: Context) -> None:
+        """Serves one stream until its client half-closes or goes away."""
+        stream = Stream(self._server, context)
+        self._streams.add(stream)
+        try:
+            await stream.serve()
+        except Exception as error:
+            await abort(context, error)
+        finally:
+            self._streams.discard(stream)
+
+    @unary
+    async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
+        """Applies one chunk to one session."""
+        table, row = await self._open(request)
+        rows = np.asarray([row])
+        steps = _common_length(request.inputs)
+        limit = self._server.settings.limits.max_chunk_steps
+        if not 1 <= steps <= limit:
+            raise errors.BadFrame(f"the chunk has {steps} steps; expected 1 to {limit}", metadata={"field": "inputs"})
+        inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, steps)
+        request_id = digests.of_text(request.request_id) if request.request_id else 0
+        serial = int(table.serial[row])
+        await self._server.engine.settled(table, rows)
+        if int(table.serial[row]) != serial:
+            raise errors.SessionNotFound(f"session {request.session_id!r} was closed meanwhile")
+        start = self._start(request, table, row, request_id)
+        # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
+        acked = max(request.acked_position, start)
+        answer = _Answer()
+        chunks = Chunks(
+            table,
+            rows,
+            np.zeros(1, np.uint32),
+            np.asarray([start], np.uint64),
+            np.asarray([acked], np.uint64),
+            np.asarray([steps]),
+            inputs,
+            request_id,
+        )
+        self._server.intake.accept(chunks, answer)
+        outputs = await answer.outputs
+        return pb.StepResponse(
+            position=start + steps,
+            durable_position=int(table.durable[row]),
+            epoch=int(table.epoch[row]),
+            version=table.model.version,
+            outputs=wire.tensors(table.model.signature.outputs, outputs),
+        )
+
+    @server_stream
+    async def Forecast(self, request: pb.ForecastRequest, context: Context) -> AsyncIterator[pb.ForecastResponse]:
+        """Forecasts from a session or from histories, one message a step."""
+        limit = self._server.settings.limits.max_horizon
+        if not 1 <= request.horizon <= limit:
+            raise errors.BadFrame(f"horizon is {request.horizon}; expected 1 to {limit}", metadata={"field": "horizon"})
+        source = request.WhichOneof("source")
+        if source == "session_id":
+            table, row = await self._resident(request.model, request.session_id)
+            steps = self._server.forecaster.from_session(table, row, request.horizon)
+        elif source == "history":
+            table = self._server.sessions.table(request.model, request.version)
+            specs = table.model.signature.inputs
+            history = wire.inputs_with_axes(specs, request.history.inputs, (-1, -1), "series, then steps,")
+            if len({array.shape[:2] for array in history}) > 1:
+                raise errors.BadTensor("the inputs differ in series or steps", metadata={"field": "history"})
+            steps = self._server.forecaster.from_history(table, history, request.horizon)
+        else:
+            raise errors.BadFrame(
+                "a forecast starts from session_id or history; neither came", metadata={"field": "source"}
+            )
+        names = [feedback.output for feedback in table.model.signature.feedback]
+        offset = 0
+        try:
+            async for outputs in steps:
+                named = [wire.tensor(name, array) for name, array in zip(names, outputs, strict=True)]
+                yield pb.ForecastResponse(offset=offset, outputs=named)
+                offset += 1
+        finally:
+            await steps.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
+
+    @server_stream
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        """Decodes a text, one message a token."""
+        served = self._server.registry.get(request.model, request.version)
+        if served.model.kind != "generate" or served.table is None:
+            raise errors.Unsupported(f"model {request.model!r} is no encoder-decoder; it cannot generate")
+        tokens = self._server.generator.generate(served.model, served.table, request.text, request.max_tokens)
+        try:
+            async for token in tokens:
+                yield pb.GenerateResponse(text=token.text, token=token.number, log_probability=token.log_probability)
+        finally:
+            await tokens.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
+
+    async def _open(self, request: pb.StepRequest) -> tuple[Table, int]:
+        """The session of a unary call: the row where callers without a stream have it, else claimed anew."""
+        mode = Mode(request.mode or pb.OPEN_MODE_EITHER)
+        where = self._server.sessions.find(request.model, request.session_id)
+        if where is not None and mode in (Mode.EITHER, Mode.RESUME) and int(where[0].owner[where[1]]) == UNBOUND:
+            return where
+        return await self._claim(request.model, request.version, request.session_id, mode)
+
+    async def _resident(self, model: str, session: str) -> tuple[Table, int]:
+        """A session's row; one that is only stored is brought back."""
+        where = self._server.sessions.find(model, session)
+        return where if where is not None else await self._claim(model, 0, session, Mode.RESUME)
+
+    async def _claim(self, model: str, version: int, session: str, mode: Mode) -> tuple[Table, int]:
+        opened = await self._server.sessions.open_one(model, version, session, mode, self._server.writer)
+        return opened.table, int(opened.rows[0])
+
+    def _start(self, request: pb.StepRequest, table: Table, row: int, request_id: int) -> int:
+        if request.HasField("position"):
+            return request.position
+        position = int(table.position[row])
+        kept = table.replies.replies(row)
+        repeated = request_id and int(table.request[row]) == request_id and kept
+        return kept[-1].start if repeated else position
+
+
+class _Answer:
+    """Takes the reply to a unary call."""
+
+    def __init__(self) -> None:
+        self.outputs: asyncio.Future[Sequence[Array]] = asyncio.get_running_loop().create_future()
+
+    def results(
+        self, table: Table, handles: Array, rows: Ints, starts: Positions, steps: Ints, outputs: Sequence[Array]
+    ) -> None:
+        if not self.outputs.done():
+            self.outputs.set_result(outputs)
+
+    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
+        if not self.outputs.done():
+            self.outputs.set_exception(error)
+
+
+def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:
+    unknown = [name for name in asked if name not in names]
+    if unknown:
+        raise errors.BadTensor(
+            f"output {unknown[0]!r} does not exist; the model has {', '.join(names)}", metadata={"field": "outputs"}
+        )
+    return [names.index(name) for name in asked] or list(range(len(names)))
+
+
+def _common_length(tensors: Sequence[object]) -> int:
+    shape = getattr(tensors[0], "shape", ()) if tensors else ()
+    return int(shape[0]) if len(shape) else 0

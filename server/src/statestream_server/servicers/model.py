@@ -1,0 +1,66 @@
+"""ModelService: what is served; loading and unloading versions."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from statestream.v1 import model_pb2 as pb
+from statestream.v1 import model_pb2_grpc as grpc_stubs
+from statestream_server.model import Kind
+from statestream_server.registry import Registry, Served
+from statestream_server.server import Server
+from statestream_server.servicers.failures import Context, unary
+
+_KINDS: Final = {
+    Kind.PREDICT: pb.MODEL_KIND_PREDICT,
+    Kind.SESSION: pb.MODEL_KIND_SESSION,
+    Kind.GENERATE: pb.MODEL_KIND_GENERATE,
+}
+
+
+class ModelServicer(grpc_stubs.ModelServiceServicer):
+    """Lists, describes, loads and unloads models."""
+
+    def __init__(self, server: Server) -> None:
+        """Calls go to the server's registry."""
+        self._registry: Registry = server.registry
+
+    @unary
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """Lists loaded versions, and those that failed."""
+        models = [self._message(served) for served in self._registry]
+        failed = [
+            pb.Model(name=name, version=version, error=reason)
+            for (name, version), reason in self._registry.failures.items()
+        ]
+        return pb.ListModelsResponse(models=sorted(models + failed, key=lambda model: (model.name, model.version)))
+
+    @unary
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        """Describes a model."""
+        return pb.GetModelResponse(model=self._message(self._registry.get(request.name, request.version)))
+
+    @unary
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
+        """Loads a version."""
+        return pb.LoadModelResponse(model=self._message(self._registry.load(request.name, request.version)))
+
+    @unary
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        """Unloads a version."""
+        self._registry.unload(request.name, request.version)
+        return pb.UnloadModelResponse()
+
+    def _message(self, served: Served) -> pb.Model:
+        model = served.model
+        return pb.Model(
+            name=model.name,
+            version=model.version,
+            is_default=self._registry.is_default(model),
+            kind=_KINDS[model.kind],
+            digest=model.digest,
+            signature=model.signature,
+            encoder_signature=model.encoder_signature,
+            batch_invariance=model.batch_invariance,
+            resident_sessions=served.table.sessions if served.table else 0,
+        )

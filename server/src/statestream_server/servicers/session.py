@@ -1,0 +1,126 @@
+"""SessionService: sessions as things to look at, copy, keep and delete."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+
+from statestream import errors
+from statestream.v1 import session_pb2 as pb
+from statestream.v1 import session_pb2_grpc as grpc_stubs
+from statestream_server.copies import Description
+from statestream_server.server import Server
+from statestream_server.servicers.failures import Context, unary
+from statestream_server.stores.base import Mode
+
+_DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
+
+
+class SessionServicer(grpc_stubs.SessionServiceServicer):
+    """Opens, describes, lists, forks, snapshots, restores, flushes and deletes sessions."""
+
+    def __init__(self, server: Server) -> None:
+        """Calls go to the server's rooms."""
+        self._server = server
+
+    @unary
+    async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
+        """Opens a session for callers of Step."""
+        mode = Mode(request.mode or Mode.EITHER)
+        server = self._server
+        opened = await server.sessions.open_one(request.model, request.version, request.session_id, mode, server.writer)
+        described = await self._server.copies.describe(request.model, request.session_id)
+        return pb.OpenSessionResponse(session=_message(described), created=bool(opened.created[0]))
+
+    @unary
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
+        """Describes a session."""
+        described = await self._server.copies.describe(request.model, request.session_id)
+        return pb.GetSessionResponse(session=_message(described))
+
+    @unary
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        """Lists sessions, a page at a time."""
+        if request.page_size > _LARGEST_PAGE:
+            raise errors.BadFrame(
+                f"page_size is {request.page_size}; expected at most {_LARGEST_PAGE}", metadata={"field": "page_size"}
+            )
+        size = request.page_size or _DEFAULT_PAGE
+        found = await self._server.copies.list(request.model, _read_token(request.page_token), size)
+        token = _write_token(found[-1]) if len(found) == size else ""
+        return pb.ListSessionsResponse(sessions=[_message(each) for each in found], next_page_token=token)
+
+    @unary
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
+        """Copies a session."""
+        made = await self._server.copies.fork(
+            request.model, request.session_id, request.fork_id, ephemeral=request.ephemeral
+        )
+        return pb.ForkSessionResponse(session=_message(made))
+
+    @unary
+    async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
+        """Reads a session out."""
+        data, position = await self._server.copies.snapshot(request.model, request.session_id)
+        return pb.SnapshotSessionResponse(snapshot=data, position=position)
+
+    @unary
+    async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:
+        """Makes a session of a snapshot."""
+        made = await self._server.copies.restore(request.model, request.session_id, request.snapshot, request.version)
+        return pb.RestoreSessionResponse(session=_message(made))
+
+    @unary
+    async def FlushSession(self, request: pb.FlushSessionRequest, context: Context) -> pb.FlushSessionResponse:
+        """Makes a session durable."""
+        where = self._server.sessions.find(request.model, request.session_id)
+        if where is not None:
+            table, rows = where[0], np.asarray([where[1]])
+            await self._server.engine.settled(table, rows)
+            await self._server.saver.flush(table, rows)
+        described = await self._server.copies.describe(request.model, request.session_id)
+        return pb.FlushSessionResponse(durable_position=described.durable)
+
+    @unary
+    async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
+        """Deletes a session."""
+        where = self._server.sessions.find(request.model, request.session_id)
+        if where is None:
+            server = self._server
+            opened = await server.sessions.open_one(request.model, 0, request.session_id, Mode.RESUME, server.writer)
+            where = opened.table, int(opened.rows[0])
+        await self._server.sessions.delete(where[0], np.asarray([where[1]]))
+        return pb.DeleteSessionResponse()
+
+
+def _message(described: Description) -> pb.Session:
+    message = pb.Session(
+        model=described.key.model,
+        version=described.version,
+        id=described.key.id,
+        position=described.position,
+        durable_position=described.durable,
+        epoch=described.epoch,
+        residence=pb.RESIDENCE_RESIDENT if described.resident else pb.RESIDENCE_STORED,
+        ephemeral=described.ephemeral,
+    )
+    message.last_used_time.FromNanoseconds(int(described.used * 1e9))
+    return message
+
+
+def _write_token(last: Description) -> str:
+    return base64.urlsafe_b64encode(json.dumps([last.key.model, last.key.id]).encode()).decode()
+
+
+def _read_token(token: str) -> tuple[str, str]:
+    if not token:
+        return "", ""
+    try:
+        model, session = json.loads(base64.urlsafe_b64decode(token))
+    except ValueError as error:
+        raise errors.BadFrame(
+            "page_token was not made by this service; start with the first page", metadata={"field": "page_token"}
+        ) from error
+    return str(model), str(session)

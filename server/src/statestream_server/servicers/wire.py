@@ -1,0 +1,143 @@
+"""Messages to arrays and back, checked against what was expected. Views, not copies, on the way in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from statestream import errors
+from statestream.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
+from statestream.v1.tensor_pb2 import RowError, Tensor
+from statestream_server.arrays import Array
+
+
+def column(data: bytes, dtype: str, count: int, field: str) -> Array:
+    """A column of a frame.
+
+    Raises:
+        BadFrame: It has not `count` items.
+    """
+    width = np.dtype(dtype).itemsize
+    if len(data) != count * width:
+        raise errors.BadFrame(f"{field} has {len(data)} bytes; expected {count} × {width}", metadata={"field": field})
+    return np.frombuffer(data, dtype)
+
+
+def optional_column(data: bytes, dtype: str, count: int, field: str) -> Array:
+    """A column that may be left out, which means zeros.
+
+    Raises:
+        BadFrame: It has neither 0 nor `count` items.
+    """
+    return column(data, dtype, count, field) if data else np.zeros(count, dtype)
+
+
+def array_of(tensor: Tensor) -> Array:
+    """A tensor's array, a read-only view.
+
+    Raises:
+        BadTensor: Its dtype is unknown or its bytes do not fit its shape.
+    """
+    if tensor.dtype not in DTYPES:
+        raise errors.BadTensor(
+            f"tensor {tensor.name!r} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}",
+            metadata={"field": tensor.name},
+        )
+    shape, dtype = tuple(tensor.shape), numpy_dtype(tensor.dtype)
+    count = 1
+    for size in shape:
+        count *= max(size, 0)
+    if min(shape, default=0) < 0 or count * dtype.itemsize != len(tensor.data):
+        raise errors.BadTensor(
+            f"tensor {tensor.name!r} has {len(tensor.data)} bytes; expected {count * dtype.itemsize} for"
+            f" {tensor.dtype}{list(shape)}",
+            metadata={"field": tensor.name},
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(shape)
+
+
+def named(tensors: Sequence[Tensor], names: Sequence[str], what: str) -> list[Array]:
+    """Tensors in the order of `names`, each exactly once.
+
+    Raises:
+        BadTensor: One is missing, unknown or there twice, or cannot be read.
+    """
+    given = {tensor.name: tensor for tensor in tensors}
+    if len(given) != len(tensors) or given.keys() != set(names):
+        came = ", ".join(tensor.name for tensor in tensors) or "none"
+        raise errors.BadTensor(f"{what} are {came}; expected {', '.join(names)}", metadata={"field": what})
+    return [array_of(given[name]) for name in names]
+
+
+def packed_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Tensor], steps: int) -> list[Array]:
+    """The inputs of chunks: one array [steps, ...one step] for every input of the signature.
+
+    Raises:
+        BadTensor: One has the wrong name, dtype or shape.
+    """
+    return inputs_with_axes(specs, tensors, (steps,), "steps")
+
+
+def inputs_with_axes(
+    specs: Sequence[TensorSpec], tensors: Sequence[Tensor], leading: tuple[int, ...], what: str
+) -> list[Array]:
+    """Inputs of shape [*leading, ...one step]; -1 in `leading` stands for any length of 1 or more.
+
+    Raises:
+        BadTensor: One has the wrong name, dtype or shape.
+    """
+    arrays = named(tensors, [spec.name for spec in specs], "inputs")
+    for spec, array in zip(specs, arrays, strict=True):
+        expected = (*leading, *step_shape(spec))
+        fits = len(array.shape) == len(expected) and all(
+            size == want or (want < 0 and size > 0) for size, want in zip(array.shape, expected, strict=True)
+        )
+        if array.dtype != numpy_dtype(spec.dtype) or not fits:
+            raise errors.BadTensor(
+                f"input {spec.name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}{list(expected)}"
+                f" ({what} first)",
+                metadata={"field": spec.name, "expected_shape": str(list(expected)), "expected_dtype": spec.dtype},
+            )
+    return arrays
+
+
+def graph_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> list[Array]:
+    """Inputs with the graph's own axes, one length along all batch axes.
+
+    Raises:
+        BadTensor: One has the wrong name, dtype or shape, or batch axes differ.
+    """
+    arrays = named(tensors, [spec.name for spec in specs], "inputs")
+    batches = {}
+    for spec, array in zip(specs, arrays, strict=True):
+        expected = list(spec.shape)
+        fits = len(array.shape) == len(expected) and all(
+            want < 0 or size == want for size, want in zip(array.shape, expected, strict=True)
+        )
+        if array.dtype != numpy_dtype(spec.dtype) or not fits:
+            raise errors.BadTensor(
+                f"input {spec.name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}{expected} (-1 is free)",
+                metadata={"field": spec.name, "expected_shape": str(expected), "expected_dtype": spec.dtype},
+            )
+        if spec.HasField("batch_axis"):
+            batches[spec.name] = array.shape[spec.batch_axis]
+    if len(set(batches.values())) > 1:
+        raise errors.BadTensor(f"batch sizes differ: {batches}; expected one", metadata={"field": "inputs"})
+    return arrays
+
+
+def tensor(name: str, array: Array) -> Tensor:
+    """An array as a tensor."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=little.tobytes())
+
+
+def tensors(specs: Iterable[TensorSpec], arrays: Iterable[Array]) -> list[Tensor]:
+    """One tensor for every output of the signature."""
+    return [tensor(spec.name, array) for spec, array in zip(specs, arrays, strict=True)]
+
+
+def row_error(handle: int, position: int, error: errors.StatestreamError) -> RowError:
+    """An error that concerns one session of a frame."""
+    return RowError(handle=handle, position=position, status=errors.to_status(error))

@@ -1,0 +1,62 @@
+"""Limits and settings as small comparable values; where they come from is the command line's business."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from statestream_server.model import BatchPolicy
+
+
+class Durability(enum.IntEnum):
+    """How steps become durable; numbers as on the wire."""
+
+    NONE = 1
+    INTERVAL = 2
+    SYNC = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server takes."""
+
+    max_chunk_steps: int = 256
+    max_message_bytes: int = 16 << 20
+    max_unacknowledged_chunks: int = 256
+    max_sessions: int = 1_000_000
+    max_queued_bytes: int = 256 << 20
+    max_horizon: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one server process runs.
+
+    Attributes:
+        models: The models folder.
+        host: The address that gRPC and HTTP listen on.
+        port: gRPC; 0 for any free one.
+        http_port: Metrics; 0 for any free one, None for none.
+        store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
+        durability: How steps become durable.
+        checkpoint_interval: Seconds between checkpoints in interval mode.
+        device: Where models run: auto, cpu, cuda or cuda:N.
+        batch_policy: What becomes of a model that is not batch-invariant: pad, warn or serialise.
+        drain_grace: Seconds that a stop may take at most.
+        ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
+        limits: What the server takes.
+    """
+
+    models: Path
+    host: str = "0.0.0.0"
+    port: int = 8001
+    http_port: int | None = 8002
+    store: str = "sqlite"
+    durability: Durability = Durability.INTERVAL
+    checkpoint_interval: float = 1.0
+    device: str = "auto"
+    batch_policy: BatchPolicy = BatchPolicy.PAD
+    drain_grace: float = 10.0
+    ephemeral_retention: float = 300.0
+    limits: Limits = field(default_factory=Limits)

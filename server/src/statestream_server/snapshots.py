@@ -1,0 +1,105 @@
+"""Snapshots: a session as a safetensors file that its owner may keep. docs/snapshots.md describes the format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import deserialize as read_safetensors
+from safetensors.numpy import save as write_safetensors
+
+from statestream import errors
+from statestream_server.arrays import Array
+from statestream_server.rows import Column
+
+_FORMAT: Final = "statestream-snapshot-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A session that was written out.
+
+    Attributes:
+        model: The model's name; for people, a restore may use another.
+        digest: The model's digest.
+        position: Steps applied.
+        values: One array for every column of the slab, without the row axis.
+    """
+
+    model: str
+    digest: str
+    position: int
+    values: Sequence[Array]
+
+
+def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
+    """Writes a snapshot."""
+    tensors = {column.name: np.ascontiguousarray(value) for column, value in zip(columns, snapshot.values, strict=True)}
+    metadata = {
+        "format": _FORMAT,
+        "model": snapshot.model,
+        "digest": snapshot.digest,
+        "position": str(snapshot.position),
+        "checksum": _checksum(tensors),
+    }
+    return bytes(write_safetensors(tensors, metadata))
+
+
+def loads(data: bytes, columns: Sequence[Column], digest: str) -> Snapshot:
+    """Reads a snapshot for the model of that digest.
+
+    Raises:
+        SnapshotInvalid: It is damaged, or no snapshot.
+        ModelChanged: It is of another model.
+    """
+    metadata = read_metadata(data)
+    if metadata["digest"] != digest:
+        raise errors.ModelChanged(
+            f"the snapshot is of a model with digest {metadata['digest'][:12]}…, this one has {digest[:12]}…; restore it"
+            " where that version is served"
+        )
+    try:
+        raw = dict(read_safetensors(data))
+        tensors = {
+            column.name: np.frombuffer(raw[column.name]["data"], column.dtype).reshape(column.shape)
+            for column in columns
+        }
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise errors.SnapshotInvalid(f"the snapshot is damaged: {error}") from error
+    if _checksum(tensors) != metadata["checksum"]:
+        raise errors.SnapshotInvalid("the snapshot is damaged: its checksum does not match")
+    position = int(metadata["position"])
+    return Snapshot(metadata["model"], digest, position, [tensors[column.name] for column in columns])
+
+
+def read_metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a snapshot: format, model, digest, position, checksum.
+
+    Raises:
+        SnapshotInvalid: It is damaged, or no snapshot.
+    """
+    length = int.from_bytes(data[:8], "little")
+    try:
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        complete = {"model", "digest", "position", "checksum"} <= metadata.keys() and metadata["position"].isdecimal()
+        known = metadata["format"] == _FORMAT
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.SnapshotInvalid(f"these {len(data)} bytes are no snapshot of a session") from error
+    if not known or not complete:
+        raise errors.SnapshotInvalid(
+            f"the snapshot is of format {metadata['format']!r}; this release reads {_FORMAT!r}"
+        )
+    return dict(metadata)
+
+
+def _checksum(tensors: dict[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,143 @@
+"""The table of one model version: its slab of states and, beside it, the columns of its sessions.
+
+A row is a session, or scratch: the shadow of a chunk in progress, the fork that a forecast runs on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from statestream import errors
+from statestream_server.arrays import Freelist, Ints, grown
+from statestream_server.lane import Lane
+from statestream_server.replies import ReplyWindow
+from statestream_server.model import Model
+from statestream_server.rows import FIRST_ROW, Rows
+from statestream_server.stores.base import Key
+
+UNBOUND = 0
+"""The owner of a row that no stream has."""
+
+_FIRST_CAPACITY = 1024
+_NUMBERS = ("position queued durable acked epoch incarnation request binding owner serial pending").split()
+
+
+class Table:
+    """Rows, columns, queue and reply window of one model version.
+
+    All columns have the length `capacity` and grow together, by doubling. Columns of a row that is not
+    allocated mean nothing.
+    """
+
+    def __init__(self, model: Model, rows: Rows, *, max_rows: int) -> None:
+        """An empty table that grows up to `max_rows` rows."""
+        self.model = model
+        self.rows = rows
+        self.max_rows = max_rows
+        self.lane = Lane(rows.max_slice)
+        self.replies = ReplyWindow()
+        self.capacity = 0
+        self.keys: list[Key | None] = []
+        """The session of each row; None for scratch and free rows."""
+        self.row_of: dict[str, int] = {}
+        """The row of each resident session, by its id."""
+        self.position = np.empty(0, np.uint64)
+        """Steps applied."""
+        self.queued = np.empty(0, np.uint64)
+        """Steps applied once everything accepted has run."""
+        self.durable = np.empty(0, np.uint64)
+        """Steps that survive a crash."""
+        self.acked = np.empty(0, np.uint64)
+        """Steps whose replies the caller has."""
+        self.epoch = np.empty(0, np.uint64)
+        self.incarnation = np.empty(0, np.uint64)
+        self.writer = np.empty(0, "V16")
+        self.request = np.empty(0, np.uint64)
+        """Digest of the last request id; 0 for none."""
+        self.binding = np.empty(0, np.int64)
+        """A number that no other claim of any row ever had; frames of older claims carry another."""
+        self.owner = np.empty(0, np.int64)
+        """The stream that has the session, or UNBOUND."""
+        self.handle = np.empty(0, np.uint32)
+        """The session's handle on that stream."""
+        self.ephemeral = np.empty(0, np.bool_)
+        self.dirty = np.empty(0, np.bool_)
+        """Whether the store lacks something of the row."""
+        self.claiming = np.empty(0, np.bool_)
+        """Whether a claim is on its way to the store: a save that is refused meanwhile says nothing."""
+        self.pending = np.empty(0, np.int64)
+        """Chunks accepted and not ended."""
+        self.serial = np.empty(0, np.int64)
+        """A number that no other use of any row of this table ever had."""
+        self.used = np.empty(0, np.float64)
+        """When it was last opened or stepped."""
+        self._free = Freelist(FIRST_ROW)
+        self._serials = 1
+
+    @property
+    def sessions(self) -> int:
+        """Resident sessions."""
+        return len(self.row_of)
+
+    def allocate(self, count: int, *, scratch: bool = False) -> Ints:
+        """Hands out rows; their state is undefined until it is reset, written or copied.
+
+        Args:
+            count: How many.
+            scratch: Shadows and forks: they may exceed `max_rows`, because work in progress needs them.
+
+        Raises:
+            TooManySessions: The table may not grow that far; then no row is handed out.
+        """
+        if not scratch and self.sessions + count > self.max_rows:
+            raise errors.TooManySessions(
+                f"{count} more sessions of {self.model.name!r} would make {self.sessions + count}; the limit is"
+                f" {self.max_rows}. Close some, or raise --max-sessions",
+                retry_after=1.0,
+            )
+        if count > len(self._free):
+            self._grow(max(_FIRST_CAPACITY, 2 * self.capacity, self.capacity + count))
+        rows = self._free.take(count)
+        self.serial[rows] = np.arange(self._serials, self._serials + count)
+        self._serials += count
+        return rows
+
+    def bind_key(self, row: int, key: Key) -> None:
+        """Makes a row the row of a session, with empty columns."""
+        self.keys[row] = key
+        self.row_of[key.id] = row
+
+    def release(self, rows: Ints) -> None:
+        """Takes rows back; their queue must be empty."""
+        self.replies.drop(rows)
+        self.owner[rows], self.binding[rows], self.dirty[rows] = UNBOUND, 0, False
+        for row in rows.tolist():
+            key = self.keys[row]
+            if key is not None:
+                del self.row_of[key.id]
+                self.keys[row] = None
+        self._free.give(rows)
+
+    def clear_columns(self, rows: Ints) -> None:
+        """Sets the columns of rows to those of a session at position 0; state and owner are not touched."""
+        self.replies.drop(rows)
+        for column in (self.position, self.queued, self.durable, self.acked, self.epoch, self.request):
+            column[rows] = 0
+        self.incarnation[rows], self.pending[rows] = 0, 0
+        self.dirty[rows], self.ephemeral[rows] = False, False
+
+    def _grow(self, capacity: int) -> None:
+        self.rows.grow(capacity)
+        self.lane.grow(capacity)
+        self.replies.grow(capacity)
+        self._free.grow(capacity)
+        for name in _NUMBERS:
+            setattr(self, name, grown(getattr(self, name), capacity, 0))
+        self.writer = grown(self.writer, capacity, np.void(bytes(16)))
+        self.handle = grown(self.handle, capacity, 0)
+        self.ephemeral = grown(self.ephemeral, capacity, False)
+        self.dirty = grown(self.dirty, capacity, False)
+        self.claiming = grown(self.claiming, capacity, False)
+        self.used = grown(self.used, capacity, 0.0)
+        self.keys.extend([None] * (capacity - len(self.keys)))
+        self.capacity = capacity
