@@ -1,0 +1,29 @@
+"""The client's protocol without I/O: sans-I/O core shared by the synchronous and the asyncio edge."""
+
+from statestream.core.controls import Kind
+from statestream.core.stream import StreamCore
+from statestream.core.table import Group, State, Table
+from statestream.core.tickets import (
+    ControlTicket,
+    Lane,
+    OpenTicket,
+    PartsTicket,
+    PoolTicket,
+    StepTicket,
+    Ticket,
+)
+
+__all__ = [
+    "ControlTicket",
+    "Group",
+    "Kind",
+    "Lane",
+    "OpenTicket",
+    "PartsTicket",
+    "PoolTicket",
+    "State",
+    "StepTicket",
+    "StreamCore",
+    "Table",
+    "Ticket",
+]

@@ -1,0 +1,104 @@
+"""The replay buffer: what was submitted and may have to be sent again, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from statestream.core.blocks import Block
+from statestream.core.table import Table
+
+
+class ReplayBuffer:
+    """Blocks in the order of submission: first those that are durable, then the others.
+
+    A block leaves once all its chunks are answered and durable (or, where the server keeps nothing
+    durable, answered) and `keep_seconds` have passed, or room is needed.
+    """
+
+    def __init__(self, table: Table, limit: int, keep_seconds: float) -> None:
+        self.limit = limit
+        self.keep_seconds = keep_seconds
+        self.ephemeral_server = False
+        self.bytes = 0
+        self._table = table
+        self._grace: deque[Block] = deque()
+        self._blocks: deque[Block] = deque()
+
+    def __iter__(self) -> Iterator[Block]:
+        yield from self._grace
+        yield from self._blocks
+
+    def __len__(self) -> int:
+        return len(self._grace) + len(self._blocks)
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes fit; anything fits into an empty buffer."""
+        return self.bytes + nbytes <= self.limit or self.bytes == 0
+
+    def add(self, block: Block) -> None:
+        """Keeps a block whose bytes are already counted in `bytes`."""
+        self._table.refs[block.handles] += 1
+        self._blocks.append(block)
+
+    def replace(self, blocks: list[Block]) -> None:
+        """Takes the given blocks in place of all there were; `refs` and `bytes` follow."""
+        refs = self._table.refs
+        for block in self:
+            refs[block.handles] -= 1
+            self.bytes -= block.nbytes
+        for block in blocks:
+            refs[block.handles] += 1
+            self.bytes += block.nbytes
+        self._grace.clear()
+        self._blocks = deque(blocks)
+
+    def advance(self, now: float) -> None:
+        """Lets go of what the oldest blocks no longer need; costs little where nothing changed."""
+        blocks, grace = self._blocks, self._grace
+        while blocks and self._releasable(blocks[0]):
+            block = blocks.popleft()
+            if self.keep_seconds and not self.ephemeral_server:
+                block.durable_at = now
+                grace.append(block)
+            else:
+                self._drop(block)
+        until = now - self.keep_seconds
+        while grace and (grace[0].durable_at <= until or self.bytes > self.limit // 2):
+            self._drop(grace.popleft())
+
+    def make_room(self, nbytes: int, *, lose: bool) -> bool:
+        """Drops whatever may be dropped; with `lose` also answered chunks that are not durable yet."""
+        while self._grace and not self.has_room(nbytes):
+            self._drop(self._grace.popleft())
+        if self.has_room(nbytes):
+            return True
+        kept: deque[Block] = deque()
+        for block in self._blocks:
+            if self._releasable(block) or (lose and _answered(block) and not self.has_room(nbytes)):
+                self._drop(block)
+            else:
+                kept.append(block)
+        self._blocks = kept
+        return self.has_room(nbytes)
+
+    def _releasable(self, block: Block) -> bool:
+        if not _answered(block):
+            return False
+        return self.ephemeral_server or bool((self._table.durable[block.handles] >= block.ends).all())
+
+    def _drop(self, block: Block) -> None:
+        table = self._table
+        self.bytes -= block.nbytes
+        table.refs[block.handles] -= 1
+        floors = table.floor[block.handles]
+        ends = block.ends
+        if block.dead is not None:
+            ends = ends.copy()
+            ends[block.dead] = 0
+        floors[floors < ends] = ends[floors < ends]
+        table.floor[block.handles] = floors
+
+
+def _answered(block: Block) -> bool:
+    return block.waiting is not None and not block.waiting.any()

@@ -1,0 +1,398 @@
+"""Chunks on their way: submitted, framed, in flight, sent again. What an answer means, `results` decides."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from statestream.core.blocks import Block, cut, gather, merge
+from statestream.core.buffer import ReplayBuffer
+from statestream.core.table import DURABLE_FOREVER, State, Table
+from statestream.core.tickets import Discard, Lane, PoolTicket, StepTicket
+from statestream.errors import SessionMoved, StatestreamError
+from statestream.wire import Ints, Mask
+
+FRAME_BYTES = 1 << 20
+"""Frames are cut at about this size."""
+
+
+class Chunks:
+    """Everything between a caller's step and its reply, for all sessions of a client."""
+
+    def __init__(self, table: Table, buffer: ReplayBuffer) -> None:
+        self.max_steps = 256
+        self.window = 64
+        self.max_bytes_in_flight = 16 << 20
+        self.lose_when_full = False
+        self.singles: dict[Lane, list[StepTicket]] = {}
+        self.unsent: list[Block] = []
+        self.in_flight: dict[int, Block] = {}
+        self.bytes_in_flight = 0
+        self.backlog: deque[StepTicket | PoolTicket] = deque()
+        self.holds: dict[int, float] = {}
+        self._table = table
+        self._buffer = buffer
+
+    # ── submission ─────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, ticket: StepTicket | PoolTicket) -> None:
+        """Takes a step; its position is fixed now, or once the replay buffer has room."""
+        if self.backlog or not self._buffer.has_room(ticket.nbytes):
+            self.backlog.append(ticket)
+            self.admit()
+        else:
+            self._admit(ticket)
+
+    def admit(self) -> bool:
+        """Lets waiting steps in as far as there is room; False where some still wait."""
+        buffer, backlog = self._buffer, self.backlog
+        while backlog:
+            need = backlog[0].nbytes
+            if not buffer.has_room(need) and not buffer.make_room(need, lose=self.lose_when_full):
+                return False
+            self._admit(backlog.popleft())
+        return True
+
+    def cancel(self, ticket: StepTicket) -> None:
+        """Drops a chunk that is not framed and has nothing behind it; any other stays and runs unheard."""
+        ticket.notify = None
+        if ticket.done or ticket.framed:
+            return
+        if ticket.start < 0:
+            if ticket in self.backlog:
+                self.backlog.remove(ticket)
+            return
+        table, handle = self._table, ticket.handle
+        if table.next[handle] == ticket.start + ticket.steps:
+            self.singles[ticket.lane].remove(ticket)
+            table.next[handle] = ticket.start
+            self._buffer.bytes -= ticket.nbytes
+
+    def _admit(self, ticket: StepTicket | PoolTicket) -> None:
+        table = self._table
+        if isinstance(ticket, PoolTicket):
+            self._admit_pool(ticket)
+            return
+        handle = ticket.handle
+        if table.failures and handle in table.failures:
+            ticket.finish(error=again(table.failures[handle]))
+            return
+        start = int(table.next[handle])
+        ticket.start = start
+        table.next[handle] = start + ticket.steps
+        self._buffer.bytes += ticket.nbytes
+        waiting = self.singles.get(ticket.lane)
+        if waiting is None:
+            self.singles[ticket.lane] = [ticket]
+        else:
+            waiting.append(ticket)
+
+    def _admit_pool(self, ticket: PoolTicket) -> None:
+        table, buffer = self._table, self._buffer
+        starts = table.next[ticket.handles]
+        blocks = cut(ticket, starts, self.max_steps, FRAME_BYTES)
+        if table.failures:
+            failed = table.state[ticket.handles] == State.FAILED
+            if failed.any():
+                for row in np.flatnonzero(failed).tolist():
+                    ticket.errors[row] = again(table.failures[int(ticket.handles[row])])
+                kept = [(block, table.state[block.handles] != State.FAILED) for block in blocks]
+                blocks = [block if ok.all() else block.take(np.flatnonzero(ok)) for block, ok in kept if ok.any()]
+        ticket.left = sum(len(block) for block in blocks)
+        if not blocks:
+            ticket.finish(ticket.value)
+            return
+        for block in blocks:
+            # Rounds of one session come in order, so the last one leaves the end of the sequence.
+            table.next[block.handles] = block.ends
+            buffer.bytes += block.nbytes
+            buffer.add(block)
+        self.unsent.extend(blocks)
+
+    # ── sending ────────────────────────────────────────────────────────────────────────────────
+
+    def fill(self, now: float) -> list[Block]:
+        """Blocks that may leave now, marked as sent; their frames are still to be numbered with `sent`."""
+        if self.holds:
+            self._release_holds(now)
+        if self.backlog:
+            self.admit()
+        ready: list[Block] = []
+        if self.unsent:
+            self._fill_blocks(ready)
+        for lane, tickets in self.singles.items():
+            if tickets and self.bytes_in_flight <= self.max_bytes_in_flight:
+                self._fill_singles(lane, tickets, ready)
+        return ready
+
+    def sent(self, frame: int, block: Block) -> None:
+        """Notes under which number a block leaves."""
+        block.frame = frame
+        self.in_flight[frame] = block
+
+    def _fill_blocks(self, ready: list[Block]) -> None:
+        rest: list[Block] = []
+        for number, block in enumerate(self.unsent):
+            if self.bytes_in_flight > self.max_bytes_in_flight:
+                rest.extend(self.unsent[number:])
+                break
+            sendable = self._sendable(block.handles, block.starts)
+            if sendable.all():
+                self._mark(block)
+                ready.append(block)
+            elif sendable.any():
+                part = self._detach(block, sendable)
+                self._mark(part)
+                ready.append(part)
+                rest.append(self._detach(block, ~sendable))
+            else:
+                rest.append(block)
+        self.unsent = rest
+
+    def _fill_singles(self, lane: Lane, tickets: list[StepTicket], ready: list[Block]) -> None:
+        if len(tickets) == 1:
+            sendable = self._sendable_one(tickets[0].handle, tickets[0].start)
+            chosen, rest = (tickets, []) if sendable else ([], tickets)
+        else:
+            handles = np.array([ticket.handle for ticket in tickets], np.int64)
+            mask = self._sendable(handles, np.array([ticket.start for ticket in tickets], np.int64))
+            if mask.all():
+                chosen, rest = tickets, []
+            else:
+                flags = mask.tolist()
+                chosen = [ticket for ticket, ok in zip(tickets, flags, strict=True) if ok]
+                rest = [ticket for ticket, ok in zip(tickets, flags, strict=True) if not ok]
+        self.singles[lane] = rest
+        low = 0
+        while low < len(chosen):
+            high, nbytes, counted = low, 0, 0
+            while high < len(chosen) and (high == low or nbytes < FRAME_BYTES):
+                nbytes += chosen[high].steps * lane.step_bytes
+                counted += chosen[high].nbytes
+                high += 1
+            block = gather(chosen[low:high])
+            for ticket in chosen[low:high]:
+                ticket.framed = True
+            self._buffer.bytes += block.nbytes - counted
+            self._buffer.add(block)
+            self._mark(block)
+            ready.append(block)
+            low = high
+
+    def _sendable(self, handles: Ints, starts: Ints) -> Mask:
+        table = self._table
+        ok: Mask = table.sent[handles] == starts
+        ok &= table.state[handles] == State.OPEN
+        ok &= table.in_flight[handles] < self.window
+        ok &= table.stale[handles] == 0
+        return ok
+
+    def _sendable_one(self, handle: int, start: int) -> bool:
+        table = self._table
+        return bool(
+            table.sent[handle] == start
+            and table.state[handle] == State.OPEN
+            and table.in_flight[handle] < self.window
+            and table.stale[handle] == 0
+        )
+
+    def _mark(self, block: Block) -> None:
+        table = self._table
+        table.sent[block.handles] = block.ends
+        table.in_flight[block.handles] += 1
+        self.bytes_in_flight += block.nbytes
+
+    def _detach(self, block: Block, mask: Mask) -> Block:
+        """Some chunks of a block as a block of their own; in the old one they are dead."""
+        rows = np.flatnonzero(mask)
+        part = block.take(rows)
+        if not isinstance(block.sink, Discard):
+            self._buffer.bytes += part.nbytes
+            self._buffer.add(part)
+        waiting = block.still_waiting()
+        waiting[rows] = False
+        for row in rows.tolist():
+            block.kill(row)
+        return part
+
+    def _drop_unsent(self, block: Block, handle: int) -> int:
+        """Takes one session's chunk out of an unsent block; its row, or -1."""
+        rows = np.flatnonzero(block.handles == handle)
+        if not rows.size:
+            return -1
+        at = next(number for number, other in enumerate(self.unsent) if other is block)
+        others = block.handles != handle
+        self.unsent[at : at + 1] = [self._detach(block, others)] if others.any() else []
+        block.still_waiting()[:] = False
+        block.kill(int(rows[0]))
+        return int(rows[0])
+
+    def _release_holds(self, now: float) -> None:
+        for handle in [handle for handle, until in self.holds.items() if until <= now]:
+            del self.holds[handle]
+            if self._table.state[handle] == State.HELD:
+                self._table.state[handle] = State.OPEN
+
+    # ── setbacks ───────────────────────────────────────────────────────────────────────────────
+
+    def put_back(self, handle: int, start: int) -> None:
+        """Makes the chunks of one session from `start` on unsent again; replies still to come are ignored."""
+        table = self._table
+        for block, row in self._in_flight_rows(handle, start):
+            self.requeue(block, row)
+            table.stale[handle] += 1
+        table.sent[handle] = start
+
+    def requeue(self, block: Block, row: int) -> None:
+        """Makes one chunk of a block an unsent block of its own."""
+        part = block.take(np.array([row]))
+        if not isinstance(block.sink, Discard):
+            self._buffer.bytes += part.nbytes
+            self._buffer.add(part)
+        block.kill(row)
+        self.unsent.append(part)
+
+    def unbind(self, handle: int) -> None:
+        """The handle is not bound on the server any more: everything not answered is unsent; replays start anew."""
+        self.put_back(handle, 0)
+        self._table.sent[handle] = self._table.answered[handle]
+        for block in [block for block in self.unsent if isinstance(block.sink, Discard)]:
+            self._drop_unsent(block, handle)
+
+    def abandon(self, handle: int, start: int, error: StatestreamError) -> None:
+        """Fails every chunk of one session from `start` on, and takes the session back to there."""
+        table = self._table
+        for block, row in self._in_flight_rows(handle, start):
+            block.sink.fail(row, again(error))
+            block.kill(row)
+            table.stale[handle] += 1
+        for block in list(self.unsent):
+            row = self._drop_unsent(block, handle)
+            if row >= 0:
+                block.sink.fail(row, again(error))
+        for lane, tickets in self.singles.items():
+            if any(ticket.handle == handle for ticket in tickets):
+                self.singles[lane] = [ticket for ticket in tickets if ticket.handle != handle]
+                self._fail_tickets([ticket for ticket in tickets if ticket.handle == handle], error)
+        queued = [ticket for ticket in self.backlog if isinstance(ticket, StepTicket) and ticket.handle == handle]
+        for ticket in queued:
+            self.backlog.remove(ticket)
+            ticket.finish(error=again(error))
+        table.next[handle] = table.sent[handle] = start
+
+    def fail(self, handle: int, error: StatestreamError) -> None:
+        """Makes a session unusable; all that it had under way fails."""
+        table = self._table
+        table.failures[handle] = error
+        table.state[handle] = State.FAILED
+        self.abandon(handle, int(table.answered[handle]), error)
+        table.durable[handle] = DURABLE_FOREVER
+        self.holds.pop(handle, None)
+
+    def lost(self) -> None:
+        """The stream is gone: what was in flight is unsent again."""
+        unsent: list[Block] = []
+        for block in self.in_flight.values():
+            block.frame = 0
+            if isinstance(block.sink, Discard):
+                continue
+            alive = block.still_waiting()
+            if block.dead is not None:
+                alive &= ~block.dead
+            if alive.all():
+                block.waiting = None
+                unsent.append(block)
+            elif alive.any():
+                unsent.append(self._detach(block, alive.copy()))
+        unsent.extend(block for block in self.unsent if not isinstance(block.sink, Discard))
+        self.unsent = unsent
+        self.in_flight.clear()
+        self.bytes_in_flight = 0
+        self.holds.clear()
+        self._table.in_flight[:] = 0
+        self._table.stale[:] = 0
+
+    def replay(self, handles: Ints, positions: Ints) -> None:
+        """Opens the way for sessions that are bound again; what the server lost of them is sent again."""
+        table = self._table
+        table.sent[handles] = np.minimum(positions, table.answered[handles])
+        behind = np.full(table.size, DURABLE_FOREVER, np.int64)
+        behind[handles] = positions
+        again_blocks: list[Block] = []
+        if (positions < table.answered[handles]).any():
+            for block in self._buffer:
+                need: Mask = block.starts >= behind[block.handles]
+                if block.waiting is None:
+                    continue
+                need &= ~block.waiting
+                if block.dead is not None:
+                    need &= ~block.dead
+                if need.any():
+                    again_blocks.append(block.take(np.flatnonzero(need), Discard()))
+        self.unsent = _merged(again_blocks, table.scratch) + self.unsent
+        table.state[handles] = State.OPEN
+        self._fail_uncovered(handles)
+
+    def _fail_uncovered(self, handles: Ints) -> None:
+        """Fails sessions whose position on the server is not where one of our chunks starts."""
+        table = self._table
+        pending = handles[table.sent[handles] < table.next[handles]]
+        if not pending.size:
+            return
+        covered = np.zeros(table.size, np.bool_)
+        for block in self.unsent:
+            covered[block.handles[block.starts == table.sent[block.handles]]] = True
+        for tickets in self.singles.values():
+            for ticket in tickets:
+                if ticket.start == table.sent[ticket.handle]:
+                    covered[ticket.handle] = True
+        for handle in pending[~covered[pending]].tolist():
+            position = int(table.sent[handle])
+            self.fail(
+                handle,
+                SessionMoved(
+                    f"session {table.ids[handle]!r} is at position {position}, where no chunk of this client starts: "
+                    "another writer stepped it. Open it again to go on from there."
+                ),
+            )
+
+    def _in_flight_rows(self, handle: int, start: int) -> list[tuple[Block, int]]:
+        found = []
+        for block in self.in_flight.values():
+            rows = np.flatnonzero((block.handles == handle) & (block.starts >= start))
+            if rows.size and block.still_waiting()[rows[0]] and not (block.dead is not None and block.dead[rows[0]]):
+                found.append((block, int(rows[0])))
+        return found
+
+    def _fail_tickets(self, tickets: Iterable[StepTicket], error: StatestreamError) -> None:
+        for ticket in tickets:
+            self._buffer.bytes -= ticket.nbytes
+            ticket.finish(error=again(error))
+
+
+def again(error: StatestreamError) -> StatestreamError:
+    """A copy of an error, so that each caller raises one of its own."""
+    return type(error)(error.message, metadata=error.metadata, retry_after=error.retry_after)
+
+
+def _merged(blocks: list[Block], scratch: Ints) -> list[Block]:
+    """Neighbouring blocks joined as long as no session comes twice and the frame stays small."""
+    merged: list[Block] = []
+    run: list[Block] = []
+    nbytes = 0
+    scratch[:] = 0
+    for block in blocks:
+        fits = run and run[0].lane is block.lane and nbytes + block.nbytes <= FRAME_BYTES
+        if run and not (fits and not scratch[block.handles].any()):
+            merged.append(merge(run))
+            for other in run:
+                scratch[other.handles] = 0
+            run, nbytes = [], 0
+        run.append(block)
+        nbytes += block.nbytes
+        scratch[block.handles] = 1
+    if run:
+        merged.append(merge(run))
+    return merged

@@ -1,0 +1,354 @@
+"""Opening sessions: for the first time, anew, and again after a stream was lost; columnar, thousands in a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from statestream import errors
+from statestream.core.chunks import Chunks, again
+from statestream.core.table import Group, State, Table
+from statestream.core.tickets import OpenTicket
+from statestream.errors import StatestreamError, from_status
+from statestream.v1.inference_pb2 import (
+    OPEN_MODE_CREATE,
+    OPEN_MODE_EITHER,
+    OPEN_MODE_REPLACE,
+    OpenedFrame,
+    OpenFrame,
+    OpenMode,
+)
+from statestream.wire import Array, Ints, handles_column, positions_column, read_handles, read_positions, to_tensor
+
+FRAME_SESSIONS = 4096
+"""The most sessions in one OpenFrame."""
+
+MAX_CLAIMS = 8
+"""How often a first open is repeated with a higher incarnation."""
+
+MAX_REOPENS = 4
+"""How often a live session is opened again without an answered chunk in between."""
+
+
+@dataclass(eq=False, slots=True)
+class Opening:
+    """Sessions of one OpenFrame.
+
+    Attributes:
+        handles: [N] the sessions.
+        mode: How they are opened.
+        ticket: Who waits; None where the library opens again by itself.
+        rows: [N] their rows in the ticket.
+        initial: Start values, [N, ...] by state.
+        not_before: When it may leave.
+        uncertain: It left before on a stream that was lost, and may have been done.
+        claims: How often it was tried.
+        left: The sessions without an answer.
+    """
+
+    handles: Ints
+    mode: OpenMode
+    ticket: OpenTicket | None = None
+    rows: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    initial: dict[str, Array] = field(default_factory=dict)
+    not_before: float = 0.0
+    uncertain: bool = False
+    claims: int = 0
+    left: set[int] = field(default_factory=set)
+
+    def part(self, rows: Ints) -> Opening:
+        """Some of the sessions."""
+        return Opening(
+            self.handles[rows],
+            self.mode,
+            self.ticket,
+            self.rows[rows] if self.ticket is not None else self.rows,
+            {name: array[rows] for name, array in self.initial.items()},
+            self.not_before,
+            self.uncertain,
+            self.claims,
+        )
+
+
+class Opens:
+    """Opens under way, and what their answers do to the table."""
+
+    def __init__(self, table: Table, chunks: Chunks, writer: bytes, incarnation: int) -> None:
+        self.writer = writer
+        self.clock = incarnation
+        self.retry_seconds = 60.0
+        self.waiting: list[Opening] = []
+        self.in_flight: dict[int, Opening] = {}
+        self._table = table
+        self._chunks = chunks
+        self._reopened: list[tuple[Ints, Ints]] = []
+
+    def open(self, handles: Ints, mode: OpenMode, ticket: OpenTicket, initial: dict[str, Array]) -> None:
+        """Asks for sessions for the first time, or anew (mode REPLACE)."""
+        self._table.incarnation[handles] = self.clock
+        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial)
+        if initial and mode != OPEN_MODE_REPLACE:
+            for row, handle in enumerate(handles.tolist()):
+                self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
+        self.waiting.extend(_frames(whole))
+
+    def reopen(self, handle: int, cause: StatestreamError, now: float) -> None:
+        """Opens one session of a live stream again; after several times in vain it fails with the cause."""
+        table = self._table
+        if table.state[handle] == State.LOST:
+            return
+        if table.attempts[handle] >= MAX_REOPENS:
+            self._chunks.fail(handle, cause)
+            return
+        self._chunks.unbind(handle)
+        table.state[handle] = State.LOST
+        delay = cause.retry_after if cause.retry_after is not None else 0.05 * (2 ** int(table.attempts[handle]) - 1)
+        table.attempts[handle] += 1
+        table.incarnation[handle] += 1
+        self.waiting.extend(self._again(np.array([handle]), now + delay))
+
+    def connected(self) -> None:
+        """Asks for every session that is open, in columns."""
+        table = self._table
+        handles = table.live()
+        table.state[handles] = State.LOST
+        table.incarnation[handles] += 1
+        self.waiting.extend(self._again(handles, 0.0))
+
+    def lost(self) -> None:
+        """The stream is gone: first opens wait to be sent again; the others start anew with the next stream."""
+        waiting = []
+        for opening in self.in_flight.values():
+            if opening.ticket is not None:
+                rows = np.flatnonzero(np.isin(opening.handles, np.fromiter(opening.left, np.int64)))
+                part = opening.part(rows)
+                part.uncertain = True
+                waiting.append(part)
+        waiting.extend(opening for opening in self.waiting if opening.ticket is not None)
+        self.waiting = waiting
+        self.in_flight.clear()
+        self._reopened.clear()
+
+    def next(self, now: float) -> Opening | None:
+        """The next one that may leave."""
+        for number, opening in enumerate(self.waiting):
+            if opening.not_before <= now:
+                del self.waiting[number]
+                return opening
+        return None
+
+    def sent(self, frame: int, opening: Opening) -> OpenFrame:
+        """Notes the number under which it leaves; returns the frame."""
+        table, handles = self._table, opening.handles
+        opening.left = set(handles.tolist())
+        self.in_flight[frame] = opening
+        group = table.groups[int(table.group[handles[0]])]
+        mode = opening.mode
+        if opening.uncertain and mode == OPEN_MODE_CREATE:
+            # The lost one may have created the session; its answer will show whether it did.
+            mode = OPEN_MODE_EITHER
+        message = OpenFrame(
+            model=group.model,
+            version=group.version,
+            handles=handles_column(handles),
+            ids=[table.ids[handle] for handle in handles.tolist()],
+            mode=mode,
+            writer=self.writer,
+            incarnation=int(table.incarnation[handles[0]]),
+            ephemeral=group.ephemeral,
+            initial_states=[to_tensor(name, array) for name, array in opening.initial.items()],
+        )
+        if table.epoch[handles].any():
+            message.seen_epochs = positions_column(table.epoch[handles])
+        if opening.ticket is None:
+            message.replay_positions = positions_column(table.floor[handles])
+            message.acked_positions = positions_column(table.answered[handles])
+        return message
+
+    def opened(self, frame: int, message: OpenedFrame, now: float) -> None:
+        """Binds what was opened; refused ones are tried again, or fail."""
+        opening = self.in_flight.get(frame)
+        if opening is None:
+            return
+        handles = read_handles(message.handles)
+        count = len(handles)
+        epochs = read_positions(message.epochs, count)
+        positions = read_positions(message.positions, count)
+        durable = read_positions(message.durable_positions, count)
+        created = np.frombuffer(message.created, np.uint8) if message.created else np.zeros(count, np.uint8)
+        if count:
+            opening.left.difference_update(handles.tolist())
+            table = self._table
+            table.epoch[handles] = epochs
+            table.durable[handles] = durable
+            group = table.groups[int(table.group[handles[0]])]
+            table.group[handles] = table.group_number(Group(group.model, message.version, group.ephemeral))
+            if opening.ticket is None:
+                self._bound_again(handles, positions)
+            else:
+                self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
+        for row_error in message.errors:
+            self._refused(opening, row_error.handle, from_status(row_error.status), now)
+        if not opening.left:
+            self.in_flight.pop(frame, None)
+        self._replay()
+
+    def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
+        """Refuses every session of a frame; False where the frame opened none."""
+        opening = self.in_flight.pop(frame, None)
+        if opening is None:
+            return False
+        for handle in sorted(opening.left):
+            self._refused(opening, handle, again(error), now)
+        self._replay()
+        return True
+
+    def give_up(self, error: StatestreamError) -> None:
+        """Fails every first open; the others are dropped until the next stream."""
+        for opening in [*self.in_flight.values(), *self.waiting]:
+            if opening.ticket is not None:
+                left = opening.left or set(opening.handles.tolist())
+                for handle in left:
+                    self._fail_first(opening, handle, again(error))
+        self.in_flight.clear()
+        self.waiting.clear()
+        self._reopened.clear()
+
+    def due(self) -> float | None:
+        """When the next one may leave, of those that must wait."""
+        return min((opening.not_before for opening in self.waiting if opening.not_before), default=None)
+
+    def _bound(
+        self, opening: Opening, ticket: OpenTicket, handles: Ints, positions: Ints, epochs: Ints, created: Array,
+        version: int,
+    ) -> None:
+        table = self._table
+        rows = opening.rows[_indices(opening.handles, handles)]
+        for name in ("next", "sent", "answered", "floor", "acked"):
+            getattr(table, name)[handles] = positions
+        if opening.ticket is not None and opening.mode != OPEN_MODE_REPLACE:
+            table.acked[handles] = 0
+        for name in ("in_flight", "unacked", "stale", "attempts"):
+            getattr(table, name)[handles] = 0
+        table.state[handles] = State.OPEN
+        ticket.created[rows] = created
+        ticket.versions[rows] = version
+        if opening.uncertain and opening.mode == OPEN_MODE_CREATE:
+            for at in np.flatnonzero(~created & ((positions > 0) | (epochs > 2))).tolist():
+                handle = int(handles[at])
+                taken = errors.SessionExists(
+                    f"session {table.ids[handle]!r} exists already; choose another id, or open it with mode 'either'"
+                )
+                ticket.errors[int(rows[at])] = taken
+                self._chunks.fail(handle, taken)
+        ticket.count(len(handles))
+
+    def _bound_again(self, handles: Ints, positions: Ints) -> None:
+        table = self._table
+        short = positions < table.floor[handles]
+        ahead = positions > table.next[handles]
+        for handle, position in zip(handles[short].tolist(), positions[short].tolist(), strict=True):
+            self._chunks.fail(handle, _lost(table.ids[handle], position, int(table.floor[handle])))
+        for handle, position in zip(handles[ahead].tolist(), positions[ahead].tolist(), strict=True):
+            self._chunks.fail(
+                handle,
+                errors.SessionMoved(
+                    f"session {table.ids[handle]!r} is at position {position}, this client sent steps up to "
+                    f"{int(table.next[handle])}: another writer stepped it. Open it again to go on from there."
+                ),
+            )
+        good = ~(short | ahead)
+        self._reopened.append((handles[good], positions[good]))
+
+    def _replay(self) -> None:
+        # One pass over the buffer for all sessions of a reconnect, not one for every frame of it.
+        if not self._reopened or any(opening.ticket is None for opening in self.in_flight.values()):
+            return
+        if any(opening.ticket is None and not opening.not_before for opening in self.waiting):
+            return
+        handles = np.concatenate([handles for handles, _ in self._reopened])
+        positions = np.concatenate([positions for _, positions in self._reopened])
+        self._reopened.clear()
+        if handles.size:
+            self._chunks.replay(handles, positions)
+
+    def _refused(self, opening: Opening, handle: int, error: StatestreamError, now: float) -> None:
+        if handle not in opening.left:
+            return
+        opening.left.discard(handle)
+        table = self._table
+        retry = error.retry_after if error.retry_after is not None else min(2.0, 0.1 * 2**opening.claims)
+        if opening.ticket is None:
+            if isinstance(error, errors.Unavailable | errors.Overloaded):
+                for waiting in self._again(np.array([handle]), now + retry):
+                    waiting.claims = opening.claims + 1
+                    self.waiting.append(waiting)
+            else:
+                self._chunks.fail(handle, error)
+            return
+        part = opening.part(_indices(opening.handles, np.array([handle])))
+        part.claims += 1
+        if isinstance(error, errors.SessionMoved) and part.claims <= MAX_CLAIMS:
+            # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
+            self.clock = max(self.clock, int(error.metadata.get("incarnation", "0"))) + 1
+            table.incarnation[handle] = self.clock
+            self.waiting.append(part)
+        elif isinstance(error, errors.Unavailable) and part.claims <= MAX_CLAIMS:
+            part.not_before = now + retry
+            self.waiting.append(part)
+        else:
+            self._fail_first(opening, handle, error)
+
+    def _fail_first(self, opening: Opening, handle: int, error: StatestreamError) -> None:
+        ticket = opening.ticket
+        assert ticket is not None
+        ticket.errors[int(opening.rows[_indices(opening.handles, np.array([handle]))][0])] = error
+        if opening.mode == OPEN_MODE_REPLACE:
+            self._chunks.fail(handle, error)
+        else:
+            self._table.release(np.array([handle]))
+        ticket.count(1)
+
+    def _again(self, handles: Ints, not_before: float) -> Iterator[Opening]:
+        table = self._table
+        if not handles.size:
+            return
+        kinds = np.stack([table.group[handles], table.incarnation[handles]], axis=1)
+        with_initial = [handle for handle in handles.tolist() if handle in table.initial and not table.floor[handle]]
+        plain = handles[~np.isin(handles, with_initial)] if with_initial else handles
+        for handle in with_initial:
+            # Found nowhere, it must start from the same values again.
+            initial = {name: array[np.newaxis] for name, array in table.initial[handle].items()}
+            yield Opening(np.array([handle]), OPEN_MODE_EITHER, initial=initial, not_before=not_before)
+        if with_initial:
+            kinds = np.stack([table.group[plain], table.incarnation[plain]], axis=1)
+        for kind in np.unique(kinds, axis=0):
+            chosen = plain[(kinds == kind).all(axis=1)]
+            yield from _frames(Opening(chosen, OPEN_MODE_EITHER, not_before=not_before))
+
+
+def _frames(opening: Opening) -> Iterator[Opening]:
+    for low in range(0, len(opening.handles), FRAME_SESSIONS):
+        rows = np.arange(low, min(low + FRAME_SESSIONS, len(opening.handles)))
+        yield opening.part(rows)
+
+
+def _indices(handles: Ints, wanted: Ints) -> Ints:
+    """Where each of `wanted` stands in `handles`."""
+    if len(handles) == len(wanted) and bool((handles == wanted).all()):
+        return np.arange(len(handles))
+    order = np.argsort(handles, kind="stable")
+    found: Ints = order[np.searchsorted(handles, wanted, sorter=order)]
+    return found
+
+
+def _lost(session_id: str, position: int, floor: int) -> errors.StateLost:
+    return errors.StateLost(
+        f"session {session_id!r} was found at position {position}; this client can replay from {floor} on, "
+        "so steps between are lost. Open it again and feed it from there, or reset it.",
+        metadata={"position": str(position)},
+    )
+
+

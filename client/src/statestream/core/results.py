@@ -1,0 +1,215 @@
+"""What answers to chunks mean: which chunk each row answers, and what becomes of refused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from statestream import errors
+from statestream.core.blocks import Block
+from statestream.core.buffer import ReplayBuffer
+from statestream.core.chunks import Chunks
+from statestream.core.table import State, Table
+from statestream.core.tickets import Discard, Outputs
+from statestream.errors import StatestreamError, from_status
+from statestream.v1.inference_pb2 import ResultFrame
+from statestream.v1.tensor_pb2 import RowError
+from statestream.wire import Ints, from_tensors, read_handles, read_positions
+
+TRANSIENT = (errors.Unavailable, errors.Overloaded)
+"""Refusals that a later try may not meet."""
+
+REOPEN = (errors.NotOwner, errors.SessionNotFound, errors.PositionGap)
+"""Refusals that say that the binding of the handle is not what it was; opening again settles it."""
+
+FATAL = (errors.SessionMoved, errors.StateLost, errors.ModelChanged, errors.ModelNotFound, errors.Unauthenticated)
+"""Refusals after which the session cannot be used by this client any more."""
+
+RETRY_SECONDS = 0.1
+"""How long a chunk refused for a while is held where the server names no time."""
+
+
+class Results:
+    """Applies result frames to the table, the buffer and the tickets."""
+
+    def __init__(
+        self, table: Table, buffer: ReplayBuffer, chunks: Chunks, reopen: Callable[[int, StatestreamError, float], None]
+    ) -> None:
+        self._table = table
+        self._buffer = buffer
+        self._chunks = chunks
+        self._reopen = reopen
+        self.ack_after = 32
+        self.acks_due = False
+
+    def result(self, frame: int, result: ResultFrame, now: float) -> None:
+        """Resolves the chunks that a result frame answers; rows that nobody waits for are ignored."""
+        chunks = self._chunks
+        block = chunks.in_flight.get(frame)
+        outputs: Outputs = from_tensors(result.outputs)
+        count = len(result.handles) // 4
+        durable = read_positions(result.durable_positions, count)
+        if (
+            block is not None
+            and block.waiting is None
+            and block.dead is None
+            and result.handles == block.handle_bytes
+            and result.positions == block.position_bytes
+        ):
+            self._complete(block, None, outputs, durable)
+        elif count:
+            self._match(frame, result, outputs, durable)
+        for row_error in result.errors:
+            self._refused_row(frame, row_error, now)
+        self._buffer.advance(now)
+
+    def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
+        """Refuses every chunk of a frame; False where the frame carried none."""
+        block = self._chunks.in_flight.get(frame)
+        if block is None:
+            return False
+        for row in np.flatnonzero(block.still_waiting()).tolist():
+            self._refuse(block, row, error, now)
+        return True
+
+    def durable(self, handles: Ints, positions: Ints, now: float) -> None:
+        """Notes durable positions that the server names unasked."""
+        table = self._table
+        known = handles < table.size
+        known[known] &= table.state[handles[known]] >= State.OPEN
+        handles, positions = handles[known], positions[known]
+        table.durable[handles] = np.maximum(table.durable[handles], positions)
+        self._buffer.advance(now)
+
+    def _match(self, frame: int, result: ResultFrame, outputs: Outputs, durable: Ints) -> None:
+        handles = read_handles(result.handles)
+        positions = read_positions(result.positions, len(handles))
+        table = self._table
+        left = np.flatnonzero(handles < table.size)
+        in_flight = self._chunks.in_flight
+        first = in_flight.get(frame)
+        candidates = [first] if first is not None else []
+        candidates += [block for block in in_flight.values() if block is not first]
+        lengths: Ints | int = result.steps if not result.lengths else read_handles(result.lengths)
+        for block in candidates:
+            if not left.size:
+                break
+            rows = block.find(handles[left], positions[left], table.scratch)
+            hit = rows >= 0
+            if hit.any():
+                self._some(block, rows[hit], left[hit], outputs, lengths, durable)
+                left = left[~hit]
+
+    def _some(
+        self, block: Block, rows: Ints, answers: Ints, outputs: Outputs, lengths: Ints | int, durable: Ints
+    ) -> None:
+        if block.dead is not None:
+            dead = block.dead[rows]
+            for row in rows[dead].tolist():
+                self._ghost(block, row)
+            rows, answers = rows[~dead], answers[~dead]
+            if not rows.size:
+                return
+        if isinstance(lengths, int):
+            index = (answers[:, np.newaxis] * lengths + np.arange(lengths)).reshape(-1)
+        else:
+            offsets = (np.cumsum(lengths) - lengths)[answers]
+            sizes = lengths[answers]
+            index = np.repeat(offsets, sizes) + np.arange(int(sizes.sum()))
+            index -= np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self._complete(block, rows, {name: array[index] for name, array in outputs.items()}, durable[answers])
+
+    def _complete(self, block: Block, rows: Ints | None, outputs: Outputs, durable: Ints) -> None:
+        table = self._table
+        if rows is None:
+            handles, ends, lengths = block.handles, block.ends, block.lengths
+            block.waiting = np.zeros(len(block), np.bool_)
+        else:
+            handles, ends = block.handles[rows], block.ends[rows]
+            lengths = block.lengths if isinstance(block.lengths, int) else block.lengths[rows]
+            block.still_waiting()[rows] = False
+        table.in_flight[handles] -= 1
+        table.attempts[handles] = 0
+        table.durable[handles] = np.maximum(table.durable[handles], durable)
+        table.answered[handles] = np.maximum(table.answered[handles], ends)
+        unacked = table.unacked[handles] + 1
+        table.unacked[handles] = unacked
+        if unacked.max() >= self.ack_after:
+            self.acks_due = True
+        self._settle(block)
+        block.sink.deliver(rows, outputs, lengths)
+
+    def _settle(self, block: Block) -> None:
+        if block.frame and not block.still_waiting().any() and self._chunks.in_flight.pop(block.frame, None):
+            block.frame = 0
+            self._chunks.bytes_in_flight -= block.nbytes
+
+    def _ghost(self, block: Block, row: int) -> None:
+        """The reply to a chunk that was given up: only the count of what is still to come changes."""
+        handle = int(block.handles[row])
+        block.still_waiting()[row] = False
+        self._table.in_flight[handle] -= 1
+        self._table.stale[handle] -= 1
+        self._settle(block)
+
+    def _refused_row(self, frame: int, row_error: RowError, now: float) -> None:
+        in_flight = self._chunks.in_flight
+        handle, position = row_error.handle, row_error.position
+        if handle >= self._table.size:
+            return
+        first = in_flight.get(frame)
+        candidates = [first] if first is not None else []
+        candidates += [block for block in in_flight.values() if block is not first]
+        for block in candidates:
+            rows = block.find(np.array([handle]), np.array([position]), self._table.scratch)
+            if rows[0] >= 0:
+                self._refuse(block, int(rows[0]), from_status(row_error.status), now)
+                return
+
+    def _refuse(self, block: Block, row: int, error: StatestreamError, now: float) -> None:
+        if block.dead is not None and block.dead[row]:
+            self._ghost(block, row)
+            return
+        table, chunks = self._table, self._chunks
+        handle, start = int(block.handles[row]), int(block.starts[row])
+        discard = isinstance(block.sink, Discard)
+        if isinstance(error, errors.AlreadyApplied):
+            # Its reply was acknowledged, so this can only be a replay that was not needed.
+            table.answered[handle] = max(int(table.answered[handle]), int(block.ends[row]))
+            self._take_out(block, row)
+            block.sink.fail(row, error)
+        elif isinstance(error, REOPEN):
+            self._take_out(block, row)
+            chunks.requeue(block, row)
+            self._reopen(handle, error, now)
+        elif isinstance(error, TRANSIENT):
+            self._take_out(block, row)
+            chunks.requeue(block, row)
+            chunks.put_back(handle, start)
+            chunks.holds[handle] = now + (RETRY_SECONDS if error.retry_after is None else error.retry_after)
+            table.state[handle] = State.HELD
+        elif isinstance(error, FATAL) or discard:
+            self._take_out(block, row)
+            block.kill(row)
+            block.sink.fail(row, error)
+            chunks.fail(handle, error)
+        else:
+            self._take_out(block, row)
+            block.kill(row)
+            block.sink.fail(row, error)
+            chunks.abandon(handle, start, behind(error, start))
+        self._settle(block)
+
+    def _take_out(self, block: Block, row: int) -> None:
+        block.still_waiting()[row] = False
+        self._table.in_flight[block.handles[row]] -= 1
+
+
+def behind(error: StatestreamError, start: int) -> StatestreamError:
+    """The error of chunks that were submitted behind a refused one."""
+    return type(error)(
+        f"the chunk at position {start}, before this one, was refused, so this one was not applied: {error.message}",
+        metadata=error.metadata,
+        retry_after=error.retry_after,
+    )

@@ -1,0 +1,305 @@
+"""The protocol of one client over successive streams: operations in, frames out, answers in, tickets done.
+
+It does no I/O, starts no threads and reads no clock: the edges call `connected`, `next_request`,
+`receive` and `disconnected`, and tell it the time in seconds of a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from statestream.core.blocks import Block
+from statestream.core.buffer import ReplayBuffer
+from statestream.core.chunks import Chunks, again
+from statestream.core.controls import Control, Controls, Kind, acknowledge
+from statestream.core.opens import Opening, Opens
+from statestream.core.results import Results
+from statestream.core.table import Group, State, Table
+from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket
+from statestream.errors import Draining, NotOwner, StatestreamError, from_status
+from statestream.v1.inference_pb2 import (
+    DURABILITY_MODE_NONE,
+    OPEN_MODE_REPLACE,
+    DurabilityMode,
+    OpenMode,
+    StreamRequest,
+    StreamResponse,
+)
+from statestream.v1.server_pb2 import Limits
+from statestream.wire import Array, Ints, read_handles, read_positions
+
+FLUSH_EVERY = 1.0
+"""Seconds between requests to make room by a flush."""
+
+
+class StreamCore:
+    """Every session of one client.
+
+    Args:
+        writer: 16 bytes that stand for this client.
+        incarnation: Orders its claims; the time in microseconds at connect.
+        replay_buffer_bytes: The most bytes of inputs kept for replay.
+        keep_seconds: How long inputs are kept after they are durable.
+        lose_when_full: With a full buffer, go on and accept that a crash may then lose steps.
+    """
+
+    def __init__(
+        self,
+        writer: bytes,
+        incarnation: int,
+        *,
+        replay_buffer_bytes: int = 64 << 20,
+        keep_seconds: float = 5.0,
+        lose_when_full: bool = False,
+    ) -> None:
+        self.table = Table()
+        self.buffer = ReplayBuffer(self.table, replay_buffer_bytes, keep_seconds)
+        self.chunks = Chunks(self.table, self.buffer)
+        self.chunks.lose_when_full = lose_when_full
+        self.opens = Opens(self.table, self.chunks, writer, incarnation)
+        self.controls = Controls(self.table, self.chunks)
+        self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen)
+        self.online = False
+        self.going_away = False
+        self.durability: DurabilityMode = DURABILITY_MODE_NONE
+        self._frame = 0
+        self._outbox: deque[Callable[[], StreamRequest]] = deque()
+        self._flushed_at = float("-inf")
+
+    # ── operations ─────────────────────────────────────────────────────────────────────────────
+
+    def open(
+        self, group: Group, ids: Sequence[str], mode: OpenMode, initial: dict[str, Array] | None = None
+    ) -> OpenTicket:
+        """Opens sessions; the ticket's handles stand for them from now on."""
+        handles = self.table.allocate(group, ids)
+        ticket = OpenTicket(handles)
+        self.opens.open(handles, mode, ticket, initial or {})
+        if not len(ids):
+            ticket.finish()
+        return ticket
+
+    def replace(self, handle: int) -> OpenTicket:
+        """Starts a session anew at position 0; its chunks must be answered."""
+        self.table.failures.pop(handle, None)
+        self.table.state[handle] = State.OPENING
+        handles = np.array([handle])
+        ticket = OpenTicket(handles)
+        self.opens.open(handles, OPEN_MODE_REPLACE, ticket, {})
+        return ticket
+
+    def step(self, ticket: StepTicket | PartsTicket | PoolTicket) -> None:
+        """Submits chunks; those of one session are applied in the order of submission."""
+        for part in ticket.parts if isinstance(ticket, PartsTicket) else (ticket,):
+            self.chunks.submit(part)
+
+    def cancel(self, ticket: StepTicket | PartsTicket | PoolTicket) -> None:
+        """Stops waiting. A chunk that is framed, or has others behind it, is applied all the same."""
+        ticket.notify = None
+        if isinstance(ticket, PartsTicket):
+            for part in reversed(ticket.parts):
+                self.chunks.cancel(part)
+        elif isinstance(ticket, StepTicket):
+            self.chunks.cancel(ticket)
+
+    def flush(self, handles: Ints) -> ControlTicket:
+        """Makes durable what was submitted before."""
+        return self.controls.add(Kind.FLUSH, handles)
+
+    def settle(self, handles: Ints) -> ControlTicket:
+        """Waits until everything submitted before is answered."""
+        return self.controls.add(Kind.SETTLE, handles)
+
+    def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
+        """Lets sessions go, or deletes them; their handles are free when the ticket is done."""
+        return self.controls.add(Kind.DELETE if delete else Kind.DETACH, handles)
+
+    # ── the stream ─────────────────────────────────────────────────────────────────────────────
+
+    def connected(self, limits: Limits, durability: DurabilityMode) -> None:
+        """A new stream is there; every session is opened again before its chunks go on."""
+        self.online = True
+        self.going_away = False
+        chunks = self.chunks
+        chunks.max_steps = limits.max_chunk_steps or 256
+        chunks.window = limits.max_unacknowledged_chunks or 64
+        if limits.max_queued_bytes:
+            chunks.max_bytes_in_flight = min(16 << 20, max(1 << 20, limits.max_queued_bytes // 4))
+        self.results.ack_after = max(1, min(64, chunks.window // 2))
+        self._durability(durability)
+        self.opens.connected()
+
+    def disconnected(self) -> None:
+        """The stream is gone; everything unanswered is put back."""
+        self.online = False
+        self._outbox.clear()
+        self.chunks.lost()
+        self.opens.lost()
+        self.controls.lost()
+        live = self.table.live()
+        self.table.state[live] = State.LOST
+        self.controls.offline()
+
+    def next_request(self, now: float) -> StreamRequest | None:
+        """The next frame to write, or None while there is none; all that waits now shares as few as possible."""
+        if not self._outbox and self.online and not self.going_away:
+            self._fill(now)
+        return self._outbox.popleft()() if self._outbox else None
+
+    def receive(self, response: StreamResponse, now: float) -> None:
+        """Takes an answer; tickets that it completes are notified from in here."""
+        kind = response.WhichOneof("response")
+        frame = response.frame
+        if kind == "result":
+            self.results.result(frame, response.result, now)
+        elif kind == "opened":
+            if response.opened.durability:
+                self._durability(response.opened.durability)
+            self.opens.opened(frame, response.opened, now)
+        elif kind == "closed":
+            self.controls.closed(frame, response.closed)
+        elif kind == "durable":
+            handles = read_handles(response.durable.handles)
+            self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
+            self.controls.flushed(frame, response.durable)
+        elif kind == "refused":
+            self._refused(frame, from_status(response.refused.status), now)
+        elif kind == "notice":
+            for row_error in response.notice.errors:
+                self._notice(row_error.handle, from_status(row_error.status), now)
+        elif kind == "go_away":
+            self.going_away = True
+
+    @property
+    def drained(self) -> bool:
+        """The server is leaving, and nothing that it still has to answer is under way."""
+        return self.going_away and not (
+            self._outbox or self.chunks.in_flight or self.opens.in_flight or self.controls.in_flight
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a caller waits for something that needs the server."""
+        chunks = self.chunks
+        return bool(
+            chunks.in_flight
+            or chunks.unsent
+            or chunks.backlog
+            or any(chunks.singles.values())
+            or self.controls.waiting
+            or self.controls.in_flight
+            or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
+        )
+
+    def due(self) -> float | None:
+        """When `next_request` may have something without an answer or an operation before; None for never."""
+        times = [*self.chunks.holds.values()]
+        opening = self.opens.due()
+        if opening is not None:
+            times.append(opening)
+        if self.chunks.backlog:
+            times.append(self._flushed_at + FLUSH_EVERY)
+        return min(times, default=None)
+
+    def give_up(self, error: StatestreamError) -> None:
+        """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
+        table, chunks = self.table, self.chunks
+        self.opens.give_up(error)
+        for handle in table.live()[table.next[table.live()] > table.answered[table.live()]].tolist():
+            unknown = again(error)
+            unknown.message += (
+                f" Steps of session {table.ids[handle]!r} from position {int(table.answered[handle])} on may or may "
+                "not have been applied; open it again and compare its position."
+            )
+            chunks.fail(handle, unknown)
+        while chunks.backlog:
+            ticket = chunks.backlog.popleft()
+            ticket.finish(error=again(error))
+        self.controls.give_up(error)
+
+    # ── inside ─────────────────────────────────────────────────────────────────────────────────
+
+    def _fill(self, now: float) -> None:
+        opens, controls, outbox = self.opens, self.controls, self._outbox
+        while opens.waiting and (opening := opens.next(now)) is not None:
+            outbox.append(self._open_frame(opening))
+        for block in self.chunks.fill(now):
+            outbox.append(self._chunk_frame(block))
+        if self.chunks.backlog and now >= self._flushed_at + FLUSH_EVERY:
+            self._flush_for_room(now)
+        if controls.waiting:
+            for control in controls.ready():
+                outbox.append(self._control_frame(control))
+        if self.results.acks_due:
+            self._acknowledge()
+
+    def _open_frame(self, opening: Opening) -> Callable[[], StreamRequest]:
+        frame = self._number()
+        message = self.opens.sent(frame, opening)
+        return lambda: StreamRequest(frame=frame, open=message)
+
+    def _chunk_frame(self, block: Block) -> Callable[[], StreamRequest]:
+        frame = self._number()
+        self.chunks.sent(frame, block)
+
+        def encode() -> StreamRequest:
+            # As late as possible, so that the acknowledgements are the newest.
+            table = self.table
+            acked = table.answered[block.handles]
+            changed = bool((acked != table.acked[block.handles]).any())
+            if changed:
+                table.acked[block.handles] = acked
+                table.unacked[block.handles] = 0
+            return StreamRequest(frame=frame, chunk=block.encode(acked if changed else None))
+
+        return encode
+
+    def _control_frame(self, control: Control) -> Callable[[], StreamRequest]:
+        if control.kind is not Kind.FLUSH:
+            handles = control.sent[self.table.acked[control.sent] != self.table.answered[control.sent]]
+            if handles.size:
+                acknowledgement = acknowledge(self.table, handles, self._number())
+                self._outbox.append(lambda: acknowledgement)
+        message = self.controls.encode(control, self._number())
+        return lambda: message
+
+    def _acknowledge(self) -> None:
+        table = self.table
+        self.results.acks_due = False
+        state = table.state[: table.size]
+        handles = np.flatnonzero((table.unacked[: table.size] >= self.results.ack_after) & (state == State.OPEN))
+        if handles.size:
+            message = acknowledge(table, handles, self._number())
+            self._outbox.append(lambda: message)
+
+    def _flush_for_room(self, now: float) -> None:
+        table = self.table
+        self._flushed_at = now
+        behind = table.durable[: table.size] < table.answered[: table.size]
+        handles = np.flatnonzero(behind & (table.state[: table.size] == State.OPEN))
+        if handles.size:
+            self.controls.add(Kind.FLUSH, handles)
+
+    def _number(self) -> int:
+        self._frame += 1
+        return self._frame
+
+    def _durability(self, mode: DurabilityMode) -> None:
+        self.durability = mode
+        self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE
+
+    def _refused(self, frame: int, error: StatestreamError, now: float) -> None:
+        if not self.results.refuse_frame(frame, error, now) and not self.opens.refuse_frame(frame, error, now):
+            self.controls.refuse_frame(frame, error)
+
+    def _notice(self, handle: int, error: StatestreamError, now: float) -> None:
+        table = self.table
+        if handle >= table.size or table.state[handle] not in (State.OPEN, State.HELD):
+            return
+        if isinstance(error, NotOwner | Draining):
+            self.opens.reopen(handle, error, now)
+        else:
+            self.chunks.fail(handle, error)

@@ -1,0 +1,146 @@
+"""The sessions of one client as columns: what is known of each, by handle. No rule of the protocol lives here."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from statestream.errors import StatestreamError
+from statestream.wire import Array, Ints
+
+DURABLE_FOREVER: Final = np.iinfo(np.int64).max
+"""The durable position of a session that needs no replay any more."""
+
+
+class State(enum.IntEnum):
+    """What can be done with a handle now."""
+
+    FREE = 0
+    OPENING = 1
+    """Asked for the first time; no position is known yet."""
+    OPEN = 2
+    HELD = 3
+    """Open; a refused chunk waits for its next try."""
+    LOST = 4
+    """Was open on a stream that is gone; to be opened again."""
+    FAILED = 5
+    """Not usable any more; `Table.failures` says why."""
+
+
+class Group(NamedTuple):
+    """What the sessions of one OpenFrame have in common."""
+
+    model: str
+    version: int
+    ephemeral: bool
+
+
+class Table:
+    """Columns by handle. Handles are dense; one is used again once no buffered chunk names it."""
+
+    state: Array
+    group: Ints
+    epoch: Ints
+    incarnation: Ints
+    next: Ints
+    sent: Ints
+    answered: Ints
+    durable: Ints
+    floor: Ints
+    acked: Ints
+    in_flight: Ints
+    unacked: Ints
+    stale: Ints
+    refs: Ints
+    attempts: Ints
+
+    _COLUMNS = (
+        "group",  # index into groups
+        "epoch",  # of the claim
+        "incarnation",  # of the claim
+        "next",  # where the next chunk that is submitted starts
+        "sent",  # where the next chunk that is sent starts
+        "answered",  # the caller has all replies below this
+        "durable",  # survives a crash
+        "floor",  # chunks from here on can be replayed
+        "acked",  # what the server was told of `answered`
+        "in_flight",  # chunks sent and not answered
+        "unacked",  # chunks answered and not acknowledged
+        "stale",  # replies that are still to come for chunks given up
+        "refs",  # buffered blocks that name the handle
+        "attempts",  # times opened again without an answer since
+    )
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.state = np.zeros(0, np.uint8)
+        for name in self._COLUMNS:
+            setattr(self, name, np.zeros(0, np.int64))
+        self.scratch = np.zeros(0, np.int64)
+        self.ids: list[str] = []
+        self.groups: list[Group] = []
+        self.failures: dict[int, StatestreamError] = {}
+        self.initial: dict[int, dict[str, Array]] = {}
+        self._group_numbers: dict[Group, int] = {}
+        self._free: list[int] = []
+        self._limbo: list[int] = []
+
+    def allocate(self, group: Group, ids: Sequence[str]) -> Ints:
+        """Takes handles for new sessions; they are OPENING."""
+        count = len(ids)
+        if len(self._free) < count and self._limbo:
+            self._collect()
+        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        first = self.size
+        self._grow(first + count - len(reused))
+        handles = np.concatenate([np.array(reused, np.int64), np.arange(first, self.size, dtype=np.int64)])
+        for name in self._COLUMNS:
+            getattr(self, name)[handles] = 0
+        self.state[handles] = State.OPENING
+        self.group[handles] = self.group_number(group)
+        for handle, session_id in zip(reused, ids, strict=False):
+            self.ids[handle] = session_id
+        self.ids.extend(ids[len(reused) :])
+        return handles
+
+    def release(self, handles: Ints) -> None:
+        """Gives handles back; buffered chunks that name them need no replay."""
+        self.state[handles] = State.FREE
+        self.durable[handles] = DURABLE_FOREVER
+        self._limbo.extend(handles.tolist())
+        if self.failures or self.initial:
+            for handle in handles.tolist():
+                self.failures.pop(handle, None)
+                self.initial.pop(handle, None)
+
+    def group_number(self, group: Group) -> int:
+        """The number that stands for a group in the column."""
+        number = self._group_numbers.get(group)
+        if number is None:
+            number = self._group_numbers[group] = len(self.groups)
+            self.groups.append(group)
+        return number
+
+    def live(self) -> Ints:
+        """The handles that are or were open, in ascending order."""
+        state = self.state[: self.size]
+        return np.flatnonzero((state >= State.OPEN) & (state <= State.LOST))
+
+    def _collect(self) -> None:
+        limbo = np.array(self._limbo, np.int64)
+        unused = self.refs[limbo] == 0
+        self._free.extend(limbo[unused].tolist())
+        self._limbo = limbo[~unused].tolist()
+
+    def _grow(self, size: int) -> None:
+        capacity = len(self.state)
+        if size > capacity:
+            more = max(size, 2 * capacity, 64) - capacity
+            self.state = np.concatenate([self.state, np.zeros(more, np.uint8)])
+            self.scratch = np.concatenate([self.scratch, np.zeros(more, np.int64)])
+            for name in self._COLUMNS:
+                setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
+        self.size = size

@@ -1,0 +1,299 @@
+"""What a caller holds while an operation is under way, and where the rows of a block deliver their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from statestream.errors import StatestreamError
+from statestream.wire import Array, Ints
+
+Outputs: TypeAlias = dict[str, Array]
+"""Packed outputs by name: [S, ...one step], S the steps of all chunks."""
+
+Value: TypeAlias = Array | Outputs
+"""What a step returns: the array where the model has one output, else arrays by name."""
+
+
+OVERHEAD = 512
+"""Bytes that a chunk, or a block of chunks, costs beyond its inputs, about."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Lane:
+    """Chunks that may share a frame: one model version, the same inputs, the same shape of a step."""
+
+    model: str
+    version: int
+    names: tuple[str, ...]
+    dtypes: tuple[np.dtype[Any], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    step_bytes: int
+
+
+class Ticket:
+    """One operation: pending, then done with `value` or `error`.
+
+    `notify` is called once, when it is done, from inside the core; it must not call the core.
+    """
+
+    __slots__ = ("done", "error", "notify", "value")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.value: Any = None
+        self.error: StatestreamError | None = None
+        self.notify: Callable[[], None] | None = None
+
+    def finish(self, value: object = None, error: StatestreamError | None = None) -> None:
+        """Makes the ticket done; a second call changes nothing."""
+        if self.done:
+            return
+        self.done, self.value, self.error = True, value, error
+        if self.notify is not None:
+            self.notify()
+
+
+class StepTicket(Ticket):
+    """One chunk of one session.
+
+    Attributes:
+        arrays: The inputs in the lane's order, flattened, owned by the ticket.
+        single: The caller sent one step without a time axis and wants one back.
+    """
+
+    __slots__ = ("arrays", "framed", "handle", "lane", "nbytes", "single", "start", "steps")
+
+    def __init__(self, lane: Lane, handle: int, arrays: tuple[Array, ...], steps: int, single: bool) -> None:
+        self.done = False
+        self.value: Any = None
+        self.error: StatestreamError | None = None
+        self.notify: Callable[[], None] | None = None
+        self.lane = lane
+        self.handle = handle
+        self.arrays = arrays
+        self.steps = steps
+        self.single = single
+        self.start = -1
+        self.framed = False
+        self.nbytes = OVERHEAD + lane.step_bytes * steps
+
+
+class PartsTicket(Ticket):
+    """A sequence that was cut into several chunks; done when they are, with their outputs joined."""
+
+    __slots__ = ("_left", "parts")
+
+    def __init__(self, parts: Sequence[StepTicket]) -> None:
+        super().__init__()
+        self.parts = list(parts)
+        self._left = len(self.parts)
+        for part in self.parts:
+            part.notify = self._count
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left:
+            return
+        error = next((part.error for part in self.parts if part.error is not None), None)
+        if error is not None:
+            self.finish(error=error)
+        elif isinstance(self.parts[0].value, dict):
+            names = list(self.parts[0].value)
+            self.finish({name: np.concatenate([part.value[name] for part in self.parts]) for name in names})
+        else:
+            self.finish(np.concatenate([part.value for part in self.parts]))
+
+
+class PoolTicket(Ticket):
+    """Chunks of many sessions, submitted together.
+
+    Its value is {output: [N, T, ...]}; rows that failed, and steps past a row's length, stay zero.
+
+    Attributes:
+        handles: [N] the sessions, each at most once.
+        lengths: [N] the steps of every row, or one number where all have the same.
+        errors: What became of the rows that failed, by row.
+    """
+
+    __slots__ = ("errors", "handles", "inputs", "lane", "left", "lengths", "nbytes", "steps")
+
+    def __init__(self, lane: Lane, handles: Ints, inputs: tuple[Array, ...], lengths: Ints | int, steps: int) -> None:
+        super().__init__()
+        self.lane = lane
+        self.handles = handles
+        self.inputs = inputs
+        self.lengths = lengths
+        self.steps = steps
+        self.nbytes = sum(array.nbytes for array in inputs)
+        self.left = 0
+        self.errors: dict[int, StatestreamError] = {}
+        self.value: dict[str, Array] = {}
+
+    def deliver(self, rows: Ints, offset: int, outputs: Outputs, lengths: Ints | int) -> None:
+        """Takes packed outputs of some rows, for the steps from `offset` on."""
+        count = len(rows)
+        for name, packed in outputs.items():
+            tail = packed.shape[1:]
+            if isinstance(lengths, int) and lengths == self.steps and count == len(self.handles) and not self.value:
+                if rows[0] == 0 and bool((np.diff(rows) == 1).all()):
+                    self.value = {key: y.reshape(count, lengths, *y.shape[1:]) for key, y in outputs.items()}
+                    break
+            target = self.value.get(name)
+            if target is None:
+                target = self.value[name] = np.zeros((len(self.handles), self.steps, *tail), packed.dtype)
+            if isinstance(lengths, int):
+                target[rows, offset : offset + lengths] = packed.reshape(count, lengths, *tail)
+            else:
+                steps = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                target[np.repeat(rows, lengths), offset + steps] = packed
+        self._count(count)
+
+    def fail(self, rows: Ints, error: StatestreamError) -> None:
+        """Marks chunks of rows as failed; the first error of a row stays."""
+        for row in rows.tolist():
+            self.errors.setdefault(row, error)
+        self._count(len(rows))
+
+    def _count(self, chunks: int) -> None:
+        self.left -= chunks
+        if self.left == 0:
+            self.finish(self.value)
+
+
+class OpenTicket(Ticket):
+    """Sessions being opened. Done when each is open or refused.
+
+    Attributes:
+        handles: [N] the sessions.
+        created: [N] whether it was created.
+        versions: [N] the version to which it is pinned.
+        errors: What became of the refused, by row.
+    """
+
+    __slots__ = ("created", "errors", "handles", "left", "versions")
+
+    def __init__(self, handles: Ints) -> None:
+        super().__init__()
+        self.handles = handles
+        self.created = np.zeros(len(handles), np.bool_)
+        self.versions = np.zeros(len(handles), np.int64)
+        self.errors: dict[int, StatestreamError] = {}
+        self.left = len(handles)
+
+    def count(self, rows: int) -> None:
+        """Accounts for rows that are open or refused."""
+        self.left -= rows
+        if self.left == 0:
+            self.finish()
+
+
+class ControlTicket(Ticket):
+    """A flush, a close, or a wait for what is under way.
+
+    Attributes:
+        errors: What went wrong, by handle.
+    """
+
+    __slots__ = ("errors",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[int, StatestreamError] = {}
+
+
+class Sink(Protocol):
+    """Where the rows of a block deliver."""
+
+    def take(self, rows: Ints) -> Sink:
+        """The sink of some of the rows."""
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Takes the packed outputs of some rows, or of all where `rows` is None."""
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Takes the error of one row."""
+
+
+class Discard:
+    """For chunks that are replayed though their replies were delivered before."""
+
+    def take(self, rows: Ints) -> Discard:
+        """Itself."""
+        return self
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Drops the outputs."""
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Drops the error."""
+
+
+class Singles:
+    """One step ticket for every row."""
+
+    __slots__ = ("tickets",)
+
+    def __init__(self, tickets: list[StepTicket]) -> None:
+        self.tickets = tickets
+
+    def take(self, rows: Ints) -> Singles:
+        """The tickets of some rows."""
+        return Singles([self.tickets[row] for row in rows.tolist()])
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Hands every ticket its steps: views of one array that belongs to this frame."""
+        tickets = self.tickets if rows is None else [self.tickets[row] for row in rows.tolist()]
+        columns = [_rows_of(packed, lengths, tickets) for packed in outputs.values()]
+        if len(columns) == 1:
+            for ticket, value in zip(tickets, columns[0], strict=True):
+                ticket.finish(value)
+            return
+        names = list(outputs)
+        for ticket, values in zip(tickets, zip(*columns, strict=True), strict=True):
+            ticket.finish(dict(zip(names, values, strict=True)))
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Hands one ticket its error."""
+        self.tickets[row].finish(error=error)
+
+
+class PoolRows:
+    """Some rows of a pool's ticket, from some step on."""
+
+    __slots__ = ("offset", "rows", "ticket")
+
+    def __init__(self, ticket: PoolTicket, rows: Ints, offset: int) -> None:
+        self.ticket = ticket
+        self.rows = rows
+        self.offset = offset
+
+    def take(self, rows: Ints) -> PoolRows:
+        """The same for some of the rows."""
+        return PoolRows(self.ticket, self.rows[rows], self.offset)
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Hands the outputs to the pool's ticket."""
+        self.ticket.deliver(self.rows if rows is None else self.rows[rows], self.offset, outputs, lengths)
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Hands the error to the pool's ticket."""
+        self.ticket.fail(self.rows[row : row + 1], error)
+
+
+def _rows_of(packed: Array, lengths: Ints | int, tickets: list[StepTicket]) -> list[Array]:
+    if isinstance(lengths, int) and lengths == 1:
+        # A scalar per step would iterate as NumPy scalars; 0-d views keep one type for all outputs.
+        values: list[Array] = list(packed) if packed.ndim > 1 else [packed[i, ...] for i in range(len(packed))]
+        return [
+            value if ticket.single else value[np.newaxis] for ticket, value in zip(tickets, values, strict=True)
+        ]
+    sizes = [lengths] * len(tickets) if isinstance(lengths, int) else lengths.tolist()
+    values, at = [], 0
+    for ticket, size in zip(tickets, sizes, strict=True):
+        values.append(packed[at, ...] if ticket.single else packed[at : at + size])
+        at += size
+    return values

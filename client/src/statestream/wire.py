@@ -1,0 +1,97 @@
+"""NumPy arrays and columns as they travel: `Tensor` messages and little-endian byte columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from statestream.errors import BadFrame, BadTensor
+from statestream.signature import DTYPES
+from statestream.v1.tensor_pb2 import Tensor
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
+HANDLE: Final = np.dtype("<u4")
+"""A column of handles or lengths."""
+
+POSITION: Final = np.dtype("<i8")
+"""A column of positions or epochs; read as signed, so that differences are signed too."""
+
+
+def to_tensor(name: str, array: Array) -> Tensor:
+    """Writes an array; a big-endian or strided one is copied into wire order first.
+
+    Raises:
+        BadTensor: The dtype does not travel.
+    """
+    dtype = array.dtype
+    if dtype.name not in DTYPES:
+        raise BadTensor(
+            f"{name} has dtype {dtype}; expected one of {', '.join(sorted(DTYPES))}", metadata={"field": name}
+        )
+    if dtype.byteorder == ">":
+        array = array.astype(dtype.newbyteorder("<"))
+    return Tensor(name=name, dtype=dtype.name, shape=array.shape, data=array.tobytes())
+
+
+def from_tensor(tensor: Tensor) -> Array:
+    """Reads a tensor as a writable array of its own.
+
+    Raises:
+        BadTensor: The dtype is unknown, or the data is not as long as dtype and shape say.
+    """
+    if tensor.dtype not in DTYPES:
+        raise BadTensor(f"{tensor.name} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}")
+    dtype = np.dtype(tensor.dtype).newbyteorder("<")
+    shape = tuple(tensor.shape)
+    expected = math.prod(shape) * dtype.itemsize
+    if len(tensor.data) != expected:
+        raise BadTensor(
+            f"{tensor.name} has {len(tensor.data)} bytes; expected {expected} for {tensor.dtype}{list(shape)}",
+            metadata={"field": tensor.name},
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(shape).copy()
+
+
+def from_tensors(tensors: Iterable[Tensor]) -> dict[str, Array]:
+    """Reads tensors by name."""
+    return {tensor.name: from_tensor(tensor) for tensor in tensors}
+
+
+def handles_column(handles: Ints) -> bytes:
+    """Writes handles or lengths."""
+    return handles.astype(HANDLE).tobytes()
+
+
+def positions_column(positions: Ints) -> bytes:
+    """Writes positions or epochs."""
+    return positions.astype(POSITION, copy=False).tobytes()
+
+
+def read_handles(column: bytes) -> Ints:
+    """Reads handles or lengths.
+
+    Raises:
+        BadFrame: The column is not a whole number of entries.
+    """
+    if len(column) % 4:
+        raise BadFrame(f"a column of uint32 has {len(column)} bytes; expected a multiple of 4")
+    return np.frombuffer(column, HANDLE).astype(np.int64)
+
+
+def read_positions(column: bytes, count: int) -> Ints:
+    """Reads positions or epochs of `count` rows; an empty column stands for zeros.
+
+    Raises:
+        BadFrame: The column does not have `count` entries.
+    """
+    if not column:
+        return np.zeros(count, np.int64)
+    if len(column) != 8 * count:
+        raise BadFrame(f"a column of uint64 has {len(column)} bytes; expected {8 * count} for {count} rows")
+    return np.frombuffer(column, POSITION)
