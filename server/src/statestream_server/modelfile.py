@@ -14,12 +14,15 @@ from onnx.external_data_helper import uses_external_data
 
 from statestream import signature as signatures
 from statestream.signature import Signature, TensorSpec
+from statestream_server.fusion import FusionError
 from statestream_server.model import ModelLoadError
 
 _MEMORY_NAME = re.compile(
     r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])"
 )
 _BLOCK = 1 << 20
+_MOST_BYTES = (1 << 31) - (1 << 20)
+"""Protocol Buffers' limit of 2 GiB, less the wrapping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,19 @@ class ModelFile:
     def external(self) -> bool:
         """Whether weights lie in files of their own."""
         return any(uses_external_data(tensor) for tensor in self.proto.graph.initializer)
+
+    def whole(self) -> onnx.ModelProto:
+        """The graph with all its weights in it.
+
+        Raises:
+            FusionError: They are too large for one message.
+        """
+        if not self.external:
+            return self.proto
+        whole = onnx.load_model(self.path)
+        if whole.ByteSize() > _MOST_BYTES:
+            raise FusionError(f"its weights are {whole.ByteSize()} bytes; one message holds {_MOST_BYTES}")
+        return whole
 
     def digest(self) -> str:
         """SHA-256 in hex over graph, weights and signature; labels, comments and the producer do not count."""

@@ -138,6 +138,26 @@ def _random(spec: TensorSpec, shape: tuple[int, ...], most: int, rng: np.random.
     return rng.integers(0, most, shape).astype(dtype)
 
 
+def agree(rows: Rows, reference: Rows, signature: Signature) -> bool:
+    """Whether two implementations of the same model's memory give the same results, but for rounding.
+
+    The memories must not have sessions yet; some of their rows are used.
+    """
+    rng, count = np.random.default_rng(2), 3 if is_batched(signature) else 1
+    source = np.arange(FIRST_ROW, FIRST_ROW + count, dtype=np.int64)
+    target = source + count
+    found, difference = list[list[Array]](), _Difference()
+    inputs = [random_inputs(signature, count, min(2, rows.max_slice), rng) for _ in range(3)]
+    for memory in (reference, rows):
+        memory.grow(FIRST_ROW + 2 * count)
+        memory.reset(np.arange(FIRST_ROW, FIRST_ROW + 2 * count, dtype=np.int64))
+        outputs = memory.step(source, source, inputs[0])[0] + memory.step(source, target, inputs[1])[0]
+        outputs += memory.step(target, target, inputs[2])[0]
+        found.append(outputs + memory.read(source) + memory.read(target))
+    difference.note(*found)
+    return not difference.wrong
+
+
 class _Difference:
     """How far results lie apart that should be the same."""
 

@@ -11,12 +11,14 @@ from statestream import signature as signatures
 from statestream.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server import modelfile, proof
+from statestream_server.fused_rows import FusedRows
+from statestream_server.fusion import FusionError
 from statestream_server.model import BatchPolicy, Kind, Model, ModelLoadError
 from statestream_server.modelfile import ModelFile
 from statestream_server.numpy_rows import NumpyRows
 from statestream_server.policies import PaddedRows, SerialisedRows
 from statestream_server.rows import Rows, is_batched
-from statestream_server.runtime import DeviceError, Graph, GraphError, providers_for
+from statestream_server.runtime import CPU, DeviceError, Graph, GraphError, providers_for
 
 __all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "load", "scan"]
 
@@ -81,7 +83,7 @@ def _load_single(name: str, version: int, file: ModelFile, device: str, policy: 
     proof.wiring(graph, file.signature, str(file.path))
     if not file.signature.states:
         return Model(name, version, Kind.PREDICT, file.signature, file.digest(), graph=graph, providers=graph.providers)
-    return _with_rows(Model(name, version, Kind.SESSION, file.signature, file.digest()), file, graph, policy)
+    return _with_rows(Model(name, version, Kind.SESSION, file.signature, file.digest()), file, graph, device, policy)
 
 
 def _load_pair(
@@ -105,12 +107,12 @@ def _load_pair(
         encoder=first,
         encoder_signature=encoder.signature,
     )
-    return _with_rows(model, decoder, second, policy)
+    return _with_rows(model, decoder, second, device, policy)
 
 
-def _with_rows(model: Model, file: ModelFile, graph: Graph, policy: BatchPolicy) -> Model:
+def _with_rows(model: Model, file: ModelFile, graph: Graph, device: str, policy: BatchPolicy) -> Model:
     where = str(file.path)
-    rows: Rows = NumpyRows(graph, file.signature)
+    rows = _rows(file, graph, device)
     if not is_batched(file.signature):
         rows = SerialisedRows(rows, single=False)
     found = proof.invariance(rows, PaddedRows(rows), file.signature, where)
@@ -123,6 +125,22 @@ def _with_rows(model: Model, file: ModelFile, graph: Graph, policy: BatchPolicy)
     model.rows, model.providers = rows, graph.providers
     model.batch_invariance, model.invariance_note = found.finding, found.note
     return model
+
+
+def _rows(file: ModelFile, graph: Graph, device: str) -> Rows:
+    """Rows that the graph itself gathers and commits where it can be wrapped so, else rows that NumPy does."""
+    plain = NumpyRows(graph, file.signature)
+    if graph.providers[0] != CPU:
+        return plain  # The slab lies in the host's memory.
+    try:
+        fused = FusedRows(file.whole(), file.signature, providers_for(device))
+    except (FusionError, GraphError) as error:
+        _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
+        return plain
+    if not proof.agree(fused, plain, file.signature):
+        _log.warning("%s: rows are copied in and out at every step: wrapped, the graph gives other results", file.path)
+        return plain
+    return fused
 
 
 def _graph(file: ModelFile, device: str) -> Graph:

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from statestream_server.arrays import Array
 
@@ -21,7 +21,8 @@ except ImportError as missing:
     ) from missing
 
 _log = logging.getLogger(__name__)
-_CPU = "CPUExecutionProvider"
+CPU: Final = "CPUExecutionProvider"
+"""ONNX Runtime's name for the CPU."""
 _CUDA = "CUDAExecutionProvider"
 _FEATURES = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile")
 _DTYPES = {
@@ -82,7 +83,7 @@ def providers_for(device: str) -> Device:
     name, _, number = device.partition(":")
     if name not in ("auto", "cpu", "cuda") or (number and not (name == "cuda" and number.isdecimal())):
         raise DeviceError(f"device {device!r} does not exist; expected auto, cpu, cuda or cuda:<number>")
-    cpu: tuple[str, Mapping[str, str]] = (_CPU, {})
+    cpu: tuple[str, Mapping[str, str]] = (CPU, {})
     if name != "cpu" and _CUDA in ort.get_available_providers():
         # Finds the CUDA and cuDNN libraries that came as Python packages.
         ort.preload_dlls()
@@ -95,7 +96,7 @@ def providers_for(device: str) -> Device:
     return Device("cpu", (cpu,), required=False)
 
 
-def fingerprint(providers: Sequence[str] = (_CPU,)) -> str:
+def fingerprint(providers: Sequence[str] = (CPU,)) -> str:
     """What the bits of results depend on: ONNX Runtime's version, the preferred provider, the processor's features."""
     return f"onnxruntime {ort.__version__}; {providers[0]}; {_processor()}"
 

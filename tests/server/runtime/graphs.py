@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from statestream import signature as signatures
-from statestream.signature import Feedback, Signature, StateSpec, TensorSpec
+from statestream.signature import Feedback, Signature, StateCheck, StateSpec, TensorSpec
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -74,7 +74,7 @@ def recurrent(
     input_time: int = 1,
     state_axis: int = 1,
     opset: int = 17,
-    check: int = 0,
+    check: StateCheck = StateCheck.STATE_CHECK_FINITE,
     feedback: bool = False,
     start: float = 0.0,
     direction: str = "forward",
@@ -106,7 +106,7 @@ def recurrent(
                 batch_axis=state_axis,
                 check=check,
                 start=[start],
-            )  # type: ignore[arg-type]
+            )
             for n in names
         ],
         feedback=[Feedback(output="y", input="x")] if feedback else [],
