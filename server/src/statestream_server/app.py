@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +100,7 @@ async def serve(settings: Settings) -> None:
     async with running(settings) as server:
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
         print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
-        await stop.wait()
+        await _first(stop.wait(), server.server.engine.failed())
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)
 
 
@@ -131,6 +131,18 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         if http:
             http.close()
         await store.close()
+
+
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Waits for the first of some things, and raises what it raised."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _stop_or_die(stop: asyncio.Event) -> None:

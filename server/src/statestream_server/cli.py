@@ -7,8 +7,9 @@ import dataclasses
 import logging
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.logging import RichHandler
@@ -35,7 +36,10 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     return path
 
 
-def _option(name: str, **more: Any) -> Any:
+_Decorated = TypeVar("_Decorated", bound=Callable[..., object])
+
+
+def _option(name: str, **more: Any) -> Callable[[_Decorated], _Decorated]:
     """A flag that can also come from STATESTREAM_<NAME>."""
     variable = "STATESTREAM_" + name.removeprefix("--").upper().replace("-", "_")
     return click.option(name, envvar=variable, show_envvar=True, show_default=more.get("default") is not None, **more)

@@ -75,7 +75,7 @@ class Copies:
             return _of_row(*where)
         return _of_record(await self._stored(model, session))
 
-    async def list(self, model: str, after: tuple[str, str], limit: int) -> list[Description]:
+    async def page(self, model: str, after: tuple[str, str], limit: int) -> list[Description]:
         """Sessions above `after`, by model and id, at most `limit`; model "" for all.
 
         Raises:

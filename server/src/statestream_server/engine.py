@@ -95,6 +95,16 @@ class Engine:
         """Begins to run batches."""
         self._task = asyncio.create_task(self._run(), name="engine")
 
+    async def failed(self) -> None:
+        """Never returns while all is well.
+
+        Raises:
+            Exception: What stopped the engine; rows may be half-way, so the process must end and its
+                successor go on from the store.
+        """
+        assert self._task is not None, "the engine is not started"
+        await asyncio.shield(self._task)
+
     async def close(self) -> None:
         """Stops after the batch in progress; what waits is not run."""
         if self._task is not None:
@@ -176,7 +186,8 @@ class Engine:
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
-            choice = self.scheduler.choose([*self._lanes.values(), *self._predictions.values()])
+            queues: list[_Lane | Predictions] = [*self._lanes.values(), *self._predictions.values()]
+            choice = self.scheduler.choose(queues)
             if choice is None:
                 self._wake.clear()
                 continue

@@ -113,7 +113,7 @@ class Intake:
         waiting = self._engine.queued_bytes
         if waiting and waiting + sum(array.nbytes for array in chunks.inputs) > limits.max_queued_bytes:
             error = errors.Overloaded(
-                f"{waiting} bytes of chunks wait to run; the limit is {limits.max_queued_bytes}. Send again a little later",
+                f"{waiting} bytes of chunks wait to run; the limit is {limits.max_queued_bytes}. Send again later",
                 retry_after=_RETRY_SECONDS,
             )
             for place in np.flatnonzero(fresh & within).tolist():

@@ -86,7 +86,7 @@ class Lane:
 
     def idle(self, rows: Ints) -> Bools:
         """Which of `rows` have nothing queued."""
-        return self._head[rows] == NONE
+        return np.asarray(self._head[rows] == NONE)
 
     def enqueue(self, rows: Ints, steps: Ints, work: int, priority: Priority, age: int) -> None:
         """Queues one chunk for each of `rows` (distinct), behind what these rows have queued.

@@ -12,8 +12,8 @@ from statestream import errors
 from statestream.signature import numpy_dtype, step_shape
 from statestream_server import repository, runtime
 from statestream_server.engine import Engine
-from statestream_server.records import Layout
 from statestream_server.model import BatchPolicy, Model, ModelLoadError
+from statestream_server.records import Layout
 from statestream_server.saver import Saver
 from statestream_server.table import Table
 

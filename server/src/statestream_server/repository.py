@@ -20,7 +20,7 @@ from statestream_server.policies import PaddedRows, SerialisedRows
 from statestream_server.rows import Rows, is_batched
 from statestream_server.runtime import CPU, DeviceError, Graph, GraphError, providers_for
 
-__all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "load", "scan"]
+__all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "load", "load_file", "scan"]
 
 _log = logging.getLogger(__name__)
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
@@ -67,13 +67,26 @@ def load(
     Raises:
         ModelLoadError: It cannot be served: the file, the reason, what to do.
     """
+    if (folder / SINGLE).is_file():
+        return load_file(folder / SINGLE, name=name, version=version, device=device, batch_policy=batch_policy)
+    return load_file(folder / DECODER, name=name, version=version, device=device, batch_policy=batch_policy)
+
+
+def load_file(
+    path: Path, *, name: str, version: int, device: str = "auto", batch_policy: BatchPolicy = BatchPolicy.PAD
+) -> Model:
+    """Loads one file, whatever its folder; an encoder.onnx or decoder.onnx brings the other one.
+
+    Raises:
+        ModelLoadError: It cannot be served: the file, the reason, what to do.
+    """
     try:
-        if (folder / SINGLE).is_file():
-            return _load_single(name, version, modelfile.read(folder / SINGLE), device, batch_policy)
-        encoder, decoder = modelfile.read(folder / ENCODER), modelfile.read(folder / DECODER)
+        if path.name not in (ENCODER, DECODER):
+            return _load_single(name, version, modelfile.read(path), device, batch_policy)
+        encoder, decoder = modelfile.read(path.parent / ENCODER), modelfile.read(path.parent / DECODER)
         return _load_pair(name, version, encoder, decoder, device, batch_policy)
     except DeviceError as error:
-        raise ModelLoadError(f"{folder}: {error}") from error
+        raise ModelLoadError(f"{path}: {error}") from error
 
 
 def _load_single(name: str, version: int, file: ModelFile, device: str, policy: BatchPolicy) -> Model:

@@ -8,6 +8,7 @@ between two batches; the write itself happens beside them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,10 +149,8 @@ class Saver:
     async def _run(self) -> None:
         while True:
             timeout = None if self.mode == Durability.SYNC else self._interval
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), timeout)
-            except TimeoutError:
-                pass
             self._wanted.clear()
             cycle, self._cycle = self._cycle, None
             waiting, self._waiting = self._waiting, []

@@ -400,7 +400,8 @@ def check_initial_states(table: Table, states: Sequence[Array], count: int) -> N
         expected = (count, *row_shape(spec))
         if array.shape != expected or array.dtype != numpy_dtype(spec.dtype):
             raise errors.BadTensor(
-                f"initial state {spec.input!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}{list(expected)}",
+                f"initial state {spec.input!r} is {array.dtype}{list(array.shape)};"
+                f" expected {spec.dtype}{list(expected)}",
                 metadata={"field": "initial_states"},
             )
 
@@ -424,7 +425,7 @@ def _pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None]
         pinned = where[0].model.version if where else opening.version
         if opening.version and pinned != opening.version and opening.mode != Mode.REPLACE:
             refused[place] = errors.ModelChanged(
-                f"session {opening.ids[place]!r} is pinned to version {pinned}, version {opening.version} was asked for;"
+                f"session {opening.ids[place]!r} is pinned to version {pinned}, {opening.version} was asked for;"
                 " open it without a version, or replace it"
             )
     return refused

@@ -60,11 +60,11 @@ def loads(data: bytes, columns: Sequence[Column], digest: str) -> Snapshot:
     metadata = read_metadata(data)
     if metadata["digest"] != digest:
         raise errors.ModelChanged(
-            f"the snapshot is of a model with digest {metadata['digest'][:12]}…, this one has {digest[:12]}…; restore it"
-            " where that version is served"
+            f"the snapshot is of a model with digest {metadata['digest'][:12]}…, this one has {digest[:12]}…;"
+            " restore it where that version is served"
         )
     try:
-        raw = dict(read_safetensors(data))
+        raw = dict(read_safetensors(data))  # type: ignore[no-untyped-call]
         tensors = {
             column.name: np.frombuffer(raw[column.name]["data"], column.dtype).reshape(column.shape)
             for column in columns

@@ -10,8 +10,8 @@ import numpy as np
 from statestream import errors
 from statestream_server.arrays import Freelist, Ints, grown
 from statestream_server.lane import Lane
-from statestream_server.replies import ReplyWindow
 from statestream_server.model import Model
+from statestream_server.replies import ReplyWindow
 from statestream_server.rows import FIRST_ROW, Rows
 from statestream_server.stores.base import Key
 

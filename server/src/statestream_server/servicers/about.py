@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import statestream_server
-from statestream.v1 import inference_pb2
 from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
 from statestream_server.server import Server
+from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, unary
 
 PROTOCOL = 1
@@ -30,7 +30,7 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
             protocol=PROTOCOL,
             server_id=server.id,
             limits=pb.Limits(**dataclasses.asdict(server.settings.limits)),
-            durability=inference_pb2.DurabilityMode.ValueType(int(server.settings.durability)),
+            durability=wire.durability(server.settings),
             store=pb.StoreInfo(
                 kind=server.store.kind,
                 survives_process_kill=survives.process_kill,

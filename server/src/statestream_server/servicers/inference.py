@@ -10,6 +10,7 @@ import numpy as np
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
+from statestream.v1.tensor_pb2 import Tensor
 from statestream_server import digests
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.intake import Chunks
@@ -62,7 +63,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         """Applies one chunk to one session."""
         table, row = await self._open(request)
         rows = np.asarray([row])
-        steps = _common_length(request.inputs)
+        steps = _first_length(request.inputs)
         limit = self._server.settings.limits.max_chunk_steps
         if not 1 <= steps <= limit:
             raise errors.BadFrame(f"the chunk has {steps} steps; expected 1 to {limit}", metadata={"field": "inputs"})
@@ -192,6 +193,6 @@ def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:
     return [names.index(name) for name in asked] or list(range(len(names)))
 
 
-def _common_length(tensors: Sequence[object]) -> int:
-    shape = getattr(tensors[0], "shape", ()) if tensors else ()
-    return int(shape[0]) if len(shape) else 0
+def _first_length(tensors: Sequence[Tensor]) -> int:
+    shape = list(tensors[0].shape) if tensors else []
+    return shape[0] if shape else 0

@@ -18,6 +18,10 @@ _KINDS: Final = {
 }
 
 
+def _order(model: pb.Model) -> tuple[str, int]:
+    return model.name, model.version
+
+
 class ModelServicer(grpc_stubs.ModelServiceServicer):
     """Lists, describes, loads and unloads models."""
 
@@ -33,7 +37,8 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
             pb.Model(name=name, version=version, error=reason)
             for (name, version), reason in self._registry.failures.items()
         ]
-        return pb.ListModelsResponse(models=sorted(models + failed, key=lambda model: (model.name, model.version)))
+        models = sorted(models + failed, key=_order)
+        return pb.ListModelsResponse(models=models)
 
     @unary
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:

@@ -48,7 +48,7 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
                 f"page_size is {request.page_size}; expected at most {_LARGEST_PAGE}", metadata={"field": "page_size"}
             )
         size = request.page_size or _DEFAULT_PAGE
-        found = await self._server.copies.list(request.model, _read_token(request.page_token), size)
+        found = await self._server.copies.page(request.model, _read_token(request.page_token), size)
         token = _write_token(found[-1]) if len(found) == size else ""
         return pb.ListSessionsResponse(sessions=[_message(each) for each in found], next_page_token=token)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import grpc
 import numpy as np
@@ -257,7 +258,7 @@ class Stream:
             positions=table.position[rows].astype("<u8").tobytes(),
             durable_positions=table.durable[rows].astype("<u8").tobytes(),
             created=part.created.astype(np.uint8).tobytes(),
-            durability=pb.DurabilityMode.ValueType(int(self._server.settings.durability)),
+            durability=wire.durability(self._server.settings),
             errors=failures,
         )
 
@@ -310,7 +311,7 @@ class Stream:
             )
         return steps
 
-    def _resolve(self, handles: Array, starts: Positions, receiver: _Receiver) -> tuple[Array, Ints]:
+    def _resolve(self, handles: Array, starts: Positions, receiver: Refusals) -> tuple[Array, Ints]:
         """The table (its index, -1 for none) and the row of each handle; those without are answered here."""
         known = handles < len(self._row)
         safe = np.where(known, handles, 0)
@@ -387,6 +388,13 @@ class Stream:
 
     def _open_rows(self) -> list[tuple[Table, Ints]]:
         return [(table, np.flatnonzero(table.owner == self._number)) for table in self._tables]
+
+
+class Refusals(Protocol):
+    """Who hears of handles that stand for nothing."""
+
+    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
+        """A row of a frame was not applied."""
 
 
 class _Receiver:

@@ -10,6 +10,7 @@ from statestream import errors
 from statestream.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
+from statestream_server.settings import Settings
 
 
 def column(data: bytes, dtype: str, count: int, field: str) -> Array:
@@ -117,7 +118,7 @@ def graph_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> list
         )
         if array.dtype != numpy_dtype(spec.dtype) or not fits:
             raise errors.BadTensor(
-                f"input {spec.name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}{expected} (-1 is free)",
+                f"input {spec.name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}{expected}, -1 is free",
                 metadata={"field": spec.name, "expected_shape": str(expected), "expected_dtype": spec.dtype},
             )
         if spec.HasField("batch_axis"):
@@ -136,6 +137,11 @@ def tensor(name: str, array: Array) -> Tensor:
 def tensors(specs: Iterable[TensorSpec], arrays: Iterable[Array]) -> list[Tensor]:
     """One tensor for every output of the signature."""
     return [tensor(spec.name, array) for spec, array in zip(specs, arrays, strict=True)]
+
+
+def durability(settings: Settings) -> str:
+    """How steps become durable: the name of the enum's value on the wire."""
+    return f"DURABILITY_MODE_{settings.durability.name}"
 
 
 def row_error(handle: int, position: int, error: errors.StatestreamError) -> RowError:

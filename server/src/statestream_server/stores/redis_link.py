@@ -117,7 +117,9 @@ class Link:
             StoreUnavailable: It does not answer, or may evict records.
         """
         options: dict[str, Any] = {
-            "socket_timeout": self.address.timeout,
+            # `_answer` has the deadline. redis-py's own goes through asyncio.wait_for, which before Python 3.12
+            # can swallow a cancellation: a task that is to end would then go on.
+            "socket_timeout": None,
             "socket_connect_timeout": self.address.timeout,
             "retry": Retry(NoBackoff(), 0),
         }

@@ -1,0 +1,91 @@
+"""What the server would make of a model file, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from statestream import signature as signatures
+from statestream.signature import Signature, StateCheck, StateSpec, TensorSpec
+from statestream.v1.model_pb2 import BatchInvariance
+from statestream_server import modelfile, repository
+from statestream_server.model import Kind, Model
+
+_WHY = {
+    Kind.PREDICT: "no memory: client.predict",
+    Kind.SESSION: "states: client.session, one row of memory each",
+    Kind.GENERATE: "encoder and decoder: client.generate",
+}
+
+
+def describe(path: Path, *, device: str = "auto") -> str:
+    """Loads a file as the server would and says what it is: kind, inputs, outputs, memory, invariance, digest.
+
+    Args:
+        path: An .onnx file (of an encoder-decoder either one), or the folder of one version.
+        device: What to run it on; see `repository.load`.
+
+    Raises:
+        ModelLoadError: The server would refuse it: the file, the reason, what to do.
+    """
+    file = path if path.is_file() or path.suffix else _first(path)
+    model = repository.load_file(file, name=path.stem, version=1, device=device)
+    described = modelfile.read(file).described
+    origin = "of the file" if described else "derived: the file has none; first axes of free length are batch axes"
+    lines = [("file", str(file)), ("kind", f"{model.kind}, {_WHY[model.kind]}"), ("signature", origin)]
+    if model.signature.description:
+        lines.append(("about", model.signature.description))
+    if model.encoder_signature is not None:
+        lines += [("encoder " + key, value) for key, value in _tensors(model.encoder_signature)]
+    lines += _tensors(model.signature)
+    lines += [("state", _state(state)) for state in model.signature.states]
+    lines += [("feedback", f"{each.output} → {each.input}") for each in model.signature.feedback]
+    lines += _memory(model)
+    lines += [("runs on", model.providers[0]), ("digest", model.digest)]
+    width = max(len(key) for key, _ in lines)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+
+
+def _first(folder: Path) -> Path:
+    single = folder / repository.SINGLE
+    return single if single.is_file() else folder / repository.DECODER
+
+
+def _memory(model: Model) -> Iterator[tuple[str, str]]:
+    if model.rows is None:
+        return
+    finding = BatchInvariance.Name(model.batch_invariance).removeprefix("BATCH_INVARIANCE_").lower()
+    most = f"up to {model.rows.max_slice} steps in one run" if model.rows.max_slice > 1 else "one step in one run"
+    yield "row", f"{model.rows.row_nbytes} bytes, {most}"
+    yield "batching", f"{finding}: {model.invariance_note}"
+
+
+def _tensors(signature: Signature) -> Iterator[tuple[str, str]]:
+    for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        yield from ((kind, _tensor(spec)) for spec in specs)
+
+
+def _tensor(spec: TensorSpec) -> str:
+    text = f"{spec.name} {spec.dtype}{_shape(spec)}"
+    for kind, names in (("columns", spec.columns), ("classes", spec.classes), ("symbols", spec.text.vocabulary)):
+        if names:
+            shown = ", ".join(repr(name) for name in names[:8]) + (", …" if len(names) > 8 else "")
+            text += f", {len(names)} {kind}: {shown}"
+    return text
+
+
+def _state(spec: StateSpec) -> str:
+    start = f"from encoder output {spec.from_encoder}" if spec.from_encoder else "starts at "
+    if not spec.from_encoder:
+        start += f"{spec.start[0]:g}" if len(spec.start) == 1 else "values of its own" if spec.start else "0"
+    check = StateCheck.Name(spec.check or StateCheck.STATE_CHECK_FINITE).removeprefix("STATE_CHECK_").lower()
+    row = list(signatures.row_shape(spec))
+    return f"{spec.input} → {spec.output} {spec.dtype}{_shape(spec)}, a row is {row}, {start}, check {check}"
+
+
+def _shape(spec: TensorSpec | StateSpec) -> str:
+    names = {spec.batch_axis: "batch"} if spec.HasField("batch_axis") else {}
+    if isinstance(spec, TensorSpec) and spec.HasField("time_axis"):
+        names[spec.time_axis] = "time"
+    sizes = ["free" if size < 0 else str(size) for size in spec.shape]
+    return "[" + ", ".join(names.get(axis, size) for axis, size in enumerate(sizes)) + "]"
