@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,7 +22,7 @@ class Server(NamedTuple):
 
     port: int
     process: subprocess.Popen[bytes]
-    client: redis.Redis
+    client: Any  # redis-py's own annotations have gaps
 
     @property
     def url(self) -> str:
@@ -56,10 +56,10 @@ def redis_server(folder: Path, *options: str, port: int | None = None) -> Iterat
         process.wait()
 
 
-def wait_until(condition: object, what: str, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
     """Asks again until the condition, of another process, holds."""
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s until {what}"
         time.sleep(0.005)
 
@@ -67,8 +67,8 @@ def wait_until(condition: object, what: str, seconds: float = 20.0) -> None:
 def _answers(client: redis.Redis) -> bool:
     try:
         client.ping()
+    except redis.AuthenticationError:
+        return True
     except redis.ConnectionError:
         return False
-    except redis.ResponseError:
-        return True  # it wants a password
     return True

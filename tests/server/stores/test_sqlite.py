@@ -184,7 +184,7 @@ async def _fill(store: SqliteStore, free_some_space: Callable[[], object], shown
     if shown.is_dir():
         (shown / "ballast").write_bytes(bytes(500_000))
     batch = [Record(Key("t", "m", str(number)), 1, 1, 1, A, 1, blob=bytes(1000)) for number in range(500)]
-    with pytest.raises(StoreUnavailable, match="full; free some space|failed or is full") as caught:
+    with pytest.raises(StoreUnavailable, match=r"full; free some space|failed or is full") as caught:
         await store.save(batch)
     assert str(shown) in caught.value.message
     assert await store.load([KEY, batch[0].key]) == [await loaded(store), None]

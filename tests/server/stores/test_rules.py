@@ -1,0 +1,190 @@
+"""Random claims, saves and deletes against a small model of the rules, the same for every store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from statestream_server.stores.base import Claim, Key, Mode, Record, Store, Verdict
+from statestream_server.stores.memory import MemoryStore
+from statestream_server.stores.redis import RedisStore
+from statestream_server.stores.sqlite import SqliteStore
+from tests.server.stores.redis_server import Server, redis_server
+
+KEYS = [Key("t", "m", "a"), Key("t", "m", "b"), Key("t", "n", "a")]
+SMALL = st.integers(0, 4)
+
+
+@dataclass
+class Entry:
+    """What the model knows of a key that has a session or a tombstone."""
+
+    record: Record
+    dead: bool = False
+
+
+CLAIMS = st.builds(
+    Claim,
+    key=st.sampled_from(KEYS),
+    mode=st.sampled_from(Mode),
+    writer=st.sampled_from([b"1" * 16, b"2" * 16]),
+    incarnation=st.integers(1, 3),
+    seen_epoch=SMALL,
+    replay_position=st.sampled_from([0, 0, 1, 3]),
+    held_epoch=SMALL,
+    held_position=SMALL,
+    version=st.integers(1, 2),
+    ephemeral=st.booleans(),
+)
+RECORDS = st.builds(
+    Record,
+    key=st.sampled_from(KEYS),
+    version=st.integers(1, 2),
+    epoch=st.integers(1, 5),
+    position=SMALL,
+    writer=st.sampled_from([b"1" * 16, b"2" * 16]),
+    incarnation=st.integers(1, 3),
+    ephemeral=st.booleans(),
+    blob=st.one_of(st.none(), st.binary(max_size=3)),
+)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Applies each batch to the store and to the model, and compares answers and contents."""
+
+    def __init__(self, make: Callable[[], Store]) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.store = make()
+        self.entries: dict[Key, Entry] = {}
+
+    @initialize()
+    def start(self) -> None:
+        self.runner.run(self.store.start())
+
+    @rule(claims=st.lists(CLAIMS, max_size=4), relative=st.booleans())
+    def claim(self, claims: list[Claim], relative: bool) -> None:
+        if relative:  # claims that know the epoch, as those of owners do
+            claims = [replace(claim, held_epoch=self.epoch(claim.key)) for claim in claims]
+        answers = self.runner.run(self.store.claim(claims))
+        expected = [self.expected(claim) for claim in claims]
+        assert [(answer.verdict, _plain(answer.record)) for answer in answers] == expected
+
+    @rule(records=st.lists(RECORDS, max_size=4), relative=st.booleans())
+    def save(self, records: list[Record], relative: bool) -> None:
+        if relative:
+            records = [replace(record, epoch=max(1, self.epoch(record.key))) for record in records]
+        expected = []
+        for record in records:
+            entry = self.entries.get(record.key)
+            if entry is None:
+                written = True
+            elif entry.dead:
+                written = entry.record.epoch < record.epoch
+            else:
+                written = (entry.record.epoch, True) == (record.epoch, entry.record.position <= record.position)
+            if written:
+                self.entries[record.key] = Entry(record)
+            expected.append(written)
+        assert self.runner.run(self.store.save(records)) == expected
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=2), epoch=st.integers(0, 6))
+    def delete(self, keys: list[Key], epoch: int) -> None:
+        expected = []
+        for key in keys:
+            entry = self.entries.get(key)
+            deleted = entry is not None and not entry.dead and entry.record.epoch <= epoch
+            if entry is not None and deleted:
+                self.entries[key] = Entry(replace(entry.record, blob=None), dead=True)
+            expected.append(deleted)
+        assert self.runner.run(self.store.delete(keys, [epoch] * len(keys))) == expected
+
+    @invariant()
+    def contents_are_equal(self) -> None:
+        assert list(map(_plain, self.runner.run(self.store.load(KEYS)))) == [self.live(key) for key in KEYS]
+
+    def teardown(self) -> None:
+        listed = self.runner.run(self.store.list("t", "", ("", ""), 10))
+        assert list(map(_plain, listed)) == [
+            replace(record, blob=None) for record in map(self.live, KEYS) if record is not None
+        ]
+        self.runner.run(self.store.close())
+        self.runner.close()
+
+    def epoch(self, key: Key) -> int:
+        return self.entries[key].record.epoch if key in self.entries else 0
+
+    def live(self, key: Key) -> Record | None:
+        entry = self.entries.get(key)
+        return None if entry is None or entry.dead else entry.record
+
+    def expected(self, claim: Claim) -> tuple[Verdict, Record | None]:
+        entry, live = self.entries.get(claim.key), self.live(claim.key)
+        bare = None if live is None else replace(live, blob=None)
+        if entry is not None and entry.record.incarnation > claim.incarnation:
+            return Verdict.REFUSED, bare
+        if claim.held_epoch == 0 or (entry is not None and entry.dead):
+            held = False
+        else:
+            held = live is None or live.epoch == claim.held_epoch
+        match claim.mode:
+            case Mode.CREATE if live is not None:
+                return Verdict.EXISTS, bare
+            case Mode.RESUME if live is None and not held:
+                return Verdict.MISSING, None
+        left = claim.held_position if held else 0 if live is None else live.position
+        if claim.mode is not Mode.REPLACE and left < claim.replay_position:
+            return Verdict.LOST, bare
+        epoch = 1 + max(self.epoch(claim.key), claim.held_epoch, claim.seen_epoch)
+        record = Record(claim.key, claim.version, epoch, 0, claim.writer, claim.incarnation, claim.ephemeral)
+        verdict = Verdict.CREATED
+        if claim.mode is not Mode.REPLACE and (held or live is not None):
+            verdict = Verdict.HELD if held else Verdict.TAKEN
+            if live is not None:
+                record = replace(live, epoch=epoch, writer=claim.writer, incarnation=claim.incarnation)
+        self.entries[claim.key] = Entry(record)
+        return verdict, record if verdict is Verdict.TAKEN else replace(record, blob=None)
+
+
+def _plain(record: Record | None) -> Record | None:
+    """Without the time, which the model does not know."""
+    return None if record is None else replace(record, saved_at=0.0)
+
+
+def _check(make: Callable[[], Store], examples: int) -> None:
+    class Machine(StoreMachine):
+        def __init__(self) -> None:
+            super().__init__(make)
+
+    run_state_machine_as_test(Machine, settings=settings(max_examples=examples, stateful_step_count=30))
+
+
+def test_memory_follows_the_rules() -> None:
+    _check(MemoryStore, 150)
+
+
+def test_sqlite_follows_the_rules(tmp_path: Path) -> None:
+    files = (tmp_path / f"{number}.db" for number in range(100_000))
+    _check(lambda: SqliteStore(next(files), synchronous=False), 60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.mark.service
+def test_redis_follows_the_rules(server: Server) -> None:
+    def make() -> Store:
+        server.client.flushall()
+        return RedisStore(server.url)
+
+    _check(make, 25)
