@@ -117,10 +117,8 @@ class _Graph:
         self._taken = [port.name for port in (*interface.inputs, *interface.states)]
 
     def __call__(self, values: Sequence[Array], batch: int, length: int) -> list[Array]:
-        known = {item.name for item in self._session.get_inputs()}
-        feeds = {name: value for name, value in zip(self._taken, values, strict=True) if name in known}
         try:
-            return [np.asarray(value) for value in self._session.run(None, feeds)]
+            return [np.asarray(value) for value in self._session.run(None, dict(zip(self._taken, values, strict=True)))]
         except Exception as error:
             raise GateError(
                 f"the graph does not run at batch {batch}, {length} steps; nothing was written: {error}",

@@ -122,10 +122,13 @@ def build(module: nn.Module, interface: Interface, exporter: Exporter) -> onnx.M
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"torch cannot export {type(module).__name__} ({exporter}): {line}") from error
     _strip(model)
-    for value, port in zip(model.graph.input, (*interface.inputs, *interface.states), strict=True):
-        _set_shape(value, port)
-    for value, port in zip(model.graph.output, (*interface.outputs, *interface.new_states), strict=True):
-        _set_shape(value, port)
+    for what, entries, ports in (
+        ("input", model.graph.input, (*interface.inputs, *interface.states)),
+        ("output", model.graph.output, (*interface.outputs, *interface.new_states)),
+    ):
+        _check_names(what, [entry.name for entry in entries], [port.name for port in ports])
+        for entry, port in zip(entries, ports, strict=True):
+            _set_shape(entry, port)
     return model
 
 
@@ -231,10 +234,19 @@ def _strip(model: onnx.ModelProto) -> None:
         del initializer.metadata_props[:]
 
 
+def _check_names(what: str, found: list[str], meant: list[str]) -> None:
+    missing = [name for name in meant if name not in found]
+    if missing:
+        raise ExportError(
+            f"the graph has no {what} {missing[0]!r}: forward does not use it, so the exporter left it out. Leave it"
+            " out of forward, too"
+        )
+    if found != meant:
+        raise ExportError(f"the graph's {what}s are {', '.join(found)}; meant were {', '.join(meant)}. Rename them")
+
+
 def _set_shape(value: onnx.ValueInfoProto, port: Port) -> None:
     """Writes the shape found by running the module; exporters may have put the example's length there."""
-    if value.name != port.name:
-        raise ExportError(f"the graph names {value.name!r} where {port.name!r} was meant; rename that input or output")
     axes = _axes(port)
     shape = value.type.tensor_type.shape
     del shape.dim[:]

@@ -11,7 +11,17 @@ from typing import Any, Final
 from statestream_export.errors import RecipeError
 from statestream_export.recipe import Card, Recipe
 
-NAMES: Final = ("sunspots", "digits-cnn", "antonyms")
+NAMES: Final = (
+    "sunspots",
+    "digits-cnn",
+    "antonyms",
+    "cocktails",
+    "linear",
+    "sine-mlp",
+    "sine-rnn-window",
+    "sine",
+    "sin2cos",
+)
 """The recipes that ship, in the order of the list; each lives in a module of its name."""
 
 
