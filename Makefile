@@ -13,7 +13,8 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-compose check bench chaos install stubs clean
+.PHONY: help demo test test-slow test-compose bench chaos install stubs clean
+.PHONY: check check-format check-lint check-types check-stubs check-protos
 
 help:
 	@echo "make demo          train, export, serve, stream, crash, go on: the whole of it, in some minutes"
@@ -48,11 +49,23 @@ test-slow: $(STAMP)
 test-compose: $(STAMP)
 	$(RUN) -m pytest -m compose tests/compose $(ARGS)
 
+# Every check runs, also after one has failed.
 check: $(STAMP)
+	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-stubs check-protos
+
+check-format: $(STAMP)
 	$(VENV)/bin/ruff format --check
+
+check-lint: $(STAMP)
 	$(VENV)/bin/ruff check
+
+check-types: $(STAMP)
 	$(VENV)/bin/mypy
+
+check-stubs: $(STAMP)
 	$(RUN) tools/stubs.py --check
+
+check-protos: $(STAMP)
 	$(RUN) tools/lint_protos.py
 
 bench: $(STAMP)
