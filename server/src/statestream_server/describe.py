@@ -69,8 +69,8 @@ def _tensor(spec: TensorSpec) -> str:
     text = f"{spec.name} {spec.dtype}{_shape(spec)}"
     for kind, names in (("columns", spec.columns), ("classes", spec.classes), ("symbols", spec.text.vocabulary)):
         if names:
-            shown = ", ".join(repr(name) for name in names[:8]) + (", …" if len(names) > 8 else "")
-            text += f", {len(names)} {kind}: {shown}"
+            more = f", … ({len(names)})" if len(names) > 8 else ""
+            text += f", {kind} " + ", ".join(repr(name) for name in names[:8]) + more
     return text
 
 

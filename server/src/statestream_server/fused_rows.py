@@ -11,8 +11,9 @@ import onnx
 from statestream import signature as signatures
 from statestream.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.checks import InputCheck
 from statestream_server.fusion import fuse
-from statestream_server.rows import columns_of, max_slice_of, start_values
+from statestream_server.rows import SCRATCH_ROW, columns_of, max_slice_of, start_values
 from statestream_server.runtime import Binding, Device, Graph
 from statestream_server.slab import Slab
 
@@ -20,8 +21,14 @@ from statestream_server.slab import Slab
 class FusedRows:
     """A `Rows` whose `step` is one run of one graph, at a cost that does not grow with the capacity."""
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, device: Device) -> None:
-        """Rows for a graph as its author wrote it, weights included; capacity is 0 until `grow`.
+    def __init__(self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool) -> None:
+        """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
+
+        Args:
+            model: The graph, weights included.
+            signature: Its signature, which fits it.
+            device: What it runs on; the CPU.
+            check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
 
         Raises:
             FusionError: The graph cannot be wrapped.
@@ -30,6 +37,7 @@ class FusedRows:
         self._slab = Slab(columns_of(signature), start_values(signature))
         self.columns = self._slab.columns
         self.row_nbytes = self._slab.row_nbytes
+        self._input_check = InputCheck(signature, wanted=check_inputs)
         self.max_slice = max_slice_of(signature)
         wrapped, self._names = fuse(model, signature)
         self._binding = Binding(Graph(wrapped.SerializeToString(), device))
@@ -72,6 +80,9 @@ class FusedRows:
         count, steps = inputs[0].shape[:2]
         outputs = [np.empty((count, steps, *shape), dtype) for dtype, shape in self._outputs]
         bad = np.zeros(count, np.bool_)
+        refused = self._input_check(inputs)
+        if refused is not None:
+            target = np.where(refused, SCRATCH_ROW, target)
         names, binding = self._names, self._binding
         with self._lock:
             binding.give(names.source, source)
@@ -83,4 +94,4 @@ class FusedRows:
             if names.bad:
                 binding.take(names.bad, bad[np.newaxis])
             binding.run()
-        return outputs, bad
+        return outputs, bad if refused is None else bad | refused

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from statestream import signature as signatures
 from statestream.signature import Signature, StateCheck, StateSpec, TensorSpec
-from statestream_server.rows import Axes, columns_of, feedback_outputs
+from statestream_server.checks import is_checked
+from statestream_server.rows import SCRATCH_ROW, Axes, columns_of, feedback_outputs
 
 _OLDEST_OPSET = 11
 """ScatterND and negative indices of Gather came with it."""
@@ -116,7 +117,7 @@ class _Wrapper:
                 )
                 for i, (column, place) in enumerate(zip(columns, places, strict=True))
             ),
-            bad=f"{prefix}bad" if any(_checked(state) for state in states) else "",
+            bad=f"{prefix}bad" if any(is_checked(state) for state in states) else "",
         )
         self._keep_types()
         updates = []
@@ -195,7 +196,7 @@ class _Wrapper:
         """The rows to write, [n] or [1, n]: the target, or the scratch row for rows that fail their check."""
         target, checked, sums, wrongs = names.target, list[StateSpec](), list[str](), list[str]()
         for state, value, place in zip(self._signature.states, updates, places, strict=False):
-            if _checked(state):
+            if is_checked(state):
                 checked.append(state)
                 finite = state.check != StateCheck.STATE_CHECK_NAN
                 (sums if finite else wrongs).append(self._suspicion(state, value, math.prod(place or ()), finite))
@@ -204,7 +205,7 @@ class _Wrapper:
         if wrongs:
             self._joined("Or", wrongs)
             self._after[-1].output[0] = names.bad
-            scratch = self._constant(np.zeros((), np.int64))
+            scratch = self._constant(np.asarray(SCRATCH_ROW, np.int64))
             target = self._put(self._after, "Where", [names.bad, scratch, target])
         return self._after_reads(target, checked, places)
 
@@ -313,10 +314,6 @@ def _place(state: StateSpec) -> tuple[int, ...] | None:
     before, after = tuple(state.shape[: state.batch_axis]), tuple(state.shape[state.batch_axis + 1 :])
     nbytes = math.prod(after) * signatures.numpy_dtype(state.dtype).itemsize
     return before if math.prod(before) == 1 or nbytes >= _SMALLEST_ITEM else None
-
-
-def _checked(state: StateSpec) -> bool:
-    return state.check != StateCheck.STATE_CHECK_OFF and signatures.numpy_dtype(state.dtype).kind == "f"
 
 
 def _step_info(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:

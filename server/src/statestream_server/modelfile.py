@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,14 @@ class ModelFile:
     def external(self) -> bool:
         """Whether weights lie in files of their own."""
         return any(uses_external_data(tensor) for tensor in self.proto.graph.initializer)
+
+    @property
+    def hides_nan(self) -> bool:
+        """Whether its operators turn NaN into numbers and it does not look for NaN itself."""
+        ops = set(_ops(self.proto.graph.node))
+        for function in self.proto.functions:
+            ops |= set(_ops(function.node))
+        return bool(ops & {"LSTM", "GRU", "RNN"}) and not ops & {"IsNaN", "IsInf"}
 
     def whole(self) -> onnx.ModelProto:
         """The graph with all its weights in it.
@@ -169,6 +177,14 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
             attribute.ClearField("doc_string")
             for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                 _strip(graph)
+
+
+def _ops(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        yield node.op_type
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _ops(graph.node)
 
 
 def _location(tensor: onnx.TensorProto) -> str:

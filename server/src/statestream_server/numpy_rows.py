@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statestream.signature import Signature, StateCheck
+from statestream.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.checks import InputCheck, failing
 from statestream_server.rows import Axes, columns_of, feedback_outputs, max_slice_of, start_values
 from statestream_server.runtime import Graph
 from statestream_server.slab import Slab
@@ -17,8 +18,15 @@ from statestream_server.slab import Slab
 class NumpyRows:
     """A `Rows` of three copies: states out of the slab, through the graph, into the slab."""
 
-    def __init__(self, graph: Graph, signature: Signature) -> None:
-        """Rows for a graph as its author wrote it; capacity is 0 until `grow`."""
+    def __init__(self, graph: Graph, signature: Signature, *, check_inputs: bool) -> None:
+        """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
+
+        Args:
+            graph: The graph.
+            signature: Its signature, which fits it.
+            check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
+        """
+        self._input_check = InputCheck(signature, wanted=check_inputs)
         self._slab = Slab(columns_of(signature), start_values(signature))
         self.columns = self._slab.columns
         self.row_nbytes = self._slab.row_nbytes
@@ -73,7 +81,8 @@ class NumpyRows:
         count = len(self._outputs)
         outputs = [np.asarray(axes.from_graph(v), order="C") for axes, v in zip(self._outputs, results, strict=False)]
         states = [axes.from_graph(v) for axes, v in zip(self._states, results[count:], strict=True)]
-        bad = np.zeros(len(target), np.bool_)
+        refused = self._input_check(inputs)
+        bad = np.zeros(len(target), np.bool_) if refused is None else refused
         for check, state in zip(self._checks, states, strict=True):
             bad |= failing(check, state)
         states += [outputs[place][:, -1] for place in self._feedback]
@@ -82,11 +91,3 @@ class NumpyRows:
             good, states = target[~bad], [state[~bad] for state in states]
         self._slab.write(good, states)
         return outputs, bad
-
-
-def failing(check: StateCheck, state: Array) -> Bools:
-    """Which rows of new values [n, ...] fail a check: bool [n]."""
-    if state.dtype.kind != "f" or check == StateCheck.STATE_CHECK_OFF:
-        return np.zeros(len(state), np.bool_)
-    wrong = np.isnan(state) if check == StateCheck.STATE_CHECK_NAN else ~np.isfinite(state)
-    return np.asarray(wrong.reshape(len(state), -1).any(axis=1), np.bool_)

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.rows import Column, Rows
-
-_SCRATCH = 0
+from statestream_server.rows import SCRATCH_ROW, Column, Rows
 
 
 class _Wrapped:
@@ -55,7 +53,7 @@ class PaddedRows(_Wrapped):
             return self._rows.step(source, target, inputs)
         outputs, bad = self._rows.step(
             np.repeat(source, 2),
-            np.append(target, _SCRATCH),
+            np.append(target, SCRATCH_ROW),
             [np.repeat(value, 2, axis=0) for value in inputs],
         )
         return [value[:1] for value in outputs], bad[:1]

@@ -142,11 +142,11 @@ def _with_rows(model: Model, file: ModelFile, graph: Graph, device: str, policy:
 
 def _rows(file: ModelFile, graph: Graph, device: str) -> Rows:
     """Rows that the graph itself gathers and commits where it can be wrapped so, else rows that NumPy does."""
-    plain = NumpyRows(graph, file.signature)
+    plain = NumpyRows(graph, file.signature, check_inputs=file.hides_nan)
     if graph.providers[0] != CPU:
         return plain  # The slab lies in the host's memory.
     try:
-        fused = FusedRows(file.whole(), file.signature, providers_for(device))
+        fused = FusedRows(file.whole(), file.signature, providers_for(device), check_inputs=file.hides_nan)
     except (FusionError, GraphError) as error:
         _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
         return plain

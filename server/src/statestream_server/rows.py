@@ -16,8 +16,11 @@ from statestream import signature as signatures
 from statestream.signature import Signature, StateSpec, TensorSpec
 from statestream_server.arrays import Array, Bools, Ints
 
+SCRATCH_ROW: Final = 0
+"""What must not be kept is written there; it holds anything."""
+
 FIRST_ROW: Final = 1
-"""Row 0 is scratch: what must not be kept is written there. No session may have it."""
+"""The first row that a session may have."""
 
 MAX_SLICE: Final = 256
 """The most steps of one run, where the graph has a time axis."""
@@ -92,7 +95,7 @@ class Rows(Protocol):
 
         Returns:
             The outputs in the signature's order, each [n, T, *step shape], in memory of their own, and
-            bad [n]: rows whose new state failed its check; their targets are unchanged.
+            bad [n]: rows whose new state, or input, failed the check; their targets are unchanged.
         """
 
 

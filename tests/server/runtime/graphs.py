@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from statestream import signature as signatures
 from statestream.signature import Feedback, Signature, StateCheck, StateSpec, TensorSpec
@@ -135,6 +135,8 @@ def recurrent(
             news[n].append(new)
         if directions == 2:
             value = b.add("ReduceSum", [result[0], b.constant(np.asarray([1], np.int64))], keepdims=0)
+        elif opset < 13:
+            value = b.add("Squeeze", [result[0]], axes=[1])
         else:
             value = b.add("Squeeze", [result[0], b.constant(np.asarray([1], np.int64))])
     for n in names:
@@ -143,6 +145,75 @@ def recurrent(
     head = b.add("Add", [b.add("MatMul", [value, b.weight(hidden, outputs)]), b.weight(outputs)])
     b.add("Transpose", [head], ["y"], perm=[0, 1, 2] if input_time == 0 else [1, 0, 2])
     return b.model(signature, opset), signature
+
+
+def counter() -> tuple[onnx.ModelProto, Signature]:
+    """One step a run: y = x + steps so far; the count is a whole number, one a row."""
+    b = Builder()
+    b.add("Add", ["count", b.constant(np.asarray(1, np.int64))], ["count_out"])
+    column = b.add("Reshape", [b.add("Cast", ["count"], to=TensorProto.FLOAT), b.constant(np.asarray([-1, 1]))])
+    b.add("Add", ["x", column], ["y"])
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", dtype="float32", shape=[-1, 2], batch_axis=0)],
+        outputs=[TensorSpec(name="y", dtype="float32", shape=[-1, 2], batch_axis=0)],
+        states=[StateSpec(input="count", output="count_out", dtype="int64", shape=[-1], batch_axis=0, start=[7])],
+    )
+    return b.model(signature), signature
+
+
+def delay() -> tuple[onnx.ModelProto, Signature]:
+    """One step a run: y = x − the x before; the new state depends on no old one."""
+    b = Builder()
+    b.add("Sub", ["x", "last"], ["y"])
+    b.add("Identity", ["x"], ["last_out"])
+    b.add("Identity", ["mark"], ["mark_out"])
+    spec = {"dtype": "float32", "shape": [-1, 3], "batch_axis": 0}
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", **spec)],  # type: ignore[arg-type]
+        outputs=[TensorSpec(name="y", **spec)],  # type: ignore[arg-type]
+        states=[
+            StateSpec(input="last", output="last_out", check=StateCheck.STATE_CHECK_OFF, **spec),  # type: ignore[arg-type]
+            StateSpec(input="mark", output="mark_out", dtype="bool", shape=[-1, 2, 2], batch_axis=0),
+        ],
+    )
+    return b.model(signature), signature
+
+
+def average(
+    dtype: str = "float16", check: StateCheck = StateCheck.STATE_CHECK_FINITE
+) -> tuple[onnx.ModelProto, Signature]:
+    """One step a run: mean = (mean + x) / 2, in the middle of three axes; answers the mean."""
+    b = Builder()
+    moved = b.add("Transpose", ["x"], perm=[1, 0, 2])
+    total = b.add("Add", [b.add("Mul", ["mean", b.constant(np.asarray(0.5, dtype))]), moved])
+    b.add("Identity", [total], ["mean_out"])
+    b.add("Transpose", [total], ["y"], perm=[1, 0, 2])
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", dtype=dtype, shape=[-1, 2, 20], batch_axis=0)],
+        outputs=[TensorSpec(name="y", dtype=dtype, shape=[-1, 2, 20], batch_axis=0)],
+        states=[StateSpec(input="mean", output="mean_out", dtype=dtype, shape=[2, -1, 20], batch_axis=1, check=check)],
+        feedback=[Feedback(output="y", input="x")],
+    )
+    return b.model(signature), signature
+
+
+def lonely() -> tuple[onnx.ModelProto, Signature]:
+    """No batch axis: y [T, 2] = x + state, the state adds the last x."""
+    b = Builder()
+    b.add("Add", ["x", "total"], ["y"])
+    last = b.add("Gather", ["x", b.constant(np.asarray(-1, np.int64))], axis=0)
+    b.add("Add", ["total", b.add("Mul", [last, b.constant(np.asarray(0, np.float32))])], ["total_out"])
+    spec = {"dtype": "float32", "shape": [-1, 2], "time_axis": 0}
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", **spec)],  # type: ignore[arg-type]
+        outputs=[TensorSpec(name="y", **spec)],  # type: ignore[arg-type]
+        states=[StateSpec(input="total", output="total_out", dtype="float32", shape=[2], start=[1, 2])],
+    )
+    return b.model(signature), signature
 
 
 def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path:
