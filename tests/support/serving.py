@@ -1,0 +1,178 @@
+"""Servers for tests: one inside this process, and one as a process that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from statestream_server import app
+from statestream_server.settings import Durability, Limits, Settings
+from statestream_server.table import Table
+from tests.support.speaker import DEADLINE, connected
+
+_READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
+# The command itself, without the console script: tests also run where only the sources are installed.
+_SERVE = "import sys; from statestream_server.cli import serve; sys.argv[0] = 'statestream serve'; serve()"
+
+
+def free_settings(models: Path, **more: Any) -> Settings:
+    """Settings for a server on a free local port, with the memory store unless told otherwise."""
+    limits = Limits(**more.pop("limits", {}))
+    store = more.pop("store", "memory")
+    durability = more.pop("durability", Durability.NONE if store == "memory" else Durability.INTERVAL)
+    base: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": None, "device": "cpu"}
+    return Settings(models, store=store, durability=durability, limits=limits, **(base | more))
+
+
+@dataclass
+class Local:
+    """A server in this process and a channel to it."""
+
+    running: app.Running
+    channel: Any
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.running.port}"
+
+    @property
+    def server(self) -> Any:
+        return self.running.server
+
+    def table(self, model: str) -> Table:
+        table = self.server.registry.get(model).table
+        assert table is not None
+        return table
+
+    @contextlib.contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """While this is entered, chunks queue up and nothing runs."""
+        scheduler, engine = self.server.engine.scheduler, self.server.engine
+        choose, scheduler.choose = scheduler.choose, lambda queues: None
+        try:
+            yield
+        finally:
+            scheduler.choose = choose
+            engine._wake.set()
+
+    async def until(self, wanted: Any) -> None:
+        """Returns once `wanted()` holds: asked at every turn of the loop that server and test share."""
+        async with asyncio.timeout(DEADLINE):
+            while not wanted():
+                await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def serving(models: Path, **settings: Any) -> AsyncIterator[Local]:
+    """A server inside this process, drained at the end."""
+    async with (
+        app.running(free_settings(models, **settings)) as running,
+        connected(f"127.0.0.1:{running.port}") as channel,
+    ):
+        yield Local(running, channel)
+
+
+@dataclass
+class Process:
+    """`statestream serve` as a process of its own.
+
+    Attributes:
+        lines: What it wrote to stdout and stderr so far.
+    """
+
+    models: Path
+    options: list[str]
+    host: str = "127.0.0.1"
+    port: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def start(self) -> Process:
+        """Starts it and waits until it says that it is ready; on the same port as before, if it ran before."""
+        self.launch()
+        ready = self.wait_for(_READY.pattern)
+        assert ready is not None, f"the server ended with {self._process.wait()}:\n{self.output}"
+        self.port = int(ready[2])
+        return self
+
+    def launch(self) -> None:
+        """Starts it without waiting for anything."""
+        command = [sys.executable, "-c", _SERVE, str(self.models), "--host", self.host, "--port", str(self.port)]
+        self.lines.clear()
+        self._ended = False
+        self._news = threading.Condition()
+        self._process = subprocess.Popen(
+            [*command, "--no-http", "--device", "cpu", *self.options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str) -> re.Match[str] | None:
+        """The first match of a pattern in what it wrote; None where it ended without one."""
+        with self._news:
+            found = self._news.wait_for(lambda: self._ended or re.search(pattern, self.output), DEADLINE)
+            assert found, f"{pattern!r} did not come within {DEADLINE} s:\n{self.output}"
+            return re.search(pattern, self.output)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is saved any more."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        status = self._process.wait(DEADLINE)
+        self._reader.join()
+        return status
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        if self._process.poll() is None:
+            self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            for line in stdout:
+                with self._news:
+                    self.lines.append(line)
+                    self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+@contextlib.contextmanager
+def process(models: Path, *options: str, port: int = 0) -> Iterator[Process]:
+    """A server process that is ready; killed at the end if it still runs."""
+    server = Process(models, list(options), port=port)
+    try:
+        yield server.start()
+    finally:
+        server.kill()

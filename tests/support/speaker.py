@@ -1,0 +1,437 @@
+"""Raw frames over the generated stubs: a client with no cleverness, so that the server's rules are what is tested."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+import uuid
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from statestream.signature import Signature, TensorSpec, step_shape
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import inference_pb2_grpc, model_pb2, model_pb2_grpc, session_pb2_grpc
+from statestream.v1.tensor_pb2 import RowError, Tensor
+
+Arrays = Mapping[str, np.ndarray]
+DEADLINE: Final = 20.0
+"""Seconds after which a missing answer is a failure of the test."""
+
+
+def u32(*values: int) -> bytes:
+    return np.asarray(values, "<u4").tobytes()
+
+
+def u64(*values: int) -> bytes:
+    return np.asarray(values, "<u8").tobytes()
+
+
+def tensor(name: str, array: np.ndarray) -> Tensor:
+    return Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=np.ascontiguousarray(array).tobytes())
+
+
+def array_of(message: Tensor) -> np.ndarray:
+    return np.frombuffer(message.data, message.dtype).reshape(tuple(message.shape))
+
+
+def arrays_of(messages: Iterable[Tensor]) -> dict[str, np.ndarray]:
+    return {message.name: array_of(message) for message in messages}
+
+
+def fresh_id(prefix: str = "s") -> str:
+    """An id that no other test uses."""
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a status and its details say."""
+
+    code: str
+    reason: str
+    domain: str
+    message: str
+    metadata: dict[str, str]
+    retry_after: float | None
+    fields: list[str]
+
+
+def failure_of(status: status_pb2.Status) -> Failure:
+    info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
+    after, fields = None, list[str]()
+    for detail in status.details:
+        if detail.Unpack(retry):
+            after = retry.retry_delay.ToNanoseconds() / 1e9
+        elif detail.Unpack(bad):
+            fields = [violation.field for violation in bad.field_violations]
+        else:
+            detail.Unpack(info)
+    code = code_pb2.Code.Name(status.code)
+    return Failure(code, info.reason, info.domain, status.message, dict(info.metadata), after, fields)
+
+
+async def failing(call: Awaitable[Any]) -> Failure:
+    """The failure of a call that must fail, from its trailing metadata."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call, DEADLINE)
+    error = caught.value
+    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    assert details is not None, f"no details with {error.code()}: {error.details()}"
+    status = status_pb2.Status.FromString(details)  # type: ignore[arg-type]
+    assert status.code == error.code().value[0]
+    return failure_of(status)
+
+
+async def everything(call: Any) -> list[Any]:
+    """All messages of a server stream."""
+    return [message async for message in call]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One session of an opened frame."""
+
+    epoch: int
+    position: int
+    durable: int
+    created: bool
+    version: int
+    durability: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One chunk of a result frame."""
+
+    frame: int
+    handle: int
+    position: int
+    steps: int
+    durable: int
+    outputs: dict[str, np.ndarray]
+
+    @property
+    def end(self) -> int:
+        return self.position + self.steps
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One row error of a frame."""
+
+    frame: int
+    handle: int
+    position: int
+    failure: Failure
+
+
+@dataclass
+class Subject:
+    """The session model under test, as ModelService describes it."""
+
+    name: str
+    signature: Signature
+
+    @classmethod
+    async def find(cls, channel: grpc.aio.Channel, name: str) -> Subject:
+        found = await model_pb2_grpc.ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest(name=name))
+        return cls(name, found.model.signature)
+
+    def random(self, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Inputs [steps, ...one step]."""
+        rng = np.random.default_rng(seed)
+        return {spec.name: random_steps(spec, steps, rng) for spec in self.signature.inputs}
+
+
+def random_steps(spec: TensorSpec, steps: int, rng: np.random.Generator) -> np.ndarray:
+    shape = (steps, *(size if size > 0 else 1 for size in step_shape(spec)))
+    if spec.dtype.startswith(("int", "uint")):
+        return rng.integers(0, 3, shape).astype(spec.dtype)
+    return rng.standard_normal(shape).astype(spec.dtype)
+
+
+def pack(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """Chunks of several sessions, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def length(chunk: Arrays) -> int:
+    return len(next(iter(chunk.values())))
+
+
+def cut(inputs: Arrays, start: int, end: int) -> dict[str, np.ndarray]:
+    return {name: array[start:end] for name, array in inputs.items()}
+
+
+_incarnations = itertools.count(int(time.time() * 1e6))
+
+
+def next_incarnation() -> int:
+    """One above every incarnation this process used so far."""
+    return next(_incarnations)
+
+
+@dataclass
+class Speaker:
+    """One stream: sends what it is told, sorts what comes.
+
+    Attributes:
+        notices: Row errors of notices, as they came.
+        pushed: The newest durable position of each handle that the server told unasked.
+        go_away: Set when the server said that it leaves.
+    """
+
+    channel: grpc.aio.Channel
+    model: str
+    writer: bytes = field(default_factory=lambda: uuid.uuid4().bytes)
+    notices: list[Refusal] = field(default_factory=list)
+    pushed: dict[int, int] = field(default_factory=dict)
+    go_away: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> Speaker:
+        self._call = inference_pb2_grpc.InferenceServiceStub(self.channel).Stream()
+        self._inbox: asyncio.Queue[pb.StreamResponse | None | BaseException] = asyncio.Queue()
+        self._rows: list[Answer | Refusal] = []
+        self._unasked = asyncio.Condition()
+        self._frame = 0
+        self._pump_task = asyncio.create_task(self._pump())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.cancel()
+        self._pump_task.cancel()
+        await asyncio.gather(self._pump_task, return_exceptions=True)
+
+    async def _pump(self) -> None:
+        try:
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                if not await self._is_unasked(response):
+                    self._inbox.put_nowait(response)
+        except grpc.aio.AioRpcError as error:
+            self._inbox.put_nowait(error)
+        else:
+            self._inbox.put_nowait(None)
+
+    async def _is_unasked(self, response: pb.StreamResponse) -> bool:
+        if response.frame:
+            return False
+        async with self._unasked:
+            kind = response.WhichOneof("response")
+            if kind == "notice":
+                self.notices.extend(_refusals(0, response.notice.errors))
+            elif kind == "durable":
+                handles = np.frombuffer(response.durable.handles, "<u4").tolist()
+                positions = np.frombuffer(response.durable.durable_positions, "<u8").tolist()
+                self.pushed.update(zip(handles, positions, strict=True))
+            elif kind == "go_away":
+                self.go_away.set()
+            self._unasked.notify_all()
+        return kind != "refused"
+
+    async def unasked(self, wanted: Any) -> None:
+        """Waits until `wanted()` holds; asked whenever the server spoke unasked."""
+        async with asyncio.timeout(DEADLINE), self._unasked:
+            await self._unasked.wait_for(wanted)
+
+    # What is sent.
+
+    async def send(self, frame: int | None = None, **request: Any) -> int:
+        """Sends one frame as it is; its number rises by itself."""
+        self._frame = self._frame + 1 if frame is None else frame
+        await self._call.write(pb.StreamRequest(frame=self._frame, **request))
+        return self._frame
+
+    async def send_chunk(
+        self,
+        handles: Sequence[int],
+        positions: Sequence[int],
+        chunks: Sequence[Arrays],
+        acked: Sequence[int] | None = None,
+    ) -> int:
+        """Sends one chunk for each handle; uniform where they are equally long."""
+        lengths = [length(chunk) for chunk in chunks]
+        uniform = len(set(lengths)) == 1
+        return await self.send(
+            chunk=pb.ChunkFrame(
+                handles=u32(*handles),
+                positions=u64(*positions),
+                acked_positions=b"" if acked is None else u64(*acked),
+                steps=lengths[0] if uniform else 0,
+                lengths=b"" if uniform else u32(*lengths),
+                inputs=[tensor(name, array) for name, array in pack(chunks).items()],
+            )
+        )
+
+    async def send_ack(self, handle: int, position: int) -> int:
+        return await self.send(ack=pb.AckFrame(handles=u32(handle), acked_positions=u64(position)))
+
+    async def half_close(self) -> None:
+        await self._call.done_writing()
+
+    # What comes.
+
+    async def read(self) -> pb.StreamResponse | None:
+        """The next answer; None at the end of the stream. What the server says unasked is not among them."""
+        found = await asyncio.wait_for(self._inbox.get(), DEADLINE)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    async def expect(self, kind: str) -> Any:
+        """The next answer, which must be of this kind."""
+        response = await self.read()
+        assert response is not None, f"the stream ended where {kind} was expected"
+        assert response.WhichOneof("response") == kind, f"{kind} was expected, this came: {response}"
+        return getattr(response, kind)
+
+    async def refused(self) -> Failure:
+        """The next answer, which must refuse a frame."""
+        return failure_of((await self.expect("refused")).status)
+
+    async def rows(self, count: int) -> list[Answer | Refusal]:
+        """The answers to `count` chunks, in the order they came."""
+        while len(self._rows) < count:
+            response = await self.read()
+            assert response is not None, f"the stream ended, {count - len(self._rows)} answers are missing"
+            assert response.WhichOneof("response") == "result", f"results were expected, this came: {response}"
+            self._rows.extend(rows_of(response.frame, response.result))
+        found, self._rows = self._rows[:count], self._rows[count:]
+        return found
+
+    async def answers(self, count: int) -> list[Answer]:
+        """The answers to `count` chunks, none of them refused."""
+        found = await self.rows(count)
+        refusals = [row for row in found if isinstance(row, Refusal)]
+        assert not refusals, refusals
+        return [row for row in found if isinstance(row, Answer)]
+
+    async def refusal(self) -> Failure:
+        """The answer to one chunk, which must be refused."""
+        (row,) = await self.rows(1)
+        assert isinstance(row, Refusal), row
+        return row.failure
+
+    # Both.
+
+    async def open(self, *ids: str, handles: Sequence[int] | None = None, **more: Any) -> dict[int, Opened | Failure]:
+        """Opens sessions (or not), by handle."""
+        handles = list(handles if handles is not None else range(len(ids)))
+        request: dict[str, Any] = {"model": self.model, "writer": self.writer, "incarnation": next_incarnation()}
+        await self.send(open=pb.OpenFrame(handles=u32(*handles), ids=ids, **(request | more)))
+        found: dict[int, Opened | Failure] = {}
+        while len(found) < len(handles):
+            opened = await self.expect("opened")
+            found |= {row.handle: failure_of(row.status) for row in opened.errors}
+            columns = [np.frombuffer(opened.handles, "<u4")]
+            columns += [np.frombuffer(c, "<u8") for c in (opened.epochs, opened.positions, opened.durable_positions)]
+            columns.append(np.frombuffer(opened.created, np.uint8))
+            for handle, epoch, position, durable, created in zip(*(c.tolist() for c in columns), strict=True):
+                session = Opened(epoch, position, durable, bool(created), opened.version, opened.durability)
+                assert session.durable <= session.position
+                found[handle] = session
+        return found
+
+    async def open_one(self, session: str, handle: int = 0, **more: Any) -> Opened:
+        """Opens one session, which must go well."""
+        opened = (await self.open(session, handles=[handle], **more))[handle]
+        assert isinstance(opened, Opened), opened
+        return opened
+
+    async def not_opened(self, session: str, handle: int = 0, **more: Any) -> Failure:
+        """Opens one session, which must be refused."""
+        refused = (await self.open(session, handles=[handle], **more))[handle]
+        assert isinstance(refused, Failure), refused
+        return refused
+
+    async def step(self, handle: int, position: int, inputs: Arrays, acked: int | None = None) -> Answer:
+        """One chunk of one session, which must be applied."""
+        await self.send_chunk([handle], [position], [inputs], None if acked is None else [acked])
+        (answer,) = await self.answers(1)
+        assert (answer.handle, answer.position, answer.steps) == (handle, position, length(inputs))
+        return answer
+
+    async def flush(self, *handles: int) -> dict[int, int]:
+        """Flushes sessions: their durable positions by handle."""
+        await self.send(flush=pb.FlushFrame(handles=u32(*handles)))
+        durable = await self.expect("durable")
+        assert not durable.errors, durable.errors
+        columns = np.frombuffer(durable.handles, "<u4"), np.frombuffer(durable.durable_positions, "<u8")
+        return dict(zip(*(column.tolist() for column in columns), strict=True))
+
+    async def close(self, *handles: int, delete: bool = False) -> pb.ClosedFrame:
+        """Detaches or deletes sessions."""
+        action = pb.CLOSE_ACTION_DELETE if delete else pb.CLOSE_ACTION_DETACH
+        await self.send(close=pb.CloseFrame(handles=u32(*handles), action=action))
+        closed: pb.ClosedFrame = await self.expect("closed")
+        return closed
+
+
+def rows_of(frame: int, result: pb.ResultFrame) -> list[Answer | Refusal]:
+    """A result frame row by row."""
+    handles = np.frombuffer(result.handles, "<u4").tolist()
+    positions = np.frombuffer(result.positions, "<u8").tolist()
+    durable = np.frombuffer(result.durable_positions, "<u8").tolist()
+    lengths = np.frombuffer(result.lengths, "<u4").tolist() if result.lengths else [result.steps] * len(handles)
+    assert len(handles) == len(positions) == len(durable) == len(lengths)
+    outputs, offset = arrays_of(result.outputs), 0
+    rows: list[Answer | Refusal] = []
+    for handle, position, steps, safe in zip(handles, positions, lengths, durable, strict=True):
+        mine = {name: array[offset : offset + steps] for name, array in outputs.items()}
+        rows.append(Answer(frame, handle, position, steps, safe, mine))
+        offset += steps
+    assert all(len(array) == offset for array in outputs.values())
+    return rows + _refusals(frame, result.errors)
+
+
+def _refusals(frame: int, errors: Iterable[RowError]) -> list[Refusal]:
+    return [Refusal(frame, row.handle, row.position, failure_of(row.status)) for row in errors]
+
+
+class Caller:
+    """The unary services of one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.sessions = session_pb2_grpc.SessionServiceStub(channel)
+        self.models = model_pb2_grpc.ModelServiceStub(channel)
+
+    async def step(self, model: str, session: str, inputs: Arrays, **more: Any) -> pb.StepResponse:
+        tensors = [tensor(name, array) for name, array in inputs.items()]
+        request = pb.StepRequest(model=model, session_id=session, inputs=tensors, **more)
+        response: pb.StepResponse = await self.inference.Step(request, timeout=DEADLINE)
+        assert response.durable_position <= response.position
+        return response
+
+
+@contextlib.asynccontextmanager
+async def connected(address: str) -> Any:
+    """A channel of its own: no connection is shared with other tests."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        yield channel
+
+
+def same_bits(one: Arrays, other: Arrays) -> bool:
+    """Whether two sets of arrays are equal in every bit."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype
+        and one[name].shape == other[name].shape
+        and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
+
+
+def joined(answers: Iterable[Answer]) -> dict[str, np.ndarray]:
+    """The outputs of one session's answers in the order of their positions, which must be without gap or repeat."""
+    ordered = sorted(answers, key=lambda answer: answer.position)
+    for before, after in itertools.pairwise(ordered):
+        assert before.end == after.position, f"{before.position}…{before.end} is followed by {after.position}"
+    return pack([answer.outputs for answer in ordered])
