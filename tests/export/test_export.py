@@ -87,6 +87,16 @@ def test_cells_without_a_time_axis_are_one_step_a_run(tmp_path: Path) -> None:
     assert {(case.way, case.length) for case in made.gate.cases} == {("streamed", t) for t in (1, 2, 7)}
 
 
+def test_modules_without_a_batch_axis_have_one_session_a_run(tmp_path: Path) -> None:
+    state = State(torch.zeros(6), batch_axis=None)
+    made = export(
+        Cell(), torch.randn(3), states={"h": state, "c": state}, batch_axis=None, path=tmp_path / "model.onnx"
+    )
+    assert not made.signature.inputs[0].HasField("batch_axis")
+    assert not made.signature.states[0].HasField("batch_axis")
+    assert {(case.batch, case.length) for case in made.gate.cases} == {(None, 1), (None, 2), (None, 7)}
+
+
 def test_modules_without_memory_are_compared_by_batch(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
     made = export(module, torch.randn(1, 1, 8, 8), outputs=["scores"], path=tmp_path / "model.onnx")

@@ -17,6 +17,9 @@ from statestream_export.recipes import NAMES, antonyms, digits_cnn, load, sunspo
 from statestream_export.runs import Result, execute
 from tests.export.modules import session
 
+QUICKLY_TRAINED = ("linear", "sine-mlp", "sine-rnn-window", "sin2cos", "hello-cell", "hello-embedding")
+SLOW = ("sine",)
+
 
 def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
     console = Console(file=io.StringIO())
@@ -36,6 +39,7 @@ def test_a_quick_run_leaves_model_metrics_and_pictures(tmp_path: Path, name: str
     assert report["recipe"]["name"] == name
     assert load(name).card.target.metric in report["metrics"]
     assert report["training"]["quick"] is True
+    assert result.curve.losses or result.reached, result.metrics  # without training, the figure is there at once
     assert sorted(path.name for path in (tmp_path / "models" / name).iterdir()) == ["1"]
     for made in result.exports:
         assert made.path.is_file()
@@ -99,6 +103,48 @@ def test_all_six_antonyms_are_exact_from_the_exported_files(tmp_path: Path) -> N
                 break
             said.append(token)
         assert decode_text(decoding.text, said) == opposite
+
+
+@pytest.mark.parametrize("name", QUICKLY_TRAINED)
+def test_a_full_run_reaches_the_figure(tmp_path: Path, name: str) -> None:
+    result = run(name, tmp_path, quick=False)
+    assert result.reached, result.metrics
+    assert not result.curve.interrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_a_full_run_of_a_slow_one_reaches_the_figure(tmp_path: Path, name: str) -> None:
+    assert run(name, tmp_path, quick=False).reached
+
+
+def test_the_network_by_hand_is_exact_in_the_exported_file(tmp_path: Path) -> None:
+    graph = session(run("srn-linear", tmp_path, quick=True).model / "model.onnx")
+    h, said = np.zeros((1, 2), np.float32), []
+    for x in ([1, 1], [1, 1], [2, 2]):
+        y, h = graph.run(None, {"x": np.array([x], np.float32), "h": h})
+        said.append(y.tolist())
+    assert said == [[[4, 4]], [[12, 12]], [[32, 32]]]
+
+
+def test_hello_is_answered_letter_by_letter_from_the_exported_file(tmp_path: Path) -> None:
+    result = run("hello", tmp_path, quick=False)
+    [made] = result.exports
+    [letter], [scores] = made.signature.inputs, made.signature.outputs
+    graph, h, said = session(made.path), np.zeros((1, 1, 4), np.float32), ""
+    for number in encode_text(letter.text, "hello"):
+        y, h = graph.run(None, {letter.name: np.array([[number]]), "h": h})
+        said += scores.classes[y.argmax()]
+    assert said == "ohlol"
+
+
+def test_a_bidirectional_session_is_refused_with_the_reason(tmp_path: Path) -> None:
+    metrics = run("lstm", tmp_path, quick=True).metrics
+    assert "bidirectional" in str(metrics["bidirectional_session"])
+    assert [name for name in metrics if name.startswith("bidirectional_predict")] == [
+        "bidirectional_predict_10_20_x2",
+        "bidirectional_predict_100_20_x4",
+    ]
 
 
 def test_unknown_recipes_name_the_known_ones(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ class LastOnly(nn.Module):
         return y[:, -1], h
 
 
+class Idle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = self.gru(x, h)
+        return y, h
+
+
 ROW = State(torch.zeros(2, 1, 6), batch_axis=1)
 SMALL = State(torch.zeros(1, 1, 4), batch_axis=1)
 SERIES = torch.randn(1, 4, 3)
@@ -104,6 +114,7 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, Any], str]] = {
     "the batch axis mistaken": (nn.Linear(3, 2), torch.randn(3, 3), {"batch_axis": 1}, "forward failed on tensors"),
     "nested answers": (Nested(), SERIES, {"states": {"h": ROW}, "time_axis": 1}, "gave a tuple as value 1"),
     "the last step only": (LastOnly(), SERIES, {"states": {"h": SMALL}, "time_axis": 1}, "return all steps"),
+    "an idle input": (Idle(), [SERIES, SERIES], {"states": {"h": SMALL}, "time_axis": 1}, "no input 'z': forward does"),
     "an odd dtype": (nn.Linear(3, 2), torch.randn(1, 3).bfloat16(), {}, "bfloat16; expected one of bool"),
     "nothing": (nn.Linear(3, 2), [], {}, "example is empty"),
     "no values": (nn.Linear(3, 2), torch.randn(0, 3), {}, "holds no values"),

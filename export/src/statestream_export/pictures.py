@@ -32,10 +32,11 @@ def lines(title: str, curves: Mapping[str, tuple[np.ndarray, str]], *, xlabel: s
 
 def table(title: str, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """A matrix [rows, columns] as colours, with its numbers."""
-    figure = Figure(figsize=(1.2 * len(columns) + 3, 0.6 * len(rows) + 2), layout="constrained")
+    figure = Figure(figsize=(1.2 * len(columns) + 4, 0.6 * len(rows) + 2), layout="constrained")
     axes = figure.subplots()
     axes.imshow(values, cmap="viridis", aspect="auto")
-    axes.set(title=title, xticks=range(len(columns)), yticks=range(len(rows)))
+    figure.suptitle(title)
+    axes.set(xticks=range(len(columns)), yticks=range(len(rows)))
     axes.set_xticklabels(columns)
     axes.set_yticklabels(rows)
     middle = (float(values.max()) + float(values.min())) / 2

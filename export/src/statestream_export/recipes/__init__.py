@@ -21,6 +21,15 @@ NAMES: Final = (
     "sine-rnn-window",
     "sine",
     "sin2cos",
+    "srn-linear",
+    "srn",
+    "rnn-cells",
+    "rnn",
+    "lstm",
+    "gru",
+    "hello-cell",
+    "hello",
+    "hello-embedding",
 )
 """The recipes that ship, in the order of the list; each lives in a module of its name."""
 

@@ -1,0 +1,9 @@
+"""torch's GRU layer with random weights, in every layout."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from statestream_export.recipes.layers import LayerRecipe
+
+recipe = LayerRecipe(nn.GRU, [(10, 20, 2)])
