@@ -154,13 +154,17 @@ class _Wrapper:
         return self._known[key]
 
     def _keep_types(self) -> None:
-        """Keeps what the author said of inputs and outputs, which are values inside from now on."""
-        known = {value.name for value in self._graph.value_info}
+        """Keeps what the author said of inputs, which are values inside from now on; forgets all other hints.
+
+        Exporters write lengths of their example into hints where they should be free; ONNX Runtime finds them itself.
+        """
+        outputs = {value.name for value in self._graph.output}
         weights = {tensor.name for tensor in self._graph.initializer}
-        for value in (*self._graph.input, *self._graph.output):
-            if value.name in {v.name for v in self._graph.input} & {v.name for v in self._graph.output}:
+        self._graph.ClearField("value_info")
+        for value in self._graph.input:
+            if value.name in outputs:
                 raise FusionError(f"{value.name!r} is an input and an output at once")
-            if value.name not in known | weights:
+            if value.name not in weights:
                 self._graph.value_info.append(value)
 
     def _enter(self, inner: str, axes: Axes) -> str:
@@ -270,9 +274,12 @@ class _Wrapper:
     def _finish(self, names: Names) -> None:
         graph = self._graph
         nodes = [*self._reads, *self._before, *graph.node, *self._after]
-        for field in ("node", "input", "output"):
+        plain = set(names.inputs)
+        hints = [value for value in graph.value_info if value.name not in plain]
+        for field in ("node", "input", "output", "value_info"):
             graph.ClearField(field)
         graph.node.extend(nodes)
+        graph.value_info.extend(hints)
         graph.initializer.extend(self._weights)
         inputs = zip(names.inputs, self._signature.inputs, strict=True)
         outputs = zip(names.outputs, self._signature.outputs, strict=True)
