@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from statestream import errors
 from statestream.core import Group, Lane, PoolTicket, State, StepTicket, StreamCore
 from statestream.v1 import inference_pb2 as pb
@@ -412,9 +413,7 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
             steps = rng.randrange(1, 7)
             rows = sorted(rng.sample(range(5), rng.randrange(1, 6)))
             lengths = np.array([rng.randrange(1, steps + 1) for _ in rows])
-            x = np.array(
-                [[[rng.randrange(9)] * FEATURES for _ in range(steps)] for _ in rows], np.float32
-            )
+            x = np.array([[[rng.randrange(9)] * FEATURES for _ in range(steps)] for _ in rows], np.float32)
             ticket = wire.pool(handles[rows], x, lengths)
             for at, row in enumerate(rows):
                 callers[row].sent.append(x[at, : lengths[at]])

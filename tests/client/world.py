@@ -1,4 +1,4 @@
-"""A server in memory without I/O: one model that adds up its inputs, faithful to positions, windows, epochs and claims."""
+"""A server in memory without I/O: a model that adds up its inputs; positions, windows, epochs and claims are real."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+
 from statestream import errors
 from statestream.errors import StatestreamError, to_status
 from statestream.v1 import inference_pb2 as pb

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from statestream.core.tickets import OVERHEAD, Discard, Lane, PoolRows, PoolTicket, Singles, Sink, StepTicket
-from statestream.wire import Array, Ints, Mask, handles_column, positions_column, to_tensor
 from statestream.v1.inference_pb2 import ChunkFrame
+from statestream.wire import Array, Ints, Mask, handles_column, positions_column, to_tensor
+
 
 class Block:
     """Chunks of one lane, at most one for each session.
@@ -111,9 +112,7 @@ class Block:
         frame = ChunkFrame(
             handles=self.handle_bytes,
             positions=self.position_bytes,
-            inputs=[
-                to_tensor(name, array) for name, array in zip(self.lane.names, self.inputs, strict=True)
-            ],
+            inputs=[to_tensor(name, array) for name, array in zip(self.lane.names, self.inputs, strict=True)],
         )
         if acked is not None:
             frame.acked_positions = positions_column(acked)
@@ -187,7 +186,10 @@ def merge(blocks: Sequence[Block]) -> Block:
         lengths = first.lengths
     else:
         lengths = np.concatenate(
-            [np.full(len(block), size) if isinstance(size, int) else size for block, size in zip(blocks, sizes, strict=True)]
+            [
+                np.full(len(block), size) if isinstance(size, int) else size
+                for block, size in zip(blocks, sizes, strict=True)
+            ]
         )
     sink: Sink = Discard()
     if isinstance(first.sink, Singles):
@@ -200,5 +202,3 @@ def merge(blocks: Sequence[Block]) -> Block:
         tuple(np.concatenate([block.inputs[i] for block in blocks]) for i in range(len(first.inputs))),
         sink,
     )
-
-

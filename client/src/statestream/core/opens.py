@@ -221,7 +221,13 @@ class Opens:
         return min((opening.not_before for opening in self.waiting if opening.not_before), default=None)
 
     def _bound(
-        self, opening: Opening, ticket: OpenTicket, handles: Ints, positions: Ints, epochs: Ints, created: Array,
+        self,
+        opening: Opening,
+        ticket: OpenTicket,
+        handles: Ints,
+        positions: Ints,
+        epochs: Ints,
+        created: Array,
         version: int,
     ) -> None:
         table = self._table
@@ -350,5 +356,3 @@ def _lost(session_id: str, position: int, floor: int) -> errors.StateLost:
         "so steps between are lost. Open it again and feed it from there, or reset it.",
         metadata={"position": str(position)},
     )
-
-

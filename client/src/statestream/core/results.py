@@ -141,7 +141,8 @@ class Results:
         block.sink.deliver(rows, outputs, lengths)
 
     def _settle(self, block: Block) -> None:
-        if block.frame and not block.still_waiting().any() and self._chunks.in_flight.pop(block.frame, None):
+        in_flight = self._chunks.in_flight
+        if block.frame and not block.still_waiting().any() and in_flight.pop(block.frame, None) is not None:
             block.frame = 0
             self._chunks.bytes_in_flight -= block.nbytes
 

@@ -18,9 +18,10 @@ from statestream.core.controls import Control, Controls, Kind, acknowledge
 from statestream.core.opens import Opening, Opens
 from statestream.core.results import Results
 from statestream.core.table import Group, State, Table
-from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket
+from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket
 from statestream.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
+    DURABILITY_MODE_INTERVAL,
     DURABILITY_MODE_NONE,
     OPEN_MODE_REPLACE,
     DurabilityMode,
@@ -96,7 +97,7 @@ class StreamCore:
         for part in ticket.parts if isinstance(ticket, PartsTicket) else (ticket,):
             self.chunks.submit(part)
 
-    def cancel(self, ticket: StepTicket | PartsTicket | PoolTicket) -> None:
+    def cancel(self, ticket: Ticket) -> None:
         """Stops waiting. A chunk that is framed, or has others behind it, is applied all the same."""
         ticket.notify = None
         if isinstance(ticket, PartsTicket):
@@ -116,6 +117,39 @@ class StreamCore:
     def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
         """Lets sessions go, or deletes them; their handles are free when the ticket is done."""
         return self.controls.add(Kind.DELETE if delete else Kind.DETACH, handles)
+
+    def leave(self, notify: Callable[[], None]) -> None:
+        """Lets every session go; `notify` is called once when the server has answered, or at once without one.
+
+        Sessions that end with their caller are deleted; the others are made durable and detached.
+        """
+        table = self.table
+        handles = np.flatnonzero(table.state[: table.size] == State.OPEN)
+        ephemeral = np.array([group.ephemeral for group in self.table.groups], np.bool_)
+        ending = ephemeral[table.group[handles]] if handles.size else np.zeros(0, np.bool_)
+        staying = handles[~ending]
+        tickets: list[ControlTicket] = []
+        if self.online and handles.size:
+            behind = staying[table.durable[staying] < table.answered[staying]]
+            if behind.size and self.durability == DURABILITY_MODE_INTERVAL:
+                tickets.append(self.flush(behind))
+            tickets += [
+                self.close(some, delete=delete)
+                for some, delete in ((staying, False), (handles[ending], True))
+                if some.size
+            ]
+        left = len(tickets)
+
+        def count() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                notify()
+
+        for ticket in tickets:
+            ticket.notify = count
+        if not tickets:
+            notify()
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
 
@@ -178,6 +212,20 @@ class StreamCore:
         """The server is leaving, and nothing that it still has to answer is under way."""
         return self.going_away and not (
             self._outbox or self.chunks.in_flight or self.opens.in_flight or self.controls.in_flight
+        )
+
+    @property
+    def pending(self) -> bool:
+        """Whether `next_request` may have something, now or once answers have come."""
+        chunks = self.chunks
+        return bool(
+            self._outbox
+            or chunks.unsent
+            or chunks.backlog
+            or self.opens.waiting
+            or self.controls.waiting
+            or self.results.acks_due
+            or any(chunks.singles.values())
         )
 
     @property

@@ -136,12 +136,19 @@ class PoolTicket(Ticket):
     def deliver(self, rows: Ints, offset: int, outputs: Outputs, lengths: Ints | int) -> None:
         """Takes packed outputs of some rows, for the steps from `offset` on."""
         count = len(rows)
+        if (
+            isinstance(lengths, int)
+            and lengths == self.steps
+            and count == len(self.handles)
+            and not self.value
+            and bool((rows[1:] > rows[:-1]).all())
+        ):
+            # All of it at once and in order: the frame's arrays are the answer.
+            self.value = {name: packed.reshape(count, lengths, *packed.shape[1:]) for name, packed in outputs.items()}
+            self._count(count)
+            return
         for name, packed in outputs.items():
             tail = packed.shape[1:]
-            if isinstance(lengths, int) and lengths == self.steps and count == len(self.handles) and not self.value:
-                if rows[0] == 0 and bool((np.diff(rows) == 1).all()):
-                    self.value = {key: y.reshape(count, lengths, *y.shape[1:]) for key, y in outputs.items()}
-                    break
             target = self.value.get(name)
             if target is None:
                 target = self.value[name] = np.zeros((len(self.handles), self.steps, *tail), packed.dtype)
@@ -288,9 +295,7 @@ def _rows_of(packed: Array, lengths: Ints | int, tickets: list[StepTicket]) -> l
     if isinstance(lengths, int) and lengths == 1:
         # A scalar per step would iterate as NumPy scalars; 0-d views keep one type for all outputs.
         values: list[Array] = list(packed) if packed.ndim > 1 else [packed[i, ...] for i in range(len(packed))]
-        return [
-            value if ticket.single else value[np.newaxis] for ticket, value in zip(tickets, values, strict=True)
-        ]
+        return [value if ticket.single else value[np.newaxis] for ticket, value in zip(tickets, values, strict=True)]
     sizes = [lengths] * len(tickets) if isinstance(lengths, int) else lengths.tolist()
     values, at = [], 0
     for ticket, size in zip(tickets, sizes, strict=True):

@@ -1,0 +1,98 @@
+"""Client of Statestream, the server for models with memory: every live stream gets its own hidden state.
+
+    import statestream
+
+    with statestream.connect("localhost:8001") as client:
+        with client.session("sunspots", id="station-7") as session:
+            y = session.step(x)
+
+`statestream.aio` is the asyncio twin.
+"""
+
+from statestream import aio, errors
+from statestream.calls import PoolError
+from statestream.errors import (
+    AlreadyApplied,
+    BadFrame,
+    BadTensor,
+    Closed,
+    Draining,
+    InternalError,
+    InvalidRequest,
+    ModelChanged,
+    ModelInUse,
+    ModelNotFound,
+    Moved,
+    NonFiniteState,
+    NotFound,
+    NotOwner,
+    Overloaded,
+    PositionConflict,
+    PositionError,
+    PositionGap,
+    ServerUnavailable,
+    SessionExists,
+    SessionMoved,
+    SessionNotFound,
+    SnapshotInvalid,
+    StateLost,
+    StatestreamError,
+    StoreUnavailable,
+    TooManySessions,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+    WindowFull,
+)
+from statestream.settings import Settings
+from statestream.sync import Client, Pool, Session, connect
+from statestream.views import Limits, Model, ServerInfo, SessionInfo
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyApplied",
+    "BadFrame",
+    "BadTensor",
+    "Client",
+    "Closed",
+    "Draining",
+    "InternalError",
+    "InvalidRequest",
+    "Limits",
+    "Model",
+    "ModelChanged",
+    "ModelInUse",
+    "ModelNotFound",
+    "Moved",
+    "NonFiniteState",
+    "NotFound",
+    "NotOwner",
+    "Overloaded",
+    "Pool",
+    "PoolError",
+    "PositionConflict",
+    "PositionError",
+    "PositionGap",
+    "ServerInfo",
+    "ServerUnavailable",
+    "Session",
+    "SessionExists",
+    "SessionInfo",
+    "SessionMoved",
+    "SessionNotFound",
+    "Settings",
+    "SnapshotInvalid",
+    "StateLost",
+    "StatestreamError",
+    "StoreUnavailable",
+    "TooManySessions",
+    "Unauthenticated",
+    "Unavailable",
+    "Unsupported",
+    "WindowFull",
+    "__version__",
+    "aio",
+    "connect",
+    "errors",
+]

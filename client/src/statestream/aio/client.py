@@ -1,0 +1,420 @@
+"""The asyncio client: `connect`, and what can be asked of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import grpc
+import numpy as np
+
+from statestream import calls, frames
+from statestream.aio.link import CLOSE_SECONDS, Link
+from statestream.aio.opening import Opening
+from statestream.aio.pool import Pool
+from statestream.aio.session import Session
+from statestream.backoff import parse_addresses
+from statestream.base import named_ids
+from statestream.core import StreamCore
+from statestream.errors import StatestreamError
+from statestream.layout import Input, Layout, require_kind
+from statestream.settings import Settings
+from statestream.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+from statestream.views import Model, ServerInfo, SessionInfo, read_model, read_server, read_session
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+def connect(
+    address: str = "localhost:8001",
+    *,
+    connect_timeout: float = 10.0,
+    retry_timeout: float = 60.0,
+    replay_buffer_bytes: int = 64 << 20,
+    on_full: Literal["block", "drop"] = "block",
+    on_reconnect: Callable[[str], None] | None = None,
+    settings: Settings | None = None,
+) -> Opening[Client]:
+    """Connects to a server: `client = await connect(…)`, or `async with connect(…) as client`.
+
+    Args:
+        address: "host:port", or several with commas, of which one is used at a time.
+        connect_timeout: Seconds to wait for a first answer.
+        retry_timeout: Seconds that an operation outlasts an unreachable server.
+        replay_buffer_bytes: The most bytes of inputs kept for replay.
+        on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
+        on_reconnect: Called with the address after the client connected anew.
+        settings: All of these as one value, in place of them.
+
+    Raises:
+        ServerUnavailable: Nothing answered within `connect_timeout`; says where and why.
+    """
+    chosen = settings or Settings(
+        connect_timeout=connect_timeout,
+        retry_timeout=retry_timeout,
+        replay_buffer_bytes=replay_buffer_bytes,
+        on_full=on_full,
+    )
+
+    async def make() -> Client:
+        client = Client(address, chosen, on_reconnect)
+        await client._link.start()
+        return client
+
+    return Opening(make)
+
+
+class Client:
+    """A connection to a server, and the sessions on it. Made by `connect`, for the loop that runs then."""
+
+    def __init__(self, address: str, settings: Settings, on_reconnect: Callable[[str], None] | None = None) -> None:
+        self._core = StreamCore(
+            os.urandom(16),
+            time.time_ns() // 1000,
+            replay_buffer_bytes=settings.replay_buffer_bytes,
+            keep_seconds=settings.replay_seconds,
+            lose_when_full=settings.on_full == "drop",
+        )
+        self._link = Link(parse_addresses(address), settings, self._core, on_reconnect)
+        self._layouts: dict[tuple[str, int], Layout] = {}
+        self._closed = False
+        self.settings = settings
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Lets every session go and disconnects; takes at most about two seconds."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._leave()
+        await self._link.close()
+
+    def session(
+        self,
+        model: str,
+        id: str | None = None,
+        *,
+        mode: str = "either",
+        version: int | None = None,
+        initial_state: Mapping[str, Input] | None = None,
+        history: Input | None = None,
+    ) -> Opening[Session]:
+        """Opens a session, by `await` or `async with`.
+
+        By id it is resumed where it exists; without an id it is new and ends with the caller.
+
+        Args:
+            model: The model's name.
+            id: 1 to 256 bytes, unique within the model.
+            mode: "either", "create" (it must not exist), "resume" (it must) or "replace" (it starts anew).
+            version: The model's version; the session's own or the default one where left out.
+            initial_state: Start values by the name of the state's input, for a session that is new.
+            history: Past steps [T, F] to warm up a session that is new; their outputs are dropped.
+
+        Raises:
+            ModelNotFound: No such model or version.
+            SessionExists: Mode "create", and the id is taken.
+            SessionNotFound: Mode "resume", and there is no such session.
+        """
+        ids, anonymous = named_ids(1, None if id is None else [id])
+
+        async def make() -> Session:
+            layout, handles, created = await self._open(model, ids, mode, version, initial_state, ephemeral=anonymous)
+            session = Session(
+                self,
+                self._link,
+                self._core,
+                layout,
+                int(handles[0]),
+                ids[0],
+                created=bool(created[0]),
+                ephemeral=anonymous,
+            )
+            if history is not None and session.created:
+                await session.step(history)
+            return session
+
+        return Opening(make)
+
+    def sessions(
+        self,
+        model: str,
+        n: int | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        mode: str = "either",
+        version: int | None = None,
+        initial_state: Mapping[str, Input] | None = None,
+    ) -> Opening[Pool]:
+        """Opens many sessions as the rows of a pool, by `await` or `async with`.
+
+        Args:
+            model: The model's name.
+            n: How many; may be left out where `ids` says it.
+            ids: Their ids; without them the sessions are new and end with the caller.
+            mode: As for `session`.
+            version: As for `session`.
+            initial_state: Start values by the name of the state's input, for all or [N, …].
+
+        Raises:
+            PoolError: Some sessions did not open; the others were let go again.
+        """
+        count = n if n is not None else len(ids or ())
+        names, anonymous = named_ids(count, ids)
+
+        async def make() -> Pool:
+            layout, handles, _ = await self._open(model, names, mode, version, initial_state, ephemeral=anonymous)
+            return Pool(self._link, self._core, layout, handles, names, ephemeral=anonymous)
+
+        return Opening(make)
+
+    def restore(
+        self, snapshot: bytes, *, model: str, id: str | None = None, version: int | None = None
+    ) -> Opening[Session]:
+        """Makes a session from a snapshot, by `await` or `async with`; one that exists under the id is replaced.
+
+        Raises:
+            SnapshotInvalid: The bytes are damaged or no snapshot.
+            ModelChanged: It is of another model.
+        """
+        (name,), anonymous = named_ids(1, None if id is None else [id])
+        request = session_pb2.RestoreSessionRequest(
+            model=model, version=version or 0, session_id=name, snapshot=snapshot
+        )
+
+        async def make() -> Session:
+            response = await self._link.unary(
+                lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(request)
+            )
+            return await self._adopt(model, response.session.version, name, ephemeral=anonymous)
+
+        return Opening(make)
+
+    async def predict(
+        self, model: str, x: Input, *, outputs: Sequence[str] | None = None, version: int | None = None
+    ) -> Any:
+        """Runs a model without memory once.
+
+        Args:
+            model: The model's name.
+            x: The model's input [B, …]; a dict by name where it has several.
+            outputs: The names of the outputs wanted; all where left out.
+            version: The model's version; the default one where left out.
+
+        Returns:
+            The output; a dict by name where there are several.
+
+        Raises:
+            BadTensor: Wrong name, dtype or shape.
+            Unsupported: The model has memory: use a session.
+        """
+        layout = await self._layout(model, version, "predict")
+        request = calls.predict_request(layout, x, outputs, version)
+        response = await self._link.unary(
+            lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(request)
+        )
+        return calls.read_outputs(response.outputs)
+
+    async def forecast(
+        self,
+        model: str,
+        history: Any,
+        h: int = 24,
+        *,
+        quantiles: Sequence[float] | None = None,
+        level: Sequence[float] | None = None,
+        version: int | None = None,
+    ) -> Any:
+        """Forecasts h steps from past ones.
+
+        Args:
+            model: The model's name; its signature must name a feedback.
+            history: [T, F], [N, T, F], or [T] for one feature; or a pandas DataFrame with the columns
+                unique_id, ds and y (or the model's), or with only the model's columns, a row a step.
+            h: The number of steps.
+            quantiles: Not served; must be left out.
+            level: Not served; must be left out.
+            version: The model's version; the default one where left out.
+
+        Returns:
+            [h, O] or [N, h, O]; a DataFrame for a DataFrame.
+
+        Raises:
+            BadTensor: The history does not fit the model.
+            Unsupported: The model cannot forecast, or intervals were asked for.
+        """
+        calls.refuse_intervals(quantiles, level)
+        layout = await self._layout(model, version, "session")
+        if frames.is_frame(history):
+            series = frames.read_frame(layout, history)
+            found = [await self._forecast(layout, version, h, group.inputs, alone=False) for group in series]
+            first = [next(iter(one.values())) if isinstance(one, dict) else one for one in found]
+            return frames.write_frame(layout, series, first, h)
+        inputs, alone = layout.history(history)
+        return await self._forecast(layout, version, h, inputs, alone=alone)
+
+    async def generate(
+        self, model: str, text: str, *, max_tokens: int | None = None, version: int | None = None
+    ) -> AsyncIterator[str]:
+        """Encodes a text and yields the symbols of the answer as the server decodes them.
+
+        Raises:
+            InvalidRequest: A symbol is not in the model's vocabulary.
+            Unsupported: The model is no encoder-decoder.
+        """
+        request = inference_pb2.GenerateRequest(
+            model=model, version=version or 0, text=text, max_tokens=max_tokens or 0
+        )
+        attempts = calls.Attempts(self.settings.retry_timeout, time.monotonic())
+        done = 0
+        while True:
+            channel = await self._link.channel()
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request)
+            try:
+                # Decoding is greedy, so another try says the same again: what was yielded is skipped.
+                number = 0
+                async for response in call:
+                    number += 1
+                    if number > done:
+                        done = number
+                        yield response.text
+                return
+            except grpc.RpcError as error:
+                await self._link.pause(attempts, error, channel)
+            finally:
+                call.cancel()
+
+    async def models(self) -> list[Model]:
+        """Every loaded version of every model, and those that failed to load."""
+        request = model_pb2.ListModelsRequest()
+        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request))
+        return [read_model(model) for model in response.models]
+
+    async def load_model(self, name: str, version: int | None = None) -> Model:
+        """Loads a version from the server's models folder; the highest where left out."""
+        request = model_pb2.LoadModelRequest(name=name, version=version or 0)
+        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request))
+        self._layouts.clear()
+        return read_model(response.model)
+
+    async def unload_model(self, name: str, version: int | None = None) -> None:
+        """Unloads a version; every loaded one where left out.
+
+        Raises:
+            ModelInUse: It has open sessions.
+        """
+        request = model_pb2.UnloadModelRequest(name=name, version=version or 0)
+        await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request))
+        self._layouts.clear()
+
+    async def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
+        """The sessions on the server, by model, then id."""
+        request = session_pb2.ListSessionsRequest(model=model or "", page_size=1000)
+        while True:
+            response = await self._link.unary(
+                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(request)
+            )
+            for session in response.sessions:
+                yield read_session(session)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    async def info(self) -> ServerInfo:
+        """Version, limits, durability and device of the server."""
+        request = server_pb2.GetServerInfoRequest()
+        return read_server(
+            await self._link.unary(lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(request))
+        )
+
+    async def _open(
+        self,
+        model: str,
+        ids: Sequence[str],
+        mode: str,
+        version: int | None,
+        initial_state: Mapping[str, Input] | None,
+        *,
+        ephemeral: bool,
+    ) -> tuple[Layout, Any, Any]:
+        wire_mode = calls.open_mode(mode)
+        initial = None
+        if initial_state is not None:
+            layout = await self._layout(model, version, "session")
+            initial = layout.initial_states(initial_state, len(ids))
+        group = calls.group(model, version, ephemeral=ephemeral)
+        ticket = await self._link.perform(lambda: self._core.open(group, ids, wire_mode, initial))
+        try:
+            pinned = calls.check_opened(ticket)
+            layout = await self._layout(model, pinned or version, "session")
+        except BaseException:
+            good = np.array(
+                [handle for row, handle in enumerate(ticket.handles.tolist()) if row not in ticket.errors], np.int64
+            )
+            if good.size:
+                self._core.close(good, delete=ephemeral)
+                self._link.stir()
+            raise
+        return layout, ticket.handles, ticket.created
+
+    async def _adopt(self, model: str, version: int, session_id: str, *, ephemeral: bool) -> Session:
+        layout, handles, _ = await self._open(model, [session_id], "resume", None, None, ephemeral=ephemeral)
+        return Session(
+            self, self._link, self._core, layout, int(handles[0]), session_id, created=True, ephemeral=ephemeral
+        )
+
+    async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
+        key = (model, version or 0)
+        layout = self._layouts.get(key)
+        if layout is None:
+            request = model_pb2.GetModelRequest(name=model, version=version or 0)
+            response = await self._link.unary(
+                lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request)
+            )
+            layout = self._layouts[key] = Layout(read_model(response.model))
+        require_kind(layout.model, kind)
+        return layout
+
+    async def _forecast(
+        self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool
+    ) -> Any:
+        request = calls.forecast_request(layout, version, h, history=inputs)
+
+        async def call(channel: grpc.aio.Channel) -> list[inference_pb2.ForecastResponse]:
+            return [part async for part in inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request)]
+
+        responses = await self._link.unary(call)
+        return calls.join_forecast(responses, alone=alone)
+
+    async def _leave(self) -> None:
+        """Asks the server to let go of what is still open, and waits for a moment."""
+        try:
+            self._link.check()
+        except StatestreamError:
+            return
+        done = asyncio.Event()
+        self._core.leave(done.set)
+        self._link.stir()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), CLOSE_SECONDS)

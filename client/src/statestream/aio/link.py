@@ -1,0 +1,315 @@
+"""The connection of an asyncio client: one task that dials and reads, one that writes, on the caller's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from statestream import errors
+from statestream.backoff import Backoff
+from statestream.calls import Attempts, read_rpc_error, unavailable
+from statestream.core import StreamCore, Ticket
+from statestream.errors import StatestreamError
+from statestream.settings import Settings
+from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Ticket)
+
+CLOSE_SECONDS = 2.0
+"""How long `close` waits for the server to let sessions go."""
+
+
+class Link:
+    """One client's connection: dials, streams, dials again, until it is closed. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        addresses: tuple[str, ...],
+        settings: Settings,
+        core: StreamCore,
+        on_reconnect: Callable[[str], None] | None,
+    ) -> None:
+        self.settings = settings
+        self.core = core
+        self.info = server_pb2.GetServerInfoResponse()
+        self._backoff = Backoff(addresses)
+        self._on_reconnect = on_reconnect
+        self._loop = asyncio.get_running_loop()
+        self._channel: grpc.aio.Channel | None = None
+        self._online = asyncio.Event()
+        self._stirred = asyncio.Event()
+        self._closed = False
+        self._cause: StatestreamError | None = None
+        self._busy_since: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # ── for callers ────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Connects.
+
+        Raises:
+            ServerUnavailable: No server answered within `connect_timeout`.
+        """
+        began = time.monotonic()
+        self._task = asyncio.create_task(self._run(), name="statestream")
+        try:
+            await asyncio.wait_for(self._online.wait(), self.settings.connect_timeout)
+        except TimeoutError:
+            cause = self._cause
+            await self.close()
+            raise unavailable(self._backoff.addresses, time.monotonic() - began, cause) from None
+        except BaseException:
+            await self.close()
+            raise
+        if self._closed:
+            raise unavailable(self._backoff.addresses, time.monotonic() - began, self._cause)
+
+    def check(self) -> None:
+        """Raises Closed where the client is closed."""
+        if self._closed:
+            raise errors.Closed("the client is closed; connect again")
+
+    def stir(self) -> None:
+        """The core may have something to send."""
+        self._stirred.set()
+
+    def begin(self, ticket: Ticket, submit: Callable[[], object]) -> asyncio.Future[None]:
+        """Submits an operation; the future is done when its ticket is."""
+        self.check()
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def notify() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        ticket.notify = notify
+        submit()
+        self._stirred.set()
+        return future
+
+    async def finish(self, ticket: Ticket, future: asyncio.Future[None]) -> None:
+        """Waits until a ticket is done; when cancelled, so is the operation if it has not begun."""
+        try:
+            await future
+        except asyncio.CancelledError:
+            self.forget(ticket)
+            raise
+
+    async def perform(self, make: Callable[[], K]) -> K:
+        """Has the core make a ticket, and waits until it is done."""
+        self.check()
+        ticket = make()
+        self._stirred.set()
+        if not ticket.done:
+            future: asyncio.Future[None] = self._loop.create_future()
+            ticket.notify = lambda: None if future.done() else future.set_result(None)
+            await future
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
+
+    def forget(self, ticket: Ticket) -> None:
+        """Stops caring for an operation."""
+        if not self._closed:
+            self.core.cancel(ticket)
+            self._stirred.set()
+
+    async def unary(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+        """Makes an idempotent call, again where the server could not answer.
+
+        Raises:
+            StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
+        """
+        attempts = Attempts(self.settings.retry_timeout, time.monotonic())
+        while True:
+            channel = await self.channel()
+            try:
+                return await call(channel)
+            except (grpc.RpcError, grpc.aio.UsageError) as error:
+                await self.pause(attempts, error, channel)
+            except asyncio.CancelledError:
+                # gRPC reports a call whose channel was closed under it the way it reports a cancelled task.
+                task = asyncio.current_task()
+                if channel is self._channel or (task is not None and task.cancelling()):
+                    raise
+
+    async def channel(self) -> grpc.aio.Channel:
+        """The channel to the server that answers now; waits for one."""
+        if not self._online.is_set():
+            try:
+                await asyncio.wait_for(self._online.wait(), self.settings.retry_timeout)
+            except TimeoutError:
+                raise unavailable(self._backoff.addresses, self.settings.retry_timeout, self._cause) from None
+        if self._closed or self._channel is None:
+            raise errors.Closed("the client is closed; connect again")
+        return self._channel
+
+    async def pause(self, attempts: Attempts, error: Exception, channel: grpc.aio.Channel) -> None:
+        """Waits before the next try of a call that failed, or raises what it met."""
+        if self._closed:
+            raise errors.Closed("the client is closed; connect again") from error
+        if not isinstance(error, grpc.RpcError):
+            if channel is not self._channel:
+                return  # Closed under the call because the link moved to another server.
+            raise error
+        found = read_rpc_error(error, self._backoff.address)
+        if isinstance(found, errors.Closed) and channel is not self._channel:
+            found = errors.ServerUnavailable(found.message)
+        try:
+            delay = attempts.after(found, time.monotonic())
+        except StatestreamError as final:
+            raise final from error
+        await asyncio.sleep(delay)
+
+    async def close(self) -> None:
+        """Ends the connection; whatever is under way fails with Closed."""
+        if self._closed and (self._task is None or self._task.done()):
+            return
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    # ── the link's own tasks ───────────────────────────────────────────────────────────────────
+
+    async def _run(self) -> None:
+        failure: StatestreamError = errors.Closed("the client was closed")
+        try:
+            connected_before = False
+            while not self._closed:
+                channel = await self._dial()
+                if channel is None:
+                    continue
+                if connected_before and self._on_reconnect is not None:
+                    self._on_reconnect(self._backoff.address)
+                connected_before = True
+                await self._serve(channel)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            failure = errors.InternalError(f"the client's connection task ended: {error!r}")
+            failure.__cause__ = error
+        finally:
+            self._closed = True
+            self.core.give_up(failure)
+            self._online.set()
+            await self._release_channel()
+
+    async def _dial(self) -> grpc.aio.Channel | None:
+        address = self._backoff.address
+        channel = grpc.aio.insecure_channel(address, options=self.settings.channel_options())
+        try:
+            timeout = min(5.0, self.settings.connect_timeout)
+            call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
+                server_pb2.GetServerInfoRequest(), timeout=timeout
+            )
+            call.add_done_callback(lambda _: self._stirred.set())
+            await self._pump(timeout + 1.0, stop=call.done)
+            self.info = await call
+        except grpc.RpcError as error:
+            await channel.close()
+            self._cause = read_rpc_error(error, address)
+            if isinstance(self._cause, errors.Unauthenticated | errors.Unsupported):
+                # No other try would be answered otherwise.
+                self._closed = True
+            await self._pump(self._backoff.failed())
+            return None
+        except BaseException:
+            await channel.close()
+            raise
+        self._channel = channel
+        return channel
+
+    async def _serve(self, channel: grpc.aio.Channel) -> None:
+        core = self.core
+        began = time.monotonic()
+        core.connected(self.info.limits, self.info.durability)
+        call = inference_pb2_grpc.InferenceServiceStub(channel).Stream()
+        writer = asyncio.create_task(self._write(call), name="statestream-writer")
+        self._busy_since = None
+        self._online.set()
+        try:
+            while True:
+                response: Any = await call.read()
+                if response is grpc.aio.EOF:
+                    self._note(await call.code(), await call.details())
+                    break
+                self._backoff.succeeded()
+                core.receive(response, time.monotonic())
+                if core.drained:
+                    self._backoff.leave()
+                    break
+                if core.pending:
+                    self._stirred.set()
+        except grpc.RpcError as error:
+            self._cause = read_rpc_error(error, self._backoff.address)
+        finally:
+            self._online.clear()
+            call.cancel()
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
+            core.disconnected()
+            await self._release_channel()
+        if not self._closed:
+            lived = time.monotonic() - began
+            await self._pump(0.0 if lived > 1.0 else self._backoff.failed())
+
+    async def _write(self, call: Any) -> None:
+        """Writes frames as the core has them; steps gather while a write is awaited."""
+        core, stirred = self.core, self._stirred
+        try:
+            while True:
+                request = core.next_request(time.monotonic())
+                if request is not None:
+                    await call.write(request)
+                    continue
+                stirred.clear()
+                due = core.due()
+                if due is None:
+                    await stirred.wait()
+                else:
+                    await self._stirred_until(due)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return  # The call is over; its reader sees why.
+
+    async def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
+        """Waits for some time without a server, and gives callers up who waited too long."""
+        until = time.monotonic() + seconds
+        while not self._closed:
+            now = time.monotonic()
+            self.core.controls.offline()
+            if not self.core.busy:
+                self._busy_since = None
+            elif self._busy_since is None:
+                self._busy_since = now
+            elif now - self._busy_since > self.settings.retry_timeout:
+                self.core.give_up(unavailable(self._backoff.addresses, now - self._busy_since, self._cause))
+            if now >= until or stop():
+                return
+            self._stirred.clear()
+            await self._stirred_until(min(until, now + 0.25))
+
+    async def _stirred_until(self, due: float) -> None:
+        timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._stirred.set)
+        try:
+            await self._stirred.wait()
+        finally:
+            timer.cancel()
+
+    def _note(self, code: grpc.StatusCode, details: str | None) -> None:
+        if code is not grpc.StatusCode.OK:
+            self._cause = errors.ServerUnavailable(f"{self._backoff.address}: {code.name}: {details or ''}")
+
+    async def _release_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()

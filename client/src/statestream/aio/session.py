@@ -1,0 +1,253 @@
+"""One session of a asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sized
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from statestream.aio.link import Link
+from statestream.base import LOOKAHEAD, SessionBase, saves_on_close
+from statestream.calls import (
+    Attempts,
+    check_control,
+    check_done,
+    check_opened,
+    forecast_request,
+    forecast_rows,
+)
+from statestream.core import ControlTicket, StreamCore, Ticket
+from statestream.layout import Input, Layout
+from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from statestream.aio.client import Client
+
+
+class Session(SessionBase):
+    """One live session. Made by `client.session`; to be used on the loop that made it.
+
+    As a context manager: leaving detaches a named session, which stays on the server, and deletes
+    one that was opened without an id. Steps of one session are applied in the order of the calls.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        link: Link,
+        core: StreamCore,
+        layout: Layout,
+        handle: int,
+        session_id: str,
+        *,
+        created: bool,
+        ephemeral: bool,
+    ) -> None:
+        super().__init__(core, layout, handle, session_id, created=created, ephemeral=ephemeral)
+        self._client = client
+        self._link = link
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.closed:
+            await self.close()
+
+    async def step(self, x: Input) -> Any:
+        """Applies one step, or several, and returns their outputs.
+
+        A connection that breaks, or a server that restarts, is not seen here: the chunk is sent again
+        and applied once. When cancelled, a chunk
+        that is not on its way yet, and has none behind it, is dropped; any other is applied all the same.
+
+        Args:
+            x: One step of the model's input shape [F], or T steps [T, F]; a dict by name where the
+                model has several inputs. Numbers are converted to the model's dtype, float64 to
+                float32 too. More steps than the server takes at once are cut and joined again.
+
+        Returns:
+            y: [O] or [T, O]; a dict by name where the model has several outputs.
+
+        Raises:
+            BadTensor: Wrong name, dtype or shape; nothing was sent.
+            NonFiniteState: The chunk was refused; the session stays where it was.
+            SessionMoved: Another client opened the session.
+            StateLost: The server lost steps that this client cannot replay.
+            ServerUnavailable: No server for `retry_timeout`; compare `position` before sending again.
+        """
+        ticket, done = self._send(x)
+        await self._link.finish(ticket, done)
+        return check_done(ticket)
+
+    def stream(self, items: Iterable[Input] | AsyncIterable[Input], *, ahead: int | None = None) -> AsyncIterator[Any]:
+        """Steps through items and yields each one's outputs, in order, with several under way at a time.
+
+        Args:
+            items: What `step` takes; an iterable or an asynchronous one.
+            ahead: How many items are sent before the first output is waited for. By default 32 for
+                lists, arrays and asynchronous iterables, and 1 for other iterables: these may wait
+                for the world, and an output should not wait with them.
+        """
+        most = ahead if ahead is not None else LOOKAHEAD if isinstance(items, Sized | AsyncIterable) else 1
+        if most < 1:
+            raise ValueError(f"ahead is {ahead}; expected 1 or more")
+        if isinstance(items, AsyncIterable):
+            return self._live_pipeline(aiter(items), most)
+        return self._pipeline(items, most)
+
+    async def _pipeline(self, items: Iterable[Input], most: int) -> AsyncIterator[Any]:
+        under_way: deque[tuple[Ticket, asyncio.Future[None]]] = deque()
+        try:
+            for x in items:
+                under_way.append(self._send(x))
+                if len(under_way) >= most:
+                    yield await self._receive(under_way)
+            while under_way:
+                yield await self._receive(under_way)
+        finally:
+            for ticket, _ in reversed(under_way):
+                self._link.forget(ticket)
+
+    async def _live_pipeline(self, items: AsyncIterator[Input], most: int) -> AsyncIterator[Any]:
+        """Takes items as they come and yields outputs as they come, neither waiting for the other."""
+        under_way: deque[tuple[Ticket, asyncio.Future[None]]] = deque()
+        end = object()
+        pull: asyncio.Future[Any] | None = None
+        more = True
+        try:
+            while more or under_way:
+                if more and pull is None and len(under_way) < most:
+                    pull = asyncio.ensure_future(anext(items, end))
+                waits: list[asyncio.Future[Any]] = [under_way[0][1]] if under_way else []
+                if pull is not None:
+                    waits.append(pull)
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if pull is not None and pull.done():
+                    x, pull = pull.result(), None
+                    if x is end:
+                        more = False
+                    else:
+                        under_way.append(self._send(x))
+                while under_way and under_way[0][1].done():
+                    yield check_done(under_way.popleft()[0])
+        finally:
+            if pull is not None:
+                pull.cancel()
+            for ticket, _ in reversed(under_way):
+                self._link.forget(ticket)
+
+    async def flush(self) -> int:
+        """Makes all steps so far durable; returns the durable position.
+
+        Raises:
+            StoreUnavailable: The server's store cannot be written.
+        """
+        handles = self._live()
+        check_control((await self._link.perform(lambda: self._core.flush(handles))).errors)
+        return self.durable_position
+
+    async def reset(self) -> None:
+        """Starts anew at position 0, with the state's start values."""
+        handles = self._live()
+        await self._link.perform(lambda: self._core.settle(handles))
+        check_opened(await self._link.perform(lambda: self._core.replace(self._handle)))
+
+    def forecast(self, h: int) -> AsyncIterator[Any]:
+        """Forecasts h steps on a copy; the session itself does not move.
+
+        It starts from where the session stands when the first row is asked for.
+
+        Yields:
+            One row [O] a step, as the server makes them; a dict by name where there are several outputs.
+
+        Raises:
+            Unsupported: The model's signature names no feedback.
+        """
+        return self._forecast(forecast_request(self._layout, self.version, h, session_id=self.id))
+
+    async def _forecast(self, request: Any) -> AsyncIterator[Any]:
+        attempts = Attempts(self._link.settings.retry_timeout, time.monotonic())
+        done = 0
+        while True:
+            await self._settle()
+            channel = await self._link.channel()
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request)
+            try:
+                async for response in call:
+                    for row in forecast_rows(response, done):
+                        done += 1
+                        yield row
+                return
+            except grpc.RpcError as error:
+                await self._link.pause(attempts, error, channel)
+            finally:
+                call.cancel()
+
+    async def fork(self, id: str | None = None) -> Session:
+        """Copies the session as it stands; without an id the copy is deleted when it is closed.
+
+        Raises:
+            SessionExists: The id is taken by something else.
+        """
+        await self._settle()
+        fork_id = id if id is not None else uuid.uuid4().hex
+        request = session_pb2.ForkSessionRequest(
+            model=self.model, session_id=self.id, fork_id=fork_id, ephemeral=id is None
+        )
+        await self._link.unary(lambda channel: session_pb2_grpc.SessionServiceStub(channel).ForkSession(request))
+        return await self._client._adopt(self.model, self.version, fork_id, ephemeral=id is None)
+
+    async def snapshot(self) -> bytes:
+        """The session as bytes (a safetensors file) that `client.restore` takes."""
+        await self._settle()
+        request = session_pb2.SnapshotSessionRequest(model=self.model, session_id=self.id)
+        response = await self._link.unary(
+            lambda channel: session_pb2_grpc.SessionServiceStub(channel).SnapshotSession(request)
+        )
+        return bytes(response.snapshot)
+
+    async def delete(self) -> None:
+        """Deletes the session on the server and closes this object."""
+        await self._close(delete=True)
+
+    async def close(self) -> None:
+        """Lets the session go once its steps are answered: a named one stays, an anonymous one is deleted."""
+        if not self.closed:
+            await self._close(delete=self.ephemeral)
+
+    def _send(self, x: Input) -> tuple[Ticket, asyncio.Future[None]]:
+        self._live()
+        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
+        return ticket, self._link.begin(ticket, partial(self._core.step, ticket))
+
+    async def _receive(self, under_way: deque[tuple[Ticket, asyncio.Future[None]]]) -> Any:
+        await self._link.finish(*under_way[0])
+        return check_done(under_way.popleft()[0])
+
+    async def _settle(self) -> None:
+        handles = self._live()
+        check_control((await self._link.perform(lambda: self._core.settle(handles))).errors)
+
+    async def _close(self, *, delete: bool) -> None:
+        handles = self._live()
+        last = (self.position, self.durable_position)
+        flushed = ControlTicket()
+        if not delete and saves_on_close(self._core, handles):
+            flushed = await self._link.perform(lambda: self._core.flush(handles))
+        try:
+            ticket = await self._link.perform(lambda: self._core.close(handles, delete=delete))
+        finally:
+            self._last = last
+        check_control(ticket.errors, missing_is_fine=True)
+        check_control(flushed.errors, missing_is_fine=True)

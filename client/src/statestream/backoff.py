@@ -1,0 +1,61 @@
+"""Where to connect next, and how long to wait before: pure, so that both edges do the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+FIRST = 0.05
+"""Seconds: the most that the first wait takes."""
+
+MOST = 2.0
+"""Seconds: the most that any wait takes."""
+
+
+def parse_addresses(address: str) -> tuple[str, ...]:
+    """Reads "host:port,host:port".
+
+    Raises:
+        ValueError: It names no address, or one has no port.
+    """
+    found = tuple(part.strip() for part in address.split(",") if part.strip())
+    if not found:
+        raise ValueError(f"address is {address!r}; expected 'host:port', or several with commas")
+    for one in found:
+        if "://" not in one and not one.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+            host, _, port = one.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError(f"address is {one!r}; expected 'host:port', as in 'localhost:8001'")
+    return found
+
+
+class Backoff:
+    """Addresses in turn; exponential waits with full jitter, which spreads a crowd of clients over time."""
+
+    def __init__(self, addresses: tuple[str, ...], draw: Callable[[], float] = random.random) -> None:
+        self.addresses = addresses
+        self.failures = 0
+        self._at = 0
+        self._draw = draw
+
+    @property
+    def address(self) -> str:
+        """The address to try now."""
+        return self.addresses[self._at]
+
+    def succeeded(self) -> None:
+        """A server answered."""
+        self.failures = 0
+
+    def failed(self) -> float:
+        """Moves to the next address; seconds to wait before it. The first round over all of them has no wait."""
+        self._at = (self._at + 1) % len(self.addresses)
+        self.failures += 1
+        rounds = self.failures // len(self.addresses)
+        if not rounds:
+            return 0.0
+        return self._draw() * min(MOST, FIRST * 2.0 ** min(rounds - 1, 16))
+
+    def leave(self) -> None:
+        """Moves to the next address because the server asked for it."""
+        self._at = (self._at + 1) % len(self.addresses)

@@ -1,0 +1,136 @@
+"""What sessions and pools of both twins share: who they are and where they stand. No I/O lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from statestream.calls import session_ids
+from statestream.core import StreamCore
+from statestream.errors import Closed
+from statestream.layout import Layout
+from statestream.v1.inference_pb2 import DURABILITY_MODE_INTERVAL
+from statestream.wire import Ints
+
+LOOKAHEAD = 32
+"""How many items `stream` sends before it waits for the first output."""
+
+
+class SessionBase:
+    """One session: its names and positions.
+
+    Attributes:
+        model: The model's name.
+        version: The version to which the session is pinned.
+        id: The session's id, unique within the model.
+        created: Whether opening it created it.
+        ephemeral: Whether it is deleted when it is closed: so are sessions that were opened without an id.
+    """
+
+    def __init__(
+        self, core: StreamCore, layout: Layout, handle: int, session_id: str, *, created: bool, ephemeral: bool
+    ):
+        self._core = core
+        self._layout = layout
+        self._handle = handle
+        self._last: tuple[int, int] | None = None
+        self.model = layout.model.name
+        self.version = layout.model.version
+        self.id = session_id
+        self.created = created
+        self.ephemeral = ephemeral
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"position {self.position}"
+        return f"<{type(self).__name__} {self.id!r} of {self.model!r}, {state}>"
+
+    @property
+    def position(self) -> int:
+        """The steps applied whose outputs this client has."""
+        return self._last[0] if self._last is not None else int(self._core.table.answered[self._handle])
+
+    @property
+    def durable_position(self) -> int:
+        """The steps that survive a crash of the server, as far as this client knows."""
+        if self._last is not None:
+            return self._last[1]
+        return min(int(self._core.table.durable[self._handle]), self.position)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or deleted through this object."""
+        return self._last is not None
+
+    def _live(self) -> Ints:
+        if self._last is not None:
+            raise Closed(f"session {self.id!r} is closed; open it again with client.session")
+        return np.array([self._handle])
+
+
+class PoolBase:
+    """Many sessions of one model, in rows.
+
+    Attributes:
+        model: The model's name.
+        version: The version to which all are pinned.
+        ids: [N] their ids.
+        ephemeral: Whether they are deleted when the pool is closed.
+    """
+
+    def __init__(self, core: StreamCore, layout: Layout, handles: Ints, ids: Sequence[str], *, ephemeral: bool) -> None:
+        self._core = core
+        self._layout = layout
+        self._handles = handles
+        self._last: tuple[Ints, Ints] | None = None
+        self.model = layout.model.name
+        self.version = layout.model.version
+        self.ids = list(ids)
+        self.ephemeral = ephemeral
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} sessions of {self.model!r}{', closed' if self.closed else ''}>"
+
+    @property
+    def positions(self) -> Ints:
+        """[N] the steps applied whose outputs this client has."""
+        return self._last[0] if self._last is not None else self._core.table.answered[self._handles]
+
+    @property
+    def durable_positions(self) -> Ints:
+        """[N] the steps that survive a crash of the server, as far as this client knows."""
+        if self._last is not None:
+            return self._last[1]
+        return np.minimum(self._core.table.durable[self._handles], self.positions)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed."""
+        return self._last is not None
+
+    def _live(self, rows: Sequence[int] | Ints | None = None) -> Ints:
+        if self._last is not None:
+            raise Closed("the pool is closed; open another with client.sessions")
+        if rows is None:
+            return self._handles
+        index = np.asarray(rows)
+        if index.dtype == np.bool_:
+            index = np.flatnonzero(index)
+        handles: Ints = self._handles[index]
+        if len(np.unique(handles)) != len(handles):
+            raise ValueError("rows has an entry twice; expected each row at most once")
+        return handles
+
+
+def saves_on_close(core: StreamCore, handles: Ints) -> bool:
+    """Whether letting sessions go now would leave steps that only this client could replay."""
+    behind = core.table.durable[handles] < core.table.answered[handles]
+    return core.durability == DURABILITY_MODE_INTERVAL and bool(behind.any())
+
+
+def named_ids(count: int, ids: Sequence[str] | None) -> tuple[list[str], bool]:
+    """The ids of sessions to open, and whether they are anonymous."""
+    return session_ids(count, ids), ids is None

@@ -1,0 +1,286 @@
+"""Unary calls: their requests and answers, and when a failed one is tried again. Pure, shared by both edges."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_status import rpc_status
+
+from statestream import errors
+from statestream.core import Group, OpenTicket, PoolTicket, Ticket
+from statestream.errors import StatestreamError, Unsupported, from_status
+from statestream.layout import Layout
+from statestream.v1 import inference_pb2 as pb
+from statestream.wire import Array, from_tensor, from_tensors, to_tensor
+
+MODES: Mapping[str, pb.OpenMode] = {
+    "create": pb.OPEN_MODE_CREATE,
+    "resume": pb.OPEN_MODE_RESUME,
+    "either": pb.OPEN_MODE_EITHER,
+    "replace": pb.OPEN_MODE_REPLACE,
+}
+
+RETRY_FIRST = 0.05
+RETRY_MOST = 1.0
+
+
+class PoolError(StatestreamError):
+    """Some rows of a pool's step failed; the others were applied.
+
+    Attributes:
+        errors: What became of each row that failed, by its index in the call.
+        outputs: What the call would have returned; rows that failed are zero.
+    """
+
+    reason = "POOL"
+    code = grpc.StatusCode.ABORTED
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+        errors: Mapping[int, StatestreamError] | None = None,
+        outputs: Array | dict[str, Array] | None = None,
+    ) -> None:
+        super().__init__(message, metadata=metadata, retry_after=retry_after)
+        self.errors = dict(errors or {})
+        self.outputs = outputs
+
+
+class Attempts:
+    """Decides whether and when a failed call is repeated.
+
+    Args:
+        timeout: Seconds after which the last error is raised.
+        now: The time at which the first try starts.
+    """
+
+    def __init__(self, timeout: float, now: float) -> None:
+        self._until = now + timeout
+        self.failures = 0
+
+    def after(self, error: StatestreamError, now: float) -> float:
+        """Seconds to wait before the next try.
+
+        Raises:
+            StatestreamError: The error itself, where another try cannot help or time is up.
+        """
+        waits = isinstance(error, errors.Unavailable) or (
+            isinstance(error, errors.Overloaded) and error.retry_after is not None
+        )
+        self.failures += 1
+        delay = error.retry_after
+        if delay is None:
+            delay = min(RETRY_MOST, RETRY_FIRST * 2.0 ** min(self.failures - 1, 16))
+        if not waits or now + delay > self._until:
+            raise error
+        return delay
+
+
+def read_rpc_error(error: grpc.RpcError | grpc.aio.AioRpcError, address: str) -> StatestreamError:
+    """The typed error of a failed call."""
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, AttributeError):
+        status = None
+    if status is not None:
+        return from_status(status)
+    code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
+    details = (error.details() if hasattr(error, "details") else "") or str(error)
+    kinds: dict[grpc.StatusCode, type[StatestreamError]] = {
+        grpc.StatusCode.UNAVAILABLE: errors.ServerUnavailable,
+        grpc.StatusCode.DEADLINE_EXCEEDED: errors.ServerUnavailable,
+        grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+        grpc.StatusCode.UNIMPLEMENTED: errors.Unsupported,
+        grpc.StatusCode.CANCELLED: errors.Closed,
+    }
+    kind = kinds.get(code, errors.InternalError)
+    if kind is errors.ServerUnavailable:
+        return kind(f"no Statestream server answers at {address}: {details}. Is it running, and is the port right?")
+    if kind is errors.Unsupported:
+        return kind(f"{address} is no Statestream server, or of another version: {details}")
+    return kind(f"{address}: {code.name}: {details}")
+
+
+def unavailable(addresses: Sequence[str], seconds: float, cause: StatestreamError | None) -> StatestreamError:
+    """What is raised when no server was reached for too long."""
+    if isinstance(cause, errors.Unauthenticated | errors.Unsupported):
+        return type(cause)(cause.message, metadata=cause.metadata)
+    last = cause.message if cause is not None else "no answer"
+    return errors.ServerUnavailable(
+        f"no server answered at {', '.join(addresses)} for {seconds:.1f} s; the last error: {last}",
+        metadata={"addresses": ",".join(addresses)},
+    )
+
+
+def group(model: str, version: int | None, *, ephemeral: bool) -> Group:
+    """What sessions that are opened together have in common."""
+    return Group(model, version or 0, ephemeral)
+
+
+def open_mode(mode: str) -> pb.OpenMode:
+    """The wire's name of a mode.
+
+    Raises:
+        ValueError: There is no such mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; expected one of {', '.join(map(repr, MODES))}")
+    return MODES[mode]
+
+
+def session_ids(count: int, ids: Sequence[str] | None) -> list[str]:
+    """The given ids, or fresh random ones.
+
+    Raises:
+        ValueError: There are not as many as sessions, one is empty or too long, or one comes twice.
+    """
+    if ids is None:
+        return [uuid.uuid4().hex for _ in range(count)]
+    found = list(ids)
+    if len(found) != count:
+        raise ValueError(f"ids has {len(found)} entries; expected {count}")
+    if len(set(found)) != count:
+        raise ValueError("ids has an entry twice; expected different ids")
+    for one in found:
+        if not 1 <= len(one.encode()) <= 256:
+            raise ValueError(f"id {one[:40]!r} has {len(one.encode())} bytes of UTF-8; expected 1 to 256")
+    return found
+
+
+def check_opened(ticket: OpenTicket) -> int:
+    """The version to which all sessions of a ticket are pinned.
+
+    Raises:
+        StatestreamError: The error of the only session, PoolError for several, or Unsupported where versions differ.
+    """
+    if ticket.errors:
+        row, first = next(iter(sorted(ticket.errors.items())))
+        if len(ticket.handles) == 1:
+            raise first
+        raise PoolError(
+            f"{len(ticket.errors)} of {len(ticket.handles)} sessions did not open; row {row}: {first}",
+            errors=ticket.errors,
+        )
+    versions = np.unique(ticket.versions)
+    if len(versions) > 1:
+        raise Unsupported(
+            f"the sessions are pinned to versions {versions.tolist()} of their model; open a pool for each version"
+        )
+    return int(versions[0]) if len(versions) else 0
+
+
+def check_done(ticket: Ticket) -> Any:
+    """A ticket's value.
+
+    Raises:
+        StatestreamError: The ticket's error.
+    """
+    if ticket.error is not None:
+        raise ticket.error
+    return ticket.value
+
+
+def check_pool(layout: Layout, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
+    """A pool's outputs.
+
+    Raises:
+        PoolError: Some rows failed.
+    """
+    if ticket.error is not None:
+        raise ticket.error
+    outputs = layout.pool_outputs(ticket, single) if ticket.value else {}
+    if ticket.errors:
+        row, first = next(iter(sorted(ticket.errors.items())))
+        raise PoolError(
+            f"{len(ticket.errors)} of {len(ticket.handles)} rows failed; row {row}: {first}",
+            errors=ticket.errors,
+            outputs=outputs,
+        )
+    return outputs
+
+
+def check_control(found: Mapping[int, StatestreamError], *, missing_is_fine: bool = False) -> None:
+    """Raises what a flush or a close met: the error of one session, or PoolError for several."""
+    left = {
+        handle: error
+        for handle, error in found.items()
+        if not (missing_is_fine and isinstance(error, errors.SessionNotFound | errors.Moved))
+    }
+    if len(left) == 1:
+        raise next(iter(left.values()))
+    if left:
+        first = next(iter(left.values()))
+        raise PoolError(f"{len(left)} sessions: {first}", errors=left)
+
+
+def predict_request(layout: Layout, x: Any, outputs: Sequence[str] | None, version: int | None) -> pb.PredictRequest:
+    """One run of a model without memory."""
+    arrays = layout.predict(x)
+    return pb.PredictRequest(
+        model=layout.model.name,
+        version=version or 0,
+        inputs=[to_tensor(name, array) for name, array in arrays.items()],
+        outputs=list(outputs or ()),
+    )
+
+
+def read_outputs(tensors: Iterable[Any]) -> Array | dict[str, Array]:
+    """One array, or several by name."""
+    arrays = from_tensors(tensors)
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def forecast_request(
+    layout: Layout, version: int | None, horizon: int, *, session_id: str | None = None, history: Any = None
+) -> pb.ForecastRequest:
+    """A forecast from a session or from arrays by input, [N, T, …].
+
+    Raises:
+        ValueError: The horizon is not 1 or more.
+    """
+    if horizon < 1:
+        raise ValueError(f"h is {horizon}; expected 1 or more")
+    request = pb.ForecastRequest(model=layout.model.name, version=version or 0, horizon=horizon)
+    if session_id is not None:
+        request.session_id = session_id
+    else:
+        request.history.inputs.extend(to_tensor(name, array) for name, array in history.items())
+    return request
+
+
+def forecast_rows(response: pb.ForecastResponse, after: int) -> list[Array | dict[str, Array]]:
+    """The rows of a session's forecast that come after the first `after` ones."""
+    arrays = {tensor.name: from_tensor(tensor)[0] for tensor in response.outputs}
+    count = len(next(iter(arrays.values()))) if arrays else 0
+    rows: list[Array | dict[str, Array]] = []
+    for step in range(max(0, after - response.offset), count):
+        row = {name: array[step, ...] for name, array in arrays.items()}
+        rows.append(next(iter(row.values())) if len(row) == 1 else row)
+    return rows
+
+
+def join_forecast(responses: Sequence[pb.ForecastResponse], *, alone: bool) -> Array | dict[str, Array]:
+    """The whole forecast: [N, h, …], or [h, …] of one series."""
+    parts = [from_tensors(response.outputs) for response in sorted(responses, key=lambda r: r.offset)]
+    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    if alone:
+        joined = {name: array[0] for name, array in joined.items()}
+    return next(iter(joined.values())) if len(joined) == 1 else joined
+
+
+def refuse_intervals(quantiles: object, level: object) -> None:
+    """Checks that no prediction intervals are asked for.
+
+    Raises:
+        Unsupported: This server's forecasts are single paths.
+    """
+    if quantiles is not None or level is not None:
+        raise Unsupported("forecasts are single paths here; leave out quantiles and level")

@@ -1,0 +1,276 @@
+"""What a caller's arrays must look like for one model, and how they become chunks; from its signature, without I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from statestream.core import Lane, PartsTicket, PoolTicket, StepTicket
+from statestream.errors import BadTensor, Unsupported
+from statestream.signature import Signature, TensorSpec, numpy_dtype, step_shape
+from statestream.views import Model
+from statestream.wire import Array, Ints
+
+Input: TypeAlias = Any
+"""An array, a sequence or a number; or, where a model has several inputs, a dict of them by name."""
+
+CHUNK_BYTES = 1 << 20
+"""Chunks are cut so that their inputs stay below this."""
+
+
+class Layout:
+    """The inputs and outputs of one model version."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.signature: Signature = model.signature
+        self.inputs = list(model.signature.inputs)
+        self.names = tuple(spec.name for spec in self.inputs)
+        self.outputs = tuple(spec.name for spec in model.signature.outputs)
+        self.shapes = tuple(step_shape(spec) for spec in self.inputs)
+        self.dtypes = tuple(numpy_dtype(spec.dtype) for spec in self.inputs)
+        self._lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
+        fixed = all(size >= 0 for shape in self.shapes for size in shape)
+        self._lane = self.lane(self.shapes) if fixed else None
+
+    def lane(self, shapes: tuple[tuple[int, ...], ...]) -> Lane:
+        """The lane of chunks whose steps have these shapes."""
+        lane = self._lanes.get(shapes)
+        if lane is None:
+            step_bytes = sum(
+                math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, self.dtypes, strict=True)
+            )
+            lane = Lane(self.model.name, self.model.version, self.names, self.dtypes, shapes, step_bytes)
+            self._lanes[shapes] = lane
+        return lane
+
+    def chunk(self, handle: int, x: Input, max_steps: int) -> StepTicket | PartsTicket:
+        """The chunk of `x`: one step of shape [F…], or T ≥ 1 steps of shape [T, F…]. The data is copied.
+
+        Raises:
+            BadTensor: Names the input, what came, and what was expected.
+        """
+        arrays, steps, single = self._read(x)
+        lane = self._lane or self.lane(self._shapes(arrays, 0 if single else 1))
+        most = min(max_steps, max(1, CHUNK_BYTES // max(1, lane.step_bytes)))
+        if steps <= most:
+            return StepTicket(lane, handle, tuple(array.reshape(-1) for array in arrays), steps, single)
+        parts = []
+        for low in range(0, steps, most):
+            high = min(low + most, steps)
+            part = tuple(array[low:high].reshape(-1) for array in arrays)
+            parts.append(StepTicket(lane, handle, part, high - low, single=False))
+        return PartsTicket(parts)
+
+    def pool(self, handles: Ints, x: Input, lengths: Sequence[int] | Ints | None) -> tuple[PoolTicket, bool]:
+        """The chunks of a pool: [N, F…] for a step each, [N, T, F…] for T; and whether it was a step each.
+
+        With `lengths` ([N], 0 to T), row i has lengths[i] steps and the rest of it is padding.
+
+        Raises:
+            BadTensor: Names the input, what came, and what was expected.
+        """
+        count = len(handles)
+        arrays, single, steps = [], None, 1
+        for name, value in self._by_name(x):
+            index = self.names.index(name)
+            array = self._array(index, value)
+            rank = len(self.shapes[index])
+            here = array.ndim == rank + 1
+            if array.ndim not in (rank + 1, rank + 2) or array.shape[0] != count:
+                raise self._bad(index, array, f"[{count}, …] or [{count}, T, …] with … = {_shape(self.shapes[index])}")
+            if here:
+                array = array[:, np.newaxis]
+            if single is not None and (here != single or array.shape[1] != steps):
+                raise self._bad(index, array, f"{steps} steps a row, as {self.names[0]} has")
+            single, steps = here, array.shape[1]
+            self._check_step(index, array, array.shape[2:])
+            arrays.append(array)
+        if not steps:
+            raise BadTensor("T is 0; expected 1 step or more", metadata={"field": self.names[0]})
+        lane = self._lane or self.lane(self._shapes(arrays, 2))
+        sizes: Ints | int = steps
+        if lengths is not None:
+            sizes = np.asarray(lengths, np.int64)
+            if sizes.shape != (count,) or (count and (sizes.min() < 0 or sizes.max() > steps)):
+                raise BadTensor(
+                    f"lengths has shape {list(sizes.shape)}; expected [{count}] with values from 0 to {steps}",
+                    metadata={"field": "lengths"},
+                )
+        return PoolTicket(lane, handles, tuple(arrays), sizes, steps), bool(single)
+
+    def pool_outputs(self, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
+        """A pool's outputs as the caller wants them."""
+        values: dict[str, Array] = ticket.value
+        if single:
+            values = {name: array[:, 0] for name, array in values.items()}
+        return next(iter(values.values())) if len(values) == 1 else values
+
+    def predict(self, x: Input) -> dict[str, Array]:
+        """The inputs of one run: [B, …] or whatever the graph takes.
+
+        Raises:
+            BadTensor: Names the input, what came, and what was expected.
+        """
+        inputs = {}
+        for name, value in self._by_name(x):
+            index = self.names.index(name)
+            array = self._array(index, value)
+            shape = tuple(self.inputs[index].shape)
+            if len(shape) != array.ndim or any(
+                size not in (-1, got) for size, got in zip(shape, array.shape, strict=True)
+            ):
+                raise self._bad(index, array, _shape(shape))
+            inputs[name] = array
+        return inputs
+
+    def history(self, x: Input) -> tuple[dict[str, Array], bool]:
+        """Past inputs as [N, T, F…], from [T, F…] (one series), [N, T, F…], or [T] of a model with one feature.
+
+        Returns the arrays, and whether it was one series.
+        """
+        inputs, alone = {}, True
+        for name, value in self._by_name(x):
+            index = self.names.index(name)
+            array, shape = self._array(index, value), self.shapes[index]
+            if array.ndim == 1 and math.prod(shape) == 1 and len(shape) == 1:
+                array = array[:, np.newaxis]
+            alone = array.ndim == len(shape) + 1
+            if alone:
+                array = array[np.newaxis]
+            if array.ndim != len(shape) + 2 or not array.shape[1]:
+                raise self._bad(index, array, f"[T, …] or [N, T, …] with … = {_shape(shape)} and T at least 1")
+            self._check_step(index, array, array.shape[2:])
+            inputs[name] = array
+        return inputs, alone
+
+    def initial_states(self, states: Mapping[str, Input], count: int) -> dict[str, Array]:
+        """Start values as [count, …one session's state] by the name of the state's input.
+
+        Raises:
+            BadTensor: A state is missing, unknown, or has another shape.
+        """
+        expected = {state.input: state for state in self.signature.states}
+        if set(states) != set(expected):
+            raise BadTensor(
+                f"initial_state has {sorted(states)}; expected {sorted(expected)}", metadata={"field": "initial_state"}
+            )
+        found = {}
+        for name, spec in expected.items():
+            skip = spec.batch_axis if spec.HasField("batch_axis") else None
+            shape = tuple(size for axis, size in enumerate(spec.shape) if axis != skip)
+            value = np.asarray(states[name], numpy_dtype(spec.dtype))
+            if value.shape not in (shape, (count, *shape)):
+                raise BadTensor(
+                    f"initial_state[{name!r}] has shape {list(value.shape)}; expected {_shape(shape)}",
+                    metadata={"field": name},
+                )
+            found[name] = np.ascontiguousarray(np.broadcast_to(value, (count, *shape)))
+        return found
+
+    def _read(self, x: Input) -> tuple[list[Array], int, bool]:
+        arrays: list[Array] = []
+        single, steps = True, 1
+        for name, value in self._by_name(x) if len(self.names) > 1 or isinstance(x, Mapping) else ((self.names[0], x),):
+            index = self.names.index(name)
+            array, shape = self._array(index, value), self.shapes[index]
+            if array.ndim == 0 and shape and math.prod(shape) == 1:
+                array = array.reshape(shape)
+            if array.shape == shape:
+                here, count = True, 1
+            else:
+                here, count = array.ndim == len(shape), len(array) if array.ndim else 1
+                if array.ndim not in (len(shape), len(shape) + 1):
+                    raise self._bad(index, array, f"{_shape(shape)} for one step or [T, …] for T")
+                self._check_step(index, array, array.shape if here else array.shape[1:])
+                if here:
+                    count = 1
+                if not count:
+                    raise BadTensor(f"{name} has 0 steps; expected 1 or more", metadata={"field": name})
+            if arrays and (here != single or count != steps):
+                raise self._bad(index, array, f"{steps} steps, as {self.names[0]} has")
+            single, steps = here, count
+            arrays.append(array)
+        return arrays, steps, single
+
+    def _by_name(self, x: Input) -> list[tuple[str, Input]]:
+        if not isinstance(x, Mapping):
+            if len(self.names) > 1:
+                raise BadTensor(
+                    f"model {self.model.name!r} has inputs {list(self.names)}; expected a dict with an array for each",
+                    metadata={"field": self.names[0]},
+                )
+            return [(self.names[0], x)]
+        if set(x) != set(self.names):
+            raise BadTensor(
+                f"inputs {sorted(x)} came; expected {sorted(self.names)}", metadata={"field": ",".join(sorted(x))}
+            )
+        return [(name, x[name]) for name in self.names]
+
+    def _array(self, index: int, value: Input) -> Array:
+        """A copy in the model's dtype. Numbers are converted within their kind, and from integers and bools upwards."""
+        dtype = self.dtypes[index]
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise BadTensor(
+                f"{self.names[index]} is not an array: {error}", metadata={"field": self.names[index]}
+            ) from error
+        if array.dtype == dtype:
+            return array.copy()
+        kinds = "biuf" if dtype.kind == "f" else "biu" if dtype.kind in "iu" else "b"
+        if array.dtype.kind not in kinds:
+            raise BadTensor(
+                f"{self.names[index]} has dtype {array.dtype}; expected {dtype.name}",
+                metadata={"field": self.names[index]},
+            )
+        converted: Array = array.astype(dtype)
+        if dtype.kind in "iu" and array.size and not (converted == array).all():
+            raise BadTensor(
+                f"{self.names[index]} has values outside {dtype.name}", metadata={"field": self.names[index]}
+            )
+        return converted
+
+    def _check_step(self, index: int, array: Array, got: tuple[int, ...]) -> None:
+        shape = self.shapes[index]
+        if len(got) != len(shape) or any(size not in (-1, here) for size, here in zip(shape, got, strict=True)):
+            raise self._bad(index, array, f"{_shape(shape)} a step")
+
+    def _shapes(self, arrays: Sequence[Array], skip: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(array.shape[skip:] for array in arrays)
+
+    def _bad(self, index: int, array: Array, expected: str) -> BadTensor:
+        columns = list(self.inputs[index].columns)
+        named = f" (columns {', '.join(columns)})" if columns else ""
+        return BadTensor(
+            f"{self.names[index]} has shape {list(array.shape)}; model {self.model.name!r} expects {expected}{named}",
+            metadata={"field": self.names[index]},
+        )
+
+
+def require_kind(model: Model, kind: str) -> None:
+    """Checks that a model is served the way it is called.
+
+    Raises:
+        Unsupported: Says how it is called.
+    """
+    if model.kind and model.kind != kind:
+        calls = {"predict": "client.predict", "session": "client.session", "generate": "client.generate"}
+        raise Unsupported(
+            f"model {model.name!r} is of kind {model.kind!r}; call {calls.get(model.kind, model.kind)} instead"
+        )
+
+
+def column_names(spec: TensorSpec) -> list[str]:
+    """The names of the features of a step, made up where the signature has none."""
+    shape = step_shape(spec)
+    if spec.columns:
+        return list(spec.columns)
+    return [spec.name] if not shape or shape[-1] == 1 else [f"{spec.name}_{n}" for n in range(shape[-1])]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join("?" if size < 0 else str(size) for size in shape) + "]"

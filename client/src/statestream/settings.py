@@ -1,0 +1,52 @@
+"""Settings of a client, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a client connects, waits and keeps what it may have to send again.
+
+    Attributes:
+        connect_timeout: Seconds that `connect` waits for a server to answer.
+        retry_timeout: Seconds that an operation outlasts an unreachable server.
+        replay_buffer_bytes: The most bytes of inputs kept for replay.
+        replay_seconds: How long inputs are kept after the server called them durable: a store may
+            lose what it promised, in a failover for one.
+        on_full: What a full replay buffer does: "block" asks the server for a flush and holds
+            callers back until there is room; "drop" goes on, and a crash of the server may then
+            raise StateLost.
+        max_message_bytes: The most bytes of one message from the server.
+        keepalive: Seconds between pings on a connection with calls under way.
+    """
+
+    connect_timeout: float = 10.0
+    retry_timeout: float = 60.0
+    replay_buffer_bytes: int = 64 << 20
+    replay_seconds: float = 5.0
+    on_full: Literal["block", "drop"] = "block"
+    max_message_bytes: int = 64 << 20
+    keepalive: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout", "retry_timeout", "replay_buffer_bytes", "max_message_bytes", "keepalive"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if self.on_full not in ("block", "drop"):
+            raise ValueError(f"on_full is {self.on_full!r}; expected 'block' or 'drop'")
+
+    def channel_options(self) -> list[tuple[str, int | str]]:
+        """What gRPC is told of it."""
+        return [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # This library reconnects by itself, with a backoff of its own; gRPC's would add to it.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]

@@ -1,0 +1,325 @@
+"""The connection of a synchronous client: two daemon threads that move frames between the core and gRPC.
+
+Callers' threads never touch the core: they put operations on a queue and wait for tickets, so that a
+KeyboardInterrupt in the midst of a call leaves the core whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+
+from statestream import errors
+from statestream.backoff import Backoff
+from statestream.calls import Attempts, read_rpc_error, unavailable
+from statestream.core import StreamCore, Ticket
+from statestream.errors import StatestreamError
+from statestream.settings import Settings
+from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
+from statestream.v1.inference_pb2 import StreamRequest
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Ticket)
+
+CLOSE_SECONDS = 2.0
+"""How long `close` waits for the server to let sessions go."""
+
+
+class Link:
+    """One client's connection: dials, streams, dials again, until it is closed."""
+
+    def __init__(
+        self,
+        addresses: tuple[str, ...],
+        settings: Settings,
+        core: StreamCore,
+        on_reconnect: Callable[[str], None] | None,
+    ) -> None:
+        self.settings = settings
+        self.core = core
+        self.info = server_pb2.GetServerInfoResponse()
+        self._backoff = Backoff(addresses)
+        self._on_reconnect = on_reconnect
+        self._operations: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._call: Any = None
+        self._stream = 0
+        self._online = threading.Event()
+        self._closed = False
+        self._cause: StatestreamError | None = None
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
+
+    # ── for callers ────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Connects.
+
+        Raises:
+            ServerUnavailable: No server answered within `connect_timeout`.
+        """
+        began = time.monotonic()
+        self._thread.start()
+        if not self._online.wait(self.settings.connect_timeout):
+            cause = self._cause
+            self.close()
+            raise unavailable(self._backoff.addresses, time.monotonic() - began, cause)
+        if self._closed:
+            raise unavailable(self._backoff.addresses, time.monotonic() - began, self._cause)
+
+    def do(self, operation: Callable[[], object]) -> None:
+        """Has the core do something soon, in the order of the calls."""
+        if self._closed:
+            raise errors.Closed("the client is closed; connect again")
+        self._operations.put(operation)
+
+    def begin(self, ticket: Ticket, submit: Callable[[], object]) -> threading.Lock:
+        """Submits an operation; the lock that comes back is released when its ticket is done."""
+        done = threading.Lock()
+        done.acquire()
+        ticket.notify = done.release
+        self.do(submit)
+        return done
+
+    def finish(self, ticket: Ticket, done: threading.Lock) -> None:
+        """Waits until a ticket is done; Ctrl-C stops the waiting, and the operation if it has not begun."""
+        try:
+            self._await(done)
+        except BaseException:
+            self.forget(ticket)
+            raise
+
+    def perform(self, make: Callable[[], K]) -> K:
+        """Has the core make a ticket, and waits until it is done."""
+        done = threading.Lock()
+        done.acquire()
+        box: list[K] = []
+
+        def operate() -> None:
+            ticket = make()
+            box.append(ticket)
+            if ticket.done:
+                done.release()
+            else:
+                ticket.notify = done.release
+
+        self.do(operate)
+        self._await(done)
+        ticket = box[0]
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
+
+    def forget(self, ticket: Ticket) -> None:
+        """Stops caring for an operation."""
+        if not self._closed:
+            self.do(partial(self.core.cancel, ticket))
+
+    def _await(self, done: threading.Lock) -> None:
+        # In turns, because a thread that ended on an error of its own would release nothing.
+        while not done.acquire(timeout=1.0):
+            if not self._thread.is_alive():
+                raise errors.Closed("the client was closed meanwhile; connect again")
+
+    def unary(self, call: Callable[[grpc.Channel], T]) -> T:
+        """Makes an idempotent call, again where the server could not answer.
+
+        Raises:
+            StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
+        """
+        attempts = Attempts(self.settings.retry_timeout, time.monotonic())
+        while True:
+            channel = self.channel()
+            try:
+                return call(channel)
+            except (grpc.RpcError, ValueError) as error:
+                self.pause(attempts, error, channel)
+
+    def channel(self) -> grpc.Channel:
+        """The channel to the server that answers now; waits for one."""
+        if not self._online.wait(self.settings.retry_timeout):
+            raise unavailable(self._backoff.addresses, self.settings.retry_timeout, self._cause)
+        if self._closed or self._channel is None:
+            raise errors.Closed("the client is closed; connect again")
+        return self._channel
+
+    def pause(self, attempts: Attempts, error: Exception, channel: grpc.Channel) -> None:
+        """Waits before the next try of a call that failed, or raises what it met."""
+        if self._closed:
+            raise errors.Closed("the client is closed; connect again") from error
+        if not isinstance(error, grpc.RpcError):
+            if channel is not self._channel:
+                return  # Closed under the call because the link moved to another server.
+            raise error
+        found = read_rpc_error(error, self._backoff.address)
+        if isinstance(found, errors.Closed) and channel is not self._channel:
+            found = errors.ServerUnavailable(found.message)
+        try:
+            delay = attempts.after(found, time.monotonic())
+        except StatestreamError as final:
+            raise final from error
+        time.sleep(delay)
+
+    def close(self) -> None:
+        """Ends the connection; whatever is under way fails with Closed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._operations.put(None)
+        call = self._call
+        if call is not None:
+            call.cancel()
+        if threading.current_thread() is not self._thread and self._thread.ident is not None:
+            self._thread.join(1.0)
+
+    # ── the link's own threads ─────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        failure: StatestreamError = errors.Closed("the client was closed")
+        try:
+            connected_before = False
+            while not self._closed:
+                channel = self._dial()
+                if channel is None:
+                    continue
+                if connected_before and self._on_reconnect is not None:
+                    self._on_reconnect(self._backoff.address)
+                connected_before = True
+                self._serve(channel)
+        except Exception as error:
+            failure = errors.InternalError(f"the client's connection thread ended: {error!r}")
+            failure.__cause__ = error
+        self._closed = True
+        self._drain()
+        with self._lock:
+            self.core.give_up(failure)
+        self._online.set()
+        self._release_channel()
+
+    def _dial(self) -> grpc.Channel | None:
+        address = self._backoff.address
+        channel = grpc.insecure_channel(address, options=self.settings.channel_options())
+        try:
+            request = server_pb2.GetServerInfoRequest()
+            timeout = min(5.0, self.settings.connect_timeout)
+            pending = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo.future(request, timeout=timeout)
+            pending.add_done_callback(lambda _: self._operations.put(None))
+            self._pump(timeout + 1.0, stop=pending.done)
+            if self._closed:
+                pending.cancel()
+                channel.close()
+                return None
+            self.info = pending.result()
+        except grpc.RpcError as error:
+            channel.close()
+            self._cause = read_rpc_error(error, address)
+            if isinstance(self._cause, errors.Unauthenticated | errors.Unsupported):
+                # No other try would be answered otherwise.
+                self._closed = True
+            self._pump(self._backoff.failed())
+            return None
+        self._channel = channel
+        return channel
+
+    def _serve(self, channel: grpc.Channel) -> None:
+        core = self.core
+        self._stream += 1
+        began = time.monotonic()
+        try:
+            with self._lock:
+                core.connected(self.info.limits, self.info.durability)
+            self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(self._requests(self._stream))
+            self._busy_since = None
+            self._online.set()
+            for response in self._call:
+                self._backoff.succeeded()
+                with self._lock:
+                    core.receive(response, time.monotonic())
+                    drained, pending = core.drained, core.pending
+                if drained:
+                    self._backoff.leave()
+                    break
+                if pending:
+                    self._operations.put(None)
+        except grpc.RpcError as error:
+            self._cause = read_rpc_error(error, self._backoff.address)
+        finally:
+            self._online.clear()
+            self._stream += 1
+            with self._lock:
+                core.disconnected()
+            self._operations.put(None)
+            self._call.cancel()
+            self._release_channel()
+        if not self._closed:
+            lived = time.monotonic() - began
+            self._pump(0.0 if lived > 1.0 else self._backoff.failed())
+
+    def _requests(self, stream: int) -> Iterator[StreamRequest]:
+        """Frames for gRPC, which iterates over them in a thread of its own."""
+        core, operations = self.core, self._operations
+        while self._stream == stream:
+            with self._lock:
+                request = core.next_request(time.monotonic()) if self._stream == stream else None
+                due = core.due() if request is None else None
+            if request is not None:
+                yield request
+                self._take(block=False)
+            else:
+                self._take(block=True, until=due)
+        # The last token may have been for the next stream's thread.
+        operations.put(None)
+
+    def _take(self, *, block: bool, until: float | None = None) -> None:
+        """Runs the operations that wait; with `block` waits for the first."""
+        with contextlib.suppress(queue.Empty):
+            timeout = None if until is None else max(0.0, until - time.monotonic())
+            operation = self._operations.get(block, timeout)
+            with self._lock:
+                while True:
+                    if operation is not None:
+                        operation()
+                    operation = self._operations.get(block=False)
+
+    def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
+        """Runs operations for some time without a server, and gives callers up who waited too long."""
+        until = time.monotonic() + seconds
+        while not self._closed:
+            now = time.monotonic()
+            with self._lock:
+                busy = self.core.busy
+            if not busy:
+                self._busy_since = None
+            elif self._busy_since is None:
+                self._busy_since = now
+            elif now - self._busy_since > self.settings.retry_timeout:
+                with self._lock:
+                    error = unavailable(self._backoff.addresses, now - self._busy_since, self._cause)
+                    self.core.give_up(error)
+            if now >= until or stop():
+                return
+            self._take(block=True, until=min(until, now + 0.25))
+            if not self._online.is_set():
+                with self._lock:
+                    self.core.controls.offline()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                operation = self._operations.get(block=False)
+                if operation is not None:
+                    with self._lock:
+                        operation()
+
+    def _release_channel(self) -> None:
+        channel, self._channel, self._call = self._channel, None, None
+        if channel is not None:
+            channel.close()

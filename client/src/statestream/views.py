@@ -1,0 +1,140 @@
+"""What the server tells of itself, its models and its sessions, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from statestream.signature import Signature
+from statestream.v1 import inference_pb2, model_pb2, server_pb2, session_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One version of a model.
+
+    Attributes:
+        kind: "predict", "session" or "generate".
+        batch_invariance: "exact", "padded", "approximate", or "" where it does not apply.
+        error: Why it does not serve; empty where it does.
+    """
+
+    name: str
+    version: int
+    is_default: bool
+    kind: str
+    digest: str
+    description: str
+    signature: Signature
+    batch_invariance: str
+    resident_sessions: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as the server sees it; `residence` is "resident" or "stored"."""
+
+    model: str
+    version: int
+    id: str
+    position: int
+    durable_position: int
+    epoch: int
+    residence: str
+    ephemeral: bool
+    last_used: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server takes."""
+
+    max_chunk_steps: int
+    max_message_bytes: int
+    max_unacknowledged_chunks: int
+    max_sessions: int
+    max_queued_bytes: int
+    max_horizon: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server: `durability` is "none", "interval" or "sync", `store` its kind, `survives` what records outlast."""
+
+    version: str
+    protocol: int
+    server_id: str
+    durability: str
+    store: str
+    survives: tuple[str, ...]
+    device: str
+    fingerprint: str
+    draining: bool
+    limits: Limits
+
+
+def read_model(message: model_pb2.Model) -> Model:
+    """Reads a model."""
+    return Model(
+        name=message.name,
+        version=message.version,
+        is_default=message.is_default,
+        kind=_word(model_pb2.ModelKind.Name(message.kind), "MODEL_KIND_"),
+        digest=message.digest,
+        description=message.signature.description,
+        signature=message.signature,
+        batch_invariance=_word(model_pb2.BatchInvariance.Name(message.batch_invariance), "BATCH_INVARIANCE_"),
+        resident_sessions=message.resident_sessions,
+        error=message.error,
+    )
+
+
+def read_session(message: session_pb2.Session) -> SessionInfo:
+    """Reads a session."""
+    used = message.last_used_time
+    return SessionInfo(
+        model=message.model,
+        version=message.version,
+        id=message.id,
+        position=message.position,
+        durable_position=message.durable_position,
+        epoch=message.epoch,
+        residence=_word(session_pb2.Residence.Name(message.residence), "RESIDENCE_"),
+        ephemeral=message.ephemeral,
+        last_used=used.ToDatetime(tzinfo=UTC) if used.seconds or used.nanos else None,
+    )
+
+
+def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
+    """Reads what a server says of itself."""
+    store, limits = message.store, message.limits
+    survives = (
+        ("process kill", store.survives_process_kill),
+        ("power loss", store.survives_power_loss),
+        ("failover", store.survives_failover),
+    )
+    return ServerInfo(
+        version=message.version,
+        protocol=message.protocol,
+        server_id=message.server_id,
+        durability=_word(inference_pb2.DurabilityMode.Name(message.durability), "DURABILITY_MODE_"),
+        store=store.kind,
+        survives=tuple(name for name, does in survives if does),
+        device=message.device,
+        fingerprint=message.fingerprint,
+        draining=message.draining,
+        limits=Limits(
+            max_chunk_steps=limits.max_chunk_steps,
+            max_message_bytes=limits.max_message_bytes,
+            max_unacknowledged_chunks=limits.max_unacknowledged_chunks,
+            max_sessions=limits.max_sessions,
+            max_queued_bytes=limits.max_queued_bytes,
+            max_horizon=limits.max_horizon,
+        ),
+    )
+
+
+def _word(name: str, prefix: str) -> str:
+    word = name.removeprefix(prefix).lower()
+    return "" if word == "unspecified" else word

@@ -1,0 +1,287 @@
+"""A real gRPC server over `World`, that a test can cut, restart and make lose replies.
+
+Models: "sum" adds up its inputs (sessions), "double" doubles (predict), "upper" spells in capitals (generate).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_status import rpc_status
+
+from statestream import errors
+from statestream.errors import StatestreamError, to_status
+from statestream.signature import Signature
+from statestream.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+from statestream.wire import from_tensor, to_tensor
+from tests.client.world import FEATURES, MODEL, Row, Stream, World
+
+
+def _signature(dtype: str, shape: list[int], *, time: bool) -> Signature:
+    signature = Signature(format=1)
+    for specs, name in ((signature.inputs, "x"), (signature.outputs, "y")):
+        spec = specs.add(name=name, dtype=dtype, shape=shape, batch_axis=0)
+        if time:
+            spec.time_axis = 1
+    return signature
+
+
+def _models() -> dict[str, model_pb2.Model]:
+    total = _signature("float32", [-1, -1, FEATURES], time=True)
+    total.states.add(input="h", output="h_next", dtype="float32", shape=[-1, FEATURES], batch_axis=0)
+    total.feedback.add(output="y", input="x")
+    kinds = model_pb2.ModelKind
+    return {
+        MODEL: model_pb2.Model(name=MODEL, kind=kinds.MODEL_KIND_SESSION, signature=total),
+        "double": model_pb2.Model(
+            name="double",
+            kind=kinds.MODEL_KIND_PREDICT,
+            signature=_signature("float32", [-1, FEATURES], time=False),
+        ),
+        "upper": model_pb2.Model(
+            name="upper", kind=kinds.MODEL_KIND_GENERATE, signature=_signature("int64", [-1, -1], time=True)
+        ),
+    }
+
+
+class Fake(
+    inference_pb2_grpc.InferenceServiceServicer,
+    session_pb2_grpc.SessionServiceServicer,
+    model_pb2_grpc.ModelServiceServicer,
+    server_pb2_grpc.ServerServiceServicer,
+):
+    """One server on a port of its own that stays the same over restarts."""
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World(max_steps=16, window=64)
+        self.models = _models()
+        for model in self.models.values():
+            model.version, model.is_default = 1, True
+        self.lose_replies = 0
+        """So many more result frames are computed, and then the stream ends in their place."""
+        self.gate = threading.Event()
+        """While it is clear, no chunk is answered."""
+        self.gate.set()
+        self.streams = 0
+        self.unary_failures = 0
+        """So many more unary calls fail with UNAVAILABLE."""
+        self._lock = threading.RLock()
+        self._open: set[queue.SimpleQueue[Any]] = set()
+        self._server: grpc.Server | None = None
+        self.port = 0
+        self.start()
+
+    # ── what a test does to it ─────────────────────────────────────────────────────────────────
+
+    @property
+    def address(self) -> str:
+        return f"localhost:{self.port}"
+
+    def start(self) -> None:
+        server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, server)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(self, server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(self, server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(self, server)
+        self.port = server.add_insecure_port(f"localhost:{self.port}")
+        server.start()
+        self._server = server
+
+    def stop(self) -> None:
+        self.drop()
+        self.gate.set()
+        if self._server is not None:
+            self._server.stop(0).wait()
+            self._server = None
+
+    def drop(self) -> None:
+        """Ends all streams, as a broken connection does."""
+        with self._lock:
+            for out in self._open:
+                out.put(None)
+
+    def go_away(self) -> None:
+        """Announces that the server leaves."""
+        with self._lock:
+            for out in self._open:
+                out.put(inference_pb2.StreamResponse(go_away=inference_pb2.GoAwayFrame()))
+
+    def restart(self, *, lose_everything: bool = False) -> None:
+        """Killed and started again: what was not saved is gone."""
+        self.stop()
+        with self._lock:
+            self.world.restart(lose_everything=lose_everything)
+        self.start()
+
+    # ── inference ──────────────────────────────────────────────────────────────────────────────
+
+    def Stream(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._lock:
+            stream = Stream(self.world)
+            self._open.add(out)
+            self.streams += 1
+
+        def read() -> None:
+            try:
+                for request in request_iterator:
+                    if request.WhichOneof("request") == "chunk":
+                        self.gate.wait(30)
+                    with self._lock:
+                        responses = stream.receive(request)
+                        if self.lose_replies and request.WhichOneof("request") == "chunk":
+                            self.lose_replies -= 1
+                            out.put(None)
+                            return
+                    for response in responses:
+                        out.put(response)
+            except grpc.RpcError:
+                pass
+            out.put(None)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            while (response := out.get()) is not None:
+                yield response
+            context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the test")
+        finally:
+            with self._lock:
+                self._open.discard(out)
+
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._answer(context, lambda: self._model(request.model))
+        x = from_tensor(request.inputs[0])
+        return inference_pb2.PredictResponse(version=1, outputs=[to_tensor("y", x * 2)])
+
+    def Forecast(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._answer(context, lambda: self._model(request.model))
+        if request.WhichOneof("source") == "session_id":
+            row = self._answer(context, lambda: self._row(request.session_id))
+            state = row.state[np.newaxis].copy()
+        else:
+            state = from_tensor(request.history.inputs[0]).sum(axis=1)
+        for offset in range(request.horizon):
+            state = state + state
+            yield inference_pb2.ForecastResponse(offset=offset, outputs=[to_tensor("y", state[:, np.newaxis])])
+
+    def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._answer(context, lambda: self._model(request.model))
+        for letter in request.text.upper()[: request.max_tokens or None]:
+            yield inference_pb2.GenerateResponse(text=letter, token=ord(letter))
+
+    # ── sessions ───────────────────────────────────────────────────────────────────────────────
+
+    def GetSession(self, request: Any, context: grpc.ServicerContext) -> Any:
+        row = self._answer(context, lambda: self._row(request.session_id))
+        return session_pb2.GetSessionResponse(session=self._describe(request.session_id, row))
+
+    def ListSessions(self, request: Any, context: grpc.ServicerContext) -> Any:
+        with self._lock:
+            ids = sorted(i for i in self.world.rows if i > request.page_token)
+            page = ids[: min(2, request.page_size)]
+            return session_pb2.ListSessionsResponse(
+                sessions=[self._describe(i, self.world.rows[i]) for i in page],
+                next_page_token=page[-1] if len(ids) > len(page) else "",
+            )
+
+    def ForkSession(self, request: Any, context: grpc.ServicerContext) -> Any:
+        row = self._answer(context, lambda: self._row(request.session_id))
+        with self._lock:
+            fork = row.copy()
+            fork.epoch, fork.incarnation, fork.ephemeral = 1, 0, request.ephemeral
+            fork.replies = {}
+            self.world.rows[request.fork_id] = fork
+            self.world.save([request.fork_id])
+        return session_pb2.ForkSessionResponse(session=self._describe(request.fork_id, fork))
+
+    def SnapshotSession(self, request: Any, context: grpc.ServicerContext) -> Any:
+        row = self._answer(context, lambda: self._row(request.session_id))
+        blob = row.position.to_bytes(8, "little") + row.state.tobytes()
+        return session_pb2.SnapshotSessionResponse(snapshot=blob, position=row.position)
+
+    def RestoreSession(self, request: Any, context: grpc.ServicerContext) -> Any:
+        def restore() -> Row:
+            if len(request.snapshot) != 8 + 4 * FEATURES:
+                raise errors.SnapshotInvalid("not a snapshot")
+            state = np.frombuffer(request.snapshot[8:], np.float32).copy()
+            return Row(1, b"", 0, position=int.from_bytes(request.snapshot[:8], "little"), state=state)
+
+        row = self._answer(context, restore)
+        self.world.rows[request.session_id] = row
+        self.world.save([request.session_id])
+        return session_pb2.RestoreSessionResponse(session=self._describe(request.session_id, row))
+
+    # ── models, server ─────────────────────────────────────────────────────────────────────────
+
+    def GetModel(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return model_pb2.GetModelResponse(model=self._answer(context, lambda: self._model(request.name)))
+
+    def ListModels(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return model_pb2.ListModelsResponse(models=list(self.models.values()))
+
+    def LoadModel(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return model_pb2.LoadModelResponse(model=self._answer(context, lambda: self._model(request.name)))
+
+    def UnloadModel(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._answer(context, lambda: self._model(request.name))
+        return model_pb2.UnloadModelResponse()
+
+    def GetServerInfo(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return server_pb2.GetServerInfoResponse(
+            version="0.0.0",
+            protocol=1,
+            server_id="fake",
+            limits=self.world.limits,
+            durability=self.world.durability,
+            store=server_pb2.StoreInfo(kind="memory"),
+            device="cpu",
+        )
+
+    def _model(self, name: str) -> model_pb2.Model:
+        if name not in self.models:
+            raise errors.ModelNotFound(f"no model {name!r}")
+        return self.models[name]
+
+    def _row(self, session_id: str) -> Row:
+        row = self.world.rows.get(session_id)
+        if row is None:
+            raise errors.SessionNotFound(f"no session {session_id!r}")
+        return row
+
+    def _answer(self, context: grpc.ServicerContext, make: Any) -> Any:
+        try:
+            with self._lock:
+                if self.unary_failures:
+                    self.unary_failures -= 1
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "failed by the test")
+                return make()
+        except StatestreamError as error:
+            context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+    def _describe(self, session_id: str, row: Row) -> session_pb2.Session:
+        return session_pb2.Session(
+            model=MODEL,
+            version=1,
+            id=session_id,
+            position=row.position,
+            durable_position=self.world.durable(session_id),
+            epoch=row.epoch,
+            residence=session_pb2.RESIDENCE_RESIDENT,
+            ephemeral=row.ephemeral,
+        )
