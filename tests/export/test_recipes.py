@@ -17,7 +17,16 @@ from statestream_export.recipes import NAMES, antonyms, digits_cnn, load, sunspo
 from statestream_export.runs import Result, execute
 from tests.export.modules import session
 
-QUICKLY_TRAINED = ("linear", "sine-mlp", "sine-rnn-window", "sin2cos", "hello-cell", "hello-embedding")
+QUICKLY_TRAINED = (
+    "linear",
+    "sine-mlp",
+    "sine-rnn-window",
+    "sin2cos",
+    "hello-cell",
+    "hello-embedding",
+    "tagger",
+    "sentiment",
+)
 SLOW = ("sine",)
 
 

@@ -30,6 +30,8 @@ NAMES: Final = (
     "hello-cell",
     "hello",
     "hello-embedding",
+    "tagger",
+    "sentiment",
 )
 """The recipes that ship, in the order of the list; each lives in a module of its name."""
 
