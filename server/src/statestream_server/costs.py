@@ -19,7 +19,8 @@ class Costs:
         self._seconds: dict[int, float] = {}
 
     def observe(self, size: int, seconds: float) -> None:
-        """Notes that a batch of `size` row-steps took so long."""
+        """Notes that a batch of `size` row-steps took so long; one of none counts as one."""
+        size = max(size, 1)
         bucket = size.bit_length() - 1
         scaled = seconds * (1 << bucket) / size
         known = self._seconds.get(bucket, scaled)
@@ -27,6 +28,7 @@ class Costs:
 
     def predict(self, size: int) -> float:
         """Seconds that a batch of `size` row-steps will take; 0 while nothing was measured."""
+        size = max(size, 1)
         bucket = size.bit_length() - 1
         known = [b for b in self._seconds if b <= bucket] or list(self._seconds)[:1]
         if not known:

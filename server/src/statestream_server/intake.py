@@ -92,7 +92,8 @@ class Intake:
             self._submit(_subset(chunks, np.flatnonzero(fresh)), receiver)
 
     def acknowledge(self, table: Table, rows: Ints, acked: Positions) -> None:
-        """Forgets the replies of `rows` (distinct) up to the positions `acked`."""
+        """Forgets the replies of `rows` (distinct) up to the positions `acked`, and to what was applied at most."""
+        acked = np.minimum(acked, table.position[rows])
         more = acked > table.acked[rows]
         if more.any():
             table.acked[rows[more]] = acked[more]

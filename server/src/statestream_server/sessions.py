@@ -146,7 +146,7 @@ class Sessions:
             claims = [self._claim(opening, table, place, held[place]) for place in places]
             with _claiming([where for where in held if where is not None]):
                 answers = await self._store.claim(claims)
-                granted = self._sort(opening, places, answers, refused)
+                granted = self._sort(opening, places, claims, answers, refused)
                 async with self._engine.still():
                     opened = [self._install(opening, group, held) for group in granted]
             if opening.initial_states is not None:
@@ -258,14 +258,15 @@ class Sessions:
         self,
         opening: Opening,
         places: Sequence[int],
+        claims: Sequence[Claim],
         answers: Sequence[Claimed],
         refused: dict[int, errors.StatestreamError],
     ) -> list[_Granted]:
         """Granted claims by table; the others go to `refused`."""
         groups: dict[int, _Granted] = {}
-        for place, answer in zip(places, answers, strict=True):
+        for place, claim, answer in zip(places, claims, answers, strict=True):
             if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
-                refused[place] = _refusal(opening, place, answer)
+                refused[place] = _refusal(opening, place, claim, answer)
                 continue
             try:
                 table = self._registry.load(opening.model, answer.record.version).table
@@ -320,7 +321,8 @@ class Sessions:
         table.writer[rows] = np.void(opening.writer)
         table.ephemeral[rows] = [answer.record.ephemeral for answer in group.claimed if answer.record]
         table.used[rows] = self._clock()
-        acked = np.maximum(opening.acked_positions[places], table.acked[rows])
+        # What was never applied cannot be acknowledged: its reply is still to come.
+        acked = np.maximum(np.minimum(opening.acked_positions[places], table.position[rows]), table.acked[rows])
         table.acked[rows] = acked
         table.replies.acknowledge(rows, acked)
         return Opened(table, rows, places, bindings, created)
@@ -431,7 +433,7 @@ def _pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None]
     return refused
 
 
-def _refusal(opening: Opening, place: int, answer: Claimed) -> errors.StatestreamError:
+def _refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> errors.StatestreamError:
     session, record = opening.ids[place], answer.record
     if answer.verdict is Verdict.EXISTS:
         return errors.SessionExists(
@@ -446,6 +448,8 @@ def _refusal(opening: Opening, place: int, answer: Claimed) -> errors.Statestrea
             metadata={"incarnation": str(newest), "epoch": str(record.epoch if record else 0)},
         )
     position = record.position if record else 0
+    if claim.held_epoch and (record is None or record.epoch == claim.held_epoch):
+        position = claim.held_position  # The row in memory is newer than its record.
     return errors.StateLost(
         f"session {session!r} is at position {position} here; the caller can replay from"
         f" {int(opening.replay_positions[place])} only, so steps between are lost. Replay your inputs from"

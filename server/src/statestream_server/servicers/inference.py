@@ -143,7 +143,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
 
     async def _open(self, request: pb.StepRequest) -> tuple[Table, int]:
         """The session of a unary call: the row where callers without a stream have it, else claimed anew."""
-        mode = Mode(request.mode or pb.OPEN_MODE_EITHER)
+        mode = wire.open_mode(request.mode)
         where = self._server.sessions.find(request.model, request.session_id)
         if where is not None and mode in (Mode.EITHER, Mode.RESUME) and int(where[0].owner[where[1]]) == UNBOUND:
             return where

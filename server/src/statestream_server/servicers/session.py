@@ -12,6 +12,7 @@ from statestream.v1 import session_pb2 as pb
 from statestream.v1 import session_pb2_grpc as grpc_stubs
 from statestream_server.copies import Description
 from statestream_server.server import Server
+from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, unary
 from statestream_server.stores.base import Mode
 
@@ -28,7 +29,7 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     @unary
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Opens a session for callers of Step."""
-        mode = Mode(request.mode or Mode.EITHER)
+        mode = wire.open_mode(request.mode)
         server = self._server
         opened = await server.sessions.open_one(request.model, request.version, request.session_id, mode, server.writer)
         described = await self._server.copies.describe(request.model, request.session_id)

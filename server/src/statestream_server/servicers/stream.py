@@ -24,7 +24,6 @@ from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
 from statestream_server.sessions import Opened, Opening, check_initial_states
-from statestream_server.stores.base import Mode
 from statestream_server.table import Table
 
 log = logging.getLogger(__name__)
@@ -225,7 +224,7 @@ class Stream:
             request.model,
             request.version,
             list(request.ids),
-            Mode(request.mode or pb.OPEN_MODE_EITHER),
+            wire.open_mode(request.mode),
             request.writer,
             request.incarnation,
             wire.optional_column(request.seen_epochs, "<u8", count, "seen_epochs"),
@@ -246,8 +245,17 @@ class Stream:
             self._binding = grown(self._binding, capacity, 0)
         if part.table not in self._tables:
             self._tables.append(part.table)
+        self._let_go(handles, part)
         self._table[handles] = self._tables.index(part.table)
         self._row[handles], self._binding[handles] = part.rows, part.bindings
+
+    def _let_go(self, handles: Array, part: Opened) -> None:
+        """Detaches the sessions that handles stood for until now: what becomes of them is no news to this stream."""
+        for index in np.unique(self._table[handles][self._table[handles] >= 0]).tolist():
+            table, mine = self._tables[index], handles[self._table[handles] == index]
+            rows = self._row[mine]
+            before = table.binding[rows] == self._binding[mine]
+            self._server.sessions.detach(table, rows[before & ((table is not part.table) | ~np.isin(rows, part.rows))])
 
     def _opened(self, handles: Array, part: Opened, failures: list[RowError]) -> pb.OpenedFrame:
         table, rows = part.table, part.rows
@@ -279,6 +287,8 @@ class Stream:
     async def _chunk(self, frame: int, request: pb.ChunkFrame) -> None:
         handles = _handles(request.handles)
         count = len(handles)
+        if not count:
+            raise errors.BadFrame("a chunk frame has no rows; expected one at least", metadata={"field": "handles"})
         starts = wire.column(request.positions, "<u8", count, "positions")
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
         steps = self._steps(request, count)

@@ -11,6 +11,7 @@ from statestream.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.settings import Settings
+from statestream_server.stores.base import Mode
 
 
 def column(data: bytes, dtype: str, count: int, field: str) -> Array:
@@ -142,6 +143,19 @@ def tensors(specs: Iterable[TensorSpec], arrays: Iterable[Array]) -> list[Tensor
 def durability(settings: Settings) -> str:
     """How steps become durable: the name of the enum's value on the wire."""
     return f"DURABILITY_MODE_{settings.durability.name}"
+
+
+def open_mode(number: int) -> Mode:
+    """How a session is to be opened; not saying is EITHER.
+
+    Raises:
+        BadFrame: There is no such mode.
+    """
+    try:
+        return Mode(number or Mode.EITHER)
+    except ValueError as error:
+        most = int(max(Mode))
+        raise errors.BadFrame(f"mode is {number}; expected 0 to {most}", metadata={"field": "mode"}) from error
 
 
 def row_error(handle: int, position: int, error: errors.StatestreamError) -> RowError:
