@@ -198,7 +198,7 @@ class Speaker:
 
     async def __aenter__(self) -> Speaker:
         self._call = inference_pb2_grpc.InferenceServiceStub(self.channel).Stream()
-        self._inbox: asyncio.Queue[pb.StreamResponse | None | BaseException] = asyncio.Queue()
+        self._inbox: asyncio.Queue[pb.StreamResponse | BaseException | None] = asyncio.Queue()
         self._rows: list[Answer | Refusal] = []
         self._unasked = asyncio.Condition()
         self._frame = 0
