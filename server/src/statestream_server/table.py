@@ -96,7 +96,7 @@ class Table:
                 retry_after=1.0,
             )
         if count > len(self._free):
-            self._grow(max(_FIRST_CAPACITY, 2 * self.capacity, self.capacity + count))
+            self._grow(max(_FIRST_CAPACITY, 2 * self.capacity, self.capacity + FIRST_ROW + count))
         rows = self._free.take(count)
         self.serial[rows] = np.arange(self._serials, self._serials + count)
         self._serials += count
