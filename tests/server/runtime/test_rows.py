@@ -198,6 +198,34 @@ def test_the_feedback_column_holds_the_last_step_of_its_output() -> None:
         assert all(same_bits(value[0], value[1]) for value in rows.read(np.asarray([12, 13])))
 
 
+@pytest.mark.parametrize("name", ["LSTM-1-0", "GRU-1-1"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_cut_and_any_company_give_the_same_bits(name: str, seed: int) -> None:
+    """Of cells that are batch-invariant: what a session answers does not depend on slices and neighbours."""
+    rows, rng = pair(name)[0], np.random.default_rng(seed)
+    steps = int(rng.integers(2, 80))
+    x = rng.standard_normal((len(ALL), steps, 3)).astype(np.float32)
+    rows.reset(ALL)
+    (expected,), _ = rows.step(ALL, ALL, [x])
+    states = rows.read(ALL)
+    rows.reset(ALL)
+    done, found = np.zeros(len(ALL), np.int64), np.zeros_like(expected)
+    while (done < steps).any():
+        length = int(rng.integers(1, 20))
+        able = np.flatnonzero(done + length <= steps)
+        if not len(able):
+            able, length = np.flatnonzero(done < steps)[:1], 1
+        chosen = rng.permutation(able)[: int(rng.integers(1, len(ALL)))]
+        parts = np.stack([x[i, done[i] : done[i] + length] for i in chosen])
+        (y,), _ = rows.step(ALL[chosen], ALL[chosen], [parts])
+        for i, part in zip(chosen.tolist(), y, strict=True):
+            found[i, done[i] : done[i] + length] = part
+        done[chosen] += length
+    assert same_bits(found, expected)
+    assert all(map(same_bits, rows.read(ALL), states))
+
+
 def test_outputs_are_the_callers_to_keep() -> None:
     rows = pair("LSTM-1-0")[0]
     rows.reset(ALL)
