@@ -5,7 +5,7 @@ import logging
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,19 +41,27 @@ class TestRedisStore(StoreCompliance):
     pass
 
 
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    """A Cluster of two primaries: a script that touched keys of two slots would be refused."""
+@contextmanager
+def cluster(folders: list[Path]) -> Iterator[list[Server]]:
+    """A Cluster of primaries, one in each folder, with equal shares of the slots."""
     with ExitStack() as stack:
-        nodes = []
-        for first, last in ((0, 8191), (8192, 16383)):
-            folder = tmp_path_factory.mktemp("node")
+        nodes: list[Server] = []
+        for number, folder in enumerate(folders):
+            folder.mkdir(exist_ok=True)
             node = stack.enter_context(redis_server(folder, "--cluster-enabled", "yes"))
-            node.client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            slots = range(16_384 * number // len(folders), 16_384 * (number + 1) // len(folders))
+            node.client.execute_command("CLUSTER", "ADDSLOTSRANGE", slots[0], slots[-1])
+            node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port if nodes else node.port)
             nodes.append(node)
-        nodes[0].client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1].port)
         for node in nodes:
             wait_until(partial(_has_all_slots, node), "the Cluster has all slots")
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """A Cluster, in which a script that touches keys of two slots is refused."""
+    with cluster([tmp_path_factory.mktemp("node") for _ in range(2)]) as nodes:
         yield nodes
 
 
@@ -83,6 +91,14 @@ class TestRedisCluster(StoreCompliance):
             node.client.script_flush()
         await created_and_saved(store)
         assert (await loaded(store)).position == 5
+
+    async def test_every_node_waits_for_its_replicas(self, store: Store, nodes: list[Server]) -> None:
+        waiting = RedisStore(f"{nodes[0].url}?wait=1&wait_timeout_ms=20")
+        await waiting.start()
+        with pytest.raises(StoreUnavailable, match="0 replicas of the store"):
+            await claim(waiting)
+        await waiting.close()
+        assert (await loaded(store)).epoch == 1
 
 
 async def _refused(url: str, *words: str) -> None:
@@ -290,6 +306,48 @@ async def test_a_write_that_no_replica_confirmed_is_an_error(server: Server) -> 
     with pytest.raises(StoreUnavailable, match="a failover may lose it; bring replicas up"):
         await claim(store)
     await store.close()
+
+
+async def test_close_waits_for_what_is_pending(server: Server) -> None:
+    server.client.flushall()
+    store = RedisStore(server.url)
+    await store.start()
+    records = [Record(Key("t", "m", str(number)), 1, 1, number, A, 1) for number in range(3000)]
+    pending = asyncio.ensure_future(store.save(records))
+    await asyncio.sleep(0)
+    await store.close()
+    assert pending.done()
+    assert await pending == [True] * 3000
+
+
+async def test_records_that_redis_dropped_are_not_listed(store: Store, server: Server) -> None:
+    keys = [Key("t", "m", f"{number:03}") for number in range(40)]
+    assert all(await store.save([Record(key, 1, 1, 1, A, 1) for key in keys]))
+    for name in list(server.client.scan_iter("ss:{b*}:r:*"))[:39]:
+        server.client.unlink(name)
+    (left,) = [record for record in await store.load(keys) if record is not None]
+    assert [record.key for record in await store.list("t", "", ("", ""), 5)] == [left.key]
+    assert await store.expire(0, ephemeral_before=0) == 0
+    names = list(server.client.scan_iter("ss:{b*}:i"))
+    assert sum(server.client.zcard(name) for name in names) == 1
+
+
+async def test_a_dead_node_is_an_error_in_time(tmp_path: Path) -> None:
+    with cluster([tmp_path / "a", tmp_path / "b"]) as nodes:
+        store = RedisStore(f"{nodes[0].url}?timeout_ms=1000")
+        await store.start()
+        records = [Record(Key("t", "m", str(number)), 1, 1, 1, A, 1) for number in range(50)]
+        assert all(await store.save(records))
+        nodes[1].process.kill()
+        nodes[1].process.wait()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match=f"the store {nodes[0].url} "):
+                await asyncio.wait_for(store.save(records), 5)
+        with redis_server(tmp_path / "b", "--cluster-enabled", "yes", port=nodes[1].port) as again:
+            wait_until(partial(_has_all_slots, again), "the Cluster has all slots again")
+            wait_until(partial(_has_all_slots, nodes[0]), "the Cluster has all slots again")
+            assert await store.save(records) == [True] * 50
+            await store.close()
 
 
 async def test_tls(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from statestream.errors import StoreUnavailable
+from statestream_server.stores import sqlite
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
 from statestream_server.stores.sqlite import SCHEMA, SqliteStore
 from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, claim_of, created_and_saved, loaded
@@ -203,6 +204,15 @@ async def test_a_removed_file_is_noticed(store: Store, path: Path) -> None:
     assert await store.save([saved]) == [True]
     assert await store.generation() != generation
     assert (await loaded(store)).position == 5
+
+
+async def test_expire_reaches_every_piece_of_the_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_EXPIRE_ROWS", 3)
+    records = [Record(Key("t", "m", str(number)), 1, 1, 1, A, 1, ephemeral=number % 2 == 0) for number in range(10)]
+    assert all(await store.save(records))
+    assert await store.expire(0, ephemeral_before=1e12) == 5
+    assert await store.expire(1e12, ephemeral_before=0) == 5
+    assert await store.list("t", "", ("", ""), 10) == []
 
 
 async def test_a_lock_held_too_long_is_an_error(path: Path) -> None:

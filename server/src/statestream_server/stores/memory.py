@@ -70,14 +70,13 @@ class MemoryStore:
 
     def _claim(self, claim: Claim, now: float) -> Claimed:
         key = claim.key
-        table = self._tables.setdefault((key.tenant, key.model), {})
-        value = table.get(key.id)
+        value = self._tables.get((key.tenant, key.model), {}).get(key.id)
         verdict, columns, write = decide(claim, None if value is None else unpack(value), now)
         if columns is None:
             return Claimed(verdict, None)
         blob = None if value is None or verdict is Verdict.CREATED else unpack_blob(value)
         if write:
-            table[key.id] = pack(columns, blob)
+            self._tables.setdefault((key.tenant, key.model), {})[key.id] = pack(columns, blob)
         return Claimed(verdict, record_of(key, columns, blob if verdict is Verdict.TAKEN else None))
 
     async def save(self, records: Sequence[Record]) -> list[bool]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import struct
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from statestream.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
@@ -16,6 +18,9 @@ from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, Script
 from statestream_server.stores.packed import HEADER, LIVE, pack_record, unpack, unpack_blob
 from statestream_server.stores.redis_link import Address, Command, Link
 from statestream_server.stores.rules import check_claims, check_deletes, check_records, record_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BUCKETS = 4096
 """Records are spread over so many groups; a group lies in one Cluster slot and is written by one script call."""
@@ -34,7 +39,7 @@ _VERDICTS = {
 }
 # A round trip takes so many commands and bytes at most: it ends well within its deadline, other calls get
 # their turn in between, and the event loop is not kept for long.
-_SLICE_COMMANDS = 512
+_SLICE_COMMANDS = 256
 _SLICE_BYTES = 4 << 20
 _PAGE = 256
 
@@ -49,6 +54,25 @@ class _Name:
         self.bucket = int.from_bytes(digest[:2], "big") % BUCKETS
         self.member = member
         self.record = b"ss:{b%04d}:r:%s" % (self.bucket, digest[2:].hex().encode())
+
+
+def _awaited_by_close(
+    method: Callable[Concatenate[RedisStore, P], Awaitable[T]],
+) -> Callable[Concatenate[RedisStore, P], Coroutine[Any, Any, T]]:
+    """Counts a call as pending, so that `close` waits for it; refuses it where the store is not open."""
+
+    @wraps(method)
+    async def counted(self: RedisStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise StoreUnavailable(f"the store {self._address.shown} is not open; start it before use")
+        self._pending += 1
+        try:
+            return await method(self, *args, **kwargs)
+        finally:
+            self._pending -= 1
+            self._settled.set()
+
+    return counted
 
 
 class RedisStore:
@@ -71,6 +95,9 @@ class RedisStore:
         """
         self._address = Address.parse(url)
         self._link = Link(self._address)
+        self._closed = True
+        self._pending = 0
+        self._settled = asyncio.Event()
 
     @property
     def kind(self) -> str:
@@ -89,12 +116,18 @@ class RedisStore:
             StoreUnavailable: It does not answer, or its `maxmemory-policy` is not `noeviction`.
         """
         await self._link.open()
+        self._closed = False
         await self.generation()
 
     async def close(self) -> None:
-        """Lets go of the connections."""
+        """Lets go of the connections after the pending calls."""
+        self._closed = True
+        while self._pending:
+            self._settled.clear()
+            await self._settled.wait()
         await self._link.close()
 
+    @_awaited_by_close
     async def generation(self) -> str:
         """Stands for the contents: random, drawn when a store was first used or used after a flush.
 
@@ -107,6 +140,7 @@ class RedisStore:
             _, value = await self._link.run([("SET", GENERATION, fresh, "NX"), ("GET", GENERATION)], writes=True)
         return bytes(value).decode()
 
+    @_awaited_by_close
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Decides every claim, one script call for each bucket; see `base.Store.claim`.
 
@@ -134,6 +168,7 @@ class RedisStore:
         answers = await self._call(CLAIM, [claim.key for claim in claims], parts)
         return [_claimed(claim.key, answer) for claim, answer in zip(claims, answers, strict=True)]
 
+    @_awaited_by_close
     async def save(self, records: Sequence[Record]) -> list[bool]:
         """Writes the records that are not fenced, one script call for each bucket; see `base.Store.save`.
 
@@ -148,6 +183,7 @@ class RedisStore:
         )
         return [answer == _YES for answer in answers]
 
+    @_awaited_by_close
     async def load(self, keys: Sequence[Key]) -> list[Record | None]:
         """Reads live records, blobs included, one command for each bucket.
 
@@ -165,6 +201,7 @@ class RedisStore:
                     found[index] = self._record(keys[index], names[index], value, blob=True)
         return found
 
+    @_awaited_by_close
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones, one script call for each bucket; see `base.Store.delete`.
 
@@ -176,6 +213,7 @@ class RedisStore:
         answers = await self._call(DELETE, keys, [b"%d" % epoch for epoch in epochs], repr(time.time()))
         return [answer == _YES for answer in answers]
 
+    @_awaited_by_close
     async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
         """Live records without blobs, by (model, id).
 
@@ -230,6 +268,7 @@ class RedisStore:
             share = min(limit, share * 4)
         return members
 
+    @_awaited_by_close
     async def expire(self, before: float, *, ephemeral_before: float) -> int:
         """Deletes old records and tombstones; how many.
 

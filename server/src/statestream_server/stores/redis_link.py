@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Command = tuple[str | bytes | int, ...]
 
 _CONNECTIONS = 16
+_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _PLAIN_OPTIONS = {"client_name", "health_check_interval", "password", "protocol", "socket_keepalive", "username"}
 # redis-py has a class for some refusals and takes their code off the text; others keep it.
 _ADVICE: tuple[tuple[type[Exception] | str, str], ...] = (
@@ -127,10 +128,12 @@ class Link:
             self._client = redis.asyncio.Redis.from_url(self.address.url, **options)
         info = await self._answer(partial(self._client.info, "cluster"))
         if info.get("cluster_enabled") and self._cluster is None:
-            self._cluster = RedisCluster.from_url(self.address.url, **options)
-            await self._answer(self._cluster.initialize)
+            self._cluster = await self._answer(partial(self._join, options))
         await self._check_settings()
         await self._load_scripts()
+
+    async def _join(self, options: dict[str, Any]) -> RedisCluster:
+        return await RedisCluster.from_url(self.address.url, **options).initialize()
 
     async def close(self) -> None:
         """Lets go of all connections."""
@@ -200,10 +203,13 @@ class Link:
 
     async def _answer(self, call: Callable[[], Awaitable[Any]], extra: float = 0) -> Any:
         try:
-            async with self._turns, asyncio.timeout(self.address.timeout + extra):
-                return await call()
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            return await self._in_time(call, extra)
+        except _FAILURES as error:
             raise await self._unavailable(error) from error
+
+    async def _in_time(self, call: Callable[[], Awaitable[Any]], extra: float = 0) -> Any:
+        async with asyncio.timeout(self.address.timeout + extra), self._turns:
+            return await call()
 
     async def _load_scripts(self) -> None:
         client: Any = self._cluster or self._client
@@ -216,19 +222,17 @@ class Link:
         client: Any = self._cluster or self._client
         always = []
         for target in self._targets():
+            settings: dict[str, str] = {}
             try:
-                settings = {
-                    **await client.config_get("maxmemory*", **target),
-                    **await client.config_get("append*", **target),
-                }
+                for pattern in ("maxmemory*", "append*"):
+                    settings |= await self._in_time(partial(client.config_get, pattern, **target))
             except ResponseError as error:
                 log.warning(
                     "the store %s does not tell its settings (%s); make sure that maxmemory-policy is noeviction",
                     self.address.shown,
                     error,
                 )
-                settings = {}
-            except (RedisError, OSError) as error:
+            except _FAILURES as error:
                 raise await self._unavailable(error) from error
             policy = settings.get("maxmemory-policy", "noeviction")
             if policy != "noeviction":

@@ -55,6 +55,7 @@ CREATE TABLE session (
 _COLUMNS = "live, version, epoch, position, writer, incarnation, ephemeral, saved_at"
 _KEY = "tenant = ? AND model = ? AND id = ?"
 _INSERT = f"INSERT INTO session (tenant, model, id, {_COLUMNS}, blob) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EXPIRE_ROWS = 10_000
 # The rule of saves (rules.may_save) where the row is, so that a save is one statement.
 _SAVE = f"""
 {_INSERT} ON CONFLICT (tenant, model, id) DO UPDATE SET live = excluded.live, version = excluded.version,
@@ -197,12 +198,17 @@ class SqliteStore:
         return await self._run(_list, tenant, model, after, limit)
 
     async def expire(self, before: float, *, ephemeral_before: float) -> int:
-        """Deletes old records and tombstones; how many. Looks at every session, without blobs.
+        """Deletes old records and tombstones; how many.
+
+        Reads the whole file, in pieces of one transaction each, so that other calls get their turn.
 
         Raises:
-            StoreUnavailable: The file cannot be written; nothing was deleted.
+            StoreUnavailable: The file cannot be written; what was deleted until then is.
         """
-        return await self._run(_expire, before, ephemeral_before)
+        count, last = 0, await self._run(_last_row)
+        for start in range(0, last, _EXPIRE_ROWS):
+            count += await self._run(_expire, start, before, ephemeral_before)
+        return count
 
     async def _run(self, task: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
@@ -385,8 +391,14 @@ def _list(database: sqlite3.Connection, tenant: str, model: str, after: tuple[st
     return [record_of(Key(tenant, name, id_), _columns(columns)) for name, id_, *columns in rows]
 
 
-def _expire(database: sqlite3.Connection, before: float, ephemeral_before: float) -> int:
+def _last_row(database: sqlite3.Connection) -> int:
+    (last,) = database.execute("SELECT coalesce(max(rowid), 0) FROM session").fetchone()
+    return int(last)
+
+
+def _expire(database: sqlite3.Connection, start: int, before: float, ephemeral_before: float) -> int:
     return database.execute(
-        "DELETE FROM session WHERE saved_at < CASE WHEN live AND ephemeral THEN ? ELSE ? END",
-        (ephemeral_before, before),
+        "DELETE FROM session WHERE rowid > ? AND rowid <= ? "
+        "AND saved_at < CASE WHEN live AND ephemeral THEN ? ELSE ? END",
+        (start, start + _EXPIRE_ROWS, ephemeral_before, before),
     ).rowcount
