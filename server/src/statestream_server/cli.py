@@ -133,7 +133,7 @@ def serve(
 def inspect(file: Path) -> None:
     """Tells what the server would make of an ONNX file, and why."""
     try:
-        from statestream_server.inspection import describe
+        from statestream_server.describe import describe
     except ImportError as error:
         raise click.ClickException(str(error)) from error
     from statestream_server.model import ModelLoadError

@@ -194,9 +194,16 @@ class Intake:
                 work.outputs,
                 offsets[unacknowledged],
             )
-        outputs = _packed(work.outputs, offsets, steps, work.total)
-        handles = chunks.handles[places]
-        self._saver.committed(table, rows, lambda: receiver.results(table, handles, rows, starts, steps, outputs))
+        handles, outputs, claims = chunks.handles[places], work.outputs, table.claims(rows)
+
+        def reply() -> None:
+            # While the reply waited, another claim or owner may have taken some of the sessions.
+            still = np.flatnonzero(table.are_claimed(rows, claims))
+            if len(still):
+                packed = _packed(outputs, offsets[still], steps[still], work.total)
+                receiver.results(table, handles[still], rows[still], starts[still], steps[still], packed)
+
+        self._saver.committed(table, rows, reply)
 
     def refuse(
         self, chunks: Chunks, work: Work, places: Ints, receiver: Receiver, error: errors.StatestreamError

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Freelist, Ints, grown
+from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
 from statestream_server.lane import Lane
 from statestream_server.model import Model
 from statestream_server.replies import ReplyWindow
@@ -102,6 +102,15 @@ class Table:
         self._serials += count
         return rows
 
+    def claims(self, rows: Ints) -> tuple[Ints, Positions]:
+        """What `are_claimed` compares: the present use and epoch of rows."""
+        return self.serial[rows], self.epoch[rows]
+
+    def are_claimed(self, rows: Ints, claims: tuple[Ints, Positions]) -> Bools:
+        """Which rows are still the same session under the same claim."""
+        serials, epochs = claims
+        return np.asarray((self.serial[rows] == serials) & (self.epoch[rows] == epochs), np.bool_)
+
     def bind_key(self, row: int, key: Key) -> None:
         """Makes a row the row of a session, with empty columns."""
         self.keys[row] = key
@@ -110,7 +119,7 @@ class Table:
     def release(self, rows: Ints) -> None:
         """Takes rows back; their queue must be empty."""
         self.replies.drop(rows)
-        self.owner[rows], self.binding[rows], self.dirty[rows] = UNBOUND, 0, False
+        self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         for row in rows.tolist():
             key = self.keys[row]
             if key is not None:
