@@ -44,9 +44,7 @@ METADATA_KEY: Final = "statestream.signature"
 FORMAT: Final = 1
 """The version of the signature format that this release reads and writes."""
 
-DTYPES: Final = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
-)
+DTYPES: Final = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
 """The element types that travel, by their NumPy names."""
 
 
