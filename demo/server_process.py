@@ -35,6 +35,9 @@ class ServerProcess:
         self._store = store
         self._log = log
         self._process: subprocess.Popen[str] | None = None
+        # A thread may be starting the server anew while another ends the demo.
+        self._starting = threading.Lock()
+        self._over = False
 
     def __enter__(self) -> ServerProcess:
         self.start()
@@ -57,7 +60,7 @@ class ServerProcess:
             The seconds that it took.
 
         Raises:
-            ServerError: It ended, or was not ready in a minute.
+            ServerError: It ended, was not ready in a minute, or `stop` came first.
         """
         began = time.perf_counter()
         command = [
@@ -65,9 +68,10 @@ class ServerProcess:
             *("--host", "127.0.0.1", "--port", str(self.port), "--no-http"),
             *("--store", f"sqlite:{self._store}", "--durability", "sync"),
         ]
-        with self._log.open("a") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        self._process = process
+        with self._starting, self._log.open("a") as log:
+            if self._over:
+                raise ServerError("the server was stopped for good")
+            process = self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert process.stdout is not None
         ready = _first_line(process.stdout)
         try:
@@ -83,27 +87,24 @@ class ServerProcess:
 
     def kill(self) -> None:
         """SIGKILL: the process ends at once, whatever it was doing."""
-        if self._process is not None:
-            self._process.kill()
-            self._reap(self._process)
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL where that takes too long; nothing where no server runs."""
-        if self._process is None:
+        """SIGTERM, and SIGKILL where that takes too long. No server starts here afterwards."""
+        with self._starting:
+            self._over = True
+            process = self._process
+        if process is None:
             return
-        self._process.terminate()
+        process.terminate()
         try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            process.wait(_STOP_SECONDS)
         finally:
-            self._reap(self._process)
-
-    def _reap(self, process: subprocess.Popen[str]) -> None:
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-        self._process = None
+            process.kill()
+            process.wait()
 
 
 def _first_line(stream: IO[str]) -> queue.Queue[str]:

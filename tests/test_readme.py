@@ -1,0 +1,210 @@
+"""The README and the documents do what they say: their commands run, their Python prints what they show.
+
+    ```bash run       runs in a temporary folder
+    ```bash serve     starts the server that the Python blocks call
+    ```bash           is only shown: it installs, or needs containers, which other tests do
+    ```python         runs; all blocks of one file in one interpreter, as if typed
+    ```output         what the block before it prints
+
+The blocks run as they stand, but for the port. In what they print, a number with a decimal point may differ by
+`TOLERANCE` of it and one unit: forecasts come from a network that was trained here, and training ends in other bits on
+another processor. All else must be equal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOLERANCE = 0.2
+FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+DECIMAL = re.compile(r"-?\d+\.\d+")
+# Printed before each block, so that what it prints can be told from what the next one prints.
+MARK = "\x1e"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the word after that, its text, and the text of the output block behind it."""
+
+    language: str
+    role: str
+    text: str
+    output: str | None = None
+
+
+def blocks(path: Path) -> list[Block]:
+    found: list[Block] = []
+    for language, role, text in FENCE.findall(path.read_text("utf-8")):
+        if language == "output":
+            assert found, f"{path.name}: an output block without a block before it"
+            found[-1] = Block(found[-1].language, found[-1].role, found[-1].text, text)
+        else:
+            found.append(Block(language, role, text))
+    return found
+
+
+def chosen(path: Path, language: str, role: str) -> list[Block]:
+    return [block for block in blocks(path) if (block.language, block.role) == (language, role)]
+
+
+def same(came: str, shown: str) -> bool:
+    """Whether two texts are equal but for decimals within the tolerance."""
+    if DECIMAL.sub("#", came) != DECIMAL.sub("#", shown):
+        return False
+    pairs = zip(DECIMAL.findall(came), DECIMAL.findall(shown), strict=True)
+    return all(abs(float(a) - float(b)) <= TOLERANCE * abs(float(b)) + 1 for a, b in pairs)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {
+        **os.environ,
+        "PATH": path,
+        "COLUMNS": "100",
+        "STATESTREAM_HOST": "127.0.0.1",
+        "STATESTREAM_PORT": "0",
+        "STATESTREAM_HTTP_PORT": "0",
+        "STATESTREAM_STORE": f"sqlite:{folder / 'sessions.db'}",
+    }
+
+
+def outputs(parts: list[Block], address: str, folder: Path, before: str = "") -> list[str]:
+    """What each Python block prints, in one interpreter."""
+    script = [before]
+    for block in parts:
+        script += [f"print({MARK!r}, end='', flush=True)", block.text.replace("localhost:8001", address)]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", "\n".join(script)],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(MARK)[1:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's commands ran. They train at the same time: one thread each."""
+    place = tmp_path_factory.mktemp("readme")
+    lines = [line for block in chosen(ROOT / "README.md", "bash", "run") for line in block.text.splitlines()]
+    running = [
+        subprocess.Popen(
+            ["bash", "-euc", line],
+            cwd=place,
+            env=environment(place),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for line in lines
+    ]
+    for line, process in zip(lines, running, strict=True):
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, f"{line}\n{said}"
+    return place
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """The server that the README starts. Only sunspots is there at its start, as for a reader."""
+    (block,) = chosen(ROOT / "README.md", "bash", "serve")
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            ["bash", "-euc", "exec " + block.text],
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            assert server.stdout is not None
+            ready = server.stdout.readline()
+            port = re.search(r"gRPC on 127\.0\.0\.1:(\d+)", ready)
+            assert port, f"{ready!r}; {(folder / 'server.log').read_text()}"
+            yield f"127.0.0.1:{port.group(1)}"
+        finally:
+            server.terminate()
+            server.communicate(timeout=30)
+
+
+def check(path: Path, parts: list[Block], printed: list[str]) -> None:
+    assert len(printed) == len(parts)
+    for block, came in zip(parts, printed, strict=True):
+        assert block.output is not None or not came, f"{path.name} does not show what this prints: {came!r}"
+        shown = block.output or ""
+        assert same(came, shown), f"{path.name} shows\n{shown}\nbut this printed\n{came}\nin\n{block.text}"
+
+
+@pytest.mark.timeout(400)
+def test_readme_prints_what_it_shows(folder: Path, address: str) -> None:
+    path = ROOT / "README.md"
+    parts = chosen(path, "python", "")
+    assert len(parts) > 5
+    check(path, parts, outputs(parts, address, folder))
+
+
+def test_protocol_example_has_these_bytes(tmp_path: Path) -> None:
+    path = ROOT / "docs" / "protocol.md"
+    parts = chosen(path, "python", "")
+    assert parts
+    check(path, parts, outputs(parts, "", tmp_path))
+
+
+def test_protocol_table_has_every_reason_and_its_code() -> None:
+    from statestream.errors import REASONS
+
+    text = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([A-Z_]+) \|", text, re.MULTILINE))
+    # Parents are never sent; these two a client raises by itself.
+    leaves = {
+        reason: kind
+        for reason, kind in REASONS.items()
+        if not kind.__subclasses__() and kind.__module__.endswith("errors")
+    }
+    own = {"SERVER_UNAVAILABLE", "CLOSED"}
+    expected = {reason: kind.code.name for reason, kind in leaves.items() if reason not in own}
+    expected["OVERLOADED"] = REASONS["OVERLOADED"].code.name
+    assert rows == expected
+    assert all(f"`{reason}`" in text for reason in own)
+
+
+@pytest.mark.timeout(400)
+def test_snapshot_reads_as_described(folder: Path, address: str) -> None:
+    path = ROOT / "docs" / "snapshots.md"
+    before = f"""
+import statestream
+from statestream_export.recipes.sunspots import TEST_FROM, series
+client = statestream.connect("{address}")
+past = series().numbers[: series().at(TEST_FROM), None]
+snapshot = client.session("sunspots", history=past).snapshot()
+"""
+    parts = chosen(path, "python", "")
+    check(path, parts, outputs(parts, address, folder, before))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md", "docs/snapshots.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{name} links to {target}, which is not there"
+
+
+def test_decimals_may_differ_a_little_and_all_else_not_at_all() -> None:
+    assert same("position 3, 10.5\n", "position 3, 11.5\n")
+    assert not same("position 3, 10.5\n", "position 4, 10.5\n")
+    assert not same("position 3, 10.5\n", "position 3, 20.5\n")
