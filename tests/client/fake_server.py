@@ -93,7 +93,10 @@ class Fake(
         return f"localhost:{self.port}"
 
     def start(self) -> None:
-        server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
+        server = grpc.server(
+            futures.ThreadPoolExecutor(32),
+            options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5_000)],
+        )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, server)
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, server)

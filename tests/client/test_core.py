@@ -66,7 +66,7 @@ class Wire:
         while self.send() or self.serve() or self.deliver():
             pass
 
-    def open(self, *ids: str, mode: int = pb.OPEN_MODE_EITHER, ephemeral: bool = False) -> np.ndarray:
+    def open(self, *ids: str, mode: pb.OpenMode = pb.OPEN_MODE_EITHER, ephemeral: bool = False) -> np.ndarray:
         ticket = self.core.open(Group(MODEL, 0, ephemeral), list(ids), mode)
         self.run()
         assert ticket.done
@@ -394,7 +394,9 @@ class Caller:
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), durability=st.sampled_from([pb.DURABILITY_MODE_INTERVAL, pb.DURABILITY_MODE_SYNC]))
-def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule(seed: int, durability: int) -> None:
+def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule(
+    seed: int, durability: pb.DurabilityMode
+) -> None:
     """Random schedules of steps, frames, answers split and reordered, lost streams, saves and restarts."""
     rng = random.Random(seed)
     wire = Wire(World(durability), make_core(keep_seconds=rng.choice([0.0, 5.0])))

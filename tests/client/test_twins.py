@@ -30,7 +30,7 @@ def fake() -> Iterator[Fake]:
 
 @pytest.fixture(params=[Sync(), Aio()], ids=lambda twin: twin.name)
 def twin(request: pytest.FixtureRequest) -> Twin:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture
@@ -244,6 +244,7 @@ async def test_pool_steps_rows_ragged_and_with_errors_by_row(connect: Connect, t
         await twin.call(pool.step, x)
     assert list(caught.value.errors) == [3]
     assert isinstance(caught.value.errors[3], errors.NonFiniteState)
+    assert isinstance(caught.value.outputs, np.ndarray)
     assert caught.value.outputs[:, 0].tolist() == [7, 3, 2, 0, 7]
     with pytest.raises(errors.BadTensor):
         await twin.call(pool.step, ones(4))
@@ -416,7 +417,7 @@ def test_the_twins_have_the_same_methods_with_the_same_parameters(name: str) -> 
 
 def test_public_names_are_pinned() -> None:
     assert aio.__all__ == ["Client", "Pool", "Session", "connect"]
-    kinds = {error.__name__ for error in errors.REASONS.values()}
+    kinds = {error.__name__ for error in errors.REASONS.values()} | {"StatestreamError"}
     own = {"Client", "Pool", "PoolError", "Session", "Settings", "connect", "aio", "errors", "__version__"}
     views = {"Limits", "Model", "ServerInfo", "SessionInfo"}
     assert set(statestream.__all__) == kinds | own | views

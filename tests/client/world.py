@@ -53,7 +53,9 @@ class Row:
 class World:
     """All sessions, those that are durable, and what was ever applied."""
 
-    def __init__(self, durability: int = pb.DURABILITY_MODE_INTERVAL, window: int = WINDOW, max_steps: int = 4) -> None:
+    def __init__(
+        self, durability: pb.DurabilityMode = pb.DURABILITY_MODE_INTERVAL, window: int = WINDOW, max_steps: int = 4
+    ) -> None:
         self.durability = durability
         self.limits = Limits(
             max_chunk_steps=max_steps,
@@ -188,6 +190,8 @@ class Stream:
         acked = read_positions(frame.acked_positions, len(handles)).tolist()
         initial = from_tensor(frame.initial_states[0]) if frame.initial_states else None
         good, rows, created, refused = [], [], [], []
+        if frame.model == "double":
+            raise errors.Unsupported("model 'double' has no memory; use client.predict")
         if frame.model != MODEL:
             raise errors.ModelNotFound(f"no model {frame.model!r}")
         for n, (handle, session_id) in enumerate(zip(handles, frame.ids, strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,11 @@ def _after(times: Any, horizon: int) -> Any:
     if len(index) == 0:
         return pandas.RangeIndex(horizon)
     if isinstance(index, pandas.DatetimeIndex):
-        freq = index.freq or (pandas.infer_freq(index) if len(index) > 2 else None)
+        freq = index.freq
+        if freq is None and len(index) > 2:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that pandas will return another type, which date_range takes too
+                freq = pandas.infer_freq(index)
         if freq is not None:
             return pandas.date_range(index[-1], periods=horizon + 1, freq=freq)[1:]
     step = index[-1] - index[-2] if len(index) > 1 else 1

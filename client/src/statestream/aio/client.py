@@ -49,7 +49,7 @@ def connect(
     on_reconnect: Callable[[str], None] | None = None,
     settings: Settings | None = None,
 ) -> Opening[Client]:
-    """Connects to a server: `client = await connect(…)`, or `async with connect(…) as client`.
+    """Connects to a server, by `await` or `async with`.
 
     Args:
         address: "host:port", or several with commas, of which one is used at a time.

@@ -21,6 +21,9 @@ from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 T = TypeVar("T")
 K = TypeVar("K", bound=Ticket)
 
+STABLE_SECONDS = 1.0
+"""A stream that lasted so long is opened again at once, and at the same address."""
+
 CLOSE_SECONDS = 2.0
 """How long `close` waits for the server to let sessions go."""
 
@@ -231,6 +234,7 @@ class Link:
     async def _serve(self, channel: grpc.aio.Channel) -> None:
         core = self.core
         began = time.monotonic()
+        moved = False
         core.connected(self.info.limits, self.info.durability)
         call = inference_pb2_grpc.InferenceServiceStub(channel).Stream()
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
@@ -245,7 +249,7 @@ class Link:
                 self._backoff.succeeded()
                 core.receive(response, time.monotonic())
                 if core.drained:
-                    self._backoff.leave()
+                    moved = True
                     break
                 if core.pending:
                     self._stirred.set()
@@ -259,9 +263,11 @@ class Link:
                 await writer
             core.disconnected()
             await self._release_channel()
-        if not self._closed:
-            lived = time.monotonic() - began
-            await self._pump(0.0 if lived > 1.0 else self._backoff.failed())
+        if moved:
+            self._backoff.leave()
+        elif not self._closed:
+            # The same server first, where its streams usually last.
+            await self._pump(0.0 if time.monotonic() - began > STABLE_SECONDS else self._backoff.failed())
 
     async def _write(self, call: Any) -> None:
         """Writes frames as the core has them; steps gather while a write is awaited."""

@@ -28,6 +28,9 @@ from statestream.v1.inference_pb2 import StreamRequest
 T = TypeVar("T")
 K = TypeVar("K", bound=Ticket)
 
+STABLE_SECONDS = 1.0
+"""A stream that lasted so long is opened again at once, and at the same address."""
+
 CLOSE_SECONDS = 2.0
 """How long `close` waits for the server to let sessions go."""
 
@@ -203,6 +206,7 @@ class Link:
             self.core.give_up(failure)
         self._online.set()
         self._release_channel()
+        self._operations.put(None)  # For the thread that may still wait for a frame to write.
 
     def _dial(self) -> grpc.Channel | None:
         address = self._backoff.address
@@ -233,6 +237,7 @@ class Link:
         core = self.core
         self._stream += 1
         began = time.monotonic()
+        moved = False
         try:
             with self._lock:
                 core.connected(self.info.limits, self.info.durability)
@@ -245,7 +250,7 @@ class Link:
                     core.receive(response, time.monotonic())
                     drained, pending = core.drained, core.pending
                 if drained:
-                    self._backoff.leave()
+                    moved = True
                     break
                 if pending:
                     self._operations.put(None)
@@ -259,9 +264,11 @@ class Link:
             self._operations.put(None)
             self._call.cancel()
             self._release_channel()
-        if not self._closed:
-            lived = time.monotonic() - began
-            self._pump(0.0 if lived > 1.0 else self._backoff.failed())
+        if moved:
+            self._backoff.leave()
+        elif not self._closed:
+            # The same server first, where its streams usually last.
+            self._pump(0.0 if time.monotonic() - began > STABLE_SECONDS else self._backoff.failed())
 
     def _requests(self, stream: int) -> Iterator[StreamRequest]:
         """Frames for gRPC, which iterates over them in a thread of its own."""
