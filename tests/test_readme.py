@@ -6,7 +6,7 @@
     ```python         runs; all blocks of one file in one interpreter, as if typed
     ```output         what the block before it prints
 
-The blocks run as they stand, but for the port. In what they print, a number with a decimal point may differ by
+The blocks run as they stand, but for the port; the models are all there when the server starts. In what they print, a number with a decimal point may differ by
 `TOLERANCE` of it and one unit: forecasts come from a network that was trained here, and training ends in other bits on
 another processor. All else must be equal.
 """
@@ -119,7 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    """The server that the README starts. Only sunspots is there at its start, as for a reader."""
+    """The server that the README starts."""
     (block,) = chosen(ROOT / "README.md", "bash", "serve")
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
