@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from statestream.errors import StoreUnavailable
-from statestream_server.stores import sqlite
+from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
-from statestream_server.stores.sqlite import SCHEMA, SqliteStore
+from statestream_server.stores.sqlite import SqliteStore
+from statestream_server.stores.sqlite_tables import SCHEMA
 from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, claim_of, created_and_saved, loaded
 
 
@@ -99,6 +100,7 @@ async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Pat
     await _refused(path, "another program's")
     with sqlite3.connect(path) as database:
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     database.close()
 
 
@@ -207,7 +209,7 @@ async def test_a_removed_file_is_noticed(store: Store, path: Path) -> None:
 
 
 async def test_expire_reaches_every_piece_of_the_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "_EXPIRE_ROWS", 3)
+    monkeypatch.setattr(sqlite_tables, "EXPIRE_ROWS", 3)
     records = [Record(Key("t", "m", str(number)), 1, 1, 1, A, 1, ephemeral=number % 2 == 0) for number in range(10)]
     assert all(await store.save(records))
     assert await store.expire(0, ephemeral_before=1e12) == 5
