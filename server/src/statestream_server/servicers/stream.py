@@ -20,10 +20,11 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Ints, Positions, grown
 from statestream_server.intake import Chunks
+from statestream_server.openings import Opened, Opening, check_initial_states
+from statestream_server.peers import Sleeper
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
-from statestream_server.sessions import Opened, Opening, check_initial_states
 from statestream_server.table import Table
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Stream:
         self._table = np.empty(0, np.int32)
         self._row = np.empty(0, np.int64)
         self._binding = np.empty(0, np.int64)
+        self._asleep: dict[int, Sleeper] = {}
         self._last_frame = 0
         self._outbox: asyncio.Queue[pb.StreamResponse | None] = asyncio.Queue()
         self._outbox_bytes = 0
@@ -84,6 +86,11 @@ class Stream:
         self._table[handle] = -1
         self._notices.append(wire.row_error(handle, 0, error))
         self._soon()
+
+    def asleep(self, handle: int, sleeper: Sleeper) -> None:
+        """A session left memory; its next use brings it back."""
+        self._table[handle] = -1
+        self._asleep[handle] = sleeper
 
     def durable(self, handles: Array, positions: Positions) -> None:
         """Positions became durable."""
@@ -169,7 +176,7 @@ class Stream:
             elif kind == "open":
                 await self._open(request.frame, request.open)
             elif kind == "ack":
-                self._ack(request.ack)
+                await self._ack(request.ack)
             elif kind == "close":
                 await self._close(request.frame, request.close)
             elif kind == "flush":
@@ -247,6 +254,8 @@ class Stream:
             self._tables.append(part.table)
         self._let_go(handles, part)
         self._table[handles] = self._tables.index(part.table)
+        for handle in handles.tolist() if self._asleep else ():
+            self._asleep.pop(handle, None)
         self._row[handles], self._binding[handles] = part.rows, part.bindings
 
     def _let_go(self, handles: Array, part: Opened) -> None:
@@ -293,6 +302,7 @@ class Stream:
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
         steps = self._steps(request, count)
         receiver = _Receiver(self, frame)
+        await self._wake(handles)
         tables, rows = self._resolve(handles, starts, receiver)
         offsets, total = np.cumsum(steps) - steps, int(steps.sum())
         for index in np.unique(tables[tables >= 0]).tolist():
@@ -321,6 +331,21 @@ class Stream:
             )
         return steps
 
+    async def _wake(self, handles: Array) -> None:
+        """Brings back the sessions among `handles` that hibernate."""
+        asleep = [handle for handle in handles.tolist() if handle in self._asleep] if self._asleep else []
+        models = {self._asleep[handle].key.model for handle in asleep}
+        for model in models:
+            mine = [handle for handle in asleep if self._asleep[handle].key.model == model]
+            sleepers = [self._asleep[handle] for handle in mine]
+            opened, refused = await self._server.sessions.wake(sleepers, self._number, np.asarray(mine, np.uint32))
+            for handle in mine:
+                self._asleep.pop(handle, None)
+            for part in opened:
+                self._bind(np.asarray(mine)[part.places], part)
+            for place, error in refused.items():
+                self.lost(mine[place], error)
+
     def _resolve(self, handles: Array, starts: Positions, receiver: Refusals) -> tuple[Array, Ints]:
         """The table (its index, -1 for none) and the row of each handle; those without are answered here."""
         known = handles < len(self._row)
@@ -330,9 +355,9 @@ class Stream:
         else:
             tables, rows = np.where(known, self._table[safe], -1), self._row[safe]
         for index, table in enumerate(self._tables):
-            mine = tables == index
-            stale = mine & (table.binding[rows] != self._binding[safe])
-            tables = np.where(stale, -1, tables)
+            mine = np.flatnonzero(tables == index)
+            stale = table.binding[rows[mine]] != self._binding[handles[mine]]
+            tables[mine[stale]] = -1
         for place in np.flatnonzero(tables < 0).tolist():
             error = errors.SessionNotFound(
                 f"handle {int(handles[place])} stands for no session on this stream; open it first"
@@ -340,14 +365,16 @@ class Stream:
             receiver.refused(int(handles[place]), int(starts[place]) if len(starts) else 0, error)
         return tables, rows
 
-    def _ack(self, request: pb.AckFrame) -> None:
+    async def _ack(self, request: pb.AckFrame) -> None:
         handles = _handles(request.handles)
         acked = wire.column(request.acked_positions, "<u8", len(handles), "acked_positions")
+        await self._wake(handles)
         for table, rows, places in self._by_table(handles):
             self._server.intake.acknowledge(table, rows, acked[places])
 
     async def _close(self, frame: int, request: pb.CloseFrame) -> None:
         handles, failures = _handles(request.handles), list[RowError]()
+        await self._wake(handles)
         for table, rows, places in self._by_table(handles, failures):
             await self._server.engine.settled(table, rows)
             rows = rows[table.binding[rows] == self._binding[handles[places]]]
@@ -372,6 +399,7 @@ class Stream:
 
     async def _flushed(self, frame: int, handles: Array) -> None:
         failures, done = list[RowError](), list[tuple[Array, Positions]]()
+        await self._wake(handles)
         for table, rows, places in self._by_table(handles, failures):
             try:
                 await self._server.engine.settled(table, rows)
