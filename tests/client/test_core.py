@@ -416,10 +416,10 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
             rows = sorted(rng.sample(range(5), rng.randrange(1, 6)))
             lengths = np.array([rng.randrange(1, steps + 1) for _ in rows])
             x = np.array([[[rng.randrange(9)] * FEATURES for _ in range(steps)] for _ in rows], np.float32)
-            ticket = wire.pool(handles[rows], x, lengths)
+            pool = wire.pool(handles[rows], x, lengths)
             for at, row in enumerate(rows):
                 callers[row].sent.append(x[at, : lengths[at]])
-                callers[row].got.append((int(lengths[at]), ticket, at))
+                callers[row].got.append((int(lengths[at]), pool, at))
         elif action < 0.6:
             wire.send()
         elif action < 0.75:

@@ -32,8 +32,11 @@ def parse_addresses(address: str) -> tuple[str, ...]:
 class Backoff:
     """Addresses in turn; exponential waits with full jitter, which spreads a crowd of clients over time."""
 
-    def __init__(self, addresses: tuple[str, ...], draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, addresses: tuple[str, ...], most: float = MOST, draw: Callable[[], float] = random.random
+    ) -> None:
         self.addresses = addresses
+        self.most = most
         self.failures = 0
         self._at = 0
         self._draw = draw
@@ -54,7 +57,7 @@ class Backoff:
         rounds = self.failures // len(self.addresses)
         if not rounds:
             return 0.0
-        return self._draw() * min(MOST, FIRST * 2.0 ** min(rounds - 1, 16))
+        return self._draw() * min(self.most, FIRST * 2.0 ** min(rounds - 1, 16))
 
     def leave(self) -> None:
         """Moves to the next address because the server asked for it."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 
 from statestream import errors
-from statestream.backoff import Backoff
+from statestream.backoff import MOST, Backoff
 from statestream.calls import Attempts, read_rpc_error, unavailable
 from statestream.core import StreamCore, Ticket
 from statestream.errors import StatestreamError
@@ -41,7 +41,7 @@ class Link:
         self.settings = settings
         self.core = core
         self.info = server_pb2.GetServerInfoResponse()
-        self._backoff = Backoff(addresses)
+        self._backoff = Backoff(addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.aio.Channel | None = None

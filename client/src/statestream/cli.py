@@ -1,0 +1,203 @@
+"""The command `statestream`: what a client can ask, and the commands that other distributions add."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+import statestream
+from statestream.errors import StatestreamError
+
+GROUP = "statestream.commands"
+"""The entry points that add commands: each names a click command."""
+
+HEALTH = "/grpc.health.v1.Health/Check"
+_SERVING = 1
+_STATUS = {0: "unknown", 1: "serving", 2: "not serving", 3: "service unknown"}
+
+
+class Commands(click.Group):
+    """Our own commands and those of installed distributions; a broken one costs a line, not the command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in order."""
+        return sorted({*super().list_commands(ctx), *(point.name for point in entry_points(group=GROUP))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One command; None where there is none of that name, or it cannot be loaded."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for point in entry_points(group=GROUP, name=cmd_name):
+            return _load(point)
+        return None
+
+
+def _load(point: EntryPoint) -> click.Command | None:
+    try:
+        command = point.load()
+    except Exception as error:
+        # Whatever a plugin does on import, the others must go on working.
+        click.echo(f"statestream {point.name}: cannot be loaded from {point.value}: {error}", err=True)
+        return None
+    if not isinstance(command, click.Command):
+        click.echo(f"statestream {point.name}: {point.value} is no click command", err=True)
+        return None
+    return command
+
+
+@click.group(cls=Commands)
+@click.version_option(statestream.__version__, prog_name="statestream")
+def main() -> None:
+    """Statestream serves models with memory."""
+
+
+def _asks_server(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments that all commands about a running server share."""
+    function = click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for an answer.")(
+        function
+    )
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+    return click.argument("address", default="localhost:8001")(function)
+
+
+def _ask(address: str, timeout: float, question: Callable[[statestream.Client], Any]) -> Any:
+    """Asks a server; an error is one line and exit code 1."""
+    try:
+        with statestream.connect(address, connect_timeout=timeout, retry_timeout=timeout) as client:
+            return question(client)
+    except StatestreamError as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@main.command()
+@_asks_server
+def models(address: str, as_json: bool, timeout: float) -> None:
+    """List the models of a server. Exit code 1 if one of them failed to load."""
+    found = _ask(address, timeout, lambda client: client.models())
+    if as_json:
+        _print_json([_plain(model) for model in found])
+    else:
+        table = Table("model", "version", "kind", "inputs", "outputs", "sessions", "batch", "about")
+        for model in found:
+            table.add_row(
+                model.name,
+                f"{model.version}{' *' if model.is_default else ''}",
+                model.kind,
+                _specs(model.signature.inputs),
+                _specs(model.signature.outputs),
+                str(model.resident_sessions),
+                model.batch_invariance,
+                f"[red]{model.error}[/red]" if model.error else model.description,
+            )
+        Console().print(table)
+    if any(model.error for model in found):
+        sys.exit(1)
+
+
+@main.command()
+@_asks_server
+@click.option("--model", default=None, help="Only the sessions of this model.")
+def sessions(address: str, as_json: bool, timeout: float, model: str | None) -> None:
+    """List the sessions of a server."""
+    found = _ask(address, timeout, lambda client: list(client.list_sessions(model)))
+    if as_json:
+        _print_json([_plain(session) for session in found])
+        return
+    table = Table("model", "version", "session", "position", "durable", "epoch", "where", "last used")
+    for session in found:
+        table.add_row(
+            session.model,
+            str(session.version),
+            session.id + (" (ephemeral)" if session.ephemeral else ""),
+            f"{session.position:,}",
+            f"{session.durable_position:,}",
+            str(session.epoch),
+            session.residence,
+            session.last_used.strftime("%Y-%m-%d %H:%M:%S UTC") if session.last_used else "",
+        )
+    Console().print(table)
+
+
+@main.command()
+@_asks_server
+def info(address: str, as_json: bool, timeout: float) -> None:
+    """Show version, durability, device and limits of a server."""
+    found = _ask(address, timeout, lambda client: client.info())
+    if as_json:
+        _print_json(_plain(found))
+        return
+    table = Table(show_header=False)
+    for name, value in _plain(found).items():
+        if name != "limits":
+            table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+    for name, value in _plain(found)["limits"].items():
+        table.add_row(name.replace("_", " "), f"{value:,}")
+    Console().print(table)
+
+
+@main.command()
+@_asks_server
+@click.option("--service", default="", help="The service or model to ask about; the whole server if left out.")
+def health(address: str, as_json: bool, timeout: float, service: str) -> None:
+    """Ask a server for its health, by the standard gRPC protocol. Exit code 0 if it serves, else 1."""
+    status, why = _health(address, timeout, service)
+    if as_json:
+        _print_json({"address": address, "service": service, "status": status, "error": why})
+    else:
+        click.echo(f"{address}: {status}{': ' + why if why else ''}")
+    sys.exit(0 if status == _STATUS[_SERVING] else 1)
+
+
+def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
+    # The two messages of the protocol have one field each, so that they are written here in place of
+    # a dependency: a request is {string service = 1}, a response {enum status = 1}.
+    name = service.encode()
+    if len(name) > 127:
+        raise click.UsageError(f"service has {len(name)} bytes; expected at most 127")
+    request = bytes([0x0A, len(name)]) + name if name else b""
+    with grpc.insecure_channel(address) as channel:
+        check = channel.unary_unary(HEALTH, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            response = check(request, timeout=timeout)
+        except grpc.RpcError as error:
+            return "no answer", f"{error.code().name}: {error.details()}"
+    return _STATUS.get(response[1] if len(response) > 1 and response[0] == 0x08 else 0, "unknown"), ""
+
+
+def _specs(specs: Any) -> str:
+    return ", ".join(
+        f"{spec.name} {spec.dtype}[{','.join('?' if size < 0 else str(size) for size in spec.shape)}]" for spec in specs
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A view as JSON values; a signature as its specs."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, Message):
+        return json_format.MessageToDict(value, preserving_proto_field_name=True)
+    return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()
