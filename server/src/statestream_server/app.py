@@ -30,7 +30,7 @@ from statestream.v1 import (
     session_pb2,
     session_pb2_grpc,
 )
-from statestream_server import runtime
+from statestream_server import housekeeping, runtime
 from statestream_server.copies import Copies
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
@@ -38,6 +38,7 @@ from statestream_server.engine import Engine
 from statestream_server.intake import Intake
 from statestream_server.metrics import ServerCollector
 from statestream_server.peers import Peers
+from statestream_server.placement import Placement
 from statestream_server.registry import Registry
 from statestream_server.saver import Saver
 from statestream_server.server import Server
@@ -65,7 +66,6 @@ _SERVICES = tuple(
 )
 _LEAVE_SECONDS = 1.0
 """How long clients get to leave after the go-away before their streams are ended."""
-_JANITOR_SECONDS = 30.0
 
 
 class StartError(Exception):
@@ -119,14 +119,14 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     server = _rooms(settings, store)
     server.engine.start()
     server.saver.start()
-    janitor = asyncio.create_task(_janitor(server), name="janitor")
+    keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
     streams: set[Stream] = set()
     edge, checks, port = await _listen(settings, server, streams)
     http = _http(settings, server)
     try:
         yield Running(port, http.port if http else None, server)
     finally:
-        janitor.cancel()
+        keeper.cancel()
         await _drain(server, edge, checks, streams)
         if http:
             http.close()
@@ -184,7 +184,8 @@ def _rooms(settings: Settings, store: Store) -> Server:
         max_sessions=settings.limits.max_sessions,
     )
     registry.load_all()
-    sessions = Sessions(registry, engine, store, saver, peers, time.time)
+    placement = Placement(registry, saver, peers, time.time)
+    sessions = Sessions(registry, engine, store, saver, peers, placement, time.time)
     return Server(
         secrets.token_hex(8),
         writer,
@@ -290,20 +291,3 @@ async def _gone(streams: set[Stream]) -> None:
         _, left = await asyncio.wait(waits, timeout=_LEAVE_SECONDS)
         for task in left:
             task.cancel()
-
-
-async def _janitor(server: Server) -> None:
-    """Deletes sessions that ended with their caller."""
-    while True:
-        await asyncio.sleep(_JANITOR_SECONDS)
-        before = time.time() - server.settings.ephemeral_retention
-        try:
-            for served in server.registry:
-                table = served.table
-                if table is not None and table.capacity:
-                    old = table.ephemeral & (table.owner == 0) & (table.used < before)
-                    rows = np.asarray([row for row in np.flatnonzero(old).tolist() if table.keys[row]], np.int64)
-                    await server.sessions.delete(table, rows)
-            await server.store.expire(0.0, ephemeral_before=before)
-        except errors.StoreUnavailable as error:
-            log.warning("old sessions stay for now: %s", error)

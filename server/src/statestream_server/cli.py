@@ -79,7 +79,13 @@ _LIMITS = Limits()
     help="What becomes of a model that answers in other bits alone than in a batch.",
 )
 @_option("--drain-grace", default=10.0, help="Seconds that a stop may take at most.")
-@_option("--max-sessions", default=_LIMITS.max_sessions, help="The most sessions of one model in memory.")
+@_option("--hibernate-after", default=900.0, help="Seconds without a step after which a session leaves memory.")
+@_option("--retention", default=0.0, help="Seconds that an unused session is kept in the store; 0 for ever.")
+@_option(
+    "--max-sessions",
+    default=_LIMITS.max_sessions,
+    help="The most sessions of one model in memory; beyond it, idle ones hibernate.",
+)
 @_option("--max-queued-bytes", default=_LIMITS.max_queued_bytes, help="The most bytes of inputs that wait to run.")
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
@@ -94,6 +100,8 @@ def serve(
     device: str,
     batch_policy: str,
     drain_grace: float,
+    hibernate_after: float,
+    retention: float,
     max_sessions: int,
     max_queued_bytes: int,
     log_level: str,
@@ -120,6 +128,8 @@ def serve(
         device,
         BatchPolicy(batch_policy),
         drain_grace,
+        hibernate_after,
+        retention,
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )
     try:

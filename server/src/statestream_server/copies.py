@@ -11,9 +11,10 @@ from statestream import errors
 from statestream_server import records, snapshots
 from statestream_server.arrays import Array
 from statestream_server.engine import Engine
+from statestream_server.openings import TENANT
 from statestream_server.registry import Registry
 from statestream_server.saver import Saver
-from statestream_server.sessions import TENANT, Sessions
+from statestream_server.sessions import Sessions
 from statestream_server.snapshots import Snapshot
 from statestream_server.stores.base import Key, Mode, Record, Store
 from statestream_server.table import Table

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.stores.base import Key
 from statestream_server.table import UNBOUND, Table
+
+
+class Sleeper(NamedTuple):
+    """A session that left memory while a stream had it.
+
+    Attributes:
+        key: The session.
+        epoch: The claim under which the stream has it.
+    """
+
+    key: Key
+    epoch: int
 
 
 class Peer(Protocol):
@@ -17,6 +30,9 @@ class Peer(Protocol):
 
     def lost(self, handle: int, error: errors.StatestreamError) -> None:
         """A session left the stream."""
+
+    def asleep(self, handle: int, sleeper: Sleeper) -> None:
+        """A session left memory; the stream still has it."""
 
     def durable(self, handles: Array, positions: Positions) -> None:
         """Positions became durable."""
@@ -69,6 +85,13 @@ class Peers:
             if peer is not None:
                 peer.lost(int(table.handle[row]), error)
         table.owner[rows], table.binding[rows] = UNBOUND, 0
+
+    def hibernate(self, table: Table, rows: Ints) -> None:
+        """Tells the streams that rows leave memory; the sessions stay theirs."""
+        for row in rows[table.owner[rows] != UNBOUND].tolist():
+            peer, key = self._peers.get(int(table.owner[row])), table.keys[row]
+            if peer is not None and key is not None:
+                peer.asleep(int(table.handle[row]), Sleeper(key, int(table.epoch[row])))
 
     def durable(self, table: Table, rows: Ints) -> None:
         """Tells the streams that rows became durable."""

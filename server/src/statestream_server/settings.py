@@ -44,6 +44,8 @@ class Settings:
         device: Where models run: auto, cpu, cuda or cuda:N.
         batch_policy: What becomes of a model that is not batch-invariant: pad, warn or serialise.
         drain_grace: Seconds that a stop may take at most.
+        hibernate_after: Seconds without a step after which a session leaves memory for the store.
+        retention: Seconds that a session is kept in the store without use; 0 for ever.
         ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
         limits: What the server takes.
     """
@@ -58,5 +60,7 @@ class Settings:
     device: str = "auto"
     batch_policy: BatchPolicy = BatchPolicy.PAD
     drain_grace: float = 10.0
+    hibernate_after: float = 900.0
+    retention: float = 0.0
     ephemeral_retention: float = 300.0
     limits: Limits = field(default_factory=Limits)

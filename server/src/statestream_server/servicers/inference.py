@@ -89,6 +89,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         )
         self._server.intake.accept(chunks, answer)
         outputs = await answer.outputs
+        if not request.HasField("position"):
+            # The caller could not tell a repeated step from a new one after a crash: make this one durable first.
+            await self._server.saver.flush(table, rows)
         return pb.StepResponse(
             position=start + steps,
             durable_position=int(table.durable[row]),

@@ -1,0 +1,149 @@
+"""What a caller who opens sessions asks for and gets, and why some are refused. No I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from statestream import errors
+from statestream.signature import numpy_dtype, row_shape
+from statestream_server.arrays import Array, Bools, Ints, Positions
+from statestream_server.stores.base import Claim, Claimed, Mode, Verdict
+from statestream_server.table import UNBOUND, Table
+
+TENANT = ""
+"""The tenant of every session while there is no authentication."""
+MAX_ID_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A wish to open N sessions of one model; columns have N items.
+
+    Attributes:
+        model: Its name.
+        version: 0 for the sessions' own.
+        ids: Their ids.
+        mode: Whether they must be new, must exist, or may be either.
+        writer: 16 bytes that stand for the caller.
+        incarnation: Orders claims.
+        seen_epochs: [N] the last epoch that the caller saw.
+        replay_positions: [N] the oldest position from which it can replay.
+        acked_positions: [N] the position up to which it has the replies.
+        ephemeral: Whether they end with their caller.
+        initial_states: One array [N, ...] for every state, or None.
+        owner: The stream that opens them, or UNBOUND.
+        handles: [N] what that stream calls them.
+    """
+
+    model: str
+    version: int
+    ids: Sequence[str]
+    mode: Mode
+    writer: bytes
+    incarnation: int
+    seen_epochs: Positions
+    replay_positions: Positions
+    acked_positions: Positions
+    ephemeral: bool = False
+    initial_states: Sequence[Array] | None = None
+    owner: int = UNBOUND
+    handles: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Sessions that are open now, all of one version.
+
+    Attributes:
+        table: Their table.
+        rows: [n] their rows.
+        places: [n] which of the opening's columns they are.
+        bindings: [n] what their frames are checked against.
+        created: [n] whether they are new.
+    """
+
+    table: Table
+    rows: Ints
+    places: Ints
+    bindings: Ints
+    created: Bools
+
+
+def check_initial_states(table: Table, states: Sequence[Array], count: int) -> None:
+    """Checks start values that a caller sent, one array [N, ...] for every state.
+
+    Raises:
+        BadTensor: One has the wrong dtype or shape.
+    """
+    specs = table.model.signature.states
+    if len(states) != len(specs):
+        raise errors.BadTensor(
+            f"{len(states)} initial states came; the model has {len(specs)}: {', '.join(s.input for s in specs)}",
+            metadata={"field": "initial_states"},
+        )
+    for spec, array in zip(specs, states, strict=True):
+        expected = (count, *row_shape(spec))
+        if array.shape != expected or array.dtype != numpy_dtype(spec.dtype):
+            raise errors.BadTensor(
+                f"initial state {spec.input!r} is {array.dtype}{list(array.shape)};"
+                f" expected {spec.dtype}{list(expected)}",
+                metadata={"field": "initial_states"},
+            )
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Checks the ids of one opening.
+
+    Raises:
+        BadFrame: One comes twice, is empty or is too long.
+    """
+    if len(set(ids)) != len(ids):
+        twice = next(session for session, count in Counter(ids).items() if count > 1)
+        raise errors.BadFrame(f"session id {twice!r} comes twice; each may come once", metadata={"field": "ids"})
+    for session in ids:
+        if not 1 <= len(session.encode()) <= MAX_ID_BYTES:
+            raise errors.BadFrame(
+                f"a session id has {len(session.encode())} bytes; expected 1 to {MAX_ID_BYTES}",
+                metadata={"field": "ids"},
+            )
+
+
+def pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None]) -> dict[int, errors.StatestreamError]:
+    """Sessions in memory that are pinned to another version than the one asked for."""
+    refused: dict[int, errors.StatestreamError] = {}
+    for place, where in enumerate(held):
+        pinned = where[0].model.version if where else opening.version
+        if opening.version and pinned != opening.version and opening.mode != Mode.REPLACE:
+            refused[place] = errors.ModelChanged(
+                f"session {opening.ids[place]!r} is pinned to version {pinned}, {opening.version} was asked for;"
+                " open it without a version, or replace it"
+            )
+    return refused
+
+
+def refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> errors.StatestreamError:
+    """What the caller is told of a claim that was not granted."""
+    session, record = opening.ids[place], answer.record
+    if answer.verdict is Verdict.EXISTS:
+        return errors.SessionExists(
+            f"session {session!r} exists already; choose another id, or open it with mode either or resume"
+        )
+    if answer.verdict is Verdict.MISSING:
+        return errors.SessionNotFound(f"no session {session!r} of model {opening.model!r}; create it first")
+    if answer.verdict is Verdict.REFUSED:
+        newest = record.incarnation if record else 0
+        return errors.SessionMoved(
+            f"session {session!r} was claimed with incarnation {newest}; this claim has {opening.incarnation}",
+            metadata={"incarnation": str(newest), "epoch": str(record.epoch if record else 0)},
+        )
+    position = record.position if record else 0
+    if claim.held_epoch and (record is None or record.epoch == claim.held_epoch):
+        position = claim.held_position  # The row in memory is newer than its record.
+    return errors.StateLost(
+        f"session {session!r} is at position {position} here; the caller can replay from"
+        f" {int(opening.replay_positions[place])} only, so steps between are lost. Replay your inputs from"
+        f" {position}, or start the session anew",
+        metadata={"position": str(position)},
+    )

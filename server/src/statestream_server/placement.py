@@ -1,0 +1,202 @@
+"""Rows of sessions: which rows granted claims get, and which rows go when memory is short.
+
+Nothing here decides whether a claim is granted: that is the store's (stores/base.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from statestream import errors
+from statestream_server import records
+from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.openings import TENANT, Opened, Opening, refusal
+from statestream_server.peers import Peers
+from statestream_server.records import Stored
+from statestream_server.registry import Registry
+from statestream_server.saver import Saver
+from statestream_server.settings import Durability
+from statestream_server.stores.base import Claim, Claimed, Key, Verdict
+from statestream_server.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Claims that went well, of one table."""
+
+    table: Table
+    places: list[int]
+    claimed: list[Claimed]
+    stored: list[Stored | None]
+
+
+class Placement:
+    """Gives rows to sessions and takes them back."""
+
+    def __init__(self, registry: Registry, saver: Saver, peers: Peers, clock: Callable[[], float]) -> None:
+        """Rows of the registry's tables; `clock` gives Unix time."""
+        self.hibernated = 0
+        """Sessions that left memory for the store, so far."""
+        self._registry = registry
+        self._saver = saver
+        self._peers = peers
+        self._clock = clock
+
+    def grant(
+        self,
+        opening: Opening,
+        places: Sequence[int],
+        claims: Sequence[Claim],
+        answers: Sequence[Claimed],
+        refused: dict[int, errors.StatestreamError],
+    ) -> list[Granted]:
+        """Granted claims by table; the others go to `refused`."""
+        groups: dict[int, Granted] = {}
+        for place, claim, answer in zip(places, claims, answers, strict=True):
+            if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
+                refused[place] = refusal(opening, place, claim, answer)
+                continue
+            try:
+                table = self._registry.load(opening.model, answer.record.version).table
+                if table is None:
+                    raise errors.ModelChanged(f"version {answer.record.version} of {opening.model!r} has no memory now")
+                stored = self._decode(table, opening.ids[place], answer)
+            except errors.StatestreamError as error:
+                refused[place] = error
+                continue
+            group = groups.setdefault(id(table), Granted(table, [], [], []))
+            group.places.append(place)
+            group.claimed.append(answer)
+            group.stored.append(stored)
+        return list(groups.values())
+
+    def _decode(self, table: Table, session: str, answer: Claimed) -> Stored | None:
+        record = answer.record
+        if answer.verdict is not Verdict.TAKEN or record is None:
+            return None
+        if record.blob is None:
+            if record.position:
+                raise errors.StateLost(f"the record of session {session!r} has a position and no state")
+            return None
+        return records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
+
+    def install(self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None]) -> Opened:
+        """Makes rows of granted claims and binds them to their stream. The slab must be still."""
+        table, places = group.table, np.asarray(group.places, np.int64)
+        rows = self._rows(opening, group, held)
+        verdicts = [answer.verdict for answer in group.claimed]
+        created = np.asarray([verdict is Verdict.CREATED for verdict in verdicts])
+        kept = np.asarray([verdict is Verdict.HELD for verdict in verdicts])
+        bindings = self._peers.bind(
+            table,
+            rows,
+            opening.owner,
+            opening.handles[places] if opening.handles is not None else np.zeros(len(rows), np.uint32),
+        )
+        stored_positions = np.asarray([a.record.position for a in group.claimed if a.record], np.uint64)
+        table.clear_columns(rows[~kept])
+        fresh = np.asarray([stored is None for stored in group.stored]) & ~kept
+        if fresh.any():
+            table.rows.reset(rows[fresh])
+        if opening.initial_states is not None and created.any():
+            self._initialise(table, rows[created], [array[places[created]] for array in opening.initial_states])
+        self._revive(table, rows, group.stored, stored_positions)
+        table.durable[rows] = stored_positions
+        table.dirty[rows[kept & (stored_positions < table.position[rows])]] = True
+        table.queued[rows] = table.position[rows]
+        table.epoch[rows] = [answer.record.epoch for answer in group.claimed if answer.record]
+        table.incarnation[rows] = [answer.record.incarnation for answer in group.claimed if answer.record]
+        table.writer[rows] = [np.void(answer.record.writer) for answer in group.claimed if answer.record]
+        table.ephemeral[rows] = [answer.record.ephemeral for answer in group.claimed if answer.record]
+        table.used[rows] = self._clock()
+        # What was never applied cannot be acknowledged: its reply is still to come.
+        acked = np.maximum(np.minimum(opening.acked_positions[places], table.position[rows]), table.acked[rows])
+        table.acked[rows] = acked
+        table.replies.acknowledge(rows, acked)
+        return Opened(table, rows, places, bindings, created)
+
+    def _rows(self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None]) -> Ints:
+        """The rows of granted claims: the ones held, or new ones."""
+        table, rows, missing = group.table, np.empty(len(group.places), np.int64), list[int]()
+        for index, place in enumerate(group.places):
+            where = held[place]
+            if where is not None and where[0] is table:
+                rows[index] = where[1]
+                continue
+            if where is not None:
+                where[0].release(np.asarray([where[1]]))
+            missing.append(index)
+        if missing:
+            new = table.allocate(len(missing))
+            rows[missing] = new
+            for index, row in zip(missing, new.tolist(), strict=True):
+                table.bind_key(row, Key(TENANT, opening.model, opening.ids[group.places[index]]))
+        return rows
+
+    def _initialise(self, table: Table, rows: Ints, states: Sequence[Array]) -> None:
+        values = table.rows.read(rows)
+        values[: len(states)] = states
+        table.rows.write(rows, values)
+        table.dirty[rows] = True
+
+    def _revive(self, table: Table, rows: Ints, stored: Sequence[Stored | None], positions: Positions) -> None:
+        """Writes stored sessions into their rows, with their kept replies."""
+        found = [(index, item) for index, item in enumerate(stored) if item is not None]
+        if not found:
+            return
+        at = np.asarray([index for index, _ in found])
+        columns = zip(*(item.values for _, item in found), strict=True)
+        table.rows.write(rows[at], [np.stack(column) for column in columns])
+        table.position[rows[at]] = positions[at]
+        table.acked[rows[at]] = [item.acked for _, item in found]
+        table.request[rows[at]] = [item.request for _, item in found]
+        for index, item in found:
+            for reply in item.replies:
+                table.replies.append(
+                    rows[index : index + 1],
+                    np.asarray([reply.start], np.uint64),
+                    np.asarray([reply.steps]),
+                    np.asarray([reply.digest], np.uint64),
+                    reply.outputs,
+                    np.zeros(1, np.int64),
+                )
+
+    def make_room(self, table: Table, new: int) -> None:
+        """Makes room for `new` sessions; those not used for longest go to the store.
+
+        Raises:
+            TooManySessions: Too few sessions can go: the store is behind of them, or they have work to do.
+        """
+        excess = table.sessions + new - table.max_rows
+        if excess <= 0:
+            return
+        rows = self.idle(table)
+        # A few more than needed, so that the next opening does not sort the table again.
+        count = min(len(rows), excess + table.max_rows // 64)
+        if count < excess:
+            raise errors.TooManySessions(
+                f"{new} more sessions of {table.model.name!r} would make {table.sessions + new}; the limit is"
+                f" {table.max_rows} in memory and {len(rows)} can leave it now. Close some, try again after the next"
+                " checkpoint, or raise --max-sessions",
+                retry_after=1.0,
+            )
+        oldest = np.argpartition(table.used[rows], count - 1)[:count]
+        self.hibernate(table, rows[oldest])
+
+    def idle(self, table: Table) -> Ints:
+        """Rows that the store knows as they are and that have nothing to do."""
+        if self._saver.mode == Durability.NONE or not table.sessions:
+            return np.empty(0, np.int64)
+        rows = np.fromiter(table.row_of.values(), np.int64, table.sessions)
+        clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
+        resting: Ints = rows[clean & table.lane.idle(rows)]
+        return resting
+
+    def hibernate(self, table: Table, rows: Ints) -> None:
+        """Frees rows that are `idle`; their streams keep the handles and wake the sessions by using them."""
+        self._peers.hibernate(table, rows)
+        table.release(rows)
+        self.hibernated += len(rows)
