@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import numpy as np
+from rich.console import Console
+
 import charts
 import figures
-import numpy as np
-from charts import Numbers, Story
-from rich.console import Console
-from server_process import ServerError, ServerProcess
-
 import statestream
+from charts import Numbers, Story
+from server_process import ServerError, ServerProcess
 from statestream_export.recipes.sunspots import SEASON, TEST_FROM, Forecaster, Series, recipe
 from statestream_export.training import Run, reproducible
 

@@ -6,9 +6,9 @@
     ```python         runs; all blocks of one file in one interpreter, as if typed
     ```output         what the block before it prints
 
-The blocks run as they stand, but for the port; the models are all there when the server starts. In what they print, a number with a decimal point may differ by
-`TOLERANCE` of it and one unit: forecasts come from a network that was trained here, and training ends in other bits on
-another processor. All else must be equal.
+The blocks run as they stand, but for the port; the models are all there when the server starts. In what they print,
+a number with a decimal point may differ by `TOLERANCE` of it and one unit: forecasts come from a network that was
+trained here, and training ends in other bits on another processor. All else must be equal.
 """
 
 from __future__ import annotations
