@@ -84,7 +84,7 @@ _LIMITS = Limits()
 @_option(
     "--max-sessions",
     default=_LIMITS.max_sessions,
-    help="The most sessions of one model in memory; beyond it, idle ones hibernate.",
+    help="The most sessions of one model in memory; idle ones make room.",
 )
 @_option("--max-queued-bytes", default=_LIMITS.max_queued_bytes, help="The most bytes of inputs that wait to run.")
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")

@@ -10,6 +10,7 @@ from statestream import errors
 from statestream.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.stores.base import Claim, Claimed, Mode, Verdict
+from statestream_server.stores.rules import CLAIM_LIMIT
 from statestream_server.table import UNBOUND, Table
 
 TENANT = ""
@@ -108,6 +109,21 @@ def check_ids(ids: Sequence[str]) -> None:
                 f"a session id has {len(session.encode())} bytes; expected 1 to {MAX_ID_BYTES}",
                 metadata={"field": "ids"},
             )
+
+
+def check_numbers(opening: Opening) -> None:
+    """Checks what the store compares, so that one caller's numbers never fail another's batch.
+
+    Raises:
+        BadFrame: A number is out of range.
+    """
+    for field, most in (
+        ("incarnation", opening.incarnation),
+        ("seen_epochs", int(opening.seen_epochs.max(initial=0))),
+        ("replay_positions", int(opening.replay_positions.max(initial=0))),
+    ):
+        if most >= CLAIM_LIMIT:
+            raise errors.BadFrame(f"{field} has {most}; expected less than {CLAIM_LIMIT}", metadata={"field": field})
 
 
 def pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None]) -> dict[int, errors.StatestreamError]:

@@ -150,7 +150,8 @@ class Saver:
         while True:
             timeout = None if self.mode == Durability.SYNC else self._interval
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._wanted.wait()
             self._wanted.clear()
             cycle, self._cycle = self._cycle, None
             waiting, self._waiting = self._waiting, []

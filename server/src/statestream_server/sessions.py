@@ -11,7 +11,7 @@ import numpy as np
 from statestream import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine import Engine
-from statestream_server.openings import TENANT, Opened, Opening, check_ids, pinned_elsewhere
+from statestream_server.openings import TENANT, Opened, Opening, check_ids, check_numbers, pinned_elsewhere
 from statestream_server.peers import Peers, Sleeper
 from statestream_server.placement import Placement
 from statestream_server.registry import Registry
@@ -70,6 +70,7 @@ class Sessions:
             raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
         table = self.table(opening.model, opening.version)
         check_ids(opening.ids)
+        check_numbers(opening)
         async with self.lock:
             held = [self.find(opening.model, session) for session in opening.ids]
             self._placement.make_room(table, sum(where is None for where in held))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import grpc
 import numpy as np
@@ -18,20 +17,18 @@ from google.protobuf import duration_pb2
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
-from statestream_server.arrays import Array, Ints, Positions, grown
+from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.intake import Chunks
 from statestream_server.openings import Opened, Opening, check_initial_states
 from statestream_server.peers import Sleeper
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
+from statestream_server.servicers.handles import MAX_HANDLE, Group, Handles
+from statestream_server.servicers.outbox import Outbox
 from statestream_server.table import Table
 
 log = logging.getLogger(__name__)
-
-MAX_HANDLE = 1 << 24
-_OUTBOX_BYTES = 8 << 20
-"""Bytes of answers that may wait for a slow reader before its stream is no longer read."""
 
 
 class Stream:
@@ -44,66 +41,54 @@ class Stream:
         self._server = server
         self._context = context
         self._number = server.peers.join(self)
-        self._tables: list[Table] = []
-        self._table = np.empty(0, np.int32)
-        self._row = np.empty(0, np.int64)
-        self._binding = np.empty(0, np.int64)
-        self._asleep: dict[int, Sleeper] = {}
+        self._handles = Handles()
+        self._outbox = Outbox(context)
         self._last_frame = 0
-        self._outbox: asyncio.Queue[pb.StreamResponse | None] = asyncio.Queue()
-        self._outbox_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
-        self._errors: dict[int, list[RowError]] = {}
-        self._notices: list[RowError] = []
         self._flushes: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
-        writer = asyncio.create_task(self._write(), name="stream-writer")
+        writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
                 await self._handle(request)
-                await self._room.wait()
+                await self._outbox.room()
             for rows in self._open_rows():
                 await self._server.engine.settled(*rows)
             await asyncio.gather(*self._flushes)
             await self._server.saver.released()
-            self._send_errors()
-            self._outbox.put_nowait(None)
+            self._outbox.end()
             await writer
         finally:
             writer.cancel()
             for task in self._flushes:
                 task.cancel()
-            self._server.peers.leave(self._number, self._tables)
+            self._server.peers.leave(self._number, self._handles.tables)
             self.ended.set()
 
     # What the middle tells the stream.
 
     def lost(self, handle: int, error: errors.StatestreamError) -> None:
         """A session left the stream."""
-        self._table[handle] = -1
-        self._notices.append(wire.row_error(handle, 0, error))
-        self._soon()
+        self._handles.free(np.asarray([handle]))
+        self._outbox.notice(wire.row_error(handle, 0, error))
 
     def asleep(self, handle: int, sleeper: Sleeper) -> None:
         """A session left memory; its next use brings it back."""
-        self._table[handle] = -1
-        self._asleep[handle] = sleeper
+        self._handles.sleep(handle, sleeper)
 
     def durable(self, handles: Array, positions: Positions) -> None:
         """Positions became durable."""
         frame = pb.DurableFrame(
             handles=handles.astype("<u4").tobytes(), durable_positions=positions.astype("<u8").tobytes()
         )
-        self._send(pb.StreamResponse(durable=frame))
+        self._outbox.put(pb.StreamResponse(durable=frame))
 
     def leave(self, grace: float) -> None:
         """The server is about to leave."""
         duration = duration_pb2.Duration()
         duration.FromNanoseconds(int(grace * 1e9))
-        self._send(pb.StreamResponse(go_away=pb.GoAwayFrame(grace=duration)))
+        self._outbox.put(pb.StreamResponse(go_away=pb.GoAwayFrame(grace=duration)))
 
     def result(
         self,
@@ -125,40 +110,11 @@ class Stream:
             durable_positions=table.durable[rows].astype("<u8").tobytes(),
             outputs=wire.tensors(table.model.signature.outputs, outputs),
         )
-        self._send(pb.StreamResponse(frame=frame, result=message))
+        self._outbox.put(pb.StreamResponse(frame=frame, result=message))
 
     def refused(self, frame: int, handle: int, start: int, error: errors.StatestreamError) -> None:
         """A chunk of a frame was not applied."""
-        self._errors.setdefault(frame, []).append(wire.row_error(handle, start, error))
-        self._soon()
-
-    # The writer.
-
-    def _send(self, response: pb.StreamResponse) -> None:
-        self._outbox_bytes += response.ByteSize()
-        if self._outbox_bytes > _OUTBOX_BYTES:
-            self._room.clear()
-        self._outbox.put_nowait(response)
-
-    async def _write(self) -> None:
-        while (response := await self._outbox.get()) is not None:
-            await self._context.write(response)
-            self._outbox_bytes -= response.ByteSize()
-            if self._outbox_bytes <= _OUTBOX_BYTES:
-                self._room.set()
-
-    def _soon(self) -> None:
-        """Sends errors at the end of this turn of the loop, so that those of one frame share a message."""
-        if len(self._notices) + sum(len(rows) for rows in self._errors.values()) == 1:
-            asyncio.get_running_loop().call_soon(self._send_errors)
-
-    def _send_errors(self) -> None:
-        pending, self._errors = self._errors, {}
-        for frame, rows in pending.items():
-            self._send(pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows)))
-        if self._notices:
-            self._send(pb.StreamResponse(notice=pb.NoticeFrame(errors=self._notices)))
-            self._notices = []
+        self._outbox.error(frame, wire.row_error(handle, start, error))
 
     # The reader.
 
@@ -194,7 +150,7 @@ class Stream:
             )
 
     def _refuse(self, frame: int, error: errors.StatestreamError) -> None:
-        self._send(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
+        self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
 
     async def _open(self, frame: int, request: pb.OpenFrame) -> None:
         opening = self._opening(request)
@@ -203,12 +159,12 @@ class Stream:
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
         for part in opened:
             self._bind(handles[part.places], part)
-            self._send(pb.StreamResponse(frame=frame, opened=self._opened(handles[part.places], part, failures)))
+            self._outbox.put(pb.StreamResponse(frame=frame, opened=self._opened(handles[part.places], part, failures)))
             failures = []
             if request.return_replies:
                 self._return_replies(frame, handles[part.places], part)
         if failures or not opened:
-            self._send(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+            self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
 
     def _opening(self, request: pb.OpenFrame) -> Opening:
         count = len(request.ids)
@@ -244,27 +200,10 @@ class Stream:
         )
 
     def _bind(self, handles: Array, part: Opened) -> None:
-        most = int(handles.max()) + 1
-        if most > len(self._row):
-            capacity = max(most, 2 * len(self._row), 64)
-            self._table = grown(self._table, capacity, -1)
-            self._row = grown(self._row, capacity, 0)
-            self._binding = grown(self._binding, capacity, 0)
-        if part.table not in self._tables:
-            self._tables.append(part.table)
-        self._let_go(handles, part)
-        self._table[handles] = self._tables.index(part.table)
-        for handle in handles.tolist() if self._asleep else ():
-            self._asleep.pop(handle, None)
-        self._row[handles], self._binding[handles] = part.rows, part.bindings
-
-    def _let_go(self, handles: Array, part: Opened) -> None:
-        """Detaches the sessions that handles stood for until now: what becomes of them is no news to this stream."""
-        for index in np.unique(self._table[handles][self._table[handles] >= 0]).tolist():
-            table, mine = self._tables[index], handles[self._table[handles] == index]
-            rows = self._row[mine]
-            before = table.binding[rows] == self._binding[mine]
-            self._server.sessions.detach(table, rows[before & ((table is not part.table) | ~np.isin(rows, part.rows))])
+        """Binds handles; what they stood for until now is let go without a word."""
+        for table, rows, _ in self._handles.resolve(handles, _ignore):
+            self._server.sessions.detach(table, rows[(table is not part.table) | ~np.isin(rows, part.rows)])
+        self._handles.bind(handles, part.table, part.rows, part.bindings)
 
     def _opened(self, handles: Array, part: Opened, failures: list[RowError]) -> pb.OpenedFrame:
         table, rows = part.table, part.rows
@@ -303,16 +242,13 @@ class Stream:
         steps = self._steps(request, count)
         receiver = _Receiver(self, frame)
         await self._wake(handles)
-        tables, rows = self._resolve(handles, starts, receiver)
         offsets, total = np.cumsum(steps) - steps, int(steps.sum())
-        for index in np.unique(tables[tables >= 0]).tolist():
-            table = self._tables[index]
+        for table, rows, places in self._resolve(handles, frame, starts):
             inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, total)
-            places = np.flatnonzero(tables == index)
             if len(places) < count:
                 taken = np.concatenate([np.arange(offsets[p], offsets[p] + steps[p]) for p in places])
                 inputs = [array[taken] for array in inputs]
-            chunks = Chunks(table, rows[places], handles[places], starts[places], acked[places], steps[places], inputs)
+            chunks = Chunks(table, rows, handles[places], starts[places], acked[places], steps[places], inputs)
             racing = self._server.intake.racing(chunks)
             if len(racing):
                 await self._server.engine.settled(table, racing)
@@ -333,64 +269,50 @@ class Stream:
 
     async def _wake(self, handles: Array) -> None:
         """Brings back the sessions among `handles` that hibernate."""
-        asleep = [handle for handle in handles.tolist() if handle in self._asleep] if self._asleep else []
-        models = {self._asleep[handle].key.model for handle in asleep}
-        for model in models:
-            mine = [handle for handle in asleep if self._asleep[handle].key.model == model]
-            sleepers = [self._asleep[handle] for handle in mine]
-            opened, refused = await self._server.sessions.wake(sleepers, self._number, np.asarray(mine, np.uint32))
-            for handle in mine:
-                self._asleep.pop(handle, None)
+        asleep = self._handles.asleep
+        mine = [handle for handle in handles.tolist() if handle in asleep] if asleep else []
+        for model in {asleep[handle].key.model for handle in mine}:
+            waking = [handle for handle in mine if asleep[handle].key.model == model]
+            sleepers = [asleep[handle] for handle in waking]
+            opened, refused = await self._server.sessions.wake(sleepers, self._number, np.asarray(waking, np.uint32))
             for part in opened:
-                self._bind(np.asarray(mine)[part.places], part)
+                self._bind(np.asarray(waking)[part.places], part)
             for place, error in refused.items():
-                self.lost(mine[place], error)
+                self.lost(waking[place], error)
 
-    def _resolve(self, handles: Array, starts: Positions, receiver: Refusals) -> tuple[Array, Ints]:
-        """The table (its index, -1 for none) and the row of each handle; those without are answered here."""
-        known = handles < len(self._row)
-        safe = np.where(known, handles, 0)
-        if not len(self._row):
-            tables, rows = np.full(len(handles), -1), np.zeros(len(handles), np.int64)
-        else:
-            tables, rows = np.where(known, self._table[safe], -1), self._row[safe]
-        for index, table in enumerate(self._tables):
-            mine = np.flatnonzero(tables == index)
-            stale = table.binding[rows[mine]] != self._binding[handles[mine]]
-            tables[mine[stale]] = -1
-        for place in np.flatnonzero(tables < 0).tolist():
-            error = errors.SessionNotFound(
-                f"handle {int(handles[place])} stands for no session on this stream; open it first"
-            )
-            receiver.refused(int(handles[place]), int(starts[place]) if len(starts) else 0, error)
-        return tables, rows
+    def _resolve(self, handles: Array, frame: int, starts: Positions | None = None) -> list[Group]:
+        """The rows that handles stand for; those that stand for nothing are answered here."""
+
+        def unknown(place: int, error: errors.StatestreamError) -> None:
+            self.refused(frame, int(handles[place]), int(starts[place]) if starts is not None else 0, error)
+
+        return self._handles.resolve(handles, unknown)
 
     async def _ack(self, request: pb.AckFrame) -> None:
         handles = _handles(request.handles)
         acked = wire.column(request.acked_positions, "<u8", len(handles), "acked_positions")
         await self._wake(handles)
-        for table, rows, places in self._by_table(handles):
+        for table, rows, places in self._handles.resolve(handles, _ignore):
             self._server.intake.acknowledge(table, rows, acked[places])
 
     async def _close(self, frame: int, request: pb.CloseFrame) -> None:
         handles, failures = _handles(request.handles), list[RowError]()
         await self._wake(handles)
-        for table, rows, places in self._by_table(handles, failures):
+        for table, rows, _ in self._handles.resolve(handles, self._collect(handles, failures)):
+            claims = table.claims(rows)
             await self._server.engine.settled(table, rows)
-            rows = rows[table.binding[rows] == self._binding[handles[places]]]
-            self._table[handles[places]] = -1
+            rows = rows[table.are_claimed(rows, claims)]
             if request.action == pb.CLOSE_ACTION_DELETE:
                 await self._server.sessions.delete(table, rows)
             else:
                 self._server.sessions.detach(table, rows)
         await self._server.saver.released()
-        known = handles[handles < len(self._table)]
-        self._table[known] = -1
+        self._handles.free(handles)
         refused = {row.handle for row in failures}
         closed = handles[[int(handle) not in refused for handle in handles]]
-        self._send_errors()
+        self._outbox.settle()
         frame_closed = pb.ClosedFrame(handles=closed.astype("<u4").tobytes(), errors=failures)
-        self._send(pb.StreamResponse(frame=frame, closed=frame_closed))
+        self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))
 
     def _flush(self, frame: int, request: pb.FlushFrame) -> None:
         task = asyncio.create_task(self._flushed(frame, _handles(request.handles)), name="stream-flush")
@@ -400,7 +322,7 @@ class Stream:
     async def _flushed(self, frame: int, handles: Array) -> None:
         failures, done = list[RowError](), list[tuple[Array, Positions]]()
         await self._wake(handles)
-        for table, rows, places in self._by_table(handles, failures):
+        for table, rows, places in self._handles.resolve(handles, self._collect(handles, failures)):
             try:
                 await self._server.engine.settled(table, rows)
                 await self._server.saver.flush(table, rows)
@@ -412,27 +334,14 @@ class Stream:
             durable_positions=b"".join(positions.astype("<u8").tobytes() for _, positions in done),
             errors=failures,
         )
-        self._send(pb.StreamResponse(frame=frame, durable=message))
+        self._outbox.put(pb.StreamResponse(frame=frame, durable=message))
 
-    def _by_table(self, handles: Array, failures: list[RowError] | None = None) -> list[tuple[Table, Ints, Ints]]:
-        """Handles as (table, rows, places in `handles`); unknown ones go to `failures`."""
-        unknown = _Collector(failures if failures is not None else [])
-        tables, rows = self._resolve(handles, np.zeros(len(handles), np.uint64), unknown)
-        groups = []
-        for index in np.unique(tables[tables >= 0]).tolist():
-            places = np.flatnonzero(tables == index)
-            groups.append((self._tables[index], rows[places], places))
-        return groups
+    @staticmethod
+    def _collect(handles: Array, failures: list[RowError]) -> Callable[[int, errors.StatestreamError], None]:
+        return lambda place, error: failures.append(wire.row_error(int(handles[place]), 0, error))
 
     def _open_rows(self) -> list[tuple[Table, Ints]]:
-        return [(table, np.flatnonzero(table.owner == self._number)) for table in self._tables]
-
-
-class Refusals(Protocol):
-    """Who hears of handles that stand for nothing."""
-
-    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
-        """A row of a frame was not applied."""
+        return [(table, np.flatnonzero(table.owner == self._number)) for table in self._handles.tables]
 
 
 class _Receiver:
@@ -451,14 +360,8 @@ class _Receiver:
         self._stream.refused(self._frame, handle, start, error)
 
 
-class _Collector:
-    """Takes refusals of frames that are answered as a whole."""
-
-    def __init__(self, failures: list[RowError]) -> None:
-        self._failures = failures
-
-    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
-        self._failures.append(wire.row_error(handle, start, error))
+def _ignore(place: int, error: errors.StatestreamError) -> None:
+    """A handle that stands for nothing needs no answer here."""
 
 
 def _handles(data: bytes) -> Array:

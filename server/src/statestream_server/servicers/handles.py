@@ -1,0 +1,96 @@
+"""The handles of one stream: which row each stands for, under which claim, and which of them sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from statestream import errors
+from statestream_server.arrays import Array, Ints, grown
+from statestream_server.peers import Sleeper
+from statestream_server.table import Table
+
+MAX_HANDLE: Final = 1 << 24
+"""Handles are array indices; larger ones would waste memory."""
+_NOTHING: Final = -1
+
+
+class Group(NamedTuple):
+    """Handles of one frame whose sessions are in one table.
+
+    Attributes:
+        table: The table.
+        rows: [n] their rows.
+        places: [n] their places in the frame.
+    """
+
+    table: Table
+    rows: Ints
+    places: Ints
+
+
+class Handles:
+    """Sessions of a stream by their handles, in columns."""
+
+    def __init__(self) -> None:
+        """No handle stands for anything."""
+        self.tables: list[Table] = []
+        """The tables in which the stream has, or had, sessions."""
+        self.asleep: dict[int, Sleeper] = {}
+        """Handles whose sessions left memory."""
+        self._table = np.empty(0, np.int32)
+        self._row = np.empty(0, np.int64)
+        self._binding = np.empty(0, np.int64)
+
+    def bind(self, handles: Array, table: Table, rows: Ints, bindings: Ints) -> None:
+        """Lets handles stand for rows, under claims."""
+        most = int(handles.max(initial=0)) + 1
+        if most > len(self._row):
+            capacity = max(most, 2 * len(self._row), 64)
+            self._table = grown(self._table, capacity, _NOTHING)
+            self._row = grown(self._row, capacity, 0)
+            self._binding = grown(self._binding, capacity, 0)
+        if table not in self.tables:
+            self.tables.append(table)
+        self._table[handles] = self.tables.index(table)
+        self._row[handles], self._binding[handles] = rows, bindings
+        for handle in handles.tolist() if self.asleep else ():
+            self.asleep.pop(handle, None)
+
+    def free(self, handles: Array) -> None:
+        """Lets handles stand for nothing."""
+        self._table[handles[handles < len(self._table)]] = _NOTHING
+        for handle in handles.tolist() if self.asleep else ():
+            self.asleep.pop(handle, None)
+
+    def sleep(self, handle: int, sleeper: Sleeper) -> None:
+        """Notes that a handle's session left memory."""
+        self._table[handle] = _NOTHING
+        self.asleep[handle] = sleeper
+
+    def resolve(self, handles: Array, unknown: Callable[[int, errors.StatestreamError], None]) -> list[Group]:
+        """The rows that handles stand for, by table.
+
+        Args:
+            handles: [N] handles of a frame.
+            unknown: Hears of the place of every handle that stands for nothing, or whose claim is over.
+        """
+        tables = np.full(len(handles), _NOTHING, np.int32)
+        known = handles < len(self._table)
+        tables[known] = self._table[handles[known]]
+        groups = []
+        for index, table in enumerate(self.tables):
+            places = np.flatnonzero(tables == index)
+            rows = self._row[handles[places]]
+            current = table.binding[rows] == self._binding[handles[places]]
+            tables[places[~current]] = _NOTHING
+            if current.any():
+                groups.append(Group(table, rows[current], places[current]))
+        for place in np.flatnonzero(tables == _NOTHING).tolist():
+            handle = int(handles[place])
+            unknown(
+                place, errors.SessionNotFound(f"handle {handle} stands for no session on this stream; open it first")
+            )
+        return groups

@@ -1,0 +1,73 @@
+"""What a stream says: a queue of messages, how much of it waits for a slow reader, errors gathered by frame."""
+
+from __future__ import annotations
+
+import asyncio
+
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1.tensor_pb2 import RowError
+from statestream_server.servicers.failures import Context
+
+_MOST_BYTES = 8 << 20
+"""Bytes that may wait for a slow reader before its stream is no longer read."""
+
+
+class Outbox:
+    """The messages of one stream, in order."""
+
+    def __init__(self, context: Context) -> None:
+        """Nothing waits."""
+        self._context = context
+        self._messages: asyncio.Queue[pb.StreamResponse | None] = asyncio.Queue()
+        self._bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._errors: dict[int, list[RowError]] = {}
+        self._notices: list[RowError] = []
+
+    async def write(self) -> None:
+        """Writes messages until `end`."""
+        while (message := await self._messages.get()) is not None:
+            await self._context.write(message)
+            self._bytes -= message.ByteSize()
+            if self._bytes <= _MOST_BYTES:
+                self._room.set()
+
+    async def room(self) -> None:
+        """Returns when the reader is not far behind."""
+        await self._room.wait()
+
+    def put(self, message: pb.StreamResponse) -> None:
+        """Sends a message."""
+        self._bytes += message.ByteSize()
+        if self._bytes > _MOST_BYTES:
+            self._room.clear()
+        self._messages.put_nowait(message)
+
+    def error(self, frame: int, error: RowError) -> None:
+        """Sends the error of a row at the end of this turn of the loop, together with others of its frame."""
+        self._soon()
+        self._errors.setdefault(frame, []).append(error)
+
+    def notice(self, error: RowError) -> None:
+        """Sends the notice of a session at the end of this turn of the loop, together with others."""
+        self._soon()
+        self._notices.append(error)
+
+    def settle(self) -> None:
+        """Sends what waits for the end of the turn."""
+        pending, self._errors = self._errors, {}
+        for frame, rows in pending.items():
+            self.put(pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows)))
+        notices, self._notices = self._notices, []
+        if notices:
+            self.put(pb.StreamResponse(notice=pb.NoticeFrame(errors=notices)))
+
+    def end(self) -> None:
+        """Lets `write` return once everything is written."""
+        self.settle()
+        self._messages.put_nowait(None)
+
+    def _soon(self) -> None:
+        if not self._errors and not self._notices:
+            asyncio.get_running_loop().call_soon(self.settle)
