@@ -50,7 +50,7 @@ def of_chunks(steps: Ints, offsets: Ints, inputs: Sequence[Array]) -> Positions:
         per_step = _of_items(array)
         most = int(steps.max(initial=0))
         if most == 1:
-            digests = _mix(digests) + per_step[offsets]
+            digests = _mix(digests) + per_step[offsets] * _multipliers.first(1)
             continue
         # The digest of a chunk is the multilinear hash of the digests of its steps.
         weighted = per_step * _multipliers.first(most)[_places(steps, offsets, len(array))]

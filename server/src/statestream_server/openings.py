@@ -132,11 +132,16 @@ def pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None])
     for place, where in enumerate(held):
         pinned = where[0].model.version if where else opening.version
         if opening.version and pinned != opening.version and opening.mode != Mode.REPLACE:
-            refused[place] = errors.ModelChanged(
-                f"session {opening.ids[place]!r} is pinned to version {pinned}, {opening.version} was asked for;"
-                " open it without a version, or replace it"
-            )
+            refused[place] = other_version(opening, place, pinned)
     return refused
+
+
+def other_version(opening: Opening, place: int, pinned: int) -> errors.ModelChanged:
+    """What the caller is told who asked for another version than the session's."""
+    return errors.ModelChanged(
+        f"session {opening.ids[place]!r} is pinned to version {pinned}, {opening.version} was asked for;"
+        " open it without a version, or replace it"
+    )
 
 
 def refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> errors.StatestreamError:

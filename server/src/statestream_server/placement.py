@@ -13,7 +13,7 @@ import numpy as np
 from statestream import errors
 from statestream_server import records
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.openings import TENANT, Opened, Opening, refusal
+from statestream_server.openings import TENANT, Opened, Opening, other_version, refusal
 from statestream_server.peers import Peers
 from statestream_server.records import Stored
 from statestream_server.registry import Registry
@@ -58,6 +58,9 @@ class Placement:
         for place, claim, answer in zip(places, claims, answers, strict=True):
             if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
                 refused[place] = refusal(opening, place, claim, answer)
+                continue
+            if opening.version not in (0, answer.record.version):
+                refused[place] = other_version(opening, place, answer.record.version)
                 continue
             try:
                 table = self._registry.load(opening.model, answer.record.version).table

@@ -18,6 +18,7 @@ from statestream_server.arrays import Array
 from statestream_server.rows import Column
 
 _FORMAT: Final = "statestream-snapshot-1"
+_POSITION_LIMIT: Final = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
         "model": snapshot.model,
         "digest": snapshot.digest,
         "position": str(snapshot.position),
-        "checksum": _checksum(tensors),
+        "checksum": _checksum(snapshot.position, tensors),
     }
     return bytes(write_safetensors(tensors, metadata))
 
@@ -71,9 +72,9 @@ def loads(data: bytes, columns: Sequence[Column], digest: str) -> Snapshot:
         }
     except (SafetensorError, KeyError, ValueError) as error:
         raise errors.SnapshotInvalid(f"the snapshot is damaged: {error}") from error
-    if _checksum(tensors) != metadata["checksum"]:
-        raise errors.SnapshotInvalid("the snapshot is damaged: its checksum does not match")
     position = int(metadata["position"])
+    if _checksum(position, tensors) != metadata["checksum"]:
+        raise errors.SnapshotInvalid("the snapshot is damaged: its checksum does not match")
     return Snapshot(metadata["model"], digest, position, [tensors[column.name] for column in columns])
 
 
@@ -87,6 +88,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
     try:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         complete = {"model", "digest", "position", "checksum"} <= metadata.keys() and metadata["position"].isdecimal()
+        complete = complete and int(metadata["position"]) < _POSITION_LIMIT
         known = metadata["format"] == _FORMAT
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.SnapshotInvalid(f"these {len(data)} bytes are no snapshot of a session") from error
@@ -97,8 +99,8 @@ def read_metadata(data: bytes) -> dict[str, str]:
     return dict(metadata)
 
 
-def _checksum(tensors: dict[str, Array]) -> str:
-    digest = hashlib.sha256()
+def _checksum(position: int, tensors: dict[str, Array]) -> str:
+    digest = hashlib.sha256(str(position).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].tobytes())
