@@ -466,8 +466,9 @@ class TestStoreUnavailable:
             with Outage(local, monkeypatch):
                 await speaker.send_chunk([0], [0], [numbers(1, 1)])
                 await speaker.send_chunk([0], [2], [numbers(1)])
-                await local.until(lambda: local.server.saver.failures)
-                assert int(local.table("counter").position[local.table("counter").row_of["a"]]) == 3
+                table = local.table("counter")
+                row = table.row_of["a"]
+                await local.until(lambda: local.server.saver.failures and table.position[row] == 3)
                 assert speaker._inbox.empty()
             answers = await speaker.answers(2)
             assert joined(answers)["y"][:, 0].tolist() == [1, 2, 3]

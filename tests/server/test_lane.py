@@ -1,0 +1,175 @@
+"""The lane against a plain model of it: order in each row, each chunk ends once, batches are of one slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from statestream_server.lane import Lane, Priority, Slice
+
+ROWS = 6
+
+
+@dataclass
+class Chunk:
+    """What the model knows of one chunk."""
+
+    work: int
+    place: int
+    row: int
+    steps: int
+    priority: Priority
+    ready: int = 0
+    done: int = 0
+
+    @property
+    def slice(self) -> int:
+        return 1 << (min(self.steps - self.done, 16).bit_length() - 1)
+
+
+class LaneMachine(RuleBasedStateMachine):
+    """Any order of enqueue, take, advance and cancel, one batch at a time as the engine runs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, list[Chunk]] = {row: [] for row in range(ROWS)}
+        self.lane = Lane(16)
+        self.lane.grow(ROWS)
+        self.ages = 0
+        self.works = 0
+        self.batch: Slice | None = None
+        self.running: list[Chunk] = []
+        self.ended: set[tuple[int, int]] = set()
+
+    @rule(
+        steps=st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 40), min_size=1),
+        priority=st.sampled_from(Priority),
+    )
+    def enqueue(self, steps: dict[int, int], priority: Priority) -> None:
+        self.works, self.ages = self.works + 1, self.ages + 1
+        rows = np.asarray(list(steps), np.int64)
+        self.lane.enqueue(rows, np.asarray(list(steps.values())), self.works, priority, self.ages)
+        for place, (row, count) in enumerate(steps.items()):
+            self.rows[row].append(Chunk(self.works, place, row, count, priority, self.ages))
+
+    @precondition(lambda self: self.batch is None and any(self.rows.values()))
+    @rule(most=st.integers(1, ROWS), choice=st.integers(0, 2))
+    def take(self, most: int, choice: int) -> None:
+        waiting = sorted({queue[0].priority for queue in self.rows.values() if queue})
+        priority = waiting[choice % len(waiting)]
+        found = self.lane.oldest(priority)
+        heads = [queue[0] for queue in self.rows.values() if queue and queue[0].priority == priority]
+        assert found is not None
+        assert found[0] == min(chunk.ready for chunk in heads), "the group whose head waits longest"
+        assert found[1] in {chunk.slice for chunk in heads if chunk.ready == found[0]}
+        self.batch = self.lane.take(priority, found[1], most)
+        entries = self.batch.entries.tolist()
+        assert 1 <= len(entries) <= most
+        rows = self.lane.row[entries].tolist()
+        assert len(set(rows)) == len(rows), "no row twice in a batch"
+        self.running = [self.rows[row][0] for row in rows]
+        alike = [chunk for chunk in heads if chunk.slice == self.batch.steps]
+        assert len(entries) == min(most, len(alike)), "all that fit"
+        for entry, chunk in zip(entries, self.running, strict=True):
+            assert (self.lane.work[entry], self.lane.place[entry]) == (chunk.work, chunk.place), (
+                "only the first may run"
+            )
+            assert self.lane.done[entry] == chunk.done
+            assert chunk.slice == self.batch.steps
+            assert self.batch.steps & (self.batch.steps - 1) == 0
+
+    @precondition(lambda self: self.batch is not None)
+    @rule(bad=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+    def advance(self, bad: list[bool]) -> None:
+        assert self.batch is not None
+        failed = np.asarray(bad[: len(self.running)])
+        self.ages += 1
+        finished, refused = self.lane.advance(self.batch, failed, self.ages)
+        expected: tuple[list[Chunk], list[Chunk]] = ([], [])
+        for chunk, wrong in zip(self.running, failed.tolist(), strict=True):
+            chunk.done += self.batch.steps
+            chunk.ready = self.ages
+            if wrong or chunk.done == chunk.steps:
+                queue = self.rows[chunk.row]
+                assert queue.pop(0) is chunk
+                expected[wrong].append(chunk)
+                if queue:
+                    queue[0].ready = self.ages
+        for entries, chunks in zip((finished, refused), expected, strict=True):
+            self._end(entries, chunks)
+        self.batch, self.running = None, []
+
+    @rule(rows=st.sets(st.integers(0, ROWS - 1), min_size=1))
+    def cancel(self, rows: set[int]) -> None:
+        entries, chunks = self.lane.cancel(sorted(rows)), list[Chunk]()
+        for row in sorted(rows):
+            queue = self.rows[row]
+            kept = 1 if queue and any(queue[0] is chunk for chunk in self.running) else 0
+            chunks += queue[kept:]
+            del queue[kept:]
+        self._end(entries, chunks)
+
+    def _end(self, entries: np.ndarray, chunks: list[Chunk]) -> None:
+        names = [(int(self.lane.work[entry]), int(self.lane.place[entry])) for entry in entries]
+        assert names == [(chunk.work, chunk.place) for chunk in chunks]
+        assert not self.ended & set(names), "each chunk ends once"
+        self.ended |= set(names)
+        self.lane.release(entries)
+
+    @invariant()
+    def knows_what_is_queued(self) -> None:
+        assert self.lane.queued == sum(len(queue) for queue in self.rows.values())
+        assert self.lane.idle(np.arange(ROWS)).tolist() == [not self.rows[row] for row in range(ROWS)]
+        running = {chunk.row for chunk in self.running}
+        assert self.lane.running(np.arange(ROWS)).tolist() == [row in running for row in range(ROWS)]
+        for priority in Priority:
+            ready = [
+                queue[0].ready
+                for row, queue in self.rows.items()
+                if queue and queue[0].priority == priority and row not in running
+            ]
+            found = self.lane.oldest(priority)
+            assert (found[0] if found else None) == min(ready, default=None)
+
+    def teardown(self) -> None:
+        """Whatever is left runs to its end in a bounded number of batches."""
+        for _ in range(1000):
+            if self.batch is not None:
+                self.advance([False] * ROWS)
+            elif any(self.rows.values()):
+                self.take(ROWS, 0)
+            else:
+                break
+        assert self.lane.queued == 0
+
+
+TestLane = LaneMachine.TestCase
+TestLane.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+def test_a_chunk_is_cut_into_falling_powers_of_two() -> None:
+    """13 = 8 + 4 + 1, at most `max_slice` at a time."""
+    lane, slices, age = Lane(8), list[int](), 1
+    lane.grow(1)
+    lane.enqueue(np.asarray([0]), np.asarray([29]), 1, Priority.LIVE, age)
+    while (oldest := lane.oldest(Priority.LIVE)) is not None:
+        age += 1
+        batch = lane.take(Priority.LIVE, oldest[1], 10)
+        slices.append(batch.steps)
+        lane.advance(batch, np.zeros(1, np.bool_), age)
+    assert slices == [8, 8, 8, 4, 1]
+
+
+def test_entries_grow_beyond_their_first_capacity() -> None:
+    lane, count = Lane(4), 3000
+    lane.grow(count)
+    lane.enqueue(np.arange(count), np.ones(count, np.int64), 1, Priority.LIVE, 1)
+    lane.enqueue(np.arange(count), np.ones(count, np.int64), 2, Priority.LIVE, 2)
+    assert lane.queued == 2 * count
+    first = lane.take(Priority.LIVE, 1, 2 * count)
+    assert sorted(lane.row[first.entries].tolist()) == list(range(count))
+    assert set(lane.work[first.entries].tolist()) == {1}

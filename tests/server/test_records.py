@@ -1,0 +1,131 @@
+"""Records of sessions: what was written is read; damage and other models are told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statestream import errors
+from statestream_server import records
+from statestream_server.records import Layout
+from statestream_server.replies import ReplyWindow
+from statestream_server.rows import Column
+
+LAYOUT = Layout(
+    model=bytes(range(16)),
+    fingerprint=2**63 + 7,
+    columns=[
+        Column("h", np.dtype("<f4"), (2, 3)),
+        Column("seen", np.dtype("<i8"), ()),
+        Column("mask", np.dtype("?"), (5,)),
+    ],
+    outputs=[(np.dtype("<f4"), (2,)), (np.dtype("<i8"), ())],
+)
+
+
+@dataclasses.dataclass
+class World:
+    """Rows with values and kept replies."""
+
+    values: list[np.ndarray]
+    acked: np.ndarray
+    requests: np.ndarray
+    window: ReplyWindow
+    rows: np.ndarray
+    kept: list[list[tuple[int, int, int, list[np.ndarray]]]]
+
+    def encode(self) -> list[bytes]:
+        return records.encode(LAYOUT, self.values, self.acked, self.requests, self.window, self.rows)
+
+
+def world(seed: int, replies: list[list[int]]) -> World:
+    """As many rows as `replies` has lists; each list has the steps of one row's kept replies."""
+    rng, count = np.random.default_rng(seed), len(replies)
+    window, rows = ReplyWindow(), rng.permutation(count + 3)[:count]
+    window.grow(count + 3)
+    kept: list[list[tuple[int, int, int, list[np.ndarray]]]] = [[] for _ in replies]
+    position = rng.integers(0, 1000, count)
+    for turn in range(max(map(len, replies), default=0)):
+        some = [index for index, lengths in enumerate(replies) if len(lengths) > turn]
+        steps = np.asarray([replies[index][turn] for index in some])
+        offsets, total = np.cumsum(steps) - steps, int(steps.sum())
+        outputs = [rng.standard_normal((total, 2)).astype("<f4"), rng.integers(0, 99, total)]
+        digests = rng.integers(0, 2**64, len(some), np.uint64)
+        window.append(rows[some], position[some].astype(np.uint64), steps, digests, outputs, offsets)
+        for index, offset, length, digest in zip(some, offsets, steps, digests, strict=True):
+            mine = [array[offset : offset + length] for array in outputs]
+            kept[index].append((int(position[index]), int(length), int(digest), mine))
+            position[index] += length
+    values = [
+        rng.standard_normal((count, 2, 3)).astype("<f4"),
+        rng.integers(-9, 9, count),
+        rng.integers(0, 2, (count, 5)).astype(bool),
+    ]
+    return World(
+        values,
+        rng.integers(0, 2**63, count).astype(np.uint64),
+        rng.integers(0, 2**64, count, np.uint64),
+        window,
+        rows,
+        kept,
+    )
+
+
+_REPLIES = st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=1, max_size=6)
+
+
+@given(st.integers(0, 2**32), _REPLIES)
+def test_what_was_written_is_read(seed: int, replies: list[list[int]]) -> None:
+    """Values, acknowledged position, request, and every kept reply, uniform or ragged, from any block."""
+    made = world(seed, replies)
+    blobs = made.encode()
+    assert len(blobs) == len(replies)
+    for index, blob in enumerate(blobs):
+        found = records.decode(LAYOUT, blob, what="it")
+        for value, column, source in zip(found.values, LAYOUT.columns, made.values, strict=True):
+            assert value.dtype == column.dtype
+            np.testing.assert_array_equal(value, source[index])
+        assert (found.acked, found.request) == (int(made.acked[index]), int(made.requests[index]))
+        assert found.same_bits
+        assert [(r.start, r.steps, r.digest) for r in found.replies] == [kept[:3] for kept in made.kept[index]]
+        for reply, (_, _, _, outputs) in zip(found.replies, made.kept[index], strict=True):
+            assert [array.tobytes() for array in reply.outputs] == [array.tobytes() for array in outputs]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32), _REPLIES, st.integers(1, 255))
+def test_every_damaged_byte_is_state_lost(seed: int, replies: list[list[int]], flip: int) -> None:
+    """No single byte can change without notice, wherever it is; nor can bytes be missing."""
+    blob = world(seed, replies).encode()[0]
+    for at in range(len(blob)):
+        damaged = blob[:at] + bytes([blob[at] ^ flip]) + blob[at + 1 :]
+        with pytest.raises(errors.StateLost):
+            records.decode(LAYOUT, damaged, what="it")
+    for length in range(len(blob)):
+        with pytest.raises(errors.StateLost):
+            records.decode(LAYOUT, blob[:length], what="it")
+
+
+def test_a_record_of_another_model_is_told_apart() -> None:
+    blob = world(1, [[2]]).encode()[0]
+    with pytest.raises(errors.ModelChanged, match="session 'a'"):
+        records.decode(dataclasses.replace(LAYOUT, model=bytes(16)), blob, what="session 'a'")
+
+
+def test_a_record_of_another_processor_is_read_and_reported() -> None:
+    blob = world(1, [[2]]).encode()[0]
+    assert not records.decode(dataclasses.replace(LAYOUT, fingerprint=1), blob, what="it").same_bits
+
+
+def test_a_model_without_outputs_or_states_in_the_row() -> None:
+    """Layouts may be small: one column, no reply."""
+    layout = Layout(bytes(16), 0, [Column("n", np.dtype("<f8"), ())], [])
+    window = ReplyWindow()
+    window.grow(1)
+    none = np.zeros(1, np.uint64)
+    (blob,) = records.encode(layout, [np.asarray([2.5])], none, none, window, np.zeros(1, np.int64))
+    assert float(records.decode(layout, blob, what="it").values[0]) == 2.5

@@ -1,0 +1,122 @@
+"""Shares between classes, age within a class; costs of batches."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statestream_server.costs import Costs
+from statestream_server.lane import Priority
+from statestream_server.scheduler import SHARES, Scheduler
+
+
+class Fixed:
+    """A queue with these heads."""
+
+    def __init__(self, **heads: tuple[int, int]) -> None:
+        self.heads = {Priority[name]: head for name, head in heads.items()}
+
+    def oldest(self, priority: Priority) -> tuple[int, int] | None:
+        return self.heads.get(priority)
+
+
+ALL = Fixed(LIVE=(1, 1), GENERATE=(2, 1), FORECAST=(3, 1))
+
+
+@given(st.lists(st.floats(1e-5, 1e-2), min_size=50, max_size=300))
+def test_each_class_gets_its_share(costs: list[float]) -> None:
+    """While all classes have work, no class is ahead of another by more than its dearest batch."""
+    scheduler, used = Scheduler(), dict.fromkeys(Priority, 0.0)
+    for cost in costs:
+        choice = scheduler.choose([ALL])
+        assert choice is not None
+        scheduler.charge(choice.priority, cost)
+        used[choice.priority] += cost
+        for one in Priority:
+            for other in Priority:
+                assert used[one] / SHARES[one] - used[other] / SHARES[other] <= max(costs) / SHARES[one] + 1e-9
+
+
+def test_an_idle_class_saves_nothing_up() -> None:
+    """After a long time alone, a class that gets company still has its share, not the other's arrears."""
+    scheduler, used = Scheduler(), dict.fromkeys(Priority, 0.0)
+    for _ in range(1000):
+        choice = scheduler.choose([Fixed(LIVE=(1, 1))])
+        assert choice is not None
+        scheduler.charge(choice.priority, 0.01)
+    for _ in range(1000):
+        choice = scheduler.choose([Fixed(LIVE=(1, 1), FORECAST=(2, 1))])
+        assert choice is not None
+        scheduler.charge(choice.priority, 0.01)
+        used[choice.priority] += 0.01
+    assert used[Priority.FORECAST] == pytest.approx(used[Priority.LIVE] / 16, rel=0.05)
+
+
+@given(st.dictionaries(st.integers(0, 9), st.integers(0, 1000), min_size=1))
+def test_within_a_class_the_oldest_head_runs(ages: dict[int, int]) -> None:
+    queues = {number: Fixed(LIVE=(age, 1 << (age % 8))) for number, age in ages.items()}
+    choice = Scheduler().choose(queues.values())
+    assert choice is not None
+    assert choice.queue.heads[Priority.LIVE][0] == min(ages.values())
+    assert choice.steps == choice.queue.heads[Priority.LIVE][1]
+
+
+def test_nothing_waits_nothing_runs() -> None:
+    assert Scheduler().choose([]) is None
+    assert Scheduler().choose([Fixed()]) is None
+
+
+def _affine(fixed: float, each: float, size: int) -> float:
+    return fixed + each * size
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 100_000), st.floats(0, 1)), max_size=40),
+    st.integers(1, 256),
+    st.integers(1, 4096),
+)
+def test_rows_stay_within_bounds(observed: list[tuple[int, float]], steps: int, most: int) -> None:
+    """Whatever was measured, a batch has one row at least and `most` at most; predictions are never negative."""
+    costs = Costs(2e-3)
+    for size, seconds in observed:
+        costs.observe(size, seconds)
+    assert 1 <= costs.rows(steps, most=most) <= most
+    assert all(costs.predict(size) >= 0 for size in (0, 1, 7, 1000, 10**6))
+
+
+@given(st.floats(1e-6, 1e-3), st.floats(1e-8, 1e-4), st.lists(st.integers(1, 4096), min_size=1, max_size=12))
+def test_predictions_are_not_far_below_the_truth(fixed: float, each: float, sizes: list[int]) -> None:
+    """For sizes at or above a measured one: never below half of what a fixed part and a part per row cost."""
+    costs = Costs(2e-3)
+    for size in sizes:
+        costs.observe(size, _affine(fixed, each, size))
+    for size in [*sizes, 2 * max(sizes), 5000]:
+        assert costs.predict(size) >= 0.49 * _affine(fixed, each, size)
+
+
+@given(st.floats(1e-6, 1e-4), st.floats(1e-7, 1e-5), st.integers(0, 8))
+def test_batches_grow_to_the_target_and_stay(fixed: float, each: float, exponent: int) -> None:
+    """Fed with its own batches, the size settles where a batch takes about the target."""
+    costs, steps, rows = Costs(2e-3), 1 << exponent, 0
+    for _ in range(60):
+        rows = costs.rows(steps, most=4096)
+        costs.observe(rows * steps, _affine(fixed, each, rows * steps))
+    seconds = _affine(fixed, each, rows * steps)
+    assert seconds <= 2 * 2e-3 or rows == 1
+    assert seconds >= 0.4 * 2e-3 or rows == 4096
+
+
+@given(st.floats(1e-6, 1e-4), st.floats(1e-7, 1e-5))
+def test_longer_slices_have_fewer_rows(fixed: float, each: float) -> None:
+    costs = Costs(2e-3)
+    for exponent in range(21):
+        costs.observe(1 << exponent, _affine(fixed, each, 1 << exponent))
+    rows = [costs.rows(1 << exponent, most=4096) for exponent in range(9)]
+    assert rows == sorted(rows, reverse=True)
+
+
+def test_unmeasured_costs_start_small() -> None:
+    assert Costs(2e-3).rows(1, most=4096) == 64
+    assert Costs(2e-3).rows(1, most=3) == 3
+    assert Costs(2e-3).predict(100) == 0
