@@ -51,6 +51,7 @@ class ReplyWindow:
         self._free = Freelist()
         self._next = np.empty(0, np.int64)
         self._start = np.empty(0, np.uint64)
+        self._end = np.empty(0, np.uint64)
         self._steps = np.empty(0, np.int64)
         self._digest = np.empty(0, np.uint64)
         self._offset = np.empty(0, np.int64)
@@ -88,11 +89,15 @@ class ReplyWindow:
         self._last_block += 1
         self._blocks[self._last_block] = _Block(list(outputs), len(rows))
         self._start[entries], self._steps[entries], self._digest[entries] = starts, steps, digests
+        self._end[entries] = starts + steps.astype(np.uint64)
         self._offset[entries], self._block[entries], self._next[entries] = offsets, self._last_block, NONE
         tails = self._tail[rows]
         first = tails == NONE
-        self._head[rows[first]] = entries[first]
-        self._next[tails[~first]] = entries[~first]
+        if first.all():
+            self._head[rows] = entries
+        else:
+            self._head[rows[first]] = entries[first]
+            self._next[tails[~first]] = entries[~first]
         self._tail[rows] = entries
         self.count[rows] += 1
 
@@ -100,11 +105,13 @@ class ReplyWindow:
         """Forgets the replies of `rows` (distinct) that end at or below the positions `acked`."""
         while len(rows):
             entries = self._head[rows]
-            some = entries != NONE
-            rows, acked, entries = rows[some], acked[some], entries[some]
-            done = self._start[entries] + self._steps[entries].astype(np.uint64) <= acked
-            rows, acked = rows[done], acked[done]
-            self._pop(rows, entries[done])
+            # Entry -1 is a real index, so what it says of rows without entries is masked out.
+            done = (
+                (entries != NONE) & (self._end[entries] <= acked) if len(self._end) else np.zeros(len(rows), np.bool_)
+            )
+            if not done.all():
+                rows, acked, entries = rows[done], acked[done], entries[done]
+            self._pop(rows, entries)
 
     def drop(self, rows: Ints) -> None:
         """Forgets every reply of `rows` (distinct)."""
@@ -167,6 +174,7 @@ class ReplyWindow:
             self._free.grow(capacity)
             self._next = grown(self._next, capacity, NONE)
             self._start = grown(self._start, capacity, 0)
+            self._end = grown(self._end, capacity, 0)
             self._steps = grown(self._steps, capacity, 0)
             self._digest = grown(self._digest, capacity, 0)
             self._offset = grown(self._offset, capacity, 0)
@@ -182,8 +190,12 @@ class ReplyWindow:
         self._tail[rows[following == NONE]] = NONE
         self.count[rows] -= 1
         self._free.give(entries)
-        blocks, counts = np.unique(self._block[entries], return_counts=True)
-        for number, count in zip(blocks.tolist(), counts.tolist(), strict=True):
+        blocks = self._block[entries]
+        if (blocks == blocks[0]).all():
+            numbers, counts = [int(blocks[0])], [len(blocks)]
+        else:
+            numbers, counts = (part.tolist() for part in np.unique(blocks, return_counts=True))
+        for number, count in zip(numbers, counts, strict=True):
             block = self._blocks[number]
             block.live -= count
             if not block.live:
