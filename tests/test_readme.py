@@ -79,7 +79,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 def outputs(parts: list[Block], address: str, folder: Path, before: str = "") -> list[str]:
     """What each Python block prints, in one interpreter."""
-    script = [before]
+    # A block that hangs ends with a traceback that shows where.
+    script = ["import faulthandler; faulthandler.dump_traceback_later(100, exit=True)", before]
     for block in parts:
         script += [f"print({MARK!r}, end='', flush=True)", block.text.replace("localhost:8001", address)]
     done = subprocess.run(
@@ -91,7 +92,7 @@ def outputs(parts: list[Block], address: str, folder: Path, before: str = "") ->
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split(MARK)[1:]
 
 
