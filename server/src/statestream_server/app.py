@@ -48,7 +48,7 @@ from statestream_server.servicers.model import ModelServicer
 from statestream_server.servicers.session import SessionServicer
 from statestream_server.servicers.stream import Stream
 from statestream_server.sessions import Sessions
-from statestream_server.settings import Settings
+from statestream_server.settings import Settings, StartError
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 from statestream_server.table import Table
@@ -66,10 +66,6 @@ _SERVICES = tuple(
 )
 _LEAVE_SECONDS = 1.0
 """How long clients get to leave after the go-away before their streams are ended."""
-
-
-class StartError(Exception):
-    """The server cannot start: one line with the reason and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +209,8 @@ async def _listen(
         options=[
             ("grpc.max_receive_message_length", size),
             ("grpc.max_send_message_length", size),
-            # Two servers on one port would share its connections without a word.
-            ("grpc.so_reuseport", 0),
+            # Two servers on one port share its connections without a word: only workers of one server mean it.
+            ("grpc.so_reuseport", int(settings.reuse_port)),
             # Clients ping idle streams; without these the server answers them with "too many pings".
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import logging
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.logging import RichHandler
 
-from statestream_server.settings import Durability, Limits, Settings
+from statestream_server import process
+from statestream_server import workers as multi
+from statestream_server.model import BatchPolicy
+from statestream_server.settings import Durability, Limits, Settings, StartError
 
 _LEVELS = ["debug", "info", "warning", "error"]
 
@@ -63,6 +62,7 @@ _LIMITS = Limits()
 @_option("--port", default=8001, help="gRPC; 0 for any free port.")
 @_option("--http-port", default=8002, help="Metrics over HTTP; 0 for any free port.")
 @_option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
+@_option("--workers", default=1, help="Processes that share port and store; worker k has HTTP port + k.")
 @_option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
 @_option(
     "--durability",
@@ -94,6 +94,7 @@ def serve(
     port: int,
     http_port: int,
     http: bool,
+    workers: int,
     store: str,
     durability: str | None,
     checkpoint_interval: float,
@@ -107,13 +108,6 @@ def serve(
     log_level: str,
 ) -> None:
     """Serves the models in MODELS_DIR/<model>/<version>/ over gRPC."""
-    _log_to_stderr(log_level)
-    try:
-        from statestream_server import app
-        from statestream_server.model import BatchPolicy
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
-
     mode = Durability[(durability or ("none" if store == "memory" else "interval")).upper()]
     if store == "memory" and mode != Durability.NONE:
         raise click.ClickException("the memory store keeps nothing over a restart: only --durability none fits it")
@@ -132,9 +126,13 @@ def serve(
         retention,
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )
+    if workers > 1 and store == "memory":
+        raise click.ClickException("workers share sessions through the store, and the memory store is each one's own")
     try:
-        _run(app.serve(settings))
-    except app.StartError as error:
+        if workers > 1:
+            raise SystemExit(multi.run(settings, workers, log_level))
+        process.run(settings, log_level)
+    except (StartError, ImportError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -152,26 +150,3 @@ def inspect(file: Path) -> None:
         click.echo(describe(file))
     except ModelLoadError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _run(main: Any) -> None:
-    if sys.platform == "win32":
-        asyncio.run(main)
-        return
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)
-
-
-def _log_to_stderr(level: str) -> None:
-    from rich.console import Console
-
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -9,6 +9,10 @@ from pathlib import Path
 from statestream_server.model import BatchPolicy
 
 
+class StartError(Exception):
+    """The server cannot start: one line with the reason and what to do."""
+
+
 class Durability(enum.IntEnum):
     """How steps become durable; numbers as on the wire."""
 
@@ -47,6 +51,7 @@ class Settings:
         hibernate_after: Seconds without a step after which a session leaves memory for the store.
         retention: Seconds that a session is kept in the store without use; 0 for ever.
         ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
+        reuse_port: Whether other processes of this server listen on the same port.
         limits: What the server takes.
     """
 
@@ -63,4 +68,5 @@ class Settings:
     hibernate_after: float = 900.0
     retention: float = 0.0
     ephemeral_retention: float = 300.0
+    reuse_port: bool = False
     limits: Limits = field(default_factory=Limits)

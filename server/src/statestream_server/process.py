@@ -1,0 +1,43 @@
+"""One server process as the operating system sees it: event loop, log, exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from statestream_server.settings import Settings
+
+
+def run(settings: Settings, log_level: str) -> None:
+    """Serves until a signal.
+
+    Raises:
+        StartError: The server cannot start.
+        ImportError: ONNX Runtime is not installed.
+    """
+    log_to_stderr(log_level)
+    from statestream_server import app
+
+    if sys.platform == "win32":
+        asyncio.run(app.serve(settings))
+        return
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(app.serve(settings))
+
+
+def log_to_stderr(level: str) -> None:
+    """Sends the log to standard error: coloured on a terminal, plain lines elsewhere."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
