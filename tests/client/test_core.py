@@ -432,7 +432,16 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
         elif action < 0.93:
             wire.world.save(rng.sample(["a", "b", "c", "d", "e"], 3))
         elif action < 0.95:
-            wire.world.refuse.append(errors.Overloaded("full", retry_after=0.3))
+            wire.world.refuse.append(
+                rng.choice(
+                    [
+                        errors.Overloaded("full", retry_after=0.3),
+                        errors.StoreUnavailable("away"),
+                        errors.NotOwner("elsewhere"),
+                        errors.SessionNotFound("not bound"),
+                    ]
+                )
+            )
         else:
             wire.cut()
             if rng.random() < 0.5:

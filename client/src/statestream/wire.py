@@ -19,6 +19,10 @@ Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 HANDLE: Final = np.dtype("<u4")
 """A column of handles or lengths."""
 
+_NAMES: dict[np.dtype[Any], str] = {}
+# numpy works a dtype's name out anew each time, which costs as much as the rest of a small message.
+_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+
 POSITION: Final = np.dtype("<i8")
 """A column of positions or epochs; read as signed, so that differences are signed too."""
 
@@ -30,13 +34,16 @@ def to_tensor(name: str, array: Array) -> Tensor:
         BadTensor: The dtype does not travel.
     """
     dtype = array.dtype
-    if dtype.name not in DTYPES:
-        raise BadTensor(
-            f"{name} has dtype {dtype}; expected one of {', '.join(sorted(DTYPES))}", metadata={"field": name}
-        )
+    known = _NAMES.get(dtype)
+    if known is None:
+        if dtype.name not in DTYPES:
+            raise BadTensor(
+                f"{name} has dtype {dtype}; expected one of {', '.join(sorted(DTYPES))}", metadata={"field": name}
+            )
+        known = _NAMES[dtype] = dtype.name
     if dtype.byteorder == ">":
         array = array.astype(dtype.newbyteorder("<"))
-    return Tensor(name=name, dtype=dtype.name, shape=array.shape, data=array.tobytes())
+    return Tensor(name=name, dtype=known, shape=array.shape, data=array.tobytes())
 
 
 def from_tensor(tensor: Tensor) -> Array:
@@ -45,17 +52,17 @@ def from_tensor(tensor: Tensor) -> Array:
     Raises:
         BadTensor: The dtype is unknown, or the data is not as long as dtype and shape say.
     """
-    if tensor.dtype not in DTYPES:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
         raise BadTensor(f"{tensor.name} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}")
-    dtype = np.dtype(tensor.dtype).newbyteorder("<")
-    shape = tuple(tensor.shape)
+    shape, data = tuple(tensor.shape), tensor.data
     expected = math.prod(shape) * dtype.itemsize
-    if len(tensor.data) != expected:
+    if len(data) != expected or min(shape, default=0) < 0:
         raise BadTensor(
-            f"{tensor.name} has {len(tensor.data)} bytes; expected {expected} for {tensor.dtype}{list(shape)}",
+            f"{tensor.name} has {len(data)} bytes; expected {expected} for {tensor.dtype}{list(shape)}",
             metadata={"field": tensor.name},
         )
-    return np.frombuffer(tensor.data, dtype).reshape(shape).copy()
+    return np.frombuffer(data, dtype).reshape(shape).copy()
 
 
 def from_tensors(tensors: Iterable[Tensor]) -> dict[str, Array]:

@@ -90,7 +90,7 @@ class Client:
             lose_when_full=settings.on_full == "drop",
         )
         self._link = Link(parse_addresses(address), settings, self._core, on_reconnect)
-        self._layouts: dict[tuple[str, int], Layout] = {}
+        self._layouts: dict[tuple[str, int], asyncio.Future[Layout]] = {}
         self._closed = False
         self.settings = settings
 
@@ -386,15 +386,23 @@ class Client:
 
     async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
         key = (model, version or 0)
-        layout = self._layouts.get(key)
-        if layout is None:
-            request = model_pb2.GetModelRequest(name=model, version=version or 0)
-            response = await self._link.unary(
-                lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request)
-            )
-            layout = self._layouts[key] = Layout(read_model(response.model))
+        pending = self._layouts.get(key)
+        if pending is None:
+            # Many tasks that open sessions at once ask the server once, and share what comes.
+            pending = self._layouts[key] = asyncio.ensure_future(self._fetch(model, version))
+            pending.add_done_callback(lambda done: self._forget_failed(key, done))
+        layout = await asyncio.shield(pending)
         require_kind(layout.model, kind)
         return layout
+
+    async def _fetch(self, model: str, version: int | None) -> Layout:
+        request = model_pb2.GetModelRequest(name=model, version=version or 0)
+        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request))
+        return Layout(read_model(response.model))
+
+    def _forget_failed(self, key: tuple[str, int], done: asyncio.Future[Layout]) -> None:
+        if (done.cancelled() or done.exception() is not None) and self._layouts.get(key) is done:
+            del self._layouts[key]
 
     async def _forecast(
         self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool

@@ -24,6 +24,7 @@ class Block:
         waiting: [N] the chunks whose replies are still to come, or None for all of them.
         dead: [N] the chunks that were given up and must not be replayed, or None for none.
         frame: The frame that carries it, 0 while it is not sent on this stream.
+        fresh: Of single steps, how many sessions had nothing else in flight when it left.
         durable_at: When it was found to be durable.
     """
 
@@ -32,6 +33,7 @@ class Block:
         "durable_at",
         "ends",
         "frame",
+        "fresh",
         "handle_bytes",
         "handles",
         "inputs",
@@ -57,6 +59,7 @@ class Block:
         self.waiting: Mask | None = None
         self.dead: Mask | None = None
         self.frame = 0
+        self.fresh = 0
         self.durable_at = 0.0
         self.handle_bytes = b""
         self.position_bytes = b""

@@ -17,6 +17,15 @@ from statestream.wire import Ints, Mask
 FRAME_BYTES = 1 << 20
 """Frames are cut at about this size."""
 
+FRAME_SINGLES = 512
+"""The most single steps in a frame: with more, client and server would wait for each other in turn."""
+
+BUSY_FRAMES = 2
+GATHER = 4
+"""With `BUSY_FRAMES` unanswered, single steps wait until they are one in `GATHER` of the sessions whose steps are in
+flight: answers are coming, and what they wake joins the frame. So the frames of a crowd grow in place of their number;
+a step of few sessions, or behind long chunks, never waits."""
+
 
 class Chunks:
     """Everything between a caller's step and its reply, for all sessions of a client."""
@@ -30,6 +39,7 @@ class Chunks:
         self.unsent: list[Block] = []
         self.in_flight: dict[int, Block] = {}
         self.bytes_in_flight = 0
+        self.sessions_in_flight = 0
         self.backlog: deque[StepTicket | PoolTicket] = deque()
         self.holds: dict[int, float] = {}
         self._table = table
@@ -164,11 +174,13 @@ class Chunks:
                 flags = mask.tolist()
                 chosen = [ticket for ticket, ok in zip(tickets, flags, strict=True) if ok]
                 rest = [ticket for ticket, ok in zip(tickets, flags, strict=True) if not ok]
+        if len(self.in_flight) >= BUSY_FRAMES and len(chosen) * GATHER < self.sessions_in_flight:
+            return
         self.singles[lane] = rest
         low = 0
         while low < len(chosen):
             high, nbytes, counted = low, 0, 0
-            while high < len(chosen) and (high == low or nbytes < FRAME_BYTES):
+            while high < len(chosen) and (high == low or nbytes < FRAME_BYTES) and high - low < FRAME_SINGLES:
                 nbytes += chosen[high].steps * lane.step_bytes
                 counted += chosen[high].nbytes
                 high += 1
@@ -178,6 +190,9 @@ class Chunks:
             self._buffer.bytes += block.nbytes - counted
             self._buffer.add(block)
             self._mark(block)
+            if isinstance(block.lengths, int) and block.lengths == 1:
+                block.fresh = int((self._table.in_flight[block.handles] == 1).sum())
+                self.sessions_in_flight += block.fresh
             ready.append(block)
             low = high
 
@@ -309,7 +324,7 @@ class Chunks:
         unsent.extend(block for block in self.unsent if not isinstance(block.sink, Discard))
         self.unsent = unsent
         self.in_flight.clear()
-        self.bytes_in_flight = 0
+        self.bytes_in_flight = self.sessions_in_flight = 0
         self.holds.clear()
         self._table.in_flight[:] = 0
         self._table.stale[:] = 0

@@ -145,6 +145,8 @@ class Results:
         if block.frame and not block.still_waiting().any() and in_flight.pop(block.frame, None) is not None:
             block.frame = 0
             self._chunks.bytes_in_flight -= block.nbytes
+            self._chunks.sessions_in_flight -= block.fresh
+            block.fresh = 0
 
     def _ghost(self, block: Block, row: int) -> None:
         """The reply to a chunk that was given up: only the count of what is still to come changes."""

@@ -85,6 +85,7 @@ class Client:
         )
         self._link = Link(parse_addresses(address), settings, self._core, on_reconnect)
         self._layouts: dict[tuple[str, int], Layout] = {}
+        self._fetching = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
         self.settings = settings
@@ -352,11 +353,13 @@ class Client:
 
     def _layout(self, model: str, version: int | None, kind: str) -> Layout:
         key = (model, version or 0)
-        layout = self._layouts.get(key)
-        if layout is None:
-            request = model_pb2.GetModelRequest(name=model, version=version or 0)
-            response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request))
-            layout = self._layouts[key] = Layout(read_model(response.model))
+        # Threads that open sessions at once share one layout, and so their steps share frames.
+        with self._fetching:
+            layout = self._layouts.get(key)
+            if layout is None:
+                request = model_pb2.GetModelRequest(name=model, version=version or 0)
+                response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request))
+                layout = self._layouts[key] = Layout(read_model(response.model))
         require_kind(layout.model, kind)
         return layout
 
