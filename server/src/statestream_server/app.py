@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import time
@@ -143,7 +144,7 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
 
 def _stop_or_die(stop: asyncio.Event) -> None:
     if stop.is_set():
-        raise SystemExit(130)
+        os._exit(130)  # Whoever asks twice waits for nothing, not even for the loop to wind up.
     stop.set()
 
 
@@ -227,7 +228,10 @@ async def _listen(
     try:
         port = edge.add_insecure_port(address)
     except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: {error}; is another server running there?") from error
+        raise StartError(
+            f"cannot listen on {address}: the port is taken, or the address is not this machine's; is another server"
+            " running there?"
+        ) from error
     await edge.start()
     for service in ("", *_SERVICES):
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
