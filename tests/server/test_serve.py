@@ -1,0 +1,163 @@
+"""`statestream serve` as a process: how it starts, how it refuses to start, how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
+from tests.support import models
+from tests.support.serving import Process, process
+from tests.support.speaker import DEADLINE, Caller, Speaker, connected
+
+ONE = {"x": np.ones((2, 1), np.float32)}
+
+
+def refused(folder: Path, *options: str, port: int = 0) -> str:
+    """What a server says that cannot start: one line, no traceback, exit status 1. gRPC may have logged before."""
+    server = Process(folder, [*options, "--log-level", "error"], port=port)
+    server.launch()
+    status = server.wait()
+    lines = [line for line in server.output.splitlines() if line.startswith("Error: ")]
+    assert status == 1, server.output
+    assert "Traceback" not in server.output
+    assert [server.output.splitlines()[-1]] == lines, server.output
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write(tmp_path_factory.mktemp("models"), "counter")
+
+
+async def test_a_broken_model_does_not_keep_the_others_from_serving(tmp_path: Path) -> None:
+    """One line names file and reason; ModelService shows the failure; the others serve."""
+    models.write(tmp_path, "counter", "gru")
+    broken = tmp_path / "gru" / "1" / "model.onnx"
+    broken.write_bytes(b"this is no model")
+    with process(tmp_path, "--store", "memory") as server:
+        lines = [line for line in server.lines if str(broken) in line]
+        assert len(lines) == 1, server.output
+        assert "not a readable ONNX file" in lines[0]
+        async with connected(server.address) as channel, Speaker(channel, "counter") as speaker:
+            listed = (await Caller(channel).models.ListModels(model_pb2.ListModelsRequest())).models
+            assert {model.name: bool(model.error) for model in listed} == {"counter": False, "gru": True}
+            await speaker.open_one("a")
+            await speaker.step(0, 0, ONE)
+
+
+def test_a_taken_port_is_refused(folder: Path) -> None:
+    with process(folder, "--store", "memory") as server:
+        line = refused(folder, "--store", "memory", port=server.port)
+        assert f"127.0.0.1:{server.port}" in line
+        assert "another server" in line
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    line = refused(tmp_path / "nowhere", "--store", "memory")
+    assert str(tmp_path / "nowhere") in line
+    assert "MODELS_DIR" in line
+
+
+@pytest.mark.parametrize("store", ["sqlite:{file}/sessions.db", "sqlite:{folder}", "sqlite:{file}"])
+def test_an_unusable_store_is_refused(folder: Path, tmp_path: Path, store: str) -> None:
+    """A path below a file, a folder, a file that is no database."""
+    file = tmp_path / "file"
+    file.write_text("this is no database, and it is longer than a header\n" * 50)
+    line = refused(folder, "--store", store.format(file=file, folder=tmp_path))
+    assert str(tmp_path) in line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--store", "memory", "--durability", "sync"), "--durability none"),
+        (("--store", "mysql://localhost"), "names no store"),
+        (("--store", "memory", "--device", "tpu"), "tpu"),
+    ],
+)
+def test_settings_that_contradict_are_refused(folder: Path, options: tuple[str, ...], said: str) -> None:
+    assert said in refused(folder, *options)
+
+
+def test_a_config_file_is_read_and_checked(folder: Path, tmp_path: Path) -> None:
+    """Values of a TOML file count where no flag says otherwise; an unknown one is named."""
+    config = tmp_path / "statestream.toml"
+    config.write_text('store = "memory"\nmax-sessions = 7\n')
+
+    async def limits(address: str) -> server_pb2.Limits:
+        async with connected(address) as channel:
+            stub = server_pb2_grpc.ServerServiceStub(channel)
+            return (await stub.GetServerInfo(server_pb2.GetServerInfoRequest())).limits
+
+    with process(folder, "--config", str(config), "--max-queued-bytes", "12345") as server:
+        found = asyncio.run(limits(server.address))
+        assert (found.max_sessions, found.max_queued_bytes) == (7, 12345)
+    config.write_text("max-sesions = 7\n")
+    server = Process(folder, ["--config", str(config)])
+    server.launch()
+    assert server.wait() == 2
+    assert "max_sesions" in server.output.replace("-", "_")
+
+
+async def test_sigterm_drains(folder: Path, tmp_path: Path) -> None:
+    """Go-away on every stream, health NOT_SERVING, everything applied is saved, exit status 0."""
+    store = tmp_path / "sessions.db"
+    # Nothing is saved before the end: the interval is longer than the test.
+    with process(folder, "--store", f"sqlite:{store}", "--checkpoint-interval", "600") as server:
+        async with connected(server.address) as channel, Speaker(channel, "counter") as speaker:
+            await speaker.open(*(f"s{number}" for number in range(20)))
+            await speaker.send_chunk(range(20), [0] * 20, [ONE] * 20)
+            assert all(answer.durable == 0 for answer in await speaker.answers(20))
+            health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+            server.signal(signal.SIGTERM)
+            await asyncio.wait_for(speaker.go_away.wait(), DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert (await speaker.step(0, 2, ONE)).end == 4, "what is open is served to the end"
+            await speaker.half_close()
+            assert await speaker.read() is None
+            health.cancel()
+        assert await asyncio.to_thread(server.wait) == 0
+        server.start()
+        async with connected(server.address) as channel, Speaker(channel, "counter") as speaker:
+            opened = await speaker.open(*(f"s{number}" for number in range(20)), mode=pb.OPEN_MODE_RESUME)
+            assert [opened[handle].position for handle in range(20)] == [4, *[2] * 19]  # type: ignore[union-attr]
+            assert (await speaker.step(0, 4, ONE)).outputs["y"].ravel().tolist() == [5, 6]
+
+
+async def test_a_client_that_does_not_leave_is_left(folder: Path, tmp_path: Path) -> None:
+    """A stream that stays open ends soon after the go-away; its sessions are saved all the same."""
+    store = tmp_path / "sessions.db"
+    with process(folder, "--store", f"sqlite:{store}", "--checkpoint-interval", "600") as server:
+        async with connected(server.address) as channel, Speaker(channel, "counter") as speaker:
+            await speaker.open_one("a")
+            await speaker.step(0, 0, ONE)
+            server.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.wait) == 0
+    with sqlite3.connect(store) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+    with process(folder, "--store", f"sqlite:{store}") as server:
+        async with connected(server.address) as channel, Speaker(channel, "counter") as speaker:
+            assert (await speaker.open_one("a")).position == 2
+
+
+async def test_a_second_signal_exits_at_once(folder: Path) -> None:
+    """Whoever sends SIGTERM twice does not want to wait for the drain."""
+    with process(folder, "--store", "memory") as server:
+        async with connected(server.address) as channel, Speaker(channel, "counter") as speaker:
+            await speaker.open_one("a")
+            server.signal(signal.SIGTERM)
+            await asyncio.wait_for(speaker.go_away.wait(), DEADLINE)
+            server.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.wait) == 130
+        assert "Traceback" not in server.output, server.output
