@@ -28,6 +28,9 @@ FRAME_SESSIONS = 4096
 MAX_CLAIMS = 8
 """How often a first open is repeated with a higher incarnation."""
 
+RETRIED = (errors.Unavailable, errors.Overloaded)
+"""Refusals after which a session that was open before is tried again."""
+
 MAX_REOPENS = 4
 """How often a live session is opened again without an answered chunk in between."""
 
@@ -189,8 +192,7 @@ class Opens:
                 self._bound_again(handles, positions)
             else:
                 self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
-        for row_error in message.errors:
-            self._refused(opening, row_error.handle, from_status(row_error.status), now)
+        self._refused(opening, {error.handle: from_status(error.status) for error in message.errors}, now)
         if not opening.left:
             self.in_flight.pop(frame, None)
         self._replay()
@@ -200,8 +202,7 @@ class Opens:
         opening = self.in_flight.pop(frame, None)
         if opening is None:
             return False
-        for handle in sorted(opening.left):
-            self._refused(opening, handle, again(error), now)
+        self._refused(opening, {handle: again(error) for handle in sorted(opening.left)}, now)
         self._replay()
         return True
 
@@ -280,32 +281,44 @@ class Opens:
         if handles.size:
             self._chunks.replay(handles, positions)
 
-    def _refused(self, opening: Opening, handle: int, error: StatestreamError, now: float) -> None:
-        if handle not in opening.left:
-            return
-        opening.left.discard(handle)
-        table = self._table
-        retry = error.retry_after if error.retry_after is not None else min(2.0, 0.1 * 2**opening.claims)
-        if opening.ticket is None:
-            if isinstance(error, errors.Unavailable | errors.Overloaded):
-                for waiting in self._again(np.array([handle]), now + retry):
-                    waiting.claims = opening.claims + 1
-                    self.waiting.append(waiting)
+    def _refused(self, opening: Opening, refusals: dict[int, StatestreamError], now: float) -> None:
+        """Tries refused sessions again, all of a frame together, or fails them."""
+        later: list[int] = []
+        moved: list[int] = []
+        wait = 0.0
+        for handle, error in refusals.items():
+            if handle not in opening.left:
+                continue
+            opening.left.discard(handle)
+            first = opening.ticket is not None
+            again_soon = opening.claims < MAX_CLAIMS or not first
+            if first and isinstance(error, errors.SessionMoved) and again_soon:
+                # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
+                moved.append(handle)
+                self.clock = max(self.clock, int(error.metadata.get("incarnation", "0")))
+            elif isinstance(error, errors.Unavailable if first else RETRIED) and again_soon:
+                later.append(handle)
+                wait = max(wait, error.retry_after or min(2.0, 0.1 * 2**opening.claims))
+            elif first:
+                self._fail_first(opening, handle, error)
             else:
                 self._chunks.fail(handle, error)
-            return
-        part = opening.part(_indices(opening.handles, np.array([handle])))
+        if moved:
+            self.clock += 1
+            self._table.incarnation[moved] = self.clock
+            self._repeat(opening, moved, 0.0)
+        if later and opening.ticket is None:
+            for waiting in self._again(np.array(later, np.int64), now + wait):
+                waiting.claims = min(opening.claims + 1, MAX_CLAIMS)
+                self.waiting.append(waiting)
+        elif later:
+            self._repeat(opening, later, now + wait)
+
+    def _repeat(self, opening: Opening, handles: list[int], not_before: float) -> None:
+        part = opening.part(_indices(opening.handles, np.array(handles, np.int64)))
         part.claims += 1
-        if isinstance(error, errors.SessionMoved) and part.claims <= MAX_CLAIMS:
-            # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
-            self.clock = max(self.clock, int(error.metadata.get("incarnation", "0"))) + 1
-            table.incarnation[handle] = self.clock
-            self.waiting.append(part)
-        elif isinstance(error, errors.Unavailable) and part.claims <= MAX_CLAIMS:
-            part.not_before = now + retry
-            self.waiting.append(part)
-        else:
-            self._fail_first(opening, handle, error)
+        part.not_before = not_before
+        self.waiting.append(part)
 
     def _fail_first(self, opening: Opening, handle: int, error: StatestreamError) -> None:
         ticket = opening.ticket
@@ -343,6 +356,8 @@ def _frames(opening: Opening) -> Iterator[Opening]:
 
 def _indices(handles: Ints, wanted: Ints) -> Ints:
     """Where each of `wanted` stands in `handles`."""
+    if len(wanted) == 1:
+        return np.flatnonzero(handles == wanted[0])
     if len(handles) == len(wanted) and bool((handles == wanted).all()):
         return np.arange(len(handles))
     order = np.argsort(handles, kind="stable")
