@@ -77,6 +77,8 @@ class Fake(
         self.gate = threading.Event()
         """While it is clear, no chunk is answered."""
         self.gate.set()
+        self.arrived = threading.Event()
+        """A chunk came."""
         self.streams = 0
         self.unary_failures = 0
         """So many more unary calls fail with UNAVAILABLE."""
@@ -144,6 +146,7 @@ class Fake(
             try:
                 for request in request_iterator:
                     if request.WhichOneof("request") == "chunk":
+                        self.arrived.set()
                         self.gate.wait(30)
                     with self._lock:
                         responses = stream.receive(request)

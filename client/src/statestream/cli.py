@@ -91,7 +91,7 @@ def models(address: str, as_json: bool, timeout: float) -> None:
     if as_json:
         _print_json([_plain(model) for model in found])
     else:
-        table = Table("model", "version", "kind", "inputs", "outputs", "sessions", "batch", "about")
+        table = _table("model", "version", "kind", "inputs", "outputs", "sessions", "batch", last="about")
         for model in found:
             table.add_row(
                 model.name,
@@ -103,7 +103,7 @@ def models(address: str, as_json: bool, timeout: float) -> None:
                 model.batch_invariance,
                 f"[red]{model.error}[/red]" if model.error else model.description,
             )
-        Console().print(table)
+        _print(table)
     if any(model.error for model in found):
         sys.exit(1)
 
@@ -117,7 +117,7 @@ def sessions(address: str, as_json: bool, timeout: float, model: str | None) -> 
     if as_json:
         _print_json([_plain(session) for session in found])
         return
-    table = Table("model", "version", "session", "position", "durable", "epoch", "where", "last used")
+    table = _table("model", "version", "session", "position", "durable", "epoch", "where", last="last used")
     for session in found:
         table.add_row(
             session.model,
@@ -129,7 +129,7 @@ def sessions(address: str, as_json: bool, timeout: float, model: str | None) -> 
             session.residence,
             session.last_used.strftime("%Y-%m-%d %H:%M:%S UTC") if session.last_used else "",
         )
-    Console().print(table)
+    _print(table)
 
 
 @main.command()
@@ -146,7 +146,7 @@ def info(address: str, as_json: bool, timeout: float) -> None:
             table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
     for name, value in _plain(found)["limits"].items():
         table.add_row(name.replace("_", " "), f"{value:,}")
-    Console().print(table)
+    _print(table)
 
 
 @main.command()
@@ -176,6 +176,21 @@ def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
         except grpc.RpcError as error:
             return "no answer", f"{error.code().name}: {error.details()}"
     return _STATUS.get(response[1] if len(response) > 1 and response[0] == 0x08 else 0, "unknown"), ""
+
+
+def _table(*columns: str, last: str) -> Table:
+    """A table of which only the last column gives way where the terminal is narrow."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="fold")
+    table.add_column(last)
+    return table
+
+
+def _print(table: Table) -> None:
+    # Without a terminal there is no width to keep to, and whoever reads wants whole names.
+    console = Console()
+    (console if console.is_terminal else Console(width=240)).print(table)
 
 
 def _specs(specs: Any) -> str:

@@ -1,0 +1,168 @@
+"""What only one of the twins does: tasks and cancellation here, threads and signals there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import statestream
+from statestream import aio, errors
+from tests.client.fake_server import Fake
+from tests.client.world import FEATURES
+
+ONE = np.ones(FEATURES, np.float32)
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    fake = Fake()
+    yield fake
+    fake.stop()
+
+
+async def test_tasks_that_wait_at_once_share_frames(fake: Fake) -> None:
+    async with aio.connect(fake.address) as client, asyncio.TaskGroup() as group:
+        opened = [client.session("sum", str(n)) for n in range(300)]
+        sessions = await asyncio.gather(*(anext_of(one) for one in opened))
+        fake.world.frames.clear()
+        steps = [group.create_task(session.step(ONE)) for session in sessions]
+        values = await asyncio.gather(*steps)
+        assert [float(y[0]) for y in values] == [1.0] * 300
+        assert fake.world.frames == ["chunk"]
+
+
+async def anext_of(opening: object) -> aio.Session:
+    session = await opening  # type: ignore[misc]
+    assert isinstance(session, aio.Session)
+    return session
+
+
+async def test_a_cancelled_step_that_was_sent_is_applied_and_the_session_goes_on(fake: Fake) -> None:
+    async with aio.connect(fake.address) as client, client.session("sum", "a") as session:
+        fake.gate.clear()
+        fake.world.frames.clear()
+        step = asyncio.create_task(session.step(ONE))
+        assert await asyncio.to_thread(fake.arrived.wait, 10)
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+        fake.gate.set()
+        assert (await session.step(ONE))[0] == 2
+        assert session.position == 2
+
+
+async def test_a_cancelled_step_that_was_not_sent_is_dropped(fake: Fake) -> None:
+    async with aio.connect(fake.address) as client, client.session("sum", "a") as session:
+        client._core.going_away = True  # No frame leaves.
+        step = asyncio.create_task(session.step(ONE))
+        await asyncio.sleep(0)
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+        client._core.going_away = False
+        assert (await session.step(ONE))[0] == 1
+
+
+async def test_a_live_source_and_its_outputs_do_not_wait_for_each_other(fake: Fake) -> None:
+    arrived: asyncio.Queue[np.ndarray | None] = asyncio.Queue()
+
+    async def source() -> AsyncIterator[np.ndarray]:
+        while (item := await arrived.get()) is not None:
+            yield item
+
+    async with aio.connect(fake.address) as client, client.session("sum") as session:
+        outputs = session.stream(source())
+        for n in range(1, 4):
+            arrived.put_nowait(ONE)
+            # The source is silent now; the output must come all the same.
+            assert (await asyncio.wait_for(anext(outputs), 10))[0] == n
+        arrived.put_nowait(ONE)
+        arrived.put_nowait(None)
+        assert [y[0] async for y in outputs] == [4]
+
+
+async def test_a_stream_left_early_leaves_the_session_usable(fake: Fake) -> None:
+    async with aio.connect(fake.address) as client, client.session("sum", "a") as session:
+        async for y in session.stream(np.ones((50, FEATURES), np.float32), ahead=8):
+            if y[0] == 5:
+                break
+        gc.collect()
+        y = await session.step(ONE)
+        assert session.position == y[0] >= 6
+
+
+async def test_the_loop_is_free_while_nothing_answers(fake: Fake) -> None:
+    async with aio.connect(fake.address) as client, client.session("sum", "a") as session:
+        fake.gate.clear()
+        step = asyncio.create_task(session.step(ONE))
+        turns = 0
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 100
+        fake.gate.set()
+        assert (await step)[0] == 1
+
+
+def test_threads_share_a_client(fake: Fake) -> None:
+    with statestream.connect(fake.address) as client, ThreadPoolExecutor(8) as threads:
+
+        def run(n: int) -> list[float]:
+            with client.session("sum", f"s{n}") as session:
+                return [float(session.step(ONE)[0]) for _ in range(20)]
+
+        assert list(threads.map(run, range(16))) == [[float(k) for k in range(1, 21)]] * 16
+
+
+def test_ctrl_c_in_a_step_is_prompt_and_leaves_the_client_usable(fake: Fake) -> None:
+    with statestream.connect(fake.address) as client:
+        session = client.session("sum", "a")
+        session.step(ONE)
+        fake.gate.clear()
+        fake.arrived.clear()
+        interrupt = threading.Thread(target=interrupt_when_sent, args=(fake,))
+        interrupt.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            session.step(ONE)
+        assert time.monotonic() - began < 0.9
+        interrupt.join()
+        fake.gate.set()
+        assert session.step(ONE)[0] == 3
+
+
+def interrupt_when_sent(fake: Fake) -> None:
+    if fake.arrived.wait(10):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def test_a_closed_client_has_no_thread(fake: Fake) -> None:
+    client = statestream.connect(fake.address)
+    client.session("sum", "a").step(ONE)
+    client.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "statestream"]
+    with pytest.raises(errors.Closed):
+        client.session("sum", "b")
+
+
+def test_items_of_a_generator_are_not_taken_ahead(fake: Fake) -> None:
+    taken = []
+
+    def source() -> Iterator[np.ndarray]:
+        for n in range(5):
+            taken.append(n)
+            yield ONE
+
+    with statestream.connect(fake.address) as client, client.session("sum") as session:
+        for n, y in enumerate(session.stream(source()), start=1):
+            assert y[0] == n
+            assert len(taken) == n
