@@ -2,6 +2,7 @@
 
     ```bash run       runs in a temporary folder
     ```bash serve     starts the server that the Python blocks call
+    ```bash ask       runs beside that server
     ```bash           is only shown: it installs, or needs containers, which other tests do
     ```python         runs; all blocks of one file in one interpreter, as if typed
     ```output         what the block before it prints
@@ -156,6 +157,17 @@ def test_readme_prints_what_it_shows(folder: Path, address: str) -> None:
     parts = chosen(path, "python", "")
     assert len(parts) > 5
     check(path, parts, outputs(parts, address, folder))
+
+
+@pytest.mark.timeout(400)
+def test_readme_commands_answer(folder: Path, address: str) -> None:
+    (block,) = chosen(ROOT / "README.md", "bash", "ask")
+    for line in block.text.replace("localhost:8001", address).splitlines():
+        done = subprocess.run(
+            ["bash", "-euc", line], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert done.stdout.strip(), line
 
 
 def test_protocol_example_has_these_bytes(tmp_path: Path) -> None:
