@@ -61,6 +61,9 @@ class Receiver(Protocol):
     def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
         """A chunk that was not applied."""
 
+    def overtaken(self) -> None:
+        """Chunks were applied and get no reply: while it waited, another claim took their sessions."""
+
 
 class Intake:
     """Takes chunks in."""
@@ -202,6 +205,8 @@ class Intake:
             if len(still):
                 packed = _packed(outputs, offsets[still], steps[still], work.total)
                 receiver.results(table, handles[still], rows[still], starts[still], steps[still], packed)
+            if len(still) < len(rows):
+                receiver.overtaken()
 
         self._saver.committed(table, rows, reply)
 

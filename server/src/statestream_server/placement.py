@@ -167,8 +167,13 @@ class Placement:
                     np.zeros(1, np.int64),
                 )
 
-    def make_room(self, table: Table, new: int) -> None:
+    def make_room(self, table: Table, new: int, *, keep: Ints) -> None:
         """Makes room for `new` sessions; those not used for longest go to the store.
+
+        Args:
+            table: The table.
+            new: How many rows are wanted.
+            keep: Rows that must stay, because the caller is about to use them.
 
         Raises:
             TooManySessions: Too few sessions can go: the store is behind of them, or they have work to do.
@@ -177,6 +182,7 @@ class Placement:
         if excess <= 0:
             return
         rows = self.idle(table)
+        rows = rows[~np.isin(rows, keep)]
         # A few more than needed, so that the next opening does not sort the table again.
         count = min(len(rows), excess + table.max_rows // 64)
         if count < excess:

@@ -73,7 +73,8 @@ class Sessions:
         check_numbers(opening)
         async with self.lock:
             held = [self.find(opening.model, session) for session in opening.ids]
-            self._placement.make_room(table, sum(where is None for where in held))
+            here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
+            self._placement.make_room(table, sum(where is None for where in held), keep=here)
             refused = pinned_elsewhere(opening, held)
             await self._quiet([place for place in held if place is not None])
             places = [place for place in range(len(opening.ids)) if place not in refused]
@@ -159,7 +160,7 @@ class Sessions:
             task.add_done_callback(self._leaving.discard)
 
     async def wake(
-        self, sleepers: Sequence[Sleeper], owner: int, handles: Array
+        self, sleepers: Sequence[Sleeper], owner: int, handles: Array, *, keep: Sequence[tuple[Table, Ints]]
     ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         """Brings hibernated sessions back for the stream that has them; nobody is fenced.
 
@@ -167,6 +168,7 @@ class Sessions:
             sleepers: [N] the sessions, all of one model.
             owner: The stream.
             handles: [N] what it calls them.
+            keep: Rows that must stay in memory, because the same frame is about them.
 
         Returns:
             As `open` does.
@@ -180,7 +182,9 @@ class Sessions:
             owner=owner, handles=handles,
         )  # fmt: skip
         async with self.lock:
-            self._placement.make_room(self.table(keys[0].model), len(keys))
+            table = self.table(keys[0].model)
+            here = [rows for other, rows in keep if other is table]
+            self._placement.make_room(table, len(keys), keep=np.concatenate([np.empty(0, np.int64), *here]))
             refused: dict[int, errors.StatestreamError] = {}
             places, answers = list[int](), list[Claimed]()
             for place, record in enumerate(await self._store.load(keys)):
@@ -191,7 +195,7 @@ class Sessions:
                 else:
                     places.append(place)
                     answers.append(Claimed(Verdict.TAKEN, record))
-            claims = [self._claim(opening, self.table(keys[0].model), place, None) for place in places]
+            claims = [self._claim(opening, table, place, None) for place in places]
             granted = self._placement.grant(opening, places, claims, answers, refused)
             async with self._engine.still():
                 return [self._placement.install(opening, group, [None] * len(keys)) for group in granted], refused

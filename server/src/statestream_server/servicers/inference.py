@@ -186,6 +186,10 @@ class _Answer:
         if not self.outputs.done():
             self.outputs.set_exception(error)
 
+    def overtaken(self) -> None:
+        moved = "the chunk was applied; before its reply could leave, a newer writer opened the session"
+        self.refused(0, 0, errors.SessionMoved(moved))
+
 
 def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:
     unknown = [name for name in asked if name not in names]

@@ -274,7 +274,12 @@ class Stream:
         for model in {asleep[handle].key.model for handle in mine}:
             waking = [handle for handle in mine if asleep[handle].key.model == model]
             sleepers = [asleep[handle] for handle in waking]
-            opened, refused = await self._server.sessions.wake(sleepers, self._number, np.asarray(waking, np.uint32))
+            opened, refused = await self._server.sessions.wake(
+                sleepers,
+                self._number,
+                np.asarray(waking, np.uint32),
+                keep=[(group.table, group.rows) for group in self._handles.resolve(handles, _ignore)],
+            )
             for part in opened:
                 self._bind(np.asarray(waking)[part.places], part)
             for place, error in refused.items():
@@ -358,6 +363,9 @@ class _Receiver:
 
     def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
         self._stream.refused(self._frame, handle, start, error)
+
+    def overtaken(self) -> None:
+        """The stream heard of it when its sessions were taken."""
 
 
 def _ignore(place: int, error: errors.StatestreamError) -> None:
