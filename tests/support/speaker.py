@@ -171,12 +171,14 @@ def cut(inputs: Arrays, start: int, end: int) -> dict[str, np.ndarray]:
     return {name: array[start:end] for name, array in inputs.items()}
 
 
-_incarnations = itertools.count(int(time.time() * 1e6))
+_incarnation = 0
 
 
 def next_incarnation() -> int:
-    """One above every incarnation this process used so far."""
-    return next(_incarnations)
+    """The time in microseconds, above every incarnation this process used so far."""
+    global _incarnation
+    _incarnation = max(_incarnation + 1, int(time.time() * 1e6))
+    return _incarnation
 
 
 @dataclass
