@@ -51,7 +51,7 @@ def show(story: Story) -> None:
     size = shutil.get_terminal_size((100, 40))
     figure = plotext.figure
     figure.clear()
-    figure.theme("default" if sys.stdout.isatty() else "colorless")
+    figure.theme("simple" if sys.stdout.isatty() else "colorless")
     figure.canvas("default")
     figure.plot_size(min(size.columns, 100), max(16, min(size.lines - 4, 24)))
     for x, y, label, marker in (

@@ -37,7 +37,7 @@ HORIZON = 24
 POOL = 1_000
 LEFT_BY_RUNS = ("models", "sessions.db", "sessions.db-wal", "sessions.db-shm", "server.log", "demo.png")
 
-console = Console(stderr=True)
+console = Console(stderr=True, highlight=False)
 
 
 class Crash:
