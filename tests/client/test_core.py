@@ -171,6 +171,48 @@ def test_a_chunk_refused_for_a_while_is_sent_again_by_itself(wire: Wire) -> None
     assert [float(ticket.value[0, 0]) for ticket in tickets] == [1, 2, 3, 4]
 
 
+def test_a_chunk_refused_for_too_long_is_the_callers_to_know() -> None:
+    wire = Wire(core=make_core(retry_seconds=5.0))
+    wire.connect()
+    (handle,) = wire.open("a")
+    ticket = wire.step(handle, np.ones((1, FEATURES)))
+    while not ticket.done and wire.now < 60:
+        wire.world.refuse = [errors.StoreUnavailable("away", retry_after=1.0)]
+        wire.run()
+        wire.now += 1.0
+    assert isinstance(ticket.error, errors.StoreUnavailable)
+    assert 5.0 <= wire.now <= 8.0
+    wire.world.refuse.clear()
+    assert wire.core.table.next[handle] == 0
+    good = wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert good.value[0, 0] == 1
+
+
+def test_many_sessions_refused_at_once_are_tried_again_at_once() -> None:
+    world = World()
+    first, second = Wire(world), Wire(world, StreamCore(b"2" * 16, 2000))
+    first.connect()
+    second.connect()
+    ids = [str(n) for n in range(500)]
+    second.open(*ids)
+    world.frames.clear()
+    handles = first.open(*ids)
+    assert world.frames == ["open", "open"]
+    assert (first.core.table.incarnation[handles] == 2001).all()
+
+
+def test_a_close_of_very_many_sessions_is_several_frames(monkeypatch: pytest.MonkeyPatch, wire: Wire) -> None:
+    monkeypatch.setattr("statestream.core.controls.FRAME_SESSIONS", 4)
+    handles = wire.open(*"abcdefghij")
+    wire.world.frames.clear()
+    ticket = wire.core.close(handles, delete=True)
+    wire.run()
+    assert ticket.done
+    assert wire.world.frames == ["close"] * 3
+    assert not wire.world.rows
+
+
 def test_replies_lost_with_the_stream_come_again(wire: Wire) -> None:
     handles = wire.open("a", "b")
     ticket = wire.pool(handles, np.ones((2, 1, FEATURES)), 1)

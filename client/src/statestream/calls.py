@@ -103,7 +103,10 @@ def read_rpc_error(error: grpc.RpcError | grpc.aio.AioRpcError, address: str) ->
     }
     kind = kinds.get(code, errors.InternalError)
     if kind is errors.ServerUnavailable:
-        return kind(f"no Statestream server answers at {address}: {details}. Is it running, and is the port right?")
+        return kind(
+            f"no Statestream server answers at {address}: {details}. Is it running, and is the port right?",
+            metadata={"details": details},
+        )
     if kind is errors.Unsupported:
         return kind(f"{address} is no Statestream server, or of another version: {details}")
     return kind(f"{address}: {code.name}: {details}")
@@ -113,9 +116,10 @@ def unavailable(addresses: Sequence[str], seconds: float, cause: StatestreamErro
     """What is raised when no server was reached for too long."""
     if isinstance(cause, errors.Unauthenticated | errors.Unsupported):
         return type(cause)(cause.message, metadata=cause.metadata)
-    last = cause.message if cause is not None else "no answer"
+    last = cause.metadata.get("details", cause.message) if cause is not None else "no answer"
     return errors.ServerUnavailable(
-        f"no server answered at {', '.join(addresses)} for {seconds:.1f} s; the last error: {last}",
+        f"no Statestream server answered at {', '.join(addresses)} for {seconds:.1f} s: {last}. "
+        "Is it running, and is the port right?",
         metadata={"addresses": ",".join(addresses)},
     )
 

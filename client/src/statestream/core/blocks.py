@@ -205,3 +205,24 @@ def merge(blocks: Sequence[Block]) -> Block:
         tuple(np.concatenate([block.inputs[i] for block in blocks]) for i in range(len(first.inputs))),
         sink,
     )
+
+
+def merge_neighbours(blocks: list[Block], scratch: Ints, max_bytes: int) -> list[Block]:
+    """Neighbouring blocks joined as long as no session comes twice and the frame stays small."""
+    merged: list[Block] = []
+    run: list[Block] = []
+    nbytes = 0
+    scratch[:] = 0
+    for block in blocks:
+        fits = run and run[0].lane is block.lane and nbytes + block.nbytes <= max_bytes
+        if run and not (fits and not scratch[block.handles].any()):
+            merged.append(merge(run))
+            for other in run:
+                scratch[other.handles] = 0
+            run, nbytes = [], 0
+        run.append(block)
+        nbytes += block.nbytes
+        scratch[block.handles] = 1
+    if run:
+        merged.append(merge(run))
+    return merged

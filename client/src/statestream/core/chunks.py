@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from statestream.core.blocks import Block, cut, gather, merge
+from statestream.core.blocks import Block, cut, gather, merge_neighbours
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import Discard, Lane, PoolTicket, StepTicket
@@ -42,6 +42,7 @@ class Chunks:
         self.sessions_in_flight = 0
         self.backlog: deque[StepTicket | PoolTicket] = deque()
         self.holds: dict[int, float] = {}
+        self.held_since: dict[int, float] = {}
         self._table = table
         self._buffer = buffer
 
@@ -305,6 +306,7 @@ class Chunks:
         self.abandon(handle, int(table.answered[handle]), error)
         table.durable[handle] = DURABLE_FOREVER
         self.holds.pop(handle, None)
+        self.held_since.pop(handle, None)
 
     def lost(self) -> None:
         """The stream is gone: what was in flight is unsent again."""
@@ -326,6 +328,7 @@ class Chunks:
         self.in_flight.clear()
         self.bytes_in_flight = self.sessions_in_flight = 0
         self.holds.clear()
+        self.held_since.clear()
         self._table.in_flight[:] = 0
         self._table.stale[:] = 0
 
@@ -346,7 +349,7 @@ class Chunks:
                     need &= ~block.dead
                 if need.any():
                     again_blocks.append(block.take(np.flatnonzero(need), Discard()))
-        self.unsent = _merged(again_blocks, table.scratch) + self.unsent
+        self.unsent = merge_neighbours(again_blocks, table.scratch, FRAME_BYTES) + self.unsent
         table.state[handles] = State.OPEN
         self._fail_uncovered(handles)
 
@@ -390,24 +393,3 @@ class Chunks:
 def again(error: StatestreamError) -> StatestreamError:
     """A copy of an error, so that each caller raises one of its own."""
     return type(error)(error.message, metadata=error.metadata, retry_after=error.retry_after)
-
-
-def _merged(blocks: list[Block], scratch: Ints) -> list[Block]:
-    """Neighbouring blocks joined as long as no session comes twice and the frame stays small."""
-    merged: list[Block] = []
-    run: list[Block] = []
-    nbytes = 0
-    scratch[:] = 0
-    for block in blocks:
-        fits = run and run[0].lane is block.lane and nbytes + block.nbytes <= FRAME_BYTES
-        if run and not (fits and not scratch[block.handles].any()):
-            merged.append(merge(run))
-            for other in run:
-                scratch[other.handles] = 0
-            run, nbytes = [], 0
-        run.append(block)
-        nbytes += block.nbytes
-        scratch[block.handles] = 1
-    if run:
-        merged.append(merge(run))
-    return merged

@@ -23,6 +23,9 @@ from statestream.v1.inference_pb2 import (
 )
 from statestream.wire import Ints, handles_column, positions_column
 
+FRAME_SESSIONS = 100_000
+"""The most sessions in one frame."""
+
 
 class Kind(enum.Enum):
     """What is wanted."""
@@ -55,8 +58,9 @@ class Controls:
 
     def add(self, kind: Kind, handles: Ints) -> ControlTicket:
         """Asks for something that takes effect after the chunks submitted before."""
-        ticket = ControlTicket()
-        self.waiting.append(Control(kind, handles, ticket))
+        ticket = ControlTicket(max(1, -(-len(handles) // FRAME_SESSIONS)))
+        for low in range(0, max(1, len(handles)), FRAME_SESSIONS):
+            self.waiting.append(Control(kind, handles[low : low + FRAME_SESSIONS], ticket))
         return ticket
 
     def lost(self) -> None:
@@ -117,7 +121,7 @@ class Controls:
         if control is not None:
             for row_error in message.errors:
                 control.ticket.errors[row_error.handle] = from_status(row_error.status)
-            control.ticket.finish()
+            self._finish(control)
 
     def refuse_frame(self, frame: int, error: StatestreamError) -> bool:
         """Refuses an operation; False where the frame carried none."""
@@ -150,7 +154,7 @@ class Controls:
     def _finish(self, control: Control) -> None:
         if control.kind in (Kind.DETACH, Kind.DELETE):
             self._table.release(control.handles)
-        control.ticket.finish()
+        control.ticket.part_done()
 
 
 def acknowledge(table: Table, handles: Ints, frame: int) -> StreamRequest:

@@ -48,6 +48,7 @@ class Opening:
         not_before: When it may leave.
         uncertain: It left before on a stream that was lost, and may have been done.
         claims: How often it was tried.
+        since: When it was refused for the first time.
         left: The sessions without an answer.
     """
 
@@ -59,6 +60,7 @@ class Opening:
     not_before: float = 0.0
     uncertain: bool = False
     claims: int = 0
+    since: float = 0.0
     left: set[int] = field(default_factory=set)
 
     def part(self, rows: Ints) -> Opening:
@@ -72,16 +74,17 @@ class Opening:
             self.not_before,
             self.uncertain,
             self.claims,
+            self.since,
         )
 
 
 class Opens:
     """Opens under way, and what their answers do to the table."""
 
-    def __init__(self, table: Table, chunks: Chunks, writer: bytes, incarnation: int) -> None:
+    def __init__(self, table: Table, chunks: Chunks, writer: bytes, incarnation: int, retry_seconds: float) -> None:
         self.writer = writer
         self.clock = incarnation
-        self.retry_seconds = 60.0
+        self.retry_seconds = retry_seconds
         self.waiting: list[Opening] = []
         self.in_flight: dict[int, Opening] = {}
         self._table = table
@@ -283,6 +286,7 @@ class Opens:
 
     def _refused(self, opening: Opening, refusals: dict[int, StatestreamError], now: float) -> None:
         """Tries refused sessions again, all of a frame together, or fails them."""
+        opening.since = opening.since or now
         later: list[int] = []
         moved: list[int] = []
         wait = 0.0
@@ -291,7 +295,7 @@ class Opens:
                 continue
             opening.left.discard(handle)
             first = opening.ticket is not None
-            again_soon = opening.claims < MAX_CLAIMS or not first
+            again_soon = opening.claims < MAX_CLAIMS if first else now - opening.since < self.retry_seconds
             if first and isinstance(error, errors.SessionMoved) and again_soon:
                 # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
                 moved.append(handle)
@@ -310,6 +314,7 @@ class Opens:
         if later and opening.ticket is None:
             for waiting in self._again(np.array(later, np.int64), now + wait):
                 waiting.claims = min(opening.claims + 1, MAX_CLAIMS)
+                waiting.since = opening.since
                 self.waiting.append(waiting)
         elif later:
             self._repeat(opening, later, now + wait)

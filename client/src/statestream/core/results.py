@@ -34,12 +34,18 @@ class Results:
     """Applies result frames to the table, the buffer and the tickets."""
 
     def __init__(
-        self, table: Table, buffer: ReplayBuffer, chunks: Chunks, reopen: Callable[[int, StatestreamError, float], None]
+        self,
+        table: Table,
+        buffer: ReplayBuffer,
+        chunks: Chunks,
+        reopen: Callable[[int, StatestreamError, float], None],
+        retry_seconds: float,
     ) -> None:
         self._table = table
         self._buffer = buffer
         self._chunks = chunks
         self._reopen = reopen
+        self.retry_seconds = retry_seconds
         self.ack_after = 32
         self.acks_due = False
 
@@ -129,6 +135,9 @@ class Results:
             handles, ends = block.handles[rows], block.ends[rows]
             lengths = block.lengths if isinstance(block.lengths, int) else block.lengths[rows]
             block.still_waiting()[rows] = False
+        if self._chunks.held_since:
+            for handle in handles.tolist():
+                self._chunks.held_since.pop(handle, None)
         table.in_flight[handles] -= 1
         table.attempts[handles] = 0
         table.durable[handles] = np.maximum(table.durable[handles], durable)
@@ -186,7 +195,7 @@ class Results:
             self._take_out(block, row)
             chunks.requeue(block, row)
             self._reopen(handle, error, now)
-        elif isinstance(error, TRANSIENT):
+        elif isinstance(error, TRANSIENT) and now - chunks.held_since.setdefault(handle, now) < self.retry_seconds:
             self._take_out(block, row)
             chunks.requeue(block, row)
             chunks.put_back(handle, start)
@@ -198,6 +207,7 @@ class Results:
             block.sink.fail(row, error)
             chunks.fail(handle, error)
         else:
+            chunks.held_since.pop(handle, None)
             self._take_out(block, row)
             block.kill(row)
             block.sink.fail(row, error)

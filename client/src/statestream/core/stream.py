@@ -44,6 +44,7 @@ class StreamCore:
         incarnation: Orders its claims; the time in microseconds at connect.
         replay_buffer_bytes: The most bytes of inputs kept for replay.
         keep_seconds: How long inputs are kept after they are durable.
+        retry_seconds: How long refusals are met with another try before the caller sees them.
         lose_when_full: With a full buffer, go on and accept that a crash may then lose steps.
     """
 
@@ -54,15 +55,16 @@ class StreamCore:
         *,
         replay_buffer_bytes: int = 64 << 20,
         keep_seconds: float = 5.0,
+        retry_seconds: float = 60.0,
         lose_when_full: bool = False,
     ) -> None:
         self.table = Table()
         self.buffer = ReplayBuffer(self.table, replay_buffer_bytes, keep_seconds)
         self.chunks = Chunks(self.table, self.buffer)
         self.chunks.lose_when_full = lose_when_full
-        self.opens = Opens(self.table, self.chunks, writer, incarnation)
+        self.opens = Opens(self.table, self.chunks, writer, incarnation, retry_seconds)
         self.controls = Controls(self.table, self.chunks)
-        self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen)
+        self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
         self.durability: DurabilityMode = DURABILITY_MODE_NONE

@@ -205,11 +205,18 @@ class ControlTicket(Ticket):
         errors: What went wrong, by handle.
     """
 
-    __slots__ = ("errors",)
+    __slots__ = ("errors", "left")
 
-    def __init__(self) -> None:
+    def __init__(self, parts: int = 1) -> None:
         super().__init__()
         self.errors: dict[int, StatestreamError] = {}
+        self.left = parts
+
+    def part_done(self) -> None:
+        """Accounts for one of the frames that it takes."""
+        self.left -= 1
+        if self.left == 0:
+            self.finish()
 
 
 class Sink(Protocol):

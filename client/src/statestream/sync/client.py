@@ -81,6 +81,7 @@ class Client:
             time.time_ns() // 1000,
             replay_buffer_bytes=settings.replay_buffer_bytes,
             keep_seconds=settings.replay_seconds,
+            retry_seconds=settings.retry_timeout,
             lose_when_full=settings.on_full == "drop",
         )
         self._link = Link(parse_addresses(address), settings, self._core, on_reconnect)
