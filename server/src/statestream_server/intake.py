@@ -75,11 +75,10 @@ class Intake:
         self._limits = limits
         self._clock = clock
 
-    def racing(self, chunks: Chunks) -> Ints:
+    def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
         """Rows whose chunk repeats one that is still queued: wait until they settled, then accept."""
-        table, rows = chunks.table, chunks.rows
-        late = (chunks.starts < table.queued[rows]) & (chunks.starts >= table.position[rows])
-        return rows[late]
+        late: Ints = rows[(starts < table.queued[rows]) & (starts >= table.position[rows])]
+        return late
 
     def accept(self, chunks: Chunks, receiver: Receiver) -> None:
         """Queues what is new, answers what is not."""

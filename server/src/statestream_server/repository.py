@@ -125,6 +125,12 @@ def _load_pair(
 
 def _with_rows(model: Model, file: ModelFile, graph: Graph, device: str, policy: BatchPolicy) -> Model:
     where = str(file.path)
+    for spec in (*file.signature.inputs, *file.signature.outputs):
+        if min(signatures.step_shape(spec), default=0) < 0:
+            raise ModelLoadError(
+                f"{where}: {spec.name!r} has steps of shape {list(signatures.step_shape(spec))}; a model with memory"
+                " needs steps of one shape, so that sessions can share a batch: export it with fixed lengths"
+            )
     rows = _rows(file, graph, device)
     if not is_batched(file.signature):
         rows = SerialisedRows(rows, single=False)

@@ -24,7 +24,7 @@ from statestream_server.peers import Sleeper
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
-from statestream_server.servicers.handles import MAX_HANDLE, Group, Handles
+from statestream_server.servicers.handles import MAX_HANDLE, Handles
 from statestream_server.servicers.outbox import Outbox
 from statestream_server.table import Table
 
@@ -240,19 +240,34 @@ class Stream:
         starts = wire.column(request.positions, "<u8", count, "positions")
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
         steps = self._steps(request, count)
-        receiver = _Receiver(self, frame)
-        await self._wake(handles)
+        await self._ready(handles, starts)
+        # From here on nothing is awaited: the claims that are checked now are those that the chunks run under.
+        unknown = list[tuple[int, errors.StatestreamError]]()
+        groups = self._handles.resolve(handles, lambda place, error: unknown.append((place, error)))
         offsets, total = np.cumsum(steps) - steps, int(steps.sum())
-        for table, rows, places in self._resolve(handles, frame, starts):
+        accepted = list[Chunks]()
+        for table, rows, places in groups:
             inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, total)
             if len(places) < count:
                 taken = np.concatenate([np.arange(offsets[p], offsets[p] + steps[p]) for p in places])
                 inputs = [array[taken] for array in inputs]
-            chunks = Chunks(table, rows, handles[places], starts[places], acked[places], steps[places], inputs)
-            racing = self._server.intake.racing(chunks)
-            if len(racing):
-                await self._server.engine.settled(table, racing)
+            accepted.append(Chunks(table, rows, handles[places], starts[places], acked[places], steps[places], inputs))
+        receiver = _Receiver(self, frame)
+        for place, error in unknown:
+            receiver.refused(int(handles[place]), int(starts[place]), error)
+        for chunks in accepted:
             self._server.intake.accept(chunks, receiver)
+
+    async def _ready(self, handles: Array, starts: Positions) -> None:
+        """Returns when no session of a chunk frame sleeps, and none has the same chunk queued already."""
+        while True:
+            await self._wake(handles)
+            groups = self._handles.resolve(handles, _ignore)
+            racing = [(group.table, self._server.intake.racing(*group[:2], starts[group.places])) for group in groups]
+            if not any(len(rows) for _, rows in racing):
+                return
+            for table, rows in racing:
+                await self._server.engine.settled(table, rows)
 
     def _steps(self, request: pb.ChunkFrame, count: int) -> Ints:
         most = self._server.settings.limits.max_chunk_steps
@@ -284,14 +299,6 @@ class Stream:
                 self._bind(np.asarray(waking)[part.places], part)
             for place, error in refused.items():
                 self.lost(waking[place], error)
-
-    def _resolve(self, handles: Array, frame: int, starts: Positions | None = None) -> list[Group]:
-        """The rows that handles stand for; those that stand for nothing are answered here."""
-
-        def unknown(place: int, error: errors.StatestreamError) -> None:
-            self.refused(frame, int(handles[place]), int(starts[place]) if starts is not None else 0, error)
-
-        return self._handles.resolve(handles, unknown)
 
     async def _ack(self, request: pb.AckFrame) -> None:
         handles = _handles(request.handles)
