@@ -15,7 +15,9 @@ from tests.support.speaker import (
     cut,
     fresh_id,
     joined,
+    pack,
     same_bits,
+    tensor,
     u64,
 )
 
@@ -177,8 +179,6 @@ async def test_uniform_frames_say_their_length_once(speaker: Speaker, subject: S
     uniform = {answer.handle: answer for answer in await speaker.answers(2)}
     message = pb.ChunkFrame(handles=np.asarray([2, 3], "<u4").tobytes(), positions=u64(0, 0))
     message.lengths = np.asarray([3, 3], "<u4").tobytes()
-    from tests.support.speaker import pack, tensor
-
     message.inputs.extend(tensor(name, array) for name, array in pack(chunks[2:]).items())
     await speaker.send(chunk=message)
     lengths = {answer.handle: answer for answer in await speaker.answers(2)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from statestream.signature import row_shape
 from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import server_pb2, server_pb2_grpc, session_pb2
 from tests.support.speaker import (
     Caller,
     Failure,
@@ -83,8 +85,6 @@ async def test_one_frame_opens_many_and_errors_are_per_row(speaker: Speaker) -> 
 
 async def test_durability_mode_is_told(speaker: Speaker, caller: Caller) -> None:
     """Open returns the durability mode: the one that GetServerInfo tells."""
-    from statestream.v1 import server_pb2, server_pb2_grpc
-
     info = await server_pb2_grpc.ServerServiceStub(speaker.channel).GetServerInfo(server_pb2.GetServerInfoRequest())
     opened = await speaker.open_one(fresh_id())
     assert opened.durability == info.durability != pb.DURABILITY_MODE_UNSPECIFIED
@@ -202,8 +202,6 @@ async def test_a_handle_in_use_is_bound_anew(speaker: Speaker, other: Speaker, s
 
 async def test_ephemeral_is_told_and_kept(speaker: Speaker, caller: Caller) -> None:
     """An ephemeral session is shown as one, also after a resume."""
-    from statestream.v1 import session_pb2
-
     name = fresh_id()
     await speaker.open_one(name, ephemeral=True)
     request = session_pb2.GetSessionRequest(model=speaker.model, session_id=name)
@@ -214,8 +212,6 @@ async def test_ephemeral_is_told_and_kept(speaker: Speaker, caller: Caller) -> N
 
 async def test_initial_states_replace_the_start_values(speaker: Speaker, subject: Subject) -> None:
     """Start values sent along are used for new sessions; zeros are the default here, so ones answer otherwise."""
-    from statestream.signature import row_shape
-
     specs = subject.signature.states
     ones = [tensor(s.input, np.full((1, *row_shape(s)), 0.5, s.dtype)) for s in specs]
     inputs = subject.random(3)

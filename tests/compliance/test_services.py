@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -62,7 +63,7 @@ async def test_get_session_describes_it(caller: Caller, subject: Subject, speake
 async def test_an_unknown_session_is_not_found(caller: Caller, subject: Subject) -> None:
     """Every call about a session that does not exist is SESSION_NOT_FOUND; none creates one."""
     name, stub = fresh_id(), caller.sessions
-    ask = {"model": subject.name, "session_id": name}
+    ask: dict[str, Any] = {"model": subject.name, "session_id": name}
     calls = [
         stub.GetSession(sessions.GetSessionRequest(**ask)),
         stub.SnapshotSession(sessions.SnapshotSessionRequest(**ask)),
@@ -168,7 +169,7 @@ async def test_restore_replaces_a_session_and_fences_its_writer(
     name = fresh_id()
     opened = await speaker.open_one(name)
     await speaker.step(0, 0, subject.random(2))
-    ask = {"model": subject.name, "session_id": name}
+    ask: dict[str, Any] = {"model": subject.name, "session_id": name}
     snapshot = (await caller.sessions.SnapshotSession(sessions.SnapshotSessionRequest(**ask))).snapshot
     await speaker.step(0, 2, subject.random(5))
     made = (await caller.sessions.RestoreSession(sessions.RestoreSessionRequest(**ask, snapshot=snapshot))).session

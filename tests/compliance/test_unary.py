@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from statestream.signature import encode_text
+from statestream.signature import encode_text, step_shape
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, session_pb2
 from tests.support.speaker import (
@@ -30,7 +30,7 @@ async def _position(caller: Caller, model: str, name: str) -> int:
     return int((await caller.sessions.GetSession(request)).session.position)
 
 
-async def _of_kind(caller: Caller, kind: model_pb2.ModelKind.ValueType) -> model_pb2.Model:
+async def _of_kind(caller: Caller, kind: model_pb2.ModelKind) -> model_pb2.Model:
     models = (await caller.models.ListModels(model_pb2.ListModelsRequest())).models
     for model in models:
         if model.kind == kind and not model.error:
@@ -272,8 +272,6 @@ async def test_generate_refuses_what_it_cannot_encode(caller: Caller, subject: S
 
 async def test_outputs_are_named_typed_and_shaped_as_the_signature_says(caller: Caller, subject: Subject) -> None:
     """Tensors travel as little-endian bytes with name, dtype and shape [T, ...one step]."""
-    from statestream.signature import step_shape
-
     response = await caller.step(subject.name, fresh_id(), subject.random(4))
     assert [message.name for message in response.outputs] == [spec.name for spec in subject.signature.outputs]
     for message, spec in zip(response.outputs, subject.signature.outputs, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from statestream.errors import StoreUnavailable
+from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2
 from statestream.v1 import session_pb2 as sessions
 from statestream_server.settings import Durability
+from tests.server.runtime.graphs import save
 from tests.support import models
 from tests.support.serving import Local, serving
 from tests.support.speaker import (
@@ -307,6 +309,15 @@ class TestModels:
             ]
             await serves_on(local.channel)
 
+    async def test_a_model_without_a_fixed_step_does_not_keep_the_others_from_serving(self, tmp_path: Path) -> None:
+        models.write(tmp_path, "gru")
+        save(models.ragged(), tmp_path / "ragged" / "1")
+        async with serving(tmp_path) as local:
+            (reason,) = local.server.registry.failures.values()
+            assert str(tmp_path / "ragged" / "1" / "model.onnx") in reason
+            assert "'x' has steps of shape [-1]" in reason
+            await serves_on(local.channel)
+
     async def test_a_text_with_an_unknown_symbol(self, local: Local) -> None:
         caller = Caller(local.channel)
         failure = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model="pair", text="aZ"))))
@@ -378,8 +389,6 @@ class TestModelChanged:
 
     async def test_a_damaged_record_is_state_lost(self, models_dir: Path, tmp_path: Path) -> None:
         """A record whose bytes rotted is never resumed as something else."""
-        import sqlite3
-
         file = tmp_path / "sessions.db"
         async with serving(models_dir, store=f"sqlite:{file}") as local, Speaker(local.channel, "gru") as speaker:
             await speaker.open_one("a")
@@ -407,7 +416,7 @@ class Outage:
 
     def __enter__(self) -> None:
         async def unavailable(*_: object, **__: object) -> Any:
-            raise StoreUnavailable("the store does not answer", retry_after=1.0)
+            raise errors.StoreUnavailable("the store does not answer", retry_after=1.0)
 
         for name in ("claim", "save", "load", "list", "delete"):
             self._patch.setattr(self._local.server.store, name, unavailable)
@@ -442,7 +451,7 @@ class TestStoreUnavailable:
                 await speaker.send(flush=pb.FlushFrame(handles=b"\0" * 4))
                 durable = await speaker.expect("durable")
                 assert failure_of(durable.errors[0].status).reason == "STORE_UNAVAILABLE"
-                ask = {"model": "counter", "session_id": "nowhere"}
+                ask: dict[str, Any] = {"model": "counter", "session_id": "nowhere"}
                 for call in (
                     caller.sessions.GetSession(sessions.GetSessionRequest(**ask)),
                     caller.sessions.ListSessions(sessions.ListSessionsRequest(model="counter")),
@@ -507,10 +516,33 @@ async def test_one_stream_with_tables_of_different_sizes(local: Local) -> None:
         await speaker.close(*range(1501))
 
 
+async def test_a_frame_for_two_models_is_refused_as_a_whole(local: Local) -> None:
+    """The inputs fit the sessions of one model only: nothing is applied, not even where they fit."""
+    async with Speaker(local.channel, "counter") as speaker:
+        await speaker.open_one("c", 0)
+        await speaker.open_one("g", 1, model="gru")
+        await speaker.send_chunk([0, 7, 1], [0, 0, 0], [numbers(1)] * 3)
+        assert (await speaker.refused()).reason == "BAD_TENSOR"
+        assert sums(await speaker.step(0, 0, numbers(5))) == [5]
+
+
+async def test_a_frame_that_waited_is_checked_against_the_claims_of_now(local: Local) -> None:
+    """It repeated a queued chunk and had to wait; a session that was taken meanwhile is not stepped by it."""
+    async with Speaker(local.channel, "counter") as speaker, Speaker(local.channel, "counter") as other:
+        await speaker.open("a", "b")
+        with local.engine_held():
+            await speaker.send_chunk([0], [0], [numbers(1)])
+            await local.until(lambda: local.server.engine.queued == 1)
+            await speaker.send_chunk([0, 1], [0, 0], [numbers(1), numbers(100)])
+            assert (await other.open_one("b")).position == 0
+        rows = await speaker.rows(3)
+        assert [sums(row) for row in rows if isinstance(row, Answer)] == [[1], [1]]
+        assert [row.handle for row in rows if isinstance(row, Refusal)] == [1]
+        assert sums(await other.step(0, 0, numbers(5))) == [5]
+
+
 def test_every_reason_has_one_class_and_one_code() -> None:
     """The table of errors: reasons are unique, and each travels as a status and back."""
-    from statestream import errors
-
     for reason, kind in errors.REASONS.items():
         failure: Failure = failure_of(errors.to_status(kind("what came", metadata={"field": "f"}, retry_after=0.5)))
         assert (failure.reason, failure.code, failure.retry_after) == (reason, kind.code.name, 0.5)

@@ -27,6 +27,7 @@ from tests.support.speaker import (
     everything,
     failing,
     fresh_id,
+    rows_of,
     same_bits,
     tensor,
     u32,
@@ -118,7 +119,8 @@ class TestHibernation:
 
     async def test_everything_works_on_a_sleeping_session(self, local: Local) -> None:
         """Forecast, fork, snapshot, flush, close and delete bring it back or read it where it is."""
-        caller, ask = Caller(local.channel), {"model": "loop", "session_id": "a"}
+        caller = Caller(local.channel)
+        ask: dict[str, Any] = {"model": "loop", "session_id": "a"}
         inputs = {"x": np.ones((5, 2), np.float32)}
 
         async def sleep() -> None:
@@ -245,8 +247,6 @@ async def _reasons(speaker: Speaker, count: int) -> list[str]:
         response = await speaker.read()
         assert response is not None
         if response.WhichOneof("response") == "result":
-            from tests.support.speaker import rows_of
-
             found += [row.failure.reason for row in rows_of(0, response.result) if isinstance(row, Refusal)]
     return found
 

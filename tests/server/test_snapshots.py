@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
 from statestream import errors
 from statestream_server import snapshots
@@ -112,8 +113,6 @@ def test_another_model_is_told_apart() -> None:
 
 def test_it_is_a_safetensors_file() -> None:
     """Users can look into it with other tools."""
-    from safetensors.numpy import load
-
     tensors = load(snapshots.dumps(made(), COLUMNS))
     assert sorted(tensors) == sorted(column.name for column in COLUMNS)
     np.testing.assert_array_equal(tensors["h"], made().values[0])

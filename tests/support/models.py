@@ -69,6 +69,21 @@ def tokens() -> onnx.ModelProto:
     return b.model(signature)
 
 
+def ragged() -> onnx.ModelProto:
+    """Steps of any width: a model with memory cannot be served so."""
+    b, axis = Builder(), np.asarray([2], np.int64)
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", dtype="float32", shape=[-1, -1, -1], batch_axis=0, time_axis=1)],
+        outputs=[TensorSpec(name="y", dtype="float32", shape=[-1, -1], batch_axis=0, time_axis=1)],
+        states=[StateSpec(input="s", output="s_out", dtype="float32", shape=[-1, 1], batch_axis=0)],
+    )
+    sums = b.add("ReduceSum", ["x", b.constant(axis)], keepdims=0)
+    b.add("Add", [b.add("CumSum", [sums, b.constant(np.asarray(1, np.int64))]), "s"], ["y"])
+    b.add("Add", ["s", b.add("ReduceSum", [sums, b.constant(axis - 1)], keepdims=1)], ["s_out"])
+    return b.model(signature)
+
+
 def scores() -> onnx.ModelProto:
     """Without memory: a linear layer, and the best class."""
     b = Builder(5)

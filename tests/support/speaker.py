@@ -85,7 +85,7 @@ async def failing(call: Awaitable[Any]) -> Failure:
     error = caught.value
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
     assert details is not None, f"no details with {error.code()}: {error.details()}"
-    status = status_pb2.Status.FromString(details)  # type: ignore[arg-type]
+    status = status_pb2.Status.FromString(details)
     assert status.code == error.code().value[0]
     return failure_of(status)
 
