@@ -171,6 +171,15 @@ def test_a_chunk_refused_for_a_while_is_sent_again_by_itself(wire: Wire) -> None
     assert [float(ticket.value[0, 0]) for ticket in tickets] == [1, 2, 3, 4]
 
 
+def test_a_step_too_large_for_a_message_is_refused_here(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    lane = Lane(MODEL, 1, ("x",), (np.dtype("<f4"),), ((2 << 20,),), 8 << 20)
+    ticket = StepTicket(lane, int(handle), (np.zeros(2 << 20, np.float32),), 1, single=True)
+    wire.core.step(ticket)
+    assert isinstance(ticket.error, errors.BadTensor)
+    assert "8,388,608 bytes" in ticket.error.message
+
+
 def test_a_chunk_refused_for_too_long_is_the_callers_to_know() -> None:
     wire = Wire(core=make_core(retry_seconds=5.0))
     wire.connect()

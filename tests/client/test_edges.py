@@ -154,6 +154,24 @@ def test_a_closed_client_has_no_thread(fake: Fake) -> None:
         client.session("sum", "b")
 
 
+def test_a_pool_keeps_its_client(fake: Fake) -> None:
+    pool = statestream.connect(fake.address).sessions("sum", 3)
+    gc.collect()
+    assert pool.step(np.ones((3, FEATURES))).shape == (3, FEATURES)
+    pool._client.close()
+
+
+def test_a_hook_that_fails_is_only_logged(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    def hook(address: str) -> None:
+        raise RuntimeError(address)
+
+    with statestream.connect(fake.address, on_reconnect=hook) as client, client.session("sum", "a") as session:
+        session.step(ONE)
+        fake.drop()
+        assert session.step(ONE)[0] == 2
+    assert "on_reconnect failed" in caplog.text
+
+
 def test_items_of_a_generator_are_not_taken_ahead(fake: Fake) -> None:
     taken = []
 

@@ -270,6 +270,8 @@ async def test_predict_generate_models_info_sessions(connect: Connect, twin: Twi
     assert (await twin.call(client.predict, "double", ones(3))).tolist() == [[2, 2]] * 3
     with pytest.raises(errors.BadTensor):
         await twin.call(client.predict, "double", np.ones(3))
+    with pytest.raises(errors.BadTensor, match="fewer rows"):
+        await twin.call(client.predict, "double", np.zeros((600_000, FEATURES), np.float32))
     assert "".join(await twin.collect(client.generate, "upper", "king")) == "KING"
     assert await twin.collect(client.generate, "upper", "king", max_tokens=2) == ["K", "I"]
     assert [model.name for model in await twin.call(client.models)] == ["sum", "double", "upper"]

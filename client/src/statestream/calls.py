@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from statestream import errors
@@ -15,6 +16,7 @@ from statestream.core import Group, OpenTicket, PoolTicket, Ticket
 from statestream.errors import StatestreamError, Unsupported, from_status
 from statestream.layout import Layout
 from statestream.v1 import inference_pb2 as pb
+from statestream.v1.server_pb2 import Limits
 from statestream.wire import Array, from_tensor, from_tensors, to_tensor
 
 MODES: Mapping[str, pb.OpenMode] = {
@@ -234,6 +236,21 @@ def predict_request(layout: Layout, x: Any, outputs: Sequence[str] | None, versi
         inputs=[to_tensor(name, array) for name, array in arrays.items()],
         outputs=list(outputs or ()),
     )
+
+
+def check_size(request: Message, limits: Limits, layout: Layout) -> None:
+    """Checks that a request is not larger than the server takes.
+
+    Raises:
+        BadTensor: Says how large it is, and how large it may be.
+    """
+    size, most = request.ByteSize(), limits.max_message_bytes
+    if most and size > most:
+        raise errors.BadTensor(
+            f"the request to model {layout.model.name!r} has {size:,} bytes; this server takes at most {most:,} "
+            "in one. Send fewer rows at a time.",
+            metadata={"field": layout.names[0]},
+        )
 
 
 def read_outputs(tensors: Iterable[Any]) -> Array | dict[str, Array]:

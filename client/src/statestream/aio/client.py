@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 
 from statestream import calls, frames
+from statestream.aio.catalogue import Catalogue
 from statestream.aio.link import CLOSE_SECONDS, Link
 from statestream.aio.opening import Opening
 from statestream.aio.pool import Pool
@@ -21,19 +22,14 @@ from statestream.backoff import parse_addresses
 from statestream.base import named_ids
 from statestream.core import StreamCore
 from statestream.errors import StatestreamError
-from statestream.layout import Input, Layout, require_kind
+from statestream.layout import Input, Layout
 from statestream.settings import Settings
 from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
 )
-from statestream.views import Model, ServerInfo, SessionInfo, read_model, read_server, read_session
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -78,7 +74,7 @@ def connect(
     return Opening(make)
 
 
-class Client:
+class Client(Catalogue):
     """A connection to a server, and the sessions on it. Made by `connect`, for the loop that runs then."""
 
     def __init__(self, address: str, settings: Settings, on_reconnect: Callable[[str], None] | None = None) -> None:
@@ -90,8 +86,7 @@ class Client:
             retry_seconds=settings.retry_timeout,
             lose_when_full=settings.on_full == "drop",
         )
-        self._link = Link(parse_addresses(address), settings, self._core, on_reconnect)
-        self._layouts: dict[tuple[str, int], asyncio.Future[Layout]] = {}
+        super().__init__(Link(parse_addresses(address), settings, self._core, on_reconnect))
         self._closed = False
         self.settings = settings
 
@@ -186,7 +181,7 @@ class Client:
 
         async def make() -> Pool:
             layout, handles, _ = await self._open(model, names, mode, version, initial_state, ephemeral=anonymous)
-            return Pool(self._link, self._core, layout, handles, names, ephemeral=anonymous)
+            return Pool(self, self._link, self._core, layout, handles, names, ephemeral=anonymous)
 
         return Opening(make)
 
@@ -232,6 +227,7 @@ class Client:
         """
         layout = await self._layout(model, version, "predict")
         request = calls.predict_request(layout, x, outputs, version)
+        calls.check_size(request, self._link.info.limits, layout)
         response = await self._link.unary(
             lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(request)
         )
@@ -306,49 +302,6 @@ class Client:
             finally:
                 call.cancel()
 
-    async def models(self) -> list[Model]:
-        """Every loaded version of every model, and those that failed to load."""
-        request = model_pb2.ListModelsRequest()
-        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request))
-        return [read_model(model) for model in response.models]
-
-    async def load_model(self, name: str, version: int | None = None) -> Model:
-        """Loads a version from the server's models folder; the highest where left out."""
-        request = model_pb2.LoadModelRequest(name=name, version=version or 0)
-        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request))
-        self._layouts.clear()
-        return read_model(response.model)
-
-    async def unload_model(self, name: str, version: int | None = None) -> None:
-        """Unloads a version; every loaded one where left out.
-
-        Raises:
-            ModelInUse: It has open sessions.
-        """
-        request = model_pb2.UnloadModelRequest(name=name, version=version or 0)
-        await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request))
-        self._layouts.clear()
-
-    async def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
-        """The sessions on the server, by model, then id."""
-        request = session_pb2.ListSessionsRequest(model=model or "", page_size=1000)
-        while True:
-            response = await self._link.unary(
-                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(request)
-            )
-            for session in response.sessions:
-                yield read_session(session)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
-
-    async def info(self) -> ServerInfo:
-        """Version, limits, durability and device of the server."""
-        request = server_pb2.GetServerInfoRequest()
-        return read_server(
-            await self._link.unary(lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(request))
-        )
-
     async def _open(
         self,
         model: str,
@@ -385,30 +338,11 @@ class Client:
             self, self._link, self._core, layout, int(handles[0]), session_id, created=True, ephemeral=ephemeral
         )
 
-    async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
-        key = (model, version or 0)
-        pending = self._layouts.get(key)
-        if pending is None:
-            # Many tasks that open sessions at once ask the server once, and share what comes.
-            pending = self._layouts[key] = asyncio.ensure_future(self._fetch(model, version))
-            pending.add_done_callback(lambda done: self._forget_failed(key, done))
-        layout = await asyncio.shield(pending)
-        require_kind(layout.model, kind)
-        return layout
-
-    async def _fetch(self, model: str, version: int | None) -> Layout:
-        request = model_pb2.GetModelRequest(name=model, version=version or 0)
-        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request))
-        return Layout(read_model(response.model))
-
-    def _forget_failed(self, key: tuple[str, int], done: asyncio.Future[Layout]) -> None:
-        if (done.cancelled() or done.exception() is not None) and self._layouts.get(key) is done:
-            del self._layouts[key]
-
     async def _forecast(
         self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool
     ) -> Any:
         request = calls.forecast_request(layout, version, h, history=inputs)
+        calls.check_size(request, self._link.info.limits, layout)
 
         async def call(channel: grpc.aio.Channel) -> list[inference_pb2.ForecastResponse]:
             return [part async for part in inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Ticket)
+
+log = logging.getLogger("statestream")
 
 STABLE_SECONDS = 1.0
 """A stream that lasted so long is opened again at once, and at the same address."""
@@ -191,8 +194,8 @@ class Link:
                 channel = await self._dial()
                 if channel is None:
                     continue
-                if connected_before and self._on_reconnect is not None:
-                    self._on_reconnect(self._backoff.address)
+                if connected_before:
+                    self._reconnected()
                 connected_before = True
                 await self._serve(channel)
         except asyncio.CancelledError:
@@ -264,8 +267,10 @@ class Link:
             core.disconnected()
             await self._release_channel()
         if moved:
+            log.info("%s is leaving; moving on", self._backoff.address)
             self._backoff.leave()
         elif not self._closed:
+            log.warning("the stream to %s broke: %s", self._backoff.address, self._cause)
             # The same server first, where its streams usually last.
             await self._pump(0.0 if time.monotonic() - began > STABLE_SECONDS else self._backoff.failed())
 
@@ -310,6 +315,14 @@ class Link:
             await self._stirred.wait()
         finally:
             timer.cancel()
+
+    def _reconnected(self) -> None:
+        log.info("connected to %s again", self._backoff.address)
+        if self._on_reconnect is not None:
+            try:
+                self._on_reconnect(self._backoff.address)
+            except Exception:
+                log.exception("on_reconnect failed")
 
     def _note(self, code: grpc.StatusCode, details: str | None) -> None:
         if code is not grpc.StatusCode.OK:

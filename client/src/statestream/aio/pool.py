@@ -16,6 +16,8 @@ from statestream.wire import Ints
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from statestream.aio.client import Client
+
 
 class Pool(PoolBase):
     """Sessions in rows. Made by `client.sessions`; to be used on the loop that made it.
@@ -24,9 +26,18 @@ class Pool(PoolBase):
     """
 
     def __init__(
-        self, link: Link, core: StreamCore, layout: Layout, handles: Ints, ids: Sequence[str], *, ephemeral: bool
+        self,
+        client: Client,
+        link: Link,
+        core: StreamCore,
+        layout: Layout,
+        handles: Ints,
+        ids: Sequence[str],
+        *,
+        ephemeral: bool,
     ) -> None:
         super().__init__(core, layout, handles, ids, ephemeral=ephemeral)
+        self._client = client
         self._link = link
 
     async def __aenter__(self) -> Pool:

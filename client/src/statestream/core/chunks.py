@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 
 import numpy as np
 
 from statestream.core.blocks import Block, cut, gather, merge_neighbours
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.table import DURABLE_FOREVER, State, Table
-from statestream.core.tickets import Discard, Lane, PoolTicket, StepTicket
-from statestream.errors import SessionMoved, StatestreamError
+from statestream.core.tickets import Discard, Lane, PoolTicket, StepTicket, again
+from statestream.errors import BadTensor, SessionMoved, StatestreamError
 from statestream.wire import Ints, Mask
 
 FRAME_BYTES = 1 << 20
@@ -33,6 +32,7 @@ class Chunks:
     def __init__(self, table: Table, buffer: ReplayBuffer) -> None:
         self.max_steps = 256
         self.window = 64
+        self.max_step_bytes = 4 << 20
         self.max_bytes_in_flight = 16 << 20
         self.lose_when_full = False
         self.singles: dict[Lane, list[StepTicket]] = {}
@@ -50,6 +50,9 @@ class Chunks:
 
     def submit(self, ticket: StepTicket | PoolTicket) -> None:
         """Takes a step; its position is fixed now, or once the replay buffer has room."""
+        if ticket.lane.step_bytes > self.max_step_bytes:
+            ticket.finish(error=_too_large(ticket.lane, self.max_step_bytes))
+            return
         if self.backlog or not self._buffer.has_room(ticket.nbytes):
             self.backlog.append(ticket)
             self.admit()
@@ -289,9 +292,12 @@ class Chunks:
             if row >= 0:
                 block.sink.fail(row, again(error))
         for lane, tickets in self.singles.items():
-            if any(ticket.handle == handle for ticket in tickets):
+            gone = [ticket for ticket in tickets if ticket.handle == handle]
+            if gone:
                 self.singles[lane] = [ticket for ticket in tickets if ticket.handle != handle]
-                self._fail_tickets([ticket for ticket in tickets if ticket.handle == handle], error)
+            for ticket in gone:
+                self._buffer.bytes -= ticket.nbytes
+                ticket.finish(error=again(error))
         queued = [ticket for ticket in self.backlog if isinstance(ticket, StepTicket) and ticket.handle == handle]
         for ticket in queued:
             self.backlog.remove(ticket)
@@ -384,12 +390,9 @@ class Chunks:
                 found.append((block, int(rows[0])))
         return found
 
-    def _fail_tickets(self, tickets: Iterable[StepTicket], error: StatestreamError) -> None:
-        for ticket in tickets:
-            self._buffer.bytes -= ticket.nbytes
-            ticket.finish(error=again(error))
 
-
-def again(error: StatestreamError) -> StatestreamError:
-    """A copy of an error, so that each caller raises one of its own."""
-    return type(error)(error.message, metadata=error.metadata, retry_after=error.retry_after)
+def _too_large(lane: Lane, most: int) -> BadTensor:
+    return BadTensor(
+        f"one step of model {lane.model!r} has {lane.step_bytes:,} bytes; this server takes at most {most:,}",
+        metadata={"field": lane.names[0]},
+    )

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from statestream.core.chunks import Chunks, again
+from statestream.core.chunks import Chunks
 from statestream.core.table import State, Table
-from statestream.core.tickets import ControlTicket
+from statestream.core.tickets import ControlTicket, again
 from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DELETE,

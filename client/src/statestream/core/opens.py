@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from statestream import errors
-from statestream.core.chunks import Chunks, again
+from statestream.core.chunks import Chunks
 from statestream.core.table import Group, State, Table
-from statestream.core.tickets import OpenTicket
+from statestream.core.tickets import OpenTicket, again
 from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     OPEN_MODE_CREATE,

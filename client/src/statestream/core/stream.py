@@ -13,12 +13,12 @@ import numpy as np
 
 from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
-from statestream.core.chunks import Chunks, again
+from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls, Kind, acknowledge
 from statestream.core.opens import Opening, Opens
 from statestream.core.results import Results
 from statestream.core.table import Group, State, Table
-from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket
+from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
 from statestream.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_INTERVAL,
@@ -162,6 +162,8 @@ class StreamCore:
         chunks = self.chunks
         chunks.max_steps = limits.max_chunk_steps or 256
         chunks.window = limits.max_unacknowledged_chunks or 64
+        # Names, handles and positions travel beside the data.
+        chunks.max_step_bytes = (limits.max_message_bytes or 4 << 20) - 4096
         if limits.max_queued_bytes:
             chunks.max_bytes_in_flight = min(16 << 20, max(1 << 20, limits.max_queued_bytes // 4))
         self.results.ack_after = max(1, min(64, chunks.window // 2))

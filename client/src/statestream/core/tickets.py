@@ -309,3 +309,8 @@ def _rows_of(packed: Array, lengths: Ints | int, tickets: list[StepTicket]) -> l
         values.append(packed[at, ...] if ticket.single else packed[at : at + size])
         at += size
     return values
+
+
+def again(error: StatestreamError) -> StatestreamError:
+    """A copy of an error, so that each caller raises one of its own."""
+    return type(error)(error.message, metadata=error.metadata, retry_after=error.retry_after)

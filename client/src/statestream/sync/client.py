@@ -17,22 +17,18 @@ from statestream.backoff import parse_addresses
 from statestream.base import named_ids
 from statestream.core import StreamCore
 from statestream.errors import StatestreamError
-from statestream.layout import Input, Layout, require_kind
+from statestream.layout import Input, Layout
 from statestream.settings import Settings
+from statestream.sync.catalogue import Catalogue
 from statestream.sync.link import CLOSE_SECONDS, Link
 from statestream.sync.pool import Pool
 from statestream.sync.session import Session
 from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
 )
-from statestream.views import Model, ServerInfo, SessionInfo, read_model, read_server, read_session
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,7 +68,7 @@ def connect(
     return Client(address, chosen, on_reconnect)
 
 
-class Client:
+class Client(Catalogue):
     """A connection to a server, and the sessions on it. Made by `connect`; usable from any thread."""
 
     def __init__(self, address: str, settings: Settings, on_reconnect: Callable[[str], None] | None = None) -> None:
@@ -84,9 +80,7 @@ class Client:
             retry_seconds=settings.retry_timeout,
             lose_when_full=settings.on_full == "drop",
         )
-        self._link = Link(parse_addresses(address), settings, self._core, on_reconnect)
-        self._layouts: dict[tuple[str, int], Layout] = {}
-        self._fetching = threading.Lock()
+        super().__init__(Link(parse_addresses(address), settings, self._core, on_reconnect))
         self._closing = threading.Lock()
         self._closed = False
         self.settings = settings
@@ -169,7 +163,7 @@ class Client:
         count = n if n is not None else len(ids or ())
         names, anonymous = named_ids(count, ids)
         layout, handles, _ = self._open(model, names, mode, version, initial_state, ephemeral=anonymous)
-        return Pool(self._link, self._core, layout, handles, names, ephemeral=anonymous)
+        return Pool(self, self._link, self._core, layout, handles, names, ephemeral=anonymous)
 
     def restore(self, snapshot: bytes, *, model: str, id: str | None = None, version: int | None = None) -> Session:
         """Makes a session from a snapshot; one that exists under the id is replaced.
@@ -205,6 +199,7 @@ class Client:
         """
         layout = self._layout(model, version, "predict")
         request = calls.predict_request(layout, x, outputs, version)
+        calls.check_size(request, self._link.info.limits, layout)
         response = self._link.unary(lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(request))
         return calls.read_outputs(response.outputs)
 
@@ -275,49 +270,6 @@ class Client:
             finally:
                 call.cancel()
 
-    def models(self) -> list[Model]:
-        """Every loaded version of every model, and those that failed to load."""
-        request = model_pb2.ListModelsRequest()
-        response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request))
-        return [read_model(model) for model in response.models]
-
-    def load_model(self, name: str, version: int | None = None) -> Model:
-        """Loads a version from the server's models folder; the highest where left out."""
-        request = model_pb2.LoadModelRequest(name=name, version=version or 0)
-        response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request))
-        self._layouts.clear()
-        return read_model(response.model)
-
-    def unload_model(self, name: str, version: int | None = None) -> None:
-        """Unloads a version; every loaded one where left out.
-
-        Raises:
-            ModelInUse: It has open sessions.
-        """
-        request = model_pb2.UnloadModelRequest(name=name, version=version or 0)
-        self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request))
-        self._layouts.clear()
-
-    def list_sessions(self, model: str | None = None) -> Iterator[SessionInfo]:
-        """The sessions on the server, by model, then id."""
-        request = session_pb2.ListSessionsRequest(model=model or "", page_size=1000)
-        while True:
-            response = self._link.unary(
-                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(request)
-            )
-            for session in response.sessions:
-                yield read_session(session)
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
-
-    def info(self) -> ServerInfo:
-        """Version, limits, durability and device of the server."""
-        request = server_pb2.GetServerInfoRequest()
-        return read_server(
-            self._link.unary(lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(request))
-        )
-
     def _open(
         self,
         model: str,
@@ -352,20 +304,9 @@ class Client:
             self, self._link, self._core, layout, int(handles[0]), session_id, created=True, ephemeral=ephemeral
         )
 
-    def _layout(self, model: str, version: int | None, kind: str) -> Layout:
-        key = (model, version or 0)
-        # Threads that open sessions at once share one layout, and so their steps share frames.
-        with self._fetching:
-            layout = self._layouts.get(key)
-            if layout is None:
-                request = model_pb2.GetModelRequest(name=model, version=version or 0)
-                response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request))
-                layout = self._layouts[key] = Layout(read_model(response.model))
-        require_kind(layout.model, kind)
-        return layout
-
     def _forecast(self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool) -> Any:
         request = calls.forecast_request(layout, version, h, history=inputs)
+        calls.check_size(request, self._link.info.limits, layout)
         responses = self._link.unary(
             lambda channel: list(inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request))
         )

@@ -7,6 +7,7 @@ KeyboardInterrupt in the midst of a call leaves the core whole.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -27,6 +28,8 @@ from statestream.v1.inference_pb2 import StreamRequest
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Ticket)
+
+log = logging.getLogger("statestream")
 
 STABLE_SECONDS = 1.0
 """A stream that lasted so long is opened again at once, and at the same address."""
@@ -105,9 +108,15 @@ class Link:
         done = threading.Lock()
         done.acquire()
         box: list[K] = []
+        failure: list[Exception] = []
 
         def operate() -> None:
-            ticket = make()
+            try:
+                ticket = make()
+            except Exception as error:
+                failure.append(error)
+                done.release()
+                return
             box.append(ticket)
             if ticket.done:
                 done.release()
@@ -116,6 +125,8 @@ class Link:
 
         self.do(operate)
         self._await(done)
+        if failure:
+            raise failure[0]
         ticket = box[0]
         if ticket.error is not None:
             raise ticket.error
@@ -193,8 +204,8 @@ class Link:
                 channel = self._dial()
                 if channel is None:
                     continue
-                if connected_before and self._on_reconnect is not None:
-                    self._on_reconnect(self._backoff.address)
+                if connected_before:
+                    self._reconnected()
                 connected_before = True
                 self._serve(channel)
         except Exception as error:
@@ -265,8 +276,10 @@ class Link:
             self._call.cancel()
             self._release_channel()
         if moved:
+            log.info("%s is leaving; moving on", self._backoff.address)
             self._backoff.leave()
         elif not self._closed:
+            log.warning("the stream to %s broke: %s", self._backoff.address, self._cause)
             # The same server first, where its streams usually last.
             self._pump(0.0 if time.monotonic() - began > STABLE_SECONDS else self._backoff.failed())
 
@@ -317,6 +330,14 @@ class Link:
             if not self._online.is_set():
                 with self._lock:
                     self.core.controls.offline()
+
+    def _reconnected(self) -> None:
+        log.info("connected to %s again", self._backoff.address)
+        if self._on_reconnect is not None:
+            try:
+                self._on_reconnect(self._backoff.address)
+            except Exception:
+                log.exception("on_reconnect failed")
 
     def _drain(self) -> None:
         with contextlib.suppress(queue.Empty):
