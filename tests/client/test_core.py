@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from statestream import errors
 from statestream.core import Group, Lane, PoolTicket, State, StepTicket, StreamCore
 from statestream.v1 import inference_pb2 as pb
+from statestream.v1.tensor_pb2 import RowError
 from tests.client.world import FEATURES, MODEL, Stream, World, split
 
 LANE = Lane(MODEL, 1, ("x",), (np.dtype("<f4"),), ((FEATURES,),), 4 * FEATURES)
@@ -432,6 +433,83 @@ def test_initial_states_are_sent_again_for_a_session_that_was_never_saved() -> N
     last = wire.step(int(ticket.handles[0]), np.ones((1, FEATURES)))
     wire.run()
     assert last.value[0, 0] == 7
+
+
+def notice(handle: int, error: errors.StatestreamError) -> pb.StreamResponse:
+    row = RowError(handle=handle, status=errors.to_status(error))
+    return pb.StreamResponse(notice=pb.NoticeFrame(errors=[row]))
+
+
+def test_a_notice_fails_a_session_that_moved_and_opens_one_that_only_lost_its_owner(wire: Wire) -> None:
+    moved, lost = wire.open("moved", "lost")
+    waiting = wire.step(moved, np.ones((1, FEATURES)))
+    wire.core.receive(notice(int(moved), errors.SessionMoved("a newer writer has it")), 0.0)
+    assert isinstance(waiting.error, errors.SessionMoved)
+    wire.core.receive(notice(int(lost), errors.NotOwner("elsewhere")), 0.0)
+    ticket = wire.step(lost, np.ones((1, FEATURES)))
+    wire.run()
+    assert ticket.value[0, 0] == 1
+    assert wire.world.rows["lost"].epoch == 2
+
+
+def test_an_owner_lost_again_and_again_is_the_callers_to_know(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    ticket = wire.step(handle, np.ones((1, FEATURES)))
+    for _ in range(10):
+        wire.world.refuse = [errors.NotOwner("elsewhere")] * 3
+        wire.run()
+        wire.now += 1.0
+    assert isinstance(ticket.error, errors.NotOwner)
+
+
+def test_a_frame_refused_as_a_whole_fails_its_chunks_only(wire: Wire) -> None:
+    first, second = wire.open("a", "b")
+    bad, good = wire.step(first, np.ones((1, FEATURES))), wire.step(second, np.ones((1, FEATURES)))
+    request = wire.core.next_request(0.0)
+    assert request is not None
+    status = errors.to_status(errors.BadFrame("unreadable", metadata={"field": "inputs"}))
+    wire.core.receive(pb.StreamResponse(frame=request.frame, refused=pb.RefusedFrame(status=status)), 0.0)
+    assert isinstance(bad.error, errors.BadFrame)
+    assert isinstance(good.error, errors.BadFrame)
+    again = wire.step(first, np.ones((1, FEATURES)))
+    wire.run()
+    assert again.value[0, 0] == 1
+
+
+def test_durable_positions_that_come_unasked_free_the_buffer() -> None:
+    wire = Wire(core=make_core(keep_seconds=0.0))
+    wire.connect()
+    (handle,) = wire.open("a")
+    wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert wire.core.buffer.bytes > 0
+    push = pb.DurableFrame(
+        handles=np.array([handle, 7], "<u4").tobytes(), durable_positions=np.array([1, 5], "<u8").tobytes()
+    )
+    wire.core.receive(pb.StreamResponse(durable=push), 0.0)
+    assert wire.core.table.durable[handle] == 1
+    assert wire.core.buffer.bytes == 0
+
+
+def test_a_store_that_forgets_after_a_failover_gets_the_steps_again(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    for _ in range(2):
+        wire.step(handle, np.ones((1, FEATURES)))
+        wire.run()
+    old = wire.world.rows["a"].copy()
+    wire.world.save()
+    wire.step(handle, np.ones((1, FEATURES)))
+    wire.core.flush(np.array([handle]))
+    wire.run()
+    assert wire.core.table.durable[handle] == 3
+    wire.cut()
+    old.epoch = wire.world.rows["a"].epoch
+    wire.world.saved["a"] = old
+    wire.world.restart()
+    wire.connect()
+    last = wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert last.value[0, 0] == 4
 
 
 @dataclass
