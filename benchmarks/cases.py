@@ -1,0 +1,226 @@
+"""What is measured: each case gives ours and what it is compared with, from the same minute on the same cores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import uvloop
+
+import statestream
+from benchmarks import echo, naive, raw
+from benchmarks.processes import Process
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import inference_pb2_grpc as stubs
+from statestream.v1.tensor_pb2 import Tensor
+
+FEATURES = 8
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The servers of one run and where the models are."""
+
+    ours: Process
+    echo: Process
+    naive: Process
+    models: Path
+
+    def model(self, name: str) -> str:
+        return str(self.models / name / "1" / "model.onnx")
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """Runs a coroutine on uvloop, which both sides of every comparison use."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def pool(bench: Bench, model: str, sessions: int, steps: int, seconds: float) -> float:
+    """Steps a second of a pool in closed loop."""
+    shape = (sessions, FEATURES) if steps == 1 else (sessions, steps, FEATURES)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    with statestream.connect(bench.ours.address) as client, client.sessions(model, sessions) as sessions_pool:
+        for _ in range(5):
+            sessions_pool.step(x)
+        start, frames = time.perf_counter(), 0
+        while (passed := time.perf_counter() - start) < seconds:
+            sessions_pool.step(x)
+            frames += 1
+    return frames * sessions * steps / passed
+
+
+def predict(bench: Bench, batch: int, seconds: float) -> float:
+    """Images a second through predict, four calls at a time."""
+
+    async def main() -> float:
+        x = np.random.default_rng(0).normal(size=(batch, 1, 28, 28)).astype(np.float32)
+        async with statestream.aio.connect(bench.ours.address) as client:
+            await client.predict("convnet", x)
+            count, start = 0, time.perf_counter()
+
+            async def one() -> None:
+                nonlocal count
+                while time.perf_counter() - start < seconds:
+                    await client.predict("convnet", x)
+                    count += batch
+
+            await asyncio.gather(*(one() for _ in range(4)))
+            return count / (time.perf_counter() - start)
+
+    return float(run(main()))
+
+
+def predict_raw(bench: Bench, batch: int, seconds: float) -> float:
+    """Images a second of raw ONNX Runtime."""
+    x = np.random.default_rng(0).normal(size=(batch, 1, 28, 28)).astype(np.float32)
+    return raw.calls_per_second(bench.model("convnet"), x, seconds)
+
+
+def awaits(bench: Bench, tasks: int, seconds: float) -> float:
+    """Steps a second of asyncio tasks that each await single steps of their own session."""
+
+    async def main() -> float:
+        x = np.ones(FEATURES, np.float32)
+        async with statestream.aio.connect(bench.ours.address) as client:
+            sessions = await asyncio.gather(*(client.session("lstm").__aenter__() for _ in range(tasks)))
+            count, start = 0, time.perf_counter()
+
+            async def one(session: Any) -> None:
+                nonlocal count
+                while time.perf_counter() - start < seconds:
+                    await session.step(x)
+                    count += 1
+
+            await asyncio.gather(*(one(session) for session in sessions))
+            passed = time.perf_counter() - start
+            await asyncio.gather(*(session.delete() for session in sessions))
+            return count / passed
+
+    return float(run(main()))
+
+
+def round_trip(bench: Bench, seconds: float) -> float:
+    """Seconds of the median step of one session that has the server to itself."""
+
+    async def main() -> float:
+        x, trips = np.ones(FEATURES, np.float32), list[float]()
+        async with statestream.aio.connect(bench.ours.address) as client, client.session("lstm") as session:
+            end = time.perf_counter() + seconds
+            while (start := time.perf_counter()) < end:
+                await session.step(x)
+                trips.append(time.perf_counter() - start)
+        return float(np.median(trips))
+
+    return float(run(main()))
+
+
+def echo_round_trip(bench: Bench, seconds: float) -> float:
+    """Seconds of the median round trip of the bare echo."""
+    return float(np.median(run(echo.messages_per_second(bench.echo.port, 1, seconds, bytes(64)))[1]))
+
+
+def echo_rate(bench: Bench, seconds: float) -> float:
+    """Messages a second of the bare echo with 256 streams."""
+    return float(run(echo.messages_per_second(bench.echo.port, 256, seconds, bytes(64)))[0])
+
+
+def naive_rate(bench: Bench, seconds: float) -> float:
+    """Steps a second of the first attempt with 256 streams."""
+    return float(run(naive.steps_per_second(bench.naive.port, 256, seconds, FEATURES)))
+
+
+def streams(bench: Bench, count: int, seconds: float) -> float:
+    """Steps a second of sessions that have a stream each, in closed loop, spoken without our client."""
+
+    async def main() -> float:
+        done, end = 0, time.perf_counter() + seconds
+        async with grpc.aio.insecure_channel(bench.ours.address) as channel:
+            stub = stubs.InferenceServiceStub(channel)
+
+            async def one(number: int) -> None:
+                nonlocal done
+                call, handle = stub.Stream(), (0).to_bytes(4, "little")
+                opening = pb.OpenFrame(
+                    model="lstm",
+                    handles=handle,
+                    ids=[f"stream-{number}-{time.time_ns()}"],
+                    writer=number.to_bytes(16, "little"),
+                    incarnation=1,
+                    ephemeral=True,
+                )
+                await call.write(pb.StreamRequest(frame=1, open=opening))
+                await call.read()
+                x = Tensor(name="x", dtype="float32", shape=[1, FEATURES], data=bytes(4 * FEATURES))
+                frame, position = 1, 0
+                while time.perf_counter() < end:
+                    frame += 1
+                    at = position.to_bytes(8, "little")
+                    chunk = pb.ChunkFrame(handles=handle, positions=at, acked_positions=at, steps=1, inputs=[x])
+                    await call.write(pb.StreamRequest(frame=frame, chunk=chunk))
+                    while not (await call.read()).HasField("result"):
+                        pass
+                    position += 1
+                    done += 1
+                close = pb.CloseFrame(handles=handle, action=pb.CLOSE_ACTION_DELETE)
+                await call.write(pb.StreamRequest(frame=frame + 1, close=close))
+                await call.done_writing()
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+
+            await asyncio.gather(*(one(number) for number in range(count)))
+        return done / seconds
+
+    return float(run(main()))
+
+
+def open_and_close(bench: Bench, count: int) -> tuple[float, float]:
+    """Sessions opened a second and closed a second, in bulk."""
+    with statestream.connect(bench.ours.address) as client:
+        start = time.perf_counter()
+        sessions = client.sessions("lstm", count)
+        sessions.__enter__()
+        opened = time.perf_counter()
+        sessions.__exit__(None, None, None)
+        return count / (opened - start), count / (time.perf_counter() - opened)
+
+
+def percentile_beside(bench: Bench, rate: float, seconds: float, *, chunks: bool) -> float:
+    """Seconds of the 99th percentile of single steps at a given rate, while another session sends full chunks."""
+
+    async def main() -> float:
+        x, trips = np.ones(FEATURES, np.float32), list[float]()
+        full = np.ones((256, FEATURES), np.float32)
+        async with (
+            statestream.aio.connect(bench.ours.address) as client,
+            statestream.aio.connect(bench.ours.address) as other,
+        ):
+            sessions = await asyncio.gather(*(client.session("lstm").__aenter__() for _ in range(64)))
+            end = time.perf_counter() + seconds
+
+            async def push() -> None:
+                async with other.session("lstm") as session:
+                    while time.perf_counter() < end:
+                        await session.step(full)
+
+            async def one(session: Any, number: int) -> None:
+                due = time.perf_counter() + number / rate
+                while due < end:
+                    await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                    start = time.perf_counter()
+                    await session.step(x)
+                    trips.append(time.perf_counter() - start)
+                    due += len(sessions) / rate
+
+            work: list[Awaitable[None]] = [one(session, number) for number, session in enumerate(sessions)]
+            await asyncio.gather(*work, *([push()] if chunks else []))
+            await asyncio.gather(*(session.delete() for session in sessions))
+        return float(np.quantile(trips, 0.99))
+
+    return float(run(main()))

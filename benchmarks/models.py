@@ -1,0 +1,60 @@
+"""The models that are measured, exported by our own exporter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from statestream_export import State, export
+
+
+class Recurrent(torch.nn.Module):
+    """LSTM → Linear."""
+
+    def __init__(self, features: int, hidden: int, layers: int, outputs: int) -> None:
+        super().__init__()
+        self.cells = torch.nn.LSTM(features, hidden, layers, batch_first=True)
+        self.head = torch.nn.Linear(hidden, outputs)
+
+    def forward(
+        self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y, (h, c) = self.cells(x, (h, c))
+        return self.head(y), h, c
+
+
+class Convolutional(torch.nn.Module):
+    """conv 10@5×5 → pool → conv 20@3×3 → 500 → 10, for images of 28 × 28."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 10, 5),
+            torch.nn.ReLU(),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Conv2d(10, 20, 3),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(20 * 10 * 10, 500),
+            torch.nn.ReLU(),
+            torch.nn.Linear(500, 10),
+            torch.nn.LogSoftmax(-1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def make(folder: Path) -> None:
+    """Writes lstm (8 → 2×64 → 1), lstm-wide (8 → 2×256 → 1) and convnet into a models folder."""
+    torch.manual_seed(0)
+    for name, hidden in (("lstm", 64), ("lstm-wide", 256)):
+        zeros = torch.zeros(2, 1, hidden)
+        states = {"h": State(zeros, batch_axis=1), "c": State(zeros, batch_axis=1)}
+        path = folder / name / "1" / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export(Recurrent(8, hidden, 2, 1), {"x": torch.zeros(2, 3, 8)}, states=states, path=path, time_axis=1)
+    path = folder / "convnet" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export(Convolutional(), {"x": torch.zeros(2, 1, 28, 28)}, path=path)
