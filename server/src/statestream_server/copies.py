@@ -142,13 +142,16 @@ class Copies:
         opened = await self._sessions.open_one(
             model.name, model.version, session, mode, self._writer, ephemeral=ephemeral
         )
-        rows = opened.rows
+        rows, claims = opened.rows, opened.table.claims(opened.rows)
+        table.dirty[rows] = True  # So that it does not hibernate before it is written.
         async with self._engine.still():
+            if not table.are_claimed(rows, claims).all():
+                raise errors.SessionMoved(f"another writer opened session {session!r} before its state was written")
             table.rows.write(rows, [value[None] for value in values])
             table.position[rows] = table.queued[rows] = table.acked[rows] = position
             table.dirty[rows] = True
         await self._saver.flush(table, rows)
-        return _of_row(table, int(rows[0]))
+        return await self.describe(model.name, session)
 
     async def _read(self, model: str, session: str) -> tuple[Table, list[Array], int]:
         """A session's table, its values and its position, once what it has queued has run."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Ints
+from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.engine import Engine
 from statestream_server.openings import TENANT, Opened, Opening, check_ids, check_numbers, pinned_elsewhere
 from statestream_server.peers import Peers, Sleeper
@@ -118,19 +118,26 @@ class Sessions:
         table.owner[rows], table.binding[rows] = UNBOUND, 0
 
     async def delete(self, table: Table, rows: Ints) -> None:
-        """Deletes sessions, once what they have queued has run.
+        """Deletes sessions as they are claimed now, once what they have queued has run.
+
+        One that leaves memory meanwhile is deleted all the same; one that is claimed anew meanwhile stays.
 
         Raises:
             StoreUnavailable: Nothing was deleted.
         """
+        rows = rows[[table.keys[row] is not None for row in rows.tolist()]]
+        keys, claims = [key for row in rows.tolist() if (key := table.keys[row]) is not None], table.claims(rows)
+
+        def here() -> Bools:
+            resident = np.asarray([table.keys[row] == key for row, key in zip(rows.tolist(), keys, strict=True)], bool)
+            return resident & table.are_claimed(rows, claims)
+
         async with self.lock:
-            serials = table.serial[rows].copy()
-            await self._engine.settled(table, rows)
-            rows = rows[table.serial[rows] == serials]
-            keys = [key for key in (table.keys[row] for row in rows.tolist()) if key is not None]
-            await self._store.delete(keys, table.epoch[rows].tolist())
+            await self._engine.settled(table, rows[here()])
+            await self._store.delete(keys, claims[1].tolist())
             gone = errors.SessionNotFound("the session was deleted")
             async with self._engine.still():
+                rows = rows[here()]
                 self._engine.cancel(table, rows.tolist(), gone)
                 self._peers.evict(table, rows, gone)
                 table.release(rows)

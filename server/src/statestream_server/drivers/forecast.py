@@ -34,13 +34,16 @@ class Forecaster:
 
         Raises:
             Unsupported: The model has no feedback, or the session took no step yet.
+            SessionNotFound: The session left its row before the forecast began.
         """
         _check(table)
-        rows = np.asarray([row])
+        rows, serial = np.asarray([row]), int(table.serial[row])
         await self._engine.settled(table, rows)
         if not table.position[row]:
             raise errors.Unsupported("a forecast starts from the session's last output; apply one step at least first")
         async with self._engine.still():
+            if int(table.serial[row]) != serial:
+                raise errors.SessionNotFound("the session was closed before its forecast began; ask again")
             forks = table.allocate(1, scratch=True)
             table.rows.copy(rows, forks)
         async for outputs in self._roll(table, forks, horizon):
