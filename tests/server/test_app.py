@@ -1,0 +1,101 @@
+"""One server inside a process: metrics, ports, what a stop saves and how long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import inference_pb2_grpc, model_pb2, server_pb2, server_pb2_grpc
+from statestream_server import app
+from statestream_server.settings import StartError
+from tests.support.serving import free_settings, serving
+from tests.support.speaker import Caller, Speaker, connected, everything
+
+X = {"x": np.ones((3, 2), np.float32)}
+
+
+async def test_metrics_tell_what_was_done(models_dir: Path) -> None:
+    """Prometheus text over HTTP: steps and sessions by name."""
+    async with serving(models_dir, http_port=0) as local:
+        await Caller(local.channel).step("gru", "a", X)
+        url = f"http://127.0.0.1:{local.running.http_port}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode())
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        steps = [float(value) for name, value in values.items() if "steps" in name and "created" not in name]
+        assert 3.0 in steps, text
+        assert any("session" in name and float(value) == 1 for name, value in values.items()), text
+
+
+async def test_a_taken_metrics_port_is_told(models_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=str(port)):
+            async with serving(models_dir, http_port=port):
+                pass
+
+
+async def test_a_start_that_fails_leaves_nothing_behind(models_dir: Path, tmp_path: Path) -> None:
+    """After a failed start the same store and folder can be served at once."""
+    store = f"sqlite:{tmp_path / 's.db'}"
+    with pytest.raises(StartError):
+        async with serving(tmp_path / "nowhere", store=store):
+            pass
+    async with serving(models_dir, store=store) as local:
+        await Caller(local.channel).step("gru", "a", X)
+
+
+async def test_limits_and_durability_are_told(models_dir: Path, tmp_path: Path) -> None:
+    settings = free_settings(models_dir, store=f"sqlite:{tmp_path / 's.db'}", limits={"max_horizon": 17})
+    async with app.running(settings) as running, connected(f"127.0.0.1:{running.port}") as channel:
+        info = await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(server_pb2.GetServerInfoRequest())
+        assert info.limits.max_horizon == 17
+        assert info.durability == pb.DURABILITY_MODE_INTERVAL
+        assert (info.store.kind, info.store.survives_process_kill) == ("sqlite", True)
+        assert info.device == "cpu"
+
+
+async def test_a_stop_during_a_forecast_ends_in_time(models_dir: Path) -> None:
+    """A forecast of thousands of steps does not hold a stop up."""
+    async with asyncio.timeout(15):
+        async with serving(models_dir) as local:
+            caller = Caller(local.channel)
+            await caller.step("loop", "a", X)
+            call = caller.inference.Forecast(pb.ForecastRequest(model="loop", session_id="a", horizon=4096))
+            assert (await call.read()).offset == 0
+
+
+async def test_everything_applied_is_saved_at_the_stop(models_dir: Path, tmp_path: Path) -> None:
+    """Also what was sent and not answered yet when the stop came."""
+    store = f"sqlite:{tmp_path / 's.db'}"
+    settings: dict[str, Any] = {"store": store, "checkpoint_interval": 600}
+    async with serving(models_dir, **settings) as local, Speaker(local.channel, "gru") as speaker:
+        await speaker.open(*(f"s{number}" for number in range(50)))
+        await speaker.send_chunk(range(50), [0] * 50, [X] * 50)
+        await speaker.half_close()
+        assert len(await speaker.answers(50)) == 50
+    async with serving(models_dir, store=store) as local, Speaker(local.channel, "gru") as speaker:
+        opened = await speaker.open(*(f"s{number}" for number in range(50)), mode=pb.OPEN_MODE_RESUME)
+        assert {one.position for one in opened.values()} == {3}  # type: ignore[union-attr]
+
+
+async def test_an_empty_folder_is_served(tmp_path: Path) -> None:
+    """Models may come later."""
+    async with serving(tmp_path) as local:
+        listed = await Caller(local.channel).models.ListModels(model_pb2.ListModelsRequest())
+        assert not listed.models
+
+
+async def test_a_stream_without_frames_ends_without_a_word(models_dir: Path) -> None:
+    async with serving(models_dir) as local:
+        call = inference_pb2_grpc.InferenceServiceStub(local.channel).Stream()
+        await call.done_writing()
+        assert not await everything(call)

@@ -1,0 +1,261 @@
+"""The engine and the saver under way: batches on the thread, chunks cut off between slices, calls without rows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import session_pb2 as sessions
+from statestream_server import housekeeping
+from statestream_server.costs import Costs
+from statestream_server.lane import Priority
+from statestream_server.predictions import Prediction, Predictions
+from statestream_server.settings import Durability
+from tests.support import models
+from tests.support.serving import Local, serving
+from tests.support.speaker import (
+    Answer,
+    Caller,
+    Refusal,
+    Speaker,
+    arrays_of,
+    everything,
+    fresh_id,
+    joined,
+    tensor,
+)
+
+
+def numbers(*values: float) -> dict[str, np.ndarray]:
+    return {"x": np.asarray(values, np.float32)[:, None]}
+
+
+@pytest.fixture
+async def local(models_dir: Path) -> AsyncIterator[Local]:
+    async with serving(models_dir) as local:
+        yield local
+
+
+@contextmanager
+def batches(local: Local, count: int) -> Iterator[None]:
+    """While this is entered, the engine runs so many batches and then holds."""
+    scheduler, left = local.server.engine.scheduler, count
+    choose = scheduler.choose
+
+    def choose_some(queues: Any) -> Any:
+        nonlocal left
+        left -= 1
+        return choose(queues) if left >= 0 else None
+
+    scheduler.choose = choose_some
+    try:
+        yield
+    finally:
+        scheduler.choose = choose
+        local.server.engine._wake.set()
+
+
+async def test_a_session_taken_between_slices_stays_before_the_chunk(local: Local) -> None:
+    """The chunk as sent is the unit: slices ran on a shadow row, which is free again; nothing of it was applied."""
+    table = local.table("counter")
+    async with Speaker(local.channel, "counter") as speaker, Speaker(local.channel, "counter") as other:
+        await speaker.open_one("a")
+        await speaker.step(0, 0, numbers(1, 2, 3))
+        free = len(table._free)
+        with batches(local, 5):
+            await speaker.send_chunk([0], [3], [numbers(*[10] * 20)])
+            await local.until(lambda: len(table._free) < free)
+            await speaker.send_chunk([0], [23], [numbers(7)])
+            await local.until(lambda: table.lane.queued == 2)
+            assert (await other.open_one("a")).position == 3
+        rows = await speaker.rows(2)
+        assert [row.failure.reason for row in rows if isinstance(row, Refusal)] == ["SESSION_MOVED"] * 2
+        assert len(table._free) == free
+        answer = await other.step(0, 3, numbers(4))
+        assert answer.outputs["y"].ravel().tolist() == [10]
+
+
+async def test_a_deleted_session_leaves_nothing_behind(local: Local) -> None:
+    """Deleting waits for what was sent before; the row starts anew for the next session."""
+    table = local.table("counter")
+    async with Speaker(local.channel, "counter") as speaker:
+        for turn in range(3):
+            await speaker.open_one(f"s{turn}")
+            await speaker.send_chunk([0], [0], [numbers(*[1] * 50)])
+            await speaker.send(close=pb.CloseFrame(handles=bytes(4), action=pb.CLOSE_ACTION_DELETE))
+            (answer,) = await speaker.answers(1)
+            assert answer.outputs["y"].ravel()[-1] == 50
+            await speaker.expect("closed")
+    assert (table.sessions, table.replies.entries, table.lane.queued) == (0, 0, 0)
+    assert local.server.engine.queued_bytes == 0
+
+
+async def test_batches_on_the_thread_are_like_those_on_the_loop(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a batch runs on the thread the loop opens, closes, saves, forks, hibernates: each session counts right."""
+    monkeypatch.setattr("statestream_server.engine.INLINE_SECONDS", -1.0)
+    store = f"sqlite:{tmp_path / 's.db'}"
+    async with serving(models_dir, store=store, durability=Durability.SYNC, limits={"max_sessions": 12}) as local:
+        caller = Caller(local.channel)
+
+        async def one(seed: int) -> None:
+            turns, total, position, name = random.Random(seed), 0.0, 0, f"s{seed}"
+            async with Speaker(local.channel, "counter") as speaker:
+                await speaker.open_one(name, seed)
+                for _ in range(12):
+                    chunk = numbers(*(turns.randint(1, 9) for _ in range(turns.randint(1, 6))))
+                    answer = await speaker.step(seed, position, chunk, acked=position)
+                    assert answer.outputs["y"].ravel().tolist() == (total + np.cumsum(chunk["x"])).tolist()
+                    total, position = total + float(chunk["x"].sum()), answer.end
+                    action = turns.randint(0, 5)
+                    if action == 0:
+                        assert (await speaker.open_one(name, seed)).position == position
+                    elif action == 1:
+                        ask: dict[str, Any] = {"model": "counter", "session_id": name}
+                        fork = sessions.ForkSessionRequest(**ask, fork_id=f"{name}-{position}")
+                        assert (await caller.sessions.ForkSession(fork)).session.position == position
+                        delete = sessions.DeleteSessionRequest(model="counter", session_id=f"{name}-{position}")
+                        await caller.sessions.DeleteSession(delete)
+                    elif action == 2:
+                        await housekeeping.tidy(local.server, 1e12, refresh=False)
+                    elif action == 3:
+                        assert await speaker.flush(seed) == {seed: position}
+
+        await asyncio.gather(*(one(seed) for seed in range(8)))
+        assert local.server.engine.statistics.threaded == local.server.engine.statistics.batches
+
+
+async def test_classes_share_the_engine(local: Local) -> None:
+    """A long forecast does not keep a stream waiting, and is not starved by it."""
+    async with Speaker(local.channel, "loop") as speaker:
+        await speaker.open_one("a")
+        x = {"x": np.ones((1, 2), np.float32)}
+        await speaker.step(0, 0, x)
+        request = pb.ForecastRequest(model="loop", session_id="a", horizon=300)
+        forecast = asyncio.create_task(everything(Caller(local.channel).inference.Forecast(request)))
+        steps = 1
+        while not forecast.done():
+            await speaker.step(0, steps, x, acked=steps)
+            steps += 1
+        assert len(await forecast) == 300
+        assert steps > 50, "live steps run beside a forecast"
+
+
+async def test_a_text_is_decoded_as_by_hand(local: Local) -> None:
+    """The encoder's output starts the decoder, the best token goes in again, until the end token or the limit."""
+    folder = local.server.settings.models / "pair" / "1"
+    encoder, decoder = models.Whole(folder / "encoder.onnx"), models.Whole(folder / "decoder.onnx")
+    decoding = decoder.signature.decoding
+    lengths = set()
+    for text in ("a", "hgfe", "abcabc", "dddddddd"):
+        source = np.asarray([[models.LETTERS.index(letter) for letter in text]])
+        states = {"h": encoder.call(source=source)["memory"][0]}
+        token, expected = decoding.start_token, list[tuple[int, float]]()
+        while len(expected) < decoding.max_tokens:
+            outputs, states = decoder.run_from({"token": np.asarray([token])}, states)
+            scores = outputs["scores"][0].astype(np.float64)
+            token = int(scores.argmax())
+            if token == decoding.end_token:
+                break
+            expected.append((token, float(scores[token] - np.log(np.exp(scores).sum()))))
+        call = Caller(local.channel).inference.Generate(pb.GenerateRequest(model="pair", text=text))
+        found = await everything(call)
+        assert [one.token for one in found] == [token for token, _ in expected]
+        np.testing.assert_allclose([one.log_probability for one in found], [p for _, p in expected], rtol=1e-4)
+        lengths.add(len(found))
+    assert lengths
+
+
+async def test_texts_are_decoded_side_by_side(local: Local) -> None:
+    """Many texts at once, among live steps: each the same as alone."""
+    caller = Caller(local.channel)
+
+    async def text(value: str) -> list[int]:
+        found = await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", text=value)))
+        return [one.token for one in found]
+
+    values = ["abc", "h", "gfedcba", "bb", "cafe", "dada", "face", "bead"]
+    alone = [await text(value) for value in values]
+    assert await asyncio.gather(*map(text, values)) == alone
+
+
+async def test_predictions_of_one_shape_share_a_run(local: Local) -> None:
+    """Calls that wait together run as one; other shapes run apart; each gets its own rows back."""
+    caller, rng = Caller(local.channel), np.random.default_rng(0)
+    inputs = [rng.standard_normal((rows, 4)).astype(np.float32) for rows in (1, 3, 0, 2, 1)]
+    whole = models.Whole(local.server.settings.models / "scores" / "1" / "model.onnx")
+    statistics = local.server.engine.statistics
+    before = statistics.batches
+    with local.engine_held():
+        calls = [
+            caller.inference.Predict(pb.PredictRequest(model="scores", inputs=[tensor("x", array)])) for array in inputs
+        ]
+        queues = local.server.engine._predictions
+        await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == len(inputs))
+    for array, call in zip(inputs, calls, strict=True):
+        found, expected = arrays_of((await call).outputs), whole.call(x=array)
+        assert found["best"].tolist() == expected["best"].tolist()
+        np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-5, atol=1e-6)
+    assert statistics.batches == before + 1
+
+
+async def test_predictions_are_taken_oldest_first_and_alike() -> None:
+    """The oldest call decides the shape; calls of another shape keep their order."""
+    loop = asyncio.get_running_loop()
+
+    class Echo:
+        def predict(self, inputs: Any) -> Any:
+            return list(inputs)
+
+    queue = Predictions(Echo(), Costs(1.0))
+    widths = [2, 3, 2, 3, 2]
+    calls = [
+        Prediction([np.full((1, width), float(i))], [0], [0], loop.create_future()) for i, width in enumerate(widths)
+    ]
+    for age, call in enumerate(calls):
+        queue.push(call, age)
+    calls[2].outputs.cancel()
+    taken = []
+    while queue.oldest(Priority.LIVE) is not None:
+        batch = queue.take(100)
+        batch.run()
+        batch.deliver()
+        taken.append([int(call.inputs[0][0, 0]) for call in batch.calls])
+    assert taken == [[0, 4], [1, 3]]
+    for number, call in enumerate(calls):
+        if number != 2:
+            assert call.outputs.result()[0].tolist() == [[float(number)] * widths[number]]
+    assert queue.oldest(Priority.FORECAST) is None
+
+
+async def test_many_sessions_grow_the_table_under_way(local: Local) -> None:
+    """Rows are added while chunks run; states, replies and queues keep their places."""
+    async with Speaker(local.channel, "counter") as speaker:
+        first = list(range(900))
+        await speaker.open(*(fresh_id() for _ in first), handles=first)
+        await speaker.send_chunk(first, [0] * 900, [numbers(handle, 1, 1) for handle in first])
+        more = list(range(900, 3000))
+        opened = asyncio.create_task(_open_beside(local, more))
+        answers = await speaker.answers(900)
+        assert await opened == len(more)
+        assert all(a.outputs["y"].ravel().tolist() == [a.handle, a.handle + 1, a.handle + 2] for a in answers)
+        await speaker.send_chunk(first, [3] * 900, [numbers(1)] * 900)
+        again = await speaker.answers(900)
+        pairs: dict[int, list[Answer]] = {handle: [] for handle in first}
+        for answer in [*answers, *again]:
+            pairs[answer.handle].append(answer)
+        assert all(joined(pair)["y"].ravel()[-1] == handle + 3 for handle, pair in pairs.items())
+
+
+async def _open_beside(local: Local, handles: list[int]) -> int:
+    async with Speaker(local.channel, "counter") as other:
+        return len(await other.open(*(fresh_id() for _ in handles), handles=handles))
