@@ -8,7 +8,7 @@ from collections.abc import Callable
 FIRST = 0.05
 """Seconds: the most that the first wait takes."""
 
-MOST = 2.0
+MOST = 1.0
 """Seconds: the most that any wait takes."""
 
 
