@@ -53,6 +53,7 @@ from statestream_server.settings import Settings, StartError
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 from statestream_server.table import Table
+from statestream_server.tray import Tray
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +183,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
     )
     registry.load_all()
     placement = Placement(registry, saver, peers, time.time)
+    intake = Intake(engine, saver, settings.limits, time.time)
     sessions = Sessions(registry, engine, store, saver, peers, placement, time.time)
     return Server(
         secrets.token_hex(8),
@@ -196,7 +198,8 @@ def _rooms(settings: Settings, store: Store) -> Server:
         registry,
         sessions,
         Copies(registry, sessions, engine, store, saver, writer),
-        Intake(engine, saver, settings.limits, time.time),
+        intake,
+        Tray(intake),
         Forecaster(engine),
         Generator(engine),
     )

@@ -15,6 +15,7 @@ from statestream_server.saver import Saver
 from statestream_server.sessions import Sessions
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Store
+from statestream_server.tray import Tray
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +42,6 @@ class Server:
     sessions: Sessions
     copies: Copies
     intake: Intake
+    tray: Tray
     forecaster: Forecaster
     generator: Generator

@@ -70,6 +70,14 @@ class Handles:
         self._table[handle] = _NOTHING
         self.asleep[handle] = sleeper
 
+    def one(self, handle: int) -> tuple[Table, int, int] | None:
+        """The table, row and claim that a handle stands for, or None."""
+        index = self._table.item(handle) if handle < len(self._table) else _NOTHING
+        if index == _NOTHING:
+            return None
+        table, row, binding = self.tables[index], self._row.item(handle), self._binding.item(handle)
+        return (table, row, binding) if table.binding.item(row) == binding else None
+
     def resolve(self, handles: Array, unknown: Callable[[int, errors.StatestreamError], None]) -> list[Group]:
         """The rows that handles stand for, by table.
 

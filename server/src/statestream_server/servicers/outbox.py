@@ -18,7 +18,7 @@ class Outbox:
     def __init__(self, context: Context) -> None:
         """Nothing waits."""
         self._context = context
-        self._messages: asyncio.Queue[pb.StreamResponse | None] = asyncio.Queue()
+        self._messages: asyncio.Queue[tuple[pb.StreamResponse, int] | None] = asyncio.Queue()
         self._bytes = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -27,9 +27,10 @@ class Outbox:
 
     async def write(self) -> None:
         """Writes messages until `end`."""
-        while (message := await self._messages.get()) is not None:
+        while (item := await self._messages.get()) is not None:
+            message, size = item
             await self._context.write(message)
-            self._bytes -= message.ByteSize()
+            self._bytes -= size
             if self._bytes <= _MOST_BYTES:
                 self._room.set()
 
@@ -39,10 +40,11 @@ class Outbox:
 
     def put(self, message: pb.StreamResponse) -> None:
         """Sends a message."""
-        self._bytes += message.ByteSize()
+        size = message.ByteSize()
+        self._bytes += size
         if self._bytes > _MOST_BYTES:
             self._room.clear()
-        self._messages.put_nowait(message)
+        self._messages.put_nowait((message, size))
 
     def error(self, frame: int, error: RowError) -> None:
         """Sends the error of a row at the end of this turn of the loop, together with others of its frame."""

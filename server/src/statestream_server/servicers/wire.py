@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +14,24 @@ from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Mode
+
+
+class Port(NamedTuple):
+    """What one step of an input looks like on the wire."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def ports(specs: Sequence[TensorSpec]) -> tuple[Port, ...]:
+    """What one step of every input looks like on the wire."""
+    shapes = [(spec, step_shape(spec)) for spec in specs]
+    return tuple(
+        Port(spec.name, spec.dtype, shape, numpy_dtype(spec.dtype).itemsize * math.prod(shape))
+        for spec, shape in shapes
+    )
 
 
 def column(data: bytes, dtype: str, count: int, field: str) -> Array:
@@ -79,6 +99,27 @@ def packed_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Tensor], steps:
         BadTensor: One has the wrong name, dtype or shape.
     """
     return inputs_with_axes(specs, tensors, (steps,), "steps")
+
+
+def packed_bytes(ports: Sequence[Port], tensors: Sequence[Tensor], steps: int) -> list[bytes] | None:
+    """The bytes of a chunk's inputs where they are as the signature says, in its order; else None.
+
+    The quick way for single chunks; `packed_inputs` takes what this does not, or says what is wrong.
+    """
+    if len(tensors) != len(ports):
+        return None
+    found = []
+    for port, tensor in zip(ports, tensors, strict=True):
+        data = tensor.data
+        if (
+            tensor.name != port.name
+            or tensor.dtype != port.dtype
+            or len(data) != steps * port.nbytes
+            or list(tensor.shape) != [steps, *port.shape]
+        ):
+            return None
+        found.append(data)
+    return found
 
 
 def inputs_with_axes(

@@ -1,0 +1,123 @@
+"""The tray: chunks of single sessions that arrive in one turn of the loop go to the intake as one.
+
+The rules of intake.py cost the same for one chunk as for hundreds. A thousand streams with a session each
+send a thousand frames; those that are ready at the same moment are laid out as columns here first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from statestream import errors
+from statestream.signature import numpy_dtype, step_shape
+from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.intake import Chunks, Intake
+from statestream_server.table import Table
+
+
+class Sender(Protocol):
+    """Who sent one chunk and gets its reply."""
+
+    def result(self, table: Table, row: int, start: int, steps: int, outputs: Sequence[Array]) -> None:
+        """The chunk was applied: one array [steps, ...one step] for every output."""
+
+    def refused(self, start: int, error: errors.StatestreamError) -> None:
+        """The chunk was not applied."""
+
+
+class Arrival(NamedTuple):
+    """One chunk.
+
+    Attributes:
+        row: The session's row.
+        binding: The claim under which the sender has it.
+        start: The position at which the chunk starts.
+        acked: The position up to which the caller has the replies.
+        steps: Its steps.
+        inputs: The bytes of every input, checked against the signature.
+        sender: Who sent it.
+    """
+
+    row: int
+    binding: int
+    start: int
+    acked: int
+    steps: int
+    inputs: Sequence[bytes]
+    sender: Sender
+
+
+class Tray:
+    """What arrived in this turn of the loop, by table."""
+
+    def __init__(self, intake: Intake) -> None:
+        """Nothing arrived."""
+        self._intake = intake
+        self._arrivals: dict[int, tuple[Table, dict[int, Arrival]]] = {}
+
+    def put(self, table: Table, arrival: Arrival) -> None:
+        """Takes a chunk of a session that has none here; it goes on at the end of this turn."""
+        if not self._arrivals:
+            asyncio.get_running_loop().call_soon(self.empty)
+        _, rows = self._arrivals.setdefault(id(table), (table, {}))
+        rows[arrival.row] = arrival
+
+    def holds(self, table: Table, row: int) -> bool:
+        """Whether a chunk of this session lies here already; then `empty` comes before the next."""
+        return id(table) in self._arrivals and row in self._arrivals[id(table)][1]
+
+    def empty(self) -> None:
+        """Passes on what arrived. Call it before anything that must come after."""
+        arrived, self._arrivals = self._arrivals, {}
+        for table, rows in arrived.values():
+            self._accept(table, list(rows.values()))
+
+    def _accept(self, table: Table, arrivals: list[Arrival]) -> None:
+        moved = errors.SessionMoved("the session left this stream before the chunk ran")
+        for arrival in [each for each in arrivals if table.binding[each.row] != each.binding]:
+            arrivals.remove(arrival)
+            arrival.sender.refused(arrival.start, moved)
+        if arrivals:
+            self._pass_on(table, arrivals)
+
+    def _pass_on(self, table: Table, arrivals: Sequence[Arrival]) -> None:
+        inputs = [
+            np.frombuffer(b"".join(column), numpy_dtype(spec.dtype)).reshape(-1, *step_shape(spec))
+            for spec, column in zip(
+                table.model.signature.inputs, zip(*(each.inputs for each in arrivals), strict=True), strict=True
+            )
+        ]
+        rows, starts, acked, steps = (
+            np.asarray(column)
+            for column in zip(*((each.row, each.start, each.acked, each.steps) for each in arrivals), strict=True)
+        )
+        tags = np.arange(len(arrivals), dtype=np.uint32)
+        chunks = Chunks(table, rows, tags, starts.astype(np.uint64), acked.astype(np.uint64), steps, inputs)
+        self._intake.accept(chunks, _Turn([each.sender for each in arrivals]))
+
+
+class _Turn:
+    """Hands replies to those who sent the chunks; the handles of its chunks are places in this list."""
+
+    def __init__(self, senders: Sequence[Sender]) -> None:
+        self._senders = senders
+
+    def results(
+        self, table: Table, handles: Array, rows: Ints, starts: Positions, steps: Ints, outputs: Sequence[Array]
+    ) -> None:
+        offset = 0
+        columns = zip(handles.tolist(), rows.tolist(), starts.tolist(), steps.tolist(), strict=True)
+        for place, row, start, count in columns:
+            parts = [array[offset : offset + count] for array in outputs]
+            self._senders[place].result(table, row, start, count, parts)
+            offset += count
+
+    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
+        self._senders[handle].refused(start, error)
+
+    def overtaken(self) -> None:
+        """Streams have been told by a notice."""
