@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tests.chaos.cluster import Cluster, Replica
+from tests.chaos.proxy import Proxy
 from tests.chaos.workload import Workload
 
 
@@ -29,6 +30,7 @@ class Scene:
     cluster: Cluster
     load: Workload
     draw: random.Random
+    proxies: list[Proxy] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
 
     def mark(self, what: str, address: str = "") -> None:
@@ -39,8 +41,15 @@ class Scene:
         """A ready replica, at random, of those that have clients."""
         now = time.monotonic()
         used = {caller.where(now) for caller in self.load.callers}
+        used |= {proxy.target for proxy in self.proxies if proxy.address in used}
         ready = self.cluster.ready()
         return self.draw.choice([replica for replica in ready if replica.address in used] or ready)
+
+    def line(self) -> Proxy:
+        """A proxy, at random, of those that have clients."""
+        now = time.monotonic()
+        used = {caller.where(now) for caller in self.load.callers}
+        return self.draw.choice([proxy for proxy in self.proxies if proxy.address in used] or self.proxies)
 
 
 class Fault(Protocol):
@@ -109,11 +118,73 @@ class RedisOutage:
 
 @dataclass(frozen=True)
 class RedisFlush:
-    """FLUSHALL: Redis forgets everything while the owners live."""
+    """FLUSHALL: Redis forgets everything while the owners live, and they write it down again."""
 
     async def strike(self, scene: Scene) -> None:
         scene.mark("redis flushed")
         await asyncio.to_thread(scene.cluster.redis.flush)
+        await scene.load.saved()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Connections are reset; for some seconds no new ones are taken."""
+
+    seconds: float = 0.0
+
+    async def strike(self, scene: Scene) -> None:
+        line = scene.line()
+        scene.mark("cut", line.address)
+        line.refusing = True
+        line.cut()
+        await asyncio.sleep(self.seconds)
+        line.refusing = False
+
+
+@dataclass(frozen=True)
+class LoseReplies:
+    """Requests arrive and are applied, their answers are lost; then the connections are reset."""
+
+    seconds: float = 0.3
+
+    async def strike(self, scene: Scene) -> None:
+        line = scene.line()
+        scene.mark("replies lost", line.address)
+        line.lose_replies()
+        async with asyncio.timeout(60):
+            await line.lost.wait()
+        await asyncio.sleep(self.seconds)
+        line.losing = False
+        line.cut()
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Half-open connections: nothing passes for some seconds; what was held up arrives late."""
+
+    seconds: float
+
+    async def strike(self, scene: Scene) -> None:
+        line = scene.line()
+        scene.mark("stall", line.address)
+        line.stall()
+        await asyncio.sleep(self.seconds)
+        line.flow()
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Every piece is held up for a moment, each way."""
+
+    seconds: float = 0.05
+    lasting: float = 1.0
+
+    async def strike(self, scene: Scene) -> None:
+        line = scene.line()
+        scene.mark("delay", line.address)
+        line.delay = self.seconds
+        await asyncio.sleep(self.lasting)
+        line.delay = 0.0
 
 
 async def schedule(scene: Scene, faults: Sequence[Fault], count: int) -> None:

@@ -44,6 +44,7 @@ class Workload:
     tracks: list[Track]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    sessions: list[statestream.aio.Session] = field(default_factory=list)
     began: float = 0.0
 
     @property
@@ -77,6 +78,15 @@ class Workload:
             self._raise_failures()
             assert time.monotonic() < deadline, f"seed {self.seed}: waited {seconds} s until {what}"
             await asyncio.sleep(0.02)
+
+    async def saved(self, seconds: float = 60.0) -> None:
+        """Returns once all that every caller has now is durable, as far as the callers are told."""
+        wanted = [track.position for track in self.tracks]
+        await self.until(
+            lambda: all(one.durable_position >= least for one, least in zip(self.sessions, wanted, strict=True)),
+            "everything is durable",
+            seconds,
+        )
 
     async def finish(self) -> None:
         """Lets every session end its operation and stop; raises what a session met."""
@@ -117,13 +127,11 @@ async def workload(
                 statestream.aio.connect(",".join(mine), settings=settings, on_reconnect=moved)
             )
             load.callers.append(Caller(client, mine, moves))
-        opened = await asyncio.gather(
-            *(_open(load.caller(track).client, track) for track in load.tracks), return_exceptions=False
-        )
+        load.sessions = await asyncio.gather(*(_open(load.caller(track).client, track) for track in load.tracks))
         load.began = time.monotonic()
         load.tasks = [
             asyncio.create_task(_drive(load, track, session), name=track.id)
-            for track, session in zip(load.tracks, opened, strict=True)
+            for track, session in zip(load.tracks, load.sessions, strict=True)
         ]
         try:
             yield load

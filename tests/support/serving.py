@@ -125,6 +125,10 @@ class Process:
         return f"{self.host}:{self.port}"
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         return "".join(self.lines)
 
