@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -151,8 +152,8 @@ class LoseReplies:
         line = scene.line()
         scene.mark("replies lost", line.address)
         line.lose_replies()
-        async with asyncio.timeout(60):
-            await line.lost.wait()
+        with contextlib.suppress(TimeoutError):  # nobody may have asked for anything on this line
+            await asyncio.wait_for(line.lost.wait(), 5)
         await asyncio.sleep(self.seconds)
         line.losing = False
         line.cut()
@@ -187,11 +188,19 @@ class Delay:
         line.delay = 0.0
 
 
-async def schedule(scene: Scene, faults: Sequence[Fault], count: int) -> None:
-    """Strikes `count` faults, each drawn from `faults`; mostly after every session has gone on, at times at once."""
+async def schedule(scene: Scene, faults: Sequence[Fault], count: int, *, beside: Sequence[Fault] = ()) -> None:
+    """Strikes `count` faults, each drawn from `faults`, mostly after every session has gone on, at times at once.
+
+    Now and then one drawn from `beside` strikes at the same time; not beside a flush, after which only the
+    owners know their sessions: they must not be driven away from them then.
+    """
+    draw = scene.draw
     for _ in range(count):
-        await scene.draw.choice(faults).strike(scene)
-        if scene.draw.random() < 0.8:
+        together = [draw.choice(faults)]
+        if beside and draw.random() < 0.3 and not isinstance(together[0], RedisFlush):
+            together.append(draw.choice(beside))
+        await asyncio.gather(*(fault.strike(scene) for fault in together))
+        if draw.random() < 0.8:
             await scene.load.progress()
-        await asyncio.sleep(scene.draw.random())
+        await asyncio.sleep(draw.random())
     await scene.load.progress()
