@@ -15,17 +15,17 @@ A, B = b"a" * 16, b"b" * 16
 KEY = Key("tenant", "model", "station-7")
 
 
-def claim_of(key: Key = KEY, mode: Mode = Mode.EITHER, **fields: int | bool | bytes) -> Claim:
+def claim_of(key: Key = KEY, mode: Mode = Mode.EITHER, **fields: int | bool | bytes | str) -> Claim:
     values: dict[str, Any] = {"writer": A, "incarnation": 10, **fields}
     return Claim(key, mode, **values)
 
 
-async def claim(store: Store, key: Key = KEY, mode: Mode = Mode.EITHER, **fields: int | bool | bytes) -> Claimed:
+async def claim(store: Store, key: Key = KEY, mode: Mode = Mode.EITHER, **fields: int | bool | bytes | str) -> Claimed:
     (answer,) = await store.claim([claim_of(key, mode, **fields)])
     return answer
 
 
-async def create(store: Store, key: Key = KEY, **fields: int | bool | bytes) -> Record:
+async def create(store: Store, key: Key = KEY, **fields: int | bool | bytes | str) -> Record:
     answer = await claim(store, key, Mode.CREATE, **fields)
     assert answer.verdict is Verdict.CREATED
     assert answer.record is not None
@@ -293,10 +293,57 @@ class StoreCompliance:
         with pytest.raises(ValueError, match="one epoch for each key"):
             await store.delete([KEY], [])
 
+    async def test_a_claim_names_the_owner_and_a_save_tells_it_again(self, store: Store) -> None:
+        record = await create(store, owner="0123456789abcdef")
+        assert record.owner == "0123456789abcdef"
+        assert await store.save([replace(record, position=1, blob=b"x")]) == [True]
+        assert (await loaded(store)).owner == "0123456789abcdef"
+        taken = (await claim(store, incarnation=11, owner="b")).record
+        assert taken is not None
+        assert (taken.owner, (await loaded(store)).owner) == ("b", "b")
+        held = (await claim(store, incarnation=12, held_epoch=taken.epoch, held_position=1, owner="c")).record
+        assert held is not None
+        assert (held.owner, (await loaded(store)).owner) == ("c", "c")
+        (listed,) = await store.list("tenant", "model", ("", ""), 1)
+        assert listed.owner == "c"
+
+    @pytest.mark.parametrize("owner", ["0123456789abcdef0", "ö", "a\0"])
+    async def test_an_owner_that_no_store_could_keep_is_refused(self, store: Store, owner: str) -> None:
+        with pytest.raises(ValueError, match="at most 16 ASCII"):
+            await store.claim([claim_of(owner=owner)])
+        with pytest.raises(ValueError, match="at most 16 ASCII"):
+            await store.save([Record(KEY, 1, 1, 1, A, 1, owner=owner)])
+
+    async def test_epochs_of_records_tombstones_and_nothing(self, store: Store) -> None:
+        live, dead, nobody = (Key("tenant", "model", id_) for id_ in ("live", "dead", "nobody"))
+        await create(store, live, seen_epoch=6)
+        await create(store, dead, seen_epoch=8)
+        assert await store.delete([dead], [9]) == [True]
+        assert await store.epochs([dead, nobody, live, live]) == [9, 0, 7, 7]
+        assert await store.load([nobody]) == [None]
+
+    async def test_a_server_lives_until_its_last_beat_is_over_or_it_leaves(self, store: Store) -> None:
+        assert await store.address_of("one") is None
+        await store.beat("one", "one:8001", 60.0)
+        await store.beat("two", "two:8001", 60.0)
+        assert await store.address_of("one") == "one:8001"
+        await store.beat("one", "one:9001", 60.0)
+        assert await store.address_of("one") == "one:9001"
+        await store.leave("one")
+        await store.leave("nobody")
+        assert await store.address_of("one") is None
+        assert await store.address_of("two") == "two:8001"
+        await store.beat("two", "two:8001", 0.001)
+        async with asyncio.timeout(20):
+            while await store.address_of("two") is not None:
+                pass
+        assert await store.load([KEY]) == [None]
+
     async def test_empty_batches(self, store: Store) -> None:
         assert await store.claim([]) == []
         assert await store.save([]) == []
         assert await store.load([]) == []
+        assert await store.epochs([]) == []
         assert await store.delete([], []) == []
 
     async def test_list_pages_in_order(self, store: Store) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from statestream.errors import StoreUnavailable
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
-from statestream_server.stores.redis import BUCKETS, RedisStore
+from statestream_server.stores.redis import RedisStore
+from statestream_server.stores.redis_keys import BUCKETS
 from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, created_and_saved, loaded
 from tests.server.stores.redis_server import Server, free_port, redis_server, wait_until
 from tests.services import require_binary

@@ -42,6 +42,7 @@ CLAIMS = st.builds(
     held_position=SMALL,
     version=st.integers(1, 2),
     ephemeral=st.booleans(),
+    owner=st.sampled_from(["", "one", "two"]),
 )
 RECORDS = st.builds(
     Record,
@@ -53,6 +54,7 @@ RECORDS = st.builds(
     incarnation=st.integers(1, 3),
     ephemeral=st.booleans(),
     blob=st.one_of(st.none(), st.binary(max_size=3)),
+    owner=st.sampled_from(["", "one", "two"]),
 )
 
 
@@ -109,6 +111,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def contents_are_equal(self) -> None:
         assert list(map(_plain, self.runner.run(self.store.load(KEYS)))) == [self.live(key) for key in KEYS]
+        assert self.runner.run(self.store.epochs(KEYS)) == [self.epoch(key) for key in KEYS]
 
     def teardown(self) -> None:
         listed = self.runner.run(self.store.list("t", "", ("", ""), 10))
@@ -143,12 +146,16 @@ class StoreMachine(RuleBasedStateMachine):
         if claim.mode is not Mode.REPLACE and left < claim.replay_position:
             return Verdict.LOST, bare
         epoch = 1 + max(self.epoch(claim.key), claim.held_epoch, claim.seen_epoch)
-        record = Record(claim.key, claim.version, epoch, 0, claim.writer, claim.incarnation, claim.ephemeral)
+        record = Record(
+            claim.key, claim.version, epoch, 0, claim.writer, claim.incarnation, claim.ephemeral, owner=claim.owner
+        )
         verdict = Verdict.CREATED
         if claim.mode is not Mode.REPLACE and (held or live is not None):
             verdict = Verdict.HELD if held else Verdict.TAKEN
             if live is not None:
-                record = replace(live, epoch=epoch, writer=claim.writer, incarnation=claim.incarnation)
+                record = replace(
+                    live, epoch=epoch, writer=claim.writer, incarnation=claim.incarnation, owner=claim.owner
+                )
         self.entries[claim.key] = Entry(record)
         return verdict, record if verdict is Verdict.TAKEN else replace(record, blob=None)
 

@@ -15,7 +15,7 @@ from statestream.errors import StoreUnavailable
 from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
 from statestream_server.stores.sqlite import SqliteStore
-from statestream_server.stores.sqlite_tables import SCHEMA
+from statestream_server.stores.sqlite_tables import APPLICATION, SCHEMA
 from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, claim_of, created_and_saved, loaded
 
 
@@ -90,6 +90,31 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
         database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     database.close()
     await _refused(path, f"schema {SCHEMA + 1}", "use the newer release")
+
+
+async def test_a_file_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+        database.execute("INSERT INTO meta VALUES ('generation', 'first')")
+        database.execute(
+            "CREATE TABLE session (tenant TEXT NOT NULL, model TEXT NOT NULL, id TEXT NOT NULL, live INTEGER NOT NULL,"
+            " version INTEGER NOT NULL, epoch INTEGER NOT NULL, position INTEGER NOT NULL, writer BLOB NOT NULL,"
+            " incarnation INTEGER NOT NULL, ephemeral INTEGER NOT NULL, saved_at REAL NOT NULL, blob BLOB,"
+            " UNIQUE (tenant, model, id))"
+        )
+        values = (*KEY, 1, 1, 3, 5, A, 10, 0, 100.0, b"state")
+        database.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(values))})", values)
+        database.execute(f"PRAGMA application_id = {APPLICATION}")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    store = SqliteStore(path)
+    await store.start()
+    assert await store.generation() == "first"
+    assert await loaded(store) == Record(KEY, 1, 3, 5, A, 10, blob=b"state", saved_at=100.0)
+    await store.beat("one", "here:1", 60)
+    assert await store.address_of("one") == "here:1"
+    await store.close()
 
 
 async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Claim:
         held_position: That row's position.
         version: The model version to which a new session is pinned.
         ephemeral: Whether the session ends with its caller.
+        owner: The server process that will have the session, at most 16 bytes of ASCII; "" for none.
     """
 
     key: Key
@@ -56,6 +57,7 @@ class Claim:
     held_position: int = 0
     version: int = 1
     ephemeral: bool = False
+    owner: str = ""
 
 
 class Verdict(enum.Enum):
@@ -91,6 +93,8 @@ class Record:
     blob: bytes | None = field(default=None, repr=False)
     saved_at: float = 0.0
     """Unix time of the last claim or save; set by the store."""
+    owner: str = ""
+    """The server process that claimed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +155,8 @@ class Store(Protocol):
            all is stored, as after a flush, not even a tombstone).
         4. Not REPLACE, and the position of what is current (held_position, else stored.position, else
            0) < replay_position → LOST.
-        5. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1; writer and
-           incarnation are the claim's; `version` and `ephemeral` are the stored ones where the session
+        5. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1; writer, incarnation
+           and owner are the claim's; `version` and `ephemeral` are the stored ones where the session
            goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED, position 0,
            no blob. Held current → HELD (position and blob in the store stay as they are). Else → TAKEN.
         """
@@ -168,6 +172,9 @@ class Store(Protocol):
     async def load(self, keys: Sequence[Key]) -> list[Record | None]:
         """Reads live records, blobs included; changes nothing."""
 
+    async def epochs(self, keys: Sequence[Key]) -> list[int]:
+        """The epochs stored under keys, of live records and tombstones; 0 where nothing is stored."""
+
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
         """Replaces records whose epoch is not above the given one by tombstones; False for others.
 
@@ -180,3 +187,12 @@ class Store(Protocol):
 
     async def expire(self, before: float, *, ephemeral_before: float) -> int:
         """Deletes records not claimed or saved since those Unix times, and old tombstones; how many."""
+
+    async def beat(self, owner: str, address: str, ttl: float) -> None:
+        """Notes that a server process lives and where it is reached; holds for `ttl` seconds."""
+
+    async def leave(self, owner: str) -> None:
+        """Notes that a server process is gone, before its last beat is over."""
+
+    async def address_of(self, owner: str) -> str | None:
+        """Where a server process is reached; None where it left, or its last beat is over."""

@@ -11,7 +11,7 @@ import hashlib
 from typing import NamedTuple
 
 _PRELUDE = """
-local FORMAT, SIZE, HEADER = 1, 64, '<BBxxxxxxI8I8I8I8dc16'
+local FORMAT, SIZE, HEADER = 2, 80, '<BBxxxxxxI8I8I8I8dc16c16'
 local LIVE, EPHEMERAL, BLOB = 1, 2, 4
 local index, tombs = KEYS[1], KEYS[2]
 
@@ -22,14 +22,15 @@ local function read(key)
     error('the key ' .. key .. ' holds no record of format ' .. FORMAT, 0)
   end
   local r = {text = text}
-  r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer = struct.unpack(HEADER, text)
+  r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer, r.owner =
+    struct.unpack(HEADER, text)
   r.live = r.flags % 2 == 1
   r.ephemeral = r.flags % 4 >= EPHEMERAL
   return r
 end
 
-local function header(flags, version, epoch, position, incarnation, saved_at, writer)
-  return struct.pack(HEADER, FORMAT, flags, version, epoch, position, incarnation, saved_at, writer)
+local function header(flags, version, epoch, position, incarnation, saved_at, writer, owner)
+  return struct.pack(HEADER, FORMAT, flags, version, epoch, position, incarnation, saved_at, writer, owner)
 end
 """
 
@@ -38,8 +39,8 @@ local CREATE, RESUME, REPLACE = 1, 2, 4
 local answers = {}
 for i = 1, #KEYS - 2 do
   local key, member = KEYS[i + 2], ARGV[2 * i - 1]
-  local mode, ephemeral, incarnation, seen, replay, held_epoch, held_position, version, now, writer =
-    struct.unpack('<BBxxxxxxI8I8I8I8I8I8dc16', ARGV[2 * i])
+  local mode, ephemeral, incarnation, seen, replay, held_epoch, held_position, version, now, writer, owner =
+    struct.unpack('<BBxxxxxxI8I8I8I8I8I8dc16c16', ARGV[2 * i])
   local stored = read(key)
   local live = stored and stored.live
   local as_it_stands = live and stored.text or ''
@@ -58,14 +59,14 @@ for i = 1, #KEYS - 2 do
     local epoch = math.max(stored and stored.epoch or 0, held_epoch, seen) + 1
     if live and mode ~= REPLACE then
       redis.call('SETRANGE', key, 0,
-        header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer))
+        header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer, owner))
       if held then
         answer = 'H' .. redis.call('GETRANGE', key, 0, SIZE - 1)
       else
         answer = 'T' .. redis.call('GET', key)
       end
     else
-      local fresh = header(LIVE + ephemeral * EPHEMERAL, version, epoch, 0, incarnation, now, writer)
+      local fresh = header(LIVE + ephemeral * EPHEMERAL, version, epoch, 0, incarnation, now, writer, owner)
       redis.call('SET', key, fresh)
       if not live then redis.call('ZADD', index, 0, member) end
       if stored and not live then redis.call('ZREM', tombs, member) end
@@ -110,7 +111,7 @@ for i = 1, #KEYS - 2 do
   local ok = stored and stored.live and stored.epoch <= epoch
   if ok then
     redis.call('SET', key, header(stored.ephemeral and EPHEMERAL or 0, stored.version, stored.epoch, stored.position,
-      stored.incarnation, now, stored.writer))
+      stored.incarnation, now, stored.writer, stored.owner))
     redis.call('ZREM', index, member)
     redis.call('ZADD', tombs, now, member)
   end

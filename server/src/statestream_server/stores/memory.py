@@ -36,6 +36,7 @@ class MemoryStore:
         self._clock = clock
         self._tables: dict[tuple[str, str], dict[str, bytes]] = {}
         self._generation = uuid.uuid4().hex
+        self._servers: dict[str, tuple[str, float]] = {}
 
     @property
     def kind(self) -> str:
@@ -110,6 +111,11 @@ class MemoryStore:
             return None
         return record_of(key, unpack(value), unpack_blob(value))
 
+    async def epochs(self, keys: Sequence[Key]) -> list[int]:
+        """Stored epochs, of tombstones too; 0 where nothing is stored."""
+        values = (self._tables.get((key.tenant, key.model), {}).get(key.id) for key in keys)
+        return [0 if value is None else unpack(value).epoch for value in values]
+
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones; see `base.Store.delete`.
 
@@ -156,6 +162,19 @@ class MemoryStore:
             if not table:
                 del self._tables[name]
         return count
+
+    async def beat(self, owner: str, address: str, ttl: float) -> None:
+        """Notes that a server process lives; see `base.Store.beat`."""
+        self._servers[owner] = address, self._clock() + ttl
+
+    async def leave(self, owner: str) -> None:
+        """Notes that a server process is gone."""
+        self._servers.pop(owner, None)
+
+    async def address_of(self, owner: str) -> str | None:
+        """Where a server process is reached; None where it is gone."""
+        address, until = self._servers.get(owner, ("", 0.0))
+        return address if self._clock() < until else None
 
 
 def _live_ids(table: dict[str, bytes], above: str | None) -> Iterator[str]:

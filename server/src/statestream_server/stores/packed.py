@@ -1,8 +1,8 @@
 """A record as one byte string: a fixed header, then the blob. What memory and Redis keep.
 
-The header has 64 bytes, little-endian: format (uint8), flags (uint8), 6 unused, version, epoch, position,
-incarnation (uint64 each), the Unix time of the last claim or save (float64), writer (16 bytes). lua.py
-reads and writes the same header.
+The header has 80 bytes, little-endian: format (uint8), flags (uint8), 6 unused, version, epoch, position,
+incarnation (uint64 each), the Unix time of the last claim or save (float64), writer (16 bytes), owner (16
+bytes of ASCII, zeros behind it). lua.py reads and writes the same header.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import struct
 from statestream_server.stores.base import Record
 from statestream_server.stores.rules import Columns
 
-FORMAT = 1
+FORMAT = 2
 """The format of the header; a store that finds another one was written by another release."""
 LIVE, EPHEMERAL, BLOB = 1, 2, 4
 """Flags: not a tombstone; ends with its caller; a blob follows (an empty one too)."""
-HEADER = struct.Struct("<BB6xQQQQd16s")
+HEADER = struct.Struct("<BB6xQQQQd16s16s")
 
 
 def pack(columns: Columns, blob: bytes | None) -> bytes:
     """Writes columns and blob as one byte string."""
-    live, version, epoch, position, writer, incarnation, ephemeral, saved_at = columns
+    live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner = columns
     flags = (LIVE if live else 0) | (EPHEMERAL if ephemeral else 0) | (0 if blob is None else BLOB)
-    header = HEADER.pack(FORMAT, flags, version, epoch, position, incarnation, saved_at, writer)
+    header = HEADER.pack(FORMAT, flags, version, epoch, position, incarnation, saved_at, writer, owner.encode())
     return header if not blob else b"".join((header, blob))
 
 
@@ -32,7 +32,15 @@ def pack_record(record: Record, now: float) -> bytes:
     blob = record.blob
     flags = LIVE | (EPHEMERAL if record.ephemeral else 0) | (0 if blob is None else BLOB)
     header = HEADER.pack(
-        FORMAT, flags, record.version, record.epoch, record.position, record.incarnation, now, record.writer
+        FORMAT,
+        flags,
+        record.version,
+        record.epoch,
+        record.position,
+        record.incarnation,
+        now,
+        record.writer,
+        record.owner.encode(),
     )
     return header if not blob else b"".join((header, blob))
 
@@ -46,8 +54,10 @@ def unpack(value: bytes) -> Columns:
     if len(value) < HEADER.size or value[0] != FORMAT:
         found = f"format {value[0]}" if value else "nothing"
         raise ValueError(f"a packed record of format {FORMAT} was expected, {found} in {len(value)} bytes was found")
-    _, flags, version, epoch, position, incarnation, saved_at, writer = HEADER.unpack_from(value)
-    return Columns(bool(flags & LIVE), version, epoch, position, writer, incarnation, bool(flags & EPHEMERAL), saved_at)
+    _, flags, version, epoch, position, incarnation, saved_at, writer, owner = HEADER.unpack_from(value)
+    name = owner.rstrip(b"\0").decode()
+    ephemeral = bool(flags & EPHEMERAL)
+    return Columns(bool(flags & LIVE), version, epoch, position, writer, incarnation, ephemeral, saved_at, name)
 
 
 def unpack_blob(value: bytes) -> bytes | None:

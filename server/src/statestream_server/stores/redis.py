@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import struct
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from statestream.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
 from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, Script
-from statestream_server.stores.packed import HEADER, LIVE, pack_record, unpack, unpack_blob
-from statestream_server.stores.redis_link import Address, Command, Link
-from statestream_server.stores.rules import check_claims, check_deletes, check_records, record_of
+from statestream_server.stores.packed import HEADER, pack_record, unpack, unpack_blob
+from statestream_server.stores.redis_keys import (
+    BUCKETS,
+    GENERATION,
+    SLICE_COMMANDS,
+    Name,
+    by_bucket,
+    index_of,
+    name_of,
+    script_call,
+    server_key,
+    sliced,
+    tombs_of,
+)
+from statestream_server.stores.redis_link import Address, Link
+from statestream_server.stores.rules import Columns, check_claims, check_deletes, check_records, record_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BUCKETS = 4096
-"""Records are spread over so many groups; a group lies in one Cluster slot and is written by one script call."""
-GENERATION = "ss:generation"
-"""The key that stands for the store's contents."""
-
-_CLAIM = struct.Struct("<BB6xQQQQQQd16s")
+_CLAIM = struct.Struct("<BB6xQQQQQQd16s16s")
 _VERDICTS = {
     b"C": Verdict.CREATED,
     b"H": Verdict.HELD,
@@ -37,23 +44,8 @@ _VERDICTS = {
     b"R": Verdict.REFUSED,
     b"L": Verdict.LOST,
 }
-# A round trip takes so many commands and bytes at most: it ends well within its deadline, other calls get
-# their turn in between, and the event loop is not kept for long.
-_SLICE_COMMANDS = 256
-_SLICE_BYTES = 4 << 20
+_SLICE_EPOCHS = 1024
 _PAGE = 256
-
-
-class _Name:
-    """Where a key's record lies: its bucket, its Redis key, and its member in the bucket's index."""
-
-    __slots__ = ("bucket", "member", "record")
-
-    def __init__(self, member: bytes) -> None:
-        digest = hashlib.blake2b(member, digest_size=18).digest()
-        self.bucket = int.from_bytes(digest[:2], "big") % BUCKETS
-        self.member = member
-        self.record = b"ss:{b%04d}:r:%s" % (self.bucket, digest[2:].hex().encode())
 
 
 def _awaited_by_close(
@@ -162,6 +154,7 @@ class RedisStore:
                 claim.version,
                 now,
                 claim.writer,
+                claim.owner.encode(),
             )
             for claim in claims
         ]
@@ -190,15 +183,32 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis does not answer, or has a record of another release.
         """
-        names = [_name(key) for key in keys]
+        names = [name_of(key) for key in keys]
         found: list[Record | None] = [None] * len(keys)
-        for slice_ in _sliced(_by_bucket(names), [0] * len(names)):
+        for slice_ in sliced(by_bucket(names), [0] * len(names)):
             answers = await self._link.run(
                 [("MGET", *(names[index].record for index in indices)) for _, indices in slice_]
             )
             for (_, indices), values in zip(slice_, answers, strict=True):
                 for index, value in zip(indices, values, strict=True):
                     found[index] = self._record(keys[index], names[index], value, blob=True)
+        return found
+
+    @_awaited_by_close
+    async def epochs(self, keys: Sequence[Key]) -> list[int]:
+        """Stored epochs, of tombstones too; 0 where nothing is stored. One small command for each key.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or has a record of another release.
+        """
+        found: list[int] = []
+        for first in range(0, len(keys), _SLICE_EPOCHS):
+            part = [(key, name_of(key)) for key in keys[first : first + _SLICE_EPOCHS]]
+            headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for _, name in part])
+            found += [
+                self._columns(key, name, header).epoch if header else 0
+                for (key, name), header in zip(part, headers, strict=True)
+            ]
         return found
 
     @_awaited_by_close
@@ -232,12 +242,12 @@ class RedisStore:
             start = b"[" + owner + model.encode() + b"\0"
         found: list[Record] = []
         while len(found) < limit:
-            names = [_Name(member) for member in await self._members(start, b"(" + end, limit - len(found))]
+            names = [Name(member) for member in await self._members(start, b"(" + end, limit - len(found))]
             if not names:
                 break
             start = b"(" + names[-1].member
-            for first in range(0, len(names), _SLICE_COMMANDS):
-                part = names[first : first + _SLICE_COMMANDS]
+            for first in range(0, len(names), SLICE_COMMANDS):
+                part = names[first : first + SLICE_COMMANDS]
                 headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for name in part])
                 for name, header in zip(part, headers, strict=True):
                     record = self._record(Key(*name.member.decode().split("\0", 2)), name, header or None, blob=False)
@@ -252,9 +262,9 @@ class RedisStore:
         share = min(limit, math.ceil(2 * limit / BUCKETS) + 4)
         while starts:
             unread: dict[int, bytes] = {}
-            for buckets in _chunks(list(starts), _SLICE_COMMANDS):
+            for buckets in _chunks(list(starts), SLICE_COMMANDS):
                 pages = await self._link.run(
-                    [("ZRANGEBYLEX", _index(bucket), starts[bucket], end, "LIMIT", 0, share) for bucket in buckets]
+                    [("ZRANGEBYLEX", index_of(bucket), starts[bucket], end, "LIMIT", 0, share) for bucket in buckets]
                 )
                 for bucket, page in zip(buckets, pages, strict=True):
                     members += page
@@ -283,7 +293,7 @@ class RedisStore:
             while starts:
                 pages = await self._link.run(
                     [
-                        ("ZRANGEBYLEX", _index(bucket), start, b"+", "LIMIT", 0, _PAGE)
+                        ("ZRANGEBYLEX", index_of(bucket), start, b"+", "LIMIT", 0, _PAGE)
                         for bucket, start in starts.items()
                     ]
                 )
@@ -293,93 +303,82 @@ class RedisStore:
             tombs = buckets
             while tombs:
                 pages = await self._link.run(
-                    [("ZRANGEBYSCORE", _tombs(b), "-inf", f"({before!r}", "LIMIT", 0, _PAGE) for b in tombs]
+                    [("ZRANGEBYSCORE", tombs_of(b), "-inf", f"({before!r}", "LIMIT", 0, _PAGE) for b in tombs]
                 )
                 read = {bucket: page for bucket, page in zip(tombs, pages, strict=True) if page}
                 count += await self._expire(read, before, ephemeral_before)
                 tombs = [bucket for bucket, page in read.items() if len(page) == _PAGE]
         return count
 
+    @_awaited_by_close
+    async def beat(self, owner: str, address: str, ttl: float) -> None:
+        """Notes that a server process lives; see `base.Store.beat`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer or refuses.
+        """
+        await self._link.run([("SET", server_key(owner), address, "PX", max(1, round(ttl * 1000)))])
+
+    @_awaited_by_close
+    async def leave(self, owner: str) -> None:
+        """Notes that a server process is gone.
+
+        Raises:
+            StoreUnavailable: Redis does not answer or refuses.
+        """
+        await self._link.run([("DEL", server_key(owner))])
+
+    @_awaited_by_close
+    async def address_of(self, owner: str) -> str | None:
+        """Where a server process is reached; None where it is gone.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        (value,) = await self._link.run([("GET", server_key(owner))])
+        return None if value is None else bytes(value).decode()
+
     async def _expire(self, members: Mapping[int, Sequence[bytes]], before: float, ephemeral_before: float) -> int:
         commands = [
-            _evalsha(EXPIRE, bucket, [_Name(m).record for m in page], [repr(before), repr(ephemeral_before), *page])
+            script_call(EXPIRE, bucket, [Name(m).record for m in page], [repr(before), repr(ephemeral_before), *page])
             for bucket, page in members.items()
         ]
         return sum(await self._link.run(commands, writes=True)) if commands else 0
 
     async def _call(self, script: Script, keys: Sequence[Key], parts: Sequence[bytes], *head: str) -> Sequence[Any]:
         """Runs a script over a batch, one call for each bucket; the answers in the order of the keys."""
-        names = [_name(key) for key in keys]
+        names = [name_of(key) for key in keys]
         found: list[Any] = [None] * len(keys)
-        for slice_ in _sliced(_by_bucket(names), [len(part) for part in parts]):
+        for slice_ in sliced(by_bucket(names), [len(part) for part in parts]):
             commands = []
             for bucket, indices in slice_:
                 arguments: list[str | bytes] = list(head)
                 for index in indices:
                     arguments += (names[index].member, parts[index])
-                commands.append(_evalsha(script, bucket, [names[index].record for index in indices], arguments))
+                commands.append(script_call(script, bucket, [names[index].record for index in indices], arguments))
             answers = await self._link.run(commands, writes=True)
             for (_, indices), answer in zip(slice_, answers, strict=True):
                 for index, value in zip(indices, answer, strict=True):
                     found[index] = value
         return found
 
-    def _record(self, key: Key, name: _Name, value: bytes | None, *, blob: bool) -> Record | None:
+    def _record(self, key: Key, name: Name, value: bytes | None, *, blob: bool) -> Record | None:
         if value is None:
             return None
+        columns = self._columns(key, name, value)
+        return record_of(key, columns, unpack_blob(value) if blob else None) if columns.live else None
+
+    def _columns(self, key: Key, name: Name, value: bytes) -> Columns:
         try:
-            columns = unpack(value)
+            return unpack(value)
         except ValueError as error:
             raise StoreUnavailable(
                 f"the store {self._address.shown} has under {name.record.decode()} ({key}) no record that this release "
                 f"reads: {error}; use the release that wrote it, or delete that key"
             ) from error
-        if not value[1] & LIVE:
-            return None
-        return record_of(key, columns, unpack_blob(value) if blob else None)
 
 
 _YES = ord("1")
-
-
-def _name(key: Key) -> _Name:
-    tenant, model, id_ = key
-    if "\0" in tenant or "\0" in model:
-        raise ValueError(f"the tenant or model of {key!r} has a zero byte; choose a name without")
-    return _Name(f"{tenant}\0{model}\0{id_}".encode())
-
-
-def _index(bucket: int) -> bytes:
-    return b"ss:{b%04d}:i" % bucket
-
-
-def _tombs(bucket: int) -> bytes:
-    return b"ss:{b%04d}:d" % bucket
-
-
-def _evalsha(script: Script, bucket: int, records: Sequence[bytes], arguments: Iterable[str | bytes]) -> Command:
-    return ("EVALSHA", script.digest, len(records) + 2, _index(bucket), _tombs(bucket), *records, *arguments)
-
-
-def _by_bucket(names: Sequence[_Name]) -> dict[int, list[int]]:
-    buckets: dict[int, list[int]] = {}
-    for index, name in enumerate(names):
-        buckets.setdefault(name.bucket, []).append(index)
-    return buckets
-
-
-def _sliced(buckets: dict[int, list[int]], sizes: Sequence[int]) -> Iterator[list[tuple[int, list[int]]]]:
-    """Cuts a batch into round trips."""
-    slice_: list[tuple[int, list[int]]] = []
-    size = 0
-    for bucket, indices in buckets.items():
-        slice_.append((bucket, indices))
-        size += sum(sizes[index] for index in indices)
-        if len(slice_) == _SLICE_COMMANDS or size >= _SLICE_BYTES:
-            yield slice_
-            slice_, size = [], 0
-    if slice_:
-        yield slice_
 
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

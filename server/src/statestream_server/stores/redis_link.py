@@ -29,10 +29,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from statestream.errors import StoreUnavailable
 from statestream_server.stores.lua import SCRIPTS
+from statestream_server.stores.redis_keys import Command
 
 log = logging.getLogger(__name__)
-
-Command = tuple[str | bytes | int, ...]
 
 _CONNECTIONS = 16
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)

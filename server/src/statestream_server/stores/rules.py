@@ -17,6 +17,8 @@ NUMBER_LIMIT = 1 << 53
 """Numbers in records stay below this: Lua, in which Redis compares them, counts in doubles."""
 WRITER_BYTES = 16
 """The length of a writer id."""
+OWNER_BYTES = 16
+"""The most bytes of an owner's name."""
 
 
 class Columns(NamedTuple):
@@ -30,6 +32,7 @@ class Columns(NamedTuple):
     incarnation: int
     ephemeral: bool
     saved_at: float
+    owner: str
 
 
 class Decision(NamedTuple):
@@ -77,6 +80,7 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
         incarnation=claim.incarnation,
         ephemeral=kept.ephemeral if kept else claim.ephemeral,
         saved_at=now,
+        owner=claim.owner,
     )
     verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN
     return Decision(verdict, columns, write=True)
@@ -91,17 +95,19 @@ def may_save(live: bool, stored_epoch: int, stored_position: int, epoch: int, po
 
 def record_of(key: Key, columns: Columns, blob: bytes | None = None) -> Record:
     """The record as callers see it."""
-    _, version, epoch, position, writer, incarnation, ephemeral, saved_at = columns
-    return Record(key, version, epoch, position, writer, incarnation, ephemeral, blob, saved_at)
+    _, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner = columns
+    return Record(key, version, epoch, position, writer, incarnation, ephemeral, blob, saved_at, owner)
 
 
 def check_claims(claims: Sequence[Claim]) -> None:
     """Refuses claims whose numbers or writers no store could keep.
 
     Raises:
-        ValueError: A number is negative or not below `CLAIM_LIMIT`, or a writer has not 16 bytes.
+        ValueError: A number is negative or not below `CLAIM_LIMIT`, a writer has not 16 bytes, or an owner's
+            name is no ASCII of at most 16.
     """
     for claim in claims:
+        _check_owner("claim", claim.key, claim.owner)
         numbers = (
             claim.incarnation,
             claim.seen_epoch,
@@ -119,9 +125,11 @@ def check_records(records: Sequence[Record]) -> None:
     """Refuses records whose numbers or writers no store could keep.
 
     Raises:
-        ValueError: A number is negative or not below `NUMBER_LIMIT`, or a writer has not 16 bytes.
+        ValueError: A number is negative or not below `NUMBER_LIMIT`, a writer has not 16 bytes, or an owner's
+            name is no ASCII of at most 16.
     """
     for record in records:
+        _check_owner("record", record.key, record.owner)
         numbers = (record.version, record.epoch, record.position, record.incarnation)
         if min(numbers) < 0 or max(numbers) >= NUMBER_LIMIT or len(record.writer) != WRITER_BYTES:
             names = ("version", "epoch", "position", "incarnation")
@@ -136,6 +144,13 @@ def check_deletes(keys: Sequence[Key], epochs: Sequence[int]) -> None:
     """
     if len(keys) != len(epochs):
         raise ValueError(f"delete got {len(keys)} keys and {len(epochs)} epochs; give one epoch for each key")
+
+
+def _check_owner(what: str, key: Key, owner: str) -> None:
+    if len(owner) > OWNER_BYTES or not owner.isascii() or "\0" in owner:
+        raise ValueError(
+            f"the {what} for {key} has owner {owner!r}; expected at most {OWNER_BYTES} ASCII characters, none zero"
+        )
 
 
 def _unfit(what: str, key: Key, numbers: Iterable[tuple[str, int]], writer: bytes, limit: int) -> ValueError:

@@ -128,6 +128,14 @@ class SqliteStore:
         """
         return await self._run(sqlite_tables.load, list(keys))
 
+    async def epochs(self, keys: Sequence[Key]) -> list[int]:
+        """Stored epochs, of tombstones too; 0 where nothing is stored.
+
+        Raises:
+            StoreUnavailable: The file cannot be read.
+        """
+        return await self._run(sqlite_tables.epochs, list(keys)) if keys else []
+
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones in one transaction; see `base.Store.delete`.
 
@@ -158,6 +166,30 @@ class SqliteStore:
         for start in range(0, last, sqlite_tables.EXPIRE_ROWS):
             count += await self._run(sqlite_tables.expire, start, before, ephemeral_before)
         return count
+
+    async def beat(self, owner: str, address: str, ttl: float) -> None:
+        """Notes that a server process lives; see `base.Store.beat`.
+
+        Raises:
+            StoreUnavailable: The file cannot be written.
+        """
+        await self._run(sqlite_tables.beat, owner, address, ttl, self._clock)
+
+    async def leave(self, owner: str) -> None:
+        """Notes that a server process is gone.
+
+        Raises:
+            StoreUnavailable: The file cannot be written.
+        """
+        await self._run(sqlite_tables.leave, owner)
+
+    async def address_of(self, owner: str) -> str | None:
+        """Where a server process is reached; None where it is gone.
+
+        Raises:
+            StoreUnavailable: The file cannot be read.
+        """
+        return await self._run(sqlite_tables.address_of, owner, self._clock)
 
     async def _run(self, task: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:

@@ -15,7 +15,7 @@ from statestream_server.stores.rules import NUMBER_LIMIT, Columns, decide, recor
 
 APPLICATION = 0x53545354
 """Marks a file as ours (PRAGMA application_id)."""
-SCHEMA = 1
+SCHEMA = 2
 """The version of the tables (PRAGMA user_version)."""
 
 _TABLES = """
@@ -36,10 +36,17 @@ CREATE TABLE session (
     UNIQUE (tenant, model, id)
 )
 """
+# What brings a file of each schema to the next one.
+_UPGRADES = {
+    1: (
+        "ALTER TABLE session ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+        "CREATE TABLE server (owner TEXT PRIMARY KEY, address TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+    ),
+}
 
-_COLUMNS = "live, version, epoch, position, writer, incarnation, ephemeral, saved_at"
+_COLUMNS = "live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner"
 _KEY = "tenant = ? AND model = ? AND id = ?"
-_INSERT = f"INSERT INTO session (tenant, model, id, {_COLUMNS}, blob) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO session (tenant, model, id, {_COLUMNS}, blob) VALUES ({', '.join('?' * 13)})"
 EXPIRE_ROWS = 10_000
 """How many rows one transaction of an expiry looks at."""
 # The rule of saves (rules.may_save) where the row is, so that a save is one statement.
@@ -47,12 +54,12 @@ _SAVE = f"""
 {_INSERT} ON CONFLICT (tenant, model, id) DO UPDATE SET live = excluded.live, version = excluded.version,
     epoch = excluded.epoch, position = excluded.position, writer = excluded.writer,
     incarnation = excluded.incarnation, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at,
-    blob = excluded.blob
+    owner = excluded.owner, blob = excluded.blob
 WHERE CASE WHEN live THEN epoch = excluded.epoch AND position <= excluded.position ELSE epoch < excluded.epoch END
 """
 _UPDATE = """
 UPDATE session SET live = ?, version = ?, epoch = ?, position = ?, writer = ?, incarnation = ?, ephemeral = ?,
-    saved_at = ?
+    saved_at = ?, owner = ?
 """
 _DELETE = f"UPDATE session SET live = 0, saved_at = ?, blob = NULL WHERE {_KEY} AND live AND epoch <= ?"
 
@@ -79,17 +86,22 @@ def check(database: sqlite3.Connection, path: Path) -> int:
 
 
 def create(database: sqlite3.Connection, path: Path) -> None:
-    """Makes the tables where they are missing.
+    """Makes the tables where they are missing, and brings those of an earlier schema up to date.
 
     Raises:
         StoreUnavailable: It cannot be used.
     """
-    if check(database, path) == SCHEMA:
+    schema = check(database, path)
+    if schema == SCHEMA:
         return
-    for statement in _TABLES.split(";\n"):
-        database.execute(statement)
-    database.execute("INSERT INTO meta VALUES ('generation', ?)", (uuid.uuid4().hex,))
-    database.execute(f"PRAGMA application_id = {APPLICATION}")
+    if not schema:
+        for statement in _TABLES.split(";\n"):
+            database.execute(statement)
+        database.execute("INSERT INTO meta VALUES ('generation', ?)", (uuid.uuid4().hex,))
+        database.execute(f"PRAGMA application_id = {APPLICATION}")
+    for older in range(schema or 1, SCHEMA):
+        for statement in _UPGRADES[older]:
+            database.execute(statement)
     database.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
@@ -105,12 +117,12 @@ def generation(database: sqlite3.Connection) -> str:
     return str(value)
 
 
-_FIELDS = attrgetter("key", "version", "epoch", "position", "writer", "incarnation", "ephemeral", "blob")
+_FIELDS = attrgetter("key", "version", "epoch", "position", "writer", "incarnation", "ephemeral", "owner", "blob")
 
 
 def _columns(row: Sequence[Any]) -> Columns:
-    live, version, epoch, position, writer, incarnation, ephemeral, saved_at = row
-    return Columns(bool(live), version, epoch, position, writer, incarnation, bool(ephemeral), saved_at)
+    live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner = row
+    return Columns(bool(live), version, epoch, position, writer, incarnation, bool(ephemeral), saved_at, owner)
 
 
 def claim(database: sqlite3.Connection, claims: Sequence[Claim], clock: Callable[[], float]) -> list[Claimed]:
@@ -138,8 +150,8 @@ def save(database: sqlite3.Connection, records: Sequence[Record], clock: Callabl
     """Writes the records that are not fenced; see `base.Store.save`."""
     database.execute("BEGIN IMMEDIATE")
     now, answers = clock(), []
-    for key, version, epoch, position, writer, incarnation, ephemeral, blob in map(_FIELDS, records):
-        values = (*key, True, version, epoch, position, writer, incarnation, ephemeral, now, blob)
+    for key, version, epoch, position, writer, incarnation, ephemeral, owner, blob in map(_FIELDS, records):
+        values = (*key, True, version, epoch, position, writer, incarnation, ephemeral, now, owner, blob)
         answers.append(database.execute(_SAVE, values).rowcount == 1)
     return answers
 
@@ -152,6 +164,13 @@ def load(database: sqlite3.Connection, keys: Sequence[Key]) -> list[Record | Non
         row = database.execute(f"SELECT blob, {_COLUMNS} FROM session WHERE {_KEY} AND live", key).fetchone()
         found.append(None if row is None else record_of(key, _columns(row[1:]), row[0]))
     return found
+
+
+def epochs(database: sqlite3.Connection, keys: Sequence[Key]) -> list[int]:
+    """Stored epochs, of tombstones too; 0 where nothing is stored."""
+    database.execute("BEGIN")
+    rows = (database.execute(f"SELECT epoch FROM session WHERE {_KEY}", key).fetchone() for key in keys)
+    return [0 if row is None else int(row[0]) for row in rows]
 
 
 def delete(
@@ -189,3 +208,23 @@ def expire(database: sqlite3.Connection, start: int, before: float, ephemeral_be
         "AND saved_at < CASE WHEN live AND ephemeral THEN ? ELSE ? END",
         (start, start + EXPIRE_ROWS, ephemeral_before, before),
     ).rowcount
+
+
+def beat(database: sqlite3.Connection, owner: str, address: str, ttl: float, clock: Callable[[], float]) -> None:
+    """Notes that a server process lives; forgets those whose last beat is over."""
+    database.execute("BEGIN IMMEDIATE")
+    now = clock()
+    database.execute("DELETE FROM server WHERE until <= ?", (now,))
+    database.execute("INSERT OR REPLACE INTO server VALUES (?, ?, ?)", (owner, address, now + ttl))
+
+
+def leave(database: sqlite3.Connection, owner: str) -> None:
+    """Notes that a server process is gone."""
+    database.execute("BEGIN IMMEDIATE")
+    database.execute("DELETE FROM server WHERE owner = ?", (owner,))
+
+
+def address_of(database: sqlite3.Connection, owner: str, clock: Callable[[], float]) -> str | None:
+    """Where a server process is reached; None where it is gone."""
+    row = database.execute("SELECT address FROM server WHERE owner = ? AND until > ?", (owner, clock())).fetchone()
+    return None if row is None else str(row[0])
