@@ -1,0 +1,207 @@
+"""What the client does: opens, sends, takes answers, goes on after every fault.
+
+The same decisions as in the client's core: opens.py, chunks.py, results.py, buffer.py. What its application
+receives is checked here, against the inputs that it gave.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.model import state as st
+from tests.model.rules import Rules
+from tests.model.state import Client, Message, State, Violation, Wire
+
+PIPELINE = 2
+"""Chunks on their way at a time."""
+
+
+def say(state: State, message: Message) -> State:
+    """Puts a frame on the wire."""
+    assert state.wire is not None
+    return state._replace(wire=state.wire._replace(up=(*state.wire.up, message)))
+
+
+def connect(state: State, rules: Rules, at: int) -> State | None:
+    """Connects to an owner and opens the session there."""
+    client = state.client
+    if client.phase != st.OFF or state.wire is not None:
+        return None
+    # The first open that is repeated: the claim may have been granted without the client's knowledge.
+    rises = rules.incarnations_rise or client.bound or not client.incarnation
+    number = state.connections + 1
+    state = state._replace(wire=Wire(number, at), connections=number)
+    return open_session(state, rises=rises)
+
+
+def open_session(state: State, *, rises: bool = True) -> State:
+    """Asks for the session on the connection that is there."""
+    client = state.client
+    client = client._replace(
+        phase=st.OPENING, incarnation=client.incarnation + rises, sent=client.delivered, got=client.delivered
+    )
+    mode = st.REPLACE if client.intent == st.RESET else st.EITHER
+    frame = (st.OPEN, mode, client.incarnation, client.seen, client.floor, client.delivered, client.wants_replies)
+    return say(state._replace(client=client), frame)
+
+
+def send(state: State) -> State | None:
+    """Sends the next chunk, with what is acknowledged by now."""
+    client = state.client
+    if client.phase != st.READY or client.intent != st.STEP:
+        return None
+    if client.sent == len(client.inputs) or client.sent - client.got >= PIPELINE:
+        return None
+    frame = (st.CHUNK, client.sent, client.inputs[client.sent], client.delivered)
+    client = client._replace(sent=client.sent + 1, acked=client.delivered)
+    return say(state._replace(client=client), frame)
+
+
+def acknowledge(state: State) -> State | None:
+    """Acknowledges without a chunk."""
+    client = state.client
+    if client.phase != st.READY or client.intent != st.STEP or client.acked == client.delivered:
+        return None
+    return say(state._replace(client=client._replace(acked=client.delivered)), (st.ACK, client.delivered))
+
+
+def receive(state: State, rules: Rules) -> State | None:
+    """Takes the next answer."""
+    wire = state.wire
+    if wire is None or not wire.down:
+        return None
+    message: Any = wire.down[0]
+    state = state._replace(wire=wire._replace(down=wire.down[1:]))
+    client, kind = state.client, message[0]
+    if kind == st.OPENED and client.phase == st.OPENING:
+        return _opened(state, *message[1:])
+    if kind == st.CLOSED and client.intent == st.FORGET:
+        return _deleted(state)
+    if kind == st.ERROR:
+        return _refused(state, message[1], message[2])
+    if client.phase != st.READY or client.intent != st.STEP:
+        return state
+    if kind == st.DURABLE:
+        client = client._replace(durable=max(client.durable, message[1]))
+    elif kind == st.RESULT:
+        client = _result(client, message[1], message[2])
+    return state._replace(client=_pruned(client, rules))
+
+
+def _result(client: Client, output: st.Memory, durable: int) -> Client:
+    start = len(output) - 1
+    if start != client.got:
+        return client  # Nobody waits for it: a duplicate.
+    if output != client.inputs[: start + 1]:
+        raise Violation("the application received an output that is not that of its inputs, each once and in order")
+    return client._replace(
+        got=start + 1, delivered=max(client.delivered, start + 1), durable=max(client.durable, durable)
+    )
+
+
+def _pruned(client: Client, rules: Rules) -> Client:
+    """Forgets inputs as early as the rules allow; keeping them longer is never worse."""
+    until = min(client.durable, client.delivered) if rules.inputs_kept_until_durable else client.delivered
+    return client._replace(floor=max(client.floor, until))
+
+
+def _opened(state: State, epoch: int, position: int, durable: int) -> State:
+    client = state.client
+    if position < client.floor:
+        raise Violation("a silent restart: the session begins again below what the client can replay")
+    if client.fresh and position:
+        raise Violation("a deleted session came back")
+    first = min(position, client.delivered)
+    client = client._replace(
+        phase=st.READY,
+        seen=epoch,
+        durable=durable,
+        got=first,
+        sent=max(first, position) if client.wants_replies else first,
+        acked=client.delivered,
+        bound=True,
+        wants_replies=False,
+        fresh=False,
+        intent=st.STEP if client.intent == st.RESET else client.intent,
+    )
+    state = state._replace(client=client)
+    return say(state, (st.DELETE,)) if client.intent == st.FORGET else state
+
+
+def _refused(state: State, reason: str, start: int) -> State:
+    client = state.client
+    if reason == st.LOST and client.intent == st.FORGET:
+        return _deleted(state)  # As gone as it was meant to be.
+    if reason in (st.GAP, st.UNKNOWN):
+        return open_session(state) if client.phase == st.READY else state
+    if reason == st.APPLIED:
+        if start >= client.delivered:
+            raise Violation("the client is told that a chunk was applied, and never gets its output")
+        return state._replace(client=client._replace(got=client.got + (start == client.got)))
+    meant = (reason == st.LOST and state.store.forgot) or (reason == st.CONFLICT and client.changed)
+    if not meant:
+        raise Violation(f"the only client is told {reason}, and nothing of the kind has happened")
+    return state._replace(client=client._replace(phase=st.TOLD, told=reason))
+
+
+def anew(client: Client) -> Client:
+    """A client whose application begins a new history, with other inputs."""
+    inputs = tuple(value + 100 for value in client.inputs)
+    return client._replace(inputs=inputs, delivered=0, floor=0, durable=0, sent=0, got=0, acked=0, changed=False)
+
+
+def _deleted(state: State) -> State:
+    client = anew(state.client)._replace(intent=st.STEP, seen=0, bound=False, fresh=True)
+    return open_session(state._replace(client=client))
+
+
+def reset(state: State) -> State | None:
+    """The application starts the session anew; all it sent is answered."""
+    client = state.client
+    if client.phase != st.READY or client.intent != st.STEP or client.sent != client.got or not client.sent:
+        return None
+    return open_session(state._replace(client=anew(client)._replace(intent=st.RESET)))
+
+
+def delete(state: State) -> State | None:
+    """The application deletes the session; all it sent is answered."""
+    client = state.client
+    if client.phase != st.READY or client.intent != st.STEP or client.sent != client.got or not client.sent:
+        return None
+    return say(state._replace(client=client._replace(intent=st.FORGET)), (st.DELETE,))
+
+
+def disconnected(state: State, *, heard: bool = False) -> State:
+    """Gives the connection up. What is on its way to the owner may still arrive."""
+    wire, client = state.wire, state.client
+    if wire is None:
+        return state
+    left = state.left
+    if wire.up or heard:
+        left = (*left, wire._replace(down=(), heard=heard))
+    return state._replace(wire=None, left=left, client=client._replace(phase=st.OFF))
+
+
+def restarted(state: State, *, changed: bool, twin: bool = False) -> State | None:
+    """The program is killed, or hangs, and is started again; it has its source and the outputs it wrote down.
+
+    Args:
+        state: Before.
+        changed: It sends its inputs again, and those without an output are others; else it asks for replies.
+        twin: The first one hangs, and goes on listening if it ever wakes.
+    """
+    client = state.client
+    if not client.bound or client.phase == st.TOLD or client.intent != st.STEP:
+        return None
+    if twin and client.phase != st.READY:
+        return None
+    state = disconnected(state, heard=twin)
+    inputs = client.inputs
+    if changed:
+        inputs = inputs[: client.delivered] + tuple(value + 10 for value in inputs[client.delivered :])
+    client = client._replace(
+        phase=st.OFF, inputs=inputs, changed=client.changed or changed, wants_replies=not changed,
+        seen=0, durable=client.floor, sent=0, got=0, acked=0, bound=False,
+    )  # fmt: skip
+    # A new run takes its incarnation from the clock, so it is above all before.
+    return state._replace(client=client._replace(incarnation=client.incarnation + 1))

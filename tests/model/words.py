@@ -1,0 +1,91 @@
+"""Schedules as sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.model import state as st
+from tests.model.explorer import Found, replay
+from tests.model.rules import Rules, Setting
+from tests.model.state import State
+from tests.model.world import Event
+
+_FAULTS = {
+    "cut": "the client gives its connection up; what it sent may still arrive",
+    "flush": "the store forgets everything",
+    "away": "the store stops answering",
+    "return": "the store answers again",
+    "reset": "the application starts the session anew, with inputs of a new history",
+    "delete": "the application deletes the session",
+    "restart": "the client is killed and started again; it asks for the replies that it lacks",
+    "change": "the client is killed and started again; inputs without a reply are others now",
+    "twin": "the client hangs, listening; it is started a second time, with other inputs",
+}
+
+
+def sentences(setting: Setting, rules: Rules, found: Found) -> list[str]:
+    """A schedule, one sentence an event, and the invariant that broke."""
+    states = replay(setting, rules, found.schedule)
+    return [*map(_sentence, states, found.schedule), f"→ {found.violation}"]
+
+
+def faults(setting: Setting) -> str:
+    """A setting in words."""
+    budget = [f"{count} {name}" for name, count in setting.faults._asdict().items() if count]
+    return f"{setting.chunks} chunk{'s' * (setting.chunks > 1)}, {', '.join(budget) or 'no fault'}"
+
+
+def _sentence(state: State, event: Event) -> str:
+    name, at = event
+    who, wire = "AB"[at] if at < 2 else "", state.wire
+    if name in _FAULTS:
+        return _FAULTS[name]
+    if name == "connect":
+        client = state.client
+        return f"the client connects to {who} and sends an open (it has seen epoch {client.seen})"
+    if name == "send":
+        return f"the client sends chunk {state.client.sent}"
+    if name == "acknowledge":
+        return f"the client acknowledges position {state.client.delivered}"
+    if name == "receive" and wire is not None:
+        return f"the client receives {_message(wire.down[0])}"
+    if name == "deliver" and wire is not None:
+        return f"{who} takes {_message(wire.up[0])}"
+    if name == "duplicate" and wire is not None:
+        return f"{who} takes {_message(wire.up[0])}, which will arrive a second time"
+    if name == "late":
+        late = state.left[at]
+        return f"{'AB'[late.owner]} takes, late, from a connection that was given up: {_message(late.up[0])}"
+    row = state.owners[at].row
+    return {
+        "install": f"the store's answer reaches {who}: the session is open there",
+        "run": f"{who} runs the oldest chunk in its queue, at position {len(row.memory) if row else 0}, and replies",
+        "capture": f"{who} captures a checkpoint at position {len(row.memory) if row else 0}",
+        "write": f"{who}'s checkpoint reaches the store",
+        "revalidate": f"{who} asks the store whether the session is still its own",
+        "wake": f"{who} wakes",
+        "sleep": f"{who} is stopped",
+        "crash": f"{who} is killed and starts again, empty",
+    }[name]
+
+
+def _message(message: Any) -> str:
+    kind, *rest = message
+    if kind == st.OPEN:
+        mode = "replace" if rest[0] == st.REPLACE else "either"
+        return f"the open (mode {mode}, incarnation {rest[1]}, seen epoch {rest[2]}, can replay from {rest[3]})"
+    if kind == st.CHUNK:
+        return f"chunk {rest[0]} (input {rest[1]}, acknowledged {rest[2]})"
+    if kind == st.ACK:
+        return f"the acknowledgement of {rest[0]}"
+    if kind == st.DELETE:
+        return "the delete"
+    if kind == st.OPENED:
+        return f"opened: epoch {rest[0]}, position {rest[1]}, durable {rest[2]}"
+    if kind == st.RESULT:
+        return f"the reply to chunk {len(rest[0]) - 1}: output of {list(rest[0])}, durable {rest[1]}"
+    if kind == st.DURABLE:
+        return f"durable {rest[0]}"
+    if kind == st.CLOSED:
+        return "closed"
+    return str(rest[0])
