@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
@@ -32,6 +33,7 @@ from statestream.v1 import (
     session_pb2_grpc,
 )
 from statestream_server import housekeeping, runtime
+from statestream_server.contact import Contact
 from statestream_server.copies import Copies
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
@@ -170,8 +172,22 @@ def _rooms(settings: Settings, store: Store) -> Server:
     def fenced(table: Table, rows: Any) -> None:
         sessions.drop(table, rows, errors.SessionMoved("another server took the session over"))
 
+    contact = Contact(
+        store,
+        secrets.token_hex(8),
+        settings.checkpoint_interval,
+        tables=lambda: saver.tables(),
+        on_fenced=fenced,
+        on_reset=lambda: saver.register_again(),
+    )
     saver = Saver(
-        store, engine, settings.durability, settings.checkpoint_interval, on_durable=peers.durable, on_fenced=fenced
+        store,
+        engine,
+        contact,
+        settings.durability,
+        settings.checkpoint_interval,
+        on_durable=peers.durable,
+        on_fenced=fenced,
     )
     registry = Registry(
         settings.models,
@@ -182,24 +198,26 @@ def _rooms(settings: Settings, store: Store) -> Server:
         max_sessions=settings.limits.max_sessions,
     )
     registry.load_all()
-    placement = Placement(registry, saver, peers, time.time)
     intake = Intake(engine, saver, settings.limits, time.time)
-    sessions = Sessions(registry, engine, store, saver, peers, placement, time.time)
+    tray = Tray(intake)
+    placement = Placement(registry, saver, peers, time.time, pass_on=tray.empty)
+    sessions = Sessions(registry, engine, store, saver, peers, placement, contact, time.time)
     return Server(
-        secrets.token_hex(8),
+        contact.owner,
         writer,
         fingerprint,
         device.name,
         settings,
         store,
         engine,
+        contact,
         saver,
         peers,
         registry,
         sessions,
-        Copies(registry, sessions, engine, store, saver, writer),
+        Copies(registry, sessions, engine, store, saver, contact, writer, alone=not settings.reuse_port),
         intake,
-        Tray(intake),
+        tray,
         Forecaster(engine),
         Generator(engine),
     )
@@ -235,10 +253,18 @@ async def _listen(
             f"cannot listen on {address}: the port is taken, or the address is not this machine's; is another server"
             " running there?"
         ) from error
+    await server.contact.start(settings.advertise or _advertised(settings.host, port))
     await edge.start()
     for service in ("", *_SERVICES):
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     return edge, checks, port
+
+
+def _advertised(host: str, port: int) -> str:
+    """Where other machines are to find a server that listens on `host`."""
+    if host in ("0.0.0.0", "::", "[::]", ""):
+        host = socket.gethostname()
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 class _Http:
@@ -285,6 +311,10 @@ async def _drain(
         log.error("leaving after %.0f s with work undone: raise --drain-grace", server.settings.drain_grace)
     except errors.StoreUnavailable as error:
         log.error("leaving with sessions unsaved since the last checkpoint: %s", error)
+    try:
+        await server.contact.close()
+    except errors.StoreUnavailable as error:
+        log.warning("leaving without a word to the store: %s", error.message)
 
 
 async def _gone(streams: set[Stream]) -> None:

@@ -62,6 +62,7 @@ _LIMITS = Limits()
 @_option("--port", default=8001, help="gRPC; 0 for any free port.")
 @_option("--http-port", default=8002, help="Metrics over HTTP; 0 for any free port.")
 @_option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
+@_option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
 @_option("--workers", default=1, help="Processes that share port and store; worker k has HTTP port + k.")
 @_option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
 @_option(
@@ -94,6 +95,7 @@ def serve(
     port: int,
     http_port: int,
     http: bool,
+    advertise: str,
     workers: int,
     store: str,
     durability: str | None,
@@ -124,6 +126,7 @@ def serve(
         drain_grace,
         hibernate_after,
         retention,
+        advertise=advertise,
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )
     if workers > 1 and store == "memory":

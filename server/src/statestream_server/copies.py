@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from statestream import errors
 from statestream_server import records, snapshots
 from statestream_server.arrays import Array
+from statestream_server.contact import Contact
 from statestream_server.engine import Engine
 from statestream_server.openings import TENANT
 from statestream_server.registry import Registry
@@ -55,18 +57,23 @@ class Copies:
         engine: Engine,
         store: Store,
         saver: Saver,
+        contact: Contact,
         writer: bytes,
+        *,
+        alone: bool,
     ) -> None:
-        """Sessions made here are claimed as `writer`."""
+        """Sessions made here are claimed as `writer`; `alone`: no living process shares this one's address."""
         self._registry = registry
         self._sessions = sessions
         self._engine = engine
         self._store = store
         self._saver = saver
+        self._contact = contact
         self._writer = writer
+        self._alone = alone
 
     async def describe(self, model: str, session: str) -> Description:
-        """A session as it is now.
+        """A session as it is now; one that another server has is described as it is stored.
 
         Raises:
             ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found.
@@ -74,7 +81,32 @@ class Copies:
         where = self._sessions.find(model, session)
         if where is not None:
             return _of_row(*where)
-        return _of_record(await self._stored(model, session))
+        return _of_record(await self._record(model, session))
+
+    async def flush(self, model: str, session: str) -> int:
+        """Makes a session durable; the durable position.
+
+        Raises:
+            NotOwner: Another server has it.
+            ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found or written.
+        """
+        where = await self._resident(model, session)
+        if where is None:
+            return (await self._stored(model, session)).position
+        table, rows = where[0], np.asarray([where[1]])
+        await self._engine.settled(table, rows)
+        await self._saver.flush(table, rows)
+        return (await self.describe(model, session)).durable
+
+    async def check_owner(self, model: str, session: str) -> None:
+        """Makes sure that no other server has a session.
+
+        Raises:
+            NotOwner: Another server has it; `metadata["owner"]` says where.
+            ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found.
+        """
+        if await self._resident(model, session) is None:
+            await self._stored(model, session)
 
     async def page(self, model: str, after: tuple[str, str], limit: int) -> list[Description]:
         """Sessions above `after`, by model and id, at most `limit`; model "" for all.
@@ -98,6 +130,7 @@ class Copies:
 
         Raises:
             SessionExists: The id is taken, by something else than this very fork.
+            NotOwner: Another server has the session.
             SessionNotFound, ModelNotFound, TooManySessions, StoreUnavailable: Nothing was copied.
         """
         table, values, position = await self._read(model, session)
@@ -114,6 +147,7 @@ class Copies:
         """A session as a safetensors file, and its position.
 
         Raises:
+            NotOwner: Another server has it.
             SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
         table, values, position = await self._read(model, session)
@@ -155,7 +189,7 @@ class Copies:
 
     async def _read(self, model: str, session: str) -> tuple[Table, list[Array], int]:
         """A session's table, its values and its position, once what it has queued has run."""
-        where = self._sessions.find(model, session)
+        where = await self._resident(model, session)
         if where is not None:
             table, rows = where[0], np.asarray([where[1]])
             await self._engine.settled(table, rows)
@@ -180,7 +214,31 @@ class Copies:
             table.release(rows)
             return values
 
+    async def _resident(self, model: str, session: str) -> tuple[Table, int] | None:
+        """A session's row if it is here, and the store does not say that it moved."""
+        where = self._sessions.find(model, session)
+        if where is not None:
+            with contextlib.suppress(errors.StoreUnavailable):  # Then the row is the best that is known.
+                await self._contact.check(where[0], np.asarray([where[1]]))
+            where = self._sessions.find(model, session)
+        return where
+
     async def _stored(self, model: str, session: str) -> Record:
+        """The record of a session that is not in memory here; it is the truth if no other server has it."""
+        record = await self._record(model, session)
+        if record.owner in ("", self._contact.owner):
+            return record
+        address = await self._store.address_of(record.owner)
+        # Two processes cannot listen on one port: who had ours before is dead, whatever its last beat says.
+        if address is None or (self._alone and address == self._contact.address):
+            return record
+        raise errors.NotOwner(
+            f"session {session!r} of model {model!r} is with the server at {address}; ask there, or open it here to"
+            " move it",
+            metadata={"owner": address},
+        )
+
+    async def _record(self, model: str, session: str) -> Record:
         self._registry.get(model)
         (record,) = await self._store.load([Key(TENANT, model, session)])
         if record is None:

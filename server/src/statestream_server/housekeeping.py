@@ -48,6 +48,7 @@ async def tidy(server: Server, now: float, *, refresh: bool) -> None:
     """
     settings = server.settings
     before = now - settings.ephemeral_retention
+    await server.contact.refresh()  # What an emptied store has lost must not leave memory.
     for served in server.registry:
         table = served.table
         if table is None or not table.sessions:

@@ -150,10 +150,15 @@ class Intake:
         reply = table.replies.find(row, start)
         one = _subset(chunks, np.asarray([place]))
         if reply is not None and reply.steps == steps and reply.digest == int(_digest(one)[0]):
-            self._saver.release(
-                table,
-                lambda: receiver.results(table, one.handles, one.rows, one.starts, one.steps, reply.outputs),
-            )
+            claims = table.claims(one.rows)
+
+            def answer() -> None:
+                if table.are_claimed(one.rows, claims).all():
+                    receiver.results(table, one.handles, one.rows, one.starts, one.steps, reply.outputs)
+                else:
+                    receiver.overtaken()
+
+            self._saver.release(table, one.rows, answer)
             return
         if reply is None and start + steps <= int(table.acked[row]):
             receiver.refused(

@@ -37,6 +37,15 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily("statestream_streams", "Connected streams", value=len(self._server.peers))
         failures = self._server.saver.failures
         yield GaugeMetricFamily("statestream_store_failures", "Failed saves since the last good one", value=failures)
+        contact = self._server.contact
+        yield GaugeMetricFamily("statestream_held_replies", "Replies that wait for the store", value=contact.holding)
+        yield CounterMetricFamily("statestream_fenced_sessions", "Sessions found to have moved", value=contact.fenced)
+        yield CounterMetricFamily("statestream_store_resets", "Times the store was emptied", value=contact.resets)
+        yield CounterMetricFamily(
+            "statestream_foreign_records",
+            "Sessions taken over from another runtime or processor",
+            value=self._server.sessions.placement.foreign,
+        )
         sessions = GaugeMetricFamily("statestream_sessions", "Sessions in memory", labels=["model", "version"])
         dirty = GaugeMetricFamily(
             "statestream_dirty_sessions", "Sessions the store is behind of", labels=["model", "version"]

@@ -5,6 +5,7 @@ Nothing here decides whether a claim is granted: that is the store's (stores/bas
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from statestream_server.settings import Durability
 from statestream_server.stores.base import Claim, Claimed, Key, Verdict
 from statestream_server.table import Table
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Granted:
@@ -36,14 +39,26 @@ class Granted:
 class Placement:
     """Gives rows to sessions and takes them back."""
 
-    def __init__(self, registry: Registry, saver: Saver, peers: Peers, clock: Callable[[], float]) -> None:
-        """Rows of the registry's tables; `clock` gives Unix time."""
+    def __init__(
+        self,
+        registry: Registry,
+        saver: Saver,
+        peers: Peers,
+        clock: Callable[[], float],
+        *,
+        pass_on: Callable[[], None],
+    ) -> None:
+        """Rows of the registry's tables; `clock` gives Unix time, `pass_on` queues chunks that just arrived."""
         self.hibernated = 0
         """Sessions that left memory for the store, so far."""
+        self.foreign = 0
+        """Sessions whose record was written by another runtime or processor, so far."""
+        self._reported: set[tuple[str, int, int]] = set()
         self._registry = registry
         self._saver = saver
         self._peers = peers
         self._clock = clock
+        self._pass_on = pass_on
 
     def grant(
         self,
@@ -84,7 +99,25 @@ class Placement:
             if record.position:
                 raise errors.StateLost(f"the record of session {session!r} has a position and no state")
             return None
-        return records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
+        stored = records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
+        if not stored.same_bits:
+            self._report(table, stored.fingerprint)
+        return stored
+
+    def _report(self, table: Table, fingerprint: int) -> None:
+        """Tells, once, that sessions of a model come from a runtime or processor of another kind."""
+        self.foreign += 1
+        model = table.model
+        if (model.name, model.version, fingerprint) not in self._reported:
+            self._reported.add((model.name, model.version, fingerprint))
+            log.warning(
+                "sessions of %s version %d were saved by a server with fingerprint %016x, this one has %016x: they go"
+                " on, but outputs may differ from before in their last bits",
+                model.name,
+                model.version,
+                fingerprint,
+                self._saver.layout(table).fingerprint,
+            )
 
     def install(self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None]) -> Opened:
         """Makes rows of granted claims and binds them to their stream. The slab must be still."""
@@ -199,8 +232,10 @@ class Placement:
         """Rows that the store knows as they are and that have nothing to do."""
         if self._saver.mode == Durability.NONE or not table.sessions:
             return np.empty(0, np.int64)
+        self._pass_on()
         rows = np.fromiter(table.row_of.values(), np.int64, table.sessions)
         clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
+        clean &= ~np.isin(rows, self._saver.answering(table))
         resting: Ints = rows[clean & table.lane.idle(rows)]
         return resting
 

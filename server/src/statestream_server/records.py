@@ -69,6 +69,7 @@ class Stored:
         acked: The acknowledged position.
         request: Digest of the last request id, 0 for none.
         same_bits: Whether it was written by an equal runtime.
+        fingerprint: Stands for the runtime that wrote it.
     """
 
     values: list[Array]
@@ -76,6 +77,7 @@ class Stored:
     acked: int
     request: int
     same_bits: bool
+    fingerprint: int
 
 
 def encode(
@@ -145,8 +147,9 @@ def decode(layout: Layout, blob: bytes, *, what: str) -> Stored:
             array, offset = _take(blob, offset, dtype, (steps, *shape))
             outputs.append(array)
         replies.append(Reply(start, steps, digest, outputs))
-    same = int(header["fingerprint"]) == layout.fingerprint
-    return Stored(values, replies, int(header["acked"]), int(header["request"]), same)
+    fingerprint = int(header["fingerprint"])
+    same = fingerprint == layout.fingerprint
+    return Stored(values, replies, int(header["acked"]), int(header["request"]), same, fingerprint)
 
 
 def _raw(array: Array) -> Array:

@@ -18,6 +18,7 @@ import numpy as np
 from statestream import errors
 from statestream_server import records
 from statestream_server.arrays import Ints, Positions
+from statestream_server.contact import Asked, Contact, Release
 from statestream_server.engine import Engine
 from statestream_server.records import Layout
 from statestream_server.settings import Durability
@@ -26,7 +27,6 @@ from statestream_server.table import Table
 
 log = logging.getLogger(__name__)
 
-Release = Callable[[], None]
 Rows = Callable[[Table, Ints], None]
 
 _SLICE = 4096
@@ -49,13 +49,22 @@ class Saver:
     """Keeps the store up to date with the tables."""
 
     def __init__(
-        self, store: Store, engine: Engine, mode: Durability, interval: float, *, on_durable: Rows, on_fenced: Rows
+        self,
+        store: Store,
+        engine: Engine,
+        contact: Contact,
+        mode: Durability,
+        interval: float,
+        *,
+        on_durable: Rows,
+        on_fenced: Rows,
     ) -> None:
         """A saver that is not started.
 
         Args:
             store: Where records go.
             engine: Whose batches must not run while rows are captured.
+            contact: Holds replies while it is open whose sessions they are; names this process in records.
             mode: When replies may leave.
             interval: Seconds between checkpoints in interval mode.
             on_durable: Hears of rows whose durable position rose; in sync mode the replies tell it.
@@ -66,6 +75,7 @@ class Saver:
         """Writes that the store refused, since the last one that went well."""
         self._store = store
         self._engine = engine
+        self._contact = contact
         self._interval = interval
         self._on_durable = on_durable
         self._on_fenced = on_fenced
@@ -87,6 +97,7 @@ class Saver:
         Raises:
             StoreUnavailable: The last save failed; what it should have written is lost with the process.
         """
+        await self._contact.released()
         if self._task is None:
             return
         self._task.cancel()
@@ -103,6 +114,10 @@ class Saver:
         """Watches it no longer."""
         del self._layouts[id(table)]
 
+    def tables(self) -> list[Table]:
+        """The tables it watches."""
+        return [table for table, _ in self._layouts.values()]
+
     def layout(self, table: Table) -> Layout:
         """What a table's records look like."""
         return self._layouts[id(table)][1]
@@ -110,15 +125,26 @@ class Saver:
     def committed(self, table: Table, rows: Ints, release: Release) -> None:
         """Notes that rows changed; calls `release` when the reply may leave."""
         table.dirty[rows] = True
-        self.release(table, release)
+        self.release(table, rows, release)
 
-    def release(self, table: Table, release: Release) -> None:
-        """Calls `release` when everything applied so far may be answered."""
+    def release(self, table: Table, rows: Ints, release: Release) -> None:
+        """Calls `release` when everything applied to `rows` so far may be answered."""
         if self.mode == Durability.SYNC:
+            # What is written was ours when it was written, and whoever takes over has the reply too.
             self._waiting.append(release)
             self._wanted.set()
         else:
-            release()
+            self._contact.release(table, rows, release)
+
+    def answering(self, table: Table) -> Ints:
+        """Rows of a table whose replies wait although they are saved; they must stay in memory."""
+        return self._contact.answering(table)
+
+    def register_again(self) -> None:
+        """Saves every session, because the store has none of them any more."""
+        for table in self.tables():
+            table.dirty[np.fromiter(table.row_of.values(), np.int64, table.sessions)] = True
+        self._wanted.set()
 
     async def released(self) -> None:
         """Returns when every reply that was given to `release` so far has left."""
@@ -130,6 +156,7 @@ class Saver:
                 await asyncio.shield(self._cycle)
             except errors.StoreUnavailable:
                 continue
+        await self._contact.released()
 
     async def flush(self, table: Table, rows: Ints) -> None:
         """Returns when everything applied to `rows` so far is durable; at once in mode `none`.
@@ -190,23 +217,25 @@ class Saver:
             for start in range(0, len(dirty), _SLICE):
                 async with self._engine.still():
                     rows = dirty[start : start + _SLICE]
-                    capture = _capture(table, layout, rows[table.dirty[rows]])
+                    capture = _capture(table, layout, rows[table.dirty[rows]], self._contact.owner)
                     table.dirty[capture.rows] = False
+                asked = self._contact.ask()
                 try:
                     saved = await self._store.save(capture.records)
                 except BaseException:
                     same = table.serial[capture.rows] == capture.serials
                     table.dirty[capture.rows[same]] = True
                     raise
-                self._settle(table, capture, np.asarray(saved, np.bool_))
+                self._settle(table, capture, np.asarray(saved, np.bool_), asked)
 
-    def _settle(self, table: Table, capture: _Capture, saved: np.ndarray) -> None:
+    def _settle(self, table: Table, capture: _Capture, saved: np.ndarray, asked: Asked) -> None:
         rows = capture.rows
         epochs = np.asarray([record.epoch for record in capture.records], np.uint64)
         same = table.serial[rows] == capture.serials
         # A row that was claimed anew meanwhile has another epoch: what this save did is not about it.
         current = same & (table.epoch[rows] == epochs)
         kept = rows[current & saved]
+        self._contact.answered(asked, table, kept)
         table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
         fenced = current & ~saved & ~table.claiming[rows]
         table.dirty[rows[same & ~saved & ~fenced]] = True
@@ -216,7 +245,7 @@ class Saver:
             self._on_fenced(table, rows[fenced])
 
 
-def _capture(table: Table, layout: Layout, rows: Ints) -> _Capture:
+def _capture(table: Table, layout: Layout, rows: Ints, owner: str) -> _Capture:
     positions = table.position[rows].copy()
     blobs = records.encode(layout, table.rows.read(rows), table.acked[rows], table.request[rows], table.replies, rows)
     version = table.model.version
@@ -231,7 +260,7 @@ def _capture(table: Table, layout: Layout, rows: Ints) -> _Capture:
         strict=True,
     )
     captured = [
-        Record(key, version, epoch, position, writer, incarnation, ephemeral, blob)
+        Record(key, version, epoch, position, writer, incarnation, ephemeral, blob, owner=owner)
         for key, epoch, position, writer, incarnation, ephemeral, blob in columns
         if key is not None
     ]

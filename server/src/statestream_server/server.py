@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from statestream_server.contact import Contact
 from statestream_server.copies import Copies
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
@@ -23,7 +24,7 @@ class Server:
     """One server process.
 
     Attributes:
-        id: A random name for this process.
+        id: A random name for this process; records name their owner by it.
         writer: 16 bytes that stand for this process where callers name no writer.
         fingerprint: Runtime, provider and processor, for people.
         device: Where models run.
@@ -36,6 +37,7 @@ class Server:
     settings: Settings
     store: Store
     engine: Engine
+    contact: Contact
     saver: Saver
     peers: Peers
     registry: Registry

@@ -10,6 +10,7 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.contact import Contact
 from statestream_server.engine import Engine
 from statestream_server.openings import TENANT, Opened, Opening, check_ids, check_numbers, pinned_elsewhere
 from statestream_server.peers import Peers, Sleeper
@@ -31,6 +32,7 @@ class Sessions:
         saver: Saver,
         peers: Peers,
         placement: Placement,
+        contact: Contact,
         clock: Callable[[], float],
     ) -> None:
         """Nothing is open; `clock` gives Unix time."""
@@ -41,7 +43,8 @@ class Sessions:
         self._store = store
         self._saver = saver
         self._peers = peers
-        self._placement = placement
+        self.placement = placement
+        self._contact = contact
         self._clock = clock
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -74,16 +77,19 @@ class Sessions:
         async with self.lock:
             held = [self.find(opening.model, session) for session in opening.ids]
             here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
-            self._placement.make_room(table, sum(where is None for where in held), keep=here)
+            self.placement.make_room(table, sum(where is None for where in held), keep=here)
             refused = pinned_elsewhere(opening, held)
             await self._quiet([place for place in held if place is not None])
             places = [place for place in range(len(opening.ids)) if place not in refused]
             claims = [self._claim(opening, table, place, held[place]) for place in places]
             with _claiming([where for where in held if where is not None]):
+                asked = self._contact.ask()
                 answers = await self._store.claim(claims)
-                granted = self._placement.grant(opening, places, claims, answers, refused)
+                granted = self.placement.grant(opening, places, claims, answers, refused)
                 async with self._engine.still():
-                    opened = [self._placement.install(opening, group, held) for group in granted]
+                    opened = [self.placement.install(opening, group, held) for group in granted]
+                for part in opened:
+                    self._contact.answered(asked, part.table, part.rows)
             if opening.initial_states is not None:
                 for part in opened:
                     await self._saver.flush(part.table, part.rows[part.created])
@@ -191,9 +197,10 @@ class Sessions:
         async with self.lock:
             table = self.table(keys[0].model)
             here = [rows for other, rows in keep if other is table]
-            self._placement.make_room(table, len(keys), keep=np.concatenate([np.empty(0, np.int64), *here]))
+            self.placement.make_room(table, len(keys), keep=np.concatenate([np.empty(0, np.int64), *here]))
             refused: dict[int, errors.StatestreamError] = {}
             places, answers = list[int](), list[Claimed]()
+            asked = self._contact.ask()
             for place, record in enumerate(await self._store.load(keys)):
                 if record is None:
                     refused[place] = errors.SessionNotFound(f"session {keys[place].id!r} was deleted while it slept")
@@ -203,15 +210,18 @@ class Sessions:
                     places.append(place)
                     answers.append(Claimed(Verdict.TAKEN, record))
             claims = [self._claim(opening, table, place, None) for place in places]
-            granted = self._placement.grant(opening, places, claims, answers, refused)
+            granted = self.placement.grant(opening, places, claims, answers, refused)
             async with self._engine.still():
-                return [self._placement.install(opening, group, [None] * len(keys)) for group in granted], refused
+                opened = [self.placement.install(opening, group, [None] * len(keys)) for group in granted]
+            for part in opened:
+                self._contact.answered(asked, part.table, part.rows)
+            return opened, refused
 
     async def hibernate(self, table: Table, before: float) -> None:
         """Frees rows that were not used since that Unix time and that the store knows as they are."""
         async with self.lock:
-            rows = self._placement.idle(table)
-            self._placement.hibernate(table, rows[table.used[rows] < before])
+            rows = self.placement.idle(table)
+            self.placement.hibernate(table, rows[table.used[rows] < before])
 
     async def _release_later(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Releases rows once the batch that runs them is over; what they had queued is gone already."""
@@ -242,6 +252,7 @@ class Sessions:
             held_position,
             table.model.version,
             opening.ephemeral,
+            self._contact.owner,
         )
 
 

@@ -52,6 +52,7 @@ class Settings:
         retention: Seconds that a session is kept in the store without use; 0 for ever.
         ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
         reuse_port: Whether other processes of this server listen on the same port.
+        advertise: HOST:PORT where other processes and callers reach this one; "" for host and port.
         limits: What the server takes.
     """
 
@@ -69,4 +70,5 @@ class Settings:
     retention: float = 0.0
     ephemeral_retention: float = 300.0
     reuse_port: bool = False
+    advertise: str = ""
     limits: Limits = field(default_factory=Limits)

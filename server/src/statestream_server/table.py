@@ -19,7 +19,7 @@ UNBOUND = 0
 """The owner of a row that no stream has."""
 
 _FIRST_CAPACITY = 1024
-_NUMBERS = ("position queued durable acked epoch incarnation request binding owner serial pending").split()
+_NUMBERS = ("position queued durable acked epoch incarnation request binding owner serial pending confirmed").split()
 
 
 class Table:
@@ -69,6 +69,8 @@ class Table:
         """Chunks accepted and not ended."""
         self.serial = np.empty(0, np.int64)
         """A number that no other use of any row of this table ever had."""
+        self.confirmed = np.empty(0, np.int64)
+        """The span (see contact.py) in which the store last said that the epoch stands."""
         self.used = np.empty(0, np.float64)
         """When it was last opened or stepped."""
         self._free = Freelist(FIRST_ROW)

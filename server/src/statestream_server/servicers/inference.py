@@ -154,6 +154,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
 
     async def _resident(self, model: str, session: str) -> tuple[Table, int]:
         """A session's row; one that is only stored is brought back."""
+        await self._server.copies.check_owner(model, session)
         where = self._server.sessions.find(model, session)
         return where if where is not None else await self._claim(model, 0, session, Mode.RESUME)
 

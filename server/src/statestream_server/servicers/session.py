@@ -76,13 +76,8 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     @unary
     async def FlushSession(self, request: pb.FlushSessionRequest, context: Context) -> pb.FlushSessionResponse:
         """Makes a session durable."""
-        where = self._server.sessions.find(request.model, request.session_id)
-        if where is not None:
-            table, rows = where[0], np.asarray([where[1]])
-            await self._server.engine.settled(table, rows)
-            await self._server.saver.flush(table, rows)
-        described = await self._server.copies.describe(request.model, request.session_id)
-        return pb.FlushSessionResponse(durable_position=described.durable)
+        durable = await self._server.copies.flush(request.model, request.session_id)
+        return pb.FlushSessionResponse(durable_position=durable)
 
     @unary
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
