@@ -27,8 +27,34 @@ import click
 )
 @click.option("--quick", is_flag=True, help="A few epochs only, to see that it works; figures are not reached.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same figures.")
-def train(recipe: str, out: Path, runs: Path, quick: bool, seed: int) -> None:
+@click.option(
+    "--data",
+    "folder",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder with the files of the recipe's data set, as they were published.",
+)
+@click.option("--built-in", is_flag=True, help="Fetch nothing: train on the data that ships where files are not given.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A checkpoint with torchvision's names, for the networks that take one.",
+)
+def train(
+    recipe: str,
+    out: Path,
+    runs: Path,
+    quick: bool,
+    seed: int,
+    folder: Path | None,
+    built_in: bool,
+    weights: Path | None,
+) -> None:
     """Train RECIPE (a name, or ./my_recipe.py) and export it into MODELS_DIR.
+
+    Recipes with a published data set fetch it where there is a network (--quick does not), or read it from
+    --data; without either a line says which built-in data is used instead.
 
     Ctrl-C ends the training and keeps the best weights so far. Exits with 1 where the recipe's figure
     was not reached (the model is written all the same), except after --quick or Ctrl-C.
@@ -43,7 +69,17 @@ def train(recipe: str, out: Path, runs: Path, quick: bool, seed: int) -> None:
     console = Console()
     try:
         found = load(recipe)
-        result = execute(found, out, runs, quick=quick, seed=seed, console=console)
+        result = execute(
+            found,
+            out,
+            runs,
+            quick=quick,
+            seed=seed,
+            console=console,
+            folder=folder,
+            fetch=not built_in,
+            weights=weights,
+        )
     except (ExportError, RecipeError) as error:
         raise click.ClickException(str(error)) from error
     table = Table(title=f"{found.card.name}: {found.card.task}", show_header=False, title_justify="left")

@@ -35,3 +35,7 @@ class GateError(ExportError):
 
 class RecipeError(Exception):
     """A recipe cannot be found, loaded or run; the message says what to do."""
+
+
+class DataError(RecipeError):
+    """Data that was given or fetched is missing, truncated or something else; nothing half-written is left."""

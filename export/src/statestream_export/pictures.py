@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 
 def lines(title: str, curves: Mapping[str, tuple[np.ndarray, str]], *, xlabel: str, ylabel: str) -> Figure:
@@ -43,4 +45,29 @@ def table(title: str, values: np.ndarray, rows: Sequence[str], columns: Sequence
     for row, column in np.ndindex(*values.shape):
         number = float(values[row, column])
         axes.text(column, row, f"{number:.3g}", ha="center", va="center", color="white" if number < middle else "black")
+    return figure
+
+
+def scans(title: str, images: Tensor, read: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
+    """The first 24 images [N, H, W] with what was read [N]; those where that is not the label first, in red."""
+    order = torch.argsort((read == labels).int(), stable=True)[:24]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.suptitle(title)
+    for axes in (grid := figure.subplots(3, 8)).flat:
+        axes.axis("off")
+    for axes, at in zip(grid.flat, order.tolist(), strict=False):
+        axes.imshow(images[at].numpy(), cmap="gray_r")
+        said, real = classes[int(read[at])], classes[int(labels[at])]
+        axes.set_title(said if said == real else f"{said}, is {real}", color="black" if said == real else "red")
+    return figure
+
+
+def bars(title: str, values: Mapping[str, float]) -> Figure:
+    """One horizontal bar for every name, the first on top."""
+    figure = Figure(figsize=(8, 0.25 * len(values) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(list(values), list(values.values()))
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_title(title)
     return figure

@@ -104,4 +104,7 @@ class Recipe(Protocol[Data]):
         """What the module learnt, as one picture."""
 
     def export(self, module: Any, data: Data, folder: Path) -> Sequence[Export]:
-        """Writes model.onnx, or encoder.onnx and decoder.onnx, into the folder, through the gate."""
+        """Writes model.onnx, or encoder.onnx and decoder.onnx, into the folder, through the gate.
+
+        What it writes into a folder `part` inside becomes a model of its own, `<name>-part`.
+        """

@@ -1,6 +1,7 @@
 """Running a recipe: data, module, training, metrics, files. What it leaves on disk is decided here.
 
 MODELS_DIR/<name>/<version>/model.onnx        the next free version
+MODELS_DIR/<name>-<part>/<version>/…          where a recipe wrote into a folder <part> of its own
 RUNS/<name>/<number>/metrics.json loss.png picture.png
 """
 
@@ -54,15 +55,22 @@ def execute(
     quick: bool = False,
     seed: int = 0,
     console: Console | None = None,
+    folder: Path | None = None,
+    fetch: bool = False,
+    weights: Path | None = None,
 ) -> Result:
     """Trains a recipe and puts the model where a server finds it. The same seed gives the same figures.
+
+    Data is taken from `folder`, else fetched where `fetch` says so and a network is there, else built in.
+    `weights` is the checkpoint that a recipe starts from, where it takes one.
 
     Ctrl-C during training goes on with the best weights so far; later it leaves nothing behind.
 
     Raises:
         ExportError: The model did not pass the gate; neither folder was written.
+        RecipeError: Data or weights are missing or not what they should be; neither folder was written.
     """
-    run = Run(quick, seed, console or Console(stderr=True))
+    run = Run(quick, seed, console or Console(stderr=True), folder, fetch, weights)
     started = time.perf_counter()
     with reproducible(seed):
         data = recipe.data(run)
@@ -75,8 +83,9 @@ def execute(
         trained = time.perf_counter() - started
         with _NewFolder(out / recipe.card.name) as place:
             written = recipe.export(module, data, place.path)
-            model = place.keep()
-    exports = tuple(replace(export, path=model / export.path.name) for export in written)
+            places = {place.path / part.name: _keep_part(part, out, recipe.card.name) for part in _parts(place.path)}
+            model = places[place.path] = place.keep()
+    exports = tuple(replace(export, path=places[export.path.parent] / export.path.name) for export in written)
     reached = recipe.card.target.reached(metrics)
     report = _report(recipe, run, curve, metrics, reached, exports, trained)
     with _NewFolder(runs / recipe.card.name) as place:
@@ -116,6 +125,19 @@ class _NewFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def _parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _keep_part(part: Path, out: Path, name: str) -> Path:
+    """Makes a folder inside a recipe's own into the next version of a model of its own."""
+    with _NewFolder(out / f"{name}-{part.name}") as place:
+        for file in part.iterdir():
+            file.rename(place.path / file.name)
+        part.rmdir()
+        return place.keep()
+
+
 def _report(
     recipe: Recipe[Any],
     run: Run,
@@ -142,7 +164,7 @@ def _report(
             "torch": torch.__version__,
         },
         "files": {
-            export.path.name: {
+            _label(export.path, recipe.card.name): {
                 "exporter": export.exporter,
                 "operators": export.gate.operators,
                 "largest_difference": asdict(export.gate.largest),
@@ -150,6 +172,12 @@ def _report(
             for export in exports
         },
     }
+
+
+def _label(path: Path, name: str) -> str:
+    """A file's name, with its model's where that is not the recipe's."""
+    model = path.parents[1].name
+    return path.name if model == name else f"{model}/{path.name}"
 
 
 def _loss_picture(name: str, curve: Curve) -> Figure:

@@ -6,12 +6,15 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
+
+from statestream_export.datasets.files import Source
 
 
 @dataclass(slots=True)
@@ -39,11 +42,22 @@ class Run:
         quick: Whether a few epochs are enough (tests); figures need not be reached then.
         seed: What torch's generator was seeded with.
         console: Where progress is shown.
+        folder: Where the files of the recipe's data set are; None where it was not said.
+        fetch: Whether a published data set may be fetched.
+        weights: A checkpoint to start from, for recipes that take one.
     """
 
     quick: bool
     seed: int
     console: Console
+    folder: Path | None = None
+    fetch: bool = False
+    weights: Path | None = None
+
+    @property
+    def source(self) -> Source:
+        """Where data comes from. A quick run fetches nothing."""
+        return Source(self.folder, self.fetch and not self.quick, self.console)
 
     def generator(self) -> np.random.Generator:
         """A NumPy generator from the run's seed."""

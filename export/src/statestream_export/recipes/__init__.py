@@ -32,6 +32,14 @@ NAMES: Final = (
     "hello-embedding",
     "tagger",
     "sentiment",
+    "rows",
+    "rows-lstm",
+    "rows-gru",
+    "convnet",
+    "lenet",
+    "fashion",
+    "credit",
+    "income",
 )
 """The recipes that ship, in the order of the list; each lives in a module of its name."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from statestream_export import Export, export
+from statestream_export.pictures import scans
 from statestream_export.recipe import Card, Target
 from statestream_export.training import Curve, Run
 
@@ -109,17 +110,7 @@ class DigitsCnn:
     def picture(self, module: Convnet, data: Digits) -> Figure:
         """Held-out scans with what was read; wrong ones first, in red."""
         read = module(data.test_images).argmax(-1)
-        order = torch.argsort((read == data.test_labels).int(), stable=True)[:24]
-        figure = Figure(figsize=(9, 4), layout="constrained")
-        figure.suptitle("digits-cnn: held-out scans, wrong ones first")
-        for axes, at in zip(figure.subplots(3, 8).flat, order.tolist(), strict=True):
-            axes.imshow(data.test_images[at].numpy(), cmap="gray_r")
-            wrong = read[at] != data.test_labels[at]
-            axes.set_title(
-                f"{read[at]}, is {data.test_labels[at]}" if wrong else f"{read[at]}", color="red" if wrong else "black"
-            )
-            axes.axis("off")
-        return figure
+        return scans("digits-cnn: held-out scans, wrong ones first", data.test_images, read, data.test_labels, CLASSES)
 
     def export(self, module: Convnet, data: Digits, folder: Path) -> list[Export]:
         """One file without memory."""

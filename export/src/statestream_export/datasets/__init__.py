@@ -1,0 +1,1 @@
+"""Data that recipes learn from: found in a folder, fetched, or built in. Nothing here knows of models."""
