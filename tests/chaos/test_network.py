@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 Scaled = Callable[[int, int], int]
 
 IMPATIENT = statestream.Settings(retry_timeout=RETRY_SECONDS, connect_timeout=30.0, keepalive=5.0)
-"""Pings as often as a server takes; a silent server is given up after 15 seconds."""
+"""Pings as often as a server takes; a silent server is given up after 5 to 10 seconds."""
 
 
 @pytest.mark.service

@@ -20,7 +20,8 @@ class Settings:
             callers back until there is room; "drop" goes on, and a crash of the server may then
             raise StateLost.
         max_message_bytes: The most bytes of one message from the server.
-        keepalive: Seconds between pings on a connection with calls under way.
+        keepalive: Seconds between pings on a connection with calls under way; a server that leaves one
+            unanswered for as long is given up for another.
     """
 
     connect_timeout: float = 10.0
@@ -44,7 +45,9 @@ class Settings:
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", int(self.keepalive * 1000)),
+            # While a ping that measures bandwidth is unanswered no other is sent, and gRPC waits a minute for it.
+            ("grpc.http2.ping_timeout_ms", int(self.keepalive * 1000)),
             # This library reconnects by itself, with a backoff of its own; gRPC's would add to it.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
