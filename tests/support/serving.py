@@ -66,10 +66,13 @@ class Local:
             engine._wake.set()
 
     async def until(self, wanted: Any) -> None:
-        """Returns once `wanted()` holds: asked at every turn of the loop that server and test share."""
+        """Returns once `wanted()` holds. Nobody tells when a server's rooms change, so they are looked at again.
+
+        A millisecond lies between two looks: gRPC's threads need the interpreter too.
+        """
         async with asyncio.timeout(DEADLINE):
-            while not wanted():  # noqa: ASYNC110 — nobody tells when the rooms of a server change
-                await asyncio.sleep(0)
+            while not wanted():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
 
 
 @contextlib.asynccontextmanager
