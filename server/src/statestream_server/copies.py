@@ -98,6 +98,20 @@ class Copies:
         await self._saver.flush(table, rows)
         return (await self.describe(model, session)).durable
 
+    async def delete(self, model: str, session: str) -> None:
+        """Deletes a session; one that is only stored needs no row for it, and no model that can read it.
+
+        Raises:
+            NotOwner: Another server has it.
+            ModelNotFound, SessionNotFound, StoreUnavailable: Nothing was deleted.
+        """
+        where = await self._resident(model, session)
+        if where is not None:
+            await self._sessions.delete(where[0], np.asarray([where[1]]))
+            return
+        record = await self._stored(model, session)
+        await self._store.delete([record.key], [record.epoch])
+
     async def check_owner(self, model: str, session: str) -> None:
         """Makes sure that no other server has a session.
 

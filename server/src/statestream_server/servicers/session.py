@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 
-import numpy as np
-
 from statestream import errors
 from statestream.v1 import session_pb2 as pb
 from statestream.v1 import session_pb2_grpc as grpc_stubs
@@ -14,7 +12,6 @@ from statestream_server.copies import Description
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, unary
-from statestream_server.stores.base import Mode
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 
@@ -82,12 +79,7 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     @unary
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """Deletes a session."""
-        where = self._server.sessions.find(request.model, request.session_id)
-        if where is None:
-            server = self._server
-            opened = await server.sessions.open_one(request.model, 0, request.session_id, Mode.RESUME, server.writer)
-            where = opened.table, int(opened.rows[0])
-        await self._server.sessions.delete(where[0], np.asarray([where[1]]))
+        await self._server.copies.delete(request.model, request.session_id)
         return pb.DeleteSessionResponse()
 
 
