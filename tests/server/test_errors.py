@@ -333,8 +333,9 @@ class TestModelChanged:
         models.write_version(folder, "lstm", 1, seed=1)
         inputs = {"x": np.ones((2, 3), np.float32)}
         async with serving(folder, store=store) as local, Speaker(local.channel, "lstm") as speaker:
-            await speaker.open_one("a")
-            await speaker.step(0, 0, inputs)
+            await speaker.open("a", "b")
+            await speaker.send_chunk([0, 1], [0, 0], [inputs, inputs])
+            await speaker.answers(2)
         models.write_version(folder, "lstm", 1, seed=1, described="The same weights under another description.")
         async with serving(folder, store=store) as local, Speaker(local.channel, "lstm") as speaker:
             assert (await speaker.open_one("a")).position == 2, "labels do not count"
@@ -343,6 +344,9 @@ class TestModelChanged:
             failure = await speaker.not_opened("a")
             assert (failure.code, failure.reason) == ("FAILED_PRECONDITION", "MODEL_CHANGED")
             await serves_on(local.channel)
+            delete = sessions.DeleteSessionRequest(model="lstm", session_id="b")
+            await Caller(local.channel).sessions.DeleteSession(delete)
+            assert (await speaker.not_opened("b", mode=pb.OPEN_MODE_RESUME)).reason == "SESSION_NOT_FOUND"
             assert (await speaker.open_one("a", mode=pb.OPEN_MODE_REPLACE)).position == 0
             await speaker.step(0, 0, inputs)
 

@@ -223,6 +223,33 @@ class TestTakeOver:
             assert (back.position, back.epoch > taken.epoch) == (3, True)
             assert sums(await first.step(1, 3, numbers(1))) == [14]
 
+    async def test_only_an_open_takes_a_session_from_another_server(self, models_dir: Path, tmp_path: Path) -> None:
+        """Fork, snapshot, flush, forecast, delete elsewhere are NOT_OWNER and name the owner; the session goes on."""
+        store = f"sqlite:{tmp_path / 's.db'}"
+        async with (
+            serving(models_dir, store=store, checkpoint_interval=5, advertise="one:8001") as one,
+            serving(models_dir, store=store, checkpoint_interval=5, advertise="two:8001") as two,
+            Speaker(one.channel, "loop") as first,
+        ):
+            await first.open_one("a")
+            await first.step(0, 0, {"x": np.ones((3, 2), np.float32)})
+            await first.flush(0)
+            caller = Caller(two.channel)
+            ask: dict[str, Any] = {"model": "loop", "session_id": "a"}
+            for call in (
+                caller.sessions.ForkSession(sessions.ForkSessionRequest(**ask, fork_id="b")),
+                caller.sessions.SnapshotSession(sessions.SnapshotSessionRequest(**ask)),
+                caller.sessions.FlushSession(sessions.FlushSessionRequest(**ask)),
+                everything(caller.inference.Forecast(pb.ForecastRequest(**ask, horizon=2))),
+                caller.sessions.DeleteSession(sessions.DeleteSessionRequest(**ask)),
+            ):
+                failure = await failing(call)
+                assert (failure.code, failure.reason) == ("ABORTED", "NOT_OWNER")
+                assert failure.metadata["owner"] == "one:8001"
+            assert (await first.step(0, 3, {"x": np.ones((1, 2), np.float32)})).end == 4
+            assert not first.notices
+            assert (await caller.step("loop", "a", {"x": np.ones((1, 2), np.float32)})).position == 4
+
     async def test_a_caller_that_cannot_replay_that_far_hears_it(self, models_dir: Path, tmp_path: Path) -> None:
         """The other server has only what was saved: STATE_LOST for who needs more, and nothing is taken."""
         store = f"sqlite:{tmp_path / 's.db'}"
