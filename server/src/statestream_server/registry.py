@@ -82,6 +82,10 @@ class Registry:
             ModelNotFound: There is no such folder.
             Unsupported: The file cannot be served; the message says why.
         """
+        # Every claim of a session asks for its version: only an unknown one is worth a look at the folder.
+        loaded = self._served.get(name, {}).get(version)
+        if loaded is not None:
+            return loaded
         found = {v: folder for n, v, folder in repository.scan(self._folder) if n == name}
         wanted = version or max(found, default=0)
         loaded = self._served.get(name, {}).get(wanted)
