@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tests.model.rules import ALL, Rules, Setting
 from tests.model.state import State, Violation, start
-from tests.model.world import Event, apply, calm, finished, next_fair, successors
+from tests.model.world import Event, apply, calm, check, finished, next_fair, successors
 
 LONGEST_WAY = 200
 """Events within which a state must finish once nothing fails any more."""
@@ -74,9 +74,7 @@ def explore(setting: Setting, rules: Rules = ALL, *, most_states: int = 10_000_0
                 following.append((len(parents) - 1, after))
                 if not _finishes(after, rules, fine):
                     schedule = _schedule(setting, rules, parents, choices, len(parents) - 1)
-                    text = (
-                        "from here on, with no further fault, the client never gets on, or the store never catches up"
-                    )
+                    text = "from here on the client never gets on, or the store never catches up"
                     return Found(len(parents), depth + 1, False, time.perf_counter() - began, text, schedule, after)
         level = following
         depth += bool(following)
@@ -127,6 +125,8 @@ def replay(setting: Setting, rules: Rules, schedule: tuple[Event, ...]) -> list[
     for event in schedule:
         try:
             after = apply(states[-1], rules, event)
+            if after is not None:
+                check(after)
         except Violation:
             break
         if after is None:

@@ -141,7 +141,7 @@ HOLDS_LONGER: tuple[Setting, ...] = (
     Setting(1, Faults(cut=1, crash=1, sleep=1, flush=1)),
     Setting(1, Faults(cut=1, sleep=1, twin=1)),
     Setting(1, Faults(cut=1, sleep=1, restart=1, reset=1)),
-    Setting(3, Faults(crash=1, sleep=1), 26),
-    Setting(2, Faults(cut=1, crash=1, sleep=1), 22),
+    Setting(3, Faults(crash=1, sleep=1)),
+    Setting(2, Faults(cut=1, crash=1, sleep=1), 28),
 )
-"""Searches that take minutes; the last ones up to a depth."""
+"""Searches that take minutes; the last one up to a depth."""

@@ -37,7 +37,7 @@ def test_every_rule_is_needed(name: str) -> None:
     assert not explore(setting, ALL).violation, "the faults alone are no reason"
     # The schedule is one that can be followed, and every event of it has its words.
     assert len(replay(setting, ALL.without(name), found.schedule)) >= len(found.schedule)
-    assert len(words.sentences(setting, ALL.without(name), found)) == len(found.schedule) + 1
+    assert len(words.sentences(setting, ALL.without(name), found)) > len(found.schedule)
 
 
 def test_every_rule_has_its_setting() -> None:

@@ -8,7 +8,10 @@ from tests.model import state as st
 from tests.model.explorer import Found, replay
 from tests.model.rules import Rules, Setting
 from tests.model.state import State
-from tests.model.world import Event
+from tests.model.world import Event, calm, next_fair
+
+TOLD_OF_LOOPS = 12
+"""Events that are told of one that never ends."""
 
 _FAULTS = {
     "cut": "the client gives its connection up; what it sent may still arrive",
@@ -16,7 +19,7 @@ _FAULTS = {
     "away": "the store stops answering",
     "return": "the store answers again",
     "reset": "the application starts the session anew, with inputs of a new history",
-    "delete": "the application deletes the session",
+    "delete": "the application deletes the session and opens it again, with inputs of a new history",
     "restart": "the client is killed and started again; it asks for the replies that it lacks",
     "change": "the client is killed and started again; inputs without a reply are others now",
     "twin": "the client hangs, listening; it is started a second time, with other inputs",
@@ -24,9 +27,21 @@ _FAULTS = {
 
 
 def sentences(setting: Setting, rules: Rules, found: Found) -> list[str]:
-    """A schedule, one sentence an event, and the invariant that broke."""
+    """A schedule, one sentence an event, and the invariant that broke.
+
+    Where the client never gets on, the first events after the faults are told too.
+    """
     states = replay(setting, rules, found.schedule)
-    return [*map(_sentence, states, found.schedule), f"→ {found.violation}"]
+    told = [*map(_sentence, states, found.schedule)]
+    if len(states) > len(told):
+        state = calm(states[-1])
+        for _ in range(TOLD_OF_LOOPS):
+            step = next_fair(state, rules)
+            if step is None:
+                break
+            told.append(f"(no fault any more) {_sentence(state, step[0])}")
+            state = step[1]
+    return [*told, f"→ {found.violation}"]
 
 
 def faults(setting: Setting) -> str:
