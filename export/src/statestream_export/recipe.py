@@ -50,7 +50,8 @@ class Target:
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.relation} {self.bound:g}"
+        bound = f"{self.bound:,}" if isinstance(self.bound, int) else f"{self.bound:g}"
+        return f"{self.metric} {self.relation} {bound}"
 
     def reached(self, metrics: Mapping[str, Value]) -> bool:
         """Whether these metrics reach it."""

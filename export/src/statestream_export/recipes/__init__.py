@@ -40,6 +40,12 @@ NAMES: Final = (
     "fashion",
     "credit",
     "income",
+    "transfer",
+    "resnet18",
+    "alexnet",
+    "googlenet",
+    "inception-v3",
+    "vgg16",
 )
 """The recipes that ship, in the order of the list; each lives in a module of its name."""
 
