@@ -80,6 +80,10 @@ class Fake(
         self.arrived = threading.Event()
         """A chunk came."""
         self.streams = 0
+        self.fault: grpc.StatusCode | None = None
+        """Every stream ends with it, at its first frame or at `poison`."""
+        self.poison: float | None = None
+        """The input that the server does not survive, where not every frame is."""
         self.unary_failures = 0
         """So many more unary calls fail with UNAVAILABLE."""
         self._lock = threading.RLock()
@@ -148,6 +152,9 @@ class Fake(
                     if request.WhichOneof("request") == "chunk":
                         self.arrived.set()
                         self.gate.wait(30)
+                    if self.fault is not None and self._is_poison(request):
+                        out.put(None)
+                        return
                     with self._lock:
                         responses = stream.receive(request)
                         if self.lose_replies and request.WhichOneof("request") == "chunk":
@@ -165,10 +172,15 @@ class Fake(
         try:
             while (response := out.get()) is not None:
                 yield response
-            context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the test")
+            context.abort(self.fault or grpc.StatusCode.UNAVAILABLE, "cut by the test")
         finally:
             with self._lock:
                 self._open.discard(out)
+
+    def _is_poison(self, request: Any) -> bool:
+        if self.poison is None:
+            return True
+        return any(bool((from_tensor(tensor) == self.poison).any()) for tensor in request.chunk.inputs)
 
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._answer(context, lambda: self._model(request.model))

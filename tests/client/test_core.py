@@ -38,11 +38,11 @@ class Wire:
         self.stream = Stream(self.world)
         self.core.connected(self.world.limits, self.world.durability)
 
-    def cut(self) -> None:
+    def cut(self, fault: errors.StatestreamError | None = None) -> None:
         self.stream = None
         self.requests.clear()
         self.responses.clear()
-        self.core.disconnected()
+        self.core.disconnected(fault)
 
     def send(self) -> bool:
         request = self.core.next_request(self.now)
@@ -234,6 +234,27 @@ def test_replies_lost_with_the_stream_come_again(wire: Wire) -> None:
     wire.run()
     assert ticket.value["y"][:, 0, 0].tolist() == [1, 1]
     assert wire.world.rows["a"].position == 1
+
+
+def test_a_session_whose_steps_end_one_stream_after_the_other_fails_though_others_go_on(wire: Wire) -> None:
+    bad, good = wire.open("bad", "good")
+    fatal = wire.step(bad, np.ones((1, FEATURES)))
+    for n in range(1, 6):
+        assert not fatal.done
+        assert wire.core.next_request(0.0) is not None  # The server takes it and is gone, once others are answered.
+        fine = wire.step(good, np.ones((1, FEATURES)))
+        wire.run()
+        assert fine.value[0, 0] == n
+        wire.cut(errors.InternalError("a fault"))
+        wire.connect()
+        wire.send()
+        wire.serve()
+        wire.deliver()
+    assert isinstance(fatal.error, errors.InternalError)
+    assert "a fault" in fatal.error.message
+    last = wire.step(good, np.ones((1, FEATURES)))
+    wire.run()
+    assert last.value[0, 0] == 6
 
 
 def test_answered_steps_that_the_server_lost_are_replayed(wire: Wire) -> None:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pandas as pd
 import pytest
@@ -371,6 +372,46 @@ async def test_an_operation_gives_up_after_the_retry_timeout(connect: Connect, t
     again = await twin.call(client.session, "sum", "a")
     assert (await twin.call(again.step, ones()))[0] == 1
     assert (await twin.call(idle.step, ones()))[0] == 1
+
+
+async def test_a_step_that_the_server_does_not_survive_is_its_callers_to_know(
+    connect: Connect, twin: Twin, fake: Fake
+) -> None:
+    client = await connect()
+    poisoned = await twin.call(client.session, "sum", "a")
+    healthy = await twin.call(client.session, "sum", "b")
+    fake.fault, fake.poison = grpc.StatusCode.INTERNAL, 13.0
+    with pytest.raises(errors.InternalError, match="cut by the test"):
+        await asyncio.wait_for(twin.call(poisoned.step, ones() * 13), 10)
+    assert fake.streams <= 8
+    assert (await twin.call(healthy.step, ones()))[0] == 1
+    again = await twin.call(client.session, "sum", "a")
+    assert (await twin.call(again.step, ones()))[0] == 1
+
+
+async def test_a_server_that_fails_at_every_frame_is_not_asked_for_ever(
+    connect: Connect, twin: Twin, fake: Fake
+) -> None:
+    client = await connect()
+    session = await twin.call(client.session, "sum", "a")
+    fake.fault = grpc.StatusCode.UNKNOWN
+    with pytest.raises(errors.InternalError, match="cut by the test"):
+        await asyncio.wait_for(twin.call(client.session, "sum", "b"), 10)
+    with pytest.raises(errors.InternalError, match="cut by the test"):
+        await asyncio.wait_for(twin.call(session.flush), 10)
+    fake.fault = None
+    assert (await twin.call(session.step, ones()))[0] == 1
+
+
+async def test_streams_that_break_again_and_again_are_no_answer(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect(retry_timeout=0.5)
+    session = await twin.call(client.session, "sum", "a")
+    fake.lose_replies = 1 << 30
+    with pytest.raises(errors.ServerUnavailable, match="may or may not"):
+        await asyncio.wait_for(twin.call(session.step, ones()), 10)
+    fake.lose_replies = 0
+    again = await twin.call(client.session, "sum", "a")
+    assert again.position == 1
 
 
 async def test_close_is_prompt_and_lets_go(twin: Twin, fake: Fake) -> None:

@@ -11,6 +11,9 @@ FIRST = 0.05
 MOST = 1.0
 """Seconds: the most that any wait takes."""
 
+STABLE_SECONDS = 1.0
+"""A stream that lasted so long is opened again at once, and at the same address."""
+
 
 def parse_addresses(address: str) -> tuple[str, ...]:
     """Reads "host:port,host:port".
@@ -58,6 +61,13 @@ class Backoff:
         if not rounds:
             return 0.0
         return self._draw() * min(self.most, FIRST * 2.0 ** min(rounds - 1, 16))
+
+    def ended(self, lasted: float, *, fault: bool) -> float:
+        """A stream ended; seconds to wait before the next. The same server comes first where its streams last."""
+        if lasted > STABLE_SECONDS and not fault:
+            self.succeeded()
+            return 0.0
+        return self.failed()
 
     def leave(self) -> None:
         """Moves to the next address because the server asked for it."""

@@ -26,6 +26,9 @@ MODES: Mapping[str, pb.OpenMode] = {
     "replace": pb.OPEN_MODE_REPLACE,
 }
 
+LOCAL = "Internal error from Core"
+"""What grpc.aio says of a call that was over when it wrote: nothing that a server said."""
+
 RETRY_FIRST = 0.05
 RETRY_MOST = 1.0
 
@@ -95,7 +98,13 @@ def read_rpc_error(error: grpc.RpcError | grpc.aio.AioRpcError, address: str) ->
         return from_status(status)
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     details = (error.details() if hasattr(error, "details") else "") or str(error)
+    return read_code(code, details, address)
+
+
+def read_code(code: grpc.StatusCode, details: str, address: str) -> StatestreamError:
+    """The typed error of a code without details of ours: what a proxy, gRPC itself or a fault of the server says."""
     kinds: dict[grpc.StatusCode, type[StatestreamError]] = {
+        grpc.StatusCode.OK: errors.ServerUnavailable,
         grpc.StatusCode.UNAVAILABLE: errors.ServerUnavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: errors.ServerUnavailable,
         grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
@@ -104,6 +113,8 @@ def read_rpc_error(error: grpc.RpcError | grpc.aio.AioRpcError, address: str) ->
         grpc.StatusCode.CANCELLED: errors.Closed,
     }
     kind = kinds.get(code, errors.InternalError)
+    if details == LOCAL:
+        kind = errors.ServerUnavailable
     if kind is errors.ServerUnavailable:
         return kind(
             f"no Statestream server answers at {address}: {details}. Is it running, and is the port right?",

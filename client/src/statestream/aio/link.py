@@ -13,9 +13,10 @@ import grpc
 
 from statestream import errors
 from statestream.backoff import MOST, Backoff
-from statestream.calls import Attempts, read_rpc_error, unavailable
+from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.core import StreamCore, Ticket
 from statestream.errors import StatestreamError
+from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 
@@ -23,9 +24,6 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Ticket)
 
 log = logging.getLogger("statestream")
-
-STABLE_SECONDS = 1.0
-"""A stream that lasted so long is opened again at once, and at the same address."""
 
 CLOSE_SECONDS = 2.0
 """How long `close` waits for the server to let sessions go."""
@@ -52,7 +50,7 @@ class Link:
         self._stirred = asyncio.Event()
         self._closed = False
         self._cause: StatestreamError | None = None
-        self._busy_since: float | None = None
+        self._patience = Patience(settings.retry_timeout, addresses)
         self._task: asyncio.Task[None] | None = None
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
@@ -145,6 +143,7 @@ class Link:
                 task = asyncio.current_task()
                 if channel is self._channel or (task is not None and task.cancelling()):
                     raise
+                await self.pause(attempts, grpc.aio.UsageError(), channel)
 
     async def channel(self) -> grpc.aio.Channel:
         """The channel to the server that answers now; waits for one."""
@@ -161,12 +160,14 @@ class Link:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
             raise errors.Closed("the client is closed; connect again") from error
-        if not isinstance(error, grpc.RpcError):
-            if channel is not self._channel:
-                return  # Closed under the call because the link moved to another server.
+        if isinstance(error, grpc.RpcError):
+            found = read_rpc_error(error, self._backoff.address)
+        elif channel is self._channel:
             raise error
-        found = read_rpc_error(error, self._backoff.address)
+        else:
+            found = errors.Closed("the connection was closed under the call")
         if isinstance(found, errors.Closed) and channel is not self._channel:
+            # The link moved to another server.
             found = errors.ServerUnavailable(found.message)
         try:
             delay = attempts.after(found, time.monotonic())
@@ -237,20 +238,23 @@ class Link:
     async def _serve(self, channel: grpc.aio.Channel) -> None:
         core = self.core
         began = time.monotonic()
-        moved = False
+        moved, seen = False, core.progress
         core.connected(self.info.limits, self.info.durability)
         call = inference_pb2_grpc.InferenceServiceStub(channel).Stream()
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
-        self._busy_since = None
         self._online.set()
         try:
             while True:
                 response: Any = await call.read()
                 if response is grpc.aio.EOF:
-                    self._note(await call.code(), await call.details())
+                    self._cause = read_code(
+                        await call.code(), await call.details() or "the stream ended", self._backoff.address
+                    )
                     break
-                self._backoff.succeeded()
                 core.receive(response, time.monotonic())
+                if core.progress != seen:
+                    seen = core.progress
+                    self._backoff.succeeded()
                 if core.drained:
                     moved = True
                     break
@@ -264,15 +268,19 @@ class Link:
             writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
-            core.disconnected()
+            self._ended(moved=moved)
             await self._release_channel()
         if moved:
             log.info("%s is leaving; moving on", self._backoff.address)
             self._backoff.leave()
         elif not self._closed:
             log.warning("the stream to %s broke: %s", self._backoff.address, self._cause)
-            # The same server first, where its streams usually last.
-            await self._pump(0.0 if time.monotonic() - began > STABLE_SECONDS else self._backoff.failed())
+            await self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
+
+    def _ended(self, *, moved: bool) -> None:
+        cause = None if moved or self._closed else self._cause
+        self._patience.ended(cause, self.core.progress)
+        self.core.disconnected(cause if is_fault(cause) else None)
 
     async def _write(self, call: Any) -> None:
         """Writes frames as the core has them; steps gather while a write is awaited."""
@@ -298,12 +306,10 @@ class Link:
         while not self._closed:
             now = time.monotonic()
             self.core.controls.offline()
-            if not self.core.busy:
-                self._busy_since = None
-            elif self._busy_since is None:
-                self._busy_since = now
-            elif now - self._busy_since > self.settings.retry_timeout:
-                self.core.give_up(unavailable(self._backoff.addresses, now - self._busy_since, self._cause))
+            core = self.core
+            error = self._patience.verdict(busy=core.busy, progress=core.progress, now=now, cause=self._cause)
+            if error is not None:
+                core.give_up(error)
             if now >= until or stop():
                 return
             self._stirred.clear()
@@ -323,10 +329,6 @@ class Link:
                 self._on_reconnect(self._backoff.address)
             except Exception:
                 log.exception("on_reconnect failed")
-
-    def _note(self, code: grpc.StatusCode, details: str | None) -> None:
-        if code is not grpc.StatusCode.OK:
-            self._cause = errors.ServerUnavailable(f"{self._backoff.address}: {code.name}: {details or ''}")
 
     async def _release_channel(self) -> None:
         channel, self._channel = self._channel, None

@@ -173,11 +173,11 @@ class Opens:
             message.acked_positions = positions_column(table.answered[handles])
         return message
 
-    def opened(self, frame: int, message: OpenedFrame, now: float) -> None:
-        """Binds what was opened; refused ones are tried again, or fail."""
+    def opened(self, frame: int, message: OpenedFrame, now: float) -> bool:
+        """Binds what was opened; refused ones are tried again, or fail. Whether a caller waited for it."""
         opening = self.in_flight.get(frame)
         if opening is None:
-            return
+            return False
         handles = read_handles(message.handles)
         count = len(handles)
         epochs = read_positions(message.epochs, count)
@@ -199,6 +199,7 @@ class Opens:
         if not opening.left:
             self.in_flight.pop(frame, None)
         self._replay()
+        return opening.ticket is not None
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
         """Refuses every session of a frame; False where the frame opened none."""

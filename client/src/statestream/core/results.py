@@ -46,6 +46,8 @@ class Results:
         self._chunks = chunks
         self._reopen = reopen
         self.retry_seconds = retry_seconds
+        self.answers = 0
+        """Grows with every answer to a chunk that a caller waits for."""
         self.ack_after = 32
         self.acks_due = False
 
@@ -139,7 +141,9 @@ class Results:
             for handle in handles.tolist():
                 self._chunks.held_since.pop(handle, None)
         table.in_flight[handles] -= 1
-        table.attempts[handles] = 0
+        if not isinstance(block.sink, Discard):
+            table.attempts[handles] = 0
+            self.answers += 1
         table.durable[handles] = np.maximum(table.durable[handles], durable)
         table.answered[handles] = np.maximum(table.answered[handles], ends)
         unacked = table.unacked[handles] + 1

@@ -15,7 +15,7 @@ from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls, Kind, acknowledge
-from statestream.core.opens import Opening, Opens
+from statestream.core.opens import MAX_REOPENS, Opening, Opens
 from statestream.core.results import Results
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
@@ -69,6 +69,7 @@ class StreamCore:
         self.going_away = False
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self._frame = 0
+        self._answers = 0
         self._outbox: deque[Callable[[], StreamRequest]] = deque()
         self._flushed_at = float("-inf")
 
@@ -107,6 +108,8 @@ class StreamCore:
                 self.chunks.cancel(part)
         elif isinstance(ticket, StepTicket):
             self.chunks.cancel(ticket)
+        if not self.busy:
+            self._answers += 1  # Nobody waits any more, which is as good as an answer.
 
     def flush(self, handles: Ints) -> ControlTicket:
         """Makes durable what was submitted before."""
@@ -170,10 +173,16 @@ class StreamCore:
         self._durability(durability)
         self.opens.connected()
 
-    def disconnected(self) -> None:
-        """The stream is gone; everything unanswered is put back."""
+    def disconnected(self, fault: StatestreamError | None = None) -> None:
+        """The stream is gone; everything unanswered is put back.
+
+        With a fault of the server, a session that had chunks in flight in several such streams in a row,
+        and none of them answered, fails with it: they may be what the server does not survive.
+        """
         self.online = False
         self._outbox.clear()
+        if fault is not None:
+            self._blame(fault)
         self.chunks.lost()
         self.opens.lost()
         self.controls.lost()
@@ -196,13 +205,17 @@ class StreamCore:
         elif kind == "opened":
             if response.opened.durability:
                 self._durability(response.opened.durability)
-            self.opens.opened(frame, response.opened, now)
+            if self.opens.opened(frame, response.opened, now):
+                self._answers += 1
         elif kind == "closed":
+            self._answers += 1
             self.controls.closed(frame, response.closed)
         elif kind == "durable":
             handles = read_handles(response.durable.handles)
             self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
-            self.controls.flushed(frame, response.durable)
+            if frame:
+                self._answers += 1
+                self.controls.flushed(frame, response.durable)
         elif kind == "refused":
             self._refused(frame, from_status(response.refused.status), now)
         elif kind == "notice":
@@ -245,6 +258,11 @@ class StreamCore:
             or self.controls.in_flight
             or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
         )
+
+    @property
+    def progress(self) -> int:
+        """Grows with every answer that a caller waited for: not with those to replays and opens by the library."""
+        return self.results.answers + self._answers
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
@@ -334,6 +352,21 @@ class StreamCore:
         handles = np.flatnonzero(behind & (table.state[: table.size] == State.OPEN))
         if handles.size:
             self.controls.add(Kind.FLUSH, handles)
+
+    def _blame(self, fault: StatestreamError) -> None:
+        table = self.table
+        handles = np.flatnonzero((table.in_flight[: table.size] > 0) & (table.state[: table.size] != State.FAILED))
+        table.attempts[handles] += 1
+        for handle in handles[table.attempts[handles] > MAX_REOPENS].tolist():
+            self.chunks.fail(
+                handle,
+                type(fault)(
+                    f"{int(table.attempts[handle])} streams ended while steps of session {table.ids[handle]!r} were "
+                    f"under way, the last with: {fault.message}. Steps from position {int(table.answered[handle])} on "
+                    "may or may not have been applied; open it again and compare its position.",
+                    metadata=fault.metadata,
+                ),
+            )
 
     def _number(self) -> int:
         self._frame += 1

@@ -19,9 +19,10 @@ import grpc
 
 from statestream import errors
 from statestream.backoff import MOST, Backoff
-from statestream.calls import Attempts, read_rpc_error, unavailable
+from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.core import StreamCore, Ticket
 from statestream.errors import StatestreamError
+from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 from statestream.v1.inference_pb2 import StreamRequest
@@ -30,9 +31,6 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Ticket)
 
 log = logging.getLogger("statestream")
-
-STABLE_SECONDS = 1.0
-"""A stream that lasted so long is opened again at once, and at the same address."""
 
 CLOSE_SECONDS = 2.0
 """How long `close` waits for the server to let sessions go."""
@@ -61,7 +59,7 @@ class Link:
         self._online = threading.Event()
         self._closed = False
         self._cause: StatestreamError | None = None
-        self._busy_since: float | None = None
+        self._patience = Patience(settings.retry_timeout, addresses)
         self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
@@ -169,12 +167,14 @@ class Link:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
             raise errors.Closed("the client is closed; connect again") from error
-        if not isinstance(error, grpc.RpcError):
-            if channel is not self._channel:
-                return  # Closed under the call because the link moved to another server.
+        if isinstance(error, grpc.RpcError):
+            found = read_rpc_error(error, self._backoff.address)
+        elif channel is self._channel:
             raise error
-        found = read_rpc_error(error, self._backoff.address)
+        else:
+            found = errors.Closed("the connection was closed under the call")
         if isinstance(found, errors.Closed) and channel is not self._channel:
+            # The link moved to another server.
             found = errors.ServerUnavailable(found.message)
         try:
             delay = attempts.after(found, time.monotonic())
@@ -248,30 +248,32 @@ class Link:
         core = self.core
         self._stream += 1
         began = time.monotonic()
-        moved = False
+        moved, seen = False, core.progress
         try:
             with self._lock:
                 core.connected(self.info.limits, self.info.durability)
             self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(self._requests(self._stream))
-            self._busy_since = None
             self._online.set()
             for response in self._call:
-                self._backoff.succeeded()
                 with self._lock:
                     core.receive(response, time.monotonic())
-                    drained, pending = core.drained, core.pending
+                    drained, pending, progress = core.drained, core.pending, core.progress
+                if progress != seen:
+                    seen = progress
+                    self._backoff.succeeded()
                 if drained:
                     moved = True
                     break
                 if pending:
                     self._operations.put(None)
+            else:
+                self._cause = read_code(grpc.StatusCode.OK, "the server ended the stream", self._backoff.address)
         except grpc.RpcError as error:
             self._cause = read_rpc_error(error, self._backoff.address)
         finally:
             self._online.clear()
             self._stream += 1
-            with self._lock:
-                core.disconnected()
+            self._ended(moved=moved)
             self._operations.put(None)
             self._call.cancel()
             self._release_channel()
@@ -280,8 +282,13 @@ class Link:
             self._backoff.leave()
         elif not self._closed:
             log.warning("the stream to %s broke: %s", self._backoff.address, self._cause)
-            # The same server first, where its streams usually last.
-            self._pump(0.0 if time.monotonic() - began > STABLE_SECONDS else self._backoff.failed())
+            self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
+
+    def _ended(self, *, moved: bool) -> None:
+        cause = None if moved or self._closed else self._cause
+        with self._lock:
+            self._patience.ended(cause, self.core.progress)
+            self.core.disconnected(cause if is_fault(cause) else None)
 
     def _requests(self, stream: int) -> Iterator[StreamRequest]:
         """Frames for gRPC, which iterates over them in a thread of its own."""
@@ -315,15 +322,10 @@ class Link:
         while not self._closed:
             now = time.monotonic()
             with self._lock:
-                busy = self.core.busy
-            if not busy:
-                self._busy_since = None
-            elif self._busy_since is None:
-                self._busy_since = now
-            elif now - self._busy_since > self.settings.retry_timeout:
-                with self._lock:
-                    error = unavailable(self._backoff.addresses, now - self._busy_since, self._cause)
-                    self.core.give_up(error)
+                core = self.core
+                error = self._patience.verdict(busy=core.busy, progress=core.progress, now=now, cause=self._cause)
+                if error is not None:
+                    core.give_up(error)
             if now >= until or stop():
                 return
             self._take(block=True, until=min(until, now + 0.25))
