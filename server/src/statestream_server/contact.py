@@ -194,7 +194,7 @@ class Contact:
         Raises:
             StoreUnavailable: The store does not answer; nothing is known.
         """
-        named = [(row, key) for row in rows.tolist() if (key := table.keys[row]) is not None]
+        named = [(row, key) for row in rows[table.epoch[rows] > 0].tolist() if (key := table.keys[row]) is not None]
         if not named or not self._shared:
             return rows[:0]
         rows = np.asarray([row for row, _ in named], np.int64)

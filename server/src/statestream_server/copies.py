@@ -94,9 +94,12 @@ class Copies:
         if where is None:
             return (await self._stored(model, session)).position
         table, rows = where[0], np.asarray([where[1]])
+        claims = table.claims(rows)
         await self._engine.settled(table, rows)
         await self._saver.flush(table, rows)
-        return (await self.describe(model, session)).durable
+        if table.are_claimed(rows, claims).all():
+            return int(table.durable[where[1]])
+        return (await self._stored(model, session)).position
 
     async def delete(self, model: str, session: str) -> None:
         """Deletes a session; one that is only stored needs no row for it, and no model that can read it.

@@ -57,8 +57,11 @@ async def tidy(server: Server, now: float, *, refresh: bool) -> None:
         orphans = orphans[table.ephemeral[orphans] & (table.owner[orphans] == UNBOUND)]
         await server.sessions.delete(table, orphans[table.used[orphans] < before])
         await server.sessions.hibernate(table, now - settings.hibernate_after)
-        if refresh:
-            table.dirty[_sessions(table)] = True
+        rows = _sessions(table)
+        # The store counts the age of an ephemeral session although its caller is here.
+        kept = table.ephemeral[rows] & (table.owner[rows] != UNBOUND)
+        resting = table.used[rows] < now - settings.ephemeral_retention / 4
+        table.dirty[rows if refresh else rows[kept & resting]] = True
     oldest = now - settings.retention if settings.retention else 0.0
     await server.store.expire(oldest, ephemeral_before=before)
 

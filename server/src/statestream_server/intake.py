@@ -62,7 +62,7 @@ class Receiver(Protocol):
         """A chunk that was not applied."""
 
     def overtaken(self) -> None:
-        """Chunks were applied and get no reply: while it waited, another claim took their sessions."""
+        """Chunks were applied and get no reply: while it waited, the caller's sessions were claimed anew here."""
 
 
 class Intake:
@@ -156,7 +156,7 @@ class Intake:
                 if table.are_claimed(one.rows, claims).all():
                     receiver.results(table, one.handles, one.rows, one.starts, one.steps, reply.outputs)
                 else:
-                    receiver.overtaken()
+                    _tell_overtaken(table, one.rows, one.handles, one.starts, claims, receiver)
 
             self._saver.release(table, one.rows, answer)
             return
@@ -210,7 +210,7 @@ class Intake:
                 packed = _packed(outputs, offsets[still], steps[still], work.total)
                 receiver.results(table, handles[still], rows[still], starts[still], steps[still], packed)
             if len(still) < len(rows):
-                receiver.overtaken()
+                _tell_overtaken(table, rows, handles, starts, claims, receiver)
 
         self._saver.committed(table, rows, reply)
 
@@ -245,6 +245,18 @@ class _Commit:
 
     def failed(self, work: Work, places: Ints, error: errors.StatestreamError) -> None:
         self._intake.refuse(self._chunks, work, places, self._receiver, error)
+
+
+def _tell_overtaken(
+    table: Table, rows: Ints, handles: Array, starts: Positions, claims: tuple[Ints, Positions], receiver: Receiver
+) -> None:
+    """Tells of applied chunks whose replies do not leave, because their sessions are not the caller's any more."""
+    gone = (table.serial[rows] != claims[0]) | (table.epoch[rows] == 0)
+    left = errors.SessionMoved("the session left this server before the reply to the chunk could leave")
+    for place in np.flatnonzero(gone).tolist():
+        receiver.refused(int(handles[place]), int(starts[place]), left)
+    if not (gone | table.are_claimed(rows, claims)).all():
+        receiver.overtaken()
 
 
 def _digest(chunks: Chunks) -> Positions:

@@ -213,11 +213,13 @@ class Saver:
     async def _save(self) -> None:
         """Writes every row that is dirty now."""
         for table, layout in list(self._layouts.values()):
-            dirty = np.flatnonzero(table.dirty)
+            dirty = np.flatnonzero(table.dirty & (table.epoch > 0))
             for start in range(0, len(dirty), _SLICE):
                 async with self._engine.still():
                     rows = dirty[start : start + _SLICE]
-                    capture = _capture(table, layout, rows[table.dirty[rows]], self._contact.owner)
+                    capture = _capture(
+                        table, layout, rows[table.dirty[rows] & (table.epoch[rows] > 0)], self._contact.owner
+                    )
                     table.dirty[capture.rows] = False
                 asked = self._contact.ask()
                 try:

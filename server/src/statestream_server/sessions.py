@@ -163,6 +163,8 @@ class Sessions:
 
     def drop(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Forgets rows whose sessions a newer owner has; the store is not touched."""
+        rows = rows[table.epoch[rows] > 0]
+        table.epoch[rows] = 0  # From now on no reply of theirs leaves and nothing of them is saved.
         self._engine.cancel(table, rows.tolist(), error)
         self._peers.evict(table, rows, error)
         idle = table.lane.idle(rows)
@@ -218,15 +220,20 @@ class Sessions:
             return opened, refused
 
     async def hibernate(self, table: Table, before: float) -> None:
-        """Frees rows that were not used since that Unix time and that the store knows as they are."""
+        """Frees rows that were not used since that Unix time and that the store knows as they are.
+
+        Those that end with their caller stay: in the store alone, their time would go on.
+        """
         async with self.lock:
             rows = self.placement.idle(table)
-            self.placement.hibernate(table, rows[table.used[rows] < before])
+            self.placement.hibernate(table, rows[(table.used[rows] < before) & ~table.ephemeral[rows]])
 
     async def _release_later(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Releases rows once the batch that runs them is over; what they had queued is gone already."""
+        serials = table.serial[rows].copy()
         await self._engine.settled(table, rows)
-        table.release(rows)
+        # One that was opened here again meanwhile is in use.
+        table.release(rows[(table.serial[rows] == serials) & (table.epoch[rows] == 0)])
 
     async def _quiet(self, held: Sequence[tuple[Table, int]]) -> None:
         """Drops what older claims have queued for rows, and waits for what runs."""

@@ -50,6 +50,7 @@ class Table:
         self.acked = np.empty(0, np.uint64)
         """Steps whose replies the caller has."""
         self.epoch = np.empty(0, np.uint64)
+        """The claim under which the session is here; 0 where another server has it and the row is about to go."""
         self.incarnation = np.empty(0, np.uint64)
         self.writer = np.empty(0, "V16")
         self.request = np.empty(0, np.uint64)
@@ -111,7 +112,7 @@ class Table:
     def are_claimed(self, rows: Ints, claims: tuple[Ints, Positions]) -> Bools:
         """Which rows are still the same session under the same claim."""
         serials, epochs = claims
-        return np.asarray((self.serial[rows] == serials) & (self.epoch[rows] == epochs), np.bool_)
+        return np.asarray((self.serial[rows] == serials) & (self.epoch[rows] == epochs) & (epochs > 0), np.bool_)
 
     def bind_key(self, row: int, key: Key) -> None:
         """Makes a row the row of a session, with empty columns."""

@@ -87,11 +87,14 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             inputs,
             request_id,
         )
+        claims = table.claims(rows)
         self._server.intake.accept(chunks, answer)
         outputs = await answer.outputs
         if not request.HasField("position"):
             # The caller could not tell a repeated step from a new one after a crash: make this one durable first.
             await self._server.saver.flush(table, rows)
+            if not table.are_claimed(rows, claims).all():
+                raise errors.SessionMoved(_OVERTAKEN)
         return pb.StepResponse(
             position=start + steps,
             durable_position=int(table.durable[row]),
@@ -171,6 +174,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         return kept[-1].start if repeated else position
 
 
+_OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
+
+
 class _Answer:
     """Takes the reply to a unary call."""
 
@@ -188,8 +194,7 @@ class _Answer:
             self.outputs.set_exception(error)
 
     def overtaken(self) -> None:
-        moved = "the chunk was applied; before its reply could leave, a newer writer opened the session"
-        self.refused(0, 0, errors.SessionMoved(moved))
+        self.refused(0, 0, errors.SessionMoved(_OVERTAKEN))
 
 
 def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:

@@ -58,12 +58,13 @@ class Outbox:
 
     def settle(self) -> None:
         """Sends what waits for the end of the turn."""
-        pending, self._errors = self._errors, {}
-        for frame, rows in pending.items():
-            self.put(pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows)))
+        # Notices first: they say why, where the error of a frame behind can only say that the handle is gone.
         notices, self._notices = self._notices, []
         if notices:
             self.put(pb.StreamResponse(notice=pb.NoticeFrame(errors=notices)))
+        pending, self._errors = self._errors, {}
+        for frame, rows in pending.items():
+            self.put(pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows)))
 
     def end(self) -> None:
         """Lets `write` return once everything is written."""
