@@ -31,6 +31,8 @@ QUICKLY_TRAINED = (
     "income",
 )
 SLOW = ("sine", "rows", "rows-lstm", "rows-gru", "convnet", "lenet")
+LARGE = ("transfer", "resnet18", "alexnet", "googlenet", "inception-v3", "vgg16")
+"""Seconds to minutes even in a quick run; test_architectures.py has them at smaller sizes."""
 
 
 def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
@@ -39,7 +41,9 @@ def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
     return execute(load(name), folder / "models", folder / "runs", quick=quick, seed=seed, console=console, folder=data)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in NAMES]
+)
 def test_a_quick_run_leaves_model_metrics_and_pictures(tmp_path: Path, name: str) -> None:
     result = run(name, tmp_path, quick=True)
     assert load(name).card.name == name

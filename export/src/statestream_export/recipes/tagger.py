@@ -130,7 +130,10 @@ class Tagger:
         return run.fit(module, epoch, epochs=15)
 
     def metrics(self, module: TagLstm, data: Tagged) -> dict[str, float]:
-        """The share of right tags, of all words and of the ambiguous ones; and of each word's most frequent tag."""
+        """The share of right tags, of all words and of the ambiguous ones; and of each word's most frequent tag.
+
+        And how far sentences that are streamed word by word are from whole ones.
+        """
         said = self._scores(module, data.test_words).argmax(-1)
         real = data.test_tags != NO_TAG
         unsure = real & torch.isin(data.test_words, torch.tensor([VOCABULARY.index(word) for word in AMBIGUOUS]))
@@ -140,6 +143,7 @@ class Tagger:
             "test_accuracy": float(right[real].float().mean()),
             "test_accuracy_ambiguous": float(right[unsure].float().mean()),
             "test_accuracy_without_context": float((usual[data.test_words] == data.test_tags)[real].float().mean()),
+            "stream_difference": self._stream_difference(module, data.test_words),
         }
 
     def picture(self, module: TagLstm, data: Tagged) -> Figure:
@@ -169,6 +173,14 @@ class Tagger:
         start = torch.zeros(1, len(words), HIDDEN)
         scores: Tensor = module(words, start, start)[0]
         return scores
+
+    def _stream_difference(self, module: TagLstm, words: Tensor) -> float:
+        h = c = torch.zeros(1, len(words), HIDDEN)
+        streamed = []
+        for word in words.unbind(1):
+            scores, h, c = module(word[:, None], h, c)
+            streamed.append(scores)
+        return float((torch.cat(streamed, 1) - self._scores(module, words)).abs().max())
 
     def _usual(self, data: Tagged, number: int) -> Tensor:
         """The most frequent tag of a word among the sentences that train."""

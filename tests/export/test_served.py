@@ -1,0 +1,76 @@
+"""Recipes behind a server: what a session says step by step is what the module, or predict, says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from statestream import aio, errors
+from statestream_export.datasets.images import digits
+from statestream_export.recipes import load
+from statestream_export.recipes.sine_mlp import WINDOW, noisy_sine
+from statestream_export.training import reproducible
+from tests.export.test_recipes import run
+from tests.support.serving import serving
+
+
+@pytest.mark.parametrize("name", ["rows", "rows-lstm"])
+async def test_an_image_whole_and_row_by_row_gets_the_same_answer(tmp_path: Path, name: str) -> None:
+    run(name, tmp_path, quick=True)
+    images = digits(8).test_images[:3].float().numpy()
+    async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
+        whole = await client.predict(f"{name}-whole", images)
+        for image, wanted in zip(images, np.asarray(whole), strict=True):
+            async with client.session(name) as session:
+                scores = [await session.step(row) for row in image]
+            np.testing.assert_allclose(scores[-1], wanted, rtol=1e-5, atol=1e-5)
+        with pytest.raises(errors.Unsupported, match="kind 'session'"):
+            await client.predict(name, images)
+
+
+@pytest.mark.parametrize("name", ["sine-mlp", "sine-rnn-window"])
+async def test_the_server_keeps_the_window(tmp_path: Path, name: str) -> None:
+    result = run(name, tmp_path, quick=True)
+    [made] = result.exports
+    assert [state.input for state in made.signature.states] == ["window"]
+    with reproducible(1):
+        series = noisy_sine()
+    values = series.series[:12].numpy()
+    async with (
+        serving(tmp_path / "models") as local,
+        aio.connect(local.address) as client,
+        client.session(name) as session,
+    ):
+        said = [float(np.asarray(await session.step(np.array([value], np.float32))).item()) for value in values]
+    # The same window in one call: a fresh session, whose state is filled by the first three values alone.
+    again = await _last_of_window(tmp_path, name, values[-WINDOW:])
+    assert said[-1] == pytest.approx(again, abs=1e-6)
+    assert len(set(said)) == len(said)
+
+
+async def _last_of_window(folder: Path, name: str, window: np.ndarray) -> float:
+    async with (
+        serving(folder / "models") as local,
+        aio.connect(local.address) as client,
+        client.session(name) as session,
+    ):
+        for value in window[:-1]:
+            await session.step(np.array([value], np.float32))
+        return float(np.asarray(await session.step(np.array([window[-1]], np.float32))).item())
+
+
+async def test_the_wave_goes_on_from_segment_to_segment(tmp_path: Path) -> None:
+    result = run("sin2cos", tmp_path, quick=True)
+    recipe = load("sin2cos")
+    assert recipe.card.kind == "session"
+    assert result.metrics["stream_difference"] <= 1e-5  # type: ignore[operator]
+    wave = torch.sin(torch.arange(20) * 0.3)[:, None].numpy()
+    async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
+        async with client.session("sin2cos") as session:
+            streamed = [await session.step(value) for value in wave]
+        async with client.session("sin2cos") as session:
+            whole = np.asarray(await session.step(wave))
+    np.testing.assert_allclose(np.asarray(streamed).ravel(), whole.ravel(), rtol=1e-5, atol=1e-5)
