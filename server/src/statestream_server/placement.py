@@ -185,20 +185,22 @@ class Placement:
             return
         at = np.asarray([index for index, _ in found])
         columns = zip(*(item.values for _, item in found), strict=True)
-        table.rows.write(rows[at], [np.stack(column) for column in columns])
+        table.rows.write(rows[at], [_stacked(column) for column in columns])
         table.position[rows[at]] = positions[at]
         table.acked[rows[at]] = [item.acked for _, item in found]
         table.request[rows[at]] = [item.request for _, item in found]
-        for index, item in found:
-            for reply in item.replies:
-                table.replies.append(
-                    rows[index : index + 1],
-                    np.asarray([reply.start], np.uint64),
-                    np.asarray([reply.steps]),
-                    np.asarray([reply.digest], np.uint64),
-                    reply.outputs,
-                    np.zeros(1, np.int64),
-                )
+        # The first reply of every session together, then the second: thousands come back at once.
+        for turn in range(max(len(item.replies) for _, item in found)):
+            replies = [(index, item.replies[turn]) for index, item in found if turn < len(item.replies)]
+            steps = np.asarray([reply.steps for _, reply in replies])
+            table.replies.append(
+                rows[[index for index, _ in replies]],
+                np.asarray([reply.start for _, reply in replies], np.uint64),
+                steps,
+                np.asarray([reply.digest for _, reply in replies], np.uint64),
+                [np.concatenate(outputs) for outputs in zip(*(reply.outputs for _, reply in replies), strict=True)],
+                np.cumsum(steps) - steps,
+            )
 
     def make_room(self, table: Table, new: int, *, keep: Ints) -> None:
         """Makes room for `new` sessions; those not used for longest go to the store.
@@ -244,3 +246,9 @@ class Placement:
         self._peers.hibernate(table, rows)
         table.release(rows)
         self.hibernated += len(rows)
+
+
+def _stacked(values: Sequence[Array]) -> Array:
+    """What np.stack gives, in less time for thousands of small arrays."""
+    shape = values[0].shape
+    return np.concatenate(values).reshape(len(values), *shape) if shape else np.asarray(values)
