@@ -32,7 +32,7 @@ Release = Callable[[], None]
 
 _SLICE = 4096
 """Rows asked for at a time."""
-_PATROL = 512
+_PATROL = 128
 """Rows asked for in each round although nothing speaks for a move: one that moved leaves memory some time."""
 _SHORTEST_TTL = 5.0
 """Seconds for which a beat holds, at least; ten intervals where those are longer."""
