@@ -32,6 +32,7 @@ async def test_tasks_that_wait_at_once_share_frames(fake: Fake) -> None:
     async with aio.connect(fake.address) as client, asyncio.TaskGroup() as group:
         opened = [client.session("sum", str(n)) for n in range(300)]
         sessions = await asyncio.gather(*(anext_of(one) for one in opened))
+        assert fake.world.frames == ["open"]
         fake.world.frames.clear()
         steps = [group.create_task(session.step(ONE)) for session in sessions]
         values = await asyncio.gather(*steps)

@@ -292,6 +292,28 @@ async def test_calls_are_repeated_while_the_server_cannot_answer(connect: Connec
     assert "".join(await twin.collect(client.generate, "upper", "up")) == "UP"
 
 
+async def test_outputs_that_a_crashed_caller_never_saw_come_again(connect: Connect, twin: Twin, fake: Fake) -> None:
+    crashed, client = await connect(), await connect()
+    for name in "ab":
+        session = await twin.call(crashed.session, "sum", name)
+        await twin.call(session.step, ones())
+        await twin.call(session.step, ones(2))
+    back = await twin.call(client.session, "sum", "a", return_replies=True)
+    assert back.position == 3
+    replies = list(fake.world.rows["a"].replies)
+    assert replies[-1] == 1
+    assert [(start, y[:, 0].tolist()) for start, y in back.replies][-1] == (1, [2, 3])
+    assert [start for start, _ in back.replies] == replies
+    assert (await twin.call(back.step, ones(2)))[:, 0].tolist() == [4, 5]
+    assert (await twin.call(back.step, ones()))[0] == 6
+    assert list(fake.world.rows["a"].replies) == [5]
+    pool = await twin.call(client.sessions, "sum", ids=["c", "b"], return_replies=True)
+    assert list(pool.replies) == [1]
+    assert pool.replies[1][-1][0] == 1
+    plain = await twin.call(client.session, "sum", "b")
+    assert plain.replies == []
+
+
 async def test_a_restart_is_not_seen_by_the_caller(connect: Connect, twin: Twin, fake: Fake) -> None:
     seen: list[str] = []
     client = await connect(on_reconnect=seen.append)

@@ -168,8 +168,16 @@ class Stream:
             answer = pb.StreamResponse(refused=pb.RefusedFrame(status=to_status(error)))
         if answer is None:
             return []
-        answer.frame = request.frame
-        return [answer]
+        answers = [answer]
+        if kind == "open" and request.open.return_replies:
+            for handle in read_handles(answer.opened.handles).tolist():
+                session_id = self.bound[handle][0]
+                for start, reply in sorted(self.world.rows[session_id].replies.items()):
+                    kept = _result(self.world, [(handle, start, reply, session_id)], [])
+                    answers.append(pb.StreamResponse(result=kept))
+        for answer in answers:
+            answer.frame = request.frame
+        return answers
 
     def _answer(self, request: pb.StreamRequest, kind: str) -> pb.StreamResponse | None:
         if kind == "open":

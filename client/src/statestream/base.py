@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
 from statestream.calls import session_ids
-from statestream.core import StreamCore
+from statestream.core import OpenTicket, StreamCore, value_of
 from statestream.errors import Closed
 from statestream.layout import Layout
 from statestream.v1.inference_pb2 import DURABILITY_MODE_INTERVAL
@@ -15,6 +17,13 @@ from statestream.wire import Ints
 
 LOOKAHEAD = 32
 """How many items `stream` sends before it waits for the first output."""
+
+
+class Doer(Protocol):
+    """A link, as far as it is the same for both twins."""
+
+    def do(self, operation: Callable[[], object]) -> None:
+        """Has the core do something soon, in the order of the calls."""
 
 
 class SessionBase:
@@ -29,16 +38,26 @@ class SessionBase:
     """
 
     def __init__(
-        self, core: StreamCore, layout: Layout, handle: int, session_id: str, *, created: bool, ephemeral: bool
+        self,
+        link: Doer,
+        core: StreamCore,
+        layout: Layout,
+        ticket: OpenTicket,
+        session_id: str,
+        *,
+        ephemeral: bool,
+        made: bool,
     ):
+        self._doer = link
         self._core = core
         self._layout = layout
-        self._handle = handle
+        self._handle = int(ticket.handles[0])
+        self._replies = [(position, value_of(outputs)) for position, outputs in ticket.replies.get(0, ())]
         self._last: tuple[int, int] | None = None
         self.model = layout.model.name
         self.version = layout.model.version
         self.id = session_id
-        self.created = created
+        self.created = made or bool(ticket.created[0])
         self.ephemeral = ephemeral
 
     def __repr__(self) -> str:
@@ -56,6 +75,21 @@ class SessionBase:
         if self._last is not None:
             return self._last[1]
         return min(int(self._core.table.durable[self._handle]), self.position)
+
+    @property
+    def replies(self) -> list[tuple[int, Any]]:
+        """The outputs that no caller has acknowledged, of a session opened with `return_replies`.
+
+        One item for every chunk, in order: the position at which it started, and its outputs [T, O] (a dict by
+        name where the model has several). They end at the position at which the session was opened.
+
+        A caller that crashes has steps applied whose outputs it never saw. The server keeps those that
+        were not acknowledged, at most 256 chunks, and this brings them. Asking acknowledges them: until then the
+        server keeps them, and they count against those 256.
+        """
+        if self._replies and not self.closed:
+            self._doer.do(partial(self._core.received, np.array([self._handle])))
+        return list(self._replies)
 
     @property
     def closed(self) -> bool:
@@ -78,10 +112,24 @@ class PoolBase:
         ephemeral: Whether they are deleted when the pool is closed.
     """
 
-    def __init__(self, core: StreamCore, layout: Layout, handles: Ints, ids: Sequence[str], *, ephemeral: bool) -> None:
+    def __init__(
+        self,
+        link: Doer,
+        core: StreamCore,
+        layout: Layout,
+        ticket: OpenTicket,
+        ids: Sequence[str],
+        *,
+        ephemeral: bool,
+    ) -> None:
+        self._doer = link
         self._core = core
         self._layout = layout
-        self._handles = handles
+        self._handles = ticket.handles
+        self._replies = {
+            row: [(position, value_of(outputs)) for position, outputs in replies]
+            for row, replies in sorted(ticket.replies.items())
+        }
         self._last: tuple[Ints, Ints] | None = None
         self.model = layout.model.name
         self.version = layout.model.version
@@ -105,6 +153,13 @@ class PoolBase:
         if self._last is not None:
             return self._last[1]
         return np.minimum(self._core.table.durable[self._handles], self.positions)
+
+    @property
+    def replies(self) -> dict[int, list[tuple[int, Any]]]:
+        """By row, what `Session.replies` has of each session; asking acknowledges all."""
+        if self._replies and not self.closed:
+            self._doer.do(partial(self._core.received, self._handles))
+        return {row: list(replies) for row, replies in self._replies.items()}
 
     @property
     def closed(self) -> bool:

@@ -20,7 +20,7 @@ from statestream.aio.pool import Pool
 from statestream.aio.session import Session
 from statestream.backoff import parse_addresses
 from statestream.base import named_ids
-from statestream.core import StreamCore
+from statestream.core import OpenTicket, StreamCore, leave
 from statestream.errors import StatestreamError
 from statestream.layout import Input, Layout
 from statestream.settings import Settings
@@ -115,6 +115,7 @@ class Client(Catalogue):
         version: int | None = None,
         initial_state: Mapping[str, Input] | None = None,
         history: Input | None = None,
+        return_replies: bool = False,
     ) -> Opening[Session]:
         """Opens a session, by `await` or `async with`.
 
@@ -127,6 +128,7 @@ class Client(Catalogue):
             version: The model's version; the session's own or the default one where left out.
             initial_state: Start values by the name of the state's input, for a session that is new.
             history: Past steps [T, F] to warm up a session that is new; their outputs are dropped.
+            return_replies: Bring the outputs that no caller acknowledged: see `Session.replies`.
 
         Raises:
             ModelNotFound: No such model or version.
@@ -136,15 +138,16 @@ class Client(Catalogue):
         ids, anonymous = named_ids(1, None if id is None else [id])
 
         async def make() -> Session:
-            layout, handles, created = await self._open(model, ids, mode, version, initial_state, ephemeral=anonymous)
+            layout, ticket = await self._open(
+                model, ids, mode, version, initial_state, ephemeral=anonymous, replies=return_replies
+            )
             session = Session(
                 self,
                 self._link,
                 self._core,
                 layout,
-                int(handles[0]),
+                ticket,
                 ids[0],
-                created=bool(created[0]),
                 ephemeral=anonymous,
             )
             if history is not None and session.created:
@@ -162,6 +165,7 @@ class Client(Catalogue):
         mode: str = "either",
         version: int | None = None,
         initial_state: Mapping[str, Input] | None = None,
+        return_replies: bool = False,
     ) -> Opening[Pool]:
         """Opens many sessions as the rows of a pool, by `await` or `async with`.
 
@@ -172,6 +176,7 @@ class Client(Catalogue):
             mode: As for `session`.
             version: As for `session`.
             initial_state: Start values by the name of the state's input, for all or [N, …].
+            return_replies: Bring the outputs that no caller acknowledged: see `Pool.replies`.
 
         Raises:
             PoolError: Some sessions did not open; the others were let go again.
@@ -180,8 +185,10 @@ class Client(Catalogue):
         names, anonymous = named_ids(count, ids)
 
         async def make() -> Pool:
-            layout, handles, _ = await self._open(model, names, mode, version, initial_state, ephemeral=anonymous)
-            return Pool(self, self._link, self._core, layout, handles, names, ephemeral=anonymous)
+            layout, ticket = await self._open(
+                model, names, mode, version, initial_state, ephemeral=anonymous, replies=return_replies
+            )
+            return Pool(self, self._link, self._core, layout, ticket, names, ephemeral=anonymous)
 
         return Opening(make)
 
@@ -311,14 +318,15 @@ class Client(Catalogue):
         initial_state: Mapping[str, Input] | None,
         *,
         ephemeral: bool,
-    ) -> tuple[Layout, Any, Any]:
+        replies: bool = False,
+    ) -> tuple[Layout, OpenTicket]:
         wire_mode = calls.open_mode(mode)
         initial = None
         if initial_state is not None:
             layout = await self._layout(model, version, "session")
             initial = layout.initial_states(initial_state, len(ids))
         group = calls.group(model, version, ephemeral=ephemeral)
-        ticket = await self._link.perform(lambda: self._core.open(group, ids, wire_mode, initial))
+        ticket = await self._link.perform(lambda: self._core.open(group, ids, wire_mode, initial, replies=replies))
         try:
             pinned = calls.check_opened(ticket)
             layout = await self._layout(model, pinned or version, "session")
@@ -327,16 +335,13 @@ class Client(Catalogue):
                 [handle for row, handle in enumerate(ticket.handles.tolist()) if row not in ticket.errors], np.int64
             )
             if good.size:
-                self._core.close(good, delete=ephemeral)
-                self._link.stir()
+                self._link.do(lambda: self._core.close(good, delete=ephemeral))
             raise
-        return layout, ticket.handles, ticket.created
+        return layout, ticket
 
     async def _adopt(self, model: str, version: int, session_id: str, *, ephemeral: bool) -> Session:
-        layout, handles, _ = await self._open(model, [session_id], "resume", None, None, ephemeral=ephemeral)
-        return Session(
-            self, self._link, self._core, layout, int(handles[0]), session_id, created=True, ephemeral=ephemeral
-        )
+        layout, ticket = await self._open(model, [session_id], "resume", None, None, ephemeral=ephemeral)
+        return Session(self, self._link, self._core, layout, ticket, session_id, ephemeral=ephemeral, made=True)
 
     async def _forecast(
         self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool
@@ -357,7 +362,6 @@ class Client(Catalogue):
         except StatestreamError:
             return
         done = asyncio.Event()
-        self._core.leave(done.set)
-        self._link.stir()
+        self._link.do(lambda: leave(self._core, done.set))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(done.wait(), CLOSE_SECONDS)

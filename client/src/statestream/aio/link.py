@@ -80,8 +80,10 @@ class Link:
         if self._closed:
             raise errors.Closed("the client is closed; connect again")
 
-    def stir(self) -> None:
-        """The core may have something to send."""
+    def do(self, operation: Callable[[], object]) -> None:
+        """Has the core do something."""
+        self.check()
+        operation()
         self._stirred.set()
 
     def begin(self, ticket: Ticket, submit: Callable[[], object]) -> asyncio.Future[None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from statestream.aio.link import Link
 from statestream.base import PoolBase, saves_on_close
 from statestream.calls import check_control, check_pool
-from statestream.core import ControlTicket, StreamCore
+from statestream.core import ControlTicket, OpenTicket, StreamCore
 from statestream.layout import Input, Layout
 from statestream.wire import Ints
 
@@ -31,12 +31,12 @@ class Pool(PoolBase):
         link: Link,
         core: StreamCore,
         layout: Layout,
-        handles: Ints,
+        ticket: OpenTicket,
         ids: Sequence[str],
         *,
         ephemeral: bool,
     ) -> None:
-        super().__init__(core, layout, handles, ids, ephemeral=ephemeral)
+        super().__init__(link, core, layout, ticket, ids, ephemeral=ephemeral)
         self._client = client
         self._link = link
 

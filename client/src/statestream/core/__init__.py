@@ -1,6 +1,7 @@
 """The client's protocol without I/O: sans-I/O core shared by the synchronous and the asyncio edge."""
 
 from statestream.core.controls import Kind
+from statestream.core.leaving import leave
 from statestream.core.stream import StreamCore
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import (
@@ -11,6 +12,7 @@ from statestream.core.tickets import (
     PoolTicket,
     StepTicket,
     Ticket,
+    value_of,
 )
 
 __all__ = [
@@ -26,4 +28,6 @@ __all__ = [
     "StreamCore",
     "Table",
     "Ticket",
+    "leave",
+    "value_of",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ from statestream.v1.inference_pb2 import (
     FlushFrame,
     StreamRequest,
 )
+from statestream.v1.tensor_pb2 import RowError
 from statestream.wire import Ints, handles_column, positions_column
 
 FRAME_SESSIONS = 100_000
@@ -52,7 +54,7 @@ class Controls:
 
     def __init__(self, table: Table, chunks: Chunks) -> None:
         self.waiting: list[Control] = []
-        self.in_flight: dict[int, Control] = {}
+        self.in_flight: dict[int, list[Control]] = {}
         self._table = table
         self._chunks = chunks
 
@@ -65,12 +67,13 @@ class Controls:
 
     def lost(self) -> None:
         """The stream is gone: what was in flight waits again."""
-        self.waiting[:0] = self.in_flight.values()
+        self.waiting[:0] = [control for batch in self.in_flight.values() for control in batch]
         self.in_flight.clear()
 
-    def ready(self) -> list[Control]:
-        """Takes those whose turn has come; such as need no frame are done here."""
-        ready, rest = [], []
+    def ready(self) -> list[list[Control]]:
+        """Takes those whose turn has come, as many as possible together; such as need no frame are done here."""
+        ready: dict[Kind, list[Control]] = {}
+        rest = []
         for control in self.waiting:
             failed = self._table.state[control.handles] == State.FAILED
             control.sent = control.handles[~failed]
@@ -82,9 +85,9 @@ class Controls:
             elif control.kind is Kind.SETTLE or not control.sent.size:
                 self._finish(control)
             else:
-                ready.append(control)
+                ready.setdefault(control.kind, []).append(control)
         self.waiting = rest
-        return ready
+        return [batch for alike in ready.values() for batch in _batches(alike)]
 
     def offline(self) -> None:
         """Without a stream: lets go of sessions that have nothing to lose by it."""
@@ -98,45 +101,49 @@ class Controls:
                 rest.append(control)
         self.waiting = rest
 
-    def encode(self, control: Control, frame: int) -> StreamRequest:
-        """The frame of an operation, noted as in flight."""
-        self.in_flight[frame] = control
-        handles = handles_column(control.sent)
-        if control.kind is Kind.FLUSH:
+    def encode(self, batch: list[Control], frame: int) -> StreamRequest:
+        """The frame of operations of one kind, noted as in flight."""
+        self.in_flight[frame] = batch
+        # Two callers may flush the same session; a handle comes once in a frame.
+        sent = batch[0].sent if len(batch) == 1 else np.unique(np.concatenate([control.sent for control in batch]))
+        handles = handles_column(sent)
+        if batch[0].kind is Kind.FLUSH:
             return StreamRequest(frame=frame, flush=FlushFrame(handles=handles))
-        action = CLOSE_ACTION_DELETE if control.kind is Kind.DELETE else CLOSE_ACTION_DETACH
+        action = CLOSE_ACTION_DELETE if batch[0].kind is Kind.DELETE else CLOSE_ACTION_DETACH
         return StreamRequest(frame=frame, close=CloseFrame(handles=handles, action=action))
 
     def closed(self, frame: int, message: ClosedFrame) -> None:
         """The answer to a close. A session that was not open here any more is as closed as it can be."""
-        control = self.in_flight.pop(frame, None)
-        if control is not None:
-            for row_error in message.errors:
-                control.ticket.errors[row_error.handle] = from_status(row_error.status)
-            self._finish(control)
+        self._answered(frame, message.errors)
 
     def flushed(self, frame: int, message: DurableFrame) -> None:
         """The answer to a flush."""
-        control = self.in_flight.pop(frame, None)
-        if control is not None:
-            for row_error in message.errors:
-                control.ticket.errors[row_error.handle] = from_status(row_error.status)
-            self._finish(control)
+        self._answered(frame, message.errors)
 
     def refuse_frame(self, frame: int, error: StatestreamError) -> bool:
         """Refuses an operation; False where the frame carried none."""
-        control = self.in_flight.pop(frame, None)
-        if control is None:
+        batch = self.in_flight.pop(frame, None)
+        if batch is None:
             return False
-        self._give_up(control, error)
+        for control in batch:
+            self._give_up(control, error)
         return True
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything."""
-        for control in [*self.in_flight.values(), *self.waiting]:
+        self.lost()
+        for control in self.waiting:
             self._give_up(control, error)
-        self.in_flight.clear()
         self.waiting.clear()
+
+    def _answered(self, frame: int, refusals: Iterable[RowError]) -> None:
+        found = {refusal.handle: from_status(refusal.status) for refusal in refusals}
+        for control in self.in_flight.pop(frame, ()):
+            if found:
+                for handle in control.sent.tolist():
+                    if handle in found:
+                        control.ticket.errors[handle] = again(found[handle])
+            self._finish(control)
 
     def _give_up(self, control: Control, error: StatestreamError) -> None:
         for handle in control.handles.tolist():
@@ -157,9 +164,22 @@ class Controls:
         control.ticket.part_done()
 
 
+def _batches(controls: list[Control]) -> Iterator[list[Control]]:
+    batch: list[Control] = []
+    count = 0
+    for control in controls:
+        if batch and count + len(control.sent) > FRAME_SESSIONS:
+            yield batch
+            batch, count = [], 0
+        batch.append(control)
+        count += len(control.sent)
+    if batch:
+        yield batch
+
+
 def acknowledge(table: Table, handles: Ints, frame: int) -> StreamRequest:
     """A frame that acknowledges replies without a chunk."""
-    answered = table.answered[handles]
+    answered = table.acknowledgeable(handles)
     table.acked[handles] = answered
     table.unacked[handles] = 0
     ack = AckFrame(handles=handles_column(handles), acked_positions=positions_column(answered))

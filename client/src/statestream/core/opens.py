@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from statestream import errors
 from statestream.core.chunks import Chunks
+from statestream.core.opening import Opening, frames, indices, joined
+from statestream.core.returned import Returned
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import OpenTicket, again
 from statestream.errors import StatestreamError, from_status
@@ -22,9 +23,6 @@ from statestream.v1.inference_pb2 import (
 )
 from statestream.wire import Array, Ints, handles_column, positions_column, read_handles, read_positions, to_tensor
 
-FRAME_SESSIONS = 4096
-"""The most sessions in one OpenFrame."""
-
 MAX_CLAIMS = 8
 """How often a first open is repeated with a higher incarnation."""
 
@@ -33,49 +31,6 @@ RETRIED = (errors.Unavailable, errors.Overloaded)
 
 MAX_REOPENS = 4
 """How often a live session is opened again without an answered chunk in between."""
-
-
-@dataclass(eq=False, slots=True)
-class Opening:
-    """Sessions of one OpenFrame.
-
-    Attributes:
-        handles: [N] the sessions.
-        mode: How they are opened.
-        ticket: Who waits; None where the library opens again by itself.
-        rows: [N] their rows in the ticket.
-        initial: Start values, [N, ...] by state.
-        not_before: When it may leave.
-        uncertain: It left before on a stream that was lost, and may have been done.
-        claims: How often it was tried.
-        since: When it was refused for the first time.
-        left: The sessions without an answer.
-    """
-
-    handles: Ints
-    mode: OpenMode
-    ticket: OpenTicket | None = None
-    rows: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    initial: dict[str, Array] = field(default_factory=dict)
-    not_before: float = 0.0
-    uncertain: bool = False
-    claims: int = 0
-    since: float = 0.0
-    left: set[int] = field(default_factory=set)
-
-    def part(self, rows: Ints) -> Opening:
-        """Some of the sessions."""
-        return Opening(
-            self.handles[rows],
-            self.mode,
-            self.ticket,
-            self.rows[rows] if self.ticket is not None else self.rows,
-            {name: array[rows] for name, array in self.initial.items()},
-            self.not_before,
-            self.uncertain,
-            self.claims,
-            self.since,
-        )
 
 
 class Opens:
@@ -87,18 +42,27 @@ class Opens:
         self.retry_seconds = retry_seconds
         self.waiting: list[Opening] = []
         self.in_flight: dict[int, Opening] = {}
+        self.returned = Returned(table)
         self._table = table
         self._chunks = chunks
         self._reopened: list[tuple[Ints, Ints]] = []
 
-    def open(self, handles: Ints, mode: OpenMode, ticket: OpenTicket, initial: dict[str, Array]) -> None:
+    def open(
+        self,
+        handles: Ints,
+        mode: OpenMode,
+        ticket: OpenTicket,
+        initial: dict[str, Array],
+        *,
+        replies: bool = False,
+    ) -> None:
         """Asks for sessions for the first time, or anew (mode REPLACE)."""
         self._table.incarnation[handles] = self.clock
-        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial)
+        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial, replies=replies)
         if initial and mode != OPEN_MODE_REPLACE:
             for row, handle in enumerate(handles.tolist()):
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
-        self.waiting.extend(_frames(whole))
+        self.waiting.extend(frames(whole))
 
     def reopen(self, handle: int, cause: StatestreamError, now: float) -> None:
         """Opens one session of a live stream again; after several times in vain it fails with the cause."""
@@ -132,18 +96,18 @@ class Opens:
                 part = opening.part(rows)
                 part.uncertain = True
                 waiting.append(part)
+        waiting.extend(self.returned.lost())
         waiting.extend(opening for opening in self.waiting if opening.ticket is not None)
         self.waiting = waiting
         self.in_flight.clear()
         self._reopened.clear()
 
-    def next(self, now: float) -> Opening | None:
-        """The next one that may leave."""
-        for number, opening in enumerate(self.waiting):
-            if opening.not_before <= now:
-                del self.waiting[number]
-                return opening
-        return None
+    def ready(self, now: float) -> list[Opening]:
+        """Takes those that may leave, in as few frames as possible."""
+        due = [opening for opening in self.waiting if opening.not_before <= now]
+        if due:
+            self.waiting = [opening for opening in self.waiting if opening.not_before > now]
+        return joined(due, self._table)
 
     def sent(self, frame: int, opening: Opening) -> OpenFrame:
         """Notes the number under which it leaves; returns the frame."""
@@ -165,12 +129,13 @@ class Opens:
             incarnation=int(table.incarnation[handles[0]]),
             ephemeral=group.ephemeral,
             initial_states=[to_tensor(name, array) for name, array in opening.initial.items()],
+            return_replies=opening.replies,
         )
         if table.epoch[handles].any():
             message.seen_epochs = positions_column(table.epoch[handles])
         if opening.ticket is None:
             message.replay_positions = positions_column(table.floor[handles])
-            message.acked_positions = positions_column(table.answered[handles])
+            message.acked_positions = positions_column(table.acknowledgeable(handles))
         return message
 
     def opened(self, frame: int, message: OpenedFrame, now: float) -> bool:
@@ -194,7 +159,10 @@ class Opens:
             if opening.ticket is None:
                 self._bound_again(handles, positions)
             else:
-                self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
+                rows = self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
+                if opening.replies:
+                    rows = self.returned.expect(frame, opening, rows, (created == 0) & (positions > 0))
+                opening.ticket.count(rows)
         self._refused(opening, {error.handle: from_status(error.status) for error in message.errors}, now)
         if not opening.left:
             self.in_flight.pop(frame, None)
@@ -217,6 +185,7 @@ class Opens:
                 left = opening.left or set(opening.handles.tolist())
                 for handle in left:
                     self._fail_first(opening, handle, again(error))
+        self.returned.give_up(error)
         self.in_flight.clear()
         self.waiting.clear()
         self._reopened.clear()
@@ -234,9 +203,10 @@ class Opens:
         epochs: Ints,
         created: Array,
         version: int,
-    ) -> None:
+    ) -> Ints:
+        """Enters what is known of sessions that were opened for a caller; returns their rows in the ticket."""
         table = self._table
-        rows = opening.rows[_indices(opening.handles, handles)]
+        rows = opening.rows[indices(opening.handles, handles)]
         for name in ("next", "sent", "answered", "floor", "acked"):
             getattr(table, name)[handles] = positions
         if opening.ticket is not None and opening.mode != OPEN_MODE_REPLACE:
@@ -244,17 +214,16 @@ class Opens:
         for name in ("in_flight", "unacked", "stale", "attempts"):
             getattr(table, name)[handles] = 0
         table.state[handles] = State.OPEN
-        ticket.created[rows] = created
-        ticket.versions[rows] = version
+        ticket.opened(rows, created, version)
         if opening.uncertain and opening.mode == OPEN_MODE_CREATE:
             for at in np.flatnonzero(~created & ((positions > 0) | (epochs > 2))).tolist():
                 handle = int(handles[at])
                 taken = errors.SessionExists(
                     f"session {table.ids[handle]!r} exists already; choose another id, or open it with mode 'either'"
                 )
-                ticket.errors[int(rows[at])] = taken
+                ticket.refuse(int(rows[at]), taken)
                 self._chunks.fail(handle, taken)
-        ticket.count(len(handles))
+        return rows
 
     def _bound_again(self, handles: Ints, positions: Ints) -> None:
         table = self._table
@@ -321,7 +290,7 @@ class Opens:
             self._repeat(opening, later, now + wait)
 
     def _repeat(self, opening: Opening, handles: list[int], not_before: float) -> None:
-        part = opening.part(_indices(opening.handles, np.array(handles, np.int64)))
+        part = opening.part(indices(opening.handles, np.array(handles, np.int64)))
         part.claims += 1
         part.not_before = not_before
         self.waiting.append(part)
@@ -329,12 +298,13 @@ class Opens:
     def _fail_first(self, opening: Opening, handle: int, error: StatestreamError) -> None:
         ticket = opening.ticket
         assert ticket is not None
-        ticket.errors[int(opening.rows[_indices(opening.handles, np.array([handle]))][0])] = error
+        rows = opening.rows[indices(opening.handles, np.array([handle]))]
+        ticket.refuse(int(rows[0]), error)
         if opening.mode == OPEN_MODE_REPLACE:
             self._chunks.fail(handle, error)
         else:
             self._table.release(np.array([handle]))
-        ticket.count(1)
+        ticket.count(rows)
 
     def _again(self, handles: Ints, not_before: float) -> Iterator[Opening]:
         table = self._table
@@ -351,24 +321,7 @@ class Opens:
             kinds = np.stack([table.group[plain], table.incarnation[plain]], axis=1)
         for kind in np.unique(kinds, axis=0):
             chosen = plain[(kinds == kind).all(axis=1)]
-            yield from _frames(Opening(chosen, OPEN_MODE_EITHER, not_before=not_before))
-
-
-def _frames(opening: Opening) -> Iterator[Opening]:
-    for low in range(0, len(opening.handles), FRAME_SESSIONS):
-        rows = np.arange(low, min(low + FRAME_SESSIONS, len(opening.handles)))
-        yield opening.part(rows)
-
-
-def _indices(handles: Ints, wanted: Ints) -> Ints:
-    """Where each of `wanted` stands in `handles`."""
-    if len(wanted) == 1:
-        return np.flatnonzero(handles == wanted[0])
-    if len(handles) == len(wanted) and bool((handles == wanted).all()):
-        return np.arange(len(handles))
-    order = np.argsort(handles, kind="stable")
-    found: Ints = order[np.searchsorted(handles, wanted, sorter=order)]
-    return found
+            yield from frames(Opening(chosen, OPEN_MODE_EITHER, not_before=not_before))
 
 
 def _lost(session_id: str, position: int, floor: int) -> errors.StateLost:

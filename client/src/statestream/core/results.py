@@ -26,6 +26,9 @@ REOPEN = (errors.NotOwner, errors.SessionNotFound, errors.PositionGap)
 FATAL = (errors.SessionMoved, errors.StateLost, errors.ModelChanged, errors.ModelNotFound, errors.Unauthenticated)
 """Refusals after which the session cannot be used by this client any more."""
 
+MAX_FAULTS = 4
+"""How many streams in a row may end by a fault of the server while chunks of a session are in flight."""
+
 RETRY_SECONDS = 0.1
 """How long a chunk refused for a while is held where the server names no time."""
 
@@ -80,6 +83,22 @@ class Results:
         for row in np.flatnonzero(block.still_waiting()).tolist():
             self._refuse(block, row, error, now)
         return True
+
+    def blame(self, fault: StatestreamError) -> None:
+        """A stream ended by a fault: sessions that had chunks in flight in too many such streams in a row fail."""
+        table = self._table
+        handles = np.flatnonzero((table.in_flight[: table.size] > 0) & (table.state[: table.size] != State.FAILED))
+        table.attempts[handles] += 1
+        for handle in handles[table.attempts[handles] > MAX_FAULTS].tolist():
+            self._chunks.fail(
+                handle,
+                type(fault)(
+                    f"{int(table.attempts[handle])} streams ended while steps of session {table.ids[handle]!r} were "
+                    f"under way, the last with: {fault.message}. Steps from position {int(table.answered[handle])} on "
+                    "may or may not have been applied; open it again and compare its position.",
+                    metadata=fault.metadata,
+                ),
+            )
 
     def durable(self, handles: Ints, positions: Ints, now: float) -> None:
         """Notes durable positions that the server names unasked."""

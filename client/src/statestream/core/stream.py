@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -15,13 +16,13 @@ from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls, Kind, acknowledge
-from statestream.core.opens import MAX_REOPENS, Opening, Opens
+from statestream.core.opening import Opening
+from statestream.core.opens import Opens
 from statestream.core.results import Results
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
 from statestream.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
-    DURABILITY_MODE_INTERVAL,
     DURABILITY_MODE_NONE,
     OPEN_MODE_REPLACE,
     DurabilityMode,
@@ -76,12 +77,18 @@ class StreamCore:
     # ── operations ─────────────────────────────────────────────────────────────────────────────
 
     def open(
-        self, group: Group, ids: Sequence[str], mode: OpenMode, initial: dict[str, Array] | None = None
+        self,
+        group: Group,
+        ids: Sequence[str],
+        mode: OpenMode,
+        initial: dict[str, Array] | None = None,
+        *,
+        replies: bool = False,
     ) -> OpenTicket:
-        """Opens sessions; the ticket's handles stand for them from now on."""
+        """Opens sessions; the ticket's handles stand for them from now on. With `replies` it has those kept."""
         handles = self.table.allocate(group, ids)
         ticket = OpenTicket(handles)
-        self.opens.open(handles, mode, ticket, initial or {})
+        self.opens.open(handles, mode, ticket, initial or {}, replies=replies)
         if not len(ids):
             ticket.finish()
         return ticket
@@ -111,6 +118,13 @@ class StreamCore:
         if not self.busy:
             self._answers += 1  # Nobody waits any more, which is as good as an answer.
 
+    def received(self, handles: Ints) -> None:
+        """The caller has taken the replies that came again on opening: they may be acknowledged."""
+        for handle in handles.tolist():
+            if self.table.untaken.pop(handle, None) is not None:
+                self.table.unacked[handle] = self.results.ack_after
+                self.results.acks_due = True
+
     def flush(self, handles: Ints) -> ControlTicket:
         """Makes durable what was submitted before."""
         return self.controls.add(Kind.FLUSH, handles)
@@ -122,39 +136,6 @@ class StreamCore:
     def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
         """Lets sessions go, or deletes them; their handles are free when the ticket is done."""
         return self.controls.add(Kind.DELETE if delete else Kind.DETACH, handles)
-
-    def leave(self, notify: Callable[[], None]) -> None:
-        """Lets every session go; `notify` is called once when the server has answered, or at once without one.
-
-        Sessions that end with their caller are deleted; the others are made durable and detached.
-        """
-        table = self.table
-        handles = np.flatnonzero(table.state[: table.size] == State.OPEN)
-        ephemeral = np.array([group.ephemeral for group in self.table.groups], np.bool_)
-        ending = ephemeral[table.group[handles]] if handles.size else np.zeros(0, np.bool_)
-        staying = handles[~ending]
-        tickets: list[ControlTicket] = []
-        if self.online and handles.size:
-            behind = staying[table.durable[staying] < table.answered[staying]]
-            if behind.size and self.durability == DURABILITY_MODE_INTERVAL:
-                tickets.append(self.flush(behind))
-            tickets += [
-                self.close(some, delete=delete)
-                for some, delete in ((staying, False), (handles[ending], True))
-                if some.size
-            ]
-        left = len(tickets)
-
-        def count() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                notify()
-
-        for ticket in tickets:
-            ticket.notify = count
-        if not tickets:
-            notify()
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
 
@@ -182,7 +163,7 @@ class StreamCore:
         self.online = False
         self._outbox.clear()
         if fault is not None:
-            self._blame(fault)
+            self.results.blame(fault)
         self.chunks.lost()
         self.opens.lost()
         self.controls.lost()
@@ -200,8 +181,10 @@ class StreamCore:
         """Takes an answer; tickets that it completes are notified from in here."""
         kind = response.WhichOneof("response")
         frame = response.frame
+        returned = self.opens.returned
         if kind == "result":
-            self.results.result(frame, response.result, now)
+            if not returned or not returned.result(frame, response.result):
+                self.results.result(frame, response.result, now)
         elif kind == "opened":
             if response.opened.durability:
                 self._durability(response.opened.durability)
@@ -209,7 +192,8 @@ class StreamCore:
                 self._answers += 1
         elif kind == "closed":
             self._answers += 1
-            self.controls.closed(frame, response.closed)
+            if not returned.marked(frame):
+                self.controls.closed(frame, response.closed)
         elif kind == "durable":
             handles = read_handles(response.durable.handles)
             self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
@@ -228,7 +212,11 @@ class StreamCore:
     def drained(self) -> bool:
         """The server is leaving, and nothing that it still has to answer is under way."""
         return self.going_away and not (
-            self._outbox or self.chunks.in_flight or self.opens.in_flight or self.controls.in_flight
+            self._outbox
+            or self.chunks.in_flight
+            or self.opens.in_flight
+            or self.opens.returned
+            or self.controls.in_flight
         )
 
     @property
@@ -240,6 +228,7 @@ class StreamCore:
             or chunks.unsent
             or chunks.backlog
             or self.opens.waiting
+            or self.opens.returned.unmarked
             or self.controls.waiting
             or self.results.acks_due
             or any(chunks.singles.values())
@@ -256,6 +245,7 @@ class StreamCore:
             or any(chunks.singles.values())
             or self.controls.waiting
             or self.controls.in_flight
+            or self.opens.returned
             or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
         )
 
@@ -294,15 +284,19 @@ class StreamCore:
 
     def _fill(self, now: float) -> None:
         opens, controls, outbox = self.opens, self.controls, self._outbox
-        while opens.waiting and (opening := opens.next(now)) is not None:
-            outbox.append(self._open_frame(opening))
+        if opens.waiting:
+            for opening in opens.ready(now):
+                outbox.append(self._open_frame(opening))
+        while opens.returned.unmarked:
+            mark = opens.returned.mark(opens.returned.unmarked.pop(), self._number())
+            outbox.append(partial(lambda mark: mark, mark))
         for block in self.chunks.fill(now):
             outbox.append(self._chunk_frame(block))
         if self.chunks.backlog and now >= self._flushed_at + FLUSH_EVERY:
             self._flush_for_room(now)
         if controls.waiting:
-            for control in controls.ready():
-                outbox.append(self._control_frame(control))
+            for batch in controls.ready():
+                outbox.append(self._control_frame(batch))
         if self.results.acks_due:
             self._acknowledge()
 
@@ -318,7 +312,7 @@ class StreamCore:
         def encode() -> StreamRequest:
             # As late as possible, so that the acknowledgements are the newest.
             table = self.table
-            acked = table.answered[block.handles]
+            acked = table.acknowledgeable(block.handles)
             changed = bool((acked != table.acked[block.handles]).any())
             if changed:
                 table.acked[block.handles] = acked
@@ -327,13 +321,14 @@ class StreamCore:
 
         return encode
 
-    def _control_frame(self, control: Control) -> Callable[[], StreamRequest]:
-        if control.kind is not Kind.FLUSH:
-            handles = control.sent[self.table.acked[control.sent] != self.table.answered[control.sent]]
+    def _control_frame(self, batch: list[Control]) -> Callable[[], StreamRequest]:
+        if batch[0].kind is not Kind.FLUSH:
+            sent = np.concatenate([control.sent for control in batch])
+            handles = np.unique(sent[self.table.acked[sent] != self.table.acknowledgeable(sent)])
             if handles.size:
                 acknowledgement = acknowledge(self.table, handles, self._number())
                 self._outbox.append(lambda: acknowledgement)
-        message = self.controls.encode(control, self._number())
+        message = self.controls.encode(batch, self._number())
         return lambda: message
 
     def _acknowledge(self) -> None:
@@ -353,21 +348,6 @@ class StreamCore:
         if handles.size:
             self.controls.add(Kind.FLUSH, handles)
 
-    def _blame(self, fault: StatestreamError) -> None:
-        table = self.table
-        handles = np.flatnonzero((table.in_flight[: table.size] > 0) & (table.state[: table.size] != State.FAILED))
-        table.attempts[handles] += 1
-        for handle in handles[table.attempts[handles] > MAX_REOPENS].tolist():
-            self.chunks.fail(
-                handle,
-                type(fault)(
-                    f"{int(table.attempts[handle])} streams ended while steps of session {table.ids[handle]!r} were "
-                    f"under way, the last with: {fault.message}. Steps from position {int(table.answered[handle])} on "
-                    "may or may not have been applied; open it again and compare its position.",
-                    metadata=fault.metadata,
-                ),
-            )
-
     def _number(self) -> int:
         self._frame += 1
         return self._frame
@@ -377,7 +357,11 @@ class StreamCore:
         self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE
 
     def _refused(self, frame: int, error: StatestreamError, now: float) -> None:
-        if not self.results.refuse_frame(frame, error, now) and not self.opens.refuse_frame(frame, error, now):
+        if not (
+            self.results.refuse_frame(frame, error, now)
+            or self.opens.refuse_frame(frame, error, now)
+            or self.opens.returned.marked(frame)
+        ):
             self.controls.refuse_frame(frame, error)
 
     def _notice(self, handle: int, error: StatestreamError, now: float) -> None:

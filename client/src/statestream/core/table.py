@@ -84,6 +84,8 @@ class Table:
         self.groups: list[Group] = []
         self.failures: dict[int, StatestreamError] = {}
         self.initial: dict[int, dict[str, Array]] = {}
+        self.untaken: dict[int, int] = {}
+        """Where replies start that came again on opening and that the caller has not taken yet."""
         self._group_numbers: dict[Group, int] = {}
         self._free: list[int] = []
         self._limbo: list[int] = []
@@ -111,9 +113,10 @@ class Table:
         self.state[handles] = State.FREE
         self.durable[handles] = DURABLE_FOREVER
         self._limbo.extend(handles.tolist())
-        if self.failures or self.initial:
+        if self.failures or self.initial or self.untaken:
             for handle in handles.tolist():
                 self.failures.pop(handle, None)
+                self.untaken.pop(handle, None)
                 self.initial.pop(handle, None)
 
     def group_number(self, group: Group) -> int:
@@ -123,6 +126,14 @@ class Table:
             number = self._group_numbers[group] = len(self.groups)
             self.groups.append(group)
         return number
+
+    def acknowledgeable(self, handles: Ints) -> Ints:
+        """Up to where the caller has the replies."""
+        answered: Ints = self.answered[handles]
+        if self.untaken:
+            most = [self.untaken.get(handle, DURABLE_FOREVER) for handle in handles.tolist()]
+            answered = np.minimum(answered, np.array(most, np.int64))
+        return answered
 
     def live(self) -> Ints:
         """The handles that are or were open, in ascending order."""

@@ -9,13 +9,18 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from statestream.errors import StatestreamError
-from statestream.wire import Array, Ints
+from statestream.wire import Array, Ints, Mask
 
 Outputs: TypeAlias = dict[str, Array]
 """Packed outputs by name: [S, ...one step], S the steps of all chunks."""
 
 Value: TypeAlias = Array | Outputs
 """What a step returns: the array where the model has one output, else arrays by name."""
+
+
+def value_of(outputs: Outputs) -> Value:
+    """What a caller gets of outputs by name."""
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 OVERHEAD = 512
@@ -179,9 +184,10 @@ class OpenTicket(Ticket):
         created: [N] whether it was created.
         versions: [N] the version to which it is pinned.
         errors: What became of the refused, by row.
+        replies: By row, the replies that came again: where each chunk started, and its outputs.
     """
 
-    __slots__ = ("created", "errors", "handles", "left", "versions")
+    __slots__ = ("created", "errors", "handles", "left", "replies", "versions")
 
     def __init__(self, handles: Ints) -> None:
         super().__init__()
@@ -189,13 +195,49 @@ class OpenTicket(Ticket):
         self.created = np.zeros(len(handles), np.bool_)
         self.versions = np.zeros(len(handles), np.int64)
         self.errors: dict[int, StatestreamError] = {}
+        self.replies: dict[int, list[tuple[int, Outputs]]] = {}
         self.left = len(handles)
 
-    def count(self, rows: int) -> None:
+    def opened(self, rows: Ints, created: Mask, version: int) -> None:
+        """Notes what is known of rows that are open."""
+        self.created[rows] = created
+        self.versions[rows] = version
+
+    def refuse(self, row: int, error: StatestreamError) -> None:
+        """Notes why a row is not open."""
+        self.errors[row] = error
+
+    def count(self, rows: Ints) -> None:
         """Accounts for rows that are open or refused."""
-        self.left -= rows
+        self.left -= len(rows)
         if self.left == 0:
             self.finish()
+
+
+class JoinedTicket(OpenTicket):
+    """Sessions that several callers open in one frame, each of them one row of another ticket."""
+
+    __slots__ = ("_members", "_rows")
+
+    def __init__(self, handles: Ints, members: Sequence[OpenTicket], rows: Sequence[int]) -> None:
+        super().__init__(handles)
+        self._members = members
+        self._rows = [np.array([row]) for row in rows]
+
+    def opened(self, rows: Ints, created: Mask, version: int) -> None:
+        """Tells each caller of its row."""
+        for row, new in zip(rows.tolist(), created.tolist(), strict=True):
+            member, at = self._members[row], self._rows[row]
+            member.created[at], member.versions[at] = new, version
+
+    def refuse(self, row: int, error: StatestreamError) -> None:
+        """Tells one caller."""
+        self._members[row].refuse(int(self._rows[row][0]), error)
+
+    def count(self, rows: Ints) -> None:
+        """Each caller goes on as soon as its own row is there."""
+        for row in rows.tolist():
+            self._members[row].count(self._rows[row])
 
 
 class ControlTicket(Ticket):

@@ -15,7 +15,7 @@ import numpy as np
 from statestream import calls, frames
 from statestream.backoff import parse_addresses
 from statestream.base import named_ids
-from statestream.core import StreamCore
+from statestream.core import OpenTicket, StreamCore, leave
 from statestream.errors import StatestreamError
 from statestream.layout import Input, Layout
 from statestream.settings import Settings
@@ -113,6 +113,7 @@ class Client(Catalogue):
         version: int | None = None,
         initial_state: Mapping[str, Input] | None = None,
         history: Input | None = None,
+        return_replies: bool = False,
     ) -> Session:
         """Opens a session: by id it is resumed where it exists; without an id it is new and ends with the caller.
 
@@ -123,6 +124,7 @@ class Client(Catalogue):
             version: The model's version; the session's own or the default one where left out.
             initial_state: Start values by the name of the state's input, for a session that is new.
             history: Past steps [T, F] to warm up a session that is new; their outputs are dropped.
+            return_replies: Bring the outputs that no caller acknowledged: see `Session.replies`.
 
         Raises:
             ModelNotFound: No such model or version.
@@ -130,10 +132,11 @@ class Client(Catalogue):
             SessionNotFound: Mode "resume", and there is no such session.
         """
         ids, anonymous = named_ids(1, None if id is None else [id])
-        opened = self._open(model, ids, mode, version, initial_state, ephemeral=anonymous)
-        handle, created = int(opened[1][0]), bool(opened[2][0])
-        session = Session(self, self._link, self._core, opened[0], handle, ids[0], created=created, ephemeral=anonymous)
-        if history is not None and created:
+        layout, ticket = self._open(
+            model, ids, mode, version, initial_state, ephemeral=anonymous, replies=return_replies
+        )
+        session = Session(self, self._link, self._core, layout, ticket, ids[0], ephemeral=anonymous)
+        if history is not None and session.created:
             session.step(history)
         return session
 
@@ -146,6 +149,7 @@ class Client(Catalogue):
         mode: str = "either",
         version: int | None = None,
         initial_state: Mapping[str, Input] | None = None,
+        return_replies: bool = False,
     ) -> Pool:
         """Opens many sessions as the rows of a pool.
 
@@ -156,14 +160,17 @@ class Client(Catalogue):
             mode: As for `session`.
             version: As for `session`.
             initial_state: Start values by the name of the state's input, for all or [N, …].
+            return_replies: Bring the outputs that no caller acknowledged: see `Pool.replies`.
 
         Raises:
             PoolError: Some sessions did not open; the others were let go again.
         """
         count = n if n is not None else len(ids or ())
         names, anonymous = named_ids(count, ids)
-        layout, handles, _ = self._open(model, names, mode, version, initial_state, ephemeral=anonymous)
-        return Pool(self, self._link, self._core, layout, handles, names, ephemeral=anonymous)
+        layout, ticket = self._open(
+            model, names, mode, version, initial_state, ephemeral=anonymous, replies=return_replies
+        )
+        return Pool(self, self._link, self._core, layout, ticket, names, ephemeral=anonymous)
 
     def restore(self, snapshot: bytes, *, model: str, id: str | None = None, version: int | None = None) -> Session:
         """Makes a session from a snapshot; one that exists under the id is replaced.
@@ -279,13 +286,14 @@ class Client(Catalogue):
         initial_state: Mapping[str, Input] | None,
         *,
         ephemeral: bool,
-    ) -> tuple[Layout, Any, Any]:
+        replies: bool = False,
+    ) -> tuple[Layout, OpenTicket]:
         wire_mode = calls.open_mode(mode)
         initial = None
         if initial_state is not None:
             initial = self._layout(model, version, "session").initial_states(initial_state, len(ids))
         group = calls.group(model, version, ephemeral=ephemeral)
-        ticket = self._link.perform(lambda: self._core.open(group, ids, wire_mode, initial))
+        ticket = self._link.perform(lambda: self._core.open(group, ids, wire_mode, initial, replies=replies))
         try:
             pinned = calls.check_opened(ticket)
             layout = self._layout(model, pinned or version, "session")
@@ -296,13 +304,11 @@ class Client(Catalogue):
             if good.size:
                 self._link.do(lambda: self._core.close(good, delete=ephemeral))
             raise
-        return layout, ticket.handles, ticket.created
+        return layout, ticket
 
     def _adopt(self, model: str, version: int, session_id: str, *, ephemeral: bool) -> Session:
-        layout, handles, _ = self._open(model, [session_id], "resume", None, None, ephemeral=ephemeral)
-        return Session(
-            self, self._link, self._core, layout, int(handles[0]), session_id, created=True, ephemeral=ephemeral
-        )
+        layout, ticket = self._open(model, [session_id], "resume", None, None, ephemeral=ephemeral)
+        return Session(self, self._link, self._core, layout, ticket, session_id, ephemeral=ephemeral, made=True)
 
     def _forecast(self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool) -> Any:
         request = calls.forecast_request(layout, version, h, history=inputs)
@@ -317,7 +323,7 @@ class Client(Catalogue):
         done = threading.Event()
 
         def operate() -> None:
-            self._core.leave(done.set)
+            leave(self._core, done.set)
 
         try:
             self._link.do(operate)

@@ -21,7 +21,7 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
-from statestream.core import ControlTicket, StreamCore, Ticket
+from statestream.core import ControlTicket, OpenTicket, StreamCore, Ticket
 from statestream.layout import Input, Layout
 from statestream.sync.link import Link
 from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
@@ -37,6 +37,10 @@ class Session(SessionBase):
 
     As a context manager: leaving detaches a named session, which stays on the server, and deletes
     one that was opened without an id. Steps of one session are applied in the order of the calls.
+
+    A caller that acts on outputs and can crash together with the server reads its inputs again from
+    `durable_position`, or calls `flush()` before it acts. One that crashes alone finds the outputs it
+    never saw in `replies`.
     """
 
     def __init__(
@@ -45,13 +49,13 @@ class Session(SessionBase):
         link: Link,
         core: StreamCore,
         layout: Layout,
-        handle: int,
+        ticket: OpenTicket,
         session_id: str,
         *,
-        created: bool,
         ephemeral: bool,
+        made: bool = False,
     ) -> None:
-        super().__init__(core, layout, handle, session_id, created=created, ephemeral=ephemeral)
+        super().__init__(link, core, layout, ticket, session_id, ephemeral=ephemeral, made=made)
         self._client = client
         self._link = link
 

@@ -1,0 +1,150 @@
+"""Opening and closing in the core: many at once in few frames, and replies that come again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from statestream import errors
+from statestream.core import Group, OpenTicket, StreamCore
+from statestream.v1 import inference_pb2 as pb
+from tests.client.test_core import Wire
+from tests.client.world import FEATURES, MODEL, World
+
+EITHER = pb.OPEN_MODE_EITHER
+ONE = np.ones((1, FEATURES), np.float32)
+
+
+@pytest.fixture
+def wire() -> Wire:
+    wire = Wire()
+    wire.connect()
+    return wire
+
+
+def ask(wire: Wire, *ids: str, mode: pb.OpenMode = EITHER, replies: bool = False) -> OpenTicket:
+    return wire.core.open(Group(MODEL, 0, False), list(ids), mode, replies=replies)
+
+
+def test_opens_flushes_and_closes_that_wait_share_a_frame_each(wire: Wire) -> None:
+    tickets = [ask(wire, f"s{n}") for n in range(1024)]
+    wire.run()
+    assert all(ticket.done and not ticket.errors and ticket.created[0] for ticket in tickets)
+    assert wire.world.frames == ["open"]
+    assert {int(ticket.handles[0]) for ticket in tickets} == set(range(1024))
+    flushes = [wire.core.flush(ticket.handles) for ticket in [*tickets, tickets[0]]]
+    wire.run()
+    closes = [wire.core.close(ticket.handles, delete=n % 2 == 0) for n, ticket in enumerate(tickets)]
+    wire.run()
+    assert all(control.done and not control.errors for control in [*flushes, *closes])
+    assert wire.world.frames == ["open", "flush", "close", "close"]
+    assert len(wire.world.rows) == 512
+
+
+def test_of_opens_in_one_frame_each_caller_hears_of_its_own(wire: Wire) -> None:
+    wire.open("taken")
+    taken, free = ask(wire, "taken", mode=pb.OPEN_MODE_CREATE), ask(wire, "free", mode=pb.OPEN_MODE_CREATE)
+    missing = ask(wire, "missing", mode=pb.OPEN_MODE_RESUME)
+    wire.run()
+    assert wire.world.frames == ["open", "open", "open"]
+    assert isinstance(taken.errors[0], errors.SessionExists)
+    assert not free.errors
+    assert isinstance(missing.errors[0], errors.SessionNotFound)
+
+
+def test_an_id_that_is_opened_twice_is_claimed_twice(wire: Wire) -> None:
+    first, second = ask(wire, "a"), ask(wire, "a")
+    wire.run()
+    assert wire.world.frames == ["open", "open"]
+    assert first.created[0]
+    assert not second.created[0]
+    step = wire.step(int(second.handles[0]), ONE)
+    wire.run()
+    assert step.value[0, 0] == 1
+
+
+def test_joined_opens_survive_the_loss_of_their_stream(wire: Wire) -> None:
+    tickets = [ask(wire, f"s{n}", mode=pb.OPEN_MODE_CREATE) for n in range(5)]
+    wire.send()
+    wire.serve()
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert all(ticket.done and not ticket.errors for ticket in tickets)
+
+
+def test_start_values_are_cut_at_the_size_of_a_frame(monkeypatch: pytest.MonkeyPatch, wire: Wire) -> None:
+    monkeypatch.setattr("statestream.core.opening.FRAME_BYTES", 4 * 4 * FEATURES)
+    values = np.arange(10 * FEATURES, dtype=np.float32).reshape(10, FEATURES)
+    ticket = wire.core.open(Group(MODEL, 0, False), [f"s{n}" for n in range(10)], EITHER, {"h": values})
+    wire.run()
+    assert ticket.done
+    assert wire.world.frames == ["open"] * 3
+    assert wire.world.rows["s9"].state.tolist() == values[9].tolist()
+
+
+@pytest.fixture
+def orphan() -> World:
+    """A session at position 6 whose caller is gone and has acknowledged 2 steps."""
+    world = World()
+    first = Wire(world)
+    first.connect()
+    (handle,) = first.open("a")
+    for _ in range(3):
+        first.step(handle, np.ones((2, FEATURES)))
+    while first.send():
+        pass
+    while first.serve():
+        pass
+    del world.rows["a"].replies[0]
+    world.frames.clear()
+    return world
+
+
+def test_kept_replies_come_on_request_and_are_acknowledged_once_they_are_taken(orphan: World) -> None:
+    wire = Wire(orphan, StreamCore(b"2" * 16, 2000))
+    wire.connect()
+    ticket, fresh = ask(wire, "a", "b", replies=True), ask(wire, "c", replies=True)
+    wire.run()
+    assert ticket.done
+    assert fresh.done
+    assert list(ticket.replies) == [0]
+    assert [(start, y["y"][:, 0].tolist()) for start, y in ticket.replies[0]] == [(2, [3, 4]), (4, [5, 6])]
+    step = wire.step(int(ticket.handles[0]), ONE)
+    wire.run()
+    assert step.value[0, 0] == 7
+    assert sorted(orphan.rows["a"].replies) == [2, 4, 6]
+    wire.core.received(ticket.handles)
+    wire.run()
+    assert not orphan.rows["a"].replies
+
+
+def test_replies_lost_with_the_stream_are_asked_for_again(orphan: World) -> None:
+    wire = Wire(orphan, StreamCore(b"2" * 16, 2000))
+    wire.connect()
+    ticket = ask(wire, "a", replies=True)
+    wire.send()
+    wire.serve()
+    wire.deliver()
+    assert not ticket.done
+    assert wire.core.busy
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert [start for start, _ in ticket.replies[0]] == [2, 4]
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert sorted(orphan.rows["a"].replies) == [2, 4]
+
+
+def test_a_caller_that_waits_for_replies_in_vain_is_told(orphan: World) -> None:
+    wire = Wire(orphan, StreamCore(b"2" * 16, 2000))
+    wire.connect()
+    ticket = ask(wire, "a", replies=True)
+    wire.send()
+    wire.serve()
+    wire.deliver()
+    wire.core.give_up(errors.ServerUnavailable("gone"))
+    assert isinstance(ticket.errors[0], errors.ServerUnavailable)
+    assert not wire.core.busy
