@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from statestream_export.cli import recipes, train
 from statestream_export.recipes import NAMES
+from tests.export.sets import image_folder
 
 MINE = """
 import torch
@@ -81,6 +84,28 @@ def test_the_list_names_every_recipe() -> None:
     assert answer.exit_code == 0, answer.output
     for name in NAMES:
         assert name in answer.output
+
+
+def test_files_of_a_folder_are_read_and_said(tmp_path: Path) -> None:
+    models, runs = tmp_path / "models", tmp_path / "runs"
+    arguments = ["fashion", "--quick", "--out", str(models), "--runs", str(runs)]
+    answer = CliRunner().invoke(train, arguments)
+    assert answer.exit_code == 1
+    assert "Fashion-MNIST is needed and nothing built in stands for it" in answer.output
+    assert not models.exists()
+    answer = CliRunner().invoke(train, [*arguments, "--data", str(image_folder(tmp_path / "data"))])
+    assert answer.exit_code == 0, answer.output
+    report = json.loads((runs / "fashion" / "1" / "metrics.json").read_text("utf-8"))
+    assert report["metrics"]["data"] == "Fashion-MNIST, other files than the published ones"
+
+
+def test_weights_of_another_network_leave_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"fc.weight": torch.zeros(1)}, file)
+    answer = CliRunner().invoke(train, ["resnet18", "--out", str(tmp_path / "models"), "--weights", str(file)])
+    assert answer.exit_code == 1
+    assert "is a checkpoint of another network" in answer.output
+    assert not (tmp_path / "models").exists()
 
 
 def test_an_unknown_recipe_is_one_line(tmp_path: Path) -> None:

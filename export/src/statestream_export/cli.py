@@ -88,7 +88,8 @@ def train(
     for item in result.exports:
         worst = item.gate.largest
         table.add_row(
-            f"{item.path.name} against torch", f"{worst.difference:.2g} at most ({worst.output}, {worst.way})"
+            f"{item.path.parents[1].name}/{item.path.name}",
+            f"{worst.difference:.2g} from torch at most ({worst.output}, {worst.way})",
         )
     table.add_row("target", f"{found.card.target}: {'reached' if result.reached else 'not reached'}")
     table.add_row("model", str(result.model))
@@ -99,13 +100,30 @@ def train(
 
 
 @click.command()
-def recipes() -> None:
-    """List the recipes: task, data, cell, kind and the figure each must reach."""
+@click.option("--markdown", is_flag=True, help="Write the list as Markdown, with the figures that runs reached.")
+@click.option(
+    "--runs",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where --markdown finds the runs.",
+)
+def recipes(markdown: bool, runs: Path) -> None:
+    """List the recipes: task, data, cell, kind, mode and the figure each must reach."""
     from rich.console import Console
     from rich.table import Table
 
+    from statestream_export import listing
+    from statestream_export.errors import RecipeError
     from statestream_export.recipes import NAMES, load
 
+    if markdown:
+        try:
+            click.echo(listing.markdown(listing.read(runs)), nl=False)
+        except RecipeError as error:
+            raise click.ClickException(str(error)) from error
+        return
     table = Table(title="Recipes", title_justify="left")
     for column in ("recipe", "task", "data", "cell", "kind", "mode", "must reach"):
         table.add_column(column, no_wrap=column == "recipe")

@@ -1,0 +1,82 @@
+"""The list in docs/ says what the recorded runs reached, of the recipes as they are now."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from statestream_export import RecipeError, listing
+from statestream_export.cli import recipes, train
+from statestream_export.recipes import NAMES, load
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+RECORDED = DOCS / "recipes"
+NEEDS_FILES = {"fashion"}
+
+
+def test_the_list_is_what_the_recorded_runs_say() -> None:
+    answer = CliRunner().invoke(recipes, ["--markdown", "--runs", str(RECORDED)])
+    assert answer.exit_code == 0, answer.output
+    assert (DOCS / "recipes.md").read_text("utf-8") == answer.output, "run tools/record_recipes.py"
+
+
+def test_every_recipe_is_recorded_on_a_page_of_its_family() -> None:
+    assert sorted(name for _, names in listing.FAMILIES.values() for name in names) == sorted(NAMES)
+    assert set(listing.read(RECORDED)) == set(NAMES) - NEEDS_FILES
+    for page, (title, names) in listing.FAMILIES.items():
+        text = (RECORDED / f"{page}.md").read_text("utf-8")
+        assert text.startswith(f"# {title}\n")
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == list(names)
+        pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+        assert pictures == [f"{name}/picture.png" for name in names if name not in NEEDS_FILES]
+        for picture in pictures:
+            assert (RECORDED / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - NEEDS_FILES))
+def test_a_recorded_run_was_full_and_of_the_recipe_as_it_is(name: str) -> None:
+    report = listing.read(RECORDED)[name]
+    card = load(name).card
+    assert report["recipe"] == {**asdict(card), "target": str(card.target)}
+    assert report["target_reached"]
+    assert card.target.reached(report["metrics"])
+    assert not report["training"]["quick"]
+    assert not report["training"]["interrupted"]
+
+
+def test_another_figure_is_another_list(tmp_path: Path) -> None:
+    shutil.copytree(RECORDED / "linear", tmp_path / "linear" / "7")
+    path = tmp_path / "linear" / "7" / "metrics.json"
+    (tmp_path / "linear" / "2").mkdir()
+    before = listing.markdown(listing.read(tmp_path))
+    report = json.loads(path.read_text("utf-8"))
+    report["metrics"]["largest_error"] = 0.5
+    path.write_text(json.dumps({**report, "target_reached": False}), "utf-8")
+    after = listing.markdown(listing.read(tmp_path))
+    assert before != after
+    assert "| 0.5 (not reached) |" in after
+    assert "not run" in after
+    path.write_text("{", "utf-8")
+    with pytest.raises(RecipeError, match="is no JSON"):
+        listing.read(tmp_path)
+    with pytest.raises(RecipeError, match="there is no folder"):
+        listing.read(tmp_path / "nowhere")
+
+
+def test_the_recipe_of_the_manual_trains(tmp_path: Path) -> None:
+    text = (DOCS / "own-recipe.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 12
+    mine = tmp_path / "my_recipe.py"
+    mine.write_text(code, "utf-8")
+    answer = CliRunner().invoke(
+        train, [str(mine), "--quick", "--out", str(tmp_path / "models"), "--runs", str(tmp_path / "runs")]
+    )
+    assert answer.exit_code == 0, answer.output
+    assert (tmp_path / "models" / "sine-wider" / "1" / "model.onnx").is_file()
