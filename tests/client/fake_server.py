@@ -59,6 +59,18 @@ def _models() -> dict[str, model_pb2.Model]:
     }
 
 
+class _Routes(grpc.ServerInterceptor):
+    """Notes the route keys that come."""
+
+    def __init__(self, routes: list[tuple[str, str]]) -> None:
+        self._routes = routes
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        metadata = dict(details.invocation_metadata)
+        self._routes.append((details.method.rsplit("/", 1)[1], metadata.get("x-session-id", "")))
+        return continuation(details)
+
+
 class Fake(
     inference_pb2_grpc.InferenceServiceServicer,
     session_pb2_grpc.SessionServiceServicer,
@@ -86,6 +98,10 @@ class Fake(
         """The input that the server does not survive, where not every frame is."""
         self.unary_failures = 0
         """So many more unary calls fail with UNAVAILABLE."""
+        self.not_owner = 0
+        """So many more calls about a session are refused, as another server had it."""
+        self.routes: list[tuple[str, str]] = []
+        """Of every call its method and its route key."""
         self._lock = threading.RLock()
         self._open: set[queue.SimpleQueue[Any]] = set()
         self._server: grpc.Server | None = None
@@ -101,6 +117,7 @@ class Fake(
     def start(self) -> None:
         server = grpc.server(
             futures.ThreadPoolExecutor(32),
+            interceptors=[_Routes(self.routes)],
             options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5_000)],
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, server)
@@ -277,6 +294,9 @@ class Fake(
         return self.models[name]
 
     def _row(self, session_id: str) -> Row:
+        if self.not_owner:
+            self.not_owner -= 1
+            raise errors.NotOwner(f"another server has session {session_id!r}")
         row = self.world.rows.get(session_id)
         if row is None:
             raise errors.SessionNotFound(f"no session {session_id!r}")

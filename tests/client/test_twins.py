@@ -228,6 +228,50 @@ async def test_fork_snapshot_restore(connect: Connect, twin: Twin, fake: Fake) -
         await twin.call(client.restore, b"", model="sum")
 
 
+async def test_all_that_a_client_asks_carries_one_route_key(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client, other = await connect(), await connect(settings=statestream.Settings(route_key="station-7"))
+    del fake.routes[:]
+    session = await twin.call(client.session, "sum", "a")
+    await twin.call(session.fork, "b")
+    await twin.call(session.snapshot)
+    await twin.collect(session.forecast, 1)
+    await twin.call(client.predict, "double", ones(1))
+    await asyncio.to_thread(fake.restart)
+    await twin.call(session.step, ones())
+    keys = {key for _, key in fake.routes if key != "station-7"}
+    methods = {method for method, key in fake.routes if key in keys}
+    assert methods >= {"Stream", "ForkSession", "SnapshotSession", "Forecast", "Predict", "GetModel", "GetServerInfo"}
+    assert len(keys) == 1
+    assert len(keys.pop()) >= 16
+    del fake.routes[:]
+    await twin.call((await twin.call(other.session, "sum", "c")).snapshot)
+    assert "station-7" in {key for method, key in fake.routes if method == "SnapshotSession"}
+    with pytest.raises(ValueError, match="ASCII"):
+        statestream.Settings(route_key="Zürich")
+
+
+async def test_a_session_that_another_server_has_is_moved_and_the_call_made_again(
+    connect: Connect, twin: Twin, fake: Fake
+) -> None:
+    session = await twin.call((await connect()).session, "sum", "a")
+    await twin.call(session.step, ones())
+    epoch = fake.world.rows["a"].epoch
+    for n, call in enumerate((session.snapshot, session.fork), start=1):
+        fake.not_owner = 1
+        await twin.call(call)
+        assert fake.world.rows["a"].epoch == epoch + n
+    fake.not_owner = 1
+    assert [row.tolist() for row in await twin.collect(session.forecast, 2)] == [[2, 2], [4, 4]]
+    fake.not_owner = 2
+    with pytest.raises(errors.NotOwner):
+        await twin.call(session.snapshot)
+    assert (await twin.call(session.step, ones()))[0] == 2
+    fake.not_owner = 2
+    with pytest.raises(errors.NotOwner):
+        await twin.collect(session.forecast, 2)
+    assert (await twin.call(session.step, ones()))[0] == 3
+
+
 async def test_pool_steps_rows_ragged_and_with_errors_by_row(connect: Connect, twin: Twin, fake: Fake) -> None:
     client = await connect()
     pool = await twin.call(client.sessions, "sum", 5)

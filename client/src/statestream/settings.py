@@ -22,6 +22,8 @@ class Settings:
         max_message_bytes: The most bytes of one message from the server.
         keepalive: Seconds between pings on a connection with calls under way; a server that leaves one
             unanswered for as long is given up for another.
+        route_key: What a proxy may route by: every call and the stream of the client carry it in the metadata
+            `x-session-id`, so that they meet at one server. A random one where it is empty.
     """
 
     connect_timeout: float = 10.0
@@ -31,11 +33,14 @@ class Settings:
     on_full: Literal["block", "drop"] = "block"
     max_message_bytes: int = 64 << 20
     keepalive: float = 10.0
+    route_key: str = ""
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "retry_timeout", "replay_buffer_bytes", "max_message_bytes", "keepalive"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if not (self.route_key.isascii() and self.route_key.isprintable()):
+            raise ValueError(f"route_key is {self.route_key!r}; expected printable ASCII")
         if self.on_full not in ("block", "drop"):
             raise ValueError(f"on_full is {self.on_full!r}; expected 'block' or 'drop'")
 

@@ -28,13 +28,17 @@ class Catalogue:
     async def models(self) -> list[Model]:
         """Every loaded version of every model, and those that failed to load."""
         request = model_pb2.ListModelsRequest()
-        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request))
+        response = await self._link.unary(
+            lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request, metadata=self._link.metadata)
+        )
         return [read_model(model) for model in response.models]
 
     async def load_model(self, name: str, version: int | None = None) -> Model:
         """Loads a version from the server's models folder; the highest where left out."""
         request = model_pb2.LoadModelRequest(name=name, version=version or 0)
-        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request))
+        response = await self._link.unary(
+            lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request, metadata=self._link.metadata)
+        )
         self._layouts.clear()
         return read_model(response.model)
 
@@ -45,7 +49,9 @@ class Catalogue:
             ModelInUse: It has open sessions.
         """
         request = model_pb2.UnloadModelRequest(name=name, version=version or 0)
-        await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request))
+        await self._link.unary(
+            lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request, metadata=self._link.metadata)
+        )
         self._layouts.clear()
 
     async def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
@@ -53,7 +59,9 @@ class Catalogue:
         request = session_pb2.ListSessionsRequest(model=model or "", page_size=1000)
         while True:
             response = await self._link.unary(
-                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(request)
+                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(
+                    request, metadata=self._link.metadata
+                )
             )
             for session in response.sessions:
                 yield read_session(session)
@@ -65,7 +73,11 @@ class Catalogue:
         """Version, limits, durability and device of the server."""
         request = server_pb2.GetServerInfoRequest()
         return read_server(
-            await self._link.unary(lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(request))
+            await self._link.unary(
+                lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
+                    request, metadata=self._link.metadata
+                )
+            )
         )
 
     async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
@@ -81,7 +93,9 @@ class Catalogue:
 
     async def _fetch(self, model: str, version: int | None) -> Layout:
         request = model_pb2.GetModelRequest(name=model, version=version or 0)
-        response = await self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request))
+        response = await self._link.unary(
+            lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request, metadata=self._link.metadata)
+        )
         return Layout(read_model(response.model))
 
     def _forget_failed(self, key: tuple[str, int], done: asyncio.Future[Layout]) -> None:

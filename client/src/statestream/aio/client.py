@@ -208,7 +208,9 @@ class Client(Catalogue):
 
         async def make() -> Session:
             response = await self._link.unary(
-                lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(request)
+                lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(
+                    request, metadata=self._link.metadata
+                )
             )
             return await self._adopt(model, response.session.version, name, ephemeral=anonymous)
 
@@ -236,7 +238,9 @@ class Client(Catalogue):
         request = calls.predict_request(layout, x, outputs, version)
         calls.check_size(request, self._link.info.limits, layout)
         response = await self._link.unary(
-            lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(request)
+            lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(
+                request, metadata=self._link.metadata
+            )
         )
         return calls.read_outputs(response.outputs)
 
@@ -294,7 +298,7 @@ class Client(Catalogue):
         done = 0
         while True:
             channel = await self._link.channel()
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request)
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
             try:
                 # Decoding is greedy, so another try says the same again: what was yielded is skipped.
                 number = 0
@@ -350,7 +354,12 @@ class Client(Catalogue):
         calls.check_size(request, self._link.info.limits, layout)
 
         async def call(channel: grpc.aio.Channel) -> list[inference_pb2.ForecastResponse]:
-            return [part async for part in inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request)]
+            return [
+                part
+                async for part in inference_pb2_grpc.InferenceServiceStub(channel).Forecast(
+                    request, metadata=self._link.metadata
+                )
+            ]
 
         responses = await self._link.unary(call)
         return calls.join_forecast(responses, alone=alone)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ class Link:
     ) -> None:
         self.settings = settings
         self.core = core
+        self.metadata = (("x-session-id", settings.route_key or uuid.uuid4().hex),)
         self.info = server_pb2.GetServerInfoResponse()
         self._backoff = Backoff(addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
@@ -218,7 +220,7 @@ class Link:
         try:
             timeout = min(5.0, self.settings.connect_timeout)
             call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
-                server_pb2.GetServerInfoRequest(), timeout=timeout
+                server_pb2.GetServerInfoRequest(), timeout=timeout, metadata=self.metadata
             )
             call.add_done_callback(lambda _: self._stirred.set())
             await self._pump(timeout + 1.0, stop=call.done)
@@ -242,7 +244,7 @@ class Link:
         began = time.monotonic()
         moved, seen = False, core.progress
         core.connected(self.info.limits, self.info.durability)
-        call = inference_pb2_grpc.InferenceServiceStub(channel).Stream()
+        call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
         self._online.set()
         try:

@@ -6,9 +6,9 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -23,6 +23,7 @@ from statestream.calls import (
     forecast_rows,
 )
 from statestream.core import ControlTicket, OpenTicket, StreamCore, Ticket
+from statestream.errors import NotOwner
 from statestream.layout import Input, Layout
 from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from statestream.aio.client import Client
+
+T = TypeVar("T")
 
 
 class Session(SessionBase):
@@ -182,11 +185,11 @@ class Session(SessionBase):
 
     async def _forecast(self, request: Any) -> AsyncIterator[Any]:
         attempts = Attempts(self._link.settings.retry_timeout, time.monotonic())
-        done = 0
+        done, claimed = 0, False
         while True:
             await self._settle()
             channel = await self._link.channel()
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request)
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
             try:
                 async for response in call:
                     for row in forecast_rows(response, done):
@@ -194,7 +197,13 @@ class Session(SessionBase):
                         yield row
                 return
             except grpc.RpcError as error:
-                await self._link.pause(attempts, error, channel)
+                try:
+                    await self._link.pause(attempts, error, channel)
+                except NotOwner as elsewhere:
+                    if claimed:
+                        raise
+                    claimed = True
+                    self._claim(elsewhere)
             finally:
                 call.cancel()
 
@@ -204,20 +213,24 @@ class Session(SessionBase):
         Raises:
             SessionExists: The id is taken by something else.
         """
-        await self._settle()
         fork_id = id if id is not None else uuid.uuid4().hex
         request = session_pb2.ForkSessionRequest(
             model=self.model, session_id=self.id, fork_id=fork_id, ephemeral=id is None
         )
-        await self._link.unary(lambda channel: session_pb2_grpc.SessionServiceStub(channel).ForkSession(request))
+        await self._owned(
+            lambda channel: session_pb2_grpc.SessionServiceStub(channel).ForkSession(
+                request, metadata=self._link.metadata
+            )
+        )
         return await self._client._adopt(self.model, self.version, fork_id, ephemeral=id is None)
 
     async def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
-        await self._settle()
         request = session_pb2.SnapshotSessionRequest(model=self.model, session_id=self.id)
-        response = await self._link.unary(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).SnapshotSession(request)
+        response = await self._owned(
+            lambda channel: session_pb2_grpc.SessionServiceStub(channel).SnapshotSession(
+                request, metadata=self._link.metadata
+            )
         )
         return bytes(response.snapshot)
 
@@ -238,6 +251,20 @@ class Session(SessionBase):
     async def _receive(self, under_way: deque[tuple[Ticket, asyncio.Future[None]]]) -> Any:
         await self._link.finish(*under_way[0])
         return check_done(under_way.popleft()[0])
+
+    async def _owned(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+        """Makes a call about the session once its steps are answered; where another server has it, once more."""
+        await self._settle()
+        try:
+            return await self._link.unary(call)
+        except NotOwner as elsewhere:
+            self._claim(elsewhere)
+        await self._settle()
+        return await self._link.unary(call)
+
+    def _claim(self, elsewhere: NotOwner) -> None:
+        """Opens the session again on the stream, which moves it to the server that the stream goes to."""
+        self._link.do(lambda: self._core.reclaim(self._handle, elsewhere, time.monotonic()))
 
     async def _settle(self) -> None:
         handles = self._live()

@@ -118,6 +118,10 @@ class StreamCore:
         if not self.busy:
             self._answers += 1  # Nobody waits any more, which is as good as an answer.
 
+    def reclaim(self, handle: int, error: NotOwner, now: float) -> None:
+        """Opens a session again, as a call about it was refused because another server has it."""
+        self._left(handle, error, now)
+
     def received(self, handles: Ints) -> None:
         """The caller has taken the replies that came again on opening: they may be acknowledged."""
         for handle in handles.tolist():
@@ -204,7 +208,7 @@ class StreamCore:
             self._refused(frame, from_status(response.refused.status), now)
         elif kind == "notice":
             for row_error in response.notice.errors:
-                self._notice(row_error.handle, from_status(row_error.status), now)
+                self._left(row_error.handle, from_status(row_error.status), now)
         elif kind == "go_away":
             self.going_away = True
 
@@ -364,7 +368,7 @@ class StreamCore:
         ):
             self.controls.refuse_frame(frame, error)
 
-    def _notice(self, handle: int, error: StatestreamError, now: float) -> None:
+    def _left(self, handle: int, error: StatestreamError, now: float) -> None:
         table = self.table
         if handle >= table.size or table.state[handle] not in (State.OPEN, State.HELD):
             return

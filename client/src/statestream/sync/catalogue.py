@@ -29,13 +29,17 @@ class Catalogue:
     def models(self) -> list[Model]:
         """Every loaded version of every model, and those that failed to load."""
         request = model_pb2.ListModelsRequest()
-        response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request))
+        response = self._link.unary(
+            lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request, metadata=self._link.metadata)
+        )
         return [read_model(model) for model in response.models]
 
     def load_model(self, name: str, version: int | None = None) -> Model:
         """Loads a version from the server's models folder; the highest where left out."""
         request = model_pb2.LoadModelRequest(name=name, version=version or 0)
-        response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request))
+        response = self._link.unary(
+            lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request, metadata=self._link.metadata)
+        )
         self._layouts.clear()
         return read_model(response.model)
 
@@ -46,7 +50,9 @@ class Catalogue:
             ModelInUse: It has open sessions.
         """
         request = model_pb2.UnloadModelRequest(name=name, version=version or 0)
-        self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request))
+        self._link.unary(
+            lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request, metadata=self._link.metadata)
+        )
         self._layouts.clear()
 
     def list_sessions(self, model: str | None = None) -> Iterator[SessionInfo]:
@@ -54,7 +60,9 @@ class Catalogue:
         request = session_pb2.ListSessionsRequest(model=model or "", page_size=1000)
         while True:
             response = self._link.unary(
-                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(request)
+                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(
+                    request, metadata=self._link.metadata
+                )
             )
             for session in response.sessions:
                 yield read_session(session)
@@ -66,7 +74,11 @@ class Catalogue:
         """Version, limits, durability and device of the server."""
         request = server_pb2.GetServerInfoRequest()
         return read_server(
-            self._link.unary(lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(request))
+            self._link.unary(
+                lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
+                    request, metadata=self._link.metadata
+                )
+            )
         )
 
     def _layout(self, model: str, version: int | None, kind: str) -> Layout:
@@ -76,7 +88,11 @@ class Catalogue:
             layout = self._layouts.get(key)
             if layout is None:
                 request = model_pb2.GetModelRequest(name=model, version=version or 0)
-                response = self._link.unary(lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request))
+                response = self._link.unary(
+                    lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(
+                        request, metadata=self._link.metadata
+                    )
+                )
                 layout = self._layouts[key] = Layout(read_model(response.model))
         require_kind(layout.model, kind)
         return layout

@@ -184,7 +184,9 @@ class Client(Catalogue):
             model=model, version=version or 0, session_id=name, snapshot=snapshot
         )
         response = self._link.unary(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(request)
+            lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(
+                request, metadata=self._link.metadata
+            )
         )
         return self._adopt(model, response.session.version, name, ephemeral=anonymous)
 
@@ -207,7 +209,11 @@ class Client(Catalogue):
         layout = self._layout(model, version, "predict")
         request = calls.predict_request(layout, x, outputs, version)
         calls.check_size(request, self._link.info.limits, layout)
-        response = self._link.unary(lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(request))
+        response = self._link.unary(
+            lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(
+                request, metadata=self._link.metadata
+            )
+        )
         return calls.read_outputs(response.outputs)
 
     def forecast(
@@ -264,7 +270,7 @@ class Client(Catalogue):
         done = 0
         while True:
             channel = self._link.channel()
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request)
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
             try:
                 # Decoding is greedy, so another try says the same again: what was yielded is skipped.
                 for number, response in enumerate(call):
@@ -314,7 +320,9 @@ class Client(Catalogue):
         request = calls.forecast_request(layout, version, h, history=inputs)
         calls.check_size(request, self._link.info.limits, layout)
         responses = self._link.unary(
-            lambda channel: list(inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request))
+            lambda channel: list(
+                inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
+            )
         )
         return calls.join_forecast(responses, alone=alone)
 

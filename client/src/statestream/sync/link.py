@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ class Link:
     ) -> None:
         self.settings = settings
         self.core = core
+        self.metadata = (("x-session-id", settings.route_key or uuid.uuid4().hex),)
         self.info = server_pb2.GetServerInfoResponse()
         self._backoff = Backoff(addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
@@ -225,7 +227,9 @@ class Link:
         try:
             request = server_pb2.GetServerInfoRequest()
             timeout = min(5.0, self.settings.connect_timeout)
-            pending = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo.future(request, timeout=timeout)
+            pending = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo.future(
+                request, timeout=timeout, metadata=self.metadata
+            )
             pending.add_done_callback(lambda _: self._operations.put(None))
             self._pump(timeout + 1.0, stop=pending.done)
             if self._closed:
@@ -252,7 +256,9 @@ class Link:
         try:
             with self._lock:
                 core.connected(self.info.limits, self.info.durability)
-            self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(self._requests(self._stream))
+            self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(
+                self._requests(self._stream), metadata=self.metadata
+            )
             self._online.set()
             for response in self._call:
                 with self._lock:
