@@ -65,8 +65,8 @@ def markdown(reports: Mapping[str, Report]) -> str:
         "```",
         "",
         "The tables are written by `statestream recipes --markdown` from the metrics of recorded runs, which lie with",
-        "their pictures in [recipes](recipes). The last column is the largest difference between ONNX Runtime and torch",
-        "that the export's gate saw, for the size of the outputs; more than about 1e-05 is refused. A recipe of",
+        "their pictures in [recipes](recipes). The last column is the largest difference between ONNX Runtime and",
+        "torch that the export's gate saw, for the size of the outputs; more than about 1e-05 is refused. A recipe of",
         "[your own](own-recipe.md) trains in the same way.",
     ]
     for page, (title, names) in FAMILIES.items():

@@ -27,7 +27,7 @@ class ClassifierRecipe:
         card: What the list says of it.
         load: Where the images come from.
         network: Makes the network, random weights.
-        epochs: At most; on scans fewer than 10,000 so many, on more a tenth.
+        epochs: At most; where 10,000 images or more train, a quarter of that.
         batch: Images a step; fewer where that would leave fewer than 20 steps an epoch.
         classes: What the ten classes are called.
     """
@@ -78,7 +78,7 @@ class ClassifierRecipe:
             return float(nn.functional.nll_loss(said, data.labels[count:]))
 
         few = len(data.images) < 10_000
-        return run.fit(module, epoch, epochs=self._epochs if few else max(2, self._epochs // 10), score=score)
+        return run.fit(module, epoch, epochs=self._epochs if few else max(2, self._epochs // 4), score=score)
 
     def metrics(self, module: nn.Module, data: Images) -> dict[str, float | int | str]:
         """The share of held-out images that are named right, and on which data."""

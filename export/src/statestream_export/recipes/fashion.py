@@ -21,7 +21,7 @@ recipe = ClassifierRecipe(
     ),
     fashion,
     Convnet,
-    epochs=100,
+    epochs=60,
     batch=512,
     classes=CLASSES,
 )
