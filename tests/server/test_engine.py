@@ -63,8 +63,8 @@ def batches(local: Local, count: int) -> Iterator[None]:
         local.server.engine._wake.set()
 
 
-async def test_a_session_taken_between_slices_stays_before_the_chunk(local: Local) -> None:
-    """The chunk as sent is the unit: slices ran on a shadow row, which is free again; nothing of it was applied."""
+async def test_what_was_sent_in_time_is_applied_before_a_session_is_taken(local: Local) -> None:
+    """A claim waits for the chunks that came before it, slices and all; what comes after it started is not applied."""
     table = local.table("counter")
     async with Speaker(local.channel, "counter") as speaker, Speaker(local.channel, "counter") as other:
         await speaker.open_one("a")
@@ -75,12 +75,33 @@ async def test_a_session_taken_between_slices_stays_before_the_chunk(local: Loca
             await local.until(lambda: len(table._free) < free)
             await speaker.send_chunk([0], [23], [numbers(7)])
             await local.until(lambda: table.lane.queued == 2)
-            assert (await other.open_one("a")).position == 3
-        rows = await speaker.rows(2)
-        assert [row.failure.reason for row in rows if isinstance(row, Refusal)] == ["SESSION_MOVED"] * 2
+            opening = asyncio.create_task(other.open_one("a"))
+            await local.until(lambda: bool(table.claiming.any()))
+            await speaker.send_chunk([0], [24], [numbers(100)])
+        assert (await opening).position == 24
+        assert len(await speaker.answers(2)) == 2
+        (late,) = await speaker.rows(1)
+        assert isinstance(late, Refusal)
+        assert late.failure.reason == "SESSION_NOT_FOUND"
         assert len(table._free) == free
-        answer = await other.step(0, 3, numbers(4))
-        assert answer.outputs["y"].ravel().tolist() == [10]
+        answer = await other.step(0, 24, numbers(4))
+        assert answer.outputs["y"].ravel().tolist() == [6 + 200 + 7 + 4]
+
+
+async def test_a_refused_claim_costs_the_session_nothing(local: Local) -> None:
+    """A late claim with a lower incarnation finds chunks queued: they run, and are answered."""
+    table = local.table("counter")
+    async with Speaker(local.channel, "counter") as speaker, Speaker(local.channel, "counter") as late:
+        await speaker.open_one("b", incarnation=20)
+        with batches(local, 0):
+            await speaker.send_chunk([0], [0], [numbers(5)])
+            await local.until(lambda: table.lane.queued == 1)
+            opening = asyncio.create_task(late.not_opened("b", incarnation=19))
+            await local.until(lambda: bool(table.claiming.any()))
+        refusal = await opening
+        assert (refusal.reason, refusal.metadata["incarnation"]) == ("SESSION_MOVED", "20")
+        assert len(await speaker.answers(1)) == 1
+        assert (await speaker.step(0, 1, numbers(2))).outputs["y"].ravel().tolist() == [7]
 
 
 async def test_a_deleted_session_leaves_nothing_behind(local: Local) -> None:

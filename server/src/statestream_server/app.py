@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -295,6 +296,10 @@ async def _drain(
     """No new sessions, finish what came, save, leave."""
     server.sessions.draining = True
     await checks.enter_graceful_shutdown()
+    # What is saved now, clients need not send again to the server that they move to.
+    with contextlib.suppress(TimeoutError, errors.StoreUnavailable):
+        async with asyncio.timeout(_LEAVE_SECONDS):
+            await server.saver.checkpoint()
     for stream in streams:
         stream.leave(_LEAVE_SECONDS)
     try:

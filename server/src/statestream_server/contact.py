@@ -204,10 +204,10 @@ class Contact:
         if not self.answered(asked):
             return rows
         same = table.are_claimed(rows, claims)
-        # What the store lost, or expired, is saved again under the epoch that it had.
-        missing = stored == 0
-        table.dirty[rows[same & missing]] = True
-        ours = missing | (stored == claims[1])
+        # What the store lost, expired or holds of an earlier claim is saved again under the epoch that it had.
+        behind = stored < claims[1]
+        table.dirty[rows[same & behind]] = True
+        ours = stored <= claims[1]
         table.confirmed[rows[same & ours]] = asked.span
         moved, claiming = same & ~ours, table.claiming[rows]
         fenced: Ints = rows[moved & ~claiming]

@@ -144,6 +144,23 @@ def other_version(opening: Opening, place: int, pinned: int) -> errors.ModelChan
     )
 
 
+def outbid(opening: Opening, held: Sequence[tuple[Table, int] | None]) -> dict[int, errors.StatestreamError]:
+    """Sessions in memory that a claim with a higher incarnation has; the store may have forgotten it."""
+    refused: dict[int, errors.StatestreamError] = {}
+    for place, where in enumerate(held):
+        newest = int(where[0].incarnation[where[1]]) if where else 0
+        if opening.incarnation < newest and where is not None:
+            refused[place] = _outbid(opening, place, newest, int(where[0].epoch[where[1]]))
+    return refused
+
+
+def _outbid(opening: Opening, place: int, newest: int, epoch: int) -> errors.SessionMoved:
+    return errors.SessionMoved(
+        f"session {opening.ids[place]!r} was claimed with incarnation {newest}; this claim has {opening.incarnation}",
+        metadata={"incarnation": str(newest), "epoch": str(epoch)},
+    )
+
+
 def refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> errors.StatestreamError:
     """What the caller is told of a claim that was not granted."""
     session, record = opening.ids[place], answer.record
@@ -154,11 +171,7 @@ def refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> erro
     if answer.verdict is Verdict.MISSING:
         return errors.SessionNotFound(f"no session {session!r} of model {opening.model!r}; create it first")
     if answer.verdict is Verdict.REFUSED:
-        newest = record.incarnation if record else 0
-        return errors.SessionMoved(
-            f"session {session!r} was claimed with incarnation {newest}; this claim has {opening.incarnation}",
-            metadata={"incarnation": str(newest), "epoch": str(record.epoch if record else 0)},
-        )
+        return _outbid(opening, place, record.incarnation if record else 0, record.epoch if record else 0)
     position = record.position if record else 0
     if claim.held_epoch and (record is None or record.epoch == claim.held_epoch):
         position = claim.held_position  # The row in memory is newer than its record.

@@ -58,7 +58,7 @@ class Placement:
         self._saver = saver
         self._peers = peers
         self._clock = clock
-        self._pass_on = pass_on
+        self.pass_on = pass_on
 
     def grant(
         self,
@@ -234,7 +234,7 @@ class Placement:
         """Rows that the store knows as they are and that have nothing to do."""
         if self._saver.mode == Durability.NONE or not table.sessions:
             return np.empty(0, np.int64)
-        self._pass_on()
+        self.pass_on()
         rows = np.fromiter(table.row_of.values(), np.int64, table.sessions)
         clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
         clean &= ~np.isin(rows, self._saver.answering(table))

@@ -173,6 +173,19 @@ class Saver:
                 self._cycle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._cycle)
 
+    async def checkpoint(self) -> None:
+        """Returns once everything that is dirty now is written; at once in mode `none`.
+
+        Raises:
+            StoreUnavailable: The store cannot be written; the rows stay dirty and will be tried again.
+        """
+        if self._task is None:
+            return
+        self._wanted.set()
+        if self._cycle is None:
+            self._cycle = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._cycle)
+
     async def _run(self) -> None:
         while True:
             timeout = None if self.mode == Durability.SYNC else self._interval

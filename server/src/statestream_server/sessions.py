@@ -12,7 +12,7 @@ from statestream import errors
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.contact import Contact
 from statestream_server.engine import Engine
-from statestream_server.openings import TENANT, Opened, Opening, check_ids, check_numbers, pinned_elsewhere
+from statestream_server.openings import TENANT, Opened, Opening, check_ids, check_numbers, outbid, pinned_elsewhere
 from statestream_server.peers import Peers, Sleeper
 from statestream_server.placement import Placement
 from statestream_server.registry import Registry
@@ -76,10 +76,10 @@ class Sessions:
         check_numbers(opening)
         async with self.lock:
             held = [self.find(opening.model, session) for session in opening.ids]
+            held = await self._settled(opening, held)
             here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
             self.placement.make_room(table, sum(where is None for where in held), keep=here)
-            refused = pinned_elsewhere(opening, held)
-            await self._quiet([place for place in held if place is not None])
+            refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
             places = [place for place in range(len(opening.ids)) if place not in refused]
             claims = [self._claim(opening, table, place, held[place]) for place in places]
             with _claiming([where for where in held if where is not None]):
@@ -94,6 +94,12 @@ class Sessions:
                 for part in opened:
                     await self._saver.flush(part.table, part.rows[part.created])
             return opened, refused
+
+    async def undisputed(self, table: Table, rows: Ints) -> None:
+        """Returns when no claim on these rows is on its way: what came meanwhile waits to see who has them."""
+        while table.claiming[rows].any():
+            async with self.lock:
+                pass
 
     async def open_one(
         self, model: str, version: int, session: str, mode: Mode, writer: bytes, *, ephemeral: bool = False
@@ -235,15 +241,23 @@ class Sessions:
         # One that was opened here again meanwhile is in use.
         table.release(rows[(table.serial[rows] == serials) & (table.epoch[rows] == 0)])
 
-    async def _quiet(self, held: Sequence[tuple[Table, int]]) -> None:
-        """Drops what older claims have queued for rows, and waits for what runs."""
-        moved = errors.SessionMoved("a newer writer opened the session")
-        for table in {id(table): table for table, _ in held}.values():
-            rows = np.asarray([row for other, row in held if other is table], np.int64)
-            busy = rows[~table.lane.idle(rows)]
-            if len(busy):
-                self._engine.cancel(table, busy.tolist(), moved)
-                await self._engine.settled(table, busy)
+    async def _settled(self, opening: Opening, held: list[tuple[Table, int] | None]) -> list[tuple[Table, int] | None]:
+        """Where the sessions are once what they had queued has run; until they are bound anew, nothing joins it.
+
+        The claim before this one keeps what it sent in time: if this claim is refused, nothing happened to it.
+        """
+        while True:
+            with _claiming([where for where in held if where is not None]):
+                self.placement.pass_on()
+                for table in {id(where[0]): where[0] for where in held if where is not None}.values():
+                    rows = [where[1] for where in held if where is not None and where[0] is table]
+                    await self._engine.settled(table, np.asarray(rows, np.int64))
+            found = [self.find(opening.model, session) for session in opening.ids]
+            if found == held and all(
+                where is None or where[0].lane.idle(np.asarray([where[1]])).all() for where in found
+            ):
+                return found
+            held = found
 
     def _claim(self, opening: Opening, table: Table, place: int, held: tuple[Table, int] | None) -> Claim:
         held_epoch = int(held[0].epoch[held[1]]) if held else 0

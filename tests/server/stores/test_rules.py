@@ -91,7 +91,7 @@ class StoreMachine(RuleBasedStateMachine):
             elif entry.dead:
                 written = entry.record.epoch < record.epoch
             else:
-                written = (entry.record.epoch, True) == (record.epoch, entry.record.position <= record.position)
+                written = (entry.record.epoch, entry.record.position) <= (record.epoch, record.position)
             if written:
                 self.entries[record.key] = Entry(record)
             expected.append(written)
@@ -130,13 +130,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     def expected(self, claim: Claim) -> tuple[Verdict, Record | None]:
         entry, live = self.entries.get(claim.key), self.live(claim.key)
-        bare = None if live is None else replace(live, blob=None)
         if entry is not None and entry.record.incarnation > claim.incarnation:
-            return Verdict.REFUSED, bare
-        if claim.held_epoch == 0 or (entry is not None and entry.dead):
+            return Verdict.REFUSED, replace(entry.record, blob=None)
+        if claim.held_epoch < max(1, claim.seen_epoch) or (entry is not None and entry.dead):
             held = False
         else:
-            held = live is None or live.epoch == claim.held_epoch
+            held = live is None or live.epoch <= claim.held_epoch
+        if live is not None and live.epoch < max(claim.held_epoch, claim.seen_epoch):
+            live = None
+        bare = None if live is None else replace(live, blob=None)
         match claim.mode:
             case Mode.CREATE if live is not None:
                 return Verdict.EXISTS, bare

@@ -70,7 +70,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, steps)
         request_id = digests.of_text(request.request_id) if request.request_id else 0
         serial = int(table.serial[row])
-        await self._server.engine.settled(table, rows)
+        while table.claiming[row] or not table.lane.idle(rows).all():
+            await self._server.sessions.undisputed(table, rows)
+            await self._server.engine.settled(table, rows)
         if int(table.serial[row]) != serial:
             raise errors.SessionNotFound(f"session {request.session_id!r} was closed meanwhile")
         start = self._start(request, table, row, request_id)

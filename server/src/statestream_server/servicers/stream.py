@@ -290,7 +290,8 @@ class Stream:
         inputs = wire.packed_bytes(self._ports(table), request.inputs, steps)
         start = int.from_bytes(positions, "little")
         tray = self._server.tray
-        if inputs is None or start != table.queued.item(row) or tray.holds(table, row):
+        disputed = table.claiming.item(row) or tray.holds(table, row)
+        if inputs is None or disputed or start != table.queued.item(row):
             return False
         sender = _Single(self, frame, handles)
         tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
@@ -303,13 +304,16 @@ class Stream:
         return found
 
     async def _ready(self, handles: Array, starts: Positions) -> None:
-        """Returns when no session of a chunk frame sleeps, and none has the same chunk queued already."""
+        """Returns when no session of a chunk frame sleeps, is being claimed, or has the same chunk queued already."""
         while True:
             await self._wake(handles)
             groups = self._handles.resolve(handles, _ignore)
             racing = [(group.table, self._server.intake.racing(*group[:2], starts[group.places])) for group in groups]
-            if not any(len(rows) for _, rows in racing):
+            disputed = [group for group in groups if group.table.claiming[group.rows].any()]
+            if not disputed and not any(len(rows) for _, rows in racing):
                 return
+            for group in disputed:
+                await self._server.sessions.undisputed(group.table, group.rows)
             for table, rows in racing:
                 await self._server.engine.settled(table, rows)
 

@@ -104,8 +104,8 @@ class Claimed:
     Attributes:
         verdict: How it went.
         record: The session after the claim (CREATED, HELD: without blob; TAKEN: with blob; EXISTS,
-            REFUSED, LOST: as it stands, without blob; MISSING: None). For LOST without any record,
-            None stands for position 0.
+            REFUSED, LOST: as it stands, without blob, for REFUSED a tombstone too; MISSING: None). For LOST
+            without any record, None stands for position 0.
     """
 
     verdict: Verdict
@@ -147,26 +147,27 @@ class Store(Protocol):
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Decides every claim by the rules below, in order, atomically for each key.
 
-        Let `stored` be the live record (a tombstone counts as none, but its epoch and incarnation count).
+        Let `stored` be the live record. A tombstone counts as none, but its epoch and incarnation count; so
+        does a record below held_epoch or seen_epoch: a store that forgot has brought it back.
 
         1. claim.incarnation < stored or tombstone incarnation → REFUSED.
         2. CREATE and stored → EXISTS. RESUME and neither stored nor held → MISSING.
-        3. The row held is current where held_epoch > 0 and (held_epoch == stored.epoch, or nothing at
-           all is stored, as after a flush, not even a tombstone).
+        3. The row held is current where held_epoch > 0, not below seen_epoch, and not below what is
+           stored (nothing at all, as after a flush, or a live record, no tombstone).
         4. Not REPLACE, and the position of what is current (held_position, else stored.position, else
            0) < replay_position → LOST.
         5. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1; writer, incarnation
            and owner are the claim's; `version` and `ephemeral` are the stored ones where the session
            goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED, position 0,
-           no blob. Held current → HELD (position and blob in the store stay as they are). Else → TAKEN.
+           no blob. Held current → HELD (position and blob of `stored` stay as they are). Else → TAKEN.
         """
 
     async def save(self, records: Sequence[Record]) -> list[bool]:
         """Writes each record where it is not fenced; False for those that are.
 
         A record is written where nothing is stored under its key (not even a tombstone), or the live
-        record has the same epoch and a position not above the new one. Otherwise (other epoch, higher
-        position, tombstone of the same or a higher epoch) nothing changes and the answer is False.
+        record's (epoch, position) is not above the new one's, or a tombstone's epoch is below it. Otherwise
+        nothing changes and the answer is False.
         """
 
     async def load(self, keys: Sequence[Key]) -> list[Record | None]:

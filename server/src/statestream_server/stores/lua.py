@@ -42,13 +42,15 @@ for i = 1, #KEYS - 2 do
   local mode, ephemeral, incarnation, seen, replay, held_epoch, held_position, version, now, writer, owner =
     struct.unpack('<BBxxxxxxI8I8I8I8I8I8dc16c16', ARGV[2 * i])
   local stored = read(key)
-  local live = stored and stored.live
+  local top = math.max(held_epoch, seen)
+  local live = stored and stored.live and stored.epoch >= top
   local as_it_stands = live and stored.text or ''
-  local held = held_epoch > 0 and (not stored or (live and stored.epoch == held_epoch))
+  local over = not stored or (stored.live and stored.epoch <= held_epoch)
+  local held = held_epoch > 0 and held_epoch == top and over
   local current = held and held_position or (live and stored.position or 0)
   local answer
   if stored and incarnation < stored.incarnation then
-    answer = 'R' .. as_it_stands
+    answer = 'R' .. stored.text
   elseif mode == CREATE and live then
     answer = 'E' .. as_it_stands
   elseif mode == RESUME and not live and not held then
@@ -56,7 +58,7 @@ for i = 1, #KEYS - 2 do
   elseif mode ~= REPLACE and current < replay then
     answer = 'L' .. as_it_stands
   else
-    local epoch = math.max(stored and stored.epoch or 0, held_epoch, seen) + 1
+    local epoch = math.max(stored and stored.epoch or 0, top) + 1
     if live and mode ~= REPLACE then
       redis.call('SETRANGE', key, 0,
         header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer, owner))
@@ -68,8 +70,8 @@ for i = 1, #KEYS - 2 do
     else
       local fresh = header(LIVE + ephemeral * EPHEMERAL, version, epoch, 0, incarnation, now, writer, owner)
       redis.call('SET', key, fresh)
-      if not live then redis.call('ZADD', index, 0, member) end
-      if stored and not live then redis.call('ZREM', tombs, member) end
+      if not stored or not stored.live then redis.call('ZADD', index, 0, member) end
+      if stored and not stored.live then redis.call('ZREM', tombs, member) end
       answer = ((held and mode ~= REPLACE) and 'H' or 'C') .. fresh
     end
   end
@@ -86,11 +88,7 @@ for i = 1, #KEYS - 2 do
   local ok = true
   if stored then
     local _, _, _, epoch, position = struct.unpack(HEADER, value)
-    if stored.live then
-      ok = stored.epoch == epoch and stored.position <= position
-    else
-      ok = stored.epoch < epoch
-    end
+    ok = stored.epoch < epoch or (stored.live and stored.epoch == epoch and stored.position <= position)
   end
   if ok then
     redis.call('SET', key, value)

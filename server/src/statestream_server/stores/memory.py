@@ -72,10 +72,10 @@ class MemoryStore:
     def _claim(self, claim: Claim, now: float) -> Claimed:
         key = claim.key
         value = self._tables.get((key.tenant, key.model), {}).get(key.id)
-        verdict, columns, write = decide(claim, None if value is None else unpack(value), now)
+        verdict, columns, write, keeps = decide(claim, None if value is None else unpack(value), now)
         if columns is None:
             return Claimed(verdict, None)
-        blob = None if value is None or verdict is Verdict.CREATED else unpack_blob(value)
+        blob = unpack_blob(value) if value is not None and keeps else None
         if write:
             self._tables.setdefault((key.tenant, key.model), {})[key.id] = pack(columns, blob)
         return Claimed(verdict, record_of(key, columns, blob if verdict is Verdict.TAKEN else None))

@@ -41,12 +41,14 @@ class Decision(NamedTuple):
     Attributes:
         verdict: How it went.
         columns: What the session's record is after the claim, None for no record.
-        write: Whether `columns` are to be stored. With CREATED a stored blob goes, else it stays.
+        write: Whether `columns` are to be stored.
+        keeps: Whether a stored blob stays with them.
     """
 
     verdict: Verdict
     columns: Columns | None
-    write: bool
+    write: bool = False
+    keeps: bool = False
 
 
 def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
@@ -57,24 +59,27 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
         stored: What is stored under its key, a tombstone too.
         now: Unix time to be noted as the time of the claim.
     """
-    live = stored if stored is not None and stored.live else None
+    seen = max(claim.held_epoch, claim.seen_epoch)
     if stored is not None and claim.incarnation < stored.incarnation:
-        return Decision(Verdict.REFUSED, live, write=False)
-    held = claim.held_epoch > 0 and (stored is None or (live is not None and claim.held_epoch == live.epoch))
+        return Decision(Verdict.REFUSED, stored)
+    # A record below an epoch that was seen came back from before it: the store forgot what was between.
+    live = stored if stored is not None and stored.live and stored.epoch >= seen else None
+    over = stored is None or (stored.live and stored.epoch <= claim.held_epoch)
+    held = claim.held_epoch > 0 and claim.held_epoch == seen and over
     if claim.mode is Mode.CREATE and live is not None:
-        return Decision(Verdict.EXISTS, live, write=False)
+        return Decision(Verdict.EXISTS, live)
     if claim.mode is Mode.RESUME and live is None and not held:
-        return Decision(Verdict.MISSING, None, write=False)
+        return Decision(Verdict.MISSING, None)
     anew = claim.mode is Mode.REPLACE
     current = claim.held_position if held else live.position if live is not None else 0
     if not anew and current < claim.replay_position:
-        return Decision(Verdict.LOST, live, write=False)
+        return Decision(Verdict.LOST, live)
     goes_on = not anew and (held or live is not None)
     kept = live if goes_on else None
     columns = Columns(
         live=True,
         version=kept.version if kept else claim.version,
-        epoch=max(stored.epoch if stored is not None else 0, claim.held_epoch, claim.seen_epoch) + 1,
+        epoch=max(stored.epoch if stored is not None else 0, seen) + 1,
         position=kept.position if kept else 0,
         writer=claim.writer,
         incarnation=claim.incarnation,
@@ -83,13 +88,13 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
         owner=claim.owner,
     )
     verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN
-    return Decision(verdict, columns, write=True)
+    return Decision(verdict, columns, write=True, keeps=kept is not None)
 
 
 def may_save(live: bool, stored_epoch: int, stored_position: int, epoch: int, position: int) -> bool:
     """Whether a record may be written over what is stored (a tombstone where it is not live)."""
     if live:
-        return stored_epoch == epoch and stored_position <= position
+        return (stored_epoch, stored_position) <= (epoch, position)
     return stored_epoch < epoch
 
 

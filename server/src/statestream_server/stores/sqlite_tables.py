@@ -55,7 +55,7 @@ _SAVE = f"""
     epoch = excluded.epoch, position = excluded.position, writer = excluded.writer,
     incarnation = excluded.incarnation, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at,
     owner = excluded.owner, blob = excluded.blob
-WHERE CASE WHEN live THEN epoch = excluded.epoch AND position <= excluded.position ELSE epoch < excluded.epoch END
+WHERE epoch < excluded.epoch OR (live AND epoch = excluded.epoch AND position <= excluded.position)
 """
 _UPDATE = """
 UPDATE session SET live = ?, version = ?, epoch = ?, position = ?, writer = ?, incarnation = ?, ephemeral = ?,
@@ -131,12 +131,12 @@ def claim(database: sqlite3.Connection, claims: Sequence[Claim], clock: Callable
     now, answers = clock(), []
     for claim in claims:
         row = database.execute(f"SELECT rowid, {_COLUMNS} FROM session WHERE {_KEY}", claim.key).fetchone()
-        verdict, columns, write = decide(claim, None if row is None else _columns(row[1:]), now)
+        verdict, columns, write, keeps = decide(claim, None if row is None else _columns(row[1:]), now)
         blob = None
         if write and columns is not None:
             if row is None:
                 database.execute(_INSERT, (*claim.key, *columns, None))
-            elif verdict is Verdict.CREATED:
+            elif not keeps:
                 database.execute(f"{_UPDATE}, blob = NULL WHERE rowid = ?", (*columns, row[0]))
             else:
                 database.execute(f"{_UPDATE} WHERE rowid = ?", (*columns, row[0]))
