@@ -2,8 +2,8 @@
 
 It steps one session and appends every output to FILE, which is all it knows when it starts again. MODE says
 what it does then: "replies" asks for the replies that it had not acknowledged, and acknowledges only what
-is in the file; "inputs" goes on from the position at which it finds the session, and notes in FILE.gaps
-which outputs it has only missed.
+is in the file; "client" does it with the public client, which acknowledges what it hands over: replies
+that its caller had no time to write down are missed, and FILE.gaps says which.
 """
 
 from __future__ import annotations
@@ -66,19 +66,25 @@ async def with_replies(address: str, session: str, seed: int, number: int, book:
             book.write(answer.outputs["y"])
 
 
-async def with_inputs(
+async def with_client(
     address: str, session: str, seed: int, number: int, book: Notebook, gaps: Path, steps: int
 ) -> None:
-    """Goes on from the session's position with the public client; outputs it never wrote down are missed."""
+    """Goes on by the session's id with the public client."""
     settings = statestream.Settings(retry_timeout=60)
     async with (
         statestream.aio.connect(address, settings=settings) as client,
-        client.session(MODEL, id=session) as s,
+        client.session(MODEL, id=session, return_replies=True) as s,
     ):
-        if s.position > book.steps:
+        kept = s.replies
+        start = kept[0][0] if kept else s.position
+        if start > book.steps:
             with gaps.open("a") as file:
-                file.write(f"{book.steps} {s.position}\n")
-            book.write(np.full((s.position - book.steps, OUTPUTS), np.nan, np.float32))
+                file.write(f"{book.steps} {start}\n")
+            book.write(np.full((start - book.steps, OUTPUTS), np.nan, np.float32))
+        for position, y in kept:
+            if position + len(y) > book.steps:
+                book.write(y[book.steps - position :])
+        assert book.steps == s.position
         items = [inputs(seed, number, start, CHUNK) for start in range(s.position, steps, CHUNK)]
         async for y in s.stream(items, ahead=AHEAD):
             book.write(y)
@@ -92,7 +98,7 @@ def main() -> None:
         asyncio.run(with_replies(address, session, int(seed), int(number), book, int(steps)))
     else:
         gaps = Path(file + ".gaps")
-        asyncio.run(with_inputs(address, session, int(seed), int(number), book, gaps, int(steps)))
+        asyncio.run(with_client(address, session, int(seed), int(number), book, gaps, int(steps)))
 
 
 if __name__ == "__main__":

@@ -64,17 +64,21 @@ def summary(scene: Scene, verdict: Verdict, kind: str = "") -> dict[str, Any]:
         "pause_p99_seconds": round(float(np.quantile(every, 0.99)), 3),
         "pause_max_seconds": round(float(every.max()), 3),
         "worst_fault_p99_seconds": round(max(quiet, default=0.0), 3),
-        "cpus": os.cpu_count(),
     }
 
 
 def report(name: str, figures: dict[str, Any]) -> None:
-    """Prints figures; writes them where STATESTREAM_CHAOS_FIGURES names a folder."""
+    """Prints figures; adds them to chaos.json where STATESTREAM_CHAOS_FIGURES names a folder.
+
+    The load average tells how busy the machine was besides: these runs use two processors fully by themselves.
+    """
+    figures = figures | {"cpus": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
     print(f"\n{name}: {json.dumps(figures)}")
     folder = os.environ.get("STATESTREAM_CHAOS_FIGURES")
     if folder:
-        path = Path(folder) / f"{name}.json"
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+        file = Path(folder) / "chaos.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(known | {name: figures}, indent=2, sort_keys=True) + "\n")
 
 
 def picture(name: str, title: str, scene: Scene) -> None:

@@ -78,18 +78,19 @@ async def test_a_caller_gets_the_replies_that_it_had_not_acknowledged(
         assert killed > 0
 
 
-async def test_a_caller_without_replies_goes_on_where_its_session_is(
+async def test_the_public_client_brings_what_nobody_acknowledged(
     models: Path, tmp_path: Path, oracle: Oracle, seed: int, scaled: Scaled
 ) -> None:
-    """It misses only outputs that nobody wrote down, and knows which; no step is lost or applied twice."""
+    """What was handed over and never written down is missed, and known; no step is lost or applied twice."""
     steps, crashes = scaled(8000, 1600) // 4 * 4, scaled(10, 2)
     async with cluster(models, tmp_path) as made:
-        file = tmp_path / "inputs"
-        killed = await _crash_and_go_on(made, file, seed, 0, steps, "inputs", crashes)
+        file = tmp_path / "client"
+        killed = await _crash_and_go_on(made, file, seed, 0, steps, "client", crashes)
         got, wanted = _read(file), oracle.outputs(0, steps)
         missed = np.isnan(got).any(axis=1)
         assert got[~missed].tobytes() == wanted[~missed].tobytes()
         named = Path(f"{file}.gaps")
         gaps = [line.split() for line in named.read_text().splitlines()] if named.exists() else []
+        assert missed.sum() < steps // 10
         assert sum(int(end) - int(start) for start, end in gaps) == missed.sum()
         assert killed > 0
