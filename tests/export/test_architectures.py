@@ -147,6 +147,8 @@ def test_other_files_are_no_weights(tmp_path: Path) -> None:
 def test_parity_at_full_size(tmp_path: Path, name: str) -> None:
     result = run(name, tmp_path, quick=True)
     assert result.reached
+    assert [path.name for path in result.model.iterdir()] == ["model.onnx"]
+    assert {path.name for path in result.folder.iterdir()} == {"metrics.json", "loss.png", "picture.png"}
     [made] = result.exports
     assert made.gate.largest.difference <= 1e-5 * made.gate.largest.scale
     assert result.metrics["spread_between_images"] > 1e-3 * made.gate.largest.scale  # type: ignore[operator]

@@ -68,14 +68,15 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes, message: str) -> N
 
 def test_images_of_a_folder(tmp_path: Path) -> None:
     folder = image_folder(tmp_path)
+    given = source(folder)
+    assert images.mnist(given).source == "MNIST, other files than the published ones"
     packed = folder / "train-images-idx3-ubyte.gz"
     (folder / "train-images-idx3-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
-    given = source(folder)
     found = images.mnist(given)
     assert tuple(found.images.shape) == (200, 28, 28)
     assert found.labels.tolist() == images.digits(28).labels[:200].tolist()
-    assert found.source == "MNIST, other files than the published ones"
+    assert found.source == "MNIST, unpacked files that were not compared with the published ones"
     assert f"data: {found.source}" in said(given)
 
 

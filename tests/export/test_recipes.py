@@ -32,7 +32,7 @@ QUICKLY_TRAINED = (
 )
 SLOW = ("sine", "rows", "rows-lstm", "rows-gru", "convnet", "lenet")
 LARGE = ("transfer", "resnet18", "alexnet", "googlenet", "inception-v3", "vgg16")
-"""Seconds to minutes even in a quick run; test_architectures.py has them at smaller sizes."""
+"""Up to minutes even in a quick run: test_architectures.py has them, at small sizes and, marked slow, in full."""
 
 
 def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
@@ -41,9 +41,7 @@ def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
     return execute(load(name), folder / "models", folder / "runs", quick=quick, seed=seed, console=console, folder=data)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in NAMES]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LARGE])
 def test_a_quick_run_leaves_model_metrics_and_pictures(tmp_path: Path, name: str) -> None:
     result = run(name, tmp_path, quick=True)
     assert load(name).card.name == name
@@ -131,6 +129,7 @@ def test_a_full_run_reaches_the_figure(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", SLOW)
 def test_a_full_run_of_a_slow_one_reaches_the_figure(tmp_path: Path, name: str) -> None:
     assert run(name, tmp_path, quick=False).reached

@@ -97,8 +97,13 @@ def _in_folder(published: Published, folder: Path) -> Found:
             f"{folder} lacks {', '.join(missing)}; {published.name} is {', '.join(published.files)} (files that end in"
             f" .gz may be unpacked), from {published.site}"
         )
-    same = all(path.name != name or _matches(path, published.files[name]) for name, path in paths.items())
-    return Found(paths, published.name if same else f"{published.name}, other files than the published ones")
+    label = published.name
+    if any(path.name != name for name, path in paths.items()):
+        # The checksums are those of the packed files.
+        label += ", unpacked files that were not compared with the published ones"
+    elif not all(_matches(path, published.files[name]) for name, path in paths.items()):
+        label += ", other files than the published ones"
+    return Found(paths, label)
 
 
 def _matches(path: Path, checksum: str) -> bool:
