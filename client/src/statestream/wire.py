@@ -57,7 +57,7 @@ def from_tensor(tensor: Tensor) -> Array:
         raise BadTensor(f"{tensor.name} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}")
     shape, data = tuple(tensor.shape), tensor.data
     expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected or min(shape, default=0) < 0:
+    if len(data) != expected or (shape and min(shape) < 0):
         raise BadTensor(
             f"{tensor.name} has {len(data)} bytes; expected {expected} for {tensor.dtype}{list(shape)}",
             metadata={"field": tensor.name},

@@ -15,7 +15,7 @@ import grpc
 from statestream import errors
 from statestream.backoff import MOST, Backoff
 from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
-from statestream.core import StreamCore, Ticket
+from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
@@ -88,9 +88,10 @@ class Link:
         operation()
         self._stirred.set()
 
-    def begin(self, ticket: Ticket, submit: Callable[[], object]) -> asyncio.Future[None]:
-        """Submits an operation; the future is done when its ticket is."""
-        self.check()
+    def begin(self, ticket: StepTicket | PartsTicket | PoolTicket) -> asyncio.Future[None]:
+        """Submits steps; the future is done when their ticket is."""
+        if self._closed:
+            self.check()
         future: asyncio.Future[None] = self._loop.create_future()
 
         def notify() -> None:
@@ -98,7 +99,7 @@ class Link:
                 future.set_result(None)
 
         ticket.notify = notify
-        submit()
+        self.core.step(ticket)
         self._stirred.set()
         return future
 

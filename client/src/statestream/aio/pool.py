@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statestream.aio.link import Link
@@ -67,7 +66,7 @@ class Pool(PoolBase):
             PoolError: Some rows failed: `errors` by row. The others were applied; `outputs` has theirs.
         """
         ticket, single = self._layout.pool(self._live(rows), x, lengths)
-        await self._link.finish(ticket, self._link.begin(ticket, partial(self._core.step, ticket)))
+        await self._link.finish(ticket, self._link.begin(ticket))
         return check_pool(self._layout, ticket, single)
 
     async def flush(self) -> Ints:

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -94,7 +93,11 @@ class Session(SessionBase):
             ServerUnavailable: No server for `retry_timeout`; compare `position` before sending again.
         """
         ticket, done = self._send(x)
-        await self._link.finish(ticket, done)
+        try:
+            await done
+        except asyncio.CancelledError:
+            self._link.forget(ticket)
+            raise
         return check_done(ticket)
 
     def stream(self, items: Iterable[Input] | AsyncIterable[Input], *, ahead: int | None = None) -> AsyncIterator[Any]:
@@ -244,9 +247,10 @@ class Session(SessionBase):
             await self._close(delete=self.ephemeral)
 
     def _send(self, x: Input) -> tuple[Ticket, asyncio.Future[None]]:
-        self._live()
+        if self.closed:
+            self._live()
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
-        return ticket, self._link.begin(ticket, partial(self._core.step, ticket))
+        return ticket, self._link.begin(ticket)
 
     async def _receive(self, under_way: deque[tuple[Ticket, asyncio.Future[None]]]) -> Any:
         await self._link.finish(*under_way[0])

@@ -26,6 +26,8 @@ class Block:
         frame: The frame that carries it, 0 while it is not sent on this stream.
         fresh: Of single steps, how many sessions had nothing else in flight when it left.
         durable_at: When it was found to be durable.
+        solo: The handle where there is one chunk, else -1. Arrays of one item cost what arrays of hundreds do,
+            and a caller with one session waits for all of it: what happens at every step has a way around them.
     """
 
     __slots__ = (
@@ -42,6 +44,7 @@ class Block:
         "nbytes",
         "position_bytes",
         "sink",
+        "solo",
         "starts",
         "waiting",
     )
@@ -51,6 +54,7 @@ class Block:
     ) -> None:
         self.lane = lane
         self.handles = handles
+        self.solo: int = handles.item(0) if len(handles) == 1 else -1
         self.starts = starts
         self.lengths = lengths
         self.ends: Ints = starts + lengths
@@ -67,6 +71,14 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.handles)
+
+    @property
+    def answered(self) -> bool:
+        """Whether no reply is to come any more."""
+        waiting = self.waiting
+        if waiting is None:
+            return False
+        return not (waiting.item(0) if self.solo >= 0 else waiting.any())
 
     def still_waiting(self) -> Mask:
         """The mask of waiting chunks, made if need be."""
@@ -108,17 +120,19 @@ class Block:
             inputs = tuple(array[index] for array in self.inputs)
         return Block(self.lane, self.handles[rows], self.starts[rows], lengths, inputs, sink or self.sink.take(rows))
 
-    def encode(self, acked: Ints | None) -> ChunkFrame:
-        """The frame; `acked` goes along where it changed."""
-        self.handle_bytes = handles_column(self.handles)
+    def encode(self, acked: bytes) -> ChunkFrame:
+        """The frame; `acked` is the column of acknowledged positions, empty where nothing changed."""
+        if self.solo >= 0:
+            self.handle_bytes = self.solo.to_bytes(4, "little")
+        else:
+            self.handle_bytes = handles_column(self.handles)
         self.position_bytes = positions_column(self.starts)
         frame = ChunkFrame(
             handles=self.handle_bytes,
             positions=self.position_bytes,
+            acked_positions=acked,
             inputs=[to_tensor(name, array) for name, array in zip(self.lane.names, self.inputs, strict=True)],
         )
-        if acked is not None:
-            frame.acked_positions = positions_column(acked)
         if isinstance(self.lengths, int):
             frame.steps = self.lengths
         else:
@@ -132,17 +146,19 @@ def gather(tickets: list[StepTicket]) -> Block:
     first = tickets[0]
     if len(tickets) == 1:
         lengths: Ints | int = first.steps
-        arrays = first.arrays
-    else:
-        steps = [ticket.steps for ticket in tickets]
-        lengths = first.steps if steps.count(first.steps) == len(steps) else np.array(steps, np.int64)
-        arrays = tuple(np.concatenate([ticket.arrays[i] for ticket in tickets]) for i in range(len(lane.names)))
-    inputs = tuple(
-        array.reshape(-1, *shape) if shape else array for array, shape in zip(arrays, lane.shapes, strict=True)
-    )
+        inputs = tuple([_shaped(array, shape) for array, shape in zip(first.arrays, lane.shapes, strict=True)])
+        return Block(lane, np.array([first.handle]), np.array([first.start]), lengths, inputs, Singles(tickets))
+    steps = [ticket.steps for ticket in tickets]
+    lengths = first.steps if steps.count(first.steps) == len(steps) else np.array(steps, np.int64)
+    arrays = tuple(np.concatenate([ticket.arrays[i] for ticket in tickets]) for i in range(len(lane.names)))
+    inputs = tuple([_shaped(array, shape) for array, shape in zip(arrays, lane.shapes, strict=True)])
     handles = np.array([ticket.handle for ticket in tickets], np.int64)
     starts = np.array([ticket.start for ticket in tickets], np.int64)
     return Block(lane, handles, starts, lengths, inputs, Singles(tickets))
+
+
+def _shaped(array: Array, shape: tuple[int, ...]) -> Array:
+    return array.reshape(-1, *shape) if shape else array
 
 
 def cut(ticket: PoolTicket, starts: Ints, max_steps: int, max_bytes: int) -> list[Block]:

@@ -38,7 +38,11 @@ class ReplayBuffer:
 
     def add(self, block: Block) -> None:
         """Keeps a block whose bytes are already counted in `bytes`."""
-        self._table.refs[block.handles] += 1
+        refs = self._table.refs
+        if block.solo >= 0:
+            refs[block.solo] = refs.item(block.solo) + 1
+        else:
+            refs[block.handles] += 1
         self._blocks.append(block)
 
     def replace(self, blocks: list[Block]) -> None:
@@ -75,7 +79,7 @@ class ReplayBuffer:
             return True
         kept: deque[Block] = deque()
         for block in self._blocks:
-            if self._releasable(block) or (lose and _answered(block) and not self.has_room(nbytes)):
+            if self._releasable(block) or (lose and block.answered and not self.has_room(nbytes)):
                 self._drop(block)
             else:
                 kept.append(block)
@@ -83,13 +87,24 @@ class ReplayBuffer:
         return self.has_room(nbytes)
 
     def _releasable(self, block: Block) -> bool:
-        if not _answered(block):
+        if not block.answered:
             return False
-        return self.ephemeral_server or bool((self._table.durable[block.handles] >= block.ends).all())
+        if self.ephemeral_server:
+            return True
+        durable = self._table.durable
+        if block.solo >= 0:
+            return durable.item(block.solo) >= block.ends.item(0)
+        return bool((durable[block.handles] >= block.ends).all())
 
     def _drop(self, block: Block) -> None:
         table = self._table
         self.bytes -= block.nbytes
+        if block.solo >= 0 and block.dead is None:
+            solo, end = block.solo, block.ends.item(0)
+            table.refs[solo] = table.refs.item(solo) - 1
+            if table.floor.item(solo) < end:
+                table.floor[solo] = end
+            return
         table.refs[block.handles] -= 1
         floors = table.floor[block.handles]
         ends = block.ends
@@ -98,7 +113,3 @@ class ReplayBuffer:
             ends[block.dead] = 0
         floors[floors < ends] = ends[floors < ends]
         table.floor[block.handles] = floors
-
-
-def _answered(block: Block) -> bool:
-    return block.waiting is not None and not block.waiting.any()

@@ -10,7 +10,7 @@ from statestream.core.blocks import Block, cut, gather, merge_neighbours
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import Discard, Lane, PoolTicket, StepTicket, again
-from statestream.errors import BadTensor, SessionMoved, StatestreamError
+from statestream.errors import SessionMoved, StatestreamError
 from statestream.wire import Ints, Mask
 
 FRAME_BYTES = 1 << 20
@@ -24,6 +24,8 @@ GATHER = 4
 """With `BUSY_FRAMES` unanswered, single steps wait until they are one in `GATHER` of the sessions whose steps are in
 flight: answers are coming, and what they wake joins the frame. So the frames of a crowd grow in place of their number;
 a step of few sessions, or behind long chunks, never waits."""
+
+_OPEN = int(State.OPEN)
 
 
 class Chunks:
@@ -51,7 +53,7 @@ class Chunks:
     def submit(self, ticket: StepTicket | PoolTicket) -> None:
         """Takes a step; its position is fixed now, or once the replay buffer has room."""
         if ticket.lane.step_bytes > self.max_step_bytes:
-            ticket.finish(error=_too_large(ticket.lane, self.max_step_bytes))
+            ticket.finish(error=ticket.lane.too_large(self.max_step_bytes))
             return
         if self.backlog or not self._buffer.has_room(ticket.nbytes):
             self.backlog.append(ticket)
@@ -93,7 +95,7 @@ class Chunks:
         if table.failures and handle in table.failures:
             ticket.finish(error=again(table.failures[handle]))
             return
-        start = int(table.next[handle])
+        start = table.next.item(handle)
         ticket.start = start
         table.next[handle] = start + ticket.steps
         self._buffer.bytes += ticket.nbytes
@@ -195,7 +197,7 @@ class Chunks:
             self._buffer.add(block)
             self._mark(block)
             if isinstance(block.lengths, int) and block.lengths == 1:
-                block.fresh = int((self._table.in_flight[block.handles] == 1).sum())
+                block.fresh = int(np.count_nonzero(self._table.in_flight[block.handles] == 1))
                 self.sessions_in_flight += block.fresh
             ready.append(block)
             low = high
@@ -210,26 +212,28 @@ class Chunks:
 
     def _sendable_one(self, handle: int, start: int) -> bool:
         table = self._table
-        return bool(
-            table.sent[handle] == start
-            and table.state[handle] == State.OPEN
-            and table.in_flight[handle] < self.window
-            and table.stale[handle] == 0
+        return (
+            table.sent.item(handle) == start
+            and table.state.item(handle) == _OPEN
+            and table.in_flight.item(handle) < self.window
+            and table.stale.item(handle) == 0
         )
 
     def _mark(self, block: Block) -> None:
-        table = self._table
-        table.sent[block.handles] = block.ends
-        table.in_flight[block.handles] += 1
+        table, solo = self._table, block.solo
+        if solo >= 0:
+            table.sent[solo] = block.ends.item(0)
+            table.in_flight[solo] = table.in_flight.item(solo) + 1
+        else:
+            table.sent[block.handles] = block.ends
+            table.in_flight[block.handles] += 1
         self.bytes_in_flight += block.nbytes
 
     def _detach(self, block: Block, mask: Mask) -> Block:
         """Some chunks of a block as a block of their own; in the old one they are dead."""
         rows = np.flatnonzero(mask)
         part = block.take(rows)
-        if not isinstance(block.sink, Discard):
-            self._buffer.bytes += part.nbytes
-            self._buffer.add(part)
+        self._keep(part)
         waiting = block.still_waiting()
         waiting[rows] = False
         for row in rows.tolist():
@@ -267,11 +271,14 @@ class Chunks:
     def requeue(self, block: Block, row: int) -> None:
         """Makes one chunk of a block an unsent block of its own."""
         part = block.take(np.array([row]))
-        if not isinstance(block.sink, Discard):
-            self._buffer.bytes += part.nbytes
-            self._buffer.add(part)
+        self._keep(part)
         block.kill(row)
         self.unsent.append(part)
+
+    def _keep(self, part: Block) -> None:
+        if not isinstance(part.sink, Discard):
+            self._buffer.bytes += part.nbytes
+            self._buffer.add(part)
 
     def unbind(self, handle: int) -> None:
         """The handle is not bound on the server any more: everything not answered is unsent; replays start anew."""
@@ -389,10 +396,3 @@ class Chunks:
             if rows.size and block.still_waiting()[rows[0]] and not (block.dead is not None and block.dead[rows[0]]):
                 found.append((block, int(rows[0])))
         return found
-
-
-def _too_large(lane: Lane, most: int) -> BadTensor:
-    return BadTensor(
-        f"one step of model {lane.model!r} has {lane.step_bytes:,} bytes; this server takes at most {most:,}",
-        metadata={"field": lane.names[0]},
-    )

@@ -60,7 +60,6 @@ class Results:
         block = chunks.in_flight.get(frame)
         outputs: Outputs = from_tensors(result.outputs)
         count = len(result.handles) // 4
-        durable = read_positions(result.durable_positions, count)
         if (
             block is not None
             and block.waiting is None
@@ -68,9 +67,12 @@ class Results:
             and result.handles == block.handle_bytes
             and result.positions == block.position_bytes
         ):
-            self._complete(block, None, outputs, durable)
+            if block.solo >= 0:
+                self._complete_solo(block, outputs, int.from_bytes(result.durable_positions, "little"))
+            else:
+                self._complete(block, None, outputs, read_positions(result.durable_positions, count))
         elif count:
-            self._match(frame, result, outputs, durable)
+            self._match(frame, result, outputs, read_positions(result.durable_positions, count))
         for row_error in result.errors:
             self._refused_row(frame, row_error, now)
         self._buffer.advance(now)
@@ -172,9 +174,30 @@ class Results:
         self._settle(block)
         block.sink.deliver(rows, outputs, lengths)
 
+    def _complete_solo(self, block: Block, outputs: Outputs, durable: int) -> None:
+        """What `_complete` does, for the only chunk of a block."""
+        table, handle, end = self._table, block.solo, block.ends.item(0)
+        block.waiting = np.zeros(1, np.bool_)
+        if self._chunks.held_since:
+            self._chunks.held_since.pop(handle, None)
+        table.in_flight[handle] = table.in_flight.item(handle) - 1
+        if not isinstance(block.sink, Discard):
+            table.attempts[handle] = 0
+            self.answers += 1
+        if table.durable.item(handle) < durable:
+            table.durable[handle] = durable
+        if table.answered.item(handle) < end:
+            table.answered[handle] = end
+        unacked = table.unacked.item(handle) + 1
+        table.unacked[handle] = unacked
+        if unacked >= self.ack_after:
+            self.acks_due = True
+        self._settle(block)
+        block.sink.deliver(None, outputs, block.lengths)
+
     def _settle(self, block: Block) -> None:
         in_flight = self._chunks.in_flight
-        if block.frame and not block.still_waiting().any() and in_flight.pop(block.frame, None) is not None:
+        if block.frame and block.answered and in_flight.pop(block.frame, None) is not None:
             block.frame = 0
             self._chunks.bytes_in_flight -= block.nbytes
             self._chunks.sessions_in_flight -= block.fresh

@@ -31,7 +31,7 @@ from statestream.v1.inference_pb2 import (
     StreamResponse,
 )
 from statestream.v1.server_pb2 import Limits
-from statestream.wire import Array, Ints, read_handles, read_positions
+from statestream.wire import Array, Ints, positions_column, read_handles, read_positions
 
 FLUSH_EVERY = 1.0
 """Seconds between requests to make room by a flush."""
@@ -104,8 +104,11 @@ class StreamCore:
 
     def step(self, ticket: StepTicket | PartsTicket | PoolTicket) -> None:
         """Submits chunks; those of one session are applied in the order of submission."""
-        for part in ticket.parts if isinstance(ticket, PartsTicket) else (ticket,):
-            self.chunks.submit(part)
+        if isinstance(ticket, PartsTicket):
+            for part in ticket.parts:
+                self.chunks.submit(part)
+        else:
+            self.chunks.submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
         """Stops waiting. A chunk that is framed, or has others behind it, is applied all the same."""
@@ -260,6 +263,8 @@ class StreamCore:
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
+        if not (self.chunks.holds or self.opens.waiting or self.chunks.backlog):
+            return None
         times = [*self.chunks.holds.values()]
         opening = self.opens.due()
         if opening is not None:
@@ -315,15 +320,25 @@ class StreamCore:
 
         def encode() -> StreamRequest:
             # As late as possible, so that the acknowledgements are the newest.
-            table = self.table
-            acked = table.acknowledgeable(block.handles)
-            changed = bool((acked != table.acked[block.handles]).any())
-            if changed:
-                table.acked[block.handles] = acked
-                table.unacked[block.handles] = 0
-            return StreamRequest(frame=frame, chunk=block.encode(acked if changed else None))
+            return StreamRequest(frame=frame, chunk=block.encode(self._acked_column(block)))
 
         return encode
+
+    def _acked_column(self, block: Block) -> bytes:
+        """The acknowledgements that travel with a block; empty where the server knows them all."""
+        table, solo = self.table, block.solo
+        if solo >= 0 and not table.untaken:
+            position: int = table.answered.item(solo)
+            if position == table.acked.item(solo):
+                return b""
+            table.acked[solo], table.unacked[solo] = position, 0
+            return position.to_bytes(8, "little")
+        acked = table.acknowledgeable(block.handles)
+        if (acked == table.acked[block.handles]).all():
+            return b""
+        table.acked[block.handles] = acked
+        table.unacked[block.handles] = 0
+        return positions_column(acked)
 
     def _control_frame(self, batch: list[Control]) -> Callable[[], StreamRequest]:
         if batch[0].kind is not Kind.FLUSH:

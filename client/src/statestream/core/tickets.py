@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from statestream.errors import StatestreamError
+from statestream.errors import BadTensor, StatestreamError
 from statestream.wire import Array, Ints, Mask
 
 Outputs: TypeAlias = dict[str, Array]
@@ -37,6 +37,13 @@ class Lane:
     dtypes: tuple[np.dtype[Any], ...]
     shapes: tuple[tuple[int, ...], ...]
     step_bytes: int
+
+    def too_large(self, most: int) -> BadTensor:
+        """What a caller is told whose steps do not fit a message of `most` bytes."""
+        return BadTensor(
+            f"one step of model {self.model!r} has {self.step_bytes:,} bytes; this server takes at most {most:,}",
+            metadata={"field": self.names[0]},
+        )
 
 
 class Ticket:

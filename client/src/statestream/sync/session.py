@@ -213,7 +213,8 @@ class Session(SessionBase):
             self._close(delete=self.ephemeral)
 
     def _send(self, x: Input) -> tuple[Ticket, threading.Lock]:
-        self._live()
+        if self.closed:
+            self._live()
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
         return ticket, self._link.begin(ticket, partial(self._core.step, ticket))
 
