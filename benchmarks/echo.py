@@ -1,4 +1,7 @@
-"""A bare grpc.aio bidirectional echo: the floor under any streaming server in Python. `python -m benchmarks.echo PORT`."""
+"""A bare grpc.aio bidirectional echo: the floor under any streaming server in Python.
+
+`python -m benchmarks.echo PORT`
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ async def serve(port: int) -> None:
 
 async def messages_per_second(port: int, streams: int, seconds: float, payload: bytes) -> tuple[float, list[float]]:
     """Streams in closed loop on one channel: messages a second, and every round trip in seconds."""
-    loop, trips = asyncio.get_running_loop(), list[float]()
+    trips = list[float]()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         end = time.perf_counter() + seconds
 

@@ -44,7 +44,7 @@ async def serve(port: int, path: str) -> None:
 
 async def steps_per_second(port: int, streams: int, seconds: float, features: int) -> float:
     """Streams in closed loop, one step a message."""
-    loop, count, payload = asyncio.get_running_loop(), 0, np.ones(features, np.float32).tobytes()
+    count, payload = 0, np.ones(features, np.float32).tobytes()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         end = time.perf_counter() + seconds
 

@@ -194,12 +194,14 @@ def machine() -> str:
 
 def markdown(found: list[Result]) -> str:
     """The table as Markdown."""
-    lines = ["| what | ours | compared with | unit | ratio | must reach | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| what | ours | compared with | unit | ratio | must reach | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for each in found:
         mark = "reached" if each.reached else "**missed**"
-        lines.append(
-            f"| {each.name} | {each.ours:,.4g} | {each.other:,.4g} | {each.unit} | {each.ratio:.2f} | {each.target} | {mark} |"
-        )
+        figures = f"{each.ours:,.4g} | {each.other:,.4g} | {each.unit} | {each.ratio:.2f} | {each.target}"
+        lines.append(f"| {each.name} | {figures} | {mark} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from statestream_server import digests
+from statestream_server.engine import digests
 
 _DTYPES = [np.float32, np.float64, np.int64, np.uint8, np.bool_, np.int16]
 

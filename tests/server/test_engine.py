@@ -15,9 +15,9 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
-from statestream_server.costs import Costs
-from statestream_server.lane import Priority
-from statestream_server.predictions import Prediction, Predictions
+from statestream_server.engine.costs import Costs
+from statestream_server.engine.lane import Priority
+from statestream_server.engine.predictions import Prediction, Predictions
 from statestream_server.settings import Durability
 from tests.support import models
 from tests.support.serving import Local, serving
@@ -123,7 +123,7 @@ async def test_batches_on_the_thread_are_like_those_on_the_loop(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a batch runs on the thread the loop opens, closes, saves, forks, hibernates: each session counts right."""
-    monkeypatch.setattr("statestream_server.engine.INLINE_SECONDS", -1.0)
+    monkeypatch.setattr("statestream_server.engine.engine.INLINE_SECONDS", -1.0)
     store = f"sqlite:{tmp_path / 's.db'}"
     async with serving(models_dir, store=store, durability=Durability.SYNC, limits={"max_sessions": 12}) as local:
         caller = Caller(local.channel)

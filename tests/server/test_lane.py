@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from statestream_server.lane import Lane, Priority, Slice
+from statestream_server.engine.lane import Lane, Priority, Slice
 
 ROWS = 6
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream import errors
-from statestream_server import records
-from statestream_server.records import Layout
-from statestream_server.replies import ReplyWindow
-from statestream_server.rows import Column
+from statestream_server.engine.replies import ReplyWindow
+from statestream_server.models.rows import Column
+from statestream_server.sessions import records
+from statestream_server.sessions.records import Layout
 
 LAYOUT = Layout(
     model=bytes(range(16)),

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from statestream_server.replies import ReplyWindow
+from statestream_server.engine.replies import ReplyWindow
 
 ROWS = 5
 _ROWS = st.sets(st.integers(0, ROWS - 1), min_size=1)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream_server.costs import Costs
-from statestream_server.lane import Priority
-from statestream_server.scheduler import SHARES, Scheduler
+from statestream_server.engine.costs import Costs
+from statestream_server.engine.lane import Priority
+from statestream_server.engine.scheduler import SHARES, Scheduler
 
 
 class Fixed:

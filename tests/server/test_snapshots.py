@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from statestream import errors
-from statestream_server import snapshots
-from statestream_server.rows import Column
-from statestream_server.snapshots import Snapshot
+from statestream_server.models.rows import Column
+from statestream_server.sessions import snapshots
+from statestream_server.sessions.snapshots import Snapshot
 
 COLUMNS = [
     Column("h", np.dtype("<f4"), (2, 3)),

@@ -14,7 +14,7 @@ from onnx import helper
 from statestream import signature as signatures
 from statestream.signature import Decoding, Signature, StateSpec, TensorSpec, Text, start_row
 from statestream_server.arrays import Array
-from statestream_server.rows import Axes
+from statestream_server.models.rows import Axes
 from tests.server.runtime.graphs import Builder, recurrent, save
 
 TOKENS: Final = 6

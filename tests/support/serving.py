@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from statestream_server import app
+from statestream_server.engine.table import Table
 from statestream_server.settings import Durability, Limits, Settings
-from statestream_server.table import Table
 from tests.support.speaker import DEADLINE, connected
 
 _READY = re.compile(r"ready: gRPC on (\S+):(\d+)")

@@ -33,30 +33,31 @@ from statestream.v1 import (
     session_pb2,
     session_pb2_grpc,
 )
-from statestream_server import housekeeping, runtime
-from statestream_server.contact import Contact
-from statestream_server.copies import Copies
+from statestream_server import housekeeping
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
-from statestream_server.engine import Engine
-from statestream_server.intake import Intake
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.table import Table
 from statestream_server.metrics import ServerCollector
-from statestream_server.peers import Peers
-from statestream_server.placement import Placement
+from statestream_server.models import runtime
 from statestream_server.registry import Registry
-from statestream_server.saver import Saver
 from statestream_server.server import Server
 from statestream_server.servicers.about import ServerServicer
 from statestream_server.servicers.inference import InferenceServicer
 from statestream_server.servicers.model import ModelServicer
 from statestream_server.servicers.session import SessionServicer
 from statestream_server.servicers.stream import Stream
-from statestream_server.sessions import Sessions
+from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.copies import Copies
+from statestream_server.sessions.intake import Intake
+from statestream_server.sessions.peers import Peers
+from statestream_server.sessions.placement import Placement
+from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.sessions import Sessions
+from statestream_server.sessions.tray import Tray
 from statestream_server.settings import Settings, StartError
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
-from statestream_server.table import Table
-from statestream_server.tray import Tray
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import click
 
 from statestream_server import process
 from statestream_server import workers as multi
-from statestream_server.model import BatchPolicy
+from statestream_server.models.model import BatchPolicy
 from statestream_server.settings import Durability, Limits, Settings, StartError
 
 _LEVELS = ["debug", "info", "warning", "error"]
@@ -144,10 +144,10 @@ def serve(
 def inspect(file: Path) -> None:
     """Tells what the server would make of an ONNX file, and why."""
     try:
-        from statestream_server.describe import describe
+        from statestream_server.models.describe import describe
     except ImportError as error:
         raise click.ClickException(str(error)) from error
-    from statestream_server.model import ModelLoadError
+    from statestream_server.models.model import ModelLoadError
 
     try:
         click.echo(describe(file))

@@ -9,8 +9,8 @@ import time
 import numpy as np
 
 from statestream import errors
+from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.server import Server
-from statestream_server.table import UNBOUND, Table
 
 log = logging.getLogger(__name__)
 

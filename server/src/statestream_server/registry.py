@@ -10,12 +10,12 @@ from pathlib import Path
 
 from statestream import errors
 from statestream.signature import numpy_dtype, step_shape
-from statestream_server import repository, runtime
-from statestream_server.engine import Engine
-from statestream_server.model import BatchPolicy, Model, ModelLoadError
-from statestream_server.records import Layout
-from statestream_server.saver import Saver
-from statestream_server.table import Table
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.table import Table
+from statestream_server.models import repository, runtime
+from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
+from statestream_server.sessions.records import Layout
+from statestream_server.sessions.saver import Saver
 
 log = logging.getLogger(__name__)
 

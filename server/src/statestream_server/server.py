@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from statestream_server.contact import Contact
-from statestream_server.copies import Copies
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
-from statestream_server.engine import Engine
-from statestream_server.intake import Intake
-from statestream_server.peers import Peers
+from statestream_server.engine.engine import Engine
 from statestream_server.registry import Registry
-from statestream_server.saver import Saver
-from statestream_server.sessions import Sessions
+from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.copies import Copies
+from statestream_server.sessions.intake import Intake
+from statestream_server.sessions.peers import Peers
+from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.sessions import Sessions
+from statestream_server.sessions.tray import Tray
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Store
-from statestream_server.tray import Tray
 
 
 @dataclass(frozen=True, slots=True)

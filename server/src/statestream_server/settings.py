@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from statestream_server.model import BatchPolicy
+from statestream_server.models.model import BatchPolicy
 
 
 class StartError(Exception):

@@ -15,9 +15,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from statestream.errors import SessionMoved, StoreUnavailable
-from statestream_server import runtime
-from statestream_server.contact import monotonic
 from statestream_server.metrics import ServerCollector
+from statestream_server.models import runtime
+from statestream_server.sessions.contact import monotonic
 from tests.support.serving import Local, serving
 from tests.support.speaker import DEADLINE, Answer, Caller, Refusal, Speaker, connected, failing, fresh_id
 
@@ -257,7 +257,7 @@ async def test_records_of_another_runtime_are_reported_once(
         await speaker.flush(0, 1)
     monkeypatch.setattr(runtime, "fingerprint", lambda providers: "another machine")
     async with serving(models_dir, store=store) as local, Speaker(local.channel, MODEL) as speaker:
-        with caplog.at_level(logging.WARNING, "statestream_server.placement"):
+        with caplog.at_level(logging.WARNING, "statestream_server.sessions.placement"):
             await speaker.open_one(sessions[0])
             await speaker.open_one(sessions[1], handle=1)
         assert len([record for record in caplog.records if "fingerprint" in record.message]) == 1

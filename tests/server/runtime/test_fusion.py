@@ -11,9 +11,9 @@ import pytest
 import torch
 from onnx import helper
 
-from statestream_server.fused_rows import FusedRows
-from statestream_server.fusion import FusionError, fuse
-from statestream_server.runtime import providers_for
+from statestream_server.models.fused_rows import FusedRows
+from statestream_server.models.fusion import FusionError, fuse
+from statestream_server.models.runtime import providers_for
 from tests.server.runtime import graphs
 
 

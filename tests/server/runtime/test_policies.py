@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.numpy_rows import NumpyRows
-from statestream_server.policies import PaddedRows, SerialisedRows
-from statestream_server.rows import SCRATCH_ROW, Rows
-from statestream_server.runtime import Graph, providers_for
+from statestream_server.models.numpy_rows import NumpyRows
+from statestream_server.models.policies import PaddedRows, SerialisedRows
+from statestream_server.models.rows import SCRATCH_ROW, Rows
+from statestream_server.models.runtime import Graph, providers_for
 from tests.server.runtime import graphs
 
 

@@ -11,12 +11,12 @@ from onnx import helper, numpy_helper
 
 from statestream.signature import Signature, StateSpec, TensorSpec
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server import proof
-from statestream_server.model import ModelLoadError
-from statestream_server.numpy_rows import NumpyRows
-from statestream_server.policies import PaddedRows, SerialisedRows
-from statestream_server.rows import Rows, is_batched
-from statestream_server.runtime import Graph, providers_for
+from statestream_server.models import proof
+from statestream_server.models.model import ModelLoadError
+from statestream_server.models.numpy_rows import NumpyRows
+from statestream_server.models.policies import PaddedRows, SerialisedRows
+from statestream_server.models.rows import Rows, is_batched
+from statestream_server.models.runtime import Graph, providers_for
 from tests.server.runtime import graphs
 
 CPU = providers_for("cpu")

@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from statestream import signature as signatures
 from statestream.signature import Decoding, Signature, StateSpec, TensorSpec, Text
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server import modelfile, repository
-from statestream_server.describe import describe
-from statestream_server.fused_rows import FusedRows
-from statestream_server.numpy_rows import NumpyRows
-from statestream_server.policies import PaddedRows, SerialisedRows
-from statestream_server.repository import BatchPolicy, Kind, Model, ModelLoadError
+from statestream_server.models import modelfile, repository
+from statestream_server.models.describe import describe
+from statestream_server.models.fused_rows import FusedRows
+from statestream_server.models.numpy_rows import NumpyRows
+from statestream_server.models.policies import PaddedRows, SerialisedRows
+from statestream_server.models.repository import BatchPolicy, Kind, Model, ModelLoadError
 from tests.server.runtime import graphs
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from statestream.signature import Signature, StateCheck, numpy_dtype, step_shape
 from statestream_server.arrays import Array
-from statestream_server.fused_rows import FusedRows
-from statestream_server.numpy_rows import NumpyRows
-from statestream_server.policies import SerialisedRows
-from statestream_server.rows import FIRST_ROW, Rows, is_batched
-from statestream_server.runtime import Graph, providers_for
+from statestream_server.models.fused_rows import FusedRows
+from statestream_server.models.numpy_rows import NumpyRows
+from statestream_server.models.policies import SerialisedRows
+from statestream_server.models.rows import FIRST_ROW, Rows, is_batched
+from statestream_server.models.runtime import Graph, providers_for
 from tests.server.runtime import graphs
 
 CAPACITY = 40

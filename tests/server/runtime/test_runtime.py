@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 import statestream_server
-from statestream_server.runtime import DeviceError, Graph, GraphError, fingerprint, providers_for
+from statestream_server.models.runtime import DeviceError, Graph, GraphError, fingerprint, providers_for
 from tests.server.runtime import graphs
 
 
@@ -27,7 +27,7 @@ def test_only_runtime_imports_onnxruntime() -> None:
 
 
 def test_a_missing_onnx_runtime_is_one_error_that_names_both_extras() -> None:
-    code = "import sys; sys.modules['onnxruntime'] = None; import statestream_server.runtime"
+    code = "import sys; sys.modules['onnxruntime'] = None; import statestream_server.models.runtime"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: statestream-server needs ONNX Runtime")

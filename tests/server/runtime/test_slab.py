@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statestream_server.rows import Column
-from statestream_server.slab import Slab
+from statestream_server.models.rows import Column
+from statestream_server.models.slab import Slab
 
 COLUMNS = (
     Column("h", np.dtype(np.float32), (2, 3)),

@@ -11,10 +11,10 @@ from statestream import errors
 from statestream.signature import encode_text, numpy_dtype
 from statestream_server.arrays import Array
 from statestream_server.drivers import waiting
-from statestream_server.engine import Engine
-from statestream_server.lane import Priority
-from statestream_server.model import Model
-from statestream_server.table import Table
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.lane import Priority
+from statestream_server.engine.table import Table
+from statestream_server.models.model import Model
 
 
 class Token(NamedTuple):

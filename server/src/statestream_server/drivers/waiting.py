@@ -6,10 +6,10 @@ import asyncio
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints
-from statestream_server.engine import Engine
-from statestream_server.lane import Priority
-from statestream_server.table import Table
-from statestream_server.work import Work
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.lane import Priority
+from statestream_server.engine.table import Table
+from statestream_server.engine.work import Work
 
 
 class Waiting:

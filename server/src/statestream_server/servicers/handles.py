@@ -9,8 +9,8 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints, grown
-from statestream_server.peers import Sleeper
-from statestream_server.table import Table
+from statestream_server.engine.table import Table
+from statestream_server.sessions.peers import Sleeper
 
 MAX_HANDLE: Final = 1 << 24
 """Handles are array indices; larger ones would waste memory."""

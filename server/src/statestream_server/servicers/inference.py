@@ -11,15 +11,15 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
-from statestream_server import digests
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.intake import Chunks
+from statestream_server.engine import digests
+from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, abort, server_stream, unary
 from statestream_server.servicers.stream import Stream
+from statestream_server.sessions.intake import Chunks
 from statestream_server.stores.base import Mode
-from statestream_server.table import UNBOUND, Table
 
 
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):

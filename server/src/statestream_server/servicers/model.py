@@ -6,7 +6,7 @@ from typing import Final
 
 from statestream.v1 import model_pb2 as pb
 from statestream.v1 import model_pb2_grpc as grpc_stubs
-from statestream_server.model import Kind
+from statestream_server.models.model import Kind
 from statestream_server.registry import Registry, Served
 from statestream_server.server import Server
 from statestream_server.servicers.failures import Context, unary

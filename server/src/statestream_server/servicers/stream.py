@@ -18,16 +18,16 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.intake import Chunks
-from statestream_server.openings import Opened, Opening, check_initial_states
-from statestream_server.peers import Sleeper
+from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
 from statestream_server.servicers.handles import MAX_HANDLE, Handles
 from statestream_server.servicers.outbox import Outbox
-from statestream_server.table import Table
-from statestream_server.tray import Arrival
+from statestream_server.sessions.intake import Chunks
+from statestream_server.sessions.openings import Opened, Opening, check_initial_states
+from statestream_server.sessions.peers import Sleeper
+from statestream_server.sessions.tray import Arrival
 
 log = logging.getLogger(__name__)
 

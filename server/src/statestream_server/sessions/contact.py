@@ -23,8 +23,8 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Ints
+from statestream_server.engine.table import Table
 from statestream_server.stores.base import Store
-from statestream_server.table import Table
 
 log = logging.getLogger(__name__)
 

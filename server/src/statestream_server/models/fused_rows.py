@@ -11,11 +11,11 @@ import onnx
 from statestream import signature as signatures
 from statestream.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.checks import InputCheck
-from statestream_server.fusion import fuse
-from statestream_server.rows import SCRATCH_ROW, columns_of, max_slice_of, start_values
-from statestream_server.runtime import Binding, Device, Graph
-from statestream_server.slab import Slab
+from statestream_server.models.checks import InputCheck
+from statestream_server.models.fusion import fuse
+from statestream_server.models.rows import SCRATCH_ROW, columns_of, max_slice_of, start_values
+from statestream_server.models.runtime import Binding, Device, Graph
+from statestream_server.models.slab import Slab
 
 
 class FusedRows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
-from statestream_server.lane import Priority
+from statestream_server.engine.lane import Priority
 
 SHARES: Final[Mapping[Priority, int]] = {Priority.LIVE: 16, Priority.GENERATE: 4, Priority.FORECAST: 1}
 """What each class is guaranteed of the engine's time, in proportion, while all of them have work."""

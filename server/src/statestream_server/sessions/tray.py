@@ -15,8 +15,8 @@ import numpy as np
 from statestream import errors
 from statestream.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.intake import Chunks, Intake
-from statestream_server.table import Table
+from statestream_server.engine.table import Table
+from statestream_server.sessions.intake import Chunks, Intake
 
 
 class Sender(Protocol):

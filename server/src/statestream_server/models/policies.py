@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.rows import SCRATCH_ROW, Column, Rows
+from statestream_server.models.rows import SCRATCH_ROW, Column, Rows
 
 
 class _Wrapped:

@@ -12,8 +12,8 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array
-from statestream_server.costs import Costs
-from statestream_server.lane import Priority
+from statestream_server.engine.costs import Costs
+from statestream_server.engine.lane import Priority
 
 
 class Predictor(Protocol):

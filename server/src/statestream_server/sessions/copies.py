@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from statestream import errors
-from statestream_server import records, snapshots
 from statestream_server.arrays import Array
-from statestream_server.contact import Contact
-from statestream_server.engine import Engine
-from statestream_server.openings import TENANT
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
-from statestream_server.saver import Saver
-from statestream_server.sessions import Sessions
-from statestream_server.snapshots import Snapshot
+from statestream_server.sessions import records, snapshots
+from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.openings import TENANT
+from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.sessions import Sessions
+from statestream_server.sessions.snapshots import Snapshot
 from statestream_server.stores.base import Key, Mode, Record, Store
-from statestream_server.table import Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.stores.base import Key
-from statestream_server.table import UNBOUND, Table
 
 
 class Sleeper(NamedTuple):

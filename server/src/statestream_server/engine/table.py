@@ -9,10 +9,10 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
-from statestream_server.lane import Lane
-from statestream_server.model import Model
-from statestream_server.replies import ReplyWindow
-from statestream_server.rows import FIRST_ROW, Rows
+from statestream_server.engine.lane import Lane
+from statestream_server.engine.replies import ReplyWindow
+from statestream_server.models.model import Model
+from statestream_server.models.rows import FIRST_ROW, Rows
 from statestream_server.stores.base import Key
 
 UNBOUND = 0

@@ -16,9 +16,9 @@ from statestream import signature as signatures
 from statestream.signature import Signature, TensorSpec
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.arrays import Array, Ints
-from statestream_server.model import ModelLoadError
-from statestream_server.rows import FIRST_ROW, Axes, Rows, is_batched, max_slice_of, start_values
-from statestream_server.runtime import Graph, GraphError
+from statestream_server.models.model import ModelLoadError
+from statestream_server.models.rows import FIRST_ROW, Axes, Rows, is_batched, max_slice_of, start_values
+from statestream_server.models.runtime import Graph, GraphError
 
 _BATCHES = (2, 3, 7, 64)
 _STEPS = 7

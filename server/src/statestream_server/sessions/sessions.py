@@ -10,15 +10,23 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.contact import Contact
-from statestream_server.engine import Engine
-from statestream_server.openings import TENANT, Opened, Opening, check_ids, check_numbers, outbid, pinned_elsewhere
-from statestream_server.peers import Peers, Sleeper
-from statestream_server.placement import Placement
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.registry import Registry
-from statestream_server.saver import Saver
+from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.openings import (
+    TENANT,
+    Opened,
+    Opening,
+    check_ids,
+    check_numbers,
+    outbid,
+    pinned_elsewhere,
+)
+from statestream_server.sessions.peers import Peers, Sleeper
+from statestream_server.sessions.placement import Placement
+from statestream_server.sessions.saver import Saver
 from statestream_server.stores.base import Claim, Claimed, Key, Mode, Store, Verdict
-from statestream_server.table import UNBOUND, Table
 
 
 class Sessions:

@@ -23,8 +23,8 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.replies import Reply, ReplyWindow
-from statestream_server.rows import Column
+from statestream_server.engine.replies import Reply, ReplyWindow
+from statestream_server.models.rows import Column
 
 _MAGIC: Final = b"SSR1"
 _HEADER = np.dtype(

@@ -10,15 +10,15 @@ from typing import NamedTuple
 from statestream import signature as signatures
 from statestream.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server import modelfile, proof
-from statestream_server.fused_rows import FusedRows
-from statestream_server.fusion import FusionError
-from statestream_server.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.modelfile import ModelFile
-from statestream_server.numpy_rows import NumpyRows
-from statestream_server.policies import PaddedRows, SerialisedRows
-from statestream_server.rows import Rows, is_batched
-from statestream_server.runtime import CPU, DeviceError, Graph, GraphError, providers_for
+from statestream_server.models import modelfile, proof
+from statestream_server.models.fused_rows import FusedRows
+from statestream_server.models.fusion import FusionError
+from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
+from statestream_server.models.modelfile import ModelFile
+from statestream_server.models.numpy_rows import NumpyRows
+from statestream_server.models.policies import PaddedRows, SerialisedRows
+from statestream_server.models.rows import Rows, is_batched
+from statestream_server.models.runtime import CPU, DeviceError, Graph, GraphError, providers_for
 
 __all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "load", "load_file", "scan"]
 

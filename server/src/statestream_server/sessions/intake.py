@@ -13,14 +13,14 @@ from typing import Protocol
 import numpy as np
 
 from statestream import errors
-from statestream_server import digests
 from statestream_server.arrays import Array, Bools, Ints, Positions
-from statestream_server.engine import Engine
-from statestream_server.lane import Priority
-from statestream_server.saver import Saver
+from statestream_server.engine import digests
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.lane import Priority
+from statestream_server.engine.table import Table
+from statestream_server.engine.work import Work
+from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Limits
-from statestream_server.table import Table
-from statestream_server.work import Work
 
 _RETRY_SECONDS = 0.1
 

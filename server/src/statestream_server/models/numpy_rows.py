@@ -9,10 +9,10 @@ import numpy as np
 
 from statestream.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.checks import InputCheck, failing
-from statestream_server.rows import Axes, columns_of, feedback_outputs, max_slice_of, start_values
-from statestream_server.runtime import Graph
-from statestream_server.slab import Slab
+from statestream_server.models.checks import InputCheck, failing
+from statestream_server.models.rows import Axes, columns_of, feedback_outputs, max_slice_of, start_values
+from statestream_server.models.runtime import Graph
+from statestream_server.models.slab import Slab
 
 
 class NumpyRows:

@@ -8,8 +8,8 @@ from pathlib import Path
 from statestream import signature as signatures
 from statestream.signature import Signature, StateCheck, StateSpec, TensorSpec
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server import modelfile, repository
-from statestream_server.model import Kind, Model
+from statestream_server.models import modelfile, repository
+from statestream_server.models.model import Kind, Model
 
 _WHY = {
     Kind.PREDICT: "no memory: client.predict",

@@ -20,12 +20,12 @@ import numpy as np
 from statestream import errors
 from statestream.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.costs import Costs
-from statestream_server.lane import Priority, Slice
-from statestream_server.predictions import Prediction, Predictions, Predictor
-from statestream_server.scheduler import Scheduler
-from statestream_server.table import Table
-from statestream_server.work import Work
+from statestream_server.engine.costs import Costs
+from statestream_server.engine.lane import Priority, Slice
+from statestream_server.engine.predictions import Prediction, Predictions, Predictor
+from statestream_server.engine.scheduler import Scheduler
+from statestream_server.engine.table import Table
+from statestream_server.engine.work import Work
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from statestream_server.arrays import Array, Ints
-from statestream_server.rows import Column
+from statestream_server.models.rows import Column
 
 
 class Slab:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from statestream import errors
-from statestream_server import records
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.openings import TENANT, Opened, Opening, other_version, refusal
-from statestream_server.peers import Peers
-from statestream_server.records import Stored
+from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
-from statestream_server.saver import Saver
+from statestream_server.sessions import records
+from statestream_server.sessions.openings import TENANT, Opened, Opening, other_version, refusal
+from statestream_server.sessions.peers import Peers
+from statestream_server.sessions.records import Stored
+from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Claim, Claimed, Key, Verdict
-from statestream_server.table import Table
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from onnx.external_data_helper import uses_external_data
 
 from statestream import signature as signatures
 from statestream.signature import Signature, TensorSpec
-from statestream_server.fusion import FusionError
-from statestream_server.model import ModelLoadError
+from statestream_server.models.fusion import FusionError
+from statestream_server.models.model import ModelLoadError
 
 _MEMORY_NAME = re.compile(
     r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])"

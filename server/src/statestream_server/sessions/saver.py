@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from statestream import errors
-from statestream_server import records
 from statestream_server.arrays import Ints, Positions
-from statestream_server.contact import Asked, Contact, Release
-from statestream_server.engine import Engine
-from statestream_server.records import Layout
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.table import Table
+from statestream_server.sessions import records
+from statestream_server.sessions.contact import Asked, Contact, Release
+from statestream_server.sessions.records import Layout
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Record, Store
-from statestream_server.table import Table
 
 log = logging.getLogger(__name__)
 

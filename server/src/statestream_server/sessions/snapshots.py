@@ -15,7 +15,7 @@ from safetensors.numpy import save as write_safetensors
 
 from statestream import errors
 from statestream_server.arrays import Array
-from statestream_server.rows import Column
+from statestream_server.models.rows import Column
 
 _FORMAT: Final = "statestream-snapshot-1"
 _POSITION_LIMIT: Final = 1 << 63

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from statestream import signature as signatures
 from statestream.signature import Signature, StateCheck, StateSpec, TensorSpec
-from statestream_server.checks import is_checked
-from statestream_server.rows import SCRATCH_ROW, Axes, columns_of, feedback_outputs
+from statestream_server.models.checks import is_checked
+from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, feedback_outputs
 
 _OLDEST_OPSET = 11
 """ScatterND and negative indices of Gather came with it."""

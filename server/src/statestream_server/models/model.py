@@ -10,8 +10,8 @@ from statestream.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
 
 if TYPE_CHECKING:
-    from statestream_server.rows import Rows
-    from statestream_server.runtime import Graph
+    from statestream_server.models.rows import Rows
+    from statestream_server.models.runtime import Graph
 
 
 class ModelLoadError(Exception):

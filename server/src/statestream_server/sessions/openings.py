@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statestream import errors
 from statestream.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
+from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.stores.base import Claim, Claimed, Mode, Verdict
 from statestream_server.stores.rules import CLAIM_LIMIT
-from statestream_server.table import UNBOUND, Table
 
 TENANT = ""
 """The tenant of every session while there is no authentication."""

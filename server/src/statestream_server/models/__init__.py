@@ -1,0 +1,1 @@
+"""Models: ONNX files as things that run, and their memory as rows."""

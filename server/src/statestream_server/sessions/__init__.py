@@ -1,0 +1,1 @@
+"""Sessions: the rules by which chunks, claims and records stay exactly once."""
