@@ -72,7 +72,7 @@ bench: $(STAMP)
 	@$(RUN) -m benchmarks $(ARGS)
 
 chaos: $(STAMP)
-	$(RUN) -m pytest -m chaos tests/chaos $(ARGS)
+	$(RUN) -m pytest -m chaos tests/chaos tests/model tests/server/durability $(ARGS)
 
 stubs: $(STAMP)
 	$(RUN) tools/stubs.py
