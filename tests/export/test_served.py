@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from statestream import aio, errors
+from statestream_export.datasets import tables
+from statestream_export.datasets.files import Source
 from statestream_export.datasets.images import digits
 from statestream_export.recipes import load
 from statestream_export.recipes.sine_mlp import WINDOW, noisy_sine
 from statestream_export.training import reproducible
+from tests.export.modules import session
 from tests.export.test_recipes import run
 from tests.support.serving import serving
 
@@ -24,8 +29,8 @@ async def test_an_image_whole_and_row_by_row_gets_the_same_answer(tmp_path: Path
     async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
         whole = await client.predict(f"{name}-whole", images)
         for image, wanted in zip(images, np.asarray(whole), strict=True):
-            async with client.session(name) as session:
-                scores = [await session.step(row) for row in image]
+            async with client.session(name) as stream:
+                scores = [await stream.step(row) for row in image]
             np.testing.assert_allclose(scores[-1], wanted, rtol=1e-5, atol=1e-5)
         with pytest.raises(errors.Unsupported, match="kind 'session'"):
             await client.predict(name, images)
@@ -42,9 +47,9 @@ async def test_the_server_keeps_the_window(tmp_path: Path, name: str) -> None:
     async with (
         serving(tmp_path / "models") as local,
         aio.connect(local.address) as client,
-        client.session(name) as session,
+        client.session(name) as stream,
     ):
-        said = [float(np.asarray(await session.step(np.array([value], np.float32))).item()) for value in values]
+        said = [float(np.asarray(await stream.step(np.array([value], np.float32))).item()) for value in values]
     # The same window in one call: a fresh session, whose state is filled by the first three values alone.
     again = await _last_of_window(tmp_path, name, values[-WINDOW:])
     assert said[-1] == pytest.approx(again, abs=1e-6)
@@ -55,11 +60,11 @@ async def _last_of_window(folder: Path, name: str, window: np.ndarray) -> float:
     async with (
         serving(folder / "models") as local,
         aio.connect(local.address) as client,
-        client.session(name) as session,
+        client.session(name) as stream,
     ):
         for value in window[:-1]:
-            await session.step(np.array([value], np.float32))
-        return float(np.asarray(await session.step(np.array([window[-1]], np.float32))).item())
+            await stream.step(np.array([value], np.float32))
+        return float(np.asarray(await stream.step(np.array([window[-1]], np.float32))).item())
 
 
 async def test_the_wave_goes_on_from_segment_to_segment(tmp_path: Path) -> None:
@@ -69,8 +74,35 @@ async def test_the_wave_goes_on_from_segment_to_segment(tmp_path: Path) -> None:
     assert result.metrics["stream_difference"] <= 1e-5  # type: ignore[operator]
     wave = torch.sin(torch.arange(20) * 0.3)[:, None].numpy()
     async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
-        async with client.session("sin2cos") as session:
-            streamed = [await session.step(value) for value in wave]
-        async with client.session("sin2cos") as session:
-            whole = np.asarray(await session.step(wave))
+        async with client.session("sin2cos") as stream:
+            streamed = [await stream.step(value) for value in wave]
+        async with client.session("sin2cos") as stream:
+            whole = np.asarray(await stream.step(wave))
     np.testing.assert_allclose(np.asarray(streamed).ravel(), whole.ravel(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnet", "credit", "income"])
+async def test_bytes_missing_numbers_and_categories_pass_through_predict(tmp_path: Path, name: str) -> None:
+    [made] = run(name, tmp_path, quick=True).exports
+    with reproducible(0):
+        values = _example(name)
+    assert list(values) == [spec.name for spec in made.signature.inputs]
+    wanted = session(made.path).run(None, values)[0]
+    assert np.isfinite(wanted).all()
+    given = values if len(values) > 1 else next(iter(values.values()))
+    async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
+        scores = await client.predict(name, given)
+    np.testing.assert_allclose(np.asarray(scores), wanted, rtol=1e-5, atol=1e-5)
+
+
+def _example(name: str) -> dict[str, np.ndarray]:
+    source = Source(None, False, Console(file=io.StringIO()))
+    if name == "convnet":
+        return {"image": digits(28).test_images[:3].numpy()}
+    if name == "credit":
+        return {"x": tables.credit(source).values[-3:].astype(np.float32)}
+    rows = tables.income(source)
+    chosen = np.flatnonzero(np.isnan(rows.values).any(1))
+    assert np.isnan(rows.values[chosen]).any()
+    codes = {name: rows.codes[chosen, at] for at, name in enumerate(rows.vocabularies)}
+    return {"numbers": rows.values[chosen], **codes}
