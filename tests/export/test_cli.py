@@ -99,6 +99,16 @@ def test_files_of_a_folder_are_read_and_said(tmp_path: Path) -> None:
     assert report["metrics"]["data"] == "Fashion-MNIST, other files than the published ones"
 
 
+@pytest.mark.parametrize(("name", "option"), [("linear", "--data"), ("rows", "--weights")])
+def test_what_a_recipe_does_not_take_is_refused(tmp_path: Path, name: str, option: str) -> None:
+    (tmp_path / "given").mkdir()
+    given = tmp_path / "given" if option == "--data" else tmp_path / "w.pth"
+    answer = CliRunner().invoke(train, [name, "--quick", "--out", str(tmp_path / "models"), option, str(given)])
+    assert answer.exit_code == 1
+    assert f"recipe '{name}' takes no {option}" in answer.output
+    assert not (tmp_path / "models").exists()
+
+
 def test_weights_of_another_network_leave_nothing(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     torch.save({"fc.weight": torch.zeros(1)}, file)

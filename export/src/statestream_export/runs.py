@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from statestream_export.errors import RecipeError
 from statestream_export.exporter import Export
 from statestream_export.recipe import Recipe, Value
 from statestream_export.training import Curve, Run, reproducible
@@ -68,12 +69,14 @@ def execute(
 
     Raises:
         ExportError: The model did not pass the gate; neither folder was written.
-        RecipeError: Data or weights are missing or not what they should be; neither folder was written.
+        RecipeError: Data or weights are missing, not what they should be, or nothing that the recipe takes; neither
+            folder was written.
     """
     run = Run(quick, seed, console or Console(stderr=True), folder, fetch, weights)
     started = time.perf_counter()
     with reproducible(seed):
         data = recipe.data(run)
+        _check_wanted(recipe.card.name, run)
         module = recipe.module(data)
         curve = recipe.train(module, data, run)
         module.eval()
@@ -94,6 +97,12 @@ def execute(
         picture.savefig(place.path / "picture.png", dpi=120)
         folder = place.keep()
     return Result(model, folder, metrics, reached, curve, exports)
+
+
+def _check_wanted(name: str, run: Run) -> None:
+    for what, given, option in (("source", run.folder, "--data"), ("weights", run.checkpoint, "--weights")):
+        if given is not None and what not in run.asked:
+            raise RecipeError(f"recipe {name!r} takes no {option}; {given} would not be read. Leave it out")
 
 
 class _NewFolder:

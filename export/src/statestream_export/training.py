@@ -44,7 +44,8 @@ class Run:
         console: Where progress is shown.
         folder: Where the files of the recipe's data set are; None where it was not said.
         fetch: Whether a published data set may be fetched.
-        weights: A checkpoint to start from, for recipes that take one.
+        checkpoint: The file of weights to start from; recipes that take one ask for `weights`.
+        asked: What a recipe has asked for: "source", "weights".
     """
 
     quick: bool
@@ -52,11 +53,19 @@ class Run:
     console: Console
     folder: Path | None = None
     fetch: bool = False
-    weights: Path | None = None
+    checkpoint: Path | None = None
+    asked: set[str] = field(default_factory=set)
+
+    @property
+    def weights(self) -> Path | None:
+        """The checkpoint to start from."""
+        self.asked.add("weights")
+        return self.checkpoint
 
     @property
     def source(self) -> Source:
         """Where data comes from. A quick run fetches nothing."""
+        self.asked.add("source")
         return Source(self.folder, self.fetch and not self.quick, self.console)
 
     def generator(self) -> np.random.Generator:
