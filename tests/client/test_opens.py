@@ -41,6 +41,18 @@ def test_opens_flushes_and_closes_that_wait_share_a_frame_each(wire: Wire) -> No
     assert len(wire.world.rows) == 512
 
 
+def test_a_session_that_is_closed_twice_is_free_once(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    handles = np.array([handle])
+    closes = [wire.core.close(handles, delete=False), wire.core.close(handles, delete=False)]
+    wire.send()
+    closes.append(wire.core.close(handles, delete=True))
+    wire.run()
+    assert all(ticket.done and not ticket.errors for ticket in closes)
+    one, two = wire.open("b"), wire.open("c")
+    assert one[0] != two[0]
+
+
 def test_of_opens_in_one_frame_each_caller_hears_of_its_own(wire: Wire) -> None:
     wire.open("taken")
     taken, free = ask(wire, "taken", mode=pb.OPEN_MODE_CREATE), ask(wire, "free", mode=pb.OPEN_MODE_CREATE)
@@ -71,6 +83,17 @@ def test_joined_opens_survive_the_loss_of_their_stream(wire: Wire) -> None:
     wire.connect()
     wire.run()
     assert all(ticket.done and not ticket.errors for ticket in tickets)
+
+
+def test_a_first_open_that_is_sent_again_is_the_newer_claim(wire: Wire) -> None:
+    """The first try may still be on its way, and must not take the session from the second."""
+    ask(wire, "a")
+    wire.send()
+    first = wire.requests[0].open.incarnation
+    wire.cut()
+    wire.connect()
+    wire.send()
+    assert wire.requests[0].open.incarnation > first
 
 
 def test_start_values_are_cut_at_the_size_of_a_frame(monkeypatch: pytest.MonkeyPatch, wire: Wire) -> None:

@@ -95,6 +95,8 @@ class Opens:
                 rows = np.flatnonzero(np.isin(opening.handles, np.fromiter(opening.left, np.int64)))
                 part = opening.part(rows)
                 part.uncertain = True
+                # The lost one may still arrive, after this one: it must count as the older claim.
+                self._table.incarnation[part.handles] += 1
                 waiting.append(part)
         waiting.extend(self.returned.lost())
         waiting.extend(opening for opening in self.waiting if opening.ticket is not None)
