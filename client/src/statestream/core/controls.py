@@ -75,8 +75,10 @@ class Controls:
         ready: dict[Kind, list[Control]] = {}
         rest = []
         for control in self.waiting:
-            failed = self._table.state[control.handles] == State.FAILED
-            control.sent = control.handles[~failed]
+            state = self._table.state[control.handles]
+            failed = state == State.FAILED
+            # Free is what another close has let go meanwhile.
+            control.sent = control.handles[~failed & (state != State.FREE)]
             if failed.any() and control.kind in (Kind.FLUSH, Kind.SETTLE):
                 for handle in control.handles[failed].tolist():
                     control.ticket.errors[handle] = again(self._table.failures[handle])

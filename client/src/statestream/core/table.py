@@ -109,7 +109,8 @@ class Table:
         return handles
 
     def release(self, handles: Ints) -> None:
-        """Gives handles back; buffered chunks that name them need no replay."""
+        """Gives handles back; buffered chunks that name them need no replay. Free ones stay as they are."""
+        handles = handles[self.state[handles] != State.FREE]
         self.state[handles] = State.FREE
         self.durable[handles] = DURABLE_FOREVER
         self._limbo.extend(handles.tolist())
