@@ -236,10 +236,13 @@ async def test_an_emptied_store_gets_every_live_session_again(models_dir: Path, 
             database.execute("DELETE FROM session")
             database.execute("UPDATE meta SET value = 'another' WHERE name = 'generation'")
         await local.until(lambda: local.server.contact.resets == 1)
-        table = local.table(MODEL)
-        await local.until(lambda: not table.dirty.any())
-        with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as database:
-            rows = database.execute("SELECT id, epoch, position, owner FROM session ORDER BY id").fetchall()
+
+        def stored() -> list[tuple[str, int, int, str]]:
+            with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as database:
+                return database.execute("SELECT id, epoch, position, owner FROM session ORDER BY id").fetchall()
+
+        await local.until(lambda: len(stored()) == 5)
+        rows = stored()
         assert rows == [(session, 1, 1, local.server.id) for session in sorted(sessions)]
         # Nothing was taken back that callers were told.
         assert (await speaker.step(0, 1, numbers(1))).durable == 1
