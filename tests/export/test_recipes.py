@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from statestream import signature as signatures
 from statestream.signature import decode_text, encode_text
 from statestream_export import RecipeError
-from statestream_export.recipes import NAMES, antonyms, digits_cnn, load, sunspots
+from statestream_export.recipes import NAMES, antonyms, antonyms_attention, digits_cnn, load, sunspots
 from statestream_export.runs import Result, execute
+from statestream_export.training import Run, reproducible
 from tests.export.modules import session
 from tests.export.sets import image_folder
 
@@ -99,26 +101,60 @@ def test_digits_are_read_from_the_exported_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.exp(scores).sum(-1), 1, rtol=1e-5)
 
 
-def test_all_six_antonyms_are_exact_from_the_exported_files(tmp_path: Path) -> None:
-    result = run("antonyms", tmp_path, quick=False)
+@pytest.mark.parametrize("name", ["antonyms", "antonyms-attention"])
+def test_all_six_antonyms_are_exact_from_the_exported_files(tmp_path: Path, name: str) -> None:
+    result = run(name, tmp_path, quick=False)
     assert result.metrics["pairs_exact"] == 6
     encoder, decoder = session(result.model / "encoder.onnx"), session(result.model / "decoder.onnx")
     [text] = result.exports[0].signature.inputs
-    decoding = result.exports[1].signature.decoding
-    [state] = result.exports[1].signature.states
-    assert state.from_encoder == result.exports[0].signature.outputs[0].name
+    decoding, states = result.exports[1].signature.decoding, result.exports[1].signature.states
+    assert [state.from_encoder for state in states] == [spec.name for spec in result.exports[0].signature.outputs]
     for word, opposite in antonyms.PAIRS.items():
-        [h] = encoder.run(None, {text.name: np.array([encode_text(text.text, word)])})
+        carried = encoder.run(None, {text.name: np.array([encode_text(text.text, word)])})
         token, said = decoding.start_token, list[int]()
         while len(said) < decoding.max_tokens:
-            logits, h = decoder.run(
-                [decoding.output, state.output], {decoding.input: np.array([[token]]), state.input: h}
+            given = {state.input: value for state, value in zip(states, carried, strict=True)}
+            logits, *carried = decoder.run(
+                [decoding.output, *(state.output for state in states)], {decoding.input: np.array([[token]]), **given}
             )
             token = int(logits[0, -1].argmax())
             if token == decoding.end_token:
                 break
             said.append(token)
         assert decode_text(decoding.text, said) == opposite
+        for state, value in zip(states, carried, strict=True):
+            passed = state.from_encoder in ("memory", "mask")
+            assert np.array_equal(value, given[state.input]) == passed, state.input
+
+
+def test_attention_reads_padded_words_as_it_reads_them_alone_and_looks_at_their_letters_only() -> None:
+    recipe = antonyms_attention.recipe
+    with reproducible(0), torch.no_grad():
+        data = recipe.data(Run(True, 0, Console(file=io.StringIO())))
+        module = recipe.module(data).eval()
+        assert isinstance(module.decoder, antonyms_attention.Decoder)
+        together = module.encoder(data.text, data.lengths)
+        for row, word in enumerate(antonyms.PAIRS):
+            alone = module.encoder(data.text[row : row + 1, : len(word)])
+            for one, all_, axis in zip(alone, together, (1, 1, 0, 0), strict=True):
+                torch.testing.assert_close(one.select(axis, 0), all_.select(axis, row), rtol=1e-5, atol=1e-6)
+            weights = module.decoder.attention(data.given[row : row + 1], *alone)[0]
+            torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
+            assert (weights[:, : len(word)] > 0).all()
+            assert not weights[:, len(word) :].any()
+
+
+def test_attention_looks_at_the_first_letters_of_a_word_that_is_longer_than_its_memory(tmp_path: Path) -> None:
+    graph = session(run("antonyms-attention", tmp_path, quick=True).model / "encoder.onnx")
+    window = antonyms_attention.WINDOW
+    numbers = np.array([encode_text(antonyms.LETTERS, "incomprehensibilities")])
+    assert numbers.shape[1] > window
+    h, _, memory, mask = graph.run(None, {"text": numbers})
+    first, _, remembered, _ = graph.run(None, {"text": numbers[:, :window]})
+    assert memory.shape == (1, window, antonyms.HIDDEN)
+    assert mask.all()
+    np.testing.assert_allclose(memory, remembered, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(h, first)  # the rest was read, too
 
 
 @pytest.mark.parametrize("name", QUICKLY_TRAINED)

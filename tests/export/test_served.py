@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from statestream_export.datasets import tables
 from statestream_export.datasets.files import Source
 from statestream_export.datasets.images import digits
 from statestream_export.recipes import load
+from statestream_export.recipes.antonyms import MAX_TOKENS, PAIRS
 from statestream_export.recipes.sine_mlp import WINDOW, noisy_sine
 from statestream_export.training import reproducible
 from tests.export.modules import session
@@ -79,6 +81,18 @@ async def test_the_wave_goes_on_from_segment_to_segment(tmp_path: Path) -> None:
         async with client.session("sin2cos") as stream:
             whole = np.asarray(await stream.step(wave))
     np.testing.assert_allclose(np.asarray(streamed).ravel(), whole.ravel(), rtol=1e-5, atol=1e-5)
+
+
+async def test_a_decoder_with_attention_finds_the_memory_in_every_step(tmp_path: Path) -> None:
+    run("antonyms-attention", tmp_path, quick=False)
+    async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
+
+        async def said(word: str) -> str:
+            return "".join([letter async for letter in client.generate("antonyms-attention", word)])
+
+        answers = dict(zip(PAIRS, await asyncio.gather(*map(said, PAIRS)), strict=True))
+        assert answers == PAIRS
+        assert len(await said("incomprehensibilities")) <= MAX_TOKENS  # longer than the memory: served, not refused
 
 
 @pytest.mark.parametrize("name", ["convnet", "credit", "income"])

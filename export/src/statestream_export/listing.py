@@ -15,7 +15,10 @@ FAMILIES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "tables": ("Lines and tables", ("cocktails", "linear", "credit", "income")),
     "series": ("Series", ("sunspots", "sine-mlp", "sine-rnn-window", "sine", "sin2cos")),
     "layers": ("Recurrent layers", ("srn-linear", "srn", "rnn-cells", "rnn", "lstm", "gru")),
-    "words": ("Words", ("hello-cell", "hello", "hello-embedding", "antonyms", "tagger", "sentiment")),
+    "words": (
+        "Words",
+        ("hello-cell", "hello", "hello-embedding", "antonyms", "antonyms-attention", "tagger", "sentiment"),
+    ),
     "images": ("Images", ("digits-cnn", "lenet", "convnet", "fashion", "rows", "rows-lstm", "rows-gru")),
     "networks": ("Large networks", ("alexnet", "vgg16", "googlenet", "inception-v3", "resnet18", "transfer")),
 }

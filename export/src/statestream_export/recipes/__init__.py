@@ -15,6 +15,7 @@ NAMES: Final = (
     "sunspots",
     "digits-cnn",
     "antonyms",
+    "antonyms-attention",
     "cocktails",
     "linear",
     "sine-mlp",

@@ -35,18 +35,14 @@ class Encoder(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.rnn = nn.RNN(len(VOCABULARY), HIDDEN, batch_first=True)
 
-    def forward(self, text: Tensor) -> Tensor:
-        """Words of one length."""
-        _, h = self.rnn(self.drop(self.letters[text]))
-        hidden: Tensor = h
-        return hidden
-
-    def of_lengths(self, text: Tensor, lengths: Tensor) -> Tensor:
-        """Words of several lengths, padded; each is read to its own end and not beyond."""
+    def forward(self, text: Tensor, lengths: Tensor | None = None) -> tuple[Tensor]:
+        """Words of one length, or padded ones of these lengths: each is read to its own end and not beyond."""
         letters = self.drop(self.letters[text])
-        _, h = self.rnn(pack_padded_sequence(letters, lengths, batch_first=True, enforce_sorted=False))
-        hidden: Tensor = h
-        return hidden
+        if lengths is None:
+            _, h = self.rnn(letters)
+        else:
+            _, h = self.rnn(pack_padded_sequence(letters, lengths, batch_first=True, enforce_sorted=False))
+        return (h,)
 
 
 class Decoder(nn.Module):
@@ -67,35 +63,6 @@ class Decoder(nn.Module):
         return self.head(hidden), h
 
 
-class Translator(nn.Module):
-    """Encoder and decoder, trained together and exported apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = Encoder()
-        self.decoder = Decoder()
-
-    def translate(self, word: str) -> str:
-        """Greedy decoding, up to 16 letters."""
-        return decode_text(LETTERS, [token for token, _ in self._letters(word)])
-
-    def confidence(self, word: str) -> Tensor:
-        """The probabilities of every letter at each step of greedy decoding, [steps, 29]."""
-        rows = [row for _, row in self._letters(word)]
-        return torch.stack(rows) if rows else torch.zeros(0, len(VOCABULARY))
-
-    def _letters(self, word: str) -> list[tuple[int, Tensor]]:
-        h = self.encoder(torch.tensor([encode_text(LETTERS, word)]))
-        token, found = START, list[tuple[int, Tensor]]()
-        while len(found) < MAX_TOKENS:
-            logits, h = self.decoder(torch.tensor([[token]]), h)
-            token = int(logits[0, -1].argmax())
-            if token == END:
-                break
-            found.append((token, logits[0, -1].softmax(-1)))
-        return found
-
-
 @dataclass(frozen=True)
 class Words:
     """The pairs as token numbers, int64, padded on the right.
@@ -111,6 +78,44 @@ class Words:
     lengths: Tensor
     given: Tensor
     wanted: Tensor
+
+
+class Translator(nn.Module):
+    """Encoder and decoder, trained together and exported apart.
+
+    Args:
+        encoder: text [B, T], and the words' lengths [B] where they are padded → the decoder's states.
+        decoder: token [B, T], states → logits [B, T, 29], new states.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, words: Words) -> Tensor:
+        """The scores of every letter under teacher forcing, [6, longest + 1, 29]."""
+        scores: Tensor = self.decoder(words.given, *self.encoder(words.text, words.lengths))[0]
+        return scores
+
+    def translate(self, word: str) -> str:
+        """Greedy decoding, up to 16 letters."""
+        return decode_text(LETTERS, [token for token, _ in self._letters(word)])
+
+    def confidence(self, word: str) -> Tensor:
+        """The probabilities of every letter at each step of greedy decoding, [steps, 29]."""
+        rows = [row for _, row in self._letters(word)]
+        return torch.stack(rows) if rows else torch.zeros(0, len(VOCABULARY))
+
+    def _letters(self, word: str) -> list[tuple[int, Tensor]]:
+        states = self.encoder(torch.tensor([encode_text(LETTERS, word)]))
+        token, found = START, list[tuple[int, Tensor]]()
+        while len(found) < MAX_TOKENS:
+            logits, *states = self.decoder(torch.tensor([[token]]), *states)
+            token = int(logits[0, -1].argmax())
+            if token == END:
+                break
+            found.append((token, logits[0, -1].softmax(-1)))
+        return found
 
 
 class Antonyms:
@@ -139,15 +144,14 @@ class Antonyms:
 
     def module(self, data: Words) -> Translator:
         """Random weights from the run's seed."""
-        return Translator()
+        return Translator(Encoder(), Decoder())
 
     def train(self, module: Translator, data: Words, run: Run) -> Curve:
         """Ends early once the loss without dropout is small."""
         optimizer = torch.optim.Adam(module.parameters(), lr=0.001)
 
         def loss_now() -> Tensor:
-            logits, _ = module.decoder(data.given, module.encoder.of_lengths(data.text, data.lengths))
-            return functional.cross_entropy(logits.flatten(0, 1), data.wanted.flatten(), ignore_index=NO_TOKEN)
+            return functional.cross_entropy(module(data).flatten(0, 1), data.wanted.flatten(), ignore_index=NO_TOKEN)
 
         def epoch() -> float:
             loss = loss_now()
