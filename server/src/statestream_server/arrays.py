@@ -17,9 +17,11 @@ Array = npt.NDArray[Any]
 
 def grown(array: Array, capacity: int, fill: object) -> Array:
     """A copy of `array` with `capacity` items along axis 0, the new ones set to `fill`."""
-    bigger = np.empty((capacity, *array.shape[1:]), array.dtype)
+    # Zeros come untouched from the system and cost no memory until they are written.
+    bigger = np.zeros((capacity, *array.shape[1:]), array.dtype)
     bigger[: len(array)] = array
-    bigger[len(array) :] = fill
+    if fill:
+        bigger[len(array) :] = fill
     return bigger
 
 

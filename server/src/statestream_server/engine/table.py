@@ -13,7 +13,7 @@ from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow
 from statestream_server.models.model import Model
 from statestream_server.models.rows import FIRST_ROW, Rows
-from statestream_server.stores.base import Key
+from statestream_server.stores.base import TENANT, Key
 
 UNBOUND = 0
 """The owner of a row that no stream has."""
@@ -37,8 +37,8 @@ class Table:
         self.lane = Lane(rows.max_slice)
         self.replies = ReplyWindow()
         self.capacity = 0
-        self.keys: list[Key | None] = []
-        """The session of each row; None for scratch and free rows."""
+        self.ids: list[str | None] = []
+        """The session of each row; None for scratch and free rows. No `Key` each: a million of them cost 80 MB."""
         self.row_of: dict[str, int] = {}
         """The row of each resident session, by its id."""
         self.position = np.empty(0, np.uint64)
@@ -114,20 +114,25 @@ class Table:
         serials, epochs = claims
         return np.asarray((self.serial[rows] == serials) & (self.epoch[rows] == epochs) & (epochs > 0), np.bool_)
 
-    def bind_key(self, row: int, key: Key) -> None:
-        """Makes a row the row of a session, with empty columns."""
-        self.keys[row] = key
-        self.row_of[key.id] = row
+    def bind_id(self, row: int, session: str) -> None:
+        """Makes a row the row of a session."""
+        self.ids[row] = session
+        self.row_of[session] = row
+
+    def key(self, row: int) -> Key | None:
+        """What the store calls the session of a row; None for scratch and free rows."""
+        session = self.ids[row]
+        return None if session is None else Key(TENANT, self.model.name, session)
 
     def release(self, rows: Ints) -> None:
         """Takes rows back; their queue must be empty."""
         self.replies.drop(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         for row in rows.tolist():
-            key = self.keys[row]
-            if key is not None:
-                del self.row_of[key.id]
-                self.keys[row] = None
+            session = self.ids[row]
+            if session is not None:
+                del self.row_of[session]
+                self.ids[row] = None
         self._free.give(rows)
 
     def clear_columns(self, rows: Ints) -> None:
@@ -151,5 +156,5 @@ class Table:
         self.dirty = grown(self.dirty, capacity, False)
         self.claiming = grown(self.claiming, capacity, False)
         self.used = grown(self.used, capacity, 0.0)
-        self.keys.extend([None] * (capacity - len(self.keys)))
+        self.ids.extend([None] * (capacity - len(self.ids)))
         self.capacity = capacity

@@ -194,7 +194,7 @@ class Contact:
         Raises:
             StoreUnavailable: The store does not answer; nothing is known.
         """
-        named = [(row, key) for row in rows[table.epoch[rows] > 0].tolist() if (key := table.keys[row]) is not None]
+        named = [(row, key) for row in rows[table.epoch[rows] > 0].tolist() if (key := table.key(row)) is not None]
         if not named or not self._shared:
             return rows[:0]
         rows = np.asarray([row for row, _ in named], np.int64)
@@ -328,7 +328,7 @@ class Contact:
         """Asks about rows that are not confirmed in this span, or else about the next few."""
         unsure = np.flatnonzero(table.confirmed != self._span)
         # Rows without a session count as confirmed, so that they are not looked at again and again.
-        table.confirmed[[row for row in unsure.tolist() if table.keys[row] is None]] = self._span
+        table.confirmed[[row for row in unsure.tolist() if table.ids[row] is None]] = self._span
         rows = unsure[table.confirmed[unsure] != self._span]
         if len(rows) > _SLICE:
             self._wanted.set()  # The next round comes at once.

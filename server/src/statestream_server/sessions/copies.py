@@ -15,11 +15,10 @@ from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records, snapshots
 from statestream_server.sessions.contact import Contact
-from statestream_server.sessions.openings import TENANT
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.snapshots import Snapshot
-from statestream_server.stores.base import Key, Mode, Record, Store
+from statestream_server.stores.base import TENANT, Key, Mode, Record, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +263,7 @@ class Copies:
 
 
 def _of_row(table: Table, row: int) -> Description:
-    key = table.keys[row]
+    key = table.key(row)
     if key is None:
         raise errors.SessionNotFound("the session was closed meanwhile")
     return Description(

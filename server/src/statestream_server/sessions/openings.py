@@ -13,8 +13,6 @@ from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.stores.base import Claim, Claimed, Mode, Verdict
 from statestream_server.stores.rules import CLAIM_LIMIT
 
-TENANT = ""
-"""The tenant of every session while there is no authentication."""
 MAX_ID_BYTES = 256
 
 

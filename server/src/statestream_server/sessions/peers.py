@@ -89,7 +89,7 @@ class Peers:
     def hibernate(self, table: Table, rows: Ints) -> None:
         """Tells the streams that rows leave memory; the sessions stay theirs."""
         for row in rows[table.owner[rows] != UNBOUND].tolist():
-            peer, key = self._peers.get(int(table.owner[row])), table.keys[row]
+            peer, key = self._peers.get(int(table.owner[row])), table.key(row)
             if peer is not None and key is not None:
                 peer.asleep(int(table.handle[row]), Sleeper(key, int(table.epoch[row])))
 

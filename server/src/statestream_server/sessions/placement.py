@@ -16,12 +16,12 @@ from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
-from statestream_server.sessions.openings import TENANT, Opened, Opening, other_version, refusal
+from statestream_server.sessions.openings import Opened, Opening, other_version, refusal
 from statestream_server.sessions.peers import Peers
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Durability
-from statestream_server.stores.base import Claim, Claimed, Key, Verdict
+from statestream_server.stores.base import Claim, Claimed, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Placement:
             new = table.allocate(len(missing))
             rows[missing] = new
             for index, row in zip(missing, new.tolist(), strict=True):
-                table.bind_key(row, Key(TENANT, opening.model, opening.ids[group.places[index]]))
+                table.bind_id(row, opening.ids[group.places[index]])
         return rows
 
     def _initialise(self, table: Table, rows: Ints, states: Sequence[Array]) -> None:

@@ -265,7 +265,7 @@ def _capture(table: Table, layout: Layout, rows: Ints, owner: str) -> _Capture:
     blobs = records.encode(layout, table.rows.read(rows), table.acked[rows], table.request[rows], table.replies, rows)
     version = table.model.version
     columns = zip(
-        [table.keys[row] for row in rows.tolist()],
+        [table.key(row) for row in rows.tolist()],
         table.epoch[rows].tolist(),
         positions.tolist(),
         table.writer[rows].tolist(),

@@ -15,7 +15,6 @@ from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.registry import Registry
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.openings import (
-    TENANT,
     Opened,
     Opening,
     check_ids,
@@ -26,7 +25,7 @@ from statestream_server.sessions.openings import (
 from statestream_server.sessions.peers import Peers, Sleeper
 from statestream_server.sessions.placement import Placement
 from statestream_server.sessions.saver import Saver
-from statestream_server.stores.base import Claim, Claimed, Key, Mode, Store, Verdict
+from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Store, Verdict
 
 
 class Sessions:
@@ -145,11 +144,11 @@ class Sessions:
         Raises:
             StoreUnavailable: Nothing was deleted.
         """
-        rows = rows[[table.keys[row] is not None for row in rows.tolist()]]
-        keys, claims = [key for row in rows.tolist() if (key := table.keys[row]) is not None], table.claims(rows)
+        rows = rows[[table.ids[row] is not None for row in rows.tolist()]]
+        keys, claims = [key for row in rows.tolist() if (key := table.key(row)) is not None], table.claims(rows)
 
         def here() -> Bools:
-            resident = np.asarray([table.keys[row] == key for row, key in zip(rows.tolist(), keys, strict=True)], bool)
+            resident = np.asarray([table.key(row) == key for row, key in zip(rows.tolist(), keys, strict=True)], bool)
             return resident & table.are_claimed(rows, claims)
 
         async with self.lock:

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+TENANT = ""
+"""The tenant of every session while there is no authentication."""
+
 
 class Key(NamedTuple):
     """Which session: unique in one store."""
