@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ LAYOUT = Layout(
         Column("seen", np.dtype("<i8"), ()),
         Column("mask", np.dtype("?"), (5,)),
     ],
-    outputs=[(np.dtype("<f4"), (2,)), (np.dtype("<i8"), ())],
+    outputs=[Column("y", np.dtype("<f4"), (2,)), Column("best", np.dtype("<i8"), ())],
 )
 
 
@@ -114,6 +115,34 @@ def test_a_record_of_another_model_is_told_apart() -> None:
     blob = world(1, [[2]]).encode()[0]
     with pytest.raises(errors.ModelChanged, match="session 'a'"):
         records.decode(dataclasses.replace(LAYOUT, model=bytes(16)), blob, what="session 'a'")
+
+
+def test_another_version_with_the_same_columns_reads_what_it_can() -> None:
+    """The state always; kept replies where the outputs are the same too. Other columns are refused."""
+    made = world(3, [[2, 1], []])
+    for blob, values, kept in zip(made.encode(), zip(*made.values, strict=True), made.kept, strict=True):
+        newer = dataclasses.replace(LAYOUT, model=bytes(16))
+        found = records.decode(newer, blob, what="it", moving=True)
+        assert [array.tobytes() for array in found.values] == [np.asarray(value).tobytes() for value in values]
+        assert [reply.start for reply in found.replies] == [start for start, *_ in kept]
+        other = dataclasses.replace(newer, outputs=[Column("y", np.dtype("<f4"), (9,))])
+        found = records.decode(other, blob, what="it", moving=True)
+        assert [array.tobytes() for array in found.values] == [np.asarray(value).tobytes() for value in values]
+        assert not found.replies
+        for columns in (LAYOUT.columns[::-1], LAYOUT.columns[:2], [Column("g", *LAYOUT.columns[0][1:])]):
+            with pytest.raises(errors.ModelChanged):
+                records.decode(dataclasses.replace(newer, columns=columns), blob, what="it", moving=True)
+
+
+def test_a_record_of_a_newer_format_is_named_refused_and_not_called_damaged() -> None:
+    """Magic and checksum stay where they are in every format."""
+    (blob,) = world(1, [[2]]).encode()
+    newer = b"SSR7" + blob[8:] + b"and more"
+    newer = newer[:4] + zlib.crc32(newer).to_bytes(4, "little") + newer[4:]
+    with pytest.raises(
+        errors.StoreUnavailable, match=r"session 'a' is of format 7, .* reads format 2; nothing is lost"
+    ):
+        records.decode(LAYOUT, newer, what="session 'a'")
 
 
 def test_a_record_of_another_processor_is_read_and_reported() -> None:

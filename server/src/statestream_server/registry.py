@@ -14,6 +14,7 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.models import repository, runtime
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
+from statestream_server.models.rows import Column
 from statestream_server.sessions.records import Layout
 from statestream_server.sessions.saver import Saver
 
@@ -181,7 +182,7 @@ class Registry:
             return None
         table = Table(model, model.rows, max_rows=self._max_sessions)
         self._engine.add(table)
-        outputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
+        outputs = [Column(spec.name, numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
         fingerprint = hashlib.blake2b(runtime.fingerprint(model.providers).encode(), digest_size=8).digest()
         layout = Layout(
             bytes.fromhex(model.digest)[:16], int.from_bytes(fingerprint, "little"), model.rows.columns, outputs

@@ -2,22 +2,26 @@
 
 Written for many rows at once, read one at a time. All numbers are little-endian.
 
-    header   magic "SSR1" · crc32 of all that follows · digest of the model (16 bytes) · fingerprint of
-             the runtime (8 bytes) · acknowledged position · last request · replies · bytes of a row
+    header   magic "SSR2" · crc32 of the magic and all that follows · digest of the model (16 bytes) ·
+             fingerprint of the runtime (8 bytes) · acknowledged position · last request · replies · bytes of
+             a row · digests of the row's columns and of the outputs (8 bytes each)
     row      every column of the slab, one after the other, C order
     replies  each: start · steps · digest · then every output, one after the other, C order
 
-Epoch, position and writer are columns of the store's record, because its rules compare them.
+Epoch, position and writer are columns of the store's record, because its rules compare them. Every format begins
+with magic and crc32, so that a record of a newer release is told from a damaged one. The digests of columns and outputs
+let another version of the model read a record whose own version is not there any more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -26,7 +30,10 @@ from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine.replies import Reply, ReplyWindow
 from statestream_server.models.rows import Column
 
-_MAGIC: Final = b"SSR1"
+_FAMILY: Final = b"SSR"
+FORMAT: Final = 2
+"""The format written and read; CONTRIBUTING.md says what to do when it changes."""
+_MAGIC: Final = b"%s%d" % (_FAMILY, FORMAT)
 _HEADER = np.dtype(
     [
         ("magic", "S4"),
@@ -37,14 +44,16 @@ _HEADER = np.dtype(
         ("request", "<u8"),
         ("replies", "<u4"),
         ("row_bytes", "<u4"),
+        ("columns", "<u8"),
+        ("outputs", "<u8"),
     ]
 )
 _REPLY = np.dtype([("start", "<u8"), ("steps", "<u8"), ("digest", "<u8")])
 # The same for reading one at a time, where NumPy's records cost ten times as much.
-_HEADER_FIELDS: Final = struct.Struct("<4sI16sQQQII")
+_HEADER_FIELDS: Final = struct.Struct("<4sI16sQQQIIQQ")
 _REPLY_FIELDS: Final = struct.Struct("<QQQ")
 _CHECKED_FROM: Final = 8
-"""The checksum covers what follows it."""
+"""The checksum covers the magic and what follows the checksum itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +64,35 @@ class Layout:
         model: The first 16 bytes of the model's digest.
         fingerprint: Stands for runtime, provider and processor: outputs are the same bits where it is equal.
         columns: The columns of its slab.
-        outputs: Dtype and shape of one step of every output.
+        outputs: One step of every output.
+        columns_digest: Stands for names, dtypes and shapes of the columns.
+        outputs_digest: Stands for those of the outputs.
     """
 
     model: bytes
     fingerprint: int
     columns: Sequence[Column]
-    outputs: Sequence[tuple[np.dtype[np.generic], tuple[int, ...]]]
+    outputs: Sequence[Column]
+    columns_digest: int = field(init=False)
+    outputs_digest: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns_digest", _digest(self.columns))
+        object.__setattr__(self, "outputs_digest", _digest(self.outputs))
+
+
+class Header(NamedTuple):
+    """What a record says of itself, beside the magic."""
+
+    crc: int
+    model: bytes
+    fingerprint: int
+    acked: int
+    request: int
+    replies: int
+    row_bytes: int
+    columns: int
+    outputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +135,7 @@ def encode(
     header["magic"], header["model"] = _MAGIC, np.void(layout.model)
     header["fingerprint"], header["acked"], header["request"] = layout.fingerprint, acked, requests
     header["replies"], header["row_bytes"] = window.count[rows], state.shape[1]
+    header["columns"], header["outputs"] = layout.columns_digest, layout.outputs_digest
     parts = [[piece] for piece in _pieces(np.concatenate([_raw(header), state], axis=1))]
     for places, entries in window.rounds(rows):
         starts, steps, digests = window.columns(entries)
@@ -118,26 +150,49 @@ def encode(
     return [_sealed(b"".join(pieces)) for pieces in parts]
 
 
-def decode(layout: Layout, blob: bytes, *, what: str) -> Stored:
+def read_header(blob: bytes, *, what: str) -> Header:
+    """Reads what a record says of itself, and checks that it is whole.
+
+    Args:
+        blob: What `encode` wrote.
+        what: Names the session in errors.
+
+    Raises:
+        StateLost: The record is damaged.
+        StoreUnavailable: It is of a format that this release does not know.
+    """
+    if len(blob) < _CHECKED_FROM or not blob.startswith(_FAMILY):
+        raise errors.StateLost(f"the record of {what} is damaged: it does not begin as a record")
+    if _checksum(blob) != int.from_bytes(blob[4:_CHECKED_FROM], "little"):
+        raise errors.StateLost(f"the record of {what} is damaged: its checksum does not match")
+    if blob[:4] != _MAGIC:
+        raise errors.StoreUnavailable(
+            f"the record of {what} is of format {chr(blob[3])}, this release reads format {FORMAT}; nothing is lost:"
+            " open the session on a server of the release that wrote it"
+        )
+    _, *fields = _HEADER_FIELDS.unpack_from(blob)
+    return Header(*fields)
+
+
+def decode(layout: Layout, blob: bytes, *, what: str, moving: bool = False) -> Stored:
     """Reads a record.
 
     Args:
         layout: The model's.
         blob: What `encode` wrote.
         what: Names the session in errors.
+        moving: Whether the record may be of another model whose columns are the same. Replies with other
+            outputs are left out then.
 
     Raises:
         StateLost: The record is damaged.
+        StoreUnavailable: It is of a format that this release does not know.
         ModelChanged: It is of another model.
     """
-    if len(blob) < _HEADER.itemsize or blob[:4] != _MAGIC:
-        raise errors.StateLost(f"the record of {what} is damaged: it does not begin as a record of this format")
-    _, crc, model, fingerprint, acked, request, count, _ = _HEADER_FIELDS.unpack_from(blob)
-    if zlib.crc32(memoryview(blob)[_CHECKED_FROM:]) != crc:
-        raise errors.StateLost(f"the record of {what} is damaged: its checksum does not match")
-    if model != layout.model:
+    header = read_header(blob, what=what)
+    if header.model != layout.model and not (moving and header.columns == layout.columns_digest):
         raise errors.ModelChanged(
-            f"{what} was saved by a model with digest {model.hex()}…, this one has"
+            f"{what} was saved by a model with digest {header.model.hex()}…, this one has"
             f" {layout.model.hex()}…; serve that version again, or start the session anew"
         )
     offset, values = _HEADER.itemsize, list[Array]()
@@ -145,14 +200,24 @@ def decode(layout: Layout, blob: bytes, *, what: str) -> Stored:
         array, offset = _take(blob, offset, column.dtype, column.shape)
         values.append(array)
     replies = list[Reply]()
-    for _ in range(count):
+    for _ in range(header.replies if header.outputs == layout.outputs_digest else 0):
         (start, steps, digest), offset = _REPLY_FIELDS.unpack_from(blob, offset), offset + _REPLY.itemsize
         outputs = list[Array]()
-        for dtype, shape in layout.outputs:
+        for _, dtype, shape in layout.outputs:
             array, offset = _take(blob, offset, dtype, (steps, *shape))
             outputs.append(array)
         replies.append(Reply(start, steps, digest, outputs))
-    return Stored(values, replies, acked, request, fingerprint == layout.fingerprint, fingerprint)
+    same_bits = header.fingerprint == layout.fingerprint
+    return Stored(values, replies, header.acked, header.request, same_bits, header.fingerprint)
+
+
+def _digest(columns: Sequence[Column]) -> int:
+    text = "\n".join(f"{name} {dtype.str} {list(shape)}" for name, dtype, shape in columns)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _checksum(blob: bytes) -> int:
+    return zlib.crc32(memoryview(blob)[_CHECKED_FROM:], zlib.crc32(blob[:4]))
 
 
 def _raw(array: Array) -> Array:
@@ -178,8 +243,7 @@ def _reply_pieces(heads: Array, offsets: Ints, steps: Ints, outputs: Sequence[Ar
 
 
 def _sealed(blob: bytes) -> bytes:
-    crc = zlib.crc32(memoryview(blob)[_CHECKED_FROM:])
-    return b"".join([blob[:4], crc.to_bytes(4, "little"), blob[_CHECKED_FROM:]])
+    return b"".join([blob[:4], _checksum(blob).to_bytes(4, "little"), blob[_CHECKED_FROM:]])
 
 
 def _take(blob: bytes, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> tuple[Array, int]:
