@@ -163,6 +163,7 @@ async def test_deleted_sessions_are_gone(speaker: Speaker, other: Speaker, subje
     first = await speaker.open_one(name)
     await speaker.step(0, 0, subject.random(2))
     await speaker.close(0, delete=True)
+    assert not speaker.notices, "who deletes hears of it by the answer"
     assert (await other.not_opened(name, mode=pb.OPEN_MODE_RESUME)).reason == "SESSION_NOT_FOUND"
     anew = await other.open_one(name, mode=pb.OPEN_MODE_CREATE)
     assert anew.position == 0

@@ -363,13 +363,12 @@ class Stream:
             await self._server.engine.settled(table, rows)
             rows = rows[table.are_claimed(rows, claims)]
             if request.action == pb.CLOSE_ACTION_DELETE:
-                await self._server.sessions.delete(table, rows)
+                await self._server.sessions.delete(table, rows, asker=self._number)
             else:
                 self._server.sessions.detach(table, rows)
         await self._server.saver.released()
         self._handles.free(handles)
-        refused = {row.handle for row in failures}
-        closed = handles[[int(handle) not in refused for handle in handles]]
+        closed = handles[~np.isin(handles, [row.handle for row in failures])] if failures else handles
         self._outbox.settle()
         frame_closed = pb.ClosedFrame(handles=closed.astype("<u4").tobytes(), errors=failures)
         self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))

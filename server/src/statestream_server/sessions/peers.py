@@ -45,7 +45,7 @@ class Peers:
         """Nobody is connected."""
         self._peers: dict[int, Peer] = {}
         self._numbers = itertools.count(UNBOUND + 1)
-        self._bindings = itertools.count(1)
+        self._next_binding = 1
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -74,13 +74,15 @@ class Peers:
             rows[table.owner[rows] != owner],
             errors.SessionMoved("a newer writer opened the session; open it again only if you mean to take it back"),
         )
-        bindings = np.fromiter((next(self._bindings) for _ in range(len(rows))), np.int64, len(rows))
+        bindings = np.arange(self._next_binding, self._next_binding + len(rows))
+        self._next_binding += len(rows)
         table.owner[rows], table.handle[rows], table.binding[rows] = owner, handles, bindings
         return bindings
 
-    def evict(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
-        """Takes rows from whoever has them and says why."""
-        for row in rows[table.owner[rows] != UNBOUND].tolist():
+    def evict(self, table: Table, rows: Ints, error: errors.StatestreamError, *, asker: int = UNBOUND) -> None:
+        """Takes rows from whoever has them and says why, but for the stream that asked for it."""
+        owners = table.owner[rows]
+        for row in rows[(owners != UNBOUND) & (owners != asker)].tolist():
             peer = self._peers.get(int(table.owner[row]))
             if peer is not None:
                 peer.lost(int(table.handle[row]), error)

@@ -136,10 +136,15 @@ class Sessions:
         """Lets sessions go; they stay where they are."""
         table.owner[rows], table.binding[rows] = UNBOUND, 0
 
-    async def delete(self, table: Table, rows: Ints) -> None:
+    async def delete(self, table: Table, rows: Ints, *, asker: int = UNBOUND) -> None:
         """Deletes sessions as they are claimed now, once what they have queued has run.
 
         One that leaves memory meanwhile is deleted all the same; one that is claimed anew meanwhile stays.
+
+        Args:
+            table: Their table.
+            rows: [n] their rows.
+            asker: The stream that asked, which hears of it by its answer; others that have them are told.
 
         Raises:
             StoreUnavailable: Nothing was deleted.
@@ -158,7 +163,7 @@ class Sessions:
             async with self._engine.still():
                 rows = rows[here()]
                 self._engine.cancel(table, rows.tolist(), gone)
-                self._peers.evict(table, rows, gone)
+                self._peers.evict(table, rows, gone, asker=asker)
                 table.release(rows)
 
     def table(self, model: str, version: int = 0) -> Table:
