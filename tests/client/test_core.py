@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -625,3 +626,36 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
     assert flush.done
     wire.core.buffer.make_room(1 << 40, lose=False)
     assert wire.core.buffer.bytes == 0
+
+
+def test_frames_of_a_crowd_are_as_few_after_many_reconnects_as_before(wire: Wire) -> None:
+    handles = wire.open(*[str(n) for n in range(64)])
+    for _ in range(20):
+        for handle in handles:
+            wire.step(handle, np.ones((1, FEATURES)))
+        wire.send()
+        wire.cut()
+        wire.connect()
+        wire.run()
+    assert wire.core.chunks.sessions_in_flight == 0
+    first = [wire.step(handle, np.ones((1, FEATURES))) for handle in handles[:48]]
+    assert wire.send()
+    wire.step(handles[48], np.ones((1, FEATURES)))
+    assert wire.send()  # The second frame leaves at once, however small it is.
+    wire.step(handles[49], np.ones((1, FEATURES)))
+    assert not wire.send()  # A third one waits: 48 answers are coming.
+    wire.run()
+    assert all(ticket.done for ticket in first)
+
+
+def test_what_is_kept_for_replay_keeps_nothing_of_the_callers(wire: Wire) -> None:
+    handles = wire.open("a", "b")
+    outputs = [wire.step(handle, np.ones((1, FEATURES))) for handle in handles]
+    wire.run()
+    kept = [weakref.ref(ticket.value) for ticket in outputs]
+    pool = wire.pool(handles, np.ones((2, 1, FEATURES)), 1)
+    wire.run()
+    kept.append(weakref.ref(pool.value["y"]))
+    assert len(wire.core.buffer) == 2
+    del outputs, pool
+    assert [value() for value in kept] == [None] * 3

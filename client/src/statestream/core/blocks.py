@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statestream.core.tickets import OVERHEAD, Discard, Lane, PoolRows, PoolTicket, Singles, Sink, StepTicket
+from statestream.core.tickets import DISCARD, OVERHEAD, Lane, PoolRows, PoolTicket, Singles, Sink, StepTicket
 from statestream.v1.inference_pb2 import ChunkFrame
 from statestream.wire import Array, Ints, Mask, handles_column, positions_column, to_tensor
 
@@ -210,7 +210,7 @@ def merge(blocks: Sequence[Block]) -> Block:
                 for block, size in zip(blocks, sizes, strict=True)
             ]
         )
-    sink: Sink = Discard()
+    sink: Sink = DISCARD
     if isinstance(first.sink, Singles):
         sink = Singles([ticket for block in blocks if isinstance(block.sink, Singles) for ticket in block.sink.tickets])
     return Block(

@@ -9,7 +9,7 @@ import numpy as np
 from statestream.core.blocks import Block, cut, gather, merge_neighbours
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.table import DURABLE_FOREVER, State, Table
-from statestream.core.tickets import Discard, Lane, PoolTicket, StepTicket, again
+from statestream.core.tickets import DISCARD, Discard, Lane, PoolTicket, Singles, StepTicket, again
 from statestream.errors import SessionMoved, StatestreamError
 from statestream.wire import Ints, Mask
 
@@ -196,9 +196,6 @@ class Chunks:
             self._buffer.bytes += block.nbytes - counted
             self._buffer.add(block)
             self._mark(block)
-            if isinstance(block.lengths, int) and block.lengths == 1:
-                block.fresh = int(np.count_nonzero(self._table.in_flight[block.handles] == 1))
-                self.sessions_in_flight += block.fresh
             ready.append(block)
             low = high
 
@@ -228,6 +225,9 @@ class Chunks:
             table.sent[block.handles] = block.ends
             table.in_flight[block.handles] += 1
         self.bytes_in_flight += block.nbytes
+        if isinstance(block.sink, Singles) and isinstance(block.lengths, int) and block.lengths == 1:
+            block.fresh = int(np.count_nonzero(table.in_flight[block.handles] == 1))
+            self.sessions_in_flight += block.fresh
 
     def _detach(self, block: Block, mask: Mask) -> Block:
         """Some chunks of a block as a block of their own; in the old one they are dead."""
@@ -325,7 +325,7 @@ class Chunks:
         """The stream is gone: what was in flight is unsent again."""
         unsent: list[Block] = []
         for block in self.in_flight.values():
-            block.frame = 0
+            block.frame = block.fresh = 0
             if isinstance(block.sink, Discard):
                 continue
             alive = block.still_waiting()
@@ -361,7 +361,7 @@ class Chunks:
                 if block.dead is not None:
                     need &= ~block.dead
                 if need.any():
-                    again_blocks.append(block.take(np.flatnonzero(need), Discard()))
+                    again_blocks.append(block.take(np.flatnonzero(need), DISCARD))
         self.unsent = merge_neighbours(again_blocks, table.scratch, FRAME_BYTES) + self.unsent
         table.state[handles] = State.OPEN
         self._fail_uncovered(handles)

@@ -11,7 +11,7 @@ from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.table import State, Table
-from statestream.core.tickets import Discard, Outputs
+from statestream.core.tickets import DISCARD, Discard, Outputs
 from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import ResultFrame
 from statestream.v1.tensor_pb2 import RowError
@@ -171,8 +171,9 @@ class Results:
         table.unacked[handles] = unacked
         if unacked.max() >= self.ack_after:
             self.acks_due = True
+        sink = block.sink
         self._settle(block)
-        block.sink.deliver(rows, outputs, lengths)
+        sink.deliver(rows, outputs, lengths)
 
     def _complete_solo(self, block: Block, outputs: Outputs, durable: int) -> None:
         """What `_complete` does, for the only chunk of a block."""
@@ -192,13 +193,16 @@ class Results:
         table.unacked[handle] = unacked
         if unacked >= self.ack_after:
             self.acks_due = True
+        sink = block.sink
         self._settle(block)
-        block.sink.deliver(None, outputs, block.lengths)
+        sink.deliver(None, outputs, block.lengths)
 
     def _settle(self, block: Block) -> None:
         in_flight = self._chunks.in_flight
         if block.frame and block.answered and in_flight.pop(block.frame, None) is not None:
             block.frame = 0
+            # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
+            block.sink = DISCARD
             self._chunks.bytes_in_flight -= block.nbytes
             self._chunks.sessions_in_flight -= block.fresh
             block.fresh = 0

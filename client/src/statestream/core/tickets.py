@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -293,6 +293,9 @@ class Discard:
 
     def fail(self, row: int, error: StatestreamError) -> None:
         """Drops the error."""
+
+
+DISCARD: Final = Discard()
 
 
 class Singles:
