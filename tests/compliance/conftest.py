@@ -38,7 +38,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("compliance")
     store = f"sqlite:{folder / 'sessions.db'}"
     options = ("--store", store, "--durability", "interval", "--checkpoint-interval", "0.2", "--log-level", "warning")
-    with serving.process(models.write(folder / "models"), *options) as server:
+    with serving.process(models.write_loops(models.write(folder / "models")), *options) as server:
         yield Target(server.address, "loop")
 
 

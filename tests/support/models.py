@@ -30,23 +30,30 @@ def gru() -> onnx.ModelProto:
     return recurrent("GRU", features=2, hidden=6, outputs=3, seed=2)[0]
 
 
-def loop() -> onnx.ModelProto:
+def loop(seed: int = 3, hidden: int = 5) -> onnx.ModelProto:
     """An LSTM whose outputs are its next inputs: it can forecast."""
-    return recurrent("LSTM", features=2, hidden=5, outputs=2, feedback=True, seed=3)[0]
+    return recurrent("LSTM", features=2, hidden=hidden, outputs=2, feedback=True, seed=seed)[0]
 
 
-def counter() -> onnx.ModelProto:
-    """y = s' = s + x, one step a run: outputs tell exactly which steps were applied, NaN spoils the state."""
+def counter(factor: float = 1.0, width: int = 1, outputs: int = 1) -> onnx.ModelProto:
+    """y = s' = s + x, one step a run: outputs tell exactly which steps were applied, NaN spoils the state.
+
+    Args:
+        factor: Multiplies x.
+        width: Numbers in x and the state.
+        outputs: How often the state comes in y.
+    """
     b = Builder()
-    shape = [-1, 1]
+    shape = [-1, width]
     signature = Signature(
         format=1,
         inputs=[TensorSpec(name="x", dtype="float32", shape=shape, batch_axis=0)],
-        outputs=[TensorSpec(name="y", dtype="float32", shape=shape, batch_axis=0)],
+        outputs=[TensorSpec(name="y", dtype="float32", shape=[-1, width * outputs], batch_axis=0)],
         states=[StateSpec(input="s", output="s_out", dtype="float32", shape=shape, batch_axis=0)],
     )
-    b.add("Add", ["s", "x"], ["y"])
-    b.add("Identity", ["y"], ["s_out"])
+    scaled = b.add("Mul", ["x", b.constant(np.asarray(factor, np.float32))]) if factor != 1 else "x"
+    b.add("Add", ["s", scaled], ["s_out"])
+    b.add("Concat", ["s_out"] * outputs, ["y"], axis=1)
     return b.model(signature)
 
 
@@ -156,6 +163,13 @@ def write(folder: Path, *names: str) -> Path:
             save(decoder(), folder / name / "1", "decoder.onnx")
         else:
             save(_SINGLE[name](), folder / name / "1")
+    return folder
+
+
+def write_loops(folder: Path) -> Path:
+    """Writes three versions of "loop": the last has the state of the second, the first another one."""
+    for version, model in enumerate((loop(8, hidden=4), loop(9), loop()), start=1):
+        save(model, folder / "loop" / str(version))
     return folder
 
 

@@ -142,6 +142,23 @@ def group(model: str, version: int | None, *, ephemeral: bool) -> Group:
     return Group(model, version or 0, ephemeral)
 
 
+def wanted_version(version: int | None, upgrade: int | bool | None) -> tuple[int | None, bool]:
+    """The version to open sessions in, None for their own or the newest, and whether those of others move there.
+
+    Raises:
+        ValueError: Both are given, or `upgrade` is no version's number.
+    """
+    if upgrade is None or upgrade is False:
+        return version, False
+    if version is not None:
+        raise ValueError(f"version is {version} and upgrade is {upgrade}; give the version to move to as upgrade alone")
+    if upgrade is True:
+        return None, True
+    if upgrade < 1:
+        raise ValueError(f"upgrade is {upgrade}; expected a version's number, 1 or more, or True for the newest")
+    return upgrade, True
+
+
 def open_mode(mode: str) -> pb.OpenMode:
     """The wire's name of a mode.
 
@@ -189,7 +206,8 @@ def check_opened(ticket: OpenTicket) -> int:
     versions = np.unique(ticket.versions)
     if len(versions) > 1:
         raise Unsupported(
-            f"the sessions are pinned to versions {versions.tolist()} of their model; open a pool for each version"
+            f"the sessions are pinned to versions {versions.tolist()} of their model; open a pool for each version,"
+            " or move them to one with upgrade"
         )
     return int(versions[0]) if len(versions) else 0
 

@@ -55,6 +55,7 @@ from statestream_server.sessions.placement import Placement
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.tray import Tray
+from statestream_server.sessions.versions import Versions
 from statestream_server.settings import Settings, StartError
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
@@ -202,8 +203,9 @@ def _rooms(settings: Settings, store: Store) -> Server:
     registry.load_all()
     intake = Intake(engine, saver, settings.limits, time.time)
     tray = Tray(intake)
-    placement = Placement(registry, saver, peers, time.time, pass_on=tray.empty)
-    sessions = Sessions(registry, engine, store, saver, peers, placement, contact, time.time)
+    versions = Versions(registry, saver, store)
+    placement = Placement(registry, saver, peers, versions, time.time, pass_on=tray.empty)
+    sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, time.time)
     return Server(
         contact.owner,
         writer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +142,14 @@ class Registry:
         if number not in versions:
             raise self._unknown(name, version)
         return versions[number]
+
+    def columns(self, name: str, version: int) -> Sequence[Column] | None:
+        """The columns of a version's rows, as its file says where it is not loaded; None where it does not say."""
+        served = self._served.get(name, {}).get(version)
+        if served is not None:
+            return served.model.rows.columns if served.model.rows is not None else None
+        folder = next((folder for n, v, folder in repository.scan(self._folder) if (n, v) == (name, version)), None)
+        return repository.columns(folder) if folder is not None else None
 
     def is_default(self, model: Model) -> bool:
         """Whether it is the version that serves when none is asked for."""

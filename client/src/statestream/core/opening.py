@@ -34,6 +34,7 @@ class Opening:
         claims: How often it was tried.
         since: When it was refused for the first time.
         replies: The caller asked for the replies that nobody acknowledged.
+        upgrade: The caller wants sessions of other versions moved to the one it names.
         left: The sessions without an answer.
     """
 
@@ -47,6 +48,7 @@ class Opening:
     claims: int = 0
     since: float = 0.0
     replies: bool = False
+    upgrade: bool = False
     left: set[int] = field(default_factory=set)
 
     def part(self, rows: Ints) -> Opening:
@@ -62,6 +64,7 @@ class Opening:
             self.claims,
             self.since,
             self.replies,
+            self.upgrade,
         )
 
 
@@ -90,6 +93,7 @@ def joined(openings: Sequence[Opening], table: Table) -> list[Opening]:
             opening.uncertain,
             opening.claims,
             opening.ticket is None,
+            opening.upgrade,
         )
         batches = alike.setdefault(kind, [])
         # An id comes once in a frame: who opens it twice claims it twice.
@@ -110,7 +114,7 @@ def _join(openings: list[Opening]) -> Opening:
     rows = [int(opening.rows[0]) for opening in openings if opening.ticket is not None]
     ticket = JoinedTicket(handles, tickets, rows) if tickets else None
     whole = Opening(handles, first.mode, ticket, np.arange(len(handles)) if tickets else first.rows)
-    whole.uncertain, whole.claims = first.uncertain, first.claims
+    whole.uncertain, whole.claims, whole.upgrade = first.uncertain, first.claims, first.upgrade
     whole.since = min((opening.since for opening in openings if opening.since), default=0.0)
     return whole
 

@@ -55,10 +55,11 @@ class Opens:
         initial: dict[str, Array],
         *,
         replies: bool = False,
+        upgrade: bool = False,
     ) -> None:
         """Asks for sessions for the first time, or anew (mode REPLACE)."""
         self._table.incarnation[handles] = self.clock
-        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial, replies=replies)
+        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial, replies=replies, upgrade=upgrade)
         if initial and mode != OPEN_MODE_REPLACE:
             for row, handle in enumerate(handles.tolist()):
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
@@ -132,6 +133,9 @@ class Opens:
             ephemeral=group.ephemeral,
             initial_states=[to_tensor(name, array) for name, array in opening.initial.items()],
             return_replies=opening.replies,
+            # Only the caller's own opening moves a session. It is durable in the new version when the answer comes, so
+            # that the library opens it there ever after; one whose answer was lost is sent again as it was.
+            upgrade=opening.upgrade,
         )
         if table.epoch[handles].any():
             message.seen_epochs = positions_column(table.epoch[handles])

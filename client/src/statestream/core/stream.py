@@ -84,11 +84,15 @@ class StreamCore:
         initial: dict[str, Array] | None = None,
         *,
         replies: bool = False,
+        upgrade: bool = False,
     ) -> OpenTicket:
-        """Opens sessions; the ticket's handles stand for them from now on. With `replies` it has those kept."""
+        """Opens sessions; the ticket's handles stand for them from now on.
+
+        With `replies` it has those that were kept; with `upgrade` sessions of other versions move to the group's.
+        """
         handles = self.table.allocate(group, ids)
         ticket = OpenTicket(handles)
-        self.opens.open(handles, mode, ticket, initial or {}, replies=replies)
+        self.opens.open(handles, mode, ticket, initial or {}, replies=replies, upgrade=upgrade)
         if not len(ids):
             ticket.finish()
         return ticket

@@ -111,6 +111,7 @@ class Client(Catalogue):
         *,
         mode: str = "either",
         version: int | None = None,
+        upgrade: int | bool | None = None,
         initial_state: Mapping[str, Input] | None = None,
         history: Input | None = None,
         return_replies: bool = False,
@@ -122,6 +123,8 @@ class Client(Catalogue):
             id: 1 to 256 bytes, unique within the model.
             mode: "either", "create" (it must not exist), "resume" (it must) or "replace" (it starts anew).
             version: The model's version; the session's own or the default one where left out.
+            upgrade: The version to move the session to (True for the newest) where it is pinned to another: state,
+                position and unacknowledged outputs go along. A new session starts there.
             initial_state: Start values by the name of the state's input, for a session that is new.
             history: Past steps [T, F] to warm up a session that is new; their outputs are dropped.
             return_replies: Bring the outputs that no caller acknowledged: see `Session.replies`.
@@ -130,10 +133,12 @@ class Client(Catalogue):
             ModelNotFound: No such model or version.
             SessionExists: Mode "create", and the id is taken.
             SessionNotFound: Mode "resume", and there is no such session.
+            ModelChanged: The session is pinned to another version than `version`, or its state does not fit that of
+                `upgrade`; it stays as it was.
         """
         ids, anonymous = named_ids(1, None if id is None else [id])
         layout, ticket = self._open(
-            model, ids, mode, version, initial_state, ephemeral=anonymous, replies=return_replies
+            model, ids, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
         )
         session = Session(self, self._link, self._core, layout, ticket, ids[0], ephemeral=anonymous)
         if history is not None and session.created:
@@ -148,6 +153,7 @@ class Client(Catalogue):
         ids: Sequence[str] | None = None,
         mode: str = "either",
         version: int | None = None,
+        upgrade: int | bool | None = None,
         initial_state: Mapping[str, Input] | None = None,
         return_replies: bool = False,
     ) -> Pool:
@@ -159,6 +165,7 @@ class Client(Catalogue):
             ids: Their ids; without them the sessions are new and end with the caller.
             mode: As for `session`.
             version: As for `session`.
+            upgrade: As for `session`; of sessions that are pinned to several versions it makes a pool of one.
             initial_state: Start values by the name of the state's input, for all or [N, …].
             return_replies: Bring the outputs that no caller acknowledged: see `Pool.replies`.
 
@@ -168,20 +175,36 @@ class Client(Catalogue):
         count = n if n is not None else len(ids or ())
         names, anonymous = named_ids(count, ids)
         layout, ticket = self._open(
-            model, names, mode, version, initial_state, ephemeral=anonymous, replies=return_replies
+            model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
         )
         return Pool(self, self._link, self._core, layout, ticket, names, ephemeral=anonymous)
 
-    def restore(self, snapshot: bytes, *, model: str, id: str | None = None, version: int | None = None) -> Session:
+    def restore(
+        self,
+        snapshot: bytes,
+        *,
+        model: str,
+        id: str | None = None,
+        version: int | None = None,
+        upgrade: int | bool | None = None,
+    ) -> Session:
         """Makes a session from a snapshot; one that exists under the id is replaced.
+
+        Args:
+            snapshot: What `Session.snapshot` gave.
+            model: The model's name.
+            id: The session's id; without one it ends with the caller.
+            version: The version; the one it was taken of where left out.
+            upgrade: The version to restore it in although it was taken of another; True for the newest.
 
         Raises:
             SnapshotInvalid: The bytes are damaged or no snapshot.
-            ModelChanged: It is of another model.
+            ModelChanged: It is of another version, or its state does not fit that of `upgrade`.
         """
         (name,), anonymous = named_ids(1, None if id is None else [id])
+        version, moves = calls.wanted_version(version, upgrade)
         request = session_pb2.RestoreSessionRequest(
-            model=model, version=version or 0, session_id=name, snapshot=snapshot
+            model=model, version=version or 0, session_id=name, snapshot=snapshot, upgrade=moves
         )
         response = self._link.unary(
             lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(
@@ -289,31 +312,33 @@ class Client(Catalogue):
         ids: Sequence[str],
         mode: str,
         version: int | None,
+        upgrade: int | bool | None,
         initial_state: Mapping[str, Input] | None,
         *,
         ephemeral: bool,
         replies: bool = False,
     ) -> tuple[Layout, OpenTicket]:
         wire_mode = calls.open_mode(mode)
+        version, moves = calls.wanted_version(version, upgrade)
         initial = None
         if initial_state is not None:
             initial = self._layout(model, version, "session").initial_states(initial_state, len(ids))
         group = calls.group(model, version, ephemeral=ephemeral)
-        ticket = self._link.perform(lambda: self._core.open(group, ids, wire_mode, initial, replies=replies))
+        ticket = self._link.perform(
+            lambda: self._core.open(group, ids, wire_mode, initial, replies=replies, upgrade=moves)
+        )
         try:
             pinned = calls.check_opened(ticket)
             layout = self._layout(model, pinned or version, "session")
         except BaseException:
-            good = np.array(
-                [handle for row, handle in enumerate(ticket.handles.tolist()) if row not in ticket.errors], np.int64
-            )
+            good = np.delete(ticket.handles, np.fromiter(ticket.errors, np.int64))
             if good.size:
                 self._link.do(lambda: self._core.close(good, delete=ephemeral))
             raise
         return layout, ticket
 
     def _adopt(self, model: str, version: int, session_id: str, *, ephemeral: bool) -> Session:
-        layout, ticket = self._open(model, [session_id], "resume", None, None, ephemeral=ephemeral)
+        layout, ticket = self._open(model, [session_id], "resume", None, None, None, ephemeral=ephemeral)
         return Session(self, self._link, self._core, layout, ticket, session_id, ephemeral=ephemeral, made=True)
 
     def _forecast(self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool) -> Any:

@@ -102,7 +102,7 @@ class StreamResponse(_message.Message):
     def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ...) -> None: ...
 
 class OpenFrame(_message.Message):
-    __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies")
+    __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies", "upgrade")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class OpenFrame(_message.Message):
     EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     RETURN_REPLIES_FIELD_NUMBER: _ClassVar[int]
+    UPGRADE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     handles: bytes
@@ -129,7 +130,8 @@ class OpenFrame(_message.Message):
     ephemeral: bool
     initial_states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     return_replies: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., handles: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., writer: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., seen_epochs: _Optional[bytes] = ..., replay_positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., ephemeral: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., return_replies: bool = ...) -> None: ...
+    upgrade: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., handles: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., writer: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., seen_epochs: _Optional[bytes] = ..., replay_positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., ephemeral: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., return_replies: bool = ..., upgrade: bool = ...) -> None: ...
 
 class OpenedFrame(_message.Message):
     __slots__ = ("version", "handles", "epochs", "positions", "durable_positions", "created", "durability", "errors")

@@ -43,16 +43,18 @@ class Session(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., id: _Optional[str] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., residence: _Optional[_Union[Residence, str]] = ..., ephemeral: bool = ..., last_used_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "mode")
+    __slots__ = ("model", "version", "session_id", "mode", "upgrade")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    UPGRADE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
     mode: _inference_pb2.OpenMode
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[_inference_pb2.OpenMode, str]] = ...) -> None: ...
+    upgrade: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[_inference_pb2.OpenMode, str]] = ..., upgrade: bool = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "created")
@@ -129,16 +131,18 @@ class SnapshotSessionResponse(_message.Message):
     def __init__(self, snapshot: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class RestoreSessionRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "snapshot")
+    __slots__ = ("model", "version", "session_id", "snapshot", "upgrade")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    UPGRADE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
     snapshot: bytes
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., snapshot: _Optional[bytes] = ...) -> None: ...
+    upgrade: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., snapshot: _Optional[bytes] = ..., upgrade: bool = ...) -> None: ...
 
 class RestoreSessionResponse(_message.Message):
     __slots__ = ("session",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,10 @@ from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadE
 from statestream_server.models.modelfile import ModelFile
 from statestream_server.models.numpy_rows import NumpyRows
 from statestream_server.models.policies import PaddedRows, SerialisedRows
-from statestream_server.models.rows import Rows, is_batched
+from statestream_server.models.rows import Column, Rows, columns_of, is_batched
 from statestream_server.models.runtime import CPU, DeviceError, Graph, GraphError, providers_for
 
-__all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "load", "load_file", "scan"]
+__all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "columns", "load", "load_file", "scan"]
 
 _log = logging.getLogger(__name__)
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
@@ -70,6 +71,15 @@ def load(
     if (folder / SINGLE).is_file():
         return load_file(folder / SINGLE, name=name, version=version, device=device, batch_policy=batch_policy)
     return load_file(folder / DECODER, name=name, version=version, device=device, batch_policy=batch_policy)
+
+
+def columns(folder: Path) -> Sequence[Column] | None:
+    """The columns of the rows that a version would have, without loading it; None where its files do not say."""
+    try:
+        file = modelfile.read(folder / (SINGLE if (folder / SINGLE).is_file() else DECODER))
+        return columns_of(file.signature)
+    except (ModelLoadError, signatures.SignatureError):
+        return None
 
 
 def load_file(

@@ -74,6 +74,10 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             await self._server.sessions.undisputed(table, rows)
             await self._server.engine.settled(table, rows)
         if int(table.serial[row]) != serial:
+            if self._server.sessions.find(request.model, request.session_id) is not None:
+                raise errors.SessionMoved(
+                    f"session {request.session_id!r} was opened anew meanwhile; send the chunk again"
+                )
             raise errors.SessionNotFound(f"session {request.session_id!r} was closed meanwhile")
         start = self._start(request, table, row, request_id)
         # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
@@ -153,8 +157,10 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         """The session of a unary call: the row where callers without a stream have it, else claimed anew."""
         mode = wire.open_mode(request.mode)
         where = self._server.sessions.find(request.model, request.session_id)
-        if where is not None and mode in (Mode.EITHER, Mode.RESUME) and int(where[0].owner[where[1]]) == UNBOUND:
-            return where
+        if where is not None and mode in (Mode.EITHER, Mode.RESUME):
+            table, row = where
+            if int(table.owner[row]) == UNBOUND and request.version in (0, table.model.version):
+                return where
         return await self._claim(request.model, request.version, request.session_id, mode)
 
     async def _resident(self, model: str, session: str) -> tuple[Table, int]:

@@ -28,7 +28,9 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
         """Opens a session for callers of Step."""
         mode = wire.open_mode(request.mode)
         server = self._server
-        opened = await server.sessions.open_one(request.model, request.version, request.session_id, mode, server.writer)
+        opened = await server.sessions.open_one(
+            request.model, request.version, request.session_id, mode, server.writer, upgrade=request.upgrade
+        )
         described = await self._server.copies.describe(request.model, request.session_id)
         return pb.OpenSessionResponse(session=_message(described), created=bool(opened.created[0]))
 
@@ -67,7 +69,9 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     @unary
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:
         """Makes a session of a snapshot."""
-        made = await self._server.copies.restore(request.model, request.session_id, request.snapshot, request.version)
+        made = await self._server.copies.restore(
+            request.model, request.session_id, request.snapshot, request.version, upgrade=request.upgrade
+        )
         return pb.RestoreSessionResponse(session=_message(made))
 
     @unary

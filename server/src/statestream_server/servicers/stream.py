@@ -216,6 +216,8 @@ class Stream:
             states,
             self._number,
             handles,
+            request.upgrade,
+            request.return_replies,
         )
 
     def _bind(self, handles: Array, part: Opened) -> None:

@@ -170,8 +170,12 @@ class Copies:
         snapshot = Snapshot(model, table.model.digest, position, values)
         return snapshots.dumps(snapshot, table.rows.columns), position
 
-    async def restore(self, model: str, session: str, data: bytes, version: int = 0) -> Description:
+    async def restore(
+        self, model: str, session: str, data: bytes, version: int = 0, *, upgrade: bool = False
+    ) -> Description:
         """Makes a session of a snapshot; an existing one is replaced. Returns when it is durable.
+
+        Without a version it is made in the one whose digest the snapshot names, with `upgrade` in the default one.
 
         Raises:
             SnapshotInvalid: The snapshot is damaged.
@@ -179,10 +183,10 @@ class Copies:
             ModelNotFound, TooManySessions, StoreUnavailable: Nothing was made.
         """
         digest = snapshots.read_metadata(data)["digest"]
-        tables = self._registry.tables(model)
-        match = next((t for t in tables if t.model.digest == digest and version in (0, t.model.version)), None)
+        tables = self._registry.tables(model) if not (version or upgrade) else ()
+        match = next((t for t in tables if t.model.digest == digest), None)
         table = match or self._sessions.table(model, version)
-        snapshot = snapshots.loads(data, table.rows.columns, table.model.digest)
+        snapshot = snapshots.loads(data, table.rows.columns, table.model.digest, moving=upgrade)
         return await self._make(table, session, Mode.REPLACE, snapshot.values, snapshot.position)
 
     async def _make(

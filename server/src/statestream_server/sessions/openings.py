@@ -34,6 +34,8 @@ class Opening:
         initial_states: One array [N, ...] for every state, or None.
         owner: The stream that opens them, or UNBOUND.
         handles: [N] what that stream calls them.
+        upgrade: Whether sessions that are pinned to another version move to this one.
+        replies: Whether the caller wants the replies that nobody acknowledged.
     """
 
     model: str
@@ -49,6 +51,8 @@ class Opening:
     initial_states: Sequence[Array] | None = None
     owner: int = UNBOUND
     handles: Array | None = None
+    upgrade: bool = False
+    replies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,10 @@ class Opened:
     places: Ints
     bindings: Ints
     created: Bools
+
+    def some(self, which: Bools) -> Opened:
+        """Those of the mask [n]."""
+        return Opened(self.table, self.rows[which], self.places[which], self.bindings[which], self.created[which])
 
 
 def check_initial_states(table: Table, states: Sequence[Array], count: int) -> None:
@@ -129,7 +137,7 @@ def pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None])
     refused: dict[int, errors.StatestreamError] = {}
     for place, where in enumerate(held):
         pinned = where[0].model.version if where else opening.version
-        if opening.version and pinned != opening.version and opening.mode != Mode.REPLACE:
+        if opening.version and pinned != opening.version and opening.mode != Mode.REPLACE and not opening.upgrade:
             refused[place] = other_version(opening, place, pinned)
     return refused
 
@@ -138,7 +146,7 @@ def other_version(opening: Opening, place: int, pinned: int) -> errors.ModelChan
     """What the caller is told who asked for another version than the session's."""
     return errors.ModelChanged(
         f"session {opening.ids[place]!r} is pinned to version {pinned}, {opening.version} was asked for;"
-        " open it without a version, or replace it"
+        " open it without a version, move it with upgrade, or replace it"
     )
 
 

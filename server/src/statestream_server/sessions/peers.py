@@ -69,15 +69,19 @@ class Peers:
         Returns:
             The new bindings [n].
         """
+        self.take(table, rows, owner)
+        bindings = np.arange(self._next_binding, self._next_binding + len(rows))
+        self._next_binding += len(rows)
+        table.owner[rows], table.handle[rows], table.binding[rows] = owner, handles, bindings
+        return bindings
+
+    def take(self, table: Table, rows: Ints, owner: int) -> None:
+        """Takes rows from every stream but `owner`, which hears that they moved."""
         self.evict(
             table,
             rows[table.owner[rows] != owner],
             errors.SessionMoved("a newer writer opened the session; open it again only if you mean to take it back"),
         )
-        bindings = np.arange(self._next_binding, self._next_binding + len(rows))
-        self._next_binding += len(rows)
-        table.owner[rows], table.handle[rows], table.binding[rows] = owner, handles, bindings
-        return bindings
 
     def evict(self, table: Table, rows: Ints, error: errors.StatestreamError, *, asker: int = UNBOUND) -> None:
         """Takes rows from whoever has them and says why, but for the stream that asked for it."""

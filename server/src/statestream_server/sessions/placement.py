@@ -20,6 +20,7 @@ from statestream_server.sessions.openings import Opened, Opening, other_version,
 from statestream_server.sessions.peers import Peers
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.versions import Versions
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Claim, Claimed, Verdict
 
@@ -28,12 +29,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Claims that went well, of one table."""
+    """Claims that went well, of one table.
+
+    Attributes:
+        table: The table.
+        places: Which of the opening's columns they are.
+        claimed: What the store answered.
+        stored: What comes from the store; None for rows that are in memory, and for new sessions.
+        moved: Whether they come from another version, and the store has yet to learn it.
+    """
 
     table: Table
     places: list[int]
     claimed: list[Claimed]
     stored: list[Stored | None]
+    moved: list[bool]
 
 
 class Placement:
@@ -44,6 +54,7 @@ class Placement:
         registry: Registry,
         saver: Saver,
         peers: Peers,
+        versions: Versions,
         clock: Callable[[], float],
         *,
         pass_on: Callable[[], None],
@@ -57,49 +68,89 @@ class Placement:
         self._registry = registry
         self._saver = saver
         self._peers = peers
+        self._versions = versions
         self._clock = clock
         self.pass_on = pass_on
 
     def grant(
         self,
         opening: Opening,
+        target: Table,
+        held: Sequence[tuple[Table, int] | None],
         places: Sequence[int],
         claims: Sequence[Claim],
         answers: Sequence[Claimed],
         refused: dict[int, errors.StatestreamError],
     ) -> list[Granted]:
-        """Granted claims by table; the others go to `refused`."""
+        """Granted claims by table; the others go to `refused`. There may be no room for them yet: see `fit`.
+
+        Args:
+            opening: Asked for them.
+            target: The table of the version that is asked for.
+            held: [N] where the opening's sessions are in memory.
+            places: Which of them were claimed.
+            claims: Their claims.
+            answers: What the store answered.
+            refused: Takes what is not granted.
+        """
         groups: dict[int, Granted] = {}
         for place, claim, answer in zip(places, claims, answers, strict=True):
             if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
                 refused[place] = refusal(opening, place, claim, answer)
                 continue
-            if opening.version not in (0, answer.record.version):
-                refused[place] = other_version(opening, place, answer.record.version)
+            where = held[place] if answer.verdict is Verdict.HELD else None
+            # A row in memory knows better than its record, which mode none never writes again.
+            pinned = where[0].model.version if where is not None else answer.record.version
+            if opening.version not in (0, pinned) and not opening.upgrade:
+                refused[place] = other_version(opening, place, pinned)
                 continue
             try:
-                table = self._registry.load(opening.model, answer.record.version).table
-                if table is None:
-                    raise errors.ModelChanged(f"version {answer.record.version} of {opening.model!r} has no memory now")
-                stored = self._decode(table, opening.ids[place], answer)
+                table = target if opening.upgrade else self._table(opening.model, pinned)
+                stored = self._decode(opening, place, table, answer)
             except errors.StatestreamError as error:
                 refused[place] = error
                 continue
-            group = groups.setdefault(id(table), Granted(table, [], [], []))
+            group = groups.setdefault(id(table), Granted(table, [], [], [], []))
             group.places.append(place)
             group.claimed.append(answer)
             group.stored.append(stored)
+            group.moved.append(pinned != table.model.version or answer.record.version != table.model.version)
         return list(groups.values())
 
-    def _decode(self, table: Table, session: str, answer: Claimed) -> Stored | None:
-        record = answer.record
+    def _table(self, model: str, version: int) -> Table:
+        table = self._registry.load(model, version).table
+        if table is None:
+            raise errors.ModelChanged(f"version {version} of {model!r} has no memory now")
+        return table
+
+    def fit(self, group: Granted, keep: Sequence[tuple[Table, Ints]]) -> None:
+        """Makes room for sessions that are not in memory, in the table that they turned out to belong to.
+
+        Args:
+            group: The sessions.
+            keep: Rows that must stay.
+
+        Raises:
+            TooManySessions: Too few sessions can go.
+        """
+        ids = [answer.record.key.id for answer in group.claimed if answer.record is not None]
+        staying = [np.empty(0, np.int64), *(rows for table, rows in keep if table is group.table)]
+        new = sum(session not in group.table.row_of for session in ids)
+        self.make_room(group.table, new, keep=np.concatenate(staying))
+
+    def _decode(self, opening: Opening, place: int, table: Table, answer: Claimed) -> Stored | None:
+        record, session = answer.record, opening.ids[place]
         if answer.verdict is not Verdict.TAKEN or record is None:
             return None
         if record.blob is None:
             if record.position:
                 raise errors.StateLost(f"the record of session {session!r} has a position and no state")
             return None
-        stored = records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
+        if opening.upgrade:
+            self._versions.check_record(opening, place, table, record)
+        stored = records.decode(
+            self._saver.layout(table), record.blob, what=f"session {session!r}", moving=opening.upgrade
+        )
         if not stored.same_bits:
             self._report(table, stored.fingerprint)
         return stored
@@ -122,26 +173,28 @@ class Placement:
     def install(self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None]) -> Opened:
         """Makes rows of granted claims and binds them to their stream. The slab must be still."""
         table, places = group.table, np.asarray(group.places, np.int64)
+        stored_positions = np.asarray([a.record.position for a in group.claimed if a.record], np.uint64)
+        stored, positions = self._lifted(group, held, stored_positions)
         rows = self._rows(opening, group, held)
         verdicts = [answer.verdict for answer in group.claimed]
         created = np.asarray([verdict is Verdict.CREATED for verdict in verdicts])
-        kept = np.asarray([verdict is Verdict.HELD for verdict in verdicts])
+        kept = np.asarray([v is Verdict.HELD and s is None for v, s in zip(verdicts, stored, strict=True)])
         bindings = self._peers.bind(
             table,
             rows,
             opening.owner,
             opening.handles[places] if opening.handles is not None else np.zeros(len(rows), np.uint32),
         )
-        stored_positions = np.asarray([a.record.position for a in group.claimed if a.record], np.uint64)
         table.clear_columns(rows[~kept])
-        fresh = np.asarray([stored is None for stored in group.stored]) & ~kept
+        fresh = np.asarray([item is None for item in stored]) & ~kept
         if fresh.any():
             table.rows.reset(rows[fresh])
         if opening.initial_states is not None and created.any():
             self._initialise(table, rows[created], [array[places[created]] for array in opening.initial_states])
-        self._revive(table, rows, group.stored, stored_positions)
+        self._revive(table, rows, stored, positions)
         table.durable[rows] = stored_positions
         table.dirty[rows[kept & (stored_positions < table.position[rows])]] = True
+        table.dirty[rows[np.asarray(group.moved)]] = True
         table.queued[rows] = table.position[rows]
         table.epoch[rows] = [answer.record.epoch for answer in group.claimed if answer.record]
         table.incarnation[rows] = [answer.record.incarnation for answer in group.claimed if answer.record]
@@ -154,6 +207,24 @@ class Placement:
         table.replies.acknowledge(rows, acked)
         return Opened(table, rows, places, bindings, created)
 
+    def _lifted(
+        self, group: Granted, held: Sequence[tuple[Table, int] | None], positions: Positions
+    ) -> tuple[list[Stored | None], Positions]:
+        """What is written into the rows, and their positions: rows that move here from other tables are read there."""
+        stored, positions = list(group.stored), positions.copy()
+        moving = dict[int, tuple[Table, list[int], list[int]]]()
+        for index, (place, answer) in enumerate(zip(group.places, group.claimed, strict=True)):
+            where = held[place]
+            if where is not None and where[0] is not group.table and answer.verdict is Verdict.HELD:
+                _, indices, rows = moving.setdefault(id(where[0]), (where[0], [], []))
+                indices.append(index)
+                rows.append(where[1])
+        for source, indices, rows in moving.values():
+            positions[indices] = source.position[rows]
+            for index, item in zip(indices, self._versions.lift(source, np.asarray(rows), group.table), strict=True):
+                stored[index] = item
+        return stored, positions
+
     def _rows(self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None]) -> Ints:
         """The rows of granted claims: the ones held, or new ones."""
         table, rows, missing = group.table, np.empty(len(group.places), np.int64), list[int]()
@@ -163,7 +234,9 @@ class Placement:
                 rows[index] = where[1]
                 continue
             if where is not None:
-                where[0].release(np.asarray([where[1]]))
+                other = np.asarray([where[1]])
+                self._peers.take(where[0], other, opening.owner)
+                where[0].release(other)
             missing.append(index)
         if missing:
             new = table.allocate(len(missing))

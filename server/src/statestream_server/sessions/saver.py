@@ -173,6 +173,18 @@ class Saver:
                 self._cycle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._cycle)
 
+    async def write(self, table: Table, rows: Ints) -> None:
+        """Writes rows, by itself and at once; does nothing in mode `none`. Rows that a newer owner has stay dirty.
+
+        For rows that are being claimed: nobody steps them meanwhile, and no checkpoint drops them.
+
+        Raises:
+            StoreUnavailable: The store cannot be written; rows that are not written stay dirty.
+        """
+        if self.mode != Durability.NONE:
+            table.dirty[rows] = True
+            await self._save_rows(table, self.layout(table), rows)
+
     async def checkpoint(self) -> None:
         """Returns once everything that is dirty now is written; at once in mode `none`.
 
@@ -226,22 +238,25 @@ class Saver:
     async def _save(self) -> None:
         """Writes every row that is dirty now."""
         for table, layout in list(self._layouts.values()):
-            dirty = np.flatnonzero(table.dirty & (table.epoch > 0))
-            for start in range(0, len(dirty), _SLICE):
-                async with self._engine.still():
-                    rows = dirty[start : start + _SLICE]
-                    capture = _capture(
-                        table, layout, rows[table.dirty[rows] & (table.epoch[rows] > 0)], self._contact.owner
-                    )
-                    table.dirty[capture.rows] = False
-                asked = self._contact.ask()
-                try:
-                    saved = await self._store.save(capture.records)
-                except BaseException:
-                    same = table.serial[capture.rows] == capture.serials
-                    table.dirty[capture.rows[same]] = True
-                    raise
-                self._settle(table, capture, np.asarray(saved, np.bool_), asked)
+            await self._save_rows(table, layout, np.flatnonzero(table.dirty & (table.epoch > 0)))
+
+    async def _save_rows(self, table: Table, layout: Layout, dirty: Ints) -> None:
+        """Writes those of the rows that are dirty still when their turn comes."""
+        for start in range(0, len(dirty), _SLICE):
+            async with self._engine.still():
+                rows = dirty[start : start + _SLICE]
+                capture = _capture(
+                    table, layout, rows[table.dirty[rows] & (table.epoch[rows] > 0)], self._contact.owner
+                )
+                table.dirty[capture.rows] = False
+            asked = self._contact.ask()
+            try:
+                saved = await self._store.save(capture.records)
+            except BaseException:
+                same = table.serial[capture.rows] == capture.serials
+                table.dirty[capture.rows[same]] = True
+                raise
+            self._settle(table, capture, np.asarray(saved, np.bool_), asked)
 
     def _settle(self, table: Table, capture: _Capture, saved: np.ndarray, asked: Asked) -> None:
         rows = capture.rows

@@ -23,8 +23,10 @@ from statestream_server.sessions.openings import (
     pinned_elsewhere,
 )
 from statestream_server.sessions.peers import Peers, Sleeper
-from statestream_server.sessions.placement import Placement
+from statestream_server.sessions.placement import Granted, Placement
 from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.versions import Versions
+from statestream_server.settings import Durability
 from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Store, Verdict
 
 
@@ -39,6 +41,7 @@ class Sessions:
         saver: Saver,
         peers: Peers,
         placement: Placement,
+        versions: Versions,
         contact: Contact,
         clock: Callable[[], float],
     ) -> None:
@@ -51,6 +54,7 @@ class Sessions:
         self._saver = saver
         self._peers = peers
         self.placement = placement
+        self._versions = versions
         self._contact = contact
         self._clock = clock
         self._leaving: set[asyncio.Task[None]] = set()
@@ -85,22 +89,62 @@ class Sessions:
             held = [self.find(opening.model, session) for session in opening.ids]
             held = await self._settled(opening, held)
             here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
-            self.placement.make_room(table, sum(where is None for where in held), keep=here)
+            coming = [where is None or (opening.upgrade and where[0] is not table) for where in held]
+            self.placement.make_room(table, sum(coming), keep=here)
             refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
-            places = [place for place in range(len(opening.ids)) if place not in refused]
-            claims = [self._claim(opening, table, place, held[place]) for place in places]
             with _claiming([where for where in held if where is not None]):
+                if opening.upgrade:
+                    refused |= await self._versions.prepare(opening, table, held)
+                places = [place for place in range(len(opening.ids)) if place not in refused]
+                claims = [self._claim(opening, table, place, held[place]) for place in places]
                 asked = self._contact.ask()
                 answers = await self._store.claim(claims)
-                granted = self.placement.grant(opening, places, claims, answers, refused)
+                granted = self.placement.grant(opening, table, held, places, claims, answers, refused)
+                granted = [group for group in granted if self._fits(group, held, refused)]
                 async with self._engine.still():
                     opened = [self.placement.install(opening, group, held) for group in granted]
                 for part in opened:
                     self._contact.answered(asked, part.table, part.rows)
+                if opening.upgrade:
+                    opened = [
+                        await self._moved(opening, part, np.asarray(group.moved), refused)
+                        for part, group in zip(opened, granted, strict=True)
+                    ]
             if opening.initial_states is not None:
                 for part in opened:
                     await self._saver.flush(part.table, part.rows[part.created])
             return opened, refused
+
+    def _fits(
+        self, group: Granted, held: Sequence[tuple[Table, int] | None], refused: dict[int, errors.StatestreamError]
+    ) -> bool:
+        try:
+            self.placement.fit(group, [(where[0], np.asarray([where[1]])) for where in held if where is not None])
+        except errors.TooManySessions as error:
+            refused.update(dict.fromkeys(group.places, error))
+            return False
+        return True
+
+    async def _moved(
+        self, opening: Opening, part: Opened, moved: Bools, refused: dict[int, errors.StatestreamError]
+    ) -> Opened:
+        """Saves sessions that came from another version; those that are open then.
+
+        Until their record is of the new version, no step of it may be answered: after a crash it would be repeated by
+        the old one. A session that cannot be saved leaves memory: the store has its last step, in one of the versions.
+        """
+        table, rows = part.table, part.rows[moved]
+        failed: errors.StatestreamError = errors.SessionMoved("another server opened the session while it moved")
+        with _claiming([(table, row) for row in rows.tolist()]):
+            try:
+                await self._saver.write(table, rows)
+            except errors.StoreUnavailable as error:
+                failed = error
+            unsaved = moved & table.dirty[part.rows] & (self._saver.mode != Durability.NONE)
+        refused.update(dict.fromkeys(part.places[unsaved].tolist(), failed))
+        self.detach(table, part.rows[unsaved])
+        self.drop(table, part.rows[unsaved], failed)
+        return part.some(~unsaved)
 
     async def undisputed(self, table: Table, rows: Ints) -> None:
         """Returns when no claim on these rows is on its way: what came meanwhile waits to see who has them."""
@@ -109,7 +153,15 @@ class Sessions:
                 pass
 
     async def open_one(
-        self, model: str, version: int, session: str, mode: Mode, writer: bytes, *, ephemeral: bool = False
+        self,
+        model: str,
+        version: int,
+        session: str,
+        mode: Mode,
+        writer: bytes,
+        *,
+        ephemeral: bool = False,
+        upgrade: bool = False,
     ) -> Opened:
         """Opens one session for a caller that has no stream and no incarnations of its own.
 
@@ -121,7 +173,17 @@ class Sessions:
         nothing, incarnation = np.zeros(1, np.uint64), int(self._clock() * 1e6)
         for _ in range(2):
             opening = Opening(
-                model, version, [session], mode, writer, incarnation, nothing, nothing, nothing, ephemeral
+                model,
+                version,
+                [session],
+                mode,
+                writer,
+                incarnation,
+                nothing,
+                nothing,
+                nothing,
+                ephemeral,
+                upgrade=upgrade,
             )
             opened, refused = await self.open(opening)
             if opened:
@@ -173,7 +235,8 @@ class Sessions:
             ModelNotFound: It is not served.
             Unsupported: It has no memory.
         """
-        served = self._registry.get(model, version)
+        # An older version is loaded when somebody asks for it by its number.
+        served = self._registry.load(model, version) if version else self._registry.get(model)
         if served.table is None or served.model.kind != "session":
             verb = "predict" if served.model.kind == "predict" else "generate"
             raise errors.Unsupported(f"model {model!r} has no sessions; call {verb} instead")
@@ -216,8 +279,6 @@ class Sessions:
         )  # fmt: skip
         async with self.lock:
             table = self.table(keys[0].model)
-            here = [rows for other, rows in keep if other is table]
-            self.placement.make_room(table, len(keys), keep=np.concatenate([np.empty(0, np.int64), *here]))
             refused: dict[int, errors.StatestreamError] = {}
             places, answers = list[int](), list[Claimed]()
             asked = self._contact.ask()
@@ -230,9 +291,12 @@ class Sessions:
                     places.append(place)
                     answers.append(Claimed(Verdict.TAKEN, record))
             claims = [self._claim(opening, table, place, None) for place in places]
-            granted = self.placement.grant(opening, places, claims, answers, refused)
+            nowhere = [None] * len(keys)
+            granted = self.placement.grant(opening, table, nowhere, places, claims, answers, refused)
+            for group in granted:
+                self.placement.fit(group, keep)
             async with self._engine.still():
-                opened = [self.placement.install(opening, group, [None] * len(keys)) for group in granted]
+                opened = [self.placement.install(opening, group, nowhere) for group in granted]
             for part in opened:
                 self._contact.answered(asked, part.table, part.rows)
             return opened, refused

@@ -51,18 +51,26 @@ def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
     return bytes(write_safetensors(tensors, metadata))
 
 
-def loads(data: bytes, columns: Sequence[Column], digest: str) -> Snapshot:
+def loads(data: bytes, columns: Sequence[Column], digest: str, *, moving: bool = False) -> Snapshot:
     """Reads a snapshot for the model of that digest.
+
+    Args:
+        data: What `dumps` wrote.
+        columns: The model's.
+        digest: The model's.
+        moving: Whether the snapshot may be of another model whose columns are the same.
 
     Raises:
         SnapshotInvalid: It is damaged, or no snapshot.
         ModelChanged: It is of another model.
     """
     metadata = read_metadata(data)
-    if metadata["digest"] != digest:
+    if metadata["digest"] != digest and moving:
+        _check_columns(data, columns)
+    elif metadata["digest"] != digest:
         raise errors.ModelChanged(
             f"the snapshot is of a model with digest {metadata['digest'][:12]}…, this one has {digest[:12]}…;"
-            " restore it where that version is served"
+            " restore it where that version is served, or with upgrade where the states are the same"
         )
     try:
         raw = dict(read_safetensors(data))  # type: ignore[no-untyped-call]
@@ -97,6 +105,32 @@ def read_metadata(data: bytes) -> dict[str, str]:
             f"the snapshot is of format {metadata['format']!r}; this release reads {_FORMAT!r}"
         )
     return dict(metadata)
+
+
+def _check_columns(data: bytes, columns: Sequence[Column]) -> None:
+    """Checks that a snapshot's tensors are the columns of a model, whatever its weights.
+
+    Raises:
+        ModelChanged: They are not; names the first that differs.
+        SnapshotInvalid: They cannot be read.
+    """
+    try:
+        came = {name: (tensor["dtype"], list(tensor["shape"])) for name, tensor in read_safetensors(data)}  # type: ignore[no-untyped-call]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise errors.SnapshotInvalid(f"the snapshot is damaged: {error}") from error
+    zeros = {column.name: np.zeros(column.shape, column.dtype) for column in columns}
+    expected = {
+        name: (tensor["dtype"], list(tensor["shape"]))
+        for name, tensor in read_safetensors(write_safetensors(zeros))  # type: ignore[no-untyped-call]
+    }
+    for name in [*expected, *came]:
+        if came.get(name) != expected.get(name):
+            shown = [f"{found[0]}{found[1]}" if found else "nothing" for found in (came.get(name), expected.get(name))]
+            raise errors.ModelChanged(
+                f"the snapshot is of a version that keeps another state: {name!r} came as {shown[0]}, expected is"
+                f" {shown[1]}; restore it where its own version is served",
+                metadata={"column": name, "came": shown[0], "expected": shown[1]},
+            )
 
 
 def _checksum(position: int, tensors: dict[str, Array]) -> str:

@@ -1,0 +1,161 @@
+"""Moving sessions to another version of their model: what must be the same, and what is carried.
+
+A session moves with its position, its state and its kept replies. Its state means the same where the columns of both
+versions' rows have the same names, dtypes and shapes, in the same order; nothing else is compared, the weights may
+differ. A record says by digests what it holds, so the version it was written by need not be there any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import numpy as np
+
+from statestream import errors
+from statestream_server.arrays import Ints
+from statestream_server.engine.table import Table
+from statestream_server.models.rows import Column
+from statestream_server.registry import Registry
+from statestream_server.sessions import records
+from statestream_server.sessions.openings import Opening
+from statestream_server.sessions.records import Stored
+from statestream_server.sessions.saver import Saver
+from statestream_server.stores.base import TENANT, Key, Mode, Record, Store
+
+
+class Versions:
+    """Knows which sessions can move to a version, and takes their rows along."""
+
+    def __init__(self, registry: Registry, saver: Saver, store: Store) -> None:
+        """Sessions are rows of the registry's tables, or records of the store."""
+        self._registry = registry
+        self._saver = saver
+        self._store = store
+
+    async def prepare(
+        self, opening: Opening, table: Table, held: Sequence[tuple[Table, int] | None]
+    ) -> dict[int, errors.StatestreamError]:
+        """Finds the sessions that cannot move to `table`, and saves the rows that will, as they are.
+
+        Nothing is claimed yet: a session that cannot move stays as it is. One that can is in the store up to its last
+        step, so that it can be let go wherever the move itself ends.
+
+        Args:
+            opening: Asks for the move.
+            table: Of the version that is asked for.
+            held: [N] where the sessions are in memory.
+
+        Raises:
+            StoreUnavailable: Nothing moved.
+        """
+        refused = dict[int, errors.StatestreamError]()
+        if opening.mode in (Mode.CREATE, Mode.REPLACE):
+            return refused
+        stored = [place for place, where in enumerate(held) if where is None]
+        keys = [Key(TENANT, opening.model, opening.ids[place]) for place in stored]
+        for place, record in zip(stored, await self._store.load(keys) if keys else (), strict=True):
+            try:
+                if record is not None:
+                    self.check_record(opening, place, table, record)
+            except errors.StatestreamError as error:
+                refused[place] = error
+        moving = dict[int, tuple[Table, list[int]]]()
+        for place, where in enumerate(held):
+            if where is None or where[0] is table:
+                continue
+            try:
+                self._check_row(opening, place, table, *where)
+                moving.setdefault(id(where[0]), (where[0], []))[1].append(where[1])
+            except errors.ModelChanged as error:
+                refused[place] = error
+        for source, rows in moving.values():
+            await self._saver.write(source, np.asarray(rows, np.int64))
+        return refused
+
+    def check_record(self, opening: Opening, place: int, table: Table, record: Record) -> None:
+        """Checks that a stored session can go on in `table`.
+
+        Raises:
+            ModelChanged: Its state, or replies that the caller wants, do not fit that version.
+            StateLost, StoreUnavailable: The record is damaged, or of a newer release.
+        """
+        if record.blob is None:
+            return
+        layout, session = self._saver.layout(table), opening.ids[place]
+        header = records.read_header(record.blob, what=f"session {session!r}")
+        if header.model == layout.model:
+            return
+        old = record.version
+        if header.columns != layout.columns_digest:
+            raise _other_columns(opening, place, old, table, self._registry.columns(opening.model, old))
+        if header.outputs != layout.outputs_digest and header.replies and opening.replies:
+            raise _other_outputs(opening, place, old, table, header.replies)
+
+    def _check_row(self, opening: Opening, place: int, table: Table, source: Table, row: int) -> None:
+        old, new = self._saver.layout(source), self._saver.layout(table)
+        kept = int(source.replies.count[row])
+        if old.columns_digest != new.columns_digest:
+            raise _other_columns(opening, place, source.model.version, table, old.columns)
+        if old.outputs_digest != new.outputs_digest and kept and opening.replies:
+            raise _other_outputs(opening, place, source.model.version, table, kept)
+
+    def lift(self, source: Table, rows: Ints, table: Table) -> list[Stored]:
+        """Rows as records of `table`'s version would have them. The slabs must be still.
+
+        Replies whose outputs that version does not have are left out.
+        """
+        layout = self._saver.layout(table)
+        carried = self._saver.layout(source).outputs_digest == layout.outputs_digest
+        values = source.rows.read(rows)
+        return [
+            Stored(
+                [array[index] for array in values],
+                source.replies.replies(row) if carried else [],
+                int(source.acked[row]),
+                int(source.request[row]),
+                same_bits=True,
+                fingerprint=layout.fingerprint,
+            )
+            for index, row in enumerate(rows.tolist())
+        ]
+
+
+def difference(came: Sequence[Column], expected: Sequence[Column]) -> tuple[str, str, str] | None:
+    """The first column in which two rows differ: its name, what came and what was expected; None where none does."""
+    for one, other in zip_longest(came, expected):
+        if one != other:
+            return (other if one is None else one).name, _spelled(one), _spelled(other)
+    return None
+
+
+def _spelled(column: Column | None) -> str:
+    return "nothing" if column is None else f"{column.name!r} {column.dtype}{list(column.shape)}"
+
+
+def _other_columns(
+    opening: Opening, place: int, old: int, table: Table, columns: Sequence[Column] | None
+) -> errors.ModelChanged:
+    new, metadata = table.model.version, {"version": str(old)}
+    found = difference(columns, table.rows.columns) if columns is not None else None
+    if found is None:
+        what = f"version {old} is not in the models folder as it was, so what differs cannot be told"
+    else:
+        name, came, expected = found
+        what = f"its state has {came}, expected is {expected}"
+        metadata |= {"column": name, "came": came, "expected": expected}
+    return errors.ModelChanged(
+        f"session {opening.ids[place]!r} stays with version {old} of {opening.model!r}, because version {new} keeps"
+        f" another state: {what}. Open it without upgrade to go on with version {old}, upgrade it to a version that"
+        f" keeps the same state, or start it anew (mode replace)",
+        metadata=metadata,
+    )
+
+
+def _other_outputs(opening: Opening, place: int, old: int, table: Table, kept: int) -> errors.ModelChanged:
+    return errors.ModelChanged(
+        f"session {opening.ids[place]!r} stays with version {old} of {opening.model!r}: nobody acknowledged {kept} of"
+        f" its replies, which the caller wants, and version {table.model.version} has other outputs. Take the replies"
+        f" with version {old} first, or open it without them",
+        metadata={"version": str(old), "replies": str(kept)},
+    )
