@@ -17,7 +17,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from tests.client.world import FEATURES, MODEL, Stream, World, split
 
-LANE = Lane(MODEL, 1, ("x",), (np.dtype("<f4"),), ((FEATURES,),), 4 * FEATURES)
+LANE = Lane(MODEL, 1, ("x",), ("float32",), ((FEATURES,),), 4 * FEATURES)
 
 
 def make_core(**kwargs: object) -> StreamCore:
@@ -78,7 +78,7 @@ class Wire:
 
     def step(self, handle: int, x: np.ndarray) -> StepTicket:
         x = np.asarray(x, np.float32).reshape(-1, FEATURES)
-        ticket = StepTicket(LANE, int(handle), (x.reshape(-1),), len(x), single=False)
+        ticket = StepTicket(LANE, int(handle), (x.tobytes(),), len(x), single=False)
         self.core.step(ticket)
         return ticket
 
@@ -175,8 +175,8 @@ def test_a_chunk_refused_for_a_while_is_sent_again_by_itself(wire: Wire) -> None
 
 def test_a_step_too_large_for_a_message_is_refused_here(wire: Wire) -> None:
     (handle,) = wire.open("a")
-    lane = Lane(MODEL, 1, ("x",), (np.dtype("<f4"),), ((2 << 20,),), 8 << 20)
-    ticket = StepTicket(lane, int(handle), (np.zeros(2 << 20, np.float32),), 1, single=True)
+    lane = Lane(MODEL, 1, ("x",), ("float32",), ((2 << 20,),), 8 << 20)
+    ticket = StepTicket(lane, int(handle), (bytes(8 << 20),), 1, single=True)
     wire.core.step(ticket)
     assert isinstance(ticket.error, errors.BadTensor)
     assert "8,388,608 bytes" in ticket.error.message

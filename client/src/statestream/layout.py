@@ -45,7 +45,8 @@ class Layout:
             step_bytes = sum(
                 math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, self.dtypes, strict=True)
             )
-            lane = Lane(self.model.name, self.model.version, self.names, self.dtypes, shapes, step_bytes)
+            dtypes = tuple(spec.dtype for spec in self.inputs)
+            lane = Lane(self.model.name, self.model.version, self.names, dtypes, shapes, step_bytes)
             self._lanes[shapes] = lane
         return lane
 
@@ -57,16 +58,16 @@ class Layout:
         """
         plain = self._plain
         if plain is not None and type(x) is np.ndarray and x.shape == plain[1] and x.dtype == plain[2]:
-            return StepTicket(plain[0], handle, (x.flatten(),), 1, single=True)
+            return StepTicket(plain[0], handle, (x.tobytes(),), 1, single=True)
         arrays, steps, single = self._read(x)
         lane = self._lane or self.lane(self._shapes(arrays, 0 if single else 1))
         most = min(max_steps, max(1, CHUNK_BYTES // max(1, lane.step_bytes)))
         if steps <= most:
-            return StepTicket(lane, handle, tuple(array.reshape(-1) for array in arrays), steps, single)
+            return StepTicket(lane, handle, tuple(array.tobytes() for array in arrays), steps, single)
         parts = []
         for low in range(0, steps, most):
             high = min(low + most, steps)
-            part = tuple(array[low:high].reshape(-1) for array in arrays)
+            part = tuple(array[low:high].tobytes() for array in arrays)
             parts.append(StepTicket(lane, handle, part, high - low, single=False))
         return PartsTicket(parts)
 

@@ -93,12 +93,7 @@ class Link:
         if self._closed:
             self.check()
         future: asyncio.Future[None] = self._loop.create_future()
-
-        def notify() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        ticket.notify = notify
+        ticket.waiter = future
         self.core.step(ticket)
         self._stirred.set()
         return future
@@ -117,8 +112,7 @@ class Link:
         ticket = make()
         self._stirred.set()
         if not ticket.done:
-            future: asyncio.Future[None] = self._loop.create_future()
-            ticket.notify = lambda: None if future.done() else future.set_result(None)
+            ticket.waiter = future = self._loop.create_future()
             await future
         if ticket.error is not None:
             raise ticket.error

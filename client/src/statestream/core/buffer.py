@@ -38,11 +38,7 @@ class ReplayBuffer:
 
     def add(self, block: Block) -> None:
         """Keeps a block whose bytes are already counted in `bytes`."""
-        refs = self._table.refs
-        if block.solo >= 0:
-            refs[block.solo] = refs.item(block.solo) + 1
-        else:
-            refs[block.handles] += 1
+        block.keep(self._table)
         self._blocks.append(block)
 
     def replace(self, blocks: list[Block]) -> None:
@@ -79,7 +75,7 @@ class ReplayBuffer:
             return True
         kept: deque[Block] = deque()
         for block in self._blocks:
-            if self._releasable(block) or (lose and block.answered and not self.has_room(nbytes)):
+            if self._releasable(block) or (lose and not block.left and not self.has_room(nbytes)):
                 self._drop(block)
             else:
                 kept.append(block)
@@ -87,29 +83,8 @@ class ReplayBuffer:
         return self.has_room(nbytes)
 
     def _releasable(self, block: Block) -> bool:
-        if not block.answered:
-            return False
-        if self.ephemeral_server:
-            return True
-        durable = self._table.durable
-        if block.solo >= 0:
-            return durable.item(block.solo) >= block.ends.item(0)
-        return bool((durable[block.handles] >= block.ends).all())
+        return not block.left and (self.ephemeral_server or block.is_durable(self._table))
 
     def _drop(self, block: Block) -> None:
-        table = self._table
         self.bytes -= block.nbytes
-        if block.solo >= 0 and block.dead is None:
-            solo, end = block.solo, block.ends.item(0)
-            table.refs[solo] = table.refs.item(solo) - 1
-            if table.floor.item(solo) < end:
-                table.floor[solo] = end
-            return
-        table.refs[block.handles] -= 1
-        floors = table.floor[block.handles]
-        ends = block.ends
-        if block.dead is not None:
-            ends = ends.copy()
-            ends[block.dead] = 0
-        floors[floors < ends] = ends[floors < ends]
-        table.floor[block.handles] = floors
+        block.drop(self._table)

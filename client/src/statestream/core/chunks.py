@@ -6,10 +6,11 @@ from collections import deque
 
 import numpy as np
 
-from statestream.core.blocks import Block, cut, gather, merge_neighbours
+from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
+from statestream.core.forming import alone, cut, gather, merge_neighbours
 from statestream.core.table import DURABLE_FOREVER, State, Table
-from statestream.core.tickets import DISCARD, Discard, Lane, PoolTicket, Singles, StepTicket, again
+from statestream.core.tickets import DISCARD, OVERHEAD, Discard, Lane, PoolTicket, StepTicket, again
 from statestream.errors import SessionMoved, StatestreamError
 from statestream.wire import Ints, Mask
 
@@ -38,6 +39,7 @@ class Chunks:
         self.max_bytes_in_flight = 16 << 20
         self.lose_when_full = False
         self.singles: dict[Lane, list[StepTicket]] = {}
+        """Steps that wait, by lane; a lane without any is not in it."""
         self.unsent: list[Block] = []
         self.in_flight: dict[int, Block] = {}
         self.bytes_in_flight = 0
@@ -73,7 +75,7 @@ class Chunks:
 
     def cancel(self, ticket: StepTicket) -> None:
         """Drops a chunk that is not framed and has nothing behind it; any other stays and runs unheard."""
-        ticket.notify = None
+        ticket.waiter = None
         if ticket.done or ticket.framed:
             return
         if ticket.start < 0:
@@ -82,7 +84,10 @@ class Chunks:
             return
         table, handle = self._table, ticket.handle
         if table.next[handle] == ticket.start + ticket.steps:
-            self.singles[ticket.lane].remove(ticket)
+            waiting = self.singles[ticket.lane]
+            waiting.remove(ticket)
+            if not waiting:
+                del self.singles[ticket.lane]
             table.next[handle] = ticket.start
             self._buffer.bytes -= ticket.nbytes
 
@@ -138,8 +143,8 @@ class Chunks:
         ready: list[Block] = []
         if self.unsent:
             self._fill_blocks(ready)
-        for lane, tickets in self.singles.items():
-            if tickets and self.bytes_in_flight <= self.max_bytes_in_flight:
+        for lane, tickets in [*self.singles.items()]:
+            if self.bytes_in_flight <= self.max_bytes_in_flight:
                 self._fill_singles(lane, tickets, ready)
         return ready
 
@@ -156,48 +161,63 @@ class Chunks:
                 break
             sendable = self._sendable(block.handles, block.starts)
             if sendable.all():
-                self._mark(block)
-                ready.append(block)
+                self._depart(block, ready)
             elif sendable.any():
-                part = self._detach(block, sendable)
-                self._mark(part)
-                ready.append(part)
+                self._depart(self._detach(block, sendable), ready)
                 rest.append(self._detach(block, ~sendable))
             else:
                 rest.append(block)
         self.unsent = rest
 
     def _fill_singles(self, lane: Lane, tickets: list[StepTicket], ready: list[Block]) -> None:
-        if len(tickets) == 1:
-            sendable = self._sendable_one(tickets[0].handle, tickets[0].start)
-            chosen, rest = (tickets, []) if sendable else ([], tickets)
-        else:
-            handles = np.array([ticket.handle for ticket in tickets], np.int64)
-            mask = self._sendable(handles, np.array([ticket.start for ticket in tickets], np.int64))
-            if mask.all():
-                chosen, rest = tickets, []
-            else:
-                flags = mask.tolist()
-                chosen = [ticket for ticket, ok in zip(tickets, flags, strict=True) if ok]
-                rest = [ticket for ticket, ok in zip(tickets, flags, strict=True) if not ok]
-        if len(self.in_flight) >= BUSY_FRAMES and len(chosen) * GATHER < self.sessions_in_flight:
+        if self._gathering(len(tickets)):
             return
-        self.singles[lane] = rest
-        low = 0
-        while low < len(chosen):
-            high, nbytes, counted = low, 0, 0
-            while high < len(chosen) and (high == low or nbytes < FRAME_BYTES) and high - low < FRAME_SINGLES:
-                nbytes += chosen[high].steps * lane.step_bytes
-                counted += chosen[high].nbytes
-                high += 1
-            block = gather(chosen[low:high])
-            for ticket in chosen[low:high]:
-                ticket.framed = True
-            self._buffer.bytes += block.nbytes - counted
-            self._buffer.add(block)
-            self._mark(block)
-            ready.append(block)
-            low = high
+        if len(tickets) == 1:
+            self._fill_single(tickets[0], ready)
+            return
+        handles = np.array([ticket.handle for ticket in tickets], np.int64)
+        starts = np.array([ticket.start for ticket in tickets], np.int64)
+        ok = self._sendable(handles, starts)
+        rest: list[StepTicket] = []
+        if not ok.all():
+            flags = ok.tolist()
+            rest = [ticket for ticket, chosen in zip(tickets, flags, strict=True) if not chosen]
+            tickets = [ticket for ticket, chosen in zip(tickets, flags, strict=True) if chosen]
+            handles, starts = handles[ok], starts[ok]
+            if not tickets or self._gathering(len(tickets)):
+                return
+        if rest:
+            self.singles[lane] = rest
+        else:
+            del self.singles[lane]
+        most = FRAME_BYTES // max(1, lane.step_bytes * max([ticket.steps for ticket in tickets]))
+        most = max(1, min(most, FRAME_SINGLES))
+        for low in range(0, len(tickets), most):
+            part = slice(low, low + most)
+            self._frame(tickets[part], gather(tickets[part], handles[part], starts[part]), ready)
+
+    def _fill_single(self, ticket: StepTicket, ready: list[Block]) -> None:
+        table, handle = self._table, ticket.handle
+        if (
+            table.sent.item(handle) == ticket.start
+            and table.state.item(handle) == _OPEN
+            and table.in_flight.item(handle) < self.window
+            and table.stale.item(handle) == 0
+        ):
+            del self.singles[ticket.lane]
+            self._frame([ticket], alone(ticket), ready)
+
+    def _gathering(self, steps: int) -> bool:
+        """Whether so many single steps wait until others join them."""
+        return len(self.in_flight) >= BUSY_FRAMES and steps * GATHER < self.sessions_in_flight
+
+    def _frame(self, tickets: list[StepTicket], block: Block, ready: list[Block]) -> None:
+        for ticket in tickets:
+            ticket.framed = True
+        # Each was counted as a block of its own so far.
+        self._buffer.bytes -= OVERHEAD * (len(tickets) - 1)
+        self._buffer.add(block)
+        self._depart(block, ready)
 
     def _sendable(self, handles: Ints, starts: Ints) -> Mask:
         table = self._table
@@ -207,35 +227,18 @@ class Chunks:
         ok &= table.stale[handles] == 0
         return ok
 
-    def _sendable_one(self, handle: int, start: int) -> bool:
-        table = self._table
-        return (
-            table.sent.item(handle) == start
-            and table.state.item(handle) == _OPEN
-            and table.in_flight.item(handle) < self.window
-            and table.stale.item(handle) == 0
-        )
-
-    def _mark(self, block: Block) -> None:
-        table, solo = self._table, block.solo
-        if solo >= 0:
-            table.sent[solo] = block.ends.item(0)
-            table.in_flight[solo] = table.in_flight.item(solo) + 1
-        else:
-            table.sent[block.handles] = block.ends
-            table.in_flight[block.handles] += 1
+    def _depart(self, block: Block, ready: list[Block]) -> None:
+        block.depart(self._table)
         self.bytes_in_flight += block.nbytes
-        if isinstance(block.sink, Singles) and isinstance(block.lengths, int) and block.lengths == 1:
-            block.fresh = int(np.count_nonzero(table.in_flight[block.handles] == 1))
-            self.sessions_in_flight += block.fresh
+        self.sessions_in_flight += block.fresh
+        ready.append(block)
 
     def _detach(self, block: Block, mask: Mask) -> Block:
         """Some chunks of a block as a block of their own; in the old one they are dead."""
         rows = np.flatnonzero(mask)
         part = block.take(rows)
         self._keep(part)
-        waiting = block.still_waiting()
-        waiting[rows] = False
+        block.settle(rows)
         for row in rows.tolist():
             block.kill(row)
         return part
@@ -248,7 +251,7 @@ class Chunks:
         at = next(number for number, other in enumerate(self.unsent) if other is block)
         others = block.handles != handle
         self.unsent[at : at + 1] = [self._detach(block, others)] if others.any() else []
-        block.still_waiting()[:] = False
+        block.settle(slice(None))
         block.kill(int(rows[0]))
         return int(rows[0])
 
@@ -298,9 +301,11 @@ class Chunks:
             row = self._drop_unsent(block, handle)
             if row >= 0:
                 block.sink.fail(row, again(error))
-        for lane, tickets in self.singles.items():
+        for lane, tickets in [*self.singles.items()]:
             gone = [ticket for ticket in tickets if ticket.handle == handle]
-            if gone:
+            if len(gone) == len(tickets):
+                del self.singles[lane]
+            elif gone:
                 self.singles[lane] = [ticket for ticket in tickets if ticket.handle != handle]
             for ticket in gone:
                 self._buffer.bytes -= ticket.nbytes
@@ -328,14 +333,12 @@ class Chunks:
             block.frame = block.fresh = 0
             if isinstance(block.sink, Discard):
                 continue
-            alive = block.still_waiting()
             if block.dead is not None:
-                alive &= ~block.dead
-            if alive.all():
-                block.waiting = None
+                block.settle(np.flatnonzero(block.dead))
+            if block.left == len(block):
                 unsent.append(block)
-            elif alive.any():
-                unsent.append(self._detach(block, alive.copy()))
+            elif block.left:
+                unsent.append(self._detach(block, block.still_waiting()))
         unsent.extend(block for block in self.unsent if not isinstance(block.sink, Discard))
         self.unsent = unsent
         self.in_flight.clear()
@@ -355,9 +358,9 @@ class Chunks:
         if (positions < table.answered[handles]).any():
             for block in self._buffer:
                 need: Mask = block.starts >= behind[block.handles]
-                if block.waiting is None:
+                if block.left == len(block):
                     continue
-                need &= ~block.waiting
+                need &= ~block.still_waiting()
                 if block.dead is not None:
                     need &= ~block.dead
                 if need.any():

@@ -8,7 +8,7 @@ import numpy as np
 
 from statestream.core.stream import StreamCore
 from statestream.core.table import State
-from statestream.core.tickets import ControlTicket
+from statestream.core.tickets import Callback, ControlTicket
 from statestream.v1.inference_pb2 import DURABILITY_MODE_INTERVAL
 
 
@@ -39,6 +39,6 @@ def leave(core: StreamCore, notify: Callable[[], None]) -> None:
             notify()
 
     for ticket in tickets:
-        ticket.notify = count
+        ticket.waiter = Callback(count)
     if not tickets:
         notify()

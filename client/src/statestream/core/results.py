@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from statestream import errors
-from statestream.core.blocks import Block
+from statestream.core.blocks import Block, answer
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.table import State, Table
@@ -62,15 +62,12 @@ class Results:
         count = len(result.handles) // 4
         if (
             block is not None
-            and block.waiting is None
+            and block.left == len(block)
             and block.dead is None
             and result.handles == block.handle_bytes
             and result.positions == block.position_bytes
         ):
-            if block.solo >= 0:
-                self._complete_solo(block, outputs, int.from_bytes(result.durable_positions, "little"))
-            else:
-                self._complete(block, None, outputs, read_positions(result.durable_positions, count))
+            self._complete(block, outputs, result.durable_positions)
         elif count:
             self._match(frame, result, outputs, read_positions(result.durable_positions, count))
         for row_error in result.errors:
@@ -144,62 +141,35 @@ class Results:
             index = (answers[:, np.newaxis] * lengths + np.arange(lengths)).reshape(-1)
         else:
             offsets = (np.cumsum(lengths) - lengths)[answers]
-            sizes = lengths[answers]
-            index = np.repeat(offsets, sizes) + np.arange(int(sizes.sum()))
-            index -= np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self._complete(block, rows, {name: array[index] for name, array in outputs.items()}, durable[answers])
-
-    def _complete(self, block: Block, rows: Ints | None, outputs: Outputs, durable: Ints) -> None:
-        table = self._table
-        if rows is None:
-            handles, ends, lengths = block.handles, block.ends, block.lengths
-            block.waiting = np.zeros(len(block), np.bool_)
-        else:
-            handles, ends = block.handles[rows], block.ends[rows]
-            lengths = block.lengths if isinstance(block.lengths, int) else block.lengths[rows]
-            block.still_waiting()[rows] = False
-        if self._chunks.held_since:
-            for handle in handles.tolist():
-                self._chunks.held_since.pop(handle, None)
-        table.in_flight[handles] -= 1
-        if not isinstance(block.sink, Discard):
-            table.attempts[handles] = 0
-            self.answers += 1
-        table.durable[handles] = np.maximum(table.durable[handles], durable)
-        table.answered[handles] = np.maximum(table.answered[handles], ends)
-        unacked = table.unacked[handles] + 1
-        table.unacked[handles] = unacked
-        if unacked.max() >= self.ack_after:
-            self.acks_due = True
+            counts = lengths[answers]
+            index = np.repeat(offsets, counts) + np.arange(int(counts.sum()))
+            index -= np.repeat(np.cumsum(counts) - counts, counts)
+        handles, ends = block.handles[rows], block.ends[rows]
+        sizes = block.lengths if isinstance(block.lengths, int) else block.lengths[rows]
         sink = block.sink
-        self._settle(block)
-        sink.deliver(rows, outputs, lengths)
+        block.settle(rows)
+        self._answered(block, handles, answer(self._table, handles, ends, durable[answers], replay=sink is DISCARD))
+        sink.deliver(rows, {name: array[index] for name, array in outputs.items()}, sizes)
 
-    def _complete_solo(self, block: Block, outputs: Outputs, durable: int) -> None:
-        """What `_complete` does, for the only chunk of a block."""
-        table, handle, end = self._table, block.solo, block.ends.item(0)
-        block.waiting = np.zeros(1, np.bool_)
+    def _complete(self, block: Block, outputs: Outputs, durable: bytes) -> None:
+        """The frame answers all of a block, in its order."""
+        sink = block.sink
+        self._answered(block, None, block.arrive(self._table, durable))
+        sink.deliver(None, outputs, block.lengths)
+
+    def _answered(self, block: Block, handles: Ints | None, unacked: int) -> None:
         if self._chunks.held_since:
-            self._chunks.held_since.pop(handle, None)
-        table.in_flight[handle] = table.in_flight.item(handle) - 1
-        if not isinstance(block.sink, Discard):
-            table.attempts[handle] = 0
+            for handle in (block.handles if handles is None else handles).tolist():
+                self._chunks.held_since.pop(handle, None)
+        if block.sink is not DISCARD:
             self.answers += 1
-        if table.durable.item(handle) < durable:
-            table.durable[handle] = durable
-        if table.answered.item(handle) < end:
-            table.answered[handle] = end
-        unacked = table.unacked.item(handle) + 1
-        table.unacked[handle] = unacked
         if unacked >= self.ack_after:
             self.acks_due = True
-        sink = block.sink
         self._settle(block)
-        sink.deliver(None, outputs, block.lengths)
 
     def _settle(self, block: Block) -> None:
         in_flight = self._chunks.in_flight
-        if block.frame and block.answered and in_flight.pop(block.frame, None) is not None:
+        if block.frame and not block.left and in_flight.pop(block.frame, None) is not None:
             block.frame = 0
             # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
             block.sink = DISCARD
@@ -210,7 +180,7 @@ class Results:
     def _ghost(self, block: Block, row: int) -> None:
         """The reply to a chunk that was given up: only the count of what is still to come changes."""
         handle = int(block.handles[row])
-        block.still_waiting()[row] = False
+        block.settle(row)
         self._table.in_flight[handle] -= 1
         self._table.stale[handle] -= 1
         self._settle(block)
@@ -265,7 +235,7 @@ class Results:
         self._settle(block)
 
     def _take_out(self, block: Block, row: int) -> None:
-        block.still_waiting()[row] = False
+        block.settle(row)
         self._table.in_flight[block.handles[row]] -= 1
 
 

@@ -31,7 +31,7 @@ from statestream.v1.inference_pb2 import (
     StreamResponse,
 )
 from statestream.v1.server_pb2 import Limits
-from statestream.wire import Array, Ints, positions_column, read_handles, read_positions
+from statestream.wire import Array, Ints, read_handles, read_positions
 
 FLUSH_EVERY = 1.0
 """Seconds between requests to make room by a flush."""
@@ -116,7 +116,7 @@ class StreamCore:
 
     def cancel(self, ticket: Ticket) -> None:
         """Stops waiting. A chunk that is framed, or has others behind it, is applied all the same."""
-        ticket.notify = None
+        ticket.waiter = None
         if isinstance(ticket, PartsTicket):
             for part in reversed(ticket.parts):
                 self.chunks.cancel(part)
@@ -242,7 +242,7 @@ class StreamCore:
             or self.opens.returned.unmarked
             or self.controls.waiting
             or self.results.acks_due
-            or any(chunks.singles.values())
+            or chunks.singles
         )
 
     @property
@@ -253,7 +253,7 @@ class StreamCore:
             chunks.in_flight
             or chunks.unsent
             or chunks.backlog
-            or any(chunks.singles.values())
+            or chunks.singles
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned
@@ -324,25 +324,11 @@ class StreamCore:
 
         def encode() -> StreamRequest:
             # As late as possible, so that the acknowledgements are the newest.
-            return StreamRequest(frame=frame, chunk=block.encode(self._acked_column(block)))
+            request = StreamRequest(frame=frame)
+            block.encode(request.chunk, self.table)
+            return request
 
         return encode
-
-    def _acked_column(self, block: Block) -> bytes:
-        """The acknowledgements that travel with a block; empty where the server knows them all."""
-        table, solo = self.table, block.solo
-        if solo >= 0 and not table.untaken:
-            position: int = table.answered.item(solo)
-            if position == table.acked.item(solo):
-                return b""
-            table.acked[solo], table.unacked[solo] = position, 0
-            return position.to_bytes(8, "little")
-        acked = table.acknowledgeable(block.handles)
-        if (acked == table.acked[block.handles]).all():
-            return b""
-        table.acked[block.handles] = acked
-        table.unacked[block.handles] = 0
-        return positions_column(acked)
 
     def _control_frame(self, batch: list[Control]) -> Callable[[], StreamRequest]:
         if batch[0].kind is not Kind.FLUSH:

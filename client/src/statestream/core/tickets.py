@@ -29,12 +29,12 @@ OVERHEAD = 512
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Lane:
-    """Chunks that may share a frame: one model version, the same inputs, the same shape of a step."""
+    """Chunks that may share a frame: one model version, the same inputs (dtypes by name), the same shape of a step."""
 
     model: str
     version: int
     names: tuple[str, ...]
-    dtypes: tuple[np.dtype[Any], ...]
+    dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     step_bytes: int
 
@@ -46,47 +46,76 @@ class Lane:
         )
 
 
+class Waiter(Protocol):
+    """What a caller waits on. An asyncio.Future is one."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, result: None, /) -> None:
+        """Wakes the caller."""
+
+
+class Callback:
+    """A waiter that is a function."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def done(self) -> bool:
+        """It can always be called."""
+        return False
+
+    def set_result(self, _result: None) -> None:
+        """Calls it."""
+        self._function()
+
+
 class Ticket:
     """One operation: pending, then done with `value` or `error`.
 
-    `notify` is called once, when it is done, from inside the core; it must not call the core.
+    Its `waiter` is woken once, when it is done, from inside the core; what it does must not call the core.
     """
 
-    __slots__ = ("done", "error", "notify", "value")
+    __slots__ = ("done", "error", "value", "waiter")
 
     def __init__(self) -> None:
         self.done = False
         self.value: Any = None
         self.error: StatestreamError | None = None
-        self.notify: Callable[[], None] | None = None
+        self.waiter: Waiter | None = None
 
     def finish(self, value: object = None, error: StatestreamError | None = None) -> None:
         """Makes the ticket done; a second call changes nothing."""
         if self.done:
             return
         self.done, self.value, self.error = True, value, error
-        if self.notify is not None:
-            self.notify()
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class StepTicket(Ticket):
     """One chunk of one session.
 
     Attributes:
-        arrays: The inputs in the lane's order, flattened, owned by the ticket.
+        inputs: The bytes of every input, in the lane's order.
         single: The caller sent one step without a time axis and wants one back.
     """
 
-    __slots__ = ("arrays", "framed", "handle", "lane", "nbytes", "single", "start", "steps")
+    __slots__ = ("framed", "handle", "inputs", "lane", "nbytes", "single", "start", "steps")
 
-    def __init__(self, lane: Lane, handle: int, arrays: tuple[Array, ...], steps: int, single: bool) -> None:
+    def __init__(self, lane: Lane, handle: int, inputs: tuple[bytes, ...], steps: int, single: bool) -> None:
+        # Not through the base class, because this happens at every step.
         self.done = False
         self.value: Any = None
         self.error: StatestreamError | None = None
-        self.notify: Callable[[], None] | None = None
+        self.waiter: Waiter | None = None
         self.lane = lane
         self.handle = handle
-        self.arrays = arrays
+        self.inputs = inputs
         self.steps = steps
         self.single = single
         self.start = -1
@@ -104,7 +133,7 @@ class PartsTicket(Ticket):
         self.parts = list(parts)
         self._left = len(self.parts)
         for part in self.parts:
-            part.notify = self._count
+            part.waiter = Callback(self._count)
 
     def _count(self) -> None:
         self._left -= 1

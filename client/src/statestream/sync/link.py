@@ -37,6 +37,28 @@ CLOSE_SECONDS = 2.0
 """How long `close` waits for the server to let sessions go."""
 
 
+class Done:
+    """What a caller's thread waits on: a lock, which costs a tenth of a threading.Event."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def done(self) -> bool:
+        """Whether `wait` returns at once."""
+        return not self._lock.locked()
+
+    def set_result(self, _result: None) -> None:
+        """Lets `wait` return."""
+        self._lock.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Returns True once it is done, False after so many seconds; one thread waits, and does so until it is done."""
+        return self._lock.acquire(timeout=timeout)
+
+
 class Link:
     """One client's connection: dials, streams, dials again, until it is closed."""
 
@@ -87,15 +109,13 @@ class Link:
             raise errors.Closed("the client is closed; connect again")
         self._operations.put(operation)
 
-    def begin(self, ticket: Ticket, submit: Callable[[], object]) -> threading.Lock:
-        """Submits an operation; the lock that comes back is released when its ticket is done."""
-        done = threading.Lock()
-        done.acquire()
-        ticket.notify = done.release
+    def begin(self, ticket: Ticket, submit: Callable[[], object]) -> Done:
+        """Submits an operation; what comes back tells when its ticket is done."""
+        ticket.waiter = done = Done()
         self.do(submit)
         return done
 
-    def finish(self, ticket: Ticket, done: threading.Lock) -> None:
+    def finish(self, ticket: Ticket, done: Done) -> None:
         """Waits until a ticket is done; Ctrl-C stops the waiting, and the operation if it has not begun."""
         try:
             self._await(done)
@@ -105,8 +125,7 @@ class Link:
 
     def perform(self, make: Callable[[], K]) -> K:
         """Has the core make a ticket, and waits until it is done."""
-        done = threading.Lock()
-        done.acquire()
+        done = Done()
         box: list[K] = []
         failure: list[Exception] = []
 
@@ -115,13 +134,13 @@ class Link:
                 ticket = make()
             except Exception as error:
                 failure.append(error)
-                done.release()
+                done.set_result(None)
                 return
             box.append(ticket)
             if ticket.done:
-                done.release()
+                done.set_result(None)
             else:
-                ticket.notify = done.release
+                ticket.waiter = done
 
         self.do(operate)
         self._await(done)
@@ -137,9 +156,9 @@ class Link:
         if not self._closed:
             self.do(partial(self.core.cancel, ticket))
 
-    def _await(self, done: threading.Lock) -> None:
-        # In turns, because a thread that ended on an error of its own would release nothing.
-        while not done.acquire(timeout=1.0):
+    def _await(self, done: Done) -> None:
+        # In turns, because a thread that ended on an error of its own would wake nobody.
+        while not done.wait(1.0):
             if not self._thread.is_alive():
                 raise errors.Closed("the client was closed meanwhile; connect again")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections import deque
@@ -24,7 +23,7 @@ from statestream.calls import (
 from statestream.core import ControlTicket, OpenTicket, StreamCore, Ticket
 from statestream.errors import NotOwner
 from statestream.layout import Input, Layout
-from statestream.sync.link import Link
+from statestream.sync.link import Done, Link
 from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class Session(SessionBase):
         return self._pipeline(items, most)
 
     def _pipeline(self, items: Iterable[Input], most: int) -> Iterator[Any]:
-        under_way: deque[tuple[Ticket, threading.Lock]] = deque()
+        under_way: deque[tuple[Ticket, Done]] = deque()
         try:
             for x in items:
                 under_way.append(self._send(x))
@@ -212,13 +211,13 @@ class Session(SessionBase):
         if not self.closed:
             self._close(delete=self.ephemeral)
 
-    def _send(self, x: Input) -> tuple[Ticket, threading.Lock]:
+    def _send(self, x: Input) -> tuple[Ticket, Done]:
         if self.closed:
             self._live()
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
         return ticket, self._link.begin(ticket, partial(self._core.step, ticket))
 
-    def _receive(self, under_way: deque[tuple[Ticket, threading.Lock]]) -> Any:
+    def _receive(self, under_way: deque[tuple[Ticket, Done]]) -> Any:
         self._link.finish(*under_way[0])
         return check_done(under_way.popleft()[0])
 
