@@ -167,9 +167,11 @@ def _rooms(settings: Settings, store: Store) -> Server:
         device = runtime.providers_for(settings.device)
     except runtime.DeviceError as error:
         raise StartError(str(error)) from error
+    if device.note:
+        log.info("device %s is the CPU: %s", settings.device, device.note)
     if not settings.models.is_dir():
         raise StartError(f"{settings.models} is no folder; expected MODELS_DIR/<model>/<version>/model.onnx")
-    fingerprint = runtime.fingerprint([name for name, _ in device.providers])
+    fingerprint = runtime.fingerprint(device)
     engine, peers, writer = Engine(), Peers(), uuid.uuid4().bytes
 
     def fenced(table: Table, rows: Any) -> None:

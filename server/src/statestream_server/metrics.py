@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from statestream_server.server import Server
@@ -30,6 +30,8 @@ class ServerCollector(Collector):
             ("model_seconds", "Seconds spent running models", statistics.seconds),
         ):
             yield CounterMetricFamily(f"statestream_{name}", text, value=value)
+        about = {"device": self._server.device, "fingerprint": self._server.fingerprint}
+        yield InfoMetricFamily("statestream_runtime", "Where models run, and what their bits depend on", about)
         yield GaugeMetricFamily("statestream_queued_chunks", "Chunks that wait or run", value=engine.queued)
         yield GaugeMetricFamily(
             "statestream_queued_bytes", "Bytes of chunks that wait or run", value=engine.queued_bytes

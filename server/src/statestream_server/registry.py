@@ -191,7 +191,9 @@ class Registry:
         table = Table(model, model.rows, max_rows=self._max_sessions)
         self._engine.add(table)
         outputs = [Column(spec.name, numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
-        fingerprint = hashlib.blake2b(runtime.fingerprint(model.providers).encode(), digest_size=8).digest()
+        fingerprint = hashlib.blake2b(
+            runtime.fingerprint(runtime.providers_for(self._device)).encode(), digest_size=8
+        ).digest()
         layout = Layout(
             bytes.fromhex(model.digest)[:16], int.from_bytes(fingerprint, "little"), model.rows.columns, outputs
         )

@@ -41,6 +41,18 @@ def test_names_do_not_collide_with_the_authors() -> None:
     assert len(wrapped.graph.node) + 1 == len(both.graph.node)
 
 
+def test_nodes_of_the_wrapping_do_not_have_names_that_the_author_gave_nodes() -> None:
+    """ONNX Runtime refuses two nodes of one name."""
+    model, signature = graphs.recurrent("GRU", seed=1)
+    first = fuse(model, signature)[0].graph.node[0].name
+    assert first
+    model.graph.node[0].name = first
+    wrapped, _ = fuse(model, signature)
+    named = [node.name for node in wrapped.graph.node if node.name]
+    assert len(named) == len(set(named))
+    assert first in named
+
+
 def test_a_state_without_any_reader_waits_for_its_gather() -> None:
     """Old values that go to an output only: nothing but an added dependency orders their read and their overwriting."""
     wrapped, names = fuse(*graphs.delay())

@@ -1,4 +1,4 @@
-"""The laws of rows, for both implementations: they agree bit for bit, and touch what they should and no more."""
+"""The laws of rows, for all implementations: they agree bit for bit, and touch what they should and no more."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from statestream.signature import Signature, StateCheck, numpy_dtype, step_shape
 from statestream_server.arrays import Array
+from statestream_server.models.device_rows import DeviceRows
 from statestream_server.models.fused_rows import FusedRows
 from statestream_server.models.numpy_rows import NumpyRows
 from statestream_server.models.policies import SerialisedRows
@@ -61,12 +62,20 @@ MODELS: dict[str, Maker] = {
 }
 
 
+KINDS: dict[str, Callable[..., Rows]] = {
+    "host": FusedRows,
+    "device": DeviceRows,
+    "device, two memories": functools.partial(DeviceRows, in_place=False),
+}
+pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+
 @functools.cache
-def pair(name: str) -> tuple[Rows, Rows, Signature]:
-    """The fused rows and NumPy's of one model, with room."""
+def pair(name: str, kind: str) -> tuple[Rows, Rows, Signature]:
+    """Fused rows and NumPy's of one model, with room."""
     model, signature = MODELS[name]()
     both: list[Rows] = [
-        FusedRows(model, signature, CPU, check_inputs=True),
+        KINDS[kind](model, signature, CPU, check_inputs=True),
         NumpyRows(Graph(model.SerializeToString(), CPU), signature, check_inputs=True),
     ]
     for rows in both:
@@ -99,8 +108,8 @@ ALL = np.arange(FIRST_ROW, CAPACITY)
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 12), steps=st.sampled_from([1, 2, 5]))
-def test_fused_and_numpy_rows_do_the_same(name: str, seed: int, n: int, steps: int) -> None:
-    fused, plain, signature = pair(name)
+def test_fused_and_numpy_rows_do_the_same(kind: str, name: str, seed: int, n: int, steps: int) -> None:
+    fused, plain, signature = pair(name, kind)
     rng = np.random.default_rng(seed)
     before = [values(rng, column.dtype, (len(ALL), *column.shape)) for column in fused.columns]
     target = rng.permutation(ALL)[:n]
@@ -128,8 +137,8 @@ def test_fused_and_numpy_rows_do_the_same(name: str, seed: int, n: int, steps: i
 
 
 @pytest.mark.parametrize("name", ["LSTM-1-0", "GRU-2-1", "half"])
-def test_a_bad_row_changes_neither_its_target_nor_its_neighbours(name: str) -> None:
-    for rows, signature in ((pair(name)[0], pair(name)[2]), pair(name)[1:]):
+def test_a_bad_row_changes_neither_its_target_nor_its_neighbours(kind: str, name: str) -> None:
+    for rows, signature in ((pair(name, kind)[0], pair(name, kind)[2]), pair(name, kind)[1:]):
         rows.reset(ALL)
         rng = np.random.default_rng(3)
         dtype, shape = numpy_dtype(signature.inputs[0].dtype), step_shape(signature.inputs[0])
@@ -149,16 +158,16 @@ def test_a_bad_row_changes_neither_its_target_nor_its_neighbours(name: str) -> N
         assert all(same_bits(a[[0, 2]], b[[0, 2]]) for a, b in zip(after, rows.read(target), strict=True))
 
 
-def test_infinite_states_pass_the_nan_check_and_fail_the_finite_one() -> None:
+def test_infinite_states_pass_the_nan_check_and_fail_the_finite_one(kind: str) -> None:
     for name, bad in (("half nan", [False]), ("half", [True])):
-        for rows in pair(name)[:2]:
+        for rows in pair(name, kind)[:2]:
             rows.reset(ALL)
             x = np.full((1, 1, 2, 20), -np.inf, np.float16)
             assert rows.step(np.asarray([1]), np.asarray([1]), [x])[1].tolist() == bad
 
 
-def test_steps_start_where_the_signature_says_and_count_whole_numbers() -> None:
-    for rows in pair("counter")[:2]:
+def test_steps_start_where_the_signature_says_and_count_whole_numbers(kind: str) -> None:
+    for rows in pair("counter", kind)[:2]:
         rows.reset(ALL)
         x = np.zeros((2, 1, 2), np.float32)
         for step in range(3):
@@ -167,16 +176,16 @@ def test_steps_start_where_the_signature_says_and_count_whole_numbers() -> None:
         assert rows.read(np.asarray([4, 9, 5]))[0].tolist() == [10, 10, 7]
 
 
-def test_a_state_that_depends_on_no_old_one_is_read_before_it_is_overwritten() -> None:
-    for rows in pair("delay")[:2]:
+def test_a_state_that_depends_on_no_old_one_is_read_before_it_is_overwritten(kind: str) -> None:
+    for rows in pair("delay", kind)[:2]:
         rows.reset(ALL)
         row, xs = np.asarray([6]), np.random.default_rng(0).standard_normal((20, 1, 1, 3)).astype(np.float32)
         ys = [rows.step(row, row, [x])[0][0] for x in xs]
         assert np.array_equal(np.stack(ys[1:]), xs[1:] - xs[:-1])
 
 
-def test_a_step_from_another_row_leaves_that_row_as_it_is() -> None:
-    for rows in pair("LSTM-1-0")[:2]:
+def test_a_step_from_another_row_leaves_that_row_as_it_is(kind: str) -> None:
+    for rows in pair("LSTM-1-0", kind)[:2]:
         rows.reset(ALL)
         x = np.ones((2, 4, 3), np.float32)
         rows.step(np.asarray([1, 2]), np.asarray([1, 2]), [x])
@@ -186,8 +195,8 @@ def test_a_step_from_another_row_leaves_that_row_as_it_is() -> None:
         assert all(map(same_bits, rows.read(np.asarray([7])), rows.read(np.asarray([8]))))
 
 
-def test_the_feedback_column_holds_the_last_step_of_its_output() -> None:
-    for rows in pair("GRU-1-1")[:2]:
+def test_the_feedback_column_holds_the_last_step_of_its_output(kind: str) -> None:
+    for rows in pair("GRU-1-1", kind)[:2]:
         rows.reset(ALL)
         assert rows.columns[-1].name == "feedback:y"
         assert not rows.read(ALL)[-1].any()
@@ -201,9 +210,9 @@ def test_the_feedback_column_holds_the_last_step_of_its_output() -> None:
 @pytest.mark.parametrize("name", ["LSTM-1-0", "GRU-1-1"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_any_cut_and_any_company_give_the_same_bits(name: str, seed: int) -> None:
+def test_any_cut_and_any_company_give_the_same_bits(kind: str, name: str, seed: int) -> None:
     """Of cells that are batch-invariant: what a session answers does not depend on slices and neighbours."""
-    rows, rng = pair(name)[0], np.random.default_rng(seed)
+    rows, rng = pair(name, kind)[0], np.random.default_rng(seed)
     steps = int(rng.integers(2, 80))
     x = rng.standard_normal((len(ALL), steps, 3)).astype(np.float32)
     rows.reset(ALL)
@@ -226,8 +235,8 @@ def test_any_cut_and_any_company_give_the_same_bits(name: str, seed: int) -> Non
     assert all(map(same_bits, rows.read(ALL), states))
 
 
-def test_outputs_are_the_callers_to_keep() -> None:
-    rows = pair("LSTM-1-0")[0]
+def test_outputs_are_the_callers_to_keep(kind: str) -> None:
+    rows = pair("LSTM-1-0", kind)[0]
     rows.reset(ALL)
     one, x = np.asarray([1]), np.ones((1, 2, 3), np.float32)
     (first,), bad = rows.step(one, one, [x])
@@ -237,9 +246,9 @@ def test_outputs_are_the_callers_to_keep() -> None:
     assert np.array_equal(bad, kept_bad)
 
 
-def test_rows_grow_while_another_thread_steps() -> None:
+def test_rows_grow_while_another_thread_steps(kind: str) -> None:
     model, signature = MODELS["LSTM-1-0"]()
-    rows, alone = FusedRows(model, signature, CPU, check_inputs=True), pair("LSTM-1-0")[1]
+    rows, alone = KINDS[kind](model, signature, CPU, check_inputs=True), pair("LSTM-1-0", kind)[1]
     rows.grow(CAPACITY)
     rows.reset(ALL)
     alone.reset(ALL)

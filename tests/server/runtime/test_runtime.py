@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ import onnxruntime as ort
 import pytest
 
 import statestream_server
+from statestream_server.models import cuda, runtime
 from statestream_server.models.runtime import DeviceError, Graph, GraphError, fingerprint, providers_for
 from tests.server.runtime import graphs
+
+CPU = providers_for("cpu")
 
 
 def test_only_runtime_imports_onnxruntime() -> None:
@@ -41,32 +46,119 @@ def test_a_device_that_does_not_exist_is_refused(device: str) -> None:
         providers_for(device)
 
 
-def test_without_cuda_auto_is_the_cpu_and_cuda_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cuda_listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The GPU build, which lists CUDA also where nothing of it is there; and a driver that shows one GPU."""
+    runtime._cuda.cache_clear()
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcublasLt.so.13: no such file"))
+    monkeypatch.setattr(ort, "cuda_version", "13.0")
+    monkeypatch.setattr(cuda, "gpus", lambda: [cuda.Gpu("GPU of a test", (9, 0))])
+    yield
+    runtime._cuda.cache_clear()
+
+
+def only_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Sessions start on the CPU, whatever is asked for, as the GPU build's do where CUDA does not start."""
+    real, asked = ort.InferenceSession, list[object]()
+
+    def start(source: object, options: object, providers: list[object], enable_fallback: int) -> object:
+        assert not enable_fallback
+        asked.append(providers[0])
+        return real(source, options, ["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    return asked
+
+
+@pytest.fixture
+def cuda_unlisted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    runtime._cuda.cache_clear()
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert providers_for("auto").name == "cpu"
-    with pytest.raises(DeviceError, match=r"has no CUDA: .*statestream-server\[gpu\], or serve with --device cpu"):
+    yield
+    runtime._cuda.cache_clear()
+
+
+@pytest.mark.usefixtures("cuda_unlisted")
+def test_without_cuda_auto_is_the_cpu_and_cuda_is_an_error() -> None:
+    device = providers_for("auto")
+    assert (device.name, device.kind) == ("cpu", "cpu")
+    assert device.note == "this ONNX Runtime has no CUDA: in a fresh environment install statestream-server[gpu]"
+    assert not providers_for("cpu").note
+    with pytest.raises(
+        DeviceError, match=r"device 'cuda:1' was asked for, but .*statestream-server\[gpu\]; or serve with --device cpu"
+    ):
         providers_for("cuda:1")
 
 
+@pytest.mark.usefixtures("cuda_listed")
 def test_cuda_that_is_listed_and_does_not_start(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The GPU build lists CUDA also where its libraries are missing, and falls back by itself."""
-    model = graphs.counter()[0].SerializeToString()
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    asked = only_the_cpu(monkeypatch)
+    device = providers_for("auto")
+    assert device.name == "cpu"
+    assert "does not start on GPU of a test (9.0) (libraries not found: libcublasLt.so.13)" in device.note
+    assert "CPUExecutionProvider did instead" in device.note
+    with pytest.raises(DeviceError, match="'cuda' was asked for, but CUDAExecutionProvider does not start"):
+        providers_for("cuda")
+    assert asked == [
+        (
+            "CUDAExecutionProvider",
+            {
+                "device_id": "0",
+                "use_tf32": "0",
+                "cudnn_conv_algo_search": "HEURISTIC",
+                "arena_extend_strategy": "kSameAsRequested",
+            },
+        )
+    ]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("cuda_listed")
+def test_a_gpu_with_a_number_that_there_is_not() -> None:
+    with pytest.raises(DeviceError, match="there is no GPU 3: this process sees 1, numbered from 0"):
+        providers_for("cuda:3")
+
+
+@pytest.mark.usefixtures("cuda_listed")
+def test_a_driver_that_shows_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gpus() -> list[cuda.Gpu]:
+        raise cuda.DriverError("there is no NVIDIA driver here (libcuda.so.1 is missing)")
+
+    monkeypatch.setattr(cuda, "gpus", gpus)
+    with pytest.raises(DeviceError, match="no NVIDIA driver here .*: install NVIDIA's driver, and give a container"):
+        providers_for("cuda")
+
+
+@pytest.mark.usefixtures("cuda_listed")
+def test_cuda_that_runs_is_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts and computes counts; the sessions here are the CPU's under the other name."""
     real = ort.InferenceSession
-    monkeypatch.setattr(
-        ort,
-        "InferenceSession",
-        lambda source, options, providers: real(source, options, ["CPUExecutionProvider"]),
-    )
-    assert dict(providers_for("cuda:1").providers)["CUDAExecutionProvider"] == {"device_id": "1"}
-    graph = Graph(model, providers_for("auto"))
-    assert graph.providers == ("CPUExecutionProvider",)
-    assert "CUDAExecutionProvider did not start" in caplog.text
-    with pytest.raises(DeviceError, match="did not start"):
-        Graph(model, providers_for("cuda"))
+
+    class Session(real):  # type: ignore[misc, valid-type]
+        def __init__(self, source: object, options: object, providers: object, enable_fallback: int) -> None:
+            super().__init__(source, options, ["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(cuda, "libraries", lambda: "cuDNN 91002")
+    device = providers_for("auto")
+    assert device.name == "cuda:0"
+    assert fingerprint(device).endswith("; CUDAExecutionProvider; GPU of a test (9.0); cuDNN 91002")
+    monkeypatch.undo()
+    with pytest.raises(GraphError):
+        Graph(graphs.counter()[0].SerializeToString(), device)
+
+
+def test_a_device_that_stops_starting_is_an_error_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = dataclasses.replace(CPU, kind="cuda", providers=(("CUDAExecutionProvider", {}), *CPU.providers))
+    only_the_cpu(monkeypatch)
+    with pytest.raises(DeviceError, match="CUDAExecutionProvider did not start and CPUExecutionProvider did"):
+        Graph(graphs.counter()[0].SerializeToString(), device)
 
 
 def test_a_graph_tells_its_ports_and_metadata_and_runs() -> None:
@@ -89,9 +181,10 @@ def test_what_onnx_runtime_refuses_is_one_line() -> None:
         Graph(b"nothing", providers_for("cpu"))
 
 
-def test_the_fingerprint_names_version_provider_and_processor() -> None:
-    version, provider, processor = fingerprint().split("; ")
+def test_the_fingerprint_names_version_provider_and_hardware() -> None:
+    version, provider, processor = fingerprint(CPU).split("; ")
     assert version == f"onnxruntime {ort.__version__}"
     assert provider == "CPUExecutionProvider"
     assert processor
-    assert fingerprint(["CUDAExecutionProvider"]) != fingerprint()
+    other = dataclasses.replace(CPU, providers=(("CUDAExecutionProvider", {}),))
+    assert len({fingerprint(device) for device in (CPU, other, dataclasses.replace(other, hardware="A"))}) == 3

@@ -298,7 +298,7 @@ class _Wrapper:
         self, nodes: list[onnx.NodeProto], op: str, inputs: Sequence[str], out: str = "", **attributes: Any
     ) -> str:
         name = out or self._fresh()
-        nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
         return name
 
     def _constant(self, value: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:
@@ -356,6 +356,7 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
     yield from (value.name for value in (*graph.input, *graph.output))
     yield from (tensor.name for tensor in graph.initializer)
     for node in graph.node:
+        yield node.name
         yield from node.output
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):

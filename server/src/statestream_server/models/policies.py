@@ -1,4 +1,4 @@
-"""Rows that run batches otherwise than they come: a batch of one as two, or every row and step alone."""
+"""Rows that run batches otherwise than they come: a batch of one as two, every one as a power of two, or row by row."""
 
 from __future__ import annotations
 
@@ -57,6 +57,31 @@ class PaddedRows(_Wrapped):
             [np.repeat(value, 2, axis=0) for value in inputs],
         )
         return [value[:1] for value in outputs], bad[:1]
+
+
+class BucketedRows(_Wrapped):
+    """Runs every batch with a power of two of rows: its first row again and again, those results to the scratch row.
+
+    A device prepares for every shape that it meets; so it meets few.
+    """
+
+    def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        """One run; see `Rows.step`."""
+        count = len(source)
+        more = bucket(count) - count
+        if not more:
+            return self._rows.step(source, target, inputs)
+        outputs, bad = self._rows.step(
+            np.append(source, np.full(more, source[0])),
+            np.append(target, np.full(more, SCRATCH_ROW)),
+            [np.concatenate([value, np.broadcast_to(value[:1], (more, *value.shape[1:]))]) for value in inputs],
+        )
+        return [value[:count] for value in outputs], bad[:count]
+
+
+def bucket(count: int) -> int:
+    """The rows that `BucketedRows` runs `count` of them with."""
+    return 1 << (count - 1).bit_length()
 
 
 class SerialisedRows(_Wrapped):

@@ -158,6 +158,45 @@ def agree(rows: Rows, reference: Rows, signature: Signature) -> bool:
     return not difference.wrong
 
 
+def keeps_others(rows: Rows, signature: Signature) -> bool:
+    """Whether steps change the rows they write and no bit of any other: that commits in place are what they should be.
+
+    The memory must not have sessions yet; some of its rows are used.
+    """
+    rng, count = np.random.default_rng(3), 4 if is_batched(signature) else 1
+    every = np.arange(FIRST_ROW, FIRST_ROW + 4 * count, dtype=np.int64)
+    rows.grow(FIRST_ROW + len(every))
+    rows.reset(every)
+    start = rows.read(every)
+    known = [_known(value, rng) for value in start]
+    # Rows that are stepped hold what the model may be given; all others anything.
+    stepped = every[1::4]
+    others = np.setdiff1d(every, [*stepped, *(stepped + 1)])
+    rows.write(others, [value[others - FIRST_ROW] for value in known])
+    for source, target in ((stepped, stepped), (stepped, stepped + 1), (stepped + 1, stepped)):
+        before = rows.read(source)
+        inputs = random_inputs(signature, count, 1, rng)
+        rows.step(source, target, inputs)
+        if not _same(rows.read(others), [value[others - FIRST_ROW] for value in known]):
+            return False
+        if not np.intersect1d(source, target).size and not _same(rows.read(source), before):
+            return False
+    return True
+
+
+def _known(value: Array, rng: np.random.Generator) -> Array:
+    """Values of the same shape that nothing else would write."""
+    return (
+        np.frombuffer(rng.bytes(value.nbytes), np.uint8).copy().view(value.dtype).reshape(value.shape)
+        if (value.dtype.kind != "b")
+        else rng.random(value.shape) < 0.5
+    )
+
+
+def _same(one: Sequence[Array], other: Sequence[Array]) -> bool:
+    return all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+
+
 class _Difference:
     """How far results lie apart that should be the same."""
 

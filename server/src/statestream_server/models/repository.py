@@ -11,15 +11,16 @@ from typing import NamedTuple
 from statestream import signature as signatures
 from statestream.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server.models import modelfile, proof
+from statestream_server.models import modelfile, proof, warming
+from statestream_server.models.device_rows import DeviceRows
 from statestream_server.models.fused_rows import FusedRows
 from statestream_server.models.fusion import FusionError
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
 from statestream_server.models.modelfile import ModelFile
 from statestream_server.models.numpy_rows import NumpyRows
-from statestream_server.models.policies import PaddedRows, SerialisedRows
+from statestream_server.models.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.rows import Column, Rows, columns_of, is_batched
-from statestream_server.models.runtime import CPU, DeviceError, Graph, GraphError, providers_for
+from statestream_server.models.runtime import Device, DeviceError, Graph, GraphError, providers_for
 
 __all__ = ["BatchPolicy", "Found", "Kind", "Model", "ModelLoadError", "columns", "load", "load_file", "scan"]
 
@@ -141,7 +142,9 @@ def _with_rows(model: Model, file: ModelFile, graph: Graph, device: str, policy:
                 f"{where}: {spec.name!r} has steps of shape {list(signatures.step_shape(spec))}; a model with memory"
                 " needs steps of one shape, so that sessions can share a batch: export it with fixed lengths"
             )
-    rows = _rows(file, graph, device)
+    rows = _rows(file, graph, providers_for(device))
+    if graph.device.apart:
+        rows = BucketedRows(rows)
     if not is_batched(file.signature):
         rows = SerialisedRows(rows, single=False)
     found = proof.invariance(rows, PaddedRows(rows), file.signature, where)
@@ -151,25 +154,36 @@ def _with_rows(model: Model, file: ModelFile, graph: Graph, device: str, policy:
         rows = SerialisedRows(rows, single=True)
     elif found.difference:
         _log.warning("%s: %s", where, found.note)
+    if graph.device.apart:
+        warming.warm(rows, file.signature, where)
     model.rows, model.providers = rows, graph.providers
     model.batch_invariance, model.invariance_note = found.finding, found.note
     return model
 
 
-def _rows(file: ModelFile, graph: Graph, device: str) -> Rows:
-    """Rows that the graph itself gathers and commits where it can be wrapped so, else rows that NumPy does."""
+def _rows(file: ModelFile, graph: Graph, device: Device) -> Rows:
+    """Rows that the graph itself gathers and commits, where they lie, if it can; else rows that NumPy does."""
     plain = NumpyRows(graph, file.signature, check_inputs=file.hides_nan)
-    if graph.providers[0] != CPU:
-        return plain  # The slab lies in the host's memory.
     try:
-        fused = FusedRows(file.whole(), file.signature, providers_for(device), check_inputs=file.hides_nan)
-    except (FusionError, GraphError) as error:
+        fused = _fused(file, device)
+    except (FusionError, GraphError, MemoryError) as error:
         _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
         return plain
     if not proof.agree(fused, plain, file.signature):
         _log.warning("%s: rows are copied in and out at every step: wrapped, the graph gives other results", file.path)
         return plain
     return fused
+
+
+def _fused(file: ModelFile, device: Device) -> Rows:
+    model, signature, checked = file.whole(), file.signature, file.hides_nan
+    if not device.apart:
+        return FusedRows(model, signature, device, check_inputs=checked)
+    rows = DeviceRows(model, signature, device, check_inputs=checked)
+    if proof.keeps_others(rows, signature):
+        return rows
+    _log.warning("%s: %s does not commit rows in place; every step copies all of them there", file.path, device.name)
+    return DeviceRows(model, signature, device, check_inputs=checked, in_place=False)
 
 
 def _graph(file: ModelFile, device: str) -> Graph:
