@@ -13,7 +13,16 @@ from typing import Final
 import numpy as np
 from google.protobuf import json_format
 
-from statestream.v1.signature_pb2 import Decoding, Feedback, Signature, StateCheck, StateSpec, TensorSpec, Text
+from statestream.v1.signature_pb2 import (
+    Decoding,
+    Feedback,
+    Quantization,
+    Signature,
+    StateCheck,
+    StateSpec,
+    TensorSpec,
+    Text,
+)
 
 __all__ = [
     "DTYPES",
@@ -21,6 +30,7 @@ __all__ = [
     "METADATA_KEY",
     "Decoding",
     "Feedback",
+    "Quantization",
     "Signature",
     "SignatureError",
     "StateCheck",

@@ -6,7 +6,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from statestream import signature as signatures
-from statestream.signature import Decoding, Feedback, Signature, StateCheck, StateSpec, TensorSpec, Text
-from statestream_export import gate, graph
+from statestream.signature import Decoding, Feedback, Quantization, Signature, StateCheck, StateSpec, TensorSpec, Text
+from statestream_export import gate, graph, quantization
 from statestream_export.errors import ExportError
 from statestream_export.gate import GateReport
 from statestream_export.interface import DTYPES, Axis, Interface, Port, State, describe
+from statestream_export.loss import LIMIT, judge
 
 Axes = Axis | Mapping[str, Axis]
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -41,12 +42,14 @@ class Export:
         signature: What the file says of itself.
         exporter: Which of torch's exporters wrote the graph.
         gate: What was compared, and how far apart it was.
+        interface: What the module takes and gives, with the example.
     """
 
     path: Path
     signature: Signature
     exporter: graph.Exporter
     gate: GateReport
+    interface: Interface = field(repr=False)
 
 
 def export(
@@ -66,6 +69,9 @@ def export(
     decoding: Decoding | None = None,
     description: str = "",
     exporter: Literal["auto", "torch.export", "torchscript"] = "auto",
+    quantize: Literal["int8"] | None = None,
+    calibration: Example | None = None,
+    max_loss: float = LIMIT,
 ) -> Export:
     """Writes a module as one .onnx file that carries its weights and its signature.
 
@@ -95,13 +101,21 @@ def export(
         decoding: How a decoder is driven.
         description: One sentence for people.
         exporter: Which of torch's exporters; "auto" chooses by the layers that run.
+        quantize: "int8" makes the layers that cost most smaller and faster, and the answers coarser; see `quantized`.
+        calibration: Inputs to quantise by, in the form of the example; the example itself where not given.
+        max_loss: The largest loss that quantisation may have; see `quantized`.
 
     Raises:
         ExportError: What was asked for cannot be, or contradicts itself. `GateError`: the graph does not do
-            what the module does; it names the case and the difference. Nothing is written.
+            what the module does, or quantised loses too much; it names the case and the difference. Nothing is
+            written.
     """
     states = dict(states or {})
     ports = _ports(module, example, inputs, batch_axis, time_axis)
+    if quantize not in (None, "int8"):
+        raise ExportError(f"quantize is {quantize!r}; expected 'int8' or None")
+    if calibration is not None and quantize is None:
+        raise ExportError("calibration is given and quantize is not; add quantize='int8', or leave calibration out")
     _check_states(states, ports)
     _check_module(module, ports, bool(states))
     graph.refuse_layers(module, stateful=bool(states))
@@ -117,10 +131,104 @@ def export(
         chosen = graph.choose(layers) if exporter == "auto" else exporter
         model = graph.build(module, interface, chosen)
         operators = graph.check_ops(model, layers)
-        onnx.helper.set_model_props(model, {signatures.METADATA_KEY: signatures.dumps(signature)})
         gate.check_file(model)
         report = GateReport(operators, gate.compare(model, module, interface))
-    return Export(_write(model, Path(path)), signature, chosen, report)
+    made = Export(Path(path), signature, chosen, report, interface)
+    if quantize is not None:
+        return _quantised(made, model, calibration, max_loss)
+    _write(_signed(model, signature), made.path)
+    return made
+
+
+def quantized(
+    made: Export,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    calibration: Example | None = None,
+    max_loss: float = LIMIT,
+) -> Export:
+    """Writes an exported model once more, its large layers on whole numbers of 8 bits.
+
+    Quantised are LSTM (its products with h, and with the h of an LSTM below), Conv, and Gemm and MatMul with 4,096
+    weights or more; GRU, RNN and small layers stay float. All scales are fixed here, by the calibration, so that a
+    session's outputs do not depend on those that run beside it. Inputs far outside the calibration are clipped where
+    they enter a quantised Conv, Gemm or MatMul.
+
+    The gate compares with the float graph over the examples, with memory over 256 steps or more. The loss is the mean
+    difference of an output as a share of its spread, the mean distance of its values from their mean.
+
+    Args:
+        made: What `export` gave; its file is read.
+        path: Where the file goes; in the place of the one that was read where not given.
+        calibration: Inputs to take the scales from, in the form of the example; the example where not given.
+        max_loss: The largest loss of an output that is let through.
+
+    Raises:
+        ExportError: Nothing in it can be quantised, it is already, or it is a decoder. `GateError`: it loses too much.
+            Nothing is written.
+    """
+    if made.gate.loss is not None:
+        raise ExportError(f"{made.path} is quantised already; quantise the float model")
+    target = replace(made, path=made.path if path is None else Path(path))
+    return _quantised(target, onnx.load_model(made.path), calibration, max_loss)
+
+
+def _quantised(made: Export, model: onnx.ModelProto, calibration: Example | None, max_loss: float) -> Export:
+    if made.signature.HasField("decoding") or any(state.from_encoder for state in made.signature.states):
+        raise ExportError(
+            "quantize='int8' is not for decoders: their first state is what an encoder says, whose range is not known"
+            " here. Leave quantize out"
+        )
+    if not max_loss >= 0:
+        raise ExportError(f"max_loss is {max_loss}; expected a share of the outputs' spread, 0 or more, like {LIMIT}")
+    known = made.interface
+    if calibration is not None:
+        known = replace(known, inputs=_calibration(known.inputs, calibration))
+    small, loss = quantization.apply(model, known, made.interface)
+    signature = Signature()
+    signature.CopyFrom(made.signature)
+    signature.quantization.CopyFrom(Quantization(dtype="int8", layers=loss.layers, loss=loss.worst.share))
+    judge(loss, max_loss)
+    _signed(small, signature)
+    gate.check_file(small)
+    _write(small, made.path)
+    return replace(made, signature=signature, gate=replace(made.gate, loss=loss))
+
+
+def _calibration(ports: Sequence[Port], given: Example) -> tuple[Port, ...]:
+    """The inputs with other examples."""
+    if isinstance(given, Mapping):
+        missing = [port.name for port in ports if port.name not in given]
+        if missing or len(given) != len(ports):
+            raise ExportError(
+                f"calibration has {', '.join(given)}; expected the inputs {', '.join(port.name for port in ports)}"
+            )
+        tensors = [given[port.name] for port in ports]
+    else:
+        tensors = [given] if isinstance(given, Tensor) else list(given)
+    if len(tensors) != len(ports):
+        raise ExportError(f"calibration has {len(tensors)} tensors; there are {len(ports)} inputs")
+    found = []
+    for port, tensor in zip(ports, tensors, strict=True):
+        fits = (
+            isinstance(tensor, Tensor)
+            and tensor.dtype == port.example.dtype
+            and tensor.dim() == len(port.shape)
+            and all(size in (-1, length) for size, length in zip(port.shape, tensor.shape, strict=True))
+        )
+        if not fits or not tensor.numel():
+            came = f"{tensor.dtype}{list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ExportError(
+                f"calibration of input {port.name!r} is {came}; expected {port.example.dtype}{list(port.shape)}, -1"
+                " being any length"
+            )
+        found.append(replace(port, example=tensor.detach()))
+    return tuple(found)
+
+
+def _signed(model: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
+    onnx.helper.set_model_props(model, {signatures.METADATA_KEY: signatures.dumps(signature)})
+    return model
 
 
 def _ports(

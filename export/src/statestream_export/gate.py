@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from statestream_export.errors import ExportError, GateError
 from statestream_export.interface import Interface, Port, run
+from statestream_export.loss import Loss
+from statestream_export.running import Graph
 
 BATCHES = (1, 3)
 LENGTHS = (1, 2, 7)
@@ -50,11 +52,13 @@ class GateReport:
 
     Attributes:
         operators: How many of each operator the graph has.
-        cases: Every comparison.
+        cases: Every comparison; of a quantised file, those of the float graph that it was made from.
+        loss: What quantisation lost; None where nothing is quantised.
     """
 
     operators: dict[str, int]
     cases: tuple[Case, ...]
+    loss: Loss | None = None
 
     @property
     def largest(self) -> Case:
@@ -83,7 +87,7 @@ def compare(model: onnx.ModelProto, module: nn.Module, interface: Interface) -> 
         GateError: Names the first case that differs, and by how much; or the graph cannot run.
         ExportError: onnxruntime is missing, or torch itself gives NaN.
     """
-    graph = _Graph(model, interface)
+    graph = Graph(model, interface)
     generator = torch.Generator().manual_seed(2)
     batches = BATCHES if interface.batched else (1,)
     lengths = LENGTHS if interface.timed or interface.states else (1,)
@@ -97,38 +101,8 @@ def compare(model: onnx.ModelProto, module: nn.Module, interface: Interface) -> 
     return tuple(cases)
 
 
-class _Graph:
-    """The graph in ONNX Runtime, one thread, on the CPU."""
-
-    def __init__(self, model: onnx.ModelProto, interface: Interface) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ExportError("the gate needs onnxruntime; install it: pip install onnxruntime") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4  # what fails is raised; what warns is compared
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise GateError(f"ONNX Runtime cannot load the graph; nothing was written: {error}") from error
-        self._taken = [port.name for port in (*interface.inputs, *interface.states)]
-
-    def __call__(self, values: Sequence[Array], batch: int, length: int) -> list[Array]:
-        try:
-            return [np.asarray(value) for value in self._session.run(None, dict(zip(self._taken, values, strict=True)))]
-        except Exception as error:
-            raise GateError(
-                f"the graph does not run at batch {batch}, {length} steps; nothing was written: {error}",
-                batch=batch,
-                length=length,
-            ) from error
-
-
 def _ways(
-    graph: _Graph, module: nn.Module, interface: Interface, batch: int, length: int, generator: torch.Generator
+    graph: Graph, module: nn.Module, interface: Interface, batch: int, length: int, generator: torch.Generator
 ) -> Iterator[tuple[Way, list[Tensor], list[Array]]]:
     if interface.timed or not interface.states:
         inputs, states = interface.draw(batch, length, generator)
@@ -148,7 +122,7 @@ def _ways(
 
 
 def _stream(
-    graph: _Graph, interface: Interface, steps: Sequence[Sequence[Array]], states: Sequence[Tensor], batch: int
+    graph: Graph, interface: Interface, steps: Sequence[Sequence[Array]], states: Sequence[Tensor], batch: int
 ) -> list[Array]:
     carried = [value.numpy() for value in states]
     count = len(interface.outputs)

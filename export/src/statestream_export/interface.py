@@ -94,6 +94,16 @@ class Port:
             drawn = drawn * (1 + 0.1 * noise) if bool(rows.any()) else noise
         return drawn.reshape(*sizes, *front.shape[len(axes) :]).movedim(list(range(len(axes))), axes).contiguous()
 
+    def sequence(self, length: int, generator: torch.Generator) -> Tensor:
+        """The example itself, its steps in order, repeated or cut to `length`; normal noise where it is all zeros."""
+        value = self.example.detach()
+        if self.time_axis is not None:
+            steps = torch.arange(length) % value.shape[self.time_axis]
+            value = value.index_select(self.time_axis, steps)
+        if value.is_floating_point() and not bool(value.any()):
+            value = torch.randn(value.shape, generator=generator).to(value.dtype)
+        return value
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:

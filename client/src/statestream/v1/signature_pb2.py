@@ -24,25 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estatestream/v1/signature.proto\x12\x0estatestream.v1\"\x8c\x02\n\tSignature\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12+\n\x07outputs\x18\x03 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12)\n\x06states\x18\x04 \x03(\x0b\x32\x19.statestream.v1.StateSpec\x12*\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x05 \x03(\x0b\x32\x18.statestream.v1.Feedback\x12*\n\x08\x64\x65\x63oding\x18\x06 \x01(\x0b\x32\x18.statestream.v1.Decoding\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\"\xcc\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x17\n\nbatch_axis\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\ttime_axis\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x0f\n\x07\x63lasses\x18\x07 \x03(\t\x12\"\n\x04text\x18\x08 \x01(\x0b\x32\x14.statestream.v1.TextB\r\n\x0b_batch_axisB\x0c\n\n_time_axis\"\xc0\x01\n\tStateSpec\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x17\n\nbatch_axis\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05start\x18\x06 \x03(\x01\x12)\n\x05\x63heck\x18\x07 \x01(\x0e\x32\x1a.statestream.v1.StateCheck\x12\x14\n\x0c\x66rom_encoder\x18\x08 \x01(\tB\r\n\x0b_batch_axis\")\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\">\n\x04Text\x12\x12\n\nvocabulary\x18\x01 \x03(\t\x12\x11\n\tseparator\x18\x02 \x01(\t\x12\x0f\n\x07unknown\x18\x03 \x01(\t\"\x89\x01\n\x08\x44\x65\x63oding\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x13\n\x0bstart_token\x18\x03 \x01(\x03\x12\x11\n\tend_token\x18\x04 \x01(\x03\x12\"\n\x04text\x18\x05 \x01(\x0b\x32\x14.statestream.v1.Text\x12\x12\n\nmax_tokens\x18\x06 \x01(\r*k\n\nStateCheck\x12\x1b\n\x17STATE_CHECK_UNSPECIFIED\x10\x00\x12\x16\n\x12STATE_CHECK_FINITE\x10\x01\x12\x13\n\x0fSTATE_CHECK_NAN\x10\x02\x12\x13\n\x0fSTATE_CHECK_OFF\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estatestream/v1/signature.proto\x12\x0estatestream.v1\"\xc0\x02\n\tSignature\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12+\n\x07outputs\x18\x03 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12)\n\x06states\x18\x04 \x03(\x0b\x32\x19.statestream.v1.StateSpec\x12*\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x05 \x03(\x0b\x32\x18.statestream.v1.Feedback\x12*\n\x08\x64\x65\x63oding\x18\x06 \x01(\x0b\x32\x18.statestream.v1.Decoding\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x32\n\x0cquantization\x18\x08 \x01(\x0b\x32\x1c.statestream.v1.Quantization\"\x94\x01\n\x0cQuantization\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x38\n\x06layers\x18\x02 \x03(\x0b\x32(.statestream.v1.Quantization.LayersEntry\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x1a-\n\x0bLayersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xcc\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x17\n\nbatch_axis\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\ttime_axis\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x0f\n\x07\x63lasses\x18\x07 \x03(\t\x12\"\n\x04text\x18\x08 \x01(\x0b\x32\x14.statestream.v1.TextB\r\n\x0b_batch_axisB\x0c\n\n_time_axis\"\xc0\x01\n\tStateSpec\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x17\n\nbatch_axis\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05start\x18\x06 \x03(\x01\x12)\n\x05\x63heck\x18\x07 \x01(\x0e\x32\x1a.statestream.v1.StateCheck\x12\x14\n\x0c\x66rom_encoder\x18\x08 \x01(\tB\r\n\x0b_batch_axis\")\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\">\n\x04Text\x12\x12\n\nvocabulary\x18\x01 \x03(\t\x12\x11\n\tseparator\x18\x02 \x01(\t\x12\x0f\n\x07unknown\x18\x03 \x01(\t\"\x89\x01\n\x08\x44\x65\x63oding\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x13\n\x0bstart_token\x18\x03 \x01(\x03\x12\x11\n\tend_token\x18\x04 \x01(\x03\x12\"\n\x04text\x18\x05 \x01(\x0b\x32\x14.statestream.v1.Text\x12\x12\n\nmax_tokens\x18\x06 \x01(\r*k\n\nStateCheck\x12\x1b\n\x17STATE_CHECK_UNSPECIFIED\x10\x00\x12\x16\n\x12STATE_CHECK_FINITE\x10\x01\x12\x13\n\x0fSTATE_CHECK_NAN\x10\x02\x12\x13\n\x0fSTATE_CHECK_OFF\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statestream.v1.signature_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATECHECK']._serialized_start=970
-  _globals['_STATECHECK']._serialized_end=1077
+  _globals['_QUANTIZATION_LAYERSENTRY']._loaded_options = None
+  _globals['_QUANTIZATION_LAYERSENTRY']._serialized_options = b'8\001'
+  _globals['_STATECHECK']._serialized_start=1173
+  _globals['_STATECHECK']._serialized_end=1280
   _globals['_SIGNATURE']._serialized_start=51
-  _globals['_SIGNATURE']._serialized_end=319
-  _globals['_TENSORSPEC']._serialized_start=322
-  _globals['_TENSORSPEC']._serialized_end=526
-  _globals['_STATESPEC']._serialized_start=529
-  _globals['_STATESPEC']._serialized_end=721
-  _globals['_FEEDBACK']._serialized_start=723
-  _globals['_FEEDBACK']._serialized_end=764
-  _globals['_TEXT']._serialized_start=766
-  _globals['_TEXT']._serialized_end=828
-  _globals['_DECODING']._serialized_start=831
-  _globals['_DECODING']._serialized_end=968
+  _globals['_SIGNATURE']._serialized_end=371
+  _globals['_QUANTIZATION']._serialized_start=374
+  _globals['_QUANTIZATION']._serialized_end=522
+  _globals['_QUANTIZATION_LAYERSENTRY']._serialized_start=477
+  _globals['_QUANTIZATION_LAYERSENTRY']._serialized_end=522
+  _globals['_TENSORSPEC']._serialized_start=525
+  _globals['_TENSORSPEC']._serialized_end=729
+  _globals['_STATESPEC']._serialized_start=732
+  _globals['_STATESPEC']._serialized_end=924
+  _globals['_FEEDBACK']._serialized_start=926
+  _globals['_FEEDBACK']._serialized_end=967
+  _globals['_TEXT']._serialized_start=969
+  _globals['_TEXT']._serialized_end=1031
+  _globals['_DECODING']._serialized_start=1034
+  _globals['_DECODING']._serialized_end=1171
 # @@protoc_insertion_point(module_scope)

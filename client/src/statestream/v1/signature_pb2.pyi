@@ -19,7 +19,7 @@ STATE_CHECK_NAN: StateCheck
 STATE_CHECK_OFF: StateCheck
 
 class Signature(_message.Message):
-    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description")
+    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description", "quantization")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class Signature(_message.Message):
     FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     format: int
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -34,7 +35,25 @@ class Signature(_message.Message):
     feedback: _containers.RepeatedCompositeFieldContainer[Feedback]
     decoding: Decoding
     description: str
-    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ...) -> None: ...
+    quantization: Quantization
+    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ...) -> None: ...
+
+class Quantization(_message.Message):
+    __slots__ = ("dtype", "layers", "loss")
+    class LayersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    layers: _containers.ScalarMap[str, int]
+    loss: float
+    def __init__(self, dtype: _Optional[str] = ..., layers: _Optional[_Mapping[str, int]] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text")

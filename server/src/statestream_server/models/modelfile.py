@@ -151,6 +151,7 @@ def _unlabelled(signature: Signature) -> Signature:
     bare = Signature()
     bare.CopyFrom(signature)
     bare.ClearField("description")
+    bare.ClearField("quantization")
     for spec in (*bare.inputs, *bare.outputs):
         spec.ClearField("columns")
         spec.ClearField("classes")

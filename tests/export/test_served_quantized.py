@@ -1,0 +1,102 @@
+"""Quantised files behind a server: served like any other, the same bits alone and among others, and as ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import quantize_dynamic
+from torch import nn
+
+from statestream import aio
+from statestream import signature as signatures
+from statestream.v1.model_pb2 import BatchInvariance
+from statestream_export import export
+from statestream_server.models import repository
+from statestream_server.models.describe import describe
+from tests.export.modules import Layered, session, states_of
+from tests.export.test_quantization import Convolving, lstm
+from tests.support.serving import serving
+
+SESSIONS, STEPS, HIDDEN = 9, 12, 32
+
+
+async def test_a_quantised_lstm_steps_as_onnx_runtime_does_alone(tmp_path: Path) -> None:
+    made = lstm(tmp_path / "models" / "small" / "1", quantize="int8")
+    x = np.random.default_rng(0).normal(size=(SESSIONS, STEPS, 3)).astype(np.float32)
+    async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
+        [model] = await client.models()
+        assert model.batch_invariance == "exact"
+        assert model.signature.quantization.dtype == "int8"
+        assert dict(model.signature.quantization.layers) == {"LSTM": 2}
+        async with client.sessions("small", SESSIONS) as pool:
+            single = [np.asarray(await pool.step(x[:, at])) for at in range(STEPS)]
+        async with client.sessions("small", SESSIONS) as pool:
+            whole = np.asarray(await pool.step(x))
+        async with client.session("small") as stream:
+            alone = np.asarray(await stream.step(x[3]))
+    judge = session(made.path)
+    wanted = []
+    for row in x:
+        h, c = (np.zeros((2, 1, HIDDEN), np.float32) for _ in "hc")
+        said = []
+        for value in row:
+            y, h, c = judge.run(None, {"x": value[None, None], "h": h, "c": c})
+            said.append(y[0, 0])
+        wanted.append(said)
+    np.testing.assert_array_equal(np.stack(single, axis=1), np.asarray(wanted))
+    np.testing.assert_array_equal(whole, np.asarray(wanted))
+    np.testing.assert_array_equal(alone, np.asarray(wanted)[3])
+
+
+async def test_a_quantised_network_of_convolutions_predicts_as_onnx_runtime_does_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 255, (24, 12, 12)).float()
+    path = tmp_path / "models" / "seer" / "1" / "model.onnx"
+    made = export(Convolving(), images, path=path, quantize="int8", max_loss=1)
+    async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:
+        [model] = await client.models()
+        assert dict(model.signature.quantization.layers) == {"Conv": 2, "Gemm": 1}
+        together = np.asarray(await client.predict("seer", images.numpy()))
+    judge = session(made.path)
+    alone = [judge.run(None, {"image": image[None].numpy()})[0][0] for image in images]
+    # The last layer is float, and ONNX Runtime multiplies one row otherwise than many: rounding, no more.
+    np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_the_server_says_what_was_quantised(tmp_path: Path) -> None:
+    made = lstm(tmp_path, quantize="int8")
+    lines = {line.split("  ")[0]: line for line in describe(made.path).splitlines()}
+    assert "int8: LSTM ×2; outputs " in lines["quantised"]
+    assert "exact: the same bits" in lines["batching"]
+
+
+def test_what_is_said_of_quantisation_does_not_change_the_digest(tmp_path: Path) -> None:
+    made = lstm(tmp_path / "1", quantize="int8")
+    before = repository.load("m", 1, made.path.parent).digest
+    proto = onnx.load_model(made.path)
+    made.signature.quantization.loss *= 2
+    onnx.helper.set_model_props(proto, {signatures.METADATA_KEY: signatures.dumps(made.signature)})
+    onnx.save_model(proto, made.path)
+    assert repository.load("m", 1, made.path.parent).digest == before
+
+
+def test_scales_that_are_measured_over_a_batch_are_not_batch_invariant(tmp_path: Path) -> None:
+    """Why `export` does not leave this to ONNX Runtime's dynamic quantisation: rows would influence each other."""
+    torch.manual_seed(0)
+    made = export(
+        Layered(nn.LSTM, hidden=HIDDEN),
+        torch.randn(5, 9, 3),
+        states=states_of(nn.LSTM, hidden=HIDDEN),
+        time_axis=1,
+        path=tmp_path / "float.onnx",
+    )
+    target = tmp_path / "1" / "model.onnx"
+    target.parent.mkdir()
+    quantize_dynamic(made.path, target)
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in onnx.load_model(target).graph.node}
+    found = repository.load("m", 1, target.parent)
+    assert found.batch_invariance == BatchInvariance.BATCH_INVARIANCE_APPROXIMATE
+    assert found.invariance_note.startswith("bits differ with the batch by up to 0.00")
