@@ -173,6 +173,18 @@ def write_loops(folder: Path) -> Path:
     return folder
 
 
+def write_counter(folder: Path, version: int, *, description: str = "", **kind: Any) -> Path:
+    """Writes a version of "counter"; `kind` as `counter` takes it."""
+    model = counter(**kind)
+    if description:
+        (entry,) = model.metadata_props
+        signature = signatures.loads(entry.value)
+        signature.description = description
+        entry.value = signatures.dumps(signature)
+    save(model, folder / "counter" / str(version))
+    return folder
+
+
 def write_version(folder: Path, name: str, version: int, *, seed: int, described: str = "") -> Path:
     """Writes an LSTM of other weights as a version of a model."""
     model, signature = recurrent("LSTM", features=3, hidden=5, layers=2, outputs=2, seed=seed)

@@ -147,10 +147,9 @@ class Placement:
                 raise errors.StateLost(f"the record of session {session!r} has a position and no state")
             return None
         if opening.upgrade:
-            self._versions.check_record(opening, place, table, record)
-        stored = records.decode(
-            self._saver.layout(table), record.blob, what=f"session {session!r}", moving=opening.upgrade
-        )
+            stored = self._versions.read(opening, place, table, record, record.blob)
+        else:
+            stored = records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
         if not stored.same_bits:
             self._report(table, stored.fingerprint)
         return stored

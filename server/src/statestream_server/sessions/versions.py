@@ -8,6 +8,7 @@ differ. A record says by digests what it holds, so the version it was written by
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
@@ -92,6 +93,19 @@ class Versions:
         if header.outputs != layout.outputs_digest and header.replies and opening.replies:
             raise _other_outputs(opening, place, old, table, header.replies)
 
+    def read(self, opening: Opening, place: int, table: Table, record: Record, blob: bytes) -> Stored:
+        """A stored session as `table`'s version has it. Replies that do not fit its outputs count as acknowledged.
+
+        Raises:
+            ModelChanged, StateLost, StoreUnavailable: As `check_record` does.
+        """
+        self.check_record(opening, place, table, record)
+        layout, what = self._saver.layout(table), f"session {opening.ids[place]!r}"
+        stored = records.decode(layout, blob, what=what, moving=True)
+        if records.read_header(blob, what=what).outputs != layout.outputs_digest:
+            stored = replace(stored, acked=record.position)
+        return stored
+
     def _check_row(self, opening: Opening, place: int, table: Table, source: Table, row: int) -> None:
         old, new = self._saver.layout(source), self._saver.layout(table)
         kept = int(source.replies.count[row])
@@ -101,10 +115,7 @@ class Versions:
             raise _other_outputs(opening, place, source.model.version, table, kept)
 
     def lift(self, source: Table, rows: Ints, table: Table) -> list[Stored]:
-        """Rows as records of `table`'s version would have them. The slabs must be still.
-
-        Replies whose outputs that version does not have are left out.
-        """
+        """Rows as records of `table`'s version would have them; see `read`. The slabs must be still."""
         layout = self._saver.layout(table)
         carried = self._saver.layout(source).outputs_digest == layout.outputs_digest
         values = source.rows.read(rows)
@@ -112,7 +123,7 @@ class Versions:
             Stored(
                 [array[index] for array in values],
                 source.replies.replies(row) if carried else [],
-                int(source.acked[row]),
+                int((source.acked if carried else source.position)[row]),
                 int(source.request[row]),
                 same_bits=True,
                 fingerprint=layout.fingerprint,
