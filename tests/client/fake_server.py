@@ -265,7 +265,10 @@ class Fake(
     # ── models, server ─────────────────────────────────────────────────────────────────────────
 
     def GetModel(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return model_pb2.GetModelResponse(model=self._answer(context, lambda: self._model(request.name)))
+        model = model_pb2.Model()
+        model.CopyFrom(self._answer(context, lambda: self._model(request.name)))
+        model.version = request.version or model.version
+        return model_pb2.GetModelResponse(model=model)
 
     def ListModels(self, request: Any, context: grpc.ServicerContext) -> Any:
         return model_pb2.ListModelsResponse(models=list(self.models.values()))

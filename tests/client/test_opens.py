@@ -174,3 +174,65 @@ def test_a_caller_that_waits_for_replies_in_vain_is_told(orphan: World) -> None:
     wire.core.give_up(errors.ServerUnavailable("gone"))
     assert isinstance(ticket.errors[0], errors.ServerUnavailable)
     assert not wire.core.busy
+
+
+def move(wire: Wire, *ids: str, version: int = 2) -> OpenTicket:
+    return wire.core.open(Group(MODEL, version, False), list(ids), EITHER, upgrade=True)
+
+
+def opens(wire: Wire) -> list[tuple[int, bool]]:
+    """Sends what waits; version and `upgrade` of each open frame."""
+    while wire.send():
+        pass
+    return [(request.open.version, request.open.upgrade) for request in wire.requests]
+
+
+def test_a_move_whose_answer_is_lost_is_asked_for_again_and_once(wire: Wire) -> None:
+    """The library asks for it until it is answered; from then on it opens the session in its new version."""
+    (handle,) = wire.open("a")
+    wire.step(handle, ONE)
+    wire.run()
+    ticket = move(wire, "a")
+    wire.send()
+    assert wire.requests[0].open.upgrade
+    wire.serve()
+    wire.cut()
+    assert wire.world.rows["a"].version == 2
+    wire.connect()
+    assert sorted(opens(wire)) == [(1, False), (2, True)]
+    wire.run()
+    assert (ticket.versions[0], ticket.created[0]) == (2, False)
+    step = wire.step(int(ticket.handles[0]), ONE)
+    wire.run()
+    assert step.value[0, 0] == 11
+    wire.cut()
+    wire.world.restart()
+    wire.connect()
+    assert (2, False) in opens(wire)
+    wire.run()
+    again = wire.step(int(ticket.handles[0]), ONE)
+    wire.run()
+    assert again.value[0, 0] == 21
+
+
+def test_openings_that_move_and_those_that_do_not_leave_apart(wire: Wire) -> None:
+    wire.open("a", "b", "c")
+    tickets = [move(wire, "a"), wire.core.open(Group(MODEL, 2, False), ["b"], EITHER), move(wire, "c")]
+    wire.run()
+    assert wire.world.frames == ["open"] * 3
+    assert [ticket.versions[0] for ticket in tickets] == [2, 0, 2]
+    assert isinstance(tickets[1].errors[0], errors.ModelChanged)
+
+
+def test_a_move_that_waits_for_kept_replies_is_asked_for_again(orphan: World) -> None:
+    wire = Wire(orphan, StreamCore(b"2" * 16, 2000))
+    wire.connect()
+    ticket = wire.core.open(Group(MODEL, 2, False), ["a"], EITHER, replies=True, upgrade=True)
+    wire.send()
+    wire.serve()
+    wire.deliver()
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert ticket.versions[0] == 2
+    assert [start for start, _ in ticket.replies[0]] == [2, 4]

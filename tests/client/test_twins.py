@@ -131,6 +131,52 @@ async def test_open_modes_and_missing_models_are_typed_errors(connect: Connect, 
         await twin.call(client.session, "sum", "a", mode="sometimes")
 
 
+async def test_a_session_stays_with_its_version_until_it_is_moved(connect: Connect, twin: Twin, fake: Fake) -> None:
+    """`upgrade` names the version, True is the newest; the session goes on there over a restart, and can go back."""
+    client = await connect()
+    old = await twin.call(client.session, "sum", "a")
+    assert (await twin.call(old.step, ones())).tolist() == [1, 1]
+    fake.world.newest = 2
+    with pytest.raises(errors.ModelChanged):
+        await twin.call(client.session, "sum", "a", version=2)
+    assert (await twin.call(client.session, "sum", "a")).version == 1
+    moved = await twin.call(client.session, "sum", "a", upgrade=2)
+    assert (moved.version, moved.position, moved.created) == (2, 1, False)
+    await asyncio.to_thread(fake.restart)
+    assert (await twin.call(moved.step, ones())).tolist() == [11, 11]
+    with pytest.raises(errors.ModelChanged):
+        await twin.call(client.session, "sum", "a", upgrade=9)
+    assert (await twin.call(moved.step, ones())).tolist() == [21, 21]
+    back = await twin.call(client.session, "sum", "a", upgrade=1)
+    assert (await twin.call(back.step, ones())).tolist() == [22, 22]
+    assert (await twin.call(client.session, "sum", "a", upgrade=True)).version == 2
+    assert (await twin.call(client.session, "sum", "new", upgrade=False, version=1)).version == 1
+
+
+async def test_a_pool_moves_its_sessions_to_one_version(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect()
+    await twin.call((await twin.call(client.sessions, "sum", ids=["a", "b"])).close)
+    fake.world.newest = 2
+    pool = await twin.call(client.sessions, "sum", ids=["a", "b", "c"], upgrade=True)
+    assert pool.version == 2
+    assert (await twin.call(pool.step, np.ones((3, FEATURES))))[:, 0].tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [({"upgrade": 0}, "1 or more, or True"), ({"upgrade": 2, "version": 1}, "version to move to as upgrade alone")],
+)
+async def test_what_upgrade_cannot_be(connect: Connect, twin: Twin, wrong: dict[str, Any], says: str) -> None:
+    client = await connect()
+    for call in (
+        lambda: client.session("sum", "a", **wrong),
+        lambda: client.sessions("sum", ids=["a"], **wrong),
+        lambda: client.restore(b"", model="sum", **wrong),
+    ):
+        with pytest.raises(ValueError, match=says):
+            await twin.call(call)
+
+
 async def test_history_and_initial_state_start_a_new_session_only(connect: Connect, twin: Twin) -> None:
     client = await connect()
     session = await twin.call(client.session, "sum", "a", initial_state={"h": [10, 20]}, history=ones(3))

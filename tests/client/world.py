@@ -45,6 +45,8 @@ class Row:
     position: int = 0
     state: Array = field(default_factory=lambda: np.zeros(FEATURES, np.float32))
     replies: dict[int, Reply] = field(default_factory=dict)
+    version: int = 1
+    """Version 1 adds its inputs up, version 2 ten times as much, …; version 9 keeps another state."""
 
     def copy(self) -> Row:
         return replace(self, state=self.state.copy(), replies=dict(self.replies))
@@ -65,6 +67,7 @@ class World:
             max_queued_bytes=64 << 20,
             max_horizon=100,
         )
+        self.newest = 1
         self.rows: dict[str, Row] = {}
         self.saved: dict[str, Row] = {}
         self.tombstones: dict[str, tuple[int, int]] = {}
@@ -93,9 +96,20 @@ class World:
         return saved.position if saved is not None else 0
 
     def claim(
-        self, session_id: str, mode: int, writer: bytes, incarnation: int, seen: int, replay: int, ephemeral: bool
+        self,
+        session_id: str,
+        mode: int,
+        writer: bytes,
+        incarnation: int,
+        seen: int,
+        replay: int,
+        ephemeral: bool,
+        version: int = 0,
+        upgrade: bool = False,
     ) -> tuple[Row, bool]:
         row = self.rows.get(session_id)
+        if row and mode != pb.OPEN_MODE_REPLACE and version not in (0, row.version) and not (upgrade and version != 9):
+            raise errors.ModelChanged(f"session {session_id!r} is of version {row.version}")
         epoch, claimed = (row.epoch, row.incarnation) if row else self.tombstones.get(session_id, (0, 0))
         if incarnation < claimed:
             raise errors.SessionMoved(
@@ -111,6 +125,10 @@ class World:
         if row is None or created:
             row = self.rows[session_id] = Row(0, writer, incarnation, ephemeral)
             self.saved.pop(session_id, None)
+            row.version = version or self.newest
+        elif upgrade:
+            row.version = version or self.newest
+            self.save([session_id])
         row.epoch, row.writer, row.incarnation = max(epoch, seen) + 1, writer, incarnation
         return row, created
 
@@ -140,7 +158,8 @@ class World:
             raise self.refuse.pop()
         if len(x) > self.limits.max_chunk_steps:
             raise errors.BadTensor(f"{len(x)} steps", metadata={"field": "x"})
-        y = (row.state + np.cumsum(x, axis=0, dtype=np.float32)).astype(np.float32)
+        factor = np.float32(10 ** (row.version - 1))
+        y = (row.state + np.cumsum(factor * x, axis=0, dtype=np.float32)).astype(np.float32)
         if not np.isfinite(y).all():
             raise errors.NonFiniteState("the state would not be finite")
         row.state = y[-1].copy()
@@ -205,7 +224,15 @@ class Stream:
         for n, (handle, session_id) in enumerate(zip(handles, frame.ids, strict=True)):
             try:
                 row, new = self.world.claim(
-                    session_id, frame.mode, frame.writer, frame.incarnation, seen[n], replay[n], frame.ephemeral
+                    session_id,
+                    frame.mode,
+                    frame.writer,
+                    frame.incarnation,
+                    seen[n],
+                    replay[n],
+                    frame.ephemeral,
+                    frame.version,
+                    frame.upgrade,
                 )
             except StatestreamError as error:
                 refused.append(RowError(handle=handle, status=to_status(error)))
@@ -219,7 +246,7 @@ class Stream:
             created.append(new)
         return pb.StreamResponse(
             opened=pb.OpenedFrame(
-                version=1,
+                version=rows[0].version if rows else 0,
                 handles=handles_column(np.array(good, np.int64)),
                 epochs=positions_column(np.array([row.epoch for row in rows], np.int64)),
                 positions=positions_column(np.array([row.position for row in rows], np.int64)),
