@@ -1,53 +1,102 @@
-"""`python -m benchmarks`: measures, prints the table, and with --out writes it."""
+"""`python -m benchmarks`: measures, prints the table; with --docs writes docs/benchmarks.md and its pictures."""
 
 from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import models, processes, table
+from benchmarks import curves, figures, models, page, processes, profile, resident, table
 from benchmarks.cases import Bench
+from benchmarks.table import Result
 
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Every pair is measured so often; medians count.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long each measurement takes.")
-@click.option("--only", help="Only rows whose name contains this.")
+@click.option("--resident", "residents", default=1_000_000, show_default=True, help="Sessions in memory; 0 for none.")
+@click.option("--curves/--no-curves", "with_curves", default=True, help="Throughput by sessions, latency, profile.")
+@click.option("--quick", is_flag=True, help="2 rounds of 0.3 s, 50,000 resident sessions, no curves: about a minute.")
+@click.option("--only", help="Only rows whose name contains this; no resident sessions and no curves.")
+@click.option("--docs", is_flag=True, help="Writes docs/benchmarks.md, its pictures and their figures.")
 @click.option("--out", type=click.Path(path_type=Path), help="Writes the figures there, as JSON.")
-def main(rounds: int, seconds: float, only: str | None, out: Path | None) -> None:
+def main(
+    rounds: int,
+    seconds: float,
+    residents: int,
+    with_curves: bool,
+    quick: bool,
+    only: str | None,
+    docs: bool,
+    out: Path | None,
+) -> None:
     """Measures ours against raw ONNX Runtime, a bare echo and a first attempt, as ratios within one run."""
+    if quick:
+        rounds, seconds, residents, with_curves = 2, 0.3, min(residents, 50_000), False
+    if only:
+        residents, with_curves = 0, False
+    if docs and (quick or only):
+        raise click.UsageError("--docs writes whole runs only; leave out --quick and --only")
+    known: dict[str, Any] = {}
+    machine = figures.machine()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         models.make(folder / "models")
-        lstm = folder / "models" / "lstm" / "1" / "model.onnx"
+        rows = _compare(folder, rounds, seconds, only, known if with_curves else None)
+        if residents:
+            rows += resident.rows(folder / "models", folder, residents, rounds, seconds)
+        if with_curves:
+            known["profile"] = profile.measure(folder / "models", folder, 3 * seconds)
+    found = table.results(rows)
+    known["ratios"] = [_plain(each) for each in found]
+    _print(found, machine)
+    if out:
+        figures.update(known, out)
+    if docs:
+        figures.update(known)
+        page.write()
+
+
+def _compare(folder: Path, rounds: int, seconds: float, only: str | None, known: dict[str, Any] | None) -> list[Any]:
+    """The rows that one set of servers is enough for; the curves too where `known` takes them."""
+    with ExitStack() as stack:
         bench = Bench(
             stack.enter_context(processes.statestream(folder / "models", folder)),
             stack.enter_context(processes.echo()),
-            stack.enter_context(processes.naive(lstm)),
+            stack.enter_context(processes.naive(folder / "models" / "lstm" / "1" / "model.onnx")),
             folder / "models",
         )
         rows = [row for row in table.rows(bench, seconds) if not only or only in row.name]
         for _ in track(range(rounds), "measuring"):
             for row in rows:
                 row.measure()
-    found = table.results(rows)
-    shown = Table(title=table.machine())
-    for column in ("what", "ours", "compared with", "unit", "ratio", "must reach"):
+        if known is not None:
+            known["throughput"] = curves.throughput(bench, 3, seconds / 2)
+            known["latency"] = curves.latency(bench, 3, 2 * seconds)
+    return rows
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {k: figures.rounded(v) if isinstance(v, float) else v for k, v in asdict(result).items()}
+
+
+def _print(found: list[Result], machine: str) -> None:
+    shown = Table(title=machine)
+    for column in ("what", "ours", "compared with", "unit", "ratio", "must be"):
         shown.add_column(column, justify="left" if column in ("what", "unit") else "right")
     for each in found:
-        style = "green" if each.reached else "red"
-        shown.add_row(
-            each.name, f"{each.ours:,.4g}", f"{each.other:,.4g}", each.unit, f"[{style}]{each.ratio:.2f}", each.target
-        )
-    Console(width=150).print(shown)
-    if out:
-        table.write(found, out)
+        style = {True: "green", False: "red", None: "dim"}[each.reached]
+        ratio = f"[{style}]{each.ratio:.2f}[/] ({each.lowest:.2f}–{each.highest:.2f})"
+        shown.add_row(each.name, f"{each.ours:,.4g}", f"{each.other:,.4g}", each.unit, ratio, each.target)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(shown)
 
 
 if __name__ == "__main__":

@@ -106,24 +106,24 @@ def awaits(bench: Bench, tasks: int, seconds: float) -> float:
     return float(run(main()))
 
 
-def round_trip(bench: Bench, seconds: float) -> float:
-    """Seconds of the median step of one session that has the server to itself."""
+def round_trips(bench: Bench, seconds: float) -> np.ndarray:
+    """Seconds of every step of one session that has the server to itself."""
 
-    async def main() -> float:
+    async def main() -> np.ndarray:
         x, trips = np.ones(FEATURES, np.float32), list[float]()
         async with statestream.aio.connect(bench.ours.address) as client, client.session("lstm") as session:
             end = time.perf_counter() + seconds
             while (start := time.perf_counter()) < end:
                 await session.step(x)
                 trips.append(time.perf_counter() - start)
-        return float(np.median(trips))
+        return np.asarray(trips)
 
-    return float(run(main()))
+    return np.asarray(run(main()))
 
 
-def echo_round_trip(bench: Bench, seconds: float) -> float:
-    """Seconds of the median round trip of the bare echo."""
-    return float(np.median(run(echo.messages_per_second(bench.echo.port, 1, seconds, bytes(64)))[1]))
+def echo_round_trips(bench: Bench, seconds: float) -> np.ndarray:
+    """Seconds of every round trip of the bare echo."""
+    return np.asarray(run(echo.messages_per_second(bench.echo.port, 1, seconds, bytes(64)))[1])
 
 
 def echo_rate(bench: Bench, seconds: float) -> float:
@@ -191,10 +191,10 @@ def open_and_close(bench: Bench, count: int) -> tuple[float, float]:
         return count / (opened - start), count / (time.perf_counter() - opened)
 
 
-def percentile_beside(bench: Bench, rate: float, seconds: float, *, chunks: bool) -> float:
-    """Seconds of the 99th percentile of single steps at a given rate, while another session sends full chunks."""
+def trips_beside(bench: Bench, rate: float, seconds: float, *, chunks: bool) -> np.ndarray:
+    """Seconds of every single step at a given rate, while another session sends full chunks, or nobody does."""
 
-    async def main() -> float:
+    async def main() -> np.ndarray:
         x, trips = np.ones(FEATURES, np.float32), list[float]()
         full = np.ones((256, FEATURES), np.float32)
         async with (
@@ -221,6 +221,6 @@ def percentile_beside(bench: Bench, rate: float, seconds: float, *, chunks: bool
             work: list[Awaitable[None]] = [one(session, number) for number, session in enumerate(sessions)]
             await asyncio.gather(*work, *([push()] if chunks else []))
             await asyncio.gather(*(session.delete() for session in sessions))
-        return float(np.quantile(trips, 0.99))
+        return np.asarray(trips)
 
-    return float(run(main()))
+    return np.asarray(run(main()))

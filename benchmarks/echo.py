@@ -16,7 +16,7 @@ import uvloop
 METHOD = "/benchmarks.Echo/Stream"
 
 
-async def _echo(_request: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+async def _echo(_request: Any, context: Any) -> None:
     while (message := await context.read()) is not grpc.aio.EOF:
         await context.write(message)
 
@@ -24,7 +24,7 @@ async def _echo(_request: Any, context: grpc.aio.ServicerContext[bytes, bytes]) 
 async def serve(port: int) -> None:
     """Echoes until the process ends."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handler = grpc.stream_stream_rpc_method_handler(_echo)
+    handler: Any = grpc.stream_stream_rpc_method_handler(_echo)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmarks.Echo", {"Stream": handler}),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
@@ -39,7 +39,7 @@ async def messages_per_second(port: int, streams: int, seconds: float, payload: 
         end = time.perf_counter() + seconds
 
         async def one() -> None:
-            call = channel.stream_stream(METHOD)()
+            call: Any = channel.stream_stream(METHOD)()
             while (start := time.perf_counter()) < end:
                 await call.write(payload)
                 await call.read()

@@ -43,11 +43,12 @@ class Convolutional(torch.nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+        y: torch.Tensor = self.layers(x)
+        return y
 
 
 def make(folder: Path) -> None:
-    """Writes lstm (8 → 2×64 → 1), lstm-wide (8 → 2×256 → 1) and convnet into a models folder."""
+    """Writes lstm (8 → 2×64 → 1), lstm-wide (8 → 2×256 → 1), loop (2 → 16 → 2, fed back) and convnet."""
     torch.manual_seed(0)
     for name, hidden in (("lstm", 64), ("lstm-wide", 256)):
         zeros = torch.zeros(2, 1, hidden)
@@ -55,6 +56,12 @@ def make(folder: Path) -> None:
         path = folder / name / "1" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         export(Recurrent(8, hidden, 2, 1), {"x": torch.zeros(2, 3, 8)}, states=states, path=path, time_axis=1)
+    zeros = torch.zeros(1, 1, 16)
+    states = {"h": State(zeros, batch_axis=1), "c": State(zeros, batch_axis=1)}
+    path = folder / "loop" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = {"x": torch.zeros(2, 3, 2)}
+    export(Recurrent(2, 16, 1, 2), x, states=states, path=path, time_axis=1, feedback={"y": "x"})
     path = folder / "convnet" / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     export(Convolutional(), {"x": torch.zeros(2, 1, 28, 28)}, path=path)

@@ -25,7 +25,7 @@ async def serve(port: int, path: str) -> None:
     graph = open_graph(path)
     loop, pool = asyncio.get_running_loop(), ThreadPoolExecutor(1)
 
-    async def handle(_request: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    async def handle(_request: Any, context: Any) -> None:
         states = start_states(graph, 1)
         while (message := await context.read()) is not grpc.aio.EOF:
             x = np.frombuffer(message, np.float32).reshape(1, 1, -1)
@@ -34,7 +34,7 @@ async def serve(port: int, path: str) -> None:
             await context.write(y.tobytes())
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handler = grpc.stream_stream_rpc_method_handler(handle)
+    handler: Any = grpc.stream_stream_rpc_method_handler(handle)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmarks.Naive", {"Stream": handler}),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
@@ -50,7 +50,7 @@ async def steps_per_second(port: int, streams: int, seconds: float, features: in
 
         async def one() -> None:
             nonlocal count
-            call = channel.stream_stream(METHOD)()
+            call: Any = channel.stream_stream(METHOD)()
             while time.perf_counter() < end:
                 await call.write(payload)
                 await call.read()

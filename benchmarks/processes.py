@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+_ROOT = Path(__file__).parents[1]
+
 
 @dataclass(frozen=True)
 class Process:
@@ -30,42 +32,66 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """Seconds of processor time that it used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return _cpu_seconds(Path(f"/proc/{self.pid}/stat"))
+
+    def loop_cpu_seconds(self) -> float:
+        """Seconds of processor time that its main thread used, which is its event loop's."""
+        return _cpu_seconds(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
+
+
+def _cpu_seconds(stat: Path) -> float:
+    fields = stat.read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def statestream(models: Path, folder: Path, *options: str) -> Iterator[Process]:
     """`statestream serve` with its default store (sqlite, in `folder`) and durability."""
-    store = ["--store", f"sqlite:{folder / 'sessions.db'}"]
-    if "--store" in options:
-        store = []
-    command = [str(Path(sys.executable).parent / "statestream"), "serve", str(models), *store, "--no-http", *options]
-    with _process([*command, "--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning"]) as process:
+    with _process(["-m", "statestream.cli", *_serve(models, folder, *options)]) as process:
         yield process
+
+
+@contextmanager
+def sampled(models: Path, folder: Path, samples: Path) -> Iterator[Process]:
+    """The same with a sampler, which writes to the file `samples`."""
+    with _process(["-m", "benchmarks.sampled", str(samples), *_serve(models, folder)]) as process:
+        yield process
+
+
+def _serve(models: Path, folder: Path, *options: str) -> list[str]:
+    own = [] if "--store" in options else ["--store", f"sqlite:{folder / 'sessions.db'}"]
+    http = [] if "--http-port" in options else ["--no-http"]
+    where = ["--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning"]
+    return ["serve", str(models), *own, *http, *where, *options]
 
 
 @contextmanager
 def echo() -> Iterator[Process]:
     """The bare echo."""
-    with _process([sys.executable, "-m", "benchmarks.echo", "{port}"]) as process:
+    with _process(["-m", "benchmarks.echo", "{port}"]) as process:
         yield process
 
 
 @contextmanager
 def naive(model: Path) -> Iterator[Process]:
     """The handler that one writes first."""
-    with _process([sys.executable, "-m", "benchmarks.naive", "{port}", str(model)]) as process:
+    with _process(["-m", "benchmarks.naive", "{port}", str(model)]) as process:
         yield process
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @contextmanager
 def _process(command: list[str]) -> Iterator[Process]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    filled = [part.replace("{port}", str(port)) for part in command]
-    with subprocess.Popen(filled, stdout=subprocess.PIPE, text=True) as server:
+    """Python with these arguments, {port} replaced by a free one."""
+    port = free_port()
+    filled = [sys.executable, *(part.replace("{port}", str(port)) for part in command)]
+    with subprocess.Popen(filled, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as server:
         try:
             assert server.stdout is not None
             if "ready" not in server.stdout.readline():

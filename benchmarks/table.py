@@ -1,17 +1,39 @@
-"""The table: which measurements make which ratio, what each must reach, and how it is written down."""
+"""The table: which measurements make which ratio, and what each must reach."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from benchmarks import cases, raw
 from benchmarks.cases import Bench
+from benchmarks.curves import HALF_LOAD
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a ratio must reach.
+
+    Attributes:
+        bound: The ratio.
+        least: Whether it must be at least that; at most otherwise.
+        slack: A difference, in the row's unit, that counts as reached whatever the ratio.
+    """
+
+    bound: float
+    least: bool = True
+    slack: float = 0.0
+
+    def share(self, ratio: float) -> float:
+        """How far it is reached: 1 just, 2 twice as well."""
+        return ratio / self.bound if self.least else self.bound / ratio
+
+    def words(self, unit: str) -> str:
+        slack = f", or + {self.slack:g} {unit}" if self.slack else ""
+        return f"{'≥' if self.least else '≤'} {self.bound:g}{slack}"
 
 
 @dataclass
@@ -20,16 +42,15 @@ class Row:
 
     Attributes:
         name: What is measured.
-        target: What must be reached, in words.
-        reached: Whether a ratio reaches it.
+        target: What must be reached; None where the figure only informs.
         ours: One measurement of ours.
         other: One of what it is compared with.
         unit: Of both.
+        pairs: What was measured.
     """
 
     name: str
-    target: str
-    reached: Callable[[float], bool]
+    target: Target | None
     ours: Callable[[], float]
     other: Callable[[], float]
     unit: str
@@ -39,125 +60,109 @@ class Row:
         """Measures both, one after the other."""
         self.pairs.append((self.ours(), self.other()))
 
-    @property
-    def ratio(self) -> float:
-        """The median of the ratios, pair by pair."""
-        return statistics.median(ours / other for ours, other in self.pairs)
-
 
 @dataclass(frozen=True)
 class Result:
-    """What a row came to: medians of the measurements, and of the ratios."""
+    """What a row came to: medians of the measurements, and of the ratios of the pairs with their range."""
 
     name: str
     ours: float
     other: float
     unit: str
     ratio: float
+    lowest: float
+    highest: float
+    rounds: int
     target: str
-    reached: bool
+    share: float | None
+    reached: bool | None
 
 
 def rows(bench: Bench, seconds: float) -> list[Row]:
     """Every comparison."""
     lstm, wide, features = bench.model("lstm"), bench.model("lstm-wide"), cases.FEATURES
 
-    def least(bound: float) -> Callable[[float], bool]:
-        return lambda ratio: ratio >= bound
-
     return [
         Row(
             "pool, 1,024 sessions × 1 step, against raw ONNX Runtime",
-            "≥ 0.7",
-            least(0.7),
+            Target(0.7),
             lambda: cases.pool(bench, "lstm", 1024, 1, seconds),
             lambda: raw.steps_per_second(lstm, 1024, 1, features, seconds),
             "steps/s",
         ),
         Row(
             "pool, 256 sessions × 16 steps, against raw ONNX Runtime",
-            "≥ 0.8",
-            least(0.8),
+            Target(0.8),
             lambda: cases.pool(bench, "lstm", 256, 16, seconds),
             lambda: raw.steps_per_second(lstm, 256, 16, features, seconds),
             "steps/s",
         ),
         Row(
             "1,024 tasks awaiting single steps, against the echo with 256 streams",
-            "≥ 6",
-            least(6),
+            Target(6),
             lambda: cases.awaits(bench, 1024, seconds),
             lambda: cases.echo_rate(bench, seconds),
             "steps/s, messages/s",
         ),
         Row(
             "one session, median round trip, against the echo's",
-            "≤ 1.6",
-            lambda ratio: ratio <= 1.6,
-            lambda: cases.round_trip(bench, seconds) * 1e6,
-            lambda: cases.echo_round_trip(bench, seconds) * 1e6,
+            Target(1.6, least=False),
+            lambda: _median(cases.round_trips(bench, seconds)) * 1e6,
+            lambda: _median(cases.echo_round_trips(bench, seconds)) * 1e6,
             "µs",
         ),
         Row(
             "256 sessions with a stream each, against the echo with 256 streams",
-            "≥ 0.7",
-            least(0.7),
+            Target(0.7),
             lambda: cases.streams(bench, 256, seconds),
             lambda: cases.echo_rate(bench, seconds),
             "steps/s, messages/s",
         ),
         Row(
             "pool of 256, against the first attempt with 256 streams",
-            "≥ 40",
-            least(40),
+            Target(40),
             lambda: cases.pool(bench, "lstm", 256, 1, seconds),
             lambda: cases.naive_rate(bench, seconds),
             "steps/s",
         ),
         Row(
             "256 tasks awaiting single steps, against the first attempt with 256 streams",
-            "≥ 20",
-            least(20),
+            Target(20),
             lambda: cases.awaits(bench, 256, seconds),
             lambda: cases.naive_rate(bench, seconds),
             "steps/s",
         ),
         Row(
             "p99 of single steps at half load beside full chunks, against without",
-            "≤ 2, or + 2 ms",
-            lambda ratio: ratio <= 2,
-            lambda: cases.percentile_beside(bench, 2000, 2 * seconds, chunks=True) * 1e3,
-            lambda: cases.percentile_beside(bench, 2000, 2 * seconds, chunks=False) * 1e3,
+            Target(2, least=False, slack=2.0),
+            lambda: _percentile(cases.trips_beside(bench, HALF_LOAD, 2 * seconds, chunks=True)) * 1e3,
+            lambda: _percentile(cases.trips_beside(bench, HALF_LOAD, 2 * seconds, chunks=False)) * 1e3,
             "ms",
         ),
         Row(
             "sessions opened in bulk, against 50,000 a second",
-            "≥ 1",
-            least(1),
+            Target(1),
             lambda: cases.open_and_close(bench, 20_000)[0],
             lambda: 50_000.0,
             "sessions/s",
         ),
         Row(
             "sessions closed in bulk, against 50,000 a second",
-            "≥ 1",
-            least(1),
+            Target(1),
             lambda: cases.open_and_close(bench, 20_000)[1],
             lambda: 50_000.0,
             "sessions/s",
         ),
         Row(
             "LSTM 8→2×256→1, pool of 256, against raw ONNX Runtime",
-            "≥ 0.8",
-            least(0.8),
+            Target(0.8),
             lambda: cases.pool(bench, "lstm-wide", 256, 1, seconds),
             lambda: raw.steps_per_second(wide, 256, 1, features, seconds),
             "steps/s",
         ),
         Row(
             "convnet through predict, batches of 64, against raw ONNX Runtime",
-            "≥ 0.8",
-            least(0.8),
+            Target(0.8),
             lambda: cases.predict(bench, 64, seconds),
             lambda: cases.predict_raw(bench, 64, seconds),
             "images/s",
@@ -165,46 +170,37 @@ def rows(bench: Bench, seconds: float) -> list[Row]:
     ]
 
 
-def results(measured: list[Row]) -> list[Result]:
-    """Medians."""
-    return [
-        Result(
-            row.name,
-            statistics.median(ours for ours, _ in row.pairs),
-            statistics.median(other for _, other in row.pairs),
-            row.unit,
-            row.ratio,
-            row.target,
-            row.reached(row.ratio),
-        )
-        for row in measured
-        if row.pairs
-    ]
+def _median(trips: np.ndarray) -> float:
+    return float(np.median(trips))
 
 
-def machine() -> str:
-    """What ran it, in one line."""
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    return f"{len(os.sched_getaffinity(0))} cores, {model}, Python {platform.python_version()}, {platform.system()}"
+def _percentile(trips: np.ndarray) -> float:
+    return float(np.quantile(trips, 0.99))
 
 
-def markdown(found: list[Result]) -> str:
-    """The table as Markdown."""
-    lines = [
-        "| what | ours | compared with | unit | ratio | must reach | |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for each in found:
-        mark = "reached" if each.reached else "**missed**"
-        figures = f"{each.ours:,.4g} | {each.other:,.4g} | {each.unit} | {each.ratio:.2f} | {each.target}"
-        lines.append(f"| {each.name} | {figures} | {mark} |")
-    return "\n".join(lines)
+def results(measured: Sequence[Row]) -> list[Result]:
+    """Medians and ranges of the rows that were measured."""
+    return [_result(row) for row in measured if row.pairs]
 
 
-def write(found: list[Result], path: Path) -> None:
-    """The figures as JSON, so that docs and pictures come from one run."""
-    path.write_text(json.dumps({"machine": machine(), "results": [asdict(each) for each in found]}, indent=1) + "\n")
+def _result(row: Row) -> Result:
+    ratios = [ours / other for ours, other in row.pairs]
+    ratio, target = statistics.median(ratios), row.target
+    share, reached = None, None
+    if target is not None:
+        share = target.share(ratio)
+        more = statistics.median(ours - other for ours, other in row.pairs)
+        reached = share >= 1 or (target.slack > 0 and more <= target.slack)
+    return Result(
+        row.name,
+        statistics.median(ours for ours, _ in row.pairs),
+        statistics.median(other for _, other in row.pairs),
+        row.unit,
+        ratio,
+        min(ratios),
+        max(ratios),
+        len(ratios),
+        target.words(row.unit) if target else "",
+        share,
+        reached,
+    )

@@ -37,6 +37,7 @@ class ServerCollector(Collector):
             "statestream_queued_bytes", "Bytes of chunks that wait or run", value=engine.queued_bytes
         )
         yield GaugeMetricFamily("statestream_streams", "Connected streams", value=len(self._server.peers))
+        yield GaugeMetricFamily("statestream_handles", "Handles of all streams", value=self._server.peers.handles)
         failures = self._server.saver.failures
         yield GaugeMetricFamily("statestream_store_failures", "Failed saves since the last good one", value=failures)
         contact = self._server.contact
@@ -52,10 +53,17 @@ class ServerCollector(Collector):
         dirty = GaugeMetricFamily(
             "statestream_dirty_sessions", "Sessions the store is behind of", labels=["model", "version"]
         )
+        rows = GaugeMetricFamily(
+            "statestream_rows", "Rows in use: sessions, shadows and forks", labels=["model", "version"]
+        )
+        replies = GaugeMetricFamily(
+            "statestream_kept_replies", "Replies that are not acknowledged yet", labels=["model", "version"]
+        )
         for served in self._server.registry:
             if served.table is not None:
                 labels = [served.model.name, str(served.model.version)]
                 sessions.add_metric(labels, served.table.sessions)
                 dirty.add_metric(labels, int(served.table.dirty.sum()))
-        yield sessions
-        yield dirty
+                rows.add_metric(labels, served.table.allocated)
+                replies.add_metric(labels, served.table.replies.entries)
+        yield from (sessions, dirty, rows, replies)

@@ -82,6 +82,11 @@ class Table:
         """Resident sessions."""
         return len(self.row_of)
 
+    @property
+    def allocated(self) -> int:
+        """Rows in use, shadows and forks among them."""
+        return self.capacity - FIRST_ROW - len(self._free) if self.capacity else 0
+
     def allocate(self, count: int, *, scratch: bool = False) -> Ints:
         """Hands out rows; their state is undefined until it is reset, written or copied.
 

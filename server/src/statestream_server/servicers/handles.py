@@ -44,6 +44,10 @@ class Handles:
         self._row = np.empty(0, np.int64)
         self._binding = np.empty(0, np.int64)
 
+    def __len__(self) -> int:
+        """Handles that stand for something, asleep or not."""
+        return int((self._table != _NOTHING).sum()) + len(self.asleep)
+
     def bind(self, handles: Array, table: Table, rows: Ints, bindings: Ints) -> None:
         """Lets handles stand for rows, under claims."""
         most = int(handles.max(initial=0)) + 1

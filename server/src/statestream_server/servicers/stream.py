@@ -69,6 +69,11 @@ class Stream:
             self._server.peers.leave(self._number, self._handles.tables)
             self.ended.set()
 
+    @property
+    def handles(self) -> int:
+        """How many handles stand for a session."""
+        return len(self._handles)
+
     # What the middle tells the stream.
 
     def lost(self, handle: int, error: errors.StatestreamError) -> None:

@@ -28,6 +28,10 @@ class Sleeper(NamedTuple):
 class Peer(Protocol):
     """A connected stream."""
 
+    @property
+    def handles(self) -> int:
+        """How many handles stand for a session."""
+
     def lost(self, handle: int, error: errors.StatestreamError) -> None:
         """A session left the stream."""
 
@@ -49,6 +53,11 @@ class Peers:
 
     def __len__(self) -> int:
         return len(self._peers)
+
+    @property
+    def handles(self) -> int:
+        """Handles of all streams."""
+        return sum(peer.handles for peer in self._peers.values())
 
     def join(self, peer: Peer) -> int:
         """Takes a stream in; its number is the `owner` of its rows."""

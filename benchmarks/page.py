@@ -1,0 +1,109 @@
+"""The tables of docs/benchmarks.md from the figures of the runs: `python -m benchmarks.page` writes them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks import figures
+
+
+def ratios(results: list[dict[str, Any]]) -> str:
+    """The table of ratios."""
+    lines = [
+        "| what | ours | compared with | unit | ratio (least … most) | must be | |",
+        "| --- | ---: | ---: | --- | ---: | --- | --- |",
+    ]
+    for row in results:
+        mark = {True: "reached", False: "**missed**", None: ""}[row["reached"]]
+        spread = f" ({row['lowest']:.2f} … {row['highest']:.2f})" if row["rounds"] > 1 else ""
+        lines.append(
+            f"| {row['name']} | {row['ours']:,.4g} | {row['other']:,.4g} | {row['unit']} |"
+            f" {row['ratio']:.2f}{spread} | {row['target']} | {mark} |"
+        )
+    return "\n".join(lines)
+
+
+def throughput(found: dict[str, Any]) -> str:
+    """Steps a second over the number of sessions."""
+    sizes = found["sessions"]
+    lines = [f"| steps/s | {' | '.join(f'{size:,}' for size in sizes)} |", f"| --- |{' ---: |' * len(sizes)}"]
+    for name, medians in found["steps_per_second"].items():
+        lines.append(f"| {name} | {' | '.join(f'{middle:,.0f}' for middle, _, _ in medians)} |")
+    return "\n".join(lines)
+
+
+def latency(found: dict[str, Any]) -> str:
+    """Round trips at some percentiles."""
+    shown = [0.1, 0.5, 0.9, 0.99, 0.999]
+    at = [found["quantiles"].index(quantile) for quantile in shown]
+    lines = [f"| ms | {' | '.join(f'p{100 * q:g}' for q in shown)} | steps |", f"| --- |{' ---: |' * (len(at) + 1)}"]
+    for name, values in found["milliseconds"].items():
+        cells = " | ".join(f"{values[place]:.3g}" for place in at)
+        lines.append(f"| {name} | {cells} | {found['steps'][name]:,} |")
+    return "\n".join(lines)
+
+
+def profile(found: dict[str, Any]) -> str:
+    """Where the time goes, and what a step costs."""
+    lines = [
+        "| % of the loop thread's time | " + " | ".join(found["cases"]) + " |",
+        f"| --- |{' ---: |' * len(found['cases'])}",
+    ]
+    for phase in found["phases"]:
+        cells = " | ".join(f"{100 * case['shares'][phase]:.0f}" for case in found["cases"].values())
+        lines.append(f"| {phase} | {cells} |")
+    for key, name in (
+        ("loop_us", "**µs a step:** server, loop thread"),
+        ("others_us", "server, its other threads (gRPC's, store, long batches)"),
+        ("client_us", "client"),
+        ("wall_us", "by the clock"),
+    ):
+        lines.append(f"| {name} | " + " | ".join(f"{case[key]:.3g}" for case in found["cases"].values()) + " |")
+    return "\n".join(lines)
+
+
+def soak(found: dict[str, Any]) -> str:
+    """What the soak did and found."""
+    done = ", ".join(f"{count:,} {what}" for what, count in found["done"].items())
+    slope, bound = found["slope_bytes_an_hour"] / 2**20, found["bound_bytes_an_hour"] / 2**20
+    return (
+        f"{found['seconds'][-1] / 60:.0f} minutes: {done}. {found['compared']:,} outputs compared with ONNX Runtime"
+        f" alone, {found['different']} different. RSS after the warm-up: {found['rss_start'] / 2**20:.0f} MiB at its"
+        f" begin, {found['rss_end'] / 2**20:.0f} MiB at its end; fitted slope {slope:+.1f} MiB an hour (at most"
+        f" {bound:.0f})."
+    )
+
+
+SECTIONS: Mapping[str, Callable[[Any], str]] = {
+    "ratios": ratios,
+    "throughput": throughput,
+    "latency": latency,
+    "profile": profile,
+    "soak": soak,
+}
+
+
+def filled(page: str, known: dict[str, Any]) -> str:
+    """The page with its tables as the figures have them; each says what measured it."""
+    for name, section in SECTIONS.items():
+        if name not in known:
+            continue
+        head, rest = page.split(f"<!-- {name} -->\n", 1)
+        _, tail = rest.split("<!-- end -->", 1)
+        text = f"{section(known[name]['figures'])}\n\nMeasured on {known[name]['machine']}."
+        page = f"{head}<!-- {name} -->\n{text}\n<!-- end -->{tail}"
+    return page
+
+
+def write() -> None:
+    """Writes the page and its pictures anew."""
+    from benchmarks import pictures
+
+    known = figures.load()
+    figures.PAGE.write_text(filled(figures.PAGE.read_text(), known))
+    pictures.draw(known, figures.IMAGES)
+
+
+if __name__ == "__main__":
+    write()
