@@ -34,7 +34,7 @@ def draw(figures: dict[str, Any], folder: Path) -> None:
 def _ratios(results: list[dict[str, Any]], file: Path) -> None:
     """How far every target is reached, with the range of the rounds."""
     rows = [row for row in results if row["share"] is not None][::-1]
-    figure, axes = pyplot.subplots(figsize=(10, 0.42 * len(rows) + 1.1), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(11, 0.36 * len(rows) + 1.0), layout="constrained")
     for place, row in enumerate(rows):
         ends = [row["share"] * row[end] / row["ratio"] for end in ("lowest", "highest")]
         if row["target"].startswith("≤"):
@@ -45,8 +45,9 @@ def _ratios(results: list[dict[str, Any]], file: Path) -> None:
         axes.errorbar(row["share"], place, xerr=spread, color="#333333", linewidth=1, capsize=2)
     axes.axvline(1, color="#333333", linewidth=1)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
-    axes.set(xlabel="reached, as a multiple of the target (1: just reached); lines: least and most of the rounds")
-    axes.set_xlim(0, max(2.0, *(row["share"] * 1.05 for row in rows)))
+    axes.set(xlabel="multiple of the target; lines: least and most")
+    axes.set_xlim(0, max(1.5, axes.get_xlim()[1]))
+    axes.margins(y=0.01)
     _save(figure, file)
 
 
@@ -91,7 +92,7 @@ def _profile(found: dict[str, Any], file: Path) -> None:
     names = list(found["cases"])[::-1]
     figure, axes = pyplot.subplots(figsize=(10, 0.55 * len(names) + 1.5), layout="constrained")
     left = [0.0] * len(names)
-    for phase, colour in zip(found["phases"], _COLOURS, strict=False):
+    for phase, colour in zip(found["phases"], (*_COLOURS[:-1], "#dddddd"), strict=True):
         widths = [100 * found["cases"][name]["shares"][phase] for name in names]
         axes.barh(names, widths, left=left, label=phase, color=colour, height=0.7)
         left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -111,7 +112,7 @@ def _soak(found: dict[str, Any], file: Path) -> None:
     for (name, values), colour in zip(found["counts"].items(), _COLOURS[1:], strict=False):
         counts.plot(minutes, values, color=colour, label=name, linewidth=1)
     counts.set(xlabel="minutes", ylabel="held by the server", yscale="symlog", xlim=(0, minutes[-1]))
-    counts.legend(loc="upper right", ncols=3, fontsize=8)
+    counts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=6, fontsize=8, frameon=False)
     _save(figure, file)
 
 
