@@ -83,7 +83,7 @@ class Wire:
         return ticket
 
     def pool(self, handles: np.ndarray, x: np.ndarray, lengths: np.ndarray | int) -> PoolTicket:
-        ticket = PoolTicket(LANE, handles, (np.asarray(x, np.float32),), lengths, x.shape[1])
+        ticket = PoolTicket(LANE, handles, (np.asarray(x, np.float32).tobytes(),), lengths, x.shape[1])
         self.core.step(ticket)
         return ticket
 

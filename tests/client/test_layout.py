@@ -53,6 +53,13 @@ def test_the_ticket_owns_its_data() -> None:
     assert all(not any(ticket.inputs[0]) for ticket in tickets)
 
 
+def test_the_ticket_of_a_pool_owns_its_data() -> None:
+    x = np.zeros((2, 3), np.float32)
+    ticket, _ = FLAT.pool(np.arange(2), x, None)
+    x[:] = 9
+    assert not any(ticket.inputs[0])
+
+
 def test_memory_order_does_not_matter() -> None:
     x = np.arange(6, dtype=np.float64).reshape(3, 2).T
     assert np.frombuffer(chunk(FLAT, x).inputs[0], np.float32).tolist() == [0, 2, 4, 1, 3, 5]

@@ -106,7 +106,8 @@ class Layout:
                     f"lengths has shape {list(sizes.shape)}; expected [{count}] with values from 0 to {steps}",
                     metadata={"field": "lengths"},
                 )
-        return PoolTicket(lane, handles, tuple(arrays), sizes, steps), bool(single)
+        inputs = tuple([array.tobytes() for array in arrays])
+        return PoolTicket(lane, handles, inputs, sizes, steps), bool(single)
 
     def pool_outputs(self, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
         """A pool's outputs as the caller wants them."""
@@ -217,7 +218,7 @@ class Layout:
         return [(name, x[name]) for name in self.names]
 
     def _array(self, index: int, value: Input) -> Array:
-        """A copy in the model's dtype. Numbers are converted within their kind, and from integers and bools upwards."""
+        """The value itself where it has the model's dtype. Numbers are converted in their kind, integers upwards."""
         dtype = self.dtypes[index]
         try:
             array = np.asarray(value)
@@ -226,7 +227,7 @@ class Layout:
                 f"{self.names[index]} is not an array: {error}", metadata={"field": self.names[index]}
             ) from error
         if array.dtype == dtype:
-            return array.copy()
+            return array
         kinds = "biuf" if dtype.kind == "f" else "biu" if dtype.kind in "iu" else "b"
         if array.dtype.kind not in kinds:
             raise BadTensor(

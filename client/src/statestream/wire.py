@@ -56,13 +56,18 @@ def from_tensor(tensor: Tensor) -> Array:
     if dtype is None:
         raise BadTensor(f"{tensor.name} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}")
     shape, data = tuple(tensor.shape), tensor.data
-    expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected or (shape and min(shape) < 0):
+    try:
+        # One call in place of frombuffer, reshape and copy.
+        array: Array | None = np.ndarray(shape, dtype, bytearray(data))
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.nbytes != len(data):
+        expected = math.prod(shape) * dtype.itemsize
         raise BadTensor(
             f"{tensor.name} has {len(data)} bytes; expected {expected} for {tensor.dtype}{list(shape)}",
             metadata={"field": tensor.name},
         )
-    return np.frombuffer(data, dtype).reshape(shape).copy()
+    return array
 
 
 def from_tensors(tensors: Iterable[Tensor]) -> dict[str, Array]:

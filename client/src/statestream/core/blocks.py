@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from statestream.core.table import Table
-from statestream.core.tickets import DISCARD, OVERHEAD, Lane, Singles, Sink
+from statestream.core.tickets import DISCARD, OVERHEAD, Lane, One, Singles, Sink
 from statestream.v1.inference_pb2 import ChunkFrame
 from statestream.wire import Ints, Mask, handles_column, positions_column, read_positions
 
@@ -92,7 +92,7 @@ class Block:
         """It leaves."""
         table.sent[self.at] = self.ends
         table.in_flight[self.at] += 1
-        if isinstance(self.lengths, int) and self.lengths == 1 and isinstance(self.sink, Singles):
+        if isinstance(self.lengths, int) and self.lengths == 1 and isinstance(self.sink, Singles | One):
             self.fresh = int(np.count_nonzero(table.in_flight[self.at] == 1))
 
     def acknowledge(self, table: Table) -> bytes:
@@ -215,7 +215,8 @@ class Single(Block):
 
     def keep(self, table: Table) -> None:
         """One more block names the session."""
-        table.refs[self.handle] += 1
+        handle = self.handle
+        table.refs[handle] = table.refs.item(handle) + 1
 
     def drop(self, table: Table) -> None:
         """One less; earlier chunks cannot be replayed any more."""
@@ -223,7 +224,7 @@ class Single(Block):
             super().drop(table)
             return
         handle = self.handle
-        table.refs[handle] -= 1
+        table.refs[handle] = table.refs.item(handle) - 1
         if table.floor.item(handle) < self.end:
             table.floor[handle] = self.end
 
@@ -252,7 +253,7 @@ class Single(Block):
             return super().arrive(table, durable)
         self.left = 0
         handle, known = self.handle, int.from_bytes(durable, "little")
-        table.in_flight[handle] -= 1
+        table.in_flight[handle] = table.in_flight.item(handle) - 1
         table.attempts[handle] = 0
         if table.durable.item(handle) < known:
             table.durable[handle] = known

@@ -127,7 +127,7 @@ class Chunks:
             return
         for block in blocks:
             # Rounds of one session come in order, so the last one leaves the end of the sequence.
-            table.next[block.handles] = block.ends
+            table.next[block.at] = block.ends
             buffer.bytes += block.nbytes
             buffer.add(block)
         self.unsent.extend(blocks)
@@ -159,7 +159,7 @@ class Chunks:
             if self.bytes_in_flight > self.max_bytes_in_flight:
                 rest.extend(self.unsent[number:])
                 break
-            sendable = self._sendable(block.handles, block.starts)
+            sendable = self._sendable(block.at, block.starts)
             if sendable.all():
                 self._depart(block, ready)
             elif sendable.any():
@@ -219,12 +219,12 @@ class Chunks:
         self._buffer.add(block)
         self._depart(block, ready)
 
-    def _sendable(self, handles: Ints, starts: Ints) -> Mask:
+    def _sendable(self, at: slice | Ints, starts: Ints) -> Mask:
         table = self._table
-        ok: Mask = table.sent[handles] == starts
-        ok &= table.state[handles] == State.OPEN
-        ok &= table.in_flight[handles] < self.window
-        ok &= table.stale[handles] == 0
+        ok: Mask = table.sent[at] == starts
+        ok &= table.state[at] == _OPEN
+        ok &= table.in_flight[at] < self.window
+        ok &= table.stale[at] == 0
         return ok
 
     def _depart(self, block: Block, ready: list[Block]) -> None:

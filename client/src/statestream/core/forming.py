@@ -1,4 +1,4 @@
-"""How blocks are formed: single chunks gathered, a pool's chunks cut, neighbours merged."""
+"""How blocks are formed: single chunks gathered, a pool's chunks cut, replays merged."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from statestream.core.blocks import Block, Single
-from statestream.core.tickets import DISCARD, PoolRows, PoolTicket, Singles, Sink, StepTicket
-from statestream.wire import Ints
+from statestream.core.tickets import DISCARD, One, PoolRows, PoolTicket, Singles, StepTicket
+from statestream.wire import Array, Ints
 
 
 def gather(tickets: list[StepTicket], handles: Ints, starts: Ints) -> Block:
@@ -22,7 +22,7 @@ def gather(tickets: list[StepTicket], handles: Ints, starts: Ints) -> Block:
 
 def alone(ticket: StepTicket) -> Block:
     """A block of one single chunk."""
-    return Single(ticket.lane, ticket.handle, ticket.start, ticket.steps, ticket.inputs, Singles([ticket]))
+    return Single(ticket.lane, ticket.handle, ticket.start, ticket.steps, ticket.inputs, One(ticket))
 
 
 def cut(ticket: PoolTicket, starts: Ints, max_steps: int, max_bytes: int) -> list[Block]:
@@ -33,33 +33,42 @@ def cut(ticket: PoolTicket, starts: Ints, max_steps: int, max_bytes: int) -> lis
         steps = min(max_steps, ticket.steps - offset)
         rows_each = max(1, max_bytes // max(1, steps * lane.step_bytes))
         for low in range(0, count, rows_each):
-            rows = np.arange(low, min(low + rows_each, count))
-            block = _part(ticket, starts, rows, offset, steps)
-            if block is not None:
-                blocks.append(block)
+            rows = slice(low, min(low + rows_each, count))
+            if isinstance(ticket.lengths, int):
+                blocks.append(_even(ticket, starts, rows, offset, steps))
+            elif (ticket.lengths[rows] > offset).any():
+                blocks.append(_ragged(ticket, starts, rows, offset, steps, ticket.lengths[rows]))
     return blocks
 
 
-def _part(ticket: PoolTicket, starts: Ints, rows: Ints, offset: int, steps: int) -> Block | None:
-    low, high = int(rows[0]), int(rows[-1]) + 1
-    pieces = [array[low:high, offset : offset + steps] for array in ticket.inputs]
-    if isinstance(ticket.lengths, int):
-        lengths: Ints | int = steps
-        inputs = tuple(piece.tobytes() for piece in pieces)
-    else:
-        remaining = np.clip(ticket.lengths[rows] - offset, 0, steps)
-        taken = np.arange(steps) < remaining[:, np.newaxis]
-        present = remaining > 0
-        if not present.any():
-            return None
-        inputs = tuple(piece[taken].tobytes() for piece in pieces)
-        rows, lengths = rows[present], remaining[present]
+def _even(ticket: PoolTicket, starts: Ints, rows: slice, offset: int, steps: int) -> Block:
+    """The block of rows that all have these steps."""
+    inputs = ticket.inputs
+    if rows.stop - rows.start < len(ticket.handles) or steps < ticket.steps:
+        inputs = tuple([piece.tobytes() for piece in _pieces(ticket, rows, offset, steps)])
     sink = PoolRows(ticket, rows, offset)
-    return Block(ticket.lane, ticket.handles[rows], starts[rows] + offset, lengths, inputs, sink)
+    return Block(ticket.lane, ticket.handles[rows], starts[rows] + offset, steps, inputs, sink)
+
+
+def _ragged(ticket: PoolTicket, starts: Ints, rows: slice, offset: int, steps: int, lengths: Ints) -> Block:
+    """The block of those rows that are longer than `offset`."""
+    remaining = np.clip(lengths - offset, 0, steps)
+    taken = np.arange(steps) < remaining[:, np.newaxis]
+    present = np.flatnonzero(remaining)
+    inputs = tuple([piece[taken].tobytes() for piece in _pieces(ticket, rows, offset, steps)])
+    places = rows.start + present
+    sink = PoolRows(ticket, places, offset)
+    return Block(ticket.lane, ticket.handles[places], starts[places] + offset, remaining[present], inputs, sink)
+
+
+def _pieces(ticket: PoolTicket, rows: slice, offset: int, steps: int) -> list[Array]:
+    """The bytes of some rows and steps, [rows, steps, bytes of a step]."""
+    shape = (len(ticket.handles), ticket.steps, -1)
+    return [np.frombuffer(data, np.uint8).reshape(shape)[rows, offset : offset + steps] for data in ticket.inputs]
 
 
 def merge(blocks: Sequence[Block]) -> Block:
-    """One block of several that belong to one lane, name different sessions, and have the same kind of sink."""
+    """One block of several replays that belong to one lane and name different sessions."""
     if len(blocks) == 1:
         return blocks[0]
     first = blocks[0]
@@ -74,16 +83,13 @@ def merge(blocks: Sequence[Block]) -> Block:
                 for block, size in zip(blocks, sizes, strict=True)
             ]
         )
-    sink: Sink = DISCARD
-    if isinstance(first.sink, Singles):
-        sink = Singles([ticket for block in blocks if isinstance(block.sink, Singles) for ticket in block.sink.tickets])
     return Block(
         first.lane,
         np.concatenate([block.handles for block in blocks]),
         np.concatenate([block.starts for block in blocks]),
         lengths,
         tuple(b"".join(column) for column in zip(*(block.inputs for block in blocks), strict=True)),
-        sink,
+        DISCARD,
     )
 
 

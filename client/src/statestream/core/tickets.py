@@ -156,36 +156,32 @@ class PoolTicket(Ticket):
 
     Attributes:
         handles: [N] the sessions, each at most once.
+        inputs: The bytes of every input, [N, T, ...].
         lengths: [N] the steps of every row, or one number where all have the same.
+        steps: T.
         errors: What became of the rows that failed, by row.
     """
 
     __slots__ = ("errors", "handles", "inputs", "lane", "left", "lengths", "nbytes", "steps")
 
-    def __init__(self, lane: Lane, handles: Ints, inputs: tuple[Array, ...], lengths: Ints | int, steps: int) -> None:
+    def __init__(self, lane: Lane, handles: Ints, inputs: tuple[bytes, ...], lengths: Ints | int, steps: int) -> None:
         super().__init__()
         self.lane = lane
         self.handles = handles
         self.inputs = inputs
         self.lengths = lengths
         self.steps = steps
-        self.nbytes = sum(array.nbytes for array in inputs)
+        self.nbytes = sum(map(len, inputs))
         self.left = 0
         self.errors: dict[int, StatestreamError] = {}
         self.value: dict[str, Array] = {}
 
-    def deliver(self, rows: Ints, offset: int, outputs: Outputs, lengths: Ints | int) -> None:
+    def deliver(self, rows: slice | Ints, offset: int, outputs: Outputs, lengths: Ints | int) -> None:
         """Takes packed outputs of some rows, for the steps from `offset` on."""
-        count = len(rows)
-        if (
-            isinstance(lengths, int)
-            and lengths == self.steps
-            and count == len(self.handles)
-            and not self.value
-            and bool((rows[1:] > rows[:-1]).all())
-        ):
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        if isinstance(rows, slice) and count == len(self.handles) and lengths == self.steps:
             # All of it at once and in order: the frame's arrays are the answer.
-            self.value = {name: packed.reshape(count, lengths, *packed.shape[1:]) for name, packed in outputs.items()}
+            self.value = {name: packed.reshape(count, -1, *packed.shape[1:]) for name, packed in outputs.items()}
             self._count(count)
             return
         for name, packed in outputs.items():
@@ -197,7 +193,8 @@ class PoolTicket(Ticket):
                 target[rows, offset : offset + lengths] = packed.reshape(count, lengths, *tail)
             else:
                 steps = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                target[np.repeat(rows, lengths), offset + steps] = packed
+                places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+                target[np.repeat(places, lengths), offset + steps] = packed
         self._count(count)
 
     def fail(self, rows: Ints, error: StatestreamError) -> None:
@@ -356,27 +353,54 @@ class Singles:
         self.tickets[row].finish(error=error)
 
 
+class One:
+    """The step ticket of a block of one chunk."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self, ticket: StepTicket) -> None:
+        self.ticket = ticket
+
+    def take(self, rows: Ints) -> One:
+        """Itself: there is only one row."""
+        return self
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Hands over the steps; they belong to this frame."""
+        ticket = self.ticket
+        if ticket.single:
+            outputs = {name: packed[0, ...] for name, packed in outputs.items()}
+        ticket.finish(value_of(outputs))
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Hands over the error."""
+        self.ticket.finish(error=error)
+
+
 class PoolRows:
     """Some rows of a pool's ticket, from some step on."""
 
     __slots__ = ("offset", "rows", "ticket")
 
-    def __init__(self, ticket: PoolTicket, rows: Ints, offset: int) -> None:
+    def __init__(self, ticket: PoolTicket, rows: slice | Ints, offset: int) -> None:
         self.ticket = ticket
         self.rows = rows
         self.offset = offset
 
     def take(self, rows: Ints) -> PoolRows:
         """The same for some of the rows."""
-        return PoolRows(self.ticket, self.rows[rows], self.offset)
+        return PoolRows(self.ticket, self._places(rows), self.offset)
 
     def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
         """Hands the outputs to the pool's ticket."""
-        self.ticket.deliver(self.rows if rows is None else self.rows[rows], self.offset, outputs, lengths)
+        self.ticket.deliver(self.rows if rows is None else self._places(rows), self.offset, outputs, lengths)
 
     def fail(self, row: int, error: StatestreamError) -> None:
         """Hands the error to the pool's ticket."""
-        self.ticket.fail(self.rows[row : row + 1], error)
+        self.ticket.fail(self._places(np.array([row])), error)
+
+    def _places(self, rows: Ints) -> Ints:
+        return self.rows.start + rows if isinstance(self.rows, slice) else self.rows[rows]
 
 
 def _rows_of(packed: Array, lengths: Ints | int, tickets: list[StepTicket]) -> list[Array]:
