@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -41,6 +42,18 @@ import click
     type=click.Path(dir_okay=False, path_type=Path),
     help="A checkpoint with torchvision's names, for the networks that take one.",
 )
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Write the model quantised; the figures, and whether the target is reached, are the quantised file's.",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(min=0),
+    default=0.05,
+    show_default=True,
+    help="The largest loss that quantisation may have: an output's mean deviation as a share of its spread.",
+)
 def train(
     recipe: str,
     out: Path,
@@ -50,6 +63,8 @@ def train(
     folder: Path | None,
     built_in: bool,
     weights: Path | None,
+    quantize: Literal["int8"] | None,
+    max_loss: float,
 ) -> None:
     """Train RECIPE (a name, or ./my_recipe.py) and export it into MODELS_DIR.
 
@@ -79,24 +94,40 @@ def train(
             folder=folder,
             fetch=not built_in,
             weights=weights,
+            quantize=quantize,
+            max_loss=max_loss,
         )
     except (ExportError, RecipeError) as error:
         raise click.ClickException(str(error)) from error
     table = Table(title=f"{found.card.name}: {found.card.task}", show_header=False, title_justify="left")
     for name, value in result.metrics.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        before = _shown((result.before or result.metrics)[name])
+        shown = _shown(value)
+        table.add_row(name, shown if before == shown else f"{shown} quantised, {before} before")
     for item in result.exports:
         worst = item.gate.largest
         table.add_row(
             f"{item.path.parents[1].name}/{item.path.name}",
             f"{worst.difference:.2g} from torch at most ({worst.output}, {worst.way})",
         )
+        if item.gate.loss is not None:
+            loss, off = item.gate.loss, item.gate.loss.worst
+            table.add_row(
+                "int8",
+                ", ".join(f"{name} ×{count}" for name, count in sorted(loss.layers.items()))
+                + f"; {off.output} is {off.mean:.2g} off on average, {off.share:.2%} of its spread;"
+                f" {loss.bytes_before:,} → {loss.bytes_after:,} bytes",
+            )
     table.add_row("target", f"{found.card.target}: {'reached' if result.reached else 'not reached'}")
     table.add_row("model", str(result.model))
     table.add_row("run", str(result.folder))
     console.print(table)
     if not (result.reached or quick or result.curve.interrupted):
         raise click.exceptions.Exit(1)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @click.command()

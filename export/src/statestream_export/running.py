@@ -56,14 +56,26 @@ class Graph:
 
 
 class GraphModule(nn.Module):
-    """A graph in the place of the module that it was made from: tensors in, a tensor or a tuple of them out."""
+    """A graph in the place of the module that it was made from: tensors in, a tensor or a tuple of them out.
+
+    Attributes:
+        runs: How often it was called.
+    """
 
     def __init__(self, model: onnx.ModelProto, interface: Interface) -> None:
         super().__init__()
         self._graph = Graph(model, interface)
+        self.runs = 0
 
     def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """One run, without gradients."""
+        """One run, without gradients.
+
+        Raises:
+            TypeError: There are not as many tensors as the graph takes.
+        """
+        if len(values) != len(self._graph.taken):
+            raise TypeError(f"the graph takes {', '.join(self._graph.taken)}; {len(values)} tensors came")
+        self.runs += 1
         given = self._graph([value.detach().numpy() for value in values], len(values[0]), 1)
         found = tuple(torch.from_numpy(value) for value in given)
         return found[0] if len(found) == 1 else found

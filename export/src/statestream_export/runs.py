@@ -15,15 +15,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import onnx
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from statestream_export.errors import RecipeError
-from statestream_export.exporter import Export
+from statestream_export.exporter import Export, quantized
+from statestream_export.loss import LIMIT
 from statestream_export.recipe import Recipe, Value
+from statestream_export.running import GraphModule
 from statestream_export.training import Curve, Run, reproducible
 
 
@@ -38,6 +41,7 @@ class Result:
         reached: Whether the target was reached.
         curve: What happened in training.
         exports: The files that passed the gate; their paths lie in `model`.
+        before: The figures before quantisation, `metrics` being those of the quantised file; None without.
     """
 
     model: Path
@@ -46,6 +50,7 @@ class Result:
     reached: bool
     curve: Curve
     exports: tuple[Export, ...]
+    before: Mapping[str, Value] | None = None
 
 
 def execute(
@@ -59,18 +64,21 @@ def execute(
     folder: Path | None = None,
     fetch: bool = False,
     weights: Path | None = None,
+    quantize: Literal["int8"] | None = None,
+    max_loss: float = LIMIT,
 ) -> Result:
     """Trains a recipe and puts the model where a server finds it. The same seed gives the same figures.
 
     Data is taken from `folder`, else fetched where `fetch` says so and a network is there, else built in.
-    `weights` is the checkpoint that a recipe starts from, where it takes one.
+    `weights` is the checkpoint that a recipe starts from, where it takes one. With `quantize` the file is written
+    quantised, and the figures are taken again from it; `max_loss` is that of `quantized`.
 
     Ctrl-C during training goes on with the best weights so far; later it leaves nothing behind.
 
     Raises:
         ExportError: The model did not pass the gate; neither folder was written.
-        RecipeError: Data or weights are missing, not what they should be, or nothing that the recipe takes; neither
-            folder was written.
+        RecipeError: Data or weights are missing, not what they should be, or nothing that the recipe takes; or the
+            recipe is none that can be quantised. Neither folder was written.
     """
     run = Run(quick, seed, console or Console(stderr=True), folder, fetch, weights)
     started = time.perf_counter()
@@ -85,18 +93,57 @@ def execute(
             picture = recipe.picture(module, data)
         trained = time.perf_counter() - started
         with _NewFolder(out / recipe.card.name) as place:
-            written = recipe.export(module, data, place.path)
+            written, before = recipe.export(module, data, place.path), None
+            if quantize is not None:
+                before = metrics
+                written, metrics = _quantised(recipe, written, data, max_loss)
             places = {place.path / part.name: _keep_part(part, out, recipe.card.name) for part in _parts(place.path)}
             model = places[place.path] = place.keep()
     exports = tuple(replace(export, path=places[export.path.parent] / export.path.name) for export in written)
     reached = recipe.card.target.reached(metrics)
     report = _report(recipe, run, curve, metrics, reached, exports, trained)
+    if before is not None:
+        report["quantized"] = {"metrics_before": dict(before), "loss": _loss(exports[0])}
     with _NewFolder(runs / recipe.card.name) as place:
         (place.path / "metrics.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
         _loss_picture(recipe.card.name, curve).savefig(place.path / "loss.png", dpi=120)
         picture.savefig(place.path / "picture.png", dpi=120)
         folder = place.keep()
-    return Result(model, folder, metrics, reached, curve, exports)
+    return Result(model, folder, metrics, reached, curve, exports, before)
+
+
+def _quantised(
+    recipe: Recipe[Any], written: Sequence[Export], data: Any, max_loss: float
+) -> tuple[list[Export], Mapping[str, Value]]:
+    """Quantises the one file that a recipe wrote, in its place, and takes the figures from it."""
+    name = recipe.card.name
+    if len(written) != 1 or written[0].path.name != "model.onnx":
+        raise RecipeError(
+            f"recipe {name!r} writes {len(written)} files; --quantize is for recipes that write model.onnx alone."
+            " Leave it out, or quantise the file you want with statestream_export.quantized"
+        )
+    small = quantized(written[0], max_loss=max_loss)
+    graph = GraphModule(onnx.load_model(small.path), small.interface)
+    try:
+        metrics = recipe.metrics(graph, data)
+    except (AttributeError, TypeError) as error:
+        raise _unmeasured(name, f"they look inside the module ({error})") from error
+    if not graph.runs:
+        raise _unmeasured(name, "they do not run the module")
+    return [small], metrics
+
+
+def _unmeasured(name: str, why: str) -> RecipeError:
+    return RecipeError(
+        f"the figures of recipe {name!r} cannot be taken from a quantised file: {why}. Leave --quantize out, or use"
+        " statestream_export.quantized and judge its loss yourself"
+    )
+
+
+def _loss(made: Export) -> dict[str, object]:
+    loss = made.gate.loss
+    assert loss is not None
+    return {**asdict(loss), "share": loss.worst.share}
 
 
 def _check_wanted(name: str, run: Run) -> None:
