@@ -17,7 +17,8 @@ from statestream import errors
 from statestream_server.arrays import Array
 from statestream_server.models.rows import Column
 
-_FORMAT: Final = "statestream-snapshot-1"
+FORMAT: Final = "statestream-snapshot-1"
+"""The format written and read; CONTRIBUTING.md says what to do when it changes."""
 _POSITION_LIMIT: Final = 1 << 63
 
 
@@ -42,7 +43,7 @@ def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
     """Writes a snapshot."""
     tensors = {column.name: np.ascontiguousarray(value) for column, value in zip(columns, snapshot.values, strict=True)}
     metadata = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "model": snapshot.model,
         "digest": snapshot.digest,
         "position": str(snapshot.position),
@@ -97,13 +98,11 @@ def read_metadata(data: bytes) -> dict[str, str]:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         complete = {"model", "digest", "position", "checksum"} <= metadata.keys() and metadata["position"].isdecimal()
         complete = complete and int(metadata["position"]) < _POSITION_LIMIT
-        known = metadata["format"] == _FORMAT
+        known = metadata["format"] == FORMAT
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.SnapshotInvalid(f"these {len(data)} bytes are no snapshot of a session") from error
     if not known or not complete:
-        raise errors.SnapshotInvalid(
-            f"the snapshot is of format {metadata['format']!r}; this release reads {_FORMAT!r}"
-        )
+        raise errors.SnapshotInvalid(f"the snapshot is of format {metadata['format']!r}; this release reads {FORMAT!r}")
     return dict(metadata)
 
 
