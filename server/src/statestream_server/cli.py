@@ -72,7 +72,9 @@ _LIMITS = Limits()
     " Default: none for the memory store, else interval.",
 )
 @_option("--checkpoint-interval", default=1.0, help="Seconds between checkpoints.")
-@_option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@_option(
+    "--device", default="auto", help="Where models run: auto (CUDA if it runs, else the CPU), cpu, cuda or cuda:N."
+)
 @_option(
     "--batch-policy",
     type=click.Choice(["pad", "warn", "serialise"]),

@@ -46,7 +46,7 @@ class ServerCollector(Collector):
         yield CounterMetricFamily("statestream_store_resets", "Times the store was emptied", value=contact.resets)
         yield CounterMetricFamily(
             "statestream_foreign_records",
-            "Sessions taken over from another runtime or processor",
+            "Sessions taken over from another runtime or device",
             value=self._server.sessions.placement.foreign,
         )
         sessions = GaugeMetricFamily("statestream_sessions", "Sessions in memory", labels=["model", "version"])

@@ -26,8 +26,8 @@ class Server:
     Attributes:
         id: A random name for this process; records name their owner by it.
         writer: 16 bytes that stand for this process where callers name no writer.
-        fingerprint: Runtime, provider and processor, for people.
-        device: Where models run.
+        fingerprint: Runtime, provider and hardware, for people.
+        device: Where models run: "cpu", "cuda:0".
     """
 
     id: str

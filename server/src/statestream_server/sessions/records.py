@@ -62,7 +62,7 @@ class Layout:
 
     Attributes:
         model: The first 16 bytes of the model's digest.
-        fingerprint: Stands for runtime, provider and processor: outputs are the same bits where it is equal.
+        fingerprint: Stands for runtime, provider and hardware: outputs are the same bits where it is equal.
         columns: The columns of its slab.
         outputs: One step of every output.
         columns_digest: Stands for names, dtypes and shapes of the columns.
