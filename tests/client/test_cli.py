@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import statestream
-from statestream import cli
+from statestream import bench, cli
 from tests.client.fake_server import Fake
 
 
@@ -43,6 +43,31 @@ def test_models_sessions_and_info_print_tables_and_json(fake: Fake) -> None:
         assert "interval" in run("info", fake.address)[1]
         names = [model["name"] for model in json.loads(run("models", fake.address, "--json")[1])]
         assert names == ["sum", "double", "upper"]
+
+
+def test_bench_measures_and_leaves_no_session(fake: Fake) -> None:
+    code, out = run("bench", fake.address, "--sessions", "6", "--steps", "2", "--seconds", "0.02", "--json")
+    found = json.loads(out)
+    assert (code, found["model"], found["unit"]) == (0, "sum", "steps")
+    assert [rate["batch"] for rate in found["rates"]] == [1, 4, 6]
+    assert all(rate["calls"] > 0 and rate["a_second"] > 0 for rate in found["rates"])
+    assert found["milliseconds"]["p50"] <= found["milliseconds"]["p99"]
+    assert json.loads(run("sessions", fake.address, "--json")[1]) == []
+    code, out = run("bench", fake.address, "--model", "double", "--sessions", "4", "--seconds", "0.02")
+    assert code == 0
+    assert "items/s" in out
+    assert "█" in out
+    code, out = run("bench", fake.address, "--model", "nowhere")
+    assert (code, "nowhere" in out) == (1, True)
+    assert run("bench", fake.address, "--model", "upper")[0] == 1
+
+
+def test_bins_hold_every_call(fake: Fake) -> None:
+    counts = bench.histogram([0.001, 0.0011, 0.004])
+    assert sum(count for _, count in counts) == 3
+    assert [low for low, _ in counts] == sorted(low for low, _ in counts)
+    assert counts[0][0] <= 0.001
+    assert counts[-1][0] <= 0.004
 
 
 def test_a_model_that_failed_to_load_is_exit_code_1(fake: Fake) -> None:

@@ -162,6 +162,32 @@ def health(address: str, as_json: bool, timeout: float, service: str) -> None:
     sys.exit(0 if status == _STATUS[_SERVING] else 1)
 
 
+@main.command()
+@_asks_server
+@click.option("--model", default=None, help="The model to measure; the first that has sessions if left out.")
+@click.option("--sessions", default=1024, show_default=True, type=click.IntRange(1), help="The largest batch.")
+@click.option("--steps", default=1, show_default=True, type=click.IntRange(1), help="Steps of a session in one call.")
+@click.option("--seconds", default=1.0, show_default=True, help="How long each batch is measured.")
+def bench(
+    address: str, as_json: bool, timeout: float, model: str | None, sessions: int, steps: int, seconds: float
+) -> None:
+    """Measure a server: throughput by batch, and how long single calls take. Its sessions are deleted again."""
+    from statestream import bench as measuring
+
+    found = _ask(
+        address,
+        timeout,
+        lambda client: measuring.measure(
+            client, measuring.choose(client.models(), model), most=sessions, steps=steps, seconds=seconds
+        ),
+    )
+    if as_json:
+        _print_json(found.plain())
+        return
+    for chart in measuring.charts(found):
+        _print(chart)
+
+
 def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
     # The two messages of the protocol have one field each, so that they are written here in place of
     # a dependency: a request is {string service = 1}, a response {enum status = 1}.
