@@ -104,6 +104,21 @@ def test_single_steps_that_wait_share_one_frame(wire: Wire) -> None:
     assert [float(ticket.value[0, 0]) for ticket in tickets] == list(range(100))
 
 
+def test_a_crowd_on_an_idle_stream_leaves_in_two_halves_and_then_as_it_is_answered(wire: Wire) -> None:
+    handles = wire.open(*[str(n) for n in range(256)])
+    wire.world.frames.clear()
+    for handle in handles:
+        wire.step(handle, np.ones((1, FEATURES)))
+    assert [wire.send(), wire.send(), wire.send()] == [True, True, False]
+    wire.serve()
+    wire.deliver()
+    for handle in handles[:128]:
+        wire.step(handle, np.ones((1, FEATURES)))
+    assert [wire.send(), wire.send()] == [True, False]
+    wire.run()
+    assert wire.core.table.answered[handles].tolist() == [2] * 128 + [1] * 128
+
+
 def test_steps_of_one_session_keep_their_order_and_take_a_frame_each(wire: Wire) -> None:
     (handle,) = wire.open("a")
     tickets = [wire.step(handle, np.ones((n % 3 + 1, FEATURES))) for n in range(20)]

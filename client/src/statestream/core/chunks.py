@@ -18,7 +18,11 @@ FRAME_BYTES = 1 << 20
 """Frames are cut at about this size."""
 
 FRAME_SINGLES = 512
-"""The most single steps in a frame: with more, client and server would wait for each other in turn."""
+"""The most single steps in a frame."""
+
+HALVED_SINGLES = 256
+"""From so many single steps on, with nothing in flight, they leave as two frames: in one, client and server would wait
+for each other in turn; in two, the client takes one answer apart while the server runs the other."""
 
 BUSY_FRAMES = 2
 GATHER = 4
@@ -192,6 +196,8 @@ class Chunks:
             del self.singles[lane]
         most = FRAME_BYTES // max(1, lane.step_bytes * max([ticket.steps for ticket in tickets]))
         most = max(1, min(most, FRAME_SINGLES))
+        if len(tickets) >= HALVED_SINGLES and not self.in_flight:
+            most = min(most, -(-len(tickets) // 2))
         for low in range(0, len(tickets), most):
             part = slice(low, low + most)
             self._frame(tickets[part], gather(tickets[part], handles[part], starts[part]), ready)
