@@ -152,7 +152,7 @@ class NonFiniteState(StatestreamError):
 
 
 class ModelChanged(StatestreamError):
-    """The state is of another model; serve that version again, or start a new session."""
+    """The state is of another model or version; serve that one, move the session (`upgrade`), or start it anew."""
 
     reason = "MODEL_CHANGED"
     code = grpc.StatusCode.FAILED_PRECONDITION
@@ -212,7 +212,7 @@ class ServerUnavailable(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
-    """The server's store does not answer or cannot be written; see the server's log."""
+    """The server's store does not answer, cannot be written, or has what a newer release wrote; see the message."""
 
     reason = "STORE_UNAVAILABLE"
 
