@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import curves, figures, models, page, processes, profile, resident, table
+from benchmarks import curves, figures, models, page, processes, profile, quantized, resident, table
 from benchmarks.cases import Bench
 from benchmarks.table import Result
 
@@ -45,18 +44,21 @@ def main(
     if docs and (quick or only):
         raise click.UsageError("--docs writes whole runs only; leave out --quick and --only")
     known: dict[str, Any] = {}
+    small = list[Result]()
     machine = figures.machine()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        models.make(folder / "models")
+        made = models.make(folder / "models")
         rows = _compare(folder, rounds, seconds, only, known if with_curves else None)
         if residents:
             rows += resident.rows(folder / "models", folder, residents, rounds, seconds)
         if with_curves:
             known["profile"] = profile.measure(folder / "models", folder, 3 * seconds)
+            small = quantized.measure(made, folder, rounds, seconds)
+            known["int8"] = quantized.plain(small)
     found = table.results(rows)
-    known["ratios"] = [_plain(each) for each in found]
-    _print(found, machine)
+    known["ratios"] = quantized.plain(found)
+    _print([*found, *small], machine)
     if out:
         figures.update(known, out)
     if docs:
@@ -81,10 +83,6 @@ def _compare(folder: Path, rounds: int, seconds: float, only: str | None, known:
             known["throughput"] = curves.throughput(bench, 3, seconds / 2)
             known["latency"] = curves.latency(bench, 3, 2 * seconds)
     return rows
-
-
-def _plain(result: Result) -> dict[str, Any]:
-    return {k: figures.rounded(v) if isinstance(v, float) else v for k, v in asdict(result).items()}
 
 
 def _print(found: list[Result], machine: str) -> None:

@@ -56,19 +56,19 @@ def pool(bench: Bench, model: str, sessions: int, steps: int, seconds: float) ->
     return frames * sessions * steps / passed
 
 
-def predict(bench: Bench, batch: int, seconds: float) -> float:
+def predict(bench: Bench, batch: int, seconds: float, *, model: str = "convnet") -> float:
     """Images a second through predict, four calls at a time."""
 
     async def main() -> float:
         x = np.random.default_rng(0).normal(size=(batch, 1, 28, 28)).astype(np.float32)
         async with statestream.aio.connect(bench.ours.address) as client:
-            await client.predict("convnet", x)
+            await client.predict(model, x)
             count, start = 0, time.perf_counter()
 
             async def one() -> None:
                 nonlocal count
                 while time.perf_counter() - start < seconds:
-                    await client.predict("convnet", x)
+                    await client.predict(model, x)
                     count += batch
 
             await asyncio.gather(*(one() for _ in range(4)))

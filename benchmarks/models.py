@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from statestream_export import State, export
+from statestream_export import Export, State, export
 
 
 class Recurrent(torch.nn.Module):
@@ -47,21 +47,24 @@ class Convolutional(torch.nn.Module):
         return y
 
 
-def make(folder: Path) -> None:
+def make(folder: Path) -> dict[str, Export]:
     """Writes lstm (8 → 2×64 → 1), lstm-wide (8 → 2×256 → 1), loop (2 → 16 → 2, fed back) and convnet."""
     torch.manual_seed(0)
+    made = dict[str, Export]()
     for name, hidden in (("lstm", 64), ("lstm-wide", 256)):
         zeros = torch.zeros(2, 1, hidden)
         states = {"h": State(zeros, batch_axis=1), "c": State(zeros, batch_axis=1)}
         path = folder / name / "1" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        export(Recurrent(8, hidden, 2, 1), {"x": torch.zeros(2, 3, 8)}, states=states, path=path, time_axis=1)
+        x = {"x": torch.zeros(2, 3, 8)}
+        made[name] = export(Recurrent(8, hidden, 2, 1), x, states=states, path=path, time_axis=1)
     zeros = torch.zeros(1, 1, 16)
     states = {"h": State(zeros, batch_axis=1), "c": State(zeros, batch_axis=1)}
     path = folder / "loop" / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     x = {"x": torch.zeros(2, 3, 2)}
-    export(Recurrent(2, 16, 1, 2), x, states=states, path=path, time_axis=1, feedback={"y": "x"})
+    made["loop"] = export(Recurrent(2, 16, 1, 2), x, states=states, path=path, time_axis=1, feedback={"y": "x"})
     path = folder / "convnet" / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
-    export(Convolutional(), {"x": torch.zeros(2, 1, 28, 28)}, path=path)
+    made["convnet"] = export(Convolutional(), {"x": torch.zeros(2, 1, 28, 28)}, path=path)
+    return made

@@ -81,6 +81,7 @@ SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "latency": latency,
     "profile": profile,
     "soak": soak,
+    "int8": ratios,
 }
 
 
