@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from statestream_server.engine import digests
+from statestream_server.engine.lengths import Lengths
 
 _DTYPES = [np.float32, np.float64, np.int64, np.uint8, np.bool_, np.int16]
 
@@ -31,7 +32,7 @@ def chunks(draw: st.DrawFn) -> list[list[np.ndarray]]:
 def packed(parts: list[list[np.ndarray]]) -> np.ndarray:
     steps = np.asarray([len(part[0]) for part in parts])
     inputs = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    return digests.of_chunks(steps, np.cumsum(steps) - steps, inputs)
+    return digests.of_chunks(Lengths.of(steps), inputs)
 
 
 @given(chunks(), st.randoms(use_true_random=False))

@@ -60,7 +60,7 @@ def batches(local: Local, count: int) -> Iterator[None]:
         yield
     finally:
         scheduler.choose = choose
-        local.server.engine._wake.set()
+        local.server.engine.wake()
 
 
 async def test_what_was_sent_in_time_is_applied_before_a_session_is_taken(local: Local) -> None:

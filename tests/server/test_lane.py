@@ -9,9 +9,27 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from statestream.errors import StatestreamError
+from statestream_server.arrays import Ints
 from statestream_server.engine.lane import Lane, Priority, Slice
+from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.work import Part, Work
 
 ROWS = 6
+
+
+class Deaf:
+    """A sink that nobody asks."""
+
+    def completed(self, work: Work, places: Ints) -> None:
+        """Not called: there is no engine."""
+
+    def failed(self, work: Work, places: Ints, error: StatestreamError) -> None:
+        """Not called."""
+
+
+def work_of(rows: list[int], steps: list[int]) -> Work:
+    return Work(np.asarray(rows, np.int64), Lengths.of(np.asarray(steps)), [], Deaf())
 
 
 @dataclass
@@ -44,6 +62,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.batch: Slice | None = None
         self.running: list[Chunk] = []
         self.ended: set[tuple[int, int]] = set()
+        self.numbers: dict[int, int] = {}
+        self.kept: list[Work] = []
 
     @rule(
         steps=st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 40), min_size=1),
@@ -51,8 +71,10 @@ class LaneMachine(RuleBasedStateMachine):
     )
     def enqueue(self, steps: dict[int, int], priority: Priority) -> None:
         self.works, self.ages = self.works + 1, self.ages + 1
-        rows = np.asarray(list(steps), np.int64)
-        self.lane.enqueue(rows, np.asarray(list(steps.values())), self.works, priority, self.ages)
+        work = work_of(list(steps), list(steps.values()))
+        self.numbers[id(work)] = self.works
+        self.kept.append(work)
+        self.lane.enqueue(work, priority, self.ages)
         for place, (row, count) in enumerate(steps.items()):
             self.rows[row].append(Chunk(self.works, place, row, count, priority, self.ages))
 
@@ -67,18 +89,17 @@ class LaneMachine(RuleBasedStateMachine):
         assert found[0] == min(chunk.ready for chunk in heads), "the group whose head waits longest"
         assert found[1] in {chunk.slice for chunk in heads if chunk.ready == found[0]}
         self.batch = self.lane.take(priority, found[1], most)
-        entries = self.batch.entries.tolist()
-        assert 1 <= len(entries) <= most
-        rows = self.lane.row[entries].tolist()
+        chunks = [(part.work, place) for part in self.batch.parts for place in part.places.tolist()]
+        assert len(chunks) == self.batch.count
+        assert 1 <= len(chunks) <= most
+        rows = [int(work.rows[place]) for work, place in chunks]
         assert len(set(rows)) == len(rows), "no row twice in a batch"
         self.running = [self.rows[row][0] for row in rows]
         alike = [chunk for chunk in heads if chunk.slice == self.batch.steps]
-        assert len(entries) == min(most, len(alike)), "all that fit"
-        for entry, chunk in zip(entries, self.running, strict=True):
-            assert (self.lane.work[entry], self.lane.place[entry]) == (chunk.work, chunk.place), (
-                "only the first may run"
-            )
-            assert self.lane.done[entry] == chunk.done
+        assert len(chunks) == min(most, len(alike)), "all that fit"
+        for (work, place), chunk in zip(chunks, self.running, strict=True):
+            assert (self.numbers[id(work)], place) == (chunk.work, chunk.place), "only the first may run"
+            assert (0 if work.done is None else work.done[place]) == chunk.done
             assert chunk.slice == self.batch.steps
             assert self.batch.steps & (self.batch.steps - 1) == 0
 
@@ -88,7 +109,7 @@ class LaneMachine(RuleBasedStateMachine):
         assert self.batch is not None
         failed = np.asarray(bad[: len(self.running)])
         self.ages += 1
-        finished, refused = self.lane.advance(self.batch, failed, self.ages)
+        ended = self.lane.advance(self.batch, failed if failed.any() else None, self.ages)
         expected: tuple[list[Chunk], list[Chunk]] = ([], [])
         for chunk, wrong in zip(self.running, failed.tolist(), strict=True):
             chunk.done += self.batch.steps
@@ -99,33 +120,34 @@ class LaneMachine(RuleBasedStateMachine):
                 expected[wrong].append(chunk)
                 if queue:
                     queue[0].ready = self.ages
-        for entries, chunks in zip((finished, refused), expected, strict=True):
-            self._end(entries, chunks)
+        self._end([Part(one.work, one.finished) for one in ended], expected[0])
+        self._end([Part(one.work, one.failed) for one in ended], expected[1])
         self.batch, self.running = None, []
 
     @rule(rows=st.sets(st.integers(0, ROWS - 1), min_size=1))
     def cancel(self, rows: set[int]) -> None:
-        entries, chunks = self.lane.cancel(sorted(rows)), list[Chunk]()
+        parts, chunks = self.lane.cancel(sorted(rows)), list[Chunk]()
         for row in sorted(rows):
             queue = self.rows[row]
             kept = 1 if queue and any(queue[0] is chunk for chunk in self.running) else 0
             chunks += queue[kept:]
             del queue[kept:]
-        self._end(entries, chunks)
+        self._end(parts, chunks)
 
-    def _end(self, entries: np.ndarray, chunks: list[Chunk]) -> None:
-        names = [(int(self.lane.work[entry]), int(self.lane.place[entry])) for entry in entries]
-        assert names == [(chunk.work, chunk.place) for chunk in chunks]
+    def _end(self, parts: list[Part], chunks: list[Chunk]) -> None:
+        names = [(self.numbers[id(part.work)], place) for part in parts for place in part.places.tolist()]
+        assert sorted(names) == sorted((chunk.work, chunk.place) for chunk in chunks)
         assert not self.ended & set(names), "each chunk ends once"
         self.ended |= set(names)
-        self.lane.release(entries)
 
     @invariant()
     def knows_what_is_queued(self) -> None:
         assert self.lane.queued == sum(len(queue) for queue in self.rows.values())
         assert self.lane.idle(np.arange(ROWS)).tolist() == [not self.rows[row] for row in range(ROWS)]
+        assert self.lane.counts(np.arange(ROWS)).tolist() == [len(self.rows[row]) for row in range(ROWS)]
+        unfinished = {chunk.work for queue in self.rows.values() for chunk in queue}
+        assert {self.numbers[id(work)] for work in self.kept if work.pending} == unfinished
         running = {chunk.row for chunk in self.running}
-        assert self.lane.running(np.arange(ROWS)).tolist() == [row in running for row in range(ROWS)]
         for priority in Priority:
             ready = [
                 queue[0].ready
@@ -152,24 +174,29 @@ TestLane.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_a_chunk_is_cut_into_falling_powers_of_two() -> None:
-    """13 = 8 + 4 + 1, at most `max_slice` at a time."""
+    """29 = 8 + 8 + 8 + 4 + 1, at most `max_slice` at a time."""
     lane, slices, age = Lane(8), list[int](), 1
     lane.grow(1)
-    lane.enqueue(np.asarray([0]), np.asarray([29]), 1, Priority.LIVE, age)
+    lane.enqueue(work_of([0], [29]), Priority.LIVE, age)
     while (oldest := lane.oldest(Priority.LIVE)) is not None:
         age += 1
         batch = lane.take(Priority.LIVE, oldest[1], 10)
         slices.append(batch.steps)
-        lane.advance(batch, np.zeros(1, np.bool_), age)
+        lane.advance(batch, None, age)
     assert slices == [8, 8, 8, 4, 1]
 
 
-def test_entries_grow_beyond_their_first_capacity() -> None:
+def test_thousands_behind_thousands() -> None:
+    """The second chunk of every row waits for the first, and all become runnable together."""
     lane, count = Lane(4), 3000
     lane.grow(count)
-    lane.enqueue(np.arange(count), np.ones(count, np.int64), 1, Priority.LIVE, 1)
-    lane.enqueue(np.arange(count), np.ones(count, np.int64), 2, Priority.LIVE, 2)
+    works = [work_of(list(range(count)), [1] * count) for _ in range(2)]
+    for age, work in enumerate(works):
+        lane.enqueue(work, Priority.LIVE, age)
     assert lane.queued == 2 * count
-    first = lane.take(Priority.LIVE, 1, 2 * count)
-    assert sorted(lane.row[first.entries].tolist()) == list(range(count))
-    assert set(lane.work[first.entries].tolist()) == {1}
+    for work in works:
+        batch = lane.take(Priority.LIVE, 1, 2 * count)
+        assert [(part.work, part.places.tolist()) for part in batch.parts] == [(work, list(range(count)))]
+        lane.advance(batch, None, 3)
+    assert lane.queued == 0
+    assert lane.idle(np.arange(count)).all()

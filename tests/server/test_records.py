@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream import errors
+from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import ReplyWindow
 from statestream_server.models.rows import Column
 from statestream_server.sessions import records
@@ -56,7 +57,8 @@ def world(seed: int, replies: list[list[int]]) -> World:
         offsets, total = np.cumsum(steps) - steps, int(steps.sum())
         outputs = [rng.standard_normal((total, 2)).astype("<f4"), rng.integers(0, 99, total)]
         digests = rng.integers(0, 2**64, len(some), np.uint64)
-        window.append(rows[some], position[some].astype(np.uint64), steps, digests, outputs, offsets)
+        starts, lengths = position[some].astype(np.uint64), Lengths.of(steps)
+        window.append(rows[some], starts, starts + steps.astype(np.uint64), lengths, outputs, digests=digests)
         for index, offset, length, digest in zip(some, offsets, steps, digests, strict=True):
             mine = [array[offset : offset + length] for array in outputs]
             kept[index].append((int(position[index]), int(length), int(digest), mine))

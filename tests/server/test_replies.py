@@ -1,4 +1,4 @@
-"""The reply window against a dictionary: what is kept, found, forgotten; and that blocks go with their last reply."""
+"""The reply window against a dictionary: what is kept, found, forgotten, swept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from statestream_server.engine import digests
+from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import ReplyWindow
 
 ROWS = 5
@@ -20,29 +22,31 @@ class WindowMachine(RuleBasedStateMachine):
         self.window.grow(ROWS)
         self.model: dict[int, dict[int, tuple[int, int, bytes]]] = {row: {} for row in range(ROWS)}
         self.position = dict.fromkeys(range(ROWS), 0)
-        self.digests = 0
+        self.number = 0
 
-    @rule(steps=st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 4), min_size=1), gap=st.integers(0, 3))
-    def append(self, steps: dict[int, int], gap: int) -> None:
-        """Keeps a reply for some rows; their outputs lie anywhere in packed arrays."""
-        rows, counts = list(steps), list(steps.values())
-        offsets = np.cumsum([gap, *counts])[:-1]
-        total = gap + sum(counts) + gap
-        outputs = [np.random.default_rng(self.digests).standard_normal((total, 2)), np.arange(total) + self.digests]
-        starts = [self.position[row] for row in rows]
-        digests = list(range(self.digests, self.digests + len(rows)))
-        self.digests += len(rows) + total
+    @rule(steps=st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 4), min_size=1), by_inputs=st.booleans())
+    def append(self, steps: dict[int, int], *, by_inputs: bool) -> None:
+        """Keeps a reply for some rows, known by their inputs or by their digests."""
+        rows, lengths = list(steps), Lengths.of(np.asarray(list(steps.values())))
+        self.number += 1
+        rng = np.random.default_rng(self.number)
+        outputs = [rng.standard_normal((lengths.total, 2)), rng.integers(0, 9, lengths.total)]
+        inputs = [rng.standard_normal((lengths.total, 3)).astype(np.float32)]
+        digested = digests.of_chunks(lengths, inputs)
+        starts = np.asarray([self.position[row] for row in rows], np.uint64)
         self.window.append(
             np.asarray(rows),
-            np.asarray(starts, np.uint64),
-            np.asarray(counts),
-            np.asarray(digests, np.uint64),
+            starts,
+            starts + lengths.column.astype(np.uint64),
+            lengths,
             outputs,
-            offsets,
+            inputs=inputs if by_inputs else (),
+            digests=None if by_inputs else digested,
         )
-        for row, start, count, digest, offset in zip(rows, starts, counts, digests, offsets, strict=True):
+        for place, (row, count) in enumerate(steps.items()):
+            offset = int(lengths.offsets[place])
             data = b"".join(array[offset : offset + count].tobytes() for array in outputs)
-            self.model[row][start] = (count, digest, data)
+            self.model[row][self.position[row]] = (count, int(digested[place]), data)
             self.position[row] += count
 
     @rule(rows=_ROWS, back=st.integers(0, 12))
@@ -60,18 +64,25 @@ class WindowMachine(RuleBasedStateMachine):
         self.window.drop(np.asarray(sorted(rows)))
         for row in rows:
             self.model[row] = {}
+            self.position[row] = 0
+
+    @rule()
+    def sweep(self) -> None:
+        """Sweeping changes nothing that can be seen; it leaves little that nobody needs."""
+        for _ in range(3):
+            self.window._sweep()
 
     @rule()
     def grow(self) -> None:
         """Growing keeps what is there."""
-        self.window.grow(len(self.window.count) + 1)
+        self.window.grow(len(self.window.acked) + 1)
 
     @invariant()
     def holds_what_the_dictionary_holds(self) -> None:
         for row, kept in self.model.items():
             found = self.window.replies(row)
             assert [reply.start for reply in found] == sorted(kept)
-            assert int(self.window.count[row]) == len(kept)
+            assert self.window.counts(np.asarray([row])).tolist() == [len(kept)]
             for reply in found:
                 data = b"".join(array.tobytes() for array in reply.outputs)
                 assert (reply.steps, reply.digest, data) == kept[reply.start]
@@ -92,23 +103,47 @@ class WindowMachine(RuleBasedStateMachine):
             assert sorted(grouped) == list(range(len(entries)))
         assert seen == {row: sorted(kept) for row, kept in self.model.items()}
 
-    @invariant()
-    def keeps_no_outputs_that_nobody_needs(self) -> None:
-        assert len(self.window._blocks) <= self.window.entries
-
 
 TestReplyWindow = WindowMachine.TestCase
 TestReplyWindow.settings = settings(max_examples=50, stateful_step_count=30)
 
 
-def test_entries_are_used_again() -> None:
-    """Ten thousand replies, acknowledged one after the other, need room for a few."""
+def _one(window: ReplyWindow, row: int, start: int) -> None:
+    at = np.asarray([start], np.uint64)
+    window.append(np.asarray([row]), at, at + np.uint64(1), Lengths(1, 1), [np.zeros((1, 3))], digests=at)
+
+
+def test_what_is_acknowledged_is_swept() -> None:
+    """Forty thousand replies, acknowledged one after the other, need room for some thousands."""
     window = ReplyWindow()
     window.grow(4)
-    one = np.asarray([2])
-    for start in range(10_000):
-        at = np.asarray([start], np.uint64)
-        window.append(one, at, np.asarray([1]), at, [np.zeros((1, 3))], np.zeros(1, np.int64))
-        window.acknowledge(one, at)
+    for start in range(40_000):
+        _one(window, 2, start)
+        window.acknowledge(np.asarray([2]), np.asarray([start], np.uint64))
     assert window.entries == 1
-    assert len(window._start) == 1024
+    assert window.stored <= 16_400
+
+
+def test_survivors_are_swept_too() -> None:
+    """Replies that outlived many sweeps go once they are acknowledged; those of idle rows stay, in few blocks."""
+    window, idle, busy = ReplyWindow(), np.arange(5000), np.arange(5000, 6000)
+    window.grow(6000)
+    for row in idle.tolist():
+        _one(window, row, 0)
+    zeros, ones = np.zeros(1000, np.uint64), np.ones(1000, np.uint64)
+    for turn in range(200):
+        starts, lengths = zeros + np.uint64(turn), Lengths(1000, 1)
+        window.append(busy, starts, starts + ones, lengths, [np.zeros((1000, 3))], inputs=[np.zeros((1000, 1))])
+        window.acknowledge(busy, starts)
+    assert window.entries == 6000
+    assert window.find(17, 0) is not None
+    assert len(window._blocks) < 50
+    window.acknowledge(idle, np.ones(5000, np.uint64))
+    for turn in range(200, 300):
+        starts = zeros + np.uint64(turn)
+        window.append(
+            busy, starts, starts + ones, Lengths(1000, 1), [np.zeros((1000, 3))], inputs=[np.zeros((1000, 1))]
+        )
+        window.acknowledge(busy, starts)
+    assert window.entries == 1000
+    assert window.stored <= 18_000

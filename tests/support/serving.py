@@ -63,7 +63,7 @@ class Local:
             yield
         finally:
             scheduler.choose = choose
-            engine._wake.set()
+            engine.wake()
 
     async def until(self, wanted: Any) -> None:
         """Returns once `wanted()` holds. Nobody tells when a server's rooms change, so they are looked at again.

@@ -204,7 +204,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
     )
     registry.load_all()
     intake = Intake(engine, saver, settings.limits, time.time)
-    tray = Tray(intake)
+    tray = Tray(intake, engine)
     versions = Versions(registry, saver, store)
     placement = Placement(registry, saver, peers, versions, time.time, pass_on=tray.empty)
     sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, time.time)

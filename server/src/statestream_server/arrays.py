@@ -25,6 +25,19 @@ def grown(array: Array, capacity: int, fill: object) -> Array:
     return bigger
 
 
+_numbers = np.arange(4096)
+_numbers.flags.writeable = False
+
+
+def counting(count: int, first: int = 0) -> Ints:
+    """The numbers first … first + count - 1; from 0 a view of numbers that are kept, not to be written to."""
+    global _numbers
+    if count > len(_numbers):
+        _numbers = np.arange(max(count, 2 * len(_numbers)))
+        _numbers.flags.writeable = False
+    return _numbers[:count] + first if first else _numbers[:count]
+
+
 class Freelist:
     """Numbers 0 … capacity - 1 that are handed out and taken back, lowest first while fresh."""
 

@@ -8,6 +8,7 @@ from statestream import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lane import Priority
+from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Work
 
@@ -63,7 +64,7 @@ async def run(
         StatestreamError: A chunk was not applied.
     """
     sink = Waiting()
-    work = Work(rows, steps, inputs, sink)
+    work = Work(rows, Lengths.of(steps), inputs, sink)
     engine.submit(table, work, priority)
     try:
         await asyncio.shield(sink.done)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.arrays import Array, Ints, Positions, counting
+from statestream_server.engine.lengths import Lengths
 
 _WORD = np.dtype("<u8")
 
@@ -34,26 +35,29 @@ class _Multipliers:
 _multipliers = _Multipliers()
 
 
-def of_chunks(steps: Ints, offsets: Ints, inputs: Sequence[Array]) -> Positions:
+def of_chunks(lengths: Lengths, inputs: Sequence[Array]) -> Positions:
     """One digest for every chunk.
 
     Args:
-        steps: [n] the steps of each chunk.
-        offsets: [n] where each starts.
+        lengths: The steps of each of n chunks.
         inputs: One packed array for every input, [S, ...one step].
 
     Returns:
         [n] uint64.
     """
-    digests = steps.astype(np.uint64)
+    digests = lengths.column.astype(np.uint64)
     for array in inputs:
         per_step = _of_items(array)
-        most = int(steps.max(initial=0))
-        if most == 1:
-            digests = _mix(digests) + per_step[offsets] * _multipliers.first(1)
+        if lengths.each == 1:
+            digests = _mix(digests) + per_step * _multipliers.first(1)
             continue
         # The digest of a chunk is the multilinear hash of the digests of its steps.
-        weighted = per_step * _multipliers.first(most)[_places(steps, offsets, len(array))]
+        if lengths.each:
+            weighted = per_step.reshape(lengths.count, lengths.each) * _multipliers.first(lengths.each)
+            digests = _mix(digests) + weighted.sum(axis=1, dtype=np.uint64)
+            continue
+        steps, offsets = lengths.column, lengths.offsets
+        weighted = per_step * _multipliers.first(int(steps.max(initial=0)))[_places(steps, offsets)]
         sums = np.zeros(len(weighted) + 1, np.uint64)
         np.cumsum(weighted, out=sums[1:])
         digests = _mix(digests) + sums[offsets + steps] - sums[offsets]
@@ -69,13 +73,9 @@ def _mix(digests: Positions) -> Positions:
     return digests * np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
-def _places(steps: Ints, offsets: Ints, total: int) -> Ints:
-    """[total] the number of each packed step within its chunk."""
-    places = np.arange(total)
-    starts = np.zeros(total, np.int64)
-    starts[offsets] = offsets
-    np.maximum.accumulate(starts, out=starts)
-    return places - starts
+def _places(steps: Ints, offsets: Ints) -> Ints:
+    """[S] the number of each packed step within its chunk."""
+    return counting(int(steps.sum())) - np.repeat(offsets, steps)
 
 
 def _of_items(array: Array) -> Positions:

@@ -1,33 +1,31 @@
 """The engine: takes batches from the scheduler, runs them, commits them, tells the sinks.
 
-One task of the event loop drives it. A batch that is predicted to be short runs right there: handing it
-to a thread would cost more than it takes. A long one runs on the engine's only thread while the loop goes
-on reading frames. Between batches the loop gets a turn, so that newcomers join between slices.
+It runs in turns of the event loop, one batch a turn, so that newcomers join between slices. A batch that is
+predicted to be short runs right there: handing it to a thread would cost more than it takes. A long one runs
+on the engine's only thread while the loop goes on reading frames.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from statestream import errors
-from statestream.signature import numpy_dtype, step_shape
-from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.arrays import Array, Ints
+from statestream_server.engine.batch import Batch
 from statestream_server.engine.costs import Costs
-from statestream_server.engine.lane import Priority, Slice
+from statestream_server.engine.lane import Priority
 from statestream_server.engine.predictions import Prediction, Predictions, Predictor
-from statestream_server.engine.scheduler import Scheduler
+from statestream_server.engine.scheduler import Choice, Scheduler
 from statestream_server.engine.table import Table
-from statestream_server.engine.work import Work
-
-log = logging.getLogger(__name__)
+from statestream_server.engine.work import NONE, Part, Work
 
 BATCH_SECONDS = 2e-3
 """What a batch is to take at most: newcomers wait that long before they join."""
@@ -66,7 +64,6 @@ class _Lane:
 
     table: Table
     costs: Costs
-    works: dict[int, Work] = field(default_factory=dict)
 
     def oldest(self, priority: Priority) -> tuple[int, int] | None:
         return self.table.lane.oldest(priority)
@@ -79,21 +76,24 @@ class Engine:
         """An engine without tables; `start` sets it going."""
         self.statistics = Statistics()
         self.scheduler = Scheduler()
-        self.queued_bytes = 0
-        """Bytes of inputs that wait or run."""
+        self.feeds: list[Callable[[], None]] = []
+        """Called at the beginning of each turn: they submit what came in the turn before."""
         self._lanes: dict[int, _Lane] = {}
         self._predictions: dict[int, Predictions] = {}
         self._ages = itertools.count(1)
-        self._numbers = itertools.count(1)
-        self._wake = asyncio.Event()
+        self._due = False
         self._turn: asyncio.Future[None] | None = None
         self._slabs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: asyncio.Future[None]
+        self._on_thread: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to run batches."""
-        self._task = asyncio.create_task(self._run(), name="engine")
+        self._loop = asyncio.get_running_loop()
+        self._failure = self._loop.create_future()
+        self.wake()
 
     async def failed(self) -> None:
         """Never returns while all is well.
@@ -102,14 +102,13 @@ class Engine:
             Exception: What stopped the engine; rows may be half-way, so the process must end and its
                 successor go on from the store.
         """
-        assert self._task is not None, "the engine is not started"
-        await asyncio.shield(self._task)
+        await asyncio.shield(self._failure)
 
     async def close(self) -> None:
         """Stops after the batch in progress; what waits is not run."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self._loop = None
+        if self._on_thread is not None:
+            await self._on_thread
         self._thread.shutdown()
 
     def add(self, table: Table) -> None:
@@ -122,12 +121,8 @@ class Engine:
 
     def submit(self, table: Table, work: Work, priority: Priority) -> None:
         """Queues a work's chunks behind what their rows have queued."""
-        lane = self._lanes[id(table)]
-        work.number = next(self._numbers)
-        lane.works[work.number] = work
-        self.queued_bytes += work.nbytes
-        table.lane.enqueue(work.rows, work.steps, work.number, priority, next(self._ages))
-        self._wake.set()
+        table.lane.enqueue(work, priority, next(self._ages))
+        self.wake()
 
     async def predict(
         self, graph: Predictor, inputs: Sequence[Array], axes: Sequence[int], output_axes: Sequence[int]
@@ -150,7 +145,7 @@ class Engine:
             self._predictions[id(graph)] = Predictions(graph, Costs(BATCH_SECONDS))
         outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
         self._predictions[id(graph)].push(Prediction(list(inputs), axes, output_axes, outputs), next(self._ages))
-        self._wake.set()
+        self.wake()
         return await outputs
 
     def forget(self, graph: Predictor) -> None:
@@ -161,7 +156,8 @@ class Engine:
 
     def cancel(self, table: Table, rows: Sequence[int], error: errors.StatestreamError) -> None:
         """Takes out what is queued for rows, but for what runs now; the sinks hear `error`."""
-        self._end(self._lanes[id(table)], table.lane.cancel(rows), error)
+        for part in table.lane.cancel(rows):
+            self._end(table, part, error)
         self._progress()
 
     async def settled(self, table: Table, rows: Ints) -> None:
@@ -179,34 +175,70 @@ class Engine:
         return self._slabs
 
     @property
+    def queued_bytes(self) -> int:
+        """Bytes of the inputs of chunks that wait or run."""
+        return sum(lane.table.lane.nbytes for lane in self._lanes.values())
+
+    @property
     def queued(self) -> int:
         """Chunks that wait or run."""
         return sum(lane.table.lane.queued for lane in self._lanes.values())
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
+    def wake(self) -> None:
+        """Lets the engine look for work in the next turn of the loop."""
+        if not self._due and self._loop is not None:
+            self._due = True
+            self._loop.call_soon(self._run_next)
+
+    def _run_next(self) -> None:
+        """Runs one batch, if one waits and none is on the thread."""
+        self._due = False
+        if self._loop is None:
+            return
+        try:
+            for hand_over in self.feeds:
+                hand_over()
+            if self._on_thread is not None:
+                return
             queues: list[_Lane | Predictions] = [*self._lanes.values(), *self._predictions.values()]
             choice = self.scheduler.choose(queues)
             if choice is None:
-                self._wake.clear()
-                continue
-            started = time.perf_counter()
-            if isinstance(choice.queue, Predictions):
-                await self._predict(choice.queue)
-            else:
-                await self._step(choice.queue, choice.priority, choice.steps)
-            self.scheduler.charge(choice.priority, time.perf_counter() - started)
-            await asyncio.sleep(0)
+                return
+            run = self._prediction(choice.queue) if isinstance(choice.queue, Predictions) else self._step(choice)
+            if run.predicted < INLINE_SECONDS:
+                self._settle(run, choice.priority, _timed(run.run))
+                return
+            self.statistics.threaded += 1
+            self._on_thread = asyncio.create_task(self._aside(run, choice.priority), name="engine-batch")
+        except Exception as error:
+            self._fail(error)
 
-    async def _call(self, predicted: float, function: Callable[[], object]) -> None:
-        """Runs a batch here or on the thread."""
-        if predicted < INLINE_SECONDS:
-            function()
-            return
-        self.statistics.threaded += 1
-        async with self._slabs:
-            await asyncio.get_running_loop().run_in_executor(self._thread, function)
+    async def _aside(self, run: _Run, priority: Priority) -> None:
+        """Runs a batch on the thread."""
+        try:
+            async with self._slabs:
+                seconds = await asyncio.get_running_loop().run_in_executor(self._thread, _timed, run.run)
+            self._on_thread = None
+            self._settle(run, priority, seconds)
+        except Exception as error:
+            self._fail(error)
+
+    def _settle(self, run: _Run, priority: Priority, seconds: float) -> None:
+        """What follows a batch; then the loop gets a turn, so that newcomers join before the next."""
+        run.costs.observe(run.rows * run.steps, seconds)
+        statistics = self.statistics
+        statistics.batches += 1
+        statistics.rows += run.rows
+        statistics.steps += run.rows * run.steps
+        statistics.seconds += seconds
+        self.scheduler.charge(priority, seconds)
+        run.finish()
+        self.wake()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(error)
+        self._loop = None  # Rows may be half-way: nothing runs any more.
 
     def _progress(self) -> None:
         """Wakes those who wait for rows to settle."""
@@ -214,157 +246,65 @@ class Engine:
             self._turn.set_result(None)
             self._turn = None
 
-    async def _predict(self, queue: Predictions) -> None:
+    def _prediction(self, queue: Predictions) -> _Run:
         batch = queue.take(MAX_BATCH)
-        started = time.perf_counter()
-        await self._call(queue.costs.predict(batch.rows), batch.run)
-        seconds = time.perf_counter() - started
-        queue.costs.observe(batch.rows, seconds)
-        self._count(batch.rows, batch.rows, seconds)
-        batch.deliver()
+        return _Run(batch.run, batch.deliver, queue.costs, batch.rows, 1)
 
-    async def _step(self, lane: _Lane, priority: Priority, steps: int) -> None:
-        table = lane.table
-        batch = table.lane.take(priority, steps, lane.costs.rows(steps, most=MAX_BATCH))
-        run = _StepRun(lane, batch)
-        started = time.perf_counter()
-        await self._call(lane.costs.predict(len(batch.entries) * steps), run.run)
-        seconds = time.perf_counter() - started
-        lane.costs.observe(len(batch.entries) * steps, seconds)
-        self._count(len(batch.entries), len(batch.entries) * steps, seconds)
-        self._finish(lane, batch, run)
+    def _step(self, choice: Choice[_Lane | Predictions]) -> _Run:
+        lane, steps = choice.queue, choice.steps
+        assert isinstance(lane, _Lane)
+        taken = lane.table.lane.take(choice.priority, steps, lane.costs.rows(steps, most=MAX_BATCH))
+        batch = Batch(lane.table, taken)
+        return _Run(batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps)
 
-    def _count(self, rows: int, steps: int, seconds: float) -> None:
-        statistics = self.statistics
-        statistics.batches += 1
-        statistics.rows += rows
-        statistics.steps += steps
-        statistics.seconds += seconds
-
-    def _finish(self, lane: _Lane, batch: Slice, run: _StepRun) -> None:
-        queue = lane.table.lane
-        finished, failed = queue.advance(batch, run.bad, next(self._ages))
-        for work, places in _by_work(lane, finished):
-            work.sink.completed(work, places)
-            self._forget(lane, work, len(places))
-        self._free(lane, finished)
-        for entry in failed.tolist():
-            self._end(lane, np.asarray([entry]), run.error_of(entry))
+    def _finish(self, table: Table, batch: Batch) -> None:
+        for work, finished, failed in table.lane.advance(batch.taken, batch.bad, next(self._ages)):
+            if len(finished):
+                work.sink.completed(work, finished)
+                self._free(table, Part(work, finished))
+            for place in failed.tolist():
+                self._end(table, Part(work, np.asarray([place])), batch.error_of(int(work.rows[place])))
         self._progress()
 
-    def _end(self, lane: _Lane, entries: Ints, error: errors.StatestreamError) -> None:
-        """Ends entries that were not applied."""
-        self.statistics.failed += len(entries)
-        for work, places in _by_work(lane, entries):
-            work.sink.failed(work, places, error)
-            self._forget(lane, work, len(places))
-        self._free(lane, entries)
+    def _end(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
+        """Ends chunks that were not applied."""
+        self.statistics.failed += len(part.places)
+        part.work.sink.failed(part.work, part.places, error)
+        self._free(table, part)
 
-    def _free(self, lane: _Lane, entries: Ints) -> None:
-        shadows = lane.table.lane.shadow[entries]
-        if (shadows >= 0).any():
-            lane.table.release(shadows[shadows >= 0])
-        lane.table.lane.release(entries)
-
-    def _forget(self, lane: _Lane, work: Work, count: int) -> None:
-        work.pending -= count
-        if not work.pending:
-            self.queued_bytes -= work.nbytes
-            del lane.works[work.number]
+    def _free(self, table: Table, part: Part) -> None:
+        """Lets go of what ended chunks needed to run."""
+        work, places = part
+        if work.shadow is not None:
+            shadows = work.shadow[places]
+            table.release(shadows[shadows != NONE])
 
 
-class _StepRun:
-    """One batch of steps, from gather to scatter."""
+@dataclass(slots=True)
+class _Run:
+    """A batch that is about to run.
 
-    def __init__(self, lane: _Lane, batch: Slice) -> None:
-        self._lane = lane
-        self._batch = batch
-        self.bad: Bools = np.zeros(len(batch.entries), np.bool_)
-        self._refusals: dict[int, errors.StatestreamError] = {}
-        table, queue, entries = lane.table, lane.table.lane, batch.entries
-        rows, done = queue.row[entries], queue.done[entries]
-        first, last = done == 0, done + batch.steps >= queue.steps[entries]
-        fresh = ~last & (queue.shadow[entries] < 0)
-        if fresh.any():
-            queue.shadow[entries[fresh]] = table.allocate(int(fresh.sum()), scratch=True)
-        shadow = queue.shadow[entries]
-        self._source: Ints = np.where(first, rows, shadow)
-        self._target: Ints = np.where(last, rows, shadow)
-        self._groups = [(work, places, at) for work, places, at in _by_work_at(lane, entries)]
+    Attributes:
+        run: Runs it, here or on the thread.
+        finish: Tells of it, on the loop.
+        costs: What such batches took.
+        rows: Its rows.
+        steps: The steps of each.
+    """
 
-    def run(self) -> None:
-        """Gathers, runs the model, commits good rows, keeps the outputs in the works."""
-        steps, queue = self._batch.steps, self._lane.table.lane
-        done = queue.done[self._batch.entries]
-        gathered = [work.gather(places, done[at], steps) for work, places, at in self._groups]
-        if len(gathered) == 1:
-            inputs = gathered[0]
-        else:
-            inputs = [np.concatenate(arrays) for arrays in zip(*gathered, strict=True)]
-        # Rows in the order of the groups, as the inputs are.
-        order = np.concatenate([at for _, _, at in self._groups]) if len(self._groups) > 1 else self._groups[0][2]
-        outputs, bad = self._run(self._source[order], self._target[order], inputs)
-        self.bad[order] = bad
-        start = 0
-        for work, places, at in self._groups:
-            end = start + len(at)
-            work.scatter(places, done[at], steps, [array[start:end] for array in outputs])
-            start = end
+    run: Callable[[], None]
+    finish: Callable[[], None]
+    costs: Costs
+    rows: int
+    steps: int
 
-    def error_of(self, entry: int) -> errors.StatestreamError:
-        """Why an entry of this batch failed."""
-        refusal = self._refusals.get(int(self._lane.table.lane.row[entry]))
-        if refusal is not None:
-            return refusal
-        return errors.NonFiniteState(
-            "the chunk would have put a value that is not finite into the state; the session stays before the chunk."
-            " Look for NaN, infinity or very large numbers in the inputs"
-        )
-
-    def _run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
-        rows = self._lane.table.rows
-        try:
-            return rows.step(source, target, inputs)
-        except Exception as error:
-            # The model itself refused something (a token beyond its table, say). Alone, only the
-            # guilty rows are refused.
-            if len(source) > 1:
-                half = len(source) // 2
-                left = self._run(source[:half], target[:half], [array[:half] for array in inputs])
-                right = self._run(source[half:], target[half:], [array[half:] for array in inputs])
-                return [np.concatenate(pair) for pair in zip(left[0], right[0], strict=True)], np.concatenate(
-                    [left[1], right[1]]
-                )
-            log.warning("model %r refused a chunk: %s", self._lane.table.model.name, error)
-            self._refusals[self._session_row(int(source[0]), int(target[0]))] = errors.BadTensor(
-                f"the model cannot run these inputs: {error}", metadata={"field": "inputs"}
-            )
-            return self._no_outputs(inputs), np.ones(1, np.bool_)
-
-    def _no_outputs(self, inputs: Sequence[Array]) -> list[Array]:
-        """Outputs that nobody will see, in the shape of real ones."""
-        lead = inputs[0].shape[:2]
-        outputs = self._lane.table.model.signature.outputs
-        return [np.zeros((*lead, *np.maximum(step_shape(spec), 1)), numpy_dtype(spec.dtype)) for spec in outputs]
-
-    def _session_row(self, source: int, target: int) -> int:
-        queue, entries = self._lane.table.lane, self._batch.entries
-        at = int(np.flatnonzero((self._source == source) & (self._target == target))[0])
-        return int(queue.row[entries[at]])
+    @property
+    def predicted(self) -> float:
+        """Seconds that it will take."""
+        return self.costs.predict(self.rows * self.steps)
 
 
-def _by_work_at(lane: _Lane, entries: Ints) -> list[tuple[Work, Ints, Ints]]:
-    """Groups entries by work: the work, the places in it, and the indices into `entries`."""
-    if not len(entries):
-        return []
-    queue = lane.table.lane
-    numbers, places = queue.work[entries], queue.place[entries]
-    if (numbers == numbers[0]).all():
-        return [(lane.works[int(numbers[0])], places, np.arange(len(entries)))]
-    order = np.argsort(numbers, kind="stable")
-    cuts = np.flatnonzero(np.diff(numbers[order])) + 1
-    return [(lane.works[int(numbers[at[0]])], places[at], at) for at in np.split(order, cuts)]
-
-
-def _by_work(lane: _Lane, entries: Ints) -> list[tuple[Work, Ints]]:
-    return [(work, places) for work, places, _ in _by_work_at(lane, entries)]
+def _timed(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -1,22 +1,24 @@
 """One model's queue: chunks that wait to run, in order for each row, cut into slices. No I/O, no clock.
 
-A queued chunk is an entry. The entries of a row form a list, and only its first may run, so a row is in
-at most one batch and its chunks run in order. Runnable entries stand in groups of equal class and slice
-(a power of two of their remaining steps); rows of one group form a batch.
+A queued chunk is an entry; the entries of a work have consecutive numbers. A row knows the last entry that was
+queued for it, an entry the one behind it on its row, and only the first of a row may run; so a row is in at
+most one batch and its chunks run in order. Runnable chunks stand in groups of equal class and slice (a power
+of two of their remaining steps); chunks of one group form a batch.
 """
 
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from statestream_server.arrays import Bools, Freelist, Ints, grown
-
-NONE = -1
+from statestream_server.arrays import Bools, Ints, counting, grown
+from statestream_server.engine.work import NONE, Part, Work
 
 
 class Priority(enum.IntEnum):
@@ -32,20 +34,40 @@ class Slice:
     """What one batch takes.
 
     Attributes:
-        entries: [n] the entries; their rows are distinct.
-        steps: How many steps of each.
+        parts: The chunks, by work; all rows are distinct.
+        steps: How many steps of each chunk.
+        count: How many chunks.
     """
 
-    entries: Ints
+    parts: list[Part]
     steps: int
+    count: int
+
+
+class Ended(NamedTuple):
+    """Chunks of one work that ended with a batch.
+
+    Attributes:
+        work: The work.
+        finished: [n] the chunks that ran to their end.
+        failed: [m] the chunks that failed their check.
+    """
+
+    work: Work
+    finished: Ints
+    failed: Ints
 
 
 @dataclass(slots=True)
 class _Run:
-    """Entries that became runnable together."""
+    """Chunks of one work that became runnable together."""
 
     age: int
-    entries: Ints
+    work: Work
+    places: Ints
+
+
+_NOBODY: Ints = np.empty(0, np.int64)
 
 
 class Lane:
@@ -54,173 +76,202 @@ class Lane:
     def __init__(self, max_slice: int) -> None:
         """A queue whose slices have at most `max_slice` steps (a power of two)."""
         self.max_slice = max_slice
+        self.queued = 0
+        """Chunks that wait or run."""
+        self.nbytes = 0
+        """Bytes of the inputs of their works."""
         self._groups: dict[tuple[int, int], deque[_Run]] = {}
-        self._free = Freelist()
-        self._head = np.empty(0, np.int64)
         self._tail = np.empty(0, np.int64)
-        self._next = np.empty(0, np.int64)
-        self._running = np.empty(0, np.bool_)
-        self.row = np.empty(0, np.int64)
-        """[entries] the row of each entry."""
-        self.steps = np.empty(0, np.int64)
-        """[entries] the steps of its chunk."""
-        self.done = np.empty(0, np.int64)
-        """[entries] the steps that ran already, on a shadow row."""
-        self.shadow = np.empty(0, np.int64)
-        """[entries] the shadow row, -1 while there is none."""
-        self.work = np.empty(0, np.int64)
-        """[entries] the number of the work that it belongs to."""
-        self.place = np.empty(0, np.int64)
-        """[entries] its place in that work."""
-        self._priority = np.empty(0, np.int8)
+        self._entries = 0
+        self._works: dict[int, Work] = {}
+        self._firsts: list[int] = []
+        self._running: Slice | None = None
 
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity` - 1."""
-        self._head = grown(self._head, capacity, NONE)
         self._tail = grown(self._tail, capacity, NONE)
-
-    @property
-    def queued(self) -> int:
-        """Entries that wait or run."""
-        return self._free.capacity - len(self._free)
 
     def idle(self, rows: Ints) -> Bools:
         """Which of `rows` have nothing queued."""
-        return np.asarray(self._head[rows] == NONE)
+        return np.asarray(self._tail[rows] == NONE)
 
-    def enqueue(self, rows: Ints, steps: Ints, work: int, priority: Priority, age: int) -> None:
-        """Queues one chunk for each of `rows` (distinct), behind what these rows have queued.
+    def counts(self, rows: Ints) -> Ints:
+        """How many chunks are queued for each of `rows`; costs what all that is queued costs."""
+        counts = np.zeros(len(self._tail), np.int64)
+        for work in self._works.values():
+            counts[work.rows if work.ended is None else work.rows[~work.ended]] += 1
+        return counts[rows]
+
+    def enqueue(self, work: Work, priority: Priority, age: int) -> None:
+        """Queues the chunks of a work behind what their rows have queued.
 
         Args:
-            rows: [n] the rows.
-            steps: [n] the steps of each chunk, 1 or more.
-            work: The number of the work; entry i has place i in it.
+            work: The work.
             priority: Its class.
             age: Grows with every call; the lowest runs first.
         """
-        entries = self._allocate(len(rows))
-        self.row[entries], self.steps[entries], self.done[entries] = rows, steps, 0
-        self.shadow[entries], self.work[entries], self.place[entries] = NONE, work, np.arange(len(rows))
-        self._priority[entries], self._next[entries], self._running[entries] = priority, NONE, False
-        tails = self._tail[rows]
-        first = tails == NONE
-        self._head[rows[first]] = entries[first]
-        self._next[tails[~first]] = entries[~first]
-        self._tail[rows] = entries
-        self._ready(entries[first], age)
+        count = len(work.rows)
+        first = work.first = self._entries
+        work.priority = priority
+        self._entries += count
+        self._works[first] = work
+        self._firsts.append(first)
+        self.queued += count
+        self.nbytes += work.nbytes
+        tails = self._tail[work.rows]
+        self._tail[work.rows] = counting(count, first)
+        behind = tails != NONE
+        ready = work.places
+        if behind.any():
+            self._chain(tails[behind], first + np.flatnonzero(behind))
+            ready = np.flatnonzero(~behind)
+        self._ready(work, ready, age)
 
     def oldest(self, priority: Priority) -> tuple[int, int] | None:
         """The age and the slice of the group of this class whose head waits longest."""
         best: tuple[int, int] | None = None
         for (group_priority, steps), runs in self._groups.items():
-            while runs and not len(runs[0].entries):
-                runs.popleft()
-            if group_priority == priority and runs and (best is None or runs[0].age < best[0]):
+            if runs and group_priority == priority and (best is None or runs[0].age < best[0]):
                 best = (runs[0].age, steps)
         return best
 
     def take(self, priority: Priority, steps: int, most: int) -> Slice:
-        """Takes the oldest entries of a group, `most` at the most, for one batch."""
-        runs, taken, count = self._groups[priority, steps], list[Ints](), 0
+        """Takes the oldest chunks of a group, `most` at the most, for one batch."""
+        runs, parts, count = self._groups[priority, steps], list[Part](), 0
         while runs and count < most:
-            entries = runs[0].entries
-            part = entries[: most - count]
-            if len(part) < len(entries):
-                runs[0].entries = entries[len(part) :]
+            run = runs[0]
+            places = run.places
+            if len(places) > most - count:
+                places, run.places = places[: most - count], places[most - count :]
             else:
                 runs.popleft()
-            if len(part):
-                taken.append(part)
-                count += len(part)
-        entries = taken[0] if len(taken) == 1 else np.concatenate(taken)
-        self._running[entries] = True
-        return Slice(entries, steps)
+            parts.append(Part(run.work, places))
+            count += len(places)
+        self._running = Slice(parts, steps, count)
+        return self._running
 
-    def advance(self, batch: Slice, failed: Bools, age: int) -> tuple[Ints, Ints]:
+    def advance(self, batch: Slice, bad: Bools | None, age: int) -> list[Ended]:
         """Notes that a batch ran.
 
-        Entries with steps left queue up again behind what waits now. Finished and failed entries end:
-        read their columns, then `release` them.
+        Chunks with steps left queue up again behind what waits now.
+
+        Args:
+            batch: What `take` gave.
+            bad: [count] which chunks failed, in the order of the parts; None for none of them.
+            age: As for `enqueue`.
 
         Returns:
-            The finished entries and the failed ones.
+            What ended.
         """
-        entries = batch.entries
-        self._running[entries] = False
-        self.done[entries] += batch.steps
-        ended = failed | (self.done[entries] >= self.steps[entries])
-        self._ready(entries[~ended], age)
-        over = entries[ended]
-        following = self._next[over]
-        rows = self.row[over]
-        self._head[rows] = following
-        self._tail[rows[following == NONE]] = NONE
-        self._ready(following[following != NONE], age)
-        return entries[ended & ~failed], entries[failed]
+        self._running, ended, start = None, list[Ended](), 0
+        for part in batch.parts:
+            work, places = part
+            failed = bad[start : start + len(places)] if bad is not None else None
+            start += len(places)
+            if work.done is not None or work.lengths.each != batch.steps:
+                done = work.column("done")
+                done[places] += batch.steps
+                over = done[places] >= work.lengths.column[places]
+                if failed is not None:
+                    over |= failed
+                    failed = failed[over]
+                self._ready(work, places[~over], age)
+                places = places[over]
+            if len(places):
+                self._leave(Part(work, places), age)
+                if failed is None or not failed.any():
+                    ended.append(Ended(work, places, _NOBODY))
+                else:
+                    ended.append(Ended(work, places[~failed], places[failed]))
+        return ended
 
-    def cancel(self, rows: Sequence[int]) -> Ints:
-        """Takes out everything queued for rows, except an entry that runs now; returns the entries.
-
-        Read their columns, then `release` them.
-        """
-        cancelled = list[int]()
-        for row in rows:
-            entry = int(self._head[row])
-            if entry == NONE:
-                continue
-            if self._running[entry]:
-                kept, entry = entry, int(self._next[entry])
-                self._next[kept], self._tail[row] = NONE, kept
-            else:
-                self._head[row] = self._tail[row] = NONE
-            while entry != NONE:
-                cancelled.append(entry)
-                entry = int(self._next[entry])
-        entries = np.asarray(cancelled, np.int64)
-        # Runs hold entry numbers: those of cancelled ones must not be taken for their successors'.
-        for runs in self._groups.values():
+    def cancel(self, rows: Sequence[int]) -> list[Part]:
+        """Takes out everything queued for rows, except a chunk that runs now; returns what was taken out."""
+        cancelled, wanted = list[Part](), np.zeros(len(self._tail), np.bool_)
+        wanted[list(rows)] = True
+        self._tail[list(rows)] = NONE
+        for work in list(self._works.values()):
+            chosen = wanted[work.rows] if work.ended is None else wanted[work.rows] & ~work.ended
+            for part in self._running.parts if self._running is not None else ():
+                if part.work is work:
+                    kept = part.places[chosen[part.places]]
+                    chosen[kept] = False
+                    self._tail[work.rows[kept]] = work.first + kept
+                    if work.next is not None:
+                        work.next[kept] = NONE
+            places = np.flatnonzero(chosen)
+            if len(places):
+                cancelled.append(Part(work, places))
+        for part in cancelled:
+            self._end(part)
+        for group, runs in self._groups.items():
             for run in runs:
-                run.entries = run.entries[~np.isin(run.entries, entries)]
-        return entries
+                if not run.work.pending:
+                    run.places = _NOBODY
+                elif run.work.ended is not None:
+                    run.places = run.places[~run.work.ended[run.places]]
+            self._groups[group] = deque(run for run in runs if len(run.places))
+        return cancelled
 
-    def running(self, rows: Ints) -> Bools:
-        """Which of `rows` are in the batch that runs now."""
-        heads = self._head[rows]
-        running = np.zeros(len(rows), np.bool_)
-        some = heads != NONE
-        running[some] = self._running[heads[some]]
-        return running
+    def _ready(self, work: Work, places: Ints, age: int) -> None:
+        """Puts runnable chunks into the groups of their next slice."""
+        if not len(places):
+            return
+        if work.lengths.each and work.done is None:
+            self._push(work, places, min(work.lengths.each, self.max_slice).bit_length(), age)
+            return
+        remaining = work.lengths.column[places]
+        if work.done is not None:
+            remaining = remaining - work.done[places]
+        # frexp gives the exponent e with 2**(e-1) <= remaining < 2**e.
+        bits = np.frexp(np.minimum(remaining, self.max_slice).astype(np.float64))[1]
+        for length in np.unique(bits).tolist():
+            self._push(work, places[bits == length], length, age)
 
-    def release(self, entries: Ints) -> None:
-        """Frees ended entries."""
-        self._free.give(entries)
+    def _push(self, work: Work, places: Ints, bits: int, age: int) -> None:
+        key = (work.priority, 1 << (bits - 1))
+        runs = self._groups.get(key)
+        if runs is None:
+            runs = self._groups[key] = deque()
+        runs.append(_Run(age, work, places))
 
-    def _ready(self, entries: Ints, age: int) -> None:
-        """Puts runnable entries into the groups of their next slice."""
+    def _leave(self, part: Part, age: int) -> None:
+        """Ends the chunks of a batch; what is queued behind them may run."""
+        work, places = part
+        if work.next is None:
+            self._tail[part.rows] = NONE
+        else:
+            following = work.next[places]
+            last = following == NONE
+            self._tail[part.rows[last]] = NONE
+            for other, entries, _ in self._located(following[~last]):
+                self._ready(other, np.sort(entries - other.first), age)
+        self._end(part)
+
+    def _end(self, part: Part) -> None:
+        work, places = part
+        self.queued -= len(places)
+        work.end(places)
+        if not work.pending:
+            self.nbytes -= work.nbytes
+            del self._works[work.first]
+            del self._firsts[bisect_left(self._firsts, work.first)]
+
+    def _chain(self, before: Ints, entries: Ints) -> None:
+        """Queues entries behind others."""
+        for work, found, at in self._located(before):
+            work.column("next")[found - work.first] = entries[at]
+
+    def _located(self, entries: Ints) -> Iterator[tuple[Work, Ints, Ints]]:
+        """Groups entries by work: the work, its entries, and the indices into `entries`."""
         if not len(entries):
             return
-        remaining = np.minimum(self.steps[entries] - self.done[entries], self.max_slice)
-        priorities = self._priority[entries].astype(np.int64)
-        # frexp gives the exponent e with 2**(e-1) <= remaining < 2**e.
-        keys = priorities * 64 + np.frexp(remaining.astype(np.float64))[1]
-        if (keys == keys[0]).all():
-            self._push(int(keys[0]), entries, age)
+        first = self._firsts[bisect_right(self._firsts, int(entries[0])) - 1]
+        work = self._works[first]
+        if first <= int(entries.min()) and int(entries.max()) < first + len(work.rows):
+            yield work, entries, counting(len(entries))
             return
-        order = np.argsort(keys, kind="stable")
-        cuts = np.flatnonzero(np.diff(keys[order])) + 1
-        for group in np.split(order, cuts):
-            self._push(int(keys[group[0]]), entries[group], age)
-
-    def _push(self, key: int, entries: Ints, age: int) -> None:
-        priority, exponent = divmod(key, 64)
-        self._groups.setdefault((priority, 1 << (exponent - 1)), deque()).append(_Run(age, entries))
-
-    def _allocate(self, count: int) -> Ints:
-        if count > len(self._free):
-            capacity = max(1024, 2 * self._free.capacity, self._free.capacity + count)
-            self._free.grow(capacity)
-            for name in ("_next", "row", "steps", "done", "shadow", "work", "place"):
-                setattr(self, name, grown(getattr(self, name), capacity, NONE))
-            self._priority = grown(self._priority, capacity, 0)
-            self._running = grown(self._running, capacity, False)
-        return self._free.take(count)
+        numbers = np.searchsorted(np.asarray(self._firsts), entries, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            at = np.flatnonzero(numbers == number)
+            yield self._works[self._firsts[number]], entries[at], at

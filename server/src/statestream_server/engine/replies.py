@@ -1,20 +1,32 @@
-"""The reply window: replies that were computed and are not acknowledged yet, per row, column-wise.
+"""The reply window: replies that were computed and are not acknowledged yet, per row.
 
-A reply is an entry; the entries of a row form a list, oldest first. The outputs themselves stay in
-the arrays in which the engine produced them ("blocks"); a block goes when its last entry goes.
+It is a log. What a batch answered is one block, kept as the arrays in which it came: nothing is done for the
+single reply. A reply is an entry, entries are numbered as they come, and each knows the entry before it of its
+row; so the replies of a row are found from the newest backwards, as far as they end above what is acknowledged.
+Acknowledging only moves that mark. Blocks are swept now and then: young ones soon, because most replies are
+acknowledged at once, what survives a few at a time. (Ungar, "Generation scavenging", 1984.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from statestream_server.arrays import Array, Freelist, Ints, Positions, grown
+from statestream_server.arrays import Array, Bools, Ints, Positions, counting, grown
+from statestream_server.engine import digests
+from statestream_server.engine.lengths import Lengths
 
 NONE = -1
+
+_YOUNG_ENTRIES: Final = 16_384
+_YOUNG_BYTES: Final = 16 << 20
+"""Young blocks are swept when they hold that much."""
+_BLOCK_ENTRIES: Final = 4096
+"""Blocks that survived are joined up to this size."""
 
 
 class Reply(NamedTuple):
@@ -35,8 +47,62 @@ class Reply(NamedTuple):
 
 @dataclass(slots=True)
 class _Block:
-    outputs: list[Array]
-    live: int
+    """Replies that came together.
+
+    Attributes:
+        entries: [n] their numbers, ascending.
+        rows: [n] their rows.
+        before: [n] the entry before each on its row.
+        starts, ends: [n] from where to where each goes.
+        lengths: The steps of each; they are packed in this order.
+        outputs: One packed array for every output.
+        inputs: One packed array for every input, until the digests are known.
+        digests: [n] the digests of the inputs, once they were asked for.
+    """
+
+    entries: Ints
+    rows: Ints
+    before: Ints
+    starts: Positions
+    ends: Positions
+    lengths: Lengths
+    outputs: Sequence[Array]
+    inputs: Sequence[Array]
+    digests: Positions | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (*self.outputs, *self.inputs))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of one step of every output; a model may leave it to the inputs."""
+        return [array.shape[1:] for array in self.outputs]
+
+    def digested(self) -> Positions:
+        """The digests; the inputs are not needed any more."""
+        if self.digests is None:
+            self.digests, self.inputs = digests.of_chunks(self.lengths, self.inputs), ()
+        return self.digests
+
+    def places(self, entries: Ints) -> Ints:
+        first = int(self.entries[0])
+        if int(self.entries[-1]) - first + 1 == len(self.entries):
+            return entries - first
+        return np.searchsorted(self.entries, entries)
+
+    def take(self, places: Ints) -> _Block:
+        return _Block(
+            self.entries[places],
+            self.rows[places],
+            self.before[places],
+            self.starts[places],
+            self.ends[places],
+            self.lengths.take(places),
+            self.lengths.pack(self.outputs, places),
+            (),
+            self.digested()[places],
+        )
 
 
 class ReplyWindow:
@@ -44,93 +110,96 @@ class ReplyWindow:
 
     def __init__(self) -> None:
         """A window without rows; `grow` makes room."""
-        self._head = np.empty(0, np.int64)
-        self._tail = np.empty(0, np.int64)
-        self.count = np.empty(0, np.int32)
-        """[capacity] int32: kept replies of each row."""
-        self._free = Freelist()
-        self._next = np.empty(0, np.int64)
-        self._start = np.empty(0, np.uint64)
-        self._end = np.empty(0, np.uint64)
-        self._steps = np.empty(0, np.int64)
-        self._digest = np.empty(0, np.uint64)
-        self._offset = np.empty(0, np.int64)
-        self._block = np.empty(0, np.int64)
-        self._blocks: dict[int, _Block] = {}
-        self._last_block = 0
+        self.acked = np.empty(0, np.uint64)
+        """[capacity] uint64: replies that end at or below are forgotten."""
+        self._last = np.empty(0, np.int64)
+        self._oldest = np.empty(0, np.int64)
+        self._entries = 0
+        self._blocks: list[_Block] = []
+        self._firsts: list[int] = []
+        self._young = 0
+        self._young_bytes = 0
+        self._survivors = 0
+        self._next_survivor = 0
 
     @property
     def entries(self) -> int:
         """Kept replies in all."""
-        return int(self.count.sum())
+        return sum(int(self._alive(block).sum()) for block in self._blocks)
+
+    @property
+    def stored(self) -> int:
+        """Replies in the log, those included that nobody needs and that were not swept yet."""
+        return sum(len(block.entries) for block in self._blocks)
 
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity` - 1."""
-        self._head = grown(self._head, capacity, NONE)
-        self._tail = grown(self._tail, capacity, NONE)
-        self.count = grown(self.count, capacity, 0)
+        self.acked = grown(self.acked, capacity, 0)
+        self._last = grown(self._last, capacity, NONE)
+        self._oldest = grown(self._oldest, capacity, 0)
 
     def append(
-        self, rows: Ints, starts: Positions, steps: Ints, digests: Positions, outputs: Sequence[Array], offsets: Ints
+        self,
+        rows: Ints,
+        starts: Positions,
+        ends: Positions,
+        lengths: Lengths,
+        outputs: Sequence[Array],
+        *,
+        inputs: Sequence[Array] = (),
+        digests: Positions | None = None,
     ) -> None:
         """Keeps one reply for each of `rows` (distinct).
 
         Args:
             rows: [n] the rows.
             starts: [n] the position at which each chunk started.
-            steps: [n] the steps of each chunk.
-            digests: [n] the digests of the inputs.
+            ends: [n] the position at which each ended.
+            lengths: The steps of each chunk.
             outputs: One array for every output, packed [S, ...one step]; kept, not copied.
-            offsets: [n] where each chunk starts in the packed arrays.
+            inputs: One array for every input, packed alike, of which the digests are made when they are asked for.
+            digests: [n] the digests of the inputs, where there are no inputs.
         """
-        if not len(rows):
+        count = len(rows)
+        if not count:
             return
-        entries = self._allocate(len(rows))
-        self._last_block += 1
-        self._blocks[self._last_block] = _Block(list(outputs), len(rows))
-        self._start[entries], self._steps[entries], self._digest[entries] = starts, steps, digests
-        self._end[entries] = starts + steps.astype(np.uint64)
-        self._offset[entries], self._block[entries], self._next[entries] = offsets, self._last_block, NONE
-        tails = self._tail[rows]
-        first = tails == NONE
-        if first.all():
-            self._head[rows] = entries
-        else:
-            self._head[rows[first]] = entries[first]
-            self._next[tails[~first]] = entries[~first]
-        self._tail[rows] = entries
-        self.count[rows] += 1
+        entries = counting(count, self._entries)
+        block = _Block(entries, rows, self._last[rows], starts, ends, lengths, outputs, inputs, digests)
+        self._last[rows] = entries
+        self._blocks.append(block)
+        self._firsts.append(self._entries)
+        self._entries += count
+        self._young += count
+        self._young_bytes += block.nbytes
+        if self._young > _YOUNG_ENTRIES or self._young_bytes > _YOUNG_BYTES:
+            self._sweep()
 
     def acknowledge(self, rows: Ints, acked: Positions) -> None:
         """Forgets the replies of `rows` (distinct) that end at or below the positions `acked`."""
-        while len(rows):
-            entries = self._head[rows]
-            # Entry -1 is a real index, so what it says of rows without entries is masked out.
-            done = (
-                (entries != NONE) & (self._end[entries] <= acked) if len(self._end) else np.zeros(len(rows), np.bool_)
-            )
-            if not done.all():
-                rows, acked, entries = rows[done], acked[done], entries[done]
-            self._pop(rows, entries)
+        self.acked[rows] = np.maximum(self.acked[rows], acked)
 
     def drop(self, rows: Ints) -> None:
-        """Forgets every reply of `rows` (distinct)."""
-        self.acknowledge(rows, np.full(len(rows), np.iinfo(np.uint64).max))
+        """Forgets every reply of `rows` (distinct), and what was acknowledged."""
+        self.acked[rows], self._last[rows], self._oldest[rows] = 0, NONE, self._entries
+
+    def counts(self, rows: Ints) -> Ints:
+        """[n] the kept replies of each of `rows` (distinct)."""
+        counts = np.zeros(len(rows), np.int64)
+        for places, _ in self._backwards(rows):
+            counts[places] += 1
+        return counts
 
     def find(self, row: int, start: int) -> Reply | None:
         """The kept reply of the chunk that started at `start`, or None."""
-        entry = int(self._head[row])
-        while entry != NONE and self._start[entry] < start:
-            entry = int(self._next[entry])
-        return self._reply(entry) if entry != NONE and self._start[entry] == start else None
+        for _, entries in self._backwards(np.asarray([row])):
+            reply = self._reply(int(entries[0]))
+            if reply.start <= start:
+                return reply if reply.start == start else None
+        return None
 
     def replies(self, row: int) -> list[Reply]:
         """All kept replies of a row, oldest first."""
-        found, entry = list[Reply](), int(self._head[row])
-        while entry != NONE:
-            found.append(self._reply(entry))
-            entry = int(self._next[entry])
-        return found
+        return [self._reply(int(entries[0])) for _, entries in self._backwards(np.asarray([row]))][::-1]
 
     def rounds(self, rows: Ints) -> list[tuple[Ints, Ints]]:
         """The entries of many rows: the oldest of each row, then the second oldest, ….
@@ -138,65 +207,127 @@ class ReplyWindow:
         Returns:
             Pairs (indices into `rows`, entries) for `columns`.
         """
-        found, places, entries = list[tuple[Ints, Ints]](), np.arange(len(rows)), self._head[rows]
-        while len(entries):
-            some = entries != NONE
-            places, entries = places[some], entries[some]
-            if len(entries):
-                found.append((places, entries))
-                entries = self._next[entries]
-        return found
+        levels = list(self._backwards(rows))
+        depths = np.zeros(len(rows), np.int64)
+        for places, _ in levels:
+            depths[places] += 1
+        at = np.full((len(levels), len(rows)), NONE, np.int64)
+        for level, (places, entries) in enumerate(levels):
+            at[depths[places] - 1 - level, places] = entries
+        rounds = []
+        for column in at:
+            places = np.flatnonzero(column != NONE)
+            rounds.append((places, column[places]))
+        return rounds
 
     def columns(self, entries: Ints) -> tuple[Positions, Ints, Positions]:
         """Start positions, steps and digests of entries."""
-        return self._start[entries], self._steps[entries], self._digest[entries]
+        starts, steps = np.empty(len(entries), np.uint64), np.empty(len(entries), np.int64)
+        found = np.empty(len(entries), np.uint64)
+        for at, block, places in self._located(entries):
+            starts[at], steps[at] = block.starts[places], block.lengths.column[places]
+            found[at] = block.digested()[places]
+        return starts, steps, found
 
-    def by_block(self, entries: Ints) -> list[tuple[Ints, Ints, list[Array]]]:
+    def by_block(self, entries: Ints) -> list[tuple[Ints, Ints, Sequence[Array]]]:
         """Groups entries by where their outputs are: (indices into `entries`, offsets, packed outputs)."""
-        blocks = self._block[entries]
-        if len(entries) and (blocks == blocks[0]).all():
-            return [(np.arange(len(entries)), self._offset[entries], self._blocks[int(blocks[0])].outputs)]
-        order = np.argsort(blocks, kind="stable")
-        cuts = np.flatnonzero(np.diff(blocks[order])) + 1
-        groups = np.split(order, cuts) if len(entries) else []
-        return [(g, self._offset[entries[g]], self._blocks[int(blocks[g[0]])].outputs) for g in groups]
+        return [(at, block.lengths.offsets[places], block.outputs) for at, block, places in self._located(entries)]
+
+    def _backwards(self, rows: Ints) -> Iterator[tuple[Ints, Ints]]:
+        """The newest kept entry of each row, then the one before it, …: (indices into `rows`, entries)."""
+        places, entries = counting(len(rows)), self._last[rows]
+        while True:
+            some = entries != NONE
+            if not some.all():
+                places, entries = places[some], entries[some]
+            if not len(entries):
+                return
+            kept, before = np.zeros(len(entries), np.bool_), np.empty(len(entries), np.int64)
+            acked = self.acked[rows[places]]
+            for at, block, found in self._located(entries):
+                # What was swept is acknowledged: it is in no block, and neither is anything before it.
+                there = block.entries[np.minimum(found, len(block.entries) - 1)] == entries[at]
+                at, found = at[there], found[there]
+                kept[at], before[at] = block.ends[found] > acked[at], block.before[found]
+            if not kept.all():
+                places, entries, before = places[kept], entries[kept], before[kept]
+                if not len(entries):
+                    return
+            yield places, entries
+            entries = before
+
+    def _located(self, entries: Ints) -> Iterator[tuple[Ints, _Block, Ints]]:
+        """Groups entries by block: indices into `entries`, the block, places in it (beyond it where not there)."""
+        if not self._firsts or not len(entries):
+            return
+        lowest, highest = int(entries.min()), int(entries.max())
+        number = bisect_right(self._firsts, lowest) - 1
+        if number >= 0 and bisect_right(self._firsts, highest) - 1 == number:
+            yield counting(len(entries)), self._blocks[number], self._blocks[number].places(entries)
+            return
+        numbers = np.searchsorted(np.asarray(self._firsts), entries, side="right") - 1
+        order = np.argsort(numbers, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+            number = int(numbers[at[0]])
+            if number >= 0:
+                yield at, self._blocks[number], self._blocks[number].places(entries[at])
 
     def _reply(self, entry: int) -> Reply:
-        offset, steps = int(self._offset[entry]), int(self._steps[entry])
-        outputs = self._blocks[int(self._block[entry])].outputs
-        return Reply(
-            int(self._start[entry]), steps, int(self._digest[entry]), [a[offset : offset + steps] for a in outputs]
-        )
+        block = self._blocks[bisect_right(self._firsts, entry) - 1]
+        place = int(block.places(np.asarray([entry]))[0])
+        offset, steps = int(block.lengths.offsets[place]), int(block.lengths.column[place])
+        outputs = [array[offset : offset + steps] for array in block.outputs]
+        return Reply(int(block.starts[place]), steps, int(block.digested()[place]), outputs)
 
-    def _allocate(self, count: int) -> Ints:
-        if count > len(self._free):
-            capacity = max(1024, 2 * self._free.capacity, self._free.capacity + count)
-            self._free.grow(capacity)
-            self._next = grown(self._next, capacity, NONE)
-            self._start = grown(self._start, capacity, 0)
-            self._end = grown(self._end, capacity, 0)
-            self._steps = grown(self._steps, capacity, 0)
-            self._digest = grown(self._digest, capacity, 0)
-            self._offset = grown(self._offset, capacity, 0)
-            self._block = grown(self._block, capacity, 0)
-        return self._free.take(count)
+    def _alive(self, block: _Block) -> Bools:
+        rows = block.rows
+        return np.asarray((block.ends > self.acked[rows]) & (block.entries >= self._oldest[rows]))
 
-    def _pop(self, rows: Ints, entries: Ints) -> None:
-        """Removes the oldest entry of each row."""
-        if not len(rows):
-            return
-        following = self._next[entries]
-        self._head[rows] = following
-        self._tail[rows[following == NONE]] = NONE
-        self.count[rows] -= 1
-        self._free.give(entries)
-        blocks = self._block[entries]
-        if (blocks == blocks[0]).all():
-            numbers, counts = [int(blocks[0])], [len(blocks)]
-        else:
-            numbers, counts = (part.tolist() for part in np.unique(blocks, return_counts=True))
-        for number, count in zip(numbers, counts, strict=True):
-            block = self._blocks[number]
-            block.live -= count
-            if not block.live:
-                del self._blocks[number]
+    def _sweep(self) -> None:
+        """Lets go of what nobody needs: of all young blocks, and of as many survivors of earlier sweeps."""
+        old, young = self._blocks[: self._survivors], self._blocks[self._survivors :]
+        start = end = self._next_survivor
+        seen = 0
+        while end < len(old) and seen < 2 * self._young:
+            seen += len(old[end].entries)
+            end += 1
+        swept, joined = self._swept(old[start:end]), self._swept(young)
+        survivors = old[:start] + swept + old[end:] + joined
+        self._next_survivor = start + len(swept) if end < len(old) else 0
+        self._blocks, self._survivors = survivors, len(survivors)
+        self._firsts = [int(block.entries[0]) for block in survivors]
+        self._young = self._young_bytes = 0
+
+    def _swept(self, blocks: Sequence[_Block]) -> list[_Block]:
+        """What is alive of neighbouring blocks, in fewer of them."""
+        alive = list[_Block]()
+        for block in blocks:
+            mask = self._alive(block)
+            count = int(mask.sum())
+            if count:
+                alive.append(block if count == len(mask) else block.take(np.flatnonzero(mask)))
+        joined, group, size = list[_Block](), list[_Block](), 0
+        for block in alive:
+            full = size + len(block.entries) > _BLOCK_ENTRIES
+            if group and (full or block.shapes != group[0].shapes):
+                joined.append(_join(group))
+                group, size = [], 0
+            group.append(block)
+            size += len(block.entries)
+        return [*joined, _join(group)] if group else joined
+
+
+def _join(blocks: Sequence[_Block]) -> _Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    return _Block(
+        np.concatenate([block.entries for block in blocks]),
+        np.concatenate([block.rows for block in blocks]),
+        np.concatenate([block.before for block in blocks]),
+        np.concatenate([block.starts for block in blocks]),
+        np.concatenate([block.ends for block in blocks]),
+        Lengths.of(np.concatenate([block.lengths.column for block in blocks])),
+        [np.concatenate(arrays) for arrays in zip(*(block.outputs for block in blocks), strict=True)],
+        (),
+        np.concatenate([block.digested() for block in blocks]),
+    )

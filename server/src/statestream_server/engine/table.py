@@ -19,7 +19,7 @@ UNBOUND = 0
 """The owner of a row that no stream has."""
 
 _FIRST_CAPACITY = 1024
-_NUMBERS = ("position queued durable acked epoch incarnation request binding owner serial pending confirmed").split()
+_NUMBERS = "position queued durable epoch incarnation request binding owner serial unacknowledged confirmed".split()
 
 
 class Table:
@@ -47,8 +47,6 @@ class Table:
         """Steps applied once everything accepted has run."""
         self.durable = np.empty(0, np.uint64)
         """Steps that survive a crash."""
-        self.acked = np.empty(0, np.uint64)
-        """Steps whose replies the caller has."""
         self.epoch = np.empty(0, np.uint64)
         """The claim under which the session is here; 0 where another server has it and the row is about to go."""
         self.incarnation = np.empty(0, np.uint64)
@@ -66,8 +64,8 @@ class Table:
         """Whether the store lacks something of the row."""
         self.claiming = np.empty(0, np.bool_)
         """Whether a claim is on its way to the store: a save that is refused meanwhile says nothing."""
-        self.pending = np.empty(0, np.int64)
-        """Chunks accepted and not ended."""
+        self.unacknowledged = np.empty(0, np.int64)
+        """Chunks accepted and not acknowledged, or more: intake.py counts anew where it matters."""
         self.serial = np.empty(0, np.int64)
         """A number that no other use of any row of this table ever had."""
         self.confirmed = np.empty(0, np.int64)
@@ -86,6 +84,11 @@ class Table:
     def allocated(self) -> int:
         """Rows in use, shadows and forks among them."""
         return self.capacity - FIRST_ROW - len(self._free) if self.capacity else 0
+
+    @property
+    def acked(self) -> Positions:
+        """[capacity] steps whose replies the caller has."""
+        return self.replies.acked
 
     def allocate(self, count: int, *, scratch: bool = False) -> Ints:
         """Hands out rows; their state is undefined until it is reset, written or copied.
@@ -143,9 +146,9 @@ class Table:
     def clear_columns(self, rows: Ints) -> None:
         """Sets the columns of rows to those of a session at position 0; state and owner are not touched."""
         self.replies.drop(rows)
-        for column in (self.position, self.queued, self.durable, self.acked, self.epoch, self.request):
+        for column in (self.position, self.queued, self.durable, self.epoch, self.request, self.incarnation):
             column[rows] = 0
-        self.incarnation[rows], self.pending[rows] = 0, 0
+        self.unacknowledged[rows] = 0
         self.dirty[rows], self.ephemeral[rows] = False, False
 
     def _grow(self, capacity: int) -> None:

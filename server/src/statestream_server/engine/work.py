@@ -7,12 +7,15 @@ several batches; its sink hears of each chunk once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Ints
+from statestream_server.arrays import Array, Bools, Ints, counting
+from statestream_server.engine.lengths import Lengths
+
+NONE = -1
 
 
 class Sink(Protocol):
@@ -28,62 +31,124 @@ class Sink(Protocol):
 class Work:
     """N chunks of one table.
 
+    The columns of the queue (`done`, `shadow`, `next`, `ended`) are None until a chunk needs them: most works
+    run whole, in one batch, with nothing behind them.
+
     Attributes:
-        number: Stands for the work in the lane.
-        rows: [N] the rows.
-        steps: [N] the steps of each chunk.
-        offsets: [N] where each chunk starts in the packed arrays.
+        rows: [N] the rows, distinct.
+        lengths: The steps of each chunk.
         inputs: One packed array for every input, [S, ...one step].
+        nbytes: Bytes of the inputs.
         outputs: One packed array for every output, [S, ...one step]; empty until the first batch ran.
+        sink: Who hears of it.
+        priority: Its class, once it is queued.
+        first: The number of its first entry in the lane; entry `first + i` is chunk i.
         pending: Chunks that have not ended.
+        done: [N] the steps of each chunk that ran already, on its shadow row.
+        shadow: [N] the shadow row of each chunk, NONE while it has none.
+        next: [N] the entry that is queued behind each chunk on its row, NONE where there is none.
+        ended: [N] which chunks ended.
     """
 
-    __slots__ = ("inputs", "number", "offsets", "outputs", "pending", "rows", "sink", "steps", "total")
+    __slots__ = (
+        "done",
+        "ended",
+        "first",
+        "inputs",
+        "lengths",
+        "nbytes",
+        "next",
+        "outputs",
+        "pending",
+        "priority",
+        "rows",
+        "shadow",
+        "sink",
+    )
 
-    def __init__(self, rows: Ints, steps: Ints, inputs: Sequence[Array], sink: Sink) -> None:
+    def __init__(self, rows: Ints, lengths: Lengths, inputs: Sequence[Array], sink: Sink) -> None:
         """Chunks packed one after the other in the order of `rows`."""
-        self.number = 0
         self.rows = rows
-        self.steps = steps
+        self.lengths = lengths
         self.inputs = list(inputs)
-        self.sink = sink
-        self.pending = len(rows)
-        ends = np.cumsum(steps)
-        self.offsets: Ints = ends - steps
-        self.total = int(ends[-1]) if len(ends) else 0
+        self.nbytes = sum(array.nbytes for array in inputs)
         self.outputs: list[Array] = []
+        self.sink = sink
+        self.priority = 0
+        self.first = NONE
+        self.pending = len(rows)
+        self.done: Ints | None = None
+        self.shadow: Ints | None = None
+        self.next: Ints | None = None
+        self.ended: Bools | None = None
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of its inputs."""
-        return sum(array.nbytes for array in self.inputs)
+    def places(self) -> Ints:
+        """[N] all of its chunks."""
+        return counting(len(self.rows))
 
-    def is_whole(self, count: int, steps: int) -> bool:
-        """Whether `count` chunks of `steps` steps are all of it, in one slice."""
-        return count == len(self.rows) and self.total == count * steps
+    def column(self, name: str) -> Ints:
+        """The column `done` (zeros at first), `shadow` or `next` (NONE at first), made where it is missing."""
+        found: Ints | None = getattr(self, name)
+        if found is None:
+            found = np.full(len(self.rows), 0 if name == "done" else NONE, np.int64)
+            setattr(self, name, found)
+        return found
 
-    def gather(self, places: Ints, done: Ints, steps: int) -> list[Array]:
-        """The next `steps` steps of some chunks: one array for every input, [n, steps, ...one step]."""
-        if self.is_whole(len(places), steps) and not done.any() and _in_order(places):
-            return [array.reshape(len(places), steps, *array.shape[1:]) for array in self.inputs]
-        index = self._index(places, done, steps)
-        return [array[index] for array in self.inputs]
+    def end(self, places: Ints) -> None:
+        """Notes that chunks ended."""
+        self.pending -= len(places)
+        if self.pending:
+            if self.ended is None:
+                self.ended = np.zeros(len(self.rows), np.bool_)
+            self.ended[places] = True
 
-    def scatter(self, places: Ints, done: Ints, steps: int, outputs: Sequence[Array]) -> None:
+
+class Part(NamedTuple):
+    """Some chunks of one work.
+
+    Attributes:
+        work: The work.
+        places: [n] the chunks, ascending.
+    """
+
+    work: Work
+    places: Ints
+
+    @property
+    def rows(self) -> Ints:
+        """[n] their rows."""
+        work, places = self
+        return work.rows if len(places) == len(work.rows) else work.rows[places]
+
+    def is_whole(self, steps: int) -> bool:
+        """Whether a batch of `steps` steps runs all chunks of the work from their beginning to their end."""
+        work, places = self
+        return work.lengths.each == steps and work.done is None and len(places) == len(work.rows)
+
+    def gather(self, steps: int) -> list[Array]:
+        """The next `steps` steps of the chunks: one array for every input, [n, steps, ...one step]."""
+        if self.is_whole(steps):
+            return [array.reshape(len(self.places), steps, *array.shape[1:]) for array in self.work.inputs]
+        index = self._index(steps)
+        return [array[index] for array in self.work.inputs]
+
+    def scatter(self, steps: int, outputs: Sequence[Array]) -> None:
         """Takes the outputs [n, steps, ...one step] of what `gather` gave."""
-        if not self.outputs and self.is_whole(len(places), steps) and not done.any() and _in_order(places):
-            self.outputs = [array.reshape(-1, *array.shape[2:]) for array in outputs]
+        work = self.work
+        if self.is_whole(steps):
+            work.outputs = [array.reshape(-1, *array.shape[2:]) for array in outputs]
             return
-        if not self.outputs:
-            self.outputs = [np.zeros((self.total, *array.shape[2:]), array.dtype) for array in outputs]
-        index = self._index(places, done, steps)
-        for mine, array in zip(self.outputs, outputs, strict=True):
+        if not work.outputs:
+            work.outputs = [np.zeros((work.lengths.total, *array.shape[2:]), array.dtype) for array in outputs]
+        index = self._index(steps)
+        for mine, array in zip(work.outputs, outputs, strict=True):
             mine[index] = array
 
-    def _index(self, places: Ints, done: Ints, steps: int) -> Ints:
-        starts: Ints = self.offsets[places] + done
-        return starts[:, None] + np.arange(steps)
-
-
-def _in_order(places: Ints) -> bool:
-    return bool(len(places) < 2 or (np.diff(places) == 1).all())
+    def _index(self, steps: int) -> Ints:
+        work, places = self
+        starts = work.lengths.offsets[places]
+        if work.done is not None:
+            starts = starts + work.done[places]
+        index: Ints = starts[:, None] + counting(steps)
+        return index

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Ints, grown
+from statestream_server.arrays import Array, Ints, counting, grown
 from statestream_server.engine.table import Table
 from statestream_server.sessions.peers import Sleeper
 
@@ -55,7 +55,7 @@ class Handles:
             capacity = max(most, 2 * len(self._row), 64)
             self._table = grown(self._table, capacity, _NOTHING)
             self._row = grown(self._row, capacity, 0)
-            self._binding = grown(self._binding, capacity, 0)
+            self._binding = grown(self._binding, capacity, _NOTHING)
         if table not in self.tables:
             self.tables.append(table)
         self._table[handles] = self.tables.index(table)
@@ -65,13 +65,14 @@ class Handles:
 
     def free(self, handles: Array) -> None:
         """Lets handles stand for nothing."""
-        self._table[handles[handles < len(self._table)]] = _NOTHING
+        handles = handles[handles < len(self._table)]
+        self._table[handles] = self._binding[handles] = _NOTHING
         for handle in handles.tolist() if self.asleep else ():
             self.asleep.pop(handle, None)
 
     def sleep(self, handle: int, sleeper: Sleeper) -> None:
         """Notes that a handle's session left memory."""
-        self._table[handle] = _NOTHING
+        self._table[handle] = self._binding[handle] = _NOTHING
         self.asleep[handle] = sleeper
 
     def one(self, handle: int) -> tuple[Table, int, int] | None:
@@ -89,6 +90,11 @@ class Handles:
             handles: [N] handles of a frame.
             unknown: Hears of the place of every handle that stands for nothing, or whose claim is over.
         """
+        if len(self.tables) == 1 and int(handles.max(initial=0)) < len(self._row):
+            table, rows = self.tables[0], self._row[handles]
+            # A handle that stands for nothing has no binding either.
+            if (table.binding[rows] == self._binding[handles]).all():
+                return [Group(table, rows, counting(len(handles)))]
         tables = np.full(len(handles), _NOTHING, np.int32)
         known = handles < len(self._table)
         tables[known] = self._table[handles[known]]

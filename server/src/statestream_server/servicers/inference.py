@@ -13,6 +13,7 @@ from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine import digests
+from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
@@ -89,7 +90,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             np.zeros(1, np.uint32),
             np.asarray([start], np.uint64),
             np.asarray([acked], np.uint64),
-            np.asarray([steps]),
+            Lengths(1, steps),
             inputs,
             request_id,
         )
@@ -192,7 +193,7 @@ class _Answer:
         self.outputs: asyncio.Future[Sequence[Array]] = asyncio.get_running_loop().create_future()
 
     def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, steps: Ints, outputs: Sequence[Array]
+        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
     ) -> None:
         if not self.outputs.done():
             self.outputs.set_result(outputs)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,11 +19,12 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
-from statestream_server.servicers.handles import MAX_HANDLE, Handles
+from statestream_server.servicers.handles import MAX_HANDLE, Group, Handles
 from statestream_server.servicers.outbox import Outbox
 from statestream_server.sessions.intake import Chunks
 from statestream_server.sessions.openings import Opened, Opening, check_initial_states
@@ -44,7 +46,7 @@ class Stream:
         self._number = server.peers.join(self)
         self._handles = Handles()
         self._outbox = Outbox(context)
-        self._known_ports: dict[int, tuple[wire.Port, ...]] = {}
+        self._known_ports: dict[int, wire.Ports] = {}
         self._last_frame = 0
         self._flushes: set[asyncio.Task[None]] = set()
 
@@ -105,31 +107,30 @@ class Stream:
         handles: Array,
         rows: Ints,
         starts: Positions,
-        steps: Ints,
+        lengths: Lengths,
         outputs: Sequence[Array],
     ) -> None:
         """Chunks of a frame were applied."""
-        uniform = bool((steps == steps[0]).all())
         message = pb.ResultFrame(
             handles=handles.astype("<u4").tobytes(),
             positions=starts.astype("<u8").tobytes(),
-            steps=int(steps[0]) if uniform else 0,
-            lengths=b"" if uniform else steps.astype("<u4").tobytes(),
+            steps=lengths.each,
+            lengths=b"" if lengths.each else lengths.column.astype("<u4").tobytes(),
             durable_positions=table.durable[rows].astype("<u8").tobytes(),
             outputs=wire.tensors(table.model.signature.outputs, outputs),
         )
         self._outbox.put(pb.StreamResponse(frame=frame, result=message))
 
     def single(
-        self, frame: int, handle: bytes, table: Table, row: int, start: int, steps: int, outputs: Sequence[Array]
+        self, frame: int, handle: bytes, table: Table, start: int, steps: int, durable: int, outputs: Sequence[bytes]
     ) -> None:
         """The only chunk of a frame was applied."""
         message = pb.ResultFrame(
             handles=handle,
             positions=start.to_bytes(8, "little"),
             steps=steps,
-            durable_positions=table.durable.item(row).to_bytes(8, "little"),
-            outputs=wire.tensors(table.model.signature.outputs, outputs),
+            durable_positions=durable.to_bytes(8, "little"),
+            outputs=wire.tensors_of_bytes(self._ports(table).outputs, steps, outputs),
         )
         self._outbox.put(pb.StreamResponse(frame=frame, result=message))
 
@@ -254,7 +255,7 @@ class Stream:
                     np.asarray([handle], np.uint32),
                     one,
                     np.asarray([reply.start], np.uint64),
-                    np.asarray([reply.steps]),
+                    Lengths(1, reply.steps),
                     reply.outputs,
                 )
 
@@ -265,19 +266,26 @@ class Stream:
             raise errors.BadFrame("a chunk frame has no rows; expected one at least", metadata={"field": "handles"})
         starts = wire.column(request.positions, "<u8", count, "positions")
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
-        steps = self._steps(request, count)
-        await self._ready(handles, starts)
-        # From here on nothing is awaited: the claims that are checked now are those that the chunks run under.
+        lengths = self._lengths(request, count)
         unknown = list[tuple[int, errors.StatestreamError]]()
-        groups = self._handles.resolve(handles, lambda place, error: unknown.append((place, error)))
-        offsets, total = np.cumsum(steps) - steps, int(steps.sum())
+        groups = await self._undisputed(handles, starts, unknown)
+        # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
         accepted = list[Chunks]()
         for table, rows, places in groups:
-            inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, total)
-            if len(places) < count:
-                taken = np.concatenate([np.arange(offsets[p], offsets[p] + steps[p]) for p in places])
-                inputs = [array[taken] for array in inputs]
-            accepted.append(Chunks(table, rows, handles[places], starts[places], acked[places], steps[places], inputs))
+            inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
+            accepted.append(
+                Chunks(table, rows, handles, starts, acked, lengths, inputs)
+                if len(places) == count
+                else Chunks(
+                    table,
+                    rows,
+                    handles[places],
+                    starts[places],
+                    acked[places],
+                    lengths.take(places),
+                    lengths.pack(inputs, places),
+                )
+            )
         receiver = _Receiver(self, frame)
         for place, error in unknown:
             receiver.refused(int(handles[place]), int(starts[place]), error)
@@ -294,48 +302,60 @@ class Stream:
         if found is None or not 1 <= steps <= self._server.settings.limits.max_chunk_steps:
             return False
         table, row, binding = found
-        inputs = wire.packed_bytes(self._ports(table), request.inputs, steps)
+        inputs = wire.packed_bytes(self._ports(table).inputs, request.inputs, steps)
         start = int.from_bytes(positions, "little")
         tray = self._server.tray
         disputed = table.claiming.item(row) or tray.holds(table, row)
         if inputs is None or disputed or start != table.queued.item(row):
             return False
-        sender = _Single(self, frame, handles)
+        sender = _Single(self, frame, handles, table)
         tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
         return True
 
-    def _ports(self, table: Table) -> tuple[wire.Port, ...]:
+    def _ports(self, table: Table) -> wire.Ports:
         found = self._known_ports.get(id(table))
         if found is None:
-            found = self._known_ports[id(table)] = wire.ports(table.model.signature.inputs)
+            found = self._known_ports[id(table)] = wire.ports(table.model.signature)
         return found
 
-    async def _ready(self, handles: Array, starts: Positions) -> None:
-        """Returns when no session of a chunk frame sleeps, is being claimed, or has the same chunk queued already."""
+    async def _undisputed(
+        self, handles: Array, starts: Positions, unknown: list[tuple[int, errors.StatestreamError]]
+    ) -> list[Group]:
+        """The rows of a chunk frame, once nothing speaks against its chunks; handles without any go to `unknown`."""
         while True:
+            unknown.clear()
             await self._wake(handles)
-            groups = self._handles.resolve(handles, _ignore)
-            racing = [(group.table, self._server.intake.racing(*group[:2], starts[group.places])) for group in groups]
-            disputed = [group for group in groups if group.table.claiming[group.rows].any()]
-            if not disputed and not any(len(rows) for _, rows in racing):
-                return
-            for group in disputed:
-                await self._server.sessions.undisputed(group.table, group.rows)
-            for table, rows in racing:
-                await self._server.engine.settled(table, rows)
+            groups = self._handles.resolve(handles, lambda place, error: unknown.append((place, error)))
+            disputes = self._disputes(groups, starts)
+            if not disputes:
+                return groups
+            for dispute in disputes:
+                await dispute
 
-    def _steps(self, request: pb.ChunkFrame, count: int) -> Ints:
-        most = self._server.settings.limits.max_chunk_steps
+    def _disputes(self, groups: Sequence[Group], starts: Positions) -> list[Coroutine[Any, Any, None]]:
+        """What a chunk frame must wait for: sessions that are being claimed, the same chunks that are queued."""
+        waits = list[Coroutine[Any, Any, None]]()
+        for table, rows, places in groups:
+            if table.claiming[rows].any():
+                waits.append(self._server.sessions.undisputed(table, rows))
+            racing = self._server.intake.racing(table, rows, starts[places] if len(places) < len(starts) else starts)
+            if len(racing):
+                waits.append(self._server.engine.settled(table, racing))
+        return waits
+
+    def _lengths(self, request: pb.ChunkFrame, count: int) -> Lengths:
+        most, least = request.steps, request.steps
+        lengths = Lengths(count, request.steps)
         if request.lengths:
-            steps = wire.column(request.lengths, "<u4", count, "lengths").astype(np.int64)
-        else:
-            steps = np.full(count, request.steps, np.int64)
-        if count and (int(steps.min()) < 1 or int(steps.max()) > most):
+            column = wire.column(request.lengths, "<u4", count, "lengths").astype(np.int64)
+            least, most, lengths = int(column.min()), int(column.max()), Lengths.of(column)
+        limit = self._server.settings.limits.max_chunk_steps
+        if least < 1 or most > limit:
             raise errors.BadFrame(
-                f"a chunk has {int(steps.min()) or int(steps.max())} steps; expected 1 to {most}",
+                f"a chunk has {least or most} steps; expected 1 to {limit}",
                 metadata={"field": "lengths" if request.lengths else "steps"},
             )
-        return steps
+        return lengths
 
     async def _wake(self, handles: Array) -> None:
         """Brings back the sessions among `handles` that hibernate."""
@@ -418,9 +438,9 @@ class _Receiver:
         self._frame = frame
 
     def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, steps: Ints, outputs: Sequence[Array]
+        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
     ) -> None:
-        self._stream.result(self._frame, table, handles, rows, starts, steps, outputs)
+        self._stream.result(self._frame, table, handles, rows, starts, lengths, outputs)
 
     def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
         self._stream.refused(self._frame, handle, start, error)
@@ -432,15 +452,16 @@ class _Receiver:
 class _Single:
     """Takes the reply to a frame with one chunk."""
 
-    __slots__ = ("_frame", "_handle", "_stream")
+    __slots__ = ("_frame", "_handle", "_stream", "_table")
 
-    def __init__(self, stream: Stream, frame: int, handle: bytes) -> None:
+    def __init__(self, stream: Stream, frame: int, handle: bytes, table: Table) -> None:
         self._stream = stream
         self._frame = frame
         self._handle = handle
+        self._table = table
 
-    def result(self, table: Table, row: int, start: int, steps: int, outputs: Sequence[Array]) -> None:
-        self._stream.single(self._frame, self._handle, table, row, start, steps, outputs)
+    def result(self, start: int, steps: int, durable: int, outputs: Sequence[bytes]) -> None:
+        self._stream.single(self._frame, self._handle, self._table, start, steps, durable, outputs)
 
     def refused(self, start: int, error: errors.StatestreamError) -> None:
         self._stream.refused(self._frame, int.from_bytes(self._handle, "little"), start, error)
@@ -459,9 +480,5 @@ def _handles(data: bytes) -> Array:
 
 
 def _check_distinct(handles: Array) -> None:
-    if (
-        len(handles) > 1
-        and not (np.diff(handles.astype(np.int64)) > 0).all()
-        and len(np.unique(handles)) < len(handles)
-    ):
+    if len(handles) > 1 and not (handles[1:] > handles[:-1]).all() and len(np.unique(handles)) < len(handles):
         raise errors.BadFrame("a handle comes twice in one frame; each may come once", metadata={"field": "handles"})

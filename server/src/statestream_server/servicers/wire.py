@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream import errors
-from statestream.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
+from statestream.signature import DTYPES, Signature, TensorSpec, numpy_dtype, step_shape
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.settings import Settings
@@ -17,7 +17,7 @@ from statestream_server.stores.base import Mode
 
 
 class Port(NamedTuple):
-    """What one step of an input looks like on the wire."""
+    """What one step of an input or output looks like on the wire; -1 in its shape is any length."""
 
     name: str
     dtype: str
@@ -25,13 +25,21 @@ class Port(NamedTuple):
     nbytes: int
 
 
-def ports(specs: Sequence[TensorSpec]) -> tuple[Port, ...]:
-    """What one step of every input looks like on the wire."""
-    shapes = [(spec, step_shape(spec)) for spec in specs]
-    return tuple(
-        Port(spec.name, spec.dtype, shape, numpy_dtype(spec.dtype).itemsize * math.prod(shape))
-        for spec, shape in shapes
-    )
+class Ports(NamedTuple):
+    """What one step of a model looks like on the wire."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def ports(signature: Signature) -> Ports:
+    """What one step of a model looks like on the wire."""
+    return Ports(*(tuple(map(_port, specs)) for specs in (signature.inputs, signature.outputs)))
+
+
+def _port(spec: TensorSpec) -> Port:
+    shape = step_shape(spec)
+    return Port(spec.name, spec.dtype, shape, numpy_dtype(spec.dtype).itemsize * math.prod(shape))
 
 
 def column(data: bytes, dtype: str, count: int, field: str) -> Array:
@@ -179,6 +187,14 @@ def tensor(name: str, array: Array) -> Tensor:
 def tensors(specs: Iterable[TensorSpec], arrays: Iterable[Array]) -> list[Tensor]:
     """One tensor for every output of the signature."""
     return [tensor(spec.name, array) for spec, array in zip(specs, arrays, strict=True)]
+
+
+def tensors_of_bytes(ports: Sequence[Port], steps: int, data: Sequence[bytes]) -> list[Tensor]:
+    """One tensor [steps, ...one step] for every output."""
+    return [
+        Tensor(name=port.name, dtype=port.dtype, shape=(steps, *port.shape), data=part)
+        for port, part in zip(ports, data, strict=True)
+    ]
 
 
 def durability(settings: Settings) -> str:

@@ -166,9 +166,13 @@ class Contact:
             table.confirmed[rows] = asked.span
         return True
 
+    def lets_go(self, table: Table, rows: Ints) -> bool:
+        """Whether the replies of rows may leave at once: nothing waits, and these rows are ours or the store away."""
+        return not self._held and self._sure(table, rows)
+
     def release(self, table: Table, rows: Ints, release: Release) -> None:
         """Calls `release`, in order, once the store can be trusted to know these rows as ours, or is away."""
-        if not self._held and self._sure(table, rows):
+        if self.lets_go(table, rows):
             release()
             return
         self._held.append(_Held(table, rows, release))

@@ -7,7 +7,6 @@ duplicates and refusals are looked at one by one. No I/O; time comes from outsid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lane import Priority
+from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Work
 from statestream_server.sessions.saver import Saver
@@ -25,7 +25,6 @@ from statestream_server.settings import Limits
 _RETRY_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True)
 class Chunks:
     """N chunks as they came, of sessions of one table.
 
@@ -34,27 +33,58 @@ class Chunks:
         rows: [N] distinct rows.
         handles: [N] what the caller calls them.
         starts: [N] the position at which each starts.
+        ends: [N] the position at which each ends.
         acked: [N] the position up to which the caller has the replies.
-        steps: [N] steps of each.
+        lengths: The steps of each.
         inputs: One packed array for every input, [S, ...one step].
         request: Digest of the caller's request id, 0 for none.
     """
 
-    table: Table
-    rows: Ints
-    handles: Array
-    starts: Positions
-    acked: Positions
-    steps: Ints
-    inputs: Sequence[Array]
-    request: int = 0
+    __slots__ = ("acked", "ends", "handles", "inputs", "lengths", "request", "rows", "starts", "table")
+
+    def __init__(
+        self,
+        table: Table,
+        rows: Ints,
+        handles: Array,
+        starts: Positions,
+        acked: Positions,
+        lengths: Lengths,
+        inputs: Sequence[Array],
+        request: int = 0,
+    ) -> None:
+        """Chunks packed in the order of `rows`."""
+        self.table = table
+        self.rows = rows
+        self.handles = handles
+        self.starts = starts
+        self.ends: Positions = starts + (np.uint64(lengths.each) if lengths.each else lengths.column.astype(np.uint64))
+        self.acked = acked
+        self.lengths = lengths
+        self.inputs = inputs
+        self.request = request
+
+    def take(self, places: Ints) -> Chunks:
+        """Some of the chunks (ascending), packed anew; these themselves where that is all of them."""
+        if len(places) == len(self.rows):
+            return self
+        return Chunks(
+            self.table,
+            self.rows[places],
+            self.handles[places],
+            self.starts[places],
+            self.acked[places],
+            self.lengths.take(places),
+            self.lengths.pack(self.inputs, places),
+            self.request,
+        )
 
 
 class Receiver(Protocol):
     """Who gets the replies to chunks; called on the loop."""
 
     def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, steps: Ints, outputs: Sequence[Array]
+        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
     ) -> None:
         """Chunks that were applied: columns, and one packed array for every output."""
 
@@ -77,64 +107,65 @@ class Intake:
 
     def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
         """Rows whose chunk repeats one that is still queued: wait until they settled, then accept."""
-        late: Ints = rows[(starts < table.queued[rows]) & (starts >= table.position[rows])]
-        return late
+        late = starts < table.queued[rows]
+        if not late.any():
+            return rows[:0]
+        racing: Ints = rows[late & (starts >= table.position[rows])]
+        return racing
 
     def accept(self, chunks: Chunks, receiver: Receiver) -> None:
         """Queues what is new, answers what is not."""
         table, rows = chunks.table, chunks.rows
         self.acknowledge(table, rows, chunks.acked)
         fresh = chunks.starts == table.queued[rows]
-        for place in np.flatnonzero(~fresh).tolist():
-            self._answer_old(chunks, place, receiver)
-        fresh &= self._within_limits(chunks, fresh, receiver)
-        if fresh.all():
+        if not fresh.all():
+            for place in np.flatnonzero(~fresh).tolist():
+                self._answer_old(chunks, place, receiver)
+            chunks = chunks.take(np.flatnonzero(fresh))
+        chunks = self._within_limits(chunks, receiver)
+        if len(chunks.rows):
             self._submit(chunks, receiver)
-        elif fresh.any():
-            self._submit(_subset(chunks, np.flatnonzero(fresh)), receiver)
 
     def acknowledge(self, table: Table, rows: Ints, acked: Positions) -> None:
         """Forgets the replies of `rows` (distinct) up to the positions `acked`, and to what was applied at most."""
-        acked = np.minimum(acked, table.position[rows])
-        more = acked > table.acked[rows]
-        if more.any():
-            table.acked[rows[more]] = acked[more]
-            table.replies.acknowledge(rows[more], acked[more])
+        position = table.position[rows]
+        table.replies.acknowledge(rows, np.minimum(acked, position))
+        if bool((acked == position).all()) and bool((table.queued[rows] == position).all()):
+            table.unacknowledged[rows] = 0
 
-    def _within_limits(self, chunks: Chunks, fresh: Bools, receiver: Receiver) -> Bools:
+    def _within_limits(self, chunks: Chunks, receiver: Receiver) -> Chunks:
+        """The chunks that may be queued; the others are refused."""
         table, rows, limits = chunks.table, chunks.rows, self._limits
-        within = np.ones(len(rows), np.bool_)
-        full = fresh & (table.replies.count[rows] + table.pending[rows] >= limits.max_unacknowledged_chunks)
-        for place in np.flatnonzero(full).tolist():
-            within[place] = False
+        full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
+        if full.any():
+            table.unacknowledged[rows] = table.replies.counts(rows) + table.lane.counts(rows)
+            full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
             error: errors.StatestreamError = errors.WindowFull(
                 f"{limits.max_unacknowledged_chunks} chunks of the session are not acknowledged; acknowledge replies"
                 " before sending more",
                 retry_after=_RETRY_SECONDS,
             )
-            receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
+            chunks = _refuse(chunks, full, receiver, error)
         waiting = self._engine.queued_bytes
         if waiting and waiting + sum(array.nbytes for array in chunks.inputs) > limits.max_queued_bytes:
             error = errors.Overloaded(
                 f"{waiting} bytes of chunks wait to run; the limit is {limits.max_queued_bytes}. Send again later",
                 retry_after=_RETRY_SECONDS,
             )
-            for place in np.flatnonzero(fresh & within).tolist():
-                receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
-            within[:] = False
-        return within
+            chunks = _refuse(chunks, np.ones(len(chunks.rows), np.bool_), receiver, error)
+        return chunks
 
     def _submit(self, chunks: Chunks, receiver: Receiver) -> None:
         table, rows = chunks.table, chunks.rows
-        work = Work(rows, chunks.steps, chunks.inputs, _Commit(self, chunks, receiver))
-        table.queued[rows] += chunks.steps.astype(np.uint64)
-        table.pending[rows] += 1
+        table.queued[rows] = chunks.ends
+        table.unacknowledged[rows] += 1
+        work = Work(rows, chunks.lengths, chunks.inputs, _Commit(self, chunks, receiver))
         self._engine.submit(table, work, Priority.LIVE)
 
     def _answer_old(self, chunks: Chunks, place: int, receiver: Receiver) -> None:
         """Answers a chunk that does not start where its session stands."""
         table, row = chunks.table, int(chunks.rows[place])
-        start, steps = int(chunks.starts[place]), int(chunks.steps[place])
+        start, steps = int(chunks.starts[place]), int(chunks.lengths.column[place])
         handle, position = int(chunks.handles[place]), int(table.queued[row])
         if start > position:
             metadata = {"expected_position": str(position)}
@@ -148,17 +179,9 @@ class Intake:
             )
             return
         reply = table.replies.find(row, start)
-        one = _subset(chunks, np.asarray([place]))
+        one = chunks.take(np.asarray([place]))
         if reply is not None and reply.steps == steps and reply.digest == int(_digest(one)[0]):
-            claims = table.claims(one.rows)
-
-            def answer() -> None:
-                if table.are_claimed(one.rows, claims).all():
-                    receiver.results(table, one.handles, one.rows, one.starts, one.steps, reply.outputs)
-                else:
-                    _tell_overtaken(table, one.rows, one.handles, one.starts, claims, receiver)
-
-            self._saver.release(table, one.rows, answer)
+            self._answer(one, reply.outputs, receiver)
             return
         if reply is None and start + steps <= int(table.acked[row]):
             receiver.refused(
@@ -183,43 +206,44 @@ class Intake:
 
     def commit(self, chunks: Chunks, work: Work, places: Ints, receiver: Receiver) -> None:
         """Position, reply and durability of chunks that ran; their states are committed already."""
-        table, rows = chunks.table, work.rows[places]
-        steps, starts, offsets = work.steps[places], chunks.starts[places], work.offsets[places]
-        table.position[rows] += steps.astype(np.uint64)
-        table.pending[rows] -= 1
+        outputs, inputs = work.outputs, chunks.inputs
+        if len(places) < len(chunks.rows):
+            outputs, chunks = chunks.lengths.pack(outputs, places), chunks.take(places)
+            inputs = chunks.inputs
+        table, rows = chunks.table, chunks.rows
+        table.position[rows] = chunks.ends
         table.used[rows] = self._clock()
+        table.dirty[rows] = True
         if chunks.request:
             table.request[rows] = chunks.request
-        unacknowledged = table.position[rows] > table.acked[rows]
-        if unacknowledged.any():
-            kept = places[unacknowledged]
-            table.replies.append(
-                rows[unacknowledged],
-                starts[unacknowledged],
-                steps[unacknowledged],
-                _digest(chunks)[kept],
-                work.outputs,
-                offsets[unacknowledged],
-            )
-        handles, outputs, claims = chunks.handles[places], work.outputs, table.claims(rows)
+        # Nothing above a position can be acknowledged, so every reply is kept.
+        table.replies.append(rows, chunks.starts, chunks.ends, chunks.lengths, outputs, inputs=inputs)
+        self._answer(chunks, outputs, receiver)
 
-        def reply() -> None:
+    def _answer(self, chunks: Chunks, outputs: Sequence[Array], receiver: Receiver) -> None:
+        """Lets the replies to applied chunks leave, now or when they may."""
+        table, rows = chunks.table, chunks.rows
+        if self._saver.lets_go(table, rows):
+            receiver.results(table, chunks.handles, rows, chunks.starts, chunks.lengths, outputs)
+            return
+        claims = table.claims(rows)
+
+        def answer() -> None:
             # While the reply waited, another claim or owner may have taken some of the sessions.
             still = np.flatnonzero(table.are_claimed(rows, claims))
             if len(still):
-                packed = _packed(outputs, offsets[still], steps[still], work.total)
-                receiver.results(table, handles[still], rows[still], starts[still], steps[still], packed)
+                ours, packed = chunks.take(still), chunks.lengths.pack(outputs, still)
+                receiver.results(table, ours.handles, ours.rows, ours.starts, ours.lengths, packed)
             if len(still) < len(rows):
-                _tell_overtaken(table, rows, handles, starts, claims, receiver)
+                _tell_overtaken(table, rows, chunks.handles, chunks.starts, claims, receiver)
 
-        self._saver.committed(table, rows, reply)
+        self._saver.release(table, rows, answer)
 
     def refuse(
         self, chunks: Chunks, work: Work, places: Ints, receiver: Receiver, error: errors.StatestreamError
     ) -> None:
         """Chunks that were not applied; those queued behind them cannot be either."""
         table, rows = chunks.table, work.rows[places]
-        table.pending[rows] -= 1
         table.queued[rows] = table.position[rows]
         for place in places.tolist():
             receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
@@ -260,29 +284,11 @@ def _tell_overtaken(
 
 
 def _digest(chunks: Chunks) -> Positions:
-    return digests.of_chunks(chunks.steps, np.cumsum(chunks.steps) - chunks.steps, chunks.inputs)
+    return digests.of_chunks(chunks.lengths, chunks.inputs)
 
 
-def _subset(chunks: Chunks, places: Ints) -> Chunks:
-    """Some of the chunks, packed anew."""
-    offsets, steps = np.cumsum(chunks.steps) - chunks.steps, chunks.steps[places]
-    inputs = _packed(chunks.inputs, offsets[places], steps, int(chunks.steps.sum()))
-    return Chunks(
-        chunks.table,
-        chunks.rows[places],
-        chunks.handles[places],
-        chunks.starts[places],
-        chunks.acked[places],
-        steps,
-        inputs,
-        chunks.request,
-    )
-
-
-def _packed(arrays: Sequence[Array], offsets: Ints, steps: Ints, total: int) -> list[Array]:
-    """The steps of some chunks, packed; the arrays themselves where that is all of them."""
-    if int(steps.sum()) == total and bool((np.diff(offsets) > 0).all()):
-        return list(arrays)
-    ends = np.cumsum(steps)
-    index = np.repeat(offsets - (ends - steps), steps) + np.arange(int(ends[-1]) if len(ends) else 0)
-    return [array[index] for array in arrays]
+def _refuse(chunks: Chunks, which: Bools, receiver: Receiver, error: errors.StatestreamError) -> Chunks:
+    """Refuses some chunks; returns the others."""
+    for place in np.flatnonzero(which).tolist():
+        receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
+    return chunks.take(np.flatnonzero(~which))

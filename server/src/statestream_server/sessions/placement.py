@@ -13,6 +13,7 @@ import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
@@ -264,15 +265,18 @@ class Placement:
         # The first reply of every session together, then the second: thousands come back at once.
         for turn in range(max(len(item.replies) for _, item in found)):
             replies = [(index, item.replies[turn]) for index, item in found if turn < len(item.replies)]
+            starts = np.asarray([reply.start for _, reply in replies], np.uint64)
             steps = np.asarray([reply.steps for _, reply in replies])
+            kept = rows[[index for index, _ in replies]]
             table.replies.append(
-                rows[[index for index, _ in replies]],
-                np.asarray([reply.start for _, reply in replies], np.uint64),
-                steps,
-                np.asarray([reply.digest for _, reply in replies], np.uint64),
+                kept,
+                starts,
+                starts + steps.astype(np.uint64),
+                Lengths.of(steps),
                 [np.concatenate(outputs) for outputs in zip(*(reply.outputs for _, reply in replies), strict=True)],
-                np.cumsum(steps) - steps,
+                digests=np.asarray([reply.digest for _, reply in replies], np.uint64),
             )
+            table.unacknowledged[kept] += 1
 
     def make_room(self, table: Table, new: int, *, keep: Ints) -> None:
         """Makes room for `new` sessions; those not used for longest go to the store.

@@ -134,10 +134,12 @@ def encode(
     header = np.zeros(count, _HEADER)
     header["magic"], header["model"] = _MAGIC, np.void(layout.model)
     header["fingerprint"], header["acked"], header["request"] = layout.fingerprint, acked, requests
-    header["replies"], header["row_bytes"] = window.count[rows], state.shape[1]
     header["columns"], header["outputs"] = layout.columns_digest, layout.outputs_digest
+    header["row_bytes"], rounds = state.shape[1], window.rounds(rows)
+    for places, _ in rounds:
+        header["replies"][places] += 1
     parts = [[piece] for piece in _pieces(np.concatenate([_raw(header), state], axis=1))]
-    for places, entries in window.rounds(rows):
+    for places, entries in rounds:
         starts, steps, digests = window.columns(entries)
         heads = np.zeros(len(entries), _REPLY)
         heads["start"], heads["steps"], heads["digest"] = starts, steps, digests

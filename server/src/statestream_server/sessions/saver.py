@@ -122,10 +122,9 @@ class Saver:
         """What a table's records look like."""
         return self._layouts[id(table)][1]
 
-    def committed(self, table: Table, rows: Ints, release: Release) -> None:
-        """Notes that rows changed; calls `release` when the reply may leave."""
-        table.dirty[rows] = True
-        self.release(table, rows, release)
+    def lets_go(self, table: Table, rows: Ints) -> bool:
+        """Whether everything applied to `rows` so far may be answered at once; else see `release`."""
+        return self.mode != Durability.SYNC and self._contact.lets_go(table, rows)
 
     def release(self, table: Table, rows: Ints, release: Release) -> None:
         """Calls `release` when everything applied to `rows` so far may be answered."""

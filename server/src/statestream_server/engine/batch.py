@@ -1,0 +1,106 @@
+"""One batch of steps, from gather to scatter; what the model refuses, and whose fault it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from statestream import errors
+from statestream.signature import numpy_dtype, step_shape
+from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.engine.lane import Slice
+from statestream_server.engine.table import Table
+from statestream_server.engine.work import NONE, Part
+
+log = logging.getLogger(__name__)
+
+_NOT_FINITE = (
+    "the chunk would have put a value that is not finite into the state; the session stays before the chunk."
+    " Look for NaN, infinity or very large numbers in the inputs"
+)
+
+
+class Batch:
+    """Chunks that run together, each for as many steps."""
+
+    def __init__(self, table: Table, taken: Slice) -> None:
+        """Finds out which row each chunk reads and which it writes; shadow rows are allocated here.
+
+        A chunk that takes several slices runs on a shadow row, so that its own row stays as it is until the last.
+        """
+        self.taken = taken
+        self.bad: Bools | None = None
+        """[count] which chunks were not committed, in the order of the parts; None for none of them."""
+        self._table = table
+        self._refusals: dict[int, errors.StatestreamError] = {}
+        rows = [self._rows(part) for part in taken.parts]
+        source, target = zip(*rows, strict=True)
+        self._source: Ints = source[0] if len(source) == 1 else np.concatenate(source)
+        self._target: Ints = target[0] if len(target) == 1 else np.concatenate(target)
+
+    def run(self) -> None:
+        """Gathers, runs the model, commits good rows, keeps the outputs in the works."""
+        parts, steps = self.taken.parts, self.taken.steps
+        inputs = parts[0].gather(steps)
+        if len(parts) > 1:
+            gathered = [inputs, *(part.gather(steps) for part in parts[1:])]
+            inputs = [np.concatenate(arrays) for arrays in zip(*gathered, strict=True)]
+        outputs, bad = self._run(self._source, self._target, inputs)
+        if bad.any():
+            self.bad = bad
+        if len(parts) == 1:
+            parts[0].scatter(steps, outputs)
+            return
+        start = 0
+        for part in parts:
+            end = start + len(part.places)
+            part.scatter(steps, [array[start:end] for array in outputs])
+            start = end
+
+    def error_of(self, row: int) -> errors.StatestreamError:
+        """Why the chunk of a session's row failed."""
+        return self._refusals.get(row) or errors.NonFiniteState(_NOT_FINITE)
+
+    def _rows(self, part: Part) -> tuple[Ints, Ints]:
+        """The rows that chunks start from and those that they end on."""
+        work, places = part
+        steps, rows = self.taken.steps, part.rows
+        if work.done is None and work.lengths.each == steps:
+            return rows, rows
+        done, shadow = work.column("done")[places], work.column("shadow")
+        first, last = done == 0, done + steps >= work.lengths.column[places]
+        fresh = places[~last & (shadow[places] == NONE)]
+        if len(fresh):
+            shadow[fresh] = self._table.allocate(len(fresh), scratch=True)
+        return np.where(first, rows, shadow[places]), np.where(last, rows, shadow[places])
+
+    def _run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        try:
+            return self._table.rows.step(source, target, inputs)
+        except Exception as error:
+            # The model itself refused something (a token beyond its table, say). Alone, only the
+            # guilty rows are refused.
+            if len(source) > 1:
+                half = len(source) // 2
+                left = self._run(source[:half], target[:half], [array[:half] for array in inputs])
+                right = self._run(source[half:], target[half:], [array[half:] for array in inputs])
+                return [np.concatenate(pair) for pair in zip(left[0], right[0], strict=True)], np.concatenate(
+                    [left[1], right[1]]
+                )
+            log.warning("model %r refused a chunk: %s", self._table.model.name, error)
+            self._refusals[self._session_row(int(source[0]), int(target[0]))] = errors.BadTensor(
+                f"the model cannot run these inputs: {error}", metadata={"field": "inputs"}
+            )
+            return self._no_outputs(inputs), np.ones(1, np.bool_)
+
+    def _no_outputs(self, inputs: Sequence[Array]) -> list[Array]:
+        """Outputs that nobody will see, in the shape of real ones."""
+        lead = inputs[0].shape[:2]
+        outputs = self._table.model.signature.outputs
+        return [np.zeros((*lead, *np.maximum(step_shape(spec), 1)), numpy_dtype(spec.dtype)) for spec in outputs]
+
+    def _session_row(self, source: int, target: int) -> int:
+        rows = np.concatenate([part.rows for part in self.taken.parts])
+        return int(rows[np.flatnonzero((self._source == source) & (self._target == target))[0]])
