@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from statestream.errors import StatestreamError
 from statestream_server.arrays import Ints
-from statestream_server.engine.lane import Lane, Priority, Slice
+from statestream_server.engine.lane import Lane, Slice
 from statestream_server.engine.lengths import Lengths
-from statestream_server.engine.work import Part, Work
+from statestream_server.engine.work import Part, Priority, Work
 
 ROWS = 6
 
@@ -26,6 +26,11 @@ class Deaf:
 
     def failed(self, work: Work, places: Ints, error: StatestreamError) -> None:
         """Not called."""
+
+
+def oldest(lane: Lane, priority: Priority) -> tuple[int, int] | None:
+    """Age and slice of what waits longest in a class."""
+    return min(((head.age, head.steps) for head in lane.heads() if head.priority == priority), default=None)
 
 
 def work_of(rows: list[int], steps: list[int]) -> Work:
@@ -83,7 +88,7 @@ class LaneMachine(RuleBasedStateMachine):
     def take(self, most: int, choice: int) -> None:
         waiting = sorted({queue[0].priority for queue in self.rows.values() if queue})
         priority = waiting[choice % len(waiting)]
-        found = self.lane.oldest(priority)
+        found = oldest(self.lane, priority)
         heads = [queue[0] for queue in self.rows.values() if queue and queue[0].priority == priority]
         assert found is not None
         assert found[0] == min(chunk.ready for chunk in heads), "the group whose head waits longest"
@@ -154,7 +159,7 @@ class LaneMachine(RuleBasedStateMachine):
                 for row, queue in self.rows.items()
                 if queue and queue[0].priority == priority and row not in running
             ]
-            found = self.lane.oldest(priority)
+            found = oldest(self.lane, priority)
             assert (found[0] if found else None) == min(ready, default=None)
 
     def teardown(self) -> None:
@@ -178,9 +183,9 @@ def test_a_chunk_is_cut_into_falling_powers_of_two() -> None:
     lane, slices, age = Lane(8), list[int](), 1
     lane.grow(1)
     lane.enqueue(work_of([0], [29]), Priority.LIVE, age)
-    while (oldest := lane.oldest(Priority.LIVE)) is not None:
+    while (head := oldest(lane, Priority.LIVE)) is not None:
         age += 1
-        batch = lane.take(Priority.LIVE, oldest[1], 10)
+        batch = lane.take(Priority.LIVE, head[1], 10)
         slices.append(batch.steps)
         lane.advance(batch, None, age)
     assert slices == [8, 8, 8, 4, 1]

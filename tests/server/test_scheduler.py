@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestream_server.engine.costs import Costs
-from statestream_server.engine.lane import Priority
-from statestream_server.engine.scheduler import SHARES, Scheduler
+from statestream_server.engine.scheduler import SHARES, Head, Scheduler
+from statestream_server.engine.work import Priority
 
 
 class Fixed:
     """A queue with these heads."""
 
     def __init__(self, **heads: tuple[int, int]) -> None:
-        self.heads = {Priority[name]: head for name, head in heads.items()}
+        self._heads = [Head(Priority[name], *head) for name, head in heads.items()]
 
-    def oldest(self, priority: Priority) -> tuple[int, int] | None:
-        return self.heads.get(priority)
+    def heads(self) -> list[Head]:
+        return self._heads
 
 
 ALL = Fixed(LIVE=(1, 1), GENERATE=(2, 1), FORECAST=(3, 1))
@@ -58,8 +58,9 @@ def test_within_a_class_the_oldest_head_runs(ages: dict[int, int]) -> None:
     queues = {number: Fixed(LIVE=(age, 1 << (age % 8))) for number, age in ages.items()}
     choice = Scheduler().choose(queues.values())
     assert choice is not None
-    assert choice.queue.heads[Priority.LIVE][0] == min(ages.values())
-    assert choice.steps == choice.queue.heads[Priority.LIVE][1]
+    (head,) = choice.queue.heads()
+    assert head.age == min(ages.values())
+    assert choice.steps == head.steps
 
 
 def test_nothing_waits_nothing_runs() -> None:

@@ -10,8 +10,8 @@ from statestream import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.drivers import waiting
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.lane import Priority
 from statestream_server.engine.table import Table
+from statestream_server.engine.work import Priority
 
 
 class Forecaster:

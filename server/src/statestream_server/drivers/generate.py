@@ -12,8 +12,8 @@ from statestream.signature import encode_text, numpy_dtype
 from statestream_server.arrays import Array
 from statestream_server.drivers import waiting
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.lane import Priority
 from statestream_server.engine.table import Table
+from statestream_server.engine.work import Priority
 from statestream_server.models.model import Model
 
 

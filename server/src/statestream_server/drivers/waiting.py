@@ -7,10 +7,9 @@ import asyncio
 from statestream import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.lane import Priority
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
-from statestream_server.engine.work import Work
+from statestream_server.engine.work import Priority, Work
 
 
 class Waiting:

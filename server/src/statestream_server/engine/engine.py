@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +21,10 @@ from statestream import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.batch import Batch
 from statestream_server.engine.costs import Costs
-from statestream_server.engine.lane import Priority
 from statestream_server.engine.predictions import Prediction, Predictions, Predictor
-from statestream_server.engine.scheduler import Choice, Scheduler
+from statestream_server.engine.scheduler import Choice, Head, Scheduler
 from statestream_server.engine.table import Table
-from statestream_server.engine.work import NONE, Part, Work
+from statestream_server.engine.work import NONE, Part, Priority, Work
 
 BATCH_SECONDS = 2e-3
 """What a batch is to take at most: newcomers wait that long before they join."""
@@ -65,8 +64,8 @@ class _Lane:
     table: Table
     costs: Costs
 
-    def oldest(self, priority: Priority) -> tuple[int, int] | None:
-        return self.table.lane.oldest(priority)
+    def heads(self) -> Iterable[Head]:
+        return self.table.lane.heads()
 
 
 class Engine:
@@ -233,7 +232,8 @@ class Engine:
         statistics.seconds += seconds
         self.scheduler.charge(priority, seconds)
         run.finish()
-        self.wake()
+        if self.queued or any(map(len, self._predictions.values())):
+            self.wake()
 
     def _fail(self, error: Exception) -> None:
         if not self._failure.done():

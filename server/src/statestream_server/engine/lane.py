@@ -8,7 +8,6 @@ of two of their remaining steps); chunks of one group form a batch.
 
 from __future__ import annotations
 
-import enum
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,15 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream_server.arrays import Bools, Ints, counting, grown
-from statestream_server.engine.work import NONE, Part, Work
-
-
-class Priority(enum.IntEnum):
-    """Classes of work, most urgent first; each has a guaranteed share (see scheduler.py)."""
-
-    LIVE = 0
-    GENERATE = 1
-    FORECAST = 2
+from statestream_server.engine.scheduler import Head
+from statestream_server.engine.work import NONE, Part, Priority, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +72,7 @@ class Lane:
         """Chunks that wait or run."""
         self.nbytes = 0
         """Bytes of the inputs of their works."""
-        self._groups: dict[tuple[int, int], deque[_Run]] = {}
+        self._groups: dict[tuple[Priority, int], deque[_Run]] = {}
         self._tail = np.empty(0, np.int64)
         self._entries = 0
         self._works: dict[int, Work] = {}
@@ -127,13 +119,11 @@ class Lane:
             ready = np.flatnonzero(~behind)
         self._ready(work, ready, age)
 
-    def oldest(self, priority: Priority) -> tuple[int, int] | None:
-        """The age and the slice of the group of this class whose head waits longest."""
-        best: tuple[int, int] | None = None
-        for (group_priority, steps), runs in self._groups.items():
-            if runs and group_priority == priority and (best is None or runs[0].age < best[0]):
-                best = (runs[0].age, steps)
-        return best
+    def heads(self) -> Iterator[Head]:
+        """The head of every group in which chunks wait."""
+        for (priority, steps), runs in self._groups.items():
+            if runs:
+                yield Head(priority, runs[0].age, steps)
 
     def take(self, priority: Priority, steps: int, most: int) -> Slice:
         """Takes the oldest chunks of a group, `most` at the most, for one batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,7 +13,8 @@ import numpy as np
 from statestream import errors
 from statestream_server.arrays import Array
 from statestream_server.engine.costs import Costs
-from statestream_server.engine.lane import Priority
+from statestream_server.engine.scheduler import Head
+from statestream_server.engine.work import Priority
 
 
 class Predictor(Protocol):
@@ -114,6 +115,10 @@ class Predictions:
         self._graph = graph
         self._calls: deque[Prediction] = deque()
 
+    def __len__(self) -> int:
+        """Calls that wait."""
+        return len(self._calls)
+
     def push(self, call: Prediction, age: int) -> None:
         """Queues a call."""
         call.age = age
@@ -124,11 +129,12 @@ class Predictions:
         for call in self._calls:
             call.outputs.cancel()
 
-    def oldest(self, priority: Priority) -> tuple[int, int] | None:
-        """The age of the oldest call that is still wanted; all are of class LIVE, their slice is 1."""
+    def heads(self) -> Iterator[Head]:
+        """The oldest call that is still wanted; all are of class LIVE, their slice is 1."""
         while self._calls and self._calls[0].outputs.done():
             self._calls.popleft()
-        return (self._calls[0].age, 1) if self._calls and priority == Priority.LIVE else None
+        if self._calls:
+            yield Head(Priority.LIVE, self._calls[0].age, 1)
 
     def take(self, most: int) -> Together:
         """Takes the oldest call and those behind it that fit into its batch."""

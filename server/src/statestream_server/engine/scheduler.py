@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
-from statestream_server.engine.lane import Priority
+from statestream_server.engine.work import Priority
 
 SHARES: Final[Mapping[Priority, int]] = {Priority.LIVE: 16, Priority.GENERATE: 4, Priority.FORECAST: 1}
 """What each class is guaranteed of the engine's time, in proportion, while all of them have work."""
 
 
+class Head(NamedTuple):
+    """What waits longest in one group of a queue: its class, its age, and the slice it would run with."""
+
+    priority: Priority
+    age: int
+    steps: int
+
+
 class Queue(Protocol):
     """What the scheduler asks of a lane."""
 
-    def oldest(self, priority: Priority) -> tuple[int, int] | None:
-        """The age and the slice of the group of this class whose head waits longest."""
+    def heads(self) -> Iterable[Head]:
+        """The head of every group in which something waits."""
 
 
 Q = TypeVar("Q", bound=Queue)
@@ -44,20 +52,20 @@ class Scheduler:
 
     def choose(self, queues: Iterable[Q]) -> Choice[Q] | None:
         """The queue, class and slice that run next, or None where nothing waits."""
-        heads: dict[Priority, tuple[int, int, Q]] = {}
+        heads: dict[Priority, tuple[Head, Q]] = {}
         for queue in queues:
-            for priority in Priority:
-                oldest = queue.oldest(priority)
-                if oldest is not None and (priority not in heads or oldest[0] < heads[priority][0]):
-                    heads[priority] = (*oldest, queue)
+            for head in queue.heads():
+                known = heads.get(head.priority)
+                if known is None or head.age < known[0].age:
+                    heads[head.priority] = (head, queue)
         if not heads:
             return None
         for priority in heads:
             self._virtual[priority] = max(self._virtual[priority], self._now)
         chosen = min(heads, key=lambda priority: (self._virtual[priority], priority))
         self._now = self._virtual[chosen]
-        _, steps, queue = heads[chosen]
-        return Choice(queue, chosen, steps)
+        head, queue = heads[chosen]
+        return Choice(queue, chosen, head.steps)
 
     def charge(self, priority: Priority, seconds: float) -> None:
         """Notes how long the engine worked for a class."""

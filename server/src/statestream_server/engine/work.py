@@ -6,6 +6,7 @@ several batches; its sink hears of each chunk once.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -16,6 +17,14 @@ from statestream_server.arrays import Array, Bools, Ints, counting
 from statestream_server.engine.lengths import Lengths
 
 NONE = -1
+
+
+class Priority(enum.IntEnum):
+    """Classes of work, most urgent first; each has a guaranteed share (see scheduler.py)."""
+
+    LIVE = 0
+    GENERATE = 1
+    FORECAST = 2
 
 
 class Sink(Protocol):
@@ -74,7 +83,7 @@ class Work:
         self.nbytes = sum(array.nbytes for array in inputs)
         self.outputs: list[Array] = []
         self.sink = sink
-        self.priority = 0
+        self.priority = Priority.LIVE
         self.first = NONE
         self.pending = len(rows)
         self.done: Ints | None = None

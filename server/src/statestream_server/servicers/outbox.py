@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
@@ -18,7 +19,9 @@ class Outbox:
     def __init__(self, context: Context) -> None:
         """Nothing waits."""
         self._context = context
-        self._messages: asyncio.Queue[tuple[pb.StreamResponse, int] | None] = asyncio.Queue()
+        self._messages: deque[tuple[pb.StreamResponse, int]] = deque()
+        self._more: asyncio.Future[None] | None = None
+        self._ended = False
         self._bytes = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -27,16 +30,22 @@ class Outbox:
 
     async def write(self) -> None:
         """Writes messages until `end`."""
-        while (item := await self._messages.get()) is not None:
-            message, size = item
-            await self._context.write(message)
-            self._bytes -= size
-            if self._bytes <= _MOST_BYTES:
-                self._room.set()
+        while True:
+            while self._messages:
+                message, size = self._messages.popleft()
+                await self._context.write(message)
+                self._bytes -= size
+                if self._bytes <= _MOST_BYTES:
+                    self._room.set()
+            if self._ended:
+                return
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
 
     async def room(self) -> None:
         """Returns when the reader is not far behind."""
-        await self._room.wait()
+        if not self._room.is_set():
+            await self._room.wait()
 
     def put(self, message: pb.StreamResponse) -> None:
         """Sends a message."""
@@ -44,7 +53,8 @@ class Outbox:
         self._bytes += size
         if self._bytes > _MOST_BYTES:
             self._room.clear()
-        self._messages.put_nowait((message, size))
+        self._messages.append((message, size))
+        self._rouse()
 
     def error(self, frame: int, error: RowError) -> None:
         """Sends the error of a row at the end of this turn of the loop, together with others of its frame."""
@@ -69,7 +79,12 @@ class Outbox:
     def end(self) -> None:
         """Lets `write` return once everything is written."""
         self.settle()
-        self._messages.put_nowait(None)
+        self._ended = True
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
 
     def _soon(self) -> None:
         if not self._errors and not self._notices:

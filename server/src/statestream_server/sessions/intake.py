@@ -15,10 +15,9 @@ from statestream import errors
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.lane import Priority
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
-from statestream_server.engine.work import Work
+from statestream_server.engine.work import Priority, Work
 from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Limits
 

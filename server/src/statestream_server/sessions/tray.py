@@ -93,20 +93,17 @@ class Tray:
                 table.model.signature.inputs, zip(*(each.inputs for each in arrivals), strict=True), strict=True
             )
         ]
-        rows, starts, acked, steps = (
-            np.asarray(column)
-            for column in zip(*((each.row, each.start, each.acked, each.steps) for each in arrivals), strict=True)
-        )
+        rows, _, starts, acked, steps, _, senders = zip(*arrivals, strict=True)
         chunks = Chunks(
             table,
-            rows,
+            np.array(rows, np.int64),
             counting(len(arrivals)),
-            starts.astype(np.uint64),
-            acked.astype(np.uint64),
-            Lengths.of(steps),
+            np.array(starts, np.uint64),
+            np.array(acked, np.uint64),
+            Lengths.of(np.array(steps, np.int64)),
             inputs,
         )
-        self._intake.accept(chunks, _Turn([each.sender for each in arrivals]))
+        self._intake.accept(chunks, _Turn(senders))
 
 
 class _Turn:

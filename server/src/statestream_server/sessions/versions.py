@@ -108,7 +108,7 @@ class Versions:
 
     def _check_row(self, opening: Opening, place: int, table: Table, source: Table, row: int) -> None:
         old, new = self._saver.layout(source), self._saver.layout(table)
-        kept = int(source.replies.count[row])
+        kept = int(source.replies.counts(np.asarray([row]))[0])
         if old.columns_digest != new.columns_digest:
             raise _other_columns(opening, place, source.model.version, table, old.columns)
         if old.outputs_digest != new.outputs_digest and kept and opening.replies:
