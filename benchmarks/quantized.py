@@ -20,16 +20,24 @@ from rich.progress import track
 from benchmarks import cases, figures, models, page, processes, raw, table
 from benchmarks.cases import Bench
 from benchmarks.table import Row
-from statestream_export import Export, quantized
+from statestream_export import Export, export, quantized
+from statestream_export.recipes.architectures import keep_variance
+from statestream_export.recipes.resnet18 import ResNet18
 
+RESNET = (8, 3, 64, 64)
+"""Photos of a batch."""
 LSTMS = {"lstm": "LSTM 8→2×64→1", "lstm-wide": "LSTM 8→2×256→1"}
 _WEIGHTS_ARE_RANDOM = 1.0
 """The loss that is let through: random weights hardly answer to their inputs, and 8 bits are coarse beside that."""
 
 
 def make(made: Mapping[str, Export], folder: Path) -> None:
-    """Writes lstm-int8, lstm-wide-int8 and convnet-int8 beside their float models."""
+    """Writes lstm-int8, lstm-wide-int8, convnet-int8, and resnet18 with resnet18-int8 beside the float models."""
     torch.manual_seed(1)
+    network, photos = ResNet18(), torch.rand(RESNET)
+    keep_variance(network)
+    large = export(network, {"x": photos}, path=folder / "resnet18" / "1" / "model.onnx")
+    quantized(large, path=folder / "resnet18-int8" / "1" / "model.onnx", max_loss=_WEIGHTS_ARE_RANDOM)
     examples = {"lstm": (64, 32, 8), "lstm-wide": (64, 32, 8), "convnet": (64, 1, 28, 28)}
     for name, shape in examples.items():
         path = folder / f"{name}-int8" / "1" / "model.onnx"
@@ -52,25 +60,12 @@ def rows(bench: Bench, seconds: float) -> list[Row]:
         found.append(_dynamic(bench, name, label, seconds))
         found.append(_pool(bench, name, label, 256, seconds))
         found.append(_file(bench, name, label))
-    x = torch.randn(64, 1, 28, 28).numpy()
-    one, small = bench.model("convnet"), bench.model("convnet-int8")
-    found += [
-        Row(
-            "convnet int8 in ONNX Runtime alone, batch 64, against float",
-            None,
-            lambda: raw.calls_per_second(small, x, seconds),
-            lambda: raw.calls_per_second(one, x, seconds),
-            "images/s",
-        ),
-        Row(
-            "convnet int8 through predict, batches of 64, against float in ONNX Runtime alone",
-            None,
-            lambda: cases.predict(bench, 64, seconds, model="convnet-int8"),
-            lambda: raw.calls_per_second(one, x, seconds),
-            "images/s",
-        ),
-        _file(bench, "convnet", "convnet"),
-    ]
+    for name, shape in (("convnet", (64, 1, 28, 28)), ("resnet18", RESNET)):
+        found += [
+            _network(bench, name, shape, seconds),
+            _predict(bench, name, shape, seconds),
+            _file(bench, name, name),
+        ]
     return found
 
 
@@ -97,6 +92,28 @@ def _pool(bench: Bench, name: str, label: str, count: int, seconds: float) -> Ro
         lambda: cases.pool(bench, f"{name}-int8", count, 1, seconds),
         lambda: raw.steps_per_second(bench.model(name), count, 1, cases.FEATURES, seconds),
         "steps/s",
+    )
+
+
+def _network(bench: Bench, name: str, shape: tuple[int, ...], seconds: float) -> Row:
+    x = torch.randn(shape).numpy()
+    return Row(
+        f"{name} int8 in ONNX Runtime alone, batch {shape[0]}, against float",
+        None,
+        lambda: raw.calls_per_second(bench.model(f"{name}-int8"), x, seconds),
+        lambda: raw.calls_per_second(bench.model(name), x, seconds),
+        "images/s",
+    )
+
+
+def _predict(bench: Bench, name: str, shape: tuple[int, ...], seconds: float) -> Row:
+    x = torch.randn(shape).numpy()
+    return Row(
+        f"{name} int8 through predict, batches of {shape[0]}, against float in ONNX Runtime alone",
+        None,
+        lambda: cases.predict(bench, x, seconds, model=f"{name}-int8"),
+        lambda: raw.calls_per_second(bench.model(name), x, seconds),
+        "images/s",
     )
 
 

@@ -163,8 +163,8 @@ def rows(bench: Bench, seconds: float) -> list[Row]:
         Row(
             "convnet through predict, batches of 64, against raw ONNX Runtime",
             Target(0.8),
-            lambda: cases.predict(bench, 64, seconds),
-            lambda: cases.predict_raw(bench, 64, seconds),
+            lambda: cases.predict(bench, cases.images(64), seconds),
+            lambda: cases.predict_raw(bench, cases.images(64), seconds),
             "images/s",
         ),
     ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
-from statestream import aio
+from statestream import aio, errors
 from statestream import signature as signatures
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_export import export
+from statestream_export import State, export
 from statestream_server.models import repository
 from statestream_server.models.describe import describe
 from tests.export.modules import Layered, session, states_of
@@ -64,6 +66,42 @@ async def test_a_quantised_network_of_convolutions_predicts_as_onnx_runtime_does
     alone = [judge.run(None, {"image": image[None].numpy()})[0][0] for image in images]
     # The last layer is float, and ONNX Runtime multiplies one row otherwise than many: rounding, no more.
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+class Convolved(nn.Module):
+    """A running mean of what convolutions see: their whole numbers know no NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = Convolving()
+
+    def forward(self, image: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = 0.9 * mean + self.seen(image)
+        return mean, mean
+
+
+@pytest.mark.parametrize("name", ["small", "seer"])
+async def test_nan_is_refused_although_whole_numbers_know_none(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "models" / name / "1" / "model.onnx"
+    torch.manual_seed(0)
+    if name == "small":
+        shape: tuple[int, ...] = (3,)
+        lstm(path.parent, quantize="int8")
+    else:
+        shape = (12, 12)
+        images, states = torch.rand(20, *shape) * 255, {"mean": State(torch.zeros(1, 5))}
+        export(Convolved(), images, states=states, path=path, quantize="int8", max_loss=1)
+    good, bad = np.full(shape, 0.5, np.float32), np.full(shape, np.nan, np.float32)
+    async with (
+        serving(tmp_path / "models") as local,
+        aio.connect(local.address) as client,
+        client.session(name) as first,
+        client.session(name) as second,
+    ):
+        await asyncio.gather(first.step(good), second.step(good))
+        outcomes = await asyncio.gather(first.step(bad), second.step(good), return_exceptions=True)
+        assert isinstance(outcomes[0], errors.NonFiniteState)
+        np.testing.assert_array_equal(await first.step(good), outcomes[1])
 
 
 def test_the_server_says_what_was_quantised(tmp_path: Path) -> None:

@@ -101,11 +101,17 @@ def models(address: str, as_json: bool, timeout: float) -> None:
                 _specs(model.signature.outputs),
                 str(model.resident_sessions),
                 model.batch_invariance,
-                f"[red]{model.error}[/red]" if model.error else model.description,
+                f"[red]{model.error}[/red]" if model.error else _about(model),
             )
         _print(table)
     if any(model.error for model in found):
         sys.exit(1)
+
+
+def _about(model: statestream.Model) -> str:
+    """A model's own sentence, and how it was quantised."""
+    dtype = model.signature.quantization.dtype
+    return f"{model.description} ({dtype})".strip() if dtype else model.description
 
 
 @main.command()

@@ -152,7 +152,7 @@ def quantized(
     Quantised are LSTM (its products with h, and with the h of an LSTM below), Conv, and Gemm and MatMul with 4,096
     weights or more; GRU, RNN and small layers stay float. All scales are fixed here, by the calibration, so that a
     session's outputs do not depend on those that run beside it. Inputs far outside the calibration are clipped where
-    they enter a quantised Conv, Gemm or MatMul.
+    they enter a quantised Conv, Gemm or MatMul; so is an h beyond -1 and 1, which no LSTM gives.
 
     The gate compares with the float graph over the examples, with memory over 256 steps or more. The loss is the mean
     difference of an output as a share of its spread, the mean distance of its values from their mean.

@@ -27,8 +27,8 @@ def failing(check: StateCheck, values: Array) -> Bools:
 class InputCheck:
     """Holds inputs to the strictest check of the states.
 
-    ONNX Runtime's LSTM, GRU and RNN clamp what enters their gates, and a NaN becomes an ordinary number there: the
-    new state would be finite and wrong, and nobody would know.
+    ONNX Runtime's LSTM, GRU and RNN clamp what enters their gates, and whole numbers know no NaN: it becomes an
+    ordinary number there, the new state would be finite and wrong, and nobody would know.
     """
 
     def __init__(self, signature: Signature, *, wanted: bool) -> None:

@@ -52,7 +52,7 @@ class ModelFile:
         ops = set(_ops(self.proto.graph.node))
         for function in self.proto.functions:
             ops |= set(_ops(function.node))
-        return bool(ops & {"LSTM", "GRU", "RNN"}) and not ops & {"IsNaN", "IsInf"}
+        return bool(ops & {"LSTM", "GRU", "RNN", "QuantizeLinear"}) and not ops & {"IsNaN", "IsInf"}
 
     def whole(self) -> onnx.ModelProto:
         """The graph with all its weights in it.
