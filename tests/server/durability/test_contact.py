@@ -18,6 +18,7 @@ from statestream.errors import SessionMoved, StoreUnavailable
 from statestream_server.metrics import ServerCollector
 from statestream_server.models import runtime
 from statestream_server.sessions.contact import monotonic
+from statestream_server.stores.base import TENANT
 from tests.support.serving import Local, serving
 from tests.support.speaker import DEADLINE, Answer, Caller, Refusal, Speaker, connected, failing, fresh_id
 
@@ -228,7 +229,7 @@ async def test_an_emptied_store_gets_every_live_session_again(models_dir: Path, 
         serving(models_dir, store=store, checkpoint_interval=0.05) as local,
         Speaker(local.channel, MODEL) as speaker,
     ):
-        await speaker.open(*sessions)
+        opened = [await speaker.open_one(session, handle) for handle, session in enumerate(sessions)]
         await speaker.send_chunk(range(5), [0] * 5, [numbers(float(n)) for n in range(5)])
         await speaker.answers(5)
         await speaker.flush(*range(5))
@@ -237,13 +238,15 @@ async def test_an_emptied_store_gets_every_live_session_again(models_dir: Path, 
             database.execute("UPDATE meta SET value = 'another' WHERE name = 'generation'")
         await local.until(lambda: local.server.contact.resets == 1)
 
-        def stored() -> list[tuple[str, int, int, str]]:
+        def stored() -> int:
             with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as database:
-                return database.execute("SELECT id, epoch, position, owner FROM session ORDER BY id").fetchall()
+                return int(database.execute("SELECT count(*) FROM session").fetchone()[0])
 
-        await local.until(lambda: len(stored()) == 5)
-        rows = stored()
-        assert rows == [(session, 1, 1, local.server.id) for session in sorted(sessions)]
+        await local.until(lambda: stored() == 5)
+        found = await local.server.store.list(TENANT, MODEL, ("", ""), 10)
+        assert [(record.key.id, record.epoch, record.position, record.owner) for record in found] == sorted(
+            (session, claim.epoch, 1, local.server.id) for session, claim in zip(sessions, opened, strict=True)
+        )
         # Nothing was taken back that callers were told.
         assert (await speaker.step(0, 1, numbers(1))).durable == 1
         assert speaker.notices == []

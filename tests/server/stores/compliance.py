@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +12,10 @@ from statestream_server.stores.rules import CLAIM_LIMIT, NUMBER_LIMIT
 
 A, B = b"a" * 16, b"b" * 16
 KEY = Key("tenant", "model", "station-7")
+
+
+def replace(record: Record, **fields: Any) -> Record:
+    return record._replace(**fields)
 
 
 def claim_of(key: Key = KEY, mode: Mode = Mode.EITHER, **fields: int | bool | bytes | str) -> Claim:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from statestream.errors import StoreUnavailable
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
 from statestream_server.stores.redis import RedisStore
 from statestream_server.stores.redis_keys import BUCKETS
-from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, created_and_saved, loaded
+from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, created_and_saved, loaded, replace
 from tests.server.stores.redis_server import Server, free_port, redis_server, wait_until
 from tests.services import require_binary
 

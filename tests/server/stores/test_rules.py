@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,7 @@ RECORDS = st.builds(
     ephemeral=st.booleans(),
     blob=st.one_of(st.none(), st.binary(max_size=3)),
     owner=st.sampled_from(["", "one", "two"]),
+    saved_at=st.just(0.0),
 )
 
 
@@ -74,7 +75,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(claims=st.lists(CLAIMS, max_size=4), relative=st.booleans())
     def claim(self, claims: list[Claim], relative: bool) -> None:
         if relative:  # claims that know the epoch, as those of owners do
-            claims = [replace(claim, held_epoch=self.epoch(claim.key)) for claim in claims]
+            claims = [claim._replace(held_epoch=self.epoch(claim.key)) for claim in claims]
         answers = self.runner.run(self.store.claim(claims))
         expected = [self.expected(claim) for claim in claims]
         assert [(answer.verdict, _plain(answer.record)) for answer in answers] == expected
@@ -82,7 +83,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(records=st.lists(RECORDS, max_size=4), relative=st.booleans())
     def save(self, records: list[Record], relative: bool) -> None:
         if relative:
-            records = [replace(record, epoch=max(1, self.epoch(record.key))) for record in records]
+            records = [record._replace(epoch=max(1, self.epoch(record.key))) for record in records]
         expected = []
         for record in records:
             entry = self.entries.get(record.key)
@@ -104,7 +105,7 @@ class StoreMachine(RuleBasedStateMachine):
             entry = self.entries.get(key)
             deleted = entry is not None and not entry.dead and entry.record.epoch <= epoch
             if entry is not None and deleted:
-                self.entries[key] = Entry(replace(entry.record, blob=None), dead=True)
+                self.entries[key] = Entry(entry.record._replace(blob=None), dead=True)
             expected.append(deleted)
         assert self.runner.run(self.store.delete(keys, [epoch] * len(keys))) == expected
 
@@ -116,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         listed = self.runner.run(self.store.list("t", "", ("", ""), 10))
         assert list(map(_plain, listed)) == [
-            replace(record, blob=None) for record in map(self.live, KEYS) if record is not None
+            record._replace(blob=None) for record in map(self.live, KEYS) if record is not None
         ]
         self.runner.run(self.store.close())
         self.runner.close()
@@ -131,14 +132,14 @@ class StoreMachine(RuleBasedStateMachine):
     def expected(self, claim: Claim) -> tuple[Verdict, Record | None]:
         entry, live = self.entries.get(claim.key), self.live(claim.key)
         if entry is not None and entry.record.incarnation > claim.incarnation:
-            return Verdict.REFUSED, replace(entry.record, blob=None)
+            return Verdict.REFUSED, entry.record._replace(blob=None)
         if claim.held_epoch < max(1, claim.seen_epoch) or (entry is not None and entry.dead):
             held = False
         else:
             held = live is None or live.epoch <= claim.held_epoch
         if live is not None and live.epoch < max(claim.held_epoch, claim.seen_epoch):
             live = None
-        bare = None if live is None else replace(live, blob=None)
+        bare = None if live is None else live._replace(blob=None)
         match claim.mode:
             case Mode.CREATE if live is not None:
                 return Verdict.EXISTS, bare
@@ -155,16 +156,16 @@ class StoreMachine(RuleBasedStateMachine):
         if claim.mode is not Mode.REPLACE and (held or live is not None):
             verdict = Verdict.HELD if held else Verdict.TAKEN
             if live is not None:
-                record = replace(
-                    live, epoch=epoch, writer=claim.writer, incarnation=claim.incarnation, owner=claim.owner
+                record = live._replace(
+                    epoch=epoch, writer=claim.writer, incarnation=claim.incarnation, owner=claim.owner
                 )
         self.entries[claim.key] = Entry(record)
-        return verdict, record if verdict is Verdict.TAKEN else replace(record, blob=None)
+        return verdict, record if verdict is Verdict.TAKEN else record._replace(blob=None)
 
 
 def _plain(record: Record | None) -> Record | None:
     """Without the time, which the model does not know."""
-    return None if record is None else replace(record, saved_at=0.0)
+    return None if record is None else record._replace(saved_at=0.0)
 
 
 def _check(make: Callable[[], Store], examples: int) -> None:

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
 from statestream_server.stores.sqlite import SqliteStore
 from statestream_server.stores.sqlite_tables import APPLICATION, SCHEMA
-from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, claim_of, created_and_saved, loaded
+from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, claim_of, created_and_saved, loaded, replace
 
 
 @pytest.fixture
@@ -92,8 +91,10 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
     await _refused(path, f"schema {SCHEMA + 1}", "use the newer release")
 
 
-async def test_a_file_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
+@pytest.mark.parametrize("schema", [1, 2])
+async def test_a_file_of_an_earlier_schema_is_brought_up_to_date(path: Path, schema: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    dead = Key(KEY.tenant, KEY.model, "dead")
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
         database.execute("INSERT INTO meta VALUES ('generation', 'first')")
@@ -103,15 +104,26 @@ async def test_a_file_of_the_first_schema_is_brought_up_to_date(path: Path) -> N
             " incarnation INTEGER NOT NULL, ephemeral INTEGER NOT NULL, saved_at REAL NOT NULL, blob BLOB,"
             " UNIQUE (tenant, model, id))"
         )
-        values = (*KEY, 1, 1, 3, 5, A, 10, 0, 100.0, b"state")
-        database.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(values))})", values)
+        database.execute(
+            f"INSERT INTO session VALUES ({', '.join('?' * 12)})", (*KEY, 1, 2, 3, 5, A, 10, 1, 100.0, b"s")
+        )
+        database.execute(
+            f"INSERT INTO session VALUES ({', '.join('?' * 12)})", (*dead, 0, 1, 8, 5, A, 10, 0, 100.0, None)
+        )
+        if schema == 2:
+            database.execute("ALTER TABLE session ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+            database.execute("UPDATE session SET owner = 'somebody'")
+            database.execute("CREATE TABLE server (owner TEXT PRIMARY KEY, address TEXT NOT NULL, until REAL NOT NULL)")
         database.execute(f"PRAGMA application_id = {APPLICATION}")
-        database.execute("PRAGMA user_version = 1")
+        database.execute(f"PRAGMA user_version = {schema}")
     database.close()
     store = SqliteStore(path)
     await store.start()
     assert await store.generation() == "first"
-    assert await loaded(store) == Record(KEY, 1, 3, 5, A, 10, blob=b"state", saved_at=100.0)
+    owner = "somebody" if schema == 2 else ""
+    record = Record(KEY, 2, 3, 5, A, 10, ephemeral=True, blob=b"s", saved_at=100.0, owner=owner)
+    assert await store.load([KEY, dead]) == [record, None]
+    assert await store.epochs([KEY, dead]) == [3, 8]
     await store.beat("one", "here:1", 60)
     assert await store.address_of("one") == "here:1"
     await store.close()

@@ -2,13 +2,15 @@
 
 A store keeps one record a session. Its columns (epoch, position, writer, incarnation) are what the
 rules compare; the blob (state and unacknowledged replies, see records.py) it never looks into.
+
+Claims and records come by the thousand, and are tuples: `map(Record._make, zip(...))` makes them of columns,
+`zip(*records)` makes columns of them.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 TENANT = ""
@@ -32,8 +34,7 @@ class Mode(enum.IntEnum):
     REPLACE = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A wish to own a session.
 
     Attributes:
@@ -82,8 +83,7 @@ class Verdict(enum.Enum):
     """What is left ends below the position from which the caller can replay."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One session as it is stored. A session that was claimed and never saved has no blob."""
 
     key: Key
@@ -93,15 +93,14 @@ class Record:
     writer: bytes
     incarnation: int
     ephemeral: bool = False
-    blob: bytes | None = field(default=None, repr=False)
+    blob: bytes | None = None
     saved_at: float = 0.0
     """Unix time of the last claim or save; set by the store."""
     owner: str = ""
     """The server process that claimed it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """The answer to a claim.
 
     Attributes:

@@ -6,7 +6,7 @@ suite holds all stores to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from statestream_server.stores.base import Claim, Key, Mode, Record, Verdict
@@ -19,6 +19,8 @@ WRITER_BYTES = 16
 """The length of a writer id."""
 OWNER_BYTES = 16
 """The most bytes of an owner's name."""
+_CLAIM_NUMBERS = ("incarnation", "seen_epoch", "replay_position", "held_epoch", "held_position", "version")
+_RECORD_NUMBERS = ("version", "epoch", "position", "incarnation")
 
 
 class Columns(NamedTuple):
@@ -111,19 +113,7 @@ def check_claims(claims: Sequence[Claim]) -> None:
         ValueError: A number is negative or not below `CLAIM_LIMIT`, a writer has not 16 bytes, or an owner's
             name is no ASCII of at most 16.
     """
-    for claim in claims:
-        _check_owner("claim", claim.key, claim.owner)
-        numbers = (
-            claim.incarnation,
-            claim.seen_epoch,
-            claim.replay_position,
-            claim.held_epoch,
-            claim.held_position,
-            claim.version,
-        )
-        if min(numbers) < 0 or max(numbers) >= CLAIM_LIMIT or len(claim.writer) != WRITER_BYTES:
-            names = ("incarnation", "seen_epoch", "replay_position", "held_epoch", "held_position", "version")
-            raise _unfit("claim", claim.key, zip(names, numbers, strict=True), claim.writer, CLAIM_LIMIT)
+    _check("claim", claims, _CLAIM_NUMBERS, CLAIM_LIMIT)
 
 
 def check_records(records: Sequence[Record]) -> None:
@@ -133,12 +123,7 @@ def check_records(records: Sequence[Record]) -> None:
         ValueError: A number is negative or not below `NUMBER_LIMIT`, a writer has not 16 bytes, or an owner's
             name is no ASCII of at most 16.
     """
-    for record in records:
-        _check_owner("record", record.key, record.owner)
-        numbers = (record.version, record.epoch, record.position, record.incarnation)
-        if min(numbers) < 0 or max(numbers) >= NUMBER_LIMIT or len(record.writer) != WRITER_BYTES:
-            names = ("version", "epoch", "position", "incarnation")
-            raise _unfit("record", record.key, zip(names, numbers, strict=True), record.writer, NUMBER_LIMIT)
+    _check("record", records, _RECORD_NUMBERS, NUMBER_LIMIT)
 
 
 def check_deletes(keys: Sequence[Key], epochs: Sequence[int]) -> None:
@@ -151,15 +136,24 @@ def check_deletes(keys: Sequence[Key], epochs: Sequence[int]) -> None:
         raise ValueError(f"delete got {len(keys)} keys and {len(epochs)} epochs; give one epoch for each key")
 
 
-def _check_owner(what: str, key: Key, owner: str) -> None:
-    if len(owner) > OWNER_BYTES or not owner.isascii() or "\0" in owner:
-        raise ValueError(
-            f"the {what} for {key} has owner {owner!r}; expected at most {OWNER_BYTES} ASCII characters, none zero"
-        )
-
-
-def _unfit(what: str, key: Key, numbers: Iterable[tuple[str, int]], writer: bytes, limit: int) -> ValueError:
-    for name, number in numbers:
-        if not 0 <= number < limit:
-            return ValueError(f"the {what} for {key} has {name} {number}; expected 0 or more and below {limit}")
-    return ValueError(f"the {what} for {key} has a writer of {len(writer)} bytes; expected {WRITER_BYTES}")
+def _check(what: str, items: Sequence[Claim] | Sequence[Record], names: Sequence[str], limit: int) -> None:
+    """Looks at columns; at single items only to say which one is wrong."""
+    if not items:
+        return
+    columns = dict(zip(items[0]._fields, zip(*items, strict=True), strict=True))
+    for owner in set(columns["owner"]):
+        if len(owner) > OWNER_BYTES or not owner.isascii() or "\0" in owner:
+            key = items[columns["owner"].index(owner)].key
+            raise ValueError(
+                f"the {what} for {key} has owner {owner!r}; expected at most {OWNER_BYTES} ASCII characters, none zero"
+            )
+    for name in names:
+        numbers = columns[name]
+        if min(numbers) < 0 or max(numbers) >= limit:
+            at, number = next((at, number) for at, number in enumerate(numbers) if not 0 <= number < limit)
+            raise ValueError(
+                f"the {what} for {items[at].key} has {name} {number}; expected 0 or more and below {limit}"
+            )
+    if set(map(len, columns["writer"])) != {WRITER_BYTES}:
+        item = next(item for item in items if len(item.writer) != WRITER_BYTES)
+        raise ValueError(f"the {what} for {item.key} has a writer of {len(item.writer)} bytes; expected {WRITER_BYTES}")

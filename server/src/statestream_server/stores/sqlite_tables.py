@@ -1,67 +1,76 @@
-"""The tables of the sqlite store, and what is done on them in a transaction. No thread and no file lives here."""
+"""The tables of the sqlite store, and what is done on them in a transaction. No thread and no file lives here.
+
+What comes in bulk is one statement over a JSON list of ids and a byte string in which every item has its place: the
+interpreter is called once for thousands of sessions, and its lock stays with the loop.
+"""
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import struct
 import uuid
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from statestream.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
-from statestream_server.stores.rules import NUMBER_LIMIT, Columns, decide, record_of
+from statestream_server.stores.rules import Columns, Decision, decide, record_of
 
 APPLICATION = 0x53545354
 """Marks a file as ours (PRAGMA application_id)."""
-SCHEMA = 2
+SCHEMA = 3
 """The version of the tables (PRAGMA user_version)."""
 
-_TABLES = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+_META = "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_SERVER = "CREATE TABLE server (owner TEXT PRIMARY KEY, address TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
+_SESSION = """
 CREATE TABLE session (
     tenant TEXT NOT NULL,
     model TEXT NOT NULL,
     id TEXT NOT NULL,
     live INTEGER NOT NULL,
-    version INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    writer BLOB NOT NULL,
-    incarnation INTEGER NOT NULL,
     ephemeral INTEGER NOT NULL,
     saved_at REAL NOT NULL,
+    head BLOB NOT NULL,
     blob BLOB,
     UNIQUE (tenant, model, id)
 )
 """
-# What brings a file of each schema to the next one.
-_UPGRADES = {
-    1: (
-        "ALTER TABLE session ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
-        "CREATE TABLE server (owner TEXT PRIMARY KEY, address TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
-    ),
-}
-
-_COLUMNS = "live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner"
-_KEY = "tenant = ? AND model = ? AND id = ?"
-_INSERT = f"INSERT INTO session (tenant, model, id, {_COLUMNS}, blob) VALUES ({', '.join('?' * 13)})"
+_HEAD = struct.Struct(">QQQQ16s16s")
+"""Epoch, position, incarnation, version, writer, owner. Big-endian: the first 16 bytes compare as their numbers do."""
+_COLUMNS = "live, ephemeral, saved_at, head"
 EXPIRE_ROWS = 10_000
 """How many rows one transaction of an expiry looks at."""
+_MOST_BYTES = 16 << 20
+"""The most bytes of blobs in one statement, about."""
+
+# Statements in bulk are about sessions of one tenant (?1) and model (?2): a list of ids in JSON (?3), in which NULL
+# stands for the one id (?4) that JSON cannot carry.
+_EACH = "json_each(?3) each"
+_FOUND = f"{_EACH} CROSS JOIN session ON tenant = ?1 AND model = ?2 AND session.id = coalesce(each.value, ?4)"
+_FIND = f"SELECT each.key, {_COLUMNS} FROM {_FOUND}"
+_READ = f"SELECT each.key, {_COLUMNS}, blob FROM {_FOUND}"
+# Then: ephemeral (?5), time (?6), heads (?7), blobs (?8) and the bytes of each (?9).
+_WRITE = f"""
+INSERT INTO session (tenant, model, id, {_COLUMNS}, blob)
+SELECT ?1, ?2, coalesce(each.value, ?4), 1, ?5, ?6, substr(?7, 1 + {_HEAD.size} * each.key, {_HEAD.size}), {{blob}}
+FROM {_EACH} WHERE true
+ON CONFLICT (tenant, model, id) DO UPDATE SET
+    live = 1, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at, head = excluded.head
+"""
+_GO_ON = _WRITE.format(blob="NULL")
+_BEGIN = f"{_GO_ON}, blob = NULL"
 # The rule of saves (rules.may_save) where the row is, so that a save is one statement.
 _SAVE = f"""
-{_INSERT} ON CONFLICT (tenant, model, id) DO UPDATE SET live = excluded.live, version = excluded.version,
-    epoch = excluded.epoch, position = excluded.position, writer = excluded.writer,
-    incarnation = excluded.incarnation, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at,
-    owner = excluded.owner, blob = excluded.blob
-WHERE epoch < excluded.epoch OR (live AND epoch = excluded.epoch AND position <= excluded.position)
+{_WRITE.format(blob="substr(?8, 1 + ?9 * each.key, ?9)")}, blob = excluded.blob
+WHERE CASE WHEN live THEN substr(head, 1, 16) <= substr(excluded.head, 1, 16)
+    ELSE substr(head, 1, 8) < substr(excluded.head, 1, 8) END
 """
-_UPDATE = """
-UPDATE session SET live = ?, version = ?, epoch = ?, position = ?, writer = ?, incarnation = ?, ephemeral = ?,
-    saved_at = ?, owner = ?
-"""
-_DELETE = f"UPDATE session SET live = 0, saved_at = ?, blob = NULL WHERE {_KEY} AND live AND epoch <= ?"
+_DELETE = f"UPDATE session SET live = 0, saved_at = ?5, blob = NULL WHERE rowid IN (SELECT session.rowid FROM {_FOUND})"
 
 
 def check(database: sqlite3.Connection, path: Path) -> int:
@@ -95,14 +104,31 @@ def create(database: sqlite3.Connection, path: Path) -> None:
     if schema == SCHEMA:
         return
     if not schema:
-        for statement in _TABLES.split(";\n"):
+        for statement in (_META, _SERVER, _SESSION):
             database.execute(statement)
         database.execute("INSERT INTO meta VALUES ('generation', ?)", (uuid.uuid4().hex,))
         database.execute(f"PRAGMA application_id = {APPLICATION}")
-    for older in range(schema or 1, SCHEMA):
-        for statement in _UPGRADES[older]:
-            database.execute(statement)
+    if schema == 1:
+        database.execute("ALTER TABLE session ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+        database.execute(_SERVER)
+    if schema in (1, 2):
+        _gather_heads(database)
     database.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _gather_heads(database: sqlite3.Connection) -> None:
+    """Schema 3: what the rules compare is one column, `head`, in place of one for each number."""
+    database.execute("ALTER TABLE session RENAME TO session_2")
+    database.execute(_SESSION)
+    rows = database.execute(
+        "SELECT epoch, position, incarnation, version, writer, owner,"
+        " tenant, model, id, live, ephemeral, saved_at, blob FROM session_2 ORDER BY rowid"
+    )
+    database.executemany(
+        f"INSERT INTO session (head, tenant, model, id, live, ephemeral, saved_at, blob) VALUES ({', '.join('?' * 8)})",
+        ((_HEAD.pack(*row[:5], row[5].encode()), *row[6:]) for row in rows),
+    )
+    database.execute("DROP TABLE session_2")
 
 
 def check_writable(database: sqlite3.Connection) -> None:
@@ -117,60 +143,150 @@ def generation(database: sqlite3.Connection) -> str:
     return str(value)
 
 
-_FIELDS = attrgetter("key", "version", "epoch", "position", "writer", "incarnation", "ephemeral", "owner", "blob")
-
-
 def _columns(row: Sequence[Any]) -> Columns:
-    live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner = row
-    return Columns(bool(live), version, epoch, position, writer, incarnation, bool(ephemeral), saved_at, owner)
+    live, ephemeral, saved_at, head = row
+    epoch, position, incarnation, version, writer, owner = _HEAD.unpack(head)
+    name = owner.rstrip(b"\0").decode()
+    return Columns(bool(live), version, epoch, position, writer, incarnation, bool(ephemeral), saved_at, name)
+
+
+def _head(columns: Columns) -> bytes:
+    _, version, epoch, position, writer, incarnation, _, _, owner = columns
+    return _HEAD.pack(epoch, position, incarnation, version, writer, owner.encode())
+
+
+def _parts(keys: Sequence[Key], kinds: Sequence[object]) -> Iterator[list[int]]:
+    """Cuts a batch into what one statement can be about: sessions of one tenant, model and kind, each once.
+
+    What comes several times for one session keeps its order.
+    """
+    turns: list[int] = [0] * len(keys)
+    if len(set(keys)) < len(keys):
+        seen = Counter[Key]()
+        for place, key in enumerate(keys):
+            turns[place], seen[key] = seen[key], seen[key] + 1
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, (key, kind, turn) in enumerate(zip(keys, kinds, turns, strict=True)):
+        odd = key.id if "\0" in key.id else ""
+        groups.setdefault((turn, key.tenant, key.model, kind, odd), []).append(place)
+    return (groups[group] for group in sorted(groups, key=itemgetter(0)))
+
+
+def _names(keys: Sequence[Key]) -> tuple[str, str, str, str]:
+    """The first parameters of statements in bulk."""
+    tenant, model, first = keys[0]
+    if "\0" in first:
+        return tenant, model, "[null]", first
+    return tenant, model, json.dumps([key.id for key in keys], ensure_ascii=False), ""
+
+
+def _find(database: sqlite3.Connection, keys: Sequence[Key]) -> dict[int, Columns]:
+    """What is stored, tombstones too, by place; the keys are those of a part."""
+    return {place: _columns(row) for place, *row in database.execute(_FIND, _names(keys))}
 
 
 def claim(database: sqlite3.Connection, claims: Sequence[Claim], clock: Callable[[], float]) -> list[Claimed]:
     """Decides every claim; see `base.Store.claim`."""
     database.execute("BEGIN IMMEDIATE")
-    now, answers = clock(), []
-    for claim in claims:
-        row = database.execute(f"SELECT rowid, {_COLUMNS} FROM session WHERE {_KEY}", claim.key).fetchone()
-        verdict, columns, write, keeps = decide(claim, None if row is None else _columns(row[1:]), now)
-        blob = None
-        if write and columns is not None:
-            if row is None:
-                database.execute(_INSERT, (*claim.key, *columns, None))
-            elif not keeps:
-                database.execute(f"{_UPDATE}, blob = NULL WHERE rowid = ?", (*columns, row[0]))
-            else:
-                database.execute(f"{_UPDATE} WHERE rowid = ?", (*columns, row[0]))
-            if verdict is Verdict.TAKEN:
-                (blob,) = database.execute("SELECT blob FROM session WHERE rowid = ?", row[:1]).fetchone()
-        answers.append(Claimed(verdict, None if columns is None else record_of(claim.key, columns, blob)))
+    now, answers = clock(), [Claimed(Verdict.MISSING, None)] * len(claims)
+    for part in _parts([claim.key for claim in claims], [0] * len(claims)):
+        decided = _claim(database, [claims[place] for place in part], now)
+        for place, answer in zip(part, decided, strict=True):
+            answers[place] = answer
     return answers
+
+
+def _claim(database: sqlite3.Connection, claims: Sequence[Claim], now: float) -> list[Claimed]:
+    keys = [claim.key for claim in claims]
+    stored = _find(database, keys)
+    # Claims of sessions that are new differ in nothing but the key: they are decided once.
+    new: dict[tuple[object, ...], Decision] = {}
+    decisions = list[Decision]()
+    for place, claim in enumerate(claims):
+        found, asked = stored.get(place), claim[1:]
+        decision = new.get(asked) if found is None else decide(claim, found, now)
+        if decision is None:
+            decision = new[asked] = decide(claim, None, now)
+        decisions.append(decision)
+    writes: dict[tuple[bool, bool], list[tuple[Key, bytes]]] = {}
+    for key, (_, columns, write, keeps) in zip(keys, decisions, strict=True):
+        if write and columns is not None:
+            writes.setdefault((keeps, columns.ephemeral), []).append((key, _head(columns)))
+    for (keeps, ephemeral), rows in writes.items():
+        heads = b"".join(head for _, head in rows)
+        statement = _GO_ON if keeps else _BEGIN
+        database.execute(statement, (*_names([key for key, _ in rows]), ephemeral, now, heads))
+    blobs = _taken(database, [key for key, made in zip(keys, decisions, strict=True) if made.verdict is Verdict.TAKEN])
+    return [
+        Claimed(verdict, None if columns is None else record_of(key, columns, blobs.get(key)))
+        for key, (verdict, columns, _, _) in zip(keys, decisions, strict=True)
+    ]
+
+
+def _taken(database: sqlite3.Connection, keys: Sequence[Key]) -> dict[Key, bytes | None]:
+    """The blobs of sessions that are there."""
+    if not keys:
+        return {}
+    return {keys[place]: blob for place, *_, blob in database.execute(_READ, _names(keys))}
 
 
 def save(database: sqlite3.Connection, records: Sequence[Record], clock: Callable[[], float]) -> list[bool]:
     """Writes the records that are not fenced; see `base.Store.save`."""
     database.execute("BEGIN IMMEDIATE")
-    now, answers = clock(), []
-    for key, version, epoch, position, writer, incarnation, ephemeral, owner, blob in map(_FIELDS, records):
-        values = (*key, True, version, epoch, position, writer, incarnation, ephemeral, now, owner, blob)
-        answers.append(database.execute(_SAVE, values).rowcount == 1)
+    now, answers = clock(), [True] * len(records)
+    kinds = [(record.ephemeral, None if record.blob is None else len(record.blob)) for record in records]
+    for part in _parts([record.key for record in records], kinds):
+        _, size = kinds[part[0]]
+        most = max(1, _MOST_BYTES // max(1, size or 0))
+        for start in range(0, len(part), most):
+            places = part[start : start + most]
+            for place in _fenced(database, [records[place] for place in places], now):
+                answers[places[place]] = False
     return answers
+
+
+def _fenced(database: sqlite3.Connection, records: Sequence[Record], now: float) -> list[int]:
+    """Writes records whose blobs are of one length; the places of those that were refused."""
+    keys, versions, epochs, positions, writers, incarnations, (ephemeral, *_), blobs, _, owners = zip(
+        *records, strict=True
+    )
+    owned = map(str.encode, owners)
+    heads = b"".join(map(_HEAD.pack, epochs, positions, incarnations, versions, writers, owned))
+    size = None if blobs[0] is None else len(blobs[0])
+    # Of an empty byte string, sqlite takes NULL for a part.
+    data = None if size is None else b"".join(blobs) or b"\0"
+    names = _names(keys)
+    if database.execute(_SAVE, (*names, ephemeral, now, heads, data, size)).rowcount == len(records):
+        return []
+    found = _find(database, keys)
+    ours = zip(epochs, positions, strict=True)
+    # What a save is fenced by is above it, or a tombstone: where it stands now, it was written.
+    return [
+        place
+        for place, (epoch, position) in enumerate(ours)
+        if not found[place].live or (found[place].epoch, found[place].position) != (epoch, position)
+    ]
 
 
 def load(database: sqlite3.Connection, keys: Sequence[Key]) -> list[Record | None]:
     """Reads live records, blobs included."""
     database.execute("BEGIN")
-    found: list[Record | None] = []
-    for key in keys:
-        row = database.execute(f"SELECT blob, {_COLUMNS} FROM session WHERE {_KEY} AND live", key).fetchone()
-        found.append(None if row is None else record_of(key, _columns(row[1:]), row[0]))
+    found: list[Record | None] = [None] * len(keys)
+    for part in _parts(keys, [0] * len(keys)):
+        for place, *row, blob in database.execute(_READ, _names([keys[place] for place in part])):
+            columns = _columns(row)
+            found[part[place]] = record_of(keys[part[place]], columns, blob) if columns.live else None
     return found
 
 
 def epochs(database: sqlite3.Connection, keys: Sequence[Key]) -> list[int]:
     """Stored epochs, of tombstones too; 0 where nothing is stored."""
     database.execute("BEGIN")
-    rows = (database.execute(f"SELECT epoch FROM session WHERE {_KEY}", key).fetchone() for key in keys)
-    return [0 if row is None else int(row[0]) for row in rows]
+    found = [0] * len(keys)
+    for part in _parts(keys, [0] * len(keys)):
+        for place, columns in _find(database, [keys[place] for place in part]).items():
+            found[part[place]] = columns.epoch
+    return found
 
 
 def delete(
@@ -178,11 +294,15 @@ def delete(
 ) -> list[bool]:
     """Replaces records by tombstones; see `base.Store.delete`."""
     database.execute("BEGIN IMMEDIATE")
-    now = clock()
-    return [
-        database.execute(_DELETE, (now, *key, min(epoch, NUMBER_LIMIT))).rowcount == 1
-        for key, epoch in zip(keys, epochs, strict=True)
-    ]
+    now, answers = clock(), [False] * len(keys)
+    for part in _parts(keys, [0] * len(keys)):
+        found = _find(database, [keys[place] for place in part])
+        for place, columns in found.items():
+            answers[part[place]] = columns.live and columns.epoch <= epochs[part[place]]
+        gone = [keys[place] for place in part if answers[place]]
+        if gone:
+            database.execute(_DELETE, (*_names(gone), now))
+    return answers
 
 
 def select(database: sqlite3.Connection, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
