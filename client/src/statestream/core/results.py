@@ -59,17 +59,16 @@ class Results:
         chunks = self._chunks
         block = chunks.in_flight.get(frame)
         outputs: Outputs = from_tensors(result.outputs)
-        count = len(result.handles) // 4
         if (
             block is not None
-            and block.left == len(block)
+            and block.waiting is None
             and block.dead is None
             and result.handles == block.handle_bytes
             and result.positions == block.position_bytes
         ):
             self._complete(block, outputs, result.durable_positions)
-        elif count:
-            self._match(frame, result, outputs, read_positions(result.durable_positions, count))
+        elif result.handles:
+            self._match(frame, result, outputs)
         for row_error in result.errors:
             self._refused_row(frame, row_error, now)
         self._buffer.advance(now)
@@ -108,9 +107,10 @@ class Results:
         table.durable[handles] = np.maximum(table.durable[handles], positions)
         self._buffer.advance(now)
 
-    def _match(self, frame: int, result: ResultFrame, outputs: Outputs, durable: Ints) -> None:
+    def _match(self, frame: int, result: ResultFrame, outputs: Outputs) -> None:
         handles = read_handles(result.handles)
         positions = read_positions(result.positions, len(handles))
+        durable = read_positions(result.durable_positions, len(handles))
         table = self._table
         left = np.flatnonzero(handles < table.size)
         in_flight = self._chunks.in_flight

@@ -33,7 +33,8 @@ class Returned:
     def __init__(self, table: Table) -> None:
         self.unmarked: list[Expected] = []
         self._table = table
-        self._by_frame: dict[int, list[Expected]] = {}
+        self.frames: dict[int, list[Expected]] = {}
+        """Who waits for replies that came in answer to a frame."""
         self._marks: dict[int, Expected] = {}
 
     def __len__(self) -> int:
@@ -46,7 +47,7 @@ class Returned:
         if len(part.handles):
             expected = Expected(part, part.ticket, part.rows)
             self._table.state[part.handles] = State.OPENING
-            self._by_frame.setdefault(frame, []).append(expected)
+            self.frames.setdefault(frame, []).append(expected)
             self.unmarked.append(expected)
         return rows[~kept]
 
@@ -55,10 +56,8 @@ class Returned:
         self._marks[frame] = expected
         return StreamRequest(frame=frame, close=CloseFrame())
 
-    def result(self, frame: int, result: ResultFrame) -> bool:
-        """Takes replies; False where the frame asked for none."""
-        if frame not in self._by_frame:
-            return False
+    def result(self, frame: int, result: ResultFrame) -> None:
+        """Takes replies that one of `frames` asked for."""
         handles = read_handles(result.handles)
         positions = read_positions(result.positions, len(handles))
         lengths = read_handles(result.lengths) if result.lengths else np.full(len(handles), result.steps)
@@ -66,10 +65,9 @@ class Returned:
         for handle, position, length in zip(handles.tolist(), positions.tolist(), lengths.tolist(), strict=True):
             reply = {name: array[low : low + length] for name, array in outputs.items()}
             low += length
-            for expected in self._by_frame[frame]:
+            for expected in self.frames[frame]:
                 if handle in expected.opening.handles:
                     expected.replies.setdefault(handle, []).append((position, reply))
-        return True
 
     def marked(self, frame: int) -> bool:
         """The answer to a mark: all replies before it are there. False where the frame was none."""
@@ -106,13 +104,13 @@ class Returned:
         self._clear()
 
     def _forget(self, expected: Expected) -> None:
-        for frame, those in list(self._by_frame.items()):
+        for frame, those in list(self.frames.items()):
             if expected in those:
                 those.remove(expected)
                 if not those:
-                    del self._by_frame[frame]
+                    del self.frames[frame]
 
     def _clear(self) -> None:
         self.unmarked.clear()
         self._marks.clear()
-        self._by_frame.clear()
+        self.frames.clear()

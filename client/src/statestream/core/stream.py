@@ -194,7 +194,9 @@ class StreamCore:
         frame = response.frame
         returned = self.opens.returned
         if kind == "result":
-            if not returned or not returned.result(frame, response.result):
+            if frame in returned.frames:
+                returned.result(frame, response.result)
+            else:
                 self.results.result(frame, response.result, now)
         elif kind == "opened":
             if response.opened.durability:
