@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import matplotlib
 
@@ -18,14 +19,8 @@ _REACHED, _MISSED = "#54a24b", "#e45756"
 
 
 def draw(figures: dict[str, Any], folder: Path) -> None:
-    """Draws every section that was measured."""
-    for name, picture in (
-        ("ratios", _ratios),
-        ("throughput", _throughput),
-        ("latency", _latency),
-        ("profile", _profile),
-        ("soak", _soak),
-    ):
+    """Draws every section that was measured and has a picture."""
+    for name, picture in PICTURES.items():
         section = figures.get(name)
         if section is not None:
             picture(section["figures"], folder / f"bench-{name}.png")
@@ -119,3 +114,13 @@ def _soak(found: dict[str, Any], file: Path) -> None:
 def _save(figure: Any, file: Path) -> None:
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
+
+
+PICTURES: Final[Mapping[str, Callable[[Any, Path], None]]] = {
+    "ratios": _ratios,
+    "throughput": _throughput,
+    "latency": _latency,
+    "profile": _profile,
+    "soak": _soak,
+}
+"""What draws which section of the figures."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks import figures, page
+from benchmarks.pictures import PICTURES
 from benchmarks.table import Row, Target, results
 
 
@@ -14,11 +17,11 @@ def test_the_tables_are_those_of_the_figures() -> None:
     assert page.filled(written, known) == written, "python -m benchmarks.page writes the page anew"
 
 
-def test_every_picture_of_the_page_is_there() -> None:
-    pictures = {f"bench-{name}.png" for name in page.SECTIONS}
-    written = figures.PAGE.read_text()
-    assert {name for name in pictures if f"(images/{name})" in written} == pictures
-    assert {name for name in pictures if (figures.IMAGES / name).exists()} == pictures
+def test_the_page_shows_the_pictures_that_there_are() -> None:
+    pictures = {f"bench-{name}.png" for name in PICTURES}
+    assert set(PICTURES) <= set(page.SECTIONS)
+    assert set(re.findall(r"\(images/(bench-\w+\.png)\)", figures.PAGE.read_text())) == pictures
+    assert {file.name for file in figures.IMAGES.glob("bench-*.png")} == pictures
 
 
 def test_a_figure_that_differs_is_noticed() -> None:

@@ -291,6 +291,17 @@ class Fake(
             device="cpu",
         )
 
+    def GetStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return server_pb2.GetStatisticsResponse(
+            batches=3,
+            rows=70,
+            steps=90,
+            batches_by_reason={"all": 1, "time": 2},
+            batches_by_size=[1, 0, 0, 0, 0, 0, 2],
+            batches_by_wait=[0, 3],
+            classes={"live": server_pb2.ClassShare(batches=3, seconds=0.5)},
+        )
+
     def _model(self, name: str) -> model_pb2.Model:
         if name not in self.models:
             raise errors.ModelNotFound(f"no model {name!r}")

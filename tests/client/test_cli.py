@@ -45,6 +45,17 @@ def test_models_sessions_and_info_print_tables_and_json(fake: Fake) -> None:
         assert names == ["sum", "double", "upper"]
 
 
+def test_stats_prints_why_batches_were_not_larger(fake: Fake) -> None:
+    code, out = run("stats", fake.address, "--json")
+    found = json.loads(out)
+    assert (code, found["reasons"], found["classes"]) == (0, {"all": 1, "time": 2}, {"live": [3, 0.5]})
+    code, out = run("stats", fake.address)
+    assert code == 0
+    assert "more would have taken too long" in out
+    assert "23.3" in out, "rows a batch"
+    assert "64" in out
+
+
 def test_bench_measures_and_leaves_no_session(fake: Fake) -> None:
     code, out = run("bench", fake.address, "--sessions", "6", "--steps", "2", "--seconds", "0.02", "--json")
     found = json.loads(out)

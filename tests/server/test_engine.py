@@ -151,7 +151,7 @@ async def test_batches_on_the_thread_are_like_those_on_the_loop(
                         assert await speaker.flush(seed) == {seed: position}
 
         await asyncio.gather(*(one(seed) for seed in range(8)))
-        assert local.server.engine.statistics.threaded == local.server.engine.statistics.batches
+        assert local.server.engine.statistics().threaded == local.server.engine.statistics().batches
 
 
 async def test_classes_share_the_engine(local: Local) -> None:
@@ -213,7 +213,7 @@ async def test_predictions_of_one_shape_share_a_run(local: Local) -> None:
     caller, rng = Caller(local.channel), np.random.default_rng(0)
     inputs = [rng.standard_normal((rows, 4)).astype(np.float32) for rows in (1, 3, 0, 2, 1)]
     whole = models.Whole(local.server.settings.models / "scores" / "1" / "model.onnx")
-    statistics = local.server.engine.statistics
+    statistics = local.server.engine.statistics()
     before = statistics.batches
     with local.engine_held():
         calls = [

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich.bar import Bar
-from rich.table import Table
 
 from statestream import signature as signatures
 from statestream.errors import ModelNotFound, Unsupported
@@ -21,7 +19,6 @@ from statestream.views import Model
 
 _WARM_UP = 3
 _BINS_AN_OCTAVE = 2
-_BAR_WIDTH = 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,28 +168,6 @@ def _repeat(call: Callable[[], object], seconds: float) -> list[float]:
         call()
         trips.append(time.perf_counter() - start)
     return trips
-
-
-def charts(found: Found) -> Iterator[Table]:
-    """Throughput by size, and how single calls spread, as bars."""
-    what = "sessions" if found.unit == "steps" else "batch"
-    table = Table(title=f"{found.model} version {found.version}: throughput", title_justify="left")
-    table.add_column(what, justify="right")
-    table.add_column(f"{found.unit}/s", justify="right")
-    table.add_column("")
-    top = max(rate.a_second for rate in found.rates)
-    for rate in found.rates:
-        table.add_row(f"{rate.batch:,}", f"{rate.a_second:,.0f}", Bar(top, 0, rate.a_second, width=_BAR_WIDTH))
-    yield table
-    shown = ", ".join(f"{name} {value:.3g} ms" for name, value in found.percentiles().items())
-    table = Table(title=f"single calls, one after the other: {shown}", title_justify="left")
-    table.add_column("ms", justify="right")
-    table.add_column("calls", justify="right")
-    table.add_column("")
-    counts = histogram(found.trips)
-    for low, count in counts:
-        table.add_row(f"{1e3 * low:.3g}", f"{count:,}", Bar(max(n for _, n in counts), 0, count, width=_BAR_WIDTH))
-    yield table
 
 
 def histogram(trips: list[float]) -> list[tuple[float, int]]:

@@ -157,6 +157,20 @@ def info(address: str, as_json: bool, timeout: float) -> None:
 
 @main.command()
 @_asks_server
+def stats(address: str, as_json: bool, timeout: float) -> None:
+    """Show what a server's engine did: its batches by size and wait, and why they were not larger."""
+    found = _ask(address, timeout, lambda client: client.statistics())
+    if as_json:
+        _print_json(_plain(found))
+        return
+    from statestream.charts import statistics
+
+    for chart in statistics(found):
+        _print(chart)
+
+
+@main.command()
+@_asks_server
 @click.option("--service", default="", help="The service or model to ask about; the whole server if left out.")
 def health(address: str, as_json: bool, timeout: float, service: str) -> None:
     """Ask a server for its health, by the standard gRPC protocol. Exit code 0 if it serves, else 1."""
@@ -179,6 +193,7 @@ def bench(
 ) -> None:
     """Measure a server: throughput by batch, and how long single calls take. Its sessions are deleted again."""
     from statestream import bench as measuring
+    from statestream import charts
 
     found = _ask(
         address,
@@ -190,7 +205,7 @@ def bench(
     if as_json:
         _print_json(found.plain())
         return
-    for chart in measuring.charts(found):
+    for chart in charts.measurement(found):
         _print(chart)
 
 
@@ -237,6 +252,8 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, Message):
         return json_format.MessageToDict(value, preserving_proto_field_name=True)
     return value.isoformat() if hasattr(value, "isoformat") else value

@@ -106,6 +106,54 @@ def read_session(message: session_pb2.Session) -> SessionInfo:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a server's engine did since its process started.
+
+    Attributes:
+        batches: Batches run.
+        rows: Rows in them; `rows / batches` is the mean batch.
+        steps: Steps run, of all rows.
+        failed_chunks: Chunks that were not applied.
+        model_seconds: Seconds spent running models.
+        threaded_batches: Batches that ran beside the event loop.
+        reasons: Batches by why they were not larger: "serial", "time", "most", "slices", "busy", "all".
+        sizes: Batches by their rows: entry i counts those of at most 2**i and more than 2**(i-1).
+        waits: Batches by how long their oldest work waited: entry i counts those below 2**i µs, from 2**(i-1).
+        classes: Batches and seconds of each class of work: "live", "generate", "forecast".
+        queued_chunks: Chunks that wait or run now.
+    """
+
+    batches: int
+    rows: int
+    steps: int
+    failed_chunks: int
+    model_seconds: float
+    threaded_batches: int
+    reasons: dict[str, int]
+    sizes: tuple[int, ...]
+    waits: tuple[int, ...]
+    classes: dict[str, tuple[int, float]]
+    queued_chunks: int
+
+
+def read_statistics(message: server_pb2.GetStatisticsResponse) -> Statistics:
+    """Reads what a server's engine did."""
+    return Statistics(
+        batches=message.batches,
+        rows=message.rows,
+        steps=message.steps,
+        failed_chunks=message.failed_chunks,
+        model_seconds=message.model_seconds,
+        threaded_batches=message.threaded_batches,
+        reasons=dict(message.batches_by_reason),
+        sizes=tuple(message.batches_by_size),
+        waits=tuple(message.batches_by_wait),
+        classes={name: (share.batches, share.seconds) for name, share in message.classes.items()},
+        queued_chunks=message.queued_chunks,
+    )
+
+
 def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
     """Reads what a server says of itself."""
     store, limits = message.store, message.limits

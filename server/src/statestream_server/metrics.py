@@ -1,12 +1,20 @@
-"""Metrics for Prometheus, read from the rooms when somebody asks; the hot path counts nothing for them."""
+"""Metrics for Prometheus, read from the rooms when somebody asks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from statestream_server.engine.scheduler import Scheduler
+from statestream_server.engine.statistics import Statistics, Why
 from statestream_server.server import Server
 
 
@@ -20,16 +28,17 @@ class ServerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All figures as they are now."""
         engine = self._server.engine
-        statistics = engine.statistics
+        statistics = engine.statistics()
         for name, text, value in (
             ("batches", "Batches run", statistics.batches),
-            ("batch_rows", "Rows in batches", statistics.rows),
             ("steps", "Steps run", statistics.steps),
             ("failed_chunks", "Chunks that were not applied", statistics.failed),
-            ("capped_batches", "Batches cut by the time limit", statistics.capped),
+            ("threaded_batches", "Batches that ran on the engine's thread", statistics.threaded),
             ("model_seconds", "Seconds spent running models", statistics.seconds),
         ):
             yield CounterMetricFamily(f"statestream_{name}", text, value=value)
+        yield from _batches(statistics)
+        yield from _classes(engine.scheduler)
         about = {"device": self._server.device, "fingerprint": self._server.fingerprint}
         yield InfoMetricFamily("statestream_runtime", "Where models run, and what their bits depend on", about)
         yield GaugeMetricFamily("statestream_queued_chunks", "Chunks that wait or run", value=engine.queued)
@@ -67,3 +76,35 @@ class ServerCollector(Collector):
                 rows.add_metric(labels, served.table.allocated)
                 replies.add_metric(labels, served.table.replies.entries)
         yield from (sessions, dirty, rows, replies)
+
+
+def _batches(statistics: Statistics) -> Iterator[Metric]:
+    """Batches by why they were not larger, by size, and by how long their oldest work waited."""
+    reasons = CounterMetricFamily("statestream_batch_reasons", "Batches by why they were not larger", labels=["reason"])
+    for why in Why:
+        reasons.add_metric([why.name.lower()], statistics.why[why])
+    yield reasons
+    yield _histogram("batch_rows", "Rows of batches", statistics.sizes, 1.0, statistics.rows)
+    yield _histogram(
+        "batch_wait_seconds", "Since a batch's oldest work came", statistics.waits, 1e-6, statistics.waited
+    )
+
+
+def _histogram(name: str, text: str, counts: Sequence[int], unit: float, total: float) -> Metric:
+    """Counts by powers of two of a unit; the last one is open."""
+    below, buckets = 0, list[tuple[str, float]]()
+    for exponent, count in enumerate(counts[:-1]):
+        below += count
+        buckets.append((f"{unit * 2**exponent:.6g}", below))
+    buckets.append(("+Inf", below + counts[-1]))
+    return HistogramMetricFamily(f"statestream_{name}", text, buckets=buckets, sum_value=total)
+
+
+def _classes(scheduler: Scheduler) -> Iterator[Metric]:
+    """What each class of work had of the engine."""
+    batches = CounterMetricFamily("statestream_class_batches", "Batches of a class of work", labels=["class"])
+    seconds = CounterMetricFamily("statestream_class_seconds", "Seconds that they ran", labels=["class"])
+    for priority, share in scheduler.statistics().items():
+        batches.add_metric([priority.name.lower()], share.batches)
+        seconds.add_metric([priority.name.lower()], share.seconds)
+    yield from (batches, seconds)

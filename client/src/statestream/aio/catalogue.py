@@ -15,7 +15,16 @@ from statestream.v1 import (
     session_pb2,
     session_pb2_grpc,
 )
-from statestream.views import Model, ServerInfo, SessionInfo, read_model, read_server, read_session
+from statestream.views import (
+    Model,
+    ServerInfo,
+    SessionInfo,
+    Statistics,
+    read_model,
+    read_server,
+    read_session,
+    read_statistics,
+)
 
 
 class Catalogue:
@@ -75,6 +84,17 @@ class Catalogue:
         return read_server(
             await self._link.unary(
                 lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
+                    request, metadata=self._link.metadata
+                )
+            )
+        )
+
+    async def statistics(self) -> Statistics:
+        """What the server's engine did since its process started: its batches, and why they were not larger."""
+        request = server_pb2.GetStatisticsRequest()
+        return read_statistics(
+            await self._link.unary(
+                lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetStatistics(
                     request, metadata=self._link.metadata
                 )
             )

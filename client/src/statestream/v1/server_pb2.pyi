@@ -1,7 +1,8 @@
 from statestream.v1 import inference_pb2 as _inference_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -59,3 +60,55 @@ class StoreInfo(_message.Message):
     survives_power_loss: bool
     survives_failover: bool
     def __init__(self, kind: _Optional[str] = ..., survives_process_kill: bool = ..., survives_power_loss: bool = ..., survives_failover: bool = ...) -> None: ...
+
+class GetStatisticsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatisticsResponse(_message.Message):
+    __slots__ = ("batches", "rows", "steps", "failed_chunks", "model_seconds", "threaded_batches", "batches_by_reason", "batches_by_size", "batches_by_wait", "classes", "queued_chunks")
+    class BatchesByReasonEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ClassesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: ClassShare
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[ClassShare, _Mapping]] = ...) -> None: ...
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    THREADED_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_BY_REASON_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_BY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_BY_WAIT_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    batches: int
+    rows: int
+    steps: int
+    failed_chunks: int
+    model_seconds: float
+    threaded_batches: int
+    batches_by_reason: _containers.ScalarMap[str, int]
+    batches_by_size: _containers.RepeatedScalarFieldContainer[int]
+    batches_by_wait: _containers.RepeatedScalarFieldContainer[int]
+    classes: _containers.MessageMap[str, ClassShare]
+    queued_chunks: int
+    def __init__(self, batches: _Optional[int] = ..., rows: _Optional[int] = ..., steps: _Optional[int] = ..., failed_chunks: _Optional[int] = ..., model_seconds: _Optional[float] = ..., threaded_batches: _Optional[int] = ..., batches_by_reason: _Optional[_Mapping[str, int]] = ..., batches_by_size: _Optional[_Iterable[int]] = ..., batches_by_wait: _Optional[_Iterable[int]] = ..., classes: _Optional[_Mapping[str, ClassShare]] = ..., queued_chunks: _Optional[int] = ...) -> None: ...
+
+class ClassShare(_message.Message):
+    __slots__ = ("batches", "seconds")
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    batches: int
+    seconds: float
+    def __init__(self, batches: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...

@@ -40,6 +40,11 @@ class ServerServiceStub(object):
                 request_serializer=statestream_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=statestream_dot_v1_dot_server__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/statestream.v1.ServerService/GetStatistics',
+                request_serializer=statestream_dot_v1_dot_server__pb2.GetStatisticsRequest.SerializeToString,
+                response_deserializer=statestream_dot_v1_dot_server__pb2.GetStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer(object):
@@ -53,6 +58,13 @@ class ServerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatistics(self, request, context):
+        """Tells what the engine did since the process started: its batches, their sizes, and why they were not larger.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=statestream_dot_v1_dot_server__pb2.GetServerInfoRequest.FromString,
                     response_serializer=statestream_dot_v1_dot_server__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=statestream_dot_v1_dot_server__pb2.GetStatisticsRequest.FromString,
+                    response_serializer=statestream_dot_v1_dot_server__pb2.GetStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class ServerService(object):
             '/statestream.v1.ServerService/GetServerInfo',
             statestream_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
             statestream_dot_v1_dot_server__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.v1.ServerService/GetStatistics',
+            statestream_dot_v1_dot_server__pb2.GetStatisticsRequest.SerializeToString,
+            statestream_dot_v1_dot_server__pb2.GetStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,10 +21,13 @@ from statestream import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.batch import Batch
 from statestream_server.engine.costs import Costs
+from statestream_server.engine.lane import Lane
 from statestream_server.engine.predictions import Prediction, Predictions, Predictor
 from statestream_server.engine.scheduler import Choice, Head, Scheduler
+from statestream_server.engine.statistics import Statistics, Why
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import NONE, Part, Priority, Work
+from statestream_server.models.policies import SerialisedRows
 
 BATCH_SECONDS = 2e-3
 """What a batch is to take at most: newcomers wait that long before they join."""
@@ -35,34 +38,12 @@ MAX_BATCH = 4096
 
 
 @dataclass(slots=True)
-class Statistics:
-    """What the engine did so far.
-
-    Attributes:
-        batches: Batches run.
-        rows: Rows in them, in all; `rows / batches` is the mean batch.
-        steps: Row-steps run.
-        failed: Chunks that were not applied.
-        seconds: Seconds spent running models.
-        capped: Batches that were cut by the time limit; more rows waited.
-        threaded: Batches that ran on the thread.
-    """
-
-    batches: int = 0
-    rows: int = 0
-    steps: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    capped: int = 0
-    threaded: int = 0
-
-
-@dataclass(slots=True)
 class _Lane:
     """What the engine knows of one table."""
 
     table: Table
     costs: Costs
+    serial: bool
 
     def heads(self) -> Iterable[Head]:
         return self.table.lane.heads()
@@ -73,7 +54,7 @@ class Engine:
 
     def __init__(self) -> None:
         """An engine without tables; `start` sets it going."""
-        self.statistics = Statistics()
+        self._statistics = Statistics()
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
         """Called at the beginning of each turn: they submit what came in the turn before."""
@@ -87,6 +68,10 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: asyncio.Future[None]
         self._on_thread: asyncio.Task[None] | None = None
+
+    def statistics(self) -> Statistics:
+        """What it did so far; the numbers go on."""
+        return self._statistics
 
     def start(self) -> None:
         """Begins to run batches."""
@@ -112,7 +97,7 @@ class Engine:
 
     def add(self, table: Table) -> None:
         """Serves a table's rows."""
-        self._lanes[id(table)] = _Lane(table, Costs(BATCH_SECONDS))
+        self._lanes[id(table)] = _Lane(table, Costs(BATCH_SECONDS), isinstance(table.rows, SerialisedRows))
 
     def remove(self, table: Table) -> None:
         """Serves it no longer; nothing of it may be queued."""
@@ -120,6 +105,7 @@ class Engine:
 
     def submit(self, table: Table, work: Work, priority: Priority) -> None:
         """Queues a work's chunks behind what their rows have queued."""
+        work.since = time.perf_counter()
         table.lane.enqueue(work, priority, next(self._ages))
         self.wake()
 
@@ -143,7 +129,8 @@ class Engine:
         if id(graph) not in self._predictions:
             self._predictions[id(graph)] = Predictions(graph, Costs(BATCH_SECONDS))
         outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
-        self._predictions[id(graph)].push(Prediction(list(inputs), axes, output_axes, outputs), next(self._ages))
+        call = Prediction(list(inputs), axes, output_axes, outputs, since=time.perf_counter())
+        self._predictions[id(graph)].push(call, next(self._ages))
         self.wake()
         return await outputs
 
@@ -207,7 +194,7 @@ class Engine:
             if run.predicted < INLINE_SECONDS:
                 self._settle(run, choice.priority, _timed(run.run))
                 return
-            self.statistics.threaded += 1
+            self._statistics.threaded += 1
             self._on_thread = asyncio.create_task(self._aside(run, choice.priority), name="engine-batch")
         except Exception as error:
             self._fail(error)
@@ -225,11 +212,7 @@ class Engine:
     def _settle(self, run: _Run, priority: Priority, seconds: float) -> None:
         """What follows a batch; then the loop gets a turn, so that newcomers join before the next."""
         run.costs.observe(run.rows * run.steps, seconds)
-        statistics = self.statistics
-        statistics.batches += 1
-        statistics.rows += run.rows
-        statistics.steps += run.rows * run.steps
-        statistics.seconds += seconds
+        self._statistics.count(run.rows, run.steps, seconds, run.why, run.waited)
         self.scheduler.charge(priority, seconds)
         run.finish()
         if self.queued or any(map(len, self._predictions.values())):
@@ -248,14 +231,18 @@ class Engine:
 
     def _prediction(self, queue: Predictions) -> _Run:
         batch = queue.take(MAX_BATCH)
-        return _Run(batch.run, batch.deliver, queue.costs, batch.rows, 1)
+        waited = time.perf_counter() - batch.calls[0].since
+        return _Run(batch.run, batch.deliver, queue.costs, batch.rows, 1, queue.why(batch, MAX_BATCH), waited)
 
     def _step(self, choice: Choice[_Lane | Predictions]) -> _Run:
         lane, steps = choice.queue, choice.steps
         assert isinstance(lane, _Lane)
-        taken = lane.table.lane.take(choice.priority, steps, lane.costs.rows(steps, most=MAX_BATCH))
+        most = lane.costs.rows(steps, most=MAX_BATCH)
+        taken = lane.table.lane.take(choice.priority, steps, most)
+        why = Why.SERIAL if lane.serial else _why(lane.table.lane, choice, taken.count, most)
+        waited = time.perf_counter() - taken.parts[0].work.since
         batch = Batch(lane.table, taken)
-        return _Run(batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps)
+        return _Run(batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps, why, waited)
 
     def _finish(self, table: Table, batch: Batch) -> None:
         for work, finished, failed in table.lane.advance(batch.taken, batch.bad, next(self._ages)):
@@ -268,7 +255,7 @@ class Engine:
 
     def _end(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
         """Ends chunks that were not applied."""
-        self.statistics.failed += len(part.places)
+        self._statistics.failed += len(part.places)
         part.work.sink.failed(part.work, part.places, error)
         self._free(table, part)
 
@@ -290,6 +277,8 @@ class _Run:
         costs: What such batches took.
         rows: Its rows.
         steps: The steps of each.
+        why: Why it is not larger.
+        waited: Seconds since its oldest work came.
     """
 
     run: Callable[[], None]
@@ -297,11 +286,25 @@ class _Run:
     costs: Costs
     rows: int
     steps: int
+    why: Why
+    waited: float
 
     @property
     def predicted(self) -> float:
         """Seconds that it will take."""
         return self.costs.predict(self.rows * self.steps)
+
+
+def _why(lane: Lane, choice: Choice[_Lane | Predictions], count: int, most: int) -> Why:
+    """Why a batch that was just taken from a lane is not larger."""
+    if lane.queued == count:
+        return Why.ALL
+    others = False
+    for head in lane.heads():
+        if (head.priority, head.steps) == (choice.priority, choice.steps):
+            return Why.MOST if most == MAX_BATCH else Why.TIME
+        others = True
+    return Why.SLICES if others else Why.BUSY
 
 
 def _timed(run: Callable[[], None]) -> float:

@@ -14,6 +14,7 @@ from statestream import errors
 from statestream_server.arrays import Array
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.scheduler import Head
+from statestream_server.engine.statistics import Why
 from statestream_server.engine.work import Priority
 
 
@@ -33,6 +34,8 @@ class Prediction:
         axes: The batch axis of each input; empty where the graph has none, then the call runs alone.
         output_axes: The batch axis of each output.
         outputs: Resolves to one array for every output.
+        age: Its place among all work.
+        since: When it came, by the performance counter.
     """
 
     inputs: list[Array]
@@ -40,6 +43,7 @@ class Prediction:
     output_axes: Sequence[int]
     outputs: asyncio.Future[list[Array]]
     age: int = 0
+    since: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -152,3 +156,12 @@ class Predictions:
                 rest.append(call)
         self._calls.extendleft(reversed(rest))
         return Together(self._graph, together)
+
+    def why(self, batch: Together, most: int) -> Why:
+        """Why a batch that was just taken is not larger."""
+        if not self._calls:
+            return Why.ALL
+        shape = batch.calls[0].shape
+        if not any(call.shape == shape for call in self._calls):
+            return Why.SLICES
+        return Why.MOST if self.costs.rows(1, most=most) == most else Why.TIME

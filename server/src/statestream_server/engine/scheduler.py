@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
+from statestream_server.engine.statistics import Share
 from statestream_server.engine.work import Priority
 
 SHARES: Final[Mapping[Priority, int]] = {Priority.LIVE: 16, Priority.GENERATE: 4, Priority.FORECAST: 1}
@@ -49,6 +50,7 @@ class Scheduler:
         """Nothing ran yet."""
         self._virtual = dict.fromkeys(Priority, 0.0)
         self._now = 0.0
+        self._had = {priority: Share() for priority in Priority}
 
     def choose(self, queues: Iterable[Q]) -> Choice[Q] | None:
         """The queue, class and slice that run next, or None where nothing waits."""
@@ -67,6 +69,13 @@ class Scheduler:
         head, queue = heads[chosen]
         return Choice(queue, chosen, head.steps)
 
+    def statistics(self) -> Mapping[Priority, Share]:
+        """What each class had so far; the numbers go on."""
+        return self._had
+
     def charge(self, priority: Priority, seconds: float) -> None:
-        """Notes how long the engine worked for a class."""
+        """Notes how long a batch of a class ran."""
+        had = self._had[priority]
+        had.batches += 1
+        had.seconds += seconds
         self._virtual[priority] += seconds / SHARES[priority]

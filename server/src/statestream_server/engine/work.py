@@ -51,6 +51,7 @@ class Work:
         outputs: One packed array for every output, [S, ...one step]; empty until the first batch ran.
         sink: Who hears of it.
         priority: Its class, once it is queued.
+        since: When it was queued, by the performance counter.
         first: The number of its first entry in the lane; entry `first + i` is chunk i.
         pending: Chunks that have not ended.
         done: [N] the steps of each chunk that ran already, on its shadow row.
@@ -72,6 +73,7 @@ class Work:
         "priority",
         "rows",
         "shadow",
+        "since",
         "sink",
     )
 
@@ -84,6 +86,7 @@ class Work:
         self.outputs: list[Array] = []
         self.sink = sink
         self.priority = Priority.LIVE
+        self.since = 0.0
         self.first = NONE
         self.pending = len(rows)
         self.done: Ints | None = None

@@ -1,4 +1,4 @@
-"""ServerService: what this server is."""
+"""ServerService: what this server is, and what its engine did."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import statestream_server
 from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
+from statestream_server.engine.statistics import Why
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, unary
@@ -15,11 +16,33 @@ PROTOCOL = 1
 
 
 class ServerServicer(grpc_stubs.ServerServiceServicer):
-    """Tells version, limits, durability and device."""
+    """Tells version, limits, durability, device and statistics."""
 
     def __init__(self, server: Server) -> None:
         """Tells of `server`."""
         self._server = server
+
+    @unary
+    async def GetStatistics(self, request: pb.GetStatisticsRequest, context: Context) -> pb.GetStatisticsResponse:
+        """Tells what the engine did."""
+        engine = self._server.engine
+        found = engine.statistics()
+        return pb.GetStatisticsResponse(
+            batches=found.batches,
+            rows=found.rows,
+            steps=found.steps,
+            failed_chunks=found.failed,
+            model_seconds=found.seconds,
+            threaded_batches=found.threaded,
+            batches_by_reason={why.name.lower(): found.why[why] for why in Why},
+            batches_by_size=found.sizes,
+            batches_by_wait=found.waits,
+            classes={
+                priority.name.lower(): pb.ClassShare(batches=share.batches, seconds=share.seconds)
+                for priority, share in engine.scheduler.statistics().items()
+            },
+            queued_chunks=engine.queued,
+        )
 
     @unary
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
