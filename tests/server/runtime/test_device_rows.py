@@ -160,12 +160,15 @@ def test_growing_lets_go_of_what_it_grew_out_of(monkeypatch: pytest.MonkeyPatch)
     assert len(held) == 2 * len(rows.columns)
 
 
-def test_a_device_without_room_keeps_what_it_has() -> None:
+def test_a_device_without_room_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = made("LSTM-1-0", DeviceRows)
     rows.grow(10)
     every = np.arange(10)
     rows.reset(every)
     before = rows.read(every)
+    with pytest.raises(MemoryError, match="1099511627776 rows of '[hc]' would be more than the 2147483647 numbers"):
+        rows.grow(1 << 40)
+    monkeypatch.setattr("statestream_server.models.device_slab._MOST_NUMBERS", 1 << 62)
     with pytest.raises(MemoryError, match="cpu does not give [0-9]+ bytes for rows"):
         rows.grow(1 << 48)
     assert rows.capacity == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,8 +13,14 @@ from statestream_server.models.row_graphs import Item
 from statestream_server.models.rows import Column
 from statestream_server.models.runtime import Binding, Device, Graph, Memory
 
-_CHUNK = 64 << 20
-"""Bytes of rows that one run reads, writes or copies: what it takes of the device's memory besides the slab."""
+_CHUNK = 16 << 20
+"""Bytes of rows that one run reads, writes or copies: what it takes of the device's memory besides the slab.
+
+No more than 2²⁴ numbers then move at once: there are CUDA kernels that work out their extent in float32.
+"""
+
+_MOST_NUMBERS = 2**31 - 1
+"""In one column: there are CUDA kernels that count in 32 bits, and what lies behind would be another row's."""
 
 
 class DeviceSlab:
@@ -72,6 +79,12 @@ class DeviceSlab:
         """
         if capacity <= self.capacity:
             return
+        for column, item in zip(self.columns, self._items, strict=True):
+            if capacity * item.parts * math.prod(item.shape) > _MOST_NUMBERS:
+                raise MemoryError(
+                    f"{capacity} rows of {column.name!r} would be more than the {_MOST_NUMBERS} numbers that a device"
+                    " can tell apart"
+                )
         now, following = self._memories(capacity)
         for rows in self._chunks(np.arange(self.capacity)):
             self._copy(self._now, rows, now, following, rows)
