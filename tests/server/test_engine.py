@@ -278,3 +278,38 @@ async def test_many_sessions_grow_the_table_under_way(local: Local) -> None:
 async def _open_beside(local: Local, handles: list[int]) -> int:
     async with Speaker(local.channel, "counter") as other:
         return len(await other.open(*(fresh_id() for _ in handles), handles=handles))
+
+
+async def test_without_memory_for_rows_only_what_needs_more_is_refused(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that opens, and a chunk that needs a shadow row; neighbours in the same frame go on, and so do they."""
+    monkeypatch.setattr("statestream_server.engine.table._FIRST_CAPACITY", 4)
+    async with serving(models_dir) as local, Speaker(local.channel, "lstm") as speaker:
+        table = local.table("lstm")
+        await speaker.open("a", "b", "c")
+        assert table.capacity == 4
+        grow, tried = table.rows.grow, list[int]()
+
+        def no_memory(capacity: int) -> None:
+            tried.append(capacity)
+            raise MemoryError("the device does not give 7 bytes for rows")
+
+        table.rows.grow = no_memory  # type: ignore[method-assign]
+        opened = await speaker.open("d", handles=[3])
+        failure = opened[3]
+        assert failure.reason == "TOO_MANY_SESSIONS"  # type: ignore[union-attr]
+        assert "no memory for 1 more rows of 'lstm' beside 3: the device does not" in failure.message  # type: ignore[union-attr]
+        assert tried == [8, 6]
+        x = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
+        await speaker.send_chunk([0, 1, 2], [0, 0, 0], [{"x": x}, {"x": x[:1]}, {"x": x[:2]}])
+        rows = {row.handle: row for row in await speaker.rows(3)}
+        assert isinstance(rows[0], Refusal)
+        assert rows[0].failure.reason == "TOO_MANY_SESSIONS"
+        assert isinstance(rows[1], Answer)
+        assert isinstance(rows[2], Answer)
+        table.rows.grow = grow  # type: ignore[method-assign]
+        whole = await speaker.step(0, 0, {"x": x})
+        assert whole.position == 0
+        assert np.array_equal(whole.outputs["y"][:2], rows[2].outputs["y"])
+        await speaker.open_one("d", 3)

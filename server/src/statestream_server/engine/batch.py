@@ -13,6 +13,7 @@ from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import NONE, Part
+from statestream_server.models.rows import SCRATCH_ROW
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Batch:
             gathered = [inputs, *(part.gather(steps) for part in parts[1:])]
             inputs = [np.concatenate(arrays) for arrays in zip(*gathered, strict=True)]
         outputs, bad = self._run(self._source, self._target, inputs)
+        if self._refusals:
+            bad |= self._target == SCRATCH_ROW
         if bad.any():
             self.bad = bad
         if len(parts) == 1:
@@ -71,10 +74,15 @@ class Batch:
             return rows, rows
         done, shadow = work.column("done")[places], work.column("shadow")
         first, last = done == 0, done + steps >= work.lengths.column[places]
-        fresh = places[~last & (shadow[places] == NONE)]
-        if len(fresh):
-            shadow[fresh] = self._table.allocate(len(fresh), scratch=True)
-        return np.where(first, rows, shadow[places]), np.where(last, rows, shadow[places])
+        fresh = ~last & (shadow[places] == NONE)
+        if fresh.any():
+            try:
+                shadow[places[fresh]] = self._table.allocate(int(fresh.sum()), scratch=True)
+            except errors.TooManySessions as error:
+                # Without a shadow their chunks end here: what they come to goes to the scratch row, and is bad.
+                self._refusals.update(dict.fromkeys(rows[fresh].tolist(), error))
+        target = np.where(last, rows, shadow[places])
+        return np.where(first, rows, shadow[places]), np.where(target == NONE, SCRATCH_ROW, target)
 
     def _run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         try:

@@ -98,7 +98,7 @@ class Table:
             scratch: Shadows and forks: they may exceed `max_rows`, because work in progress needs them.
 
         Raises:
-            TooManySessions: The table may not grow that far; then no row is handed out.
+            TooManySessions: The table may not grow that far, or there is no memory; then no row is handed out.
         """
         if not scratch and self.sessions + count > self.max_rows:
             raise errors.TooManySessions(
@@ -106,12 +106,35 @@ class Table:
                 f" {self.max_rows}. Close some, or raise --max-sessions",
                 retry_after=1.0,
             )
-        if count > len(self._free):
-            self._grow(max(_FIRST_CAPACITY, 2 * self.capacity, self.capacity + FIRST_ROW + count))
+        self.reserve(count)
         rows = self._free.take(count)
         self.serial[rows] = np.arange(self._serials, self._serials + count)
         self._serials += count
         return rows
+
+    def reserve(self, count: int) -> None:
+        """Grows until `count` rows are free.
+
+        Raises:
+            TooManySessions: There is no memory for them; nothing changed.
+        """
+        if count <= len(self._free):
+            return
+        least = self.capacity + FIRST_ROW + count
+        wanted = max(_FIRST_CAPACITY, 2 * self.capacity, least)
+        try:
+            try:
+                self._grow(wanted)
+            except MemoryError:
+                if wanted == least:
+                    raise
+                self._grow(least)
+        except MemoryError as error:
+            raise errors.TooManySessions(
+                f"there is no memory for {count} more rows of {self.model.name!r} beside {self.allocated}: {error}."
+                " Close sessions, lower --max-sessions so that idle ones leave in time, or add memory",
+                retry_after=1.0,
+            ) from error
 
     def claims(self, rows: Ints) -> tuple[Ints, Positions]:
         """What `are_claimed` compares: the present use and epoch of rows."""

@@ -102,6 +102,7 @@ class Sessions:
                 granted = self.placement.grant(opening, table, held, places, claims, answers, refused)
                 granted = [group for group in granted if self._fits(group, held, refused)]
                 async with self._engine.still():
+                    granted = [group for group in granted if self._has_rows(group, refused)]
                     opened = [self.placement.install(opening, group, held) for group in granted]
                 for part in opened:
                     self._contact.answered(asked, part.table, part.rows)
@@ -120,6 +121,15 @@ class Sessions:
     ) -> bool:
         try:
             self.placement.fit(group, [(where[0], np.asarray([where[1]])) for where in held if where is not None])
+        except errors.TooManySessions as error:
+            refused.update(dict.fromkeys(group.places, error))
+            return False
+        return True
+
+    @staticmethod
+    def _has_rows(group: Granted, refused: dict[int, errors.StatestreamError]) -> bool:
+        try:
+            group.table.reserve(len(group.places))
         except errors.TooManySessions as error:
             refused.update(dict.fromkeys(group.places, error))
             return False
@@ -296,6 +306,8 @@ class Sessions:
             for group in granted:
                 self.placement.fit(group, keep)
             async with self._engine.still():
+                for group in granted:
+                    group.table.reserve(len(group.places))
                 opened = [self.placement.install(opening, group, nowhere) for group in granted]
             for part in opened:
                 self._contact.answered(asked, part.table, part.rows)
