@@ -26,7 +26,7 @@ from tests.server.golden import make
 from tests.server.stores.redis_server import redis_server
 from tests.support import models
 from tests.support.serving import Local, serving
-from tests.support.speaker import Caller, Failure, Opened, Speaker
+from tests.support.speaker import Caller, Failure, Opened, Speaker, failing
 
 MODEL = make.MODEL
 
@@ -178,6 +178,35 @@ async def test_a_newer_releases_record_is_named_and_left_alone(tmp_path: Path) -
             assert "session 'read' is of format 9, this release reads format" in refused.message
             assert isinstance(opened, Opened)
             assert opened.position == 5
+
+
+@pytest.mark.service
+async def test_what_a_newer_release_took_from_this_one_costs_only_that_session(tmp_path: Path) -> None:
+    """In the middle of a rolling upgrade: a replica of the next release has opened a session that is in memory here."""
+    with redis_server(tmp_path) as server:
+        async with (
+            serving(make.MODELS, store=server.url, checkpoint_interval=0.05) as local,
+            Speaker(local.channel, MODEL) as speaker,
+        ):
+            await speaker.open("a", "b")
+            name = name_of(Key(TENANT, MODEL, "a")).record
+            theirs = b"\x09 whatever a later release makes of it"
+            server.client.set(name, theirs)
+            await speaker.send_chunk([0, 1], [0, 0], [column([1]), column([2])])
+            await speaker.answers(2)
+            await speaker.unasked(lambda: speaker.notices and speaker.pushed.get(1) == 1)
+            assert [(each.handle, each.failure.reason) for each in speaker.notices] == [(0, "SESSION_MOVED")]
+            found = await speaker.open("a", "b", handles=[2, 3])
+            refused, opened = found[2], found[3]
+            assert isinstance(refused, Failure)
+            assert refused.reason == "STORE_UNAVAILABLE"
+            assert "session 'a' of model 'counter' is of a format that this release does not know" in refused.message
+            assert isinstance(opened, Opened)
+            assert opened.position == 1
+            request = session_pb2.SnapshotSessionRequest(model=MODEL, session_id="a")
+            failure = await failing(Caller(local.channel).sessions.SnapshotSession(request))
+            assert failure.reason == "STORE_UNAVAILABLE"
+            assert server.client.get(name) == theirs
 
 
 @pytest.mark.parametrize("file", files("redis-*.json"), ids=lambda file: file.stem)

@@ -286,6 +286,22 @@ async def test_another_servers_session_moves_like_any_take_over(both: Path, url:
         assert (found.version, found.position) == (2, 3)
 
 
+async def test_a_claim_for_another_version_fences_nobody(both: Path, url: str) -> None:
+    """A session that another server has stays there, with its epoch: the claim was refused before it was one."""
+    settings: dict[str, Any] = {"store": url, "durability": Durability.SYNC, "checkpoint_interval": LONG}
+    async with (
+        serving(both, **settings) as one,
+        serving(both, **settings) as two,
+        Speaker(one.channel, MODEL) as old,
+        Speaker(two.channel, MODEL) as new,
+    ):
+        opened = await started(old)
+        refused = await new.not_opened("a", version=2)
+        assert (refused.reason, "pinned to version 1, 2 was asked for" in refused.message) == ("MODEL_CHANGED", True)
+        assert sums(await old.step(0, 2, numbers(3))) == [6]
+        assert (await record(two)).epoch == opened.epoch
+
+
 Save = Callable[[Sequence[Record]], Any]
 
 

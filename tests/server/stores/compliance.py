@@ -170,6 +170,22 @@ class StoreCompliance:
         answer = await claim(store, held_epoch=saved.epoch, held_position=7, replay_position=8)
         assert answer.verdict is Verdict.LOST
 
+    async def test_an_exact_claim_takes_its_own_version_only(self, store: Store) -> None:
+        """One that is refused so changes nothing; a row that is held knows its version better than the record."""
+        saved = await created_and_saved(store)
+        answer = await claim(store, version=2, exact=True, incarnation=99)
+        assert answer.verdict is Verdict.OTHER
+        assert answer.record is not None
+        assert (answer.record.version, answer.record.blob) == (1, None)
+        assert (await loaded(store)).epoch == saved.epoch
+        assert (await loaded(store)).incarnation == saved.incarnation
+        assert (await claim(store, version=1, exact=True)).verdict is Verdict.TAKEN
+        held = await claim(store, version=2, exact=True, held_epoch=saved.epoch + 1, held_position=7)
+        assert held.verdict is Verdict.HELD
+        assert (await claim(store, Key("t", "m", "new"), version=2, exact=True)).verdict is Verdict.CREATED
+        assert (await claim(store, mode=Mode.REPLACE, version=2, exact=True)).verdict is Verdict.CREATED
+        assert (await loaded(store)).version == 2
+
     async def test_replace_starts_anew_whatever_there_is(self, store: Store) -> None:
         saved = await created_and_saved(store)
         answer = await claim(store, mode=Mode.REPLACE, replay_position=99, version=8, held_epoch=saved.epoch)

@@ -12,10 +12,19 @@ from pathlib import Path
 import pytest
 
 from statestream.errors import StoreUnavailable
-from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
+from statestream_server.stores.base import NEWER, Key, Mode, Record, Store, Survival, Verdict
 from statestream_server.stores.redis import RedisStore
 from statestream_server.stores.redis_keys import BUCKETS
-from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, created_and_saved, loaded, replace
+from tests.server.stores.compliance import (
+    KEY,
+    A,
+    StoreCompliance,
+    claim,
+    claim_of,
+    created_and_saved,
+    loaded,
+    replace,
+)
 from tests.server.stores.redis_server import Server, free_port, redis_server, wait_until
 from tests.services import require_binary
 
@@ -254,14 +263,24 @@ async def test_a_full_redis_is_an_error(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_a_record_of_another_release_is_refused_by_name(store: Store, server: Server) -> None:
+async def test_what_a_newer_release_wrote_fences_and_stays_as_it_is(store: Store, server: Server) -> None:
+    """For claims it is UNKNOWN, for saves and those who ask for epochs a newer owner's; its neighbours are served."""
     saved = await created_and_saved(store)
     (name,) = server.client.scan_iter("ss:{b*}:r:*")
     server.client.setrange(name, 0, b"\x09")
-    for call in (store.save([saved]), claim(store), store.load([KEY]), store.list("tenant", "", ("", ""), 9)):
-        with pytest.raises(StoreUnavailable, match=r"release") as caught:
-            await call
-        assert name.decode() in caught.value.message
+    before, other = server.client.get(name), Key("tenant", "model", "other")
+    assert await store.save([saved, Record(other, 1, 1, 1, A, 1)]) == [False, True]
+    claims = [claim_of(mode=mode) for mode in Mode] + [claim_of(other)]
+    verdicts = [answer.verdict for answer in await store.claim(claims)]
+    assert verdicts == [Verdict.UNKNOWN] * len(Mode) + [Verdict.TAKEN]
+    assert await store.epochs([KEY, other]) == [NEWER, 2]
+    found = [(record.epoch, record.blob) for record in await store.load([KEY, other]) if record is not None]
+    assert found == [(NEWER, None), (2, None)]
+    listed = await store.list("tenant", "", ("", ""), 9)
+    assert [(record.key, record.epoch) for record in listed] == [(other, 2), (KEY, NEWER)]
+    assert await store.delete([KEY], [NEWER]) == [False]
+    assert await store.expire(1e12, ephemeral_before=1e12) == 1
+    assert server.client.get(name) == before
 
 
 async def test_a_batch_is_one_script_call_for_each_bucket(store: Store, server: Server) -> None:

@@ -43,6 +43,7 @@ CLAIMS = st.builds(
     version=st.integers(1, 2),
     ephemeral=st.booleans(),
     owner=st.sampled_from(["", "one", "two"]),
+    exact=st.booleans(),
 )
 RECORDS = st.builds(
     Record,
@@ -145,6 +146,9 @@ class StoreMachine(RuleBasedStateMachine):
                 return Verdict.EXISTS, bare
             case Mode.RESUME if live is None and not held:
                 return Verdict.MISSING, None
+        moved = live is not None and live.version != claim.version
+        if claim.exact and moved and not held and claim.mode is not Mode.REPLACE:
+            return Verdict.OTHER, bare
         left = claim.held_position if held else 0 if live is None else live.position
         if claim.mode is not Mode.REPLACE and left < claim.replay_position:
             return Verdict.LOST, bare

@@ -15,10 +15,11 @@ from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records, snapshots
 from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.openings import newer_record
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.snapshots import Snapshot
-from statestream_server.stores.base import TENANT, Key, Mode, Record, Store
+from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +264,8 @@ class Copies:
         (record,) = await self._store.load([Key(TENANT, model, session)])
         if record is None:
             raise errors.SessionNotFound(f"no session {session!r} of model {model!r}")
+        if record.epoch == NEWER:
+            raise newer_record(model, session)
         return record
 
 

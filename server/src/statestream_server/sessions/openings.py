@@ -150,6 +150,14 @@ def other_version(opening: Opening, place: int, pinned: int) -> errors.ModelChan
     )
 
 
+def newer_record(model: str, session: str) -> errors.StoreUnavailable:
+    """What the caller is told of a session whose record a newer release wrote."""
+    return errors.StoreUnavailable(
+        f"the record of session {session!r} of model {model!r} is of a format that this release does not know; nothing"
+        " is lost: open the session on a server of the release that wrote it"
+    )
+
+
 def outbid(opening: Opening, held: Sequence[tuple[Table, int] | None]) -> dict[int, errors.StatestreamError]:
     """Sessions in memory that a claim with a higher incarnation has; the store may have forgotten it."""
     refused: dict[int, errors.StatestreamError] = {}
@@ -176,6 +184,10 @@ def refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> erro
         )
     if answer.verdict is Verdict.MISSING:
         return errors.SessionNotFound(f"no session {session!r} of model {opening.model!r}; create it first")
+    if answer.verdict is Verdict.OTHER:
+        return other_version(opening, place, record.version if record else 0)
+    if answer.verdict is Verdict.UNKNOWN:
+        return newer_record(opening.model, session)
     if answer.verdict is Verdict.REFUSED:
         return _outbid(opening, place, record.incarnation if record else 0, record.epoch if record else 0)
     position = record.position if record else 0

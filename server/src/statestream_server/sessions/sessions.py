@@ -362,6 +362,7 @@ class Sessions:
             table.model.version,
             opening.ephemeral,
             self._contact.owner,
+            opening.version != 0 and not opening.upgrade,
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 TENANT = ""
 """The tenant of every session while there is no authentication."""
@@ -49,6 +49,7 @@ class Claim(NamedTuple):
         version: The model version to which a new session is pinned.
         ephemeral: Whether the session ends with its caller.
         owner: The server process that will have the session, at most 16 bytes of ASCII; "" for none.
+        exact: Whether a session that goes on from the store must be of that version.
     """
 
     key: Key
@@ -62,6 +63,7 @@ class Claim(NamedTuple):
     version: int = 1
     ephemeral: bool = False
     owner: str = ""
+    exact: bool = False
 
 
 class Verdict(enum.Enum):
@@ -81,6 +83,10 @@ class Verdict(enum.Enum):
     """A claim with a higher incarnation came first."""
     LOST = "lost"
     """What is left ends below the position from which the caller can replay."""
+    OTHER = "other"
+    """The stored session is pinned to another version, and the claim was for exactly one."""
+    UNKNOWN = "unknown"
+    """A newer release wrote the record, which stays as it is."""
 
 
 class Record(NamedTuple):
@@ -106,12 +112,16 @@ class Claimed(NamedTuple):
     Attributes:
         verdict: How it went.
         record: The session after the claim (CREATED, HELD: without blob; TAKEN: with blob; EXISTS,
-            REFUSED, LOST: as it stands, without blob, for REFUSED a tombstone too; MISSING: None). For LOST
-            without any record, None stands for position 0.
+            REFUSED, LOST, OTHER: as it stands, without blob, for REFUSED a tombstone too; MISSING, UNKNOWN: None).
+            For LOST without any record, None stands for position 0.
     """
 
     verdict: Verdict
     record: Record | None
+
+
+NEWER: Final = 1 << 53
+"""In place of the epoch of a record that a newer release wrote: above every other, so it fences whoever asks."""
 
 
 class Survival(NamedTuple):
@@ -156,9 +166,10 @@ class Store(Protocol):
         2. CREATE and stored → EXISTS. RESUME and neither stored nor held → MISSING.
         3. The row held is current where held_epoch > 0, not below seen_epoch, and not below what is
            stored (nothing at all, as after a flush, or a live record, no tombstone).
-        4. Not REPLACE, and the position of what is current (held_position, else stored.position, else
+        4. Not REPLACE, exact, the row held is not current, and stored is of another version → OTHER.
+        5. Not REPLACE, and the position of what is current (held_position, else stored.position, else
            0) < replay_position → LOST.
-        5. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1; writer, incarnation
+        6. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1; writer, incarnation
            and owner are the claim's; `version` and `ephemeral` are the stored ones where the session
            goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED, position 0,
            no blob. Held current → HELD (position and blob of `stored` stay as they are). Else → TAKEN.
@@ -169,14 +180,14 @@ class Store(Protocol):
 
         A record is written where nothing is stored under its key (not even a tombstone), or the live
         record's (epoch, position) is not above the new one's, or a tombstone's epoch is below it. Otherwise
-        nothing changes and the answer is False.
+        nothing changes and the answer is False; so too for what a newer release wrote.
         """
 
     async def load(self, keys: Sequence[Key]) -> list[Record | None]:
-        """Reads live records, blobs included; changes nothing."""
+        """Reads live records, blobs included; changes nothing. What a newer release wrote has the epoch `NEWER`."""
 
     async def epochs(self, keys: Sequence[Key]) -> list[int]:
-        """The epochs stored under keys, of live records and tombstones; 0 where nothing is stored."""
+        """The epochs stored under keys, of live records and tombstones; 0 where nothing is stored, or `NEWER`."""
 
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
         """Replaces records whose epoch is not above the given one by tombstones; False for others.

@@ -2,7 +2,7 @@
 
 A bucket has an index (sorted set of live members by name), a set of tombstones (sorted set of members by
 time) and its records (strings, see packed.py). KEYS are index, tombstones, then the records; a member is
-tenant, model and id, separated by zero bytes.
+tenant, model and id, separated by zero bytes. A record of a format that is not known here stays as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ local function read(key)
   local text = redis.call('GETRANGE', key, 0, SIZE - 1)
   if text == '' then return nil end
   if #text < SIZE or string.byte(text) ~= FORMAT then
-    error('the key ' .. key .. ' holds no record of format ' .. FORMAT, 0)
+    -- Above every epoch and younger than every time: nothing is written over it, and it does not expire.
+    return {unknown = true, live = false, epoch = math.huge, saved_at = math.huge}
   end
   local r = {text = text}
   r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer, r.owner =
@@ -39,8 +40,8 @@ local CREATE, RESUME, REPLACE = 1, 2, 4
 local answers = {}
 for i = 1, #KEYS - 2 do
   local key, member = KEYS[i + 2], ARGV[2 * i - 1]
-  local mode, ephemeral, incarnation, seen, replay, held_epoch, held_position, version, now, writer, owner =
-    struct.unpack('<BBxxxxxxI8I8I8I8I8I8dc16c16', ARGV[2 * i])
+  local mode, ephemeral, exact, incarnation, seen, replay, held_epoch, held_position, version, now, writer, owner =
+    struct.unpack('<BBBxxxxxI8I8I8I8I8I8dc16c16', ARGV[2 * i])
   local stored = read(key)
   local top = math.max(held_epoch, seen)
   local live = stored and stored.live and stored.epoch >= top
@@ -49,12 +50,16 @@ for i = 1, #KEYS - 2 do
   local held = held_epoch > 0 and held_epoch == top and over
   local current = held and held_position or (live and stored.position or 0)
   local answer
-  if stored and incarnation < stored.incarnation then
+  if stored and stored.unknown then
+    answer = 'U'
+  elseif stored and incarnation < stored.incarnation then
     answer = 'R' .. stored.text
   elseif mode == CREATE and live then
     answer = 'E' .. as_it_stands
   elseif mode == RESUME and not live and not held then
     answer = 'M'
+  elseif exact == 1 and mode ~= REPLACE and live and not held and stored.version ~= version then
+    answer = 'O' .. as_it_stands
   elseif mode ~= REPLACE and current < replay then
     answer = 'L' .. as_it_stands
   else

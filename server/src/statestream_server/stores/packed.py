@@ -45,13 +45,18 @@ def pack_record(record: Record, now: float) -> bytes:
     return header if not blob else b"".join((header, blob))
 
 
+def is_known(value: bytes) -> bool:
+    """Whether bytes are a packed record of this format."""
+    return len(value) >= HEADER.size and value[0] == FORMAT
+
+
 def unpack(value: bytes) -> Columns:
     """Reads the columns of a packed record.
 
     Raises:
         ValueError: The bytes are no packed record of this format.
     """
-    if len(value) < HEADER.size or value[0] != FORMAT:
+    if not is_known(value):
         found = f"format {value[0]}" if value else "nothing"
         raise ValueError(f"a packed record of format {FORMAT} was expected, {found} in {len(value)} bytes was found")
     _, flags, version, epoch, position, incarnation, saved_at, writer, owner = HEADER.unpack_from(value)

@@ -12,9 +12,9 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from statestream.errors import StoreUnavailable
-from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
+from statestream_server.stores.base import NEWER, Claim, Claimed, Key, Record, Survival, Verdict
 from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, Script
-from statestream_server.stores.packed import HEADER, pack_record, unpack, unpack_blob
+from statestream_server.stores.packed import HEADER, is_known, pack_record, unpack, unpack_blob
 from statestream_server.stores.redis_keys import (
     BUCKETS,
     GENERATION,
@@ -29,12 +29,12 @@ from statestream_server.stores.redis_keys import (
     tombs_of,
 )
 from statestream_server.stores.redis_link import Address, Link
-from statestream_server.stores.rules import Columns, check_claims, check_deletes, check_records, record_of
+from statestream_server.stores.rules import WRITER_BYTES, check_claims, check_deletes, check_records, record_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CLAIM = struct.Struct("<BB6xQQQQQQd16s16s")
+_CLAIM = struct.Struct("<BBB5xQQQQQQd16s16s")
 _VERDICTS = {
     b"C": Verdict.CREATED,
     b"H": Verdict.HELD,
@@ -43,6 +43,8 @@ _VERDICTS = {
     b"M": Verdict.MISSING,
     b"R": Verdict.REFUSED,
     b"L": Verdict.LOST,
+    b"O": Verdict.OTHER,
+    b"U": Verdict.UNKNOWN,
 }
 _SLICE_EPOCHS = 1024
 _PAGE = 256
@@ -146,6 +148,7 @@ class RedisStore:
             _CLAIM.pack(
                 claim.mode,
                 claim.ephemeral,
+                claim.exact,
                 claim.incarnation,
                 claim.seen_epoch,
                 claim.replay_position,
@@ -181,7 +184,7 @@ class RedisStore:
         """Reads live records, blobs included, one command for each bucket.
 
         Raises:
-            StoreUnavailable: Redis does not answer, or has a record of another release.
+            StoreUnavailable: Redis does not answer.
         """
         names = [name_of(key) for key in keys]
         found: list[Record | None] = [None] * len(keys)
@@ -191,7 +194,7 @@ class RedisStore:
             )
             for (_, indices), values in zip(slice_, answers, strict=True):
                 for index, value in zip(indices, values, strict=True):
-                    found[index] = self._record(keys[index], names[index], value, blob=True)
+                    found[index] = _record(keys[index], value, blob=True)
         return found
 
     @_awaited_by_close
@@ -199,16 +202,13 @@ class RedisStore:
         """Stored epochs, of tombstones too; 0 where nothing is stored. One small command for each key.
 
         Raises:
-            StoreUnavailable: Redis does not answer, or has a record of another release.
+            StoreUnavailable: Redis does not answer.
         """
         found: list[int] = []
         for first in range(0, len(keys), _SLICE_EPOCHS):
-            part = [(key, name_of(key)) for key in keys[first : first + _SLICE_EPOCHS]]
-            headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for _, name in part])
-            found += [
-                self._columns(key, name, header).epoch if header else 0
-                for (key, name), header in zip(part, headers, strict=True)
-            ]
+            part = map(name_of, keys[first : first + _SLICE_EPOCHS])
+            headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for name in part])
+            found += [0 if not header else unpack(header).epoch if is_known(header) else NEWER for header in headers]
         return found
 
     @_awaited_by_close
@@ -231,7 +231,7 @@ class RedisStore:
         a second) whatever its limit: ask for large pages.
 
         Raises:
-            StoreUnavailable: Redis does not answer, or has a record of another release.
+            StoreUnavailable: Redis does not answer.
         """
         owner, last = tenant.encode() + b"\0", "\0".join(after).encode()
         end = owner + model.encode() + b"\1" if model else tenant.encode() + b"\1"
@@ -250,7 +250,7 @@ class RedisStore:
                 part = names[first : first + SLICE_COMMANDS]
                 headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for name in part])
                 for name, header in zip(part, headers, strict=True):
-                    record = self._record(Key(*name.member.decode().split("\0", 2)), name, header or None, blob=False)
+                    record = _record(Key(*name.member.decode().split("\0", 2)), header or None, blob=False)
                     if record is not None:  # else it was deleted meanwhile
                         found.append(record)
         return found
@@ -362,27 +362,21 @@ class RedisStore:
                     found[index] = value
         return found
 
-    def _record(self, key: Key, name: Name, value: bytes | None, *, blob: bool) -> Record | None:
-        if value is None:
-            return None
-        columns = self._columns(key, name, value)
-        return record_of(key, columns, unpack_blob(value) if blob else None) if columns.live else None
-
-    def _columns(self, key: Key, name: Name, value: bytes) -> Columns:
-        try:
-            return unpack(value)
-        except ValueError as error:
-            raise StoreUnavailable(
-                f"the store {self._address.shown} has under {name.record.decode()} ({key}) no record that this release "
-                f"reads: {error}; use the release that wrote it, or delete that key"
-            ) from error
-
 
 _YES = ord("1")
 
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _record(key: Key, value: bytes | None, *, blob: bool) -> Record | None:
+    if value is None:
+        return None
+    if not is_known(value):
+        return Record(key, 0, NEWER, 0, bytes(WRITER_BYTES), 0)
+    columns = unpack(value)
+    return record_of(key, columns, unpack_blob(value) if blob else None) if columns.live else None
 
 
 def _claimed(key: Key, answer: bytes) -> Claimed:

@@ -44,7 +44,6 @@ _ADVICE: tuple[tuple[type[Exception] | str, str], ...] = (
     (AuthenticationError, "give the right user and password in the URL: redis://USER:PASSWORD@HOST"),
     (NoPermissionError, "let its user run EVALSHA, SCRIPT, INFO, WAIT, and reads and writes of keys ss:*"),
     ("MISCONF", "it cannot write its data to disk; see its log"),
-    ("no record of format", "another release wrote it; use that release, or delete the key"),
 )
 
 

@@ -73,6 +73,8 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
     if claim.mode is Mode.RESUME and live is None and not held:
         return Decision(Verdict.MISSING, None)
     anew = claim.mode is Mode.REPLACE
+    if claim.exact and live is not None and live.version != claim.version and not (anew or held):
+        return Decision(Verdict.OTHER, live)
     current = claim.held_position if held else live.position if live is not None else 0
     if not anew and current < claim.replay_position:
         return Decision(Verdict.LOST, live)
