@@ -68,10 +68,10 @@ def _case(server: Process, samples: Path, load: Callable[[float], float], second
     looker.start()
     rate = load(seconds)
     looker.join()
-    return _shares(found, _samples(samples), rate)
+    return shares(found, _samples(samples), rate)
 
 
-def _shares(found: dict[str, float], sampled: dict[str, float], rate: float) -> dict[str, Any]:
+def shares(found: dict[str, float], sampled: dict[str, float], rate: float) -> dict[str, Any]:
     """Shares of the loop thread's time. The event loop's part has its waiting in it, which is no processor time."""
     whole = sum(sampled.values())
     idle = min(max(0.0, 1 - found["loop"] / found["wall"]) * whole, sampled[REST])

@@ -29,7 +29,7 @@ RUN, ROWS, ENGINE, SESSIONS, FRAMES, REST = PHASES = (
     "frames ↔ arrays",
     "gRPC, protobuf, event loop",
 )
-_ROOMS: Final = (
+ROOMS: Final = (
     ("statestream_server/models/runtime.py", RUN),
     ("statestream_server/models/", ROWS),
     ("statestream_server/engine/replies.py", SESSIONS),
@@ -39,10 +39,9 @@ _ROOMS: Final = (
     ("statestream_server/servicers/", FRAMES),
     ("onnxruntime/", RUN),
 )
-_BETWEEN: Final = {
+BETWEEN: Final = {
     ("statestream_server/servicers/stream.py", "serve"),
     ("statestream_server/servicers/outbox.py", "write"),
-    ("statestream_server/engine/engine.py", "_run"),
 }
 """Loops that only await and call: what is seen in them is gRPC's or the event loop's, which have no frames."""
 _RESUME: Final = dis.opmap["RESUME"]
@@ -95,7 +94,7 @@ class Sampler:
         while frame is not None:
             code = frame.f_code
             if code not in self._phase_of:
-                self._phase_of[code] = _phase_of(code.co_filename, code.co_name)
+                self._phase_of[code] = phase_of(code.co_filename, code.co_name)
             phase = self._phase_of[code]
             if phase is not None:
                 return phase
@@ -109,10 +108,10 @@ class Sampler:
         return frame.f_lasti in self._entries[code]
 
 
-def _phase_of(path: str, name: str) -> str | None:
-    if any(path.endswith(file) and name == function for file, function in _BETWEEN):
+def phase_of(path: str, name: str) -> str | None:
+    if any(path.endswith(file) and name == function for file, function in BETWEEN):
         return REST
-    return next((phase for room, phase in _ROOMS if room in path), None)
+    return next((phase for room, phase in ROOMS if room in path), None)
 
 
 def main() -> None:
