@@ -21,6 +21,7 @@ from statestream_server.models.device_rows import DeviceRows
 from statestream_server.models.device_slab import DeviceSlab
 from statestream_server.models.fused_rows import FusedRows
 from statestream_server.models.fusion import FusionError
+from statestream_server.models.numpy_rows import NumpyRows
 from statestream_server.models.policies import BucketedRows, SerialisedRows
 from statestream_server.models.rows import FIRST_ROW, SCRATCH_ROW, Rows, is_batched
 from statestream_server.models.runtime import Binding, Graph, Memory, providers_for
@@ -248,6 +249,32 @@ def test_the_proof_of_commits_in_place(name: str) -> None:
         model = MODELS[name]()[0]
         assert not proof.keeps_others(Spilling(model, signature, CPU, check_inputs=True), signature)
         assert not proof.keeps_others(Forgetting(model, signature, CPU, check_inputs=True), signature)
+
+
+class Careless(DeviceRows):
+    """Rows that commit whatever comes."""
+
+    def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        outputs, bad = super().step(source, target, inputs)
+        return outputs, np.zeros_like(bad)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_proof_of_the_check(name: str) -> None:
+    model, signature = MODELS[name]()
+    plain: Rows = NumpyRows(Graph(model.SerializeToString(), CPU), signature, check_inputs=True)
+    if not is_batched(signature):
+        plain = SerialisedRows(plain, single=False)
+    for kind in (DeviceRows, FusedRows):
+        assert proof.refuses_the_same(made(name, kind), plain, signature)
+
+
+@pytest.mark.parametrize("name", ["LSTM-1-0", "half", "half nan", "double"])
+def test_rows_that_commit_whatever_comes_fail_the_proof(name: str) -> None:
+    model, signature = MODELS[name]()
+    plain = NumpyRows(Graph(model.SerializeToString(), CPU), signature, check_inputs=True)
+    careless = Careless(model, signature, CPU, check_inputs=True)
+    assert not proof.refuses_the_same(careless, plain, signature)
 
 
 def test_every_batch_runs_with_a_power_of_two_of_rows() -> None:

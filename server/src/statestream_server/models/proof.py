@@ -184,6 +184,35 @@ def keeps_others(rows: Rows, signature: Signature) -> bool:
     return True
 
 
+def refuses_the_same(rows: Rows, reference: Rows, signature: Signature) -> bool:
+    """Whether two implementations find the same rows bad where a state is NaN or infinite, and leave those as they are.
+
+    The check of a state is arithmetic in the wrapped graph, and rests on what a device's kernels make of such numbers.
+    The memories must not have sessions yet; some of their rows are used.
+    """
+    rng, count = np.random.default_rng(5), 3 if is_batched(signature) else 1
+    source = np.arange(FIRST_ROW, FIRST_ROW + count, dtype=np.int64)
+    target = source + count
+    inputs = random_inputs(signature, count, 1, rng)
+    for poison in (np.nan, np.inf, -np.inf):
+        found = []
+        for memory in (reference, rows):
+            memory.grow(FIRST_ROW + 2 * count)
+            memory.reset(np.append(source, target))
+            values, start = memory.read(source), memory.read(target)
+            for value in values:
+                if value.dtype.kind == "f":
+                    value[-1] = poison
+            memory.write(source, values)
+            _, bad = memory.step(source, target, inputs)
+            if not _same([value[bad] for value in memory.read(target)], [value[bad] for value in start]):
+                return False
+            found.append(bad.tolist())
+        if found[0] != found[1]:
+            return False
+    return True
+
+
 def _known(value: Array, rng: np.random.Generator) -> Array:
     """Values of the same shape that nothing else would write."""
     return (

@@ -169,7 +169,9 @@ def _rows(file: ModelFile, graph: Graph, device: Device) -> Rows:
     except (FusionError, GraphError, MemoryError) as error:
         _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
         return plain
-    if not proof.agree(fused, plain, file.signature):
+    if not proof.agree(fused, plain, file.signature) or (
+        device.apart and not proof.refuses_the_same(fused, plain, file.signature)
+    ):
         _log.warning("%s: rows are copied in and out at every step: wrapped, the graph gives other results", file.path)
         return plain
     return fused
