@@ -128,6 +128,32 @@ def test_steps_of_one_session_keep_their_order_and_take_a_frame_each(wire: Wire)
     assert wire.world.frames.count("chunk") == 20
 
 
+def test_of_steps_that_wait_only_the_last_is_dropped_when_cancelled(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    tickets = [wire.step(handle, np.ones((1, FEATURES))) for _ in range(4)]
+    wire.core.cancel(tickets[3])
+    wire.core.cancel(tickets[1])  # One is behind it: it runs, and nobody hears.
+    late = wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert late.value[0, 0] == wire.world.rows["a"].position == 4
+    assert not wire.core.busy
+    alone = wire.step(handle, np.ones((1, FEATURES)))
+    wire.core.cancel(alone)
+    assert not wire.core.busy
+    assert wire.core.table.next[handle] == 4
+
+
+def test_single_steps_behind_a_pool_and_a_pool_behind_them_keep_their_order(wire: Wire) -> None:
+    handles = wire.open("a", "b")
+    first = wire.pool(handles, np.ones((2, 9, FEATURES)), 9)
+    singles = [wire.step(handles[0], np.ones((1, FEATURES))) for _ in range(3)]
+    last = wire.pool(handles, np.ones((2, 1, FEATURES)), 1)
+    wire.run()
+    assert first.value["y"][:, -1, 0].tolist() == [9, 9]
+    assert [float(ticket.value[0, 0]) for ticket in singles] == [10, 11, 12]
+    assert last.value["y"][:, 0, 0].tolist() == [13, 10]
+
+
 def test_a_pool_step_is_one_frame_and_ragged_rows_keep_zeros_past_their_end(wire: Wire) -> None:
     handles = wire.open("a", "b", "c")
     wire.world.frames.clear()

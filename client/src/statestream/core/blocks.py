@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from statestream.core.sinks import DISCARD, One, Singles, Sink
 from statestream.core.table import Table
-from statestream.core.tickets import DISCARD, OVERHEAD, Lane, One, Singles, Sink
+from statestream.core.tickets import OVERHEAD, Lane
 from statestream.v1.inference_pb2 import ChunkFrame
 from statestream.wire import Ints, Mask, handles_column, positions_column, read_positions
 
@@ -53,7 +54,7 @@ class Block:
         self, lane: Lane, handles: Ints, starts: Ints, lengths: Ints | int, inputs: tuple[bytes, ...], sink: Sink
     ) -> None:
         self.handles = handles
-        self.at: slice | Ints = _span(handles)
+        self.at: slice | Ints = span(handles)
         self.starts = starts
         self.ends: Ints = starts + lengths
         self._begin(lane, len(handles), lengths, inputs, sink)
@@ -286,8 +287,8 @@ def answer(table: Table, at: slice | Ints, ends: Ints, durable: Ints, *, replay:
     return int(table.unacked[at].max())
 
 
-def _span(handles: Ints) -> slice | Ints:
-    """A range of a column is read and written in a fraction of the time that a list of places takes."""
+def span(handles: Ints) -> slice | Ints:
+    """Where sessions are in a column: a range is read and written in a fraction of the time that a list takes."""
     if len(handles) and (handles[1:] - handles[:-1] == 1).all():
         return slice(handles.item(0), handles.item(-1) + 1)
     return handles

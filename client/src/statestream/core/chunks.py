@@ -6,11 +6,13 @@ from collections import deque
 
 import numpy as np
 
-from statestream.core.blocks import Block
+from statestream.core.blocks import Block, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import alone, cut, gather, merge_neighbours
+from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
-from statestream.core.tickets import DISCARD, OVERHEAD, Discard, Lane, PoolTicket, StepTicket, again
+from statestream.core.tickets import OVERHEAD, Lane, PoolTicket, StepTicket, again
+from statestream.core.waiting import Waiting
 from statestream.errors import SessionMoved, StatestreamError
 from statestream.wire import Ints, Mask
 
@@ -42,8 +44,7 @@ class Chunks:
         self.max_step_bytes = 4 << 20
         self.max_bytes_in_flight = 16 << 20
         self.lose_when_full = False
-        self.singles: dict[Lane, list[StepTicket]] = {}
-        """Steps that wait, by lane; a lane without any is not in it."""
+        self.singles = Waiting()
         self.unsent: list[Block] = []
         self.in_flight: dict[int, Block] = {}
         self.bytes_in_flight = 0
@@ -88,10 +89,7 @@ class Chunks:
             return
         table, handle = self._table, ticket.handle
         if table.next[handle] == ticket.start + ticket.steps:
-            waiting = self.singles[ticket.lane]
-            waiting.remove(ticket)
-            if not waiting:
-                del self.singles[ticket.lane]
+            self.singles.remove(ticket)
             table.next[handle] = ticket.start
             self._buffer.bytes -= ticket.nbytes
 
@@ -108,11 +106,7 @@ class Chunks:
         ticket.start = start
         table.next[handle] = start + ticket.steps
         self._buffer.bytes += ticket.nbytes
-        waiting = self.singles.get(ticket.lane)
-        if waiting is None:
-            self.singles[ticket.lane] = [ticket]
-        else:
-            waiting.append(ticket)
+        self.singles.add(ticket, behind=start != table.sent.item(handle))
 
     def _admit_pool(self, ticket: PoolTicket) -> None:
         table, buffer = self._table, self._buffer
@@ -147,7 +141,7 @@ class Chunks:
         ready: list[Block] = []
         if self.unsent:
             self._fill_blocks(ready)
-        for lane, tickets in [*self.singles.items()]:
+        for lane, tickets in [*self.singles.lanes.items()]:
             if self.bytes_in_flight <= self.max_bytes_in_flight:
                 self._fill_singles(lane, tickets, ready)
         return ready
@@ -181,7 +175,7 @@ class Chunks:
             return
         handles = np.array([ticket.handle for ticket in tickets], np.int64)
         starts = np.array([ticket.start for ticket in tickets], np.int64)
-        ok = self._sendable(handles, starts)
+        ok = self._sendable(span(handles), starts)
         rest: list[StepTicket] = []
         if not ok.all():
             flags = ok.tolist()
@@ -190,10 +184,7 @@ class Chunks:
             handles, starts = handles[ok], starts[ok]
             if not tickets or self._gathering(len(tickets)):
                 return
-        if rest:
-            self.singles[lane] = rest
-        else:
-            del self.singles[lane]
+        self.singles.keep(lane, rest)
         most = FRAME_BYTES // max(1, lane.step_bytes * max([ticket.steps for ticket in tickets]))
         most = max(1, min(most, FRAME_SINGLES))
         if len(tickets) >= HALVED_SINGLES and not self.in_flight:
@@ -210,7 +201,7 @@ class Chunks:
             and table.in_flight.item(handle) < self.window
             and table.stale.item(handle) == 0
         ):
-            del self.singles[ticket.lane]
+            self.singles.keep(ticket.lane, [])
             self._frame([ticket], alone(ticket), ready)
 
     def _gathering(self, steps: int) -> bool:
@@ -237,6 +228,7 @@ class Chunks:
         block.depart(self._table)
         self.bytes_in_flight += block.nbytes
         self.sessions_in_flight += block.fresh
+        self.singles.departed(block)
         ready.append(block)
 
     def _detach(self, block: Block, mask: Mask) -> Block:
@@ -307,15 +299,9 @@ class Chunks:
             row = self._drop_unsent(block, handle)
             if row >= 0:
                 block.sink.fail(row, again(error))
-        for lane, tickets in [*self.singles.items()]:
-            gone = [ticket for ticket in tickets if ticket.handle == handle]
-            if len(gone) == len(tickets):
-                del self.singles[lane]
-            elif gone:
-                self.singles[lane] = [ticket for ticket in tickets if ticket.handle != handle]
-            for ticket in gone:
-                self._buffer.bytes -= ticket.nbytes
-                ticket.finish(error=again(error))
+        for ticket in self.singles.drop(handle):
+            self._buffer.bytes -= ticket.nbytes
+            ticket.finish(error=again(error))
         queued = [ticket for ticket in self.backlog if isinstance(ticket, StepTicket) and ticket.handle == handle]
         for ticket in queued:
             self.backlog.remove(ticket)
@@ -384,7 +370,7 @@ class Chunks:
         covered = np.zeros(table.size, np.bool_)
         for block in self.unsent:
             covered[block.handles[block.starts == table.sent[block.handles]]] = True
-        for tickets in self.singles.values():
+        for tickets in self.singles.lanes.values():
             for ticket in tickets:
                 if ticket.start == table.sent[ticket.handle]:
                     covered[ticket.handle] = True

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from statestream.core.blocks import Block, Single
-from statestream.core.tickets import DISCARD, One, PoolRows, PoolTicket, Singles, StepTicket
+from statestream.core.sinks import DISCARD, One, PoolRows, Singles
+from statestream.core.tickets import PoolTicket, StepTicket
 from statestream.wire import Array, Ints
 
 

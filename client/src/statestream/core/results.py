@@ -10,8 +10,9 @@ from statestream import errors
 from statestream.core.blocks import Block, answer
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
+from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
-from statestream.core.tickets import DISCARD, Discard, Outputs
+from statestream.core.tickets import Outputs
 from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import ResultFrame
 from statestream.v1.tensor_pb2 import RowError

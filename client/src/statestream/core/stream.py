@@ -244,7 +244,7 @@ class StreamCore:
             or self.opens.returned.unmarked
             or self.controls.waiting
             or self.results.acks_due
-            or chunks.singles
+            or chunks.singles.lanes
         )
 
     @property
@@ -255,7 +255,7 @@ class StreamCore:
             chunks.in_flight
             or chunks.unsent
             or chunks.backlog
-            or chunks.singles
+            or chunks.singles.lanes
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned

@@ -1,0 +1,133 @@
+"""Where the rows of a block deliver their outputs."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import numpy as np
+
+from statestream.core.tickets import Outputs, PoolTicket, StepTicket, value_of
+from statestream.errors import StatestreamError
+from statestream.wire import Array, Ints
+
+
+class Sink(Protocol):
+    """Where the rows of a block deliver."""
+
+    def take(self, rows: Ints) -> Sink:
+        """The sink of some of the rows."""
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Takes the packed outputs of some rows, or of all where `rows` is None."""
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Takes the error of one row."""
+
+
+class Discard:
+    """For chunks that are replayed though their replies were delivered before."""
+
+    def take(self, rows: Ints) -> Discard:
+        """Itself."""
+        return self
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Drops the outputs."""
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Drops the error."""
+
+
+DISCARD: Final = Discard()
+
+
+class Singles:
+    """One step ticket for every row."""
+
+    __slots__ = ("tickets",)
+
+    def __init__(self, tickets: list[StepTicket]) -> None:
+        self.tickets = tickets
+
+    def take(self, rows: Ints) -> Singles:
+        """The tickets of some rows."""
+        return Singles([self.tickets[row] for row in rows.tolist()])
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Hands every ticket its steps: views of one array that belongs to this frame."""
+        tickets = self.tickets if rows is None else [self.tickets[row] for row in rows.tolist()]
+        columns = [_rows_of(packed, lengths, tickets) for packed in outputs.values()]
+        if len(columns) == 1:
+            for ticket, value in zip(tickets, columns[0], strict=True):
+                ticket.finish(value)
+            return
+        names = list(outputs)
+        for ticket, values in zip(tickets, zip(*columns, strict=True), strict=True):
+            ticket.finish(dict(zip(names, values, strict=True)))
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Hands one ticket its error."""
+        self.tickets[row].finish(error=error)
+
+
+class One:
+    """The step ticket of a block of one chunk."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self, ticket: StepTicket) -> None:
+        self.ticket = ticket
+
+    def take(self, rows: Ints) -> One:
+        """Itself: there is only one row."""
+        return self
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Hands over the steps; they belong to this frame."""
+        ticket = self.ticket
+        if ticket.single:
+            outputs = {name: packed[0, ...] for name, packed in outputs.items()}
+        ticket.finish(value_of(outputs))
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Hands over the error."""
+        self.ticket.finish(error=error)
+
+
+class PoolRows:
+    """Some rows of a pool's ticket, from some step on."""
+
+    __slots__ = ("offset", "rows", "ticket")
+
+    def __init__(self, ticket: PoolTicket, rows: slice | Ints, offset: int) -> None:
+        self.ticket = ticket
+        self.rows = rows
+        self.offset = offset
+
+    def take(self, rows: Ints) -> PoolRows:
+        """The same for some of the rows."""
+        return PoolRows(self.ticket, self._places(rows), self.offset)
+
+    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+        """Hands the outputs to the pool's ticket."""
+        self.ticket.deliver(self.rows if rows is None else self._places(rows), self.offset, outputs, lengths)
+
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Hands the error to the pool's ticket."""
+        self.ticket.fail(self._places(np.array([row])), error)
+
+    def _places(self, rows: Ints) -> Ints:
+        return self.rows.start + rows if isinstance(self.rows, slice) else self.rows[rows]
+
+
+def _rows_of(packed: Array, lengths: Ints | int, tickets: list[StepTicket]) -> list[Array]:
+    if isinstance(lengths, int) and lengths == 1:
+        # A scalar per step would iterate as NumPy scalars; 0-d views keep one type for all outputs.
+        values: list[Array] = list(packed) if packed.ndim > 1 else [packed[i, ...] for i in range(len(packed))]
+        return [value if ticket.single else value[np.newaxis] for ticket, value in zip(tickets, values, strict=True)]
+    sizes = [lengths] * len(tickets) if isinstance(lengths, int) else lengths.tolist()
+    values, at = [], 0
+    for ticket, size in zip(tickets, sizes, strict=True):
+        values.append(packed[at, ...] if ticket.single else packed[at : at + size])
+        at += size
+    return values
