@@ -33,6 +33,10 @@ BATCH_SECONDS = 2e-3
 """What a batch is to take at most: newcomers wait that long before they join."""
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
+_MANY = 64
+"""Chunks that are worth a batch without a look at what else comes."""
+_MOST_TURNS = 16
+"""Turns of the loop that a few chunks wait at most, for company that keeps coming."""
 MAX_BATCH = 4096
 """The most rows in a batch, whatever they cost."""
 
@@ -62,6 +66,7 @@ class Engine:
         self._predictions: dict[int, Predictions] = {}
         self._ages = itertools.count(1)
         self._due = False
+        self._arrived = self._gathered = self._turns = 0
         self._turn: asyncio.Future[None] | None = None
         self._slabs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -107,7 +112,7 @@ class Engine:
         """Queues a work's chunks behind what their rows have queued."""
         work.since = time.perf_counter()
         table.lane.enqueue(work, priority, next(self._ages))
-        self.wake()
+        self.wake(len(work.rows))
 
     async def predict(
         self, graph: Predictor, inputs: Sequence[Array], axes: Sequence[int], output_axes: Sequence[int]
@@ -131,7 +136,7 @@ class Engine:
         outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
         call = Prediction(list(inputs), axes, output_axes, outputs, since=time.perf_counter())
         self._predictions[id(graph)].push(call, next(self._ages))
-        self.wake()
+        self.wake(1)
         return await outputs
 
     def forget(self, graph: Predictor) -> None:
@@ -170,20 +175,38 @@ class Engine:
         """Chunks that wait or run."""
         return sum(lane.table.lane.queued for lane in self._lanes.values())
 
-    def wake(self) -> None:
-        """Lets the engine look for work in the next turn of the loop."""
+    def wake(self, arrived: int = 0) -> None:
+        """Lets the engine look for work in the next turn of the loop, as so many chunks or calls arrived."""
+        self._arrived += arrived
         if not self._due and self._loop is not None:
             self._due = True
             self._loop.call_soon(self._run_next)
 
+    def _more_to_come(self) -> bool:
+        """Whether a turn that brought something is worth another before a batch runs.
+
+        A few chunks cost a batch as much as a hundred. While each turn of the loop brings more, and they are few,
+        the next costs less than a batch. Nothing is waited for: an idle loop runs at once what it has.
+        """
+        arrived, self._arrived = self._arrived, 0
+        self._gathered += arrived
+        self._turns += 1
+        if arrived and self._gathered < _MANY and self._turns < _MOST_TURNS:
+            return True
+        self._gathered = self._turns = 0
+        return False
+
     def _run_next(self) -> None:
         """Runs one batch, if one waits and none is on the thread."""
-        self._due = False
         if self._loop is None:
+            return
+        if self._more_to_come():
+            self._loop.call_soon(self._run_next)
             return
         try:
             for hand_over in self.feeds:
                 hand_over()
+            self._due, self._arrived = False, 0
             if self._on_thread is not None:
                 return
             queues: list[_Lane | Predictions] = [*self._lanes.values(), *self._predictions.values()]

@@ -112,3 +112,26 @@ class Handles:
                 place, errors.SessionNotFound(f"handle {handle} stands for no session on this stream; open it first")
             )
         return groups
+
+
+def read_handles(data: bytes) -> Array:
+    """The handles of a frame, a view.
+
+    Raises:
+        BadFrame: They are no numbers of 4 bytes, or one comes twice.
+    """
+    if len(data) % 4:
+        raise errors.BadFrame(f"handles has {len(data)} bytes; expected a multiple of 4", metadata={"field": "handles"})
+    handles = np.frombuffer(data, "<u4")
+    check_distinct(handles)
+    return handles
+
+
+def check_distinct(handles: Array) -> None:
+    """Whether each handle comes once.
+
+    Raises:
+        BadFrame: One comes twice.
+    """
+    if len(handles) > 1 and not (handles[1:] > handles[:-1]).all() and len(np.unique(handles)) < len(handles):
+        raise errors.BadFrame("a handle comes twice in one frame; each may come once", metadata={"field": "handles"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
@@ -19,7 +20,7 @@ class Outbox:
     def __init__(self, context: Context) -> None:
         """Nothing waits."""
         self._context = context
-        self._messages: deque[tuple[pb.StreamResponse, int]] = deque()
+        self._messages: deque[tuple[Callable[[], pb.StreamResponse], int]] = deque()
         self._more: asyncio.Future[None] | None = None
         self._ended = False
         self._bytes = 0
@@ -32,8 +33,8 @@ class Outbox:
         """Writes messages until `end`."""
         while True:
             while self._messages:
-                message, size = self._messages.popleft()
-                await self._context.write(message)
+                make, size = self._messages.popleft()
+                await self._context.write(make())
                 self._bytes -= size
                 if self._bytes <= _MOST_BYTES:
                     self._room.set()
@@ -49,11 +50,14 @@ class Outbox:
 
     def put(self, message: pb.StreamResponse) -> None:
         """Sends a message."""
-        size = message.ByteSize()
+        self.put_later(lambda: message, message.ByteSize())
+
+    def put_later(self, make: Callable[[], pb.StreamResponse], size: int) -> None:
+        """Sends a message of about so many bytes that is made when its turn has come."""
         self._bytes += size
         if self._bytes > _MOST_BYTES:
             self._room.clear()
-        self._messages.append((message, size))
+        self._messages.append((make, size))
         self._rouse()
 
     def error(self, frame: int, error: RowError) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import grpc
 import numpy as np
@@ -23,13 +22,12 @@ from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
+from statestream_server.servicers.chunk_frames import ChunkFrames, result_frame
 from statestream_server.servicers.failures import Context
-from statestream_server.servicers.handles import MAX_HANDLE, Group, Handles
+from statestream_server.servicers.handles import MAX_HANDLE, Handles, check_distinct, read_handles
 from statestream_server.servicers.outbox import Outbox
-from statestream_server.sessions.intake import Chunks
 from statestream_server.sessions.openings import Opened, Opening, check_initial_states
 from statestream_server.sessions.peers import Sleeper
-from statestream_server.sessions.tray import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class Stream:
         self._number = server.peers.join(self)
         self._handles = Handles()
         self._outbox = Outbox(context)
-        self._known_ports: dict[int, wire.Ports] = {}
+        self._chunks = ChunkFrames(server, self._handles, self._outbox, self._wake)
         self._last_frame = 0
         self._flushes: set[asyncio.Task[None]] = set()
 
@@ -100,44 +98,6 @@ class Stream:
         duration.FromNanoseconds(int(grace * 1e9))
         self._outbox.put(pb.StreamResponse(go_away=pb.GoAwayFrame(grace=duration)))
 
-    def result(
-        self,
-        frame: int,
-        table: Table,
-        handles: Array,
-        rows: Ints,
-        starts: Positions,
-        lengths: Lengths,
-        outputs: Sequence[Array],
-    ) -> None:
-        """Chunks of a frame were applied."""
-        message = pb.ResultFrame(
-            handles=handles.astype("<u4").tobytes(),
-            positions=starts.astype("<u8").tobytes(),
-            steps=lengths.each,
-            lengths=b"" if lengths.each else lengths.column.astype("<u4").tobytes(),
-            durable_positions=table.durable[rows].astype("<u8").tobytes(),
-            outputs=wire.tensors(table.model.signature.outputs, outputs),
-        )
-        self._outbox.put(pb.StreamResponse(frame=frame, result=message))
-
-    def single(
-        self, frame: int, handle: bytes, table: Table, start: int, steps: int, durable: int, outputs: Sequence[bytes]
-    ) -> None:
-        """The only chunk of a frame was applied."""
-        message = pb.ResultFrame(
-            handles=handle,
-            positions=start.to_bytes(8, "little"),
-            steps=steps,
-            durable_positions=durable.to_bytes(8, "little"),
-            outputs=wire.tensors_of_bytes(self._ports(table).outputs, steps, outputs),
-        )
-        self._outbox.put(pb.StreamResponse(frame=frame, result=message))
-
-    def refused(self, frame: int, handle: int, start: int, error: errors.StatestreamError) -> None:
-        """A chunk of a frame was not applied."""
-        self._outbox.error(frame, wire.row_error(handle, start, error))
-
     # The reader.
 
     async def _handle(self, request: pb.StreamRequest) -> None:
@@ -149,11 +109,11 @@ class Stream:
                 )
             self._last_frame = request.frame
             kind = request.WhichOneof("request")
-            if kind == "chunk" and self._single(request.frame, request.chunk):
+            if kind == "chunk" and self._chunks.take_single(request.frame, request.chunk):
                 return
             self._server.tray.empty()
             if kind == "chunk":
-                await self._chunk(request.frame, request.chunk)
+                await self._chunks.take(request.frame, request.chunk)
             elif kind == "open":
                 await self._open(request.frame, request.open)
             elif kind == "ack":
@@ -199,7 +159,7 @@ class Stream:
                 f"handle {int(handles.max())} is too large; expected small dense numbers below {MAX_HANDLE}",
                 metadata={"field": "handles"},
             )
-        _check_distinct(handles)
+        check_distinct(handles)
         if len(request.writer) != 16:
             raise errors.BadFrame(f"writer has {len(request.writer)} bytes; expected 16", metadata={"field": "writer"})
         states = None
@@ -249,113 +209,9 @@ class Stream:
         for handle, row in zip(handles.tolist(), part.rows.tolist(), strict=True):
             for reply in part.table.replies.replies(row):
                 one = np.asarray([row])
-                self.result(
-                    frame,
-                    part.table,
-                    np.asarray([handle], np.uint32),
-                    one,
-                    np.asarray([reply.start], np.uint64),
-                    Lengths(1, reply.steps),
-                    reply.outputs,
-                )
-
-    async def _chunk(self, frame: int, request: pb.ChunkFrame) -> None:
-        handles = _handles(request.handles)
-        count = len(handles)
-        if not count:
-            raise errors.BadFrame("a chunk frame has no rows; expected one at least", metadata={"field": "handles"})
-        starts = wire.column(request.positions, "<u8", count, "positions")
-        acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
-        lengths = self._lengths(request, count)
-        unknown = list[tuple[int, errors.StatestreamError]]()
-        groups = await self._undisputed(handles, starts, unknown)
-        # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
-        accepted = list[Chunks]()
-        for table, rows, places in groups:
-            inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
-            accepted.append(
-                Chunks(table, rows, handles, starts, acked, lengths, inputs)
-                if len(places) == count
-                else Chunks(
-                    table,
-                    rows,
-                    handles[places],
-                    starts[places],
-                    acked[places],
-                    lengths.take(places),
-                    lengths.pack(inputs, places),
-                )
-            )
-        receiver = _Receiver(self, frame)
-        for place, error in unknown:
-            receiver.refused(int(handles[place]), int(starts[place]), error)
-        for chunks in accepted:
-            self._server.intake.accept(chunks, receiver)
-
-    def _single(self, frame: int, request: pb.ChunkFrame) -> bool:
-        """Takes a frame with one well-formed chunk the quick way; False where `_chunk` must look at it."""
-        handles, positions, acked = request.handles, request.positions, request.acked_positions
-        if len(handles) != 4 or len(positions) != 8 or len(acked) not in (0, 8) or request.lengths:
-            return False
-        found = self._handles.one(int.from_bytes(handles, "little"))
-        steps = request.steps
-        if found is None or not 1 <= steps <= self._server.settings.limits.max_chunk_steps:
-            return False
-        table, row, binding = found
-        inputs = wire.packed_bytes(self._ports(table).inputs, request.inputs, steps)
-        start = int.from_bytes(positions, "little")
-        tray = self._server.tray
-        disputed = table.claiming.item(row) or tray.holds(table, row)
-        if inputs is None or disputed or start != table.queued.item(row):
-            return False
-        sender = _Single(self, frame, handles, table)
-        tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
-        return True
-
-    def _ports(self, table: Table) -> wire.Ports:
-        found = self._known_ports.get(id(table))
-        if found is None:
-            found = self._known_ports[id(table)] = wire.ports(table.model.signature)
-        return found
-
-    async def _undisputed(
-        self, handles: Array, starts: Positions, unknown: list[tuple[int, errors.StatestreamError]]
-    ) -> list[Group]:
-        """The rows of a chunk frame, once nothing speaks against its chunks; handles without any go to `unknown`."""
-        while True:
-            unknown.clear()
-            await self._wake(handles)
-            groups = self._handles.resolve(handles, lambda place, error: unknown.append((place, error)))
-            disputes = self._disputes(groups, starts)
-            if not disputes:
-                return groups
-            for dispute in disputes:
-                await dispute
-
-    def _disputes(self, groups: Sequence[Group], starts: Positions) -> list[Coroutine[Any, Any, None]]:
-        """What a chunk frame must wait for: sessions that are being claimed, the same chunks that are queued."""
-        waits = list[Coroutine[Any, Any, None]]()
-        for table, rows, places in groups:
-            if table.claiming[rows].any():
-                waits.append(self._server.sessions.undisputed(table, rows))
-            racing = self._server.intake.racing(table, rows, starts[places] if len(places) < len(starts) else starts)
-            if len(racing):
-                waits.append(self._server.engine.settled(table, racing))
-        return waits
-
-    def _lengths(self, request: pb.ChunkFrame, count: int) -> Lengths:
-        most, least = request.steps, request.steps
-        lengths = Lengths(count, request.steps)
-        if request.lengths:
-            column = wire.column(request.lengths, "<u4", count, "lengths").astype(np.int64)
-            least, most, lengths = int(column.min()), int(column.max()), Lengths.of(column)
-        limit = self._server.settings.limits.max_chunk_steps
-        if least < 1 or most > limit:
-            raise errors.BadFrame(
-                f"a chunk has {least or most} steps; expected 1 to {limit}",
-                metadata={"field": "lengths" if request.lengths else "steps"},
-            )
-        return lengths
+                started, called = np.asarray([reply.start], np.uint64), np.asarray([handle], np.uint32)
+                lengths = Lengths(1, reply.steps)
+                self._outbox.put(result_frame(frame, part.table, called, one, started, lengths, reply.outputs))
 
     async def _wake(self, handles: Array) -> None:
         """Brings back the sessions among `handles` that hibernate."""
@@ -376,14 +232,14 @@ class Stream:
                 self.lost(waking[place], error)
 
     async def _ack(self, request: pb.AckFrame) -> None:
-        handles = _handles(request.handles)
+        handles = read_handles(request.handles)
         acked = wire.column(request.acked_positions, "<u8", len(handles), "acked_positions")
         await self._wake(handles)
         for table, rows, places in self._handles.resolve(handles, _ignore):
             self._server.intake.acknowledge(table, rows, acked[places])
 
     async def _close(self, frame: int, request: pb.CloseFrame) -> None:
-        handles, failures = _handles(request.handles), list[RowError]()
+        handles, failures = read_handles(request.handles), list[RowError]()
         await self._wake(handles)
         for table, rows, _ in self._handles.resolve(handles, self._collect(handles, failures)):
             claims = table.claims(rows)
@@ -401,7 +257,7 @@ class Stream:
         self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))
 
     def _flush(self, frame: int, request: pb.FlushFrame) -> None:
-        task = asyncio.create_task(self._flushed(frame, _handles(request.handles)), name="stream-flush")
+        task = asyncio.create_task(self._flushed(frame, read_handles(request.handles)), name="stream-flush")
         self._flushes.add(task)
         task.add_done_callback(self._flushes.discard)
 
@@ -430,55 +286,5 @@ class Stream:
         return [(table, np.flatnonzero(table.owner == self._number)) for table in self._handles.tables]
 
 
-class _Receiver:
-    """Takes the replies to one frame."""
-
-    def __init__(self, stream: Stream, frame: int) -> None:
-        self._stream = stream
-        self._frame = frame
-
-    def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
-    ) -> None:
-        self._stream.result(self._frame, table, handles, rows, starts, lengths, outputs)
-
-    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
-        self._stream.refused(self._frame, handle, start, error)
-
-    def overtaken(self) -> None:
-        """The stream heard of it when its sessions were taken."""
-
-
-class _Single:
-    """Takes the reply to a frame with one chunk."""
-
-    __slots__ = ("_frame", "_handle", "_stream", "_table")
-
-    def __init__(self, stream: Stream, frame: int, handle: bytes, table: Table) -> None:
-        self._stream = stream
-        self._frame = frame
-        self._handle = handle
-        self._table = table
-
-    def result(self, start: int, steps: int, durable: int, outputs: Sequence[bytes]) -> None:
-        self._stream.single(self._frame, self._handle, self._table, start, steps, durable, outputs)
-
-    def refused(self, start: int, error: errors.StatestreamError) -> None:
-        self._stream.refused(self._frame, int.from_bytes(self._handle, "little"), start, error)
-
-
 def _ignore(place: int, error: errors.StatestreamError) -> None:
     """A handle that stands for nothing needs no answer here."""
-
-
-def _handles(data: bytes) -> Array:
-    if len(data) % 4:
-        raise errors.BadFrame(f"handles has {len(data)} bytes; expected a multiple of 4", metadata={"field": "handles"})
-    handles = np.frombuffer(data, "<u4")
-    _check_distinct(handles)
-    return handles
-
-
-def _check_distinct(handles: Array) -> None:
-    if len(handles) > 1 and not (handles[1:] > handles[:-1]).all() and len(np.unique(handles)) < len(handles):
-        raise errors.BadFrame("a handle comes twice in one frame; each may come once", metadata={"field": "handles"})

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream import errors
-from statestream.signature import DTYPES, Signature, TensorSpec, numpy_dtype, step_shape
+from statestream.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
+from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.settings import Settings
@@ -25,21 +26,13 @@ class Port(NamedTuple):
     nbytes: int
 
 
-class Ports(NamedTuple):
-    """What one step of a model looks like on the wire."""
-
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-
-
-def ports(signature: Signature) -> Ports:
-    """What one step of a model looks like on the wire."""
-    return Ports(*(tuple(map(_port, specs)) for specs in (signature.inputs, signature.outputs)))
-
-
-def _port(spec: TensorSpec) -> Port:
-    shape = step_shape(spec)
-    return Port(spec.name, spec.dtype, shape, numpy_dtype(spec.dtype).itemsize * math.prod(shape))
+def ports(specs: Sequence[TensorSpec]) -> tuple[Port, ...]:
+    """What one step of inputs or outputs looks like on the wire."""
+    shapes = [(spec, step_shape(spec)) for spec in specs]
+    return tuple(
+        Port(spec.name, spec.dtype, shape, numpy_dtype(spec.dtype).itemsize * math.prod(shape))
+        for spec, shape in shapes
+    )
 
 
 def column(data: bytes, dtype: str, count: int, field: str) -> Array:
@@ -123,7 +116,7 @@ def packed_bytes(ports: Sequence[Port], tensors: Sequence[Tensor], steps: int) -
             tensor.name != port.name
             or tensor.dtype != port.dtype
             or len(data) != steps * port.nbytes
-            or list(tensor.shape) != [steps, *port.shape]
+            or tensor.shape != [steps, *port.shape]
         ):
             return None
         found.append(data)
@@ -189,12 +182,34 @@ def tensors(specs: Iterable[TensorSpec], arrays: Iterable[Array]) -> list[Tensor
     return [tensor(spec.name, array) for spec, array in zip(specs, arrays, strict=True)]
 
 
-def tensors_of_bytes(ports: Sequence[Port], steps: int, data: Sequence[bytes]) -> list[Tensor]:
-    """One tensor [steps, ...one step] for every output."""
-    return [
-        Tensor(name=port.name, dtype=port.dtype, shape=(steps, *port.shape), data=part)
-        for port, part in zip(ports, data, strict=True)
-    ]
+class SingleReply:
+    """The message that answers a frame with one chunk of one model, used again for the next."""
+
+    def __init__(self, ports: Sequence[Port]) -> None:
+        """A reply with these outputs."""
+        self._message = StreamResponse(
+            result=ResultFrame(
+                steps=1, outputs=[Tensor(name=p.name, dtype=p.dtype, shape=(1, *p.shape)) for p in ports]
+            )
+        )
+        self._result = self._message.result
+        self._outputs = list(self._result.outputs)
+
+    def fill(
+        self, frame: int, handle: bytes, start: int, steps: int, durable: int, outputs: Sequence[bytes]
+    ) -> StreamResponse:
+        """The message with these values; they stand until the next call."""
+        result = self._result
+        self._message.frame = frame
+        result.handles, result.positions = handle, start.to_bytes(8, "little")
+        result.durable_positions = durable.to_bytes(8, "little")
+        if result.steps != steps:
+            result.steps = steps
+            for tensor in self._outputs:
+                tensor.shape[0] = steps
+        for tensor, data in zip(self._outputs, outputs, strict=True):
+            tensor.data = data
+        return self._message
 
 
 def durability(settings: Settings) -> str:

@@ -64,7 +64,7 @@ class Tray:
 
     def put(self, table: Table, arrival: Arrival) -> None:
         """Takes a chunk of a session that has none here; it goes on with the next turn of the engine."""
-        self._engine.wake()
+        self._engine.wake(1)
         _, rows = self._arrivals.setdefault(id(table), (table, {}))
         rows[arrival.row] = arrival
 

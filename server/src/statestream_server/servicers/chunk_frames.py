@@ -1,0 +1,214 @@
+"""Chunk frames: what a stream's frames with steps ask for, and the frames that answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from statestream import errors
+from statestream.v1 import inference_pb2 as pb
+from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.table import Table
+from statestream_server.server import Server
+from statestream_server.servicers import wire
+from statestream_server.servicers.handles import Group, Handles, read_handles
+from statestream_server.servicers.outbox import Outbox
+from statestream_server.sessions.intake import Chunks
+from statestream_server.sessions.tray import Arrival
+
+_REPLY_BYTES = 128
+"""About what a reply has beside its outputs."""
+
+
+class _Known(NamedTuple):
+    """What a stream knows of a model: what one step looks like on the wire, and the message that answers it."""
+
+    inputs: tuple[wire.Port, ...]
+    reply: wire.SingleReply | None
+
+
+class ChunkFrames:
+    """The chunk frames of one stream."""
+
+    def __init__(
+        self, server: Server, handles: Handles, outbox: Outbox, wake: Callable[[Array], Awaitable[None]]
+    ) -> None:
+        """Frames about `handles`, answered through `outbox`; `wake` brings back the sessions that sleep among some."""
+        self._server = server
+        self._handles = handles
+        self._outbox = outbox
+        self._wake = wake
+        self._models: dict[int, _Known] = {}
+
+    async def take(self, frame: int, request: pb.ChunkFrame) -> None:
+        """Takes a frame; waits while its sessions sleep, are being claimed, or have the same chunks queued.
+
+        Raises:
+            BadFrame, BadTensor: The frame cannot be read; nothing of it was applied.
+        """
+        handles = read_handles(request.handles)
+        count = len(handles)
+        if not count:
+            raise errors.BadFrame("a chunk frame has no rows; expected one at least", metadata={"field": "handles"})
+        starts = wire.column(request.positions, "<u8", count, "positions")
+        acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
+        lengths = self._lengths(request, count)
+        unknown = list[tuple[int, errors.StatestreamError]]()
+        groups = await self._undisputed(handles, starts, unknown)
+        # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
+        accepted = list[Chunks]()
+        for table, rows, places in groups:
+            inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
+            accepted.append(
+                Chunks(table, rows, handles, starts, acked, lengths, inputs)
+                if len(places) == count
+                else Chunks(
+                    table,
+                    rows,
+                    handles[places],
+                    starts[places],
+                    acked[places],
+                    lengths.take(places),
+                    lengths.pack(inputs, places),
+                )
+            )
+        receiver = _Receiver(self._outbox, frame)
+        for place, error in unknown:
+            receiver.refused(int(handles[place]), int(starts[place]), error)
+        for chunks in accepted:
+            self._server.intake.accept(chunks, receiver)
+
+    def take_single(self, frame: int, request: pb.ChunkFrame) -> bool:
+        """Takes a frame with one well-formed chunk the quick way; False where `take` must look at it."""
+        handles, positions, acked = request.handles, request.positions, request.acked_positions
+        if len(handles) != 4 or len(positions) != 8 or len(acked) not in (0, 8) or request.lengths:
+            return False
+        found = self._handles.one(int.from_bytes(handles, "little"))
+        steps = request.steps
+        if found is None or not 1 <= steps <= self._server.settings.limits.max_chunk_steps:
+            return False
+        table, row, binding = found
+        ports, reply = self._known(table)
+        inputs = wire.packed_bytes(ports, request.inputs, steps)
+        start = int.from_bytes(positions, "little")
+        tray = self._server.tray
+        disputed = table.claiming.item(row) or tray.holds(table, row)
+        if reply is None or inputs is None or disputed or start != table.queued.item(row):
+            return False
+        sender = _Single(self._outbox, frame, handles, reply)
+        tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
+        return True
+
+    def _known(self, table: Table) -> _Known:
+        found = self._models.get(id(table))
+        if found is None:
+            inputs, outputs = (
+                wire.ports(specs) for specs in (table.model.signature.inputs, table.model.signature.outputs)
+            )
+            # What an output of free shape has come to, only its array knows.
+            fixed = all(size >= 0 for port in outputs for size in port.shape)
+            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs) if fixed else None)
+        return found
+
+    async def _undisputed(
+        self, handles: Array, starts: Positions, unknown: list[tuple[int, errors.StatestreamError]]
+    ) -> list[Group]:
+        """The rows of a chunk frame, once nothing speaks against its chunks; handles without any go to `unknown`."""
+        while True:
+            unknown.clear()
+            await self._wake(handles)
+            groups = self._handles.resolve(handles, lambda place, error: unknown.append((place, error)))
+            disputes = self._disputes(groups, starts)
+            if not disputes:
+                return groups
+            for dispute in disputes:
+                await dispute
+
+    def _disputes(self, groups: Sequence[Group], starts: Positions) -> list[Coroutine[Any, Any, None]]:
+        """What a chunk frame must wait for: sessions that are being claimed, the same chunks that are queued."""
+        waits = list[Coroutine[Any, Any, None]]()
+        for table, rows, places in groups:
+            if table.claiming[rows].any():
+                waits.append(self._server.sessions.undisputed(table, rows))
+            racing = self._server.intake.racing(table, rows, starts[places] if len(places) < len(starts) else starts)
+            if len(racing):
+                waits.append(self._server.engine.settled(table, racing))
+        return waits
+
+    def _lengths(self, request: pb.ChunkFrame, count: int) -> Lengths:
+        most, least = request.steps, request.steps
+        lengths = Lengths(count, request.steps)
+        if request.lengths:
+            column = wire.column(request.lengths, "<u4", count, "lengths").astype(np.int64)
+            least, most, lengths = int(column.min()), int(column.max()), Lengths.of(column)
+        limit = self._server.settings.limits.max_chunk_steps
+        if least < 1 or most > limit:
+            raise errors.BadFrame(
+                f"a chunk has {least or most} steps; expected 1 to {limit}",
+                metadata={"field": "lengths" if request.lengths else "steps"},
+            )
+        return lengths
+
+
+def result_frame(
+    frame: int,
+    table: Table,
+    handles: Array,
+    rows: Ints,
+    starts: Positions,
+    lengths: Lengths,
+    outputs: Sequence[Array],
+) -> pb.StreamResponse:
+    """The frame that says that chunks were applied."""
+    message = pb.ResultFrame(
+        handles=handles.astype("<u4", copy=False).tobytes(),
+        positions=starts.astype("<u8", copy=False).tobytes(),
+        steps=lengths.each,
+        lengths=b"" if lengths.each else lengths.column.astype("<u4").tobytes(),
+        durable_positions=table.durable[rows].astype("<u8", copy=False).tobytes(),
+        outputs=wire.tensors(table.model.signature.outputs, outputs),
+    )
+    return pb.StreamResponse(frame=frame, result=message)
+
+
+class _Receiver:
+    """Takes the replies to one frame."""
+
+    def __init__(self, outbox: Outbox, frame: int) -> None:
+        self._outbox = outbox
+        self._frame = frame
+
+    def results(
+        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
+    ) -> None:
+        self._outbox.put(result_frame(self._frame, table, handles, rows, starts, lengths, outputs))
+
+    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
+        self._outbox.error(self._frame, wire.row_error(handle, start, error))
+
+    def overtaken(self) -> None:
+        """The stream heard of it when its sessions were taken."""
+
+
+class _Single:
+    """Takes the reply to a frame with one chunk."""
+
+    __slots__ = ("_frame", "_handle", "_outbox", "_reply")
+
+    def __init__(self, outbox: Outbox, frame: int, handle: bytes, reply: wire.SingleReply) -> None:
+        self._outbox = outbox
+        self._frame = frame
+        self._handle = handle
+        self._reply = reply
+
+    def result(self, start: int, steps: int, durable: int, outputs: Sequence[bytes]) -> None:
+        size = _REPLY_BYTES + sum(map(len, outputs))
+        fill = partial(self._reply.fill, self._frame, self._handle, start, steps, durable, outputs)
+        self._outbox.put_later(fill, size)
+
+    def refused(self, start: int, error: errors.StatestreamError) -> None:
+        self._outbox.error(self._frame, wire.row_error(int.from_bytes(self._handle, "little"), start, error))
