@@ -92,7 +92,7 @@ def _print(found: list[Result], machine: str) -> None:
     for each in found:
         style = {True: "green", False: "red", None: "dim"}[each.reached]
         ratio = f"[{style}]{each.ratio:.2f}[/] ({each.lowest:.2f}–{each.highest:.2f})"
-        shown.add_row(each.name, f"{each.ours:,.4g}", f"{each.other:,.4g}", each.unit, ratio, each.target)
+        shown.add_row(each.name, figures.shown(each.ours), figures.shown(each.other), each.unit, ratio, each.target)
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(shown)
 

@@ -40,6 +40,11 @@ def machine() -> str:
     )
 
 
+def shown(value: float) -> str:
+    """A figure for people: four digits, or whole numbers of thousands."""
+    return f"{rounded(value):,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def rounded(value: float) -> float:
     """Four significant digits: more are noise."""
     return float(f"{value:.4g}")

@@ -18,7 +18,7 @@ def ratios(results: list[dict[str, Any]]) -> str:
         mark = {True: "reached", False: "**missed**", None: ""}[row["reached"]]
         spread = f" ({row['lowest']:.2f} … {row['highest']:.2f})" if row["rounds"] > 1 else ""
         lines.append(
-            f"| {row['name']} | {row['ours']:,.4g} | {row['other']:,.4g} | {row['unit']} |"
+            f"| {row['name']} | {figures.shown(row['ours'])} | {figures.shown(row['other'])} | {row['unit']} |"
             f" {row['ratio']:.2f}{spread} | {row['target']} | {mark} |"
         )
     return "\n".join(lines)
