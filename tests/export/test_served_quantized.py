@@ -111,6 +111,30 @@ def test_the_server_says_what_was_quantised(tmp_path: Path) -> None:
     assert "exact: the same bits" in lines["batching"]
 
 
+class Wide(nn.Module):
+    """Inputs so wide that their products are quantised too, by the calibration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(100, HIDDEN, batch_first=True)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y, (h, c) = self.layer(x, (h, c))
+        return y, h, c
+
+
+def test_wide_inputs_of_an_lstm_are_quantised_and_rows_stay_exact(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "1" / "model.onnx"
+    states = states_of(nn.LSTM, layers=1, hidden=HIDDEN)
+    made = export(Wide(), torch.randn(8, 20, 100), states=states, time_axis=1, path=path, quantize="int8")
+    assert dict(made.signature.quantization.layers) == {"LSTM": 1}
+    weights = onnx.load_model(path).graph.initializer
+    shapes = [list(tensor.dims) for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]
+    assert [100, 4 * HIDDEN] in shapes
+    assert repository.load("m", 1, path.parent).batch_invariance == BatchInvariance.BATCH_INVARIANCE_EXACT
+
+
 def test_what_is_said_of_quantisation_does_not_change_the_digest(tmp_path: Path) -> None:
     made = lstm(tmp_path / "1", quantize="int8")
     before = repository.load("m", 1, made.path.parent).digest
