@@ -589,7 +589,7 @@ class Caller:
 def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule(
     seed: int, durability: pb.DurabilityMode
 ) -> None:
-    """Random schedules of steps, frames, answers split and reordered, lost streams, saves and restarts."""
+    """Random schedules of steps, cancellations, frames, answers split and reordered, lost streams, saves, restarts."""
     rng = random.Random(seed)
     wire = Wire(World(durability), make_core(keep_seconds=rng.choice([0.0, 5.0])))
     wire.connect()
@@ -603,7 +603,17 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
             x = np.array([[rng.randrange(9)] * FEATURES for _ in range(rng.randrange(1, 5))], np.float32)
             callers[row].sent.append(x)
             callers[row].got.append((len(x), wire.step(callers[row].handle, x), -1))
-        elif action < 0.35:
+        elif action < 0.28:
+            caller = rng.choice(callers)
+            ticket = caller.got[-1][1] if caller.got else None
+            if isinstance(ticket, StepTicket):
+                wire.core.cancel(ticket)
+                dropped = not ticket.done and not ticket.framed
+                assert (wire.core.table.next[caller.handle] == ticket.start) == dropped
+                if dropped:
+                    caller.sent.pop()
+                    caller.got.pop()
+        elif action < 0.38:
             steps = rng.randrange(1, 7)
             rows = sorted(rng.sample(range(5), rng.randrange(1, 6)))
             lengths = np.array([rng.randrange(1, steps + 1) for _ in rows])
