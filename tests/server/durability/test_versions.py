@@ -6,6 +6,7 @@ applied by which version. Version 3 has other outputs, version 4 another state.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,6 +20,7 @@ import statestream
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2 as model
+from statestream.v1 import session_pb2
 from statestream_server.engine.table import Table
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Key, Record
@@ -26,7 +28,7 @@ from statestream_server.stores.sqlite import SqliteStore
 from tests.server.stores.compliance import claim_of
 from tests.support import models
 from tests.support.serving import Local, process, serving
-from tests.support.speaker import Answer, Caller, Opened, Refusal, Speaker, failing, next_incarnation, u32
+from tests.support.speaker import Answer, Caller, Opened, Refusal, Speaker, failing, next_incarnation, tensor, u32
 
 MODEL = "counter"
 LONG = 60.0
@@ -195,7 +197,9 @@ async def test_the_old_version_need_not_be_there_any_more(both: Path, url: str) 
     shutil.move(both / MODEL / "1", both.parent / "away")
     async with serving(both, store=url) as local, Speaker(local.channel, MODEL) as speaker:
         failure = await speaker.not_opened("a")
-        assert (failure.reason, "no version 1" in failure.message) == ("MODEL_NOT_FOUND", True)
+        assert failure.reason == "MODEL_NOT_FOUND"
+        assert "'a' is pinned to version 1: model 'counter' has no version 1" in failure.message
+        assert "Put that version back into the models folder, or move the session" in failure.message
         failure = await speaker.not_opened("a", version=4, upgrade=True)
         assert failure.reason == "MODEL_CHANGED"
         assert "version 1 is not in the models folder" in failure.message
@@ -371,6 +375,55 @@ def _move(speaker: Speaker, session: str) -> pb.OpenFrame:
         incarnation=next_incarnation(),
         upgrade=True,
     )
+
+
+@pytest.mark.parametrize("writing", [1, 2])
+async def test_a_step_without_a_stream_that_meets_a_move(
+    local: Local, monkeypatch: pytest.MonkeyPatch, writing: int
+) -> None:
+    """Until the record is of version 2 nothing is answered; what meant the row of version 1 is to be sent again."""
+    caller, save = Caller(local.channel), local.server.store.save
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wrapped(records: Sequence[Record]) -> Any:
+        if any(each.version == writing for each in records) and not go_on.is_set():
+            reached.set()
+            await go_on.wait()
+        return await save(records)
+
+    await caller.step(MODEL, "a", numbers(1, 2), version=1)
+    row = table_of(local, 1).row_of["a"]
+    monkeypatch.setattr(local.server.store, "save", wrapped)
+    request = session_pb2.OpenSessionRequest(model=MODEL, session_id="a", **TO_2)
+    moving = asyncio.create_task(_awaited(caller.sessions.OpenSession(request)))
+    await reached.wait()
+    step = asyncio.create_task(_awaited(caller.inference.Step(_step("a", 2, 1))))
+    claimed = (table_of(local, 1), row) if writing == 1 else (table_of(local, 2), table_of(local, 2).row_of["a"])
+    assert claimed[0].claiming[claimed[1]]
+    # A call behind the step is answered: so the step has arrived, and waits.
+    await caller.models.ListModels(model.ListModelsRequest())
+    assert not step.done()
+    go_on.set()
+    assert (await moving).session.version == 2
+    if writing == 1:
+        assert (await failing(step)).reason == "SESSION_MOVED"
+        answer = await caller.inference.Step(_step("a", 2, 1))
+    else:
+        answer = await step
+    assert (answer.version, answer.position, sums_of(answer)) == (2, 3, [13])
+
+
+async def _awaited(call: Any) -> Any:
+    return await call
+
+
+def _step(session: str, position: int, value: float) -> pb.StepRequest:
+    inputs = [tensor(name, array) for name, array in numbers(value).items()]
+    return pb.StepRequest(model=MODEL, session_id=session, position=position, inputs=inputs)
+
+
+def sums_of(response: pb.StepResponse) -> list[float]:
+    return np.frombuffer(response.outputs[0].data, "<f4").tolist()
 
 
 async def test_a_claim_that_comes_on_the_way_wins(local: Local, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
     def __init__(self, server: Server) -> None:
         """Calls go to the server's registry."""
         self._registry: Registry = server.registry
+        self._sessions = server.sessions
 
     @unary
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -53,7 +54,7 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
     @unary
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Unloads a version."""
-        self._registry.unload(request.name, request.version)
+        await self._sessions.unload(request.name, request.version)
         return pb.UnloadModelResponse()
 
     def _message(self, served: Served) -> pb.Model:

@@ -108,6 +108,12 @@ class Placement:
             try:
                 table = target if opening.upgrade else self._table(opening.model, pinned)
                 stored = self._decode(opening, place, table, answer)
+            except errors.ModelNotFound as error:
+                refused[place] = errors.ModelNotFound(
+                    f"session {opening.ids[place]!r} is pinned to version {pinned}: {error.message}. Put that version"
+                    " back into the models folder, or move the session to another with upgrade"
+                )
+                continue
             except errors.StatestreamError as error:
                 refused[place] = error
                 continue

@@ -82,10 +82,10 @@ class Sessions:
         """
         if self.draining:
             raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
-        table = self.table(opening.model, opening.version)
         check_ids(opening.ids)
         check_numbers(opening)
         async with self.lock:
+            table = self.table(opening.model, opening.version)
             held = [self.find(opening.model, session) for session in opening.ids]
             held = await self._settled(opening, held)
             here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
@@ -155,6 +155,15 @@ class Sessions:
         self.detach(table, part.rows[unsaved])
         self.drop(table, part.rows[unsaved], failed)
         return part.some(~unsaved)
+
+    async def unload(self, model: str, version: int) -> None:
+        """Unloads a version, 0 for every one; nobody is opening a session of it meanwhile.
+
+        Raises:
+            ModelNotFound, ModelInUse: It stays as it is.
+        """
+        async with self.lock:
+            self._registry.unload(model, version)
 
     async def undisputed(self, table: Table, rows: Ints) -> None:
         """Returns when no claim on these rows is on its way: what came meanwhile waits to see who has them."""
