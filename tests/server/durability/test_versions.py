@@ -7,8 +7,10 @@ applied by which version. Version 3 has other outputs, version 4 another state.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import shutil
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,9 +154,11 @@ async def test_a_move_waits_for_what_was_sent_and_leaves_nothing_behind(local: L
         assert moved.durable == moved.position
         assert sums(await new.step(0, moved.position, numbers(1))) == [moved.position + 10]
         assert not table_of(local, 1).sessions
-        await caller.models.UnloadModel(model.UnloadModelRequest(name=MODEL, version=1))
-        assert sums(await new.step(0, moved.position + 1, numbers(1))) == [moved.position + 20]
         await old.unasked(lambda: old.notices)
+        before = weakref.ref(table_of(local, 1).rows)
+        await caller.models.UnloadModel(model.UnloadModelRequest(name=MODEL, version=1))
+        await local.until(lambda: gc.collect() < 0 or before() is None)
+        assert sums(await new.step(0, moved.position + 1, numbers(1))) == [moved.position + 20]
 
 
 async def test_thousands_move_at_once(local: Local) -> None:

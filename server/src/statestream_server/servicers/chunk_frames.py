@@ -103,6 +103,10 @@ class ChunkFrames:
         tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
         return True
 
+    def forget(self, table: Table) -> None:
+        """Keeps nothing of a table that is unloaded."""
+        self._models.pop(id(table), None)
+
     def _known(self, table: Table) -> _Known:
         found = self._models.get(id(table))
         if found is None:

@@ -75,6 +75,16 @@ class Handles:
         self._table[handle] = self._binding[handle] = _NOTHING
         self.asleep[handle] = sleeper
 
+    def forget(self, table: Table) -> None:
+        """Keeps nothing of a table that is unloaded, whose sessions are gone."""
+        if table not in self.tables:
+            return
+        index = self.tables.index(table)
+        stale = self._table == index
+        self._table[stale] = self._binding[stale] = _NOTHING
+        self._table[self._table > index] -= 1
+        del self.tables[index]
+
     def one(self, handle: int) -> tuple[Table, int, int] | None:
         """The table, row and claim that a handle stands for, or None."""
         index = self._table.item(handle) if handle < len(self._table) else _NOTHING

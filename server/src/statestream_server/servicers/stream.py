@@ -85,6 +85,11 @@ class Stream:
         """A session left memory; its next use brings it back."""
         self._handles.sleep(handle, sleeper)
 
+    def unloaded(self, table: Table) -> None:
+        """A version of a model is gone; its memory must not wait for this stream to end."""
+        self._handles.forget(table)
+        self._chunks.forget(table)
+
     def durable(self, handles: Array, positions: Positions) -> None:
         """Positions became durable."""
         frame = pb.DurableFrame(

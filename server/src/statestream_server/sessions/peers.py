@@ -38,6 +38,9 @@ class Peer(Protocol):
     def asleep(self, handle: int, sleeper: Sleeper) -> None:
         """A session left memory; the stream still has it."""
 
+    def unloaded(self, table: Table) -> None:
+        """A table is gone that had sessions of the stream once."""
+
     def durable(self, handles: Array, positions: Positions) -> None:
         """Positions became durable."""
 
@@ -107,6 +110,11 @@ class Peers:
             peer, key = self._peers.get(int(table.owner[row])), table.key(row)
             if peer is not None and key is not None:
                 peer.asleep(int(table.handle[row]), Sleeper(key, int(table.epoch[row])))
+
+    def unloaded(self, table: Table) -> None:
+        """Tells the streams that a table without sessions is gone."""
+        for peer in self._peers.values():
+            peer.unloaded(table)
 
     def durable(self, table: Table, rows: Ints) -> None:
         """Tells the streams that rows became durable."""

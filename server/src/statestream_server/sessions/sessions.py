@@ -163,7 +163,10 @@ class Sessions:
             ModelNotFound, ModelInUse: It stays as it is.
         """
         async with self.lock:
+            tables = [table for table in self._registry.tables(model) if version in (0, table.model.version)]
             self._registry.unload(model, version)
+            for table in tables:
+                self._peers.unloaded(table)
 
     async def undisputed(self, table: Table, rows: Ints) -> None:
         """Returns when no claim on these rows is on its way: what came meanwhile waits to see who has them."""
