@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from statestream_server.engine import digests
 from statestream_server.engine.lengths import Lengths
-from statestream_server.engine.replies import ReplyWindow
+from statestream_server.engine.replies import NONE, ReplyWindow
 
 ROWS = 5
 _ROWS = st.sets(st.integers(0, ROWS - 1), min_size=1)
@@ -87,9 +87,25 @@ class WindowMachine(RuleBasedStateMachine):
                 data = b"".join(array.tobytes() for array in reply.outputs)
                 assert (reply.steps, reply.digest, data) == kept[reply.start]
             for start in range(self.position[row] + 2):
-                reply_at = self.window.find(row, start)
-                assert (reply_at.digest if reply_at else None) == (kept[start][1] if start in kept else None)
+                entries = self.window.lookup(np.asarray([row]), np.asarray([start], np.uint64))
+                assert (entries[0] != NONE) == (start in kept)
         assert self.window.entries == sum(len(kept) for kept in self.model.values())
+
+    @invariant()
+    def outputs_of_many_are_found_at_once(self) -> None:
+        """Rows in any order, each with one of its replies."""
+        wanted = {row: sorted(kept)[self.number % len(kept)] for row, kept in reversed(self.model.items()) if kept}
+        if not wanted:
+            return
+        rows, starts = np.asarray(list(wanted)), np.asarray(list(wanted.values()), np.uint64)
+        entries = self.window.lookup(rows, starts)
+        lengths, outputs = self.window.outputs(entries)
+        begun, steps, digested = self.window.columns(entries)
+        assert begun.tolist() == starts.tolist()
+        for place, (row, start) in enumerate(wanted.items()):
+            cut = slice(int(lengths.offsets[place]), int(lengths.offsets[place] + lengths.column[place]))
+            data = b"".join(array[cut].tobytes() for array in outputs)
+            assert (int(steps[place]), int(digested[place]), data) == self.model[row][start]
 
     @invariant()
     def rounds_give_every_reply_once(self) -> None:
@@ -136,7 +152,7 @@ def test_survivors_are_swept_too() -> None:
         window.append(busy, starts, starts + ones, lengths, [np.zeros((1000, 3))], inputs=[np.zeros((1000, 1))])
         window.acknowledge(busy, starts)
     assert window.entries == 6000
-    assert window.find(17, 0) is not None
+    assert (window.lookup(idle, np.zeros(5000, np.uint64)) != NONE).all()
     assert len(window._blocks) < 50
     window.acknowledge(idle, np.ones(5000, np.uint64))
     for turn in range(200, 300):

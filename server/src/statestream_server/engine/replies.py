@@ -189,13 +189,27 @@ class ReplyWindow:
             counts[places] += 1
         return counts
 
-    def find(self, row: int, start: int) -> Reply | None:
-        """The kept reply of the chunk that started at `start`, or None."""
-        for _, entries in self._backwards(np.asarray([row])):
-            reply = self._reply(int(entries[0]))
-            if reply.start <= start:
-                return reply if reply.start == start else None
-        return None
+    def lookup(self, rows: Ints, starts: Positions) -> Ints:
+        """[n] the kept entry of each of `rows` (distinct) whose chunk started at `starts`, NONE where there is none."""
+        found = np.full(len(rows), NONE, np.int64)
+        for places, entries in self._backwards(rows):
+            begun, wanted = self._spans(entries)[0], starts[places]
+            found[places[begun == wanted]] = entries[begun == wanted]
+            if (begun <= wanted).all():
+                break
+        return found
+
+    def outputs(self, entries: Ints) -> tuple[Lengths, list[Array]]:
+        """The outputs of entries (one at least), in their order: lengths, and one packed array for every output."""
+        lengths, packed = Lengths.of(self._spans(entries)[1]), list[Array]()
+        for at, block, places in self._located(entries):
+            order = np.argsort(places)
+            parts, index = block.lengths.pack(block.outputs, places[order]), lengths.index(at[order])
+            if not packed:
+                packed = [np.empty((lengths.total, *part.shape[1:]), part.dtype) for part in parts]
+            for mine, part in zip(packed, parts, strict=True):
+                mine[index] = part
+        return lengths, packed
 
     def replies(self, row: int) -> list[Reply]:
         """All kept replies of a row, oldest first."""
@@ -222,12 +236,18 @@ class ReplyWindow:
 
     def columns(self, entries: Ints) -> tuple[Positions, Ints, Positions]:
         """Start positions, steps and digests of entries."""
-        starts, steps = np.empty(len(entries), np.uint64), np.empty(len(entries), np.int64)
         found = np.empty(len(entries), np.uint64)
         for at, block, places in self._located(entries):
-            starts[at], steps[at] = block.starts[places], block.lengths.column[places]
             found[at] = block.digested()[places]
+        starts, steps = self._spans(entries)
         return starts, steps, found
+
+    def _spans(self, entries: Ints) -> tuple[Positions, Ints]:
+        """Start positions and steps of entries."""
+        starts, steps = np.empty(len(entries), np.uint64), np.empty(len(entries), np.int64)
+        for at, block, places in self._located(entries):
+            starts[at], steps[at] = block.starts[places], block.lengths.column[places]
+        return starts, steps
 
     def by_block(self, entries: Ints) -> list[tuple[Ints, Ints, Sequence[Array]]]:
         """Groups entries by where their outputs are: (indices into `entries`, offsets, packed outputs)."""

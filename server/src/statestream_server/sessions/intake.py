@@ -12,10 +12,11 @@ from typing import Protocol
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Bools, Ints, Positions
+from statestream_server.arrays import Array, Bools, Ints, Positions, counting
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.replies import NONE
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority, Work
 from statestream_server.sessions.saver import Saver
@@ -118,8 +119,7 @@ class Intake:
         self.acknowledge(table, rows, chunks.acked)
         fresh = chunks.starts == table.queued[rows]
         if not fresh.all():
-            for place in np.flatnonzero(~fresh).tolist():
-                self._answer_old(chunks, place, receiver)
+            self._answer_old(chunks.take(np.flatnonzero(~fresh)), receiver)
             chunks = chunks.take(np.flatnonzero(fresh))
         chunks = self._within_limits(chunks, receiver)
         if len(chunks.rows):
@@ -161,47 +161,20 @@ class Intake:
         work = Work(rows, chunks.lengths, chunks.inputs, _Commit(self, chunks, receiver))
         self._engine.submit(table, work, Priority.LIVE)
 
-    def _answer_old(self, chunks: Chunks, place: int, receiver: Receiver) -> None:
-        """Answers a chunk that does not start where its session stands."""
-        table, row = chunks.table, int(chunks.rows[place])
-        start, steps = int(chunks.starts[place]), int(chunks.lengths.column[place])
-        handle, position = int(chunks.handles[place]), int(table.queued[row])
-        if start > position:
-            metadata = {"expected_position": str(position)}
-            receiver.refused(
-                handle,
-                start,
-                errors.PositionGap(
-                    f"the chunk starts at {start}, the session is at {position}; send from {position}",
-                    metadata=metadata,
-                ),
-            )
-            return
-        reply = table.replies.find(row, start)
-        one = chunks.take(np.asarray([place]))
-        if reply is not None and reply.steps == steps and reply.digest == int(_digest(one)[0]):
-            self._answer(one, reply.outputs, receiver)
-            return
-        if reply is None and start + steps <= int(table.acked[row]):
-            receiver.refused(
-                handle,
-                start,
-                errors.AlreadyApplied(
-                    f"the chunk {start}…{start + steps} was applied and its reply acknowledged (position"
-                    f" {position}); go on from there",
-                    metadata={"position": str(position)},
-                ),
-            )
-            return
-        receiver.refused(
-            handle,
-            start,
-            errors.PositionConflict(
-                f"another chunk was applied at {start} (the session is at {position}): either two callers write to this"
-                " session, or this one changed its inputs",
-                metadata={"position": str(position)},
-            ),
-        )
+    def _answer_old(self, chunks: Chunks, receiver: Receiver) -> None:
+        """Answers chunks that do not start where their sessions stand: replies that are kept again, or refusals."""
+        table = chunks.table
+        entries = table.replies.lookup(chunks.rows, chunks.starts)
+        same = known = np.flatnonzero(entries != NONE)
+        if len(known):
+            _, steps, kept = table.replies.columns(entries[known])
+            came = chunks.take(known)
+            same = known[(steps == came.lengths.column) & (kept == digests.of_chunks(came.lengths, came.inputs))]
+        if len(same):
+            self._answer(chunks.take(same), table.replies.outputs(entries[same])[1], receiver)
+        for place in np.setdiff1d(counting(len(chunks.rows)), same).tolist():
+            error = _complaint(chunks, place, kept=bool(entries[place] != NONE))
+            receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
 
     def commit(self, chunks: Chunks, work: Work, places: Ints, receiver: Receiver) -> None:
         """Position, reply and durability of chunks that ran; their states are committed already."""
@@ -282,8 +255,25 @@ def _tell_overtaken(
         receiver.overtaken()
 
 
-def _digest(chunks: Chunks) -> Positions:
-    return digests.of_chunks(chunks.lengths, chunks.inputs)
+def _complaint(chunks: Chunks, place: int, *, kept: bool) -> errors.StatestreamError:
+    """What is wrong with a chunk that is neither the next of its session nor one whose reply is kept."""
+    row, start, end = int(chunks.rows[place]), int(chunks.starts[place]), int(chunks.ends[place])
+    position = int(chunks.table.queued[row])
+    if start > position:
+        return errors.PositionGap(
+            f"the chunk starts at {start}, the session is at {position}; send from {position}",
+            metadata={"expected_position": str(position)},
+        )
+    if not kept and end <= int(chunks.table.acked[row]):
+        return errors.AlreadyApplied(
+            f"the chunk {start}…{end} was applied and its reply acknowledged (position {position}); go on from there",
+            metadata={"position": str(position)},
+        )
+    return errors.PositionConflict(
+        f"another chunk was applied at {start} (the session is at {position}): either two callers write to this"
+        " session, or this one changed its inputs",
+        metadata={"position": str(position)},
+    )
 
 
 def _refuse(chunks: Chunks, which: Bools, receiver: Receiver, error: errors.StatestreamError) -> Chunks:
