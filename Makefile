@@ -22,7 +22,7 @@ help:
 	@echo "make test-slow     tests that take longer: wheels into empty environments and the like"
 	@echo "make test-compose  builds the image and runs docker-compose.yml"
 	@echo "make check         format, lint, types, stubs and protos"
-	@echo "make bench         measures, some 10 minutes; ARGS=--quick for two"
+	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
 	@echo "make install       makes .venv anew from constraints.txt"
 	@echo "make stubs         generates the stubs from protos/"

@@ -20,7 +20,9 @@ from benchmarks.table import Result
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Every pair is measured so often; medians count.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long each measurement takes.")
-@click.option("--resident", "residents", default=1_000_000, show_default=True, help="Sessions in memory; 0 for none.")
+@click.option(
+    "--resident", "residents", default=resident.MILLION, show_default=True, help="Sessions in memory; 0 for none."
+)
 @click.option("--curves/--no-curves", "with_curves", default=True, help="Throughput by sessions, latency, profile.")
 @click.option("--quick", is_flag=True, help="2 rounds of 0.3 s, 50,000 resident sessions, no curves: about a minute.")
 @click.option("--only", help="Only rows whose name contains this; no resident sessions and no curves.")
