@@ -117,8 +117,9 @@ async def test_replies_wait_in_order_until_the_store_has_said_whose_they_are(slo
             await speaker.send_chunk([0], [2], [numbers(3)])
             async with asyncio.timeout(DEADLINE):
                 await asked.wait()
-            await slow.until(lambda: slow.server.contact.holding == 3)
-            assert slow.table(MODEL).position.max() == 3
+            await slow.until(lambda: slow.table(MODEL).position.max() == 3)
+            # Chunks that came together share what is held back.
+            assert slow.server.contact.holding >= 2
             assert speaker._inbox.empty()
             answer.set()
             assert [sums(row) for row in await speaker.answers(3)] == [[3], [5], [6]]
