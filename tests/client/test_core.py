@@ -166,6 +166,23 @@ def test_a_pool_step_is_one_frame_and_ragged_rows_keep_zeros_past_their_end(wire
     assert wire.world.frames == ["chunk"]
 
 
+def test_an_answer_in_pieces_is_put_together_in_any_order(wire: Wire) -> None:
+    handles = wire.open(*"abcdef")
+    x = np.arange(6 * 2 * FEATURES).reshape(6, 2, FEATURES)
+    ticket = wire.pool(handles, x, 2)
+    wire.send()
+    wire.serve()
+    (whole,) = wire.responses
+    wire.responses = split(whole, 2)
+    for part in wire.responses:
+        part.frame = whole.frame
+    wire.deliver()
+    assert not ticket.done
+    assert wire.core.table.answered[handles].tolist() == [0, 0, 2, 2, 2, 2]
+    wire.run()
+    np.testing.assert_array_equal(ticket.value["y"], np.cumsum(x, axis=1))
+
+
 def test_a_long_pool_sequence_is_cut_at_the_limit_and_joined(wire: Wire) -> None:
     handles = wire.open("a", "b")
     x = np.random.default_rng(1).integers(0, 9, (2, 11, FEATURES)).astype(np.float32)
@@ -629,7 +646,10 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
         elif action < 0.9:
             if wire.responses:
                 first = wire.responses.pop(0)
-                wire.responses[:0] = split(first, rng.randrange(1, 5)) if rng.random() < 0.4 else [first]
+                parts = split(first, rng.randrange(1, 5)) if rng.random() < 0.4 else [first]
+                for part in parts:
+                    part.frame = rng.choice([first.frame, part.frame])
+                wire.responses[:0] = parts
                 wire.deliver()
         elif action < 0.93:
             wire.world.save(rng.sample(["a", "b", "c", "d", "e"], 3))

@@ -142,7 +142,7 @@ class Block:
         """The mask of waiting chunks."""
         return np.full(len(self), self.left > 0) if self.waiting is None else self.waiting
 
-    def settle(self, rows: Ints | int | slice) -> None:
+    def settle(self, rows: slice | Ints | int) -> None:
         """No replies are to come any more for some rows."""
         self.waiting = self.still_waiting()
         self.waiting[rows] = False
@@ -165,6 +165,16 @@ class Block:
             hit &= self.waiting[rows]
         rows[~hit] = -1
         return rows
+
+    def run(self, handles: Ints, positions: Ints) -> slice | None:
+        """The rows of chunks where they follow one another here as they do there, and all of them wait; else None."""
+        here, there = self.at, span(handles)
+        if not (isinstance(here, slice) and isinstance(there, slice) and here.start <= there.start):
+            return None
+        rows = slice(there.start - here.start, there.stop - here.start)
+        if rows.stop > len(self) or (self.starts[rows] != positions).any() or not self.still_waiting()[rows].all():
+            return None
+        return rows if self.dead is None or not self.dead[rows].any() else None
 
     def take(self, rows: Ints, sink: Sink | None = None) -> Block:
         """A new, unsent block of some of the chunks, all of them waiting."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from statestream import errors
-from statestream.core.blocks import Block, answer
+from statestream.core.blocks import Block, answer, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.sinks import DISCARD, Discard
@@ -69,7 +69,7 @@ class Results:
         ):
             self._complete(block, outputs, result.durable_positions)
         elif result.handles:
-            self._match(frame, result, outputs)
+            self._match(block, result, outputs)
         for row_error in result.errors:
             self._refused_row(frame, row_error, now)
         self._buffer.advance(now)
@@ -108,16 +108,19 @@ class Results:
         table.durable[handles] = np.maximum(table.durable[handles], positions)
         self._buffer.advance(now)
 
-    def _match(self, frame: int, result: ResultFrame, outputs: Outputs) -> None:
+    def _match(self, first: Block | None, result: ResultFrame, outputs: Outputs) -> None:
+        """Finds the chunks that are answered; most likely they are of the block that the frame carried."""
         handles = read_handles(result.handles)
         positions = read_positions(result.positions, len(handles))
         durable = read_positions(result.durable_positions, len(handles))
+        run = first.run(handles, positions) if first is not None else None
+        if first is not None and run is not None:
+            self._deliver(first, run, outputs, durable)
+            return
         table = self._table
         left = np.flatnonzero(handles < table.size)
-        in_flight = self._chunks.in_flight
-        first = in_flight.get(frame)
         candidates = [first] if first is not None else []
-        candidates += [block for block in in_flight.values() if block is not first]
+        candidates += [block for block in self._chunks.in_flight.values() if block is not first]
         lengths: Ints | int = result.steps if not result.lengths else read_handles(result.lengths)
         for block in candidates:
             if not left.size:
@@ -145,18 +148,22 @@ class Results:
             counts = lengths[answers]
             index = np.repeat(offsets, counts) + np.arange(int(counts.sum()))
             index -= np.repeat(np.cumsum(counts) - counts, counts)
-        handles, ends = block.handles[rows], block.ends[rows]
-        sizes = block.lengths if isinstance(block.lengths, int) else block.lengths[rows]
-        sink = block.sink
+        self._deliver(block, rows, {name: array[index] for name, array in outputs.items()}, durable[answers])
+
+    def _deliver(self, block: Block, rows: slice | Ints, outputs: Outputs, durable: Ints) -> None:
+        """Some chunks of a block are answered; outputs and durable positions are in their order."""
+        sink, handles = block.sink, block.handles[rows]
+        lengths = block.lengths if isinstance(block.lengths, int) else block.lengths[rows]
         block.settle(rows)
-        self._answered(block, handles, answer(self._table, handles, ends, durable[answers], replay=sink is DISCARD))
-        sink.deliver(rows, {name: array[index] for name, array in outputs.items()}, sizes)
+        unacked = answer(self._table, span(handles), block.ends[rows], durable, replay=sink is DISCARD)
+        self._answered(block, handles, unacked)
+        sink.deliver(rows, outputs, lengths)
 
     def _complete(self, block: Block, outputs: Outputs, durable: bytes) -> None:
         """The frame answers all of a block, in its order."""
         sink = block.sink
         self._answered(block, None, block.arrive(self._table, durable))
-        sink.deliver(None, outputs, block.lengths)
+        sink.deliver(slice(0, len(block)), outputs, block.lengths)
 
     def _answered(self, block: Block, handles: Ints | None, unacked: int) -> None:
         if self._chunks.held_since:

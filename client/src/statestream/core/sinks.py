@@ -17,8 +17,8 @@ class Sink(Protocol):
     def take(self, rows: Ints) -> Sink:
         """The sink of some of the rows."""
 
-    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
-        """Takes the packed outputs of some rows, or of all where `rows` is None."""
+    def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
+        """Takes the packed outputs of some rows."""
 
     def fail(self, row: int, error: StatestreamError) -> None:
         """Takes the error of one row."""
@@ -31,7 +31,7 @@ class Discard:
         """Itself."""
         return self
 
-    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+    def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
         """Drops the outputs."""
 
     def fail(self, row: int, error: StatestreamError) -> None:
@@ -53,9 +53,9 @@ class Singles:
         """The tickets of some rows."""
         return Singles([self.tickets[row] for row in rows.tolist()])
 
-    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+    def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
         """Hands every ticket its steps: views of one array that belongs to this frame."""
-        tickets = self.tickets if rows is None else [self.tickets[row] for row in rows.tolist()]
+        tickets = self.tickets[rows] if isinstance(rows, slice) else [self.tickets[row] for row in rows.tolist()]
         columns = [_rows_of(packed, lengths, tickets) for packed in outputs.values()]
         if len(columns) == 1:
             for ticket, value in zip(tickets, columns[0], strict=True):
@@ -82,7 +82,7 @@ class One:
         """Itself: there is only one row."""
         return self
 
-    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+    def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
         """Hands over the steps; they belong to this frame."""
         ticket = self.ticket
         if ticket.single:
@@ -108,16 +108,19 @@ class PoolRows:
         """The same for some of the rows."""
         return PoolRows(self.ticket, self._places(rows), self.offset)
 
-    def deliver(self, rows: Ints | None, outputs: Outputs, lengths: Ints | int) -> None:
+    def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
         """Hands the outputs to the pool's ticket."""
-        self.ticket.deliver(self.rows if rows is None else self._places(rows), self.offset, outputs, lengths)
+        self.ticket.deliver(self._places(rows), self.offset, outputs, lengths)
 
     def fail(self, row: int, error: StatestreamError) -> None:
         """Hands the error to the pool's ticket."""
-        self.ticket.fail(self._places(np.array([row])), error)
+        self.ticket.fail(self.rows.start + row if isinstance(self.rows, slice) else self.rows.item(row), error)
 
-    def _places(self, rows: Ints) -> Ints:
-        return self.rows.start + rows if isinstance(self.rows, slice) else self.rows[rows]
+    def _places(self, rows: slice | Ints) -> slice | Ints:
+        if not isinstance(self.rows, slice):
+            return self.rows[rows]
+        first = self.rows.start
+        return slice(first + rows.start, first + rows.stop) if isinstance(rows, slice) else first + rows
 
 
 def _rows_of(packed: Array, lengths: Ints | int, tickets: list[StepTicket]) -> list[Array]:

@@ -197,11 +197,10 @@ class PoolTicket(Ticket):
                 target[np.repeat(places, lengths), offset + steps] = packed
         self._count(count)
 
-    def fail(self, rows: Ints, error: StatestreamError) -> None:
-        """Marks chunks of rows as failed; the first error of a row stays."""
-        for row in rows.tolist():
-            self.errors.setdefault(row, error)
-        self._count(len(rows))
+    def fail(self, row: int, error: StatestreamError) -> None:
+        """Marks a chunk of a row as failed; the first error of a row stays."""
+        self.errors.setdefault(row, error)
+        self._count(1)
 
     def _count(self, chunks: int) -> None:
         self.left -= chunks
