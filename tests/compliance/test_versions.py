@@ -17,6 +17,7 @@ from tests.support.speaker import (
     Caller,
     Speaker,
     Subject,
+    everything,
     failing,
     fresh_id,
     same_bits,
@@ -207,6 +208,8 @@ async def test_callers_without_a_stream_move_a_session_too(
     assert (await caller.step(subject.name, name, inputs, version=versions.alike)).version == versions.alike
     refused = await failing(caller.step(subject.name, name, inputs, version=versions.newest))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "MODEL_CHANGED")
+    forecast = pb.ForecastRequest(model=subject.name, session_id=name, version=versions.newest, horizon=1)
+    assert (await failing(everything(caller.inference.Forecast(forecast)))).reason == "MODEL_CHANGED"
     request = session_pb2.OpenSessionRequest(model=subject.name, version=versions.newest, session_id=name, upgrade=True)
     opened = await caller.sessions.OpenSession(request)
     assert (opened.session.version, opened.session.position, opened.created) == (versions.newest, 2, False)

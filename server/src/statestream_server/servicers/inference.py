@@ -20,6 +20,7 @@ from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, abort, server_stream, unary
 from statestream_server.servicers.stream import Stream
 from statestream_server.sessions.intake import Chunks
+from statestream_server.sessions.openings import pinned
 from statestream_server.stores.base import Mode
 
 
@@ -119,6 +120,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         source = request.WhichOneof("source")
         if source == "session_id":
             table, row = await self._resident(request.model, request.session_id)
+            if request.version not in (0, table.model.version):
+                raise pinned(request.session_id, table.model.version, request.version)
             steps = self._server.forecaster.from_session(table, row, request.horizon)
         elif source == "history":
             table = self._server.sessions.table(request.model, request.version)

@@ -136,17 +136,23 @@ def pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None])
     """Sessions in memory that are pinned to another version than the one asked for."""
     refused: dict[int, errors.StatestreamError] = {}
     for place, where in enumerate(held):
-        pinned = where[0].model.version if where else opening.version
-        if opening.version and pinned != opening.version and opening.mode != Mode.REPLACE and not opening.upgrade:
-            refused[place] = other_version(opening, place, pinned)
+        version = where[0].model.version if where else opening.version
+        if opening.version and version != opening.version and opening.mode != Mode.REPLACE and not opening.upgrade:
+            refused[place] = other_version(opening, place, version)
     return refused
 
 
-def other_version(opening: Opening, place: int, pinned: int) -> errors.ModelChanged:
+def other_version(opening: Opening, place: int, version: int) -> errors.ModelChanged:
     """What the caller is told who asked for another version than the session's."""
+    return pinned(opening.ids[place], version, opening.version)
+
+
+def pinned(session: str, version: int, asked: int) -> errors.ModelChanged:
+    """What the caller is told who asked for something of a session in another version than the session's."""
     return errors.ModelChanged(
-        f"session {opening.ids[place]!r} is pinned to version {pinned}, {opening.version} was asked for;"
-        " open it without a version, move it with upgrade, or replace it"
+        f"session {session!r} is pinned to version {version}, {asked} was asked for; open it without a version, move it"
+        " with upgrade, or replace it",
+        metadata={"version": str(version)},
     )
 
 
