@@ -140,7 +140,9 @@ class Block:
 
     def still_waiting(self) -> Mask:
         """The mask of waiting chunks."""
-        return np.full(len(self), self.left > 0) if self.waiting is None else self.waiting
+        if self.waiting is not None:
+            return self.waiting
+        return np.ones(len(self), np.bool_) if self.left else np.zeros(len(self), np.bool_)
 
     def settle(self, rows: slice | Ints | int) -> None:
         """No replies are to come any more for some rows."""

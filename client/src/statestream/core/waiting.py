@@ -51,12 +51,14 @@ class Waiting:
     def remove(self, ticket: StepTicket) -> None:
         """Forgets a step that has none behind it."""
         queue = self._behind.get(ticket.handle)
-        if queue is None:
-            self.keep(ticket.lane, [other for other in self.lanes[ticket.lane] if other is not ticket])
+        if queue is not None:
+            queue.pop()
+            if not queue:
+                del self._behind[ticket.handle]
             return
-        queue.pop()
-        if not queue:
-            del self._behind[ticket.handle]
+        tickets = self.lanes[ticket.lane]
+        tickets.remove(ticket)
+        self.keep(ticket.lane, tickets)
 
     def drop(self, handle: int) -> list[StepTicket]:
         """Forgets all steps of a session, and returns them in order."""
