@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from statestream import errors
+from statestream.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow
@@ -34,6 +35,8 @@ class Table:
         self.model = model
         self.rows = rows
         self.max_rows = max_rows
+        self.inputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.inputs]
+        """Dtype and shape of one step of every input."""
         self.lane = Lane(rows.max_slice)
         self.replies = ReplyWindow()
         self.capacity = 0

@@ -42,6 +42,7 @@ class ChunkFrames:
         self._handles = handles
         self._outbox = outbox
         self._wake = wake
+        self._most_steps = server.settings.limits.max_chunk_steps
         self._models: dict[int, _Known] = {}
 
     async def take(self, frame: int, request: pb.ChunkFrame) -> None:
@@ -89,7 +90,7 @@ class ChunkFrames:
             return False
         found = self._handles.one(int.from_bytes(handles, "little"))
         steps = request.steps
-        if found is None or not 1 <= steps <= self._server.settings.limits.max_chunk_steps:
+        if found is None or not 1 <= steps <= self._most_steps:
             return False
         table, row, binding = found
         ports, reply = self._known(table)
@@ -149,7 +150,7 @@ class ChunkFrames:
         if request.lengths:
             column = wire.column(request.lengths, "<u4", count, "lengths").astype(np.int64)
             least, most, lengths = int(column.min()), int(column.max()), Lengths.of(column)
-        limit = self._server.settings.limits.max_chunk_steps
+        limit = self._most_steps
         if least < 1 or most > limit:
             raise errors.BadFrame(
                 f"a chunk has {least or most} steps; expected 1 to {limit}",

@@ -43,10 +43,14 @@ class Outbox:
             self._more = asyncio.get_running_loop().create_future()
             await self._more
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the reader is so far behind that its stream is not to be read on; then wait for `room`."""
+        return self._bytes > _MOST_BYTES
+
     async def room(self) -> None:
         """Returns when the reader is not far behind."""
-        if not self._room.is_set():
-            await self._room.wait()
+        await self._room.wait()
 
     def put(self, message: pb.StreamResponse) -> None:
         """Sends a message."""

@@ -53,8 +53,10 @@ class Stream:
         writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
-                await self._handle(request)
-                await self._outbox.room()
+                if not self._take_single(request):
+                    await self._handle(request)
+                if self._outbox.is_behind:
+                    await self._outbox.room()
             self._server.tray.empty()
             for rows in self._open_rows():
                 await self._server.engine.settled(*rows)
@@ -105,6 +107,16 @@ class Stream:
 
     # The reader.
 
+    def _take_single(self, request: pb.StreamRequest) -> bool:
+        """Takes the frame that comes most often, a single chunk in order, without a coroutine of its own."""
+        frame = request.frame
+        if frame <= self._last_frame or not request.HasField("chunk"):
+            return False
+        taken = self._chunks.take_single(frame, request.chunk)
+        if taken:
+            self._last_frame = frame
+        return taken
+
     async def _handle(self, request: pb.StreamRequest) -> None:
         try:
             if request.frame <= self._last_frame:
@@ -114,8 +126,6 @@ class Stream:
                 )
             self._last_frame = request.frame
             kind = request.WhichOneof("request")
-            if kind == "chunk" and self._chunks.take_single(request.frame, request.chunk):
-                return
             self._server.tray.empty()
             if kind == "chunk":
                 await self._chunks.take(request.frame, request.chunk)

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from statestream import errors
-from statestream.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Ints, Positions, counting
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
@@ -87,11 +86,10 @@ class Tray:
             self._pass_on(table, arrivals)
 
     def _pass_on(self, table: Table, arrivals: Sequence[Arrival]) -> None:
+        columns = zip(*(arrival.inputs for arrival in arrivals), strict=True)
         inputs = [
-            np.frombuffer(b"".join(column), numpy_dtype(spec.dtype)).reshape(-1, *step_shape(spec))
-            for spec, column in zip(
-                table.model.signature.inputs, zip(*(each.inputs for each in arrivals), strict=True), strict=True
-            )
+            np.frombuffer(b"".join(column), dtype).reshape(-1, *shape)
+            for (dtype, shape), column in zip(table.inputs, columns, strict=True)
         ]
         rows, _, starts, acked, steps, _, senders = zip(*arrivals, strict=True)
         chunks = Chunks(
@@ -100,7 +98,9 @@ class Tray:
             counting(len(arrivals)),
             np.array(starts, np.uint64),
             np.array(acked, np.uint64),
-            Lengths.of(np.array(steps, np.int64)),
+            Lengths(len(steps), steps[0])
+            if steps.count(steps[0]) == len(steps)
+            else Lengths.of(np.array(steps, np.int64)),
             inputs,
         )
         self._intake.accept(chunks, _Turn(senders))
