@@ -5,6 +5,8 @@ A row is a session, or scratch: the shadow of a chunk in progress, the fork that
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import numpy as np
 
 from statestream import errors
@@ -157,6 +159,11 @@ class Table:
         """What the store calls the session of a row; None for scratch and free rows."""
         session = self.ids[row]
         return None if session is None else Key(TENANT, self.model.name, session)
+
+    def keys(self, rows: Ints) -> list[Key]:
+        """What the store calls the sessions of rows, of which none is scratch or free."""
+        ids = [self.ids[row] for row in rows.tolist()]
+        return list(map(Key._make, zip(repeat(TENANT), repeat(self.model.name), ids)))
 
     def release(self, rows: Ints) -> None:
         """Takes rows back; their queue must be empty."""

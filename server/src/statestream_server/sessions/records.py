@@ -138,17 +138,17 @@ def encode(
     header["row_bytes"], rounds = state.shape[1], window.rounds(rows)
     for places, _ in rounds:
         header["replies"][places] += 1
-    parts = [[piece] for piece in _pieces(np.concatenate([_raw(header), state], axis=1))]
-    for places, entries in rounds:
-        starts, steps, digests = window.columns(entries)
-        heads = np.zeros(len(entries), _REPLY)
-        heads["start"], heads["steps"], heads["digest"] = starts, steps, digests
-        raw_heads = _raw(heads)
-        for at, offsets, outputs in window.by_block(entries):
-            for place, piece in zip(
-                places[at].tolist(), _reply_pieces(raw_heads[at], offsets, steps[at], outputs), strict=True
-            ):
-                parts[place].append(piece)
+    first = np.concatenate([_raw(header), state], axis=1)
+    sections = [_section(window, entries) for _, entries in rounds]
+    tables = [section for section in sections if isinstance(section, np.ndarray) and len(section) == count]
+    if len(tables) == len(sections):
+        # Every record has replies of the same lengths, so that they are the rows of one table.
+        return _sealed_rows(np.concatenate([first, *tables], axis=1))
+    parts = [[piece] for piece in _pieces(first)]
+    for (places, _), section in zip(rounds, sections, strict=True):
+        pieces = _pieces(section) if isinstance(section, np.ndarray) else section
+        for place, piece in zip(places.tolist(), pieces, strict=True):
+            parts[place].append(piece)
     return [_sealed(b"".join(pieces)) for pieces in parts]
 
 
@@ -233,15 +233,35 @@ def _pieces(raw: Array) -> list[bytes]:
     return [data[start : start + width] for start in range(0, len(data), width)]
 
 
-def _reply_pieces(heads: Array, offsets: Ints, steps: Ints, outputs: Sequence[Array]) -> list[bytes]:
-    """The bytes of replies whose outputs are in the same packed arrays."""
+def _section(window: ReplyWindow, entries: Ints) -> Array | list[bytes]:
+    """Replies [n] in their stored form: as [n, k] uint8 where all have the same steps."""
+    starts, steps, digests = window.columns(entries)
+    heads = np.zeros(len(entries), _REPLY)
+    heads["start"], heads["steps"], heads["digest"] = starts, steps, digests
+    blocks = window.by_block(entries)
     if (steps == steps[0]).all():
-        index = offsets[:, None] + np.arange(int(steps[0]))
-        return _pieces(np.concatenate([heads, *(_raw(array[index]) for array in outputs)], axis=1))
-    return [
-        head.tobytes() + b"".join(array[offset : offset + count].tobytes() for array in outputs)
-        for head, offset, count in zip(heads, offsets.tolist(), steps.tolist(), strict=True)
-    ]
+        span = np.arange(int(steps[0]))
+        parts = [(at, [_raw(array[offsets[:, None] + span]) for array in outputs]) for at, offsets, outputs in blocks]
+        table = np.empty((len(entries), _REPLY.itemsize + sum(raw.shape[1] for raw in parts[0][1])), np.uint8)
+        table[:, : _REPLY.itemsize] = _raw(heads)
+        for at, raws in parts:
+            table[at, _REPLY.itemsize :] = np.concatenate(raws, axis=1)
+        return table
+    pieces = _pieces(_raw(heads))
+    for at, offsets, outputs in blocks:
+        for place, offset, count in zip(at.tolist(), offsets.tolist(), steps[at].tolist(), strict=True):
+            pieces[place] += b"".join(array[offset : offset + count].tobytes() for array in outputs)
+    return pieces
+
+
+def _sealed_rows(table: Array) -> list[bytes]:
+    """Records [n, k] uint8 with their checksums."""
+    count, width = table.shape
+    data, after, crc32 = table.reshape(-1).data, zlib.crc32(_MAGIC), zlib.crc32
+    ends = range(width, count * width + 1, width)
+    sums = [crc32(data[end - width + _CHECKED_FROM : end], after) for end in ends]
+    table[:, 4:_CHECKED_FROM] = np.asarray(sums, "<u4")[:, None].view(np.uint8)
+    return _pieces(table)
 
 
 def _sealed(blob: bytes) -> bytes:

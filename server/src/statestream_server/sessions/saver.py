@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class _Capture:
 
     rows: Ints
     serials: Ints
+    epochs: Positions
     positions: Positions
     records: list[Record]
 
@@ -259,10 +261,9 @@ class Saver:
 
     def _settle(self, table: Table, capture: _Capture, saved: np.ndarray, asked: Asked) -> None:
         rows = capture.rows
-        epochs = np.asarray([record.epoch for record in capture.records], np.uint64)
         same = table.serial[rows] == capture.serials
         # A row that was claimed anew meanwhile has another epoch: what this save did is not about it.
-        current = same & (table.epoch[rows] == epochs)
+        current = same & (table.epoch[rows] == capture.epochs)
         kept = rows[current & saved]
         self._contact.answered(asked, table, kept)
         table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
@@ -275,22 +276,19 @@ class Saver:
 
 
 def _capture(table: Table, layout: Layout, rows: Ints, owner: str) -> _Capture:
-    positions = table.position[rows].copy()
+    positions = table.position[rows]
     blobs = records.encode(layout, table.rows.read(rows), table.acked[rows], table.request[rows], table.replies, rows)
-    version = table.model.version
     columns = zip(
-        [table.key(row) for row in rows.tolist()],
+        table.keys(rows),
+        repeat(table.model.version),
         table.epoch[rows].tolist(),
         positions.tolist(),
         table.writer[rows].tolist(),
         table.incarnation[rows].tolist(),
         table.ephemeral[rows].tolist(),
         blobs,
-        strict=True,
+        repeat(0.0),
+        repeat(owner),
     )
-    captured = [
-        Record(key, version, epoch, position, writer, incarnation, ephemeral, blob, owner=owner)
-        for key, epoch, position, writer, incarnation, ephemeral, blob in columns
-        if key is not None
-    ]
-    return _Capture(rows, table.serial[rows].copy(), positions, captured)
+    captured = list(map(Record._make, columns))
+    return _Capture(rows, table.serial[rows], table.epoch[rows], positions, captured)
