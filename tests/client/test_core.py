@@ -395,8 +395,24 @@ def test_create_survives_the_loss_of_its_reply_and_still_refuses_a_taken_id() ->
     wire.run()
     assert ticket.done
     assert not ticket.errors
+    assert ticket.created.all()
     with pytest.raises(errors.SessionExists):
         wire.open("a", mode=pb.OPEN_MODE_CREATE)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_create_that_is_repeated_refuses_the_session_of_somebody_else(steps: int) -> None:
+    wire = Wire()
+    wire.connect()
+    wire.world.claim("a", pb.OPEN_MODE_CREATE, b"another writer..", 1, 0, 0, False)
+    wire.world.rows["a"].position = steps
+    ticket = wire.core.open(Group(MODEL, 0, False), ["a"], pb.OPEN_MODE_CREATE)
+    wire.send()
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert ticket.done
+    assert isinstance(ticket.errors[0], errors.SessionExists)
 
 
 def test_a_full_buffer_asks_for_a_flush_and_holds_back() -> None:
@@ -526,10 +542,11 @@ def test_a_notice_fails_a_session_that_moved_and_opens_one_that_only_lost_its_ow
     wire.core.receive(notice(int(moved), errors.SessionMoved("a newer writer has it")), 0.0)
     assert isinstance(waiting.error, errors.SessionMoved)
     wire.core.receive(notice(int(lost), errors.NotOwner("elsewhere")), 0.0)
+    first = wire.world.rows["lost"].epoch
     ticket = wire.step(lost, np.ones((1, FEATURES)))
     wire.run()
     assert ticket.value[0, 0] == 1
-    assert wire.world.rows["lost"].epoch == 2
+    assert wire.world.rows["lost"].epoch == first + 1
 
 
 def test_an_owner_lost_again_and_again_is_the_callers_to_know(wire: Wire) -> None:

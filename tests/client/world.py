@@ -116,7 +116,8 @@ class World:
                 f"incarnation {incarnation} is below {claimed}", metadata={"incarnation": str(claimed)}
             )
         if mode == pb.OPEN_MODE_CREATE and row:
-            raise errors.SessionExists(f"session {session_id!r} exists")
+            untouched = {"untouched": "true"} if row.writer == writer and not row.position else {}
+            raise errors.SessionExists(f"session {session_id!r} exists", metadata=untouched)
         if mode == pb.OPEN_MODE_RESUME and not row:
             raise errors.SessionNotFound(f"no session {session_id!r}")
         if mode != pb.OPEN_MODE_REPLACE and (row.position if row else 0) < replay:
@@ -129,7 +130,7 @@ class World:
         elif upgrade:
             row.version = version or self.newest
             self.save([session_id])
-        row.epoch, row.writer, row.incarnation = max(epoch, seen) + 1, writer, incarnation
+        row.epoch, row.writer, row.incarnation = max(epoch + 1, seen + 1, incarnation), writer, incarnation
         return row, created
 
     def delete(self, session_id: str) -> None:

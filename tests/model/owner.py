@@ -102,10 +102,10 @@ def _open(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
     if stored is not None and incarnation < stored.incarnation and compares:
         return answer(state, number, (st.ERROR, st.MOVED, 0))
     live = stored if stored is not None and stored.live else None
-    held = row is not None and (stored is None or (live is not None and _name(rules, live) == _name(rules, row)))
+    held = row is not None and (stored is None or (live is not None and live.epoch == row.epoch))
     if rules.later_epochs_win:
         # A flushed store may have got a record from an owner that did not know better.
-        if row is not None and live is not None and _name(rules, live) < _name(rules, row):
+        if row is not None and live is not None and live.epoch < row.epoch:
             live, held = None, True
         if live is not None and live.epoch < seen:
             live = None
@@ -117,21 +117,19 @@ def _open(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
     epoch = stored.epoch if stored is not None else 0
     if rules.epochs_exceed_seen:
         epoch = max(epoch, seen, row.epoch if row is not None else 0)
+    epoch += 1
+    if rules.epochs_reach_incarnations:
+        epoch = max(epoch, incarnation)
     kept = live if not anew else None
-    record = Copy(True, epoch + 1, incarnation, (), 0, 0)
+    record = Copy(True, epoch, incarnation, (), 0, 0)
     if kept is not None:
-        record = kept._replace(epoch=epoch + 1, incarnation=incarnation)
+        record = kept._replace(epoch=epoch, incarnation=incarnation)
     verdict = CREATED if anew or (not held and live is None) else HELD if held else TAKEN
     state = state._replace(store=state.store._replace(record=record))
     claim = Claim(number, frame, verdict, record)
     if not rules.fence_lasts:
         return with_owner(state, at, owner._replace(claim=claim))
     return _install(state, rules, at, claim)
-
-
-def _name(rules: Rules, claimed: Row | Copy) -> tuple[int, int]:
-    """What tells claims apart, and orders them."""
-    return (claimed.incarnation, claimed.epoch) if rules.incarnations_order_claims else (claimed.epoch, 0)
 
 
 def install(state: State, rules: Rules, at: int) -> State | None:
@@ -205,7 +203,7 @@ def write(state: State, rules: Rules, at: int) -> State | None:
     if stored is None or not rules.writes_compare:
         saved = True
     elif stored.live:
-        there, mine = _name(rules, stored), _name(rules, copy)
+        there, mine = stored.epoch, copy.epoch
         saved = there == mine and len(stored.memory) <= len(copy.memory)
         saved = saved or (there < mine and rules.later_epochs_win)
     else:
@@ -215,7 +213,7 @@ def write(state: State, rules: Rules, at: int) -> State | None:
         state = state._replace(store=store._replace(record=copy))
     if row is None:
         return with_owner(state, at, owner)
-    if _name(rules, row) != _name(rules, copy):  # Claimed anew meanwhile: what this write did is not about that claim.
+    if row.epoch != copy.epoch:  # Claimed anew meanwhile: what this write did is not about that claim.
         return with_owner(state, at, owner._replace(row=row if saved else row._replace(dirty=True)))
     if saved:
         durable = max(row.durable, len(copy.memory))
@@ -233,9 +231,9 @@ def revalidate(state: State, rules: Rules, at: int) -> State | None:
     if not owner.unsure or row is None or state.store.away:
         return None
     state = with_owner(state, at, owner._replace(unsure=False))
-    if stored is None or (stored.live and _name(rules, stored) == _name(rules, row)):
+    if stored is None or (stored.live and stored.epoch == row.epoch):
         return state
-    if rules.later_epochs_win and _name(rules, stored) < _name(rules, row):
+    if rules.later_epochs_win and stored.epoch < row.epoch:
         return state
     return _drop(state, at, row)
 

@@ -38,8 +38,8 @@ class Rules:
     """A save of another epoch, or of a lower position, changes nothing."""
     later_epochs_win: bool = True
     """A save, or a row, of a later epoch goes before a stored record of an earlier one (after a flush)."""
-    incarnations_order_claims: bool = True
-    """Claims are compared by incarnation, then epoch: after a flush epochs begin again, incarnations do not."""
+    epochs_reach_incarnations: bool = True
+    """A new epoch is no less than its claim's incarnation: after a flush epochs do not begin again."""
     replies_are_fenced: bool = True
     """An owner that slept looks at the stored epoch before it answers anything."""
     deletes_leave_tombstones: bool = True
@@ -108,10 +108,10 @@ SHOWN_BY: dict[str, Setting] = {
     "incarnations_are_compared": Setting(1, Faults(cut=1)),
     "incarnations_rise": Setting(1, Faults(cut=1)),
     "lost_steps_are_told": Setting(1, Faults(crash=1, flush=1)),
-    "epochs_exceed_seen": Setting(1, Faults(cut=1, flush=1, reset=1)),
+    "epochs_exceed_seen": Setting(1, Faults(flush=1, duplicate=1, reset=1)),
     "writes_compare": Setting(2, Faults(cut=1)),
     "later_epochs_win": Setting(1, Faults(cut=1, flush=1)),
-    "incarnations_order_claims": Setting(1, Faults(cut=1, crash=1, flush=1)),
+    "epochs_reach_incarnations": Setting(1, Faults(cut=1, crash=1, flush=1)),
     "replies_are_fenced": Setting(1, Faults(sleep=1, twin=1)),
     "deletes_leave_tombstones": Setting(1, Faults(cut=1, delete=1)),
     "inputs_kept_until_durable": Setting(1, Faults(crash=1)),

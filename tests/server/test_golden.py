@@ -64,7 +64,8 @@ async def goes_on(local: Local) -> None:
             chunks, acked = make.SESSIONS[session]
             end = sum(map(len, chunks))
             opened = await speaker.open_one(session, handle, mode=pb.OPEN_MODE_RESUME, return_replies=True)
-            assert (opened.version, opened.epoch, opened.position, opened.durable) == (1, 2, end, end)
+            assert (opened.version, opened.position, opened.durable) == (1, end, end)
+            assert opened.epoch > 1
             starts = np.cumsum([0, *map(len, chunks)]).tolist()
             kept = [place for place, start in enumerate(starts[1:]) if start > acked]
             answers = await speaker.answers(len(kept))
@@ -79,7 +80,8 @@ async def goes_on(local: Local) -> None:
         gone = await speaker.not_opened("deleted", 3, mode=pb.OPEN_MODE_RESUME)
         assert gone.reason == "SESSION_NOT_FOUND"
         anew = await speaker.open_one("deleted", 3)
-        assert (anew.epoch, anew.position, anew.created) == (2, 0, True)
+        assert (anew.position, anew.created) == (0, True)
+        assert anew.epoch > 1
         await speaker.flush(0, 1, 2, 3)
 
 

@@ -61,7 +61,7 @@ class StoreCompliance:
         record = answer.record
         assert record is not None
         assert record.saved_at > 0
-        assert replace(record, saved_at=0.0) == Record(KEY, 3, 1, 0, A, 10, ephemeral=True)
+        assert replace(record, saved_at=0.0) == Record(KEY, 3, 10, 0, A, 10, ephemeral=True)
         assert await loaded(store) == record
 
     async def test_create_refuses_what_exists(self, store: Store) -> None:
@@ -109,11 +109,11 @@ class StoreCompliance:
         assert answer.record.epoch == saved.epoch + 2
 
     async def test_a_row_held_over_a_flush_is_current(self, store: Store) -> None:
-        answer = await claim(store, mode=Mode.RESUME, held_epoch=7, held_position=100, replay_position=95, version=2)
+        answer = await claim(store, mode=Mode.RESUME, held_epoch=17, held_position=100, replay_position=95, version=2)
         assert answer.verdict is Verdict.HELD
         stored = await loaded(store)
         # The store has no state yet, and says so: whoever takes over now finds position 0.
-        assert (stored.epoch, stored.position, stored.blob, stored.version) == (8, 0, None, 2)
+        assert (stored.epoch, stored.position, stored.blob, stored.version) == (18, 0, None, 2)
         assert (await claim(store, incarnation=11, replay_position=95)).verdict is Verdict.LOST
 
     async def test_a_row_held_over_a_delete_is_not_current(self, store: Store) -> None:
@@ -199,6 +199,15 @@ class StoreCompliance:
         answer = await claim(store, incarnation=11, seen_epoch=7, held_epoch=60)
         assert answer.record is not None
         assert answer.record.epoch == 61
+
+    async def test_epochs_go_on_rising_over_a_flush(self, store: Store) -> None:
+        """A later incarnation has a later epoch, whatever the store forgot between the two."""
+        first = (await created_and_saved(store)).epoch
+        assert await store.expire(1e12, ephemeral_before=1e12) == 1
+        later = await create(store, incarnation=1000)
+        assert later.epoch > first
+        assert await store.save([replace(later, epoch=first, position=50, blob=b"late")]) == [False]
+        assert (await claim(store, incarnation=1000)).verdict is Verdict.TAKEN
 
     async def test_claims_of_one_batch_are_decided_in_order(self, store: Store) -> None:
         answers = await store.claim([claim_of(mode=mode) for mode in (Mode.RESUME, Mode.CREATE, Mode.CREATE)])
@@ -363,10 +372,10 @@ class StoreCompliance:
 
     async def test_epochs_of_records_tombstones_and_nothing(self, store: Store) -> None:
         live, dead, nobody = (Key("tenant", "model", id_) for id_ in ("live", "dead", "nobody"))
-        await create(store, live, seen_epoch=6)
-        await create(store, dead, seen_epoch=8)
-        assert await store.delete([dead], [9]) == [True]
-        assert await store.epochs([dead, nobody, live, live]) == [9, 0, 7, 7]
+        await create(store, live, seen_epoch=16)
+        await create(store, dead, seen_epoch=18)
+        assert await store.delete([dead], [19]) == [True]
+        assert await store.epochs([dead, nobody, live, live]) == [19, 0, 17, 17]
         assert await store.load([nobody]) == [None]
 
     async def test_a_server_lives_until_its_last_beat_is_over_or_it_leaves(self, store: Store) -> None:
@@ -398,7 +407,7 @@ class StoreCompliance:
         answers = await store.claim([claim_of(key, Mode.CREATE) for key in [*keys[::-1], Key("u", "a", "000")]])
         saves = [replace(answer.record, position=1, blob=b"x") for answer in answers if answer.record is not None]
         assert all(await store.save(saves))
-        assert await store.delete([keys[3], keys[50]], [1, 1]) == [True, True]
+        assert await store.delete([keys[3], keys[50]], [10, 10]) == [True, True]
         living = [key for key in keys if key not in (keys[3], keys[50])]
         for limit in (30, 1000):
             found: list[Key] = []
@@ -421,7 +430,7 @@ class StoreCompliance:
         await create(store, ephemeral, ephemeral=True)
         at = (await create(store, gone)).saved_at
         await created_and_saved(store, kept)
-        await store.delete([gone], [1])
+        assert await store.delete([gone], [10]) == [True]
         assert await store.expire(at - 60, ephemeral_before=at - 60) == 0
         assert await store.expire(at - 60, ephemeral_before=at + 60) == 1
         assert [record.key for record in await store.list("t", "", ("", ""), 10)] == [kept]
@@ -446,7 +455,7 @@ class StoreCompliance:
         assert verdicts.count(Verdict.CREATED) == 1
         assert verdicts.count(Verdict.EXISTS) == 19
         taken = await asyncio.gather(*(claim(store) for _ in range(20)))
-        assert sorted(answer.record.epoch for answer in taken if answer.record) == list(range(2, 22))
+        assert sorted(answer.record.epoch for answer in taken if answer.record) == list(range(11, 31))
 
     async def test_a_thousand_sessions_at_once(self, store: Store) -> None:
         keys = [Key("t", "m", f"{number}") for number in range(1000)]
@@ -458,7 +467,7 @@ class StoreCompliance:
         fenced = [replace(record, epoch=0) for record in saves[:500:2]]
         assert await store.save([*fenced, *saves[500:]]) == [False] * 250 + [True] * 500
         assert [record and record.blob for record in await store.load(keys)] == [b"%d" % i for i in range(1000)]
-        assert await store.delete(keys, [1] * 1000) == [True] * 1000
+        assert await store.delete(keys, [10] * 1000) == [True] * 1000
 
     async def test_the_generation_stands(self, store: Store) -> None:
         first = await store.generation()

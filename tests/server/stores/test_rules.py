@@ -152,7 +152,7 @@ class StoreMachine(RuleBasedStateMachine):
         left = claim.held_position if held else 0 if live is None else live.position
         if claim.mode is not Mode.REPLACE and left < claim.replay_position:
             return Verdict.LOST, bare
-        epoch = 1 + max(self.epoch(claim.key), claim.held_epoch, claim.seen_epoch)
+        epoch = max(1 + max(self.epoch(claim.key), claim.held_epoch, claim.seen_epoch), claim.incarnation)
         record = Record(
             claim.key, claim.version, epoch, 0, claim.writer, claim.incarnation, claim.ephemeral, owner=claim.owner
         )

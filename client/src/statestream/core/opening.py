@@ -31,6 +31,7 @@ class Opening:
         initial: Start values, [N, ...] by state.
         not_before: When it may leave.
         uncertain: It left before on a stream that was lost, and may have been done.
+        done: That it was: what is there now was made by it.
         claims: How often it was tried.
         since: When it was refused for the first time.
         replies: The caller asked for the replies that nobody acknowledged.
@@ -49,6 +50,7 @@ class Opening:
     since: float = 0.0
     replies: bool = False
     upgrade: bool = False
+    done: bool = False
     left: set[int] = field(default_factory=set)
 
     def part(self, rows: Ints) -> Opening:
@@ -65,6 +67,7 @@ class Opening:
             self.since,
             self.replies,
             self.upgrade,
+            self.done,
         )
 
 
@@ -94,6 +97,7 @@ def joined(openings: Sequence[Opening], table: Table) -> list[Opening]:
             opening.claims,
             opening.ticket is None,
             opening.upgrade,
+            opening.done,
         )
         batches = alike.setdefault(kind, [])
         # An id comes once in a frame: who opens it twice claims it twice.
@@ -115,6 +119,7 @@ def _join(openings: list[Opening]) -> Opening:
     ticket = JoinedTicket(handles, tickets, rows) if tickets else None
     whole = Opening(handles, first.mode, ticket, np.arange(len(handles)) if tickets else first.rows)
     whole.uncertain, whole.claims, whole.upgrade = first.uncertain, first.claims, first.upgrade
+    whole.done = first.done
     whole.since = min((opening.since for opening in openings if opening.since), default=0.0)
     return whole
 

@@ -119,8 +119,7 @@ class Opens:
         self.in_flight[frame] = opening
         group = table.groups[int(table.group[handles[0]])]
         mode = opening.mode
-        if opening.uncertain and mode == OPEN_MODE_CREATE:
-            # The lost one may have created the session; its answer will show whether it did.
+        if opening.done and mode == OPEN_MODE_CREATE:
             mode = OPEN_MODE_EITHER
         message = OpenFrame(
             model=group.model,
@@ -220,9 +219,10 @@ class Opens:
         for name in ("in_flight", "unacked", "stale", "attempts"):
             getattr(table, name)[handles] = 0
         table.state[handles] = State.OPEN
-        ticket.opened(rows, created, version)
-        if opening.uncertain and opening.mode == OPEN_MODE_CREATE:
-            for at in np.flatnonzero(~created & ((positions > 0) | (epochs > 2))).tolist():
+        ticket.opened(rows, created | (opening.done & (positions == 0)), version)
+        if opening.done:
+            for at in np.flatnonzero(~created & (positions > 0)).tolist():
+                # Somebody else was quicker.
                 handle = int(handles[at])
                 taken = errors.SessionExists(
                     f"session {table.ids[handle]!r} exists already; choose another id, or open it with mode 'either'"
@@ -265,6 +265,7 @@ class Opens:
         opening.since = opening.since or now
         later: list[int] = []
         moved: list[int] = []
+        done: list[int] = []
         wait = 0.0
         for handle, error in refusals.items():
             if handle not in opening.left:
@@ -276,6 +277,8 @@ class Opens:
                 # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
                 moved.append(handle)
                 self.clock = max(self.clock, int(error.metadata.get("incarnation", "0")))
+            elif first and opening.uncertain and error.metadata.get("untouched") and again_soon:
+                done.append(handle)
             elif isinstance(error, errors.Unavailable if first else RETRIED) and again_soon:
                 later.append(handle)
                 wait = max(wait, error.retry_after or min(2.0, 0.1 * 2**opening.claims))
@@ -287,6 +290,8 @@ class Opens:
             self.clock += 1
             self._table.incarnation[moved] = self.clock
             self._repeat(opening, moved, 0.0)
+        if done:
+            self._repeat(opening, done, 0.0, done=True)
         if later and opening.ticket is None:
             for waiting in self._again(np.array(later, np.int64), now + wait):
                 waiting.claims = min(opening.claims + 1, MAX_CLAIMS)
@@ -295,10 +300,11 @@ class Opens:
         elif later:
             self._repeat(opening, later, now + wait)
 
-    def _repeat(self, opening: Opening, handles: list[int], not_before: float) -> None:
+    def _repeat(self, opening: Opening, handles: list[int], not_before: float, *, done: bool = False) -> None:
         part = opening.part(indices(opening.handles, np.array(handles, np.int64)))
         part.claims += 1
         part.not_before = not_before
+        part.done = done
         self.waiting.append(part)
 
     def _fail_first(self, opening: Opening, handle: int, error: StatestreamError) -> None:

@@ -81,7 +81,7 @@ class InferenceServiceServicer(object):
         A worked exchange: two sessions of model "sunspots", one chunk each of three and of one step.
 
         → frame 1  open    model "sunspots", handles [0, 1], ids ["a", "b"], mode EITHER, writer W, incarnation 7
-        ← frame 1  opened  handles [0, 1], epochs [1, 1], positions [0, 0], durable_positions [0, 0]
+        ← frame 1  opened  handles [0, 1], epochs [7, 7], positions [0, 0], durable_positions [0, 0]
         → frame 2  chunk   handles [0, 1], positions [0, 0], lengths [3, 1], inputs x: 4 steps
         ← frame 2  result  handles [0, 1], positions [0, 0], lengths [3, 1], durable_positions [3, 1], outputs y: 4 steps
         → frame 3  chunk   handles [0], positions [3], acked_positions [3], steps 1, inputs x: 1 step

@@ -31,7 +31,7 @@ class Description:
         version: The version to which it is pinned.
         position: Steps applied.
         durable: Steps that survive a crash.
-        epoch: Claims so far.
+        epoch: The claim under which it is.
         resident: Whether it is a row here.
         ephemeral: Whether it ends with its caller.
         used: Unix time of its last use.

@@ -10,7 +10,7 @@ from statestream import errors
 from statestream.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.stores.base import Claim, Claimed, Mode, Verdict
+from statestream_server.stores.base import Claim, Claimed, Mode, Record, Verdict
 from statestream_server.stores.rules import CLAIM_LIMIT
 
 MAX_ID_BYTES = 256
@@ -181,12 +181,19 @@ def _outbid(opening: Opening, place: int, newest: int, epoch: int) -> errors.Ses
     )
 
 
+def _untouched(opening: Opening, claim: Claim, record: Record | None) -> dict[str, str]:
+    """Tells a caller that the session it finds is its own and was never stepped: an open whose answer was lost."""
+    mine = record is not None and record.writer == opening.writer and not record.position and not claim.held_position
+    return {"untouched": "true"} if mine else {}
+
+
 def refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> errors.StatestreamError:
     """What the caller is told of a claim that was not granted."""
     session, record = opening.ids[place], answer.record
     if answer.verdict is Verdict.EXISTS:
         return errors.SessionExists(
-            f"session {session!r} exists already; choose another id, or open it with mode either or resume"
+            f"session {session!r} exists already; choose another id, or open it with mode either or resume",
+            metadata=_untouched(opening, claim, record),
         )
     if answer.verdict is Verdict.MISSING:
         return errors.SessionNotFound(f"no session {session!r} of model {opening.model!r}; create it first")

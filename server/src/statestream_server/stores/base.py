@@ -169,10 +169,12 @@ class Store(Protocol):
         4. Not REPLACE, exact, the row held is not current, and stored is of another version → OTHER.
         5. Not REPLACE, and the position of what is current (held_position, else stored.position, else
            0) < replay_position → LOST.
-        6. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1; writer, incarnation
-           and owner are the claim's; `version` and `ephemeral` are the stored ones where the session
-           goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED, position 0,
-           no blob. Held current → HELD (position and blob of `stored` stay as they are). Else → TAKEN.
+        6. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1, and no less than the
+           claim's incarnation, which comes from a clock: so epochs go on rising over a flush. Writer,
+           incarnation and owner are the claim's; `version` and `ephemeral` are the stored ones where the
+           session goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED,
+           position 0, no blob. Held current → HELD (position and blob of `stored` stay as they are).
+           Else → TAKEN.
         """
 
     async def save(self, records: Sequence[Record]) -> list[bool]:

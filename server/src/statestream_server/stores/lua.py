@@ -63,7 +63,7 @@ for i = 1, #KEYS - 2 do
   elseif mode ~= REPLACE and current < replay then
     answer = 'L' .. as_it_stands
   else
-    local epoch = math.max(stored and stored.epoch or 0, top) + 1
+    local epoch = math.max((stored and stored.epoch or 0) + 1, top + 1, incarnation)
     if live and mode ~= REPLACE then
       redis.call('SETRANGE', key, 0,
         header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer, owner))

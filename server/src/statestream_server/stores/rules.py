@@ -83,7 +83,7 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
     columns = Columns(
         live=True,
         version=kept.version if kept else claim.version,
-        epoch=max(stored.epoch if stored is not None else 0, seen) + 1,
+        epoch=max(1 + (stored.epoch if stored is not None else 0), 1 + seen, claim.incarnation),
         position=kept.position if kept else 0,
         writer=claim.writer,
         incarnation=claim.incarnation,
