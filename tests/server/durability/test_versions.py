@@ -11,7 +11,7 @@ import gc
 import math
 import shutil
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from statestream_server.settings import Durability
 from statestream_server.stores.base import Key, Record
 from statestream_server.stores.sqlite import SqliteStore
 from tests.server.stores.compliance import claim_of
+from tests.server.stores.redis_server import redis_server
 from tests.support import models
 from tests.support.serving import Local, process, serving
 from tests.support.speaker import Answer, Caller, Opened, Refusal, Speaker, failing, next_incarnation, tensor, u32
@@ -468,10 +469,19 @@ async def test_there_must_be_room_in_the_other_version(both: Path, url: str) -> 
         assert sums(await speaker.step(0, 2, numbers(1))) == [4]
 
 
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.service)])
+def any_url(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield url
+        return
+    with redis_server(tmp_path) as server:
+        yield server.url
+
+
 @pytest.mark.parametrize("mode", ["interval", "sync"])
-async def test_sigkill_right_after_an_upgrade(both: Path, url: str, mode: str) -> None:
+async def test_sigkill_right_after_an_upgrade(both: Path, any_url: str, mode: str) -> None:
     """What version 1 applied stays applied by version 1, what came after by version 2; the caller sees nothing."""
-    options = ("--store", url, "--durability", mode, "--checkpoint-interval", str(LONG), "--log-level", "warning")
+    options = ("--store", any_url, "--durability", mode, "--checkpoint-interval", str(LONG), "--log-level", "warning")
     with process(both, *options) as server, statestream.connect(server.address) as client:
         first = client.session(MODEL, "a", version=1)
         assert first.step([[1.0], [2.0]]).ravel().tolist() == [1, 3]
