@@ -93,12 +93,15 @@ class Handles:
         table, row, binding = self.tables[index], self._row.item(handle), self._binding.item(handle)
         return (table, row, binding) if table.binding.item(row) == binding else None
 
-    def resolve(self, handles: Array, unknown: Callable[[int, errors.StatestreamError], None]) -> list[Group]:
+    def resolve(
+        self, handles: Array, unknown: Callable[[int, errors.StatestreamError], None] | None = None
+    ) -> list[Group]:
         """The rows that handles stand for, by table.
 
         Args:
             handles: [N] handles of a frame.
-            unknown: Hears of the place of every handle that stands for nothing, or whose claim is over.
+            unknown: Hears of the place of every handle that stands for nothing, or whose claim is over;
+                None where that needs no answer.
         """
         if len(self.tables) == 1 and int(handles.max(initial=0)) < len(self._row):
             table, rows = self.tables[0], self._row[handles]
@@ -116,11 +119,11 @@ class Handles:
             tables[places[~current]] = _NOTHING
             if current.any():
                 groups.append(Group(table, rows[current], places[current]))
+        if unknown is None:
+            return groups
         for place in np.flatnonzero(tables == _NOTHING).tolist():
-            handle = int(handles[place])
-            unknown(
-                place, errors.SessionNotFound(f"handle {handle} stands for no session on this stream; open it first")
-            )
+            said = f"handle {int(handles[place])} stands for no session on this stream; open it first"
+            unknown(place, errors.SessionNotFound(said))
         return groups
 
 

@@ -203,7 +203,7 @@ class Stream:
 
     def _bind(self, handles: Array, part: Opened) -> None:
         """Binds handles; what they stood for until now is let go without a word."""
-        for table, rows, _ in self._handles.resolve(handles, _ignore):
+        for table, rows, _ in self._handles.resolve(handles):
             self._server.sessions.detach(table, rows[(table is not part.table) | ~np.isin(rows, part.rows)])
         self._handles.bind(handles, part.table, part.rows, part.bindings)
 
@@ -239,7 +239,7 @@ class Stream:
                 sleepers,
                 self._number,
                 np.asarray(waking, np.uint32),
-                keep=[(group.table, group.rows) for group in self._handles.resolve(handles, _ignore)],
+                keep=[(group.table, group.rows) for group in self._handles.resolve(handles)],
             )
             for part in opened:
                 self._bind(np.asarray(waking)[part.places], part)
@@ -250,7 +250,7 @@ class Stream:
         handles = read_handles(request.handles)
         acked = wire.column(request.acked_positions, "<u8", len(handles), "acked_positions")
         await self._wake(handles)
-        for table, rows, places in self._handles.resolve(handles, _ignore):
+        for table, rows, places in self._handles.resolve(handles):
             self._server.intake.acknowledge(table, rows, acked[places])
 
     async def _close(self, frame: int, request: pb.CloseFrame) -> None:
@@ -299,7 +299,3 @@ class Stream:
 
     def _open_rows(self) -> list[tuple[Table, Ints]]:
         return [(table, np.flatnonzero(table.owner == self._number)) for table in self._handles.tables]
-
-
-def _ignore(place: int, error: errors.StatestreamError) -> None:
-    """A handle that stands for nothing needs no answer here."""

@@ -117,7 +117,9 @@ class Placement:
             except errors.StatestreamError as error:
                 refused[place] = error
                 continue
-            group = groups.setdefault(id(table), Granted(table, [], [], [], []))
+            group = groups.get(id(table))
+            if group is None:
+                group = groups[id(table)] = Granted(table, [], [], [], [])
             group.places.append(place)
             group.claimed.append(answer)
             group.stored.append(stored)
@@ -204,7 +206,9 @@ class Placement:
         table.queued[rows] = table.position[rows]
         table.epoch[rows] = [answer.record.epoch for answer in group.claimed if answer.record]
         table.incarnation[rows] = [answer.record.incarnation for answer in group.claimed if answer.record]
-        table.writer[rows] = [np.void(answer.record.writer) for answer in group.claimed if answer.record]
+        table.writer[rows] = np.frombuffer(
+            b"".join(answer.record.writer for answer in group.claimed if answer.record), "V16"
+        )
         table.ephemeral[rows] = [answer.record.ephemeral for answer in group.claimed if answer.record]
         table.used[rows] = self._clock()
         # What was never applied cannot be acknowledged: its reply is still to come.

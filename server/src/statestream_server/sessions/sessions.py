@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 
 import numpy as np
 
@@ -71,6 +72,14 @@ class Sessions:
                 return table, row
         return None
 
+    def _find_all(self, opening: Opening) -> list[tuple[Table, int] | None]:
+        held: list[tuple[Table, int] | None] = [None] * len(opening.ids)
+        for table in reversed(self._registry.tables(opening.model)):
+            for place, row in enumerate(map(table.row_of.get, opening.ids)):
+                if row is not None:
+                    held[place] = table, row
+        return held
+
     async def open(self, opening: Opening) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         """Opens or resumes sessions and fences whoever had them.
 
@@ -86,8 +95,7 @@ class Sessions:
         check_numbers(opening)
         async with self.lock:
             table = self.table(opening.model, opening.version)
-            held = [self.find(opening.model, session) for session in opening.ids]
-            held = await self._settled(opening, held)
+            held = await self._settled(opening, self._find_all(opening))
             here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
             coming = [where is None or (opening.upgrade and where[0] is not table) for where in held]
             self.placement.make_room(table, sum(coming), keep=here)
@@ -96,7 +104,7 @@ class Sessions:
                 if opening.upgrade:
                     refused |= await self._versions.prepare(opening, table, held)
                 places = [place for place in range(len(opening.ids)) if place not in refused]
-                claims = [self._claim(opening, table, place, held[place]) for place in places]
+                claims = self._claims(opening, table, places, [held[place] for place in places])
                 asked = self._contact.ask()
                 answers = await self._store.claim(claims)
                 granted = self.placement.grant(opening, table, held, places, claims, answers, refused)
@@ -312,7 +320,7 @@ class Sessions:
                 else:
                     places.append(place)
                     answers.append(Claimed(Verdict.TAKEN, record))
-            claims = [self._claim(opening, table, place, None) for place in places]
+            claims = self._claims(opening, table, places, [None] * len(places))
             nowhere = [None] * len(keys)
             granted = self.placement.grant(opening, table, nowhere, places, claims, answers, refused)
             for group in granted:
@@ -352,30 +360,32 @@ class Sessions:
                 for table in {id(where[0]): where[0] for where in held if where is not None}.values():
                     rows = [where[1] for where in held if where is not None and where[0] is table]
                     await self._engine.settled(table, np.asarray(rows, np.int64))
-            found = [self.find(opening.model, session) for session in opening.ids]
+            found = self._find_all(opening)
             if found == held and all(
                 where is None or where[0].lane.idle(np.asarray([where[1]])).all() for where in found
             ):
                 return found
             held = found
 
-    def _claim(self, opening: Opening, table: Table, place: int, held: tuple[Table, int] | None) -> Claim:
-        held_epoch = int(held[0].epoch[held[1]]) if held else 0
-        held_position = int(held[0].position[held[1]]) if held else 0
-        return Claim(
-            Key(TENANT, opening.model, opening.ids[place]),
-            opening.mode,
-            opening.writer,
-            opening.incarnation,
-            int(opening.seen_epochs[place]),
-            int(opening.replay_positions[place]),
-            held_epoch,
-            held_position,
-            table.model.version,
-            opening.ephemeral,
-            self._contact.owner,
-            opening.version != 0 and not opening.upgrade,
+    def _claims(
+        self, opening: Opening, table: Table, places: Sequence[int], held: Sequence[tuple[Table, int] | None]
+    ) -> list[Claim]:
+        """The claims of some of an opening's sessions; `held` says where these are in memory."""
+        columns = zip(
+            [Key(TENANT, opening.model, opening.ids[place]) for place in places],
+            repeat(opening.mode),
+            repeat(opening.writer),
+            repeat(opening.incarnation),
+            opening.seen_epochs[places].tolist(),
+            opening.replay_positions[places].tolist(),
+            [int(where[0].epoch[where[1]]) if where else 0 for where in held],
+            [int(where[0].position[where[1]]) if where else 0 for where in held],
+            repeat(table.model.version),
+            repeat(opening.ephemeral),
+            repeat(self._contact.owner),
+            repeat(opening.version != 0 and not opening.upgrade),
         )
+        return list(map(Claim._make, columns))
 
 
 @contextmanager

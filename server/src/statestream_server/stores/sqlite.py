@@ -232,6 +232,8 @@ class SqliteStore:
         self._use_wal(database)
         database.execute(f"PRAGMA synchronous = {'FULL' if self._synchronous else 'NORMAL'}")
         database.execute("PRAGMA journal_size_limit = 67108864")
+        # Ids are random to the index: where it outgrows sqlite's 2 MB, new ones would be read in from the file.
+        database.execute("PRAGMA cache_size = -32768")
         database.execute("BEGIN IMMEDIATE")
         with database:
             sqlite_tables.create(database, self.path)
