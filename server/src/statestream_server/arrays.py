@@ -38,6 +38,14 @@ def counting(count: int, first: int = 0) -> Ints:
     return _numbers[:count] + first if first else _numbers[:count]
 
 
+def span(places: Ints) -> slice | Ints:
+    """Distinct ascending numbers, as a slice where they are consecutive: what it cuts out is a view."""
+    count = len(places)
+    if count and int(places[-1]) - int(places[0]) == count - 1:
+        return slice(int(places[0]), int(places[0]) + count)
+    return places
+
+
 class Freelist:
     """Numbers 0 … capacity - 1 that are handed out and taken back, lowest first while fresh."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statestream_server.arrays import Array, Ints, counting
+from statestream_server.arrays import Array, Ints, counting, span
 
 
 class Lengths:
@@ -55,8 +55,11 @@ class Lengths:
             return self
         return Lengths(len(places), self.each) if self.each else Lengths.of(self.column[places])
 
-    def index(self, places: Ints) -> Ints:
-        """Where the steps of some chunks are in a packed array."""
+    def index(self, places: Ints) -> slice | Ints:
+        """Where the steps of some chunks (distinct) are in a packed array."""
+        found = span(places)
+        if self.each and isinstance(found, slice):
+            return slice(found.start * self.each, found.stop * self.each)
         if self.each == 1:
             return places
         if self.each:
@@ -66,7 +69,7 @@ class Lengths:
         return np.repeat(self.offsets[places] - (ends - steps), steps) + counting(int(ends[-1]) if len(ends) else 0)
 
     def pack(self, arrays: Sequence[Array], places: Ints) -> list[Array]:
-        """The steps of some chunks (distinct, ascending), packed; the arrays themselves where that is all of them."""
+        """The steps of some chunks (distinct, ascending), packed; views where they lie together."""
         if len(places) == self.count:
             return list(arrays)
         index = self.index(places)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Bools, Ints, counting
+from statestream_server.arrays import Array, Bools, Ints, counting, span
 from statestream_server.engine.lengths import Lengths
 
 NONE = -1
@@ -131,29 +131,34 @@ class Part(NamedTuple):
     def rows(self) -> Ints:
         """[n] their rows."""
         work, places = self
-        return work.rows if len(places) == len(work.rows) else work.rows[places]
+        return work.rows if len(places) == len(work.rows) else work.rows[span(places)]
 
-    def is_whole(self, steps: int) -> bool:
-        """Whether a batch of `steps` steps runs all chunks of the work from their beginning to their end."""
-        work, places = self
-        return work.lengths.each == steps and work.done is None and len(places) == len(work.rows)
+    def is_straight(self, steps: int) -> bool:
+        """Whether a batch of `steps` steps runs these chunks from their beginning to their end."""
+        return self.work.lengths.each == steps and self.work.done is None
 
     def gather(self, steps: int) -> list[Array]:
         """The next `steps` steps of the chunks: one array for every input, [n, steps, ...one step]."""
-        if self.is_whole(steps):
-            return [array.reshape(len(self.places), steps, *array.shape[1:]) for array in self.work.inputs]
+        work, places = self
+        if self.is_straight(steps):
+            packed = work.lengths.pack(work.inputs, places)
+            return [array.reshape(len(places), steps, *array.shape[1:]) for array in packed]
         index = self._index(steps)
-        return [array[index] for array in self.work.inputs]
+        return [array[index] for array in work.inputs]
 
     def scatter(self, steps: int, outputs: Sequence[Array]) -> None:
         """Takes the outputs [n, steps, ...one step] of what `gather` gave."""
-        work = self.work
-        if self.is_whole(steps):
-            work.outputs = [array.reshape(-1, *array.shape[2:]) for array in outputs]
-            return
+        work, places = self
+        straight = self.is_straight(steps)
+        if straight:
+            outputs = [array.reshape(-1, *array.shape[2:]) for array in outputs]
+            if len(places) == len(work.rows):
+                work.outputs = list(outputs)
+                return
         if not work.outputs:
-            work.outputs = [np.zeros((work.lengths.total, *array.shape[2:]), array.dtype) for array in outputs]
-        index = self._index(steps)
+            lead = 1 if straight else 2
+            work.outputs = [np.zeros((work.lengths.total, *array.shape[lead:]), array.dtype) for array in outputs]
+        index = work.lengths.index(places) if straight else self._index(steps)
         for mine, array in zip(work.outputs, outputs, strict=True):
             mine[index] = array
 

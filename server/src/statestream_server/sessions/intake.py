@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Bools, Ints, Positions, counting
+from statestream_server.arrays import Array, Bools, Ints, Positions, counting, span
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
@@ -68,12 +68,13 @@ class Chunks:
         """Some of the chunks (ascending), packed anew; these themselves where that is all of them."""
         if len(places) == len(self.rows):
             return self
+        cut = span(places)
         return Chunks(
             self.table,
-            self.rows[places],
-            self.handles[places],
-            self.starts[places],
-            self.acked[places],
+            self.rows[cut],
+            self.handles[cut],
+            self.starts[cut],
+            self.acked[cut],
             self.lengths.take(places),
             self.lengths.pack(self.inputs, places),
             self.request,
