@@ -62,13 +62,13 @@ async def test_a_cancelled_step_that_was_sent_is_applied_and_the_session_goes_on
 
 async def test_a_cancelled_step_that_was_not_sent_is_dropped(fake: Fake) -> None:
     async with aio.connect(fake.address) as client, client.session("sum", "a") as session:
-        client._core.going_away = True  # No frame leaves.
+        client._link.core.going_away = True  # No frame leaves.
         step = asyncio.create_task(session.step(ONE))
         await asyncio.sleep(0)
         step.cancel()
         with pytest.raises(asyncio.CancelledError):
             await step
-        client._core.going_away = False
+        client._link.core.going_away = False
         assert (await session.step(ONE))[0] == 1
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic
 
 import numpy as np
 
@@ -12,18 +12,13 @@ from statestream.calls import session_ids
 from statestream.core import OpenTicket, StreamCore, value_of
 from statestream.errors import Closed
 from statestream.layout import Layout
+from statestream.parts import Division, Part, gathered
+from statestream.shards import Doer, L
 from statestream.v1.inference_pb2 import DURABILITY_MODE_INTERVAL
 from statestream.wire import Ints
 
 LOOKAHEAD = 32
 """How many items `stream` sends before it waits for the first output."""
-
-
-class Doer(Protocol):
-    """A link, as far as it is the same for both twins."""
-
-    def do(self, operation: Callable[[], object]) -> None:
-        """Has the core do something soon, in the order of the calls."""
 
 
 class SessionBase:
@@ -40,7 +35,6 @@ class SessionBase:
     def __init__(
         self,
         link: Doer,
-        core: StreamCore,
         layout: Layout,
         ticket: OpenTicket,
         session_id: str,
@@ -49,7 +43,7 @@ class SessionBase:
         made: bool,
     ):
         self._doer = link
-        self._core = core
+        self._core = link.core
         self._layout = layout
         self._handle = int(ticket.handles[0])
         self._replies = [(position, value_of(outputs)) for position, outputs in ticket.replies.get(0, ())]
@@ -102,7 +96,7 @@ class SessionBase:
         return np.array([self._handle])
 
 
-class PoolBase:
+class PoolBase(Generic[L]):
     """Many sessions of one model, in rows.
 
     Attributes:
@@ -114,18 +108,18 @@ class PoolBase:
 
     def __init__(
         self,
-        link: Doer,
-        core: StreamCore,
+        parts: Sequence[Part[L]],
         layout: Layout,
         ticket: OpenTicket,
         ids: Sequence[str],
         *,
         ephemeral: bool,
     ) -> None:
-        self._doer = link
-        self._core = core
+        self._parts = parts
+        self._division = Division(parts) if len(parts) > 1 else None
         self._layout = layout
-        self._handles = ticket.handles
+        # What the layout makes chunks for: handles, or, of several shards, the rows that are to be divided among them.
+        self._handles = np.arange(len(ids)) if self._division else parts[0].handles
         self._replies = {
             row: [(position, value_of(outputs)) for position, outputs in replies]
             for row, replies in sorted(ticket.replies.items())
@@ -145,20 +139,24 @@ class PoolBase:
     @property
     def positions(self) -> Ints:
         """[N] the steps applied whose outputs this client has."""
-        return self._last[0] if self._last is not None else self._core.table.answered[self._handles]
+        if self._last is not None:
+            return self._last[0]
+        return gathered(self._parts, lambda part: part.link.core.table.answered[part.handles])
 
     @property
     def durable_positions(self) -> Ints:
         """[N] the steps that survive a crash of the server, as far as this client knows."""
         if self._last is not None:
             return self._last[1]
-        return np.minimum(self._core.table.durable[self._handles], self.positions)
+        durable = gathered(self._parts, lambda part: part.link.core.table.durable[part.handles])
+        return np.minimum(durable, self.positions)
 
     @property
     def replies(self) -> dict[int, list[tuple[int, Any]]]:
         """By row, what `Session.replies` has of each session; asking acknowledges all."""
         if self._replies and not self.closed:
-            self._doer.do(partial(self._core.received, self._handles))
+            for part in self._parts:
+                part.link.do(partial(part.link.core.received, part.handles))
         return {row: list(replies) for row, replies in self._replies.items()}
 
     @property

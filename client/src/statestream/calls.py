@@ -125,13 +125,15 @@ def read_code(code: grpc.StatusCode, details: str, address: str) -> StatestreamE
     return kind(f"{address}: {code.name}: {details}")
 
 
-def unavailable(addresses: Sequence[str], seconds: float, cause: StatestreamError | None) -> StatestreamError:
-    """What is raised when no server was reached for too long."""
+def unavailable(
+    addresses: Sequence[str], seconds: float, cause: StatestreamError | None, label: str = ""
+) -> StatestreamError:
+    """What is raised when no server was reached for too long; `label` says which shard of a client did not."""
     if isinstance(cause, errors.Unauthenticated | errors.Unsupported):
         return type(cause)(cause.message, metadata=cause.metadata)
     last = cause.metadata.get("details", cause.message) if cause is not None else "no answer"
     return errors.ServerUnavailable(
-        f"no Statestream server answered at {', '.join(addresses)} for {seconds:.1f} s: {last}. "
+        f"no Statestream server answered at {', '.join(addresses)}{label} for {seconds:.1f} s: {last}. "
         "Is it running, and is the port right?",
         metadata={"addresses": ",".join(addresses)},
     )

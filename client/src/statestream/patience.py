@@ -18,11 +18,13 @@ class Patience:
     Args:
         timeout: Seconds that an operation outlasts a server that does not answer it.
         addresses: Where servers were looked for.
+        label: Which shard of its client it is, as messages say it.
     """
 
-    def __init__(self, timeout: float, addresses: Sequence[str]) -> None:
+    def __init__(self, timeout: float, addresses: Sequence[str], label: str = "") -> None:
         self._timeout = timeout
         self._addresses = addresses
+        self._label = label
         self._since: float | None = None
         self._progress = 0
         self._faults = 0
@@ -49,12 +51,13 @@ class Patience:
         if fault is not None and (self._faults >= MAX_FAULTS or waited > self._timeout):
             self._reset()
             return type(fault)(
-                f"the server ended every stream without an answer for {waited:.1f} s, at last with: {fault.message}",
+                f"the server{self._label} ended every stream without an answer for {waited:.1f} s, at last with: "
+                f"{fault.message}",
                 metadata=fault.metadata,
             )
         if waited > self._timeout:
             self._reset()
-            return unavailable(self._addresses, waited, cause)
+            return unavailable(self._addresses, waited, cause, self._label)
         return None
 
     def _note(self, progress: int) -> None:

@@ -13,7 +13,7 @@ class Settings:
     Attributes:
         connect_timeout: Seconds that `connect` waits for a server to answer.
         retry_timeout: Seconds that an operation outlasts an unreachable server.
-        replay_buffer_bytes: The most bytes of inputs kept for replay.
+        replay_buffer_bytes: The most bytes of inputs kept for replay; shards have equal parts of it.
         replay_seconds: How long inputs are kept after the server called them durable: a store may
             lose what it promised, in a failover for one.
         on_full: What a full replay buffer does: "block" asks the server for a flush and holds
@@ -22,8 +22,12 @@ class Settings:
         max_message_bytes: The most bytes of one message from the server.
         keepalive: Seconds between pings on a connection with calls under way; a server that leaves one
             unanswered for as long is given up for another.
-        route_key: What a proxy may route by: every call and the stream of the client carry it in the metadata
-            `x-session-id`, so that they meet at one server. A random one where it is empty.
+        route_key: What a proxy may route by: a shard's stream, and every call about its sessions, carry it in the
+            metadata `x-session-id`, so that they meet at one server. Shard k of several has `route_key-k`. Random
+            ones where it is empty: then clients spread by chance, and one that starts again may reach another server,
+            which takes its sessions over. With one of your own it reaches the server that has them already.
+        shards: Streams of the client, each with a route key of its own. A session belongs to one by its model and
+            id. One stream batches best; more of them let a proxy spread one client's sessions over several servers.
     """
 
     connect_timeout: float = 10.0
@@ -34,6 +38,7 @@ class Settings:
     max_message_bytes: int = 64 << 20
     keepalive: float = 10.0
     route_key: str = ""
+    shards: int = 1
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "retry_timeout", "replay_buffer_bytes", "max_message_bytes", "keepalive"):
@@ -41,12 +46,14 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         if not (self.route_key.isascii() and self.route_key.isprintable()):
             raise ValueError(f"route_key is {self.route_key!r}; expected printable ASCII")
+        if self.shards < 1:
+            raise ValueError(f"shards is {self.shards}; expected 1 or more")
         if self.on_full not in ("block", "drop"):
             raise ValueError(f"on_full is {self.on_full!r}; expected 'block' or 'drop'")
 
     def channel_options(self) -> list[tuple[str, int | str]]:
         """What gRPC is told of it."""
-        return [
+        options: list[tuple[str, int | str]] = [
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
@@ -58,3 +65,7 @@ class Settings:
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
+        if self.shards > 1:
+            # Shards do not share a connection, so that what balances connections spreads them too.
+            options.append(("grpc.use_local_subchannel_pool", 1))
+        return options

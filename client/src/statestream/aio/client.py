@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
@@ -14,22 +13,25 @@ import numpy as np
 
 from statestream import calls, frames
 from statestream.aio.catalogue import Catalogue
-from statestream.aio.link import CLOSE_SECONDS, Link
+from statestream.aio.link import Link
 from statestream.aio.opening import Opening
 from statestream.aio.pool import Pool
 from statestream.aio.session import Session
-from statestream.backoff import parse_addresses
+from statestream.aio.together import close_all, leave_all, perform_all, start_all
 from statestream.base import named_ids
-from statestream.core import OpenTicket, StreamCore, leave
-from statestream.errors import StatestreamError
+from statestream.core import OpenTicket
+from statestream.errors import Closed
 from statestream.layout import Input, Layout
+from statestream.parts import Part, opened, openings
 from statestream.settings import Settings
+from statestream.shards import Shards, make_core, routes
 from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
 )
+from statestream.wire import Array
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,6 +43,7 @@ def connect(
     connect_timeout: float = 10.0,
     retry_timeout: float = 60.0,
     replay_buffer_bytes: int = 64 << 20,
+    shards: int = 1,
     on_full: Literal["block", "drop"] = "block",
     on_reconnect: Callable[[str], None] | None = None,
     settings: Settings | None = None,
@@ -48,12 +51,13 @@ def connect(
     """Connects to a server, by `await` or `async with`.
 
     Args:
-        address: "host:port", or several with commas, of which one is used at a time.
+        address: "host:port", or several with commas, of which a shard uses one at a time.
         connect_timeout: Seconds to wait for a first answer.
         retry_timeout: Seconds that an operation outlasts an unreachable server.
         replay_buffer_bytes: The most bytes of inputs kept for replay.
+        shards: Streams of the client, see `Settings`: more than one spreads its sessions over several servers.
         on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
-        on_reconnect: Called with the address after the client connected anew.
+        on_reconnect: Called with the address after a shard connected anew.
         settings: All of these as one value, in place of them.
 
     Raises:
@@ -63,12 +67,13 @@ def connect(
         connect_timeout=connect_timeout,
         retry_timeout=retry_timeout,
         replay_buffer_bytes=replay_buffer_bytes,
+        shards=shards,
         on_full=on_full,
     )
 
     async def make() -> Client:
         client = Client(address, chosen, on_reconnect)
-        await client._link.start()
+        await start_all(client._shards.links)
         return client
 
     return Opening(make)
@@ -78,15 +83,9 @@ class Client(Catalogue):
     """A connection to a server, and the sessions on it. Made by `connect`, for the loop that runs then."""
 
     def __init__(self, address: str, settings: Settings, on_reconnect: Callable[[str], None] | None = None) -> None:
-        self._core = StreamCore(
-            os.urandom(16),
-            time.time_ns() // 1000,
-            replay_buffer_bytes=settings.replay_buffer_bytes,
-            keep_seconds=settings.replay_seconds,
-            retry_seconds=settings.retry_timeout,
-            lose_when_full=settings.on_full == "drop",
-        )
-        super().__init__(Link(parse_addresses(address), settings, self._core, on_reconnect))
+        links = [Link(route, settings, make_core(settings), on_reconnect) for route in routes(address, settings)]
+        self._shards = Shards(links)
+        super().__init__(self._shards.first)
         self._closed = False
         self.settings = settings
 
@@ -103,8 +102,8 @@ class Client(Catalogue):
         if self._closed:
             return
         self._closed = True
-        await self._leave()
-        await self._link.close()
+        await leave_all(self._shards.links)
+        await close_all(self._shards.links)
 
     def session(
         self,
@@ -143,18 +142,10 @@ class Client(Catalogue):
         ids, anonymous = named_ids(1, None if id is None else [id])
 
         async def make() -> Session:
-            layout, ticket = await self._open(
+            layout, ticket, parts = await self._open(
                 model, ids, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
             )
-            session = Session(
-                self,
-                self._link,
-                self._core,
-                layout,
-                ticket,
-                ids[0],
-                ephemeral=anonymous,
-            )
+            session = Session(self, parts[0].link, layout, ticket, ids[0], ephemeral=anonymous)
             if history is not None and session.created:
                 await session.step(history)
             return session
@@ -192,10 +183,10 @@ class Client(Catalogue):
         names, anonymous = named_ids(count, ids)
 
         async def make() -> Pool:
-            layout, ticket = await self._open(
+            layout, ticket, parts = await self._open(
                 model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
             )
-            return Pool(self, self._link, self._core, layout, ticket, names, ephemeral=anonymous)
+            return Pool(self, parts, layout, ticket, names, ephemeral=anonymous)
 
         return Opening(make)
 
@@ -228,9 +219,10 @@ class Client(Catalogue):
         )
 
         async def make() -> Session:
-            response = await self._link.unary(
+            link = self._shards.of(model, name)
+            response = await link.unary(
                 lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(
-                    request, metadata=self._link.metadata
+                    request, metadata=link.metadata
                 )
             )
             return await self._adopt(model, response.session.version, name, ephemeral=anonymous)
@@ -345,30 +337,32 @@ class Client(Catalogue):
         *,
         ephemeral: bool,
         replies: bool = False,
-    ) -> tuple[Layout, OpenTicket]:
+    ) -> tuple[Layout, OpenTicket, list[Part[Link]]]:
         wire_mode = calls.open_mode(mode)
         version, moves = calls.wanted_version(version, upgrade)
-        initial = None
+        initial: Mapping[str, Array] = {}
         if initial_state is not None:
             layout = await self._layout(model, version, "session")
             initial = layout.initial_states(initial_state, len(ids))
         group = calls.group(model, version, ephemeral=ephemeral)
-        ticket = await self._link.perform(
-            lambda: self._core.open(group, ids, wire_mode, initial, replies=replies, upgrade=moves)
-        )
+        asked = self._shards.divide(model, ids)
+        makes = openings(asked, group, ids, wire_mode, initial, replies=replies, upgrade=moves)
+        ticket, parts = opened(len(ids), asked, await perform_all([link for link, _ in asked], makes))
         try:
             pinned = calls.check_opened(ticket)
             layout = await self._layout(model, pinned or version, "session")
         except BaseException:
-            good = np.delete(ticket.handles, np.fromiter(ticket.errors, np.int64))
-            if good.size:
-                self._link.do(lambda: self._core.close(good, delete=ephemeral))
+            for part in parts:
+                good = part.handles[~np.isin(part.rows, list(ticket.errors))]
+                if good.size:
+                    with contextlib.suppress(Closed):
+                        part.link.do(partial(part.link.core.close, good, delete=ephemeral))
             raise
-        return layout, ticket
+        return layout, ticket, parts
 
     async def _adopt(self, model: str, version: int, session_id: str, *, ephemeral: bool) -> Session:
-        layout, ticket = await self._open(model, [session_id], "resume", None, None, None, ephemeral=ephemeral)
-        return Session(self, self._link, self._core, layout, ticket, session_id, ephemeral=ephemeral, made=True)
+        layout, ticket, parts = await self._open(model, [session_id], "resume", None, None, None, ephemeral=ephemeral)
+        return Session(self, parts[0].link, layout, ticket, session_id, ephemeral=ephemeral, made=True)
 
     async def _forecast(
         self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool
@@ -386,14 +380,3 @@ class Client(Catalogue):
 
         responses = await self._link.unary(call)
         return calls.join_forecast(responses, alone=alone)
-
-    async def _leave(self) -> None:
-        """Asks the server to let go of what is still open, and waits for a moment."""
-        try:
-            self._link.check()
-        except StatestreamError:
-            return
-        done = asyncio.Event()
-        self._link.do(lambda: leave(self._core, done.set))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(done.wait(), CLOSE_SECONDS)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ti
 from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
+from statestream.shards import Route
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 
 T = TypeVar("T")
@@ -26,25 +26,23 @@ K = TypeVar("K", bound=Ticket)
 
 log = logging.getLogger("statestream")
 
-CLOSE_SECONDS = 2.0
-"""How long `close` waits for the server to let sessions go."""
-
 
 class Link:
-    """One client's connection: dials, streams, dials again, until it is closed. Belongs to one event loop."""
+    """The connection of one shard of a client: dials, streams, dials again, until it is closed. Belongs to one loop."""
 
     def __init__(
         self,
-        addresses: tuple[str, ...],
+        route: Route,
         settings: Settings,
         core: StreamCore,
         on_reconnect: Callable[[str], None] | None,
     ) -> None:
         self.settings = settings
         self.core = core
-        self.metadata = (("x-session-id", settings.route_key or uuid.uuid4().hex),)
+        self.metadata = route.metadata
         self.info = server_pb2.GetServerInfoResponse()
-        self._backoff = Backoff(addresses, min(MOST, settings.retry_timeout / 4))
+        self._label = route.label
+        self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.aio.Channel | None = None
@@ -52,7 +50,7 @@ class Link:
         self._stirred = asyncio.Event()
         self._closed = False
         self._cause: StatestreamError | None = None
-        self._patience = Patience(settings.retry_timeout, addresses)
+        self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._task: asyncio.Task[None] | None = None
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
@@ -70,12 +68,12 @@ class Link:
         except TimeoutError:
             cause = self._cause
             await self.close()
-            raise unavailable(self._backoff.addresses, time.monotonic() - began, cause) from None
+            raise self._unavailable(time.monotonic() - began, cause) from None
         except BaseException:
             await self.close()
             raise
         if self._closed:
-            raise unavailable(self._backoff.addresses, time.monotonic() - began, self._cause)
+            raise self._unavailable(time.monotonic() - began, self._cause)
 
     def check(self) -> None:
         """Raises Closed where the client is closed."""
@@ -150,7 +148,7 @@ class Link:
             try:
                 await asyncio.wait_for(self._online.wait(), self.settings.retry_timeout)
             except TimeoutError:
-                raise unavailable(self._backoff.addresses, self.settings.retry_timeout, self._cause) from None
+                raise self._unavailable(self.settings.retry_timeout, self._cause) from None
         if self._closed or self._channel is None:
             raise errors.Closed("the client is closed; connect again")
         return self._channel
@@ -160,7 +158,7 @@ class Link:
         if self._closed:
             raise errors.Closed("the client is closed; connect again") from error
         if isinstance(error, grpc.RpcError):
-            found = read_rpc_error(error, self._backoff.address)
+            found = read_rpc_error(error, self._where)
         elif channel is self._channel:
             raise error
         else:
@@ -222,7 +220,7 @@ class Link:
             self.info = await call
         except grpc.RpcError as error:
             await channel.close()
-            self._cause = read_rpc_error(error, address)
+            self._cause = read_rpc_error(error, self._where)
             if isinstance(self._cause, errors.Unauthenticated | errors.Unsupported):
                 # No other try would be answered otherwise.
                 self._closed = True
@@ -246,9 +244,7 @@ class Link:
             while True:
                 response: Any = await call.read()
                 if response is grpc.aio.EOF:
-                    self._cause = read_code(
-                        await call.code(), await call.details() or "the stream ended", self._backoff.address
-                    )
+                    self._cause = read_code(await call.code(), await call.details() or "the stream ended", self._where)
                     break
                 core.receive(response, time.monotonic())
                 if core.progress != seen:
@@ -260,7 +256,7 @@ class Link:
                 if core.pending:
                     self._stirred.set()
         except grpc.RpcError as error:
-            self._cause = read_rpc_error(error, self._backoff.address)
+            self._cause = read_rpc_error(error, self._where)
         finally:
             self._online.clear()
             call.cancel()
@@ -270,11 +266,18 @@ class Link:
             self._ended(moved=moved)
             await self._release_channel()
         if moved:
-            log.info("%s is leaving; moving on", self._backoff.address)
+            log.info("%s is leaving; moving on", self._where)
             self._backoff.leave()
         elif not self._closed:
-            log.warning("the stream to %s broke: %s", self._backoff.address, self._cause)
+            log.warning("the stream to %s broke: %s", self._where, self._cause)
             await self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
+
+    @property
+    def _where(self) -> str:
+        return self._backoff.address + self._label
+
+    def _unavailable(self, seconds: float, cause: StatestreamError | None) -> StatestreamError:
+        return unavailable(self._backoff.addresses, seconds, cause, self._label)
 
     def _ended(self, *, moved: bool) -> None:
         cause = None if moved or self._closed else self._cause
@@ -322,7 +325,7 @@ class Link:
             timer.cancel()
 
     def _reconnected(self) -> None:
-        log.info("connected to %s again", self._backoff.address)
+        log.info("connected to %s again", self._where)
         if self._on_reconnect is not None:
             try:
                 self._on_reconnect(self._backoff.address)

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 import numpy as np
 
 from statestream import calls, frames
-from statestream.backoff import parse_addresses
 from statestream.base import named_ids
-from statestream.core import OpenTicket, StreamCore, leave
-from statestream.errors import StatestreamError
+from statestream.core import OpenTicket
+from statestream.errors import Closed
 from statestream.layout import Input, Layout
+from statestream.parts import Part, opened, openings
 from statestream.settings import Settings
+from statestream.shards import Shards, make_core, routes
 from statestream.sync.catalogue import Catalogue
-from statestream.sync.link import CLOSE_SECONDS, Link
+from statestream.sync.link import Link
 from statestream.sync.pool import Pool
 from statestream.sync.session import Session
+from statestream.sync.together import close_all, leave_all, perform_all, start_all
 from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
 )
+from statestream.wire import Array
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,6 +44,7 @@ def connect(
     connect_timeout: float = 10.0,
     retry_timeout: float = 60.0,
     replay_buffer_bytes: int = 64 << 20,
+    shards: int = 1,
     on_full: Literal["block", "drop"] = "block",
     on_reconnect: Callable[[str], None] | None = None,
     settings: Settings | None = None,
@@ -47,13 +52,14 @@ def connect(
     """Connects to a server.
 
     Args:
-        address: "host:port", or several with commas, of which one is used at a time.
+        address: "host:port", or several with commas, of which a shard uses one at a time.
         connect_timeout: Seconds to wait for a first answer.
         retry_timeout: Seconds that an operation outlasts an unreachable server.
         replay_buffer_bytes: The most bytes of inputs kept for replay.
+        shards: Streams of the client, see `Settings`: more than one spreads its sessions over several servers.
         on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
-        on_reconnect: Called with the address after the client connected anew, from the client's
-            own thread: it must not call the client.
+        on_reconnect: Called with the address after a shard connected anew, from the shard's own thread: it must
+            not call the client.
         settings: All of these as one value, in place of them.
 
     Raises:
@@ -63,6 +69,7 @@ def connect(
         connect_timeout=connect_timeout,
         retry_timeout=retry_timeout,
         replay_buffer_bytes=replay_buffer_bytes,
+        shards=shards,
         on_full=on_full,
     )
     return Client(address, chosen, on_reconnect)
@@ -72,20 +79,14 @@ class Client(Catalogue):
     """A connection to a server, and the sessions on it. Made by `connect`; usable from any thread."""
 
     def __init__(self, address: str, settings: Settings, on_reconnect: Callable[[str], None] | None = None) -> None:
-        self._core = StreamCore(
-            os.urandom(16),
-            time.time_ns() // 1000,
-            replay_buffer_bytes=settings.replay_buffer_bytes,
-            keep_seconds=settings.replay_seconds,
-            retry_seconds=settings.retry_timeout,
-            lose_when_full=settings.on_full == "drop",
-        )
-        super().__init__(Link(parse_addresses(address), settings, self._core, on_reconnect))
+        links = [Link(route, settings, make_core(settings), on_reconnect) for route in routes(address, settings)]
+        self._shards = Shards(links)
+        super().__init__(self._shards.first)
         self._closing = threading.Lock()
         self._closed = False
         self.settings = settings
-        self._finalizer = weakref.finalize(self, self._link.close)
-        self._link.start()
+        self._finalizer = weakref.finalize(self, close_all, self._shards.links)
+        start_all(self._shards.links)
 
     def __enter__(self) -> Client:
         return self
@@ -101,7 +102,7 @@ class Client(Catalogue):
             if self._closed:
                 return
             self._closed = True
-            self._leave()
+            leave_all(self._shards.links)
             self._finalizer()
 
     def session(
@@ -137,10 +138,10 @@ class Client(Catalogue):
                 `upgrade`; it stays as it was.
         """
         ids, anonymous = named_ids(1, None if id is None else [id])
-        layout, ticket = self._open(
+        layout, ticket, parts = self._open(
             model, ids, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
         )
-        session = Session(self, self._link, self._core, layout, ticket, ids[0], ephemeral=anonymous)
+        session = Session(self, parts[0].link, layout, ticket, ids[0], ephemeral=anonymous)
         if history is not None and session.created:
             session.step(history)
         return session
@@ -174,10 +175,10 @@ class Client(Catalogue):
         """
         count = n if n is not None else len(ids or ())
         names, anonymous = named_ids(count, ids)
-        layout, ticket = self._open(
+        layout, ticket, parts = self._open(
             model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
         )
-        return Pool(self, self._link, self._core, layout, ticket, names, ephemeral=anonymous)
+        return Pool(self, parts, layout, ticket, names, ephemeral=anonymous)
 
     def restore(
         self,
@@ -206,10 +207,9 @@ class Client(Catalogue):
         request = session_pb2.RestoreSessionRequest(
             model=model, version=version or 0, session_id=name, snapshot=snapshot, upgrade=moves
         )
-        response = self._link.unary(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(
-                request, metadata=self._link.metadata
-            )
+        link = self._shards.of(model, name)
+        response = link.unary(
+            lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(request, metadata=link.metadata)
         )
         return self._adopt(model, response.session.version, name, ephemeral=anonymous)
 
@@ -317,29 +317,31 @@ class Client(Catalogue):
         *,
         ephemeral: bool,
         replies: bool = False,
-    ) -> tuple[Layout, OpenTicket]:
+    ) -> tuple[Layout, OpenTicket, list[Part[Link]]]:
         wire_mode = calls.open_mode(mode)
         version, moves = calls.wanted_version(version, upgrade)
-        initial = None
+        initial: Mapping[str, Array] = {}
         if initial_state is not None:
             initial = self._layout(model, version, "session").initial_states(initial_state, len(ids))
         group = calls.group(model, version, ephemeral=ephemeral)
-        ticket = self._link.perform(
-            lambda: self._core.open(group, ids, wire_mode, initial, replies=replies, upgrade=moves)
-        )
+        asked = self._shards.divide(model, ids)
+        makes = openings(asked, group, ids, wire_mode, initial, replies=replies, upgrade=moves)
+        ticket, parts = opened(len(ids), asked, perform_all([link for link, _ in asked], makes))
         try:
             pinned = calls.check_opened(ticket)
             layout = self._layout(model, pinned or version, "session")
         except BaseException:
-            good = np.delete(ticket.handles, np.fromiter(ticket.errors, np.int64))
-            if good.size:
-                self._link.do(lambda: self._core.close(good, delete=ephemeral))
+            for part in parts:
+                good = part.handles[~np.isin(part.rows, list(ticket.errors))]
+                if good.size:
+                    with contextlib.suppress(Closed):
+                        part.link.do(partial(part.link.core.close, good, delete=ephemeral))
             raise
-        return layout, ticket
+        return layout, ticket, parts
 
     def _adopt(self, model: str, version: int, session_id: str, *, ephemeral: bool) -> Session:
-        layout, ticket = self._open(model, [session_id], "resume", None, None, None, ephemeral=ephemeral)
-        return Session(self, self._link, self._core, layout, ticket, session_id, ephemeral=ephemeral, made=True)
+        layout, ticket, parts = self._open(model, [session_id], "resume", None, None, None, ephemeral=ephemeral)
+        return Session(self, parts[0].link, layout, ticket, session_id, ephemeral=ephemeral, made=True)
 
     def _forecast(self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool) -> Any:
         request = calls.forecast_request(layout, version, h, history=inputs)
@@ -350,16 +352,3 @@ class Client(Catalogue):
             )
         )
         return calls.join_forecast(responses, alone=alone)
-
-    def _leave(self) -> None:
-        """Asks the server to let go of what is still open, and waits for a moment."""
-        done = threading.Event()
-
-        def operate() -> None:
-            leave(self._core, done.set)
-
-        try:
-            self._link.do(operate)
-        except StatestreamError:
-            return
-        done.wait(CLOSE_SECONDS)

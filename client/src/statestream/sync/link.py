@@ -11,7 +11,6 @@ import logging
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +24,8 @@ from statestream.core import StreamCore, Ticket
 from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
+from statestream.shards import Route
+from statestream.sync.asked import Asked, Done
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 from statestream.v1.inference_pb2 import StreamRequest
 
@@ -33,75 +34,55 @@ K = TypeVar("K", bound=Ticket)
 
 log = logging.getLogger("statestream")
 
-CLOSE_SECONDS = 2.0
-"""How long `close` waits for the server to let sessions go."""
-
-
-class Done:
-    """What a caller's thread waits on: a lock, which costs a tenth of a threading.Event."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def done(self) -> bool:
-        """Whether `wait` returns at once."""
-        return not self._lock.locked()
-
-    def set_result(self, _result: None) -> None:
-        """Lets `wait` return."""
-        self._lock.release()
-
-    def wait(self, timeout: float) -> bool:
-        """Returns True once it is done, False after so many seconds; one thread waits, and does so until it is done."""
-        return self._lock.acquire(timeout=timeout)
-
 
 class Link:
-    """One client's connection: dials, streams, dials again, until it is closed."""
+    """The connection of one shard of a client: dials, streams, dials again, until it is closed."""
 
     def __init__(
         self,
-        addresses: tuple[str, ...],
+        route: Route,
         settings: Settings,
         core: StreamCore,
         on_reconnect: Callable[[str], None] | None,
     ) -> None:
         self.settings = settings
         self.core = core
-        self.metadata = (("x-session-id", settings.route_key or uuid.uuid4().hex),)
+        self.metadata = route.metadata
         self.info = server_pb2.GetServerInfoResponse()
-        self._backoff = Backoff(addresses, min(MOST, settings.retry_timeout / 4))
+        self._label = route.label
+        self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
         self._operations: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._call: Any = None
         self._stream = 0
+        self._began = 0.0
         self._online = threading.Event()
         self._closed = False
         self._cause: StatestreamError | None = None
-        self._patience = Patience(settings.retry_timeout, addresses)
+        self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Connects.
+        """Begins to connect; `wait` tells when that is done."""
+        self._began = time.monotonic()
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until it is connected.
 
         Raises:
             ServerUnavailable: No server answered within `connect_timeout`.
         """
-        began = time.monotonic()
-        self._thread.start()
-        if not self._online.wait(self.settings.connect_timeout):
+        if not self._online.wait(max(0.0, self._began + self.settings.connect_timeout - time.monotonic())):
             cause = self._cause
             self.close()
-            raise unavailable(self._backoff.addresses, time.monotonic() - began, cause)
+            raise self._unavailable(time.monotonic() - self._began, cause)
         if self._closed:
-            raise unavailable(self._backoff.addresses, time.monotonic() - began, self._cause)
+            raise self._unavailable(time.monotonic() - self._began, self._cause)
 
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something soon, in the order of the calls."""
@@ -125,31 +106,18 @@ class Link:
 
     def perform(self, make: Callable[[], K]) -> K:
         """Has the core make a ticket, and waits until it is done."""
-        done = Done()
-        box: list[K] = []
-        failure: list[Exception] = []
+        return self.answer(self.ask(make))
 
-        def operate() -> None:
-            try:
-                ticket = make()
-            except Exception as error:
-                failure.append(error)
-                done.set_result(None)
-                return
-            box.append(ticket)
-            if ticket.done:
-                done.set_result(None)
-            else:
-                ticket.waiter = done
+    def ask(self, make: Callable[[], K]) -> Asked[K]:
+        """Has the core make a ticket; `answer` waits for it."""
+        asked = Asked(make)
+        self.do(asked.begin)
+        return asked
 
-        self.do(operate)
-        self._await(done)
-        if failure:
-            raise failure[0]
-        ticket = box[0]
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket
+    def answer(self, asked: Asked[K]) -> K:
+        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it."""
+        self._await(asked.done)
+        return asked.ticket()
 
     def forget(self, ticket: Ticket) -> None:
         """Stops caring for an operation."""
@@ -179,7 +147,7 @@ class Link:
     def channel(self) -> grpc.Channel:
         """The channel to the server that answers now; waits for one."""
         if not self._online.wait(self.settings.retry_timeout):
-            raise unavailable(self._backoff.addresses, self.settings.retry_timeout, self._cause)
+            raise self._unavailable(self.settings.retry_timeout, self._cause)
         if self._closed or self._channel is None:
             raise errors.Closed("the client is closed; connect again")
         return self._channel
@@ -189,7 +157,7 @@ class Link:
         if self._closed:
             raise errors.Closed("the client is closed; connect again") from error
         if isinstance(error, grpc.RpcError):
-            found = read_rpc_error(error, self._backoff.address)
+            found = read_rpc_error(error, self._where)
         elif channel is self._channel:
             raise error
         else:
@@ -258,7 +226,7 @@ class Link:
             self.info = pending.result()
         except grpc.RpcError as error:
             channel.close()
-            self._cause = read_rpc_error(error, address)
+            self._cause = read_rpc_error(error, self._where)
             if isinstance(self._cause, errors.Unauthenticated | errors.Unsupported):
                 # No other try would be answered otherwise.
                 self._closed = True
@@ -292,9 +260,9 @@ class Link:
                 if pending:
                     self._operations.put(None)
             else:
-                self._cause = read_code(grpc.StatusCode.OK, "the server ended the stream", self._backoff.address)
+                self._cause = read_code(grpc.StatusCode.OK, "the server ended the stream", self._where)
         except grpc.RpcError as error:
-            self._cause = read_rpc_error(error, self._backoff.address)
+            self._cause = read_rpc_error(error, self._where)
         finally:
             self._online.clear()
             self._stream += 1
@@ -303,11 +271,18 @@ class Link:
             self._call.cancel()
             self._release_channel()
         if moved:
-            log.info("%s is leaving; moving on", self._backoff.address)
+            log.info("%s is leaving; moving on", self._where)
             self._backoff.leave()
         elif not self._closed:
-            log.warning("the stream to %s broke: %s", self._backoff.address, self._cause)
+            log.warning("the stream to %s broke: %s", self._where, self._cause)
             self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
+
+    @property
+    def _where(self) -> str:
+        return self._backoff.address + self._label
+
+    def _unavailable(self, seconds: float, cause: StatestreamError | None) -> StatestreamError:
+        return unavailable(self._backoff.addresses, seconds, cause, self._label)
 
     def _ended(self, *, moved: bool) -> None:
         cause = None if moved or self._closed else self._cause
@@ -359,7 +334,7 @@ class Link:
                     self.core.controls.offline()
 
     def _reconnected(self) -> None:
-        log.info("connected to %s again", self._backoff.address)
+        log.info("connected to %s again", self._where)
         if self._on_reconnect is not None:
             try:
                 self._on_reconnect(self._backoff.address)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statestream.base import PoolBase, saves_on_close
 from statestream.calls import check_control, check_pool
-from statestream.core import ControlTicket, OpenTicket, StreamCore
+from statestream.core import ControlTicket, OpenTicket
+from statestream.errors import StatestreamError
 from statestream.layout import Input, Layout
+from statestream.parts import Part, control_errors, merge
 from statestream.sync.link import Link
+from statestream.sync.together import perform_all, step_all
 from statestream.wire import Ints
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from statestream.sync.client import Client
 
 
-class Pool(PoolBase):
+class Pool(PoolBase[Link]):
     """Sessions in rows. Made by `client.sessions`; methods may be called from any thread.
 
     As a context manager: leaving detaches sessions that were opened with ids, and deletes others.
@@ -28,17 +31,15 @@ class Pool(PoolBase):
     def __init__(
         self,
         client: Client,
-        link: Link,
-        core: StreamCore,
+        parts: Sequence[Part[Link]],
         layout: Layout,
         ticket: OpenTicket,
         ids: Sequence[str],
         *,
         ephemeral: bool,
     ) -> None:
-        super().__init__(link, core, layout, ticket, ids, ephemeral=ephemeral)
+        super().__init__(parts, layout, ticket, ids, ephemeral=ephemeral)
         self._client = client
-        self._link = link
 
     def __enter__(self) -> Pool:
         return self
@@ -67,7 +68,13 @@ class Pool(PoolBase):
             PoolError: Some rows failed: `errors` by row. The others were applied; `outputs` has theirs.
         """
         ticket, single = self._layout.pool(self._live(rows), x, lengths)
-        self._link.finish(ticket, self._link.begin(ticket, partial(self._core.step, ticket)))
+        if self._division is None:
+            link = self._parts[0].link
+            link.finish(ticket, link.begin(ticket, partial(link.core.step, ticket)))
+        else:
+            shares = self._division.split(ticket)
+            step_all(shares)
+            merge(ticket, shares)
         return check_pool(self._layout, ticket, single)
 
     def flush(self) -> Ints:
@@ -76,8 +83,8 @@ class Pool(PoolBase):
         Raises:
             StoreUnavailable: The server's store cannot be written.
         """
-        handles = self._live()
-        check_control(self._link.perform(lambda: self._core.flush(handles)).errors)
+        self._live()
+        check_control(self._control(self._parts, lambda part: part.link.core.flush(part.handles)))
         return self.durable_positions
 
     def delete(self) -> None:
@@ -90,14 +97,20 @@ class Pool(PoolBase):
             self._close(delete=self.ephemeral)
 
     def _close(self, *, delete: bool) -> None:
-        handles = self._live()
+        self._live()
         last = (self.positions, self.durable_positions)
-        flushed = ControlTicket()
-        if not delete and saves_on_close(self._core, handles):
-            flushed = self._link.perform(lambda: self._core.flush(handles))
+        behind = [] if delete else [part for part in self._parts if saves_on_close(part.link.core, part.handles)]
+        flushed = self._control(behind, lambda part: part.link.core.flush(part.handles))
         try:
-            ticket = self._link.perform(lambda: self._core.close(handles, delete=delete))
+            closed = self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
         finally:
             self._last = last
-        check_control(ticket.errors, missing_is_fine=True)
-        check_control(flushed.errors, missing_is_fine=True)
+        check_control(closed, missing_is_fine=True)
+        check_control(flushed, missing_is_fine=True)
+
+    def _control(
+        self, parts: Sequence[Part[Link]], make: Callable[[Part[Link]], ControlTicket]
+    ) -> dict[int, StatestreamError]:
+        """Has the shards do something at once; what went wrong, by row."""
+        answers = perform_all([part.link for part in parts], [partial(make, part) for part in parts])
+        return control_errors(parts, answers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
@@ -20,10 +19,11 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
-from statestream.core import ControlTicket, OpenTicket, StreamCore, Ticket
+from statestream.core import ControlTicket, OpenTicket, Ticket
 from statestream.errors import NotOwner
 from statestream.layout import Input, Layout
-from statestream.sync.link import Done, Link
+from statestream.sync.asked import Done
+from statestream.sync.link import Link
 from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class Session(SessionBase):
         self,
         client: Client,
         link: Link,
-        core: StreamCore,
         layout: Layout,
         ticket: OpenTicket,
         session_id: str,
@@ -57,7 +56,7 @@ class Session(SessionBase):
         ephemeral: bool,
         made: bool = False,
     ) -> None:
-        super().__init__(link, core, layout, ticket, session_id, ephemeral=ephemeral, made=made)
+        super().__init__(link, layout, ticket, session_id, ephemeral=ephemeral, made=made)
         self._client = client
         self._link = link
 
@@ -181,7 +180,8 @@ class Session(SessionBase):
         Raises:
             SessionExists: The id is taken by something else.
         """
-        fork_id = id if id is not None else uuid.uuid4().hex
+        # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
+        fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
         request = session_pb2.ForkSessionRequest(
             model=self.model, session_id=self.id, fork_id=fork_id, ephemeral=id is None
         )

@@ -1,0 +1,97 @@
+"""What a synchronous client asks of several of its shards at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from statestream.core import Ticket, leave
+from statestream.errors import StatestreamError
+from statestream.parts import Share
+from statestream.sync.asked import Asked, Done
+from statestream.sync.link import Link
+
+K = TypeVar("K", bound=Ticket)
+
+CLOSE_SECONDS = 2.0
+"""How long `close` waits for the server to let sessions go."""
+
+
+def perform_all(links: Sequence[Link], makes: Sequence[Callable[[], K]]) -> list[K | StatestreamError]:
+    """Has each link's core make its ticket, all at once; waits for all. A link that could not has its error."""
+    asked: list[Asked[K] | StatestreamError] = []
+    for link, make in zip(links, makes, strict=True):
+        try:
+            asked.append(link.ask(make))
+        except StatestreamError as error:
+            asked.append(error)
+    found: list[K | StatestreamError] = []
+    for link, one in zip(links, asked, strict=True):
+        try:
+            found.append(link.answer(one) if isinstance(one, Asked) else one)
+        except StatestreamError as error:
+            found.append(error)
+    return found
+
+
+def step_all(shares: Sequence[Share[Link]]) -> None:
+    """Submits the shares of a step and waits until all are done; Ctrl-C stops the waiting for all."""
+    under_way: deque[tuple[Share[Link], Done]] = deque()
+    try:
+        for share in shares:
+            try:
+                done = share.link.begin(share.ticket, partial(share.link.core.step, share.ticket))
+            except StatestreamError as error:
+                share.ticket.finish(error=error)
+            else:
+                under_way.append((share, done))
+        while under_way:
+            share, done = under_way.popleft()
+            try:
+                share.link.finish(share.ticket, done)
+            except StatestreamError as error:
+                share.ticket.finish(error=error)
+    except BaseException:
+        for share, _ in under_way:
+            share.link.forget(share.ticket)
+        raise
+
+
+def start_all(links: Sequence[Link]) -> None:
+    """Connects all links.
+
+    Raises:
+        ServerUnavailable: One of them reached no server within `connect_timeout`; none is connected then.
+    """
+    try:
+        for link in links:
+            link.start()
+        for link in links:
+            link.wait()
+    except BaseException:
+        close_all(links)
+        raise
+
+
+def leave_all(links: Sequence[Link]) -> None:
+    """Asks the server to let go of what is still open, and waits for a moment."""
+    until = time.monotonic() + CLOSE_SECONDS
+    under_way = []
+    for link in links:
+        done = threading.Event()
+        with contextlib.suppress(StatestreamError):
+            link.do(partial(leave, link.core, done.set))
+            under_way.append(done)
+    for done in under_way:
+        done.wait(max(0.0, until - time.monotonic()))
+
+
+def close_all(links: Sequence[Link]) -> None:
+    """Ends all connections; whatever is under way fails with Closed."""
+    for link in links:
+        link.close()
