@@ -91,6 +91,8 @@ class Fake(
         self.gate.set()
         self.arrived = threading.Event()
         """A chunk came."""
+        self.waiting = 0
+        """So many streams have a chunk that waits for the gate."""
         self.streams = 0
         self.fault: grpc.StatusCode | None = None
         """Every stream ends with it, at its first frame or at `poison`."""
@@ -102,6 +104,8 @@ class Fake(
         """So many more calls about a session are refused, as another server had it."""
         self.routes: list[tuple[str, str]] = []
         """Of every call its method and its route key."""
+        self.opened: dict[str, str] = {}
+        """Of every session the route key of the stream that opened it last."""
         self._lock = threading.RLock()
         self._open: set[queue.SimpleQueue[Any]] = set()
         self._server: grpc.Server | None = None
@@ -158,6 +162,7 @@ class Fake(
 
     def Stream(self, request_iterator: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        route = str(dict(context.invocation_metadata()).get("x-session-id", ""))
         with self._lock:
             stream = Stream(self.world)
             self._open.add(out)
@@ -166,9 +171,15 @@ class Fake(
         def read() -> None:
             try:
                 for request in request_iterator:
+                    for id in request.open.ids:
+                        self.opened[id] = route
                     if request.WhichOneof("request") == "chunk":
                         self.arrived.set()
+                        with self._lock:
+                            self.waiting += 1
                         self.gate.wait(30)
+                        with self._lock:
+                            self.waiting -= 1
                     if self.fault is not None and self._is_poison(request):
                         out.put(None)
                         return

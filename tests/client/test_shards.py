@@ -1,0 +1,399 @@
+"""A client of several shards: whose a session is, what a call carries, what a pool puts together, what fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import statestream
+from statestream import errors
+from statestream.core import Lane, OpenTicket, PoolTicket, StreamCore
+from statestream.parts import Division, Part, merge, opened
+from statestream.settings import Settings
+from statestream.shards import Shards, make_core, routes, shard_of
+from tests.client.fake_server import Fake
+from tests.client.twins import Aio, Sync, Twin
+from tests.client.world import FEATURES, World
+
+Connect = Callable[..., Awaitable[Any]]
+SHARDS = 4
+LANE = Lane("sum", 1, ("x",), ("float32",), ((FEATURES,),), 4 * FEATURES)
+
+
+class Idle:
+    """A link that does nothing."""
+
+    def __init__(self) -> None:
+        self.core: StreamCore = make_core(Settings())
+
+    def do(self, operation: Callable[[], object]) -> None:
+        """Drops it."""
+
+
+LINKS = [Idle() for _ in range(SHARDS)]
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    fake = Fake()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture(params=[Sync(), Aio()], ids=lambda twin: twin.name)
+def twin(request: pytest.FixtureRequest) -> Twin:
+    return request.param
+
+
+@pytest.fixture
+async def connect(twin: Twin, fake: Fake) -> AsyncIterator[Connect]:
+    clients = []
+
+    async def connect(address: str | None = None, **settings: Any) -> Any:
+        more = {"on_reconnect": settings.pop("on_reconnect", None)}
+        chosen: dict[str, Any] = {"shards": SHARDS, "route_key": "fleet"} | settings
+        client = await twin.connect(address or fake.address, settings=Settings(**chosen), **more)
+        clients.append(client)
+        return client
+
+    yield connect
+    for client in clients:
+        await twin.call(client.close)
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones((*shape, FEATURES), np.float32)
+
+
+def key(id: str) -> str:
+    return f"fleet-{shard_of('sum', id, SHARDS)}"
+
+
+def one_of_each() -> list[str]:
+    """The ids of sessions of which each belongs to another shard, by shard."""
+    found = {shard_of("sum", id, SHARDS): id for id in map(str, range(100))}
+    return [found[shard] for shard in range(SHARDS)]
+
+
+# ── whose a session is ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_shard_of_a_session_is_the_same_in_every_process_and_release() -> None:
+    # A change moves every session of everybody to another shard: take these numbers for a stored format.
+    assert [shard_of("sunspots", f"station-{n}", 4) for n in range(12)] == [0, 3, 1, 1, 3, 0, 0, 3, 2, 2, 2, 0]
+    counts = np.bincount([shard_of("sum", f"s{n:06}", 8) for n in range(8000)])
+    assert counts.min() > 850
+
+
+@given(ids=st.lists(st.text(min_size=1, max_size=5), unique=True, max_size=40), count=st.integers(1, 6))
+def test_ids_are_divided_among_the_links_without_rest(ids: list[str], count: int) -> None:
+    shards = Shards(LINKS[:count])
+    divided = shards.divide("sum", ids)
+    assert sorted(row for _, rows in divided for row in rows.tolist()) == list(range(len(ids)))
+    for link, rows in divided:
+        assert all(shards.of("sum", ids[row]) is link for row in rows.tolist())
+        assert shards.of("sum", shards.beside("sum", link)) is link
+    assert divided
+
+
+def test_routes_have_keys_of_their_own_and_start_at_different_addresses() -> None:
+    one = routes("a:1,b:1", Settings(route_key="fleet"))
+    assert [(route.addresses, route.key, route.label) for route in one] == [(("a:1", "b:1"), "fleet", "")]
+    three = routes("a:1,b:1", Settings(route_key="fleet", shards=3))
+    assert [route.key for route in three] == ["fleet-0", "fleet-1", "fleet-2"]
+    assert [route.addresses for route in three] == [("a:1", "b:1"), ("b:1", "a:1"), ("a:1", "b:1")]
+    assert "shard 2 of 3" in three[2].label
+    free = routes("a:1", Settings(shards=3))
+    assert len({uuid.UUID(route.key) for route in free}) == 3
+    with pytest.raises(ValueError, match="shards is 0"):
+        Settings(shards=0)
+
+
+def test_shards_share_the_replay_buffer() -> None:
+    assert make_core(Settings(shards=4, replay_buffer_bytes=4000)).buffer.limit == 1000
+
+
+# ── what a pool puts together ──────────────────────────────────────────────────────────────────
+
+
+@given(st.data())
+def test_a_step_in_shares_gives_what_the_whole_one_gives(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 12))
+    owners = np.array(data.draw(st.lists(st.integers(0, SHARDS - 1), min_size=count, max_size=count)))
+    parts = [Part(LINKS[n], np.flatnonzero(owners == n), 7 + np.flatnonzero(owners == n)) for n in range(SHARDS)]
+    rows = np.array(data.draw(st.permutations(range(count))))[: data.draw(st.integers(1, count))]
+    bad = set(data.draw(st.lists(st.sampled_from(rows.tolist()), max_size=3)))
+    steps = data.draw(st.integers(1, 3))
+    lengths: Any = steps
+    if data.draw(st.booleans()):
+        lengths = np.array(data.draw(st.lists(st.integers(0, steps), min_size=len(rows), max_size=len(rows))))
+    x = np.arange(len(rows) * steps * FEATURES, dtype=np.float32).reshape(len(rows), steps, FEATURES)
+
+    def answer(ticket: PoolTicket, numbers: np.ndarray) -> None:
+        """What a core does: the inputs come back, and rows of bad sessions fail."""
+        sent = np.frombuffer(ticket.inputs[0], np.float32).reshape(len(numbers), steps, FEATURES)
+        sizes = np.full(len(numbers), steps) if isinstance(ticket.lengths, int) else ticket.lengths
+        ticket.left = len(numbers)
+        for at, number in enumerate(numbers.tolist()):
+            if number in bad:
+                ticket.fail(at, errors.BadTensor(f"row {number}"))
+            else:
+                ticket.deliver(np.array([at]), 0, {"y": sent[at, : sizes[at]]}, int(sizes[at]))
+
+    whole, divided = (PoolTicket(LANE, rows, (x.tobytes(),), lengths, steps) for _ in range(2))
+    answer(whole, rows)
+    shares = Division(parts).split(divided)
+    assert all(len(share.rows) for share in shares)
+    for share in shares:
+        # Handles were made of row numbers above, and say here which sessions the share is about.
+        assert (share.ticket.handles - 7 == rows[share.rows]).all()
+        assert {LINKS[owner] for owner in owners[rows[share.rows]]} == {share.link}
+        answer(share.ticket, rows[share.rows])
+    merge(divided, shares)
+    assert divided.done
+    assert divided.error is None
+    assert {row: str(error) for row, error in divided.errors.items()} == {
+        row: str(error) for row, error in whole.errors.items()
+    }
+    assert divided.value.keys() == whole.value.keys()
+    assert all(np.array_equal(divided.value[name], whole.value[name]) for name in whole.value)
+
+
+def test_a_share_that_failed_fails_its_rows_and_all_of_them_the_step() -> None:
+    parts = [Part(LINKS[0], np.array([0, 2]), np.array([0, 1])), Part(LINKS[1], np.array([1]), np.array([0]))]
+    for all_fail in (False, True):
+        ticket = PoolTicket(LANE, np.arange(3), (ones(3, 1).tobytes(),), 1, 1)
+        first, second = shares = Division(parts).split(ticket)
+        first.ticket.finish(error=errors.ServerUnavailable("gone"))
+        if all_fail:
+            second.ticket.finish(error=errors.Closed("closed"))
+        else:
+            second.ticket.left = 1
+            second.ticket.deliver(slice(0, 1), 0, {"y": ones(1)}, 1)
+        merge(ticket, shares)
+        if all_fail:
+            assert isinstance(ticket.error, errors.ServerUnavailable)
+        else:
+            assert sorted(ticket.errors) == [0, 2]
+            assert ticket.value["y"][:, 0, 0].tolist() == [0, 1, 0]
+
+
+def test_sessions_of_a_shard_that_could_not_be_asked_are_not_open() -> None:
+    there = OpenTicket(np.array([5, 6]))
+    there.opened(np.array([0, 1]), np.array([True, False]), 3)
+    asked = [(LINKS[0], np.array([0, 2])), (LINKS[1], np.array([1]))]
+    ticket, parts = opened(3, asked, [there, errors.Closed("closed")])
+    assert ticket.handles.tolist() == [5, 0, 6]
+    assert ticket.created.tolist() == [True, False, False]
+    assert list(ticket.errors) == [1]
+    assert [part.rows.tolist() for part in parts] == [[0, 2]]
+    with pytest.raises(errors.Closed):
+        opened(3, asked, [errors.Closed("a"), errors.Closed("b")])
+
+
+# ── over the wire ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_all_about_a_session_carries_the_key_of_its_shard(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect()
+    assert fake.streams == SHARDS
+    ids = one_of_each()
+    for id in ids:
+        session = await twin.call(client.session, "sum", id)
+        assert (await twin.call(session.step, ones()))[0] == 1
+        del fake.routes[:]
+        blob = await twin.call(session.snapshot)
+        await twin.collect(session.forecast, 1)
+        beside = await twin.call(session.fork)
+        assert {route for method, route in fake.routes if method != "GetModel"} == {key(id)}
+        assert fake.opened[beside.id] == key(id)
+        del fake.routes[:]
+        fork = await twin.call(session.fork, f"fork of {id}")
+        copy = await twin.call(client.restore, blob, model="sum", id=f"copy of {id}")
+        assert fake.routes == [("ForkSession", key(id)), ("RestoreSession", key(copy.id))]
+        assert (await twin.call(fork.step, ones()))[0] == (await twin.call(copy.step, ones()))[0] == 2
+        await twin.call(session.reset)
+        assert (await twin.call(session.step, ones()))[0] == 1
+    assert {shard_of("sum", id, SHARDS) for id in fake.opened} == set(range(SHARDS))
+    assert all(route == key(id) for id, route in fake.opened.items())
+    del fake.routes[:]
+    await twin.call(client.predict, "double", ones(1))
+    await twin.collect(client.list_sessions)
+    assert {route for _, route in fake.routes} == {"fleet-0"}
+
+
+async def test_a_session_that_another_server_has_is_claimed_by_its_own_shard(
+    connect: Connect, twin: Twin, fake: Fake
+) -> None:
+    client = await connect()
+    for id in one_of_each():
+        session = await twin.call(client.session, "sum", id)
+        await twin.call(session.step, ones())
+        fake.opened.clear()
+        fake.not_owner = 1
+        await twin.call(session.snapshot)
+        assert fake.opened == {id: key(id)}
+
+
+async def test_another_client_with_the_key_finds_sessions_at_the_same_shard(
+    connect: Connect, twin: Twin, fake: Fake
+) -> None:
+    ids = one_of_each()
+    first = await connect()
+    pool = await twin.call(first.sessions, "sum", ids=ids)
+    await twin.call(pool.step, ones(SHARDS))
+    before = dict(fake.opened)
+    await twin.call(first.close)
+    second = await connect()
+    for id in ids:
+        session = await twin.call(second.session, "sum", id, mode="resume")
+        assert session.position == 1
+    assert fake.opened == before
+
+
+async def test_a_pool_over_shards_is_a_pool(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect()
+    ids = [f"s{n}" for n in range(40)]
+    initial = {"h": np.arange(80, dtype=np.float32).reshape(40, FEATURES)}
+    pool = await twin.call(client.sessions, "sum", ids=ids)
+    assert all(fake.opened[id] == key(id) for id in ids)
+    x = np.random.default_rng(0).integers(0, 9, (40, 3, FEATURES)).astype(np.float32)
+    assert (await twin.call(pool.step, x) == x.cumsum(1)).all()
+    some = np.random.default_rng(1).permutation(40)[:17]
+    y = await twin.call(pool.step, x[some, 0], rows=some)
+    assert (y == x[some].sum(1) + x[some, 0]).all()
+    assert pool.positions.tolist() == [3 + (n in some) for n in range(40)]
+    lengths = np.arange(40) % 3
+    y = await twin.call(pool.step, ones(40, 2), lengths=lengths)
+    assert [int((row[:, 0] > 0).sum()) for row in y] == lengths.tolist()
+    bad = ones(40)
+    bad[[3, 8, 21]] = np.nan
+    with pytest.raises(statestream.PoolError) as caught:
+        await twin.call(pool.step, bad)
+    assert sorted(caught.value.errors) == [3, 8, 21]
+    assert isinstance(caught.value.outputs, np.ndarray)
+    failed = np.isin(np.arange(40), [3, 8, 21])
+    assert (caught.value.outputs[failed] == 0).all()
+    assert (caught.value.outputs[~failed] > 0).all()
+    with pytest.raises(ValueError, match="twice"):
+        await twin.call(pool.step, ones(2), rows=[1, 1])
+    with pytest.raises(ValueError, match="twice"):
+        await twin.call(pool.step, ones(2), rows=[39, -1])
+    assert (await twin.call(pool.flush)).tolist() == pool.positions.tolist() == pool.durable_positions.tolist()
+    last = pool.positions
+    await twin.call(pool.close)
+    assert pool.positions.tolist() == last.tolist()
+    assert len(fake.world.rows) == 40
+    anonymous = await twin.call(client.sessions, "sum", 12, initial_state={"h": initial["h"][:12]})
+    assert (await twin.call(anonymous.step, ones(12)) == initial["h"][:12] + 1).all()
+    await twin.call(anonymous.close)
+    assert len(fake.world.rows) == 40
+
+
+async def test_all_shards_of_a_step_are_under_way_at_once(connect: Connect, twin: Twin, fake: Fake) -> None:
+    pool = await twin.call((await connect()).sessions, "sum", ids=one_of_each())
+    fake.gate.clear()
+    step = asyncio.create_task(twin.call(pool.step, ones(SHARDS)))
+    async with asyncio.timeout(20):
+        while fake.waiting < SHARDS:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    fake.gate.set()
+    assert (await step == 1).all()
+
+
+async def test_a_pool_that_cannot_open_in_one_shard_lets_go_of_the_others(
+    connect: Connect, twin: Twin, fake: Fake
+) -> None:
+    client, ids = await connect(), one_of_each()
+    await twin.call(client.session, "sum", ids[2])
+    with pytest.raises(statestream.PoolError) as caught:
+        await twin.call(client.sessions, "sum", ids=ids, mode="create")
+    assert list(caught.value.errors) == [2]
+    assert isinstance(caught.value.errors[2], errors.SessionExists)
+    again = await twin.call(client.sessions, "sum", ids=[id for id in ids if id != ids[2]], mode="resume")
+    assert (await twin.call(again.step, ones(3)) == 1).all()
+
+
+async def test_outputs_that_nobody_acknowledged_come_again_by_row(connect: Connect, twin: Twin, fake: Fake) -> None:
+    ids = one_of_each()
+    first = await connect(replay_seconds=0.001)
+    pool = await twin.call(first.sessions, "sum", ids=ids)
+    await twin.call(pool.step, np.arange(8, dtype=np.float32).reshape(4, 2))
+    second = await connect()
+    again = await twin.call(second.sessions, "sum", ids=ids, return_replies=True)
+    assert {row: [y[0].tolist() for _, y in replies] for row, replies in again.replies.items()} == {
+        row: [[2.0 * row, 2.0 * row + 1]] for row in range(4)
+    }
+
+
+async def test_every_shard_connects_again_and_says_so(connect: Connect, twin: Twin, fake: Fake) -> None:
+    heard: list[str] = []
+    client = await connect(on_reconnect=heard.append)
+    pool = await twin.call(client.sessions, "sum", ids=[f"s{n}" for n in range(20)])
+    await twin.call(pool.step, ones(20))
+    await asyncio.to_thread(fake.restart)
+    assert (await twin.call(pool.step, ones(20)) == 2).all()
+    assert heard == [fake.address] * SHARDS
+    assert all(route == key(id) for id, route in fake.opened.items())
+
+
+async def test_a_shard_that_reaches_no_server_fails_alone_and_says_which(twin: Twin, fake: Fake) -> None:
+    other = Fake(World(max_steps=16, window=64))
+    settings = Settings(shards=2, route_key="fleet", retry_timeout=0.5, replay_seconds=0.1)
+    ids = sorted((id for id in map(str, range(20))), key=lambda id: shard_of("sum", id, 2))[5:15]
+    of = [shard_of("sum", id, 2) for id in ids]
+    assert sorted(set(of)) == [0, 1]
+    # A proxy stands for both; here each shard has a server of its own and no other to go to.
+    client = await twin.connect(f"{fake.address},{other.address}", settings=settings)
+    for link in client._shards.links:
+        link._backoff.addresses = link._backoff.addresses[:1]
+    try:
+        pool = await twin.call(client.sessions, "sum", ids=ids)
+        await twin.call(pool.step, ones(10))
+        assert set(fake.world.rows) == {id for id, shard in zip(ids, of, strict=True) if not shard}
+        await asyncio.to_thread(other.stop)
+        with pytest.raises(statestream.PoolError) as caught:
+            await twin.call(pool.step, ones(10))
+        assert sorted(caught.value.errors) == [row for row, shard in enumerate(of) if shard]
+        for error in caught.value.errors.values():
+            assert isinstance(error, errors.ServerUnavailable)
+            assert "shard 1 of 2, counted from 0; route key 'fleet-1'" in error.message
+        assert isinstance(caught.value.outputs, np.ndarray)
+        assert caught.value.outputs[:, 0].tolist() == [0 if shard else 2 for shard in of]
+        with pytest.raises(statestream.PoolError) as caught:
+            await twin.call(pool.flush)
+        assert sorted(caught.value.errors) == [row for row, shard in enumerate(of) if shard]
+        await asyncio.to_thread(other.start)
+        fresh = await twin.call(client.session, "sum", ids[of.index(1)])
+        assert (await twin.call(fresh.step, ones()))[0] >= 2
+    finally:
+        await twin.call(client.close)
+        other.stop()
+
+
+async def test_nothing_there_says_which_shard_and_leaves_none_connected(twin: Twin, fake: Fake) -> None:
+    with pytest.raises(errors.ServerUnavailable, match=r"shard 0 of 2, counted from 0"):
+        await twin.connect("localhost:1", settings=Settings(shards=2, connect_timeout=0.3))
+
+
+async def test_a_cancelled_step_of_a_pool_leaves_no_waiter(fake: Fake) -> None:
+    settings = Settings(shards=SHARDS)
+    async with statestream.aio.connect(fake.address, settings=settings) as client:
+        pool = await client.sessions("sum", ids=one_of_each())
+        fake.gate.clear()
+        step = asyncio.create_task(pool.step(ones(SHARDS)))
+        async with asyncio.timeout(20):
+            while fake.waiting < SHARDS:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+        fake.gate.set()
+        assert (await pool.step(ones(SHARDS)) == 2).all()
