@@ -202,9 +202,7 @@ def test_sessions_of_a_shard_that_could_not_be_asked_are_not_open() -> None:
 
 
 async def test_all_about_a_session_carries_the_key_of_its_shard(connect: Connect, twin: Twin, fake: Fake) -> None:
-    client = await connect()
-    assert fake.streams == SHARDS
-    ids = one_of_each()
+    client, ids = await connect(), one_of_each()
     for id in ids:
         session = await twin.call(client.session, "sum", id)
         assert (await twin.call(session.step, ones()))[0] == 1
@@ -221,7 +219,7 @@ async def test_all_about_a_session_carries_the_key_of_its_shard(connect: Connect
         assert (await twin.call(fork.step, ones()))[0] == (await twin.call(copy.step, ones()))[0] == 2
         await twin.call(session.reset)
         assert (await twin.call(session.step, ones()))[0] == 1
-    assert {shard_of("sum", id, SHARDS) for id in fake.opened} == set(range(SHARDS))
+    assert fake.streams == len(set(fake.opened.values())) == SHARDS
     assert all(route == key(id) for id, route in fake.opened.items())
     del fake.routes[:]
     await twin.call(client.predict, "double", ones(1))
@@ -397,3 +395,26 @@ async def test_a_cancelled_step_of_a_pool_leaves_no_waiter(fake: Fake) -> None:
             await step
         fake.gate.set()
         assert (await pool.step(ones(SHARDS)) == 2).all()
+
+
+async def test_a_stream_follows_the_calls_that_reach_another_server(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client, ids = await connect(), one_of_each()
+    sessions = [await twin.call(client.session, "sum", id) for id in ids]
+    for n, call in enumerate((sessions[1].snapshot, sessions[1].fork), start=1):
+        fake.not_owner = 2  # Also after the session was claimed: the calls go elsewhere than the stream.
+        await twin.call(call)
+        assert fake.streams == SHARDS + n
+    fake.not_owner = 2
+    assert len(await twin.collect(sessions[2].forecast, 2)) == 2
+    assert fake.streams == SHARDS + 3
+    assert [float((await twin.call(session.step, ones()))[0]) for session in sessions] == [1] * SHARDS
+    fake.not_owner = 3
+    with pytest.raises(errors.NotOwner):
+        await twin.call(sessions[3].snapshot)
+    # Many that hear it of one stream end it once.
+    again = await twin.call(client.sessions, "sum", ids=[f"s{n}" for n in range(8)])
+    before, link = fake.streams, client._shards.first
+    stream = link.stream
+    await asyncio.gather(*(twin.call(link.renew, stream) for _ in range(8)))
+    assert (await twin.call(again.step, ones(8)) == 1).all()
+    assert fake.streams == before + 1

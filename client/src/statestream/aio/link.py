@@ -28,7 +28,11 @@ log = logging.getLogger("statestream")
 
 
 class Link:
-    """The connection of one shard of a client: dials, streams, dials again, until it is closed. Belongs to one loop."""
+    """The connection of one shard of a client: dials, streams, dials again, until it is closed. Belongs to one loop.
+
+    Attributes:
+        stream: How many streams there were, with that of this moment: what `renew` is told.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,9 @@ class Link:
         self._channel: grpc.aio.Channel | None = None
         self._online = asyncio.Event()
         self._stirred = asyncio.Event()
+        self.stream = 0
+        self._renewing = False
+        self._over = asyncio.Event()
         self._closed = False
         self._cause: StatestreamError | None = None
         self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
@@ -172,6 +179,19 @@ class Link:
             raise final from error
         await asyncio.sleep(delay)
 
+    async def renew(self, stream: int) -> None:
+        """Ends a stream once it is answered, so that the next one goes where a proxy sends calls now.
+
+        Returns when it has ended, at once where it is not that of this moment, and after `retry_timeout` anyway.
+        """
+        over = self._over
+        if stream != self.stream:
+            return
+        self._renewing = True
+        self._stirred.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), self.settings.retry_timeout)
+
     async def close(self) -> None:
         """Ends the connection; whatever is under way fails with Closed."""
         if self._closed and (self._task is None or self._task.done()):
@@ -236,6 +256,9 @@ class Link:
         core = self.core
         began = time.monotonic()
         moved, seen = False, core.progress
+        over = self._over = asyncio.Event()
+        self.stream += 1
+        self._renewing = False
         core.connected(self.info.limits, self.info.durability)
         call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
@@ -263,11 +286,14 @@ class Link:
             writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
-            self._ended(moved=moved)
+            self._ended(moved=moved or self._renewing)
+            over.set()
             await self._release_channel()
         if moved:
             log.info("%s is leaving; moving on", self._where)
             self._backoff.leave()
+        elif self._renewing:
+            log.info("calls to %s do not reach the server of the stream; the next stream follows them", self._where)
         elif not self._closed:
             log.warning("the stream to %s broke: %s", self._where, self._cause)
             await self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
@@ -288,7 +314,7 @@ class Link:
         """Writes frames as the core has them; steps gather while a write is awaited."""
         core, stirred = self.core, self._stirred
         try:
-            while True:
+            while not self._renewing:
                 request = core.next_request(time.monotonic())
                 if request is not None:
                     await call.write(request)
@@ -299,6 +325,7 @@ class Link:
                     await stirred.wait()
                 else:
                     await self._stirred_until(due)
+            await call.done_writing()
         except (grpc.RpcError, asyncio.InvalidStateError):
             return  # The call is over; its reader sees why.
 

@@ -186,7 +186,7 @@ class Session(SessionBase):
 
     async def _forecast(self, request: Any) -> AsyncIterator[Any]:
         attempts = Attempts(self._link.settings.retry_timeout, time.monotonic())
-        done, claimed = 0, False
+        done, remedies = 0, iter(self._remedies())
         while True:
             await self._settle()
             channel = await self._link.channel()
@@ -201,10 +201,10 @@ class Session(SessionBase):
                 try:
                     await self._link.pause(attempts, error, channel)
                 except NotOwner as elsewhere:
-                    if claimed:
+                    remedy = next(remedies, None)
+                    if remedy is None:
                         raise
-                    claimed = True
-                    self._claim(elsewhere)
+                    await remedy(elsewhere)
             finally:
                 call.cancel()
 
@@ -256,16 +256,30 @@ class Session(SessionBase):
         return check_done(under_way.popleft()[0])
 
     async def _owned(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
-        """Makes a call about the session once its steps are answered; where another server has it, once more."""
-        await self._settle()
-        try:
-            return await self._link.unary(call)
-        except NotOwner as elsewhere:
-            self._claim(elsewhere)
+        """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""
+        for remedy in self._remedies():
+            await self._settle()
+            try:
+                return await self._link.unary(call)
+            except NotOwner as elsewhere:
+                await remedy(elsewhere)
         await self._settle()
         return await self._link.unary(call)
 
-    def _claim(self, elsewhere: NotOwner) -> None:
+    def _remedies(self) -> tuple[Callable[[NotOwner], Awaitable[None]], ...]:
+        """What helps a call that reached another server than the one that has the session: first this, then that.
+
+        Someone else may have opened it there: it is claimed back. Or a proxy divides its work anew, and calls go
+        elsewhere than the stream does: another stream follows them.
+        """
+        stream = self._link.stream
+
+        async def follow(_elsewhere: NotOwner) -> None:
+            await self._link.renew(stream)
+
+        return self._claim, follow
+
+    async def _claim(self, elsewhere: NotOwner) -> None:
         """Opens the session again on the stream, which moves it to the server that the stream goes to."""
         self._link.do(lambda: self._core.reclaim(self._handle, elsewhere, time.monotonic()))
 

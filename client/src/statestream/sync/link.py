@@ -36,7 +36,11 @@ log = logging.getLogger("statestream")
 
 
 class Link:
-    """The connection of one shard of a client: dials, streams, dials again, until it is closed."""
+    """The connection of one shard of a client: dials, streams, dials again, until it is closed.
+
+    Attributes:
+        stream: How many streams there were, with that of this moment: what `renew` is told.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,9 @@ class Link:
         self._channel: grpc.Channel | None = None
         self._call: Any = None
         self._stream = 0
+        self.stream = 0
+        self._renewing = False
+        self._over = threading.Event()
         self._began = 0.0
         self._online = threading.Event()
         self._closed = False
@@ -171,6 +178,21 @@ class Link:
             raise final from error
         time.sleep(delay)
 
+    def renew(self, stream: int) -> None:
+        """Ends a stream once it is answered, so that the next one goes where a proxy sends calls now.
+
+        Returns when it has ended, at once where it is not that of this moment, and after `retry_timeout` anyway.
+        """
+        over = self._over
+
+        def end() -> None:
+            if self.stream == stream:
+                self._renewing = True
+
+        if self.stream == stream:
+            self.do(end)
+            over.wait(self.settings.retry_timeout)
+
     def close(self) -> None:
         """Ends the connection; whatever is under way fails with Closed."""
         if self._closed:
@@ -237,6 +259,9 @@ class Link:
 
     def _serve(self, channel: grpc.Channel) -> None:
         core = self.core
+        self._renewing = False
+        self.stream += 1
+        over = self._over = threading.Event()
         self._stream += 1
         began = time.monotonic()
         moved, seen = False, core.progress
@@ -266,13 +291,16 @@ class Link:
         finally:
             self._online.clear()
             self._stream += 1
-            self._ended(moved=moved)
+            self._ended(moved=moved or self._renewing)
+            over.set()
             self._operations.put(None)
             self._call.cancel()
             self._release_channel()
         if moved:
             log.info("%s is leaving; moving on", self._where)
             self._backoff.leave()
+        elif self._renewing:
+            log.info("calls to %s do not reach the server of the stream; the next stream follows them", self._where)
         elif not self._closed:
             log.warning("the stream to %s broke: %s", self._where, self._cause)
             self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
@@ -293,7 +321,7 @@ class Link:
     def _requests(self, stream: int) -> Iterator[StreamRequest]:
         """Frames for gRPC, which iterates over them in a thread of its own."""
         core, operations = self.core, self._operations
-        while self._stream == stream:
+        while self._stream == stream and not self._renewing:
             with self._lock:
                 request = core.next_request(time.monotonic()) if self._stream == stream else None
                 due = core.due() if request is None else None

@@ -152,7 +152,7 @@ class Session(SessionBase):
 
     def _forecast(self, request: Any) -> Iterator[Any]:
         attempts = Attempts(self._link.settings.retry_timeout, time.monotonic())
-        done, claimed = 0, False
+        done, remedies = 0, iter(self._remedies())
         while True:
             self._settle()
             channel = self._link.channel()
@@ -167,10 +167,10 @@ class Session(SessionBase):
                 try:
                     self._link.pause(attempts, error, channel)
                 except NotOwner as elsewhere:
-                    if claimed:
+                    remedy = next(remedies, None)
+                    if remedy is None:
                         raise
-                    claimed = True
-                    self._claim(elsewhere)
+                    remedy(elsewhere)
             finally:
                 call.cancel()
 
@@ -222,14 +222,28 @@ class Session(SessionBase):
         return check_done(under_way.popleft()[0])
 
     def _owned(self, call: Callable[[grpc.Channel], T]) -> T:
-        """Makes a call about the session once its steps are answered; where another server has it, once more."""
-        self._settle()
-        try:
-            return self._link.unary(call)
-        except NotOwner as elsewhere:
-            self._claim(elsewhere)
+        """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""
+        for remedy in self._remedies():
+            self._settle()
+            try:
+                return self._link.unary(call)
+            except NotOwner as elsewhere:
+                remedy(elsewhere)
         self._settle()
         return self._link.unary(call)
+
+    def _remedies(self) -> tuple[Callable[[NotOwner], None], ...]:
+        """What helps a call that reached another server than the one that has the session: first this, then that.
+
+        Someone else may have opened it there: it is claimed back. Or a proxy divides its work anew, and calls go
+        elsewhere than the stream does: another stream follows them.
+        """
+        stream = self._link.stream
+
+        def follow(_elsewhere: NotOwner) -> None:
+            self._link.renew(stream)
+
+        return self._claim, follow
 
     def _claim(self, elsewhere: NotOwner) -> None:
         """Opens the session again on the stream, which moves it to the server that the stream goes to."""

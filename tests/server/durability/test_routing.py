@@ -1,0 +1,135 @@
+"""Two replicas over one Redis behind a real HAProxy that hashes on the route key: one client's shards on both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import statestream
+from statestream import errors
+from statestream.settings import Settings
+from statestream.shards import shard_of
+from tests.client.twins import Aio, Sync, Twin
+from tests.server.stores.redis_server import redis_server
+from tests.support.haproxy import haproxy
+from tests.support.serving import Process, process
+
+pytestmark = pytest.mark.service
+
+MODEL, SHARDS, SESSIONS = "counter", 4, 24
+SETTINGS = Settings(shards=SHARDS, route_key="fleet")
+OPTIONS = ("--checkpoint-interval", "0.2", "--log-level", "warning")
+
+
+@dataclass
+class Fleet:
+    """Replicas, and the proxy in front of them."""
+
+    replicas: list[Process]
+    address: str
+
+    def resident(self) -> list[set[str]]:
+        """The sessions that each replica has in memory."""
+        found = []
+        for replica in self.replicas:
+            with statestream.connect(replica.address) as client:
+                found.append({one.id for one in client.list_sessions(MODEL) if one.residence == "resident"})
+        return found
+
+
+@pytest.fixture
+def fleet(models_dir: Path, tmp_path: Path) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        redis = stack.enter_context(redis_server(tmp_path))
+        replicas = [stack.enter_context(process(models_dir, "--store", redis.url, *OPTIONS)) for _ in range(2)]
+        yield Fleet(replicas, stack.enter_context(haproxy(tmp_path, [one.address for one in replicas])))
+
+
+@pytest.fixture(params=[Sync(), Aio()], ids=lambda twin: twin.name)
+def twin(request: pytest.FixtureRequest) -> Twin:
+    return request.param
+
+
+@pytest.fixture
+def not_owner(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every NOT_OWNER that this process hears."""
+    heard: list[str] = []
+    plain = errors.NotOwner.__init__
+
+    def noted(self: errors.NotOwner, message: str, **more: Any) -> None:
+        heard.append(message)
+        plain(self, message, **more)
+
+    monkeypatch.setattr(errors.NotOwner, "__init__", noted)
+    return heard
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones((*shape, 1), np.float32)
+
+
+async def all_calls(twin: Twin, client: Any, session: Any, at: int) -> None:
+    """Every call about a session, of which `at` steps were applied."""
+    assert (await twin.call(session.step, ones()))[0] == at + 1
+    assert await twin.call(session.flush) == at + 1
+    blob = await twin.call(session.snapshot)
+    for copy in (
+        await twin.call(session.fork),
+        await twin.call(session.fork, f"fork of {session.id}"),
+        await twin.call(client.restore, blob, model=MODEL, id=f"copy of {session.id}"),
+    ):
+        assert (await twin.call(copy.step, ones()))[0] == at + 2
+        await twin.call(copy.delete)
+
+
+async def test_shards_spread_over_replicas_and_every_call_reaches_the_owner(
+    fleet: Fleet, twin: Twin, not_owner: list[str]
+) -> None:
+    ids = [f"s{n}" for n in range(SESSIONS)]
+    client = await twin.connect(fleet.address, settings=SETTINGS)
+    pool = await twin.call(client.sessions, MODEL, ids=ids)
+    assert (await twin.call(pool.step, ones(SESSIONS)) == 1).all()
+    one, other = await asyncio.to_thread(fleet.resident)
+    assert one
+    assert other
+    assert one | other == set(ids)
+    assert not one & other
+    for id in ids:
+        session = await twin.call(client.session, MODEL, id, mode="resume")
+        await all_calls(twin, client, session, at=1)
+        await twin.call(session.close)
+    await twin.call(client.close)
+    # Another process with the same key finds each session where it is: no epoch of a take-over, no NOT_OWNER.
+    client = await twin.connect(fleet.address, settings=SETTINGS)
+    pool = await twin.call(client.sessions, MODEL, ids=ids, mode="resume")
+    assert (await twin.call(pool.step, ones(SESSIONS)) == 3).all()
+    assert await asyncio.to_thread(fleet.resident) == [one, other]
+    await twin.call(client.close)
+    assert not_owner == []
+
+
+async def test_a_replica_that_is_killed_costs_its_shards_a_pause_and_nothing_else(fleet: Fleet, twin: Twin) -> None:
+    ids = [f"s{n}" for n in range(SESSIONS)]
+    client = await twin.connect(fleet.address, settings=SETTINGS)
+    pool = await twin.call(client.sessions, MODEL, ids=ids)
+    for step in range(1, 61):
+        if step == 20:
+            await asyncio.to_thread(fleet.replicas[0].kill)
+        assert (await twin.call(pool.step, ones(SESSIONS)) == step).all()
+    session = await twin.call(client.session, MODEL, ids[0])
+    await all_calls(twin, client, session, at=60)
+    await twin.call(session.close)
+    assert {shard_of(MODEL, id, SHARDS) for id in ids} == set(range(SHARDS))
+    await asyncio.to_thread(fleet.replicas[0].start)
+    for id in ids[1:]:
+        session = await twin.call(client.session, MODEL, id)
+        await all_calls(twin, client, session, at=60)
+        await twin.call(session.close)
+    await twin.call(client.close)
