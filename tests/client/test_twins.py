@@ -308,11 +308,11 @@ async def test_a_session_that_another_server_has_is_moved_and_the_call_made_agai
         assert fake.world.rows["a"].epoch == epoch + n
     fake.not_owner = 1
     assert [row.tolist() for row in await twin.collect(session.forecast, 2)] == [[2, 2], [4, 4]]
-    fake.not_owner = 2
+    fake.not_owner = 3
     with pytest.raises(errors.NotOwner):
         await twin.call(session.snapshot)
     assert (await twin.call(session.step, ones()))[0] == 2
-    fake.not_owner = 2
+    fake.not_owner = 3
     with pytest.raises(errors.NotOwner):
         await twin.collect(session.forecast, 2)
     assert (await twin.call(session.step, ones()))[0] == 3
