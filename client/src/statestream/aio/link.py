@@ -118,7 +118,7 @@ class Link:
         self._stirred.set()
         if not ticket.done:
             ticket.waiter = future = self._loop.create_future()
-            await future
+            await self.finish(ticket, future)
         if ticket.error is not None:
             raise ticket.error
         return ticket

@@ -166,10 +166,20 @@ class Session(SessionBase):
         return self.durable_position
 
     async def reset(self) -> None:
-        """Starts anew at position 0, with the state's start values."""
+        """Starts anew at position 0, with the state's start values.
+
+        It takes its turn among the calls for this session: steps sent before it are answered first, steps sent while
+        it runs are applied after it, from position 0 on. Where it is refused, those fail with the same error. A session
+        that has failed is usable again.
+
+        When cancelled before the steps ahead of it are answered, it is dropped; later it happens all the same.
+
+        Raises:
+            StatestreamError: It was refused; `reset` may be called again.
+            ServerUnavailable: No server for `retry_timeout`; it may or may not have happened.
+        """
         handles = self._live()
-        await self._link.perform(lambda: self._core.settle(handles))
-        check_opened(await self._link.perform(lambda: self._core.replace(self._handle)))
+        check_opened(await self._link.perform(lambda: self._core.reset(handles)))
 
     def forecast(self, h: int) -> AsyncIterator[Any]:
         """Forecasts h steps on a copy; the session itself does not move.

@@ -86,8 +86,7 @@ class Block:
     def drop(self, table: Table) -> None:
         """The buffer lets it go: chunks before its ends cannot be replayed any more."""
         table.refs[self.at] -= 1
-        ends = self.ends if self.dead is None else np.where(self.dead, 0, self.ends)
-        table.floor[self.at] = np.maximum(table.floor[self.at], ends)
+        table.floor[self.at] = np.maximum(table.floor[self.at], self._live_ends())
 
     def depart(self, table: Table) -> None:
         """It leaves."""
@@ -111,8 +110,11 @@ class Block:
         return answer(table, self.at, self.ends, read_positions(durable, len(self)), replay=self.sink is DISCARD)
 
     def is_durable(self, table: Table) -> bool:
-        """Whether the server can lose none of it."""
-        return bool((table.durable[self.at] >= self.ends).all())
+        """Whether the server can lose none of it that may have to be replayed."""
+        return bool((table.durable[self.at] >= self._live_ends()).all())
+
+    def _live_ends(self) -> Ints:
+        return self.ends if self.dead is None else np.where(self.dead, 0, self.ends)
 
     def encode(self, frame: ChunkFrame, table: Table) -> None:
         """Fills in its frame."""
@@ -279,7 +281,7 @@ class Single(Block):
     def is_durable(self, table: Table) -> bool:
         """Whether the server cannot lose it."""
         durable: int = table.durable.item(self.handle)
-        return durable >= self.end
+        return durable >= self.end or self.dead is not None
 
     def encode(self, frame: ChunkFrame, table: Table) -> None:
         """Fills in its frame."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
+
 from statestream.core.blocks import Block
 from statestream.core.table import Table
+from statestream.wire import Ints
 
 
 class ReplayBuffer:
@@ -52,6 +55,14 @@ class ReplayBuffer:
             self.bytes += block.nbytes
         self._grace.clear()
         self._blocks = deque(blocks)
+
+    def forget(self, handles: Ints) -> None:
+        """The histories of sessions that have nothing under way end here: none of their chunks is replayed again."""
+        gone = np.zeros(self._table.size, np.bool_)
+        gone[handles] = True
+        for block in self:
+            for row in np.flatnonzero(gone[block.handles]).tolist():
+                block.kill(row)
 
     def advance(self, now: float) -> None:
         """Lets go of what the oldest blocks no longer need; costs little where nothing changed."""

@@ -49,6 +49,13 @@ class Control:
     sent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
+def controls_for(kind: Kind, handles: Ints) -> tuple[ControlTicket, list[Control]]:
+    """What is wanted of some sessions, cut into as many operations as it takes frames, and who waits for them."""
+    ticket = ControlTicket(max(1, -(-len(handles) // FRAME_SESSIONS)))
+    lows = range(0, max(1, len(handles)), FRAME_SESSIONS)
+    return ticket, [Control(kind, handles[low : low + FRAME_SESSIONS], ticket) for low in lows]
+
+
 class Controls:
     """Operations that wait, and those in flight."""
 
@@ -58,12 +65,17 @@ class Controls:
         self._table = table
         self._chunks = chunks
 
-    def add(self, kind: Kind, handles: Ints) -> ControlTicket:
+    def submit(self, control: Control) -> None:
         """Asks for something that takes effect after the chunks submitted before."""
-        ticket = ControlTicket(max(1, -(-len(handles) // FRAME_SESSIONS)))
-        for low in range(0, max(1, len(handles)), FRAME_SESSIONS):
-            self.waiting.append(Control(kind, handles[low : low + FRAME_SESSIONS], ticket))
-        return ticket
+        self.waiting.append(control)
+
+    def closes(self, handles: Ints) -> bool:
+        """Whether some of these sessions are being let go."""
+        under_way = [*self.waiting, *(control for batch in self.in_flight.values() for control in batch)]
+        return any(
+            control.kind in (Kind.DETACH, Kind.DELETE) and bool(np.isin(handles, control.handles).any())
+            for control in under_way
+        )
 
     def lost(self) -> None:
         """The stream is gone: what was in flight waits again."""
@@ -128,14 +140,14 @@ class Controls:
         if batch is None:
             return False
         for control in batch:
-            self._give_up(control, error)
+            self.abort(control, error)
         return True
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything."""
         self.lost()
         for control in self.waiting:
-            self._give_up(control, error)
+            self.abort(control, error)
         self.waiting.clear()
 
     def _answered(self, frame: int, refusals: Iterable[RowError]) -> None:
@@ -147,7 +159,8 @@ class Controls:
                         control.ticket.errors[handle] = again(found[handle])
             self._finish(control)
 
-    def _give_up(self, control: Control, error: StatestreamError) -> None:
+    def abort(self, control: Control, error: StatestreamError) -> None:
+        """Fails one operation."""
         for handle in control.handles.tolist():
             control.ticket.errors.setdefault(handle, again(error))
         self._finish(control)

@@ -54,12 +54,14 @@ class Opens:
         ticket: OpenTicket,
         initial: dict[str, Array],
         *,
+        rows: Ints | None = None,
         replies: bool = False,
         upgrade: bool = False,
     ) -> None:
-        """Asks for sessions for the first time, or anew (mode REPLACE)."""
+        """Asks for sessions for the first time, or anew (mode REPLACE); `rows` are theirs in the ticket."""
         self._table.incarnation[handles] = self.clock
-        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial, replies=replies, upgrade=upgrade)
+        rows = np.arange(len(handles)) if rows is None else rows
+        whole = Opening(handles, mode, ticket, rows, initial, replies=replies, upgrade=upgrade)
         if initial and mode != OPEN_MODE_REPLACE:
             for row, handle in enumerate(handles.tolist()):
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}

@@ -15,16 +15,16 @@ import numpy as np
 from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
-from statestream.core.controls import Control, Controls, Kind, acknowledge
+from statestream.core.controls import Control, Controls, Kind, acknowledge, controls_for
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
+from statestream.core.resets import Resets
 from statestream.core.results import Results
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
 from statestream.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
-    OPEN_MODE_REPLACE,
     DurabilityMode,
     OpenMode,
     StreamRequest,
@@ -65,6 +65,7 @@ class StreamCore:
         self.chunks.lose_when_full = lose_when_full
         self.opens = Opens(self.table, self.chunks, writer, incarnation, retry_seconds)
         self.controls = Controls(self.table, self.chunks)
+        self.resets = Resets(self.table, self.buffer, self.chunks, self.opens, self.controls)
         self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
@@ -97,26 +98,27 @@ class StreamCore:
             ticket.finish()
         return ticket
 
-    def replace(self, handle: int) -> OpenTicket:
-        """Starts a session anew at position 0; its chunks must be answered."""
-        self.table.failures.pop(handle, None)
-        self.table.state[handle] = State.OPENING
-        handles = np.array([handle])
-        ticket = OpenTicket(handles)
-        self.opens.open(handles, OPEN_MODE_REPLACE, ticket, {})
-        return ticket
+    def reset(self, handles: Ints) -> OpenTicket:
+        """Starts sessions of one group anew at position 0, after what was submitted for them before.
+
+        What is submitted for them from now on follows it, and fails with it. A session that has failed is usable again.
+        """
+        return self.resets.add(handles)
 
     def step(self, ticket: StepTicket | PartsTicket | PoolTicket) -> None:
-        """Submits chunks; those of one session are applied in the order of submission."""
+        """Submits chunks; those of one session are applied in the order of submission, resets among them."""
+        submit = self.resets.submit if self.resets.queue else self.chunks.submit
         if isinstance(ticket, PartsTicket):
             for part in ticket.parts:
-                self.chunks.submit(part)
+                submit(part)
         else:
-            self.chunks.submit(ticket)
+            submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stops waiting. A chunk that is framed, or has others behind it, is applied all the same."""
+        """Stops waiting. A chunk that is framed or has others behind it, and a reset that has begun, happen anyway."""
         ticket.waiter = None
+        if self.resets.queue:
+            self.resets.cancel(ticket.parts if isinstance(ticket, PartsTicket) else [ticket])
         if isinstance(ticket, PartsTicket):
             for part in reversed(ticket.parts):
                 self.chunks.cancel(part)
@@ -138,15 +140,15 @@ class StreamCore:
 
     def flush(self, handles: Ints) -> ControlTicket:
         """Makes durable what was submitted before."""
-        return self.controls.add(Kind.FLUSH, handles)
+        return self._control(Kind.FLUSH, handles)
 
     def settle(self, handles: Ints) -> ControlTicket:
         """Waits until everything submitted before is answered."""
-        return self.controls.add(Kind.SETTLE, handles)
+        return self._control(Kind.SETTLE, handles)
 
     def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
         """Lets sessions go, or deletes them; their handles are free when the ticket is done."""
-        return self.controls.add(Kind.DELETE if delete else Kind.DETACH, handles)
+        return self._control(Kind.DELETE if delete else Kind.DETACH, handles)
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
 
@@ -245,6 +247,7 @@ class StreamCore:
             or self.controls.waiting
             or self.results.acks_due
             or chunks.singles.lanes
+            or self.resets.queue
         )
 
     @property
@@ -259,6 +262,7 @@ class StreamCore:
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned
+            or self.resets.queue
             or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
         )
 
@@ -282,6 +286,7 @@ class StreamCore:
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
         table, chunks = self.table, self.chunks
+        self.resets.give_up(error)
         self.opens.give_up(error)
         for handle in table.live()[table.next[table.live()] > table.answered[table.live()]].tolist():
             unknown = again(error)
@@ -299,6 +304,8 @@ class StreamCore:
 
     def _fill(self, now: float) -> None:
         opens, controls, outbox = self.opens, self.controls, self._outbox
+        if self.resets.queue:
+            self.resets.advance()
         if opens.waiting:
             for opening in opens.ready(now):
                 outbox.append(self._open_frame(opening))
@@ -357,7 +364,15 @@ class StreamCore:
         behind = table.durable[: table.size] < table.answered[: table.size]
         handles = np.flatnonzero(behind & (table.state[: table.size] == State.OPEN))
         if handles.size:
-            self.controls.add(Kind.FLUSH, handles)
+            # Past the resets: they may wait for steps that wait for this room.
+            for control in controls_for(Kind.FLUSH, handles)[1]:
+                self.controls.submit(control)
+
+    def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
+        ticket, controls = controls_for(kind, handles)
+        for control in controls:
+            self.resets.submit(control)
+        return ticket
 
     def _number(self) -> int:
         self._frame += 1

@@ -69,3 +69,8 @@ class Asked(Generic[K]):
         if self._ticket.error is not None:
             raise self._ticket.error
         return self._ticket
+
+    def forget(self, cancel: Callable[[Ticket], None]) -> None:
+        """Has the ticket cancelled, where one was made."""
+        if self._ticket is not None:
+            cancel(self._ticket)

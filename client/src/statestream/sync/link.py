@@ -122,8 +122,16 @@ class Link:
         return asked
 
     def answer(self, asked: Asked[K]) -> K:
-        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it."""
-        self._await(asked.done)
+        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it.
+
+        Ctrl-C stops the waiting, and the operation if it has not begun and can be dropped.
+        """
+        try:
+            self._await(asked.done)
+        except BaseException:
+            if not self._closed:
+                self.do(partial(asked.forget, self.core.cancel))
+            raise
         return asked.ticket()
 
     def forget(self, ticket: Ticket) -> None:

@@ -1,0 +1,162 @@
+"""Starting sessions anew: in its turn among what is submitted for them, before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from statestream.core.buffer import ReplayBuffer
+from statestream.core.chunks import Chunks
+from statestream.core.controls import Control, Controls
+from statestream.core.opens import Opens
+from statestream.core.table import State, Table
+from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again
+from statestream.errors import Closed, StatestreamError
+from statestream.v1.inference_pb2 import OPEN_MODE_REPLACE
+from statestream.wire import Ints
+
+
+@dataclass(eq=False, slots=True)
+class Reset:
+    """Sessions that start anew.
+
+    Attributes:
+        handles: [N] the sessions.
+        ticket: Who waits.
+        begun: Everything before it is answered and the server was, or is about to be, asked.
+    """
+
+    handles: Ints
+    ticket: OpenTicket
+    begun: bool = False
+
+
+Operation: TypeAlias = Reset | StepTicket | PoolTicket | Control
+
+
+class Resets:
+    """Resets, and the operations behind them, in the order of submission; empty while no session is reset.
+
+    A chunk has a position as soon as it is submitted, and a reset takes positions back to 0. So what comes behind a
+    reset is submitted once the reset has ended. What concerns other sessions passes by.
+    """
+
+    def __init__(self, table: Table, buffer: ReplayBuffer, chunks: Chunks, opens: Opens, controls: Controls) -> None:
+        self.queue: list[Operation] = []
+        self._concerned: set[int] = set()
+        self._table = table
+        self._buffer = buffer
+        self._chunks = chunks
+        self._opens = opens
+        self._controls = controls
+
+    def add(self, handles: Ints) -> OpenTicket:
+        """Starts sessions anew after everything submitted for them before."""
+        reset = Reset(handles, OpenTicket(handles))
+        self._keep(reset, _handles(reset))
+        return reset.ticket
+
+    def submit(self, operation: StepTicket | PoolTicket | Control) -> None:
+        """Submits an operation, or keeps it until the resets before it have ended."""
+        handles = _handles(operation)
+        if self._concerned.isdisjoint(handles):
+            self._pass_on(operation)
+        else:
+            self._keep(operation, handles)
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Drops what waits here; a reset that has begun goes on, and what is behind it still waits for it."""
+        unwanted = set(tickets)
+        self.queue = [
+            one
+            for one in self.queue
+            if (one.ticket if isinstance(one, Reset) and not one.begun else one) not in unwanted
+        ]
+
+    def advance(self) -> None:
+        """Begins the resets whose turn has come, and submits what has no reset before it any more."""
+        queue = self.queue
+        self.queue, self._concerned = [], set()
+        beginning: list[Reset] = []
+        for operation in queue:
+            if isinstance(operation, Reset) and operation.begun and operation.ticket.done:
+                continue
+            handles = _handles(operation)
+            free = self._concerned.isdisjoint(handles)
+            if free and not isinstance(operation, Reset):
+                self._pass_on(operation)
+                continue
+            if free and isinstance(operation, Reset) and not operation.begun and self._turn(operation.handles):
+                operation.begun = True
+                beginning.append(operation)
+            self._keep(operation, handles)
+        if beginning:
+            self._begin(beginning)
+
+    def give_up(self, error: StatestreamError) -> None:
+        """Fails everything that waits here."""
+        queue = self.queue
+        self.queue, self._concerned = [], set()
+        for operation in queue:
+            if isinstance(operation, Control):
+                self._controls.abort(operation, error)
+            elif not isinstance(operation, Reset):
+                operation.finish(error=again(error))
+            elif not operation.begun:
+                _refuse(operation, np.arange(len(operation.handles)), error)
+
+    def _keep(self, operation: Operation, handles: set[int]) -> None:
+        self.queue.append(operation)
+        self._concerned |= handles
+
+    def _pass_on(self, operation: StepTicket | PoolTicket | Control) -> None:
+        if isinstance(operation, Control):
+            self._controls.submit(operation)
+        else:
+            self._chunks.submit(operation)
+
+    def _turn(self, handles: Ints) -> bool:
+        """Whether nothing of the old histories is under way: no chunk, no replay, no close."""
+        table = self._table
+        state = table.state[handles]
+        bound = (state == State.OPEN) | (state == State.FAILED) | (state == State.FREE)
+        if (
+            not bound.all()
+            or self._controls.closes(handles)
+            or any(not _handles(ticket).isdisjoint(handles.tolist()) for ticket in self._chunks.backlog)
+        ):
+            return False
+        live = handles[state != State.FREE]
+        idle = (table.answered[live] == table.next[live]) & (table.sent[live] == table.next[live])
+        return bool(idle.all()) and not table.in_flight[live].any() and not table.stale[live].any()
+
+    def _begin(self, resets: list[Reset]) -> None:
+        table = self._table
+        self._buffer.forget(np.concatenate([reset.handles for reset in resets]))
+        for reset in resets:
+            free = table.state[reset.handles] == State.FREE
+            rows, handles = np.flatnonzero(~free), reset.handles[~free]
+            for handle in handles.tolist():
+                table.failures.pop(handle, None)
+                table.initial.pop(handle, None)
+                table.untaken.pop(handle, None)
+            table.state[handles] = State.OPENING
+            if handles.size:
+                self._opens.open(handles, OPEN_MODE_REPLACE, reset.ticket, {}, rows=rows)
+            if free.any():
+                _refuse(
+                    reset, np.flatnonzero(free), Closed("the session was closed before it was reset; open it again")
+                )
+
+
+def _refuse(reset: Reset, rows: Ints, error: StatestreamError) -> None:
+    for row in rows.tolist():
+        reset.ticket.refuse(row, again(error))
+    reset.ticket.count(rows)
+
+
+def _handles(operation: Operation) -> set[int]:
+    return {operation.handle} if isinstance(operation, StepTicket) else set(operation.handles.tolist())
