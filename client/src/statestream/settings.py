@@ -56,6 +56,9 @@ class Settings:
         options: list[tuple[str, int | str]] = [
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.http2.lookahead_bytes", 4 << 20),
+            ("grpc.http2.max_frame_size", 1 << 20),
+            ("grpc.http2.write_buffer_size", 1 << 20),
             ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
             ("grpc.keepalive_timeout_ms", int(self.keepalive * 1000)),
             # While a ping that measures bandwidth is unanswered no other is sent, and gRPC waits a minute for it.

@@ -248,6 +248,9 @@ async def _listen(
         options=[
             ("grpc.max_receive_message_length", size),
             ("grpc.max_send_message_length", size),
+            ("grpc.http2.lookahead_bytes", 4 << 20),
+            ("grpc.http2.max_frame_size", 1 << 20),
+            ("grpc.http2.write_buffer_size", 1 << 20),
             # Two servers on one port share its connections without a word: only workers of one server mean it.
             ("grpc.so_reuseport", int(settings.reuse_port)),
             # Clients ping idle streams; without these the server answers them with "too many pings".
