@@ -125,7 +125,7 @@ async def test_sessions_on_a_device_get_the_bits_that_they_get_on_the_host(
 async def test_a_start_on_a_device_that_is_not_there_is_an_error(
     models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def providers_for(device: str) -> Device:
+    def providers_for(device: str, threads: int) -> Device:
         raise DeviceError(f"device {device!r} was asked for, but there is no NVIDIA driver here; or serve with …")
 
     monkeypatch.setattr("statestream_server.models.runtime.providers_for", providers_for)

@@ -57,7 +57,7 @@ from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.tray import Tray
 from statestream_server.sessions.versions import Versions
-from statestream_server.settings import Settings, StartError
+from statestream_server.settings import Settings, StartError, threads_for
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 
@@ -175,7 +175,7 @@ def _store(settings: Settings) -> Store:
 def _rooms(settings: Settings, store: Store) -> Server:
     """Wires the rooms and loads the models."""
     try:
-        device = runtime.providers_for(settings.device)
+        device = runtime.providers_for(settings.device, settings.threads or threads_for(1))
     except runtime.DeviceError as error:
         raise StartError(str(error)) from error
     if device.note:
@@ -209,7 +209,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
         settings.models,
         engine,
         saver,
-        device=settings.device,
+        device=device,
         batch_policy=settings.batch_policy,
         max_sessions=settings.limits.max_sessions,
     )

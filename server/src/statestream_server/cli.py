@@ -13,7 +13,7 @@ import click
 from statestream_server import process
 from statestream_server import workers as multi
 from statestream_server.models.model import BatchPolicy
-from statestream_server.settings import Durability, Limits, Settings, StartError
+from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
 
 _LEVELS = ["debug", "info", "warning", "error"]
 
@@ -76,6 +76,11 @@ _LIMITS = Limits()
     "--device", default="auto", help="Where models run: auto (CUDA if it runs, else the CPU), cpu, cuda or cuda:N."
 )
 @_option(
+    "--threads",
+    default=0,
+    help="Processors that one run of a model may use; 0 for two, or one where there are not two for each worker.",
+)
+@_option(
     "--batch-policy",
     type=click.Choice(["pad", "warn", "serialise"]),
     default="pad",
@@ -103,6 +108,7 @@ def serve(
     durability: str | None,
     checkpoint_interval: float,
     device: str,
+    threads: int,
     batch_policy: str,
     drain_grace: float,
     hibernate_after: float,
@@ -128,6 +134,7 @@ def serve(
         drain_grace,
         hibernate_after,
         retention,
+        threads=threads or threads_for(workers),
         advertise=advertise,
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )

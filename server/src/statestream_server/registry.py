@@ -15,6 +15,7 @@ from statestream_server.engine.table import Table
 from statestream_server.models import repository, runtime
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
 from statestream_server.models.rows import Column
+from statestream_server.models.runtime import Device
 from statestream_server.sessions.records import Layout
 from statestream_server.sessions.saver import Saver
 
@@ -38,7 +39,7 @@ class Registry:
         engine: Engine,
         saver: Saver,
         *,
-        device: str,
+        device: Device,
         batch_policy: BatchPolicy,
         max_sessions: int,
     ) -> None:
@@ -48,7 +49,7 @@ class Registry:
             folder: MODELS_DIR.
             engine: Runs the tables.
             saver: Saves them.
-            device: Where models run.
+            device: What models run on.
             batch_policy: What becomes of a model that is not batch-invariant.
             max_sessions: The most sessions of one version.
         """
@@ -191,9 +192,7 @@ class Registry:
         table = Table(model, model.rows, max_rows=self._max_sessions)
         self._engine.add(table)
         outputs = [Column(spec.name, numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
-        fingerprint = hashlib.blake2b(
-            runtime.fingerprint(runtime.providers_for(self._device)).encode(), digest_size=8
-        ).digest()
+        fingerprint = hashlib.blake2b(runtime.fingerprint(self._device).encode(), digest_size=8).digest()
         layout = Layout(
             bytes.fromhex(model.digest)[:16], int.from_bytes(fingerprint, "little"), model.rows.columns, outputs
         )

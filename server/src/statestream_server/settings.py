@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from statestream_server.models.model import BatchPolicy
+
+_MOST_THREADS: Final = 2
+"""More help a large batch and hold a small one up, because each is woken for it."""
 
 
 class StartError(Exception):
@@ -46,6 +51,7 @@ class Settings:
         durability: How steps become durable.
         checkpoint_interval: Seconds between checkpoints in interval mode.
         device: Where models run: auto, cpu, cuda or cuda:N.
+        threads: Processors that one run of a model may use; 0 for two, or one where there are not two for each process.
         batch_policy: What becomes of a model that is not batch-invariant: pad, warn or serialise.
         drain_grace: Seconds that a stop may take at most.
         hibernate_after: Seconds without a step after which a session leaves memory for the store.
@@ -69,6 +75,13 @@ class Settings:
     hibernate_after: float = 900.0
     retention: float = 0.0
     ephemeral_retention: float = 300.0
+    threads: int = 0
     reuse_port: bool = False
     advertise: str = ""
     limits: Limits = field(default_factory=Limits)
+
+
+def threads_for(processes: int) -> int:
+    """Processors that one run may use where so many processes share the machine: two, or one where there are fewer."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_THREADS, available // processes))

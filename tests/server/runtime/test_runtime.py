@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import statestream_server
 from statestream_server.models import cuda, runtime
 from statestream_server.models.runtime import DeviceError, Graph, GraphError, fingerprint, providers_for
+from statestream_server.settings import threads_for
 from tests.server.runtime import graphs
 
 CPU = providers_for("cpu")
@@ -148,7 +150,7 @@ def test_cuda_that_runs_is_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cuda, "libraries", lambda: "cuDNN 91002")
     device = providers_for("auto")
     assert device.name == "cuda:0"
-    assert fingerprint(device).endswith("; CUDAExecutionProvider; GPU of a test (9.0); cuDNN 91002")
+    assert fingerprint(device).endswith("; CUDAExecutionProvider; GPU of a test (9.0); cuDNN 91002; threads 1")
 
 
 def test_a_device_that_stops_starting_is_an_error_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +181,31 @@ def test_what_onnx_runtime_refuses_is_one_line() -> None:
 
 
 def test_the_fingerprint_names_version_provider_and_hardware() -> None:
-    version, provider, processor = fingerprint(CPU).split("; ")
+    version, provider, processor, threads = fingerprint(CPU).split("; ")
     assert version == f"onnxruntime {ort.__version__}"
     assert provider == "CPUExecutionProvider"
     assert processor
     other = dataclasses.replace(CPU, providers=(("CUDAExecutionProvider", {}),))
-    assert len({fingerprint(device) for device in (CPU, other, dataclasses.replace(other, hardware="A"))}) == 3
+    assert threads == "threads 1"
+    alike = (CPU, other, dataclasses.replace(other, hardware="A"), dataclasses.replace(CPU, threads=2))
+    assert len({fingerprint(device) for device in alike}) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_graph_runs_on_as_many_threads_as_it_may(count: int) -> None:
+    """The caller's thread is one of them."""
+    before = len(os.listdir("/proc/self/task"))
+    graph = Graph(graphs.counter()[0].SerializeToString(), dataclasses.replace(CPU, threads=count))
+    assert len(os.listdir("/proc/self/task")) - before == count - 1
+    assert graph.device.threads == count
+
+
+@pytest.mark.parametrize(
+    ("processors", "processes", "threads"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (64, 1, 2), (4, 8, 1)]
+)
+def test_two_threads_where_there_are_two_processors_for_each_process(
+    processors: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    assert threads_for(processes) == threads

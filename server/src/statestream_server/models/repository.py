@@ -55,7 +55,7 @@ def scan(models_dir: Path) -> list[Found]:
 
 
 def load(
-    name: str, version: int, folder: Path, *, device: str = "auto", batch_policy: BatchPolicy = BatchPolicy.PAD
+    name: str, version: int, folder: Path, *, device: Device | str = "auto", batch_policy: BatchPolicy = BatchPolicy.PAD
 ) -> Model:
     """Loads one version and checks that it does what its signature says. Takes the time of a few runs.
 
@@ -63,7 +63,7 @@ def load(
         name: The model's name.
         version: Its version.
         folder: The folder with its files.
-        device: "auto", "cpu", "cuda" or "cuda:<number>".
+        device: What it runs on, or "auto", "cpu", "cuda" or "cuda:<number>".
         batch_policy: What is done where it answers in other bits alone than in a batch.
 
     Raises:
@@ -84,7 +84,7 @@ def columns(folder: Path) -> Sequence[Column] | None:
 
 
 def load_file(
-    path: Path, *, name: str, version: int, device: str = "auto", batch_policy: BatchPolicy = BatchPolicy.PAD
+    path: Path, *, name: str, version: int, device: Device | str = "auto", batch_policy: BatchPolicy = BatchPolicy.PAD
 ) -> Model:
     """Loads one file, whatever its folder; an encoder.onnx or decoder.onnx brings the other one.
 
@@ -93,14 +93,18 @@ def load_file(
     """
     try:
         if path.name not in (ENCODER, DECODER):
-            return _load_single(name, version, modelfile.read(path), device, batch_policy)
+            return _load_single(name, version, modelfile.read(path), _device(device), batch_policy)
         encoder, decoder = modelfile.read(path.parent / ENCODER), modelfile.read(path.parent / DECODER)
-        return _load_pair(name, version, encoder, decoder, device, batch_policy)
+        return _load_pair(name, version, encoder, decoder, _device(device), batch_policy)
     except DeviceError as error:
         raise ModelLoadError(f"{path}: {error}") from error
 
 
-def _load_single(name: str, version: int, file: ModelFile, device: str, policy: BatchPolicy) -> Model:
+def _device(device: Device | str) -> Device:
+    return providers_for(device) if isinstance(device, str) else device
+
+
+def _load_single(name: str, version: int, file: ModelFile, device: Device, policy: BatchPolicy) -> Model:
     if file.signature.HasField("decoding"):
         raise ModelLoadError(f"{file.path}: is a decoder; name it {DECODER} and put its {ENCODER} beside it")
     graph = _graph(file, device)
@@ -111,7 +115,7 @@ def _load_single(name: str, version: int, file: ModelFile, device: str, policy: 
 
 
 def _load_pair(
-    name: str, version: int, encoder: ModelFile, decoder: ModelFile, device: str, policy: BatchPolicy
+    name: str, version: int, encoder: ModelFile, decoder: ModelFile, device: Device, policy: BatchPolicy
 ) -> Model:
     if not decoder.signature.HasField("decoding") or not decoder.signature.states:
         raise ModelLoadError(f"{decoder.path}: signature has no states or no decoding; export it as a decoder")
@@ -134,7 +138,7 @@ def _load_pair(
     return _with_rows(model, decoder, second, device, policy)
 
 
-def _with_rows(model: Model, file: ModelFile, graph: Graph, device: str, policy: BatchPolicy) -> Model:
+def _with_rows(model: Model, file: ModelFile, graph: Graph, device: Device, policy: BatchPolicy) -> Model:
     where = str(file.path)
     for spec in (*file.signature.inputs, *file.signature.outputs):
         if min(signatures.step_shape(spec), default=0) < 0:
@@ -142,7 +146,7 @@ def _with_rows(model: Model, file: ModelFile, graph: Graph, device: str, policy:
                 f"{where}: {spec.name!r} has steps of shape {list(signatures.step_shape(spec))}; a model with memory"
                 " needs steps of one shape, so that sessions can share a batch: export it with fixed lengths"
             )
-    rows = _rows(file, graph, providers_for(device))
+    rows = _rows(file, graph, device)
     if graph.device.apart:
         rows = BucketedRows(rows)
     if not is_batched(file.signature):
@@ -188,10 +192,10 @@ def _fused(file: ModelFile, device: Device) -> Rows:
     return DeviceRows(model, signature, device, check_inputs=checked, in_place=False)
 
 
-def _graph(file: ModelFile, device: str) -> Graph:
+def _graph(file: ModelFile, device: Device) -> Graph:
     names = _order(file.signature)
     try:
-        return Graph(file.path, providers_for(device), inputs=names[0], outputs=names[1])
+        return Graph(file.path, device, inputs=names[0], outputs=names[1])
     except GraphError as error:
         raise ModelLoadError(f"{file.path}: ONNX Runtime refuses it ({error}); export it again") from error
 
