@@ -11,30 +11,19 @@ from pathlib import Path
 from tests.server.stores.redis_server import free_port, wait_until
 from tests.services import require_binary
 
-_CONFIG = """
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 1h
-    timeout server 1h
-    option redispatch
-frontend grpc
-    bind 127.0.0.1:{port} proto h2
-    default_backend replicas
-backend replicas
-    balance hdr(x-session-id)
-    hash-type consistent
-    default-server proto h2 check inter 100ms fall 1 rise 1 on-marked-down shutdown-sessions
-"""
+_CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 
 
 @contextlib.contextmanager
 def haproxy(folder: Path, addresses: Sequence[str]) -> Iterator[str]:
-    """Starts it, waits until it listens, and ends it; what it yields is its address."""
+    """Starts it with the configuration in deploy/, waits until it listens, and ends it; yields its address."""
     binary, port = require_binary("haproxy"), free_port()
-    servers = [f"    server replica{n} {address}\n" for n, address in enumerate(addresses)]
+    config = _CONFIG.read_text().replace("bind :8001", f"bind 127.0.0.1:{port}")
+    for n, address in enumerate(addresses):
+        assert f"replica{n}:8001" in config
+        config = config.replace(f"replica{n}:8001", address)
     file = folder / "haproxy.cfg"
-    file.write_text(_CONFIG.format(port=port) + "".join(servers))
+    file.write_text(config)
     process = subprocess.Popen([binary, "-db", "-f", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: process.poll() is not None or _listens(port), "haproxy listens")
