@@ -106,6 +106,8 @@ class Fake(
         """Of every call its method and its route key."""
         self.opened: dict[str, str] = {}
         """Of every session the route key of the stream that opened it last."""
+        self.peers: set[str] = set()
+        """Where streams came from."""
         self._lock = threading.RLock()
         self._open: set[queue.SimpleQueue[Any]] = set()
         self._server: grpc.Server | None = None
@@ -167,6 +169,7 @@ class Fake(
             stream = Stream(self.world)
             self._open.add(out)
             self.streams += 1
+            self.peers.add(context.peer())
 
         def read() -> None:
             try:

@@ -220,6 +220,8 @@ async def test_all_about_a_session_carries_the_key_of_its_shard(connect: Connect
         await twin.call(session.reset)
         assert (await twin.call(session.step, ones()))[0] == 1
     assert fake.streams == len(set(fake.opened.values())) == SHARDS
+    # What balances connections spreads shards too.
+    assert len(fake.peers) == SHARDS
     assert all(route == key(id) for id, route in fake.opened.items())
     del fake.routes[:]
     await twin.call(client.predict, "double", ones(1))
