@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,8 @@ class Registry:
         self._batch_policy = batch_policy
         self._max_sessions = max_sessions
         self._served: dict[str, dict[int, Served]] = {}
+        self._loading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Served]] = set()
         self.failures: dict[tuple[str, int], str] = {}
         """Why versions do not serve, by name and version."""
 
@@ -68,42 +71,75 @@ class Registry:
 
         Older versions load when a session that is pinned to one, or a caller, asks for them.
         """
-        newest: dict[str, int] = {}
-        for name, version, _ in repository.scan(self._folder):
-            newest[name] = max(version, newest.get(name, version))
-        for name, version in newest.items():
+        newest = {found.name: found for found in repository.scan(self._folder)}  # In ascending order.
+        for found in newest.values():
             try:
-                self.load(name, version)
+                self._serve(found, self._read(found))
             except errors.StatestreamError as error:
                 log.error("%s", error.message)
 
-    def load(self, name: str, version: int = 0) -> Served:
+    async def load(self, name: str, version: int = 0) -> Served:
         """Loads a version, 0 for the highest in the folder; loading a loaded one reads nothing anew.
+
+        A thread does it, one version at a time, while the loop runs on. A load that has begun ends, whoever is
+        cancelled: another caller may wait for it.
 
         Raises:
             ModelNotFound: There is no such folder.
             Unsupported: The file cannot be served; the message says why.
         """
-        # Every claim of a session asks for its version: only an unknown one is worth a look at the folder.
+        # Every claim of a session asks for its version: only an unknown one is worth a task and a look at the folder.
         loaded = self._served.get(name, {}).get(version)
         if loaded is not None:
             return loaded
-        found = {v: folder for n, v, folder in repository.scan(self._folder) if n == name}
+        task = asyncio.create_task(self._load_aside(name, version), name="load")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def settled(self) -> None:
+        """Waits until the loads that were asked for so far have ended."""
+        if self._tasks:
+            await asyncio.wait([*self._tasks])
+
+    async def _load_aside(self, name: str, version: int) -> Served:
+        async with self._loading:
+            found = self._find(name, version)
+            if isinstance(found, Served):
+                return found
+            return self._serve(found, await asyncio.to_thread(self._read, found))
+
+    def _ended(self, task: asyncio.Task[Served]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Its callers have heard; without any left, nobody needs to.
+
+    def _find(self, name: str, version: int) -> Served | repository.Found:
+        """A loaded version, or where it lies in the folder."""
+        found = {one.version: one for one in repository.scan(self._folder) if one.name == name}
         wanted = version or max(found, default=0)
         loaded = self._served.get(name, {}).get(wanted)
         if loaded is not None:
             return loaded
         if wanted not in found:
             raise self._unknown(name, version)
+        return found[wanted]
+
+    def _read(self, found: repository.Found) -> Model | ModelLoadError:
         try:
-            model = repository.load(name, wanted, found[wanted], device=self._device, batch_policy=self._batch_policy)
+            return repository.load(*found, device=self._device, batch_policy=self._batch_policy)
         except ModelLoadError as error:
-            self.failures[name, wanted] = str(error)
-            raise errors.Unsupported(str(error)) from error
-        self.failures.pop((name, wanted), None)
+            return error
+
+    def _serve(self, found: repository.Found, model: Model | ModelLoadError) -> Served:
+        name, version, _ = found
+        if isinstance(model, ModelLoadError):
+            self.failures[name, version] = str(model)
+            raise errors.Unsupported(str(model)) from model
+        self.failures.pop((name, version), None)
         served = Served(model, self._table(model))
-        self._served.setdefault(name, {})[wanted] = served
-        log.info("serving %s version %d (%s), digest %s", name, wanted, model.kind, model.digest[:12])
+        self._served.setdefault(name, {})[version] = served
+        log.info("serving %s version %d (%s), digest %s", name, version, model.kind, model.digest[:12])
         return served
 
     def unload(self, name: str, version: int = 0) -> None:
@@ -154,7 +190,7 @@ class Registry:
 
     def is_default(self, model: Model) -> bool:
         """Whether it is the version that serves when none is asked for."""
-        return model.version == max(self._served[model.name])
+        return model.version == max(self._served.get(model.name, ()), default=0)
 
     def tables(self, name: str) -> list[Table]:
         """The tables of all loaded versions of a model.

@@ -124,7 +124,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
                 raise pinned(request.session_id, table.model.version, request.version)
             steps = self._server.forecaster.from_session(table, row, request.horizon)
         elif source == "history":
-            table = self._server.sessions.table(request.model, request.version)
+            table = await self._server.sessions.table(request.model, request.version)
             specs = table.model.signature.inputs
             history = wire.inputs_with_axes(specs, request.history.inputs, (-1, -1), "series, then steps,")
             if len({array.shape[:2] for array in history}) > 1:

@@ -49,11 +49,13 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
     @unary
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Loads a version."""
-        return pb.LoadModelResponse(model=self._message(self._registry.load(request.name, request.version)))
+        served = await self._registry.load(request.name, request.version)
+        return pb.LoadModelResponse(model=self._message(served))
 
     @unary
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
-        """Unloads a version."""
+        """Unloads a version, after the loads that were asked for before."""
+        await self._registry.settled()
         await self._sessions.unload(request.name, request.version)
         return pb.UnloadModelResponse()
 

@@ -153,7 +153,7 @@ class Stream:
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
 
     async def _open(self, frame: int, request: pb.OpenFrame) -> None:
-        opening = self._opening(request)
+        opening = await self._opening(request)
         opened, refused = await self._server.sessions.open(opening)
         handles = np.asarray(opening.handles)
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
@@ -166,7 +166,7 @@ class Stream:
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
 
-    def _opening(self, request: pb.OpenFrame) -> Opening:
+    async def _opening(self, request: pb.OpenFrame) -> Opening:
         count = len(request.ids)
         handles = wire.column(request.handles, "<u4", count, "handles")
         if count and int(handles.max()) >= MAX_HANDLE:
@@ -179,7 +179,7 @@ class Stream:
             raise errors.BadFrame(f"writer has {len(request.writer)} bytes; expected 16", metadata={"field": "writer"})
         states = None
         if request.initial_states:
-            table = self._server.sessions.table(request.model, request.version)
+            table = await self._server.sessions.table(request.model, request.version)
             names = [spec.input for spec in table.model.signature.states]
             states = wire.named(request.initial_states, names, "initial_states")
             check_initial_states(table, states, count)

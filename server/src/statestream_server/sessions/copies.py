@@ -186,7 +186,7 @@ class Copies:
         digest = snapshots.read_metadata(data)["digest"]
         tables = self._registry.tables(model) if not (version or upgrade) else ()
         match = next((t for t in tables if t.model.digest == digest), None)
-        table = match or self._sessions.table(model, version)
+        table = match or await self._sessions.table(model, version)
         snapshot = snapshots.loads(data, table.rows.columns, table.model.digest, moving=upgrade)
         return await self._make(table, session, Mode.REPLACE, snapshot.values, snapshot.position)
 
@@ -218,7 +218,7 @@ class Copies:
                 if table.row_of.get(session) == where[1]:
                     return table, [array[0] for array in table.rows.read(rows)], int(table.position[where[1]])
         record = await self._stored(model, session)
-        served = self._registry.load(model, record.version)
+        served = await self._registry.load(model, record.version)
         if served.table is None:
             raise errors.ModelChanged(f"version {record.version} of {model!r} has no memory now")
         if record.blob is None:

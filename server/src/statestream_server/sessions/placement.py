@@ -73,7 +73,7 @@ class Placement:
         self._clock = clock
         self.pass_on = pass_on
 
-    def grant(
+    async def grant(
         self,
         opening: Opening,
         target: Table,
@@ -106,7 +106,7 @@ class Placement:
                 refused[place] = other_version(opening, place, pinned)
                 continue
             try:
-                table = target if opening.upgrade else self._table(opening.model, pinned)
+                table = target if opening.upgrade else await self._table(opening.model, pinned)
                 stored = self._decode(opening, place, table, answer)
             except errors.ModelNotFound as error:
                 refused[place] = errors.ModelNotFound(
@@ -126,8 +126,8 @@ class Placement:
             group.moved.append(pinned != table.model.version or answer.record.version != table.model.version)
         return list(groups.values())
 
-    def _table(self, model: str, version: int) -> Table:
-        table = self._registry.load(model, version).table
+    async def _table(self, model: str, version: int) -> Table:
+        table = (await self._registry.load(model, version)).table
         if table is None:
             raise errors.ModelChanged(f"version {version} of {model!r} has no memory now")
         return table

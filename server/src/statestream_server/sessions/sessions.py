@@ -93,8 +93,9 @@ class Sessions:
             raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
         check_ids(opening.ids)
         check_numbers(opening)
+        await self.table(opening.model, opening.version)  # It may have to load, and others open sessions meanwhile.
         async with self.lock:
-            table = self.table(opening.model, opening.version)
+            table = await self.table(opening.model, opening.version)
             held = await self._settled(opening, self._find_all(opening))
             here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
             coming = [where is None or (opening.upgrade and where[0] is not table) for where in held]
@@ -107,7 +108,7 @@ class Sessions:
                 claims = self._claims(opening, table, places, [held[place] for place in places])
                 asked = self._contact.ask()
                 answers = await self._store.claim(claims)
-                granted = self.placement.grant(opening, table, held, places, claims, answers, refused)
+                granted = await self.placement.grant(opening, table, held, places, claims, answers, refused)
                 granted = [group for group in granted if self._fits(group, held, refused)]
                 async with self._engine.still():
                     granted = [group for group in granted if self._has_rows(group, refused)]
@@ -258,15 +259,14 @@ class Sessions:
                 self._peers.evict(table, rows, gone, asker=asker)
                 table.release(rows)
 
-    def table(self, model: str, version: int = 0) -> Table:
-        """The table of a version, 0 for the one that serves by default.
+    async def table(self, model: str, version: int = 0) -> Table:
+        """The table of a version, which is loaded if need be; 0 for the one that serves by default.
 
         Raises:
             ModelNotFound: It is not served.
             Unsupported: It has no memory.
         """
-        # An older version is loaded when somebody asks for it by its number.
-        served = self._registry.load(model, version) if version else self._registry.get(model)
+        served = await self._registry.load(model, version) if version else self._registry.get(model)
         if served.table is None or served.model.kind != "session":
             verb = "predict" if served.model.kind == "predict" else "generate"
             raise errors.Unsupported(f"model {model!r} has no sessions; call {verb} instead")
@@ -308,7 +308,7 @@ class Sessions:
             owner=owner, handles=handles,
         )  # fmt: skip
         async with self.lock:
-            table = self.table(keys[0].model)
+            table = await self.table(keys[0].model)
             refused: dict[int, errors.StatestreamError] = {}
             places, answers = list[int](), list[Claimed]()
             asked = self._contact.ask()
@@ -322,7 +322,7 @@ class Sessions:
                     answers.append(Claimed(Verdict.TAKEN, record))
             claims = self._claims(opening, table, places, [None] * len(places))
             nowhere = [None] * len(keys)
-            granted = self.placement.grant(opening, table, nowhere, places, claims, answers, refused)
+            granted = await self.placement.grant(opening, table, nowhere, places, claims, answers, refused)
             for group in granted:
                 self.placement.fit(group, keep)
             async with self._engine.still():
