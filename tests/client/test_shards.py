@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -381,6 +382,8 @@ async def test_a_shard_that_reaches_no_server_fails_alone_and_says_which(twin: T
 async def test_nothing_there_says_which_shard_and_leaves_none_connected(twin: Twin, fake: Fake) -> None:
     with pytest.raises(errors.ServerUnavailable, match=r"shard 0 of 2, counted from 0"):
         await twin.connect("localhost:1", settings=Settings(shards=2, connect_timeout=0.3))
+    assert "statestream" not in {task.get_name() for task in asyncio.all_tasks()}
+    assert "statestream" not in {thread.name for thread in threading.enumerate()}
 
 
 async def test_a_cancelled_step_of_a_pool_leaves_no_waiter(fake: Fake) -> None:

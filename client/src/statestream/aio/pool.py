@@ -82,6 +82,7 @@ class Pool(PoolBase[Link]):
 
         Raises:
             StoreUnavailable: The server's store cannot be written.
+            PoolError: The same of several rows: `errors` by row.
         """
         self._live()
         check_control(await self._control(self._parts, lambda part: part.link.core.flush(part.handles)))
