@@ -1,4 +1,4 @@
-"""Two replicas over one Redis behind a real HAProxy that hashes on the route key: one client's shards on both."""
+"""One client's shards on several servers: behind a real HAProxy that hashes on the route key, and on workers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from tests.client.twins import Aio, Sync, Twin
 from tests.server.stores.redis_server import redis_server
 from tests.support.haproxy import haproxy
 from tests.support.serving import Process, process
-
-pytestmark = pytest.mark.service
 
 MODEL, SHARDS, SESSIONS = "counter", 4, 24
 SETTINGS = Settings(shards=SHARDS, route_key="fleet")
@@ -88,6 +86,7 @@ async def all_calls(twin: Twin, client: Any, session: Any, at: int) -> None:
         await twin.call(copy.delete)
 
 
+@pytest.mark.service
 async def test_shards_spread_over_replicas_and_every_call_reaches_the_owner(
     fleet: Fleet, twin: Twin, not_owner: list[str]
 ) -> None:
@@ -114,6 +113,7 @@ async def test_shards_spread_over_replicas_and_every_call_reaches_the_owner(
     assert not_owner == []
 
 
+@pytest.mark.service
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_a_replica_that_goes_costs_its_shards_a_pause_and_nothing_else(
     fleet: Fleet, twin: Twin, how: str
@@ -147,3 +147,20 @@ async def test_a_replica_that_goes_costs_its_shards_a_pause_and_nothing_else(
     pool = await twin.call(client.sessions, MODEL, ids=ids, mode="resume")
     assert (await twin.call(pool.step, ones(SESSIONS)) == 62).all()
     await twin.call(client.close)
+
+
+async def test_shards_spread_over_workers(models_dir: Path, tmp_path: Path, twin: Twin) -> None:
+    """The kernel spreads connections at random: that 16 of them meet at one of two workers happens once in 32,768."""
+    with process(models_dir, "--store", f"sqlite:{tmp_path / 'sessions.db'}", "--workers", "2", *OPTIONS) as server:
+        # Each worker says so; before, all connections go to the first.
+        await asyncio.to_thread(server.wait_for, r"(?s)ready: gRPC.*ready: gRPC")
+        client = await twin.connect(server.address, settings=Settings(shards=16))
+        assert len({link.info.server_id for link in client._shards.links}) == 2
+        pool = await twin.call(client.sessions, MODEL, ids=[f"s{n}" for n in range(SESSIONS)])
+        assert (await twin.call(pool.step, ones(SESSIONS)) == 1).all()
+        for id in pool.ids:
+            session = await twin.call(client.session, MODEL, id)
+            await all_calls(twin, client, session, at=1)
+            await twin.call(session.close)
+        await twin.call(client.close)
+        assert await asyncio.to_thread(server.stop) == 0
