@@ -176,13 +176,15 @@ def test_closes_take_their_turn_before_and_after_a_reset(wire: Wire) -> None:
     closed = wire.core.close(handles[:1], delete=False)
     late = wire.core.close(handles[1:], delete=False)
     after = wire.core.reset(handles[1:])
-    step = wire.step(int(handles[0]), ones())
+    step, stray = wire.step(int(handles[0]), ones()), wire.step(int(handles[1]), ones())
     settle(wire)
     assert closed.done
     assert late.done
     assert not before.errors
     assert isinstance(after.errors[0], errors.Closed)
-    assert step.done or wire.core.table.state[handles[0]] == 0
+    assert first(step) == 1  # A close waits for what was submitted before it left.
+    with pytest.raises(errors.Closed, match="before it was stepped"):
+        first(stray)
 
 
 def test_giving_up_wakes_everybody_behind_a_reset(wire: Wire) -> None:

@@ -115,6 +115,8 @@ class Resets:
     def _pass_on(self, operation: StepTicket | PoolTicket | Control) -> None:
         if isinstance(operation, Control):
             self._controls.submit(operation)
+        elif (self._table.state[list(_handles(operation))] == State.FREE).any():
+            operation.finish(error=_closed("stepped"))
         else:
             self._chunks.submit(operation)
 
@@ -147,9 +149,11 @@ class Resets:
             if handles.size:
                 self._opens.open(handles, OPEN_MODE_REPLACE, reset.ticket, {}, rows=rows)
             if free.any():
-                _refuse(
-                    reset, np.flatnonzero(free), Closed("the session was closed before it was reset; open it again")
-                )
+                _refuse(reset, np.flatnonzero(free), _closed("reset"))
+
+
+def _closed(what: str) -> Closed:
+    return Closed(f"the session was closed before it was {what}; open it again")
 
 
 def _refuse(reset: Reset, rows: Ints, error: StatestreamError) -> None:
