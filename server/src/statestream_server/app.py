@@ -72,7 +72,7 @@ _SERVICES = tuple(
         (server_pb2, "ServerService"),
     )
 )
-_COLLECT_EVERY = 20_000
+_COLLECT_EVERY = 5_000
 """Objects that are made and kept before the collector looks for cycles among them."""
 _LEAVE_SECONDS = 1.0
 """How long clients get to leave after the go-away before their streams are ended."""
@@ -115,7 +115,7 @@ def _spare_the_collector() -> None:
     """What was made at start stays; what a step makes goes by its counts alone, so cycles are looked for seldom."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_EVERY, 20, 20)
+    gc.set_threshold(_COLLECT_EVERY, 10, 10)
 
 
 @asynccontextmanager

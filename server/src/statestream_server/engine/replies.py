@@ -23,7 +23,7 @@ from statestream_server.engine.lengths import Lengths
 NONE = -1
 
 _YOUNG_ENTRIES: Final = 16_384
-_YOUNG_BYTES: Final = 16 << 20
+_YOUNG_BYTES: Final = 4 << 20
 """Young blocks are swept when they hold that much."""
 _BLOCK_ENTRIES: Final = 4096
 """Blocks that survived are joined up to this size."""
