@@ -143,12 +143,12 @@ def streams(bench: Bench, count: int, seconds: float) -> float:
     """Steps a second of sessions that have a stream each, in closed loop, spoken without our client."""
 
     async def main() -> float:
-        done, end = 0, time.perf_counter() + seconds
+        done, end, opened = 0, 0.0, asyncio.Barrier(count)
         async with grpc.aio.insecure_channel(bench.ours.address) as channel:
             stub = stubs.InferenceServiceStub(channel)
 
             async def one(number: int) -> None:
-                nonlocal done
+                nonlocal done, end
                 call, handle = stub.Stream(), (0).to_bytes(4, "little")
                 opening = pb.OpenFrame(
                     model="lstm",
@@ -165,6 +165,8 @@ def streams(bench: Bench, count: int, seconds: float) -> float:
                 chunk = pb.ChunkFrame(handles=handle, steps=1, inputs=[x])
                 request = pb.StreamRequest(frame=1, chunk=chunk)
                 frame, position = 1, 0
+                await opened.wait()  # The clock starts when all are.
+                end = end or time.perf_counter() + seconds
                 while time.perf_counter() < end:
                     frame += 1
                     request.frame = frame

@@ -81,9 +81,10 @@ def test_rows_stay_within_bounds(observed: list[tuple[int, float]], steps: int, 
     """Whatever was measured, a batch has one row at least and `most` at most; predictions are never negative."""
     costs = Costs(2e-3)
     for size, seconds in observed:
-        costs.observe(size, seconds)
+        costs.observe(size, steps, seconds)
     assert 1 <= costs.rows(steps, most=most) <= most
-    assert all(costs.predict(size) >= 0 for size in (0, 1, 7, 1000, 10**6))
+    assert costs.longest(256) in {1 << exponent for exponent in range(9)}
+    assert all(costs.predict(size, length) >= 0 for size in (0, 1, 7, 1000, 10**6) for length in (1, steps, 256))
 
 
 @given(st.floats(1e-6, 1e-3), st.floats(1e-8, 1e-4), st.lists(st.integers(1, 4096), min_size=1, max_size=12))
@@ -91,7 +92,7 @@ def test_predictions_are_not_far_below_the_truth(fixed: float, each: float, size
     """For sizes at or above a measured one: never below half of what a fixed part and a part per row cost."""
     costs = Costs(2e-3)
     for size in sizes:
-        costs.observe(size, _affine(fixed, each, size))
+        costs.observe(size, 1, _affine(fixed, each, size))
     for size in [*sizes, 2 * max(sizes), 5000]:
         assert costs.predict(size) >= 0.49 * _affine(fixed, each, size)
 
@@ -102,7 +103,7 @@ def test_batches_grow_to_the_target_and_stay(fixed: float, each: float, exponent
     costs, steps, rows = Costs(2e-3), 1 << exponent, 0
     for _ in range(60):
         rows = costs.rows(steps, most=4096)
-        costs.observe(rows * steps, _affine(fixed, each, rows * steps))
+        costs.observe(rows, steps, _affine(fixed, each, rows * steps))
     seconds = _affine(fixed, each, rows * steps)
     assert seconds <= 2 * 2e-3 or rows == 1
     assert seconds >= 0.4 * 2e-3 or rows == 4096
@@ -111,8 +112,10 @@ def test_batches_grow_to_the_target_and_stay(fixed: float, each: float, exponent
 @given(st.floats(1e-6, 1e-4), st.floats(1e-7, 1e-5))
 def test_longer_slices_have_fewer_rows(fixed: float, each: float) -> None:
     costs = Costs(2e-3)
-    for exponent in range(21):
-        costs.observe(1 << exponent, _affine(fixed, each, 1 << exponent))
+    for exponent in range(9):
+        for rows_exponent in range(13):
+            size = 1 << (exponent + rows_exponent)
+            costs.observe(1 << rows_exponent, 1 << exponent, _affine(fixed, each, size))
     rows = [costs.rows(1 << exponent, most=4096) for exponent in range(9)]
     assert rows == sorted(rows, reverse=True)
 
@@ -121,3 +124,25 @@ def test_unmeasured_costs_start_small() -> None:
     assert Costs(2e-3).rows(1, most=4096) == 64
     assert Costs(2e-3).rows(1, most=3) == 3
     assert Costs(2e-3).predict(100) == 0
+
+
+def test_a_step_after_another_is_no_row_beside_another() -> None:
+    """256 rows of one step say nothing of one row of 256 steps, once both were measured."""
+    costs = Costs(2e-3)
+    costs.observe(256, 1, 0.4e-3)
+    costs.observe(1, 256, 5e-3)
+    assert costs.predict(256, 1) == pytest.approx(0.4e-3)
+    assert costs.predict(1, 256) == pytest.approx(5e-3)
+    assert costs.rows(1, most=4096) > 256
+
+
+@given(st.floats(1e-6, 1e-3))
+def test_slices_are_as_long_as_fits_the_target(each: float) -> None:
+    """Fed with its own slices, the longest settles where one row takes at most the target, and about no less."""
+    costs = Costs(2e-3)
+    for _ in range(20):
+        steps = costs.longest(256)
+        costs.observe(1, steps, each * steps)
+    steps = costs.longest(256)
+    assert each * steps <= 2e-3
+    assert steps == 256 or 2 * each * steps > 2e-3

@@ -234,7 +234,7 @@ class Engine:
 
     def _settle(self, run: _Run, priority: Priority, seconds: float) -> None:
         """What follows a batch; then the loop gets a turn, so that newcomers join before the next."""
-        run.costs.observe(run.rows * run.steps, seconds)
+        run.costs.observe(run.rows, run.steps, seconds)
         self._statistics.count(run.rows, run.steps, seconds, run.why, run.waited)
         self.scheduler.charge(priority, seconds)
         run.finish()
@@ -260,6 +260,8 @@ class Engine:
     def _step(self, choice: Choice[_Lane | Predictions]) -> _Run:
         lane, steps = choice.queue, choice.steps
         assert isinstance(lane, _Lane)
+        # A long chunk is cut so that newcomers need not wait for all of it.
+        lane.table.lane.max_slice = lane.costs.longest(lane.table.rows.max_slice)
         most = lane.costs.rows(steps, most=MAX_BATCH)
         taken = lane.table.lane.take(choice.priority, steps, most)
         why = Why.SERIAL if lane.serial else _why(lane.table.lane, choice, taken.count, most)
@@ -315,7 +317,7 @@ class _Run:
     @property
     def predicted(self) -> float:
         """Seconds that it will take."""
-        return self.costs.predict(self.rows * self.steps)
+        return self.costs.predict(self.rows, self.steps)
 
 
 def _why(lane: Lane, choice: Choice[_Lane | Predictions], count: int, most: int) -> Why:

@@ -55,11 +55,8 @@ class Lengths:
             return self
         return Lengths(len(places), self.each) if self.each else Lengths.of(self.column[places])
 
-    def index(self, places: Ints) -> slice | Ints:
-        """Where the steps of some chunks (distinct) are in a packed array."""
-        found = span(places)
-        if self.each and isinstance(found, slice):
-            return slice(found.start * self.each, found.stop * self.each)
+    def index(self, places: Ints) -> Ints:
+        """Where the steps of some chunks (in any order) are in a packed array."""
         if self.each == 1:
             return places
         if self.each:
@@ -68,9 +65,16 @@ class Lengths:
         ends = np.cumsum(steps)
         return np.repeat(self.offsets[places] - (ends - steps), steps) + counting(int(ends[-1]) if len(ends) else 0)
 
+    def cut(self, places: Ints) -> slice | Ints:
+        """The same for chunks in ascending order; a slice where they lie together."""
+        found = span(places)
+        if self.each and isinstance(found, slice):
+            return slice(found.start * self.each, found.stop * self.each)
+        return self.index(places)
+
     def pack(self, arrays: Sequence[Array], places: Ints) -> list[Array]:
         """The steps of some chunks (distinct, ascending), packed; views where they lie together."""
         if len(places) == self.count:
             return list(arrays)
-        index = self.index(places)
-        return [array[index] for array in arrays]
+        cut = self.cut(places)
+        return [array[cut] for array in arrays]

@@ -158,7 +158,7 @@ class Part(NamedTuple):
         if not work.outputs:
             lead = 1 if straight else 2
             work.outputs = [np.zeros((work.lengths.total, *array.shape[lead:]), array.dtype) for array in outputs]
-        index = work.lengths.index(places) if straight else self._index(steps)
+        index = work.lengths.cut(places) if straight else self._index(steps)
         for mine, array in zip(work.outputs, outputs, strict=True):
             mine[index] = array
 
