@@ -61,7 +61,7 @@ class Engine:
         self._statistics = Statistics()
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
-        """Called at the beginning of each turn: they submit what came in the turn before."""
+        """Called before a batch is chosen: they submit what came since the last one."""
         self._lanes: dict[int, _Lane] = {}
         self._predictions: dict[int, Predictions] = {}
         self._ages = itertools.count(1)

@@ -1,4 +1,4 @@
-"""The tray: chunks of single sessions that arrive in one turn of the loop go to the intake as one.
+"""The tray: chunks of single sessions that arrive before the engine runs its next batch go to the intake as one.
 
 The rules of intake.py cost the same for one chunk as for hundreds. A thousand streams with a session each
 send a thousand frames; those that are ready at the same moment are laid out as columns here first.
@@ -52,10 +52,10 @@ class Arrival(NamedTuple):
 
 
 class Tray:
-    """What arrived in this turn of the loop, by table."""
+    """What arrived since the last batch began, by table."""
 
     def __init__(self, intake: Intake, engine: Engine) -> None:
-        """Nothing arrived. Each turn of the engine begins with what came in the turn of the loop before it."""
+        """Nothing arrived. The engine asks for what came before it chooses a batch."""
         self._intake = intake
         self._engine = engine
         engine.feeds.append(self.empty)
