@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -281,13 +283,40 @@ async def test_close_waits_for_what_is_pending_and_ends_the_store(path: Path) ->
     assert [file.name for file in path.parent.iterdir()] == ["sessions.db"]
 
 
+async def test_a_file_that_another_process_makes_meanwhile_is_not_another_programs(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, made = sqlite3.connect, list[str]()
+
+    def make(statement: str) -> None:
+        """Before this process reads on, another one tries to make the tables."""
+        if "user_version" in statement and not made:
+            made.append(statement)
+            other = connect(path, timeout=0, isolation_level=None)
+            with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(other), other:
+                other.execute("BEGIN IMMEDIATE")
+                sqlite_tables.create(other, path)
+
+    def traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        database = connect(*args, **kwargs)
+        database.set_trace_callback(make)
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    store = SqliteStore(path)
+    await store.start()
+    assert made
+    assert (await claim(store)).verdict is Verdict.CREATED
+    await store.close()
+
+
 def _claim_and_save(path: Path, writer: bytes, rounds: int, start: object, report: object) -> None:
     """One of several processes: takes every session over and moves it on from where it is, again and again."""
 
     async def main() -> list[tuple[int, int, int]]:
         store = SqliteStore(path, busy_timeout=30.0)
         await store.start()
-        start.wait()  # type: ignore[attr-defined]
+        start.wait(timeout=30)  # type: ignore[attr-defined]
         done = []
         keys = [Key("t", "m", str(number)) for number in range(10)]
         for _ in range(rounds):
@@ -309,7 +338,8 @@ async def test_processes_that_share_the_file_write_one_history(path: Path) -> No
     spawn = multiprocessing.get_context("spawn")
     start, report, rounds = spawn.Barrier(2), spawn.Queue(), 40
     processes = [
-        spawn.Process(target=_claim_and_save, args=(path, writer * 16, rounds, start, report))
+        # A daemon: one that waits for the other must not outlive a test that has failed.
+        spawn.Process(target=_claim_and_save, args=(path, writer * 16, rounds, start, report), daemon=True)
         for writer in (b"1", b"2")
     ]
     for process in processes:

@@ -228,7 +228,10 @@ class SqliteStore:
         return database
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        sqlite_tables.check(database, self.path)  # before anything of it is changed
+        # Before anything of it is changed, and in one transaction: another process may be making the tables just now.
+        database.execute("BEGIN")
+        with database:
+            sqlite_tables.check(database, self.path)
         self._use_wal(database)
         database.execute(f"PRAGMA synchronous = {'FULL' if self._synchronous else 'NORMAL'}")
         database.execute("PRAGMA journal_size_limit = 67108864")

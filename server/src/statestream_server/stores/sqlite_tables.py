@@ -76,6 +76,8 @@ _DELETE = f"UPDATE session SET live = 0, saved_at = ?5, blob = NULL WHERE rowid 
 def check(database: sqlite3.Connection, path: Path) -> int:
     """Refuses what is not ours, or a newer release's; the schema found, 0 for an empty file.
 
+    Reads several times: the caller holds a transaction.
+
     Raises:
         StoreUnavailable: It cannot be used.
     """
