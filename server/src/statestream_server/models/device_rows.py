@@ -1,4 +1,4 @@
-"""Rows that stay on a device: one wrapped graph gathers, steps and commits them there; see fusion.py.
+"""Rows that stay on a device: one wrapped graph gathers, steps and commits them there; see step_graph.py.
 
 With every step only row numbers and inputs go to the device, and only outputs and the mask of bad rows come back.
 """
@@ -8,18 +8,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 
-from statestream import signature as signatures
 from statestream.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.models.checks import InputCheck
 from statestream_server.models.device_slab import DeviceSlab
-from statestream_server.models.fusion import FusionError, fuse
+from statestream_server.models.fusion import FusionError
 from statestream_server.models.row_graphs import Item
-from statestream_server.models.rows import SCRATCH_ROW, columns_of, max_slice_of, start_values
-from statestream_server.models.runtime import Binding, Device, Graph
+from statestream_server.models.rows import columns_of, max_slice_of, start_values
+from statestream_server.models.runtime import Device
+from statestream_server.models.step_graph import StepGraph
 
 
 class DeviceRows:
@@ -50,21 +48,14 @@ class DeviceRows:
         """
         self.columns = columns_of(signature)
         self.max_slice = max_slice_of(signature)
-        self._input_check = InputCheck(signature, wanted=check_inputs)
-        wrapped, self._names = fuse(model, signature)
-        graph = Graph(wrapped.SerializeToString(), device)
-        slabs = {slab.before for slab in self._names.slabs}
-        strangers = graph.elsewhere({node.name for node in wrapped.graph.node if slabs & set(node.input)})
+        self._graph = StepGraph(model, signature, device, check_inputs=check_inputs)
+        strangers = self._graph.strangers()
         if strangers:
             raise FusionError(f"{device.name} leaves {len(strangers)} of the nodes that touch rows to the CPU")
-        self._binding = Binding(graph)
-        items = [Item.of(slab, column.dtype) for slab, column in zip(self._names.slabs, self.columns, strict=True)]
+        items = [Item.of(slab, column.dtype) for slab, column in zip(self._graph.slabs, self.columns, strict=True)]
         self._slab = DeviceSlab(self.columns, start_values(signature), items, device, in_place=in_place)
         self.row_nbytes = self._slab.row_nbytes
-        self._places = [(slab.before, slab.after) for slab in self._names.slabs]
-        self._outputs = [
-            (signatures.numpy_dtype(spec.dtype), signatures.step_shape(spec)) for spec in signature.outputs
-        ]
+        self._places = [(slab.before, slab.after) for slab in self._graph.slabs]
         self._running = threading.Lock()
         # Rows that a step does not touch may move while it runs, but not while it copies the whole slab.
         self._moving = threading.Lock() if in_place else self._running
@@ -77,7 +68,7 @@ class DeviceRows:
     def grow(self, capacity: int) -> None:
         """Makes room, by a copy on the device; waits for a `step` that runs in another thread."""
         with self._running:
-            self._binding.clear()
+            self._graph.binding.clear()
             self._slab.grow(capacity)
 
     def reset(self, rows: Ints) -> None:
@@ -102,23 +93,8 @@ class DeviceRows:
 
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the wrapped graph; see `Rows.step`."""
-        count, steps = inputs[0].shape[:2]
-        outputs = [np.empty((count, steps, *shape), dtype) for dtype, shape in self._outputs]
-        bad = np.zeros(count, np.bool_)
-        refused = self._input_check(inputs)
-        if refused is not None:
-            target = np.where(refused, SCRATCH_ROW, target)
-        names, binding = self._names, self._binding
         with self._running:
-            self._slab.bind(binding, self._places)
-            binding.give(names.source, source)
-            binding.give(names.target, target)
-            for name, value in zip(names.inputs, inputs, strict=True):
-                binding.give(name, value)
-            for name, value in zip(names.outputs, outputs, strict=True):
-                binding.take(name, value)
-            if names.bad:
-                binding.take(names.bad, bad[np.newaxis])
-            binding.run()
+            self._slab.bind(self._graph.binding, self._places)
+            results = self._graph.step(source, target, inputs)
             self._slab.turn()
-        return outputs, bad if refused is None else bad | refused
+        return results
