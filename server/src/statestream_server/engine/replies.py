@@ -24,7 +24,8 @@ NONE = -1
 
 _YOUNG_ENTRIES: Final = 16_384
 _YOUNG_BYTES: Final = 4 << 20
-"""Young blocks are swept when they hold that much."""
+_YOUNG_BLOCKS: Final = 512
+"""Young blocks are swept when they hold that much, or are so many: a sweep holds the loop up."""
 _BLOCK_ENTRIES: Final = 4096
 """Blocks that survived are joined up to this size."""
 
@@ -100,8 +101,8 @@ class _Block:
             self.ends[places],
             self.lengths.take(places),
             self.lengths.pack(self.outputs, places),
-            (),
-            self.digested()[places],
+            self.lengths.pack(self.inputs, places),
+            None if self.digests is None else self.digests[places],
         )
 
 
@@ -171,7 +172,8 @@ class ReplyWindow:
         self._entries += count
         self._young += count
         self._young_bytes += block.nbytes
-        if self._young > _YOUNG_ENTRIES or self._young_bytes > _YOUNG_BYTES:
+        many = len(self._blocks) - self._survivors > _YOUNG_BLOCKS
+        if many or self._young > _YOUNG_ENTRIES or self._young_bytes > _YOUNG_BYTES:
             self._sweep()
 
     def acknowledge(self, rows: Ints, acked: Positions) -> None:
@@ -303,6 +305,24 @@ class ReplyWindow:
         rows = block.rows
         return np.asarray((block.ends > self.acked[rows]) & (block.entries >= self._oldest[rows]))
 
+    def _living(self, blocks: Sequence[_Block]) -> Iterator[tuple[_Block, Bools]]:
+        """The blocks in which something is alive, and what that is.
+
+        Thousands of blocks of one reply each are the rule where sessions step by themselves, and few of them are
+        alive, so all are compared at once.
+        """
+        if not blocks:
+            return
+        entries, rows, ends = (
+            np.concatenate(columns)
+            for columns in zip(*((block.entries, block.rows, block.ends) for block in blocks), strict=True)
+        )
+        alive = (ends > self.acked[rows]) & (entries >= self._oldest[rows])
+        bounds = np.cumsum([0, *(len(block.entries) for block in blocks)])
+        some = np.logical_or.reduceat(alive, bounds[:-1])
+        for number in np.flatnonzero(some).tolist():
+            yield blocks[number], alive[bounds[number] : bounds[number + 1]]
+
     def _sweep(self) -> None:
         """Lets go of what nobody needs: of all young blocks, and of as many survivors of earlier sweeps."""
         old, young = self._blocks[: self._survivors], self._blocks[self._survivors :]
@@ -321,11 +341,9 @@ class ReplyWindow:
     def _swept(self, blocks: Sequence[_Block]) -> list[_Block]:
         """What is alive of neighbouring blocks, in fewer of them."""
         alive = list[_Block]()
-        for block in blocks:
-            mask = self._alive(block)
-            count = int(mask.sum())
-            if count:
-                alive.append(block if count == len(mask) else block.take(np.flatnonzero(mask)))
+        for block, mask in self._living(blocks):
+            alive.append(block if mask.all() else block.take(np.flatnonzero(mask)))
+        _digest(alive)
         joined, group, size = list[_Block](), list[_Block](), 0
         for block in alive:
             full = size + len(block.entries) > _BLOCK_ENTRIES
@@ -335,6 +353,20 @@ class ReplyWindow:
             group.append(block)
             size += len(block.entries)
         return [*joined, _join(group)] if group else joined
+
+
+def _digest(blocks: Sequence[_Block]) -> None:
+    """Lets go of the inputs of blocks, all at once where their steps are of one shape."""
+    fresh = [block for block in blocks if block.digests is None]
+    if len({tuple((array.dtype, array.shape[1:]) for array in block.inputs) for block in fresh}) == 1:
+        lengths = Lengths.of(np.concatenate([block.lengths.column for block in fresh]))
+        inputs = [np.concatenate(arrays) for arrays in zip(*(block.inputs for block in fresh), strict=True)]
+        found, start = digests.of_chunks(lengths, inputs), 0
+        for block in fresh:
+            end = start + len(block.entries)
+            block.digests, block.inputs, start = found[start:end], (), end
+    for block in fresh:
+        block.digested()
 
 
 def _join(blocks: Sequence[_Block]) -> _Block:
