@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 
 import click
@@ -15,13 +14,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import statestream
 from statestream import bench, cli
 from tests.client.fake_server import Fake
-
-
-@pytest.fixture
-def fake() -> Iterator[Fake]:
-    fake = Fake()
-    yield fake
-    fake.stop()
 
 
 def run(*args: str) -> tuple[int, str]:

@@ -21,13 +21,6 @@ from tests.client.world import FEATURES
 ONE = np.ones(FEATURES, np.float32)
 
 
-@pytest.fixture
-def fake() -> Iterator[Fake]:
-    fake = Fake()
-    yield fake
-    fake.stop()
-
-
 async def test_tasks_that_wait_at_once_share_frames(fake: Fake) -> None:
     async with aio.connect(fake.address) as client, asyncio.TaskGroup() as group:
         opened = [client.session("sum", str(n)) for n in range(300)]

@@ -8,18 +8,11 @@ import pytest
 from statestream import errors
 from statestream.core import Group, OpenTicket, StreamCore
 from statestream.v1 import inference_pb2 as pb
-from tests.client.test_core import Wire
+from tests.client.wire import Wire
 from tests.client.world import FEATURES, MODEL, World
 
 EITHER = pb.OPEN_MODE_EITHER
 ONE = np.ones((1, FEATURES), np.float32)
-
-
-@pytest.fixture
-def wire() -> Wire:
-    wire = Wire()
-    wire.connect()
-    return wire
 
 
 def ask(wire: Wire, *ids: str, mode: pb.OpenMode = EITHER, replies: bool = False) -> OpenTicket:

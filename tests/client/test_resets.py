@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,16 +15,9 @@ from statestream.core import Group, OpenTicket, PoolTicket, StepTicket
 from statestream.core.resets import Reset
 from statestream.v1 import inference_pb2 as pb
 from tests.client.fake_server import Fake
-from tests.client.test_core import Wire, make_core
-from tests.client.twins import Aio, Sync, Twin
+from tests.client.twins import Aio, Twin
+from tests.client.wire import Wire, make_core
 from tests.client.world import FEATURES, MODEL, World
-
-
-@pytest.fixture
-def wire() -> Wire:
-    wire = Wire()
-    wire.connect()
-    return wire
 
 
 def ones(steps: int = 1) -> np.ndarray:
@@ -287,14 +279,6 @@ def cancel_last(wire: Wire, done: dict[int, list], handle: int) -> None:
             done[handle].pop()
 
 
-@pytest.fixture
-def fake() -> Iterator[Fake]:
-    fake = Fake()
-    yield fake
-    fake.stop()
-
-
-@pytest.mark.parametrize("twin", [Sync(), Aio()], ids=lambda twin: twin.name)
 async def test_steps_of_both_twins_while_their_session_is_reset(fake: Fake, twin: Twin) -> None:
     client = await twin.connect(fake.address)
     try:

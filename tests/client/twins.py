@@ -6,7 +6,7 @@ A call of the synchronous client runs in a thread, as a program of its own would
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import statestream
@@ -49,3 +49,6 @@ class Aio:
 
 
 Twin = Sync | Aio
+
+Connect = Callable[..., Awaitable[Any]]
+"""What the fixture `connect` gives: `await connect(address, **settings)` is a client."""

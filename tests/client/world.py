@@ -27,6 +27,11 @@ WINDOW = 8
 MODEL = "sum"
 
 
+def ones(*shape: int) -> Array:
+    """Inputs of the model, [*shape, FEATURES]."""
+    return np.ones((*shape, FEATURES), np.float32)
+
+
 @dataclass
 class Reply:
     end: int

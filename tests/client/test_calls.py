@@ -1,0 +1,125 @@
+"""Calls beside the stream (predict, generate, forecast, models, snapshots), with both clients."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import statestream
+from statestream import errors
+from tests.client.fake_server import Fake
+from tests.client.twins import Connect, Twin
+from tests.client.world import FEATURES, ones
+
+
+async def test_predict_generate_models_info_sessions(connect: Connect, twin: Twin) -> None:
+    client = await connect()
+    assert (await twin.call(client.predict, "double", ones(3))).tolist() == [[2, 2]] * 3
+    with pytest.raises(errors.BadTensor):
+        await twin.call(client.predict, "double", np.ones(3))
+    with pytest.raises(errors.BadTensor, match="fewer rows"):
+        await twin.call(client.predict, "double", np.zeros((600_000, FEATURES), np.float32))
+    assert "".join(await twin.collect(client.generate, "upper", "king")) == "KING"
+    assert await twin.collect(client.generate, "upper", "king", max_tokens=2) == ["K", "I"]
+    assert [model.name for model in await twin.call(client.models)] == ["sum", "double", "upper"]
+    assert (await twin.call(client.load_model, "sum")).kind == "session"
+    info = await twin.call(client.info)
+    assert (info.protocol, info.durability, info.store) == (1, "interval", "memory")
+    pool = await twin.call(client.sessions, "sum", ids=list("abcde"))
+    assert [session.id for session in await twin.collect(client.list_sessions)] == list("abcde")
+    await twin.call(pool.close)
+
+
+async def test_forecast_runs_from_the_session_or_a_history(connect: Connect, twin: Twin) -> None:
+    client = await connect()
+    session = await twin.call(client.session, "sum")
+    await twin.call(session.step, ones())
+    rows = await twin.collect(session.forecast, 3)
+    assert [row.tolist() for row in rows] == [[2, 2], [4, 4], [8, 8]]
+    assert session.position == 1
+    one = await twin.call(client.forecast, "sum", ones(3), h=2)
+    assert one.tolist() == [[6, 6], [12, 12]]
+    several = await twin.call(client.forecast, "sum", ones(4, 3), h=2)
+    assert several.shape == (4, 2, FEATURES)
+    with pytest.raises(errors.Unsupported, match="quantiles"):
+        await twin.call(client.forecast, "sum", ones(3), quantiles=[0.5])
+    with pytest.raises(ValueError, match="h is 0"):
+        await twin.call(client.forecast, "sum", ones(3), h=0)
+
+
+async def test_forecast_of_a_table_is_a_table(connect: Connect, twin: Twin) -> None:
+    client = await connect()
+    days = pd.date_range("2026-01-01", periods=3, freq="D")
+    long = pd.DataFrame(
+        {
+            "unique_id": ["b"] * 3 + ["a"] * 2,
+            "ds": [*days, *days[:2]],
+            "x_0": 1.0,
+            "x_1": 2.0,
+        }
+    )
+    out = await twin.call(client.forecast, "sum", long, h=2)
+    assert list(out.columns) == ["unique_id", "ds", "y_0", "y_1"]
+    assert out["unique_id"].tolist() == ["b", "b", "a", "a"]
+    assert out["y_1"].tolist() == [12, 24, 8, 16]
+    assert out["ds"].tolist()[:2] == [pd.Timestamp("2026-01-04"), pd.Timestamp("2026-01-05")]
+    plain = await twin.call(client.forecast, "sum", long[["x_0", "x_1"]].head(3), h=2)
+    assert plain.index.tolist() == [3, 4]
+    assert plain["y_0"].tolist() == [6, 12]
+    with pytest.raises(errors.BadTensor, match="x_0"):
+        await twin.call(client.forecast, "sum", long[["x_0"]])
+
+
+async def test_calls_are_repeated_while_the_server_cannot_answer(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect()
+    fake.unary_failures = 2
+    assert (await twin.call(client.predict, "double", ones(1))).tolist() == [[2, 2]]
+    fake.unary_failures = 2
+    assert "".join(await twin.collect(client.generate, "upper", "up")) == "UP"
+
+
+async def test_all_that_a_client_asks_carries_one_route_key(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client, other = await connect(), await connect(settings=statestream.Settings(route_key="station-7"))
+    del fake.routes[:]
+    session = await twin.call(client.session, "sum", "a")
+    await twin.call(session.fork, "b")
+    await twin.call(session.snapshot)
+    await twin.collect(session.forecast, 1)
+    await twin.call(client.predict, "double", ones(1))
+    await asyncio.to_thread(fake.restart)
+    await twin.call(session.step, ones())
+    keys = {key for _, key in fake.routes if key != "station-7"}
+    methods = {method for method, key in fake.routes if key in keys}
+    assert methods >= {"Stream", "ForkSession", "SnapshotSession", "Forecast", "Predict", "GetModel", "GetServerInfo"}
+    assert len(keys) == 1
+    assert len(keys.pop()) >= 16
+    del fake.routes[:]
+    await twin.call((await twin.call(other.session, "sum", "c")).snapshot)
+    assert "station-7" in {key for method, key in fake.routes if method == "SnapshotSession"}
+    with pytest.raises(ValueError, match="ASCII"):
+        statestream.Settings(route_key="Zürich")
+
+
+async def test_a_session_that_another_server_has_is_moved_and_the_call_made_again(
+    connect: Connect, twin: Twin, fake: Fake
+) -> None:
+    session = await twin.call((await connect()).session, "sum", "a")
+    await twin.call(session.step, ones())
+    epoch = fake.world.rows["a"].epoch
+    for n, call in enumerate((session.snapshot, session.fork), start=1):
+        fake.not_owner = 1
+        await twin.call(call)
+        assert fake.world.rows["a"].epoch == epoch + n
+    fake.not_owner = 1
+    assert [row.tolist() for row in await twin.collect(session.forecast, 2)] == [[2, 2], [4, 4]]
+    fake.not_owner = 3
+    with pytest.raises(errors.NotOwner):
+        await twin.call(session.snapshot)
+    assert (await twin.call(session.step, ones()))[0] == 2
+    fake.not_owner = 3
+    with pytest.raises(errors.NotOwner):
+        await twin.collect(session.forecast, 2)
+    assert (await twin.call(session.step, ones()))[0] == 3

@@ -1,0 +1,109 @@
+"""Whose a session is, as its client sees it: claims that are repeated, newer writers, owners that are lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from statestream import errors
+from statestream.core import Group, StreamCore
+from statestream.v1 import inference_pb2 as pb
+from tests.client.wire import Wire, notice
+from tests.client.world import FEATURES, MODEL, World
+
+
+def test_a_newer_writer_takes_the_session_and_a_reconnect_does_not_take_it_back() -> None:
+    world = World()
+    first, second = Wire(world), Wire(world, StreamCore(b"2" * 16, 2000))
+    first.connect()
+    second.connect()
+    (mine,) = first.open("a")
+    first.cut()
+    (theirs,) = second.open("a")
+    first.connect()
+    first.run()
+    fenced = first.step(mine, np.ones((1, FEATURES)))
+    assert isinstance(fenced.error, errors.SessionMoved)
+    ticket = second.step(theirs, np.ones((1, FEATURES)))
+    second.run()
+    assert ticket.error is None
+
+
+def test_a_caller_who_opens_takes_a_session_from_a_newer_client() -> None:
+    world = World()
+    first, second = Wire(world), Wire(world, StreamCore(b"2" * 16, 2000))
+    first.connect()
+    second.connect()
+    second.open("a")
+    (handle,) = first.open("a")
+    ticket = first.step(handle, np.ones((1, FEATURES)))
+    first.run()
+    assert ticket.error is None
+    assert world.rows["a"].incarnation == 2001
+
+
+def test_many_sessions_refused_at_once_are_tried_again_at_once() -> None:
+    world = World()
+    first, second = Wire(world), Wire(world, StreamCore(b"2" * 16, 2000))
+    first.connect()
+    second.connect()
+    ids = [str(n) for n in range(500)]
+    second.open(*ids)
+    world.frames.clear()
+    handles = first.open(*ids)
+    assert world.frames == ["open", "open"]
+    assert (first.core.table.incarnation[handles] == 2001).all()
+
+
+def test_create_survives_the_loss_of_its_reply_and_still_refuses_a_taken_id() -> None:
+    wire = Wire()
+    wire.connect()
+    ticket = wire.core.open(Group(MODEL, 0, False), ["a"], pb.OPEN_MODE_CREATE)
+    wire.send()
+    wire.serve()
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert ticket.done
+    assert not ticket.errors
+    assert ticket.created.all()
+    with pytest.raises(errors.SessionExists):
+        wire.open("a", mode=pb.OPEN_MODE_CREATE)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_create_that_is_repeated_refuses_the_session_of_somebody_else(steps: int) -> None:
+    wire = Wire()
+    wire.connect()
+    wire.world.claim("a", pb.OPEN_MODE_CREATE, b"another writer..", 1, 0, 0, False)
+    wire.world.rows["a"].position = steps
+    ticket = wire.core.open(Group(MODEL, 0, False), ["a"], pb.OPEN_MODE_CREATE)
+    wire.send()
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert ticket.done
+    assert isinstance(ticket.errors[0], errors.SessionExists)
+
+
+def test_a_notice_fails_a_session_that_moved_and_opens_one_that_only_lost_its_owner(wire: Wire) -> None:
+    moved, lost = wire.open("moved", "lost")
+    waiting = wire.step(moved, np.ones((1, FEATURES)))
+    wire.core.receive(notice(int(moved), errors.SessionMoved("a newer writer has it")), 0.0)
+    assert isinstance(waiting.error, errors.SessionMoved)
+    wire.core.receive(notice(int(lost), errors.NotOwner("elsewhere")), 0.0)
+    first = wire.world.rows["lost"].epoch
+    ticket = wire.step(lost, np.ones((1, FEATURES)))
+    wire.run()
+    assert ticket.value[0, 0] == 1
+    assert wire.world.rows["lost"].epoch == first + 1
+
+
+def test_an_owner_lost_again_and_again_is_the_callers_to_know(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    ticket = wire.step(handle, np.ones((1, FEATURES)))
+    for _ in range(10):
+        wire.world.refuse = [errors.NotOwner("elsewhere")] * 3
+        wire.run()
+        wire.now += 1.0
+    assert isinstance(ticket.error, errors.NotOwner)

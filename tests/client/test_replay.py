@@ -1,0 +1,210 @@
+"""What is sent again to a server that lost it, what is kept for that, and when the state is lost."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+
+from statestream import errors
+from statestream.core import Group
+from statestream.v1 import inference_pb2 as pb
+from tests.client.wire import Wire, make_core
+from tests.client.world import FEATURES, MODEL, World
+
+
+def test_replies_lost_with_the_stream_come_again(wire: Wire) -> None:
+    handles = wire.open("a", "b")
+    ticket = wire.pool(handles, np.ones((2, 1, FEATURES)), 1)
+    wire.send()
+    wire.serve()
+    wire.cut()
+    assert not ticket.done
+    wire.connect()
+    wire.run()
+    assert ticket.value["y"][:, 0, 0].tolist() == [1, 1]
+    assert wire.world.rows["a"].position == 1
+
+
+def test_answered_steps_that_the_server_lost_are_replayed(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    for _ in range(3):
+        wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    wire.world.save()
+    for _ in range(3):
+        wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    wire.cut()
+    wire.world.restart()
+    assert wire.world.rows["a"].position == 3
+    wire.connect()
+    wire.run()
+    assert wire.world.rows["a"].position == 6
+    last = wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert last.value[0, 0] == 7
+
+
+def test_initial_states_are_sent_again_for_a_session_that_was_never_saved() -> None:
+    wire = Wire()
+    wire.connect()
+    ticket = wire.core.open(
+        Group(MODEL, 0, False), ["a"], pb.OPEN_MODE_EITHER, {"h": np.full((1, FEATURES), 5, np.float32)}
+    )
+    wire.run()
+    wire.step(int(ticket.handles[0]), np.ones((1, FEATURES)))
+    wire.run()
+    wire.cut()
+    wire.world.restart(lose_everything=True)
+    wire.connect()
+    last = wire.step(int(ticket.handles[0]), np.ones((1, FEATURES)))
+    wire.run()
+    assert last.value[0, 0] == 7
+
+
+def test_a_store_that_forgets_after_a_failover_gets_the_steps_again(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    for _ in range(2):
+        wire.step(handle, np.ones((1, FEATURES)))
+        wire.run()
+    old = wire.world.rows["a"].copy()
+    wire.world.save()
+    wire.step(handle, np.ones((1, FEATURES)))
+    wire.core.flush(np.array([handle]))
+    wire.run()
+    assert wire.core.table.durable[handle] == 3
+    wire.cut()
+    old.epoch = wire.world.rows["a"].epoch
+    wire.world.saved["a"] = old
+    wire.world.restart()
+    wire.connect()
+    last = wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert last.value[0, 0] == 4
+
+
+def test_without_durability_a_lost_server_is_state_lost_for_its_sessions_only() -> None:
+    wire = Wire(World(pb.DURABILITY_MODE_NONE))
+    wire.connect()
+    used, fresh = wire.open("used", "fresh")
+    wire.step(used, np.ones((1, FEATURES)))
+    wire.run()
+    wire.step(used, np.ones((1, FEATURES)))
+    wire.run()
+    wire.cut()
+    wire.world.restart(lose_everything=True)
+    wire.connect()
+    wire.run()
+    lost, fine = wire.step(used, np.ones((1, FEATURES))), wire.step(fresh, np.ones((1, FEATURES)))
+    wire.run()
+    assert isinstance(lost.error, errors.StateLost)
+    assert fine.value[0, 0] == 1
+
+
+def test_a_session_whose_steps_end_one_stream_after_the_other_fails_though_others_go_on(wire: Wire) -> None:
+    bad, good = wire.open("bad", "good")
+    fatal = wire.step(bad, np.ones((1, FEATURES)))
+    for n in range(1, 6):
+        assert not fatal.done
+        assert wire.core.next_request(0.0) is not None  # The server takes it and is gone, once others are answered.
+        fine = wire.step(good, np.ones((1, FEATURES)))
+        wire.run()
+        assert fine.value[0, 0] == n
+        wire.cut(errors.InternalError("a fault"))
+        wire.connect()
+        wire.send()
+        wire.serve()
+        wire.deliver()
+    assert isinstance(fatal.error, errors.InternalError)
+    assert "a fault" in fatal.error.message
+    last = wire.step(good, np.ones((1, FEATURES)))
+    wire.run()
+    assert last.value[0, 0] == 6
+
+
+def test_give_up_fails_what_is_unknown_and_leaves_the_rest(wire: Wire) -> None:
+    busy, idle = wire.open("busy", "idle")
+    ticket = wire.step(busy, np.ones((1, FEATURES)))
+    wire.send()
+    wire.cut()
+    wire.core.give_up(errors.ServerUnavailable("gone"))
+    assert isinstance(ticket.error, errors.ServerUnavailable)
+    assert "position 0" in ticket.error.message
+    wire.connect()
+    wire.run()
+    assert wire.step(busy, np.ones((1, FEATURES))).error is not None
+    fine = wire.step(idle, np.ones((1, FEATURES)))
+    wire.run()
+    assert fine.error is None
+
+
+def test_a_full_buffer_asks_for_a_flush_and_holds_back() -> None:
+    wire = Wire(core=make_core(replay_buffer_bytes=2000, keep_seconds=0.0))
+    wire.connect()
+    (handle,) = wire.open("a")
+    tickets = [wire.step(handle, np.ones((1, FEATURES))) for _ in range(50)]
+    for _ in range(200):
+        wire.run()
+        assert wire.core.buffer.bytes <= 2600
+        wire.now += 1.0
+    assert [float(ticket.value[0, 0]) for ticket in tickets] == list(range(1, 51))
+    assert "flush" in wire.world.frames
+
+
+def test_a_full_buffer_may_lose_by_choice() -> None:
+    wire = Wire(core=make_core(replay_buffer_bytes=2000, keep_seconds=0.0, lose_when_full=True))
+    wire.connect()
+    (handle,) = wire.open("a")
+    for _ in range(50):
+        wire.step(handle, np.ones((1, FEATURES)))
+        wire.run()
+    assert "flush" not in wire.world.frames
+    wire.cut()
+    wire.world.restart(lose_everything=True)
+    wire.connect()
+    wire.run()
+    assert isinstance(wire.step(handle, np.ones((1, FEATURES))).error, errors.StateLost)
+
+
+def test_durable_positions_that_come_unasked_free_the_buffer() -> None:
+    wire = Wire(core=make_core(keep_seconds=0.0))
+    wire.connect()
+    (handle,) = wire.open("a")
+    wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert wire.core.buffer.bytes > 0
+    push = pb.DurableFrame(
+        handles=np.array([handle, 7], "<u4").tobytes(), durable_positions=np.array([1, 5], "<u8").tobytes()
+    )
+    wire.core.receive(pb.StreamResponse(durable=push), 0.0)
+    assert wire.core.table.durable[handle] == 1
+    assert wire.core.buffer.bytes == 0
+
+
+def test_closing_frees_handles_only_when_no_buffered_chunk_names_them() -> None:
+    wire = Wire(core=make_core(keep_seconds=10.0))
+    wire.connect()
+    handles = wire.open("a", "b")
+    wire.pool(handles, np.ones((2, 1, FEATURES)), 1)
+    ticket = wire.core.close(handles, delete=False)
+    wire.run()
+    assert ticket.done
+    assert not set(wire.open("c", "d").tolist()) & set(handles.tolist())
+    wire.now = 100.0
+    wire.core.buffer.advance(100.0)
+    wire.core.buffer.advance(200.0)
+    assert set(wire.open("e", "f").tolist()) == set(handles.tolist())
+
+
+def test_what_is_kept_for_replay_keeps_nothing_of_the_callers(wire: Wire) -> None:
+    handles = wire.open("a", "b")
+    outputs = [wire.step(handle, np.ones((1, FEATURES))) for handle in handles]
+    wire.run()
+    kept = [weakref.ref(ticket.value) for ticket in outputs]
+    pool = wire.pool(handles, np.ones((2, 1, FEATURES)), 1)
+    wire.run()
+    kept.append(weakref.ref(pool.value["y"]))
+    assert len(wire.core.buffer) == 2
+    del outputs, pool
+    assert [value() for value in kept] == [None] * 3

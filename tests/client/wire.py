@@ -1,0 +1,86 @@
+"""A stream core and a server in memory, joined by a stream that a test can cut."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from statestream import errors
+from statestream.core import Group, Lane, PoolTicket, StepTicket, StreamCore
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1.tensor_pb2 import RowError
+from tests.client.world import FEATURES, MODEL, Stream, World
+
+LANE = Lane(MODEL, 1, ("x",), ("float32",), ((FEATURES,),), 4 * FEATURES)
+
+
+def make_core(**kwargs: object) -> StreamCore:
+    return StreamCore(bytes(16), 1000, **kwargs)  # type: ignore[arg-type]
+
+
+class Wire:
+    """A core and a world, joined by a stream that a test can cut."""
+
+    def __init__(self, world: World | None = None, core: StreamCore | None = None) -> None:
+        self.world = world or World()
+        self.core = core or make_core()
+        self.now = 0.0
+        self.requests: list[pb.StreamRequest] = []
+        self.responses: list[pb.StreamResponse] = []
+        self.stream: Stream | None = None
+
+    def connect(self) -> None:
+        self.stream = Stream(self.world)
+        self.core.connected(self.world.limits, self.world.durability)
+
+    def cut(self, fault: errors.StatestreamError | None = None) -> None:
+        self.stream = None
+        self.requests.clear()
+        self.responses.clear()
+        self.core.disconnected(fault)
+
+    def send(self) -> bool:
+        request = self.core.next_request(self.now)
+        if request is not None:
+            self.requests.append(pb.StreamRequest.FromString(request.SerializeToString()))
+        return request is not None
+
+    def serve(self) -> bool:
+        if not self.requests or self.stream is None:
+            return False
+        self.responses += self.stream.receive(self.requests.pop(0))
+        return True
+
+    def deliver(self) -> bool:
+        if not self.responses:
+            return False
+        self.core.receive(self.responses.pop(0), self.now)
+        return True
+
+    def run(self) -> None:
+        """Until nothing moves."""
+        while self.send() or self.serve() or self.deliver():
+            pass
+
+    def open(self, *ids: str, mode: pb.OpenMode = pb.OPEN_MODE_EITHER, ephemeral: bool = False) -> np.ndarray:
+        ticket = self.core.open(Group(MODEL, 0, ephemeral), list(ids), mode)
+        self.run()
+        assert ticket.done
+        if ticket.errors:
+            raise next(iter(ticket.errors.values()))
+        return ticket.handles
+
+    def step(self, handle: int, x: np.ndarray) -> StepTicket:
+        x = np.asarray(x, np.float32).reshape(-1, FEATURES)
+        ticket = StepTicket(LANE, int(handle), (x.tobytes(),), len(x), single=False)
+        self.core.step(ticket)
+        return ticket
+
+    def pool(self, handles: np.ndarray, x: np.ndarray, lengths: np.ndarray | int) -> PoolTicket:
+        ticket = PoolTicket(LANE, handles, (np.asarray(x, np.float32).tobytes(),), lengths, x.shape[1])
+        self.core.step(ticket)
+        return ticket
+
+
+def notice(handle: int, error: errors.StatestreamError) -> pb.StreamResponse:
+    row = RowError(handle=handle, status=errors.to_status(error))
+    return pb.StreamResponse(notice=pb.NoticeFrame(errors=[row]))
