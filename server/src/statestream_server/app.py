@@ -93,21 +93,27 @@ class Running:
     server: Server
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, told: int | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then drains and leaves. A second signal ends the process at once.
+
+    Args:
+        settings: How.
+        told: A file descriptor that becomes readable when it is to leave as for a first signal.
 
     Raises:
         StartError: A port is taken, the store cannot be used, or a device is missing.
     """
-    stop = asyncio.Event()
+    stop, hung_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_die, stop)
+    if told is not None:
+        loop.add_reader(told, _hear, loop, told, hung_up)
     async with running(settings) as server:
         _spare_the_collector()
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
         print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
-        await _first(stop.wait(), server.server.engine.failed())
+        await _first(stop.wait(), hung_up.wait(), server.server.engine.failed())
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)
 
 
@@ -163,6 +169,11 @@ def _stop_or_die(stop: asyncio.Event) -> None:
     if stop.is_set():
         os._exit(130)  # Whoever asks twice waits for nothing, not even for the loop to wind up.
     stop.set()
+
+
+def _hear(loop: asyncio.AbstractEventLoop, told: int, hung_up: asyncio.Event) -> None:
+    loop.remove_reader(told)
+    hung_up.set()
 
 
 def _store(settings: Settings) -> Store:

@@ -9,8 +9,13 @@ import sys
 from statestream_server.settings import Settings
 
 
-def run(settings: Settings, log_level: str) -> None:
+def run(settings: Settings, log_level: str, told: int | None = None) -> None:
     """Serves until a signal.
+
+    Args:
+        settings: How.
+        log_level: How much it tells.
+        told: A file descriptor that becomes readable when it is to leave as for a first signal.
 
     Raises:
         StartError: The server cannot start.
@@ -20,12 +25,12 @@ def run(settings: Settings, log_level: str) -> None:
     from statestream_server import app
 
     if sys.platform == "win32":
-        asyncio.run(app.serve(settings))
+        asyncio.run(app.serve(settings, told))
         return
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(app.serve(settings))
+        runner.run(app.serve(settings, told))
 
 
 def log_to_stderr(level: str) -> None:

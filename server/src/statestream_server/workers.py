@@ -2,6 +2,9 @@
 
 Each worker has its own engine and rows; the kernel spreads connections over them, and the store lets any of
 them take a session over. Metrics are one port each: worker k serves them on the HTTP port plus k.
+
+Workers are asked to leave by a pipe that closes: also when this process is killed, so that none is left behind, and
+not by a second signal where a terminal or a service manager has sent one to every process.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from statestream_server import process
@@ -56,20 +59,18 @@ class _Pool:
         self._context = context
         self._settings = settings
         self._log_level = log_level
-        self._stopping = False
+        self._told, self._leave = context.Pipe(duplex=False)
         self._workers: dict[int, SpawnProcess] = {}
         self._started: dict[int, float] = {}
         self._pauses = dict.fromkeys(range(count), _FIRST_PAUSE)
         self._due = dict.fromkeys(range(count), 0.0)
 
-    def stop(self, number: int, _frame: object) -> None:
+    def stop(self, _number: int, _frame: object) -> None:
         """Asks every worker to leave, once; a second signal ends them."""
-        for worker in self._workers.values():
-            if self._stopping:
+        if self._stopping:
+            for worker in self._workers.values():
                 worker.kill()
-            else:
-                worker.terminate()
-        self._stopping = True
+        self._leave.close()
 
     def watch(self) -> int:
         """Keeps the workers running until they are asked to leave; 0 where all left in order."""
@@ -77,12 +78,23 @@ class _Pool:
         while self._workers or not self._stopping:
             if not self._stopping:
                 self._start_due()
-            pause = min((due - time.monotonic() for due in self._due.values()), default=_LONGEST_PAUSE)
-            wait([worker.sentinel for worker in self._workers.values()], max(0.0, pause))
+            news: list[int | Connection] = [worker.sentinel for worker in self._workers.values()]
+            if self._stopping:
+                wait(news)
+            else:
+                wait([self._told, *news], self._pause())
             for index, worker in list(self._workers.items()):
                 if not worker.is_alive():
                     status = self._ended(index, worker) or status
         return status
+
+    @property
+    def _stopping(self) -> bool:
+        return self._leave.closed
+
+    def _pause(self) -> float | None:
+        """Seconds until the next worker starts; None where all run."""
+        return max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
 
     def _start_due(self) -> None:
         for index, due in list(self._due.items()):
@@ -90,7 +102,9 @@ class _Pool:
                 del self._due[index]
                 http = self._settings.http_port
                 settings = dataclasses.replace(self._settings, http_port=http + index if http else http)
-                worker = self._context.Process(target=_serve, args=(settings, self._log_level), name=f"worker-{index}")
+                worker = self._context.Process(
+                    target=_serve, args=(settings, self._log_level, self._told), name=f"worker-{index}"
+                )
                 worker.start()
                 self._workers[index], self._started[index] = worker, time.monotonic()
 
@@ -120,9 +134,9 @@ def _reserved(settings: Settings) -> Iterator[int]:
         yield int(holder.getsockname()[1])
 
 
-def _serve(settings: Settings, log_level: str) -> None:
+def _serve(settings: Settings, log_level: str, told: Connection) -> None:
     try:
-        process.run(settings, log_level)
+        process.run(settings, log_level, told.fileno())
     except StartError as error:
         log.error("%s", error)
         sys.exit(1)
