@@ -27,7 +27,7 @@ def test_the_twins_have_the_same_methods_with_the_same_parameters(name: str) -> 
 def test_public_names_are_pinned() -> None:
     assert aio.__all__ == ["Client", "Pool", "Session", "connect"]
     kinds = {error.__name__ for error in errors.REASONS.values()} | {"StatestreamError"}
-    own = {"Client", "Pool", "PoolError", "Session", "Settings", "connect", "aio", "errors", "__version__"}
+    own = {"Client", "Pool", "PoolError", "PoolStep", "Session", "Settings", "connect", "aio", "errors", "__version__"}
     views = {"Limits", "Model", "ServerInfo", "SessionInfo"}
     assert set(statestream.__all__) == kinds | own | views
     assert all(hasattr(statestream, name) for name in statestream.__all__)

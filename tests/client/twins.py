@@ -6,6 +6,7 @@ A call of the synchronous client runs in a thread, as a program of its own would
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,13 @@ class Sync:
 
         return await asyncio.to_thread(collect)
 
+    async def each(self, note: Callable[[Any], Any], make: Any, *args: Any, **kwargs: Any) -> None:
+        def walk() -> None:
+            for item in make(*args, **kwargs):
+                note(item)
+
+        await asyncio.to_thread(walk)
+
 
 class Aio:
     """The asyncio client."""
@@ -46,6 +54,12 @@ class Aio:
     async def collect(self, make: Any, *args: Any, **kwargs: Any) -> list[Any]:
         iterator: AsyncIterator[Any] = make(*args, **kwargs)
         return [item async for item in iterator]
+
+    async def each(self, note: Callable[[Any], Any], make: Any, *args: Any, **kwargs: Any) -> None:
+        async for item in make(*args, **kwargs):
+            noted = note(item)
+            if inspect.isawaitable(noted):
+                await noted
 
 
 Twin = Sync | Aio

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import statestream
+from statestream import PoolStep
 from statestream.v1 import inference_pb2 as pb
 from tests.support import models
 from tests.support.serving import Process, process
@@ -164,6 +166,33 @@ async def test_every_chunk_is_applied_once_over_sigkill(tmp_path: Path, mode: st
                     start = answer.end
                 assert np.concatenate(parts).tobytes() == outputs.tobytes()
                 np.testing.assert_allclose(outputs, whole.run({"x": inputs})["y"], rtol=1e-5, atol=1e-5)
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+def test_a_pools_stream_goes_on_over_sigkill(tmp_path: Path, seed: int) -> None:
+    """With several frames under way, some of them for some rows; outputs have the bits of an uninterrupted run."""
+    folder = models.write(tmp_path / "models", "lstm")
+    options = ("--checkpoint-interval", "0.02", "--log-level", "warning")
+    rng = np.random.default_rng(seed)
+    items = []
+    for _ in range(40):
+        rows = np.sort(rng.permutation(12)[: rng.integers(1, 13)])
+        items.append(PoolStep(rng.standard_normal((len(rows), int(rng.integers(1, 9)), 3)).astype(np.float32), rows))
+    kills = set(rng.integers(1, 39, KILLS).tolist())
+    store = f"sqlite:{tmp_path / 'sessions.db'}"
+    with process(folder, "--store", store, *options) as server, statestream.connect(server.address) as client:
+        with client.sessions("lstm", 12) as pool, client.sessions("lstm", 12) as straight:
+            outputs = []
+            for number, y in enumerate(pool.stream(items, ahead=5)):
+                outputs.append(y)
+                if number in kills:
+                    server.kill()
+                    server.start()
+            assert len(outputs) == len(items)
+            for item, y in zip(items, outputs, strict=True):
+                assert straight.step(item.x, item.rows).tobytes() == y.tobytes()
+            assert pool.positions.tolist() == straight.positions.tolist()
         assert server.stop() == 0
 
 

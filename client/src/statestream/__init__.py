@@ -10,6 +10,7 @@
 """
 
 from statestream import aio, errors
+from statestream.base import PoolStep
 from statestream.calls import PoolError
 from statestream.errors import (
     AlreadyApplied,
@@ -71,6 +72,7 @@ __all__ = [
     "Overloaded",
     "Pool",
     "PoolError",
+    "PoolStep",
     "PositionConflict",
     "PositionError",
     "PositionGap",

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
 
 import numpy as np
 
 from statestream.calls import session_ids
-from statestream.core import OpenTicket, StreamCore, value_of
+from statestream.core import Feed, OpenTicket, PoolTicket, StreamCore, value_of
 from statestream.errors import Closed
-from statestream.layout import Layout
-from statestream.parts import Division, Part, gathered
+from statestream.layout import Input, Layout
+from statestream.parts import Division, Part, Share, gathered
 from statestream.shards import Doer, L
 from statestream.v1.inference_pb2 import DURABILITY_MODE_INTERVAL
-from statestream.wire import Ints
+from statestream.wire import Ints, Mask
 
 LOOKAHEAD = 32
-"""How many items `stream` sends before it waits for the first output."""
+"""How many items a session's `stream` sends before it waits for the first output."""
+
+POOL_LOOKAHEAD = 4
+"""The same of a pool, whose items are large: with some under way neither side waits for the other; more only queue."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PoolStep:
+    """An item of `Pool.stream` that is not for all rows alike: the arguments of `Pool.step`.
+
+    Attributes:
+        x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs.
+        rows: [N] which sessions (indices, or a mask over all); all of them where left out.
+        lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
+    """
+
+    x: Input
+    rows: Sequence[int] | Ints | Mask | None = None
+    lengths: Sequence[int] | Ints | None = None
 
 
 class SessionBase:
@@ -164,7 +183,16 @@ class PoolBase(Generic[L]):
         """Whether the pool was closed."""
         return self._last is not None
 
-    def _live(self, rows: Sequence[int] | Ints | None = None) -> Ints:
+    def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
+        return self._layout.pool(self._live(step.rows), step.x, step.lengths, feed)
+
+    def _shares(self, ticket: PoolTicket) -> list[Share[L]]:
+        """What each shard has of a step; of one shard that is the step itself."""
+        if self._division is None:
+            return [Share(self._parts[0].link, np.arange(0), ticket)]
+        return self._division.split(ticket)
+
+    def _live(self, rows: Sequence[int] | Ints | Mask | None = None) -> Ints:
         if self._last is not None:
             raise Closed("the pool is closed; open another with client.sessions")
         if rows is None:
@@ -176,6 +204,19 @@ class PoolBase(Generic[L]):
         if len(np.unique(handles)) != len(handles):
             raise ValueError("rows has an entry twice; expected each row at most once")
         return handles
+
+
+def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...] = ()) -> int:
+    """How many items of a stream are sent before the first output is waited for; `most` where nothing else was asked.
+
+    Without a number an iterable has one under way: it may wait for the world, and an output should not wait with it.
+    Lists and arrays do not wait, and what is `live` is taken from as outputs come.
+    """
+    if ahead is None:
+        return most if isinstance(items, (Sized, *live)) else 1
+    if ahead < 1:
+        raise ValueError(f"ahead is {ahead}; expected 1 or more")
+    return ahead
 
 
 def saves_on_close(core: StreamCore, handles: Ints) -> bool:

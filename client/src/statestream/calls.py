@@ -233,7 +233,7 @@ def check_pool(layout: Layout, ticket: PoolTicket, single: bool) -> Array | dict
     """
     if ticket.error is not None:
         raise ticket.error
-    outputs = layout.pool_outputs(ticket, single) if ticket.value else {}
+    outputs = layout.pool_outputs(ticket, single)
     if ticket.errors:
         row, first = next(iter(sorted(ticket.errors.items())))
         raise PoolError(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from statestream.core import Lane, PartsTicket, PoolTicket, StepTicket
+from statestream.core import Feed, Lane, PartsTicket, PoolTicket, StepTicket
 from statestream.errors import BadTensor, Unsupported
 from statestream.signature import Signature, TensorSpec, numpy_dtype, step_shape
 from statestream.views import Model
@@ -71,10 +71,13 @@ class Layout:
             parts.append(StepTicket(lane, handle, part, high - low, single=False))
         return PartsTicket(parts)
 
-    def pool(self, handles: Ints, x: Input, lengths: Sequence[int] | Ints | None) -> tuple[PoolTicket, bool]:
+    def pool(
+        self, handles: Ints, x: Input, lengths: Sequence[int] | Ints | None, feed: Feed | None = None
+    ) -> tuple[PoolTicket, bool]:
         """The chunks of a pool: [N, F…] for a step each, [N, T, F…] for T; and whether it was a step each.
 
-        With `lengths` ([N], 0 to T), row i has lengths[i] steps and the rest of it is padding.
+        With `lengths` ([N], 0 to T), row i has lengths[i] steps and the rest of it is padding. Of a stream of steps
+        each has the same `feed`.
 
         Raises:
             BadTensor: Names the input, what came, and what was expected.
@@ -107,11 +110,17 @@ class Layout:
                     metadata={"field": "lengths"},
                 )
         inputs = tuple([array.tobytes() for array in arrays])
-        return PoolTicket(lane, handles, inputs, sizes, steps), bool(single)
+        return PoolTicket(lane, handles, inputs, sizes, steps, feed), bool(single)
 
     def pool_outputs(self, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
-        """A pool's outputs as the caller wants them."""
-        values: dict[str, Array] = ticket.value
+        """A pool's outputs as the caller wants them; zeros where no row has any, for sizes that are free none."""
+        values: dict[str, Array] = ticket.value or {
+            spec.name: np.zeros(
+                (len(ticket.handles), ticket.steps, *(max(0, size) for size in step_shape(spec))),
+                numpy_dtype(spec.dtype),
+            )
+            for spec in self.signature.outputs
+        }
         if single:
             values = {name: array[:, 0] for name, array in values.items()}
         return next(iter(values.values())) if len(values) == 1 else values

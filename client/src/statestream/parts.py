@@ -145,7 +145,7 @@ class Share(Generic[L]):
 
     Attributes:
         link: The shard's link.
-        rows: [n] the rows of the whole step.
+        rows: [n] the rows of the whole step; none are named where it has all of it.
         ticket: The step of those rows.
     """
 
@@ -175,7 +175,8 @@ class Division(Generic[L]):
             rows = np.flatnonzero(owners == owner)
             inputs = tuple(np.frombuffer(data, np.uint8).reshape(count, -1)[rows].tobytes() for data in ticket.inputs)
             lengths = ticket.lengths if isinstance(ticket.lengths, int) else ticket.lengths[rows]
-            part = PoolTicket(ticket.lane, handles[rows], inputs, lengths, ticket.steps)
+            feed = ticket.feed.part(owner) if ticket.feed is not None else None
+            part = PoolTicket(ticket.lane, handles[rows], inputs, lengths, ticket.steps, feed)
             shares.append(Share(self._links[owner], rows, part))
         return shares
 
@@ -183,8 +184,11 @@ class Division(Generic[L]):
 def merge(ticket: PoolTicket, shares: Sequence[Share[L]]) -> None:
     """Puts outputs and errors of the shares, all done, into the ticket of the whole step.
 
-    A share that failed as a whole fails its rows; where all did, the step fails with the first one's error.
+    A share that failed as a whole fails its rows; where all did, the step fails with the first one's error. Where one
+    shard has the whole step, its share is the step.
     """
+    if len(shares) == 1 and shares[0].ticket is ticket:
+        return
     failed = [share.ticket.error for share in shares if share.ticket.error is not None]
     if failed and len(failed) == len(shares):
         ticket.finish(error=failed[0])

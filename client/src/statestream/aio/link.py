@@ -93,13 +93,15 @@ class Link:
         operation()
         self._stirred.set()
 
-    def begin(self, ticket: StepTicket | PartsTicket | PoolTicket) -> asyncio.Future[None]:
-        """Submits steps; the future is done when their ticket is."""
+    def begin(
+        self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None
+    ) -> asyncio.Future[None]:
+        """Submits steps, of a stream unless the step before them failed; the future is done when their ticket is."""
         if self._closed:
             self.check()
         future: asyncio.Future[None] = self._loop.create_future()
         ticket.waiter = future
-        self.core.step(ticket)
+        self.core.step(ticket, before)
         self._stirred.set()
         return future
 

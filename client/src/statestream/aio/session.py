@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from statestream.aio.link import Link
-from statestream.base import LOOKAHEAD, SessionBase, saves_on_close
+from statestream.aio.pipeline import pipeline
+from statestream.aio.stepping import Stepping
+from statestream.base import LOOKAHEAD, SessionBase, lookahead, saves_on_close
 from statestream.calls import (
     Attempts,
     check_control,
@@ -101,59 +102,24 @@ class Session(SessionBase):
     def stream(self, items: Iterable[Input] | AsyncIterable[Input], *, ahead: int | None = None) -> AsyncIterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
+        The first error ends it, in its turn; steps behind a refused one are not applied. When left early, steps that
+        are on their way are applied all the same: `position` tells.
+
         Args:
             items: What `step` takes; an iterable or an asynchronous one.
             ahead: How many items are sent before the first output is waited for. By default 32 for
                 lists, arrays and asynchronous iterables, and 1 for other iterables: these may wait
                 for the world, and an output should not wait with them.
         """
-        most = ahead if ahead is not None else LOOKAHEAD if isinstance(items, Sized | AsyncIterable) else 1
-        if most < 1:
-            raise ValueError(f"ahead is {ahead}; expected 1 or more")
-        if isinstance(items, AsyncIterable):
-            return self._live_pipeline(aiter(items), most)
-        return self._pipeline(items, most)
+        before: Ticket | None = None
 
-    async def _pipeline(self, items: Iterable[Input], most: int) -> AsyncIterator[Any]:
-        under_way: deque[tuple[Ticket, asyncio.Future[None]]] = deque()
-        try:
-            for x in items:
-                under_way.append(self._send(x))
-                if len(under_way) >= most:
-                    yield await self._receive(under_way)
-            while under_way:
-                yield await self._receive(under_way)
-        finally:
-            for ticket, _ in reversed(under_way):
-                self._link.forget(ticket)
+        def send(x: Input) -> Stepping:
+            nonlocal before
+            ticket, done = self._send(x, before)
+            before = ticket
+            return Stepping(self._link, ticket, done)
 
-    async def _live_pipeline(self, items: AsyncIterator[Input], most: int) -> AsyncIterator[Any]:
-        """Takes items as they come and yields outputs as they come, neither waiting for the other."""
-        under_way: deque[tuple[Ticket, asyncio.Future[None]]] = deque()
-        end = object()
-        pull: asyncio.Future[Any] | None = None
-        more = True
-        try:
-            while more or under_way:
-                if more and pull is None and len(under_way) < most:
-                    pull = asyncio.ensure_future(anext(items, end))
-                waits: list[asyncio.Future[Any]] = [under_way[0][1]] if under_way else []
-                if pull is not None:
-                    waits.append(pull)
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if pull is not None and pull.done():
-                    x, pull = pull.result(), None
-                    if x is end:
-                        more = False
-                    else:
-                        under_way.append(self._send(x))
-                while under_way and under_way[0][1].done():
-                    yield check_done(under_way.popleft()[0])
-        finally:
-            if pull is not None:
-                pull.cancel()
-            for ticket, _ in reversed(under_way):
-                self._link.forget(ticket)
+        return pipeline(items, send, lookahead(items, ahead, LOOKAHEAD, live=(AsyncIterable,)))
 
     async def flush(self) -> int:
         """Makes all steps so far durable; returns the durable position.
@@ -255,15 +221,11 @@ class Session(SessionBase):
         if not self.closed:
             await self._close(delete=self.ephemeral)
 
-    def _send(self, x: Input) -> tuple[Ticket, asyncio.Future[None]]:
+    def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, asyncio.Future[None]]:
         if self.closed:
             self._live()
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
-        return ticket, self._link.begin(ticket)
-
-    async def _receive(self, under_way: deque[tuple[Ticket, asyncio.Future[None]]]) -> Any:
-        await self._link.finish(*under_way[0])
-        return check_done(under_way.popleft()[0])
+        return ticket, self._link.begin(ticket, before)
 
     async def _owned(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
         """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""

@@ -11,7 +11,6 @@ from typing import TypeVar
 from statestream.aio.link import Link
 from statestream.core import Ticket, leave
 from statestream.errors import StatestreamError
-from statestream.parts import Share
 
 K = TypeVar("K", bound=Ticket)
 
@@ -30,24 +29,6 @@ async def perform_all(links: Sequence[Link], makes: Sequence[Callable[[], K]]) -
             raise answer
         found.append(answer)
     return found
-
-
-async def step_all(shares: Sequence[Share[Link]]) -> None:
-    """Submits the shares of a step and waits until all are done; when cancelled, so is what has not begun."""
-    under_way: list[tuple[Share[Link], asyncio.Future[None]]] = []
-    for share in shares:
-        try:
-            under_way.append((share, share.link.begin(share.ticket)))
-        except StatestreamError as error:
-            share.ticket.finish(error=error)
-    try:
-        for _, future in under_way:
-            await future
-    except asyncio.CancelledError:
-        for share, _ in under_way:
-            if not share.ticket.done:
-                share.link.forget(share.ticket)
-        raise
 
 
 async def start_all(links: Sequence[Link]) -> None:

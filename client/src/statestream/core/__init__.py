@@ -1,6 +1,7 @@
 """The client's protocol without I/O: sans-I/O core shared by the synchronous and the asyncio edge."""
 
 from statestream.core.controls import Kind
+from statestream.core.feeds import Feed
 from statestream.core.leaving import leave
 from statestream.core.stream import StreamCore
 from statestream.core.table import Group, State, Table
@@ -17,6 +18,7 @@ from statestream.core.tickets import (
 
 __all__ = [
     "ControlTicket",
+    "Feed",
     "Group",
     "Kind",
     "Lane",

@@ -8,7 +8,7 @@ import numpy as np
 
 from statestream.core.blocks import Block, span
 from statestream.core.buffer import ReplayBuffer
-from statestream.core.forming import alone, cut, gather, merge_neighbours
+from statestream.core.forming import alone, cut, gather, merge_neighbours, without
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import OVERHEAD, Lane, PoolTicket, StepTicket, again
@@ -112,13 +112,11 @@ class Chunks:
         table, buffer = self._table, self._buffer
         starts = table.next[ticket.handles]
         blocks = cut(ticket, starts, self.max_steps, FRAME_BYTES)
-        if table.failures:
-            failed = table.state[ticket.handles] == State.FAILED
-            if failed.any():
-                for row in np.flatnonzero(failed).tolist():
-                    ticket.errors[row] = again(table.failures[int(ticket.handles[row])])
-                kept = [(block, table.state[block.handles] != State.FAILED) for block in blocks]
-                blocks = [block if ok.all() else block.take(np.flatnonzero(ok)) for block, ok in kept if ok.any()]
+        out = self._out(ticket)
+        if out:
+            for row, error in out.items():
+                ticket.leave_out(row, error)
+            blocks = without(blocks, ticket.handles[list(out)])
         ticket.left = sum(len(block) for block in blocks)
         if not blocks:
             ticket.finish(ticket.value)
@@ -129,6 +127,15 @@ class Chunks:
             buffer.bytes += block.nbytes
             buffer.add(block)
         self.unsent.extend(blocks)
+
+    def _out(self, ticket: PoolTicket) -> dict[int, StatestreamError]:
+        """The rows that cannot be stepped: their session failed, or is out of the feed."""
+        table, handles = self._table, ticket.handles
+        out = ticket.feed.out(handles) if ticket.feed is not None else {}
+        if table.failures:
+            for row in np.flatnonzero(table.state[handles] == State.FAILED).tolist():
+                out[row] = again(table.failures[handles.item(row)])
+        return out
 
     # ── sending ────────────────────────────────────────────────────────────────────────────────
 

@@ -68,6 +68,12 @@ def _pieces(ticket: PoolTicket, rows: slice, offset: int, steps: int) -> list[Ar
     return [np.frombuffer(data, np.uint8).reshape(shape)[rows, offset : offset + steps] for data in ticket.inputs]
 
 
+def without(blocks: Sequence[Block], handles: Ints) -> list[Block]:
+    """The blocks, none of them sent yet, without the chunks of some sessions."""
+    kept = [(block, ~np.isin(block.handles, handles)) for block in blocks]
+    return [block if ok.all() else block.take(np.flatnonzero(ok)) for block, ok in kept if ok.any()]
+
+
 def merge(blocks: Sequence[Block]) -> Block:
     """One block of several replays that belong to one lane and name different sessions."""
     if len(blocks) == 1:

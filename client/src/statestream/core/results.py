@@ -12,7 +12,7 @@ from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
-from statestream.core.tickets import Outputs
+from statestream.core.tickets import Outputs, again
 from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import ResultFrame
 from statestream.v1.tensor_pb2 import RowError
@@ -98,6 +98,18 @@ class Results:
                     metadata=fault.metadata,
                 ),
             )
+
+    def give_up(self, error: StatestreamError) -> None:
+        """Fails every session with unanswered chunks, each with what is not known of it."""
+        table = self._table
+        live = table.live()
+        for handle in live[table.next[live] > table.answered[live]].tolist():
+            unknown = again(error)
+            unknown.message += (
+                f" Steps of session {table.ids[handle]!r} from position {int(table.answered[handle])} on may or may "
+                "not have been applied; open it again and compare its position."
+            )
+            self._chunks.fail(handle, unknown)
 
     def durable(self, handles: Ints, positions: Ints, now: float) -> None:
         """Notes durable positions that the server names unasked."""

@@ -16,6 +16,7 @@ from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls, Kind, acknowledge, controls_for
+from statestream.core.feeds import left_out
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
 from statestream.core.resets import Resets
@@ -105,8 +106,14 @@ class StreamCore:
         """
         return self.resets.add(handles)
 
-    def step(self, ticket: StepTicket | PartsTicket | PoolTicket) -> None:
-        """Submits chunks; those of one session are applied in the order of submission, resets among them."""
+    def step(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> None:
+        """Submits chunks; those of one session are applied in the order of submission, resets among them.
+
+        In a stream of steps of one session, none is submitted behind one that failed: `before`.
+        """
+        if before is not None and before.error is not None:
+            ticket.finish(error=left_out(before.error))
+            return
         submit = self.resets.submit if self.resets.queue else self.chunks.submit
         if isinstance(ticket, PartsTicket):
             for part in ticket.parts:
@@ -285,19 +292,11 @@ class StreamCore:
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
-        table, chunks = self.table, self.chunks
         self.resets.give_up(error)
         self.opens.give_up(error)
-        for handle in table.live()[table.next[table.live()] > table.answered[table.live()]].tolist():
-            unknown = again(error)
-            unknown.message += (
-                f" Steps of session {table.ids[handle]!r} from position {int(table.answered[handle])} on may or may "
-                "not have been applied; open it again and compare its position."
-            )
-            chunks.fail(handle, unknown)
-        while chunks.backlog:
-            ticket = chunks.backlog.popleft()
-            ticket.finish(error=again(error))
+        self.results.give_up(error)
+        while self.chunks.backlog:
+            self.chunks.backlog.popleft().finish(error=again(error))
         self.controls.give_up(error)
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from statestream.core.feeds import Feed
 from statestream.errors import BadTensor, StatestreamError
 from statestream.wire import Array, Ints, Mask
 
@@ -159,13 +160,23 @@ class PoolTicket(Ticket):
         inputs: The bytes of every input, [N, T, ...].
         lengths: [N] the steps of every row, or one number where all have the same.
         steps: T.
+        feed: What it is a step of, where it is one of several that do not wait for each other.
         errors: What became of the rows that failed, by row.
     """
 
-    __slots__ = ("errors", "handles", "inputs", "lane", "left", "lengths", "nbytes", "steps")
+    __slots__ = ("errors", "feed", "handles", "inputs", "lane", "left", "lengths", "nbytes", "steps")
 
-    def __init__(self, lane: Lane, handles: Ints, inputs: tuple[bytes, ...], lengths: Ints | int, steps: int) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        handles: Ints,
+        inputs: tuple[bytes, ...],
+        lengths: Ints | int,
+        steps: int,
+        feed: Feed | None = None,
+    ) -> None:
         super().__init__()
+        self.feed = feed
         self.lane = lane
         self.handles = handles
         self.inputs = inputs
@@ -199,8 +210,14 @@ class PoolTicket(Ticket):
 
     def fail(self, row: int, error: StatestreamError) -> None:
         """Marks a chunk of a row as failed; the first error of a row stays."""
-        self.errors.setdefault(row, error)
+        self.leave_out(row, error)
         self._count(1)
+
+    def leave_out(self, row: int, error: StatestreamError) -> None:
+        """Marks a row as failed, none of whose chunks is counted."""
+        self.errors.setdefault(row, error)
+        if self.feed is not None:
+            self.feed.fail(self.handles.item(row), error)
 
     def _count(self, chunks: int) -> None:
         self.left -= chunks

@@ -20,7 +20,7 @@ import grpc
 from statestream import errors
 from statestream.backoff import MOST, Backoff
 from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
-from statestream.core import StreamCore, Ticket
+from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
@@ -97,10 +97,10 @@ class Link:
             raise errors.Closed("the client is closed; connect again")
         self._operations.put(operation)
 
-    def begin(self, ticket: Ticket, submit: Callable[[], object]) -> Done:
-        """Submits an operation; what comes back tells when its ticket is done."""
+    def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
+        """Submits steps, of a stream unless the step before them failed; what comes back tells when they are done."""
         ticket.waiter = done = Done()
-        self.do(submit)
+        self.do(partial(self.core.step, ticket, before))
         return done
 
     def finish(self, ticket: Ticket, done: Done) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from statestream.base import PoolBase, saves_on_close
-from statestream.calls import check_control, check_pool
-from statestream.core import ControlTicket, OpenTicket
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, lookahead, saves_on_close
+from statestream.calls import check_control
+from statestream.core import ControlTicket, Feed, OpenTicket
 from statestream.errors import StatestreamError
 from statestream.layout import Input, Layout
-from statestream.parts import Part, control_errors, merge
+from statestream.parts import Part, control_errors
 from statestream.sync.link import Link
-from statestream.sync.together import perform_all, step_all
-from statestream.wire import Ints
+from statestream.sync.pipeline import pipeline
+from statestream.sync.stepping import PoolStepping
+from statestream.sync.together import perform_all
+from statestream.wire import Ints, Mask
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,7 +53,7 @@ class Pool(PoolBase[Link]):
             self.close()
 
     def step(
-        self, x: Input, rows: Sequence[int] | Ints | None = None, lengths: Sequence[int] | Ints | None = None
+        self, x: Input, rows: Sequence[int] | Ints | Mask | None = None, lengths: Sequence[int] | Ints | None = None
     ) -> Any:
         """Applies a step, or several, to every row at once.
 
@@ -67,15 +69,38 @@ class Pool(PoolBase[Link]):
             BadTensor: Wrong name, dtype or shape; nothing was sent.
             PoolError: Some rows failed: `errors` by row. The others were applied; `outputs` has theirs.
         """
-        ticket, single = self._layout.pool(self._live(rows), x, lengths)
-        if self._division is None:
-            link = self._parts[0].link
-            link.finish(ticket, link.begin(ticket, partial(link.core.step, ticket)))
-        else:
-            shares = self._division.split(ticket)
-            step_all(shares)
-            merge(ticket, shares)
-        return check_pool(self._layout, ticket, single)
+        return self._begin(PoolStep(x, rows, lengths)).answer()
+
+    def stream(
+        self, items: Iterable[Input | PoolStep], *, ahead: int | None = None, return_errors: bool = False
+    ) -> Iterator[Any]:
+        """Steps through items and yields each one's outputs, in order, with several under way at a time.
+
+        So neither side waits for the other, as both do in turn where each step waits for the one before: this is the
+        fastest way through a feed whose next input does not depend on the last output.
+
+        A row whose step is refused is out of the stream: no step behind it is applied to that row, whatever was
+        under way, and `positions` tells where it stands. The others go on. When left early, steps that are on their
+        way are applied all the same.
+
+        Args:
+            items: What `step` takes: x alone, or a `PoolStep` with rows and lengths.
+            ahead: How many items are sent before the first output is waited for. By default 4 for lists and
+                arrays, and 1 for other iterables: these may wait for the world, and an output should not wait with
+                them.
+            return_errors: A step of which rows failed yields its PoolError, in place of raising it, and the stream
+                goes on; the steps behind it have an error for those rows as well.
+
+        Raises:
+            BadTensor: Wrong name, dtype or shape of an item; raised in its turn, it ends the stream; it was not sent.
+            PoolError: Rows failed, see `step`; raised in its turn, it ends the stream. Not with `return_errors`.
+        """
+        feed = Feed()
+
+        def send(item: Input) -> PoolStepping:
+            return self._begin(item if isinstance(item, PoolStep) else PoolStep(item), feed, return_errors)
+
+        return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD))
 
     def flush(self) -> Ints:
         """Makes all steps so far durable; returns the durable positions, [N].
@@ -108,6 +133,10 @@ class Pool(PoolBase[Link]):
             self._last = last
         check_control(closed, missing_is_fine=True)
         check_control(flushed, missing_is_fine=True)
+
+    def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
+        ticket, single = self._ticket(step, feed)
+        return PoolStepping(self._layout, ticket, single, self._shares(ticket), return_errors)
 
     def _control(
         self, parts: Sequence[Part[Link]], make: Callable[[Part[Link]], ControlTicket]

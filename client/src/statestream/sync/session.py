@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from statestream.base import LOOKAHEAD, SessionBase, saves_on_close
+from statestream.base import LOOKAHEAD, SessionBase, lookahead, saves_on_close
 from statestream.calls import (
     Attempts,
     check_control,
@@ -24,6 +22,8 @@ from statestream.errors import NotOwner
 from statestream.layout import Input, Layout
 from statestream.sync.asked import Done
 from statestream.sync.link import Link
+from statestream.sync.pipeline import pipeline
+from statestream.sync.stepping import Stepping
 from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
 
 if TYPE_CHECKING:
@@ -97,29 +97,24 @@ class Session(SessionBase):
     def stream(self, items: Iterable[Input], *, ahead: int | None = None) -> Iterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
+        The first error ends it, in its turn; steps behind a refused one are not applied. When left early, steps that
+        are on their way are applied all the same: `position` tells.
+
         Args:
             items: What `step` takes.
             ahead: How many items are sent before the first output is waited for. By default 32 for
                 lists and arrays, and 1 for other iterables: these may wait for the world, and an
                 output should not wait with them.
         """
-        most = ahead if ahead is not None else LOOKAHEAD if isinstance(items, Sized) else 1
-        if most < 1:
-            raise ValueError(f"ahead is {ahead}; expected 1 or more")
-        return self._pipeline(items, most)
+        before: Ticket | None = None
 
-    def _pipeline(self, items: Iterable[Input], most: int) -> Iterator[Any]:
-        under_way: deque[tuple[Ticket, Done]] = deque()
-        try:
-            for x in items:
-                under_way.append(self._send(x))
-                if len(under_way) >= most:
-                    yield self._receive(under_way)
-            while under_way:
-                yield self._receive(under_way)
-        finally:
-            for ticket, _ in reversed(under_way):
-                self._link.forget(ticket)
+        def send(x: Input) -> Stepping:
+            nonlocal before
+            ticket, done = self._send(x, before)
+            before = ticket
+            return Stepping(self._link, ticket, done)
+
+        return pipeline(items, send, lookahead(items, ahead, LOOKAHEAD))
 
     def flush(self) -> int:
         """Makes all steps so far durable; returns the durable position.
@@ -219,15 +214,11 @@ class Session(SessionBase):
         if not self.closed:
             self._close(delete=self.ephemeral)
 
-    def _send(self, x: Input) -> tuple[Ticket, Done]:
+    def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, Done]:
         if self.closed:
             self._live()
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
-        return ticket, self._link.begin(ticket, partial(self._core.step, ticket))
-
-    def _receive(self, under_way: deque[tuple[Ticket, Done]]) -> Any:
-        self._link.finish(*under_way[0])
-        return check_done(under_way.popleft()[0])
+        return ticket, self._link.begin(ticket, before)
 
     def _owned(self, call: Callable[[grpc.Channel], T]) -> T:
         """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""

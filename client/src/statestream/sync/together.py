@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from statestream.core import Ticket, leave
 from statestream.errors import StatestreamError
-from statestream.parts import Share
-from statestream.sync.asked import Asked, Done
+from statestream.sync.asked import Asked
 from statestream.sync.link import Link
 
 K = TypeVar("K", bound=Ticket)
@@ -37,29 +35,6 @@ def perform_all(links: Sequence[Link], makes: Sequence[Callable[[], K]]) -> list
         except StatestreamError as error:
             found.append(error)
     return found
-
-
-def step_all(shares: Sequence[Share[Link]]) -> None:
-    """Submits the shares of a step and waits until all are done; Ctrl-C stops the waiting for all."""
-    under_way: deque[tuple[Share[Link], Done]] = deque()
-    try:
-        for share in shares:
-            try:
-                done = share.link.begin(share.ticket, partial(share.link.core.step, share.ticket))
-            except StatestreamError as error:
-                share.ticket.finish(error=error)
-            else:
-                under_way.append((share, done))
-        while under_way:
-            share, done = under_way.popleft()
-            try:
-                share.link.finish(share.ticket, done)
-            except StatestreamError as error:
-                share.ticket.finish(error=error)
-    except BaseException:
-        for share, _ in under_way:
-            share.link.forget(share.ticket)
-        raise
 
 
 def start_all(links: Sequence[Link]) -> None:

@@ -1,0 +1,91 @@
+"""Steps under way: what a caller, or a stream of steps, waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from statestream.aio.link import Link
+from statestream.calls import PoolError, check_done, check_pool
+from statestream.core import PoolTicket, Ticket
+from statestream.errors import StatestreamError
+from statestream.layout import Layout
+from statestream.parts import Share, merge
+
+
+class Stepping:
+    """A step of a session under way."""
+
+    __slots__ = ("_done", "_link", "_ticket")
+
+    def __init__(self, link: Link, ticket: Ticket, done: asyncio.Future[None]) -> None:
+        self._link = link
+        self._ticket = ticket
+        self._done = done
+
+    def pending(self) -> asyncio.Future[None] | None:
+        """What it waits for; None when it is done."""
+        return None if self._done.done() else self._done
+
+    async def answer(self) -> Any:
+        """Waits until it is done; its outputs."""
+        await self._link.finish(self._ticket, self._done)
+        return check_done(self._ticket)
+
+    def forget(self) -> None:
+        """Drops it where it is not on its way yet and has nothing behind it."""
+        self._link.forget(self._ticket)
+
+
+class PoolStepping:
+    """A step of a pool under way, by all shards that have a share of it.
+
+    Args:
+        layout: The pool's.
+        ticket: The step.
+        single: Whether it has one step a row, without an axis for time.
+        shares: What each shard has of it.
+        return_errors: A PoolError is its answer, not raised.
+    """
+
+    def __init__(
+        self, layout: Layout, ticket: PoolTicket, single: bool, shares: Sequence[Share[Link]], return_errors: bool
+    ) -> None:
+        self._layout = layout
+        self._ticket = ticket
+        self._single = single
+        self._shares = shares
+        self._return_errors = return_errors
+        self._under_way: list[tuple[Share[Link], asyncio.Future[None]]] = []
+        for share in shares:
+            try:
+                self._under_way.append((share, share.link.begin(share.ticket)))
+            except StatestreamError as error:
+                share.ticket.finish(error=error)
+
+    def pending(self) -> asyncio.Future[None] | None:
+        """What it waits for next; None when it is done."""
+        return next((done for _, done in self._under_way if not done.done()), None)
+
+    async def answer(self) -> Any:
+        """Waits until all shards are done; the outputs, or the PoolError where that is an answer."""
+        try:
+            for share, done in self._under_way:
+                await share.link.finish(share.ticket, done)
+        except BaseException:
+            self.forget()
+            raise
+        merge(self._ticket, self._shares)
+        try:
+            return check_pool(self._layout, self._ticket, self._single)
+        except PoolError as error:
+            if not self._return_errors:
+                raise
+            return error
+
+    def forget(self) -> None:
+        """Stops waiting; what was submitted is applied."""
+        for share, _ in self._under_way:
+            if not share.ticket.done:
+                share.link.forget(share.ticket)
