@@ -19,7 +19,9 @@ import numpy as np
 import statestream
 from statestream.v1 import inference_pb2 as pb
 from tests.chaos.oracle import MODEL, OUTPUTS, inputs
-from tests.support.speaker import Refusal, Speaker, connected, rows_of, u32, u64
+from tests.support.arrays import u32, u64
+from tests.support.calls import connected
+from tests.support.speaker import Refusal, Speaker, rows_of
 
 CHUNK, AHEAD = 4, 8
 

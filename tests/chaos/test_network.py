@@ -16,7 +16,8 @@ from tests.chaos.faults import Cut, Delay, Fault, LoseReplies, Scene, Stall, sch
 from tests.chaos.oracle import MODEL, Oracle, inputs
 from tests.chaos.proxy import proxies
 from tests.chaos.workload import RETRY_SECONDS, verify, workload
-from tests.support.speaker import Failure, Opened, Refusal, Speaker, connected
+from tests.support.calls import Failure, connected
+from tests.support.speaker import Opened, Refusal, Speaker
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 Scaled = Callable[[int, int], int]

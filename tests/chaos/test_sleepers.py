@@ -16,7 +16,8 @@ from tests.chaos.faults import Scene
 from tests.chaos.oracle import MODEL, Oracle, inputs
 from tests.chaos.test_network import IMPATIENT
 from tests.chaos.workload import verify, workload
-from tests.support.speaker import Answer, Speaker, connected
+from tests.support.calls import connected
+from tests.support.speaker import Answer, Speaker
 
 pytestmark = [pytest.mark.chaos, pytest.mark.service, pytest.mark.timeout(600)]
 Scaled = Callable[[int, int], int]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support import models, serving
-from tests.support.speaker import Caller, Speaker, Subject, connected
+from tests.support.calls import Caller, connected
+from tests.support.speaker import Speaker
+from tests.support.subject import Subject
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,19 +7,9 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import server_pb2, server_pb2_grpc
-from tests.support.speaker import (
-    Answer,
-    Refusal,
-    Speaker,
-    Subject,
-    cut,
-    fresh_id,
-    joined,
-    pack,
-    same_bits,
-    tensor,
-    u64,
-)
+from tests.support.arrays import cut, pack, same_bits, tensor, u64
+from tests.support.speaker import Answer, Refusal, Speaker, fresh_id, joined
+from tests.support.subject import Subject
 
 
 async def _limits(speaker: Speaker) -> server_pb2.Limits:

@@ -11,7 +11,9 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import server_pb2, server_pb2_grpc
 from statestream.v1.tensor_pb2 import Tensor
-from tests.support.speaker import Speaker, Subject, fresh_id, length, next_incarnation, same_bits, tensor, u32, u64
+from tests.support.arrays import length, same_bits, tensor, u32, u64
+from tests.support.speaker import Speaker, fresh_id, next_incarnation
+from tests.support.subject import Subject
 
 
 def _good(subject: Subject, steps: int = 2) -> pb.ChunkFrame:

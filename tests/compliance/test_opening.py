@@ -7,19 +7,10 @@ import numpy as np
 from statestream.signature import row_shape
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import server_pb2, server_pb2_grpc, session_pb2
-from tests.support.speaker import (
-    Caller,
-    Failure,
-    Opened,
-    Refusal,
-    Speaker,
-    Subject,
-    fresh_id,
-    next_incarnation,
-    same_bits,
-    tensor,
-    u64,
-)
+from tests.support.arrays import same_bits, tensor, u64
+from tests.support.calls import Caller, Failure
+from tests.support.speaker import Opened, Refusal, Speaker, fresh_id, next_incarnation
+from tests.support.subject import Subject
 
 
 async def test_create_refuses_a_session_that_exists(speaker: Speaker) -> None:

@@ -12,16 +12,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
 from statestream.v1 import session_pb2 as sessions
-from tests.support.speaker import (
-    Caller,
-    Speaker,
-    Subject,
-    arrays_of,
-    everything,
-    failing,
-    fresh_id,
-    same_bits,
-)
+from tests.support.arrays import arrays_of, same_bits
+from tests.support.calls import Caller, everything, failing
+from tests.support.speaker import Speaker, fresh_id
+from tests.support.subject import Subject
 
 SERVICES = [
     "statestream.v1.InferenceService",

@@ -8,21 +8,10 @@ import pytest
 from statestream.signature import encode_text, step_shape
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, session_pb2
-from tests.support.speaker import (
-    DEADLINE,
-    Caller,
-    Speaker,
-    Subject,
-    array_of,
-    arrays_of,
-    cut,
-    everything,
-    failing,
-    fresh_id,
-    random_steps,
-    same_bits,
-    tensor,
-)
+from tests.support.arrays import array_of, arrays_of, cut, same_bits, tensor
+from tests.support.calls import DEADLINE, Caller, everything, failing
+from tests.support.speaker import Speaker, fresh_id
+from tests.support.subject import Subject, random_steps
 
 
 async def _position(caller: Caller, model: str, name: str) -> int:

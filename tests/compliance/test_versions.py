@@ -13,17 +13,10 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, session_pb2
 from tests.compliance.conftest import Target
-from tests.support.speaker import (
-    Caller,
-    Speaker,
-    Subject,
-    everything,
-    failing,
-    fresh_id,
-    same_bits,
-    tensor,
-    u64,
-)
+from tests.support.arrays import same_bits, tensor, u64
+from tests.support.calls import Caller, everything, failing
+from tests.support.speaker import Speaker, fresh_id
+from tests.support.subject import Subject
 
 
 @dataclass(frozen=True)

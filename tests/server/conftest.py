@@ -1,15 +1,32 @@
-"""Models for the tests of the server; written once."""
+"""Models for the tests of the server, written once, and a server of them."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import models
+from tests.support.serving import Local, serving
+from tests.support.speaker import Speaker
 
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MODELS_DIR with every model of tests/support/models.py; read only."""
     return models.write(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+async def local(models_dir: Path) -> AsyncIterator[Local]:
+    """A server in this process, of all the models, with a store in memory."""
+    async with serving(models_dir) as local:
+        yield local
+
+
+@pytest.fixture
+async def counter(local: Local) -> AsyncIterator[Speaker]:
+    """A stream to it, for sessions of "counter"."""
+    async with Speaker(local.channel, "counter") as speaker:
+        yield speaker

@@ -15,8 +15,9 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc, model_pb2, server_pb2, server_pb2_grpc
 from statestream_server import app
 from statestream_server.settings import StartError
+from tests.support.calls import Caller, connected, everything
 from tests.support.serving import free_settings, serving
-from tests.support.speaker import Caller, Speaker, connected, everything
+from tests.support.speaker import Speaker
 
 X = {"x": np.ones((3, 2), np.float32)}
 

@@ -13,8 +13,10 @@ import statestream
 from statestream import PoolStep
 from statestream.v1 import inference_pb2 as pb
 from tests.support import models
+from tests.support.arrays import u64
+from tests.support.calls import Failure, connected
 from tests.support.serving import Process, process
-from tests.support.speaker import Answer, Failure, Opened, Refusal, Speaker, connected, joined, u64
+from tests.support.speaker import Answer, Opened, Refusal, Speaker, joined
 
 SESSIONS, CHUNKS, KILLS, AHEAD = 4, 30, 3, 6
 

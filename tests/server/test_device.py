@@ -23,8 +23,9 @@ from statestream_server.models.policies import BucketedRows
 from statestream_server.models.runtime import Device, DeviceError, Graph
 from statestream_server.settings import StartError
 from tests.server.runtime import graphs
+from tests.support.arrays import same_bits
 from tests.support.serving import serving
-from tests.support.speaker import Answer, Refusal, Speaker, same_bits
+from tests.support.speaker import Answer, Refusal, Speaker
 
 
 @pytest.fixture

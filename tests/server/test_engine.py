@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,11 @@ from statestream_server.engine.costs import Costs
 from statestream_server.engine.predictions import Prediction, Predictions
 from statestream_server.settings import Durability
 from tests.support import models
+from tests.support.arrays import arrays_of, tensor
+from tests.support.calls import Caller, everything
+from tests.support.counter import numbers
 from tests.support.serving import Local, serving
-from tests.support.speaker import (
-    Answer,
-    Caller,
-    Refusal,
-    Speaker,
-    arrays_of,
-    everything,
-    fresh_id,
-    joined,
-    tensor,
-)
-
-
-def numbers(*values: float) -> dict[str, np.ndarray]:
-    return {"x": np.asarray(values, np.float32)[:, None]}
-
-
-@pytest.fixture
-async def local(models_dir: Path) -> AsyncIterator[Local]:
-    async with serving(models_dir) as local:
-        yield local
+from tests.support.speaker import Answer, Refusal, Speaker, fresh_id, joined
 
 
 @contextmanager

@@ -25,8 +25,9 @@ from statestream_server.stores.redis_keys import name_of
 from tests.server.golden import make
 from tests.server.stores.redis_server import redis_server
 from tests.support import models
+from tests.support.calls import Caller, Failure, failing
 from tests.support.serving import Local, serving
-from tests.support.speaker import Caller, Failure, Opened, Speaker, failing
+from tests.support.speaker import Opened, Speaker
 
 MODEL = make.MODEL
 

@@ -14,8 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
 from tests.support import models
+from tests.support.calls import DEADLINE, Caller, connected
 from tests.support.serving import Process, process
-from tests.support.speaker import DEADLINE, Caller, Speaker, connected
+from tests.support.speaker import Speaker
 
 ONE = {"x": np.ones((2, 1), np.float32)}
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,18 +18,14 @@ from statestream_server.engine.statistics import SIZES, WAITS, Statistics, Why
 from statestream_server.engine.work import Priority
 from statestream_server.metrics import ServerCollector
 from statestream_server.models.policies import SerialisedRows
-from tests.support.serving import Local, serving
-from tests.support.speaker import Caller, Speaker, fresh_id, tensor
+from tests.support.arrays import tensor
+from tests.support.calls import Caller
+from tests.support.serving import Local
+from tests.support.speaker import Speaker, fresh_id
 
 
 def ones(steps: int = 1) -> dict[str, np.ndarray]:
     return {"x": np.ones((steps, 1), np.float32)}
-
-
-@pytest.fixture
-async def local(models_dir: Path) -> AsyncIterator[Local]:
-    async with serving(models_dir) as local:
-        yield local
 
 
 async def reasons(local: Local, chunks: list[tuple[int, int, int]], *, sessions: int) -> list[Why]:

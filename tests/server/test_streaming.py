@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import models
+from tests.support.arrays import cut, length
 from tests.support.serving import Local, serving
-from tests.support.speaker import Answer, Speaker, cut, fresh_id, joined, length, random_steps
+from tests.support.speaker import Answer, Speaker, fresh_id, joined
+from tests.support.subject import random_steps
 
 MODELS = ("lstm", "gru", "counter", "tokens")
 
@@ -53,12 +54,6 @@ def plans(draw: st.DrawFn) -> Plan:
             left[session] -= 1
         frames.append(frame)
     return Plan(draw(st.sampled_from(MODELS)), chunks, stream_of, frames, draw(st.integers(0, 2**32)))
-
-
-@pytest.fixture
-async def local(models_dir: Path) -> AsyncIterator[Local]:
-    async with serving(models_dir) as local:
-        yield local
 
 
 async def streamed(local: Local, plan: Plan, inputs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

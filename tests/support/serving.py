@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from statestream_server import app
 from statestream_server.engine.table import Table
 from statestream_server.settings import Durability, Limits, Settings
-from tests.support.speaker import DEADLINE, connected
+from tests.support.calls import DEADLINE, connected
+from tests.support.speaker import Speaker, fresh_id
 
 _READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
 # The command itself, without the console script: tests also run where only the sources are installed.
@@ -183,3 +186,10 @@ def process(models: Path, *options: str, port: int = 0) -> Iterator[Process]:
         yield server.start()
     finally:
         server.kill()
+
+
+async def serves_on(channel: Any) -> None:
+    """A server goes on: a new session of "gru" is opened and stepped."""
+    async with Speaker(channel, "gru") as speaker:
+        await speaker.open_one(fresh_id())
+        await speaker.step(0, 0, {"x": np.ones((3, 2), np.float32)})

@@ -3,96 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
 import uuid
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import grpc
 import numpy as np
-import pytest
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from statestream.signature import Signature, TensorSpec, step_shape
 from statestream.v1 import inference_pb2 as pb
-from statestream.v1 import inference_pb2_grpc, model_pb2, model_pb2_grpc, session_pb2_grpc
-from statestream.v1.tensor_pb2 import RowError, Tensor
-
-Arrays = Mapping[str, np.ndarray]
-DEADLINE: Final = 20.0
-"""Seconds after which a missing answer is a failure of the test."""
-
-
-def u32(*values: int) -> bytes:
-    return np.asarray(values, "<u4").tobytes()
-
-
-def u64(*values: int) -> bytes:
-    return np.asarray(values, "<u8").tobytes()
-
-
-def tensor(name: str, array: np.ndarray) -> Tensor:
-    return Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=np.ascontiguousarray(array).tobytes())
-
-
-def array_of(message: Tensor) -> np.ndarray:
-    return np.frombuffer(message.data, message.dtype).reshape(tuple(message.shape))
-
-
-def arrays_of(messages: Iterable[Tensor]) -> dict[str, np.ndarray]:
-    return {message.name: array_of(message) for message in messages}
+from statestream.v1 import inference_pb2_grpc
+from statestream.v1.tensor_pb2 import RowError
+from tests.support.arrays import Arrays, arrays_of, length, pack, tensor, u32, u64
+from tests.support.calls import DEADLINE, Failure, failure_of
 
 
 def fresh_id(prefix: str = "s") -> str:
     """An id that no other test uses."""
     return f"{prefix}-{uuid.uuid4().hex[:12]}"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What a status and its details say."""
-
-    code: str
-    reason: str
-    domain: str
-    message: str
-    metadata: dict[str, str]
-    retry_after: float | None
-    fields: list[str]
-
-
-def failure_of(status: status_pb2.Status) -> Failure:
-    info, retry, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
-    after, fields = None, list[str]()
-    for detail in status.details:
-        if detail.Unpack(retry):
-            after = retry.retry_delay.ToNanoseconds() / 1e9
-        elif detail.Unpack(bad):
-            fields = [violation.field for violation in bad.field_violations]
-        else:
-            detail.Unpack(info)
-    code = code_pb2.Code.Name(status.code)
-    return Failure(code, info.reason, info.domain, status.message, dict(info.metadata), after, fields)
-
-
-async def failing(call: Awaitable[Any]) -> Failure:
-    """The failure of a call that must fail, from its trailing metadata."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(call, DEADLINE)
-    error = caught.value
-    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
-    assert details is not None, f"no details with {error.code()}: {error.details()}"
-    status = status_pb2.Status.FromString(details)
-    assert status.code == error.code().value[0]
-    return failure_of(status)
-
-
-async def everything(call: Any) -> list[Any]:
-    """All messages of a server stream."""
-    return [message async for message in call]
 
 
 @dataclass(frozen=True)
@@ -131,44 +61,6 @@ class Refusal:
     handle: int
     position: int
     failure: Failure
-
-
-@dataclass
-class Subject:
-    """The session model under test, as ModelService describes it."""
-
-    name: str
-    signature: Signature
-
-    @classmethod
-    async def find(cls, channel: grpc.aio.Channel, name: str) -> Subject:
-        found = await model_pb2_grpc.ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest(name=name))
-        return cls(name, found.model.signature)
-
-    def random(self, steps: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """Inputs [steps, ...one step]."""
-        rng = np.random.default_rng(seed)
-        return {spec.name: random_steps(spec, steps, rng) for spec in self.signature.inputs}
-
-
-def random_steps(spec: TensorSpec, steps: int, rng: np.random.Generator) -> np.ndarray:
-    shape = (steps, *(size if size > 0 else 1 for size in step_shape(spec)))
-    if spec.dtype.startswith(("int", "uint")):
-        return rng.integers(0, 3, shape).astype(spec.dtype)
-    return rng.standard_normal(shape).astype(spec.dtype)
-
-
-def pack(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """Chunks of several sessions, one after the other."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def length(chunk: Arrays) -> int:
-    return len(next(iter(chunk.values())))
-
-
-def cut(inputs: Arrays, start: int, end: int) -> dict[str, np.ndarray]:
-    return {name: array[start:end] for name, array in inputs.items()}
 
 
 _incarnation = 0
@@ -395,40 +287,6 @@ def rows_of(frame: int, result: pb.ResultFrame) -> list[Answer | Refusal]:
 
 def _refusals(frame: int, errors: Iterable[RowError]) -> list[Refusal]:
     return [Refusal(frame, row.handle, row.position, failure_of(row.status)) for row in errors]
-
-
-class Caller:
-    """The unary services of one channel."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
-        self.sessions = session_pb2_grpc.SessionServiceStub(channel)
-        self.models = model_pb2_grpc.ModelServiceStub(channel)
-
-    async def step(self, model: str, session: str, inputs: Arrays, **more: Any) -> pb.StepResponse:
-        tensors = [tensor(name, array) for name, array in inputs.items()]
-        request = pb.StepRequest(model=model, session_id=session, inputs=tensors, **more)
-        response: pb.StepResponse = await self.inference.Step(request, timeout=DEADLINE)
-        assert response.durable_position <= response.position
-        return response
-
-
-@contextlib.asynccontextmanager
-async def connected(address: str) -> Any:
-    """A channel of its own: no connection is shared with other tests."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        yield channel
-
-
-def same_bits(one: Arrays, other: Arrays) -> bool:
-    """Whether two sets of arrays are equal in every bit."""
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype
-        and one[name].shape == other[name].shape
-        and one[name].tobytes() == other[name].tobytes()
-        for name in one
-    )
 
 
 def joined(answers: Iterable[Answer]) -> dict[str, np.ndarray]:

@@ -19,21 +19,14 @@ from statestream_server.metrics import ServerCollector
 from statestream_server.models import runtime
 from statestream_server.sessions.contact import monotonic
 from statestream_server.stores.base import TENANT
+from tests.support.calls import DEADLINE, Caller, connected, failing
+from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
-from tests.support.speaker import DEADLINE, Answer, Caller, Refusal, Speaker, connected, failing, fresh_id
+from tests.support.speaker import Refusal, Speaker, fresh_id
 
 MODEL = "counter"
 LONG = 60.0
 """Seconds between checkpoints where a test is to see what happens without one."""
-
-
-def numbers(*values: float) -> dict[str, np.ndarray]:
-    return {"x": np.asarray(values, np.float32)[:, None]}
-
-
-def sums(answer: Answer | Refusal) -> list[float]:
-    assert isinstance(answer, Answer), answer
-    return answer.outputs["y"].ravel().tolist()
 
 
 def stop(local: Local, seconds: float = 1000.0) -> None:

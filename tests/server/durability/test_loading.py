@@ -8,25 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from statestream.v1 import model_pb2 as model
 from statestream_server.models import repository
 from tests.support import models
+from tests.support.calls import Caller, failing
+from tests.support.counter import numbers, sums
 from tests.support.serving import serving
-from tests.support.speaker import Answer, Caller, Refusal, Speaker, failing
+from tests.support.speaker import Speaker
 
 MODEL = "counter"
-
-
-def numbers(*values: float) -> dict[str, np.ndarray]:
-    return {"x": np.asarray(values, np.float32)[:, None]}
-
-
-def sums(answer: Answer | Refusal) -> list[float]:
-    assert isinstance(answer, Answer), answer
-    return answer.outputs["y"].ravel().tolist()
 
 
 class Gate:

@@ -11,15 +11,14 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
+from tests.support.arrays import arrays_of, tensor
+from tests.support.calls import Caller, Failure, connected, everything, failing
+from tests.support.counter import numbers
 from tests.support.serving import Local, process, serving
-from tests.support.speaker import Caller, Failure, Speaker, arrays_of, connected, everything, failing, fresh_id, tensor
+from tests.support.speaker import Speaker, fresh_id
 
 MODEL, LOOP = "counter", "loop"
 LONG = 60.0
-
-
-def numbers(*values: float) -> dict[str, np.ndarray]:
-    return {"x": np.asarray(values, np.float32)[:, None]}
 
 
 @pytest.fixture

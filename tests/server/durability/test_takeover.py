@@ -13,21 +13,14 @@ import numpy as np
 import pytest
 
 from tests.server.stores.redis_server import Server, redis_server, wait_until
+from tests.support.calls import connected
+from tests.support.counter import numbers, sums
 from tests.support.serving import Process, process
-from tests.support.speaker import Answer, Refusal, Speaker, connected, fresh_id
+from tests.support.speaker import Answer, Refusal, Speaker, fresh_id
 
 MODEL = "counter"
 INTERVAL = 0.2
 OPTIONS = ("--checkpoint-interval", str(INTERVAL), "--log-level", "warning")
-
-
-def numbers(*values: float) -> dict[str, np.ndarray]:
-    return {"x": np.asarray(values, np.float32)[:, None]}
-
-
-def sums(answer: Answer | Refusal) -> list[float]:
-    assert isinstance(answer, Answer), answer
-    return answer.outputs["y"].ravel().tolist()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.service)])

@@ -24,8 +24,9 @@ from statestream_server.stores import packed, sqlite_tables
 from statestream_server.stores.base import TENANT, Key
 from tests.server.stores.redis_server import redis_server
 from tests.support import models
+from tests.support.calls import Caller
 from tests.support.serving import Local, serving
-from tests.support.speaker import Caller, Speaker
+from tests.support.speaker import Speaker
 
 FOLDER: Final = Path(__file__).parent
 MODELS: Final = FOLDER / "models"

@@ -1,0 +1,90 @@
+"""Limits of a server, and that it serves on where one is met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import session_pb2 as sessions
+from tests.support.arrays import tensor
+from tests.support.calls import Caller, failing
+from tests.support.counter import numbers
+from tests.support.serving import serves_on, serving
+from tests.support.speaker import Opened, Refusal, Speaker, fresh_id
+
+
+class TestLimits:
+    async def test_too_many_sessions(self, models_dir: Path) -> None:
+        """The limit counts sessions in memory; a refused frame opens none; a deleted session makes room."""
+        async with (
+            serving(models_dir, limits={"max_sessions": 3}) as local,
+            Speaker(local.channel, "counter") as speaker,
+        ):
+            names = [fresh_id() for _ in range(4)]
+            await speaker.send(
+                open=pb.OpenFrame(
+                    model="counter",
+                    handles=np.arange(4, dtype="<u4").tobytes(),
+                    ids=names,
+                    writer=speaker.writer,
+                    incarnation=1,
+                )
+            )
+            failure = await speaker.refused()
+            assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_SESSIONS")
+            assert failure.retry_after
+            assert local.table("counter").sessions == 0
+            opened = await speaker.open(*names[:3])
+            assert all(isinstance(one, Opened) for one in opened.values())
+            unary = pb.StepRequest(model="counter", session_id=names[3], inputs=[tensor("x", numbers(1)["x"])])
+            caller = Caller(local.channel)
+            assert (await failing(caller.inference.Step(unary))).reason == "TOO_MANY_SESSIONS"
+            fork = sessions.ForkSessionRequest(model="counter", session_id=names[0], fork_id=names[3])
+            assert (await failing(caller.sessions.ForkSession(fork))).reason == "TOO_MANY_SESSIONS"
+            await speaker.step(0, 0, numbers(1, 2, 3))
+            assert (await speaker.open_one(names[1], 1)).position == 0, "a session that is there needs no room"
+            await speaker.close(2, delete=True)
+            assert (await speaker.open_one(names[3], 3)).created
+
+    async def test_overloaded(self, models_dir: Path) -> None:
+        """Chunks beyond the limit of queued bytes are refused, row by row; those before them are applied."""
+        async with (
+            serving(models_dir, limits={"max_queued_bytes": 1000}) as local,
+            Speaker(local.channel, "counter") as speaker,
+        ):
+            await speaker.open(fresh_id(), fresh_id())
+            with local.engine_held():
+                await speaker.send_chunk([0], [0], [numbers(*[1] * 200)])
+                await speaker.send_chunk([0, 1], [200, 0], [numbers(*[1] * 100)] * 2)
+                refused = await speaker.rows(2)
+                await speaker.send_chunk([1], [0], [numbers(1)])
+                await local.until(lambda: local.server.engine.queued == 2)
+            for row in refused:
+                assert isinstance(row, Refusal)
+                assert (row.failure.code, row.failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+                assert row.failure.retry_after
+            assert sorted(answer.end for answer in await speaker.answers(2)) == [1, 200]
+            await speaker.step(0, 200, numbers(*[1] * 100))
+            assert local.server.engine.queued_bytes == 0
+
+    async def test_one_large_chunk_is_never_starved(self, models_dir: Path) -> None:
+        """A chunk larger than the limit is taken when nothing else waits."""
+        async with (
+            serving(models_dir, limits={"max_queued_bytes": 100}) as local,
+            Speaker(local.channel, "counter") as speaker,
+        ):
+            await speaker.open_one(fresh_id())
+            await speaker.step(0, 0, numbers(*[1] * 250))
+
+    async def test_a_message_above_the_limit_ends_only_its_call(self, models_dir: Path) -> None:
+        async with serving(models_dir, limits={"max_message_bytes": 10_000}) as local:
+            async with Speaker(local.channel, "counter") as speaker:
+                await speaker.send(
+                    chunk=pb.ChunkFrame(inputs=[tensor("x", np.zeros((20_000, 1), np.float32))], handles=b"\0" * 4)
+                )
+                with pytest.raises(Exception, match="RESOURCE_EXHAUSTED"):
+                    await speaker.read()
+            await serves_on(local.channel)
