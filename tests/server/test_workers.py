@@ -13,8 +13,9 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from tests.support import models
+from tests.support.calls import connected
 from tests.support.serving import Process, process
-from tests.support.speaker import Speaker, connected
+from tests.support.speaker import Speaker
 
 ONE = {"x": np.ones((2, 1), np.float32)}
 READY = r"ready: gRPC"

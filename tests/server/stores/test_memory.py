@@ -7,7 +7,8 @@ import pytest
 
 from statestream_server.stores.base import Key, Record, Store, Survival
 from statestream_server.stores.memory import MemoryStore
-from tests.server.stores.compliance import A, StoreCompliance
+from tests.server.stores.compliance import StoreCompliance
+from tests.server.stores.compliance.asking import A
 
 
 @pytest.fixture

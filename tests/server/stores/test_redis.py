@@ -15,16 +15,8 @@ from statestream.errors import StoreUnavailable
 from statestream_server.stores.base import NEWER, Key, Mode, Record, Store, Survival, Verdict
 from statestream_server.stores.redis import RedisStore
 from statestream_server.stores.redis_keys import BUCKETS
-from tests.server.stores.compliance import (
-    KEY,
-    A,
-    StoreCompliance,
-    claim,
-    claim_of,
-    created_and_saved,
-    loaded,
-    replace,
-)
+from tests.server.stores.compliance import StoreCompliance
+from tests.server.stores.compliance.asking import KEY, A, claim, claim_of, created_and_saved, loaded, replace
 from tests.server.stores.redis_server import Server, free_port, redis_server, wait_until
 from tests.services import require_binary
 

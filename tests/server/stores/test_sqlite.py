@@ -17,7 +17,8 @@ from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
 from statestream_server.stores.sqlite import SqliteStore
 from statestream_server.stores.sqlite_tables import APPLICATION, SCHEMA
-from tests.server.stores.compliance import KEY, A, StoreCompliance, claim, claim_of, created_and_saved, loaded, replace
+from tests.server.stores.compliance import StoreCompliance
+from tests.server.stores.compliance.asking import KEY, A, claim, claim_of, created_and_saved, loaded, replace
 
 
 @pytest.fixture

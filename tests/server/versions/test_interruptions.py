@@ -17,7 +17,7 @@ from statestream.v1 import model_pb2 as model
 from statestream.v1 import session_pb2
 from statestream_server.stores.base import Record
 from statestream_server.stores.sqlite import SqliteStore
-from tests.server.stores.compliance import claim_of
+from tests.server.stores.compliance.asking import claim_of
 from tests.server.stores.redis_server import redis_server
 from tests.server.versions.counters import LONG, MODEL, TO_2, move_frame, record, started, table_of
 from tests.support.arrays import tensor

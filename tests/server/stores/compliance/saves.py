@@ -1,0 +1,130 @@
+"""What a save writes and what it may not: fenced by epochs, never backwards, every byte and number kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from statestream_server.stores.base import Key, Record, Store, Verdict
+from statestream_server.stores.rules import NUMBER_LIMIT
+from tests.server.stores.compliance.asking import (
+    KEY,
+    A,
+    B,
+    claim,
+    claim_of,
+    created_and_saved,
+    load,
+    loaded,
+    replace,
+)
+
+
+class Saves:
+    """Tests for a fixture `store`, started and empty."""
+
+    async def test_a_save_needs_the_epoch_and_never_goes_back(self, store: Store) -> None:
+        saved = await created_and_saved(store)
+        assert await store.save([replace(saved, position=4, blob=b"older")]) == [False]
+        assert await store.save([replace(saved, epoch=saved.epoch - 1, position=9)]) == [False]
+        assert (await loaded(store)).blob == b"state"
+        assert await store.save([replace(saved, blob=b"same position")]) == [True]
+        assert await store.save([replace(saved, position=6, blob=b"next")]) == [True]
+        stored = await loaded(store)
+        assert (stored.position, stored.blob) == (6, b"next")
+
+    async def test_a_save_of_a_later_epoch_is_written(self, store: Store) -> None:
+        # After a flush an owner whose session moved registered its row again, before the true owner did.
+        saved = await created_and_saved(store)
+        assert await store.save([replace(saved, epoch=saved.epoch + 1, position=1, blob=b"true")]) == [True]
+        assert await store.save([replace(saved, position=50)]) == [False]
+        assert (await loaded(store)).blob == b"true"
+
+    async def test_a_save_is_fenced_by_a_claim(self, store: Store) -> None:
+        saved = await created_and_saved(store)
+        await claim(store, writer=B, incarnation=11)
+        assert await store.save([replace(saved, position=50)]) == [False]
+        assert (await loaded(store)).position == 5
+
+    async def test_a_save_into_an_empty_store_is_written(self, store: Store) -> None:
+        record = Record(KEY, 2, 7, 100, A, 10, ephemeral=True, blob=b"x")
+        assert await store.save([record]) == [True]
+        assert replace(await loaded(store), saved_at=0.0) == record
+
+    async def test_a_late_save_does_not_undo_a_delete(self, store: Store) -> None:
+        saved = await created_and_saved(store)
+        assert await store.delete([KEY], [saved.epoch]) == [True]
+        assert await store.save([replace(saved, position=6), replace(saved, epoch=saved.epoch - 1)]) == [False, False]
+        assert await load(store) is None
+
+    async def test_a_save_of_a_later_epoch_is_written_over_a_tombstone(self, store: Store) -> None:
+        # Its claim came after the delete, and was lost by a failover that kept the tombstone.
+        saved = await created_and_saved(store)
+        await store.delete([KEY], [saved.epoch])
+        assert await store.save([replace(saved, epoch=saved.epoch + 1)]) == [True]
+        assert (await loaded(store)).epoch == saved.epoch + 1
+        assert [record.key for record in await store.list("tenant", "", ("", ""), 10)] == [KEY]
+
+    async def test_saves_of_one_batch_are_decided_in_order(self, store: Store) -> None:
+        saved = await created_and_saved(store)
+        other = Record(Key("tenant", "model", "x"), 1, 3, 3, A, 10, blob=b"")
+        batch = [replace(saved, position=8, blob=b"8"), other, replace(saved, position=7), replace(saved, position=9)]
+        assert await store.save(batch) == [True, True, False, True]
+        assert (await loaded(store)).position == 9
+
+    async def test_an_empty_blob_is_not_no_blob(self, store: Store) -> None:
+        saved = await created_and_saved(store, blob=b"")
+        assert (await loaded(store)).blob == b""
+        answer = await claim(store)
+        assert answer.record is not None
+        assert answer.record.blob == b""
+        assert await store.save([replace(saved, epoch=saved.epoch + 1, blob=None)]) == [True]
+        assert (await loaded(store)).blob is None
+
+    async def test_a_large_blob(self, store: Store) -> None:
+        blob = bytes(range(256)) * 16_384
+        await created_and_saved(store, blob=blob)
+        assert (await loaded(store)).blob == blob
+
+    async def test_numbers_up_to_the_limit_keep_every_bit(self, store: Store) -> None:
+        record = Record(KEY, NUMBER_LIMIT - 2, NUMBER_LIMIT - 2, NUMBER_LIMIT - 2, A, NUMBER_LIMIT - 2, blob=b"x")
+        assert await store.save([record]) == [True]
+        assert await store.save([replace(record, epoch=NUMBER_LIMIT - 3)]) == [False]
+        assert await store.save([replace(record, position=NUMBER_LIMIT - 3)]) == [False]
+        assert await store.save([replace(record, position=NUMBER_LIMIT - 1)]) == [True]
+        assert (await claim(store, incarnation=1_800_000_000_000_001)).verdict is Verdict.REFUSED
+        stored = await loaded(store)
+        assert replace(stored, saved_at=0.0) == replace(record, position=NUMBER_LIMIT - 1)
+
+    async def test_records_beyond_the_limit_are_refused(self, store: Store) -> None:
+        record = Record(KEY, 1, 1, 1, A, 1)
+        for unfit in (
+            replace(record, position=NUMBER_LIMIT),
+            replace(record, epoch=NUMBER_LIMIT),
+            replace(record, incarnation=-1),
+            replace(record, writer=b"short"),
+        ):
+            with pytest.raises(ValueError, match="expected"):
+                await store.save([unfit])
+        with pytest.raises(ValueError, match="one epoch for each key"):
+            await store.delete([KEY], [])
+
+    async def test_a_claim_and_a_save_make_young_again(self, store: Store) -> None:
+        first = await created_and_saved(store)
+        stored = await loaded(store)
+        assert stored.saved_at >= first.saved_at
+        answer = await claim(store)
+        assert answer.record is not None
+        assert answer.record.saved_at >= stored.saved_at
+        assert (await loaded(store)).saved_at == answer.record.saved_at
+
+    async def test_a_thousand_sessions_at_once(self, store: Store) -> None:
+        keys = [Key("t", "m", f"{number}") for number in range(1000)]
+        answers = await store.claim([claim_of(key) for key in keys])
+        records = [answer.record for answer in answers if answer.record is not None]
+        assert [record.key for record in records] == keys
+        saves = [replace(record, position=index, blob=b"%d" % index) for index, record in enumerate(records)]
+        assert await store.save(saves[:500]) == [True] * 500
+        fenced = [replace(record, epoch=0) for record in saves[:500:2]]
+        assert await store.save([*fenced, *saves[500:]]) == [False] * 250 + [True] * 500
+        assert [record and record.blob for record in await store.load(keys)] == [b"%d" % i for i in range(1000)]
+        assert await store.delete(keys, [10] * 1000) == [True] * 1000
