@@ -24,7 +24,7 @@ NONE = -1
 
 _YOUNG_ENTRIES: Final = 16_384
 _YOUNG_BYTES: Final = 4 << 20
-_YOUNG_BLOCKS: Final = 512
+_YOUNG_BLOCKS: Final = 128
 """Young blocks are swept when they hold that much, or are so many: a sweep holds the loop up."""
 _BLOCK_ENTRIES: Final = 4096
 """Blocks that survived are joined up to this size."""
@@ -77,8 +77,8 @@ class _Block:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of one step of every output; a model may leave it to the inputs."""
-        return [array.shape[1:] for array in self.outputs]
+        """The shape of one step of every array; a model may leave it to its callers."""
+        return [array.shape[1:] for array in (*self.outputs, *self.inputs)]
 
     def digested(self) -> Positions:
         """The digests; the inputs are not needed any more."""
@@ -305,11 +305,10 @@ class ReplyWindow:
         rows = block.rows
         return np.asarray((block.ends > self.acked[rows]) & (block.entries >= self._oldest[rows]))
 
-    def _living(self, blocks: Sequence[_Block]) -> Iterator[tuple[_Block, Bools]]:
-        """The blocks in which something is alive, and what that is.
+    def _living(self, blocks: Sequence[_Block]) -> Iterator[_Block]:
+        """What is alive of some blocks.
 
-        Thousands of blocks of one reply each are the rule where sessions step by themselves, and few of them are
-        alive, so all are compared at once.
+        Where sessions step by themselves there are many blocks of one reply each, so all are compared at once.
         """
         if not blocks:
             return
@@ -318,10 +317,14 @@ class ReplyWindow:
             for columns in zip(*((block.entries, block.rows, block.ends) for block in blocks), strict=True)
         )
         alive = (ends > self.acked[rows]) & (entries >= self._oldest[rows])
-        bounds = np.cumsum([0, *(len(block.entries) for block in blocks)])
-        some = np.logical_or.reduceat(alive, bounds[:-1])
-        for number in np.flatnonzero(some).tolist():
-            yield blocks[number], alive[bounds[number] : bounds[number + 1]]
+        sizes = np.asarray([len(block.entries) for block in blocks])
+        starts = np.cumsum(sizes) - sizes
+        counts = np.add.reduceat(alive, starts, dtype=np.int64)
+        some = np.flatnonzero(counts)
+        whole = counts[some] == sizes[some]
+        for number, is_whole in zip(some.tolist(), whole.tolist(), strict=True):
+            block, start = blocks[number], starts[number]
+            yield block if is_whole else block.take(np.flatnonzero(alive[start : start + sizes[number]]))
 
     def _sweep(self) -> None:
         """Lets go of what nobody needs: of all young blocks, and of as many survivors of earlier sweeps."""
@@ -340,46 +343,37 @@ class ReplyWindow:
 
     def _swept(self, blocks: Sequence[_Block]) -> list[_Block]:
         """What is alive of neighbouring blocks, in fewer of them."""
-        alive = list[_Block]()
-        for block, mask in self._living(blocks):
-            alive.append(block if mask.all() else block.take(np.flatnonzero(mask)))
-        _digest(alive)
-        joined, group, size = list[_Block](), list[_Block](), 0
-        for block in alive:
-            full = size + len(block.entries) > _BLOCK_ENTRIES
-            if group and (full or block.shapes != group[0].shapes):
-                joined.append(_join(group))
-                group, size = [], 0
-            group.append(block)
+        joined, group, size, shapes = list[_Block](), list[_Block](), 0, None
+        for block in self._living(blocks):
             size += len(block.entries)
+            if group and (size > _BLOCK_ENTRIES or block.shapes != shapes):
+                joined.append(_join(group))
+                group, size = [], len(block.entries)
+            if not group:
+                shapes = block.shapes
+            group.append(block)
         return [*joined, _join(group)] if group else joined
 
 
-def _digest(blocks: Sequence[_Block]) -> None:
-    """Lets go of the inputs of blocks, all at once where their steps are of one shape."""
-    fresh = [block for block in blocks if block.digests is None]
-    if len({tuple((array.dtype, array.shape[1:]) for array in block.inputs) for block in fresh}) == 1:
-        lengths = Lengths.of(np.concatenate([block.lengths.column for block in fresh]))
-        inputs = [np.concatenate(arrays) for arrays in zip(*(block.inputs for block in fresh), strict=True)]
-        found, start = digests.of_chunks(lengths, inputs), 0
-        for block in fresh:
-            end = start + len(block.entries)
-            block.digests, block.inputs, start = found[start:end], (), end
-    for block in fresh:
-        block.digested()
-
-
 def _join(blocks: Sequence[_Block]) -> _Block:
-    if len(blocks) == 1:
-        return blocks[0]
-    return _Block(
-        np.concatenate([block.entries for block in blocks]),
-        np.concatenate([block.rows for block in blocks]),
-        np.concatenate([block.before for block in blocks]),
-        np.concatenate([block.starts for block in blocks]),
-        np.concatenate([block.ends for block in blocks]),
-        Lengths.of(np.concatenate([block.lengths.column for block in blocks])),
-        [np.concatenate(arrays) for arrays in zip(*(block.outputs for block in blocks), strict=True)],
-        (),
-        np.concatenate([block.digested() for block in blocks]),
-    )
+    """Neighbouring blocks whose arrays are alike as one, which keeps digests instead of inputs."""
+    joined = blocks[0]
+    if len(blocks) > 1:
+        columns = (
+            (block.entries, block.rows, block.before, block.starts, block.ends, block.lengths.column)
+            for block in blocks
+        )
+        entries, rows, before, starts, ends, lengths = map(np.concatenate, zip(*columns, strict=True))
+        joined = _Block(
+            entries,
+            rows,
+            before,
+            starts,
+            ends,
+            Lengths.of(lengths),
+            [np.concatenate(arrays) for arrays in zip(*(block.outputs for block in blocks), strict=True)],
+            [np.concatenate(arrays) for arrays in zip(*(block.inputs for block in blocks), strict=True)],
+            None if joined.digests is None else np.concatenate([block.digested() for block in blocks]),
+        )
+    joined.digested()
+    return joined
