@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import numpy.ma  # np.unique would import it with the first chunk, and hold the loop up for many batches.
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server

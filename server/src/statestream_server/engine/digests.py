@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.random import Generator, Philox  # NumPy imports it when it is first used, which takes longer than a batch.
 
 from statestream_server.arrays import Array, Ints, Positions, counting
 from statestream_server.engine.lengths import Lengths
@@ -28,7 +27,7 @@ class _Multipliers:
     def first(self, count: int) -> Positions:
         if count > len(self._numbers):
             size = max(1024, 2 * count)
-            stream = Generator(Philox(key=0x5353_4431)).integers(0, 2**64, size, np.uint64)
+            stream = np.random.Generator(np.random.Philox(key=0x5353_4431)).integers(0, 2**64, size, np.uint64)
             self._numbers = stream | np.uint64(1)
         return self._numbers[:count]
 
