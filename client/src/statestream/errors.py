@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "statestream"
 
@@ -328,8 +328,3 @@ def _kind_of_code(number: int) -> type[StatestreamError]:
         grpc.StatusCode.CANCELLED: Closed,
     }
     return fallback.get(code, InternalError)
-
-
-def code_name(status: status_pb2.Status) -> str:
-    """The name of a status' code, for logs."""
-    return str(code_pb2.Code.Name(status.code))

@@ -128,11 +128,6 @@ class ReplyWindow:
         """Kept replies in all."""
         return sum(int(self._alive(block).sum()) for block in self._blocks)
 
-    @property
-    def stored(self) -> int:
-        """Replies in the log, those included that nobody needs and that were not swept yet."""
-        return sum(len(block.entries) for block in self._blocks)
-
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity` - 1."""
         self.acked = grown(self.acked, capacity, 0)

@@ -61,8 +61,6 @@ class Placement:
         pass_on: Callable[[], None],
     ) -> None:
         """Rows of the registry's tables; `clock` gives Unix time, `pass_on` queues chunks that just arrived."""
-        self.hibernated = 0
-        """Sessions that left memory for the store, so far."""
         self.foreign = 0
         """Sessions whose record was written by another runtime or processor, so far."""
         self._reported: set[tuple[str, int, int]] = set()
@@ -331,7 +329,6 @@ class Placement:
         """Frees rows that are `idle`; their streams keep the handles and wake the sessions by using them."""
         self._peers.hibernate(table, rows)
         table.release(rows)
-        self.hibernated += len(rows)
 
 
 def _stacked(values: Sequence[Array]) -> Array:
