@@ -9,6 +9,7 @@ import numpy as np
 from statestream import errors
 from statestream.core import Group
 from statestream.v1 import inference_pb2 as pb
+from statestream.wire import read_handles, read_positions
 from tests.client.wire import Wire, make_core
 from tests.client.world import FEATURES, MODEL, World
 
@@ -44,6 +45,37 @@ def test_answered_steps_that_the_server_lost_are_replayed(wire: Wire) -> None:
     last = wire.step(handle, np.ones((1, FEATURES)))
     wire.run()
     assert last.value[0, 0] == 7
+
+
+def test_a_replay_is_a_chunk_of_each_session_and_what_was_not_answered_goes_as_it_went(wire: Wire) -> None:
+    handles = wire.open("a", "b", "c")
+    wire.world.save()
+    for _ in range(3):
+        for handle in handles[:2]:
+            wire.step(handle, np.ones((1, FEATURES)))
+        wire.run()
+    pool = wire.pool(handles, np.ones((3, 6, FEATURES)), 6)  # Two chunks of each session, at most 4 steps long.
+    wire.send()
+    wire.send()
+    wire.serve()
+    wire.cut()  # The server took the first, and nobody heard.
+    wire.world.restart()
+    wire.connect()
+    while wire.send():
+        pass
+    wire.serve()
+    wire.deliver()
+    while wire.send():
+        pass
+    sent = [
+        (read_handles(chunk.handles).tolist(), read_positions(chunk.positions, len(chunk.handles) // 4).tolist(), steps)
+        for chunk in [request.chunk for request in wire.requests]
+        for steps in [chunk.steps or read_handles(chunk.lengths).tolist()]
+    ]
+    assert sent[0] == ([0, 1], [0, 0], [3, 3])
+    assert sorted(sent[1:]) == [([0, 1, 2], [3, 3, 0], 4), ([0, 1, 2], [7, 7, 4], 2)]
+    wire.run()
+    assert pool.value["y"][:, :, 0].tolist() == [[4, 5, 6, 7, 8, 9], [4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6]]
 
 
 def test_initial_states_are_sent_again_for_a_session_that_was_never_saved() -> None:

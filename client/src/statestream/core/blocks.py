@@ -189,9 +189,7 @@ class Block:
         else:
             lengths = self.lengths[rows]
             total = int(self.lengths.sum())
-            offsets = (np.cumsum(self.lengths) - self.lengths)[rows]
-            steps = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            index = np.repeat(offsets, lengths) + steps
+            index = ranges((np.cumsum(self.lengths) - self.lengths)[rows], lengths)
         inputs = tuple(np.frombuffer(data, np.uint8).reshape(total, -1)[index].tobytes() for data in self.inputs)
         return Block(self.lane, self.handles[rows], self.starts[rows], lengths, inputs, sink or self.sink.take(rows))
 
@@ -299,6 +297,11 @@ def answer(table: Table, at: slice | Ints, ends: Ints, durable: Ints, *, replay:
     table.answered[at] = np.maximum(table.answered[at], ends)
     table.unacked[at] += 1
     return int(table.unacked[at].max())
+
+
+def ranges(firsts: Ints, counts: Ints) -> Ints:
+    """The numbers from each of `firsts` on, so many of each, one range after the other."""
+    return np.repeat(firsts - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
 
 
 def span(handles: Ints) -> slice | Ints:

@@ -8,7 +8,7 @@ import numpy as np
 
 from statestream.core.blocks import Block, span
 from statestream.core.buffer import ReplayBuffer
-from statestream.core.forming import alone, cut, gather, merge_neighbours, without
+from statestream.core.forming import alone, cut, gather, rejoined, without
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import OVERHEAD, Lane, PoolTicket, StepTicket, again
@@ -348,7 +348,11 @@ class Chunks:
         self._table.stale[:] = 0
 
     def replay(self, handles: Ints, positions: Ints) -> None:
-        """Opens the way for sessions that are bound again; what the server lost of them is sent again."""
+        """Opens the way for sessions that are bound again; what the server lost of them is sent again.
+
+        Chunks whose replies the callers have are joined; the others go as they went before, because the server may
+        still have replies to them.
+        """
         table = self._table
         table.sent[handles] = np.minimum(positions, table.answered[handles])
         behind = np.full(table.size, DURABLE_FOREVER, np.int64)
@@ -364,7 +368,7 @@ class Chunks:
                     need &= ~block.dead
                 if need.any():
                     again_blocks.append(block.take(np.flatnonzero(need), DISCARD))
-        self.unsent = merge_neighbours(again_blocks, table.scratch, FRAME_BYTES) + self.unsent
+        self.unsent = rejoined(again_blocks, self.max_steps, FRAME_BYTES) + self.unsent
         table.state[handles] = State.OPEN
         self._fail_uncovered(handles)
 

@@ -1,14 +1,14 @@
-"""How blocks are formed: single chunks gathered, a pool's chunks cut, replays merged."""
+"""How blocks are formed: single chunks gathered, a pool's chunks cut, replays joined."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from statestream.core.blocks import Block, Single
+from statestream.core.blocks import Block, Single, ranges
 from statestream.core.sinks import DISCARD, One, PoolRows, Singles
-from statestream.core.tickets import PoolTicket, StepTicket
+from statestream.core.tickets import Lane, PoolTicket, StepTicket
 from statestream.wire import Array, Ints
 
 
@@ -74,48 +74,59 @@ def without(blocks: Sequence[Block], handles: Ints) -> list[Block]:
     return [block if ok.all() else block.take(np.flatnonzero(ok)) for block, ok in kept if ok.any()]
 
 
-def merge(blocks: Sequence[Block]) -> Block:
-    """One block of several replays that belong to one lane and name different sessions."""
-    if len(blocks) == 1:
-        return blocks[0]
-    first = blocks[0]
-    sizes: list[Ints | int] = [block.lengths for block in blocks]
-    lengths: Ints | int
-    if isinstance(first.lengths, int) and all(isinstance(size, int) and size == first.lengths for size in sizes):
-        lengths = first.lengths
-    else:
-        lengths = np.concatenate(
-            [
-                np.full(len(block), size) if isinstance(size, int) else size
-                for block, size in zip(blocks, sizes, strict=True)
-            ]
-        )
-    return Block(
-        first.lane,
-        np.concatenate([block.handles for block in blocks]),
-        np.concatenate([block.starts for block in blocks]),
-        lengths,
-        tuple(b"".join(column) for column in zip(*(block.inputs for block in blocks), strict=True)),
-        DISCARD,
-    )
+def rejoined(blocks: Sequence[Block], max_steps: int, max_bytes: int) -> list[Block]:
+    """Blocks that replay the chunks of others, successive chunks of a session joined to one.
 
+    Nobody waits for their outputs any more, so how they are cut is free, and a few long chunks run in a fraction of
+    the time that many short ones take. They end where chunks ended before: positions stay between chunks as sent.
 
-def merge_neighbours(blocks: list[Block], scratch: Ints, max_bytes: int) -> list[Block]:
-    """Neighbouring blocks joined as long as no session comes twice and the frame stays small."""
-    merged: list[Block] = []
-    run: list[Block] = []
-    nbytes = 0
-    scratch[:] = 0
+    Args:
+        blocks: Chunks, each once; of one session in any number and order.
+        max_steps: The most steps of a joined chunk; a single one may have more.
+        max_bytes: The most bytes of a frame of several chunks, and of a joined one.
+
+    Returns:
+        Blocks of one lane each, in the order in which they may leave, as far as a lane goes.
+    """
+    lanes: dict[Lane, list[Block]] = {}
     for block in blocks:
-        fits = run and run[0].lane is block.lane and nbytes + block.nbytes <= max_bytes
-        if run and not (fits and not scratch[block.handles].any()):
-            merged.append(merge(run))
-            for other in run:
-                scratch[other.handles] = 0
-            run, nbytes = [], 0
-        run.append(block)
-        nbytes += block.nbytes
-        scratch[block.handles] = 1
-    if run:
-        merged.append(merge(run))
-    return merged
+        lanes.setdefault(block.lane, []).append(block)
+    return [block for lane, found in lanes.items() for block in _rejoined(lane, found, max_steps, max_bytes)]
+
+
+def _rejoined(lane: Lane, blocks: list[Block], max_steps: int, max_bytes: int) -> Iterator[Block]:
+    handles = np.concatenate([block.handles for block in blocks])
+    starts = np.concatenate([block.starts for block in blocks])
+    lengths = np.concatenate([block.ends - block.starts for block in blocks])
+    order = np.lexsort((starts, handles))
+    index = ranges((np.cumsum(lengths) - lengths)[order], lengths[order])
+    columns = zip(*(block.inputs for block in blocks), strict=True)
+    steps = [np.frombuffer(b"".join(column), np.uint8).reshape(len(index), -1)[index] for column in columns]
+    handles, starts, lengths = handles[order], starts[order], lengths[order]
+    ends = np.cumsum(lengths)
+    begins = ends - lengths
+    # Where a session begins in the columns, and where the chunks from each on stop to follow one another.
+    new = np.append(True, handles[1:] != handles[:-1])
+    apart = new | np.append(True, starts[1:] != (starts + lengths)[:-1])
+    stops = np.append(np.flatnonzero(apart)[1:], len(handles))[np.cumsum(apart) - 1]
+    first = np.flatnonzero(new)
+    over = np.append(first[1:], len(handles))
+    most = min(max_steps, max_bytes // max(1, lane.step_bytes))
+    while first.size:
+        # Of each session as many chunks as fit, one at least.
+        last = np.searchsorted(ends, begins[first] + most, side="right")
+        last = np.maximum(first + 1, np.minimum(last, stops[first]))
+        sizes = ends[last - 1] - begins[first]
+        for rows in _framed(sizes * lane.step_bytes, max_bytes):
+            index = ranges(begins[first[rows]], sizes[rows])
+            inputs = tuple([column[index].tobytes() for column in steps])
+            yield Block(lane, handles[first[rows]], starts[first[rows]], sizes[rows], inputs, DISCARD)
+        left = last < over
+        first, over = last[left], over[left]
+
+
+def _framed(sizes: Ints, most: int) -> list[Ints]:
+    """Chunks of so many bytes, divided into frames: what crosses a multiple of `most` is alone, so none has more."""
+    ends = np.cumsum(sizes)
+    begin, end = (ends - sizes) // most, (ends - 1) // most
+    return np.split(np.arange(len(sizes)), np.flatnonzero((np.diff(begin) != 0) | (np.diff(end) != 0)) + 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from statestream import errors
-from statestream.core.blocks import Block, answer, span
+from statestream.core.blocks import Block, answer, ranges, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.sinks import DISCARD, Discard
@@ -156,10 +156,7 @@ class Results:
         if isinstance(lengths, int):
             index = (answers[:, np.newaxis] * lengths + np.arange(lengths)).reshape(-1)
         else:
-            offsets = (np.cumsum(lengths) - lengths)[answers]
-            counts = lengths[answers]
-            index = np.repeat(offsets, counts) + np.arange(int(counts.sum()))
-            index -= np.repeat(np.cumsum(counts) - counts, counts)
+            index = ranges((np.cumsum(lengths) - lengths)[answers], lengths[answers])
         self._deliver(block, rows, {name: array[index] for name, array in outputs.items()}, durable[answers])
 
     def _deliver(self, block: Block, rows: slice | Ints, outputs: Outputs, durable: Ints) -> None:
