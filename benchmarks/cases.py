@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from statestream.v1 import inference_pb2_grpc as stubs
 from statestream.v1.tensor_pb2 import Tensor
 
 FEATURES = 8
+AHEAD = 3
+"""Frames under way where a pool does not wait for each answer: one at the server, one on its way, one in the making."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,22 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
         return runner.run(main)
 
 
-def pool(bench: Bench, model: str, sessions: int, steps: int, seconds: float) -> float:
-    """Steps a second of a pool in closed loop."""
+def pool(bench: Bench, model: str, sessions: int, steps: int, seconds: float, *, ahead: int = 1) -> float:
+    """Steps a second of a pool with so many frames under way; with one, each frame waits for the answer before it."""
     shape = (sessions, FEATURES) if steps == 1 else (sessions, steps, FEATURES)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     with statestream.connect(bench.ours.address) as client, client.sessions(model, sessions) as sessions_pool:
         for _ in range(5):
             sessions_pool.step(x)
         start, frames = time.perf_counter(), 0
-        while (passed := time.perf_counter() - start) < seconds:
-            sessions_pool.step(x)
+
+        def feed() -> Iterator[np.ndarray]:
+            while time.perf_counter() - start < seconds:
+                yield x
+
+        for _ in sessions_pool.stream(feed(), ahead=ahead):
             frames += 1
-    return frames * sessions * steps / passed
+        return frames * sessions * steps / (time.perf_counter() - start)
 
 
 def predict(bench: Bench, x: np.ndarray, seconds: float, *, model: str = "convnet") -> float:

@@ -24,6 +24,9 @@ def throughput(bench: Bench, rounds: int, seconds: float) -> dict[str, Any]:
     lstm = bench.model("lstm")
     ways: Mapping[str, Callable[[int], float]] = {
         "raw ONNX Runtime, one thread": lambda n: raw.steps_per_second(lstm, n, 1, cases.FEATURES, seconds),
+        f"pool of N sessions, {cases.AHEAD} frames under way": lambda n: cases.pool(
+            bench, "lstm", n, 1, seconds, ahead=cases.AHEAD
+        ),
         "pool of N sessions": lambda n: cases.pool(bench, "lstm", n, 1, seconds),
         "N tasks that await single steps": lambda n: cases.awaits(bench, n, seconds),
     }

@@ -35,6 +35,9 @@ def measure(models_folder: Path, folder: Path, seconds: float) -> dict[str, Any]
     with processes.sampled(models_folder, folder / "sampled", samples) as server:
         bench = Bench(server, server, server, models_folder)
         loads: dict[str, Callable[[float], float]] = {
+            f"pool, 1,024 × 1, {cases.AHEAD} under way": lambda s: cases.pool(
+                bench, "lstm", 1024, 1, s, ahead=cases.AHEAD
+            ),
             "pool, 1,024 × 1": lambda s: cases.pool(bench, "lstm", 1024, 1, s),
             "pool, 256 × 16": lambda s: cases.pool(bench, "lstm", 256, 16, s),
             "1,024 tasks": lambda s: cases.awaits(bench, 1024, s),
