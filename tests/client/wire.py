@@ -61,6 +61,17 @@ class Wire:
         while self.send() or self.serve() or self.deliver():
             pass
 
+    def settle(self) -> None:
+        """Reconnects where needed and runs until nobody waits."""
+        if self.stream is None:
+            self.connect()
+        for _ in range(300):
+            self.run()
+            if not self.core.busy:
+                return
+            self.now += 0.5
+        raise AssertionError("a caller waits for ever")
+
     def open(self, *ids: str, mode: pb.OpenMode = pb.OPEN_MODE_EITHER, ephemeral: bool = False) -> np.ndarray:
         ticket = self.core.open(Group(MODEL, 0, ephemeral), list(ids), mode)
         self.run()

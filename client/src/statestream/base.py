@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,11 @@ from typing import Any, Generic
 import numpy as np
 
 from statestream.calls import session_ids
-from statestream.core import Feed, OpenTicket, PoolTicket, StreamCore, value_of
+from statestream.core import Feed, OpenTicket, PoolTicket, value_of
 from statestream.errors import Closed
 from statestream.layout import Input, Layout
 from statestream.parts import Division, Part, Share, gathered
 from statestream.shards import Doer, L
-from statestream.v1.inference_pb2 import DURABILITY_MODE_INTERVAL
 from statestream.wire import Ints, Mask
 
 LOOKAHEAD = 32
@@ -67,6 +67,8 @@ class SessionBase:
         self._handle = int(ticket.handles[0])
         self._replies = [(position, value_of(outputs)) for position, outputs in ticket.replies.get(0, ())]
         self._last: tuple[int, int] | None = None
+        # Threads submit under it: behind a close, what the core is told could be about the handle's next session.
+        self._turn = threading.Lock()
         self.model = layout.model.name
         self.version = layout.model.version
         self.id = session_id
@@ -100,14 +102,22 @@ class SessionBase:
         were not acknowledged, at most 256 chunks, and this brings them. Asking acknowledges them: until then the
         server keeps them, and they count against those 256.
         """
-        if self._replies and not self.closed:
-            self._doer.do(partial(self._core.received, np.array([self._handle])))
+        with self._turn:
+            if self._replies and not self.closed:
+                self._doer.do(partial(self._core.received, np.array([self._handle])))
         return list(self._replies)
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed or deleted through this object."""
+        """Whether it was closed or deleted through this object; true from the moment that is asked for."""
         return self._last is not None
+
+    def _end(self) -> Ints:
+        """Closes this object; what was submitted before comes before the close that the caller submits now."""
+        with self._turn:
+            handles = self._live()
+            self._last = (self.position, self.durable_position)
+        return handles
 
     def _live(self) -> Ints:
         if self._last is not None:
@@ -144,6 +154,7 @@ class PoolBase(Generic[L]):
             for row, replies in sorted(ticket.replies.items())
         }
         self._last: tuple[Ints, Ints] | None = None
+        self._turn = threading.Lock()
         self.model = layout.model.name
         self.version = layout.model.version
         self.ids = list(ids)
@@ -173,15 +184,20 @@ class PoolBase(Generic[L]):
     @property
     def replies(self) -> dict[int, list[tuple[int, Any]]]:
         """By row, what `Session.replies` has of each session; asking acknowledges all."""
-        if self._replies and not self.closed:
-            for part in self._parts:
+        with self._turn:
+            for part in self._parts if self._replies and not self.closed else ():
                 part.link.do(partial(part.link.core.received, part.handles))
         return {row: list(replies) for row, replies in self._replies.items()}
 
     @property
     def closed(self) -> bool:
-        """Whether the pool was closed."""
+        """Whether the pool was closed or deleted; true from the moment that is asked for."""
         return self._last is not None
+
+    def _end(self) -> None:
+        with self._turn:
+            self._live()
+            self._last = (self.positions, self.durable_positions)
 
     def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
         return self._layout.pool(self._live(step.rows), step.x, step.lengths, feed)
@@ -217,12 +233,6 @@ def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...
     if ahead < 1:
         raise ValueError(f"ahead is {ahead}; expected 1 or more")
     return ahead
-
-
-def saves_on_close(core: StreamCore, handles: Ints) -> bool:
-    """Whether letting sessions go now would leave steps that only this client could replay."""
-    behind = core.table.durable[handles] < core.table.answered[handles]
-    return core.durability == DURABILITY_MODE_INTERVAL and bool(behind.any())
 
 
 def named_ids(count: int, ids: Sequence[str] | None) -> tuple[list[str], bool]:

@@ -10,7 +10,7 @@ from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import PoolStepping
 from statestream.aio.together import perform_all
-from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, lookahead, saves_on_close
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, lookahead
 from statestream.calls import check_control
 from statestream.core import ControlTicket, Feed, OpenTicket
 from statestream.errors import StatestreamError
@@ -127,16 +127,9 @@ class Pool(PoolBase[Link]):
             await self._close(delete=self.ephemeral)
 
     async def _close(self, *, delete: bool) -> None:
-        self._live()
-        last = (self.positions, self.durable_positions)
-        behind = [] if delete else [part for part in self._parts if saves_on_close(part.link.core, part.handles)]
-        flushed = await self._control(behind, lambda part: part.link.core.flush(part.handles))
-        try:
-            closed = await self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
-        finally:
-            self._last = last
+        self._end()
+        closed = await self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
         check_control(closed, missing_is_fine=True)
-        check_control(flushed, missing_is_fine=True)
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)

@@ -12,7 +12,7 @@ import grpc
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
-from statestream.base import LOOKAHEAD, SessionBase, lookahead, saves_on_close
+from statestream.base import LOOKAHEAD, SessionBase, lookahead
 from statestream.calls import (
     Attempts,
     check_control,
@@ -21,7 +21,7 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
-from statestream.core import ControlTicket, OpenTicket, Ticket
+from statestream.core import OpenTicket, Ticket
 from statestream.errors import NotOwner
 from statestream.layout import Input, Layout
 from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
@@ -217,7 +217,12 @@ class Session(SessionBase):
         await self._close(delete=True)
 
     async def close(self) -> None:
-        """Lets the session go once its steps are answered: a named one stays, an anonymous one is deleted."""
+        """Lets the session go once its steps are answered: a named one stays, an anonymous one is deleted.
+
+        What is called on it meanwhile raises Closed, but for another `close`, which returns at once.
+
+        When cancelled, it happens all the same.
+        """
         if not self.closed:
             await self._close(delete=self.ephemeral)
 
@@ -260,14 +265,6 @@ class Session(SessionBase):
         check_control((await self._link.perform(lambda: self._core.settle(handles))).errors)
 
     async def _close(self, *, delete: bool) -> None:
-        handles = self._live()
-        last = (self.position, self.durable_position)
-        flushed = ControlTicket()
-        if not delete and saves_on_close(self._core, handles):
-            flushed = await self._link.perform(lambda: self._core.flush(handles))
-        try:
-            ticket = await self._link.perform(lambda: self._core.close(handles, delete=delete))
-        finally:
-            self._last = last
+        handles = self._end()
+        ticket = await self._link.perform(lambda: self._core.close(handles, delete=delete))
         check_control(ticket.errors, missing_is_fine=True)
-        check_control(flushed.errors, missing_is_fine=True)

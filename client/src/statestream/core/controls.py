@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from statestream.core.chunks import Chunks
 from statestream.core.table import State, Table
-from statestream.core.tickets import ControlTicket, again
+from statestream.core.tickets import ControlTicket, again, are_about
 from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DELETE,
     CLOSE_ACTION_DETACH,
+    DURABILITY_MODE_INTERVAL,
+    DURABILITY_MODE_NONE,
     AckFrame,
     ClosedFrame,
     CloseFrame,
+    DurabilityMode,
     DurableFrame,
     FlushFrame,
     StreamRequest,
@@ -37,29 +40,57 @@ class Kind(enum.Enum):
     DELETE = "delete"
     SETTLE = "settle"
     """All chunks answered, the session bound: nothing is sent."""
+    JOIN = "join"
+    """Another close of these sessions is under way, and this is done when that is: nothing is sent."""
 
 
 @dataclass(eq=False, slots=True)
 class Control:
-    """One operation on some sessions."""
+    """One operation on some sessions.
+
+    Attributes:
+        kind: What is wanted.
+        handles: [N] the sessions.
+        ticket: Who waits.
+        for_room: Steps that wait for room wait for this flush, not it for them.
+        flush: What a close makes durable first, where there is something.
+        sent: [M] those that its frame is about.
+        ends: [M] where their last chunk before that frame ends.
+    """
 
     kind: Kind
     handles: Ints
     ticket: ControlTicket
+    for_room: bool = False
+    flush: ControlTicket | None = None
     sent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    ends: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether the sessions are let go."""
+        return self.kind in (Kind.DETACH, Kind.DELETE)
 
 
-def controls_for(kind: Kind, handles: Ints) -> tuple[ControlTicket, list[Control]]:
-    """What is wanted of some sessions, cut into as many operations as it takes frames, and who waits for them."""
-    ticket = ControlTicket(max(1, -(-len(handles) // FRAME_SESSIONS)))
-    lows = range(0, max(1, len(handles)), FRAME_SESSIONS)
-    return ticket, [Control(kind, handles[low : low + FRAME_SESSIONS], ticket) for low in lows]
+def controls_for(*wanted: tuple[Kind, Ints]) -> tuple[ControlTicket, list[Control]]:
+    """What is wanted of some sessions, cut into as many operations as it takes frames, and who waits for all of it."""
+    ticket = ControlTicket()
+    controls = [
+        Control(kind, handles[low : low + FRAME_SESSIONS], ticket)
+        for kind, handles in wanted
+        for low in range(0, len(handles), FRAME_SESSIONS)
+    ]
+    ticket.left = len(controls)
+    if not controls:
+        ticket.finish()
+    return ticket, controls
 
 
 class Controls:
     """Operations that wait, and those in flight."""
 
     def __init__(self, table: Table, chunks: Chunks) -> None:
+        self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self.waiting: list[Control] = []
         self.in_flight: dict[int, list[Control]] = {}
         self._table = table
@@ -69,13 +100,14 @@ class Controls:
         """Asks for something that takes effect after the chunks submitted before."""
         self.waiting.append(control)
 
-    def closes(self, handles: Ints) -> bool:
-        """Whether some of these sessions are being let go."""
-        under_way = [*self.waiting, *(control for batch in self.in_flight.values() for control in batch)]
-        return any(
-            control.kind in (Kind.DETACH, Kind.DELETE) and bool(np.isin(handles, control.handles).any())
-            for control in under_way
-        )
+    def flush_for_room(self) -> None:
+        """Asks for everything to be made durable that takes room in the replay buffer until then."""
+        table = self._table
+        handles = np.flatnonzero((table.durable < table.answered) & (table.state == State.OPEN))
+        # Past the resets: they may wait for steps that wait for this room.
+        for control in controls_for((Kind.FLUSH, handles))[1]:
+            control.for_room = True
+            self.submit(control)
 
     def lost(self) -> None:
         """The stream is gone: what was in flight waits again."""
@@ -85,35 +117,38 @@ class Controls:
     def ready(self) -> list[list[Control]]:
         """Takes those whose turn has come, as many as possible together; such as need no frame are done here."""
         ready: dict[Kind, list[Control]] = {}
-        rest = []
+        rest, done = list[Control](), list[Control]()
         for control in self.waiting:
             state = self._table.state[control.handles]
             failed = state == State.FAILED
-            # Free is what another close has let go meanwhile.
-            control.sent = control.handles[~failed & (state != State.FREE)]
+            control.sent = control.handles[~failed]
             if failed.any() and control.kind in (Kind.FLUSH, Kind.SETTLE):
                 for handle in control.handles[failed].tolist():
                     control.ticket.errors[handle] = again(self._table.failures[handle])
             if not self._turn(control):
                 rest.append(control)
-            elif control.kind is Kind.SETTLE or not control.sent.size:
-                self._finish(control)
+            elif control.kind in (Kind.SETTLE, Kind.JOIN) or not control.sent.size:
+                done.append(control)
+            elif (saving := self._saving(control)) is not None:
+                ready.setdefault(Kind.FLUSH, []).append(saving)
+                rest.append(control)
             else:
                 ready.setdefault(control.kind, []).append(control)
         self.waiting = rest
+        self._finish(done, [control for alike in ready.values() for control in alike])
         return [batch for alike in ready.values() for batch in _batches(alike)]
 
     def offline(self) -> None:
         """Without a stream: lets go of sessions that have nothing to lose by it."""
-        rest = []
+        rest, done = list[Control](), list[Control]()
+        table = self._table
         for control in self.waiting:
-            handles = control.handles[self._table.state[control.handles] != State.FAILED]
-            table = self._table
-            if control.kind is Kind.DETACH and bool((table.answered[handles] == table.next[handles]).all()):
-                self._finish(control)
-            else:
-                rest.append(control)
+            handles = control.handles[table.state[control.handles] != State.FAILED]
+            idle = bool((table.answered[handles] == table.next[handles]).all())
+            safe = not self._behind(handles).size and not are_about(self._chunks.backlog, handles)
+            (done if control.kind is Kind.DETACH and idle and safe else rest).append(control)
         self.waiting = rest
+        self._finish(done)
 
     def encode(self, batch: list[Control], frame: int) -> StreamRequest:
         """The frame of operations of one kind, noted as in flight."""
@@ -122,6 +157,8 @@ class Controls:
         sent = batch[0].sent if len(batch) == 1 else np.unique(np.concatenate([control.sent for control in batch]))
         handles = handles_column(sent)
         if batch[0].kind is Kind.FLUSH:
+            for control in batch:
+                control.ends = self._table.sent[control.sent]
             return StreamRequest(frame=frame, flush=FlushFrame(handles=handles))
         action = CLOSE_ACTION_DELETE if batch[0].kind is Kind.DELETE else CLOSE_ACTION_DETACH
         return StreamRequest(frame=frame, close=CloseFrame(handles=handles, action=action))
@@ -139,44 +176,87 @@ class Controls:
         batch = self.in_flight.pop(frame, None)
         if batch is None:
             return False
-        for control in batch:
-            self.abort(control, error)
+        self._abort(batch, error)
         return True
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything."""
         self.lost()
-        for control in self.waiting:
-            self.abort(control, error)
-        self.waiting.clear()
+        waiting, self.waiting = self.waiting, []
+        self._abort(waiting, error)
 
     def _answered(self, frame: int, refusals: Iterable[RowError]) -> None:
         found = {refusal.handle: from_status(refusal.status) for refusal in refusals}
-        for control in self.in_flight.pop(frame, ()):
-            if found:
-                for handle in control.sent.tolist():
-                    if handle in found:
-                        control.ticket.errors[handle] = again(found[handle])
-            self._finish(control)
+        batch = self.in_flight.pop(frame, [])
+        for control in batch if found else ():
+            for handle in control.sent.tolist():
+                if handle in found:
+                    control.ticket.errors[handle] = again(found[handle])
+        short = [control for control in batch if control.kind is Kind.FLUSH and self._fell_short(control)]
+        self.waiting.extend(short)
+        self._finish([control for control in batch if control not in short] if short else batch)
+
+    def _fell_short(self, control: Control) -> bool:
+        """Whether a flush missed chunks that were sent before it, because the server put them off; it is repeated."""
+        table, sent = self._table, control.sent
+        missed = table.durable[sent] < np.minimum(control.ends, table.next[sent])
+        if self.durability == DURABILITY_MODE_NONE or not missed.any():
+            return False
+        control.handles = np.array([one for one in sent[missed].tolist() if one not in control.ticket.errors], np.int64)
+        return bool(control.handles.size)
 
     def abort(self, control: Control, error: StatestreamError) -> None:
-        """Fails one operation."""
-        for handle in control.handles.tolist():
-            control.ticket.errors.setdefault(handle, again(error))
-        self._finish(control)
+        """Fails one operation that is not, or no longer, among those here."""
+        self._abort([control], error)
+
+    def _abort(self, controls: Sequence[Control], error: StatestreamError) -> None:
+        for control in controls:
+            for handle in control.handles.tolist():
+                control.ticket.errors.setdefault(handle, again(error))
+        self._finish(controls)
 
     def _turn(self, control: Control) -> bool:
         table, handles = self._table, control.sent
+        if control.kind is Kind.JOIN:
+            return not control.handles.size
         if (table.state[handles] != State.OPEN).any() or table.stale[handles].any():
+            return False
+        if not control.for_room and are_about(self._chunks.backlog, handles):
+            return False
+        if control.flush is not None and not control.flush.done:
             return False
         if control.kind is Kind.FLUSH:
             return bool((table.sent[handles] == table.next[handles]).all())
         return bool((table.answered[handles] == table.next[handles]).all()) and not table.in_flight[handles].any()
 
-    def _finish(self, control: Control) -> None:
-        if control.kind in (Kind.DETACH, Kind.DELETE):
-            self._table.release(control.handles)
-        control.ticket.part_done()
+    def _behind(self, handles: Ints) -> Ints:
+        """The sessions whose last steps only this client could replay, were they let go now."""
+        table = self._table
+        if self.durability != DURABILITY_MODE_INTERVAL:
+            return handles[:0]
+        return handles[table.durable[handles] < table.answered[handles]]
+
+    def _saving(self, control: Control) -> Control | None:
+        """The flush that a close has to wait for first, once; its errors are the close's."""
+        if control.kind is not Kind.DETACH or control.flush is not None:
+            return None
+        behind = self._behind(control.sent)
+        if not behind.size:
+            return None
+        control.flush = ControlTicket()
+        control.flush.errors = control.ticket.errors
+        return Control(Kind.FLUSH, behind, control.flush, sent=behind)
+
+    def _finish(self, controls: Sequence[Control], ready: Sequence[Control] = ()) -> None:
+        """These are done. What is let go is forgotten at once: its handle may soon stand for another session."""
+        gone = [control.handles for control in controls if control.lets_go]
+        if gone:
+            table = self._table
+            table.release(np.concatenate(gone))
+            for control in [*ready, *self.waiting, *(one for batch in self.in_flight.values() for one in batch)]:
+                control.handles = control.handles[table.state[control.handles] != State.FREE]
+        for control in controls:
+            control.ticket.part_done()
 
 
 def _batches(controls: list[Control]) -> Iterator[list[Control]]:

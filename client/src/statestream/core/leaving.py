@@ -9,13 +9,12 @@ import numpy as np
 from statestream.core.stream import StreamCore
 from statestream.core.table import State
 from statestream.core.tickets import Callback, ControlTicket
-from statestream.v1.inference_pb2 import DURABILITY_MODE_INTERVAL
 
 
 def leave(core: StreamCore, notify: Callable[[], None]) -> None:
     """Lets every session go; `notify` is called once when the server has answered, or at once without one.
 
-    Sessions that end with their caller are deleted; the others are made durable and detached.
+    Sessions that end with their caller are deleted; the others are detached, which makes them durable.
     """
     table = core.table
     handles = np.flatnonzero(table.state[: table.size] == State.OPEN)
@@ -24,10 +23,7 @@ def leave(core: StreamCore, notify: Callable[[], None]) -> None:
     staying = handles[~ending]
     tickets: list[ControlTicket] = []
     if core.online and handles.size:
-        behind = staying[table.durable[staying] < table.answered[staying]]
-        if behind.size and core.durability == DURABILITY_MODE_INTERVAL:
-            tickets.append(core.flush(behind))
-        tickets += [
+        tickets = [
             core.close(some, delete=delete) for some, delete in ((staying, False), (handles[ending], True)) if some.size
         ]
     left = len(tickets)

@@ -54,14 +54,12 @@ class Opens:
         ticket: OpenTicket,
         initial: dict[str, Array],
         *,
-        rows: Ints | None = None,
         replies: bool = False,
         upgrade: bool = False,
     ) -> None:
-        """Asks for sessions for the first time, or anew (mode REPLACE); `rows` are theirs in the ticket."""
+        """Asks for sessions for the first time, or anew (mode REPLACE); the ticket has their rows in this order."""
         self._table.incarnation[handles] = self.clock
-        rows = np.arange(len(handles)) if rows is None else rows
-        whole = Opening(handles, mode, ticket, rows, initial, replies=replies, upgrade=upgrade)
+        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial, replies=replies, upgrade=upgrade)
         if initial and mode != OPEN_MODE_REPLACE:
             for row, handle in enumerate(handles.tolist()):
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}

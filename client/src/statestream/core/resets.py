@@ -13,8 +13,8 @@ from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls
 from statestream.core.opens import Opens
 from statestream.core.table import State, Table
-from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again
-from statestream.errors import Closed, StatestreamError
+from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again, are_about
+from statestream.errors import StatestreamError
 from statestream.v1.inference_pb2 import OPEN_MODE_REPLACE
 from statestream.wire import Ints
 
@@ -115,45 +115,29 @@ class Resets:
     def _pass_on(self, operation: StepTicket | PoolTicket | Control) -> None:
         if isinstance(operation, Control):
             self._controls.submit(operation)
-        elif (self._table.state[list(_handles(operation))] == State.FREE).any():
-            operation.finish(error=_closed("stepped"))
         else:
             self._chunks.submit(operation)
 
     def _turn(self, handles: Ints) -> bool:
-        """Whether nothing of the old histories is under way: no chunk, no replay, no close."""
+        """Whether nothing of the old histories is under way: no chunk, no replay."""
         table = self._table
         state = table.state[handles]
-        bound = (state == State.OPEN) | (state == State.FAILED) | (state == State.FREE)
-        if (
-            not bound.all()
-            or self._controls.closes(handles)
-            or any(not _handles(ticket).isdisjoint(handles.tolist()) for ticket in self._chunks.backlog)
-        ):
+        if not ((state == State.OPEN) | (state == State.FAILED)).all() or are_about(self._chunks.backlog, handles):
             return False
-        live = handles[state != State.FREE]
-        idle = (table.answered[live] == table.next[live]) & (table.sent[live] == table.next[live])
-        return bool(idle.all()) and not table.in_flight[live].any() and not table.stale[live].any()
+        idle = (table.answered[handles] == table.next[handles]) & (table.sent[handles] == table.next[handles])
+        return bool(idle.all()) and not table.in_flight[handles].any() and not table.stale[handles].any()
 
     def _begin(self, resets: list[Reset]) -> None:
         table = self._table
         self._buffer.forget(np.concatenate([reset.handles for reset in resets]))
         for reset in resets:
-            free = table.state[reset.handles] == State.FREE
-            rows, handles = np.flatnonzero(~free), reset.handles[~free]
+            handles = reset.handles
             for handle in handles.tolist():
                 table.failures.pop(handle, None)
                 table.initial.pop(handle, None)
                 table.untaken.pop(handle, None)
             table.state[handles] = State.OPENING
-            if handles.size:
-                self._opens.open(handles, OPEN_MODE_REPLACE, reset.ticket, {}, rows=rows)
-            if free.any():
-                _refuse(reset, np.flatnonzero(free), _closed("reset"))
-
-
-def _closed(what: str) -> Closed:
-    return Closed(f"the session was closed before it was {what}; open it again")
+            self._opens.open(handles, OPEN_MODE_REPLACE, reset.ticket, {})
 
 
 def _refuse(reset: Reset, rows: Ints, error: StatestreamError) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from statestream.core.blocks import Block
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
-from statestream.core.controls import Control, Controls, Kind, acknowledge, controls_for
+from statestream.core.closings import Closings
+from statestream.core.controls import Control, Controls, Kind, acknowledge
 from statestream.core.feeds import left_out
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
@@ -67,6 +68,7 @@ class StreamCore:
         self.opens = Opens(self.table, self.chunks, writer, incarnation, retry_seconds)
         self.controls = Controls(self.table, self.chunks)
         self.resets = Resets(self.table, self.buffer, self.chunks, self.opens, self.controls)
+        self.closings = Closings(self.table)
         self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
@@ -104,7 +106,7 @@ class StreamCore:
 
         What is submitted for them from now on follows it, and fails with it. A session that has failed is usable again.
         """
-        return self.resets.add(handles)
+        return self.closings.refused_reset(handles) or self.resets.add(handles)
 
     def step(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> None:
         """Submits chunks; those of one session are applied in the order of submission, resets among them.
@@ -113,12 +115,11 @@ class StreamCore:
         """
         if before is not None and before.error is not None:
             ticket.finish(error=left_out(before.error))
-            return
-        submit = self.resets.submit if self.resets.queue else self.chunks.submit
-        if isinstance(ticket, PartsTicket):
+        elif isinstance(ticket, PartsTicket):
             for part in ticket.parts:
-                submit(part)
-        else:
+                self.step(part)
+        elif not self.closings.refuses(ticket):
+            submit = self.resets.submit if self.resets.queue else self.chunks.submit
             submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -154,7 +155,10 @@ class StreamCore:
         return self._control(Kind.SETTLE, handles)
 
     def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
-        """Lets sessions go, or deletes them; their handles are free when the ticket is done."""
+        """Lets sessions go, or deletes them; their handles are free when the ticket is done.
+
+        It follows what was submitted before. What is submitted for them from now on fails with Closed.
+        """
         return self._control(Kind.DELETE if delete else Kind.DETACH, handles)
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
@@ -292,11 +296,12 @@ class StreamCore:
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
-        self.resets.give_up(error)
         self.opens.give_up(error)
         self.results.give_up(error)
         while self.chunks.backlog:
             self.chunks.backlog.popleft().finish(error=again(error))
+        # Last, because closes that are given up free their sessions.
+        self.resets.give_up(error)
         self.controls.give_up(error)
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────
@@ -314,7 +319,8 @@ class StreamCore:
         for block in self.chunks.fill(now):
             outbox.append(self._chunk_frame(block))
         if self.chunks.backlog and now >= self._flushed_at + FLUSH_EVERY:
-            self._flush_for_room(now)
+            self._flushed_at = now
+            controls.flush_for_room()
         if controls.waiting:
             for batch in controls.ready():
                 outbox.append(self._control_frame(batch))
@@ -339,7 +345,7 @@ class StreamCore:
         return encode
 
     def _control_frame(self, batch: list[Control]) -> Callable[[], StreamRequest]:
-        if batch[0].kind is not Kind.FLUSH:
+        if batch[0].lets_go:
             sent = np.concatenate([control.sent for control in batch])
             handles = np.unique(sent[self.table.acked[sent] != self.table.acknowledgeable(sent)])
             if handles.size:
@@ -357,18 +363,8 @@ class StreamCore:
             message = acknowledge(table, handles, self._number())
             self._outbox.append(lambda: message)
 
-    def _flush_for_room(self, now: float) -> None:
-        table = self.table
-        self._flushed_at = now
-        behind = table.durable[: table.size] < table.answered[: table.size]
-        handles = np.flatnonzero(behind & (table.state[: table.size] == State.OPEN))
-        if handles.size:
-            # Past the resets: they may wait for steps that wait for this room.
-            for control in controls_for(Kind.FLUSH, handles)[1]:
-                self.controls.submit(control)
-
     def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
-        ticket, controls = controls_for(kind, handles)
+        ticket, controls = self.closings.controls(kind, handles)
         for control in controls:
             self.resets.submit(control)
         return ticket
@@ -380,6 +376,7 @@ class StreamCore:
     def _durability(self, mode: DurabilityMode) -> None:
         self.durability = mode
         self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE
+        self.controls.durability = mode
 
     def _refused(self, frame: int, error: StatestreamError, now: float) -> None:
         if not (

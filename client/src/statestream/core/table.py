@@ -56,6 +56,7 @@ class Table:
     stale: Ints
     refs: Ints
     attempts: Ints
+    closing: Ints
 
     _COLUMNS = (
         "group",  # index into groups
@@ -72,6 +73,7 @@ class Table:
         "stale",  # replies that are still to come for chunks given up
         "refs",  # buffered blocks that name the handle
         "attempts",  # times opened again without an answer since
+        "closing",  # whether it was asked to be let go: see `Closings`
     )
 
     def __init__(self) -> None:

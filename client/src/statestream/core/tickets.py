@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -308,6 +308,12 @@ class ControlTicket(Ticket):
         self.left -= 1
         if self.left == 0:
             self.finish()
+
+
+def are_about(tickets: Iterable[StepTicket | PoolTicket], handles: Ints) -> bool:
+    """Whether one of these steps is of one of these sessions."""
+    each = (ticket.handles if isinstance(ticket, PoolTicket) else ticket.handle for ticket in tickets)
+    return any(np.isin(some, handles).any() for some in each)
 
 
 def again(error: StatestreamError) -> StatestreamError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, lookahead, saves_on_close
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, lookahead
 from statestream.calls import check_control
 from statestream.core import ControlTicket, Feed, OpenTicket
 from statestream.errors import StatestreamError
@@ -123,20 +123,16 @@ class Pool(PoolBase[Link]):
             self._close(delete=self.ephemeral)
 
     def _close(self, *, delete: bool) -> None:
-        self._live()
-        last = (self.positions, self.durable_positions)
-        behind = [] if delete else [part for part in self._parts if saves_on_close(part.link.core, part.handles)]
-        flushed = self._control(behind, lambda part: part.link.core.flush(part.handles))
-        try:
-            closed = self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
-        finally:
-            self._last = last
+        self._end()
+        closed = self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
         check_control(closed, missing_is_fine=True)
-        check_control(flushed, missing_is_fine=True)
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)
-        return PoolStepping(self._layout, ticket, single, self._shares(ticket), return_errors)
+        shares = self._shares(ticket)
+        with self._turn:
+            self._live()
+            return PoolStepping(self._layout, ticket, single, shares, return_errors)
 
     def _control(
         self, parts: Sequence[Part[Link]], make: Callable[[Part[Link]], ControlTicket]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from statestream.base import LOOKAHEAD, SessionBase, lookahead, saves_on_close
+from statestream.base import LOOKAHEAD, SessionBase, lookahead
 from statestream.calls import (
     Attempts,
     check_control,
@@ -17,7 +17,7 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
-from statestream.core import ControlTicket, OpenTicket, Ticket
+from statestream.core import OpenTicket, Ticket
 from statestream.errors import NotOwner
 from statestream.layout import Input, Layout
 from statestream.sync.asked import Done
@@ -137,8 +137,10 @@ class Session(SessionBase):
             StatestreamError: It was refused; `reset` may be called again.
             ServerUnavailable: No server for `retry_timeout`; it may or may not have happened.
         """
-        handles = self._live()
-        check_opened(self._link.perform(lambda: self._core.reset(handles)))
+        with self._turn:
+            handles = self._live()
+            asked = self._link.ask(lambda: self._core.reset(handles))
+        check_opened(self._link.answer(asked))
 
     def forecast(self, h: int) -> Iterator[Any]:
         """Forecasts h steps on a copy; the session itself does not move.
@@ -210,15 +212,19 @@ class Session(SessionBase):
         self._close(delete=True)
 
     def close(self) -> None:
-        """Lets the session go once its steps are answered: a named one stays, an anonymous one is deleted."""
+        """Lets the session go once its steps are answered: a named one stays, an anonymous one is deleted.
+
+        What is called on it meanwhile raises Closed, but for another `close`, which returns at once.
+        """
         if not self.closed:
             self._close(delete=self.ephemeral)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, Done]:
-        if self.closed:
-            self._live()
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
-        return ticket, self._link.begin(ticket, before)
+        with self._turn:
+            if self.closed:
+                self._live()
+            return ticket, self._link.begin(ticket, before)
 
     def _owned(self, call: Callable[[grpc.Channel], T]) -> T:
         """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""
@@ -253,14 +259,6 @@ class Session(SessionBase):
         check_control(self._link.perform(lambda: self._core.settle(handles)).errors)
 
     def _close(self, *, delete: bool) -> None:
-        handles = self._live()
-        last = (self.position, self.durable_position)
-        flushed = ControlTicket()
-        if not delete and saves_on_close(self._core, handles):
-            flushed = self._link.perform(lambda: self._core.flush(handles))
-        try:
-            ticket = self._link.perform(lambda: self._core.close(handles, delete=delete))
-        finally:
-            self._last = last
+        handles = self._end()
+        ticket = self._link.perform(lambda: self._core.close(handles, delete=delete))
         check_control(ticket.errors, missing_is_fine=True)
-        check_control(flushed.errors, missing_is_fine=True)
