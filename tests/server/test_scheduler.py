@@ -146,3 +146,15 @@ def test_slices_are_as_long_as_fits_the_target(each: float) -> None:
     steps = costs.longest(256)
     assert each * steps <= 2e-3
     assert steps == 256 or 2 * each * steps > 2e-3
+
+
+@given(st.floats(1e-6, 1e-3), st.floats(1, 1000), st.floats(1, 1000))
+def test_a_slow_run_does_not_shorten_slices_for_good(each: float, first: float, later: float) -> None:
+    """Runs that met a bad moment, the first one or a later one, are corrected by those that follow."""
+    costs, slow = Costs(2e-3), {0: first, 20: later}
+    for number in range(40):
+        steps = costs.longest(256)
+        costs.observe(1, steps, each * steps * slow.get(number, 1))
+    steps = costs.longest(256)
+    assert each * steps <= 2e-3 * 1.05
+    assert steps == 256 or 2 * each * steps > 2e-3 / 1.05

@@ -74,11 +74,15 @@ class Costs:
         return limit
 
     def longest(self, most: int) -> int:
-        """How many steps of one row fit the target: a power of two, 1 to `most` (a power of two)."""
+        """How many steps of one row fit the target: a power of two, 1 to `most` (a power of two).
+
+        A length fits, too, where half of it says so: a run that met a bad moment would rule its length out for good,
+        as no other would correct it.
+        """
         found = self._longest.get(most)
         if found is None:
             found = most
-            while found > 1 and self.predict(1, found) > self.target:
+            while found > 1 and min(self.predict(1, found), 2 * self.predict(1, found // 2)) > self.target:
                 found //= 2
             self._longest[most] = found
         return found
