@@ -26,6 +26,8 @@ _YOUNG_ENTRIES: Final = 16_384
 _YOUNG_BYTES: Final = 4 << 20
 _YOUNG_BLOCKS: Final = 128
 """Young blocks are swept when they hold that much, or are so many: a sweep holds the loop up."""
+_FEW_BLOCKS: Final = 16
+"""Replies of more sessions than that are not looked for in more young blocks than that; these are swept first."""
 _BLOCK_ENTRIES: Final = 4096
 """Blocks that survived are joined up to this size."""
 
@@ -218,6 +220,8 @@ class ReplyWindow:
         Returns:
             Pairs (indices into `rows`, entries) for `columns`.
         """
+        if len(self._blocks) - self._survivors > _FEW_BLOCKS < len(rows):
+            self._sweep()  # What follows looks at every block by itself.
         levels = list(self._backwards(rows))
         depths = np.zeros(len(rows), np.int64)
         for places, _ in levels:
