@@ -89,6 +89,10 @@ class Fake(
         self.gate = threading.Event()
         """While it is clear, no chunk is answered."""
         self.gate.set()
+        self.halt: int | None = None
+        """A streamed answer waits for the gate behind so many messages."""
+        self.halted = threading.Event()
+        """One does."""
         self.arrived = threading.Event()
         """A chunk came."""
         self.waiting = 0
@@ -208,6 +212,11 @@ class Fake(
             with self._lock:
                 self._open.discard(out)
 
+    def _halt(self, messages: int) -> None:
+        if messages == self.halt:
+            self.halted.set()
+            self.gate.wait(30)
+
     def _is_poison(self, request: Any) -> bool:
         if self.poison is None:
             return True
@@ -226,12 +235,14 @@ class Fake(
         else:
             state = from_tensor(request.history.inputs[0]).sum(axis=1)
         for offset in range(request.horizon):
+            self._halt(offset)
             state = state + state
             yield inference_pb2.ForecastResponse(offset=offset, outputs=[to_tensor("y", state[:, np.newaxis])])
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         self._answer(context, lambda: self._model(request.model))
-        for letter in request.text.upper()[: request.max_tokens or None]:
+        for number, letter in enumerate(request.text.upper()[: request.max_tokens or None]):
+            self._halt(number)
             yield inference_pb2.GenerateResponse(text=letter, token=ord(letter))
 
     # ── sessions ───────────────────────────────────────────────────────────────────────────────

@@ -71,6 +71,26 @@ async def test_after_a_go_away_the_client_moves_to_the_next_address(twin: Twin, 
         other.stop()
 
 
+@pytest.mark.parametrize("what", ["generate", "forecast"])
+async def test_an_answer_in_parts_is_finished_by_the_next_server(twin: Twin, fake: Fake, what: str) -> None:
+    other = Fake(fake.world)
+    try:
+        client = await twin.connect(f"{fake.address},{other.address}")
+        session = await twin.call(client.session, "sum", "a")
+        await twin.call(session.step, ones())
+        fake.halt = 2
+        fake.gate.clear()
+        calls = {"generate": (client.generate, "upper", "abcd"), "forecast": (session.forecast, 4)}
+        answer = asyncio.create_task(twin.collect(*calls[what]))
+        await asyncio.to_thread(fake.halted.wait, 20)
+        fake.go_away()
+        found = await asyncio.wait_for(answer, 20)
+        assert [str(part) for part in found] == list("ABCD") if what == "generate" else len(found) == 4
+        await twin.call(client.close)
+    finally:
+        other.stop()
+
+
 async def test_nothing_there_is_a_clear_error_in_time(twin: Twin) -> None:
     with pytest.raises(errors.ServerUnavailable, match="localhost:1") as caught:
         await asyncio.wait_for(twin.connect("localhost:1", connect_timeout=0.3), 5)

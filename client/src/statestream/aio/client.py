@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -307,24 +306,21 @@ class Client(Catalogue):
         request = inference_pb2.GenerateRequest(
             model=model, version=version or 0, text=text, max_tokens=max_tokens or 0
         )
-        attempts = calls.Attempts(self.settings.retry_timeout, time.monotonic())
-        done = 0
+        attempts, done = self._link.attempts(), 0
         while True:
-            channel = await self._link.channel()
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
-            try:
-                # Decoding is greedy, so another try says the same again: what was yielded is skipped.
-                number = 0
-                async for response in call:
-                    number += 1
-                    if number > done:
-                        done = number
-                        yield response.text
-                return
-            except grpc.RpcError as error:
-                await self._link.pause(attempts, error, channel)
-            finally:
-                call.cancel()
+            async with self._link.attempt(attempts) as channel:
+                call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
+                try:
+                    # Decoding is greedy, so another try says the same again: what was yielded is skipped.
+                    number = 0
+                    async for response in call:
+                        number += 1
+                        if number > done:
+                            done = number
+                            yield response.text
+                    return
+                finally:
+                    call.cancel()
 
     async def _open(
         self,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -137,21 +137,37 @@ class Link:
         Raises:
             StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
         """
-        attempts = Attempts(self.settings.retry_timeout, time.monotonic())
+        attempts = self.attempts()
         while True:
-            channel = await self.channel()
-            try:
+            async with self.attempt(attempts) as channel:
                 return await call(channel)
-            except (grpc.RpcError, grpc.aio.UsageError) as error:
-                await self.pause(attempts, error, channel)
-            except asyncio.CancelledError:
-                # gRPC reports a call whose channel was closed under it the way it reports a cancelled task.
-                task = asyncio.current_task()
-                if channel is self._channel or (task is not None and task.cancelling()):
-                    raise
-                await self.pause(attempts, grpc.aio.UsageError(), channel)
 
-    async def channel(self) -> grpc.aio.Channel:
+    def attempts(self) -> Attempts:
+        """For the tries of one call, which starts now."""
+        return Attempts(self.settings.retry_timeout, time.monotonic())
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, attempts: Attempts) -> AsyncIterator[grpc.aio.Channel]:
+        """One try of an idempotent call, on the channel to the server that answers now.
+
+        Where the server could not answer, leaving waits and swallows the error: the call is to be made again.
+
+        Raises:
+            StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
+        """
+        channel = await self._connected()
+        try:
+            yield channel
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            await self._pause(attempts, error, channel)
+        except asyncio.CancelledError:
+            # gRPC reports a call whose channel was closed under it the way it reports a cancelled task.
+            task = asyncio.current_task()
+            if channel is self._channel or (task is not None and task.cancelling()):
+                raise
+            await self._pause(attempts, grpc.aio.UsageError(), channel)
+
+    async def _connected(self) -> grpc.aio.Channel:
         """The channel to the server that answers now; waits for one."""
         if not self._online.is_set():
             try:
@@ -162,7 +178,7 @@ class Link:
             raise errors.Closed("the client is closed; connect again")
         return self._channel
 
-    async def pause(self, attempts: Attempts, error: Exception, channel: grpc.aio.Channel) -> None:
+    async def _pause(self, attempts: Attempts, error: Exception, channel: grpc.aio.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
             raise errors.Closed("the client is closed; connect again") from error

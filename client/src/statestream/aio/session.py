@@ -14,7 +14,6 @@ from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
 from statestream.base import LOOKAHEAD, SessionBase, lookahead
 from statestream.calls import (
-    Attempts,
     check_control,
     check_done,
     check_opened,
@@ -161,28 +160,27 @@ class Session(SessionBase):
         return self._forecast(forecast_request(self._layout, self.version, h, session_id=self.id))
 
     async def _forecast(self, request: Any) -> AsyncIterator[Any]:
-        attempts = Attempts(self._link.settings.retry_timeout, time.monotonic())
-        done, remedies = 0, iter(self._remedies())
+        attempts, done, remedies = self._link.attempts(), 0, iter(self._remedies())
         while True:
             await self._settle()
-            channel = await self._link.channel()
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
             try:
-                async for response in call:
-                    for row in forecast_rows(response, done):
-                        done += 1
-                        yield row
-                return
-            except grpc.RpcError as error:
-                try:
-                    await self._link.pause(attempts, error, channel)
-                except NotOwner as elsewhere:
-                    remedy = next(remedies, None)
-                    if remedy is None:
-                        raise
-                    await remedy(elsewhere)
-            finally:
-                call.cancel()
+                async with self._link.attempt(attempts) as channel:
+                    call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(
+                        request, metadata=self._link.metadata
+                    )
+                    try:
+                        async for response in call:
+                            for row in forecast_rows(response, done):
+                                done += 1
+                                yield row
+                        return
+                    finally:
+                        call.cancel()
+            except NotOwner as elsewhere:
+                remedy = next(remedies, None)
+                if remedy is None:
+                    raise
+                await remedy(elsewhere)
 
     async def fork(self, id: str | None = None) -> Session:
         """Copies the session as it stands; without an id the copy is deleted when it is closed.

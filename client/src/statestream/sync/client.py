@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import grpc
 import numpy as np
 
 from statestream import calls, frames
@@ -289,22 +287,19 @@ class Client(Catalogue):
         request = inference_pb2.GenerateRequest(
             model=model, version=version or 0, text=text, max_tokens=max_tokens or 0
         )
-        attempts = calls.Attempts(self.settings.retry_timeout, time.monotonic())
-        done = 0
+        attempts, done = self._link.attempts(), 0
         while True:
-            channel = self._link.channel()
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
-            try:
-                # Decoding is greedy, so another try says the same again: what was yielded is skipped.
-                for number, response in enumerate(call):
-                    if number >= done:
-                        done += 1
-                        yield response.text
-                return
-            except grpc.RpcError as error:
-                self._link.pause(attempts, error, channel)
-            finally:
-                call.cancel()
+            with self._link.attempt(attempts) as channel:
+                call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
+                try:
+                    # Decoding is greedy, so another try says the same again: what was yielded is skipped.
+                    for number, response in enumerate(call):
+                        if number >= done:
+                            done += 1
+                            yield response.text
+                    return
+                finally:
+                    call.cancel()
 
     def _open(
         self,

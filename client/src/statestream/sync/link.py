@@ -151,15 +151,31 @@ class Link:
         Raises:
             StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
         """
-        attempts = Attempts(self.settings.retry_timeout, time.monotonic())
+        attempts = self.attempts()
         while True:
-            channel = self.channel()
-            try:
+            with self.attempt(attempts) as channel:
                 return call(channel)
-            except (grpc.RpcError, ValueError) as error:
-                self.pause(attempts, error, channel)
 
-    def channel(self) -> grpc.Channel:
+    def attempts(self) -> Attempts:
+        """For the tries of one call, which starts now."""
+        return Attempts(self.settings.retry_timeout, time.monotonic())
+
+    @contextlib.contextmanager
+    def attempt(self, attempts: Attempts) -> Iterator[grpc.Channel]:
+        """One try of an idempotent call, on the channel to the server that answers now.
+
+        Where the server could not answer, leaving waits and swallows the error: the call is to be made again.
+
+        Raises:
+            StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
+        """
+        channel = self._connected()
+        try:
+            yield channel
+        except (grpc.RpcError, ValueError) as error:
+            self._pause(attempts, error, channel)
+
+    def _connected(self) -> grpc.Channel:
         """The channel to the server that answers now; waits for one."""
         if not self._online.wait(self.settings.retry_timeout):
             raise self._unavailable(self.settings.retry_timeout, self._cause)
@@ -167,7 +183,7 @@ class Link:
             raise errors.Closed("the client is closed; connect again")
         return self._channel
 
-    def pause(self, attempts: Attempts, error: Exception, channel: grpc.Channel) -> None:
+    def _pause(self, attempts: Attempts, error: Exception, channel: grpc.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
             raise errors.Closed("the client is closed; connect again") from error
@@ -231,7 +247,7 @@ class Link:
             failure = errors.InternalError(f"the client's connection thread ended: {error!r}")
             failure.__cause__ = error
         self._closed = True
-        self._drain()
+        self._take(block=False)
         with self._lock:
             self.core.give_up(failure)
         self._online.set()
@@ -376,14 +392,6 @@ class Link:
                 self._on_reconnect(self._backoff.address)
             except Exception:
                 log.exception("on_reconnect failed")
-
-    def _drain(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                operation = self._operations.get(block=False)
-                if operation is not None:
-                    with self._lock:
-                        operation()
 
     def _release_channel(self) -> None:
         channel, self._channel, self._call = self._channel, None, None

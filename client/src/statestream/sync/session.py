@@ -10,7 +10,6 @@ import grpc
 
 from statestream.base import LOOKAHEAD, SessionBase, lookahead
 from statestream.calls import (
-    Attempts,
     check_control,
     check_done,
     check_opened,
@@ -156,28 +155,27 @@ class Session(SessionBase):
         return self._forecast(forecast_request(self._layout, self.version, h, session_id=self.id))
 
     def _forecast(self, request: Any) -> Iterator[Any]:
-        attempts = Attempts(self._link.settings.retry_timeout, time.monotonic())
-        done, remedies = 0, iter(self._remedies())
+        attempts, done, remedies = self._link.attempts(), 0, iter(self._remedies())
         while True:
             self._settle()
-            channel = self._link.channel()
-            call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
             try:
-                for response in call:
-                    for row in forecast_rows(response, done):
-                        done += 1
-                        yield row
-                return
-            except grpc.RpcError as error:
-                try:
-                    self._link.pause(attempts, error, channel)
-                except NotOwner as elsewhere:
-                    remedy = next(remedies, None)
-                    if remedy is None:
-                        raise
-                    remedy(elsewhere)
-            finally:
-                call.cancel()
+                with self._link.attempt(attempts) as channel:
+                    call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(
+                        request, metadata=self._link.metadata
+                    )
+                    try:
+                        for response in call:
+                            for row in forecast_rows(response, done):
+                                done += 1
+                                yield row
+                        return
+                    finally:
+                        call.cancel()
+            except NotOwner as elsewhere:
+                remedy = next(remedies, None)
+                if remedy is None:
+                    raise
+                remedy(elsewhere)
 
     def fork(self, id: str | None = None) -> Session:
         """Copies the session as it stands; without an id the copy is deleted when it is closed.
