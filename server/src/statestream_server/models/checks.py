@@ -34,11 +34,11 @@ class InputCheck:
     def __init__(self, signature: Signature, *, wanted: bool) -> None:
         """`wanted`: whether the graph has such operators and does not look after NaN itself."""
         checks = {state.check or StateCheck.STATE_CHECK_FINITE for state in signature.states if is_checked(state)}
-        self._check = min(checks) if checks and wanted else StateCheck.STATE_CHECK_OFF
+        self._check = min(checks) if checks and wanted else None
 
     def __call__(self, inputs: Sequence[Array]) -> Bools | None:
         """Which rows of inputs [n, T, ...] fail: bool [n], or None where none does."""
-        if self._check == StateCheck.STATE_CHECK_OFF:
+        if self._check is None:
             return None
         bad: Bools | None = None
         for value in inputs:

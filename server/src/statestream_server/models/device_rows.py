@@ -16,7 +16,7 @@ from statestream_server.models.device_slab import DeviceSlab
 from statestream_server.models.fusion import FusionError
 from statestream_server.models.row_graphs import Item
 from statestream_server.models.rows import columns_of, max_slice_of, start_values
-from statestream_server.models.runtime import Device
+from statestream_server.models.runtime import Binding, Device
 from statestream_server.models.step_graph import StepGraph
 
 
@@ -56,6 +56,7 @@ class DeviceRows:
         self._slab = DeviceSlab(self.columns, start_values(signature), items, device, in_place=in_place)
         self.row_nbytes = self._slab.row_nbytes
         self._places = [(slab.before, slab.after) for slab in self._graph.slabs]
+        self._in_place = in_place
         self._running = threading.Lock()
         # Rows that a step does not touch may move while it runs, but not while it copies the whole slab.
         self._moving = threading.Lock() if in_place else self._running
@@ -68,7 +69,7 @@ class DeviceRows:
     def grow(self, capacity: int) -> None:
         """Makes room, by a copy on the device; waits for a `step` that runs in another thread."""
         with self._running:
-            self._graph.binding.clear()
+            self._graph.unbind()
             self._slab.grow(capacity)
 
     def reset(self, rows: Ints) -> None:
@@ -94,7 +95,11 @@ class DeviceRows:
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the wrapped graph; see `Rows.step`."""
         with self._running:
-            self._slab.bind(self._graph.binding, self._places)
-            results = self._graph.step(source, target, inputs)
+            results = self._graph.step(source, target, inputs, self._bind)
             self._slab.turn()
+            if not self._in_place:
+                self._graph.unbind()
         return results
+
+    def _bind(self, binding: Binding) -> None:
+        self._slab.bind(binding, self._places)

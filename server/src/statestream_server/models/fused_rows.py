@@ -10,7 +10,7 @@ import onnx
 from statestream.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.rows import columns_of, max_slice_of, start_values
-from statestream_server.models.runtime import Device
+from statestream_server.models.runtime import Binding, Device
 from statestream_server.models.slab import Slab
 from statestream_server.models.step_graph import StepGraph
 
@@ -46,10 +46,8 @@ class FusedRows:
     def grow(self, capacity: int) -> None:
         """Makes room; waits for a `step` that runs in another thread."""
         with self._lock:
+            self._graph.unbind()
             self._slab.grow(capacity)
-            for slab, array in zip(self._graph.slabs, self._slab.arrays, strict=True):
-                items = array.reshape(self._slab.capacity * slab.parts, *slab.item)
-                self._graph.binding.fix(slab.before, slab.after, items)
 
     def reset(self, rows: Ints) -> None:
         """Sets rows to the start values."""
@@ -70,4 +68,8 @@ class FusedRows:
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the wrapped graph; see `Rows.step`."""
         with self._lock:
-            return self._graph.step(source, target, inputs)
+            return self._graph.step(source, target, inputs, self._bind)
+
+    def _bind(self, binding: Binding) -> None:
+        for slab, array in zip(self._graph.slabs, self._slab.arrays, strict=True):
+            binding.fix(slab.before, slab.after, array.reshape(self._slab.capacity * slab.parts, *slab.item))
