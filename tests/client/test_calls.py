@@ -26,6 +26,9 @@ async def test_predict_generate_models_info_sessions(connect: Connect, twin: Twi
     assert await twin.collect(client.generate, "upper", "king", max_tokens=2) == ["K", "I"]
     assert [model.name for model in await twin.call(client.models)] == ["sum", "double", "upper"]
     assert (await twin.call(client.load_model, "sum")).kind == "session"
+    await twin.call(client.unload_model, "sum")
+    with pytest.raises(errors.ModelNotFound):
+        await twin.call(client.unload_model, "nothing")
     info = await twin.call(client.info)
     assert (info.protocol, info.durability, info.store) == (1, "interval", "memory")
     pool = await twin.call(client.sessions, "sum", ids=list("abcde"))

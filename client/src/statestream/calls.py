@@ -1,4 +1,4 @@
-"""Unary calls: their requests and answers, and when a failed one is tried again. Pure, shared by both edges."""
+"""What goes into calls and what comes of them: requests, answers, errors, and when to try again. Pure, for both."""
 
 from __future__ import annotations
 

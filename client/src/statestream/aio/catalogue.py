@@ -5,26 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from statestream import unary
 from statestream.aio.link import Link
 from statestream.layout import Layout, require_kind
-from statestream.v1 import (
-    model_pb2,
-    model_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-)
-from statestream.views import (
-    Model,
-    ServerInfo,
-    SessionInfo,
-    Statistics,
-    read_model,
-    read_server,
-    read_session,
-    read_statistics,
-)
+from statestream.views import Model, ServerInfo, SessionInfo, Statistics
 
 
 class Catalogue:
@@ -36,20 +20,13 @@ class Catalogue:
 
     async def models(self) -> list[Model]:
         """Every loaded version of every model, and those that failed to load."""
-        request = model_pb2.ListModelsRequest()
-        response = await self._link.unary(
-            lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels(request, metadata=self._link.metadata)
-        )
-        return [read_model(model) for model in response.models]
+        return await self._link.unary(unary.list_models())
 
     async def load_model(self, name: str, version: int | None = None) -> Model:
         """Loads a version from the server's models folder; the highest where left out."""
-        request = model_pb2.LoadModelRequest(name=name, version=version or 0)
-        response = await self._link.unary(
-            lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel(request, metadata=self._link.metadata)
-        )
+        model = await self._link.unary(unary.load_model(name, version))
         self._layouts.clear()
-        return read_model(response.model)
+        return model
 
     async def unload_model(self, name: str, version: int | None = None) -> None:
         """Unloads a version; every loaded one where left out.
@@ -57,66 +34,37 @@ class Catalogue:
         Raises:
             ModelInUse: It has open sessions.
         """
-        request = model_pb2.UnloadModelRequest(name=name, version=version or 0)
-        await self._link.unary(
-            lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(request, metadata=self._link.metadata)
-        )
+        await self._link.unary(unary.unload_model(name, version))
         self._layouts.clear()
 
     async def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
         """The sessions on the server, by model, then id."""
-        request = session_pb2.ListSessionsRequest(model=model or "", page_size=1000)
+        page = ""
         while True:
-            response = await self._link.unary(
-                lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions(
-                    request, metadata=self._link.metadata
-                )
-            )
-            for session in response.sessions:
-                yield read_session(session)
-            if not response.next_page_token:
+            sessions, page = await self._link.unary(unary.list_sessions(model, page))
+            for session in sessions:
+                yield session
+            if not page:
                 return
-            request.page_token = response.next_page_token
 
     async def info(self) -> ServerInfo:
         """Version, limits, durability and device of the server."""
-        request = server_pb2.GetServerInfoRequest()
-        return read_server(
-            await self._link.unary(
-                lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
-                    request, metadata=self._link.metadata
-                )
-            )
-        )
+        return await self._link.unary(unary.get_server())
 
     async def statistics(self) -> Statistics:
         """What the server's engine did since its process started: its batches, and why they were not larger."""
-        request = server_pb2.GetStatisticsRequest()
-        return read_statistics(
-            await self._link.unary(
-                lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetStatistics(
-                    request, metadata=self._link.metadata
-                )
-            )
-        )
+        return await self._link.unary(unary.get_statistics())
 
     async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
         key = (model, version or 0)
         pending = self._layouts.get(key)
         if pending is None:
             # Many tasks that open sessions at once ask the server once, and share what comes.
-            pending = self._layouts[key] = asyncio.ensure_future(self._fetch(model, version))
+            pending = self._layouts[key] = asyncio.ensure_future(self._link.unary(unary.get_layout(model, version)))
             pending.add_done_callback(lambda done: self._forget_failed(key, done))
         layout = await asyncio.shield(pending)
         require_kind(layout.model, kind)
         return layout
-
-    async def _fetch(self, model: str, version: int | None) -> Layout:
-        request = model_pb2.GetModelRequest(name=model, version=version or 0)
-        response = await self._link.unary(
-            lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel(request, metadata=self._link.metadata)
-        )
-        return Layout(read_model(response.model))
 
     def _forget_failed(self, key: tuple[str, int], done: asyncio.Future[Layout]) -> None:
         if (done.cancelled() or done.exception() is not None) and self._layouts.get(key) is done:

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import grpc
 import numpy as np
 
-from statestream import calls, frames
+from statestream import calls, frames, unary
 from statestream.aio.catalogue import Catalogue
 from statestream.aio.link import Link
 from statestream.aio.opening import Opening
@@ -27,8 +26,6 @@ from statestream.shards import Shards, make_core, routes
 from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
 )
 from statestream.wire import Array
 
@@ -212,19 +209,11 @@ class Client(Catalogue):
             ModelChanged: It is of another version, or its state does not fit that of `upgrade`.
         """
         (name,), anonymous = named_ids(1, None if id is None else [id])
-        version, moves = calls.wanted_version(version, upgrade)
-        request = session_pb2.RestoreSessionRequest(
-            model=model, version=version or 0, session_id=name, snapshot=snapshot, upgrade=moves
-        )
+        call = unary.restore(model, name, snapshot, version, upgrade)
 
         async def make() -> Session:
-            link = self._shards.of(model, name)
-            response = await link.unary(
-                lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(
-                    request, metadata=link.metadata
-                )
-            )
-            return await self._adopt(model, response.session.version, name, ephemeral=anonymous)
+            restored = await self._shards.of(model, name).unary(call)
+            return await self._adopt(model, restored, name, ephemeral=anonymous)
 
         return Opening(make)
 
@@ -247,14 +236,7 @@ class Client(Catalogue):
             Unsupported: The model has memory: use a session.
         """
         layout = await self._layout(model, version, "predict")
-        request = calls.predict_request(layout, x, outputs, version)
-        calls.check_size(request, self._link.info.limits, layout)
-        response = await self._link.unary(
-            lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(
-                request, metadata=self._link.metadata
-            )
-        )
-        return calls.read_outputs(response.outputs)
+        return await self._link.unary(unary.predict(layout, x, outputs, version, self._link.info.limits))
 
     async def forecast(
         self,
@@ -365,14 +347,8 @@ class Client(Catalogue):
     ) -> Any:
         request = calls.forecast_request(layout, version, h, history=inputs)
         calls.check_size(request, self._link.info.limits, layout)
-
-        async def call(channel: grpc.aio.Channel) -> list[inference_pb2.ForecastResponse]:
-            return [
-                part
-                async for part in inference_pb2_grpc.InferenceServiceStub(channel).Forecast(
-                    request, metadata=self._link.metadata
-                )
-            ]
-
-        responses = await self._link.unary(call)
-        return calls.join_forecast(responses, alone=alone)
+        attempts = self._link.attempts()
+        while True:
+            async with self._link.attempt(attempts) as channel:
+                call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
+                return calls.join_forecast([part async for part in call], alone=alone)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +19,7 @@ from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
 from statestream.shards import Route
+from statestream.unary import UnaryCall
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 
 T = TypeVar("T")
@@ -131,8 +132,8 @@ class Link:
             self.core.cancel(ticket)
             self._stirred.set()
 
-    async def unary(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
-        """Makes an idempotent call, again where the server could not answer.
+    async def unary(self, call: UnaryCall[T]) -> T:
+        """Makes a call, again where the server could not answer.
 
         Raises:
             StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
@@ -140,7 +141,7 @@ class Link:
         attempts = self.attempts()
         while True:
             async with self.attempt(attempts) as channel:
-                return await call(channel)
+                return call.read(await call.method(channel)(call.request, metadata=self.metadata))
 
     def attempts(self) -> Attempts:
         """For the tries of one call, which starts now."""

@@ -7,8 +7,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-
+from statestream import unary
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
@@ -23,7 +22,8 @@ from statestream.calls import (
 from statestream.core import OpenTicket, Ticket
 from statestream.errors import NotOwner
 from statestream.layout import Input, Layout
-from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
+from statestream.unary import UnaryCall
+from statestream.v1 import inference_pb2_grpc
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -190,25 +190,12 @@ class Session(SessionBase):
         """
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
-        request = session_pb2.ForkSessionRequest(
-            model=self.model, session_id=self.id, fork_id=fork_id, ephemeral=id is None
-        )
-        await self._owned(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).ForkSession(
-                request, metadata=self._link.metadata
-            )
-        )
+        await self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
         return await self._client._adopt(self.model, self.version, fork_id, ephemeral=id is None)
 
     async def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
-        request = session_pb2.SnapshotSessionRequest(model=self.model, session_id=self.id)
-        response = await self._owned(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).SnapshotSession(
-                request, metadata=self._link.metadata
-            )
-        )
-        return bytes(response.snapshot)
+        return await self._owned(unary.snapshot(self.model, self.id))
 
     async def delete(self) -> None:
         """Deletes the session on the server and closes this object."""
@@ -230,7 +217,7 @@ class Session(SessionBase):
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
         return ticket, self._link.begin(ticket, before)
 
-    async def _owned(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+    async def _owned(self, call: UnaryCall[T]) -> T:
         """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""
         for remedy in self._remedies():
             await self._settle()

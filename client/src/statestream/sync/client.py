@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from statestream import calls, frames
+from statestream import calls, frames, unary
 from statestream.base import named_ids
 from statestream.core import OpenTicket
 from statestream.errors import Closed
@@ -27,8 +27,6 @@ from statestream.sync.together import close_all, leave_all, perform_all, start_a
 from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
 )
 from statestream.wire import Array
 
@@ -201,15 +199,8 @@ class Client(Catalogue):
             ModelChanged: It is of another version, or its state does not fit that of `upgrade`.
         """
         (name,), anonymous = named_ids(1, None if id is None else [id])
-        version, moves = calls.wanted_version(version, upgrade)
-        request = session_pb2.RestoreSessionRequest(
-            model=model, version=version or 0, session_id=name, snapshot=snapshot, upgrade=moves
-        )
-        link = self._shards.of(model, name)
-        response = link.unary(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession(request, metadata=link.metadata)
-        )
-        return self._adopt(model, response.session.version, name, ephemeral=anonymous)
+        restored = self._shards.of(model, name).unary(unary.restore(model, name, snapshot, version, upgrade))
+        return self._adopt(model, restored, name, ephemeral=anonymous)
 
     def predict(self, model: str, x: Input, *, outputs: Sequence[str] | None = None, version: int | None = None) -> Any:
         """Runs a model without memory once.
@@ -228,14 +219,7 @@ class Client(Catalogue):
             Unsupported: The model has memory: use a session.
         """
         layout = self._layout(model, version, "predict")
-        request = calls.predict_request(layout, x, outputs, version)
-        calls.check_size(request, self._link.info.limits, layout)
-        response = self._link.unary(
-            lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict(
-                request, metadata=self._link.metadata
-            )
-        )
-        return calls.read_outputs(response.outputs)
+        return self._link.unary(unary.predict(layout, x, outputs, version, self._link.info.limits))
 
     def forecast(
         self,
@@ -341,9 +325,8 @@ class Client(Catalogue):
     def _forecast(self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool) -> Any:
         request = calls.forecast_request(layout, version, h, history=inputs)
         calls.check_size(request, self._link.info.limits, layout)
-        responses = self._link.unary(
-            lambda channel: list(
-                inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
-            )
-        )
-        return calls.join_forecast(responses, alone=alone)
+        attempts = self._link.attempts()
+        while True:
+            with self._link.attempt(attempts) as channel:
+                call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
+                return calls.join_forecast(list(call), alone=alone)

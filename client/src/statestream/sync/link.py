@@ -26,6 +26,7 @@ from statestream.patience import Patience, is_fault
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.sync.asked import Asked, Done
+from statestream.unary import UnaryCall
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 from statestream.v1.inference_pb2 import StreamRequest
 
@@ -145,8 +146,8 @@ class Link:
             if not self._thread.is_alive():
                 raise errors.Closed("the client was closed meanwhile; connect again")
 
-    def unary(self, call: Callable[[grpc.Channel], T]) -> T:
-        """Makes an idempotent call, again where the server could not answer.
+    def unary(self, call: UnaryCall[T]) -> T:
+        """Makes a call, again where the server could not answer.
 
         Raises:
             StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
@@ -154,7 +155,7 @@ class Link:
         attempts = self.attempts()
         while True:
             with self.attempt(attempts) as channel:
-                return call(channel)
+                return call.read(call.method(channel)(call.request, metadata=self.metadata))
 
     def attempts(self) -> Attempts:
         """For the tries of one call, which starts now."""

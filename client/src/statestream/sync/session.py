@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-
+from statestream import unary
 from statestream.base import LOOKAHEAD, SessionBase, lookahead
 from statestream.calls import (
     check_control,
@@ -23,7 +22,8 @@ from statestream.sync.asked import Done
 from statestream.sync.link import Link
 from statestream.sync.pipeline import pipeline
 from statestream.sync.stepping import Stepping
-from statestream.v1 import inference_pb2_grpc, session_pb2, session_pb2_grpc
+from statestream.unary import UnaryCall
+from statestream.v1 import inference_pb2_grpc
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -185,25 +185,12 @@ class Session(SessionBase):
         """
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
-        request = session_pb2.ForkSessionRequest(
-            model=self.model, session_id=self.id, fork_id=fork_id, ephemeral=id is None
-        )
-        self._owned(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).ForkSession(
-                request, metadata=self._link.metadata
-            )
-        )
+        self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
         return self._client._adopt(self.model, self.version, fork_id, ephemeral=id is None)
 
     def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
-        request = session_pb2.SnapshotSessionRequest(model=self.model, session_id=self.id)
-        response = self._owned(
-            lambda channel: session_pb2_grpc.SessionServiceStub(channel).SnapshotSession(
-                request, metadata=self._link.metadata
-            )
-        )
-        return bytes(response.snapshot)
+        return self._owned(unary.snapshot(self.model, self.id))
 
     def delete(self) -> None:
         """Deletes the session on the server and closes this object."""
@@ -224,7 +211,7 @@ class Session(SessionBase):
                 self._live()
             return ticket, self._link.begin(ticket, before)
 
-    def _owned(self, call: Callable[[grpc.Channel], T]) -> T:
+    def _owned(self, call: UnaryCall[T]) -> T:
         """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""
         for remedy in self._remedies():
             self._settle()

@@ -1,0 +1,170 @@
+"""Unary calls as values: the method, the request, and what its answer means. Each is written once; the twins make it.
+
+All of them are idempotent, so that one which was not answered can be made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from statestream import calls, views
+from statestream.layout import Layout
+from statestream.v1 import (
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+from statestream.v1.server_pb2 import Limits
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryCall(Generic[T]):
+    """One call.
+
+    Attributes:
+        method: The method of a stub on a channel, of gRPC's synchronous or asyncio kind.
+        request: What is sent.
+        read: What the answer means.
+    """
+
+    method: Callable[[Any], Callable[..., Any]]
+    request: Message
+    read: Callable[[Any], T]
+
+
+# ── models ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def list_models() -> UnaryCall[list[views.Model]]:
+    """Every loaded version of every model, and those that failed to load."""
+    return UnaryCall(
+        lambda channel: model_pb2_grpc.ModelServiceStub(channel).ListModels,
+        model_pb2.ListModelsRequest(),
+        lambda response: [views.read_model(model) for model in response.models],
+    )
+
+
+def get_layout(name: str, version: int | None) -> UnaryCall[Layout]:
+    """The inputs and outputs of a version; of the default one without."""
+    return UnaryCall(
+        lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel,
+        model_pb2.GetModelRequest(name=name, version=version or 0),
+        lambda response: Layout(views.read_model(response.model)),
+    )
+
+
+def load_model(name: str, version: int | None) -> UnaryCall[views.Model]:
+    """Loads a version; the highest without."""
+    return UnaryCall(
+        lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel,
+        model_pb2.LoadModelRequest(name=name, version=version or 0),
+        lambda response: views.read_model(response.model),
+    )
+
+
+def unload_model(name: str, version: int | None) -> UnaryCall[None]:
+    """Unloads a version; every loaded one without."""
+    return UnaryCall(
+        lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel,
+        model_pb2.UnloadModelRequest(name=name, version=version or 0),
+        lambda response: None,
+    )
+
+
+# ── the server ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def get_server() -> UnaryCall[views.ServerInfo]:
+    """Version, limits, durability and device."""
+    return UnaryCall(
+        lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo,
+        server_pb2.GetServerInfoRequest(),
+        views.read_server,
+    )
+
+
+def get_statistics() -> UnaryCall[views.Statistics]:
+    """What the engine did since the process started."""
+    return UnaryCall(
+        lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetStatistics,
+        server_pb2.GetStatisticsRequest(),
+        views.read_statistics,
+    )
+
+
+# ── sessions ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def list_sessions(model: str | None, page: str) -> UnaryCall[tuple[list[views.SessionInfo], str]]:
+    """Sessions of a model, or of all, and what the next page is called; "" for the first, and behind the last."""
+    return UnaryCall(
+        lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions,
+        session_pb2.ListSessionsRequest(model=model or "", page_size=1000, page_token=page),
+        lambda response: ([views.read_session(each) for each in response.sessions], response.next_page_token),
+    )
+
+
+def fork(model: str, session_id: str, fork_id: str, *, ephemeral: bool) -> UnaryCall[None]:
+    """Copies a session as it stands."""
+    return UnaryCall(
+        lambda channel: session_pb2_grpc.SessionServiceStub(channel).ForkSession,
+        session_pb2.ForkSessionRequest(model=model, session_id=session_id, fork_id=fork_id, ephemeral=ephemeral),
+        lambda response: None,
+    )
+
+
+def snapshot(model: str, session_id: str) -> UnaryCall[bytes]:
+    """A session as bytes."""
+    return UnaryCall(
+        lambda channel: session_pb2_grpc.SessionServiceStub(channel).SnapshotSession,
+        session_pb2.SnapshotSessionRequest(model=model, session_id=session_id),
+        lambda response: bytes(response.snapshot),
+    )
+
+
+def restore(
+    model: str, session_id: str, blob: bytes, version: int | None, upgrade: int | bool | None
+) -> UnaryCall[int]:
+    """Makes a session of bytes; the answer is its version.
+
+    Raises:
+        ValueError: `upgrade` and `version` do not go together.
+    """
+    version, moves = calls.wanted_version(version, upgrade)
+    return UnaryCall(
+        lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession,
+        session_pb2.RestoreSessionRequest(
+            model=model, version=version or 0, session_id=session_id, snapshot=blob, upgrade=moves
+        ),
+        lambda response: int(response.session.version),
+    )
+
+
+# ── models without memory ──────────────────────────────────────────────────────────────────────────
+
+
+def predict(
+    layout: Layout, x: Any, outputs: Sequence[str] | None, version: int | None, limits: Limits
+) -> UnaryCall[Any]:
+    """One run of a model without memory.
+
+    Raises:
+        BadTensor: The input does not fit the model, or is larger than the server takes.
+    """
+    request = calls.predict_request(layout, x, outputs, version)
+    calls.check_size(request, limits, layout)
+    return UnaryCall(
+        lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict,
+        request,
+        lambda response: calls.read_outputs(response.outputs),
+    )
