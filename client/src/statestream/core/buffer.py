@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from statestream.core.blocks import Block
+from statestream.core.sinks import DISCARD
 from statestream.core.table import Table
-from statestream.wire import Ints
+from statestream.wire import Ints, Mask
 
 
 class ReplayBuffer:
@@ -63,6 +64,19 @@ class ReplayBuffer:
         for block in self:
             for row in np.flatnonzero(gone[block.handles]).tolist():
                 block.kill(row)
+
+    def answered(self, behind: Ints) -> list[Block]:
+        """The answered chunks that start at a position in `behind`, by handle, or above it: as blocks to send again."""
+        found: list[Block] = []
+        for block in self:
+            if block.left == len(block):
+                continue
+            need: Mask = (block.starts >= behind[block.handles]) & ~block.still_waiting()
+            if block.dead is not None:
+                need &= ~block.dead
+            if need.any():
+                found.append(block.take(np.flatnonzero(need), DISCARD))
+        return found
 
     def advance(self, now: float) -> None:
         """Lets go of what the oldest blocks no longer need; costs little where nothing changed."""

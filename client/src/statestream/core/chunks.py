@@ -9,7 +9,7 @@ import numpy as np
 from statestream.core.blocks import Block, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import alone, cut, gather, rejoined, without
-from statestream.core.sinks import DISCARD, Discard
+from statestream.core.sinks import Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import OVERHEAD, Lane, PoolTicket, StepTicket, again
 from statestream.core.waiting import Waiting
@@ -357,18 +357,9 @@ class Chunks:
         table.sent[handles] = np.minimum(positions, table.answered[handles])
         behind = np.full(table.size, DURABLE_FOREVER, np.int64)
         behind[handles] = positions
-        again_blocks: list[Block] = []
         if (positions < table.answered[handles]).any():
-            for block in self._buffer:
-                need: Mask = block.starts >= behind[block.handles]
-                if block.left == len(block):
-                    continue
-                need &= ~block.still_waiting()
-                if block.dead is not None:
-                    need &= ~block.dead
-                if need.any():
-                    again_blocks.append(block.take(np.flatnonzero(need), DISCARD))
-        self.unsent = rejoined(again_blocks, self.max_steps, FRAME_BYTES) + self.unsent
+            answered = self._buffer.answered(behind)
+            self.unsent = rejoined(answered, self.max_steps, FRAME_BYTES) + self.unsent
         table.state[handles] = State.OPEN
         self._fail_uncovered(handles)
 
