@@ -214,6 +214,22 @@ def test_durable_positions_that_come_unasked_free_the_buffer() -> None:
     assert wire.core.buffer.bytes == 0
 
 
+def test_many_blocks_that_become_durable_at_once_leave_a_few_with_every_answer(wire: Wire) -> None:
+    """An answer does not wait until a second's blocks are dropped; the next ones drop them."""
+    wire.core.buffer.keep_seconds = 0.0
+    (handle,) = wire.open("a")
+    for _ in range(300):
+        wire.step(handle, np.ones((1, FEATURES)))
+        wire.run()
+    wire.world.save()
+    left = list[int]()
+    for _ in range(6):
+        wire.step(handle, np.ones((1, FEATURES)))
+        wire.run()
+        left.append(len(wire.core.buffer))
+    assert left == [301 - 64, 302 - 128, 303 - 192, 304 - 256, 5, 6]
+
+
 def test_closing_frees_handles_only_when_no_buffered_chunk_names_them() -> None:
     wire = Wire(core=make_core(keep_seconds=10.0))
     wire.connect()

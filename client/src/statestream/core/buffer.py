@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from statestream.core.blocks import Block
 from statestream.core.sinks import DISCARD
 from statestream.core.table import Table
 from statestream.wire import Ints, Mask
+
+_AT_ONCE: Final = 64
+"""Blocks that one call of `advance` moves on at most: what a second brought becomes durable at one moment."""
 
 
 class ReplayBuffer:
@@ -79,9 +83,14 @@ class ReplayBuffer:
         return found
 
     def advance(self, now: float) -> None:
-        """Lets go of what the oldest blocks no longer need; costs little where nothing changed."""
+        """Lets go of some of what the oldest blocks no longer need; costs little where nothing changed.
+
+        It is called with every answer, so that it keeps up and none of them waits for all that became durable.
+        """
         blocks, grace = self._blocks, self._grace
-        while blocks and self._releasable(blocks[0]):
+        for _ in range(_AT_ONCE):
+            if not blocks or not self._releasable(blocks[0]):
+                break
             block = blocks.popleft()
             if self.keep_seconds and not self.ephemeral_server:
                 block.durable_at = now
@@ -89,7 +98,9 @@ class ReplayBuffer:
             else:
                 self._drop(block)
         until = now - self.keep_seconds
-        while grace and (grace[0].durable_at <= until or self.bytes > self.limit // 2):
+        for _ in range(_AT_ONCE):
+            if not grace or (grace[0].durable_at > until and self.bytes <= self.limit // 2):
+                break
             self._drop(grace.popleft())
 
     def make_room(self, nbytes: int, *, lose: bool) -> bool:
