@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 
 from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import session_pb2 as sessions
+from statestream_server.sessions import snapshots
+from statestream_server.sessions.snapshots import Snapshot
 from tests.support import models
 from tests.support.arrays import arrays_of, same_bits, tensor
 from tests.support.calls import Caller, everything, failing
 from tests.support.counter import numbers, sums
-from tests.support.serving import Local, serves_on
+from tests.support.serving import Local, serves_on, serving
 from tests.support.speaker import Answer, Refusal, Speaker, fresh_id
 
 
@@ -160,3 +164,28 @@ async def test_a_frame_that_waited_is_checked_against_the_claims_of_now(local: L
         assert [sums(row) for row in rows if isinstance(row, Answer)] == [[1], [1]]
         assert [row.handle for row in rows if isinstance(row, Refusal)] == [1]
         assert sums(await other.step(0, 0, numbers(5))) == [5]
+
+
+async def test_a_forged_snapshot_holds_up_no_record_of_others(models_dir: Path, tmp_path: Path) -> None:
+    """A position that no store keeps is refused; the highest that is taken is written, and steps go on from it."""
+    async with (
+        serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}", checkpoint_interval=0.05) as local,
+        Speaker(local.channel, "counter") as speaker,
+    ):
+        caller, table = Caller(local.channel), local.table("counter")
+        await speaker.open_one("neighbour")
+        for position, fine in ((1 << 60, False), (1 << 53, False), ((1 << 51) - 1, True)):
+            forged = Snapshot("counter", table.model.digest, position, [np.zeros(1, np.float32)])
+            request = sessions.RestoreSessionRequest(
+                model="counter", session_id="forged", snapshot=snapshots.dumps(forged, table.rows.columns)
+            )
+            if fine:
+                assert (await caller.sessions.RestoreSession(request)).session.position == position
+            else:
+                failure = await failing(caller.sessions.RestoreSession(request))
+                assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "SNAPSHOT_INVALID")
+        await speaker.open_one("forged", 1)
+        await speaker.step(1, (1 << 51) - 1, numbers(1))
+        await speaker.step(0, 0, numbers(1))
+        assert await speaker.flush(0, 1) == {0: 1, 1: 1 << 51}
+        assert (await speaker.open_one("forged", 1)).position == 1 << 51

@@ -16,10 +16,12 @@ from safetensors.numpy import save as write_safetensors
 from statestream import errors
 from statestream_server.arrays import Array
 from statestream_server.models.rows import Column
+from statestream_server.stores.rules import CLAIM_LIMIT
 
 FORMAT: Final = "statestream-snapshot-1"
 """The format written and read; CONTRIBUTING.md says what to do when it changes."""
-_POSITION_LIMIT: Final = 1 << 63
+_POSITION_LIMIT: Final = CLAIM_LIMIT >> 1
+"""A session that no store could keep would hold up the records of all others. It must have steps to go, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,13 @@ def read_metadata(data: bytes) -> dict[str, str]:
     try:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         complete = {"model", "digest", "position", "checksum"} <= metadata.keys() and metadata["position"].isdecimal()
-        complete = complete and int(metadata["position"]) < _POSITION_LIMIT
-        known = metadata["format"] == FORMAT
+        position, known = int(metadata["position"]) if complete else 0, metadata["format"] == FORMAT
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.SnapshotInvalid(f"these {len(data)} bytes are no snapshot of a session") from error
     if not known or not complete:
         raise errors.SnapshotInvalid(f"the snapshot is of format {metadata['format']!r}; this release reads {FORMAT!r}")
+    if position >= _POSITION_LIMIT:
+        raise errors.SnapshotInvalid(f"the snapshot is of position {position}; expected less than {_POSITION_LIMIT}")
     return dict(metadata)
 
 
