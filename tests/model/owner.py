@@ -177,11 +177,22 @@ def _delete(state: State, rules: Rules, at: int, number: int, row: Row) -> State
     if state.store.away or row.queue:
         return None  # What was sent before runs first.
     store, record = state.store, state.store.record
-    if record is not None and record.live and record.epoch <= row.epoch:
-        tombstone = Copy(False, record.epoch, record.incarnation, (), 0, 0)
-        store = store._replace(record=tombstone if rules.deletes_leave_tombstones else None)
+    if record is None or not record.live or record.epoch <= row.epoch:
+        store = store._replace(record=_tombstone(rules, record, row), buried=True)
     state = with_owner(state._replace(store=store), at, state.owners[at]._replace(row=None))
     return answer(state, number, (st.CLOSED,))
+
+
+def _tombstone(rules: Rules, record: Copy | None, row: Row) -> Copy | None:
+    """What a delete leaves in the store; `stores.rules.bury`."""
+    if not rules.deletes_leave_tombstones:
+        return None
+    if not rules.tombstones_are_of_the_row:
+        return Copy(False, record.epoch, record.incarnation, (), 0, 0) if record is not None else None
+    epoch, incarnation = row.epoch, row.incarnation
+    if record is not None:
+        epoch, incarnation = max(epoch, record.epoch), max(incarnation, record.incarnation)
+    return Copy(False, epoch, incarnation, (), 0, 0)
 
 
 def capture(state: State, at: int) -> State | None:

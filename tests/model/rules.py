@@ -44,6 +44,8 @@ class Rules:
     """An owner that slept looks at the stored epoch before it answers anything."""
     deletes_leave_tombstones: bool = True
     """A deleted session leaves its epoch and incarnation behind."""
+    tombstones_are_of_the_row: bool = True
+    """They are those of the row that is deleted: also where the store forgot the session, or has an older record."""
     inputs_kept_until_durable: bool = True
     """The client forgets an input when it is answered and durable, not when it is answered."""
     flushed_rows_are_dirty: bool = True
@@ -114,6 +116,7 @@ SHOWN_BY: dict[str, Setting] = {
     "epochs_reach_incarnations": Setting(1, Faults(cut=1, crash=1, flush=1)),
     "replies_are_fenced": Setting(1, Faults(sleep=1, twin=1)),
     "deletes_leave_tombstones": Setting(1, Faults(cut=1, delete=1)),
+    "tombstones_are_of_the_row": Setting(1, Faults(flush=1, delete=1)),
     "inputs_kept_until_durable": Setting(1, Faults(crash=1)),
     "flushed_rows_are_dirty": Setting(1, Faults(flush=1)),
 }
@@ -128,6 +131,7 @@ HOLDS: tuple[Setting, ...] = (
     Setting(1, Faults(cut=1, sleep=1, delete=1)),
     Setting(1, Faults(cut=1, flush=1, away=1)),
     Setting(1, Faults(cut=1, flush=1, reset=1)),
+    Setting(1, Faults(sleep=1, flush=1, duplicate=1, delete=1)),
     Setting(1, Faults(sleep=1, twin=1)),
     Setting(1, Faults(crash=1, restart=1)),
     Setting(1, Faults(crash=1, change=1)),

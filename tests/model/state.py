@@ -159,11 +159,13 @@ class Owner(NamedTuple):
 
 
 class Store(NamedTuple):
-    """The store. `forgot` says that it broke a promise: what it called durable was flushed."""
+    """The store. `forgot` says that it broke a promise: what it called durable was flushed. `buried` says that the
+    session was deleted once: a flush that takes with it what is known of that is not looked at."""
 
     record: Copy | None = None
     away: bool = False
     forgot: bool = False
+    buried: bool = False
 
 
 class State(NamedTuple):

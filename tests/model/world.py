@@ -245,7 +245,7 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
 
 def _flushed(state: State, rules: Rules) -> State | None:
     store = state.store
-    if store.record is None or store.away:
+    if store.record is None or store.away or store.buried:
         return None
     forgot = store.forgot or bool(store.record.memory)
     state = state._replace(store=store._replace(record=None, forgot=forgot))

@@ -270,7 +270,7 @@ async def test_what_a_newer_release_wrote_fences_and_stays_as_it_is(store: Store
     assert found == [(NEWER, None), (10, None)]
     listed = await store.list("tenant", "", ("", ""), 9)
     assert [(record.key, record.epoch) for record in listed] == [(other, 10), (KEY, NEWER)]
-    assert await store.delete([KEY], [NEWER]) == [False]
+    assert await store.delete([KEY], [NEWER - 1], [1]) == [False]
     assert await store.expire(1e12, ephemeral_before=1e12) == 1
     assert server.client.get(name) == before
 

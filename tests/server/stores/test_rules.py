@@ -99,16 +99,19 @@ class StoreMachine(RuleBasedStateMachine):
             expected.append(written)
         assert self.runner.run(self.store.save(records)) == expected
 
-    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=2), epoch=st.integers(0, 6))
-    def delete(self, keys: list[Key], epoch: int) -> None:
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=2), epoch=st.integers(0, 6), incarnation=st.integers(0, 3))
+    def delete(self, keys: list[Key], epoch: int, incarnation: int) -> None:
         expected = []
         for key in keys:
-            entry = self.entries.get(key)
-            deleted = entry is not None and not entry.dead and entry.record.epoch <= epoch
-            if entry is not None and deleted:
-                self.entries[key] = Entry(entry.record._replace(blob=None), dead=True)
-            expected.append(deleted)
-        assert self.runner.run(self.store.delete(keys, [epoch] * len(keys))) == expected
+            entry = self.entries.get(key) or Entry(Record(key, 0, 0, 0, bytes(16), 0), dead=True)
+            spared = not entry.dead and entry.record.epoch > epoch
+            expected.append(not entry.dead and not spared)
+            if not spared:
+                highest = max(entry.record.epoch, epoch), max(entry.record.incarnation, incarnation)
+                record = entry.record._replace(epoch=highest[0], incarnation=highest[1], ephemeral=False, blob=None)
+                self.entries[key] = Entry(record, dead=True)
+        columns = [epoch] * len(keys), [incarnation] * len(keys)
+        assert self.runner.run(self.store.delete(keys, *columns)) == expected
 
     @invariant()
     def contents_are_equal(self) -> None:

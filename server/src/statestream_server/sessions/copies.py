@@ -113,7 +113,7 @@ class Copies:
             await self._sessions.delete(where[0], np.asarray([where[1]]))
             return
         record = await self._stored(model, session)
-        await self._store.delete([record.key], [record.epoch])
+        await self._store.delete([record.key], [record.epoch], [record.incarnation])
 
     async def check_owner(self, model: str, session: str) -> None:
         """Makes sure that no other server has a session.

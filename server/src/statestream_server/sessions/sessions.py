@@ -242,7 +242,8 @@ class Sessions:
         Raises:
             StoreUnavailable: Nothing was deleted.
         """
-        rows = rows[[table.ids[row] is not None for row in rows.tolist()]]
+        rows = rows[[table.ids[row] is not None and table.epoch[row] > 0 for row in rows.tolist()]]
+        incarnations = table.incarnation[rows].tolist()
         keys, claims = [key for row in rows.tolist() if (key := table.key(row)) is not None], table.claims(rows)
 
         def here() -> Bools:
@@ -251,7 +252,7 @@ class Sessions:
 
         async with self.lock:
             await self._engine.settled(table, rows[here()])
-            await self._store.delete(keys, claims[1].tolist())
+            await self._store.delete(keys, claims[1].tolist(), incarnations)
             gone = errors.SessionNotFound("the session was deleted")
             async with self._engine.still():
                 rows = rows[here()]

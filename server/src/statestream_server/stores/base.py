@@ -191,11 +191,12 @@ class Store(Protocol):
     async def epochs(self, keys: Sequence[Key]) -> list[int]:
         """The epochs stored under keys, of live records and tombstones; 0 where nothing is stored, or `NEWER`."""
 
-    async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
+    async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
         """Replaces records whose epoch is not above the given one by tombstones; False for others.
 
-        A tombstone keeps epoch and incarnation for the retention of tombstones, so that a late save or
-        an old writer's claim cannot bring the session back.
+        A tombstone keeps the higher of the stored and the given epoch, and of the incarnations, for the retention of
+        tombstones, so that a late save or an old writer's claim cannot bring the session back. It is left as well
+        where nothing is stored, as after a flush, and raised where there is one already; the answer is False then.
         """
 
     async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:

@@ -106,19 +106,23 @@ return table.concat(answers)
 """
 
 _DELETE = """
-local now = tonumber(ARGV[1])
+local now, NOBODY = tonumber(ARGV[1]), string.rep('\\0', 16)
 local answers = {}
 for i = 1, #KEYS - 2 do
-  local key, member, epoch = KEYS[i + 2], ARGV[2 * i], tonumber(ARGV[2 * i + 1])
+  local key, member = KEYS[i + 2], ARGV[2 * i]
+  local epoch, incarnation = struct.unpack('<I8I8', ARGV[2 * i + 1])
   local stored = read(key)
-  local ok = stored and stored.live and stored.epoch <= epoch
-  if ok then
-    redis.call('SET', key, header(stored.ephemeral and EPHEMERAL or 0, stored.version, stored.epoch, stored.position,
-      stored.incarnation, now, stored.writer, stored.owner))
+  local live = stored and stored.live
+  local old = stored or {version = 0, epoch = 0, position = 0, incarnation = 0, writer = NOBODY, owner = NOBODY}
+  local stays = old.unknown or (live and old.epoch > epoch)
+    or (stored and not live and old.epoch >= epoch and old.incarnation >= incarnation)
+  if not stays then
+    redis.call('SET', key, header(0, old.version, math.max(old.epoch, epoch), old.position,
+      math.max(old.incarnation, incarnation), now, old.writer, old.owner))
     redis.call('ZREM', index, member)
     redis.call('ZADD', tombs, now, member)
   end
-  answers[i] = ok and '1' or '0'
+  answers[i] = (live and not stays) and '1' or '0'
 end
 return table.concat(answers)
 """
@@ -161,7 +165,7 @@ CLAIM = _script(_CLAIM)
 SAVE = _script(_SAVE)
 """ARGV: for each record its member and its value. Answers a string of 1 (written) and 0 (fenced)."""
 DELETE = _script(_DELETE)
-"""ARGV: the time, then for each record its member and epoch. Answers a string of 1 and 0."""
+"""ARGV: the time, then for each record its member, and epoch and incarnation packed. Answers a string of 1 and 0."""
 EXPIRE = _script(_EXPIRE)
 """ARGV: the two times, then the members. Answers how many records and tombstones went."""
 SCRIPTS = (CLAIM, SAVE, DELETE, EXPIRE)

@@ -11,6 +11,7 @@ from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival
 from statestream_server.stores.packed import LIVE, pack, pack_record, unpack, unpack_blob
 from statestream_server.stores.rules import (
     Columns,
+    bury,
     check_claims,
     check_deletes,
     check_records,
@@ -116,26 +117,23 @@ class MemoryStore:
         values = (self._tables.get((key.tenant, key.model), {}).get(key.id) for key in keys)
         return [0 if value is None else unpack(value).epoch for value in values]
 
-    async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
+    async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones; see `base.Store.delete`.
 
         Raises:
-            ValueError: There are not as many epochs as keys.
+            ValueError: There is not one epoch and one incarnation for each key, or one that no store could keep.
         """
-        check_deletes(keys, epochs)
+        check_deletes(keys, epochs, incarnations)
         now = self._clock()
-        return [self._delete(key, epoch, now) for key, epoch in zip(keys, epochs, strict=True)]
+        return [self._delete(*asked, now) for asked in zip(keys, epochs, incarnations, strict=True)]
 
-    def _delete(self, key: Key, epoch: int, now: float) -> bool:
-        table = self._tables.get((key.tenant, key.model), {})
+    def _delete(self, key: Key, epoch: int, incarnation: int, now: float) -> bool:
+        table = self._tables.setdefault((key.tenant, key.model), {})
         value = table.get(key.id)
-        if value is None:
-            return False
-        stored = unpack(value)
-        if not stored.live or stored.epoch > epoch:
-            return False
-        table[key.id] = pack(stored._replace(live=False, saved_at=now), None)
-        return True
+        deleted, tombstone = bury(None if value is None else unpack(value), epoch, incarnation, now)
+        if tombstone is not None:
+            table[key.id] = pack(tombstone, None)
+        return deleted
 
     async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
         """Live records without blobs, by (model, id). Looks at every session of the tenant's models asked for."""

@@ -35,6 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _CLAIM = struct.Struct("<BBB5xQQQQQQd16s16s")
+_DELETE = struct.Struct("<QQ")
 _VERDICTS = {
     b"C": Verdict.CREATED,
     b"H": Verdict.HELD,
@@ -212,15 +213,16 @@ class RedisStore:
         return found
 
     @_awaited_by_close
-    async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
+    async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones, one script call for each bucket; see `base.Store.delete`.
 
         Raises:
             StoreUnavailable: Redis does not answer or refuses; any record may or may not have been deleted.
-            ValueError: There are not as many epochs as keys.
+            ValueError: There is not one epoch and one incarnation for each key, or one that no store could keep.
         """
-        check_deletes(keys, epochs)
-        answers = await self._call(DELETE, keys, [b"%d" % epoch for epoch in epochs], repr(time.time()))
+        check_deletes(keys, epochs, incarnations)
+        parts = [_DELETE.pack(epoch, incarnation) for epoch, incarnation in zip(epochs, incarnations, strict=True)]
+        answers = await self._call(DELETE, keys, parts, repr(time.time()))
         return [answer == _YES for answer in answers]
 
     @_awaited_by_close

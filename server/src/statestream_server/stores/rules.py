@@ -102,6 +102,33 @@ def may_save(live: bool, stored_epoch: int, stored_position: int, epoch: int, po
     return stored_epoch < epoch
 
 
+def bury(stored: Columns | None, epoch: int, incarnation: int, now: float) -> tuple[bool, Columns | None]:
+    """Decides one delete by the rules of `base.Store.delete`.
+
+    Args:
+        stored: What is stored under the key, a tombstone too.
+        epoch: Of the session as it is to be deleted.
+        incarnation: The same.
+        now: Unix time.
+
+    Returns:
+        Whether a live record goes, and the tombstone to be stored; None where all stays as it is.
+    """
+    if stored is None:
+        return False, Columns(False, 0, epoch, 0, bytes(WRITER_BYTES), incarnation, False, now, "")
+    if stored.live and stored.epoch > epoch:
+        return False, None
+    if not stored.live and stored.epoch >= epoch and stored.incarnation >= incarnation:
+        return False, None
+    return stored.live, stored._replace(
+        live=False,
+        epoch=max(stored.epoch, epoch),
+        incarnation=max(stored.incarnation, incarnation),
+        ephemeral=False,
+        saved_at=now,
+    )
+
+
 def record_of(key: Key, columns: Columns, blob: bytes | None = None) -> Record:
     """The record as callers see it."""
     _, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner = columns
@@ -128,14 +155,19 @@ def check_records(records: Sequence[Record]) -> None:
     _check("record", records, _RECORD_NUMBERS, NUMBER_LIMIT)
 
 
-def check_deletes(keys: Sequence[Key], epochs: Sequence[int]) -> None:
-    """Refuses a delete whose columns differ in length; an epoch may be as high as one likes.
+def check_deletes(keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> None:
+    """Refuses a delete whose columns differ in length, or whose numbers no store could keep.
 
     Raises:
-        ValueError: There are not as many epochs as keys.
+        ValueError: There is not one epoch and one incarnation for each key, or one is negative or not below
+            `NUMBER_LIMIT`.
     """
-    if len(keys) != len(epochs):
-        raise ValueError(f"delete got {len(keys)} keys and {len(epochs)} epochs; give one epoch for each key")
+    for name, numbers in (("epoch", epochs), ("incarnation", incarnations)):
+        if len(keys) != len(numbers):
+            raise ValueError(f"delete got {len(keys)} keys and {len(numbers)} {name}s; give one {name} for each key")
+        for key, number in zip(keys, numbers, strict=True):
+            if not 0 <= number < NUMBER_LIMIT:
+                raise ValueError(f"delete got {name} {number} for {key}; expected 0 to {NUMBER_LIMIT - 1}")
 
 
 def _check(what: str, items: Sequence[Claim] | Sequence[Record], names: Sequence[str], limit: int) -> None:

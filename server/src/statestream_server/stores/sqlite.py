@@ -136,15 +136,16 @@ class SqliteStore:
         """
         return await self._run(sqlite_tables.epochs, list(keys)) if keys else []
 
-    async def delete(self, keys: Sequence[Key], epochs: Sequence[int]) -> list[bool]:
+    async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones in one transaction; see `base.Store.delete`.
 
         Raises:
             StoreUnavailable: The file cannot be written; nothing was deleted.
-            ValueError: There are not as many epochs as keys.
+            ValueError: There is not one epoch and one incarnation for each key, or one that no store could keep.
         """
-        check_deletes(keys, epochs)
-        return await self._run(sqlite_tables.delete, list(keys), list(epochs), self._clock) if keys else []
+        check_deletes(keys, epochs, incarnations)
+        asked = list(zip(keys, epochs, incarnations, strict=True))
+        return await self._run(sqlite_tables.delete, asked, self._clock) if asked else []
 
     async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
         """Live records without blobs, by (model, id), by the index of the keys.

@@ -18,7 +18,7 @@ from typing import Any
 
 from statestream.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
-from statestream_server.stores.rules import Columns, Decision, decide, record_of
+from statestream_server.stores.rules import Columns, Decision, bury, decide, record_of
 
 APPLICATION = 0x53545354
 """Marks a file as ours (PRAGMA application_id)."""
@@ -57,20 +57,21 @@ _READ = f"SELECT each.key, {_COLUMNS}, blob FROM {_FOUND}"
 # Then: ephemeral (?5), time (?6), heads (?7), blobs (?8) and the bytes of each (?9).
 _WRITE = f"""
 INSERT INTO session (tenant, model, id, {_COLUMNS}, blob)
-SELECT ?1, ?2, coalesce(each.value, ?4), 1, ?5, ?6, substr(?7, 1 + {_HEAD.size} * each.key, {_HEAD.size}), {{blob}}
+SELECT ?1, ?2, coalesce(each.value, ?4),
+    {{live}}, ?5, ?6, substr(?7, 1 + {_HEAD.size} * each.key, {_HEAD.size}), {{blob}}
 FROM {_EACH} WHERE true
 ON CONFLICT (tenant, model, id) DO UPDATE SET
-    live = 1, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at, head = excluded.head
+    live = excluded.live, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at, head = excluded.head
 """
-_GO_ON = _WRITE.format(blob="NULL")
+_GO_ON = _WRITE.format(live=1, blob="NULL")
 _BEGIN = f"{_GO_ON}, blob = NULL"
+_BURY = f"{_WRITE.format(live=0, blob='NULL')}, blob = NULL"
 # The rule of saves (rules.may_save) where the row is, so that a save is one statement.
 _SAVE = f"""
-{_WRITE.format(blob="substr(?8, 1 + ?9 * each.key, ?9)")}, blob = excluded.blob
+{_WRITE.format(live=1, blob="substr(?8, 1 + ?9 * each.key, ?9)")}, blob = excluded.blob
 WHERE CASE WHEN live THEN substr(head, 1, 16) <= substr(excluded.head, 1, 16)
     ELSE substr(head, 1, 8) < substr(excluded.head, 1, 8) END
 """
-_DELETE = f"UPDATE session SET live = 0, saved_at = ?5, blob = NULL WHERE rowid IN (SELECT session.rowid FROM {_FOUND})"
 
 
 def check(database: sqlite3.Connection, path: Path) -> int:
@@ -292,18 +293,22 @@ def epochs(database: sqlite3.Connection, keys: Sequence[Key]) -> list[int]:
 
 
 def delete(
-    database: sqlite3.Connection, keys: Sequence[Key], epochs: Sequence[int], clock: Callable[[], float]
+    database: sqlite3.Connection, asked: Sequence[tuple[Key, int, int]], clock: Callable[[], float]
 ) -> list[bool]:
     """Replaces records by tombstones; see `base.Store.delete`."""
     database.execute("BEGIN IMMEDIATE")
-    now, answers = clock(), [False] * len(keys)
+    now, answers, keys = clock(), [False] * len(asked), [key for key, _, _ in asked]
     for part in _parts(keys, [0] * len(keys)):
         found = _find(database, [keys[place] for place in part])
-        for place, columns in found.items():
-            answers[part[place]] = columns.live and columns.epoch <= epochs[part[place]]
-        gone = [keys[place] for place in part if answers[place]]
-        if gone:
-            database.execute(_DELETE, (*_names(gone), now))
+        buried = list[tuple[Key, bytes]]()
+        for index, place in enumerate(part):
+            key, epoch, incarnation = asked[place]
+            answers[place], tombstone = bury(found.get(index), epoch, incarnation, now)
+            if tombstone is not None:
+                buried.append((key, _head(tombstone)))
+        if buried:
+            heads = b"".join(head for _, head in buried)
+            database.execute(_BURY, (*_names([key for key, _ in buried]), False, now, heads))
     return answers
 
 

@@ -88,7 +88,7 @@ class Claims:
 
     async def test_a_row_held_over_a_delete_is_not_current(self, store: Store) -> None:
         saved = await created_and_saved(store)
-        assert await store.delete([KEY], [saved.epoch]) == [True]
+        assert await store.delete([KEY], [saved.epoch], [saved.incarnation]) == [True]
         epoch = saved.epoch
         answer = await claim(store, mode=Mode.RESUME, held_epoch=epoch, held_position=5)
         assert answer == Claimed(Verdict.MISSING, None)
@@ -133,7 +133,7 @@ class Claims:
 
     async def test_a_tombstone_refuses_a_lower_incarnation_and_raises_the_epoch(self, store: Store) -> None:
         saved = await created_and_saved(store)
-        assert await store.delete([KEY], [saved.epoch]) == [True]
+        assert await store.delete([KEY], [saved.epoch], [saved.incarnation]) == [True]
         refused = await claim(store, incarnation=9)
         assert refused.verdict is Verdict.REFUSED
         assert refused.record is not None

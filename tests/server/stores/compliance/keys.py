@@ -26,11 +26,11 @@ class Keys:
     async def test_delete_spares_later_epochs(self, store: Store) -> None:
         saved = await created_and_saved(store)
         keys = [KEY, Key("tenant", "model", "nobody")]
-        assert await store.delete(keys, [saved.epoch - 1, 1]) == [False, False]
+        assert await store.delete(keys, [saved.epoch - 1, 1], [saved.incarnation, 1]) == [False, False]
         assert await load(store) is not None
-        assert await store.delete(keys, [1 << 60, 1]) == [True, False]
+        assert await store.delete(keys, [saved.epoch + 5, 1], [saved.incarnation, 1]) == [True, False]
         assert await load(store) is None
-        assert await store.delete(keys, [1 << 60, 1]) == [False, False]
+        assert await store.delete(keys, [saved.epoch + 5, 1], [saved.incarnation, 1]) == [False, False]
 
     async def test_sessions_of_other_tenants_and_models_are_others(self, store: Store) -> None:
         keys = [Key("", "m", "a"), Key("t", "m", "a"), Key("t", "n", "a"), Key("tm", "", "a"), Key("t", "m", "")]
@@ -51,7 +51,7 @@ class Keys:
         live, dead, nobody = (Key("tenant", "model", id_) for id_ in ("live", "dead", "nobody"))
         await create(store, live, seen_epoch=16)
         await create(store, dead, seen_epoch=18)
-        assert await store.delete([dead], [19]) == [True]
+        assert await store.delete([dead], [19], [10]) == [True]
         assert await store.epochs([dead, nobody, live, live]) == [19, 0, 17, 17]
         assert await store.load([nobody]) == [None]
 
@@ -60,14 +60,14 @@ class Keys:
         assert await store.save([]) == []
         assert await store.load([]) == []
         assert await store.epochs([]) == []
-        assert await store.delete([], []) == []
+        assert await store.delete([], [], []) == []
 
     async def test_list_pages_in_order(self, store: Store) -> None:
         keys = [Key("t", model, f"{number:03}") for model in ("a", "ab", "b") for number in range(40)]
         answers = await store.claim([claim_of(key, Mode.CREATE) for key in [*keys[::-1], Key("u", "a", "000")]])
         saves = [replace(answer.record, position=1, blob=b"x") for answer in answers if answer.record is not None]
         assert all(await store.save(saves))
-        assert await store.delete([keys[3], keys[50]], [10, 10]) == [True, True]
+        assert await store.delete([keys[3], keys[50]], [10, 10], [10, 10]) == [True, True]
         living = [key for key in keys if key not in (keys[3], keys[50])]
         for limit in (30, 1000):
             found: list[Key] = []
@@ -90,7 +90,7 @@ class Keys:
         await create(store, ephemeral, ephemeral=True)
         at = (await create(store, gone)).saved_at
         await created_and_saved(store, kept)
-        assert await store.delete([gone], [10]) == [True]
+        assert await store.delete([gone], [10], [10]) == [True]
         assert await store.expire(at - 60, ephemeral_before=at - 60) == 0
         assert await store.expire(at - 60, ephemeral_before=at + 60) == 1
         assert [record.key for record in await store.list("t", "", ("", ""), 10)] == [kept]

@@ -12,6 +12,7 @@ from tests.server.stores.compliance.asking import (
     B,
     claim,
     claim_of,
+    create,
     created_and_saved,
     load,
     loaded,
@@ -52,14 +53,44 @@ class Saves:
 
     async def test_a_late_save_does_not_undo_a_delete(self, store: Store) -> None:
         saved = await created_and_saved(store)
-        assert await store.delete([KEY], [saved.epoch]) == [True]
+        assert await store.delete([KEY], [saved.epoch], [saved.incarnation]) == [True]
         assert await store.save([replace(saved, position=6), replace(saved, epoch=saved.epoch - 1)]) == [False, False]
         assert await load(store) is None
+
+    async def test_a_late_save_does_not_undo_a_delete_of_what_the_store_forgot(self, store: Store) -> None:
+        # It was flushed, and the session deleted before its row was written again.
+        late = Record(KEY, 1, 6, 5, A, 10, blob=b"state")
+        assert await store.delete([KEY], [7], [11]) == [False]
+        assert await store.save([late, replace(late, epoch=7, position=9)]) == [False, False]
+        assert await load(store) is None
+        assert await store.list("tenant", "", ("", ""), 10) == []
+        assert await store.epochs([KEY]) == [7]
+        assert (await claim(store, incarnation=10)).verdict is Verdict.REFUSED
+        assert (await claim(store, writer=B, incarnation=11)).verdict is Verdict.CREATED
+
+    async def test_a_late_save_does_not_undo_a_delete_of_what_the_store_brought_back(self, store: Store) -> None:
+        # It was flushed, and got a record of an older owner before the session was deleted by the newest.
+        older = Record(KEY, 1, 5, 3, A, 10, blob=b"older")
+        assert await store.save([older]) == [True]
+        assert await store.delete([KEY], [8], [12]) == [True]
+        assert await store.save([replace(older, epoch=8, position=9)]) == [False]
+        # What it knows of the newest delete, an earlier one does not take back.
+        assert await store.delete([KEY], [6], [11]) == [False]
+        assert await store.epochs([KEY]) == [8]
+        assert (await claim(store, incarnation=11)).verdict is Verdict.REFUSED
+
+    async def test_a_tombstone_over_nothing_grows_old(self, store: Store) -> None:
+        at = (await create(store)).saved_at
+        nobody = Key("tenant", "model", "nobody")
+        assert await store.delete([nobody], [7], [11]) == [False]
+        assert await store.expire(at - 60, ephemeral_before=at - 60) == 0
+        assert await store.expire(at + 60, ephemeral_before=at + 60) == 2
+        assert await store.epochs([nobody]) == [0]
 
     async def test_a_save_of_a_later_epoch_is_written_over_a_tombstone(self, store: Store) -> None:
         # Its claim came after the delete, and was lost by a failover that kept the tombstone.
         saved = await created_and_saved(store)
-        await store.delete([KEY], [saved.epoch])
+        await store.delete([KEY], [saved.epoch], [saved.incarnation])
         assert await store.save([replace(saved, epoch=saved.epoch + 1)]) == [True]
         assert (await loaded(store)).epoch == saved.epoch + 1
         assert [record.key for record in await store.list("tenant", "", ("", ""), 10)] == [KEY]
@@ -106,7 +137,12 @@ class Saves:
             with pytest.raises(ValueError, match="expected"):
                 await store.save([unfit])
         with pytest.raises(ValueError, match="one epoch for each key"):
-            await store.delete([KEY], [])
+            await store.delete([KEY], [], [1])
+        with pytest.raises(ValueError, match="one incarnation for each key"):
+            await store.delete([KEY], [1], [])
+        for epoch, incarnation in ((NUMBER_LIMIT, 1), (1, NUMBER_LIMIT), (-1, 1)):
+            with pytest.raises(ValueError, match="expected 0 to"):
+                await store.delete([KEY], [epoch], [incarnation])
 
     async def test_a_claim_and_a_save_make_young_again(self, store: Store) -> None:
         first = await created_and_saved(store)
@@ -127,4 +163,4 @@ class Saves:
         fenced = [replace(record, epoch=0) for record in saves[:500:2]]
         assert await store.save([*fenced, *saves[500:]]) == [False] * 250 + [True] * 500
         assert [record and record.blob for record in await store.load(keys)] == [b"%d" % i for i in range(1000)]
-        assert await store.delete(keys, [10] * 1000) == [True] * 1000
+        assert await store.delete(keys, [10] * 1000, [10] * 1000) == [True] * 1000
