@@ -20,8 +20,7 @@ from tests.chaos.cluster import Cluster, cluster
 from tests.chaos.faults import Scene
 from tests.chaos.oracle import MODEL, Oracle, Track, inputs
 from tests.chaos.workload import verify, workload
-from tests.server.stores.redis_server import free_port
-from tests.support.serving import Process
+from tests.support.serving import Process, launched
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 Scaled = Callable[[int, int], int]
@@ -274,11 +273,7 @@ async def test_a_damaged_file_is_refused_at_start_or_named(
 
 async def test_a_place_that_cannot_be_written_is_refused_at_start(models: Path, seed: int) -> None:
     for place in ("/proc/sessions.sqlite", "/dev/full"):
-        server = Process(models, ["--store", f"sqlite:{place}"], port=free_port())
-        await asyncio.to_thread(server.launch)
-        try:
+        with launched(Process(models, ["--store", f"sqlite:{place}"])) as server:
             assert await asyncio.to_thread(server.wait) != 0
             assert place in server.output
             assert "Traceback" not in server.output
-        finally:
-            server.kill()

@@ -15,7 +15,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
 from tests.support import models
 from tests.support.calls import DEADLINE, Caller, connected
-from tests.support.serving import Process, process
+from tests.support.serving import Process, launched, process
 from tests.support.speaker import Speaker
 
 ONE = {"x": np.ones((2, 1), np.float32)}
@@ -23,9 +23,8 @@ ONE = {"x": np.ones((2, 1), np.float32)}
 
 def refused(folder: Path, *options: str, port: int = 0) -> str:
     """What a server says that cannot start: one line, no traceback, exit status 1. gRPC may have logged before."""
-    server = Process(folder, [*options, "--log-level", "error"], port=port)
-    server.launch()
-    status = server.wait()
+    with launched(Process(folder, [*options, "--log-level", "error"], port=port)) as server:
+        status = server.wait()
     lines = [line for line in server.output.splitlines() if line.startswith("Error: ")]
     assert status == 1, server.output
     assert "Traceback" not in server.output
@@ -102,9 +101,8 @@ def test_a_config_file_is_read_and_checked(folder: Path, tmp_path: Path) -> None
         found = asyncio.run(limits(server.address))
         assert (found.max_sessions, found.max_queued_bytes) == (7, 12345)
     config.write_text("max-sesions = 7\n")
-    server = Process(folder, ["--config", str(config)])
-    server.launch()
-    assert server.wait() == 2
+    with launched(Process(folder, ["--config", str(config)])) as server:
+        assert server.wait() == 2
     assert "max_sesions" in server.output.replace("-", "_")
 
 

@@ -105,10 +105,14 @@ class Process:
     def start(self) -> Process:
         """Starts it and waits until it says that it is ready; on the same port as before, if it ran before."""
         self.launch()
+        self.ready()
+        return self
+
+    def ready(self) -> None:
+        """Waits until it says that it is ready."""
         ready = self.wait_for(_READY.pattern)
         assert ready is not None, f"the server ended with {self._process.wait()}:\n{self.output}"
         self.port = int(ready[2])
-        return self
 
     def launch(self) -> None:
         """Starts it without waiting for anything."""
@@ -149,7 +153,7 @@ class Process:
         """SIGKILL: nothing is saved any more."""
         self._process.kill()
         self._process.wait()
-        self._reader.join()
+        self._read_to_the_end()
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
@@ -157,7 +161,7 @@ class Process:
     def wait(self) -> int:
         """The exit status."""
         status = self._process.wait(DEADLINE)
-        self._reader.join()
+        self._read_to_the_end()
         return status
 
     def stop(self) -> int:
@@ -173,17 +177,32 @@ class Process:
                 with self._news:
                     self.lines.append(line)
                     self._news.notify_all()
+        # Part of the report, where the test has failed.
+        print(f"{self.address} said:\n{self.output}")
         with self._news:
             self._ended = True
             self._news.notify_all()
+
+    def _read_to_the_end(self) -> None:
+        self._reader.join(DEADLINE)
+        assert not self._reader.is_alive(), f"somebody still has the output of process {self.pid} open"
 
 
 @contextlib.contextmanager
 def process(models: Path, *options: str, port: int = 0) -> Iterator[Process]:
     """A server process that is ready; killed at the end if it still runs."""
     server = Process(models, list(options), port=port)
+    with launched(server):
+        server.ready()
+        yield server
+
+
+@contextlib.contextmanager
+def launched(server: Process) -> Iterator[Process]:
+    """A server process that starts, or fails to; killed at the end if it still runs."""
+    server.launch()
     try:
-        yield server.start()
+        yield server
     finally:
         server.kill()
 
