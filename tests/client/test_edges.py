@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from grpc.aio._call import StreamStreamCall
 
 import statestream
 from statestream import aio, errors
@@ -105,6 +108,27 @@ async def test_the_loop_is_free_while_nothing_answers(fake: Fake) -> None:
         assert turns > 100
         fake.gate.set()
         assert (await step)[0] == 1
+
+
+async def test_what_a_write_hides_that_meets_the_end_of_its_stream_is_heard(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a write gives the call a status of gRPC's own, and the server's word is lost. Here every second one does."""
+    async with aio.connect(fake.address) as client:
+        await client.session("sum", "a")
+        write, written = StreamStreamCall.write, list[object]()
+
+        async def late(call: Any, request: object) -> None:
+            if call in written:
+                call._cython_call.set_internal_error("late")
+            written.append(call)
+            await write(call, request)
+
+        monkeypatch.setattr(StreamStreamCall, "write", late)
+        fake.fault = grpc.StatusCode.UNKNOWN
+        with pytest.raises(errors.InternalError, match="cut by the test"):
+            await asyncio.wait_for(client.session("sum", "b"), 20)
+        fake.fault = None
 
 
 def test_threads_share_a_client(fake: Fake) -> None:
