@@ -93,6 +93,14 @@ class Running:
     http_port: int | None
     server: Server
 
+    async def failed(self) -> None:
+        """Never returns while all is well.
+
+        Raises:
+            Exception: What stopped one of the rooms. The process must end: its successor goes on from the store.
+        """
+        await _first(self.server.engine.failed(), self.server.saver.failed(), self.server.contact.failed())
+
 
 async def serve(settings: Settings, told: int | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then drains and leaves. A second signal ends the process at once.
@@ -114,7 +122,7 @@ async def serve(settings: Settings, told: int | None = None) -> None:
         _spare_the_collector()
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
         print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
-        await _first(stop.wait(), hung_up.wait(), server.server.engine.failed())
+        await _first(stop.wait(), hung_up.wait(), server.failed())
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)
 
 
@@ -324,9 +332,13 @@ def _http(settings: Settings, server: Server) -> _Http | None:
 async def _drain(
     server: Server, edge: grpc.aio.Server, checks: health.aio.HealthServicer, streams: set[Stream]
 ) -> None:
-    """No new sessions, finish what came, save, leave."""
+    """No new sessions, finish what came, save, leave. Where the engine stopped, leave: the store has the truth."""
     server.sessions.draining = True
     await checks.enter_graceful_shutdown()
+    if server.engine.broken:
+        await edge.stop(None)
+        await _take_leave(server)
+        return
     # What is saved now, clients need not send again to the server that they move to.
     with contextlib.suppress(TimeoutError, errors.StoreUnavailable):
         async with asyncio.timeout(_LEAVE_SECONDS):
@@ -347,6 +359,12 @@ async def _drain(
         log.error("leaving after %.0f s with work undone: raise --drain-grace", server.settings.drain_grace)
     except errors.StoreUnavailable as error:
         log.error("leaving with sessions unsaved since the last checkpoint: %s", error)
+    except Exception:
+        log.exception("leaving with sessions unsaved since the last checkpoint")
+    await _take_leave(server)
+
+
+async def _take_leave(server: Server) -> None:
     try:
         await server.contact.close()
     except errors.StoreUnavailable as error:

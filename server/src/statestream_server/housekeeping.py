@@ -32,6 +32,9 @@ async def keep(server: Server) -> None:
         except errors.StoreUnavailable as error:
             log.warning("old sessions stay for now: %s", error.message)
             continue
+        except Exception:
+            log.exception("old sessions stay for now; a round of housekeeping failed")
+            continue
         refreshed = now if refresh else refreshed
 
 

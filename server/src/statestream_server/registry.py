@@ -201,10 +201,8 @@ class Registry:
         return [served.table for served in self._versions(name).values() if served.table is not None]
 
     def __iter__(self) -> Iterator[Served]:
-        """All loaded versions, by name, then version."""
-        for name in sorted(self._served):
-            for version in sorted(self._served[name]):
-                yield self._served[name][version]
+        """All versions that are loaded now, by name, then version; others may come and go meanwhile."""
+        return iter([served for _, versions in sorted(self._served.items()) for _, served in sorted(versions.items())])
 
     def _versions(self, name: str) -> dict[int, Served]:
         versions = self._served.get(name)

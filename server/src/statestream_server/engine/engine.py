@@ -71,7 +71,7 @@ class Engine:
         self._slabs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._failure: asyncio.Future[None]
+        self._failure: asyncio.Future[None] | None = None
         self._on_thread: asyncio.Task[None] | None = None
 
     def statistics(self) -> Statistics:
@@ -91,7 +91,13 @@ class Engine:
             Exception: What stopped the engine; rows may be half-way, so the process must end and its
                 successor go on from the store.
         """
+        assert self._failure is not None, "the engine was not started"
         await asyncio.shield(self._failure)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it stopped on an error: rows may be half-way, and nothing of them may be kept."""
+        return self._failure is not None and self._failure.done()
 
     async def close(self) -> None:
         """Stops after the batch in progress; what waits is not run."""
@@ -242,7 +248,7 @@ class Engine:
             self.wake()
 
     def _fail(self, error: Exception) -> None:
-        if not self._failure.done():
+        if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
         self._loop = None  # Rows may be half-way: nothing runs any more.
 

@@ -131,6 +131,14 @@ class Contact:
             self._tick()
             self._task = asyncio.create_task(self._run(), name="contact")
 
+    async def failed(self) -> None:
+        """Never returns while all is well.
+
+        Raises:
+            Exception: What stopped the asking; replies that wait would never leave, so the process must end.
+        """
+        await (asyncio.shield(self._task) if self._task is not None else asyncio.Event().wait())
+
     async def close(self) -> None:
         """Lets everything go and takes leave of the store.
 

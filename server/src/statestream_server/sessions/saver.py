@@ -93,6 +93,14 @@ class Saver:
         if self.mode != Durability.NONE:
             self._task = asyncio.create_task(self._run(), name="saver")
 
+    async def failed(self) -> None:
+        """Never returns while all is well.
+
+        Raises:
+            Exception: What stopped the saver; nothing is written any more, so the process must end.
+        """
+        await (asyncio.shield(self._task) if self._task is not None else asyncio.Event().wait())
+
     async def close(self) -> None:
         """Saves what is dirty, then stops.
 
@@ -245,6 +253,8 @@ class Saver:
         """Writes those of the rows that are dirty still when their turn comes."""
         for start in range(0, len(dirty), _SLICE):
             async with self._engine.still():
+                if self._engine.broken:
+                    raise errors.InternalError("the engine stopped in the midst of a batch; its rows are not saved")
                 rows = dirty[start : start + _SLICE]
                 capture = _capture(
                     table, layout, rows[table.dirty[rows] & (table.epoch[rows] > 0)], self._contact.owner
