@@ -25,6 +25,21 @@ def grown(array: Array, capacity: int, fill: object) -> Array:
     return bigger
 
 
+def every(mask: Bools) -> bool:
+    """Whether all of a mask hold. For few, NumPy's own reduction costs thirty times what looking for a byte does."""
+    return 0 not in mask.tobytes()
+
+
+def some(mask: Bools) -> bool:
+    """Whether one of a mask holds; see `every`."""
+    return 1 in mask.tobytes()
+
+
+def same(one: Array, other: Array) -> bool:
+    """Whether two columns of one dtype and length hold the same numbers; see `every`."""
+    return one.tobytes() == other.tobytes()
+
+
 _numbers = np.arange(4096)
 _numbers.flags.writeable = False
 
@@ -32,10 +47,12 @@ _numbers.flags.writeable = False
 def counting(count: int, first: int = 0) -> Ints:
     """The numbers first … first + count - 1; from 0 a view of numbers that are kept, not to be written to."""
     global _numbers
+    if first:
+        return np.arange(first, first + count)
     if count > len(_numbers):
         _numbers = np.arange(max(count, 2 * len(_numbers)))
         _numbers.flags.writeable = False
-    return _numbers[:count] + first if first else _numbers[:count]
+    return _numbers[:count]
 
 
 def span(places: Ints) -> slice | Ints:

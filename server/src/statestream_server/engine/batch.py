@@ -9,7 +9,7 @@ import numpy as np
 
 from statestream import errors
 from statestream.signature import numpy_dtype, step_shape
-from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.arrays import Array, Bools, Ints, some
 from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import NONE, Part
@@ -51,7 +51,7 @@ class Batch:
         outputs, bad = self._run(self._source, self._target, inputs)
         if self._refusals:
             bad |= self._target == SCRATCH_ROW
-        if bad.any():
+        if some(bad):
             self.bad = bad
         if len(parts) == 1:
             parts[0].scatter(steps, outputs)

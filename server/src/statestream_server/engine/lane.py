@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from statestream_server.arrays import Bools, Ints, counting, grown
+from statestream_server.arrays import Bools, Ints, counting, grown, some
 from statestream_server.engine.scheduler import Head
 from statestream_server.engine.work import NONE, Part, Priority, Work
 
@@ -110,13 +110,14 @@ class Lane:
         self._firsts.append(first)
         self.queued += count
         self.nbytes += work.nbytes
-        tails = self._tail[work.rows]
-        self._tail[work.rows] = counting(count, first)
-        behind = tails != NONE
         ready = work.places
-        if behind.any():
-            self._chain(tails[behind], first + np.flatnonzero(behind))
-            ready = np.flatnonzero(~behind)
+        if len(self._works) > 1:
+            tails = self._tail[work.rows]
+            behind = tails != NONE
+            if some(behind):
+                self._chain(tails[behind], first + np.flatnonzero(behind))
+                ready = np.flatnonzero(~behind)
+        self._tail[work.rows] = counting(count, first)
         self._ready(work, ready, age)
 
     def heads(self) -> Iterator[Head]:
@@ -169,7 +170,7 @@ class Lane:
                 places = places[over]
             if len(places):
                 self._leave(Part(work, places), age)
-                if failed is None or not failed.any():
+                if failed is None or not some(failed):
                     ended.append(Ended(work, places, _NOBODY))
                 else:
                     ended.append(Ended(work, places[~failed], places[failed]))

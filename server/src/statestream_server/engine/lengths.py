@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statestream_server.arrays import Array, Ints, counting, span
+from statestream_server.arrays import Array, Ints, counting, every, span
 
 
 class Lengths:
@@ -32,7 +32,7 @@ class Lengths:
     def of(cls, column: Ints) -> Lengths:
         """The lengths [N] of chunks."""
         first = int(column[0]) if len(column) else 0
-        return cls(len(column), first if first and bool((column == first).all()) else 0, column)
+        return cls(len(column), first if first and every(column == first) else 0, column)
 
     @property
     def column(self) -> Ints:

@@ -8,7 +8,7 @@ import numpy as np
 
 from statestream import signature as signatures
 from statestream.signature import Signature, StateCheck, StateSpec
-from statestream_server.arrays import Array, Bools
+from statestream_server.arrays import Array, Bools, every
 
 
 def is_checked(state: StateSpec) -> bool:
@@ -42,7 +42,7 @@ class InputCheck:
             return None
         bad: Bools | None = None
         for value in inputs:
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
+            if value.dtype.kind == "f" and not every(np.isfinite(value)):
                 found = failing(self._check, value)
                 bad = found if bad is None else bad | found
         return bad

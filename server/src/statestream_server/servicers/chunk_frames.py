@@ -10,7 +10,7 @@ import numpy as np
 
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
-from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.arrays import Array, Ints, Positions, some
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
@@ -137,7 +137,7 @@ class ChunkFrames:
         """What a chunk frame must wait for: sessions that are being claimed, the same chunks that are queued."""
         waits = list[Coroutine[Any, Any, None]]()
         for table, rows, places in groups:
-            if table.claiming[rows].any():
+            if some(table.claiming[rows]):
                 waits.append(self._server.sessions.undisputed(table, rows))
             racing = self._server.intake.racing(table, rows, starts[places] if len(places) < len(starts) else starts)
             if len(racing):

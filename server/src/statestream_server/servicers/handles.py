@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Ints, counting, grown
+from statestream_server.arrays import Array, Ints, counting, every, grown, same, some
 from statestream_server.engine.table import Table
 from statestream_server.sessions.peers import Sleeper
 
@@ -106,7 +106,7 @@ class Handles:
         if len(self.tables) == 1 and int(handles.max(initial=0)) < len(self._row):
             table, rows = self.tables[0], self._row[handles]
             # A handle that stands for nothing has no binding either.
-            if (table.binding[rows] == self._binding[handles]).all():
+            if same(table.binding[rows], self._binding[handles]):
                 return [Group(table, rows, counting(len(handles)))]
         tables = np.full(len(handles), _NOTHING, np.int32)
         known = handles < len(self._table)
@@ -117,7 +117,7 @@ class Handles:
             rows = self._row[handles[places]]
             current = table.binding[rows] == self._binding[handles[places]]
             tables[places[~current]] = _NOTHING
-            if current.any():
+            if some(current):
                 groups.append(Group(table, rows[current], places[current]))
         if unknown is None:
             return groups
@@ -146,5 +146,5 @@ def check_distinct(handles: Array) -> None:
     Raises:
         BadFrame: One comes twice.
     """
-    if len(handles) > 1 and not (handles[1:] > handles[:-1]).all() and len(np.unique(handles)) < len(handles):
+    if len(handles) > 1 and not every(handles[1:] > handles[:-1]) and len(np.unique(handles)) < len(handles):
         raise errors.BadFrame("a handle comes twice in one frame; each may come once", metadata={"field": "handles"})

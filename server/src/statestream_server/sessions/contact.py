@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Ints
+from statestream_server.arrays import Ints, every
 from statestream_server.engine.table import Table
 from statestream_server.stores.base import Store
 
@@ -268,7 +268,7 @@ class Contact:
         if not self._shared:
             return True
         self._look()
-        return self._away or bool((table.confirmed[rows] == self._span).all())
+        return self._away or every(table.confirmed[rows] == self._span)
 
     def _tick(self) -> None:
         """Runs while the process does: a gap between two ticks is a stop of the process."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Bools, Ints, Positions, counting, span
+from statestream_server.arrays import Array, Bools, Ints, Positions, counting, same, some, span
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
@@ -109,7 +109,7 @@ class Intake:
     def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
         """Rows whose chunk repeats one that is still queued: wait until they settled, then accept."""
         late = starts < table.queued[rows]
-        if not late.any():
+        if not some(late):
             return rows[:0]
         racing: Ints = rows[late & (starts >= table.position[rows])]
         return racing
@@ -118,8 +118,9 @@ class Intake:
         """Queues what is new, answers what is not."""
         table, rows = chunks.table, chunks.rows
         self.acknowledge(table, rows, chunks.acked)
-        fresh = chunks.starts == table.queued[rows]
-        if not fresh.all():
+        queued = table.queued[rows]
+        if not same(chunks.starts, queued):
+            fresh = chunks.starts == queued
             self._answer_old(chunks.take(np.flatnonzero(~fresh)), receiver)
             chunks = chunks.take(np.flatnonzero(fresh))
         chunks = self._within_limits(chunks, receiver)
@@ -130,14 +131,14 @@ class Intake:
         """Forgets the replies of `rows` (distinct) up to the positions `acked`, and to what was applied at most."""
         position = table.position[rows]
         table.replies.acknowledge(rows, np.minimum(acked, position))
-        if bool((acked == position).all()) and bool((table.queued[rows] == position).all()):
+        if same(acked, position) and same(table.queued[rows], position):
             table.unacknowledged[rows] = 0
 
     def _within_limits(self, chunks: Chunks, receiver: Receiver) -> Chunks:
         """The chunks that may be queued; the others are refused."""
         table, rows, limits = chunks.table, chunks.rows, self._limits
         full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
-        if full.any():
+        if some(full):
             table.unacknowledged[rows] = table.replies.counts(rows) + table.lane.counts(rows)
             full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
             error: errors.StatestreamError = errors.WindowFull(
