@@ -37,9 +37,11 @@ class Batch:
         self._table = table
         self._refusals: dict[int, errors.StatestreamError] = {}
         rows = [self._rows(part) for part in taken.parts]
-        source, target = zip(*rows, strict=True)
-        self._source: Ints = source[0] if len(source) == 1 else np.concatenate(source)
-        self._target: Ints = target[0] if len(target) == 1 else np.concatenate(target)
+        self._source: Ints
+        self._target: Ints
+        self._source, self._target = (
+            rows[0] if len(rows) == 1 else (np.concatenate(column) for column in zip(*rows, strict=True))
+        )
 
     def run(self) -> None:
         """Gathers, runs the model, commits good rows, keeps the outputs in the works."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 _WEIGHT = 0.25
 """How much the newest measurement counts."""
-_CHANGE = 0.05
-"""Limits are worked out again when an estimate changed by more than this part of it."""
+_CHANGE = 0.1
+"""Limits are worked out again when an estimate is off by more than this part from the one they came from."""
 _FIRST_ROWS = 64
 """The limit while nothing was measured."""
 
@@ -15,14 +15,18 @@ class _Curve:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
+        self._told: dict[int, float] = {}
 
     def observe(self, rows: int, seconds: float) -> bool:
-        """Notes a run; says whether that changed much."""
+        """Notes a run; says whether the estimate is far from where it was when this said so last."""
         bucket = rows.bit_length() - 1
         scaled = seconds * (1 << bucket) / rows
-        known = self._seconds.get(bucket)
-        self._seconds[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
-        return known is None or abs(self._seconds[bucket] - known) > _CHANGE * known
+        known, told = self._seconds.get(bucket), self._told.get(bucket)
+        new = self._seconds[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
+        if told is not None and abs(new - told) <= _CHANGE * told:
+            return False
+        self._told[bucket] = new
+        return True
 
     def predict(self, rows: int) -> float:
         bucket = rows.bit_length() - 1

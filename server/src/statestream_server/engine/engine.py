@@ -279,7 +279,7 @@ class Engine:
         for work, finished, failed in table.lane.advance(batch.taken, batch.bad, next(self._ages)):
             if len(finished):
                 work.sink.completed(work, finished)
-                self._free(table, Part(work, finished))
+                self._free(table, work, finished)
             for place in failed.tolist():
                 self._end(table, Part(work, np.asarray([place])), batch.error_of(int(work.rows[place])))
         self._progress()
@@ -288,11 +288,10 @@ class Engine:
         """Ends chunks that were not applied."""
         self._statistics.failed += len(part.places)
         part.work.sink.failed(part.work, part.places, error)
-        self._free(table, part)
+        self._free(table, part.work, part.places)
 
-    def _free(self, table: Table, part: Part) -> None:
+    def _free(self, table: Table, work: Work, places: Ints) -> None:
         """Lets go of what ended chunks needed to run."""
-        work, places = part
         if work.shadow is not None:
             shadows = work.shadow[places]
             table.release(shadows[shadows != NONE])

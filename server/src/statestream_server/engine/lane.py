@@ -120,11 +120,9 @@ class Lane:
         self._tail[work.rows] = counting(count, first)
         self._ready(work, ready, age)
 
-    def heads(self) -> Iterator[Head]:
+    def heads(self) -> list[Head]:
         """The head of every group in which chunks wait."""
-        for (priority, steps), runs in self._groups.items():
-            if runs:
-                yield Head(priority, runs[0].age, steps)
+        return [Head(priority, runs[0].age, steps) for (priority, steps), runs in self._groups.items()]
 
     def take(self, priority: Priority, steps: int, most: int) -> Slice:
         """Takes the oldest chunks of a group, `most` at the most, for one batch."""
@@ -138,6 +136,8 @@ class Lane:
                 runs.popleft()
             parts.append(Part(run.work, places))
             count += len(places)
+        if not runs:
+            del self._groups[priority, steps]
         self._running = Slice(parts, steps, count)
         return self._running
 
@@ -195,13 +195,17 @@ class Lane:
                 cancelled.append(Part(work, places))
         for part in cancelled:
             self._end(part)
-        for group, runs in self._groups.items():
+        for group, runs in list(self._groups.items()):
             for run in runs:
                 if not run.work.pending:
                     run.places = _NOBODY
                 elif run.work.ended is not None:
                     run.places = run.places[~run.work.ended[run.places]]
-            self._groups[group] = deque(run for run in runs if len(run.places))
+            left = deque(run for run in runs if len(run.places))
+            if left:
+                self._groups[group] = left
+            else:
+                del self._groups[group]
         return cancelled
 
     def _ready(self, work: Work, places: Ints, age: int) -> None:

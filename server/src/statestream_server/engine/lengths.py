@@ -41,6 +41,10 @@ class Lengths:
             self._column = np.full(self.count, self.each, np.int64)
         return self._column
 
+    def tolist(self) -> list[int]:
+        """The steps of each chunk."""
+        return [self.each] * self.count if self.each else self.column.tolist()
+
     @property
     def offsets(self) -> Ints:
         """[N] where each chunk starts in a packed array."""

@@ -100,7 +100,7 @@ class ChunkFrames:
         disputed = table.claiming.item(row) or tray.holds(table, row)
         if reply is None or inputs is None or disputed or start != table.queued.item(row):
             return False
-        sender = _Single(self._outbox, frame, handles, reply)
+        sender = _Single(self._outbox, frame, handles, positions, steps, reply)
         tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
         return True
 
@@ -202,18 +202,23 @@ class _Receiver:
 class _Single:
     """Takes the reply to a frame with one chunk."""
 
-    __slots__ = ("_frame", "_handle", "_outbox", "_reply")
+    __slots__ = ("_frame", "_handle", "_outbox", "_position", "_reply", "_steps")
 
-    def __init__(self, outbox: Outbox, frame: int, handle: bytes, reply: wire.SingleReply) -> None:
+    def __init__(
+        self, outbox: Outbox, frame: int, handle: bytes, position: bytes, steps: int, reply: wire.SingleReply
+    ) -> None:
         self._outbox = outbox
         self._frame = frame
         self._handle = handle
+        self._position = position
+        self._steps = steps
         self._reply = reply
 
-    def result(self, start: int, steps: int, durable: int, outputs: Sequence[bytes]) -> None:
+    def result(self, durable: int, outputs: Sequence[bytes]) -> None:
         size = _REPLY_BYTES + sum(map(len, outputs))
-        fill = partial(self._reply.fill, self._frame, self._handle, start, steps, durable, outputs)
+        fill = partial(self._reply.fill, self._frame, self._handle, self._position, self._steps, durable, outputs)
         self._outbox.put_later(fill, size)
 
-    def refused(self, start: int, error: errors.StatestreamError) -> None:
-        self._outbox.error(self._frame, wire.row_error(int.from_bytes(self._handle, "little"), start, error))
+    def refused(self, error: errors.StatestreamError) -> None:
+        handle, start = int.from_bytes(self._handle, "little"), int.from_bytes(self._position, "little")
+        self._outbox.error(self._frame, wire.row_error(handle, start, error))

@@ -196,12 +196,12 @@ class SingleReply:
         self._outputs = list(self._result.outputs)
 
     def fill(
-        self, frame: int, handle: bytes, start: int, steps: int, durable: int, outputs: Sequence[bytes]
+        self, frame: int, handle: bytes, position: bytes, steps: int, durable: int, outputs: Sequence[bytes]
     ) -> StreamResponse:
         """The message with these values; they stand until the next call."""
         result = self._result
         self._message.frame = frame
-        result.handles, result.positions = handle, start.to_bytes(8, "little")
+        result.handles, result.positions = handle, position
         result.durable_positions = durable.to_bytes(8, "little")
         if result.steps != steps:
             result.steps = steps

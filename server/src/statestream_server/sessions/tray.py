@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Ints, Positions, counting
+from statestream_server.arrays import Array, Ints, Positions, counting, same
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
@@ -22,10 +22,10 @@ from statestream_server.sessions.intake import Chunks, Intake
 class Sender(Protocol):
     """Who sent one chunk and gets its reply."""
 
-    def result(self, start: int, steps: int, durable: int, outputs: Sequence[bytes]) -> None:
+    def result(self, durable: int, outputs: Sequence[bytes]) -> None:
         """The chunk was applied: the durable position, and the bytes [steps, ...one step] of every output."""
 
-    def refused(self, start: int, error: errors.StatestreamError) -> None:
+    def refused(self, error: errors.StatestreamError) -> None:
         """The chunk was not applied."""
 
 
@@ -75,33 +75,32 @@ class Tray:
         """Passes on what arrived. Call it before anything that must come after."""
         arrived, self._arrivals = self._arrivals, {}
         for table, rows in arrived.values():
-            self._accept(table, list(rows.values()))
+            self._accept(table, tuple(rows.values()))
 
-    def _accept(self, table: Table, arrivals: list[Arrival]) -> None:
-        moved = errors.SessionMoved("the session left this stream before the chunk ran")
-        for arrival in [each for each in arrivals if table.binding[each.row] != each.binding]:
-            arrivals.remove(arrival)
-            arrival.sender.refused(arrival.start, moved)
-        if arrivals:
-            self._pass_on(table, arrivals)
-
-    def _pass_on(self, table: Table, arrivals: Sequence[Arrival]) -> None:
-        columns = zip(*(arrival.inputs for arrival in arrivals), strict=True)
-        inputs = [
-            np.frombuffer(b"".join(column), dtype).reshape(-1, *shape)
-            for (dtype, shape), column in zip(table.inputs, columns, strict=True)
-        ]
-        rows, _, starts, acked, steps, _, senders = zip(*arrivals, strict=True)
+    def _accept(self, table: Table, arrivals: Sequence[Arrival]) -> None:
+        rows, bindings, starts, acked, steps, inputs, senders = zip(*arrivals, strict=True)
+        column = np.array(rows, np.int64)
+        if not same(table.binding[column], np.array(bindings, np.int64)):
+            here = table.binding[column] == bindings
+            moved = errors.SessionMoved("the session left this stream before the chunk ran")
+            for place in np.flatnonzero(~here).tolist():
+                senders[place].refused(moved)
+            arrivals = [arrivals[place] for place in np.flatnonzero(here).tolist()]
+            if arrivals:
+                self._accept(table, arrivals)
+            return
+        uniform = steps.count(steps[0]) == len(steps)
         chunks = Chunks(
             table,
-            np.array(rows, np.int64),
-            counting(len(arrivals)),
+            column,
+            counting(len(rows)),
             np.array(starts, np.uint64),
             np.array(acked, np.uint64),
-            Lengths(len(steps), steps[0])
-            if steps.count(steps[0]) == len(steps)
-            else Lengths.of(np.array(steps, np.int64)),
-            inputs,
+            Lengths(len(steps), steps[0]) if uniform else Lengths.of(np.array(steps, np.int64)),
+            [
+                np.frombuffer(b"".join(parts), dtype).reshape(-1, *shape)
+                for (dtype, shape), parts in zip(table.inputs, zip(*inputs, strict=True), strict=True)
+            ],
         )
         self._intake.accept(chunks, _Turn(senders))
 
@@ -115,18 +114,18 @@ class _Turn:
     def results(
         self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
     ) -> None:
-        offset, durable = 0, table.durable[rows].tolist()
-        columns = zip(handles.tolist(), starts.tolist(), lengths.column.tolist(), durable, strict=True)
+        offset = 0
+        columns = zip(handles.tolist(), lengths.tolist(), table.durable[rows].tolist(), strict=True)
         # Cutting bytes costs a tenth of what cutting arrays costs.
         data = [(array.tobytes(), array.nbytes // lengths.total) for array in outputs]
-        for place, start, steps, safe in columns:
+        for place, steps, durable in columns:
             end = offset + steps
             cut = [whole[offset * width : end * width] for whole, width in data]
-            self._senders[place].result(start, steps, safe, cut)
+            self._senders[place].result(durable, cut)
             offset = end
 
     def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
-        self._senders[handle].refused(start, error)
+        self._senders[handle].refused(error)
 
     def overtaken(self) -> None:
         """Streams have been told by a notice."""
