@@ -138,18 +138,26 @@ def encode(
     header["row_bytes"], rounds = state.shape[1], window.rounds(rows)
     for places, _ in rounds:
         header["replies"][places] += 1
-    first = np.concatenate([_raw(header), state], axis=1)
-    sections = [_section(window, entries) for _, entries in rounds]
-    tables = [section for section in sections if isinstance(section, np.ndarray) and len(section) == count]
+    first, depths, blobs = np.concatenate([_raw(header), state], axis=1), header["replies"], [b""] * count
+    for depth in np.flatnonzero(np.bincount(depths)).tolist():
+        # Records with as many replies are made together.
+        chosen = np.flatnonzero(depths == depth)
+        entries = [found[np.searchsorted(places, chosen)] for places, found in rounds[:depth]]
+        heads = first if len(chosen) == count else first[chosen]
+        made = _records(heads, [_section(window, each) for each in entries])
+        for place, blob in zip(chosen.tolist(), made, strict=True):
+            blobs[place] = blob
+    return blobs
+
+
+def _records(first: Array, sections: Sequence[Array | list[bytes]]) -> list[bytes]:
+    """Records [n] from their first parts [n, k] uint8 and their replies, the oldest first."""
+    tables = [section for section in sections if isinstance(section, np.ndarray)]
     if len(tables) == len(sections):
-        # Every record has replies of the same lengths, so that they are the rows of one table.
+        # The replies have the same lengths in every record, so that they are the rows of one table.
         return _sealed_rows(np.concatenate([first, *tables], axis=1))
-    parts = [[piece] for piece in _pieces(first)]
-    for (places, _), section in zip(rounds, sections, strict=True):
-        pieces = _pieces(section) if isinstance(section, np.ndarray) else section
-        for place, piece in zip(places.tolist(), pieces, strict=True):
-            parts[place].append(piece)
-    return [_sealed(b"".join(pieces)) for pieces in parts]
+    pieces = [_pieces(section) if isinstance(section, np.ndarray) else section for section in sections]
+    return [_sealed(b"".join(parts)) for parts in zip(_pieces(first), *pieces, strict=True)]
 
 
 def read_header(blob: bytes, *, what: str) -> Header:
