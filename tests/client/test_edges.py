@@ -110,25 +110,31 @@ async def test_the_loop_is_free_while_nothing_answers(fake: Fake) -> None:
         assert (await step)[0] == 1
 
 
-async def test_what_a_write_hides_that_meets_the_end_of_its_stream_is_heard(
+async def test_a_fault_is_heard_where_a_write_meets_the_end_of_the_stream(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a write gives the call a status of gRPC's own, and the server's word is lost. Here every second one does."""
-    async with aio.connect(fake.address) as client:
-        await client.session("sum", "a")
-        write, written = StreamStreamCall.write, list[object]()
+    """Such a write gives the call a status of gRPC's own in the place of the server's; here every stream has one."""
+    async with aio.connect(fake.address) as client, client.session("sum", "a") as session:
+        write = StreamStreamCall.write
 
         async def late(call: Any, request: object) -> None:
-            if call in written:
-                call._cython_call.set_internal_error("late")
-            written.append(call)
+            call.add_done_callback(spoil)
             await write(call, request)
 
-        monkeypatch.setattr(StreamStreamCall, "write", late)
+        def spoil(call: Any) -> None:
+            if call not in spoilt:
+                spoilt.append(call)
+                call._cython_call.set_internal_error("a write was late")
+
+        spoilt: list[object] = []
         fake.fault = grpc.StatusCode.UNKNOWN
-        with pytest.raises(errors.InternalError, match="cut by the test"):
-            await asyncio.wait_for(client.session("sum", "b"), 20)
+        with monkeypatch.context() as patched:
+            patched.setattr(StreamStreamCall, "write", late)
+            with pytest.raises(errors.InternalError, match="cut by the test"):
+                await asyncio.wait_for(client.session("sum", "b"), 20)
+        assert len(spoilt) >= 5
         fake.fault = None
+        assert (await session.step(ONE))[0] == 1
 
 
 def test_threads_share_a_client(fake: Fake) -> None:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import grpc
 
 from statestream import errors
+from statestream.aio.status import status_of
 from statestream.backoff import MOST, Backoff
-from statestream.calls import LOCAL, Attempts, read_code, read_rpc_error, unavailable
+from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
@@ -26,9 +27,6 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Ticket)
 
 log = logging.getLogger("statestream")
-
-_HEAR_SECONDS = 1.0
-"""How long the writer of a careful stream waits for the answer to a frame; to acknowledgements there is none."""
 
 
 class Link:
@@ -63,10 +61,6 @@ class Link:
         self._cause: StatestreamError | None = None
         self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._task: asyncio.Task[None] | None = None
-        # A write that meets the end of a stream takes the place of what the server said of it. After that streams are
-        # careful, until a caller is answered: a frame is written when the one before has its answer.
-        self._careful = False
-        self._heard = asyncio.Event()
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
 
@@ -287,6 +281,8 @@ class Link:
         self._renewing = False
         core.connected(self.info.limits, self.info.durability)
         call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
+        said: list[grpc.aio.AioRpcError] = []
+        call.add_done_callback(lambda call: said.append(status_of(call)))
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
         self._online.set()
         try:
@@ -296,19 +292,16 @@ class Link:
                     self._cause = read_code(await call.code(), await call.details() or "the stream ended", self._where)
                     break
                 core.receive(response, time.monotonic())
-                self._heard.set()
                 if core.progress != seen:
                     seen = core.progress
-                    self._careful = False
                     self._backoff.succeeded()
                 if core.drained:
                     moved = True
                     break
                 if core.pending:
                     self._stirred.set()
-        except grpc.aio.AioRpcError as error:
-            self._cause = read_rpc_error(error, self._where)
-            self._careful |= error.details() == LOCAL
+        except grpc.RpcError as error:
+            self._cause = read_rpc_error(said[0] if said else error, self._where)
         finally:
             self._online.clear()
             call.cancel()
@@ -346,11 +339,7 @@ class Link:
             while not self._renewing:
                 request = core.next_request(time.monotonic())
                 if request is not None:
-                    self._heard.clear()
                     await call.write(request)
-                    if self._careful:
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(self._heard.wait(), _HEAR_SECONDS)
                     continue
                 stirred.clear()
                 due = core.due()
