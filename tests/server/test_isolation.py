@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,11 @@ from statestream.v1 import session_pb2 as sessions
 from statestream_server.sessions import snapshots
 from statestream_server.sessions.snapshots import Snapshot
 from tests.support import models
-from tests.support.arrays import arrays_of, same_bits, tensor
+from tests.support.arrays import arrays_of, same_bits, tensor, u32, u64
 from tests.support.calls import Caller, everything, failing
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serves_on, serving
-from tests.support.speaker import Answer, Refusal, Speaker, fresh_id
+from tests.support.speaker import Answer, Opened, Refusal, Speaker, fresh_id
 
 
 def words(*values: int) -> dict[str, np.ndarray]:
@@ -164,6 +165,24 @@ async def test_a_frame_that_waited_is_checked_against_the_claims_of_now(local: L
         assert [sums(row) for row in rows if isinstance(row, Answer)] == [[1], [1]]
         assert [row.handle for row in rows if isinstance(row, Refusal)] == [1]
         assert sums(await other.step(0, 0, numbers(5))) == [5]
+
+
+async def test_the_highest_numbers_of_one_caller_hold_up_no_claim_of_others(local: Local) -> None:
+    """A claim raises the epoch above every number that it names; the claims behind it must still fit into the store."""
+    limit = (1 << 52) - (1 << 40)
+    async with Speaker(local.channel, "counter") as speaker, Speaker(local.channel, "counter") as other:
+        for number in (limit, (1 << 52) - 1):
+            for field, value in (("incarnation", number), ("seen_epochs", u64(number))):
+                more: dict[str, Any] = {"incarnation": 1, field: value}
+                await speaker.send(
+                    open=pb.OpenFrame(model="counter", handles=u32(0), ids=["mine"], writer=speaker.writer, **more)
+                )
+                refused = await speaker.refused()
+                assert (refused.reason, refused.metadata["field"]) == ("BAD_FRAME", field)
+        await speaker.open_one("mine", seen_epochs=u64(limit - 1))
+        for _ in range(3):
+            opened = await other.open("mine", "theirs")
+            assert [type(each) for each in opened.values()] == [Opened, Opened]
 
 
 async def test_a_forged_snapshot_holds_up_no_record_of_others(models_dir: Path, tmp_path: Path) -> None:
