@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2
 from statestream.v1 import session_pb2 as sessions
 from tests.server.runtime.graphs import save
 from tests.support import models
 from tests.support.arrays import same_bits, tensor
-from tests.support.calls import Caller, everything, failing
+from tests.support.calls import DEADLINE, Caller, everything, failing
 from tests.support.counter import numbers
 from tests.support.serving import Local, serves_on, serving
 from tests.support.speaker import Speaker, fresh_id
@@ -35,6 +38,27 @@ class TestModels:
         await serves_on(local.channel)
         assert (await caller.models.LoadModel(load)).model.name == "counter"
         assert (await caller.inference.Step(step)).position == 1
+
+    async def test_what_outlives_its_model_is_told(self, local: Local) -> None:
+        """A forecast between two steps, a text between two tokens, a prediction that waits: none hangs."""
+        caller, server = Caller(local.channel), local.server
+        history = [np.ones((1, 2, 2), np.float32)]
+        forecast = server.forecaster.from_history(local.table("loop"), history, 9)
+        await anext(forecast)
+        pair = server.registry.get("pair")
+        text = server.generator.generate(pair.model, pair.table, "ab", 0)
+        await anext(text)
+        with local.engine_held():
+            predict = pb.PredictRequest(model="scores", inputs=[tensor("x", np.ones((2, 4), np.float32))])
+            waiting = asyncio.create_task(failing(caller.inference.Predict(predict)))
+            await local.until(lambda: any(map(len, server.engine._predictions.values())))
+            for name in ("loop", "pair", "scores"):
+                await caller.models.UnloadModel(model_pb2.UnloadModelRequest(name=name))
+        assert (await asyncio.wait_for(waiting, DEADLINE)).reason == "MODEL_NOT_FOUND"
+        for going in (forecast, text):
+            with pytest.raises(errors.ModelNotFound, match="unloaded while the call ran"):
+                await asyncio.wait_for(anext(going), DEADLINE)
+        await serves_on(local.channel)
 
     async def test_a_prediction_model_has_no_sessions(self, local: Local) -> None:
         async with Speaker(local.channel, "scores") as speaker:

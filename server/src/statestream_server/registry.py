@@ -161,7 +161,7 @@ class Registry:
             served = self._served[name].pop(number)
             for graph in (served.model.graph, served.model.encoder):
                 if graph is not None:
-                    self._engine.forget(graph)
+                    self._engine.forget(graph, name, number)
             if served.table is not None:
                 self._engine.remove(served.table)
                 self._saver.remove(served.table)

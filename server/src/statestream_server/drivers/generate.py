@@ -50,17 +50,18 @@ class Generator:
         decoding = model.signature.decoding
         output = [spec.name for spec in model.signature.outputs].index(decoding.output)
         states = await self._encode(model, text)
-        async with self._engine.still():
-            rows = table.allocate(1, scratch=True)
-            table.rows.reset(rows)
-            values = table.rows.read(rows)
-            for index, spec in enumerate(model.signature.states):
-                if spec.from_encoder:
-                    values[index][0] = states[spec.from_encoder]
-            table.rows.write(rows, values)
         token, one = decoding.start_token, np.ones(1, np.int64)
         dtype = numpy_dtype(model.signature.inputs[0].dtype)
+        async with self._engine.still():
+            rows = table.allocate(1, scratch=True)
         try:
+            async with self._engine.still():
+                table.rows.reset(rows)
+                values = table.rows.read(rows)
+                for index, spec in enumerate(model.signature.states):
+                    if spec.from_encoder:
+                        values[index][0] = states[spec.from_encoder]
+                table.rows.write(rows, values)
             for _ in range(min(max_tokens or decoding.max_tokens, decoding.max_tokens)):
                 inputs = [np.asarray([token], dtype)]
                 outputs = await waiting.run(self._engine, table, rows, one, inputs, Priority.GENERATE)

@@ -61,7 +61,9 @@ async def run(
 
     Raises:
         StatestreamError: A chunk was not applied.
+        ModelNotFound: The table's version was unloaded meanwhile.
     """
+    engine.check(table)
     sink = Waiting()
     work = Work(rows, Lengths.of(steps), inputs, sink)
     engine.submit(table, work, priority)

@@ -114,6 +114,15 @@ class Engine:
         """Serves it no longer; nothing of it may be queued."""
         del self._lanes[id(table)]
 
+    def check(self, table: Table) -> None:
+        """Checks that a table is served still: what is submitted to another is never run.
+
+        Raises:
+            ModelNotFound: Its version was unloaded.
+        """
+        if id(table) not in self._lanes:
+            raise unloaded(table.model.name, table.model.version)
+
     def submit(self, table: Table, work: Work, priority: Priority) -> None:
         """Queues a work's chunks behind what their rows have queued."""
         work.since = time.perf_counter()
@@ -145,11 +154,11 @@ class Engine:
         self.wake(1)
         return await outputs
 
-    def forget(self, graph: Predictor) -> None:
-        """Runs a graph no longer; calls that wait are cancelled."""
+    def forget(self, graph: Predictor, model: str, version: int) -> None:
+        """Runs the graph of a version no longer; calls that wait end with ModelNotFound."""
         queue = self._predictions.pop(id(graph), None)
         if queue is not None:
-            queue.cancel()
+            queue.refuse(unloaded(model, version))
 
     def cancel(self, table: Table, rows: Sequence[int], error: errors.StatestreamError) -> None:
         """Takes out what is queued for rows, but for what runs now; the sinks hear `error`."""
@@ -335,6 +344,11 @@ def _why(lane: Lane, choice: Choice[_Lane | Predictions], count: int, most: int)
             return Why.MOST if most == MAX_BATCH else Why.TIME
         others = True
     return Why.SLICES if others else Why.BUSY
+
+
+def unloaded(model: str, version: int) -> errors.ModelNotFound:
+    """What a caller is told whose call outlived its model."""
+    return errors.ModelNotFound(f"{model!r} version {version} was unloaded while the call ran; load it, and call again")
 
 
 def _timed(run: Callable[[], None]) -> float:

@@ -128,10 +128,11 @@ class Predictions:
         call.age = age
         self._calls.append(call)
 
-    def cancel(self) -> None:
-        """Cancels every call that waits."""
+    def refuse(self, error: errors.StatestreamError) -> None:
+        """Ends every call that waits with an error."""
         for call in self._calls:
-            call.outputs.cancel()
+            if not call.outputs.done():
+                call.outputs.set_exception(error)
 
     def heads(self) -> Iterator[Head]:
         """The oldest call that is still wanted; all are of class LIVE, their slice is 1."""
