@@ -188,6 +188,37 @@ class Delay:
         line.delay = 0.0
 
 
+@dataclass(frozen=True)
+class Move:
+    """Some sessions move to another version of the model, up or down, and go on.
+
+    Attributes:
+        versions: How many versions there are.
+        share: How many of all sessions.
+    """
+
+    versions: int = 2
+    share: float = 0.3
+
+    async def strike(self, scene: Scene) -> None:
+        idle = [track for track in scene.load.tracks if track.number not in scene.load.moving]
+        moving = scene.draw.sample(idle, round(self.share * len(idle)))
+        others = {track.number: [v for v in range(1, self.versions + 1) if v != track.version] for track in moving}
+        scene.mark("move")
+        await scene.load.move({number: scene.draw.choice(versions) for number, versions in others.items()})
+
+
+@dataclass(frozen=True)
+class Both:
+    """Two faults at once."""
+
+    one: Fault
+    other: Fault
+
+    async def strike(self, scene: Scene) -> None:
+        await asyncio.gather(self.one.strike(scene), self.other.strike(scene))
+
+
 async def schedule(scene: Scene, faults: Sequence[Fault], count: int, *, beside: Sequence[Fault] = ()) -> None:
     """Strikes `count` faults, each drawn from `faults`, mostly after every session has gone on, at times at once.
 

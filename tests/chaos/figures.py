@@ -60,6 +60,7 @@ def summary(scene: Scene, verdict: Verdict, kind: str = "") -> dict[str, Any]:
         "outputs_checked": verdict.outputs,
         "lost": verdict.lost,
         "repeated": verdict.repeated,
+        "moves": sum(len(track.versions) - 1 for track in load.tracks),
         "pause_p50_seconds": round(float(np.quantile(every, 0.5)), 3),
         "pause_p99_seconds": round(float(np.quantile(every, 0.99)), 3),
         "pause_max_seconds": round(float(every.max()), 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +17,14 @@ FEATURES, HIDDEN, OUTPUTS = 8, 16, 4
 _BLOCK = 1024
 
 
-def write_model(folder: Path) -> Path:
-    """Writes the model under test, an LSTM 8→16 with a linear head, as MODELS_DIR/lstm/1; returns MODELS_DIR."""
-    model, _ = recurrent("LSTM", features=FEATURES, hidden=HIDDEN, outputs=OUTPUTS, seed=11)
-    save(model, folder / MODEL / "1")
+def write_model(folder: Path, versions: int = 1) -> Path:
+    """Writes the model under test as MODELS_DIR/lstm/1, …; returns MODELS_DIR.
+
+    It is an LSTM 8→16 with a linear head; the versions differ in their weights, and a session can move between them.
+    """
+    for version in range(1, versions + 1):
+        model, _ = recurrent("LSTM", features=FEATURES, hidden=HIDDEN, outputs=OUTPUTS, seed=10 + version)
+        save(model, folder / MODEL / str(version))
     return folder
 
 
@@ -49,6 +54,8 @@ class Track:
         outputs: The outputs, [T, OUTPUTS] each.
         times: When each of them came, by time.monotonic.
         position: Steps answered so far.
+        versions: The version of the model that it began with, at position 0, and those that it moved to, each with
+            the position from which on its weights hold.
     """
 
     number: int
@@ -56,6 +63,12 @@ class Track:
     outputs: list[np.ndarray] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     position: int = 0
+    versions: list[tuple[int, int]] = field(default_factory=lambda: [(0, 1)])
+
+    @property
+    def version(self) -> int:
+        """The version that its next step runs with."""
+        return self.versions[-1][1]
 
     def took(self, outputs: np.ndarray, at: float) -> None:
         """Notes what came."""
@@ -69,12 +82,20 @@ class Oracle:
     """The uninterrupted run of every session."""
 
     def __init__(self, models: Path, seed: int) -> None:
-        self._whole = Whole(models / MODEL / "1" / "model.onnx")
+        files = sorted((models / MODEL).glob("*/model.onnx"))
+        self._versions = {int(file.parent.name): Whole(file) for file in files}
         self.seed = seed
 
-    def outputs(self, number: int, steps: int) -> np.ndarray:
-        """Outputs [steps, OUTPUTS] of session `number`."""
-        return self._whole.run({"x": inputs(self.seed, number, 0, steps)})["y"]
+    def outputs(self, number: int, steps: int, versions: Sequence[tuple[int, int]] = ((0, 1),)) -> np.ndarray:
+        """Outputs [steps, OUTPUTS] of session `number`, which has `versions` from their positions on."""
+        found, state = [], self._versions[versions[0][1]].start()
+        ends = [position for position, _ in versions[1:]]
+        for (start, version), end in zip(versions, [*ends, steps], strict=True):
+            if start < end:
+                x = {"x": inputs(self.seed, number, start, end - start)}
+                y, state = self._versions[version].run_from(x, state)
+                found.append(y["y"])
+        return np.concatenate(found)
 
     def check(self, tracks: list[Track]) -> int:
         """Compares all that was received, bit by bit; returns how many outputs that were.
@@ -86,7 +107,7 @@ class Oracle:
         for track in tracks:
             if not track.position:
                 continue
-            wanted = self.outputs(track.number, track.position)
+            wanted = self.outputs(track.number, track.position, track.versions)
             got = np.concatenate(track.outputs)
             assert got.shape == wanted.shape, f"{track.id}: {got.shape} outputs came, expected {wanted.shape}"
             wrong = np.flatnonzero((got.view(np.uint32) != wanted.view(np.uint32)).any(axis=1))

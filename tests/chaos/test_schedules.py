@@ -11,12 +11,14 @@ import pytest
 from tests.chaos import figures
 from tests.chaos.cluster import cluster
 from tests.chaos.faults import (
+    Both,
     Cut,
     Delay,
     Drain,
     Fault,
     Kill,
     LoseReplies,
+    Move,
     RedisFlush,
     RedisOutage,
     Scene,
@@ -24,7 +26,7 @@ from tests.chaos.faults import (
     Stall,
     schedule,
 )
-from tests.chaos.oracle import Oracle
+from tests.chaos.oracle import Oracle, write_model
 from tests.chaos.proxy import proxies
 from tests.chaos.test_network import IMPATIENT
 from tests.chaos.workload import verify, workload
@@ -33,6 +35,12 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 Scaled = Callable[[int, int], int]
 
 NETWORK: list[Fault] = [Cut(), Cut(0.5), LoseReplies(), Stall(1.0), Delay()]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Two versions, between which sessions move."""
+    return write_model(tmp_path / "models", versions=2)
 
 
 @pytest.mark.service
@@ -49,6 +57,10 @@ async def test_three_replicas_redis_and_the_network(
         RedisOutage(0.5),
         RedisOutage(2.0),
         RedisFlush(),
+        Move(),
+        Both(Move(), Kill()),
+        Both(Move(), Drain()),
+        Both(Move(), RedisOutage(0.5)),
     ]
     async with (
         cluster(models, tmp_path, replicas=3, store="redis") as made,
@@ -67,7 +79,8 @@ async def test_three_replicas_redis_and_the_network(
 async def test_one_replica_sqlite_and_the_network(
     models: Path, tmp_path: Path, oracle: Oracle, seed: int, scaled: Scaled
 ) -> None:
-    faults = [*NETWORK, Kill(alone=True), Kill(alone=True), Drain(), Sleep(0.5)]
+    killed = Kill(alone=True)
+    faults = [*NETWORK, killed, killed, Drain(), Sleep(0.5), Move(), Both(Move(), killed), Both(Move(), Drain())]
     async with (
         cluster(models, tmp_path) as made,
         proxies(made.addresses) as lines,

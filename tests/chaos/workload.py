@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +37,7 @@ class Workload:
 
     Attributes:
         steps: Steps answered so far, of all sessions.
+        moving: The sessions that are to move to another version, by number, and to which.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class Workload:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     sessions: list[statestream.aio.Session] = field(default_factory=list)
+    moving: dict[int, int] = field(default_factory=dict)
     began: float = 0.0
 
     @property
@@ -88,6 +90,11 @@ class Workload:
             seconds,
         )
 
+    async def move(self, versions: Mapping[int, int]) -> None:
+        """Has sessions, by number, move to other versions of the model; returns once all have."""
+        self.moving |= versions
+        await self.until(lambda: self.moving.keys().isdisjoint(versions), "all have moved to their versions")
+
     async def finish(self) -> None:
         """Lets every session end its operation and stop; raises what a session met."""
         self.stopping.set()
@@ -111,7 +118,10 @@ async def workload(
     prefix: str = "s",
     settings: statestream.Settings | None = None,
 ) -> AsyncIterator[Workload]:
-    """Sessions that step until `finish` or the end of the block; client k connects to address k first."""
+    """Sessions that step until `finish` or the end of the block; client k connects to address k first.
+
+    They begin with version 1.
+    """
     settings = settings or statestream.Settings(retry_timeout=RETRY_SECONDS, connect_timeout=30.0)
     load = Workload(seed, [], [Track(number, f"{prefix}-{number}") for number in range(sessions)])
     async with contextlib.AsyncExitStack() as stack:
@@ -143,15 +153,44 @@ async def workload(
 
 
 async def _open(client: statestream.aio.Client, track: Track) -> statestream.aio.Session:
-    session = await client.session(MODEL, id=track.id, mode="create")
+    session = await client.session(MODEL, id=track.id, mode="create", version=track.version)
     assert session.position == 0
     return session
+
+
+async def _moved(load: Workload, track: Track, session: statestream.aio.Session) -> statestream.aio.Session:
+    """Moves a session to the version that it is to have; what it was answered so far, the old one has answered."""
+    version = load.moving[track.number]
+    # A step that a crash undid would be repeated by the new version.
+    await _saved(session)
+    await session.close()
+    client = load.caller(track).client
+    session = load.sessions[track.number] = await client.session(MODEL, id=track.id, mode="resume", upgrade=version)
+    assert (session.position, session.version) == (track.position, version), (
+        f"seed {load.seed}: {track.id} moved to version {session.version} at {session.position}; its caller asked for"
+        f" version {version} and has {track.position} outputs"
+    )
+    track.versions.append((track.position, version))
+    del load.moving[track.number]
+    return session
+
+
+async def _saved(session: statestream.aio.Session) -> None:
+    while True:
+        try:
+            await session.flush()
+        except statestream.StoreUnavailable:
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 async def _drive(load: Workload, track: Track, session: statestream.aio.Session) -> None:
     """Steps one session: mostly one step at a time, now and then a chunk or a pipelined stream."""
     seed, draw = load.seed, random.Random(f"{load.seed}/{track.number}")
     while not load.stopping.is_set():
+        if track.number in load.moving:
+            session = await _moved(load, track, session)
         kind = draw.random()
         if kind < 0.7:
             x = inputs(seed, track.number, track.position, 1)
@@ -180,24 +219,26 @@ class Verdict:
 async def verify(load: Workload, oracle: Oracle, addresses: Sequence[str]) -> Verdict:
     """Compares every output with the uninterrupted run, and every position on the servers with what was sent.
 
-    A new client opens each session by its id and steps once more: so the state on the server, too, is
-    the one of the uninterrupted run.
+    A new client opens each session by its id, in the version that it moved to last, and steps once more: so the
+    state on the server, too, is the one of the uninterrupted run.
     """
     outputs = oracle.check(load.tracks)
-    ids = [track.id for track in load.tracks]
     settings = statestream.Settings(retry_timeout=RETRY_SECONDS, connect_timeout=30.0)
     for caller in load.callers:
         await caller.client.close()
     lost = repeated = 0
     async with statestream.aio.connect(",".join(addresses), settings=settings) as client:
-        pool = await client.sessions(MODEL, ids=ids, mode="resume")
-        for track, position in zip(load.tracks, pool.positions.tolist(), strict=True):
-            lost += max(0, track.position - position)
-            repeated += max(0, position - track.position)
-        assert not lost, f"seed {load.seed}: the servers know {lost} steps less than were answered"
-        assert not repeated, f"seed {load.seed}: the servers applied {repeated} steps more than were sent"
-        x = np.stack([inputs(load.seed, track.number, track.position, 1)[0] for track in load.tracks])
-        for track, y in zip(load.tracks, await pool.step(x), strict=True):
-            track.took(y, time.monotonic())
+        for version in sorted({track.version for track in load.tracks}):
+            tracks = [track for track in load.tracks if track.version == version]
+            ids = [track.id for track in tracks]
+            pool = await client.sessions(MODEL, ids=ids, version=version, mode="resume")
+            for track, position in zip(tracks, pool.positions.tolist(), strict=True):
+                lost += max(0, track.position - position)
+                repeated += max(0, position - track.position)
+            assert not lost, f"seed {load.seed}: the servers know {lost} steps less than were answered"
+            assert not repeated, f"seed {load.seed}: the servers applied {repeated} steps more than were sent"
+            x = np.stack([inputs(load.seed, track.number, track.position, 1)[0] for track in tracks])
+            for track, y in zip(tracks, await pool.step(x), strict=True):
+                track.took(y, time.monotonic())
     oracle.check(load.tracks)
     return Verdict(outputs, lost, repeated)
