@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from statestream.core import Group, Lane, Table
+from statestream.core.blocks import Block, Draft, Single
+from statestream.core.sinks import DISCARD
 from statestream.v1 import inference_pb2 as pb
 from tests.client.wire import Wire
 from tests.client.world import FEATURES, split
@@ -176,3 +181,41 @@ def test_a_go_away_stops_new_frames_and_drains(wire: Wire) -> None:
     wire.connect()
     wire.run()
     assert second.value[0, 0] == 2
+
+
+LANES = [
+    Lane("m", 1, ("x",), ("float32",), ((2,),), 8),
+    Lane("m", 2, ("x", "mask"), ("float32", "uint8"), ((1,), ()), 5),
+]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(LANES),
+            st.integers(0, 3),
+            st.integers(0, 1 << 40),
+            st.integers(1, 3),
+            st.integers(0, 1 << 40),
+            st.binary(min_size=8, max_size=8),
+        )
+    )
+)
+def test_a_frame_that_is_filled_in_anew_is_as_one_made_anew(
+    steps: list[tuple[Lane, int, int, int, int, bytes]],
+) -> None:
+    """Of one chunk in numbers, whatever frames of either lane came before, and of a block of one chunk."""
+    tables = [Table(), Table()]
+    for table in tables:
+        table.allocate(Group("m", 1, False), ["a", "b", "c", "d"])
+    drafts: dict[Lane, Draft] = {}
+    for frame, (lane, handle, start, length, answered, data) in enumerate(steps, start=1):
+        inputs = tuple((data * 3)[: length * size] for size in ((8,) if len(lane.names) == 1 else (4, 1)))
+        single = Single(lane, handle, start, length, inputs, DISCARD)
+        block = Block(lane, np.array([handle]), np.array([start]), length, inputs, DISCARD)
+        single.frame = block.frame = frame
+        for table in tables:
+            table.answered[handle] = answered
+        made = block.request(tables[1], {})
+        assert single.request(tables[0], drafts).SerializeToString() == made.SerializeToString()
+        assert tables[0].acked[handle] == tables[1].acked[handle] == answered

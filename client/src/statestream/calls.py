@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -284,7 +284,7 @@ def check_size(request: Message, limits: Limits, layout: Layout) -> None:
         )
 
 
-def read_outputs(tensors: Iterable[Any]) -> Array | dict[str, Array]:
+def read_outputs(tensors: Sequence[Any]) -> Array | dict[str, Array]:
     """One array, or several by name."""
     arrays = from_tensors(tensors)
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays

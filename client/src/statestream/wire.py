@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -55,7 +55,8 @@ def from_tensor(tensor: Tensor) -> Array:
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise BadTensor(f"{tensor.name} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}")
-    shape, data = tuple(tensor.shape), tensor.data
+    # Repeated fields are sliced, here and below: that copies them in one call, where a loop asks for item after item.
+    shape, data = tensor.shape[:], tensor.data
     try:
         # One call in place of frombuffer, reshape and copy.
         array: Array | None = np.ndarray(shape, dtype, bytearray(data))
@@ -64,15 +65,15 @@ def from_tensor(tensor: Tensor) -> Array:
     if array is None or array.nbytes != len(data):
         expected = math.prod(shape) * dtype.itemsize
         raise BadTensor(
-            f"{tensor.name} has {len(data)} bytes; expected {expected} for {tensor.dtype}{list(shape)}",
+            f"{tensor.name} has {len(data)} bytes; expected {expected} for {tensor.dtype}{shape}",
             metadata={"field": tensor.name},
         )
     return array
 
 
-def from_tensors(tensors: Iterable[Tensor]) -> dict[str, Array]:
+def from_tensors(tensors: Sequence[Tensor]) -> dict[str, Array]:
     """Reads tensors by name."""
-    return {tensor.name: from_tensor(tensor) for tensor in tensors}
+    return {tensor.name: from_tensor(tensor) for tensor in tensors[:]}
 
 
 def handles_column(handles: Ints) -> bytes:

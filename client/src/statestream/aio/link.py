@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from statestream import errors
+from statestream.aio.bell import Bell
 from statestream.aio.status import status_of
 from statestream.backoff import MOST, Backoff
 from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
@@ -53,7 +54,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.aio.Channel | None = None
         self._online = asyncio.Event()
-        self._stirred = asyncio.Event()
+        self._bell = Bell(self._loop)
         self.stream = 0
         self._renewing = False
         self._over = asyncio.Event()
@@ -93,7 +94,7 @@ class Link:
         """Has the core do something."""
         self.check()
         operation()
-        self._stirred.set()
+        self._bell.ring()
 
     def begin(
         self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None
@@ -104,7 +105,7 @@ class Link:
         future: asyncio.Future[None] = self._loop.create_future()
         ticket.waiter = future
         self.core.step(ticket, before)
-        self._stirred.set()
+        self._bell.ring()
         return future
 
     async def finish(self, ticket: Ticket, future: asyncio.Future[None]) -> None:
@@ -119,7 +120,7 @@ class Link:
         """Has the core make a ticket, and waits until it is done."""
         self.check()
         ticket = make()
-        self._stirred.set()
+        self._bell.ring()
         if not ticket.done:
             ticket.waiter = future = self._loop.create_future()
             await self.finish(ticket, future)
@@ -131,7 +132,7 @@ class Link:
         """Stops caring for an operation."""
         if not self._closed:
             self.core.cancel(ticket)
-            self._stirred.set()
+            self._bell.ring()
 
     async def unary(self, call: UnaryCall[T]) -> T:
         """Makes a call, again where the server could not answer.
@@ -208,7 +209,7 @@ class Link:
         if stream != self.stream:
             return
         self._renewing = True
-        self._stirred.set()
+        self._bell.ring()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), self.settings.retry_timeout)
 
@@ -255,7 +256,7 @@ class Link:
             call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
                 server_pb2.GetServerInfoRequest(), timeout=timeout, metadata=self.metadata
             )
-            call.add_done_callback(lambda _: self._stirred.set())
+            call.add_done_callback(lambda _: self._bell.ring())
             await self._pump(timeout + 1.0, stop=call.done)
             self.info = await call
         except grpc.RpcError as error:
@@ -292,14 +293,15 @@ class Link:
                     self._cause = read_code(await call.code(), await call.details() or "the stream ended", self._where)
                     break
                 core.receive(response, time.monotonic())
-                if core.progress != seen:
-                    seen = core.progress
+                progress = core.progress
+                if progress != seen:
+                    seen = progress
                     self._backoff.succeeded()
                 if core.drained:
                     moved = True
                     break
                 if core.pending:
-                    self._stirred.set()
+                    self._bell.ring()
         except grpc.RpcError as error:
             self._cause = read_rpc_error(said[0] if said else error, self._where)
         finally:
@@ -334,19 +336,19 @@ class Link:
 
     async def _write(self, call: Any) -> None:
         """Writes frames as the core has them; steps gather while a write is awaited."""
-        core, stirred = self.core, self._stirred
+        core, bell = self.core, self._bell
         try:
             while not self._renewing:
                 request = core.next_request(time.monotonic())
                 if request is not None:
                     await call.write(request)
                     continue
-                stirred.clear()
+                bell.silence()
                 due = core.due()
                 if due is None:
-                    await stirred.wait()
+                    await bell.wait()
                 else:
-                    await self._stirred_until(due)
+                    await self._rung_until(due)
             await call.done_writing()
         except (grpc.RpcError, asyncio.InvalidStateError):
             return  # The call is over; its reader sees why.
@@ -363,13 +365,13 @@ class Link:
                 core.give_up(error)
             if now >= until or stop():
                 return
-            self._stirred.clear()
-            await self._stirred_until(min(until, now + 0.25))
+            self._bell.silence()
+            await self._rung_until(min(until, now + 0.25))
 
-    async def _stirred_until(self, due: float) -> None:
-        timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._stirred.set)
+    async def _rung_until(self, due: float) -> None:
+        timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._bell.ring)
         try:
-            await self._stirred.wait()
+            await self._bell.wait()
         finally:
             timer.cancel()
 

@@ -212,7 +212,7 @@ class Session(SessionBase):
             await self._close(delete=self.ephemeral)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, asyncio.Future[None]]:
-        if self.closed:
+        if self._last is not None:
             self._live()
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
         return ticket, self._link.begin(ticket, before)

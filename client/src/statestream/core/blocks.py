@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from statestream.core.sinks import DISCARD, One, Singles, Sink
 from statestream.core.table import Table
 from statestream.core.tickets import OVERHEAD, Lane
-from statestream.v1.inference_pb2 import ChunkFrame
+from statestream.v1.inference_pb2 import ChunkFrame, StreamRequest
+from statestream.v1.tensor_pb2 import Tensor
 from statestream.wire import Ints, Mask, handles_column, positions_column, read_positions
+
+
+class Draft(NamedTuple):
+    """The frame of a single step, its chunk, and the tensors in it: from step to step most of it stays the same."""
+
+    request: StreamRequest
+    chunk: ChunkFrame
+    inputs: Sequence[Tensor]
 
 
 class Block:
@@ -116,13 +128,15 @@ class Block:
     def _live_ends(self) -> Ints:
         return self.ends if self.dead is None else np.where(self.dead, 0, self.ends)
 
-    def encode(self, frame: ChunkFrame, table: Table) -> None:
-        """Fills in its frame."""
+    def request(self, table: Table, drafts: dict[Lane, Draft]) -> StreamRequest:
+        """Its frame."""
         self.handle_bytes = handles_column(self.handles)
         self.position_bytes = positions_column(self.starts)
-        self._fill(frame, table, len(self))
+        return self._request(table, len(self))
 
-    def _fill(self, frame: ChunkFrame, table: Table, count: int) -> None:
+    def _request(self, table: Table, count: int) -> StreamRequest:
+        request = StreamRequest(frame=self.frame)
+        frame = request.chunk
         frame.handles, frame.positions = self.handle_bytes, self.position_bytes
         frame.acked_positions = self.acknowledge(table)
         if isinstance(self.lengths, int):
@@ -137,6 +151,7 @@ class Block:
             tensor = frame.inputs.add()
             tensor.name, tensor.dtype, tensor.data = name, dtype, data
             tensor.shape.extend((total, *shape))
+        return request
 
     # ── which of its chunks wait, and setbacks ─────────────────────────────────────────────────
 
@@ -281,11 +296,24 @@ class Single(Block):
         durable: int = table.durable.item(self.handle)
         return durable >= self.end or self.dead is not None
 
-    def encode(self, frame: ChunkFrame, table: Table) -> None:
-        """Fills in its frame."""
+    def request(self, table: Table, drafts: dict[Lane, Draft]) -> StreamRequest:
+        """Its frame; of a single step it is the lane's last one, filled in anew."""
         self.handle_bytes = self.handle.to_bytes(4, "little")
         self.position_bytes = self.start.to_bytes(8, "little")
-        self._fill(frame, table, 1)
+        if self.lengths != 1:
+            return self._request(table, 1)
+        draft = drafts.get(self.lane)
+        if draft is None:
+            request = self._request(table, 1)
+            drafts[self.lane] = Draft(request, request.chunk, request.chunk.inputs[:])
+            return request
+        request, frame, tensors = draft
+        request.frame = self.frame
+        frame.handles, frame.positions = self.handle_bytes, self.position_bytes
+        frame.acked_positions = self.acknowledge(table)
+        for tensor, data in zip(tensors, self.inputs, strict=True):
+            tensor.data = data
+        return request
 
 
 def answer(table: Table, at: slice | Ints, ends: Ints, durable: Ints, *, replay: bool) -> int:

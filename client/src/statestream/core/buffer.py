@@ -89,9 +89,12 @@ class ReplayBuffer:
         """
         blocks, grace = self._blocks, self._grace
         for _ in range(_AT_ONCE):
-            if not blocks or not self._releasable(blocks[0]):
+            if not blocks:
                 break
-            block = blocks.popleft()
+            block = blocks[0]
+            if block.left or not (self.ephemeral_server or block.is_durable(self._table)):
+                break
+            blocks.popleft()
             if self.keep_seconds and not self.ephemeral_server:
                 block.durable_at = now
                 grace.append(block)
@@ -111,15 +114,13 @@ class ReplayBuffer:
             return True
         kept: deque[Block] = deque()
         for block in self._blocks:
-            if self._releasable(block) or (lose and not block.left and not self.has_room(nbytes)):
+            releasable = self.ephemeral_server or block.is_durable(self._table)
+            if not block.left and (releasable or (lose and not self.has_room(nbytes))):
                 self._drop(block)
             else:
                 kept.append(block)
         self._blocks = kept
         return self.has_room(nbytes)
-
-    def _releasable(self, block: Block) -> bool:
-        return not block.left and (self.ephemeral_server or block.is_durable(self._table))
 
     def _drop(self, block: Block) -> None:
         self.bytes -= block.nbytes

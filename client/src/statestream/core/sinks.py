@@ -84,10 +84,13 @@ class One:
 
     def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
         """Hands over the steps; they belong to this frame."""
-        ticket = self.ticket
-        if ticket.single:
-            outputs = {name: packed[0, ...] for name, packed in outputs.items()}
-        ticket.finish(value_of(outputs))
+        ticket, value = self.ticket, value_of(outputs)
+        if not ticket.single:
+            ticket.finish(value)
+        elif isinstance(value, dict):
+            ticket.finish({name: packed[0, ...] for name, packed in value.items()})
+        else:
+            ticket.finish(value[0, ...])
 
     def fail(self, row: int, error: StatestreamError) -> None:
         """Hands over the error."""

@@ -7,12 +7,11 @@ It does no I/O, starts no threads and reads no clock: the edges call `connected`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 
-from statestream.core.blocks import Block
+from statestream.core.blocks import Block, Draft
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.closings import Closings
@@ -23,7 +22,7 @@ from statestream.core.opens import Opens
 from statestream.core.resets import Resets
 from statestream.core.results import Results
 from statestream.core.table import Group, State, Table
-from statestream.core.tickets import ControlTicket, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
+from statestream.core.tickets import ControlTicket, Lane, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
 from statestream.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
@@ -75,7 +74,8 @@ class StreamCore:
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self._frame = 0
         self._answers = 0
-        self._outbox: deque[Callable[[], StreamRequest]] = deque()
+        self._outbox: deque[Block | StreamRequest] = deque()
+        self._drafts: dict[Lane, Draft] = {}
         self._flushed_at = float("-inf")
 
     # ── operations ─────────────────────────────────────────────────────────────────────────────
@@ -196,10 +196,20 @@ class StreamCore:
         self.controls.offline()
 
     def next_request(self, now: float) -> StreamRequest | None:
-        """The next frame to write, or None while there is none; all that waits now shares as few as possible."""
-        if not self._outbox and self.online and not self.going_away:
+        """The next frame to write, or None while there is none; all that waits now shares as few as possible.
+
+        It has to be written, or serialised, before the next call: a message may be used again.
+        """
+        outbox = self._outbox
+        if not outbox:
+            if not self.pending or not self.online or self.going_away:
+                return None
             self._fill(now)
-        return self._outbox.popleft()() if self._outbox else None
+            if not outbox:
+                return None
+        item = outbox.popleft()
+        # Chunks are written as late as possible, so that the acknowledgements are the newest.
+        return item.request(self.table, self._drafts) if isinstance(item, Block) else item
 
     def receive(self, response: StreamResponse, now: float) -> None:
         """Takes an answer; tickets that it completes are notified from in here."""
@@ -314,10 +324,10 @@ class StreamCore:
             for opening in opens.ready(now):
                 outbox.append(self._open_frame(opening))
         while opens.returned.unmarked:
-            mark = opens.returned.mark(opens.returned.unmarked.pop(), self._number())
-            outbox.append(partial(lambda mark: mark, mark))
+            outbox.append(opens.returned.mark(opens.returned.unmarked.pop(), self._number()))
         for block in self.chunks.fill(now):
-            outbox.append(self._chunk_frame(block))
+            self.chunks.sent(self._number(), block)
+            outbox.append(block)
         if self.chunks.backlog and now >= self._flushed_at + FLUSH_EVERY:
             self._flushed_at = now
             controls.flush_for_room()
@@ -327,32 +337,17 @@ class StreamCore:
         if self.results.acks_due:
             self._acknowledge()
 
-    def _open_frame(self, opening: Opening) -> Callable[[], StreamRequest]:
+    def _open_frame(self, opening: Opening) -> StreamRequest:
         frame = self._number()
-        message = self.opens.sent(frame, opening)
-        return lambda: StreamRequest(frame=frame, open=message)
+        return StreamRequest(frame=frame, open=self.opens.sent(frame, opening))
 
-    def _chunk_frame(self, block: Block) -> Callable[[], StreamRequest]:
-        frame = self._number()
-        self.chunks.sent(frame, block)
-
-        def encode() -> StreamRequest:
-            # As late as possible, so that the acknowledgements are the newest.
-            request = StreamRequest(frame=frame)
-            block.encode(request.chunk, self.table)
-            return request
-
-        return encode
-
-    def _control_frame(self, batch: list[Control]) -> Callable[[], StreamRequest]:
+    def _control_frame(self, batch: list[Control]) -> StreamRequest:
         if batch[0].lets_go:
             sent = np.concatenate([control.sent for control in batch])
             handles = np.unique(sent[self.table.acked[sent] != self.table.acknowledgeable(sent)])
             if handles.size:
-                acknowledgement = acknowledge(self.table, handles, self._number())
-                self._outbox.append(lambda: acknowledgement)
-        message = self.controls.encode(batch, self._number())
-        return lambda: message
+                self._outbox.append(acknowledge(self.table, handles, self._number()))
+        return self.controls.encode(batch, self._number())
 
     def _acknowledge(self) -> None:
         table = self.table
@@ -360,8 +355,7 @@ class StreamCore:
         state = table.state[: table.size]
         handles = np.flatnonzero((table.unacked[: table.size] >= self.results.ack_after) & (state == State.OPEN))
         if handles.size:
-            message = acknowledge(table, handles, self._number())
-            self._outbox.append(lambda: message)
+            self._outbox.append(acknowledge(table, handles, self._number()))
 
     def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
         ticket, controls = self.closings.controls(kind, handles)

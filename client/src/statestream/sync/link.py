@@ -360,14 +360,19 @@ class Link:
 
     def _take(self, *, block: bool, until: float | None = None) -> None:
         """Runs the operations that wait; with `block` waits for the first."""
+        operations = self._operations
+        if not block and operations.empty():
+            return
         with contextlib.suppress(queue.Empty):
             timeout = None if until is None else max(0.0, until - time.monotonic())
-            operation = self._operations.get(block, timeout)
+            operation = operations.get(block, timeout)
             with self._lock:
                 while True:
                     if operation is not None:
                         operation()
-                    operation = self._operations.get(block=False)
+                    if operations.empty():
+                        return
+                    operation = operations.get(block=False)
 
     def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Runs operations for some time without a server, and gives callers up who waited too long."""
