@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,24 @@ class TestStoreUnavailable:
             assert await speaker.flush(0) == {0: 3}
             assert (await speaker.open_one("b", 1)).created
             assert sums(await speaker.step(0, 3, numbers(1))) == [7]
+
+    async def test_a_flush_of_a_session_that_sleeps_is_answered(
+        self, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It cannot be woken without the store: the frame is refused, and the session sleeps on."""
+        async with (
+            serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}") as local,
+            Speaker(local.channel, "counter") as speaker,
+        ):
+            await speaker.open_one("a")
+            await speaker.step(0, 0, numbers(1))
+            await speaker.flush(0)
+            await local.server.sessions.hibernate(local.table("counter"), math.inf)
+            with Outage(local, monkeypatch):
+                await speaker.send(flush=pb.FlushFrame(handles=b"\0" * 4))
+                assert (await speaker.refused()).reason == "STORE_UNAVAILABLE"
+            assert await speaker.flush(0) == {0: 1}
+            assert sums(await speaker.step(0, 1, numbers(2))) == [3]
 
     async def test_sync_replies_wait_for_the_store(
         self, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -141,15 +141,13 @@ class Stream:
                 raise errors.BadFrame(
                     "the frame is empty; expected open, chunk, ack, close or flush", metadata={"field": "request"}
                 )
-        except errors.StatestreamError as error:
+        except Exception as error:
             self._refuse(request.frame, error)
-        except Exception:
-            log.exception("a frame failed in a way that was not expected")
-            self._refuse(
-                request.frame, errors.InternalError("the server failed on this frame; its log has the details")
-            )
 
-    def _refuse(self, frame: int, error: errors.StatestreamError) -> None:
+    def _refuse(self, frame: int, error: Exception) -> None:
+        if not isinstance(error, errors.StatestreamError):
+            log.exception("a frame failed in a way that was not expected", exc_info=error)
+            error = errors.InternalError("the server failed on this frame; its log has the details")
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
 
     async def _open(self, frame: int, request: pb.OpenFrame) -> None:
@@ -272,11 +270,17 @@ class Stream:
         self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))
 
     def _flush(self, frame: int, request: pb.FlushFrame) -> None:
-        task = asyncio.create_task(self._flushed(frame, read_handles(request.handles)), name="stream-flush")
+        task = asyncio.create_task(self._flush_aside(frame, read_handles(request.handles)), name="stream-flush")
         self._flushes.add(task)
         task.add_done_callback(self._flushes.discard)
 
-    async def _flushed(self, frame: int, handles: Array) -> None:
+    async def _flush_aside(self, frame: int, handles: Array) -> None:
+        try:
+            self._outbox.put(pb.StreamResponse(frame=frame, durable=await self._flushed(handles)))
+        except Exception as error:
+            self._refuse(frame, error)
+
+    async def _flushed(self, handles: Array) -> pb.DurableFrame:
         failures, done = list[RowError](), list[tuple[Array, Positions]]()
         await self._wake(handles)
         for table, rows, places in self._handles.resolve(handles, self._collect(handles, failures)):
@@ -286,12 +290,11 @@ class Stream:
                 done.append((handles[places], table.durable[rows]))
             except errors.StatestreamError as error:
                 failures.extend(wire.row_error(int(handle), 0, error) for handle in handles[places])
-        message = pb.DurableFrame(
+        return pb.DurableFrame(
             handles=b"".join(part.astype("<u4").tobytes() for part, _ in done),
             durable_positions=b"".join(positions.astype("<u8").tobytes() for _, positions in done),
             errors=failures,
         )
-        self._outbox.put(pb.StreamResponse(frame=frame, durable=message))
 
     @staticmethod
     def _collect(handles: Array, failures: list[RowError]) -> Callable[[int, errors.StatestreamError], None]:
