@@ -92,6 +92,37 @@ class TestStoreUnavailable:
             assert await speaker.flush(0) == {0: 1}
             assert sums(await speaker.step(0, 1, numbers(2))) == [3]
 
+    async def test_frames_that_wake_one_session_at_once_wake_it_once(
+        self, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A flush is answered beside the frames behind it: both find the session asleep."""
+        async with (
+            serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}") as local,
+            Speaker(local.channel, "counter") as speaker,
+        ):
+            await speaker.open_one("a")
+            await speaker.step(0, 0, numbers(1))
+            await speaker.flush(0)
+            await local.server.sessions.hibernate(local.table("counter"), math.inf)
+            load, reached, go_on = local.server.store.load, asyncio.Event(), asyncio.Event()
+
+            async def slowly(keys: Any) -> Any:
+                reached.set()
+                await go_on.wait()
+                return await load(keys)
+
+            monkeypatch.setattr(local.server.store, "load", slowly)
+            await speaker.send(flush=pb.FlushFrame(handles=b"\0" * 4))
+            await reached.wait()
+            (stream,) = local.server.peers._peers.values()
+            await speaker.send_chunk([0], [1], [numbers(2)])
+            await local.until(lambda: stream._last_frame == 5)
+            go_on.set()
+            found = [await speaker.read(), await speaker.read()]
+            assert sorted(str(each and each.WhichOneof("response")) for each in found) == ["durable", "result"]
+            assert not speaker.notices
+            assert sums(await speaker.step(0, 2, numbers(3))) == [6]
+
     async def test_sync_replies_wait_for_the_store(
         self, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -47,6 +47,7 @@ class Stream:
         self._chunks = ChunkFrames(server, self._handles, self._outbox, self._wake)
         self._last_frame = 0
         self._flushes: set[asyncio.Task[None]] = set()
+        self._waking = asyncio.Lock()
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
@@ -229,20 +230,22 @@ class Stream:
     async def _wake(self, handles: Array) -> None:
         """Brings back the sessions among `handles` that hibernate."""
         asleep = self._handles.asleep
-        mine = [handle for handle in handles.tolist() if handle in asleep] if asleep else []
-        for model in {asleep[handle].key.model for handle in mine}:
-            waking = [handle for handle in mine if asleep[handle].key.model == model]
-            sleepers = [asleep[handle] for handle in waking]
-            opened, refused = await self._server.sessions.wake(
-                sleepers,
-                self._number,
-                np.asarray(waking, np.uint32),
-                keep=[(group.table, group.rows) for group in self._handles.resolve(handles)],
-            )
-            for part in opened:
-                self._bind(np.asarray(waking)[part.places], part)
-            for place, error in refused.items():
-                self.lost(waking[place], error)
+        if not asleep:
+            return
+        async with self._waking:  # A flush wakes beside the frames behind it: what one wakes, the other finds awake.
+            models = {asleep[handle].key.model for handle in handles.tolist() if handle in asleep}
+            for model in models:
+                waking = [h for h in handles.tolist() if h in asleep and asleep[h].key.model == model]
+                opened, refused = await self._server.sessions.wake(
+                    [asleep[handle] for handle in waking],
+                    self._number,
+                    np.asarray(waking, np.uint32),
+                    keep=[(group.table, group.rows) for group in self._handles.resolve(handles)],
+                )
+                for part in opened:
+                    self._bind(np.asarray(waking)[part.places], part)
+                for place, error in refused.items():
+                    self.lost(waking[place], error)
 
     async def _ack(self, request: pb.AckFrame) -> None:
         handles = read_handles(request.handles)

@@ -317,7 +317,8 @@ class Sessions:
                 if record is None:
                     refused[place] = errors.SessionNotFound(f"session {keys[place].id!r} was deleted while it slept")
                 elif record.epoch != sleepers[place].epoch or self.find(*keys[place][1:]) is not None:
-                    refused[place] = errors.SessionMoved(f"a newer writer opened session {keys[place].id!r}")
+                    said = f"a newer writer opened session {keys[place].id!r} while it slept; open it to take it back"
+                    refused[place] = errors.SessionMoved(said)
                 else:
                     places.append(place)
                     answers.append(Claimed(Verdict.TAKEN, record))
