@@ -71,17 +71,20 @@ def test_an_interrupt_leaves_no_server_behind(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "--folder", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stderr is not None
-        port = None
-        for line in process.stderr:
-            found = re.search(r"serving at 127\.0\.0\.1:(\d+)", line)
-            if found:
-                port = int(found.group(1))
-                process.send_signal(signal.SIGINT)
-                break
-        assert port is not None
-        rest = process.stderr.read()
-        assert process.wait(60) == 130, rest
+        try:
+            assert process.stderr is not None
+            port = None
+            for line in process.stderr:
+                found = re.search(r"serving at 127\.0\.0\.1:(\d+)", line)
+                if found:
+                    port = int(found.group(1))
+                    process.send_signal(signal.SIGINT)
+                    break
+            assert port is not None
+            rest = process.stderr.read()
+            assert process.wait(60) == 130, rest
+        finally:
+            process.kill()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 

@@ -19,8 +19,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,45 +104,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the README's commands ran. They train at the same time: one thread each."""
     place = tmp_path_factory.mktemp("readme")
     lines = [line for block in chosen(ROOT / "README.md", "bash", "run") for line in block.text.splitlines()]
-    running = [
-        subprocess.Popen(
-            ["bash", "-euc", line],
-            cwd=place,
-            env=environment(place),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for line in lines
-    ]
-    for line, process in zip(lines, running, strict=True):
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, f"{line}\n{said}"
+    with ExitStack() as stack:
+        running = [stack.enter_context(started("exec " + line, place, stderr=subprocess.STDOUT)) for line in lines]
+        for line, process in zip(lines, running, strict=True):
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, f"{line}\n{said}"
     return place
+
+
+@contextmanager
+def started(line: str, place: Path, **more: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command of the README; killed at the end if it still runs."""
+    command = ["bash", "-euc", line]
+    with subprocess.Popen(
+        command, cwd=place, env=environment(place), stdout=subprocess.PIPE, text=True, **more
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """The server that the README starts."""
     (block,) = chosen(ROOT / "README.md", "bash", "serve")
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            ["bash", "-euc", "exec " + block.text],
-            cwd=folder,
-            env=environment(folder),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            assert server.stdout is not None
-            ready = server.stdout.readline()
-            port = re.search(r"gRPC on 127\.0\.0\.1:(\d+)", ready)
-            assert port, f"{ready!r}; {(folder / 'server.log').read_text()}"
-            yield f"127.0.0.1:{port.group(1)}"
-        finally:
-            server.terminate()
-            server.communicate(timeout=30)
+    with (folder / "server.log").open("w") as log, started("exec " + block.text, folder, stderr=log) as server:
+        assert server.stdout is not None
+        ready = server.stdout.readline()
+        port = re.search(r"gRPC on 127\.0\.0\.1:(\d+)", ready)
+        assert port, f"{ready!r}; {(folder / 'server.log').read_text()}"
+        yield f"127.0.0.1:{port.group(1)}"
+        server.terminate()
+        server.communicate(timeout=30)
 
 
 def check(path: Path, parts: list[Block], printed: list[str]) -> None:

@@ -339,16 +339,20 @@ async def test_processes_that_share_the_file_write_one_history(path: Path) -> No
     spawn = multiprocessing.get_context("spawn")
     start, report, rounds = spawn.Barrier(2), spawn.Queue(), 40
     processes = [
-        # A daemon: one that waits for the other must not outlive a test that has failed.
-        spawn.Process(target=_claim_and_save, args=(path, writer * 16, rounds, start, report), daemon=True)
+        spawn.Process(target=_claim_and_save, args=(path, writer * 16, rounds, start, report))
         for writer in (b"1", b"2")
     ]
-    for process in processes:
-        process.start()
-    done = [*report.get(timeout=50), *report.get(timeout=50)]
-    for process in processes:
-        process.join(timeout=10)
-        assert process.exitcode == 0
+    try:
+        for process in processes:
+            process.start()
+        done = [*report.get(timeout=50), *report.get(timeout=50)]
+        for process in processes:
+            process.join(timeout=10)
+            assert process.exitcode == 0
+    finally:
+        # One that waits for the other must not outlive a test that has failed.
+        for left in multiprocessing.active_children():
+            left.kill()
     store = SqliteStore(path)
     for number in range(10):
         history = sorted((epoch, position) for name, epoch, position in done if name == number)
