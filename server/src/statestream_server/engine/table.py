@@ -5,6 +5,8 @@ A row is a session, or scratch: the shadow of a chunk in progress, the fork that
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 
 import numpy as np
@@ -199,3 +201,15 @@ class Table:
         self.used = grown(self.used, capacity, 0.0)
         self.ids.extend([None] * (capacity - len(self.ids)))
         self.capacity = capacity
+
+
+@contextmanager
+def claiming(held: Sequence[tuple[Table, int]]) -> Iterator[None]:
+    """Marks rows whose claim is on its way."""
+    for table, row in held:
+        table.claiming[row] = True
+    try:
+        yield
+    finally:
+        for table, row in held:
+            table.claiming[row] = False

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from statestream import errors
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.table import UNBOUND, Table
+from statestream_server.engine.table import UNBOUND, Table, claiming
 from statestream_server.registry import Registry
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.openings import (
@@ -101,7 +100,7 @@ class Sessions:
             coming = [where is None or (opening.upgrade and where[0] is not table) for where in held]
             self.placement.make_room(table, sum(coming), keep=here)
             refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
-            with _claiming([where for where in held if where is not None]):
+            with claiming([where for where in held if where is not None]):
                 if opening.upgrade:
                     refused |= await self._versions.prepare(opening, table, held)
                 places = [place for place in range(len(opening.ids)) if place not in refused]
@@ -154,7 +153,7 @@ class Sessions:
         """
         table, rows = part.table, part.rows[moved]
         failed: errors.StatestreamError = errors.SessionMoved("another server opened the session while it moved")
-        with _claiming([(table, row) for row in rows.tolist()]):
+        with claiming([(table, row) for row in rows.tolist()]):
             try:
                 await self._saver.write(table, rows)
             except errors.StoreUnavailable as error:
@@ -357,7 +356,7 @@ class Sessions:
         The claim before this one keeps what it sent in time: if this claim is refused, nothing happened to it.
         """
         while True:
-            with _claiming([where for where in held if where is not None]):
+            with claiming([where for where in held if where is not None]):
                 self.placement.pass_on()
                 for table in {id(where[0]): where[0] for where in held if where is not None}.values():
                     rows = [where[1] for where in held if where is not None and where[0] is table]
@@ -388,15 +387,3 @@ class Sessions:
             repeat(opening.version != 0 and not opening.upgrade),
         )
         return list(map(Claim._make, columns))
-
-
-@contextmanager
-def _claiming(held: Sequence[tuple[Table, int]]) -> Iterator[None]:
-    """Marks rows whose claim is on its way."""
-    for table, row in held:
-        table.claiming[row] = True
-    try:
-        yield
-    finally:
-        for table, row in held:
-            table.claiming[row] = False
