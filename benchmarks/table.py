@@ -91,7 +91,7 @@ def rows(bench: Bench, seconds: float) -> list[Row]:
             "steps/s",
         ),
         Row(
-            "the same, but each frame waits for the answer before it",
+            "the same pool, but each frame waits for the answer before it",
             None,
             lambda: cases.pool(bench, "lstm", 1024, 1, seconds),
             lambda: raw.steps_per_second(lstm, 1024, 1, features, seconds),
