@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from statestream import Settings
 from statestream.backoff import MOST, Backoff, parse_addresses
@@ -19,7 +26,7 @@ def test_addresses_are_read_and_wrong_ones_named() -> None:
 
 
 def test_the_first_round_has_no_wait_then_waits_grow_to_a_limit() -> None:
-    backoff = Backoff(("a:1", "b:2"), draw=lambda: 1.0)
+    backoff = Backoff(("a:1", "b:2"), draw=lambda: math.nextafter(1.0, 0.0))
     waits, addresses = [], []
     for _ in range(20):
         addresses.append(backoff.address)
@@ -27,9 +34,38 @@ def test_the_first_round_has_no_wait_then_waits_grow_to_a_limit() -> None:
     assert addresses == ["a:1", "b:2"] * 10
     assert waits[0] == 0.0
     assert waits == sorted(waits)
-    assert waits[-1] == MOST
+    assert waits[-1] == pytest.approx(MOST)
     backoff.succeeded()
     assert backoff.failed() == 0.0
+
+
+@given(count=st.integers(2, 6), seed=st.integers(0, 2**32))
+def test_every_address_is_tried_before_one_comes_again(count: int, seed: int) -> None:
+    backoff = Backoff(tuple(f"a:{n}" for n in range(count)), draw=random.Random(seed).random)
+    tried, waits = [backoff.address], list[float]()
+    for _ in range(count - 1):
+        waits.append(backoff.failed())
+        tried.append(backoff.address)
+    assert tried[0] == "a:0"
+    assert sorted(tried) == sorted(backoff.addresses)
+    assert not any(waits)
+    for _ in range(20):
+        last = backoff.address
+        backoff.failed()
+        assert backoff.address != last
+
+
+@pytest.mark.parametrize("move", [Backoff.failed, Backoff.leave])
+def test_the_clients_of_one_server_spread_over_the_others(move: Callable[[Backoff], object]) -> None:
+    rng = random.Random(5)
+    found: Counter[str] = Counter()
+    for _ in range(300):
+        backoff = Backoff(("a:1", "b:2", "c:3", "d:4"), draw=rng.random)
+        backoff.succeeded()
+        move(backoff)
+        found[backoff.address] += 1
+    assert set(found) == {"b:2", "c:3", "d:4"}
+    assert min(found.values()) > 70
 
 
 def test_jitter_takes_any_part_of_the_wait() -> None:

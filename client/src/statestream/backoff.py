@@ -33,15 +33,22 @@ def parse_addresses(address: str) -> tuple[str, ...]:
 
 
 class Backoff:
-    """Addresses in turn; exponential waits with full jitter, which spreads a crowd of clients over time."""
+    """Where to connect next, and when: both are drawn, so that a crowd of clients spreads over servers and time.
+
+    The first address is the first of the list. From there it goes to others at random, each once in a round: were it
+    the next one, all clients of a server that fails would meet at its neighbour. Waits grow exponentially, with full
+    jitter.
+    """
 
     def __init__(
         self, addresses: tuple[str, ...], most: float = MOST, draw: Callable[[], float] = random.random
     ) -> None:
+        """`draw` gives numbers in [0, 1)."""
         self.addresses = addresses
         self.most = most
         self.failures = 0
         self._at = 0
+        self._untried: list[int] = []
         self._draw = draw
 
     @property
@@ -52,10 +59,11 @@ class Backoff:
     def succeeded(self) -> None:
         """A server answered."""
         self.failures = 0
+        self._untried = []
 
     def failed(self) -> float:
-        """Moves to the next address; seconds to wait before it. The first round over all of them has no wait."""
-        self._at = (self._at + 1) % len(self.addresses)
+        """Moves to another address; seconds to wait before it. The first round over all of them has no wait."""
+        self._move()
         self.failures += 1
         rounds = self.failures // len(self.addresses)
         if not rounds:
@@ -70,5 +78,11 @@ class Backoff:
         return self.failed()
 
     def leave(self) -> None:
-        """Moves to the next address because the server asked for it."""
-        self._at = (self._at + 1) % len(self.addresses)
+        """Moves to another address because the server asked for it."""
+        self._move()
+
+    def _move(self) -> None:
+        if not self._untried:
+            self._untried = [number for number in range(len(self.addresses)) if number != self._at]
+        if self._untried:
+            self._at = self._untried.pop(int(self._draw() * len(self._untried)))

@@ -37,7 +37,7 @@ class Route:
     """The way of one shard to a server.
 
     Attributes:
-        addresses: Where servers are, in the order in which they are tried.
+        addresses: Where servers are; the first is tried first.
         key: The route key: its stream and its calls carry it, for proxies to hash on.
         label: What messages say behind an address; empty where the client has one shard only.
     """
