@@ -17,13 +17,18 @@ WINDOW_SECONDS = 20.0
 """How long after a fault a gap may begin or last to be counted as its pause."""
 
 
-def pauses(load: Workload, marks: list[Mark], index: int, window: float = WINDOW_SECONDS) -> np.ndarray:
-    """Seconds: the longest gap between two answers around a fault, of each session that was served there."""
+def pauses(
+    load: Workload, marks: list[Mark], index: int, window: float = WINDOW_SECONDS, *, elsewhere: bool = False
+) -> np.ndarray:
+    """Seconds: the longest gap between two answers around a fault, of each session that was served there.
+
+    With `elsewhere` of each that was not: what the machine's load alone makes of it.
+    """
     mark = marks[index]
     until = min([mark.at + window, *(later.at for later in marks[index + 1 :])])
     found = []
     for track in load.tracks:
-        if mark.address and load.caller(track).where(mark.at) != mark.address:
+        if elsewhere == (not mark.address or load.caller(track).where(mark.at) == mark.address):
             continue
         times = np.asarray([load.began, *track.times])
         # From the last answer before the fault to the first one after the window.
@@ -49,9 +54,10 @@ def summary(scene: Scene, verdict: Verdict, kind: str = "") -> dict[str, Any]:
     load, marks = scene.load, scene.marks
     chosen = [index for index, mark in enumerate(marks) if mark.what == kind or not kind]
     each = [pauses(load, marks, index) for index in chosen]
-    every = np.concatenate([one for one in each if len(one)]) if any(len(one) for one in each) else np.zeros(1)
+    every = np.concatenate([*each, np.zeros(0)])
+    others = np.concatenate([*(pauses(load, marks, index, elsewhere=True) for index in chosen), np.zeros(0)])
     quiet = [float(np.quantile(one, 0.99)) for one in each if len(one)]
-    return {
+    found = {
         "seed": load.seed,
         "sessions": len(load.tracks),
         "replicas": len(scene.cluster.replicas),
@@ -61,11 +67,18 @@ def summary(scene: Scene, verdict: Verdict, kind: str = "") -> dict[str, Any]:
         "lost": verdict.lost,
         "repeated": verdict.repeated,
         "moves": sum(len(track.versions) - 1 for track in load.tracks),
-        "pause_p50_seconds": round(float(np.quantile(every, 0.5)), 3),
-        "pause_p99_seconds": round(float(np.quantile(every, 0.99)), 3),
-        "pause_max_seconds": round(float(every.max()), 3),
+        "pause_p50_seconds": _quantile(every, 0.5),
+        "pause_p99_seconds": _quantile(every, 0.99),
+        "pause_max_seconds": _quantile(every, 1.0),
         "worst_fault_p99_seconds": round(max(quiet, default=0.0), 3),
     }
+    if len(others):
+        found |= {f"elsewhere_p{percent}_seconds": _quantile(others, percent / 100) for percent in (50, 99)}
+    return found
+
+
+def _quantile(seconds: np.ndarray, part: float) -> float:
+    return round(float(np.quantile(seconds, part)), 3) if len(seconds) else 0.0
 
 
 def report(name: str, figures: dict[str, Any]) -> None:
