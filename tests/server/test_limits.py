@@ -10,7 +10,7 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from tests.support.arrays import tensor
-from tests.support.calls import Caller, failing
+from tests.support.calls import Caller, everything, failing
 from tests.support.counter import numbers
 from tests.support.serving import serves_on, serving
 from tests.support.speaker import Opened, Refusal, Speaker, fresh_id
@@ -48,6 +48,22 @@ class TestLimits:
             assert (await speaker.open_one(names[1], 1)).position == 0, "a session that is there needs no room"
             await speaker.close(2, delete=True)
             assert (await speaker.open_one(names[3], 3)).created
+
+    async def test_too_many_series(self, models_dir: Path) -> None:
+        """A forecast takes a row for each series; they are bounded as sessions are, apart from these."""
+        async with serving(models_dir, limits={"max_sessions": 3}) as local, Speaker(local.channel, "loop") as speaker:
+            caller = Caller(local.channel)
+            await speaker.open("a", "b", "c")
+            for series, fine in ((4, False), (3, True)):
+                history = pb.History(inputs=[tensor("x", np.ones((series, 2, 2), np.float32))])
+                request = pb.ForecastRequest(model="loop", history=history, horizon=2)
+                if fine:
+                    assert len(await everything(caller.inference.Forecast(request))) == 2
+                else:
+                    failure = await failing(everything(caller.inference.Forecast(request)))
+                    assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_SESSIONS")
+                    assert failure.retry_after is None
+            assert local.table("loop").allocated == 3
 
     async def test_overloaded(self, models_dir: Path) -> None:
         """Chunks beyond the limit of queued bytes are refused, row by row; those before them are applied."""

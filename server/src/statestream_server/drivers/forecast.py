@@ -62,10 +62,12 @@ class Forecaster:
 
         Raises:
             Unsupported: The model has no feedback.
+            TooManySessions: With the forecasts under way, these would be more rows than there may be sessions.
             NonFiniteState: The history, or the forecast itself, left the finite numbers.
         """
         _check(table)
         series, past = history[0].shape[:2]
+        _check_rows(table, series)
         async with self._engine.still():
             rows = table.allocate(series, scratch=True)
             table.rows.reset(rows)
@@ -99,4 +101,14 @@ def _check(table: Table) -> None:
     if not table.model.signature.feedback:
         raise errors.Unsupported(
             f"model {table.model.name!r} cannot forecast: its signature names no output that becomes the next input"
+        )
+
+
+def _check_rows(table: Table, series: int) -> None:
+    under_way = table.allocated - table.sessions
+    if under_way + series > table.max_rows:
+        raise errors.TooManySessions(
+            f"{series} series came, {under_way} rows of {table.model.name!r} are in use by others; the limit is"
+            f" {table.max_rows} together. Forecast fewer at a time, or raise --max-sessions",
+            retry_after=1.0 if series <= table.max_rows else None,
         )
