@@ -93,7 +93,7 @@ async def test_list_sessions_refuses_bad_pages(caller: Caller, subject: Subject)
     """A page of more than 1,000, and a token of somebody else."""
     many = sessions.ListSessionsRequest(model=subject.name, page_size=1001)
     assert (await failing(caller.sessions.ListSessions(many))).fields == ["page_size"]
-    for token in ("nonsense", "W10=", "e30=", "WzEsMiwzXQ=="):
+    for token in ("nonsense", "W10=", "e30=", "WzEsMiwzXQ==", "NQ==", "bnVsbA==", "WyJtIiwgIlx1ZDgwMCJd"):
         request = sessions.ListSessionsRequest(model=subject.name, page_token=token)
         assert (await failing(caller.sessions.ListSessions(request))).fields == ["page_token"]
 

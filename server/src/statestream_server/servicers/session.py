@@ -110,9 +110,10 @@ def _read_token(token: str) -> tuple[str, str]:
     if not token:
         return "", ""
     try:
-        model, session = json.loads(base64.urlsafe_b64decode(token))
-    except ValueError as error:
+        model, session = map(str, json.loads(base64.urlsafe_b64decode(token)))
+        (model + session).encode()
+    except (ValueError, TypeError) as error:
         raise errors.BadFrame(
             "page_token was not made by this service; start with the first page", metadata={"field": "page_token"}
         ) from error
-    return str(model), str(session)
+    return model, session
