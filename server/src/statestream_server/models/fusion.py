@@ -199,11 +199,15 @@ class _Wrapper:
     def _target(self, names: Names, updates: Sequence[str], places: Sequence[tuple[int, ...] | None]) -> str:
         """The rows to write, [n] or [1, n]: the target, or the scratch row for rows that fail their check."""
         target, checked, sums, wrongs = names.target, list[StateSpec](), list[str](), list[str]()
+        alike: dict[tuple[int, np.dtype[np.generic], bool], list[tuple[StateSpec, str]]] = {}
         for state, value, place in zip(self._signature.states, updates, places, strict=False):
             if is_checked(state):
                 checked.append(state)
                 finite = state.check != StateCheck.STATE_CHECK_NAN
-                (sums if finite else wrongs).append(self._suspicion(state, value, math.prod(place or ()), finite))
+                key = (math.prod(place or ()), signatures.numpy_dtype(state.dtype), finite)
+                alike.setdefault(key, []).append((state, value))
+        for (parts, dtype, finite), states in alike.items():
+            (sums if finite else wrongs).append(self._suspicion(states, parts, dtype, finite))
         if sums:
             wrongs.append(self._put(self._after, "IsNaN", [self._joined("Add", sums)]))
         if wrongs:
@@ -219,24 +223,31 @@ class _Wrapper:
             joined = self._put(self._after, op, [joined, value])
         return joined
 
-    def _suspicion(self, state: StateSpec, value: str, parts: int, finite: bool) -> str:
-        """For every row of a new value [1, n]: NaN where it is not finite, or else true where it has a NaN."""
-        size, dtype = math.prod(signatures.row_shape(state)), signatures.numpy_dtype(state.dtype)
+    def _suspicion(
+        self, states: Sequence[tuple[StateSpec, str]], parts: int, dtype: np.dtype[np.generic], finite: bool
+    ) -> str:
+        """For every row of new values alike [1, n]: NaN where one is not finite, or else true where one has a NaN."""
+        factor, total = np.zeros, list[str]()
         if not finite:
-            value = self._put(self._after, "Cast", [self._put(self._after, "IsNaN", [value])], to=TensorProto.FLOAT)
-            dtype = np.dtype(np.float32)
-        # 0 × infinity and 0 × NaN are NaN, and so are sums with them: one pass of the fastest kernel there is.
-        factor = np.zeros if finite else np.ones
-        flat = self._put(self._after, "Reshape", [value, self._constant(np.asarray([-1, size // parts], np.int64))])
-        total = self._put(self._after, "Gemm", [self._constant(factor((1, size // parts), dtype)), flat], transB=1)
+            factor, dtype = np.ones, np.dtype(np.float32)
+        for state, value in states:
+            size = math.prod(signatures.row_shape(state)) // parts
+            if not finite:
+                wrong = self._put(self._after, "IsNaN", [value])
+                value = self._put(self._after, "Cast", [wrong], to=TensorProto.FLOAT)
+            # 0 × infinity and 0 × NaN are NaN, and so are sums with them: one pass of the fastest kernel there is.
+            flat = self._put(self._after, "Reshape", [value, self._constant(np.asarray([-1, size], np.int64))])
+            weights = self._constant(factor((1, size), dtype))
+            total = [self._put(self._after, "Gemm", [weights, flat, *total], transB=1)]
+        (found,) = total
         if parts > 1:
-            table = self._put(self._after, "Reshape", [total, self._constant(np.asarray([parts, -1], np.int64))])
-            total = self._put(self._after, "MatMul", [self._constant(factor((1, parts), dtype)), table])
+            table = self._put(self._after, "Reshape", [found, self._constant(np.asarray([parts, -1], np.int64))])
+            found = self._put(self._after, "MatMul", [self._constant(factor((1, parts), dtype)), table])
         if not finite:
-            return self._put(self._after, "Greater", [total, self._constant(np.zeros((), np.float32))])
+            return self._put(self._after, "Greater", [found, self._constant(np.zeros((), np.float32))])
         if dtype != np.float32:
-            total = self._put(self._after, "Cast", [total], to=TensorProto.FLOAT)
-        return total
+            found = self._put(self._after, "Cast", [found], to=TensorProto.FLOAT)
+        return found
 
     def _after_reads(self, rows: str, checked: Sequence[StateSpec], places: Sequence[tuple[int, ...] | None]) -> str:
         """Lets the scatters to rows wait for the gathers.
