@@ -8,7 +8,7 @@ of two of their remaining steps); chunks of one group form a batch.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +76,6 @@ class Lane:
         self._tail = np.empty(0, np.int64)
         self._entries = 0
         self._works: dict[int, Work] = {}
-        self._firsts: list[int] = []
         self._running: Slice | None = None
 
     def grow(self, capacity: int) -> None:
@@ -107,7 +106,6 @@ class Lane:
         work.priority = priority
         self._entries += count
         self._works[first] = work
-        self._firsts.append(first)
         self.queued += count
         self.nbytes += work.nbytes
         ready = work.places
@@ -250,7 +248,6 @@ class Lane:
         if not work.pending:
             self.nbytes -= work.nbytes
             del self._works[work.first]
-            del self._firsts[bisect_left(self._firsts, work.first)]
 
     def _chain(self, before: Ints, entries: Ints) -> None:
         """Queues entries behind others."""
@@ -261,12 +258,13 @@ class Lane:
         """Groups entries by work: the work, its entries, and the indices into `entries`."""
         if not len(entries):
             return
-        first = self._firsts[bisect_right(self._firsts, int(entries[0])) - 1]
+        firsts = list(self._works)
+        first = firsts[bisect_right(firsts, int(entries[0])) - 1]
         work = self._works[first]
         if first <= int(entries.min()) and int(entries.max()) < first + len(work.rows):
             yield work, entries, counting(len(entries))
             return
-        numbers = np.searchsorted(np.asarray(self._firsts), entries, side="right") - 1
+        numbers = np.searchsorted(np.asarray(firsts), entries, side="right") - 1
         for number in np.unique(numbers).tolist():
             at = np.flatnonzero(numbers == number)
-            yield self._works[self._firsts[number]], entries[at], at
+            yield self._works[firsts[number]], entries[at], at

@@ -75,7 +75,7 @@ class _Block:
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in (*self.outputs, *self.inputs))
+        return sum([array.nbytes for array in (*self.outputs, *self.inputs)])
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

@@ -62,7 +62,7 @@ class StepGraph:
 
     @property
     def bound(self) -> list[tuple[int, int]]:
-        """Rows and steps of the batches whose arrays are bound, the one that ran last at the end."""
+        """Rows and steps of the batches whose arrays are bound, oldest first."""
         return list(self._stages)
 
     def unbind(self) -> None:
@@ -91,14 +91,13 @@ class StepGraph:
         return outputs, bad if refused is None else bad | refused
 
     def _stage(self, shape: tuple[int, int], bind: Callable[[Binding], None]) -> _Stage:
-        stage = self._stages.pop(shape, None)
+        stage = self._stages.get(shape)
         if stage is None:
-            stage = _Stage(self._graph, self._names, self._signature, *shape)
+            stage = self._stages[shape] = _Stage(self._graph, self._names, self._signature, *shape)
             bind(stage.binding)
             self._nbytes += stage.nbytes
-        self._stages[shape] = stage
-        while self._nbytes > _MOST_BYTES or len(self._stages) > _MOST_STAGES:
-            self._nbytes -= self._stages.pop(next(iter(self._stages))).nbytes
+            while self._nbytes > _MOST_BYTES or len(self._stages) > _MOST_STAGES:
+                self._nbytes -= self._stages.pop(next(iter(self._stages))).nbytes
         return stage
 
 
@@ -109,7 +108,7 @@ class _Stage:
         self._source, self._target = np.empty(count, np.int64), np.empty(count, np.int64)
         self._inputs = [_batch(spec, count, steps) for spec in signature.inputs]
         self._outputs = [_batch(spec, count, steps) for spec in signature.outputs]
-        self._bad = np.zeros((1, count), np.bool_)
+        self._bad = np.zeros(count, np.bool_)
         self.nbytes = sum(array.nbytes for array in (*self._inputs, *self._outputs))
         self.binding = Binding(graph)
         self._names = names
@@ -118,7 +117,7 @@ class _Stage:
         for name, array in zip(names.outputs, self._outputs, strict=True):
             self.binding.take(name, array)
         if names.bad:
-            self.binding.take(names.bad, self._bad)
+            self.binding.take(names.bad, self._bad[np.newaxis])
 
     def run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         self._source[:], self._target[:] = source, target
@@ -127,7 +126,7 @@ class _Stage:
         if self._travels:
             self._give()  # A device took its copy of what was in the arrays then.
         self.binding.run()
-        return [array.copy() for array in self._outputs], self._bad[0].copy()
+        return [array.copy() for array in self._outputs], self._bad.copy()
 
     def _give(self) -> None:
         self.binding.give(self._names.source, self._source)

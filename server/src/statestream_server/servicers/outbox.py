@@ -36,7 +36,7 @@ class Outbox:
                 make, size = self._messages.popleft()
                 await self._context.write(make())
                 self._bytes -= size
-                if self._bytes <= _MOST_BYTES:
+                if not self._room.is_set() and self._bytes <= _MOST_BYTES:
                     self._room.set()
             if self._ended:
                 return

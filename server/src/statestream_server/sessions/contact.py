@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Release = Callable[[], None]
 
+_CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 _SLICE = 4096
 """Rows asked for at a time."""
 _PATROL = 128
@@ -40,7 +41,7 @@ _SHORTEST_TTL = 5.0
 
 def monotonic() -> float:
     """Seconds on a clock that also counts while the machine sleeps, where there is one."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 class Asked(NamedTuple):

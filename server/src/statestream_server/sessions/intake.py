@@ -7,7 +7,7 @@ duplicates and refusals are looked at one by one. No I/O; time comes from outsid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Limits
 
 _RETRY_SECONDS = 0.1
+_ONE: Final = np.asarray(1)
+"""To make an array of a number costs as much as to add it to a short column."""
 
 
 class Chunks:
@@ -104,6 +106,7 @@ class Intake:
         self._engine = engine
         self._saver = saver
         self._limits = limits
+        self._window = np.asarray(limits.max_unacknowledged_chunks)
         self._clock = clock
 
     def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
@@ -130,14 +133,15 @@ class Intake:
     def acknowledge(self, table: Table, rows: Ints, acked: Positions) -> None:
         """Forgets the replies of `rows` (distinct) up to the positions `acked`, and to what was applied at most."""
         position = table.position[rows]
-        table.replies.acknowledge(rows, np.minimum(acked, position))
-        if same(acked, position) and same(table.queued[rows], position):
+        all_of_it = same(acked, position)
+        table.replies.acknowledge(rows, position if all_of_it else np.minimum(acked, position))
+        if all_of_it and same(table.queued[rows], position):
             table.unacknowledged[rows] = 0
 
     def _within_limits(self, chunks: Chunks, receiver: Receiver) -> Chunks:
         """The chunks that may be queued; the others are refused."""
         table, rows, limits = chunks.table, chunks.rows, self._limits
-        full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
+        full = table.unacknowledged[rows] >= self._window
         if some(full):
             table.unacknowledged[rows] = table.replies.counts(rows) + table.lane.counts(rows)
             full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
@@ -159,7 +163,7 @@ class Intake:
     def _submit(self, chunks: Chunks, receiver: Receiver) -> None:
         table, rows = chunks.table, chunks.rows
         table.queued[rows] = chunks.ends
-        table.unacknowledged[rows] += 1
+        table.unacknowledged[rows] += _ONE
         work = Work(rows, chunks.lengths, chunks.inputs, _Commit(self, chunks, receiver))
         self._engine.submit(table, work, Priority.LIVE)
 
