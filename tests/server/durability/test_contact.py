@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from statestream.errors import SessionMoved, StoreUnavailable
+from statestream_server import housekeeping
+from statestream_server.engine.table import UNBOUND
 from statestream_server.metrics import ServerCollector
 from statestream_server.models import runtime
 from statestream_server.sessions.contact import monotonic
@@ -267,22 +271,53 @@ async def test_records_of_another_runtime_are_reported_once(
         assert b"statestream_foreign_records_total 2.0" in generate_latest(metrics)
 
 
-@pytest.mark.parametrize("retention", [0.0, 0.4])
-async def test_the_used_and_the_connected_do_not_expire(models_dir: Path, store: str, retention: float) -> None:
+class Over(Exception):
+    """The time of a test is over."""
+
+
+@pytest.mark.parametrize(("retention", "hibernate_after"), [(0.0, 100.0), (100.0, 100.0), (100.0, 1000.0)])
+async def test_the_used_and_the_connected_do_not_expire(
+    models_dir: Path, store: str, retention: float, hibernate_after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clean sessions in memory are written again before their time in the store is over."""
-    session, ephemeral = fresh_id(), fresh_id()
+    session, ephemeral, passed = fresh_id(), fresh_id(), 0.0
     settings: dict[str, Any] = {
-        "retention": retention, "ephemeral_retention": 0.4, "hibernate_after": 0.4, "checkpoint_interval": 0.05,
+        "retention": retention, "ephemeral_retention": 100.0, "hibernate_after": hibernate_after,
+        "checkpoint_interval": LONG,
     }  # fmt: skip
+
+    async def sleep(pause: float) -> None:
+        """Of housekeeping: what it left is saved, and time has passed."""
+        nonlocal passed
+        await local.server.saver.checkpoint()
+        passed += pause
+        if passed > end:
+            raise Over
+        listed.append({record.key.id for record in await local.server.store.list("", MODEL, ("", ""), 10)})
+
+    async def keep() -> None:
+        with pytest.raises(Over):
+            await housekeeping.keep(local.server)
+
     async with serving(models_dir, store=store, **settings) as local:
+        monkeypatch.setattr(housekeeping, "time", SimpleNamespace(time=lambda: time.time() + passed))
+        monkeypatch.setattr(housekeeping, "asyncio", SimpleNamespace(sleep=sleep))
+        local.server.store._clock = lambda: time.time() + passed
         async with connected(local.address) as channel, Speaker(channel, MODEL) as speaker:
             await speaker.open_one(session)
             await speaker.open_one(ephemeral, handle=1, ephemeral=True)
             await speaker.send_chunk([0, 1], [0, 0], [numbers(1), numbers(1)])
             await speaker.answers(2)
-            started = monotonic()
-            while monotonic() - started < 1.2:
-                listed = {record.key.id for record in await local.server.store.list("", MODEL, ("", ""), 10)}
-                # Of one that sleeps, the retention is what was asked for: unused means unused.
-                assert listed >= ({ephemeral} if retention else {session, ephemeral})
-        await local.until(lambda: ephemeral not in local.table(MODEL).row_of)
+            listed, end = list[set[str]](), 300.0
+            await keep()
+            assert len(listed) >= 12
+            assert all(ephemeral in ids for ids in listed)
+            # Of one that sleeps, the retention is what was asked for: unused means unused.
+            expires = 0 < retention <= hibernate_after < end
+            assert all(session in ids for ids in listed) == (not expires)
+            assert (session in listed[-1]) == (not expires)
+        await local.until(lambda: not (local.table(MODEL).owner != UNBOUND).any())
+        end = 600.0
+        await keep()
+        assert ephemeral not in local.table(MODEL).row_of
+        assert ephemeral not in listed[-1]
