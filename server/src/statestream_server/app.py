@@ -58,6 +58,7 @@ from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.tray import Tray
 from statestream_server.sessions.versions import Versions
+from statestream_server.sessions.waking import Waking
 from statestream_server.settings import Settings, StartError, threads_for
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
@@ -237,7 +238,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
     intake = Intake(engine, saver, settings.limits, time.time)
     tray = Tray(intake, engine)
     versions = Versions(registry, saver, store)
-    placement = Placement(registry, saver, peers, versions, time.time, pass_on=tray.empty)
+    placement = Placement(saver, peers, versions, time.time, pass_on=tray.empty)
     sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, time.time)
     return Server(
         contact.owner,
@@ -252,6 +253,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
         peers,
         registry,
         sessions,
+        Waking(sessions, engine, store, contact),
         Copies(registry, sessions, engine, store, saver, contact, writer, alone=not settings.reuse_port),
         intake,
         tray,

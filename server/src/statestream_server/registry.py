@@ -180,6 +180,10 @@ class Registry:
             raise self._unknown(name, version)
         return versions[number]
 
+    def is_loaded(self, name: str, version: int) -> bool:
+        """Whether a version is loaded."""
+        return version in self._served.get(name, {})
+
     def columns(self, name: str, version: int) -> Sequence[Column] | None:
         """The columns of a version's rows, as its file says where it is not loaded; None where it does not say."""
         served = self._served.get(name, {}).get(version)

@@ -15,6 +15,7 @@ from statestream_server.sessions.peers import Peers
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.tray import Tray
+from statestream_server.sessions.waking import Waking
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Store
 
@@ -42,6 +43,7 @@ class Server:
     peers: Peers
     registry: Registry
     sessions: Sessions
+    waking: Waking
     copies: Copies
     intake: Intake
     tray: Tray

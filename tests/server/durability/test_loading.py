@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2 as model
 from statestream_server.models import repository
+from statestream_server.stores.base import TENANT, Key
 from tests.support import models
-from tests.support.calls import Caller, failing
+from tests.support.arrays import u32
+from tests.support.calls import Caller, Failure, failing
 from tests.support.counter import numbers, sums
 from tests.support.serving import serving
-from tests.support.speaker import Speaker
+from tests.support.speaker import Opened, Speaker, next_incarnation
 
 MODEL = "counter"
 
@@ -122,6 +126,141 @@ async def test_a_session_opened_in_a_version_that_loads_waits_for_it_and_others_
         gate.open.set()
         assert (await opening).version == 1
         assert sums(await speaker.step(0, 0, numbers(1))) == [1]
+
+
+async def stored_in_version_1(folder: Path, store: str, *ids: str) -> None:
+    """Sessions with two steps each, then a second version."""
+    async with serving(folder, store=store) as local, Speaker(local.channel, MODEL) as speaker:
+        for handle, session in enumerate(ids):
+            await speaker.open_one(session, handle)
+            await speaker.step(handle, 0, numbers(1, 2))
+            await speaker.flush(handle)
+    models.write_counter(folder, 2, factor=10)
+
+
+def asked(speaker: Speaker, handles: list[int], ids: list[str], version: int = 0) -> pb.OpenFrame:
+    """An open that nobody waits for yet."""
+    return pb.OpenFrame(
+        handles=u32(*handles),
+        ids=ids,
+        model=MODEL,
+        writer=speaker.writer,
+        incarnation=next_incarnation(),
+        version=version,
+    )
+
+
+async def test_a_session_whose_own_version_loads_waits_alone(folder: Path, gate: Gate, tmp_path: Path) -> None:
+    """Nobody asked for a version: that it is another one is found out in the store, with nobody else waiting."""
+    store = f"sqlite:{tmp_path / 'sessions.db'}"
+    await stored_in_version_1(folder, store, "old", "older")
+    async with (
+        serving(folder, store=store) as local,
+        Speaker(local.channel, MODEL) as speaker,
+        Speaker(local.channel, MODEL) as other,
+    ):
+        await speaker.open_one("here", 5)
+        hold(gate)
+        frame = await speaker.send(open=asked(speaker, [0, 1, 2], ["old", "new", "older"]))
+        # Behind it, in its order: a chunk of a session that loads, and one with it of one that does not.
+        await speaker.send_chunk([0], [2], [numbers(3)])
+        await speaker.send_chunk([0, 1], [3, 0], [numbers(4), numbers(1)])
+        await gate.reached()
+        assert (await other.open_one("another", 0)).version == 2
+        assert sums(await other.step(0, 0, numbers(1))) == [10]
+        assert sums(await speaker.step(5, 0, numbers(1))) == [10]
+        assert await speaker.flush(5) == {5: 1}
+        assert (await speaker.open_one("one more", 6)).version == 2
+        gate.open.set()
+        found: dict[int, tuple[int, int]] = {}
+        while len(found) < 3:
+            response = await speaker.read()
+            assert response is not None
+            assert response.frame == frame
+            opened = response.opened
+            positions = np.frombuffer(opened.positions, "<u8").tolist()
+            for handle, position in zip(np.frombuffer(opened.handles, "<u4").tolist(), positions, strict=True):
+                found[handle] = (opened.version, position)
+        assert found == {0: (1, 2), 1: (2, 0), 2: (1, 2)}
+        answers = await speaker.answers(3)
+        assert [(answer.handle, sums(answer)) for answer in sorted(answers, key=lambda one: (one.handle, one.end))] == [
+            (0, [6]),
+            (0, [10]),
+            (1, [10]),
+        ]
+
+
+async def test_frames_behind_an_open_that_loads_keep_their_order_to_the_end_of_the_stream(
+    folder: Path, gate: Gate
+) -> None:
+    models.write_counter(folder, 2, factor=10)
+    async with serving(folder) as local, Speaker(local.channel, MODEL) as speaker:
+        hold(gate)
+        await speaker.send(open=asked(speaker, [0], ["a"], version=1))
+        for position in range(5):
+            await speaker.send_chunk([0], [position], [numbers(1)])
+        await speaker.send(open=asked(speaker, [1], ["a"], version=1))
+        await speaker.send_chunk([1], [5], [numbers(1)])
+        await speaker.send(close=pb.CloseFrame(handles=u32(1)))
+        await speaker.half_close()
+        await gate.reached()
+        gate.open.set()
+        assert (await speaker.expect("opened")).version == 1
+        assert [sums(answer) for answer in await speaker.answers(5)] == [[1], [2], [3], [4], [5]]
+        assert np.frombuffer((await speaker.expect("opened")).positions, "<u8").tolist() == [5]
+        assert [sums(answer) for answer in await speaker.answers(1)] == [[6]]
+        await speaker.expect("closed")
+        assert await speaker.read() is None
+
+
+async def test_a_session_whose_version_is_not_there_stays_with_its_owner(
+    folder: Path, gate: Gate, tmp_path: Path
+) -> None:
+    """It is refused before it is claimed: whoever has it goes on."""
+    store = f"sqlite:{tmp_path / 'sessions.db'}"
+    await stored_in_version_1(folder, store, "old")
+    new = models.write_counter(tmp_path / "new", 2, factor=10)
+    async with (
+        serving(folder, store=store) as owner,
+        serving(new, store=store) as local,
+        Speaker(owner.channel, MODEL) as speaker,
+        Speaker(local.channel, MODEL) as other,
+    ):
+        before = await speaker.open_one("old", 0)
+        found = await other.open("old", "fresh", handles=[0, 1])
+        assert isinstance(found[0], Failure)
+        assert (found[0].reason, "'old' is pinned to version 1" in found[0].message) == ("MODEL_NOT_FOUND", True)
+        assert isinstance(found[1], Opened)
+        assert sums(await speaker.step(0, 2, numbers(3))) == [6]
+        await speaker.flush(0)
+        assert not speaker.notices
+        (record,) = await local.server.store.load([Key(TENANT, MODEL, "old")])
+        assert record is not None
+        assert (record.epoch, record.owner) == (before.epoch, owner.server.contact.owner)
+
+
+async def test_a_session_that_slept_while_its_version_was_unloaded_wakes_alone(
+    folder: Path, gate: Gate, tmp_path: Path
+) -> None:
+    store = f"sqlite:{tmp_path / 'sessions.db'}"
+    models.write_counter(folder, 2, factor=10)
+    async with (
+        serving(folder, store=store) as local,
+        Speaker(local.channel, MODEL) as speaker,
+        Speaker(local.channel, MODEL) as other,
+    ):
+        await speaker.open_one("old", 0, version=1)
+        await speaker.step(0, 0, numbers(1))
+        await speaker.flush(0)
+        (table,) = [one for one in local.server.registry.tables(MODEL) if one.model.version == 1]
+        await local.server.sessions.hibernate(table, float("inf"))
+        await Caller(local.channel).models.UnloadModel(model.UnloadModelRequest(name=MODEL, version=1))
+        hold(gate)
+        await speaker.send_chunk([0], [1], [numbers(1)])
+        await gate.reached()
+        assert (await other.open_one("new", 0)).version == 2
+        gate.open.set()
+        assert [sums(answer) for answer in await speaker.answers(1)] == [[2]]
 
 
 async def test_an_unload_waits_for_the_load_before_it(folder: Path, gate: Gate) -> None:

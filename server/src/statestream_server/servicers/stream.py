@@ -1,7 +1,8 @@
 """One connected stream: frames in, frames out. The rules of chunks and sessions live in the middle.
 
-Frames are handled in the order they come. A frame that cannot be read is answered by `refused` and changes
-nothing. While a reader is slow, its stream is not read either, so what waits for it stays bounded.
+Frames are handled in the order they come, but for those about sessions whose version has to load first (apart.py). A
+frame that cannot be read is answered by `refused` and changes nothing. While a reader is slow, its stream is not read
+either, so what waits for it stays bounded.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
+from statestream_server.servicers.apart import Apart
 from statestream_server.servicers.chunk_frames import ChunkFrames, result_frame
 from statestream_server.servicers.failures import Context
 from statestream_server.servicers.handles import MAX_HANDLE, Handles, check_distinct, read_handles
@@ -48,16 +50,18 @@ class Stream:
         self._last_frame = 0
         self._flushes: set[asyncio.Task[None]] = set()
         self._waking = asyncio.Lock()
+        self._apart = Apart(self._answer)
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
         writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
-                if not self._take_single(request):
+                if self._apart or not self._take_single(request):
                     await self._handle(request)
                 if self._outbox.is_behind:
                     await self._outbox.room()
+            await self._apart.settled()
             self._server.tray.empty()
             for rows in self._open_rows():
                 await self._server.engine.settled(*rows)
@@ -67,6 +71,7 @@ class Stream:
             await writer
         finally:
             writer.cancel()
+            self._apart.cancel()
             for task in self._flushes:
                 task.cancel()
             self._server.peers.leave(self._number, self._handles.tables)
@@ -119,19 +124,27 @@ class Stream:
         return taken
 
     async def _handle(self, request: pb.StreamRequest) -> None:
-        try:
-            if request.frame <= self._last_frame:
-                raise errors.BadFrame(
+        if request.frame <= self._last_frame:
+            self._refuse(
+                request.frame,
+                errors.BadFrame(
                     f"frame {request.frame} came after frame {self._last_frame}; numbers must rise, from 1",
                     metadata={"field": "frame"},
-                )
-            self._last_frame = request.frame
+                ),
+            )
+            return
+        self._last_frame = request.frame
+        await self._apart.take(request)
+
+    async def _answer(self, request: pb.StreamRequest, loading: Callable[[], None]) -> None:
+        """Answers a frame; calls `loading` before it waits for a version to load."""
+        try:
             kind = request.WhichOneof("request")
             self._server.tray.empty()
             if kind == "chunk":
                 await self._chunks.take(request.frame, request.chunk)
             elif kind == "open":
-                await self._open(request.frame, request.open)
+                await self._open(request.frame, request.open, loading)
             elif kind == "ack":
                 await self._ack(request.ack)
             elif kind == "close":
@@ -151,9 +164,9 @@ class Stream:
             error = errors.InternalError("the server failed on this frame; its log has the details")
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
 
-    async def _open(self, frame: int, request: pb.OpenFrame) -> None:
-        opening = await self._opening(request)
-        opened, refused = await self._server.sessions.open(opening)
+    async def _open(self, frame: int, request: pb.OpenFrame, loading: Callable[[], None]) -> None:
+        opening = await self._opening(request, loading)
+        opened, refused = await self._server.sessions.open(opening, loading)
         handles = np.asarray(opening.handles)
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
         for part in opened:
@@ -165,7 +178,7 @@ class Stream:
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
 
-    async def _opening(self, request: pb.OpenFrame) -> Opening:
+    async def _opening(self, request: pb.OpenFrame, loading: Callable[[], None]) -> Opening:
         count = len(request.ids)
         handles = wire.column(request.handles, "<u4", count, "handles")
         if count and int(handles.max()) >= MAX_HANDLE:
@@ -178,7 +191,7 @@ class Stream:
             raise errors.BadFrame(f"writer has {len(request.writer)} bytes; expected 16", metadata={"field": "writer"})
         states = None
         if request.initial_states:
-            table = await self._server.sessions.table(request.model, request.version)
+            table = await self._server.sessions.table(request.model, request.version, loading)
             names = [spec.input for spec in table.model.signature.states]
             states = wire.named(request.initial_states, names, "initial_states")
             check_initial_states(table, states, count)
@@ -236,7 +249,7 @@ class Stream:
             models = {asleep[handle].key.model for handle in handles.tolist() if handle in asleep}
             for model in models:
                 waking = [h for h in handles.tolist() if h in asleep and asleep[h].key.model == model]
-                opened, refused = await self._server.sessions.wake(
+                opened, refused = await self._server.waking.wake(
                     [asleep[handle] for handle in waking],
                     self._number,
                     np.asarray(waking, np.uint32),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Final
 
 from statestream import errors
 from statestream.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.stores.base import Claim, Claimed, Mode, Record, Verdict
+from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Record, Verdict
 from statestream_server.stores.rules import CLAIM_LIMIT
 
 MAX_ID_BYTES = 256
@@ -56,6 +57,20 @@ class Opening:
     handles: Array | None = None
     upgrade: bool = False
     replies: bool = False
+
+    def some(self, places: Sequence[int], version: int) -> Opening:
+        """Those at some places; of a version that is not the caller's choice they are there, or else not new."""
+        found = version != self.version and self.mode is Mode.EITHER
+        return replace(
+            self,
+            ids=[self.ids[place] for place in places],
+            mode=Mode.RESUME if found else self.mode,
+            seen_epochs=self.seen_epochs[places],
+            replay_positions=self.replay_positions[places],
+            acked_positions=self.acked_positions[places],
+            initial_states=[array[places] for array in self.initial_states] if self.initial_states else None,
+            handles=self.handles[places] if self.handles is not None else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +148,54 @@ def check_numbers(opening: Opening) -> None:
     ):
         if most >= _LIMIT:
             raise errors.BadFrame(f"{field} has {most}; expected less than {_LIMIT}", metadata={"field": field})
+
+
+def claims_of(
+    opening: Opening, version: int, places: Sequence[int], held: Sequence[tuple[Table, int] | None], owner: str
+) -> list[Claim]:
+    """The claims of some of an opening's sessions, for the server process `owner`.
+
+    Those that go on from the store must be of `version`, unless they are to move there: another one is not claimed.
+    `held` says where the opening's sessions are in memory.
+    """
+    where = [held[place] for place in places]
+    columns = zip(
+        [Key(TENANT, opening.model, opening.ids[place]) for place in places],
+        repeat(opening.mode),
+        repeat(opening.writer),
+        repeat(opening.incarnation),
+        opening.seen_epochs[places].tolist(),
+        opening.replay_positions[places].tolist(),
+        [int(one[0].epoch[one[1]]) if one else 0 for one in where],
+        [int(one[0].position[one[1]]) if one else 0 for one in where],
+        repeat(version),
+        repeat(opening.ephemeral),
+        repeat(owner),
+        repeat(not opening.upgrade),
+    )
+    return list(map(Claim._make, columns))
+
+
+def pinned_to_others(opening: Opening, places: Sequence[int], answers: Sequence[Claimed]) -> dict[int, list[int]]:
+    """Sessions that were not claimed because they are pinned to a version that the claims did not name, by version.
+
+    Only where the caller asked for the sessions' own: another one may then be claimed in their name.
+    """
+    found: dict[int, list[int]] = {}
+    for place, answer in zip(places, answers, strict=True):
+        if not opening.version and answer.verdict is Verdict.OTHER and answer.record is not None:
+            found.setdefault(answer.record.version, []).append(place)
+    return found
+
+
+def unloadable(opening: Opening, place: int, version: int, error: errors.StatestreamError) -> errors.StatestreamError:
+    """What the caller is told of a session that was not claimed because its version could not be loaded."""
+    if version == opening.version or not isinstance(error, errors.ModelNotFound):
+        return error
+    return errors.ModelNotFound(
+        f"session {opening.ids[place]!r} is pinned to version {version}: {error.message}. Put that version back into"
+        " the models folder, or move the session to another with upgrade"
+    )
 
 
 def pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None]) -> dict[int, errors.StatestreamError]:

@@ -15,7 +15,6 @@ from statestream import errors
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
-from statestream_server.registry import Registry
 from statestream_server.sessions import records
 from statestream_server.sessions.openings import Opened, Opening, other_version, refusal
 from statestream_server.sessions.peers import Peers
@@ -52,7 +51,6 @@ class Placement:
 
     def __init__(
         self,
-        registry: Registry,
         saver: Saver,
         peers: Peers,
         versions: Versions,
@@ -60,18 +58,17 @@ class Placement:
         *,
         pass_on: Callable[[], None],
     ) -> None:
-        """Rows of the registry's tables; `clock` gives Unix time, `pass_on` queues chunks that just arrived."""
+        """`clock` gives Unix time, `pass_on` queues chunks that just arrived."""
         self.foreign = 0
         """Sessions whose record was written by another runtime or processor, so far."""
         self._reported: set[tuple[str, int, int]] = set()
-        self._registry = registry
         self._saver = saver
         self._peers = peers
         self._versions = versions
         self._clock = clock
         self.pass_on = pass_on
 
-    async def grant(
+    def grant(
         self,
         opening: Opening,
         target: Table,
@@ -85,7 +82,7 @@ class Placement:
 
         Args:
             opening: Asked for them.
-            target: The table of the version that is asked for.
+            target: The table of the version that the claims name.
             held: [N] where the opening's sessions are in memory.
             places: Which of them were claimed.
             claims: Their claims.
@@ -103,15 +100,9 @@ class Placement:
             if opening.version not in (0, pinned) and not opening.upgrade:
                 refused[place] = other_version(opening, place, pinned)
                 continue
+            table = where[0] if where is not None and not opening.upgrade else target
             try:
-                table = target if opening.upgrade else await self._table(opening.model, pinned)
                 stored = self._decode(opening, place, table, answer)
-            except errors.ModelNotFound as error:
-                refused[place] = errors.ModelNotFound(
-                    f"session {opening.ids[place]!r} is pinned to version {pinned}: {error.message}. Put that version"
-                    " back into the models folder, or move the session to another with upgrade"
-                )
-                continue
             except errors.StatestreamError as error:
                 refused[place] = error
                 continue
@@ -123,12 +114,6 @@ class Placement:
             group.stored.append(stored)
             group.moved.append(pinned != table.model.version or answer.record.version != table.model.version)
         return list(groups.values())
-
-    async def _table(self, model: str, version: int) -> Table:
-        table = (await self._registry.load(model, version)).table
-        if table is None:
-            raise errors.ModelChanged(f"version {version} of {model!r} has no memory now")
-        return table
 
     def fit(self, group: Granted, keep: Sequence[tuple[Table, Ints]]) -> None:
         """Makes room for sessions that are not in memory, in the table that they turned out to belong to.
@@ -144,6 +129,27 @@ class Placement:
         staying = [np.empty(0, np.int64), *(rows for table, rows in keep if table is group.table)]
         new = sum(session not in group.table.row_of for session in ids)
         self.make_room(group.table, new, keep=np.concatenate(staying))
+
+    def fits(
+        self, group: Granted, held: Sequence[tuple[Table, int] | None], refused: dict[int, errors.StatestreamError]
+    ) -> bool:
+        """As `fit`, whether it could; `refused` takes the group where it could not."""
+        try:
+            self.fit(group, [(where[0], np.asarray([where[1]])) for where in held if where is not None])
+        except errors.TooManySessions as error:
+            refused.update(dict.fromkeys(group.places, error))
+            return False
+        return True
+
+    @staticmethod
+    def has_rows(group: Granted, refused: dict[int, errors.StatestreamError]) -> bool:
+        """Whether there is memory for a group's rows; `refused` takes it where there is none."""
+        try:
+            group.table.reserve(len(group.places))
+        except errors.TooManySessions as error:
+            refused.update(dict.fromkeys(group.places, error))
+            return False
+        return True
 
     def _decode(self, opening: Opening, place: int, table: Table, answer: Claimed) -> Stored | None:
         record, session = answer.record, opening.ids[place]

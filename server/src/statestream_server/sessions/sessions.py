@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
-from itertools import repeat
+from dataclasses import replace
 
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.arrays import Bools, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import UNBOUND, Table, claiming
 from statestream_server.registry import Registry
@@ -19,15 +20,18 @@ from statestream_server.sessions.openings import (
     Opening,
     check_ids,
     check_numbers,
+    claims_of,
     outbid,
     pinned_elsewhere,
+    pinned_to_others,
+    unloadable,
 )
-from statestream_server.sessions.peers import Peers, Sleeper
-from statestream_server.sessions.placement import Granted, Placement
+from statestream_server.sessions.peers import Peers
+from statestream_server.sessions.placement import Placement
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.versions import Versions
 from statestream_server.settings import Durability
-from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Store, Verdict
+from statestream_server.stores.base import Mode, Store
 
 
 class Sessions:
@@ -79,8 +83,16 @@ class Sessions:
                     held[place] = table, row
         return held
 
-    async def open(self, opening: Opening) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
+    async def open(
+        self, opening: Opening, loading: Callable[[], None] = lambda: None
+    ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         """Opens or resumes sessions and fences whoever had them.
+
+        A session whose version cannot be had here is refused before it is claimed: its owner keeps it.
+
+        Args:
+            opening: What is asked for.
+            loading: Is called before the caller waits for a version that has to load.
 
         Returns:
             What is open, by version, and why the others are not, by their place.
@@ -88,60 +100,72 @@ class Sessions:
         Raises:
             ModelNotFound, Unsupported, BadFrame, TooManySessions, StoreUnavailable, Draining: Nothing was opened.
         """
-        if self.draining:
-            raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
+        self._check_staying()
         check_ids(opening.ids)
         check_numbers(opening)
-        await self.table(opening.model, opening.version)  # It may have to load, and others open sessions meanwhile.
-        async with self.lock:
-            table = await self.table(opening.model, opening.version)
-            held = await self._settled(opening, self._find_all(opening))
-            here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
-            coming = [where is None or (opening.upgrade and where[0] is not table) for where in held]
-            self.placement.make_room(table, sum(coming), keep=here)
-            refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
-            with claiming([where for where in held if where is not None]):
-                if opening.upgrade:
-                    refused |= await self._versions.prepare(opening, table, held)
-                places = [place for place in range(len(opening.ids)) if place not in refused]
-                claims = self._claims(opening, table, places, [held[place] for place in places])
-                asked = self._contact.ask()
-                answers = await self._store.claim(claims)
-                granted = await self.placement.grant(opening, table, held, places, claims, answers, refused)
-                granted = [group for group in granted if self._fits(group, held, refused)]
-                async with self._engine.still():
-                    granted = [group for group in granted if self._has_rows(group, refused)]
-                    opened = [self.placement.install(opening, group, held) for group in granted]
-                for part in opened:
-                    self._contact.answered(asked, part.table, part.rows)
-                if opening.upgrade:
-                    opened = [
-                        await self._moved(opening, part, np.asarray(group.moved), refused)
-                        for part, group in zip(opened, granted, strict=True)
-                    ]
-            if opening.initial_states is not None:
-                for part in opened:
-                    await self._saver.flush(part.table, part.rows[part.created])
-            return opened, refused
+        opened, refused = list[Opened](), dict[int, errors.StatestreamError]()
+        rounds: list[tuple[int, Sequence[int]]] = [(opening.version, range(len(opening.ids)))]
+        while rounds:
+            version, places = rounds.pop(0)
+            asked = opening if version == opening.version and not opened else opening.some(places, version)
+            try:
+                await self.table(opening.model, version, loading)  # Nothing is claimed yet, and others open sessions.
+                self._check_staying()
+                async with self.lock:
+                    if not self.is_loaded(opening.model, version):
+                        rounds.append((version, places))
+                        continue
+                    table = await self.table(opening.model, version)
+                    more, refusals, elsewhere = await self._open(asked, table)
+            except errors.StatestreamError as error:
+                if version == opening.version and not opened and not refused:
+                    raise
+                refused |= {place: unloadable(opening, place, version, error) for place in places}
+                continue
+            opened += [replace(part, places=np.asarray(places, np.int64)[part.places]) for part in more]
+            refused |= {places[place]: error for place, error in refusals.items()}
+            rounds += [(found, [places[place] for place in some]) for found, some in elsewhere.items()]
+        return opened, refused
 
-    def _fits(
-        self, group: Granted, held: Sequence[tuple[Table, int] | None], refused: dict[int, errors.StatestreamError]
-    ) -> bool:
-        try:
-            self.placement.fit(group, [(where[0], np.asarray([where[1]])) for where in held if where is not None])
-        except errors.TooManySessions as error:
-            refused.update(dict.fromkeys(group.places, error))
-            return False
-        return True
+    async def _open(
+        self, opening: Opening, table: Table
+    ) -> tuple[list[Opened], dict[int, errors.StatestreamError], dict[int, list[int]]]:
+        """Opens sessions that are new in `table`, pinned to its version, or in memory.
 
-    @staticmethod
-    def _has_rows(group: Granted, refused: dict[int, errors.StatestreamError]) -> bool:
-        try:
-            group.table.reserve(len(group.places))
-        except errors.TooManySessions as error:
-            refused.update(dict.fromkeys(group.places, error))
-            return False
-        return True
+        Returns:
+            What is open, why others are not, and which are pinned to other versions: nothing of these was claimed.
+        """
+        held = await self._settled(opening, self._find_all(opening))
+        here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
+        coming = [where is None or (opening.upgrade and where[0] is not table) for where in held]
+        self.placement.make_room(table, sum(coming), keep=here)
+        refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
+        with claiming([where for where in held if where is not None]):
+            if opening.upgrade:
+                refused |= await self._versions.prepare(opening, table, held)
+            places = [place for place in range(len(opening.ids)) if place not in refused]
+            claims = claims_of(opening, table.model.version, places, held, self._contact.owner)
+            asked = self._contact.ask()
+            answers = await self._store.claim(claims)
+            elsewhere = pinned_to_others(opening, places, answers)
+            granted = self.placement.grant(opening, table, held, places, claims, answers, refused)
+            for place in itertools.chain.from_iterable(elsewhere.values()):
+                del refused[place]
+            granted = [group for group in granted if self.placement.fits(group, held, refused)]
+            async with self._engine.still():
+                granted = [group for group in granted if self.placement.has_rows(group, refused)]
+                opened = [self.placement.install(opening, group, held) for group in granted]
+            for part in opened:
+                self._contact.answered(asked, part.table, part.rows)
+            if opening.upgrade:
+                opened = [
+                    await self._moved(opening, part, np.asarray(group.moved), refused)
+                    for part, group in zip(opened, granted, strict=True)
+                ]
+        if opening.initial_states is not None:
+            for part in opened:
+                await self._saver.flush(part.table, part.rows[part.created])
+        return opened, refused, elsewhere
 
     async def _moved(
         self, opening: Opening, part: Opened, moved: Bools, refused: dict[int, errors.StatestreamError]
@@ -163,6 +187,10 @@ class Sessions:
         self.detach(table, part.rows[unsaved])
         self.drop(table, part.rows[unsaved], failed)
         return part.some(~unsaved)
+
+    def is_loaded(self, model: str, version: int) -> bool:
+        """Whether `table` does not have to load."""
+        return not version or self._registry.is_loaded(model, version)
 
     async def unload(self, model: str, version: int) -> None:
         """Unloads a version, 0 for every one; nobody is opening a session of it meanwhile.
@@ -259,13 +287,21 @@ class Sessions:
                 self._peers.evict(table, rows, gone, asker=asker)
                 table.release(rows)
 
-    async def table(self, model: str, version: int = 0) -> Table:
+    def _check_staying(self) -> None:
+        if self.draining:
+            raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
+
+    async def table(self, model: str, version: int = 0, loading: Callable[[], None] = lambda: None) -> Table:
         """The table of a version, which is loaded if need be; 0 for the one that serves by default.
+
+        `loading` is called before the caller waits for it to load.
 
         Raises:
             ModelNotFound: It is not served.
             Unsupported: It has no memory.
         """
+        if not self.is_loaded(model, version):
+            loading()
         served = await self._registry.load(model, version) if version else self._registry.get(model)
         if served.table is None or served.model.kind != "session":
             verb = "predict" if served.model.kind == "predict" else "generate"
@@ -284,55 +320,6 @@ class Sessions:
             task = asyncio.create_task(self._release_later(table, rows[~idle], error))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
-
-    async def wake(
-        self, sleepers: Sequence[Sleeper], owner: int, handles: Array, *, keep: Sequence[tuple[Table, Ints]]
-    ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
-        """Brings hibernated sessions back for the stream that has them; nobody is fenced.
-
-        Args:
-            sleepers: [N] the sessions, all of one model.
-            owner: The stream.
-            handles: [N] what it calls them.
-            keep: Rows that must stay in memory, because the same frame is about them.
-
-        Returns:
-            As `open` does.
-
-        Raises:
-            TooManySessions, StoreUnavailable: Nothing was brought back; they still sleep.
-        """
-        keys, nothing = [sleeper.key for sleeper in sleepers], np.zeros(len(sleepers), np.uint64)
-        opening = Opening(
-            keys[0].model, 0, [key.id for key in keys], Mode.RESUME, b"", 0, nothing, nothing, nothing,
-            owner=owner, handles=handles,
-        )  # fmt: skip
-        async with self.lock:
-            table = await self.table(keys[0].model)
-            refused: dict[int, errors.StatestreamError] = {}
-            places, answers = list[int](), list[Claimed]()
-            asked = self._contact.ask()
-            for place, record in enumerate(await self._store.load(keys)):
-                if record is None:
-                    refused[place] = errors.SessionNotFound(f"session {keys[place].id!r} was deleted while it slept")
-                elif record.epoch != sleepers[place].epoch or self.find(*keys[place][1:]) is not None:
-                    said = f"a newer writer opened session {keys[place].id!r} while it slept; open it to take it back"
-                    refused[place] = errors.SessionMoved(said)
-                else:
-                    places.append(place)
-                    answers.append(Claimed(Verdict.TAKEN, record))
-            claims = self._claims(opening, table, places, [None] * len(places))
-            nowhere = [None] * len(keys)
-            granted = await self.placement.grant(opening, table, nowhere, places, claims, answers, refused)
-            for group in granted:
-                self.placement.fit(group, keep)
-            async with self._engine.still():
-                for group in granted:
-                    group.table.reserve(len(group.places))
-                opened = [self.placement.install(opening, group, nowhere) for group in granted]
-            for part in opened:
-                self._contact.answered(asked, part.table, part.rows)
-            return opened, refused
 
     async def hibernate(self, table: Table, before: float) -> None:
         """Frees rows that were not used since that Unix time and that the store knows as they are.
@@ -367,23 +354,3 @@ class Sessions:
             ):
                 return found
             held = found
-
-    def _claims(
-        self, opening: Opening, table: Table, places: Sequence[int], held: Sequence[tuple[Table, int] | None]
-    ) -> list[Claim]:
-        """The claims of some of an opening's sessions; `held` says where these are in memory."""
-        columns = zip(
-            [Key(TENANT, opening.model, opening.ids[place]) for place in places],
-            repeat(opening.mode),
-            repeat(opening.writer),
-            repeat(opening.incarnation),
-            opening.seen_epochs[places].tolist(),
-            opening.replay_positions[places].tolist(),
-            [int(where[0].epoch[where[1]]) if where else 0 for where in held],
-            [int(where[0].position[where[1]]) if where else 0 for where in held],
-            repeat(table.model.version),
-            repeat(opening.ephemeral),
-            repeat(self._contact.owner),
-            repeat(opening.version != 0 and not opening.upgrade),
-        )
-        return list(map(Claim._make, columns))

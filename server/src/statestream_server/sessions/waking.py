@@ -1,0 +1,104 @@
+"""Sessions that hibernate come back: from the store into rows, for the stream that never let them go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from statestream import errors
+from statestream_server.arrays import Array, Ints
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.table import Table
+from statestream_server.sessions.contact import Asked, Contact
+from statestream_server.sessions.openings import Opened, Opening, claims_of, unloadable
+from statestream_server.sessions.peers import Sleeper
+from statestream_server.sessions.placement import Granted
+from statestream_server.sessions.sessions import Sessions
+from statestream_server.stores.base import Claimed, Mode, Record, Store, Verdict
+
+
+class Waking:
+    """Brings sessions back."""
+
+    def __init__(self, sessions: Sessions, engine: Engine, store: Store, contact: Contact) -> None:
+        """Nobody sleeps yet."""
+        self._sessions = sessions
+        self._placement = sessions.placement
+        self._engine = engine
+        self._store = store
+        self._contact = contact
+
+    async def wake(
+        self, sleepers: Sequence[Sleeper], owner: int, handles: Array, *, keep: Sequence[tuple[Table, Ints]]
+    ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
+        """Brings hibernated sessions back for the stream that has them; nobody is fenced.
+
+        Args:
+            sleepers: [N] the sessions, all of one model.
+            owner: The stream.
+            handles: [N] what it calls them.
+            keep: Rows that must stay in memory, because the same frame is about them.
+
+        Returns:
+            As `open` does.
+
+        Raises:
+            TooManySessions, StoreUnavailable: Nothing was brought back; they still sleep.
+        """
+        keys, nothing = [sleeper.key for sleeper in sleepers], np.zeros(len(sleepers), np.uint64)
+        opening = Opening(
+            keys[0].model, 0, [key.id for key in keys], Mode.RESUME, b"", 0, nothing, nothing, nothing,
+            owner=owner, handles=handles,
+        )  # fmt: skip
+        unloaded = dict[int, errors.StatestreamError]()
+        while True:
+            async with self._sessions.lock:
+                asked = self._contact.ask()
+                stored = await self._store.load(keys)
+                versions = {record.version for record in stored if record is not None} - unloaded.keys()
+                missing = [version for version in versions if not self._sessions.is_loaded(keys[0].model, version)]
+                if not missing:
+                    return await self._awake(opening, sleepers, stored, unloaded, keep, asked)
+            for version in missing:
+                try:
+                    await self._sessions.table(keys[0].model, version)
+                except errors.StatestreamError as error:
+                    unloaded[version] = error
+
+    async def _awake(
+        self,
+        opening: Opening,
+        sleepers: Sequence[Sleeper],
+        stored: Sequence[Record | None],
+        unloaded: Mapping[int, errors.StatestreamError],
+        keep: Sequence[tuple[Table, Ints]],
+        asked: Asked,
+    ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
+        refused, places = dict[int, errors.StatestreamError](), dict[int, list[int]]()
+        for place, (sleeper, record) in enumerate(zip(sleepers, stored, strict=True)):
+            session = sleeper.key.id
+            if record is None:
+                refused[place] = errors.SessionNotFound(f"session {session!r} was deleted while it slept")
+            elif record.epoch != sleeper.epoch or self._sessions.find(opening.model, session) is not None:
+                said = f"a newer writer opened session {session!r} while it slept; open it to take it back"
+                refused[place] = errors.SessionMoved(said)
+            elif record.version in unloaded:
+                refused[place] = unloadable(opening, place, record.version, unloaded[record.version])
+            else:
+                places.setdefault(record.version, []).append(place)
+        nowhere, granted = [None] * len(sleepers), list[Granted]()
+        for version, some in places.items():
+            table = await self._sessions.table(opening.model, version)
+            claims = claims_of(opening, version, some, nowhere, self._contact.owner)
+            answers = [Claimed(Verdict.TAKEN, stored[place]) for place in some]
+            granted += self._placement.grant(opening, table, nowhere, some, claims, answers, refused)
+        for group in granted:
+            self._placement.fit(group, keep)
+        async with self._engine.still():
+            for group in granted:
+                group.table.reserve(len(group.places))
+            opened = [self._placement.install(opening, group, nowhere) for group in granted]
+        for part in opened:
+            self._contact.answered(asked, part.table, part.rows)
+        return opened, refused
