@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import sqlite3
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,20 @@ async def test_metrics_tell_what_was_done(models_dir: Path) -> None:
         assert any("session" in name and float(value) == 1 for name, value in values.items()), text
 
 
-async def test_a_taken_metrics_port_is_told(models_dir: Path) -> None:
+@pytest.mark.parametrize("name", ["port", "http_port"])
+async def test_a_taken_port_is_told_and_nothing_runs_on(models_dir: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "s.db"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        before = asyncio.all_tasks()
         with pytest.raises(StartError, match=str(port)):
-            async with serving(models_dir, http_port=port):
+            async with serving(models_dir, store=f"sqlite:{file}", **{name: port}):
                 pass
+        assert asyncio.all_tasks() == before
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        assert database.execute("SELECT count(*) FROM server").fetchone() == (0,), "it told others that it is there"
 
 
 async def test_a_start_that_fails_leaves_nothing_behind(models_dir: Path, tmp_path: Path) -> None:

@@ -141,26 +141,29 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     Raises:
         StartError: A port is taken, the store cannot be used, or a device is missing.
     """
-    store = _store(settings)
-    try:
-        await store.start()
-    except errors.StoreUnavailable as error:
-        raise StartError(str(error.message)) from error
-    server = _rooms(settings, store)
-    server.engine.start()
-    server.saver.start()
-    keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
-    streams: set[Stream] = set()
-    edge, checks, port = await _listen(settings, server, streams)
-    http = _http(settings, server)
-    try:
-        yield Running(port, http.port if http else None, server)
-    finally:
-        keeper.cancel()
-        await _drain(server, edge, checks, streams)
-        if http:
-            http.close()
-        await store.close()
+    async with contextlib.AsyncExitStack() as leaving:
+        store, streams = _store(settings), set[Stream]()
+        leaving.push_async_callback(store.close)
+        try:
+            await store.start()
+        except errors.StoreUnavailable as error:
+            raise StartError(str(error.message)) from error
+        server = _rooms(settings, store)
+        # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
+        http = _http(settings, server)
+        if http is not None:
+            leaving.callback(http.close)
+        edge, checks, port = _edge(settings, server, streams)
+        leaving.push_async_callback(_drain, server, edge, checks, streams)
+        server.engine.start()
+        server.saver.start()
+        keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
+        leaving.callback(keeper.cancel)
+        await server.contact.start(settings.advertise or _advertised(settings.host, port))
+        await edge.start()
+        for service in ("", *_SERVICES):
+            await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+        yield Running(port, http.port if http is not None else None, server)
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:
@@ -262,9 +265,10 @@ def _rooms(settings: Settings, store: Store) -> Server:
     )
 
 
-async def _listen(
+def _edge(
     settings: Settings, server: Server, streams: set[Stream]
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
+    """The gRPC server, which has its port and is not started yet."""
     size = settings.limits.max_message_bytes
     edge = grpc.aio.server(
         options=[
@@ -295,10 +299,6 @@ async def _listen(
             f"cannot listen on {address}: the port is taken, or the address is not this machine's; is another server"
             " running there?"
         ) from error
-    await server.contact.start(settings.advertise or _advertised(settings.host, port))
-    await edge.start()
-    for service in ("", *_SERVICES):
-        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     return edge, checks, port
 
 
