@@ -96,7 +96,8 @@ class SessionBase:
         """The outputs that no caller has acknowledged, of a session opened with `return_replies`.
 
         One item for every chunk, in order: the position at which it started, and its outputs [T, O] (a dict by
-        name where the model has several). They end at the position at which the session was opened.
+        name where the model has several). They end at the position at which the session was opened. The first may begin
+        with steps whose outputs the earlier caller got: compare positions, step by step.
 
         A caller that crashes has steps applied whose outputs it never saw. The server keeps those that
         were not acknowledged, at most 256 chunks, and this brings them. Asking acknowledges them: until then the
