@@ -126,6 +126,19 @@ def test_unmeasured_costs_start_small() -> None:
     assert Costs(2e-3).predict(100) == 0
 
 
+@given(before=st.floats(1e-6, 1e-4), factor=st.floats(2, 50))
+def test_limits_follow_costs_that_change(before: float, factor: float) -> None:
+    costs, limits = Costs(2e-3), list[int]()
+    for each in (before, before * factor, before):
+        for _ in range(100):
+            costs.observe(8, 1, 8 * each)
+            costs.rows(1, most=4096)
+        limits.append(costs.rows(1, most=4096))
+    assert limits[0] == pytest.approx(min(4096, max(1, 2e-3 / before)), rel=0.01, abs=1)
+    assert limits[1] == pytest.approx(min(4096, max(1, 2e-3 / (before * factor))), rel=0.01, abs=1)
+    assert limits[2] == pytest.approx(limits[0], rel=0.01, abs=1)
+
+
 def test_a_step_after_another_is_no_row_beside_another() -> None:
     """256 rows of one step say nothing of one row of 256 steps, once both were measured."""
     costs = Costs(2e-3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 _WEIGHT = 0.25
 """How much the newest measurement counts."""
-_CHANGE = 0.1
-"""Limits are worked out again when an estimate is off by more than this part from the one they came from."""
+_RUNS = 16
+"""Limits are worked out again after so many runs, and when a size was measured for the first time."""
 _FIRST_ROWS = 64
 """The limit while nothing was measured."""
 
@@ -15,18 +15,14 @@ class _Curve:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._told: dict[int, float] = {}
 
     def observe(self, rows: int, seconds: float) -> bool:
-        """Notes a run; says whether the estimate is far from where it was when this said so last."""
+        """Notes a run; says whether it was the first of its size."""
         bucket = rows.bit_length() - 1
         scaled = seconds * (1 << bucket) / rows
-        known, told = self._seconds.get(bucket), self._told.get(bucket)
-        new = self._seconds[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
-        if told is not None and abs(new - told) <= _CHANGE * told:
-            return False
-        self._told[bucket] = new
-        return True
+        known = self._seconds.get(bucket)
+        self._seconds[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
+        return known is None
 
     def predict(self, rows: int) -> float:
         bucket = rows.bit_length() - 1
@@ -49,13 +45,16 @@ class Costs:
         self._curves: dict[int, _Curve] = {}
         self._limits: dict[tuple[int, int], int] = {}
         self._longest: dict[int, int] = {}
+        self._runs = 0
 
     def observe(self, rows: int, steps: int, seconds: float) -> None:
         """Notes that a batch took so long; one without rows counts as one."""
         curve = self._curves.get(steps)
         if curve is None:
             curve = self._curves[steps] = _Curve()
-        if curve.observe(max(rows, 1), seconds):
+        self._runs += 1
+        if curve.observe(max(rows, 1), seconds) or self._runs >= _RUNS:
+            self._runs = 0
             self._limits.clear()
             self._longest.clear()
 
