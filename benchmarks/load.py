@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Load:
         ):
             loops: list[Callable[[Any, np.random.Generator], Awaitable[None]]] = [
                 self._pool,
+                self._feed_of_a_pool,
                 self._some_of_a_pool,
                 self._tasks,
                 self._comings_and_goings,
@@ -102,6 +103,20 @@ class Load:
             while self._going():
                 x = random.normal(size=(64, int(random.integers(1, 20)), FEATURES)).astype(np.float32)
                 self._compare((await pool.step(x))[:JUDGED], judge, x[:JUDGED])
+                self.done["steps of pools"] += x.shape[0] * x.shape[1]
+
+    async def _feed_of_a_pool(self, client: Any, random: np.random.Generator) -> None:
+        judge, under_way = self._judge(JUDGED), deque[np.ndarray]()
+
+        def feed() -> Iterator[np.ndarray]:
+            while self._going():
+                under_way.append(random.normal(size=(64, int(random.integers(1, 20)), FEATURES)).astype(np.float32))
+                yield under_way[-1]
+
+        async with client.sessions("lstm", 64) as pool:
+            async for y in pool.stream(feed(), ahead=3):
+                x = under_way.popleft()
+                self._compare(y[:JUDGED], judge, x[:JUDGED])
                 self.done["steps of pools"] += x.shape[0] * x.shape[1]
 
     async def _some_of_a_pool(self, client: Any, random: np.random.Generator) -> None:
