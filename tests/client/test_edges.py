@@ -18,6 +18,7 @@ from grpc.aio._call import StreamStreamCall
 
 import statestream
 from statestream import aio, errors
+from statestream.core import StreamCore
 from tests.client.fake_server import Fake
 from tests.client.world import FEATURES
 
@@ -208,3 +209,18 @@ def test_items_of_a_generator_are_not_taken_ahead(fake: Fake) -> None:
         for n, y in enumerate(session.stream(source()), start=1):
             assert y[0] == n
             assert len(taken) == n
+
+
+async def test_a_fault_where_frames_are_made_is_told_and_nobody_hangs(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that writes ends with it, the stream alone would wait for ever."""
+    async with aio.connect(fake.address) as client:
+        session = await client.session("sum")
+
+        def fault(*_: object) -> None:
+            raise RuntimeError("nobody thought of it")
+
+        monkeypatch.setattr(StreamCore, "next_request", fault)
+        with pytest.raises(errors.InternalError, match="nobody thought of it"):
+            await asyncio.wait_for(session.step(np.ones(2)), 20)

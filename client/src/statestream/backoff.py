@@ -1,9 +1,12 @@
-"""Where to connect next, and how long to wait before: pure, so that both edges do the same."""
+"""Where to connect next, how long to wait before, and who hears of it: without I/O, so that both edges do the same."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
+
+log = logging.getLogger("statestream")
 
 FIRST = 0.05
 """Seconds: the most that the first wait takes."""
@@ -86,3 +89,13 @@ class Backoff:
             self._untried = [number for number in range(len(self.addresses)) if number != self._at]
         if self._untried:
             self._at = self._untried.pop(int(self._draw() * len(self._untried)))
+
+
+def tell(on_reconnect: Callable[[str], None] | None, address: str, label: str) -> None:
+    """Tells a caller that a connection is there again; what the caller's function raises ends nothing."""
+    log.info("connected to %s again", address + label)
+    if on_reconnect is not None:
+        try:
+            on_reconnect(address)
+        except Exception:
+            log.exception("on_reconnect failed")

@@ -14,7 +14,7 @@ import grpc
 from statestream import errors
 from statestream.aio.bell import Bell
 from statestream.aio.status import status_of
-from statestream.backoff import MOST, Backoff
+from statestream.backoff import MOST, Backoff, tell
 from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
@@ -234,7 +234,7 @@ class Link:
                 if channel is None:
                     continue
                 if connected_before:
-                    self._reconnected()
+                    tell(self._on_reconnect, self._backoff.address, self._label)
                 connected_before = True
                 await self._serve(channel)
         except asyncio.CancelledError:
@@ -352,6 +352,9 @@ class Link:
             await call.done_writing()
         except (grpc.RpcError, asyncio.InvalidStateError):
             return  # The call is over; its reader sees why.
+        except Exception:
+            call.cancel()  # Else its reader would wait for ever; it finds the fault here.
+            raise
 
     async def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Waits for some time without a server, and gives callers up who waited too long."""
@@ -374,14 +377,6 @@ class Link:
             await self._bell.wait()
         finally:
             timer.cancel()
-
-    def _reconnected(self) -> None:
-        log.info("connected to %s again", self._where)
-        if self._on_reconnect is not None:
-            try:
-                self._on_reconnect(self._backoff.address)
-            except Exception:
-                log.exception("on_reconnect failed")
 
     async def _release_channel(self) -> None:
         channel, self._channel = self._channel, None

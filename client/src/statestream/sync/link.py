@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import grpc
 
 from statestream import errors
-from statestream.backoff import MOST, Backoff
+from statestream.backoff import MOST, Backoff, tell
 from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
@@ -241,7 +241,7 @@ class Link:
                 if channel is None:
                     continue
                 if connected_before:
-                    self._reconnected()
+                    tell(self._on_reconnect, self._backoff.address, self._label)
                 connected_before = True
                 self._serve(channel)
         except Exception as error:
@@ -390,14 +390,6 @@ class Link:
             if not self._online.is_set():
                 with self._lock:
                     self.core.controls.offline()
-
-    def _reconnected(self) -> None:
-        log.info("connected to %s again", self._where)
-        if self._on_reconnect is not None:
-            try:
-                self._on_reconnect(self._backoff.address)
-            except Exception:
-                log.exception("on_reconnect failed")
 
     def _release_channel(self) -> None:
         channel, self._channel, self._call = self._channel, None, None
