@@ -149,7 +149,11 @@ class Chunks:
         if self.unsent:
             self._fill_blocks(ready)
         for lane, tickets in [*self.singles.lanes.items()]:
-            if self.bytes_in_flight <= self.max_bytes_in_flight:
+            if self.bytes_in_flight > self.max_bytes_in_flight or self._gathering(len(tickets)):
+                continue
+            if len(tickets) == 1:
+                self._fill_single(tickets[0], ready)
+            else:
                 self._fill_singles(lane, tickets, ready)
         return ready
 
@@ -175,11 +179,6 @@ class Chunks:
         self.unsent = rest
 
     def _fill_singles(self, lane: Lane, tickets: list[StepTicket], ready: list[Block]) -> None:
-        if self._gathering(len(tickets)):
-            return
-        if len(tickets) == 1:
-            self._fill_single(tickets[0], ready)
-            return
         handles = np.array([ticket.handle for ticket in tickets], np.int64)
         starts = np.array([ticket.start for ticket in tickets], np.int64)
         ok = self._sendable(span(handles), starts)
