@@ -231,8 +231,9 @@ def _checksum(blob: bytes) -> int:
 
 
 def _raw(array: Array) -> Array:
-    """[n, ...] as [n, bytes of one item] uint8."""
-    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8).reshape(len(array), -1)
+    """[n, ...] as [n, bytes of one item] uint8; n may be 0."""
+    flat = np.ascontiguousarray(array).reshape(len(array), math.prod(array.shape[1:]))
+    return flat.view(np.uint8)
 
 
 def _pieces(raw: Array) -> list[bytes]:

@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 
 Rows = Callable[[Table, Ints], None]
 
-_SLICE = 4096
-"""Rows captured at a time, so that a checkpoint of many holds the loop up only briefly."""
+_CAPTURED = 512
+"""Rows captured at a time, so that a checkpoint of many holds the loop up for a millisecond or two only."""
+_WRITTEN = 4096
+"""Rows of one write."""
 _BACKOFF_SECONDS = 0.2
 """How long the saver waits after the store did not answer."""
 
@@ -251,23 +253,48 @@ class Saver:
 
     async def _save_rows(self, table: Table, layout: Layout, dirty: Ints) -> None:
         """Writes those of the rows that are dirty still when their turn comes."""
-        for start in range(0, len(dirty), _SLICE):
-            async with self._engine.still():
-                if self._engine.broken:
-                    raise errors.InternalError("the engine stopped in the midst of a batch; its rows are not saved")
-                rows = dirty[start : start + _SLICE]
-                capture = _capture(
-                    table, layout, rows[table.dirty[rows] & (table.epoch[rows] > 0)], self._contact.owner
-                )
-                table.dirty[capture.rows] = False
-            asked = self._contact.ask()
+        for start in range(0, len(dirty), _WRITTEN):
+            part, captures = dirty[start : start + _WRITTEN], list[_Capture]()
             try:
-                saved = await self._store.save(capture.records)
+                for first in range(0, len(part), _CAPTURED):
+                    if captures:
+                        await asyncio.sleep(0)  # The loop and the engine have their turns between two captures.
+                    captures.append(await self._capture(table, layout, part[first : first + _CAPTURED]))
+                asked = self._contact.ask()
+                saved = await self._store.save([record for capture in captures for record in capture.records])
             except BaseException:
-                same = table.serial[capture.rows] == capture.serials
-                table.dirty[capture.rows[same]] = True
+                for capture in captures:
+                    same = table.serial[capture.rows] == capture.serials
+                    table.dirty[capture.rows[same]] = True
                 raise
-            self._settle(table, capture, np.asarray(saved, np.bool_), asked)
+            answers = iter(saved)
+            for capture in captures:
+                self._settle(table, capture, np.fromiter(answers, np.bool_, len(capture.rows)), asked)
+
+    async def _capture(self, table: Table, layout: Layout, rows: Ints) -> _Capture:
+        """Takes those of the rows that are dirty, between two batches; they are not dirty any more."""
+        async with self._engine.still():
+            if self._engine.broken:
+                raise errors.InternalError("the engine stopped in the midst of a batch; its rows are not saved")
+            rows = rows[table.dirty[rows] & (table.epoch[rows] > 0)]
+            serials, epochs, positions = table.serial[rows], table.epoch[rows], table.position[rows]
+            states, replies = table.rows.read(rows), table.replies
+            blobs = records.encode(layout, states, table.acked[rows], table.request[rows], replies, rows)
+            columns = zip(
+                table.keys(rows),
+                repeat(table.model.version),
+                epochs.tolist(),
+                positions.tolist(),
+                table.writer[rows].tolist(),
+                table.incarnation[rows].tolist(),
+                table.ephemeral[rows].tolist(),
+                blobs,
+                repeat(0.0),
+                repeat(self._contact.owner),
+            )
+            capture = _Capture(rows, serials, epochs, positions, list(map(Record._make, columns)))
+            table.dirty[rows] = False
+            return capture
 
     def _settle(self, table: Table, capture: _Capture, saved: np.ndarray, asked: Asked) -> None:
         rows = capture.rows
@@ -283,22 +310,3 @@ class Saver:
             self._on_durable(table, kept)
         if fenced.any():
             self._on_fenced(table, rows[fenced])
-
-
-def _capture(table: Table, layout: Layout, rows: Ints, owner: str) -> _Capture:
-    positions = table.position[rows]
-    blobs = records.encode(layout, table.rows.read(rows), table.acked[rows], table.request[rows], table.replies, rows)
-    columns = zip(
-        table.keys(rows),
-        repeat(table.model.version),
-        table.epoch[rows].tolist(),
-        positions.tolist(),
-        table.writer[rows].tolist(),
-        table.incarnation[rows].tolist(),
-        table.ephemeral[rows].tolist(),
-        blobs,
-        repeat(0.0),
-        repeat(owner),
-    )
-    captured = list(map(Record._make, columns))
-    return _Capture(rows, table.serial[rows], table.epoch[rows], positions, captured)
