@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
+from statestream_server.cli import serve
 from tests.support import models
 from tests.support.calls import DEADLINE, Caller, connected
 from tests.support.serving import Process, launched, process
@@ -85,6 +88,29 @@ def test_an_unusable_store_is_refused(folder: Path, tmp_path: Path, store: str) 
 )
 def test_settings_that_contradict_are_refused(folder: Path, options: tuple[str, ...], said: str) -> None:
     assert said in refused(folder, *options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--port", "65536", "0<=x<=65535"),
+        ("--http-port", "-1", "0<=x<=65535"),
+        ("--workers", "0", "x>=1"),
+        ("--checkpoint-interval", "0", "x>=0.01"),
+        ("--threads", "-1", "x>=0"),
+        ("--drain-grace", "-1", "x>=0"),
+        ("--hibernate-after", "0", "x>=1"),
+        ("--retention", "-1", "x>=0"),
+        ("--max-sessions", "0", "x>=1"),
+        ("--max-queued-bytes", "0", "x>=1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, option: str, value: str, expected: str) -> None:
+    """What came and what was expected, before anything is started."""
+    result = CliRunner().invoke(serve, [str(tmp_path), option, value])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output
+    assert re.search(rf"{re.escape(value)}(\.0)? is not in the range {re.escape(expected)}", result.output)
 
 
 def test_a_config_file_is_read_and_checked(folder: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def _option(name: str, **more: Any) -> Callable[[_Decorated], _Decorated]:
 
 
 _LIMITS = Limits()
+_PORT = click.IntRange(0, 65535)
 
 
 @click.command()
@@ -59,11 +60,16 @@ _LIMITS = Limits()
     help="A TOML file with the same names as the flags; the environment and flags go before it.",
 )
 @_option("--host", default="0.0.0.0", help="The address to listen on.")
-@_option("--port", default=8001, help="gRPC; 0 for any free port.")
-@_option("--http-port", default=8002, help="Metrics over HTTP; 0 for any free port.")
+@_option("--port", type=_PORT, default=8001, help="gRPC; 0 for any free port.")
+@_option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
 @_option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
 @_option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
-@_option("--workers", default=1, help="Processes that share port and store; worker k has HTTP port + k.")
+@_option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    help="Processes that share port and store; worker k has HTTP port + k.",
+)
 @_option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
 @_option(
     "--durability",
@@ -71,12 +77,13 @@ _LIMITS = Limits()
     help="When steps become durable: never, once an interval, or before the reply leaves."
     " Default: none for the memory store, else interval.",
 )
-@_option("--checkpoint-interval", default=1.0, help="Seconds between checkpoints.")
+@_option("--checkpoint-interval", type=click.FloatRange(0.01), default=1.0, help="Seconds between checkpoints.")
 @_option(
     "--device", default="auto", help="Where models run: auto (CUDA if it runs, else the CPU), cpu, cuda or cuda:N."
 )
 @_option(
     "--threads",
+    type=click.IntRange(0),
     default=0,
     help="Processors that one run of a model may use; 0 for two, or one where there are not two for each worker.",
 )
@@ -86,15 +93,31 @@ _LIMITS = Limits()
     default="pad",
     help="What becomes of a model that answers in other bits alone than in a batch.",
 )
-@_option("--drain-grace", default=10.0, help="Seconds that a stop may take at most.")
-@_option("--hibernate-after", default=900.0, help="Seconds without a step after which a session leaves memory.")
-@_option("--retention", default=0.0, help="Seconds that an unused session is kept in the store; 0 for ever.")
+@_option("--drain-grace", type=click.FloatRange(0), default=10.0, help="Seconds that a stop may take at most.")
+@_option(
+    "--hibernate-after",
+    type=click.FloatRange(1),
+    default=900.0,
+    help="Seconds without a step after which a session leaves memory.",
+)
+@_option(
+    "--retention",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Seconds that an unused session is kept in the store; 0 for ever.",
+)
 @_option(
     "--max-sessions",
+    type=click.IntRange(1),
     default=_LIMITS.max_sessions,
     help="The most sessions of one model in memory; idle ones make room.",
 )
-@_option("--max-queued-bytes", default=_LIMITS.max_queued_bytes, help="The most bytes of inputs that wait to run.")
+@_option(
+    "--max-queued-bytes",
+    type=click.IntRange(1),
+    default=_LIMITS.max_queued_bytes,
+    help="The most bytes of inputs that wait to run.",
+)
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
     models_dir: Path,
