@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -284,6 +286,36 @@ async def test_calls_beside_the_end_of_their_session(fake: Fake, twin: Twin, end
         assert said <= {"", "CLOSED", "SESSION_NOT_FOUND"}
         with pytest.raises(errors.Closed):
             await twin.call(one.step, x)
+        await twin.call(client.close)
+
+
+async def test_a_session_is_forked_in_the_midst_of_a_stream_of_steps(twin: Twin, fake: Fake) -> None:
+    """A stream always has steps under way; the fork's turn comes all the same, and no step is lost by it."""
+    client = await twin.connect(fake.address)
+    try:
+        session = await twin.call(client.session, "sum", "a")
+        forked = threading.Event()
+
+        def items() -> Iterator[np.ndarray]:
+            while not forked.is_set():
+                yield np.ones(FEATURES, np.float32)
+
+        async def live() -> AsyncIterator[np.ndarray]:
+            for x in items():
+                yield x
+                await asyncio.sleep(0)
+
+        source = items() if twin.name == "sync" else live()
+        streaming = asyncio.create_task(twin.collect(session.stream, source, ahead=4))
+        try:
+            async with asyncio.timeout(30):
+                copy = await twin.call(session.fork, "copy")
+        finally:
+            forked.set()
+        outputs = [float(y[0]) for y in await streaming]
+        assert outputs == [float(n + 1) for n in range(len(outputs))]
+        assert 0 <= copy.position <= len(outputs)
+    finally:
         await twin.call(client.close)
 
 

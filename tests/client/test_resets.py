@@ -167,6 +167,34 @@ def test_closes_take_their_turn_before_and_after_a_reset(wire: Wire) -> None:
             first(stray)
 
 
+def test_a_session_that_is_stepped_without_a_pause_settles(wire: Wire) -> None:
+    """As for a fork beside a stream of steps, which sends one for each that is answered."""
+    (handle,) = handles = wire.open("a")
+    steps = [wire.step(handle, ones()) for _ in range(3)]
+    settled = wire.core.settle(handles)
+    for _ in range(300):
+        _ = wire.send() or wire.serve() or wire.deliver()
+        if sum(not step.done for step in steps) < 3:
+            steps.append(wire.step(handle, ones()))
+        if settled.done:
+            break
+    assert settled.done
+    assert not settled.errors
+    assert [first(step) for step in steps if step.done] == [1, 2, 3]
+    wire.run()
+    assert [first(step) for step in steps] == [*range(1, len(steps) + 1)]
+    assert not wire.core.busy
+
+
+def test_what_a_settle_held_back_leaves_without_another_answer(wire: Wire) -> None:
+    (handle,) = handles = wire.open("a")
+    settled, step = wire.core.settle(handles), wire.step(handle, ones())
+    assert wire.send()
+    assert settled.done
+    wire.run()
+    assert first(step) == 1
+
+
 def test_giving_up_wakes_everybody_behind_a_reset(wire: Wire) -> None:
     (handle,) = handles = wire.open("a")
     wire.step(handle, ones())

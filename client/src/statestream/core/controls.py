@@ -52,6 +52,7 @@ class Control:
         kind: What is wanted.
         handles: [N] the sessions.
         ticket: Who waits.
+        begun: Whether what comes behind it waits for it already: see `Resets`.
         for_room: Steps that wait for room wait for this flush, not it for them.
         flush: What a close makes durable first, where there is something.
         sent: [M] those that its frame is about.
@@ -61,6 +62,7 @@ class Control:
     kind: Kind
     handles: Ints
     ticket: ControlTicket
+    begun: bool = False
     for_room: bool = False
     flush: ControlTicket | None = None
     sent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))

@@ -1,4 +1,4 @@
-"""Starting sessions anew: in its turn among what is submitted for them, before and after it."""
+"""What takes its turn among the chunks of a session, before and after it: starting anew, and settling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
-from statestream.core.controls import Control, Controls
+from statestream.core.controls import Control, Controls, Kind
 from statestream.core.opens import Opens
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again, are_about
@@ -38,10 +38,11 @@ Operation: TypeAlias = Reset | StepTicket | PoolTicket | Control
 
 
 class Resets:
-    """Resets, and the operations behind them, in the order of submission; empty while no session is reset.
+    """Resets and settles, and the operations behind them, in the order of submission; empty while there are none.
 
     A chunk has a position as soon as it is submitted, and a reset takes positions back to 0. So what comes behind a
-    reset is submitted once the reset has ended. What concerns other sessions passes by.
+    reset is submitted once the reset has ended. A session that is stepped without a pause would never settle: what
+    comes behind a settle waits as well. What concerns other sessions passes by.
     """
 
     def __init__(self, table: Table, buffer: ReplayBuffer, chunks: Chunks, opens: Opens, controls: Controls) -> None:
@@ -60,15 +61,13 @@ class Resets:
         return reset.ticket
 
     def submit(self, operation: StepTicket | PoolTicket | Control) -> None:
-        """Submits an operation, or keeps it until the resets before it have ended."""
+        """Submits an operation, or keeps it until the resets and settles before it have ended."""
         handles = _handles(operation)
-        if self._concerned.isdisjoint(handles):
-            self._pass_on(operation)
-        else:
+        if not self._concerned.isdisjoint(handles) or self._pass_on(operation):
             self._keep(operation, handles)
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Drops what waits here; a reset that has begun goes on, and what is behind it still waits for it."""
+        """Drops what waits here; a reset that has begun and a settle go on, and what is behind still waits for them."""
         unwanted = set(tickets)
         self.queue = [
             one
@@ -77,21 +76,22 @@ class Resets:
         ]
 
     def advance(self) -> None:
-        """Begins the resets whose turn has come, and submits what has no reset before it any more."""
+        """Begins the resets whose turn has come, and submits what has nothing before it any more."""
         queue = self.queue
         self.queue, self._concerned = [], set()
         beginning: list[Reset] = []
         for operation in queue:
-            if isinstance(operation, Reset) and operation.begun and operation.ticket.done:
+            begun = isinstance(operation, Reset | Control) and operation.begun
+            if isinstance(operation, Reset | Control) and begun and operation.ticket.done:
                 continue
             handles = _handles(operation)
-            free = self._concerned.isdisjoint(handles)
-            if free and not isinstance(operation, Reset):
-                self._pass_on(operation)
-                continue
-            if free and isinstance(operation, Reset) and not operation.begun and self._turn(operation.handles):
-                operation.begun = True
-                beginning.append(operation)
+            if not begun and self._concerned.isdisjoint(handles):
+                if not isinstance(operation, Reset):
+                    if not self._pass_on(operation):
+                        continue
+                elif self._turn(operation.handles):
+                    operation.begun = True
+                    beginning.append(operation)
             self._keep(operation, handles)
         if beginning:
             self._begin(beginning)
@@ -101,22 +101,27 @@ class Resets:
         queue = self.queue
         self.queue, self._concerned = [], set()
         for operation in queue:
-            if isinstance(operation, Control):
-                self._controls.abort(operation, error)
-            elif not isinstance(operation, Reset):
+            if isinstance(operation, StepTicket | PoolTicket):
                 operation.finish(error=again(error))
-            elif not operation.begun:
+            elif operation.begun:
+                continue  # It is the server's, or the controls', by now.
+            elif isinstance(operation, Control):
+                self._controls.abort(operation, error)
+            else:
                 _refuse(operation, np.arange(len(operation.handles)), error)
 
     def _keep(self, operation: Operation, handles: set[int]) -> None:
         self.queue.append(operation)
         self._concerned |= handles
 
-    def _pass_on(self, operation: StepTicket | PoolTicket | Control) -> None:
-        if isinstance(operation, Control):
-            self._controls.submit(operation)
-        else:
+    def _pass_on(self, operation: StepTicket | PoolTicket | Control) -> bool:
+        """Submits an operation; whether what comes behind it has to wait for it."""
+        if not isinstance(operation, Control):
             self._chunks.submit(operation)
+            return False
+        operation.begun = operation.kind is Kind.SETTLE
+        self._controls.submit(operation)
+        return operation.begun
 
     def _turn(self, handles: Ints) -> bool:
         """Whether nothing of the old histories is under way: no chunk, no replay."""

@@ -205,6 +205,8 @@ class StreamCore:
             if not self.pending or not self.online or self.going_away:
                 return None
             self._fill(now)
+            if not outbox and self.resets.queue:
+                self._fill(now)  # What waited for a session that settled just now.
             if not outbox:
                 return None
         item = outbox.popleft()
