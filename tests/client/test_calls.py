@@ -126,3 +126,18 @@ async def test_a_session_that_another_server_has_is_moved_and_the_call_made_agai
     with pytest.raises(errors.NotOwner):
         await twin.collect(session.forecast, 2)
     assert (await twin.call(session.step, ones()))[0] == 3
+
+
+async def test_a_default_version_with_other_inputs_is_noticed(connect: Connect, twin: Twin, fake: Fake) -> None:
+    """Another version was loaded while the client ran: what fits it is sent, what does not is refused as before."""
+    client = await connect()
+    assert (await twin.call(client.predict, "double", ones(3))).shape == (3, FEATURES)
+    newer = fake.models["double"]
+    newer.version, newer.signature.inputs[0].shape[1] = 2, 3
+    with pytest.raises(errors.BadTensor):
+        await twin.call(client.predict, "double", np.ones((3, 5), np.float32))
+    assert (await twin.call(client.predict, "double", np.ones((4, 3), np.float32))).shape == (4, 3)
+    asked = len([method for method, _ in fake.routes if method == "GetModel"])
+    with pytest.raises(errors.BadTensor, match="shape"):
+        await twin.call(client.predict, "double", ones(3))
+    assert len([method for method, _ in fake.routes if method == "GetModel"]) == asked + 1

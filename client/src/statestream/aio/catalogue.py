@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from statestream import unary
 from statestream.aio.link import Link
+from statestream.errors import BadTensor
 from statestream.layout import Layout, require_kind
 from statestream.views import Model, ServerInfo, SessionInfo, Statistics
+
+T = TypeVar("T")
 
 
 class Catalogue:
@@ -54,6 +58,22 @@ class Catalogue:
     async def statistics(self) -> Statistics:
         """What the server's engine did since its process started: its batches, and why they were not larger."""
         return await self._link.unary(unary.get_statistics())
+
+    async def _fitting(self, model: str, version: int | None, kind: str, make: Callable[[Layout], Awaitable[T]]) -> T:
+        """What `make` makes of a model's layout; where that does not fit, of what the model has become meanwhile.
+
+        Raises:
+            BadTensor: It does not fit the model as it is now.
+        """
+        known = await self._layout(model, version, kind)
+        try:
+            return await make(known)
+        except BadTensor:
+            self._layouts.pop((model, version or 0), None)
+            now = await self._layout(model, version, kind)
+            if (now.model.version, now.model.digest) == (known.model.version, known.model.digest):
+                raise
+            return await make(now)
 
     async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
         key = (model, version or 0)

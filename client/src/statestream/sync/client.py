@@ -218,8 +218,12 @@ class Client(Catalogue):
             BadTensor: Wrong name, dtype or shape.
             Unsupported: The model has memory: use a session.
         """
-        layout = self._layout(model, version, "predict")
-        return self._link.unary(unary.predict(layout, x, outputs, version, self._link.info.limits))
+        limits = self._link.info.limits
+
+        def run(layout: Layout) -> Any:
+            return self._link.unary(unary.predict(layout, x, outputs, version, limits))
+
+        return self._fitting(model, version, "predict", run)
 
     def forecast(
         self,
@@ -250,14 +254,17 @@ class Client(Catalogue):
             Unsupported: The model cannot forecast, or intervals were asked for.
         """
         calls.refuse_intervals(quantiles, level)
-        layout = self._layout(model, version, "session")
-        if frames.is_frame(history):
-            series = frames.read_frame(layout, history)
-            found = [self._forecast(layout, version, h, group.inputs, alone=False) for group in series]
-            first = [next(iter(one.values())) if isinstance(one, dict) else one for one in found]
-            return frames.write_frame(layout, series, first, h)
-        inputs, alone = layout.history(history)
-        return self._forecast(layout, version, h, inputs, alone=alone)
+
+        def run(layout: Layout) -> Any:
+            if frames.is_frame(history):
+                series = frames.read_frame(layout, history)
+                found = [self._forecast(layout, version, h, group.inputs, alone=False) for group in series]
+                first = [next(iter(one.values())) if isinstance(one, dict) else one for one in found]
+                return frames.write_frame(layout, series, first, h)
+            inputs, alone = layout.history(history)
+            return self._forecast(layout, version, h, inputs, alone=alone)
+
+        return self._fitting(model, version, "session", run)
 
     def generate(
         self, model: str, text: str, *, max_tokens: int | None = None, version: int | None = None
