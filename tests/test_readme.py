@@ -104,12 +104,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the README's commands ran. They train at the same time: one thread each."""
     place = tmp_path_factory.mktemp("readme")
     lines = [line for block in chosen(ROOT / "README.md", "bash", "run") for line in block.text.splitlines()]
+    all_at_once(lines, place)
+    return place
+
+
+def all_at_once(lines: list[str], place: Path) -> list[str]:
+    """What commands print that run at the same time; none may fail."""
     with ExitStack() as stack:
         running = [stack.enter_context(started("exec " + line, place, stderr=subprocess.STDOUT)) for line in lines]
-        for line, process in zip(lines, running, strict=True):
-            said, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, f"{line}\n{said}"
-    return place
+        said = [process.communicate(timeout=300)[0] for process in running]
+        for line, process, text in zip(lines, running, said, strict=True):
+            assert process.returncode == 0, f"{line}\n{text}"
+    return said
 
 
 @contextmanager
@@ -158,12 +164,9 @@ def test_readme_prints_what_it_shows(folder: Path, address: str) -> None:
 @pytest.mark.timeout(400)
 def test_readme_commands_answer(folder: Path, address: str) -> None:
     (block,) = chosen(ROOT / "README.md", "bash", "ask")
-    for line in block.text.replace("localhost:8001", address).splitlines():
-        done = subprocess.run(
-            ["bash", "-euc", line], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-        assert done.stdout.strip(), line
+    lines = block.text.replace("localhost:8001", address).splitlines()
+    for line, said in zip(lines, all_at_once(lines, folder), strict=True):
+        assert said.strip(), line
 
 
 def test_protocol_example_has_these_bytes(tmp_path: Path) -> None:

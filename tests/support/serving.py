@@ -125,7 +125,8 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # Bytecode is kept, whatever this process does: many servers are started here.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -191,10 +192,19 @@ class Process:
 @contextlib.contextmanager
 def process(models: Path, *options: str, port: int = 0) -> Iterator[Process]:
     """A server process that is ready; killed at the end if it still runs."""
-    server = Process(models, list(options), port=port)
-    with launched(server):
+    with launched(Process(models, list(options), port=port)) as server:
         server.ready()
         yield server
+
+
+@contextlib.contextmanager
+def processes(models: Path, *options: str, count: int) -> Iterator[list[Process]]:
+    """Server processes with the same options, which start at the same time."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(launched(Process(models, list(options)))) for _ in range(count)]
+        for server in servers:
+            server.ready()
+        yield servers
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from statestream.settings import Settings
 from tests.client.twins import Aio, Sync, Twin
 from tests.server.stores.redis_server import redis_server
 from tests.support.haproxy import haproxy
-from tests.support.serving import Process, process
+from tests.support.serving import Process, process, processes
 
 MODEL, SHARDS, SESSIONS = "counter", 4, 24
 SETTINGS = Settings(shards=SHARDS, route_key="fleet")
@@ -45,7 +45,7 @@ class Fleet:
 def fleet(models_dir: Path, tmp_path: Path) -> Iterator[Fleet]:
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server(tmp_path))
-        replicas = [stack.enter_context(process(models_dir, "--store", redis.url, *OPTIONS)) for _ in range(2)]
+        replicas = stack.enter_context(processes(models_dir, "--store", redis.url, *OPTIONS, count=2))
         yield Fleet(replicas, stack.enter_context(haproxy(tmp_path, [one.address for one in replicas])))
 
 

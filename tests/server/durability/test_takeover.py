@@ -6,7 +6,6 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from tests.server.stores.redis_server import Server, redis_server, wait_until
 from tests.support.calls import connected
 from tests.support.counter import numbers, sums
-from tests.support.serving import Process, process
+from tests.support.serving import Process, process, processes
 from tests.support.speaker import Answer, Refusal, Speaker, fresh_id
 
 MODEL = "counter"
@@ -35,8 +34,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def pair(models_dir: Path, store: str) -> Iterator[tuple[Process, Process]]:
     """Two server processes on one store."""
-    with ExitStack() as stack:
-        one, two = (stack.enter_context(process(models_dir, "--store", store, *OPTIONS)) for _ in range(2))
+    with processes(models_dir, "--store", store, *OPTIONS, count=2) as (one, two):
         yield one, two
 
 
@@ -175,10 +173,7 @@ async def test_service_goes_on_while_redis_stands_still_and_catches_up(models_di
 @pytest.mark.service
 async def test_live_sessions_register_again_after_a_flush(models_dir: Path, redis: Server) -> None:
     sessions = [fresh_id() for _ in range(20)]
-    with (
-        process(models_dir, "--store", redis.url, *OPTIONS) as server,
-        process(models_dir, "--store", redis.url, *OPTIONS) as other,
-    ):
+    with processes(models_dir, "--store", redis.url, *OPTIONS, count=2) as (server, other):
         async with speaking(server) as speaker, speaking(other) as new:
             await speaker.open(*sessions)
             await speaker.send_chunk(range(20), [0] * 20, [numbers(float(n)) for n in range(20)])
@@ -195,10 +190,7 @@ async def test_live_sessions_register_again_after_a_flush(models_dir: Path, redi
 @pytest.mark.service
 async def test_what_store_and_owner_both_lost_is_said_to_be_lost(models_dir: Path, redis: Server) -> None:
     session = fresh_id()
-    with (
-        process(models_dir, "--store", redis.url, *OPTIONS) as server,
-        process(models_dir, "--store", redis.url, *OPTIONS) as other,
-    ):
+    with processes(models_dir, "--store", redis.url, *OPTIONS, count=2) as (server, other):
         async with speaking(server) as speaker:
             opened = await speaker.open_one(session)
             await speaker.step(0, 0, numbers(1, 2))
