@@ -159,7 +159,8 @@ def test_ctrl_c_in_a_step_is_prompt_and_leaves_the_client_usable(fake: Fake) -> 
             session.step(ONE)
         heard = time.monotonic()
         interrupt.join()
-        assert heard - interrupted[0] < 0.9
+        # A wait has turns of a second: a signal right before one is heard at its end. The server answers after 30.
+        assert heard - interrupted[0] < 5
         fake.gate.set()
         assert session.step(ONE)[0] == 3
 
