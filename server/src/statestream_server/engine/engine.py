@@ -224,7 +224,8 @@ class Engine:
             self._due, self._arrived = False, 0
             if self._on_thread is not None:
                 return
-            queues: list[_Lane | Predictions] = [*self._lanes.values(), *self._predictions.values()]
+            queues: list[_Lane | Predictions] = [lane for lane in self._lanes.values() if lane.table.lane.queued]
+            queues += [predictions for predictions in self._predictions.values() if len(predictions)]
             choice = self.scheduler.choose(queues)
             if choice is None:
                 return

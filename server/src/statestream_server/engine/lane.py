@@ -21,7 +21,7 @@ from statestream_server.engine.scheduler import Head
 from statestream_server.engine.work import NONE, Part, Priority, Work
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """What one batch takes.
 
@@ -124,7 +124,8 @@ class Lane:
 
     def take(self, priority: Priority, steps: int, most: int) -> Slice:
         """Takes the oldest chunks of a group, `most` at the most, for one batch."""
-        runs, parts, count = self._groups[priority, steps], list[Part](), 0
+        runs, count = self._groups[priority, steps], 0
+        parts: list[Part] = []
         while runs and count < most:
             run = runs[0]
             places = run.places
@@ -152,7 +153,8 @@ class Lane:
         Returns:
             What ended.
         """
-        self._running, ended, start = None, list[Ended](), 0
+        self._running, start = None, 0
+        ended: list[Ended] = []
         for part in batch.parts:
             work, places = part
             failed = bad[start : start + len(places)] if bad is not None else None

@@ -177,6 +177,10 @@ class ReplyWindow:
         """Forgets the replies of `rows` (distinct) that end at or below the positions `acked`."""
         self.acked[rows] = np.maximum(self.acked[rows], acked)
 
+    def acknowledge_all(self, rows: Ints, positions: Positions) -> None:
+        """Forgets every reply of `rows` (distinct), which were applied up to `positions`."""
+        self.acked[rows] = positions
+
     def drop(self, rows: Ints) -> None:
         """Forgets every reply of `rows` (distinct), and what was acknowledged."""
         self.acked[rows], self._last[rows], self._oldest[rows] = 0, NONE, self._entries

@@ -82,7 +82,7 @@ class Work:
         self.rows = rows
         self.lengths = lengths
         self.inputs = list(inputs)
-        self.nbytes = sum(array.nbytes for array in inputs)
+        self.nbytes = sum([array.nbytes for array in inputs])
         self.outputs: list[Array] = []
         self.sink = sink
         self.priority = Priority.LIVE

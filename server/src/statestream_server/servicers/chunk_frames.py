@@ -58,10 +58,10 @@ class ChunkFrames:
         starts = wire.column(request.positions, "<u8", count, "positions")
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
         lengths = self._lengths(request, count)
-        unknown = list[tuple[int, errors.StatestreamError]]()
+        unknown: list[tuple[int, errors.StatestreamError]] = []
         groups = await self._undisputed(handles, starts, unknown)
         # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
-        accepted = list[Chunks]()
+        accepted: list[Chunks] = []
         for table, rows, places in groups:
             inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
             accepted.append(
@@ -135,7 +135,7 @@ class ChunkFrames:
 
     def _disputes(self, groups: Sequence[Group], starts: Positions) -> list[Coroutine[Any, Any, None]]:
         """What a chunk frame must wait for: sessions that are being claimed, the same chunks that are queued."""
-        waits = list[Coroutine[Any, Any, None]]()
+        waits: list[Coroutine[Any, Any, None]] = []
         for table, rows, places in groups:
             if some(table.claiming[rows]):
                 waits.append(self._server.sessions.undisputed(table, rows))

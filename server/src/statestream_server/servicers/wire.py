@@ -110,7 +110,8 @@ def packed_bytes(ports: Sequence[Port], tensors: Sequence[Tensor], steps: int) -
     if len(tensors) != len(ports):
         return None
     found = []
-    for port, tensor in zip(ports, tensors, strict=True):
+    for place, port in enumerate(ports):
+        tensor = tensors[place]
         data = tensor.data
         if (
             tensor.name != port.name

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
@@ -22,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Ints, every
+from statestream_server.arrays import Ints
 from statestream_server.engine.table import Table
 from statestream_server.stores.base import Store
 
@@ -177,7 +178,13 @@ class Contact:
 
     def lets_go(self, table: Table, rows: Ints) -> bool:
         """Whether the replies of rows may leave at once: nothing waits, and these rows are ours or the store away."""
-        return not self._held and self._sure(table, rows)
+        if self._held:
+            return False
+        if not self._shared:
+            return True
+        self._look()
+        # Bytes are compared: on the way of every reply, NumPy's comparison costs a short column ten times as much.
+        return self._away or table.confirmed[rows].tobytes() == self._span.to_bytes(8, sys.byteorder) * len(rows)
 
     def release(self, table: Table, rows: Ints, release: Release) -> None:
         """Calls `release`, in order, once the store can be trusted to know these rows as ours, or is away."""
@@ -264,12 +271,6 @@ class Contact:
     def _next_span(self, now: float) -> None:
         self._span += 1
         self._last = now
-
-    def _sure(self, table: Table, rows: Ints) -> bool:
-        if not self._shared:
-            return True
-        self._look()
-        return self._away or every(table.confirmed[rows] == self._span)
 
     def _tick(self) -> None:
         """Runs while the process does: a gap between two ticks is a stop of the process."""

@@ -7,7 +7,7 @@ duplicates and refusals are looked at one by one. No I/O; time comes from outsid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -23,8 +23,6 @@ from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Limits
 
 _RETRY_SECONDS = 0.1
-_ONE: Final = np.asarray(1)
-"""To make an array of a number costs as much as to add it to a short column."""
 
 
 class Chunks:
@@ -54,13 +52,17 @@ class Chunks:
         lengths: Lengths,
         inputs: Sequence[Array],
         request: int = 0,
+        *,
+        ends: Positions | None = None,
     ) -> None:
-        """Chunks packed in the order of `rows`."""
+        """Chunks packed in the order of `rows`; `ends` where they are known already."""
         self.table = table
         self.rows = rows
         self.handles = handles
         self.starts = starts
-        self.ends: Positions = starts + (np.uint64(lengths.each) if lengths.each else lengths.column.astype(np.uint64))
+        if ends is None:
+            ends = starts + (np.uint64(lengths.each) if lengths.each else lengths.column.astype(np.uint64))
+        self.ends = ends
         self.acked = acked
         self.lengths = lengths
         self.inputs = inputs
@@ -80,6 +82,7 @@ class Chunks:
             self.lengths.take(places),
             self.lengths.pack(self.inputs, places),
             self.request,
+            ends=self.ends[cut],
         )
 
 
@@ -106,7 +109,6 @@ class Intake:
         self._engine = engine
         self._saver = saver
         self._limits = limits
-        self._window = np.asarray(limits.max_unacknowledged_chunks)
         self._clock = clock
 
     def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
@@ -120,41 +122,57 @@ class Intake:
     def accept(self, chunks: Chunks, receiver: Receiver) -> None:
         """Queues what is new, answers what is not."""
         table, rows = chunks.table, chunks.rows
-        self.acknowledge(table, rows, chunks.acked)
+        settled = self.acknowledge(table, rows, chunks.acked)
         queued = table.queued[rows]
         if not same(chunks.starts, queued):
             fresh = chunks.starts == queued
             self._answer_old(chunks.take(np.flatnonzero(~fresh)), receiver)
             chunks = chunks.take(np.flatnonzero(fresh))
-        chunks = self._within_limits(chunks, receiver)
+        if not settled:
+            chunks = self._within_window(chunks, receiver)
+        chunks = self._within_memory(chunks, receiver)
         if len(chunks.rows):
+            # A first one needs no arithmetic, which costs a short column as much as all the rest of this.
+            table.unacknowledged[chunks.rows] = 1 if settled else table.unacknowledged[chunks.rows] + 1
             self._submit(chunks, receiver)
 
-    def acknowledge(self, table: Table, rows: Ints, acked: Positions) -> None:
-        """Forgets the replies of `rows` (distinct) up to the positions `acked`, and to what was applied at most."""
-        position = table.position[rows]
-        all_of_it = same(acked, position)
-        table.replies.acknowledge(rows, position if all_of_it else np.minimum(acked, position))
-        if all_of_it and same(table.queued[rows], position):
-            table.unacknowledged[rows] = 0
+    def acknowledge(self, table: Table, rows: Ints, acked: Positions) -> bool:
+        """Forgets the replies of `rows` (distinct) up to the positions `acked`, and to what was applied at most.
 
-    def _within_limits(self, chunks: Chunks, receiver: Receiver) -> Chunks:
-        """The chunks that may be queued; the others are refused."""
+        Returns:
+            Whether all that was accepted of them was applied and is acknowledged.
+        """
+        position = table.position[rows]
+        if not same(acked, position):
+            table.replies.acknowledge(rows, np.minimum(acked, position))
+            return False
+        table.replies.acknowledge_all(rows, position)
+        if not same(table.queued[rows], position):
+            return False
+        table.unacknowledged[rows] = 0
+        return True
+
+    def _within_window(self, chunks: Chunks, receiver: Receiver) -> Chunks:
+        """The chunks of sessions with few that are not acknowledged; the others are refused."""
         table, rows, limits = chunks.table, chunks.rows, self._limits
-        full = table.unacknowledged[rows] >= self._window
+        full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
         if some(full):
             table.unacknowledged[rows] = table.replies.counts(rows) + table.lane.counts(rows)
             full = table.unacknowledged[rows] >= limits.max_unacknowledged_chunks
-            error: errors.StatestreamError = errors.WindowFull(
+            error = errors.WindowFull(
                 f"{limits.max_unacknowledged_chunks} chunks of the session are not acknowledged; acknowledge replies"
                 " before sending more",
                 retry_after=_RETRY_SECONDS,
             )
             chunks = _refuse(chunks, full, receiver, error)
-        waiting = self._engine.queued_bytes
-        if waiting and waiting + sum(array.nbytes for array in chunks.inputs) > limits.max_queued_bytes:
+        return chunks
+
+    def _within_memory(self, chunks: Chunks, receiver: Receiver) -> Chunks:
+        """The chunks, or none of them where too much waits already."""
+        waiting, most = self._engine.queued_bytes, self._limits.max_queued_bytes
+        if waiting and waiting + sum(array.nbytes for array in chunks.inputs) > most:
             error = errors.Overloaded(
-                f"{waiting} bytes of chunks wait to run; the limit is {limits.max_queued_bytes}. Send again later",
+                f"{waiting} bytes of chunks wait to run; the limit is {most}. Send again later",
                 retry_after=_RETRY_SECONDS,
             )
             chunks = _refuse(chunks, np.ones(len(chunks.rows), np.bool_), receiver, error)
@@ -163,7 +181,6 @@ class Intake:
     def _submit(self, chunks: Chunks, receiver: Receiver) -> None:
         table, rows = chunks.table, chunks.rows
         table.queued[rows] = chunks.ends
-        table.unacknowledged[rows] += _ONE
         work = Work(rows, chunks.lengths, chunks.inputs, _Commit(self, chunks, receiver))
         self._engine.submit(table, work, Priority.LIVE)
 

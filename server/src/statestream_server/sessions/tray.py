@@ -7,6 +7,7 @@ send a thousand frames; those that are ready at the same moment are laid out as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import add
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -101,6 +102,7 @@ class Tray:
                 np.frombuffer(b"".join(parts), dtype).reshape(-1, *shape)
                 for (dtype, shape), parts in zip(table.inputs, zip(*inputs, strict=True), strict=True)
             ],
+            ends=np.array(list(map(add, starts, steps)), np.uint64),
         )
         self._intake.accept(chunks, _Turn(senders))
 
