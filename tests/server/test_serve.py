@@ -84,6 +84,7 @@ def test_an_unusable_store_is_refused(folder: Path, tmp_path: Path, store: str) 
         (("--store", "memory", "--durability", "sync"), "--durability none"),
         (("--store", "mysql://localhost"), "names no store"),
         (("--store", "memory", "--device", "tpu"), "tpu"),
+        (("--workers", "3", "--http", "--http-port", "65534"), "HTTP ports 65534 to 65536"),
     ],
 )
 def test_settings_that_contradict_are_refused(folder: Path, options: tuple[str, ...], said: str) -> None:
@@ -111,6 +112,15 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, option: str, val
     assert result.exit_code == 2
     assert f"Invalid value for '{option}'" in result.output
     assert re.search(rf"{re.escape(value)}(\.0)? is not in the range {re.escape(expected)}", result.output)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--checkpoint-interval", "--drain-grace", "--hibernate-after", "--retention"])
+def test_times_are_finite(tmp_path: Path, option: str, value: str) -> None:
+    result = CliRunner().invoke(serve, [str(tmp_path), option, value])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output
+    assert f"{value} is not a finite number of seconds" in result.output
 
 
 def test_a_config_file_is_read_and_checked(folder: Path, tmp_path: Path) -> None:

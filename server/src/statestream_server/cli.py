@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +45,19 @@ def _option(name: str, **more: Any) -> Callable[[_Decorated], _Decorated]:
     return click.option(name, envvar=variable, show_envvar=True, show_default=more.get("default") is not None, **more)
 
 
+class _Seconds(click.FloatRange):
+    """Finite seconds in a range; the base class lets NaN through, which no comparison refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a finite number of seconds", param, ctx)
+        return seconds
+
+
 _LIMITS = Limits()
-_PORT = click.IntRange(0, 65535)
+_LAST_PORT = 65535
+_PORT = click.IntRange(0, _LAST_PORT)
 
 
 @click.command()
@@ -77,7 +89,7 @@ _PORT = click.IntRange(0, 65535)
     help="When steps become durable: never, once an interval, or before the reply leaves."
     " Default: none for the memory store, else interval.",
 )
-@_option("--checkpoint-interval", type=click.FloatRange(0.01), default=1.0, help="Seconds between checkpoints.")
+@_option("--checkpoint-interval", type=_Seconds(0.01), default=1.0, help="Seconds between checkpoints.")
 @_option(
     "--device", default="auto", help="Where models run: auto (CUDA if it runs, else the CPU), cpu, cuda or cuda:N."
 )
@@ -93,16 +105,16 @@ _PORT = click.IntRange(0, 65535)
     default="pad",
     help="What becomes of a model that answers in other bits alone than in a batch.",
 )
-@_option("--drain-grace", type=click.FloatRange(0), default=10.0, help="Seconds that a stop may take at most.")
+@_option("--drain-grace", type=_Seconds(0), default=10.0, help="Seconds that a stop may take at most.")
 @_option(
     "--hibernate-after",
-    type=click.FloatRange(1),
+    type=_Seconds(1),
     default=900.0,
     help="Seconds without a step after which a session leaves memory.",
 )
 @_option(
     "--retention",
-    type=click.FloatRange(0),
+    type=_Seconds(0),
     default=0.0,
     help="Seconds that an unused session is kept in the store; 0 for ever.",
 )
@@ -161,6 +173,11 @@ def serve(
         advertise=advertise,
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )
+    if http and http_port and http_port + workers - 1 > _LAST_PORT:
+        raise click.ClickException(
+            f"{workers} workers need the HTTP ports {http_port} to {http_port + workers - 1}, and the last port is"
+            f" {_LAST_PORT}; give a lower --http-port, or --no-http"
+        )
     if workers > 1 and store == "memory":
         raise click.ClickException("workers share sessions through the store, and the memory store is each one's own")
     try:
