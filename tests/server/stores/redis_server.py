@@ -28,6 +28,11 @@ class Server(NamedTuple):
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def patient(self) -> str:
+        """The URL for tests of what a store does, not of when it gives up: a busy machine answers late."""
+        return f"{self.url}?timeout_ms=20000"
+
 
 def free_port() -> int:
     """A port that nobody listens on; below 55536, so that the bus of a Cluster fits above it."""

@@ -202,6 +202,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_redis_follows_the_rules(server: Server) -> None:
     def make() -> Store:
         server.client.flushall()
-        return RedisStore(server.url)
+        return RedisStore(server.patient)
 
     _check(make, 25)
