@@ -343,3 +343,20 @@ async def test_a_close_that_is_cancelled_happens_all_the_same(fake: Fake) -> Non
                 assert float((await again.step(np.ones(FEATURES, np.float32)))[0]) == 2
     finally:
         await client.close()
+
+
+def test_a_second_close_does_not_wait_for_who_has_the_handle_next(wire: Wire) -> None:
+    """Of two sessions one is closed at once, the other behind a reset: the second close of both is over with them."""
+    first, second = wire.open("a", "b").tolist()
+    reset = wire.core.reset(np.array([first]))
+    closes = [wire.core.close(np.array(some), delete=False) for some in ([first], [second], [first, second])]
+    wire.send()
+    (opened,) = [request for request in wire.requests if request.HasField("open")]
+    wire.requests.remove(opened)
+    wire.run()
+    assert closes[1].done
+    assert wire.open("c").tolist() == [second]
+    wire.requests.append(opened)
+    wire.run()
+    assert reset.done
+    assert all(close.done for close in closes)

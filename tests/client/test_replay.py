@@ -47,6 +47,27 @@ def test_answered_steps_that_the_server_lost_are_replayed(wire: Wire) -> None:
     assert last.value[0, 0] == 7
 
 
+def test_replies_to_a_replay_are_acknowledged_before_the_session_is_let_go(wire: Wire) -> None:
+    """The server that lost the steps has no acknowledgement of them: else its next caller gets the replies again."""
+    (handle,) = wire.open("a")
+    wire.world.save()
+    for _ in range(3):
+        wire.step(handle, np.ones((1, FEATURES)))
+        wire.run()
+    wire.core.results.acks_due = True
+    wire.core.table.unacked[handle] = wire.core.results.ack_after
+    wire.run()
+    wire.cut()
+    wire.world.restart()
+    wire.connect()
+    wire.run()
+    assert wire.world.rows["a"].position == 3
+    closed = wire.core.close(np.array([handle]), delete=False)
+    wire.run()
+    assert closed.done
+    assert not wire.world.rows["a"].replies
+
+
 def test_a_replay_is_a_chunk_of_each_session_and_what_was_not_answered_goes_as_it_went(wire: Wire) -> None:
     handles = wire.open("a", "b", "c")
     wire.world.save()

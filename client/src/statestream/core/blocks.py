@@ -321,6 +321,9 @@ def answer(table: Table, at: slice | Ints, ends: Ints, durable: Ints, *, replay:
     table.in_flight[at] -= 1
     if not replay:
         table.attempts[at] = 0
+    else:
+        # The server that lost it took no acknowledgement of what it had not applied: it keeps the reply until the next.
+        table.acked[at] = np.minimum(table.acked[at], ends - 1)
     table.durable[at] = np.maximum(table.durable[at], durable)
     table.answered[at] = np.maximum(table.answered[at], ends)
     table.unacked[at] += 1

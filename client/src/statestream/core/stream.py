@@ -362,7 +362,8 @@ class StreamCore:
     def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
         ticket, controls = self.closings.controls(kind, handles)
         for control in controls:
-            self.resets.submit(control)
+            # One that joins a close waits for that alone; here it hears when a handle goes that may be taken again.
+            (self.controls if control.kind is Kind.JOIN else self.resets).submit(control)
         return ticket
 
     def _number(self) -> int:
