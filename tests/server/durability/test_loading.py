@@ -14,6 +14,7 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2 as model
 from statestream_server.models import repository
+from statestream_server.servicers import apart
 from statestream_server.stores.base import TENANT, Key
 from tests.support import models
 from tests.support.arrays import u32
@@ -188,6 +189,32 @@ async def test_a_session_whose_own_version_loads_waits_alone(folder: Path, gate:
             (0, [10]),
             (1, [10]),
         ]
+
+
+async def test_a_stream_whose_opens_wait_for_a_version_is_not_read_on_without_end(
+    folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.write_counter(folder, 2, factor=10)
+    monkeypatch.setattr(apart, "_MOST_BYTES", 100)
+    async with serving(folder) as local, Speaker(local.channel, MODEL) as speaker:
+        await speaker.open_one("here", 9)
+        (stream,) = local.server.peers._peers.values()
+        hold(gate)
+        names = ["a" * 100, "b" * 100, "c" * 100]
+        frames = [
+            await speaker.send(open=asked(speaker, [handle], [name], version=1)) for handle, name in enumerate(names)
+        ]
+        await gate.reached()
+        async with Speaker(local.channel, MODEL) as other:
+            await other.open_one("other", 0)
+            for position in range(10):
+                await other.step(0, position, numbers(1))
+        assert stream._last_frame == frames[0]
+        gate.open.set()
+        for frame in frames:
+            opened = await speaker.read()
+            assert opened is not None
+            assert (opened.frame, opened.opened.version) == (frame, 1)
 
 
 async def test_frames_behind_an_open_that_loads_keep_their_order_to_the_end_of_the_stream(

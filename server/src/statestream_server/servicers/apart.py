@@ -10,7 +10,7 @@ import numpy as np
 from statestream.v1 import inference_pb2 as pb
 
 _MOST_BYTES = 1 << 20
-"""Bytes of frames that may wait behind such opens before the stream is no longer read."""
+"""Bytes of frames that may wait, such opens among them, before the stream is no longer read."""
 
 Answer = Callable[[pb.StreamRequest, Callable[[], None]], Awaitable[None]]
 """Answers a frame; calls the function before it waits for a version."""
@@ -41,8 +41,7 @@ class Apart:
             if before:
                 # Its handles may stand for ids, and ids for handles, that only those before it name.
                 self._begin(request, named.union(*map(self._waiting.__getitem__, before)), before, _nothing)
-                while self._bytes > _MOST_BYTES:
-                    await asyncio.wait([*self._waiting], return_when=asyncio.FIRST_COMPLETED)
+                await self._room()
                 return
         if not request.HasField("open"):
             await self._answer(request, _nothing)
@@ -55,6 +54,7 @@ class Apart:
 
         task = self._begin(request, _named(request), [], loading)
         await asyncio.wait((task, loads), return_when=asyncio.FIRST_COMPLETED)
+        await self._room()
 
     async def settled(self) -> None:
         """Returns when nothing waits any more."""
@@ -65,6 +65,11 @@ class Apart:
         """Drops everything that waits."""
         for task in self._waiting:
             task.cancel()
+
+    async def _room(self) -> None:
+        """Returns when little enough waits that the stream may be read on."""
+        while self._bytes > _MOST_BYTES:
+            await asyncio.wait([*self._waiting], return_when=asyncio.FIRST_COMPLETED)
 
     def _begin(
         self,
