@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from statestream.errors import StoreUnavailable
+from statestream_server.engine.table import UNBOUND
 from statestream_server.sessions import saver
 from statestream_server.stores.base import Record
+from tests.support.arrays import tensor
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
 from tests.support.speaker import Speaker, fresh_id
@@ -131,3 +133,43 @@ async def test_a_write_that_fails_makes_every_row_of_it_dirty_again(
         gate.let(100)
         assert await speaker.flush(*range(5)) == dict.fromkeys(range(5), 1)
         assert not np.flatnonzero(table.dirty).size
+
+
+async def test_a_session_that_is_being_written_stays_in_memory_until_the_store_has_it(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An emptied store has none of them, and the write that registers them again fails: memory has the only copy."""
+    async with Speaker(local.channel, MODEL) as speaker:
+        await stepped(speaker, 2)
+        await speaker.flush(0, 1)
+        gate, table = Gate(local, monkeypatch), local.table(MODEL)
+        local.server.saver.register_again()
+        await local.until(lambda: len(gate.records) == 1)
+        await local.server.sessions.hibernate(table, float("inf"))
+        assert table.sessions == 2
+        gate.broken = True
+        gate.let()
+        await local.until(lambda: table.dirty.sum() == 2)
+        gate.broken = False
+        gate.let(100)
+        await local.server.saver.checkpoint()
+        await local.server.sessions.hibernate(table, float("inf"))
+        assert table.sessions == 0
+        assert sums(await speaker.step(0, 1, numbers(1))) == [2]
+
+
+async def test_a_stream_that_breaks_while_it_opens_sessions_leaves_them_to_nobody(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start values are saved before the answer: the row is there, and the stream has not heard of it yet."""
+    table, gate = local.table(MODEL), Gate(local, monkeypatch)
+    async with Speaker(local.channel, MODEL) as speaker:
+        opening = asyncio.create_task(
+            speaker.open_one(fresh_id(), ephemeral=True, initial_states=[tensor("s", np.ones((1, 1), np.float32))])
+        )
+        await local.until(lambda: len(gate.records) == 1)
+        assert (table.owner != UNBOUND).any()
+        opening.cancel()
+    await local.until(lambda: not len(local.server.peers))
+    assert (table.owner == UNBOUND).all()
+    gate.let(100)

@@ -74,7 +74,7 @@ class Stream:
             self._apart.cancel()
             for task in self._flushes:
                 task.cancel()
-            self._server.peers.leave(self._number, self._handles.tables)
+            self._server.peers.leave(self._number, self._server.saver.tables())
             self.ended.set()
 
     @property

@@ -69,7 +69,7 @@ class Peers:
         return number
 
     def leave(self, number: int, tables: list[Table]) -> None:
-        """A stream ended: its rows are nobody's, and stay."""
+        """A stream ended: its rows in any of the tables are nobody's, and stay."""
         del self._peers[number]
         for table in tables:
             rows = np.flatnonzero(table.owner == number)

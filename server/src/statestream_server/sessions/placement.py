@@ -327,7 +327,7 @@ class Placement:
         self.pass_on()
         rows = np.fromiter(table.row_of.values(), np.int64, table.sessions)
         clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
-        clean &= ~np.isin(rows, self._saver.answering(table))
+        clean &= ~np.isin(rows, self._saver.needed(table))
         resting: Ints = rows[clean & table.lane.idle(rows)]
         return resting
 

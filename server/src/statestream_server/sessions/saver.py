@@ -84,6 +84,8 @@ class Saver:
         self._on_durable = on_durable
         self._on_fenced = on_fenced
         self._layouts: dict[int, tuple[Table, Layout]] = {}
+        self._writing: dict[int, tuple[Table, list[_Capture]]] = {}
+        """What each write under way has captured; the store has not answered for it yet."""
         self._waiting: list[Release] = []
         self._releasing = False
         self._wanted = asyncio.Event()
@@ -147,9 +149,14 @@ class Saver:
         else:
             self._contact.release(table, rows, release)
 
-    def answering(self, table: Table) -> Ints:
-        """Rows of a table whose replies wait although they are saved; they must stay in memory."""
-        return self._contact.answering(table)
+    def needed(self, table: Table) -> Ints:
+        """Rows of a table that must stay in memory although they are not dirty.
+
+        Their replies wait, or their record is on its way: where the store has lost the one before, and this one does
+        not arrive, nobody else has them.
+        """
+        writing = [one.rows for other, captures in self._writing.values() if other is table for one in captures]
+        return np.concatenate([self._contact.answering(table), *writing])
 
     def register_again(self) -> None:
         """Saves every session, because the store has none of them any more."""
@@ -255,6 +262,7 @@ class Saver:
         """Writes those of the rows that are dirty still when their turn comes."""
         for start in range(0, len(dirty), _WRITTEN):
             part, captures = dirty[start : start + _WRITTEN], list[_Capture]()
+            self._writing[id(captures)] = table, captures
             try:
                 for first in range(0, len(part), _CAPTURED):
                     if captures:
@@ -267,6 +275,8 @@ class Saver:
                     same = table.serial[capture.rows] == capture.serials
                     table.dirty[capture.rows[same]] = True
                 raise
+            finally:
+                del self._writing[id(captures)]
             answers = iter(saved)
             for capture in captures:
                 self._settle(table, capture, np.fromiter(answers, np.bool_, len(capture.rows)), asked)
