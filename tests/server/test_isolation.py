@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server.sessions import snapshots
 from statestream_server.sessions.snapshots import Snapshot
+from tests.server.runtime import graphs
 from tests.support import models
 from tests.support.arrays import arrays_of, same_bits, tensor, u32, u64
 from tests.support.calls import Caller, everything, failing
@@ -117,6 +119,33 @@ class TestModelsThatRefuseInputs:
             assert (await speaker.refusal()).reason == "BAD_TENSOR"
             answer = await speaker.step(0, 1, words(2, 3))
             np.testing.assert_array_equal(answer.outputs["y"], whole.run(words(4, 2, 3))["y"][1:])
+
+    @pytest.mark.parametrize("batched", [True, False])
+    async def test_a_refusal_steps_nobody_twice(self, tmp_path: Path, batched: bool) -> None:
+        """Whatever is refused, and where in a batch or a chunk: the others count each of their steps once."""
+        graphs.save(graphs.lookup(batched=batched)[0], tmp_path / "lookup" / "1")
+        rng, sessions = np.random.default_rng(7), 9
+        async with serving(tmp_path) as local, Speaker(local.channel, "lookup") as speaker:
+            await speaker.open(*(fresh_id() for _ in range(sessions)))
+            position = np.zeros(sessions, np.int64)
+            for _ in range(15):
+                handles = rng.permutation(sessions)[: int(rng.integers(1, sessions + 1))].tolist()
+                chunks = [rng.integers(0, 5, (int(rng.integers(1, 4)), 1)) for _ in handles]
+                guilty = [handle for handle in handles if rng.random() < 0.3]
+                for handle, chunk in zip(handles, chunks, strict=True):
+                    if handle in guilty:
+                        chunk[rng.integers(0, len(chunk))] = 99
+                starts = position[handles].tolist()
+                await speaker.send_chunk(handles, starts, [{"token": chunk} for chunk in chunks], acked=starts)
+                rows = {row.handle: row for row in await speaker.rows(len(handles))}
+                for handle, chunk in zip(handles, chunks, strict=True):
+                    row = rows[handle]
+                    assert isinstance(row, Refusal) == (handle in guilty)
+                    if isinstance(row, Answer):
+                        steps = position[handle] + np.arange(len(chunk))
+                        expected = 1000 * chunk.ravel() + 4 * steps + steps % 2
+                        assert row.outputs["y"].ravel().tolist() == expected.tolist()
+                        position[handle] += len(chunk)
 
     async def test_a_failing_prediction_fails_alone(self, local: Local) -> None:
         """Predictions that wait together share a batch; what the graph refuses is the caller's alone."""

@@ -216,6 +216,30 @@ def lonely() -> tuple[onnx.ModelProto, Signature]:
     return b.model(signature), signature
 
 
+def lookup(*, batched: bool = True) -> tuple[onnx.ModelProto, Signature]:
+    """One step a run: y = table[token] + steps so far, counted in five data types; a token beyond 4 fails the run.
+
+    The counts depend on no token: only an output shows that one was refused.
+    """
+    b, dtypes = Builder(), ("float32", "int64", "float64", "float16", "bool")
+    spec: dict[str, Any] = {"shape": [-1, 1], "batch_axis": 0} if batched else {"shape": [1]}
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="token", dtype="int64", **spec)],
+        outputs=[TensorSpec(name="y", dtype="float32", **spec)],
+        states=[StateSpec(input=d, output=f"{d}_out", dtype=d, **spec) for d in dtypes],
+    )
+    total = b.add("Gather", [b.constant(np.asarray([0, 1000, 2000, 3000, 4000], np.float32)), "token"])
+    for dtype in dtypes:
+        if dtype == "bool":
+            b.add("Not", [dtype], [f"{dtype}_out"])
+        else:
+            b.add("Add", [dtype, b.constant(np.ones(1, dtype))], [f"{dtype}_out"])
+        total = b.add("Add", [total, b.add("Cast", [dtype], to=TensorProto.FLOAT)])
+    b.add("Identity", [total], ["y"])
+    return b.model(signature), signature
+
+
 def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path:
     """Writes a model file, its folder too."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from statestream_server.models.fused_rows import FusedRows
 from statestream_server.models.numpy_rows import NumpyRows
 from statestream_server.models.policies import SerialisedRows
 from statestream_server.models.rows import FIRST_ROW, Rows, is_batched
-from statestream_server.models.runtime import Graph, providers_for
+from statestream_server.models.runtime import Graph, GraphError, providers_for
 from tests.server.runtime import graphs
 
 CAPACITY = 40
@@ -59,6 +59,7 @@ MODELS: dict[str, Maker] = {
     "half nan": functools.partial(graphs.average, "float16", StateCheck.STATE_CHECK_NAN),
     "double": functools.partial(graphs.average, "float64"),
     "lonely": graphs.lonely,
+    "lookup": graphs.lookup,
 }
 
 
@@ -121,7 +122,8 @@ def test_fused_and_numpy_rows_do_the_same(kind: str, name: str, seed: int, n: in
     ]
     poisoned = rng.random(n) < 0.3
     for value in inputs:
-        value[poisoned] = rng.choice([np.nan, np.inf, -np.inf])
+        if value.dtype.kind == "f":
+            value[poisoned] = rng.choice([np.nan, np.inf, -np.inf])
     results = []
     for rows in (fused, plain):
         rows.write(ALL, before)
@@ -156,6 +158,18 @@ def test_a_bad_row_changes_neither_its_target_nor_its_neighbours(kind: str, name
         assert not fine.any()
         assert same_bits(outputs[0][[0, 2]], expected[0][[0, 2]])
         assert all(same_bits(a[[0, 2]], b[[0, 2]]) for a, b in zip(after, rows.read(target), strict=True))
+
+
+def test_a_run_that_fails_leaves_all_rows_as_they_are(kind: str) -> None:
+    """The states do not need what the graph refuses: nothing but an added dependency keeps them from being written."""
+    for rows in pair("lookup", kind)[:2]:
+        rows.reset(ALL)
+        tokens = np.arange(3).reshape(3, 1, 1)
+        rows.step(ALL[:3], ALL[:3], [tokens])
+        before = rows.read(ALL)
+        with pytest.raises(GraphError):
+            rows.step(ALL[:3], ALL[:3], [tokens * 99])
+        assert all(map(same_bits, before, rows.read(ALL)))
 
 
 def test_infinite_states_pass_the_nan_check_and_fail_the_finite_one(kind: str) -> None:

@@ -13,6 +13,7 @@ from statestream_server.arrays import Array, Bools, Ints, some
 from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import NONE, Part
+from statestream_server.models.policies import SerialisedRows
 from statestream_server.models.rows import SCRATCH_ROW
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Batch:
         self.bad: Bools | None = None
         """[count] which chunks were not committed, in the order of the parts; None for none of them."""
         self._table = table
+        self._serial = isinstance(table.rows, SerialisedRows)
         self._refusals: dict[int, errors.StatestreamError] = {}
         rows = [self._rows(part) for part in taken.parts]
         self._source: Ints
@@ -87,6 +89,10 @@ class Batch:
         return np.where(first, rows, shadow[places]), np.where(target == NONE, SCRATCH_ROW, target)
 
     def _run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        if self._serial and len(source) > 1:
+            # Row by row: where one is refused, those before it are committed already.
+            ones = (slice(place, place + 1) for place in range(len(source)))
+            return _joined([self._run(source[one], target[one], [array[one] for array in inputs]) for one in ones])
         try:
             return self._table.rows.step(source, target, inputs)
         except Exception as error:
@@ -96,9 +102,7 @@ class Batch:
                 half = len(source) // 2
                 left = self._run(source[:half], target[:half], [array[:half] for array in inputs])
                 right = self._run(source[half:], target[half:], [array[half:] for array in inputs])
-                return [np.concatenate(pair) for pair in zip(left[0], right[0], strict=True)], np.concatenate(
-                    [left[1], right[1]]
-                )
+                return _joined([left, right])
             log.warning("model %r refused a chunk: %s", self._table.model.name, error)
             self._refusals[self._session_row(int(source[0]), int(target[0]))] = errors.BadTensor(
                 f"the model cannot run these inputs: {error}", metadata={"field": "inputs"}
@@ -114,3 +118,9 @@ class Batch:
     def _session_row(self, source: int, target: int) -> int:
         rows = np.concatenate([part.rows for part in self.taken.parts])
         return int(rows[np.flatnonzero((self._source == source) & (self._target == target))[0]])
+
+
+def _joined(results: Sequence[tuple[list[Array], Bools]]) -> tuple[list[Array], Bools]:
+    """What runs of neighbouring rows gave, as one."""
+    outputs = [np.concatenate(arrays) for arrays in zip(*(outputs for outputs, _ in results), strict=True)]
+    return outputs, np.concatenate([bad for _, bad in results])

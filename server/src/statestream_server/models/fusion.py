@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from statestream import signature as signatures
 from statestream.signature import Signature, StateCheck, StateSpec, TensorSpec
 from statestream_server.models.checks import is_checked
+from statestream_server.models.operators import may_refuse, uses
 from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, feedback_outputs
 
 _OLDEST_OPSET = 11
@@ -78,7 +79,8 @@ def fuse(model: onnx.ModelProto, signature: Signature) -> tuple[onnx.ModelProto,
         signature: Its signature, which fits it.
 
     Raises:
-        FusionError: Its opset is too old, or an input is also an output.
+        FusionError: Its opset is too old, an input is also an output, or a graph without a batch axis may refuse values
+            when rows are written already.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < _OLDEST_OPSET:
@@ -215,7 +217,7 @@ class _Wrapper:
             self._after[-1].output[0] = names.bad
             scratch = self._constant(np.asarray(SCRATCH_ROW, np.int64))
             target = self._put(self._after, "Where", [names.bad, scratch, target])
-        return self._after_reads(target, checked, places)
+        return self._at_last(target, checked, places)
 
     def _joined(self, op: str, values: Sequence[str]) -> str:
         joined = values[0]
@@ -249,12 +251,12 @@ class _Wrapper:
             found = self._put(self._after, "Cast", [found], to=TensorProto.FLOAT)
         return found
 
-    def _after_reads(self, rows: str, checked: Sequence[StateSpec], places: Sequence[tuple[int, ...] | None]) -> str:
-        """Lets the scatters to rows wait for the gathers.
+    def _at_last(self, rows: str, checked: Sequence[StateSpec], places: Sequence[tuple[int, ...] | None]) -> str:
+        """Lets the scatters to rows wait for the gathers, and for whatever of the author's graph may fail.
 
         A scatter writes the memory that its gather reads, and the graph says which comes first only where the new
-        state, or the check of another, depends on the old one. Where none does, the rows take their number from what
-        was gathered.
+        state, or the check of another, depends on the old one. And a run that refuses its inputs must not have written
+        anything. Where nothing else says so, the rows take their number from what they wait for.
         """
         shared = set[str]().union(*(self._ancestors(state.output) for state in checked))
         reads = [node.output[0] for node in self._reads if node.op_type == "Gather"]
@@ -264,11 +266,31 @@ class _Wrapper:
                 shape = self._put(self._after, "Shape", [read])
                 axis = self._constant(np.asarray([len(place or ())], np.int64))
                 lengths.append(self._put(self._after, "Gather", [shape, axis], axis=0))
+        for value, batch in self._refusable(shared):
+            axis = self._constant(np.asarray([batch], np.int64))
+            lengths.append(self._put(self._after, "Gather", [self._put(self._after, "Shape", [value]), axis], axis=0))
         if not lengths:
             return rows
         sizes = self._put(self._after, "Concat", lengths, axis=0) if len(lengths) > 1 else lengths[0]
         length = self._put(self._after, "Gather", [sizes, self._constant(np.asarray([0], np.int64))], axis=0)
         return self._put(self._after, "Reshape", [rows, length])
+
+    def _refusable(self, known: set[str]) -> Iterator[tuple[str, int]]:
+        """The author's results, and their batch axes, at which a run may fail although all that is known is there."""
+        known = known - {""}  # What a node leaves out, inputs or outputs, has no name.
+        refusing = {
+            name
+            for node in self._graph.node
+            if may_refuse(node) and known.isdisjoint(node.output)
+            for name in node.output
+        }
+        results: list[tuple[str, TensorSpec | StateSpec]] = [(spec.name, spec) for spec in self._signature.outputs]
+        results += [(state.output, state) for state in self._signature.states]
+        for name, spec in results:
+            if self._ancestors(name) & refusing:
+                if not spec.HasField("batch_axis") or spec.shape[spec.batch_axis] >= 0:
+                    raise FusionError(f"{name!r} has no batch axis and is computed by operators that may refuse values")
+                yield name, spec.batch_axis
 
     def _ancestors(self, value: str) -> set[str]:
         """What a value of the author's graph is computed from, itself included."""
@@ -279,7 +301,7 @@ class _Wrapper:
             if name not in found:
                 found.add(name)
                 if name in makers:
-                    waiting.extend(_uses(makers[name]))
+                    waiting.extend(uses(makers[name]))
         return found
 
     def _finish(self, names: Names) -> None:
@@ -351,16 +373,6 @@ def _fresh_prefix(graph: onnx.GraphProto) -> str:
     while any(name.startswith(prefix) for name in taken):
         prefix = "_" + prefix
     return prefix
-
-
-def _uses(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, its inner graphs included."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            for part in inner.node:
-                yield from _uses(part)
-            yield from (value.name for value in inner.output)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

@@ -1,0 +1,34 @@
+"""Operators: what a node of an ONNX graph reads, and whether it may refuse values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import onnx
+
+_TOTAL: Final = frozenset(
+    "Abs Add And BatchNormalization Cast Ceil Clip Concat Constant Conv Cos Div Dropout Elu Equal Erf Exp Flatten Floor"
+    " Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LayerNormalization LeakyRelu Less"
+    " LessOrEqual Log LogSoftmax MatMul Max Mean Min Mish Mul Neg Not Or PRelu Pow Reciprocal ReduceMax ReduceMean"
+    " ReduceMin ReduceSum Relu Round Selu Shape Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Squeeze Sub Sum Tanh"
+    " Transpose Unsqueeze Where Xor".split()
+)
+
+
+def may_refuse(node: onnx.NodeProto) -> bool:
+    """Whether a run may fail at a node because of values: a token beyond a table, a length beyond the steps.
+
+    Of operators that are not known to take any values it is assumed.
+    """
+    return node.op_type not in _TOTAL or node.domain not in ("", "ai.onnx")
+
+
+def uses(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that a node reads, its inner graphs included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            for part in inner.node:
+                yield from uses(part)
+            yield from (value.name for value in inner.output)
