@@ -142,19 +142,25 @@ def echo_rate(bench: Bench, seconds: float) -> float:
 
 def naive_rate(bench: Bench, seconds: float) -> float:
     """Steps a second of the first attempt with 256 streams."""
-    return float(run(naive.steps_per_second(bench.naive.port, 256, seconds, FEATURES)))
+    return float(run(naive.steps_per_second(bench.naive.port, 256, seconds, FEATURES))[0])
 
 
-def streams(bench: Bench, count: int, seconds: float) -> float:
-    """Steps a second of sessions that have a stream each, in closed loop, spoken without our client."""
+def naive_round_trips(bench: Bench, seconds: float) -> np.ndarray:
+    """Seconds of every step of the first attempt with one stream."""
+    return np.asarray(run(naive.steps_per_second(bench.naive.port, 1, seconds, FEATURES))[1])
 
-    async def main() -> float:
-        done, end, opened = 0, 0.0, asyncio.Barrier(count)
+
+def streams(bench: Bench, count: int, seconds: float) -> tuple[float, np.ndarray]:
+    """Sessions that have a stream each, in closed loop, spoken without our client: steps a second, and every round trip
+    in seconds."""
+
+    async def main() -> tuple[float, np.ndarray]:
+        trips, end, opened = list[float](), 0.0, asyncio.Barrier(count)
         async with grpc.aio.insecure_channel(bench.ours.address) as channel:
             stub = stubs.InferenceServiceStub(channel)
 
             async def one(number: int) -> None:
-                nonlocal done, end
+                nonlocal end
                 call, handle = stub.Stream(), (0).to_bytes(4, "little")
                 opening = pb.OpenFrame(
                     model="lstm",
@@ -173,7 +179,7 @@ def streams(bench: Bench, count: int, seconds: float) -> float:
                 frame, position = 1, 0
                 await opened.wait()  # The clock starts when all are.
                 end = end or time.perf_counter() + seconds
-                while time.perf_counter() < end:
+                while (start := time.perf_counter()) < end:
                     frame += 1
                     request.frame = frame
                     request.chunk.positions = request.chunk.acked_positions = position.to_bytes(8, "little")
@@ -181,7 +187,7 @@ def streams(bench: Bench, count: int, seconds: float) -> float:
                     while not (await call.read()).HasField("result"):
                         pass
                     position += 1
-                    done += 1
+                    trips.append(time.perf_counter() - start)
                 close = pb.CloseFrame(handles=handle, action=pb.CLOSE_ACTION_DELETE)
                 await call.write(pb.StreamRequest(frame=frame + 1, close=close))
                 await call.done_writing()
@@ -189,9 +195,10 @@ def streams(bench: Bench, count: int, seconds: float) -> float:
                     pass
 
             await asyncio.gather(*(one(number) for number in range(count)))
-        return done / seconds
+        return len(trips) / seconds, np.asarray(trips)
 
-    return float(run(main()))
+    rate, trips = run(main())
+    return float(rate), np.asarray(trips)
 
 
 def open_and_close(bench: Bench, count: int) -> tuple[float, float]:

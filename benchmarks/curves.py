@@ -49,6 +49,8 @@ def latency(bench: Bench, rounds: int, seconds: float) -> dict[str, Any]:
     """Milliseconds of single round trips by quantile, all rounds together."""
     ways: Mapping[str, Callable[[], np.ndarray]] = {
         "bare echo, one stream": lambda: cases.echo_round_trips(bench, seconds),
+        "first attempt, one stream": lambda: cases.naive_round_trips(bench, seconds),
+        "one session alone, without our client": lambda: cases.streams(bench, 1, seconds)[1],
         "one session alone": lambda: cases.round_trips(bench, seconds),
         f"64 sessions, {HALF_LOAD:,} steps/s": lambda: cases.trips_beside(bench, HALF_LOAD, seconds, chunks=False),
         "the same beside full chunks": lambda: cases.trips_beside(bench, HALF_LOAD, seconds, chunks=True),

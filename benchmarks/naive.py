@@ -42,23 +42,22 @@ async def serve(port: int, path: str) -> None:
     await server.wait_for_termination()
 
 
-async def steps_per_second(port: int, streams: int, seconds: float, features: int) -> float:
-    """Streams in closed loop, one step a message."""
-    count, payload = 0, np.ones(features, np.float32).tobytes()
+async def steps_per_second(port: int, streams: int, seconds: float, features: int) -> tuple[float, list[float]]:
+    """Streams in closed loop, one step a message: steps a second, and every round trip in seconds."""
+    trips, payload = list[float](), np.ones(features, np.float32).tobytes()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         end = time.perf_counter() + seconds
 
         async def one() -> None:
-            nonlocal count
             call: Any = channel.stream_stream(METHOD)()
-            while time.perf_counter() < end:
+            while (start := time.perf_counter()) < end:
                 await call.write(payload)
                 await call.read()
-                count += 1
+                trips.append(time.perf_counter() - start)
             await call.done_writing()
 
         await asyncio.gather(*(one() for _ in range(streams)))
-    return count / seconds
+    return len(trips) / seconds, trips
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def measure(models_folder: Path, folder: Path, seconds: float) -> dict[str, Any]
             "pool, 1,024 × 1": lambda s: cases.pool(bench, "lstm", 1024, 1, s),
             "pool, 256 × 16": lambda s: cases.pool(bench, "lstm", 256, 16, s),
             "1,024 tasks": lambda s: cases.awaits(bench, 1024, s),
-            "256 streams": lambda s: cases.streams(bench, 256, s),
+            "256 streams": lambda s: cases.streams(bench, 256, s)[0],
             "one session": lambda s: 1 / float(cases.round_trips(bench, s).mean()),
         }
         return {

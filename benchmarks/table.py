@@ -121,7 +121,7 @@ def rows(bench: Bench, seconds: float) -> list[Row]:
         Row(
             "256 sessions with a stream each, against the echo with 256 streams",
             Target(0.7),
-            lambda: cases.streams(bench, 256, seconds),
+            lambda: cases.streams(bench, 256, seconds)[0],
             lambda: cases.echo_rate(bench, seconds),
             "steps/s, messages/s",
         ),
