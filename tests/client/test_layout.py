@@ -160,3 +160,30 @@ def test_a_model_called_the_wrong_way_says_the_right_one() -> None:
 def test_columns_have_names_even_where_the_signature_gives_none() -> None:
     assert column_names(FLAT.inputs[0]) == ["x_0", "x_1", "x_2"]
     assert column_names(TOKENS.inputs[0]) == ["token"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "came"),
+    [
+        ([1, 9], "9"),
+        ([-1, 2], "-1"),
+        ([1], r"dtype int64 and shape \[1\]"),
+        ([1.5, 2], r"dtype float64 and shape \[2\]"),
+        ([True, False], r"dtype bool and shape \[2\]"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_told(lengths: list[int], came: str) -> None:
+    with pytest.raises(BadTensor, match=rf"lengths has {came}; expected \[2\] whole numbers from 0 to 3"):
+        FLAT.pool(np.arange(2), np.zeros((2, 3, 3)), lengths)
+
+
+def test_errors_tell_the_shape_that_came() -> None:
+    """Not the one that it has become on the way."""
+    with pytest.raises(BadTensor, match=r"x has shape \[5, 2\]"):
+        FLAT.pool(np.arange(5), np.zeros((5, 2)), None)
+    with pytest.raises(BadTensor, match=r"rate has shape \[5\]"):
+        TWO.pool(np.arange(5), {"audio": np.zeros((5, 3, 4)), "rate": np.zeros(5, np.int64)}, None)
+    with pytest.raises(BadTensor, match=r"x has shape \[6, 2\]"):
+        FLAT.history(np.zeros((6, 2)))
+    with pytest.raises(BadTensor, match=r"x has shape \[6\]"):
+        FLAT.history(np.zeros(6))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,45 @@ async def test_pool_steps_rows_ragged_and_with_errors_by_row(connect: Connect, t
     assert (await twin.call(pool.flush)).tolist() == pool.positions.tolist()
     await twin.call(pool.close)
     assert not fake.world.rows
+
+
+async def test_rows_that_a_pool_does_not_have_are_told(connect: Connect, twin: Twin) -> None:
+    pool = await twin.call((await connect()).sessions, "sum", 5)
+    for rows, message in (
+        ([1, 9], "rows has 9; the pool has 5 rows"),
+        ([-6, 1], "rows has -6; the pool has 5 rows"),
+        ([0.5, 1], r"dtype float64 and shape \[2\]; expected a list of numbers"),
+        (3, r"dtype int64 and shape \[\]; expected a list of numbers"),
+        ([True, False], r"mask of shape \[2\]; expected \[5\]"),
+        ([4, -1], "rows has an entry twice"),
+    ):
+        with pytest.raises((ValueError, IndexError), match=message):
+            await twin.call(pool.step, ones(2), rows=rows)
+    await twin.call(pool.step, ones(2), rows=[True, False, False, False, True])
+    assert (await twin.call(pool.step, ones(0), rows=[])).shape == (0, FEATURES)
+    assert pool.positions.tolist() == [1, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"n": -1}, "n is -1; expected 0 or more"),
+        ({}, "neither n nor ids came"),
+        ({"ids": "abc"}, r"ids is the text 'abc'; expected several, as in \['abc'\]"),
+        ({"ids": ["a", 5]}, "id 5 is of type int; expected a str, as in '5'"),
+        ({"ids": ["a", ""]}, "id '' has 0 bytes of UTF-8; expected 1 to 256"),
+        ({"ids": ["a", "a"]}, "ids has an entry twice"),
+        ({"n": 3, "ids": ["a", "b"]}, "ids has 2 entries; expected 3"),
+        ({"n": 1, "upgrade": "newest"}, "upgrade is 'newest'; expected a version's number"),
+        ({"n": 1, "upgrade": 0}, "upgrade is 0; expected a version's number"),
+    ],
+)
+async def test_pools_that_cannot_be_are_told(
+    connect: Connect, twin: Twin, wanted: dict[str, Any], message: str
+) -> None:
+    client = await connect()
+    with pytest.raises((ValueError, TypeError), match=message):
+        await twin.call(client.sessions, "sum", **wanted)
 
 
 async def test_a_pool_that_cannot_open_lets_go_of_the_rest(connect: Connect, twin: Twin) -> None:

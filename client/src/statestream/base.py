@@ -214,13 +214,32 @@ class PoolBase(Generic[L]):
             raise Closed("the pool is closed; open another with client.sessions")
         if rows is None:
             return self._handles
-        index = np.asarray(rows)
-        if index.dtype == np.bool_:
-            index = np.flatnonzero(index)
-        handles: Ints = self._handles[index]
+        handles: Ints = self._handles[_chosen(rows, len(self._handles))]
         if len(np.unique(handles)) != len(handles):
             raise ValueError("rows has an entry twice; expected each row at most once")
         return handles
+
+
+def _chosen(rows: Sequence[int] | Ints | Mask, count: int) -> Ints:
+    """The numbers of some of a pool's rows; negative ones count from the end.
+
+    Raises:
+        IndexError: There is no such row.
+        ValueError: These are no rows.
+    """
+    index = np.asarray(rows)
+    if index.dtype == np.bool_:
+        if index.shape != (count,):
+            raise ValueError(f"rows is a mask of shape {list(index.shape)}; expected [{count}], an entry for each row")
+        return np.flatnonzero(index)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise ValueError(
+            f"rows is of dtype {index.dtype} and shape {list(index.shape)}; expected a list of numbers, or a mask"
+        )
+    outside = index[(index >= count) | (index < -count)]
+    if len(outside):
+        raise IndexError(f"rows has {outside[0]}; the pool has {count} rows, the first is 0")
+    return index.astype(np.int64)
 
 
 def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...] = ()) -> int:
@@ -236,6 +255,6 @@ def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...
     return ahead
 
 
-def named_ids(count: int, ids: Sequence[str] | None) -> tuple[list[str], bool]:
+def named_ids(count: int | None, ids: Sequence[str] | None) -> tuple[list[str], bool]:
     """The ids of sessions to open, and whether they are anonymous."""
     return session_ids(count, ids), ids is None

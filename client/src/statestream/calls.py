@@ -156,8 +156,8 @@ def wanted_version(version: int | None, upgrade: int | bool | None) -> tuple[int
         raise ValueError(f"version is {version} and upgrade is {upgrade}; give the version to move to as upgrade alone")
     if upgrade is True:
         return None, True
-    if upgrade < 1:
-        raise ValueError(f"upgrade is {upgrade}; expected a version's number, 1 or more, or True for the newest")
+    if not isinstance(upgrade, int | np.integer) or upgrade < 1:
+        raise ValueError(f"upgrade is {upgrade!r}; expected a version's number, 1 or more, or True for the newest")
     return upgrade, True
 
 
@@ -172,20 +172,29 @@ def open_mode(mode: str) -> pb.OpenMode:
     return MODES[mode]
 
 
-def session_ids(count: int, ids: Sequence[str] | None) -> list[str]:
-    """The given ids, or fresh random ones.
+def session_ids(count: int | None, ids: Sequence[str] | None) -> list[str]:
+    """The given ids, or so many fresh random ones.
 
     Raises:
         ValueError: There are not as many as sessions, one is empty or too long, or one comes twice.
+        TypeError: One is no text.
     """
+    if count is not None and count < 0:
+        raise ValueError(f"n is {count}; expected 0 or more")
     if ids is None:
+        if count is None:
+            raise ValueError("neither n nor ids came; expected how many sessions, or their ids")
         return [uuid.uuid4().hex for _ in range(count)]
+    if isinstance(ids, str):
+        raise TypeError(f"ids is the text {ids[:40]!r}; expected several, as in [{ids[:40]!r}]")
     found = list(ids)
-    if len(found) != count:
+    if count is not None and len(found) != count:
         raise ValueError(f"ids has {len(found)} entries; expected {count}")
-    if len(set(found)) != count:
+    if len(set(found)) != len(found):
         raise ValueError("ids has an entry twice; expected different ids")
     for one in found:
+        if not isinstance(one, str):
+            raise TypeError(f"id {one!r} is of type {type(one).__name__}; expected a str, as in {str(one)!r}")
         if not 1 <= len(one.encode()) <= 256:
             raise ValueError(f"id {one[:40]!r} has {len(one.encode())} bytes of UTF-8; expected 1 to 256")
     return found

@@ -91,24 +91,20 @@ class Layout:
             here = array.ndim == rank + 1
             if array.ndim not in (rank + 1, rank + 2) or array.shape[0] != count:
                 raise self._bad(index, array, f"[{count}, …] or [{count}, T, …] with … = {_shape(self.shapes[index])}")
+            came = array
             if here:
                 array = array[:, np.newaxis]
             if single is not None and (here != single or array.shape[1] != steps):
-                raise self._bad(index, array, f"{steps} steps a row, as {self.names[0]} has")
+                raise self._bad(index, came, f"{steps} steps a row, as {self.names[0]} has")
             single, steps = here, array.shape[1]
-            self._check_step(index, array, array.shape[2:])
+            self._check_step(index, came, array.shape[2:])
             arrays.append(array)
         if not steps:
             raise BadTensor("T is 0; expected 1 step or more", metadata={"field": self.names[0]})
         lane = self._lane or self.lane(self._shapes(arrays, 2))
         sizes: Ints | int = steps
         if lengths is not None:
-            sizes = np.asarray(lengths, np.int64)
-            if sizes.shape != (count,) or (count and (sizes.min() < 0 or sizes.max() > steps)):
-                raise BadTensor(
-                    f"lengths has shape {list(sizes.shape)}; expected [{count}] with values from 0 to {steps}",
-                    metadata={"field": "lengths"},
-                )
+            sizes = _lengths(lengths, count, steps)
         inputs = tuple([array.tobytes() for array in arrays])
         return PoolTicket(lane, handles, inputs, sizes, steps, feed), bool(single)
 
@@ -152,14 +148,15 @@ class Layout:
         for name, value in self._by_name(x):
             index = self.names.index(name)
             array, shape = self._array(index, value), self.shapes[index]
+            came = array
             if array.ndim == 1 and math.prod(shape) == 1 and len(shape) == 1:
                 array = array[:, np.newaxis]
             alone = array.ndim == len(shape) + 1
             if alone:
                 array = array[np.newaxis]
             if array.ndim != len(shape) + 2 or not array.shape[1]:
-                raise self._bad(index, array, f"[T, …] or [N, T, …] with … = {_shape(shape)} and T at least 1")
-            self._check_step(index, array, array.shape[2:])
+                raise self._bad(index, came, f"[T, …] or [N, T, …] with … = {_shape(shape)} and T at least 1")
+            self._check_step(index, came, array.shape[2:])
             inputs[name] = array
         return inputs, alone
 
@@ -265,6 +262,23 @@ class Layout:
             f"{self.names[index]} has shape {list(array.shape)}; model {self.model.name!r} expects {expected}{named}",
             metadata={"field": self.names[index]},
         )
+
+
+def _lengths(lengths: Sequence[int] | Ints, count: int, steps: int) -> Ints:
+    """The steps of each of so many rows.
+
+    Raises:
+        BadTensor: Says what came instead.
+    """
+    found, expected = np.asarray(lengths), f"expected [{count}] whole numbers from 0 to {steps}"
+    if found.shape != (count,) or (count and found.dtype.kind not in "iu"):
+        came = f"dtype {found.dtype} and shape {list(found.shape)}"
+    else:
+        outside = found[(found < 0) | (found > steps)]
+        if not len(outside):
+            return found.astype(np.int64)
+        came = str(outside[0])
+    raise BadTensor(f"lengths has {came}; {expected}", metadata={"field": "lengths"})
 
 
 def require_kind(model: Model, kind: str) -> None:

@@ -175,8 +175,7 @@ class Client(Catalogue):
         Raises:
             PoolError: Some sessions did not open; the others were let go again.
         """
-        count = n if n is not None else len(ids or ())
-        names, anonymous = named_ids(count, ids)
+        names, anonymous = named_ids(n, ids)
 
         async def make() -> Pool:
             layout, ticket, parts = await self._open(

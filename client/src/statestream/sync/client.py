@@ -169,8 +169,7 @@ class Client(Catalogue):
         Raises:
             PoolError: Some sessions did not open; the others were let go again.
         """
-        count = n if n is not None else len(ids or ())
-        names, anonymous = named_ids(count, ids)
+        names, anonymous = named_ids(n, ids)
         layout, ticket, parts = self._open(
             model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
         )
