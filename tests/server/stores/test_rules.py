@@ -145,7 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
             live = None
         bare = None if live is None else live._replace(blob=None)
         match claim.mode:
-            case Mode.CREATE if live is not None:
+            case Mode.CREATE if live is not None or held:
                 return Verdict.EXISTS, bare
             case Mode.RESUME if live is None and not held:
                 return Verdict.MISSING, None

@@ -113,7 +113,7 @@ class Claimed(NamedTuple):
         verdict: How it went.
         record: The session after the claim (CREATED, HELD: without blob; TAKEN: with blob; EXISTS,
             REFUSED, LOST, OTHER: as it stands, without blob, for REFUSED a tombstone too; MISSING, UNKNOWN: None).
-            For LOST without any record, None stands for position 0.
+            For LOST without any record, None stands for position 0; for EXISTS, the row held is all there is.
     """
 
     verdict: Verdict
@@ -163,7 +163,7 @@ class Store(Protocol):
         does a record below held_epoch or seen_epoch: a store that forgot has brought it back.
 
         1. claim.incarnation < stored or tombstone incarnation → REFUSED.
-        2. CREATE and stored → EXISTS. RESUME and neither stored nor held → MISSING.
+        2. CREATE and stored or held → EXISTS. RESUME and neither stored nor held → MISSING.
         3. The row held is current where held_epoch > 0, not below seen_epoch, and not below what is
            stored (nothing at all, as after a flush, or a live record, no tombstone).
         4. Not REPLACE, exact, the row held is not current, and stored is of another version → OTHER.

@@ -54,7 +54,7 @@ for i = 1, #KEYS - 2 do
     answer = 'U'
   elseif stored and incarnation < stored.incarnation then
     answer = 'R' .. stored.text
-  elseif mode == CREATE and live then
+  elseif mode == CREATE and (live or held) then
     answer = 'E' .. as_it_stands
   elseif mode == RESUME and not live and not held then
     answer = 'M'

@@ -68,7 +68,7 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
     live = stored if stored is not None and stored.live and stored.epoch >= seen else None
     over = stored is None or (stored.live and stored.epoch <= claim.held_epoch)
     held = claim.held_epoch > 0 and claim.held_epoch == seen and over
-    if claim.mode is Mode.CREATE and live is not None:
+    if claim.mode is Mode.CREATE and (live is not None or held):
         return Decision(Verdict.EXISTS, live)
     if claim.mode is Mode.RESUME and live is None and not held:
         return Decision(Verdict.MISSING, None)

@@ -43,6 +43,11 @@ class Claims:
         assert answer.record.blob is None
         assert (await loaded(store)).writer == A
 
+    async def test_create_refuses_a_row_held_over_a_flush(self, store: Store) -> None:
+        """It is there, though the store has yet to hear of it again: a fork would be written over it."""
+        assert await claim(store, mode=Mode.CREATE, held_epoch=17, held_position=9) == Claimed(Verdict.EXISTS, None)
+        assert await load(store) is None
+
     async def test_resume_needs_a_session(self, store: Store) -> None:
         assert await claim(store, mode=Mode.RESUME) == Claimed(Verdict.MISSING, None)
         assert await load(store) is None
