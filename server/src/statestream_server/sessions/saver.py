@@ -84,6 +84,10 @@ class Saver:
         self._on_durable = on_durable
         self._on_fenced = on_fenced
         self._layouts: dict[int, tuple[Table, Layout]] = {}
+        self._aside = set[asyncio.Future[None]]()
+        """Calls of `write` under way."""
+        self._asides = 0
+        """How many there were so far."""
         self._writing: dict[int, tuple[Table, list[_Capture]]] = {}
         """What each write under way has captured; the store has not answered for it yet."""
         self._waiting: list[Release] = []
@@ -201,7 +205,14 @@ class Saver:
         """
         if self.mode != Durability.NONE:
             table.dirty[rows] = True
-            await self._save_rows(table, self.layout(table), rows)
+            ended = asyncio.get_running_loop().create_future()
+            self._aside.add(ended)
+            self._asides += 1
+            try:
+                await self._save_rows(table, self.layout(table), rows)
+            finally:
+                self._aside.discard(ended)
+                ended.set_result(None)
 
     async def checkpoint(self) -> None:
         """Returns once everything that is dirty now is written; at once in mode `none`.
@@ -227,7 +238,7 @@ class Saver:
             waiting, self._waiting = self._waiting, []
             self._releasing = bool(waiting)
             try:
-                await self._save()
+                await (self._save_for_replies() if waiting else self._save())
             except errors.StoreUnavailable as error:
                 self.failures += 1
                 if self.failures == 1:
@@ -252,6 +263,15 @@ class Saver:
         waiting, self._waiting = self._waiting, []
         for release in waiting:
             release()
+
+    async def _save_for_replies(self) -> None:
+        """Writes every row that is dirty now; what `write` took before is written then, too."""
+        before = self._asides - len(self._aside)
+        await self._save()
+        if self._asides != before:
+            if self._aside:
+                await asyncio.wait(self._aside)
+            await self._save()  # What such a call could not write is dirty again.
 
     async def _save(self) -> None:
         """Writes every row that is dirty now."""
