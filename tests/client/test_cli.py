@@ -61,6 +61,7 @@ def test_bench_measures_and_leaves_no_session(fake: Fake) -> None:
     assert "items/s" in out
     assert "█" in out
     code, out = run("bench", fake.address, "--model", "nowhere")
+    assert "no model 'nowhere' is served; served: " in out
     assert (code, "nowhere" in out) == (1, True)
     assert run("bench", fake.address, "--model", "upper")[0] == 1
 

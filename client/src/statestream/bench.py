@@ -81,7 +81,8 @@ def choose(models: list[Model], name: str | None) -> Model:
     """
     good = [model for model in models if model.is_default and not model.error and name in (None, model.name)]
     if not good:
-        raise ModelNotFound(f"the server serves no model {name!r}" if name else "the server serves no model")
+        served = ", ".join(sorted({model.name for model in models})) or "none"
+        raise ModelNotFound(f"no model {name!r} is served; served: {served}" if name else "the server serves no model")
     wanted = sorted(good, key=lambda model: ("session", "predict", "generate").index(model.kind))[0]
     if wanted.kind == "generate":
         raise Unsupported(f"model {wanted.name!r} generates; bench measures steps and predictions")

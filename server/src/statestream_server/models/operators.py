@@ -8,7 +8,7 @@ from typing import Final
 import onnx
 
 _TOTAL: Final = frozenset(
-    "Abs Add And BatchNormalization Cast Ceil Clip Concat Constant Conv Cos Div Dropout Elu Equal Erf Exp Flatten Floor"
+    "Abs Add And BatchNormalization Cast Ceil Clip Concat Constant Conv Cos Dropout Elu Equal Erf Exp Flatten Floor"
     " Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LayerNormalization LeakyRelu Less"
     " LessOrEqual Log LogSoftmax MatMul Max Mean Min Mish Mul Neg Not Or PRelu Pow Reciprocal ReduceMax ReduceMean"
     " ReduceMin ReduceSum Relu Round Selu Shape Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Squeeze Sub Sum Tanh"
@@ -17,7 +17,7 @@ _TOTAL: Final = frozenset(
 
 
 def may_refuse(node: onnx.NodeProto) -> bool:
-    """Whether a run may fail at a node because of values: a token beyond a table, a length beyond the steps.
+    """Whether a run may fail at a node because of values: a token beyond a table, a whole number over zero.
 
     Of operators that are not known to take any values it is assumed.
     """
