@@ -32,6 +32,11 @@ def pytest_configure() -> None:
     os.environ[_MARK] = uuid.uuid4().hex
 
 
+def to_outlast() -> dict[str, str]:
+    """The environment for a process that is meant to outlast the run, as a container engine is."""
+    return {name: value for name, value in os.environ.items() if name != _MARK}
+
+
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_timeout_set_timer() -> Generator[None, object, object]:
     """An alarm is an exception in whatever runs then; where that is a task which somebody else awaits, nobody stops."""

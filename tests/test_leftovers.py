@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +82,24 @@ def test_one_that_ends_by_itself():
     while not all(map(gone, pids)):
         assert time.monotonic() < deadline, pids
         time.sleep(0.005)
+
+
+def test_a_process_may_be_meant_to_outlast_the_run(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+import subprocess, sys
+from tests import leftovers
+
+def test_engine():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], env=leftovers.to_outlast())
+    print(child.pid, file=open("pid", "w"))
+""",
+    )
+    pid = int((tmp_path / "pid").read_text())
+    assert not gone(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_thread_that_does_not_end_is_shown_and_a_failure(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests import leftovers
 from tests.services import absent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ def require_engine() -> None:
     """Finds a running engine, or has STATESTREAM_DOCKER_UP bring one up, or skips the test."""
     script = os.environ.get("STATESTREAM_DOCKER_UP")
     if script:
-        run(script, f"python={PYTHON_IMAGE}", timeout=400)
+        run(script, f"python={PYTHON_IMAGE}", env=leftovers.to_outlast(), timeout=400)
     elif not succeeds("docker", "info"):
         absent("there is no container engine that answers `docker info`")
 
