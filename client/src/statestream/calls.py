@@ -234,22 +234,27 @@ def check_done(ticket: Ticket) -> Any:
     return ticket.value
 
 
-def check_pool(layout: Layout, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
-    """A pool's outputs.
+def check_pool(
+    layout: Layout, ticket: PoolTicket, single: bool, *, return_errors: bool
+) -> Array | dict[str, Array] | PoolError:
+    """A pool's outputs; the PoolError of rows that failed where that is an answer.
 
     Raises:
-        PoolError: Some rows failed.
+        PoolError: Some rows failed, and it is not to be returned.
     """
     if ticket.error is not None:
         raise ticket.error
     outputs = layout.pool_outputs(ticket, single)
     if ticket.errors:
         row, first = next(iter(sorted(ticket.errors.items())))
-        raise PoolError(
+        error = PoolError(
             f"{len(ticket.errors)} of {len(ticket.handles)} rows failed; row {row}: {first}",
             errors=ticket.errors,
             outputs=outputs,
         )
+        if return_errors:
+            return error
+        raise error
     return outputs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from statestream.calls import PoolError, check_done, check_pool
+from statestream.calls import check_done, check_pool
 from statestream.core import PoolTicket, Ticket
 from statestream.errors import StatestreamError
 from statestream.layout import Layout
@@ -69,12 +69,7 @@ class PoolStepping:
             self.forget()
             raise
         merge(self._ticket, self._shares)
-        try:
-            return check_pool(self._layout, self._ticket, self._single)
-        except PoolError as error:
-            if not self._return_errors:
-                raise
-            return error
+        return check_pool(self._layout, self._ticket, self._single, return_errors=self._return_errors)
 
     def forget(self) -> None:
         """Stops waiting; what was submitted is applied."""
