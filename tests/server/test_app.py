@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import socket
 import sqlite3
+import threading
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,49 @@ async def test_metrics_tell_what_was_done(models_dir: Path) -> None:
         steps = [float(value) for name, value in values.items() if "steps" in name and "created" not in name]
         assert 3.0 in steps, text
         assert any("session" in name and float(value) == 1 for name, value in values.items()), text
+
+
+def _get(port: int | None, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+async def test_probes_tell_whether_the_server_lives_and_is_ready(models_dir: Path) -> None:
+    """Ready until it is told to leave; alive until it is gone; any other path is not there."""
+    async with serving(models_dir, http_port=0) as local:
+        port = local.running.http_port
+        assert await asyncio.to_thread(_get, port, "/healthz") == (200, "alive\n")
+        assert await asyncio.to_thread(_get, port, "/readyz") == (200, "ready\n")
+        for path in ("/health", "/", "/metrics/x"):
+            status, said = await asyncio.to_thread(_get, port, path)
+            assert status == 404
+            assert "/readyz" in said
+        local.running.readiness.reason = "leaving"
+        assert await asyncio.to_thread(_get, port, "/readyz") == (503, "not ready: leaving\n")
+        assert await asyncio.to_thread(_get, port, "/healthz") == (200, "alive\n")
+
+
+async def test_silent_connections_to_the_http_port_cost_no_threads_and_give_way(models_dir: Path) -> None:
+    """Hundreds that say nothing, or half a request, and a scrape beside them."""
+    async with serving(models_dir, http_port=0) as local:
+        port, threads = local.running.http_port, threading.active_count()
+        silent = []
+        for number in range(400):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            if number % 2:
+                writer.write(b"GET /metrics HTTP/1.1\r\nHost: a")
+            silent.append((reader, writer))
+        status, text = await asyncio.to_thread(_get, port, "/metrics")
+        assert (status, "statestream_sessions" in text) == (200, True)
+        assert threading.active_count() <= threads + 1, "the caller's own thread"
+        # Those that came first were ended for those that came later.
+        assert await asyncio.wait_for(silent[0][0].read(), 10) == b""
+        assert not silent[-1][0].at_eof()
+        for _, writer in silent:
+            writer.close()
 
 
 @pytest.mark.parametrize("name", ["port", "http_port"])

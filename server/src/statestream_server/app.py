@@ -22,7 +22,6 @@ import numpy as np
 import numpy.ma  # np.unique would import it with the first chunk, and hold the loop up for many batches.
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
 
 from statestream import errors
 from statestream.v1 import (
@@ -40,10 +39,9 @@ from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
-from statestream_server.metrics import ServerCollector
 from statestream_server.models import runtime
 from statestream_server.registry import Registry
-from statestream_server.server import Server
+from statestream_server.server import Readiness, Server
 from statestream_server.servicers.about import ServerServicer
 from statestream_server.servicers.inference import InferenceServicer
 from statestream_server.servicers.model import ModelServicer
@@ -88,11 +86,13 @@ class Running:
         port: The gRPC port.
         http_port: The HTTP port, None where there is none.
         server: Its rooms.
+        readiness: Whether callers may be sent to it.
     """
 
     port: int
     http_port: int | None
     server: Server
+    readiness: Readiness
 
     async def failed(self) -> None:
         """Never returns while all is well.
@@ -150,11 +150,16 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             raise StartError(str(error.message)) from error
         server = _rooms(settings, store)
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
-        http = _http(settings, server)
-        if http is not None:
-            leaving.callback(http.close)
+        readiness = Readiness()
+        http = None
+        if settings.http_port is not None:
+            from statestream_server.http import Http  # Its libraries take a tenth of the start.
+
+            http = Http(settings, server, readiness)
+            leaving.push_async_callback(http.close)
+            await http.start()
         edge, checks, port = _edge(settings, server, streams)
-        leaving.push_async_callback(_drain, server, edge, checks, streams)
+        leaving.push_async_callback(_drain, server, edge, checks, streams, readiness)
         server.engine.start()
         server.saver.start()
         keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
@@ -163,7 +168,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await edge.start()
         for service in ("", *_SERVICES):
             await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
-        yield Running(port, http.port if http is not None else None, server)
+        readiness.reason = ""
+        yield Running(port, http.port if http is not None else None, server, readiness)
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:
@@ -309,33 +315,15 @@ def _advertised(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-class _Http:
-    """The metrics endpoint."""
-
-    def __init__(self, settings: Settings, server: Server) -> None:
-        metrics = CollectorRegistry()
-        metrics.register(ServerCollector(server))
-        try:
-            self._server, self._thread = start_http_server(settings.http_port or 0, settings.host, metrics)
-        except OSError as error:
-            raise StartError(f"cannot serve metrics on {settings.host}:{settings.http_port}: {error}") from error
-        self.port = int(self._server.server_port)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def _http(settings: Settings, server: Server) -> _Http | None:
-    return _Http(settings, server) if settings.http_port is not None else None
-
-
 async def _drain(
-    server: Server, edge: grpc.aio.Server, checks: health.aio.HealthServicer, streams: set[Stream]
+    server: Server,
+    edge: grpc.aio.Server,
+    checks: health.aio.HealthServicer,
+    streams: set[Stream],
+    readiness: Readiness,
 ) -> None:
     """No new sessions, finish what came, save, leave. Where the engine stopped, leave: the store has the truth."""
-    server.sessions.draining = True
+    server.sessions.draining, readiness.reason = True, "leaving"
     await checks.enter_graceful_shutdown()
     if server.engine.broken:
         await edge.stop(None)

@@ -49,3 +49,14 @@ class Server:
     tray: Tray
     forecaster: Forecaster
     generator: Generator
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether callers may be sent here.
+
+    Attributes:
+        reason: Why not, or "" where they may.
+    """
+
+    reason: str = "starting"

@@ -1,0 +1,155 @@
+"""The HTTP port: whether the process lives, whether it serves, and its metrics. Nothing else is there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from statestream_server.metrics import ServerCollector
+from statestream_server.server import Readiness, Server
+from statestream_server.settings import Settings, StartError
+
+_MOST_CONNECTIONS = 128
+"""Connections that may be open; of those without a request the one that is silent for longest goes for a new one."""
+_REQUEST_SECONDS = 10.0
+"""How long a connection may take to bring a whole request head."""
+_FRESH_SECONDS = 0.1
+"""How old the text of the metrics may be: making it costs the loop a millisecond or two, whoever asks how often."""
+
+
+class Http:
+    """The HTTP port of a server, on the loop of its process."""
+
+    def __init__(self, settings: Settings, server: Server, readiness: Readiness) -> None:
+        """Takes the port; nobody is answered yet.
+
+        Raises:
+            StartError: The port is taken.
+        """
+        self._socket = _listen(settings.host, settings.http_port or 0)
+        self.port = int(self._socket.getsockname()[1])
+        config = uvicorn.Config(
+            _Pages(server, readiness).application(),
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # A caller's broken request is not worth a line of ours.
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=int(_REQUEST_SECONDS),
+        )
+        self._server = _Embedded(config)
+
+    async def start(self) -> None:
+        """Begins to answer."""
+        await self._server.begin(self._socket)
+
+    async def close(self) -> None:
+        """Ends every connection and gives the port back."""
+        await self._server.end(self._socket)
+
+
+class _Embedded(uvicorn.Server):
+    """A server in a process that has signals and a loop of its own."""
+
+    async def begin(self, listener: socket.socket) -> None:
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        await self.startup(sockets=[listener])
+
+    async def end(self, listener: socket.socket) -> None:
+        self.force_exit = True  # Nobody's scrape is worth a second of the leaving.
+        if self.started:
+            await self.shutdown(sockets=[listener])
+        listener.close()
+
+
+class _Connection(H11Protocol):
+    """A connection that must bring its request in time, and makes room where there are too many."""
+
+    _timer: asyncio.TimerHandle | None = None
+    """Runs while no request is being answered."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+        if len(self.connections) > _MOST_CONNECTIONS:
+            waiting = [one for one in self.connections if isinstance(one, _Connection) and one._timer is not None]
+            min(waiting, key=lambda one: one._timer.when() if one._timer is not None else 0.0).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._wait()
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(_REQUEST_SECONDS, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Pages:
+    """What the paths answer."""
+
+    def __init__(self, server: Server, readiness: Readiness) -> None:
+        self._readiness = readiness
+        self._metrics = CollectorRegistry()
+        self._metrics.register(ServerCollector(server))
+        self._text, self._made = b"", float("-inf")
+
+    def application(self) -> Starlette:
+        pages = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._exposition}
+        routes = [Route(path, page, methods=["GET"]) for path, page in pages.items()]
+        said = f"there is nothing at this path; there are {', '.join(pages)}\n"
+
+        async def nothing(request: Request, error: Exception) -> Response:
+            return PlainTextResponse(said, 404)
+
+        return Starlette(routes=routes, exception_handlers={404: nothing})
+
+    async def _healthz(self, request: Request) -> Response:
+        """The process lives: its loop answers."""
+        return PlainTextResponse("alive\n")
+
+    async def _readyz(self, request: Request) -> Response:
+        reason = self._readiness.reason
+        return PlainTextResponse(f"not ready: {reason}\n" if reason else "ready\n", 503 if reason else 200)
+
+    async def _exposition(self, request: Request) -> Response:
+        now = time.monotonic()
+        if now - self._made > _FRESH_SECONDS:
+            self._text, self._made = generate_latest(self._metrics), now
+        return Response(self._text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=_MOST_CONNECTIONS)
+    except OSError as error:
+        raise StartError(f"cannot serve HTTP on {host}:{port}: {error}") from error
