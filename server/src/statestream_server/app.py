@@ -43,6 +43,7 @@ from statestream_server.models import runtime
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
 from statestream_server.servicers.about import ServerServicer
+from statestream_server.servicers.decoding import Careful, requests_of
 from statestream_server.servicers.inference import InferenceServicer
 from statestream_server.servicers.model import ModelServicer
 from statestream_server.servicers.session import SessionServicer
@@ -290,10 +291,11 @@ def _edge(
             ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(server, streams), edge)
-    session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), edge)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), edge)
-    server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), edge)
+    careful = Careful(edge, requests_of(inference_pb2, session_pb2, model_pb2, server_pb2))
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(server, streams), careful)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), careful)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), careful)
+    server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), careful)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, edge)
     reflection.enable_server_reflection([*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], edge)

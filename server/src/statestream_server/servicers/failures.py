@@ -11,6 +11,7 @@ import grpc
 from grpc_status import rpc_status
 
 from statestream import errors
+from statestream_server.servicers.decoding import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ def unary(
 
     @functools.wraps(method)
     async def handler(self: Servicer, request: Request, context: Context) -> Response:
+        if isinstance(request, Unreadable):
+            await abort(context, request.error)
         try:
             return await method(self, request, context)
         except grpc.aio.AbortError:
@@ -52,6 +55,8 @@ def server_stream(
 
     @functools.wraps(method)
     async def handler(self: Servicer, request: Request, context: Context) -> None:
+        if isinstance(request, Unreadable):
+            await abort(context, request.error)
         responses = method(self, request, context)
         try:
             async for response in responses:

@@ -25,6 +25,7 @@ from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.apart import Apart
 from statestream_server.servicers.chunk_frames import ChunkFrames, result_frame
+from statestream_server.servicers.decoding import Unreadable
 from statestream_server.servicers.failures import Context
 from statestream_server.servicers.handles import MAX_HANDLE, Handles, check_distinct, read_handles
 from statestream_server.servicers.outbox import Outbox
@@ -57,7 +58,9 @@ class Stream:
         writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
-                if self._apart or not self._take_single(request):
+                if isinstance(request, Unreadable):
+                    self._refuse(request.frame, request.error)
+                elif self._apart or not self._take_single(request):
                     await self._handle(request)
                 if self._outbox.is_behind:
                     await self._outbox.room()
