@@ -109,6 +109,7 @@ def _with_decoder(
     handler: grpc.RpcMethodHandler[Any, Any], decode: Callable[[bytes], Message | Unreadable]
 ) -> grpc.RpcMethodHandler[Any, Any]:
     of: Callable[..., grpc.RpcMethodHandler[Any, Any]]
+    behaviour: Any
     if handler.request_streaming:
         of, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
     elif handler.response_streaming:
