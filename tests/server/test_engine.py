@@ -45,6 +45,29 @@ def batches(local: Local, count: int) -> Iterator[None]:
         local.server.engine.wake()
 
 
+async def test_a_wait_is_for_what_was_queued_when_it_began(local: Local) -> None:
+    """A session that is stepped on and on holds nobody up, and the end of others' chunks rouses nobody."""
+    engine, table = local.server.engine, local.table("counter")
+    async with Speaker(local.channel, "counter") as speaker:
+        await speaker.open("a", "b")
+        rows = np.asarray([table.row_of[session] for session in ("a", "b")])
+        with batches(local, 0):
+            await speaker.send_chunk([0], [0], [numbers(1)])
+            await speaker.send_chunk([1], [0], [numbers(1)])
+            await local.until(lambda: table.lane.queued == 2)
+            waits = [
+                asyncio.create_task(engine.settled(table, rows[:1])),
+                asyncio.create_task(engine.settled(table, rows)),
+            ]
+            await speaker.send_chunk([0], [1], [numbers(1)])
+            await speaker.send_chunk([0], [2], [numbers(1)])
+            await local.until(lambda: table.lane.queued == 4)
+        with batches(local, 1):
+            await asyncio.gather(*waits)
+            assert not table.lane.idle(rows[:1]).any()
+            assert table.position[rows].tolist() == [1, 1]
+
+
 async def test_what_was_sent_in_time_is_applied_before_a_session_is_taken(local: Local) -> None:
     """A claim waits for the chunks that came before it, slices and all; what comes after it started is not applied."""
     table = local.table("counter")

@@ -13,6 +13,7 @@ from statestream.errors import StatestreamError
 from statestream_server.arrays import Ints
 from statestream_server.engine.lane import Lane, Slice
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import Part, Priority, Work
 
 ROWS = 6
@@ -37,7 +38,7 @@ def work_of(rows: list[int], steps: list[int]) -> Work:
     return Work(np.asarray(rows, np.int64), Lengths.of(np.asarray(steps)), [], Deaf())
 
 
-@dataclass
+@dataclass(eq=False)
 class Chunk:
     """What the model knows of one chunk."""
 
@@ -69,6 +70,7 @@ class LaneMachine(RuleBasedStateMachine):
         self.ended: set[tuple[int, int]] = set()
         self.numbers: dict[int, int] = {}
         self.kept: list[Work] = []
+        self.waits: list[tuple[list[Chunk], list[int]]] = []
 
     @rule(
         steps=st.dictionaries(st.integers(0, ROWS - 1), st.integers(1, 40), min_size=1),
@@ -130,8 +132,23 @@ class LaneMachine(RuleBasedStateMachine):
         self.batch, self.running = None, []
 
     @rule(rows=st.sets(st.integers(0, ROWS - 1), min_size=1))
+    def wait(self, rows: set[int]) -> None:
+        served: list[int] = []
+        queued = [chunk for row in rows for chunk in self.rows[row]]
+        waits = self.lane.watch(np.asarray(sorted(rows)), Ticket(lambda: served.append(1)))
+        assert waits == bool(queued)
+        if waits:
+            self.waits.append((queued, served))
+
+    @invariant()
+    def those_who_wait_hear_once_when_what_was_queued_then_has_ended(self) -> None:
+        for queued, served in self.waits:
+            left = any(chunk in self.rows[chunk.row] for chunk in queued)
+            assert len(served) == (not left)
+
+    @rule(rows=st.sets(st.integers(0, ROWS - 1), min_size=1))
     def cancel(self, rows: set[int]) -> None:
-        parts, chunks = self.lane.cancel(sorted(rows)), list[Chunk]()
+        parts, chunks = self.lane.cancel(np.asarray(sorted(rows))), list[Chunk]()
         for row in sorted(rows):
             queue = self.rows[row]
             kept = 1 if queue and any(queue[0] is chunk for chunk in self.running) else 0

@@ -344,7 +344,7 @@ async def _drain(
             for served in server.registry:
                 if served.table is not None:
                     rows = np.arange(served.table.capacity)
-                    await server.engine.settled(served.table, rows)
+                    await server.engine.idle(served.table, rows)
             await server.engine.close()
             await server.saver.close()
     except TimeoutError:

@@ -70,8 +70,8 @@ async def run(
     try:
         await asyncio.shield(sink.done)
     except asyncio.CancelledError:
-        engine.cancel(table, rows.tolist(), errors.Closed("the caller went away"))
-        await asyncio.shield(engine.settled(table, rows))
+        engine.cancel(table, rows, errors.Closed("the caller went away"))
+        await asyncio.shield(engine.idle(table, rows))
         if sink.done.done():
             sink.done.exception()
         raise

@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Ints
+from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import Batch
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.lane import Lane
@@ -26,6 +26,7 @@ from statestream_server.engine.predictions import Prediction, Predictions, Predi
 from statestream_server.engine.scheduler import Choice, Head, Scheduler
 from statestream_server.engine.statistics import Statistics, Why
 from statestream_server.engine.table import Table
+from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
 from statestream_server.models.policies import SerialisedRows
 
@@ -67,7 +68,6 @@ class Engine:
         self._ages = itertools.count(1)
         self._due = False
         self._arrived = self._gathered = self._turns = 0
-        self._turn: asyncio.Future[None] | None = None
         self._slabs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -160,18 +160,24 @@ class Engine:
         if queue is not None:
             queue.refuse(unloaded(model, version))
 
-    def cancel(self, table: Table, rows: Sequence[int], error: errors.StatestreamError) -> None:
+    def cancel(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Takes out what is queued for rows, but for what runs now; the sinks hear `error`."""
         for part in table.lane.cancel(rows):
             self._end(table, part, error)
-        self._progress()
 
     async def settled(self, table: Table, rows: Ints) -> None:
-        """Waits until nothing is queued for rows."""
-        while not table.lane.idle(rows).all():
-            if self._turn is None:
-                self._turn = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._turn)
+        """Waits until all that is queued for rows now has run or was refused; what comes later does not hold it up.
+
+        Whoever reads a row then does so under `still`: it is between two chunks, and others may be queued.
+        """
+        ended = asyncio.get_running_loop().create_future()
+        if table.lane.watch(rows, Ticket(partial(_resolve, ended))):
+            await ended
+
+    async def idle(self, table: Table, rows: Ints) -> None:
+        """Waits until nothing is queued for rows; for rows to which nobody can queue any more."""
+        while not every(table.lane.idle(rows)):
+            await self.settled(table, rows)
 
     def still(self) -> asyncio.Lock:
         """Held while slabs are read, written or grown from outside: `async with engine.still(): …`.
@@ -262,12 +268,6 @@ class Engine:
             self._failure.set_exception(error)
         self._loop = None  # Rows may be half-way: nothing runs any more.
 
-    def _progress(self) -> None:
-        """Wakes those who wait for rows to settle."""
-        if self._turn is not None:
-            self._turn.set_result(None)
-            self._turn = None
-
     def _prediction(self, queue: Predictions) -> _Run:
         batch = queue.take(MAX_BATCH)
         waited = time.perf_counter() - batch.calls[0].since
@@ -292,7 +292,6 @@ class Engine:
                 self._free(table, work, finished)
             for place in failed.tolist():
                 self._end(table, Part(work, np.asarray([place])), batch.error_of(int(work.rows[place])))
-        self._progress()
 
     def _end(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
         """Ends chunks that were not applied."""
@@ -350,6 +349,11 @@ def _why(lane: Lane, choice: Choice[_Lane | Predictions], count: int, most: int)
 def unloaded(model: str, version: int) -> errors.ModelNotFound:
     """What a caller is told whose call outlived its model."""
     return errors.ModelNotFound(f"{model!r} version {version} was unloaded while the call ran; load it, and call again")
+
+
+def _resolve(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 def _timed(run: Callable[[], None]) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from statestream_server.arrays import Bools, Ints, counting, grown, some
 from statestream_server.engine.scheduler import Head
+from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
 
 
@@ -85,6 +86,15 @@ class Lane:
     def idle(self, rows: Ints) -> Bools:
         """Which of `rows` have nothing queued."""
         return np.asarray(self._tail[rows] == NONE)
+
+    def watch(self, rows: Ints, ticket: Ticket) -> bool:
+        """Has a ticket wait until all that is queued for `rows` now has ended; False where nothing is."""
+        tails = self._tail[rows]
+        tails = tails[tails != NONE]
+        # What is behind on a row ends last, whether it runs or is taken out.
+        for work, entries, _ in self._located(tails):
+            work.watch(entries - work.first, ticket)
+        return len(tails) > 0
 
     def counts(self, rows: Ints) -> Ints:
         """How many chunks are queued for each of `rows`; costs what all that is queued costs."""
@@ -176,11 +186,11 @@ class Lane:
                     ended.append(Ended(work, places[~failed], places[failed]))
         return ended
 
-    def cancel(self, rows: Sequence[int]) -> list[Part]:
+    def cancel(self, rows: Ints) -> list[Part]:
         """Takes out everything queued for rows, except a chunk that runs now; returns what was taken out."""
-        cancelled, wanted = list[Part](), np.zeros(len(self._tail), np.bool_)
-        wanted[list(rows)] = True
-        self._tail[list(rows)] = NONE
+        cancelled, running, wanted = list[Part](), list[Part](), np.zeros(len(self._tail), np.bool_)
+        wanted[rows] = True
+        self._tail[rows] = NONE
         for work in list(self._works.values()):
             chosen = wanted[work.rows] if work.ended is None else wanted[work.rows] & ~work.ended
             for part in self._running.parts if self._running is not None else ():
@@ -190,9 +200,13 @@ class Lane:
                     self._tail[work.rows[kept]] = work.first + kept
                     if work.next is not None:
                         work.next[kept] = NONE
+                    if len(kept):
+                        running.append(Part(work, kept))
             places = np.flatnonzero(chosen)
             if len(places):
                 cancelled.append(Part(work, places))
+        if running:
+            _hold(cancelled, running)
         for part in cancelled:
             self._end(part)
         for group, runs in list(self._groups.items()):
@@ -270,3 +284,18 @@ class Lane:
         for number in np.unique(numbers).tolist():
             at = np.flatnonzero(numbers == number)
             yield self._works[firsts[number]], entries[at], at
+
+
+def _hold(cancelled: Sequence[Part], running: Sequence[Part]) -> None:
+    """Has those who wait for chunks that are taken out wait for what runs now on their rows."""
+    waiting = [(part.work, found) for part in cancelled if part.work.waits for found in part.work.waits.on(part.places)]
+    if waiting:
+        at = {
+            int(part.work.rows[place]): Part(part.work, part.places[[index]])
+            for part in running
+            for index, place in enumerate(part.places.tolist())
+        }
+        for work, (place, ticket) in waiting:
+            now = at.get(int(work.rows[place]))
+            if now is not None:
+                now.work.watch(now.places, ticket)

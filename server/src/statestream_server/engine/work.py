@@ -15,6 +15,7 @@ import numpy as np
 from statestream import errors
 from statestream_server.arrays import Array, Bools, Ints, counting, span
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.tickets import Ticket, Waits
 
 NONE = -1
 
@@ -58,6 +59,7 @@ class Work:
         shadow: [N] the shadow row of each chunk, NONE while it has none.
         next: [N] the entry that is queued behind each chunk on its row, NONE where there is none.
         ended: [N] which chunks ended.
+        waits: Who waits for some of them to end; None while nobody does.
     """
 
     __slots__ = (
@@ -75,6 +77,7 @@ class Work:
         "shadow",
         "since",
         "sink",
+        "waits",
     )
 
     def __init__(self, rows: Ints, lengths: Lengths, inputs: Sequence[Array], sink: Sink) -> None:
@@ -93,6 +96,7 @@ class Work:
         self.shadow: Ints | None = None
         self.next: Ints | None = None
         self.ended: Bools | None = None
+        self.waits: Waits | None = None
 
     @property
     def places(self) -> Ints:
@@ -114,6 +118,14 @@ class Work:
             if self.ended is None:
                 self.ended = np.zeros(len(self.rows), np.bool_)
             self.ended[places] = True
+        if self.waits is not None:
+            self.waits.ended(places, self.ended if self.pending else None)
+
+    def watch(self, places: Ints, ticket: Ticket) -> None:
+        """Has a ticket wait until chunks (one at least, none of which ended) have ended."""
+        if self.waits is None:
+            self.waits = Waits()
+        self.waits.add(places, ticket)
 
 
 class Part(NamedTuple):

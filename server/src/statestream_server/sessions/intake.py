@@ -248,7 +248,7 @@ class Intake:
                 f"a chunk before this one was not applied; the session is at {position}, send from there",
                 metadata={"expected_position": str(position)},
             )
-            self._engine.cancel(table, [row], behind)
+            self._engine.cancel(table, np.asarray([row]), behind)
 
 
 class _Commit:

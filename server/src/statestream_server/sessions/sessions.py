@@ -283,7 +283,7 @@ class Sessions:
             gone = errors.SessionNotFound("the session was deleted")
             async with self._engine.still():
                 rows = rows[here()]
-                self._engine.cancel(table, rows.tolist(), gone)
+                self._engine.cancel(table, rows, gone)
                 self._peers.evict(table, rows, gone, asker=asker)
                 table.release(rows)
 
@@ -312,7 +312,7 @@ class Sessions:
         """Forgets rows whose sessions a newer owner has; the store is not touched."""
         rows = rows[table.epoch[rows] > 0]
         table.epoch[rows] = 0  # From now on no reply of theirs leaves and nothing of them is saved.
-        self._engine.cancel(table, rows.tolist(), error)
+        self._engine.cancel(table, rows, error)
         self._peers.evict(table, rows, error)
         idle = table.lane.idle(rows)
         table.release(rows[idle])
@@ -333,7 +333,7 @@ class Sessions:
     async def _release_later(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Releases rows once the batch that runs them is over; what they had queued is gone already."""
         serials = table.serial[rows].copy()
-        await self._engine.settled(table, rows)
+        await self._engine.idle(table, rows)
         # One that was opened here again meanwhile is in use.
         table.release(rows[(table.serial[rows] == serials) & (table.epoch[rows] == 0)])
 
