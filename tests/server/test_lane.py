@@ -116,8 +116,8 @@ class LaneMachine(RuleBasedStateMachine):
         assert self.batch is not None
         failed = np.asarray(bad[: len(self.running)])
         self.ages += 1
-        ended = self.lane.advance(self.batch, failed if failed.any() else None, self.ages)
-        expected: tuple[list[Chunk], list[Chunk]] = ([], [])
+        ended, behind = self.lane.advance(self.batch, failed if failed.any() else None, self.ages)
+        expected: tuple[list[Chunk], list[Chunk], list[Chunk]] = ([], [], [])
         for chunk, wrong in zip(self.running, failed.tolist(), strict=True):
             chunk.done += self.batch.steps
             chunk.ready = self.ages
@@ -125,10 +125,14 @@ class LaneMachine(RuleBasedStateMachine):
                 queue = self.rows[chunk.row]
                 assert queue.pop(0) is chunk
                 expected[wrong].append(chunk)
+                if wrong:
+                    expected[2].extend(queue)
+                    queue.clear()
                 if queue:
                     queue[0].ready = self.ages
         self._end([Part(one.work, one.finished) for one in ended], expected[0])
         self._end([Part(one.work, one.failed) for one in ended], expected[1])
+        self._end(behind, expected[2])
         self.batch, self.running = None, []
 
     @rule(rows=st.sets(st.integers(0, ROWS - 1), min_size=1))

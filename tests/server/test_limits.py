@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
+from statestream_server.sessions.accounts import Accounts
 from tests.support.arrays import tensor
 from tests.support.calls import Caller, everything, failing
 from tests.support.counter import numbers
 from tests.support.serving import serves_on, serving
-from tests.support.speaker import Opened, Refusal, Speaker, fresh_id
+from tests.support.speaker import Opened, Speaker, fresh_id
 
 
 class TestLimits:
@@ -65,26 +67,49 @@ class TestLimits:
                     assert failure.retry_after is None
             assert local.table("loop").allocated == 3
 
-    async def test_overloaded(self, models_dir: Path) -> None:
-        """Chunks beyond the limit of queued bytes are refused, row by row; those before them are applied."""
+    async def test_a_stream_with_too_much_under_way_is_not_read_on(self, models_dir: Path) -> None:
+        """Nobody is refused for load: what comes later waits on the wire, and other streams go on."""
         async with (
-            serving(models_dir, limits={"max_queued_bytes": 1000}) as local,
+            serving(models_dir, limits={"max_stream_bytes": 3_000}) as local,
             Speaker(local.channel, "counter") as speaker,
+            Speaker(local.channel, "counter") as other,
         ):
-            await speaker.open(fresh_id(), fresh_id())
+            await speaker.open(fresh_id())
+            await other.open(fresh_id())
+            engine = local.server.engine
             with local.engine_held():
-                await speaker.send_chunk([0], [0], [numbers(*[1] * 200)])
-                await speaker.send_chunk([0, 1], [200, 0], [numbers(*[1] * 100)] * 2)
-                refused = await speaker.rows(2)
-                await speaker.send_chunk([1], [0], [numbers(1)])
-                await local.until(lambda: local.server.engine.queued == 2)
-            for row in refused:
-                assert isinstance(row, Refusal)
-                assert (row.failure.code, row.failure.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-                assert row.failure.retry_after
-            assert sorted(answer.end for answer in await speaker.answers(2)) == [1, 200]
-            await speaker.step(0, 200, numbers(*[1] * 100))
-            assert local.server.engine.queued_bytes == 0
+                for chunk in range(10):
+                    await speaker.send_chunk([0], [200 * chunk], [numbers(*[1] * 200)])
+                await local.until(lambda: local.server.accounts.held > 3_000)
+                await other.send_chunk([0], [0], [numbers(1)])
+                await local.until(lambda: local.table("counter").queued.max() and engine.queued >= 2)
+                await asyncio.gather(*(asyncio.sleep(0) for _ in range(100)))
+                assert engine.queued < 10
+            assert [answer.end for answer in await speaker.answers(10)] == [200 * (chunk + 1) for chunk in range(10)]
+            await other.answers(1)
+            await local.until(lambda: local.server.accounts.held == 0)
+            assert local.server.accounts.active == 0
+
+    async def test_where_all_have_too_much_those_with_more_than_their_share_wait(self) -> None:
+        accounts = Accounts(1000, 5000)
+        greedy, modest, fresh = accounts.open(), accounts.open(), accounts.open()
+        greedy.take(900)
+        assert not greedy.is_over, "there is room yet"
+        modest.take(200)
+        assert [account.is_over for account in (greedy, modest, fresh)] == [True, False, False]
+        waiting = asyncio.create_task(greedy.room())
+        await asyncio.sleep(0)
+        modest.give(50)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done(), "still too much in all"
+        modest.give(100)
+        await waiting
+        greedy.take(4200)
+        assert greedy.is_over, "no stream may have that much, whatever the others have"
+        greedy.give(5100)
+        modest.give(50)
+        assert (accounts.held, accounts.active) == (0, 0)
 
     async def test_one_large_chunk_is_never_starved(self, models_dir: Path) -> None:
         """A chunk larger than the limit is taken when nothing else waits."""

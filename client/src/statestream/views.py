@@ -56,6 +56,13 @@ class Limits:
     max_sessions: int
     max_queued_bytes: int
     max_horizon: int
+    max_stream_bytes: int = 0
+    max_frame_chunks: int = 0
+    max_frame_sessions: int = 0
+    max_name_bytes: int = 0
+    max_text_symbols: int = 0
+    max_forecast_series: int = 0
+    max_driven_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,13 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
             max_sessions=limits.max_sessions,
             max_queued_bytes=limits.max_queued_bytes,
             max_horizon=limits.max_horizon,
+            max_stream_bytes=limits.max_stream_bytes,
+            max_frame_chunks=limits.max_frame_chunks,
+            max_frame_sessions=limits.max_frame_sessions,
+            max_name_bytes=limits.max_name_bytes,
+            max_text_symbols=limits.max_text_symbols,
+            max_forecast_series=limits.max_forecast_series,
+            max_driven_rows=limits.max_driven_rows,
         ),
     )
 

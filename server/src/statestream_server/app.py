@@ -48,6 +48,7 @@ from statestream_server.servicers.inference import InferenceServicer
 from statestream_server.servicers.model import ModelServicer
 from statestream_server.servicers.session import SessionServicer
 from statestream_server.servicers.stream import Stream
+from statestream_server.sessions.accounts import Accounts
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.copies import Copies
 from statestream_server.sessions.intake import Intake
@@ -267,6 +268,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
         Copies(registry, sessions, engine, store, saver, contact, writer, alone=not settings.reuse_port),
         intake,
         tray,
+        Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
         Forecaster(engine),
         Generator(engine),
     )

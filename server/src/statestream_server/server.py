@@ -8,6 +8,7 @@ from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
 from statestream_server.engine.engine import Engine
 from statestream_server.registry import Registry
+from statestream_server.sessions.accounts import Accounts
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.copies import Copies
 from statestream_server.sessions.intake import Intake
@@ -47,6 +48,7 @@ class Server:
     copies: Copies
     intake: Intake
     tray: Tray
+    accounts: Accounts
     forecaster: Forecaster
     generator: Generator
 

@@ -36,6 +36,13 @@ class Limits:
     max_sessions: int = 1_000_000
     max_queued_bytes: int = 256 << 20
     max_horizon: int = 4096
+    max_stream_bytes: int = 64 << 20
+    max_frame_chunks: int = 1 << 18
+    max_frame_sessions: int = 1 << 15
+    max_name_bytes: int = 1024
+    max_text_symbols: int = 4096
+    max_forecast_series: int = 1 << 15
+    max_driven_rows: int = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,10 @@ class Waiting:
         self._error = self._error or error
         self._end(work, len(places))
 
+    def behind(self, work: Work, places: Ints) -> None:
+        """A chunk before these was not applied; that error was heard first."""
+        self.failed(work, places, errors.Closed("a chunk before this one was not applied"))
+
     def _end(self, work: Work, count: int) -> None:
         self._ended += count
         if self._ended < len(work.rows) or self.done.done():

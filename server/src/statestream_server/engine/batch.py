@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from statestream import errors
 from statestream.signature import numpy_dtype, step_shape
-from statestream_server.arrays import Array, Bools, Ints, some
+from statestream_server.arrays import Array, Bools, Ints, every, some
 from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import NONE, Part
@@ -66,9 +66,17 @@ class Batch:
             part.scatter(steps, [array[start:end] for array in outputs])
             start = end
 
-    def error_of(self, row: int) -> errors.StatestreamError:
-        """Why the chunk of a session's row failed."""
-        return self._refusals.get(row) or errors.NonFiniteState(_NOT_FINITE)
+    def errors_of(self, rows: Ints, places: Ints) -> Iterator[tuple[Ints, errors.StatestreamError]]:
+        """Why the chunks of sessions' rows failed: those of `places` that share an error, and the error."""
+        blamed = np.isin(rows, np.fromiter(self._refusals, np.int64, len(self._refusals)))
+        if not every(blamed):
+            yield places[~blamed], errors.NonFiniteState(_NOT_FINITE)
+        alike = dict[int, tuple[errors.StatestreamError, list[int]]]()
+        for row, place in zip(rows[blamed].tolist(), places[blamed].tolist(), strict=True):
+            error = self._refusals[row]
+            alike.setdefault(id(error), (error, []))[1].append(place)
+        for error, mine in alike.values():
+            yield np.asarray(mine), error
 
     def _rows(self, part: Part) -> tuple[Ints, Ints]:
         """The rows that chunks start from and those that they end on."""

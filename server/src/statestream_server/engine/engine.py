@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from statestream import errors
 from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import Batch
@@ -286,12 +284,18 @@ class Engine:
         return _Run(batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps, why, waited)
 
     def _finish(self, table: Table, batch: Batch) -> None:
-        for work, finished, failed in table.lane.advance(batch.taken, batch.bad, next(self._ages)):
+        ended, behind = table.lane.advance(batch.taken, batch.bad, next(self._ages))
+        for work, finished, failed in ended:
             if len(finished):
                 work.sink.completed(work, finished)
                 self._free(table, work, finished)
-            for place in failed.tolist():
-                self._end(table, Part(work, np.asarray([place])), batch.error_of(int(work.rows[place])))
+            if len(failed):
+                for places, error in batch.errors_of(work.rows[failed], failed):
+                    self._end(table, Part(work, places), error)
+        for part in behind:
+            self._statistics.failed += len(part.places)
+            part.work.sink.behind(part.work, part.places)
+            self._free(table, *part)
 
     def _end(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
         """Ends chunks that were not applied."""

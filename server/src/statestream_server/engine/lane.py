@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from statestream_server.arrays import Bools, Ints, counting, grown, some
+from statestream_server.arrays import Bools, Ints, counting, every, grown, some
 from statestream_server.engine.scheduler import Head
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
@@ -61,6 +61,10 @@ class _Run:
 
 
 _NOBODY: Ints = np.empty(0, np.int64)
+_STALE = 64
+"""Works that ended and are still looked through for others, at least."""
+_FEW = 64
+"""Entries whose works are looked for one by one, because the works may be very many."""
 
 
 class Lane:
@@ -77,6 +81,8 @@ class Lane:
         self._tail = np.empty(0, np.int64)
         self._entries = 0
         self._works: dict[int, Work] = {}
+        self._firsts: list[int] = []
+        """The first entries of the works, ascending; some that ended may be among them."""
         self._running: Slice | None = None
 
     def grow(self, capacity: int) -> None:
@@ -116,6 +122,7 @@ class Lane:
         work.priority = priority
         self._entries += count
         self._works[first] = work
+        self._firsts.append(first)
         self.queued += count
         self.nbytes += work.nbytes
         ready = work.places
@@ -150,10 +157,11 @@ class Lane:
         self._running = Slice(parts, steps, count)
         return self._running
 
-    def advance(self, batch: Slice, bad: Bools | None, age: int) -> list[Ended]:
+    def advance(self, batch: Slice, bad: Bools | None, age: int) -> tuple[list[Ended], list[Part]]:
         """Notes that a batch ran.
 
-        Chunks with steps left queue up again behind what waits now.
+        Chunks with steps left queue up again behind what waits now. What is queued behind a chunk that failed is taken
+        out: it cannot be applied either.
 
         Args:
             batch: What `take` gave.
@@ -161,10 +169,10 @@ class Lane:
             age: As for `enqueue`.
 
         Returns:
-            What ended.
+            What ended, and what was taken out.
         """
         self._running, start = None, 0
-        ended: list[Ended] = []
+        ended, behind = list[Ended](), list[Part]()
         for part in batch.parts:
             work, places = part
             failed = bad[start : start + len(places)] if bad is not None else None
@@ -179,15 +187,20 @@ class Lane:
                 self._ready(work, places[~over], age)
                 places = places[over]
             if len(places):
-                self._leave(Part(work, places), age)
                 if failed is None or not some(failed):
                     ended.append(Ended(work, places, _NOBODY))
                 else:
                     ended.append(Ended(work, places[~failed], places[failed]))
-        return ended
+                    behind += self._behind(work, places[failed])
+                self._leave(Part(work, places), age)
+        for part in behind:
+            self._end(part)
+        return ended, behind
 
     def cancel(self, rows: Ints) -> list[Part]:
         """Takes out everything queued for rows, except a chunk that runs now; returns what was taken out."""
+        if every(self.idle(rows)):
+            return []
         cancelled, running, wanted = list[Part](), list[Part](), np.zeros(len(self._tail), np.bool_)
         wanted[rows] = True
         self._tail[rows] = NONE
@@ -221,6 +234,24 @@ class Lane:
             else:
                 del self._groups[group]
         return cancelled
+
+    def _behind(self, work: Work, places: Ints) -> list[Part]:
+        """Unties chunks from what is queued behind them on their rows; returns that."""
+        found = list[Part]()
+        if work.next is None:
+            return found
+        entries, work.next[places] = work.next[places], NONE
+        entries = entries[entries != NONE]
+        while len(entries):
+            following = [_NOBODY]
+            for other, some_entries, _ in self._located(entries):
+                part = Part(other, np.sort(some_entries - other.first))
+                found.append(part)
+                if other.next is not None:
+                    following.append(other.next[part.places])
+            entries = np.concatenate(following)
+            entries = entries[entries != NONE]
+        return found
 
     def _ready(self, work: Work, places: Ints, age: int) -> None:
         """Puts runnable chunks into the groups of their next slice."""
@@ -264,6 +295,8 @@ class Lane:
         if not work.pending:
             self.nbytes -= work.nbytes
             del self._works[work.first]
+            if len(self._firsts) > 2 * len(self._works) + _STALE:
+                self._firsts = list(self._works)
 
     def _chain(self, before: Ints, entries: Ints) -> None:
         """Queues entries behind others."""
@@ -274,13 +307,16 @@ class Lane:
         """Groups entries by work: the work, its entries, and the indices into `entries`."""
         if not len(entries):
             return
-        firsts = list(self._works)
+        firsts = self._firsts
         first = firsts[bisect_right(firsts, int(entries[0])) - 1]
         work = self._works[first]
         if first <= int(entries.min()) and int(entries.max()) < first + len(work.rows):
             yield work, entries, counting(len(entries))
             return
-        numbers = np.searchsorted(np.asarray(firsts), entries, side="right") - 1
+        if len(entries) < _FEW:
+            numbers = np.asarray([bisect_right(firsts, entry) - 1 for entry in entries.tolist()])
+        else:
+            numbers = np.searchsorted(np.asarray(firsts), entries, side="right") - 1
         for number in np.unique(numbers).tolist():
             at = np.flatnonzero(numbers == number)
             yield self._works[firsts[number]], entries[at], at

@@ -5,6 +5,7 @@ A row is a session, or scratch: the shadow of a chunk in progress, the fork that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
@@ -41,6 +42,11 @@ class Table:
         self.max_rows = max_rows
         self.inputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.inputs]
         """Dtype and shape of one step of every input."""
+        outputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
+        self.input_bytes, self.output_bytes = (
+            sum(dtype.itemsize * max(0, math.prod(shape)) for dtype, shape in ports) for ports in (self.inputs, outputs)
+        )
+        """Bytes of one step of all inputs, of all outputs; what has a free shape counts as nothing."""
         self.lane = Lane(rows.max_slice)
         self.replies = ReplyWindow()
         self.capacity = 0

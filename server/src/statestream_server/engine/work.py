@@ -37,6 +37,9 @@ class Sink(Protocol):
     def failed(self, work: Work, places: Ints, error: errors.StatestreamError) -> None:
         """These chunks were not applied; their rows are as before."""
 
+    def behind(self, work: Work, places: Ints) -> None:
+        """These chunks were not applied because one before them on their rows was not."""
+
 
 class Work:
     """N chunks of one table.

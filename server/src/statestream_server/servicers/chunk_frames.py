@@ -15,9 +15,10 @@ from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
-from statestream_server.servicers.handles import Group, Handles, read_handles
+from statestream_server.servicers.handles import UNKNOWN, Group, Handles, read_handles, unknown_places
 from statestream_server.servicers.outbox import Outbox
-from statestream_server.sessions.intake import Chunks
+from statestream_server.sessions.accounts import OVERHEAD, Account
+from statestream_server.sessions.intake import Chunks, Refusal
 from statestream_server.sessions.tray import Arrival
 
 _REPLY_BYTES = 128
@@ -29,16 +30,23 @@ class _Known(NamedTuple):
 
     inputs: tuple[wire.Port, ...]
     reply: wire.SingleReply | None
+    each: int
 
 
 class ChunkFrames:
     """The chunk frames of one stream."""
 
     def __init__(
-        self, server: Server, handles: Handles, outbox: Outbox, wake: Callable[[Array], Awaitable[None]]
+        self,
+        server: Server,
+        handles: Handles,
+        outbox: Outbox,
+        account: Account,
+        wake: Callable[[Array], Awaitable[None]],
     ) -> None:
         """Frames about `handles`, answered through `outbox`; `wake` brings back the sessions that sleep among some."""
         self._server = server
+        self._account = account
         self._handles = handles
         self._outbox = outbox
         self._wake = wake
@@ -58,8 +66,7 @@ class ChunkFrames:
         starts = wire.column(request.positions, "<u8", count, "positions")
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
         lengths = self._lengths(request, count)
-        unknown: list[tuple[int, errors.StatestreamError]] = []
-        groups = await self._undisputed(handles, starts, unknown)
+        groups = await self._undisputed(handles, starts)
         # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
         accepted: list[Chunks] = []
         for table, rows, places in groups:
@@ -77,11 +84,11 @@ class ChunkFrames:
                     lengths.pack(inputs, places),
                 )
             )
-        receiver = _Receiver(self._outbox, frame)
-        for place, error in unknown:
-            receiver.refused(int(handles[place]), int(starts[place]), error)
+        strange = unknown_places(groups, count)
+        if len(strange):
+            self._outbox.refuse(frame, handles[strange], starts[strange], UNKNOWN)
         for chunks in accepted:
-            self._server.intake.accept(chunks, receiver)
+            self._server.intake.accept(chunks, _Receiver(self._outbox, self._account, frame, chunks))
 
     def take_single(self, frame: int, request: pb.ChunkFrame) -> bool:
         """Takes a frame with one well-formed chunk the quick way; False where `take` must look at it."""
@@ -93,14 +100,14 @@ class ChunkFrames:
         if found is None or not 1 <= steps <= self._most_steps:
             return False
         table, row, binding = found
-        ports, reply = self._known(table)
+        ports, reply, each = self._known(table)
         inputs = wire.packed_bytes(ports, request.inputs, steps)
         start = int.from_bytes(positions, "little")
         tray = self._server.tray
         disputed = table.claiming.item(row) or tray.holds(table, row)
         if reply is None or inputs is None or disputed or start != table.queued.item(row):
             return False
-        sender = _Single(self._outbox, frame, handles, positions, steps, reply)
+        sender = _Single(self._outbox, self._account, OVERHEAD + steps * each, frame, handles, positions, steps, reply)
         tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
         return True
 
@@ -115,18 +122,16 @@ class ChunkFrames:
                 wire.ports(specs) for specs in (table.model.signature.inputs, table.model.signature.outputs)
             )
             # What an output of free shape has come to, only its array knows.
+            each = table.input_bytes + table.output_bytes
             fixed = all(size >= 0 for port in outputs for size in port.shape)
-            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs) if fixed else None)
+            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs) if fixed else None, each)
         return found
 
-    async def _undisputed(
-        self, handles: Array, starts: Positions, unknown: list[tuple[int, errors.StatestreamError]]
-    ) -> list[Group]:
-        """The rows of a chunk frame, once nothing speaks against its chunks; handles without any go to `unknown`."""
+    async def _undisputed(self, handles: Array, starts: Positions) -> list[Group]:
+        """The rows of a chunk frame, once nothing speaks against its chunks."""
         while True:
-            unknown.clear()
             await self._wake(handles)
-            groups = self._handles.resolve(handles, lambda place, error: unknown.append((place, error)))
+            groups = self._handles.resolve(handles)
             disputes = self._disputes(groups, starts)
             if not disputes:
                 return groups
@@ -181,33 +186,57 @@ def result_frame(
 
 
 class _Receiver:
-    """Takes the replies to one frame."""
+    """Takes the replies to the chunks of one frame and one table; they are under way until then."""
 
-    def __init__(self, outbox: Outbox, frame: int) -> None:
+    def __init__(self, outbox: Outbox, account: Account, frame: int, chunks: Chunks) -> None:
         self._outbox = outbox
+        self._account = account
         self._frame = frame
+        steps = chunks.lengths.total
+        # What they hold until then: the inputs, and the outputs that they come to.
+        self._each = chunks.table.output_bytes + -(-sum([array.nbytes for array in chunks.inputs]) // steps)
+        self._left = len(chunks.rows)
+        account.take(OVERHEAD + self._each * steps)
 
-    def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
-    ) -> None:
-        self._outbox.put(result_frame(self._frame, table, handles, rows, starts, lengths, outputs))
+    def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
+        self._ended(chunks)
+        self._outbox.put(
+            result_frame(self._frame, chunks.table, chunks.handles, chunks.rows, chunks.starts, chunks.lengths, outputs)
+        )
 
-    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
-        self._outbox.error(self._frame, wire.row_error(handle, start, error))
+    def refused(self, chunks: Chunks, refusal: Refusal) -> None:
+        self._ended(chunks)
+        self._outbox.refuse(self._frame, chunks.handles, chunks.starts, refusal)
 
-    def overtaken(self) -> None:
-        """The stream heard of it when its sessions were taken."""
+    def overtaken(self, chunks: Chunks) -> None:
+        # The stream heard of it when its sessions were taken.
+        self._ended(chunks)
+
+    def _ended(self, chunks: Chunks) -> None:
+        self._left -= len(chunks.rows)
+        self._account.give(self._each * chunks.lengths.total + (0 if self._left else OVERHEAD))
 
 
 class _Single:
     """Takes the reply to a frame with one chunk."""
 
-    __slots__ = ("_frame", "_handle", "_outbox", "_position", "_reply", "_steps")
+    __slots__ = ("_account", "_cost", "_frame", "_handle", "_outbox", "_position", "_reply", "_steps")
 
     def __init__(
-        self, outbox: Outbox, frame: int, handle: bytes, position: bytes, steps: int, reply: wire.SingleReply
+        self,
+        outbox: Outbox,
+        account: Account,
+        cost: int,
+        frame: int,
+        handle: bytes,
+        position: bytes,
+        steps: int,
+        reply: wire.SingleReply,
     ) -> None:
         self._outbox = outbox
+        self._account = account
+        self._cost = cost
+        account.take(cost)
         self._frame = frame
         self._handle = handle
         self._position = position
@@ -215,10 +244,15 @@ class _Single:
         self._reply = reply
 
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
+        self._account.give(self._cost)
         size = _REPLY_BYTES + sum(map(len, outputs))
         fill = partial(self._reply.fill, self._frame, self._handle, self._position, self._steps, durable, outputs)
         self._outbox.put_later(fill, size)
 
     def refused(self, error: errors.StatestreamError) -> None:
-        handle, start = int.from_bytes(self._handle, "little"), int.from_bytes(self._position, "little")
-        self._outbox.error(self._frame, wire.row_error(handle, start, error))
+        self._account.give(self._cost)
+        handle, start = np.frombuffer(self._handle, "<u4"), np.frombuffer(self._position, "<u8")
+        self._outbox.refuse(self._frame, handle, start, error)
+
+    def overtaken(self) -> None:
+        self._account.give(self._cost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from statestream_server.sessions.peers import Sleeper
 MAX_HANDLE: Final = 1 << 24
 """Handles are array indices; larger ones would waste memory."""
 _NOTHING: Final = -1
+UNKNOWN: Final = errors.SessionNotFound("the handle stands for no session on this stream; open it first")
+"""What is said of a handle that stands for nothing; one error for all of them, as they may be many."""
 
 
 class Group(NamedTuple):
@@ -93,16 +95,8 @@ class Handles:
         table, row, binding = self.tables[index], self._row.item(handle), self._binding.item(handle)
         return (table, row, binding) if table.binding.item(row) == binding else None
 
-    def resolve(
-        self, handles: Array, unknown: Callable[[int, errors.StatestreamError], None] | None = None
-    ) -> list[Group]:
-        """The rows that handles stand for, by table.
-
-        Args:
-            handles: [N] handles of a frame.
-            unknown: Hears of the place of every handle that stands for nothing, or whose claim is over;
-                None where that needs no answer.
-        """
+    def resolve(self, handles: Array) -> list[Group]:
+        """The rows that handles stand for, by table; see `unknown_places` for those that stand for nothing."""
         if len(self.tables) == 1 and int(handles.max(initial=0)) < len(self._row):
             table, rows = self.tables[0], self._row[handles]
             # A handle that stands for nothing has no binding either.
@@ -116,15 +110,19 @@ class Handles:
             places = np.flatnonzero(tables == index)
             rows = self._row[handles[places]]
             current = table.binding[rows] == self._binding[handles[places]]
-            tables[places[~current]] = _NOTHING
             if some(current):
                 groups.append(Group(table, rows[current], places[current]))
-        if unknown is None:
-            return groups
-        for place in np.flatnonzero(tables == _NOTHING).tolist():
-            said = f"handle {int(handles[place])} stands for no session on this stream; open it first"
-            unknown(place, errors.SessionNotFound(said))
         return groups
+
+
+def unknown_places(groups: Sequence[Group], count: int) -> Ints:
+    """The places, of `count`, that are in no group: their handles stand for nothing, or their claim is over."""
+    if sum([len(group.places) for group in groups]) == count:
+        return counting(0)
+    known = np.zeros(count, np.bool_)
+    for group in groups:
+        known[group.places] = True
+    return np.flatnonzero(~known)
 
 
 def read_handles(data: bytes) -> Array:

@@ -11,7 +11,7 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
-from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.arrays import Array
 from statestream_server.engine import digests
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import UNBOUND, Table
@@ -19,7 +19,7 @@ from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, abort, server_stream, unary
 from statestream_server.servicers.stream import Stream
-from statestream_server.sessions.intake import Chunks
+from statestream_server.sessions.intake import Chunks, Refusal, error_at
 from statestream_server.sessions.openings import pinned
 from statestream_server.stores.base import Mode
 
@@ -195,18 +195,16 @@ class _Answer:
     def __init__(self) -> None:
         self.outputs: asyncio.Future[Sequence[Array]] = asyncio.get_running_loop().create_future()
 
-    def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
-    ) -> None:
+    def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
         if not self.outputs.done():
             self.outputs.set_result(outputs)
 
-    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
+    def refused(self, chunks: Chunks, refusal: Refusal) -> None:
         if not self.outputs.done():
-            self.outputs.set_exception(error)
+            self.outputs.set_exception(error_at(refusal, 0))
 
-    def overtaken(self) -> None:
-        self.refused(0, 0, errors.SessionMoved(_OVERTAKEN))
+    def overtaken(self, chunks: Chunks) -> None:
+        self.refused(chunks, errors.SessionMoved(_OVERTAKEN))
 
 
 def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
+from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
+from statestream_server.arrays import Array, Positions
+from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
+from statestream_server.sessions.intake import Refusal
 
+_MOST_ERRORS = 512
+"""Errors in one message."""
+_ERROR_BYTES = 320
+"""About what an error has."""
 _MOST_BYTES = 8 << 20
 """Bytes that may wait for a slow reader before its stream is no longer read."""
 
@@ -26,7 +35,7 @@ class Outbox:
         self._bytes = 0
         self._room = asyncio.Event()
         self._room.set()
-        self._errors: dict[int, list[RowError]] = {}
+        self._errors: list[tuple[int, Array, Positions, Refusal]] = []
         self._notices: list[RowError] = []
 
     async def write(self) -> None:
@@ -64,10 +73,13 @@ class Outbox:
         self._messages.append((make, size))
         self._rouse()
 
-    def error(self, frame: int, error: RowError) -> None:
-        """Sends the error of a row at the end of this turn of the loop, together with others of its frame."""
+    def refuse(self, frame: int, handles: Array, starts: Positions, why: Refusal) -> None:
+        """Sends why chunks were not applied, from the end of this turn of the loop on, in messages of bounded size.
+
+        Each message is made when its turn has come, so that very many rows hold the loop up no longer than few.
+        """
         self._soon()
-        self._errors.setdefault(frame, []).append(error)
+        self._errors.append((frame, handles, starts, why))
 
     def notice(self, error: RowError) -> None:
         """Sends the notice of a session at the end of this turn of the loop, together with others."""
@@ -80,9 +92,12 @@ class Outbox:
         notices, self._notices = self._notices, []
         if notices:
             self.put(pb.StreamResponse(notice=pb.NoticeFrame(errors=notices)))
-        pending, self._errors = self._errors, {}
-        for frame, rows in pending.items():
-            self.put(pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows)))
+        pending, self._errors = self._errors, []
+        for frame, handles, starts, why in pending:
+            for first in range(0, len(handles), _MOST_ERRORS):
+                cut = slice(first, first + _MOST_ERRORS)
+                make = partial(_refusals, frame, handles[cut], starts[cut], why, first)
+                self.put_later(make, _ERROR_BYTES * len(handles[cut]))
 
     def end(self) -> None:
         """Lets `write` return once everything is written."""
@@ -97,3 +112,19 @@ class Outbox:
     def _soon(self) -> None:
         if not self._errors and not self._notices:
             asyncio.get_running_loop().call_soon(self.settle)
+
+
+def _refusals(frame: int, handles: Array, starts: Positions, why: Refusal, first: int) -> pb.StreamResponse:
+    """The frame that says why some chunks were not applied; the first of them is at place `first` for `why`."""
+    if isinstance(why, errors.StatestreamError):
+        status = errors.to_status(why)
+        rows = [
+            RowError(handle=handle, position=start, status=status)
+            for handle, start in zip(handles.tolist(), starts.tolist(), strict=True)
+        ]
+    else:
+        rows = [
+            wire.row_error(handle, start, why(place))
+            for place, (handle, start) in enumerate(zip(handles.tolist(), starts.tolist(), strict=True), first)
+        ]
+    return pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows))

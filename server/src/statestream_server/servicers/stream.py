@@ -27,7 +27,14 @@ from statestream_server.servicers.apart import Apart
 from statestream_server.servicers.chunk_frames import ChunkFrames, result_frame
 from statestream_server.servicers.decoding import Unreadable
 from statestream_server.servicers.failures import Context
-from statestream_server.servicers.handles import MAX_HANDLE, Handles, check_distinct, read_handles
+from statestream_server.servicers.handles import (
+    MAX_HANDLE,
+    UNKNOWN,
+    Handles,
+    check_distinct,
+    read_handles,
+    unknown_places,
+)
 from statestream_server.servicers.outbox import Outbox
 from statestream_server.sessions.openings import Opened, Opening, check_initial_states
 from statestream_server.sessions.peers import Sleeper
@@ -47,7 +54,9 @@ class Stream:
         self._number = server.peers.join(self)
         self._handles = Handles()
         self._outbox = Outbox(context)
-        self._chunks = ChunkFrames(server, self._handles, self._outbox, self._wake)
+        self._account = server.accounts.open()
+        """What is under way; the stream is read as long as that is not too much."""
+        self._chunks = ChunkFrames(server, self._handles, self._outbox, self._account, self._wake)
         self._last_frame = 0
         self._flushes: set[asyncio.Task[None]] = set()
         self._waking = asyncio.Lock()
@@ -64,6 +73,8 @@ class Stream:
                     await self._handle(request)
                 if self._outbox.is_behind:
                     await self._outbox.room()
+                if self._account.is_over:
+                    await self._account.room()
             await self._apart.settled()
             self._server.tray.empty()
             for rows in self._open_rows():
@@ -232,6 +243,7 @@ class Stream:
             durable_positions=table.durable[rows].astype("<u8").tobytes(),
             created=part.created.astype(np.uint8).tobytes(),
             durability=wire.durability(self._server.settings),
+            window_bytes=self._server.settings.limits.max_stream_bytes,
             errors=failures,
         )
 
@@ -271,9 +283,11 @@ class Stream:
             self._server.intake.acknowledge(table, rows, acked[places])
 
     async def _close(self, frame: int, request: pb.CloseFrame) -> None:
-        handles, failures = read_handles(request.handles), list[RowError]()
+        handles = read_handles(request.handles)
         await self._wake(handles)
-        for table, rows, _ in self._handles.resolve(handles, self._collect(handles, failures)):
+        groups = self._handles.resolve(handles)
+        unknown = handles[unknown_places(groups, len(handles))]
+        for table, rows, _ in groups:
             claims = table.claims(rows)
             await self._server.engine.settled(table, rows)
             rows = rows[table.are_claimed(rows, claims)]
@@ -283,7 +297,8 @@ class Stream:
                 self._server.sessions.detach(table, rows)
         await self._server.saver.released()
         self._handles.free(handles)
-        closed = handles[~np.isin(handles, [row.handle for row in failures])] if failures else handles
+        closed = handles[~np.isin(handles, unknown)] if len(unknown) else handles
+        failures = wire.row_errors(unknown, UNKNOWN)
         self._outbox.settle()
         frame_closed = pb.ClosedFrame(handles=closed.astype("<u4").tobytes(), errors=failures)
         self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))
@@ -300,24 +315,22 @@ class Stream:
             self._refuse(frame, error)
 
     async def _flushed(self, handles: Array) -> pb.DurableFrame:
-        failures, done = list[RowError](), list[tuple[Array, Positions]]()
+        done = list[tuple[Array, Positions]]()
         await self._wake(handles)
-        for table, rows, places in self._handles.resolve(handles, self._collect(handles, failures)):
+        groups = self._handles.resolve(handles)
+        failures = wire.row_errors(handles[unknown_places(groups, len(handles))], UNKNOWN)
+        for table, rows, places in groups:
             try:
                 await self._server.engine.settled(table, rows)
                 await self._server.saver.flush(table, rows)
                 done.append((handles[places], table.durable[rows]))
             except errors.StatestreamError as error:
-                failures.extend(wire.row_error(int(handle), 0, error) for handle in handles[places])
+                failures.extend(wire.row_errors(handles[places], error))
         return pb.DurableFrame(
             handles=b"".join(part.astype("<u4").tobytes() for part, _ in done),
             durable_positions=b"".join(positions.astype("<u8").tobytes() for _, positions in done),
             errors=failures,
         )
-
-    @staticmethod
-    def _collect(handles: Array, failures: list[RowError]) -> Callable[[int, errors.StatestreamError], None]:
-        return lambda place, error: failures.append(wire.row_error(int(handles[place]), 0, error))
 
     def _open_rows(self) -> list[tuple[Table, Ints]]:
         return [(table, np.flatnonzero(table.owner == self._number)) for table in self._handles.tables]

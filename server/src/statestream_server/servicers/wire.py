@@ -231,6 +231,12 @@ def open_mode(number: int) -> Mode:
         raise errors.BadFrame(f"mode is {number}; expected 0 to {most}", metadata={"field": "mode"}) from error
 
 
+def row_errors(handles: Array, error: errors.StatestreamError) -> list[RowError]:
+    """One error that concerns several sessions of a frame."""
+    status = errors.to_status(error)
+    return [RowError(handle=handle, status=status) for handle in handles.tolist()]
+
+
 def row_error(handle: int, position: int, error: errors.StatestreamError) -> RowError:
     """An error that concerns one session of a frame."""
     return RowError(handle=handle, position=position, status=errors.to_status(error))

@@ -85,19 +85,47 @@ class Chunks:
             ends=self.ends[cut],
         )
 
+    def bare(self, places: Ints) -> Chunks:
+        """Some of the chunks (ascending) without their inputs; these themselves where that is all of them."""
+        if len(places) == len(self.rows):
+            return self
+        cut = span(places)
+        return Chunks(
+            self.table,
+            self.rows[cut],
+            self.handles[cut],
+            self.starts[cut],
+            self.acked[cut],
+            self.lengths.take(places),
+            (),
+            self.request,
+            ends=self.ends[cut],
+        )
+
+
+Refusal = errors.StatestreamError | Callable[[int], errors.StatestreamError]
+"""Why chunks were not applied: one error for all, or what makes the error of each by its place when it is written.
+
+It is written when its turn has come and not before, so that a frame of very many chunks that are refused holds the loop
+up no longer than one of few.
+"""
+
+
+def error_at(refusal: Refusal, place: int) -> errors.StatestreamError:
+    """Why the chunk at a place was not applied."""
+    return refusal if isinstance(refusal, errors.StatestreamError) else refusal(place)
+
 
 class Receiver(Protocol):
-    """Who gets the replies to chunks; called on the loop."""
+    """Who gets the replies to chunks; called on the loop. Each chunk ends once, by one of these."""
 
-    def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
-    ) -> None:
-        """Chunks that were applied: columns, and one packed array for every output."""
+    def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
+        """Chunks that were applied, and one packed array for every output."""
 
-    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
-        """A chunk that was not applied."""
+    def refused(self, chunks: Chunks, refusal: Refusal) -> None:
+        """Chunks that were not applied."""
 
-    def overtaken(self) -> None:
+    def overtaken(self, chunks: Chunks) -> None:
         """Chunks were applied and get no reply: while it waited, the caller's sessions were claimed anew here."""
 
 
@@ -130,7 +158,6 @@ class Intake:
             chunks = chunks.take(np.flatnonzero(fresh))
         if not settled:
             chunks = self._within_window(chunks, receiver)
-        chunks = self._within_memory(chunks, receiver)
         if len(chunks.rows):
             # A first one needs no arithmetic, which costs a short column as much as all the rest of this.
             table.unacknowledged[chunks.rows] = 1 if settled else table.unacknowledged[chunks.rows] + 1
@@ -167,17 +194,6 @@ class Intake:
             chunks = _refuse(chunks, full, receiver, error)
         return chunks
 
-    def _within_memory(self, chunks: Chunks, receiver: Receiver) -> Chunks:
-        """The chunks, or none of them where too much waits already."""
-        waiting, most = self._engine.queued_bytes, self._limits.max_queued_bytes
-        if waiting and waiting + sum(array.nbytes for array in chunks.inputs) > most:
-            error = errors.Overloaded(
-                f"{waiting} bytes of chunks wait to run; the limit is {most}. Send again later",
-                retry_after=_RETRY_SECONDS,
-            )
-            chunks = _refuse(chunks, np.ones(len(chunks.rows), np.bool_), receiver, error)
-        return chunks
-
     def _submit(self, chunks: Chunks, receiver: Receiver) -> None:
         table, rows = chunks.table, chunks.rows
         table.queued[rows] = chunks.ends
@@ -195,9 +211,9 @@ class Intake:
             same = known[(steps == came.lengths.column) & (kept == digests.of_chunks(came.lengths, came.inputs))]
         if len(same):
             self._answer(chunks.take(same), table.replies.outputs(entries[same])[1], receiver)
-        for place in np.setdiff1d(counting(len(chunks.rows)), same).tolist():
-            error = _complaint(chunks, place, kept=bool(entries[place] != NONE))
-            receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
+        rest = np.setdiff1d(counting(len(chunks.rows)), same)
+        if len(rest):
+            receiver.refused(chunks.bare(rest), _complaints(chunks, rest, kept=entries[rest] != NONE))
 
     def commit(self, chunks: Chunks, work: Work, places: Ints, receiver: Receiver) -> None:
         """Position, reply and durability of chunks that ran; their states are committed already."""
@@ -219,7 +235,7 @@ class Intake:
         """Lets the replies to applied chunks leave, now or when they may."""
         table, rows = chunks.table, chunks.rows
         if self._saver.lets_go(table, rows):
-            receiver.results(table, chunks.handles, rows, chunks.starts, chunks.lengths, outputs)
+            receiver.results(chunks, outputs)
             return
         claims = table.claims(rows)
 
@@ -227,28 +243,30 @@ class Intake:
             # While the reply waited, another claim or owner may have taken some of the sessions.
             still = np.flatnonzero(table.are_claimed(rows, claims))
             if len(still):
-                ours, packed = chunks.take(still), chunks.lengths.pack(outputs, still)
-                receiver.results(table, ours.handles, ours.rows, ours.starts, ours.lengths, packed)
+                receiver.results(chunks.bare(still), chunks.lengths.pack(outputs, still))
             if len(still) < len(rows):
-                _tell_overtaken(table, rows, chunks.handles, chunks.starts, claims, receiver)
+                _tell_overtaken(chunks, claims, receiver)
 
         self._saver.release(table, rows, answer)
 
-    def refuse(
-        self, chunks: Chunks, work: Work, places: Ints, receiver: Receiver, error: errors.StatestreamError
-    ) -> None:
-        """Chunks that were not applied; those queued behind them cannot be either."""
-        table, rows = chunks.table, work.rows[places]
+    def refuse(self, chunks: Chunks, places: Ints, receiver: Receiver, error: errors.StatestreamError) -> None:
+        """Chunks that were not applied."""
+        table, rows = chunks.table, chunks.rows[places]
         table.queued[rows] = table.position[rows]
-        for place in places.tolist():
-            receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
-        for row in rows.tolist():
-            position = int(table.position[row])
-            behind = errors.PositionGap(
+        receiver.refused(chunks.bare(places), error)
+
+    def refuse_behind(self, chunks: Chunks, places: Ints, receiver: Receiver) -> None:
+        """Chunks that were queued behind one that was not applied: they cannot be either."""
+        positions = chunks.table.position[chunks.rows[places]]
+
+        def gap(place: int) -> errors.StatestreamError:
+            position = int(positions[place])
+            return errors.PositionGap(
                 f"a chunk before this one was not applied; the session is at {position}, send from there",
                 metadata={"expected_position": str(position)},
             )
-            self._engine.cancel(table, np.asarray([row]), behind)
+
+        receiver.refused(chunks.bare(places), gap)
 
 
 class _Commit:
@@ -263,44 +281,59 @@ class _Commit:
         self._intake.commit(self._chunks, work, places, self._receiver)
 
     def failed(self, work: Work, places: Ints, error: errors.StatestreamError) -> None:
-        self._intake.refuse(self._chunks, work, places, self._receiver, error)
+        self._intake.refuse(self._chunks, places, self._receiver, error)
+
+    def behind(self, work: Work, places: Ints) -> None:
+        self._intake.refuse_behind(self._chunks, places, self._receiver)
 
 
-def _tell_overtaken(
-    table: Table, rows: Ints, handles: Array, starts: Positions, claims: tuple[Ints, Positions], receiver: Receiver
-) -> None:
+def _tell_overtaken(chunks: Chunks, claims: tuple[Ints, Positions], receiver: Receiver) -> None:
     """Tells of applied chunks whose replies do not leave, because their sessions are not the caller's any more."""
+    table, rows = chunks.table, chunks.rows
     gone = (table.serial[rows] != claims[0]) | (table.epoch[rows] == 0)
-    left = errors.SessionMoved("the session left this server before the reply to the chunk could leave")
-    for place in np.flatnonzero(gone).tolist():
-        receiver.refused(int(handles[place]), int(starts[place]), left)
-    if not (gone | table.are_claimed(rows, claims)).all():
-        receiver.overtaken()
+    if some(gone):
+        left = errors.SessionMoved("the session left this server before the reply to the chunk could leave")
+        receiver.refused(chunks.bare(np.flatnonzero(gone)), left)
+    overtaken = np.flatnonzero(~gone & ~table.are_claimed(rows, claims))
+    if len(overtaken):
+        receiver.overtaken(chunks.bare(overtaken))
 
 
-def _complaint(chunks: Chunks, place: int, *, kept: bool) -> errors.StatestreamError:
-    """What is wrong with a chunk that is neither the next of its session nor one whose reply is kept."""
-    row, start, end = int(chunks.rows[place]), int(chunks.starts[place]), int(chunks.ends[place])
-    position = int(chunks.table.queued[row])
-    if start > position:
-        return errors.PositionGap(
-            f"the chunk starts at {start}, the session is at {position}; send from {position}",
-            metadata={"expected_position": str(position)},
-        )
-    if not kept and end <= int(chunks.table.acked[row]):
-        return errors.AlreadyApplied(
-            f"the chunk {start}…{end} was applied and its reply acknowledged (position {position}); go on from there",
+def _complaints(chunks: Chunks, places: Ints, *, kept: Bools) -> Refusal:
+    """What is wrong with chunks that are neither the next of their session nor such whose reply is kept.
+
+    Args:
+        chunks: The chunks.
+        places: [n] which of them.
+        kept: [n] whether another chunk's reply is kept at the same position.
+    """
+    rows, starts, ends = chunks.rows[places], chunks.starts[places], chunks.ends[places]
+    queued, acked = chunks.table.queued[rows], chunks.table.acked[rows]
+
+    def complaint(place: int) -> errors.StatestreamError:
+        start, end, position = int(starts[place]), int(ends[place]), int(queued[place])
+        if start > position:
+            return errors.PositionGap(
+                f"the chunk starts at {start}, the session is at {position}; send from {position}",
+                metadata={"expected_position": str(position)},
+            )
+        if not kept[place] and end <= int(acked[place]):
+            return errors.AlreadyApplied(
+                f"the chunk {start}…{end} was applied and its reply acknowledged (position {position}); go on from"
+                " there",
+                metadata={"position": str(position)},
+            )
+        return errors.PositionConflict(
+            f"another chunk was applied at {start} (the session is at {position}): either two callers write to this"
+            " session, or this one changed its inputs",
             metadata={"position": str(position)},
         )
-    return errors.PositionConflict(
-        f"another chunk was applied at {start} (the session is at {position}): either two callers write to this"
-        " session, or this one changed its inputs",
-        metadata={"position": str(position)},
-    )
+
+    return complaint
 
 
 def _refuse(chunks: Chunks, which: Bools, receiver: Receiver, error: errors.StatestreamError) -> Chunks:
     """Refuses some chunks; returns the others."""
-    for place in np.flatnonzero(which).tolist():
-        receiver.refused(int(chunks.handles[place]), int(chunks.starts[place]), error)
+    if some(which):
+        receiver.refused(chunks.bare(np.flatnonzero(which)), error)
     return chunks.take(np.flatnonzero(~which))

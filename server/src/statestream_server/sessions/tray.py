@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, Ints, Positions, counting, same
+from statestream_server.arrays import Array, counting, same
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
-from statestream_server.sessions.intake import Chunks, Intake
+from statestream_server.sessions.intake import Chunks, Intake, Refusal, error_at
 
 
 class Sender(Protocol):
@@ -28,6 +28,9 @@ class Sender(Protocol):
 
     def refused(self, error: errors.StatestreamError) -> None:
         """The chunk was not applied."""
+
+    def overtaken(self) -> None:
+        """The chunk was applied and gets no reply; see Receiver."""
 
 
 class Arrival(NamedTuple):
@@ -113,21 +116,22 @@ class _Turn:
     def __init__(self, senders: Sequence[Sender]) -> None:
         self._senders = senders
 
-    def results(
-        self, table: Table, handles: Array, rows: Ints, starts: Positions, lengths: Lengths, outputs: Sequence[Array]
-    ) -> None:
-        offset = 0
-        columns = zip(handles.tolist(), lengths.tolist(), table.durable[rows].tolist(), strict=True)
+    def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
+        offset, lengths = 0, chunks.lengths
+        durable = chunks.table.durable[chunks.rows].tolist()
+        columns = zip(chunks.handles.tolist(), lengths.tolist(), durable, strict=True)
         # Cutting bytes costs a tenth of what cutting arrays costs.
         data = [(array.tobytes(), array.nbytes // lengths.total) for array in outputs]
-        for place, steps, durable in columns:
+        for place, steps, position in columns:
             end = offset + steps
             cut = [whole[offset * width : end * width] for whole, width in data]
-            self._senders[place].result(durable, cut)
+            self._senders[place].result(position, cut)
             offset = end
 
-    def refused(self, handle: int, start: int, error: errors.StatestreamError) -> None:
-        self._senders[handle].refused(error)
+    def refused(self, chunks: Chunks, refusal: Refusal) -> None:
+        for place, sender in enumerate(chunks.handles.tolist()):
+            self._senders[sender].refused(error_at(refusal, place))
 
-    def overtaken(self) -> None:
-        """Streams have been told by a notice."""
+    def overtaken(self, chunks: Chunks) -> None:
+        for sender in chunks.handles.tolist():
+            self._senders[sender].overtaken()

@@ -1,0 +1,142 @@
+"""Accounts: the bytes that callers make the server hold, and who has to wait because of them.
+
+A stream's account counts what is under way: inputs that came and have not been answered, with the answers they will
+come to, and answers that wait for its reader. All of it drains without another word from the client, so whoever is over
+is not read until it has; nobody is refused for it, and nobody else is held up. What drains only by acknowledgements is
+not in it, or their reading would wait for themselves: the replies kept for a session have a window of their own.
+
+Calls without a stream (unary steps, predictions, forecasts, texts) have a budget for each kind: one that is used up
+refuses more of that kind, OVERLOADED with the time after which to try again, and no other.
+
+What a server holds for its callers is at most
+
+    max_queued_bytes + streams × (one message + the answer that it comes to)      under way on streams
+  + the budgets of the calls                                                      under way beside them
+  + sessions in memory × max_kept_bytes, as far as they do not acknowledge        kept replies
+  + rows × the bytes of a row                                                     states
+
+where a stream that has less than its share of `max_queued_bytes` is read on, however full the others are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from statestream import errors
+
+OVERHEAD = 512
+"""What a frame or a call costs beside its bytes: messages, tasks and columns around them."""
+_RETRY_SECONDS = 0.1
+
+
+class Accounts:
+    """The accounts of all streams."""
+
+    def __init__(self, most: int, most_each: int) -> None:
+        """Streams may have `most` bytes under way together, and each of them `most_each`."""
+        self.most = most
+        self.most_each = most_each
+        self.held = 0
+        """Bytes under way on all streams."""
+        self.active = 0
+        """Streams that have something under way."""
+        self.waiting: dict[Account, asyncio.Future[None]] = {}
+        self._looking = False
+
+    def open(self) -> Account:
+        """The account of a stream that has nothing under way."""
+        return Account(self)
+
+    def look_soon(self) -> None:
+        """Has those who wait looked at in the next turn of the loop, once for all that was given back in this one."""
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        for account, room in list(self.waiting.items()):
+            if not account.is_over:
+                del self.waiting[account]
+                if not room.done():
+                    room.set_result(None)
+
+
+class Account:
+    """What one stream makes the server hold."""
+
+    __slots__ = ("_house", "held")
+
+    def __init__(self, house: Accounts) -> None:
+        """Nothing is under way."""
+        self.held = 0
+        """Bytes under way: inputs, the answers they will come to, answers that wait for the reader."""
+        self._house = house
+
+    def take(self, nbytes: int) -> None:
+        """Counts bytes that came under way."""
+        house = self._house
+        if not self.held:
+            house.active += 1
+        self.held += nbytes
+        house.held += nbytes
+
+    def give(self, nbytes: int) -> None:
+        """Counts bytes that are not under way any more."""
+        house = self._house
+        self.held -= nbytes
+        house.held -= nbytes
+        if not self.held:
+            house.active -= 1
+        if house.waiting:
+            house.look_soon()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream is not to be read on; then wait for `room`.
+
+        It is over where it has more than a stream may have, or where all have too much and it more than its share.
+        """
+        house = self._house
+        return self.held > house.most_each or (house.held > house.most and self.held > house.most // house.active)
+
+    async def room(self) -> None:
+        """Returns when the stream may be read on. One task of a stream waits at a time."""
+        while self.is_over:
+            room = self._house.waiting[self] = asyncio.get_running_loop().create_future()
+            try:
+                await room
+            finally:
+                self._house.waiting.pop(self, None)
+
+
+class Budget:
+    """The bytes that one kind of call may have under way."""
+
+    def __init__(self, what: str, most: int) -> None:
+        """`what` names the calls in messages; together they may hold `most` bytes."""
+        self.held = 0
+        self.most = most
+        self._what = what
+
+    @contextmanager
+    def holding(self, nbytes: int) -> Iterator[None]:
+        """Counts a call's bytes while it is under way.
+
+        Raises:
+            Overloaded: With those under way it would be too much. One that finds nothing under way is let in.
+        """
+        nbytes += OVERHEAD
+        if self.held and self.held + nbytes > self.most:
+            raise errors.Overloaded(
+                f"{self._what} under way hold {self.held} bytes and this one needs {nbytes}; the limit is {self.most}"
+                " together. Call again later",
+                retry_after=_RETRY_SECONDS,
+            )
+        self.held += nbytes
+        try:
+            yield
+        finally:
+            self.held -= nbytes
