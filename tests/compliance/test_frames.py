@@ -152,7 +152,6 @@ _OPENS: dict[str, tuple[dict[str, Any], str, str]] = {
     "handles too few": ({"handles": b""}, "BAD_FRAME", "handles"),
     "handles too many": ({"handles": u32(0, 1)}, "BAD_FRAME", "handles"),
     "a handle twice": ({"handles": u32(3, 3), "ids": ["a", "b"]}, "BAD_FRAME", "handles"),
-    "an enormous handle": ({"handles": u32(2**32 - 1)}, "BAD_FRAME", "handles"),
     "an id twice": ({"handles": u32(0, 1), "ids": ["a", "a"]}, "BAD_FRAME", "ids"),
     "an empty id": ({"ids": [""]}, "BAD_FRAME", "ids"),
     "an id of 257 bytes": ({"ids": ["ä" * 128 + "a"]}, "BAD_FRAME", "ids"),

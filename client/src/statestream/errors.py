@@ -272,6 +272,13 @@ def _tree(root: type[StatestreamError]) -> dict[str, type[StatestreamError]]:
 REASONS: Mapping[str, type[StatestreamError]] = _tree(StatestreamError)
 """The class of every reason."""
 
+_MESSAGE_BYTES = 800
+"""Of a message on the wire; it is there twice where a request was not valid."""
+_VALUE_BYTES = 128
+"""Of a value of the metadata on the wire."""
+_VALUES = 8
+"""Values of the metadata on the wire."""
+
 _NUMBERS = {code: code.value[0] for code in grpc.StatusCode}
 _CODES = {number: code for code, number in _NUMBERS.items()}
 
@@ -282,10 +289,31 @@ def _rebuild(
     return kind(message, metadata=metadata, retry_after=retry_after)
 
 
+def shortened(text: str, most: int = 64) -> str:
+    """A text of about `most` bytes at most: a longer one loses its middle, and says how many characters that was."""
+    if len(text) <= most and len(text.encode(errors="replace")) <= most:
+        return text
+    # Where characters have several bytes, fewer of them fit.
+    fit = most if text.isascii() else most // 4
+    head, tail = text[: fit - fit // 3], text[len(text) - fit // 3 :]
+    return f"{head}…({len(text) - len(head) - len(tail)} more)…{tail}" if len(head) + len(tail) < len(text) else text
+
+
+def quoted(text: str, most: int = 64) -> str:
+    """What a caller sent, in quotes and shortened, for a message."""
+    return repr(shortened(text, most))
+
+
 def to_status(error: StatestreamError) -> status_pb2.Status:
-    """Writes an error as `google.rpc.Status`: ErrorInfo always, RetryInfo and BadRequest where they apply."""
+    """Writes an error as `google.rpc.Status`: ErrorInfo always, RetryInfo and BadRequest where they apply.
+
+    It has less than 4 KB, whatever callers' texts the message quotes: trailers have a limit, and an error beyond it
+    would arrive as another one.
+    """
+    message = shortened(error.message, _MESSAGE_BYTES).encode(errors="replace").decode()
+    metadata = {name: shortened(value, _VALUE_BYTES) for name, value in list(error.metadata.items())[:_VALUES]}
     details: list[error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo | error_details_pb2.BadRequest] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     ]
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
@@ -293,10 +321,10 @@ def to_status(error: StatestreamError) -> status_pb2.Status:
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.metadata.get("field", ""), description=error.message, reason=error.reason
+            field=metadata.get("field", ""), description=message, reason=error.reason
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    status = status_pb2.Status(code=_NUMBERS[error.code], message=error.message)
+    status = status_pb2.Status(code=_NUMBERS[error.code], message=message)
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)

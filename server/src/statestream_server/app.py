@@ -43,6 +43,7 @@ from statestream_server.models import runtime
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
 from statestream_server.servicers.about import ServerServicer
+from statestream_server.servicers.caps import Caps
 from statestream_server.servicers.decoding import Careful, requests_of
 from statestream_server.servicers.inference import InferenceServicer
 from statestream_server.servicers.model import ModelServicer
@@ -269,6 +270,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
         intake,
         tray,
         Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
+        Caps(settings.limits),
         Forecaster(engine),
         Generator(engine),
     )

@@ -8,6 +8,7 @@ from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
 from statestream_server.engine.engine import Engine
 from statestream_server.registry import Registry
+from statestream_server.servicers.caps import Caps
 from statestream_server.sessions.accounts import Accounts
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.copies import Copies
@@ -49,6 +50,7 @@ class Server:
     intake: Intake
     tray: Tray
     accounts: Accounts
+    caps: Caps
     forecaster: Forecaster
     generator: Generator
 

@@ -21,6 +21,7 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
     def __init__(self, server: Server) -> None:
         """Tells of `server`."""
         self._server = server
+        self.caps = server.caps
 
     @unary
     async def GetStatistics(self, request: pb.GetStatisticsRequest, context: Context) -> pb.GetStatisticsResponse:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from statestream import errors
+from statestream_server.servicers.caps import Caps
 from statestream_server.servicers.decoding import Unreadable
 
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Servicer = TypeVar("Servicer")
-Request = TypeVar("Request")
+Servicer = TypeVar("Servicer", bound="Capped")
+Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response")
+
+
+class Capped(Protocol):
+    """A servicer whose requests are checked before it sees them."""
+
+    caps: Caps
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:
@@ -39,6 +47,7 @@ def unary(
         if isinstance(request, Unreadable):
             await abort(context, request.error)
         try:
+            self.caps.check(request)
             return await method(self, request, context)
         except grpc.aio.AbortError:
             raise
@@ -59,6 +68,7 @@ def server_stream(
             await abort(context, request.error)
         responses = method(self, request, context)
         try:
+            self.caps.check(request)
             async for response in responses:
                 await context.write(response)
         except grpc.aio.AbortError:

@@ -31,6 +31,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         """Connected streams are kept in `streams`, so that a drain can tell them."""
         self._server = server
         self._streams = streams
+        self.caps = server.caps
 
     @unary
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:

@@ -29,6 +29,7 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
         """Calls go to the server's registry."""
         self._registry: Registry = server.registry
         self._sessions = server.sessions
+        self.caps = server.caps
 
     @unary
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:

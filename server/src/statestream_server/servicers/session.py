@@ -22,6 +22,7 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     def __init__(self, server: Server) -> None:
         """Calls go to the server's rooms."""
         self._server = server
+        self.caps = server.caps
 
     @unary
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
@@ -110,9 +111,9 @@ def _read_token(token: str) -> tuple[str, str]:
     if not token:
         return "", ""
     try:
-        model, session = map(str, json.loads(base64.urlsafe_b64decode(token)))
+        model, session = json.loads(base64.urlsafe_b64decode(token))
         (model + session).encode()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise errors.BadFrame(
             "page_token was not made by this service; start with the first page", metadata={"field": "page_token"}
         ) from error

@@ -28,7 +28,6 @@ from statestream_server.servicers.chunk_frames import ChunkFrames, result_frame
 from statestream_server.servicers.decoding import Unreadable
 from statestream_server.servicers.failures import Context
 from statestream_server.servicers.handles import (
-    MAX_HANDLE,
     UNKNOWN,
     Handles,
     check_distinct,
@@ -36,10 +35,15 @@ from statestream_server.servicers.handles import (
     unknown_places,
 )
 from statestream_server.servicers.outbox import Outbox
-from statestream_server.sessions.openings import Opened, Opening, check_initial_states
+from statestream_server.sessions.openings import Opened, Opening, check_ids, check_initial_states
 from statestream_server.sessions.peers import Sleeper
 
 log = logging.getLogger(__name__)
+
+_OPENED = 2048
+"""Sessions of one frame that are opened at a time."""
+_FLUSH_BYTES = 64 << 10
+"""What a flush counts as while it is under way, beside its handles: the frames that wait behind the store are few."""
 
 
 class Stream:
@@ -148,6 +152,11 @@ class Stream:
             )
             return
         self._last_frame = request.frame
+        try:
+            self._server.caps.check_frame(request)
+        except errors.StatestreamError as error:
+            self._refuse(request.frame, error)
+            return
         await self._apart.take(request)
 
     async def _answer(self, request: pb.StreamRequest, loading: Callable[[], None]) -> None:
@@ -179,7 +188,25 @@ class Stream:
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
 
     async def _open(self, frame: int, request: pb.OpenFrame, loading: Callable[[], None]) -> None:
+        """Opens a frame's sessions, a slice at a time, so that others have their turns between two of them."""
         opening = await self._opening(request, loading)
+        count = len(opening.ids)
+        if count <= _OPENED:
+            await self._open_some(frame, opening, loading)
+            return
+        check_ids(opening.ids)
+        for first in range(0, count, _OPENED):
+            some = opening.some(range(first, min(first + _OPENED, count)), opening.version)
+            try:
+                await self._open_some(frame, some, loading)
+            except errors.StatestreamError as error:
+                if not first:
+                    raise
+                failures = wire.row_errors(np.asarray(some.handles), error)
+                self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+            await asyncio.sleep(0)
+
+    async def _open_some(self, frame: int, opening: Opening, loading: Callable[[], None]) -> None:
         opened, refused = await self._server.sessions.open(opening, loading)
         handles = np.asarray(opening.handles)
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
@@ -187,7 +214,7 @@ class Stream:
             self._bind(handles[part.places], part)
             self._outbox.put(pb.StreamResponse(frame=frame, opened=self._opened(handles[part.places], part, failures)))
             failures = []
-            if request.return_replies:
+            if opening.replies:
                 self._return_replies(frame, handles[part.places], part)
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
@@ -195,11 +222,6 @@ class Stream:
     async def _opening(self, request: pb.OpenFrame, loading: Callable[[], None]) -> Opening:
         count = len(request.ids)
         handles = wire.column(request.handles, "<u4", count, "handles")
-        if count and int(handles.max()) >= MAX_HANDLE:
-            raise errors.BadFrame(
-                f"handle {int(handles.max())} is too large; expected small dense numbers below {MAX_HANDLE}",
-                metadata={"field": "handles"},
-            )
         check_distinct(handles)
         if len(request.writer) != 16:
             raise errors.BadFrame(f"writer has {len(request.writer)} bytes; expected 16", metadata={"field": "writer"})
@@ -304,9 +326,17 @@ class Stream:
         self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))
 
     def _flush(self, frame: int, request: pb.FlushFrame) -> None:
-        task = asyncio.create_task(self._flush_aside(frame, read_handles(request.handles)), name="stream-flush")
+        handles = read_handles(request.handles)
+        size = _FLUSH_BYTES + len(request.handles)
+        task = asyncio.create_task(self._flush_aside(frame, handles), name="stream-flush")
         self._flushes.add(task)
-        task.add_done_callback(self._flushes.discard)
+        self._account.take(size)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._flushes.discard(task)
+            self._account.give(size)
+
+        task.add_done_callback(ended)
 
     async def _flush_aside(self, frame: int, handles: Array) -> None:
         try:

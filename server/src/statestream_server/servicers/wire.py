@@ -9,12 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream import errors
+from statestream.errors import quoted, shortened
 from statestream.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
 from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
+from statestream_server.servicers.caps import MAX_AXES
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Mode
+
+_MOST_BYTES = 1 << 62
+"""What NumPy can count."""
 
 
 class Port(NamedTuple):
@@ -64,16 +69,27 @@ def array_of(tensor: Tensor) -> Array:
     """
     if tensor.dtype not in DTYPES:
         raise errors.BadTensor(
-            f"tensor {tensor.name!r} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}",
+            f"tensor {quoted(tensor.name)} has dtype {quoted(tensor.dtype)}; expected one of"
+            f" {', '.join(sorted(DTYPES))}",
+            metadata={"field": tensor.name},
+        )
+    if len(tensor.shape) > MAX_AXES:
+        raise errors.BadTensor(
+            f"tensor {quoted(tensor.name)} has {len(tensor.shape)} axes; expected at most {MAX_AXES}",
             metadata={"field": tensor.name},
         )
     shape, dtype = tuple(tensor.shape), numpy_dtype(tensor.dtype)
-    count = 1
-    for size in shape:
-        count *= max(size, 0)
+    count = math.prod(max(size, 0) for size in shape)
+    # An axis without anything does not make the others any shorter for NumPy.
+    longest = math.prod(max(size, 1) for size in shape) * dtype.itemsize
+    if longest > _MOST_BYTES:
+        raise errors.BadTensor(
+            f"tensor {quoted(tensor.name)} has the shape {list(shape)}, which is longer than anything can be",
+            metadata={"field": tensor.name},
+        )
     if min(shape, default=0) < 0 or count * dtype.itemsize != len(tensor.data):
         raise errors.BadTensor(
-            f"tensor {tensor.name!r} has {len(tensor.data)} bytes; expected {count * dtype.itemsize} for"
+            f"tensor {quoted(tensor.name)} has {len(tensor.data)} bytes; expected {count * dtype.itemsize} for"
             f" {tensor.dtype}{list(shape)}",
             metadata={"field": tensor.name},
         )
@@ -86,10 +102,11 @@ def named(tensors: Sequence[Tensor], names: Sequence[str], what: str) -> list[Ar
     Raises:
         BadTensor: One is missing, unknown or there twice, or cannot be read.
     """
-    given = {tensor.name: tensor for tensor in tensors}
+    given = {tensor.name: tensor for tensor in tensors[: len(names) + 1]}
     if len(given) != len(tensors) or given.keys() != set(names):
-        came = ", ".join(tensor.name for tensor in tensors) or "none"
-        raise errors.BadTensor(f"{what} are {came}; expected {', '.join(names)}", metadata={"field": what})
+        came = ", ".join(map(shortened, given)) or "none"
+        more = f" and {len(tensors) - len(given)} more" if len(tensors) > len(given) else ""
+        raise errors.BadTensor(f"{what} are {came}{more}; expected {', '.join(names)}", metadata={"field": what})
     return [array_of(given[name]) for name in names]
 
 
@@ -117,6 +134,7 @@ def packed_bytes(ports: Sequence[Port], tensors: Sequence[Tensor], steps: int) -
             tensor.name != port.name
             or tensor.dtype != port.dtype
             or len(data) != steps * port.nbytes
+            or len(tensor.shape) != 1 + len(port.shape)
             or tensor.shape != [steps, *port.shape]
         ):
             return None

@@ -20,6 +20,7 @@ from statestream_server.stores.rules import CLAIM_LIMIT
 
 FORMAT: Final = "statestream-snapshot-1"
 """The format written and read; CONTRIBUTING.md says what to do when it changes."""
+_HEADER_BYTES: Final = 1 << 20
 _POSITION_LIMIT: Final = CLAIM_LIMIT >> 1
 """A session that no store could keep would hold up the records of all others. It must have steps to go, too."""
 
@@ -72,7 +73,8 @@ def loads(data: bytes, columns: Sequence[Column], digest: str, *, moving: bool =
         _check_columns(data, columns)
     elif metadata["digest"] != digest:
         raise errors.ModelChanged(
-            f"the snapshot is of a model with digest {metadata['digest'][:12]}…, this one has {digest[:12]}…;"
+            f"the snapshot is of a model with digest {errors.shortened(metadata['digest'], 16)}, this one has"
+            f" {digest[:12]}…;"
             " restore it where that version is served, or with upgrade where the states are the same"
         )
     try:
@@ -97,13 +99,23 @@ def read_metadata(data: bytes) -> dict[str, str]:
     """
     length = int.from_bytes(data[:8], "little")
     try:
+        if length > len(data) - 8 or length > _HEADER_BYTES:
+            raise ValueError("the header is longer than that of any snapshot")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        complete = {"model", "digest", "position", "checksum"} <= metadata.keys() and metadata["position"].isdecimal()
-        position, known = int(metadata["position"]) if complete else 0, metadata["format"] == FORMAT
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        given = metadata["format"]
+        texts = all(isinstance(metadata.get(name), str) for name in ("model", "digest", "position", "checksum"))
+        complete = texts and metadata["position"].isdecimal()
+        position = int(metadata["position"]) if complete else 0
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise errors.SnapshotInvalid(f"these {len(data)} bytes are no snapshot of a session") from error
-    if not known or not complete:
-        raise errors.SnapshotInvalid(f"the snapshot is of format {metadata['format']!r}; this release reads {FORMAT!r}")
+    if given == FORMAT and not complete:
+        raise errors.SnapshotInvalid(
+            "the snapshot's header lacks a model, digest, position or checksum, or they are no text"
+        )
+    if given != FORMAT:
+        raise errors.SnapshotInvalid(
+            f"the snapshot is of format {errors.quoted(str(given))}; this release reads {FORMAT!r}"
+        )
     if position >= _POSITION_LIMIT:
         raise errors.SnapshotInvalid(f"the snapshot is of position {position}; expected less than {_POSITION_LIMIT}")
     return dict(metadata)

@@ -1,0 +1,114 @@
+"""Caps: how much of anything one request may have, checked by its descriptors before anything is done with it.
+
+A message may be as large as `max_message_bytes`; what it holds could still be millions of names, axes or rows, each of
+which costs far more to look at than it took to send. So every field that repeats and every text has a cap, whatever the
+message: a field that is added later has one by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from statestream import errors
+from statestream.v1 import inference_pb2 as pb
+from statestream_server.settings import Limits
+
+MAX_TENSORS: Final = 1024
+"""Tensors in one message, and other parts that repeat."""
+MAX_AXES: Final = 32
+"""Axes of a tensor, and other numbers that repeat. NumPy takes 64."""
+_SYMBOL_BYTES: Final = 16
+"""What a symbol of a text may have on average, its separator included."""
+_TOKEN_BYTES: Final = 4096
+"""A page token has two names in it, written as JSON and base64."""
+
+_Check = Callable[[Any], None]
+
+
+class Caps:
+    """The caps of one server."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Caps by `limits`, which GetServerInfo tells."""
+        self._limits = limits
+        self._texts = {
+            "statestream.v1.GenerateRequest.text": limits.max_text_symbols * _SYMBOL_BYTES,
+            "statestream.v1.ListSessionsRequest.page_token": _TOKEN_BYTES,
+        }
+        self._counts = {
+            "statestream.v1.OpenFrame.ids": limits.max_frame_sessions,
+        }
+        self._plans: dict[Descriptor, Mapping[int, _Check]] = {}
+
+    def check(self, message: Message) -> None:
+        """Checks a request, and everything in it.
+
+        Raises:
+            BadFrame: Something is more than it may be; `metadata["field"]` names it.
+        """
+        plan = self._plans.get(message.DESCRIPTOR)
+        if plan is None:
+            plan = self._plans[message.DESCRIPTOR] = self._plan(message.DESCRIPTOR)
+        for field, value in message.ListFields():
+            check = plan.get(field.number)
+            if check is not None:
+                check(value)
+
+    def check_frame(self, request: pb.StreamRequest) -> None:
+        """Checks a frame of a stream: how many sessions it is about, then the rest.
+
+        Raises:
+            BadFrame: Something is more than it may be; `metadata["field"]` names it.
+        """
+        kind = request.WhichOneof("request")
+        if kind is None:
+            return
+        most = self._limits.max_frame_chunks if kind in ("chunk", "ack") else self._limits.max_frame_sessions
+        count = len(getattr(request, kind).handles) // 4
+        if count > most:
+            raise too_many("handles", count, most, "Send several frames")
+        if kind != "ack":
+            self.check(getattr(request, kind))
+
+    def _plan(self, descriptor: Descriptor) -> Mapping[int, _Check]:
+        """The checks of a message's fields, by their numbers."""
+        checks = {field.number: self._field(field) for field in descriptor.fields}
+        return {number: check for number, check in checks.items() if check is not None}
+
+    def _field(self, field: FieldDescriptor) -> _Check | None:
+        text = field.type == FieldDescriptor.TYPE_STRING
+        most_bytes = self._texts.get(field.full_name, self._limits.max_name_bytes)
+        default = MAX_TENSORS if field.message_type is not None or text else MAX_AXES
+        most = self._counts.get(field.full_name, default)
+        name = field.name
+
+        def texts(value: str) -> None:
+            # No character has more than four bytes.
+            if 4 * len(value) > most_bytes and len(value.encode()) > most_bytes:
+                raise errors.BadFrame(
+                    f"{name} has {len(value.encode())} bytes; expected at most {most_bytes}", metadata={"field": name}
+                )
+
+        each: _Check | None = texts if text else self.check if field.message_type is not None else None
+        if not field.is_repeated:
+            return each
+
+        def repeated(values: Any) -> None:
+            if len(values) > most:
+                raise too_many(name, len(values), most)
+            for value in values if each is not None else ():
+                each(value)
+
+        return repeated
+
+
+def too_many(field: str, count: int, most: int, advice: str = "") -> errors.BadFrame:
+    """What a caller is told who sent too many of something."""
+    return errors.BadFrame(
+        f"{field} has {count} entries; expected at most {most}{'. ' + advice if advice else ''}",
+        metadata={"field": field, "came": str(count), "expected": str(most)},
+    )
