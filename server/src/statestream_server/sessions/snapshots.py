@@ -109,9 +109,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise errors.SnapshotInvalid(f"these {len(data)} bytes are no snapshot of a session") from error
     if given == FORMAT and not complete:
-        raise errors.SnapshotInvalid(
-            "the snapshot's header lacks a model, digest, position or checksum, or they are no text"
-        )
+        raise errors.SnapshotInvalid("the snapshot's header has no model, digest, position and checksum")
     if given != FORMAT:
         raise errors.SnapshotInvalid(
             f"the snapshot is of format {errors.quoted(str(given))}; this release reads {FORMAT!r}"
