@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
+from statestream_server.engine.batch import Batch
+from statestream_server.engine.lane import SUSPICION
+from statestream_server.engine.table import Table
 from statestream_server.sessions import snapshots
 from statestream_server.sessions.snapshots import Snapshot
 from tests.server.runtime import graphs
@@ -25,6 +30,22 @@ from tests.support.speaker import Answer, Opened, Refusal, Speaker, fresh_id
 def words(*values: int) -> dict[str, np.ndarray]:
     """Inputs of "tokens"."""
     return {"token": np.asarray(values, np.int64)}
+
+
+@contextmanager
+def runs(table: Table) -> Iterator[list[int]]:
+    """The rows of each run of a table's model while this is entered."""
+    sizes, step = list[int](), table.rows.step
+
+    def count(source: Any, target: Any, inputs: Any) -> Any:
+        sizes.append(len(source))
+        return step(source, target, inputs)
+
+    table.rows.step = count  # type: ignore[method-assign]
+    try:
+        yield sizes
+    finally:
+        table.rows.step = step  # type: ignore[method-assign]
 
 
 class TestNonFiniteState:
@@ -119,6 +140,51 @@ class TestModelsThatRefuseInputs:
             assert (await speaker.refusal()).reason == "BAD_TENSOR"
             answer = await speaker.step(0, 1, words(2, 3))
             np.testing.assert_array_equal(answer.outputs["y"], whole.run(words(4, 2, 3))["y"][1:])
+
+    async def test_who_is_refused_again_and_again_runs_apart(self, local: Local) -> None:
+        """It costs the others a search once. After some good runs it is one of them again."""
+        async with Speaker(local.channel, "tokens") as speaker:
+            table, count = local.table("tokens"), 64
+            await speaker.open(*(fresh_id() for _ in range(count)))
+            position = [0] * count
+            for round in range(4 + SUSPICION):
+                bad = {5} if round < 3 else set()
+                with runs(table) as sizes:
+                    chunks = [words(99 if handle in bad else 1) for handle in range(count)]
+                    await speaker.send_chunk(range(count), position, chunks, acked=position)
+                    rows = {row.handle: row for row in await speaker.rows(count)}
+                assert {handle for handle, row in rows.items() if isinstance(row, Refusal)} == bad
+                position = [at + (handle not in bad) for handle, at in enumerate(position)]
+                if round == 0:
+                    assert 2 < len(sizes) <= 16
+                elif round < 3 + SUSPICION:
+                    assert sizes.count(1) == 1, "the suspect, alone"
+                    assert sum(sizes) == count
+                    assert len(sizes) <= 4, "the others, in no more batches than they would be without it"
+                else:
+                    assert 1 not in sizes
+
+    async def test_however_many_are_refused_a_turn_has_few_runs(self, local: Local) -> None:
+        """The search goes on in later turns, apart from the others; each chunk is applied once or refused once."""
+        async with Speaker(local.channel, "tokens") as speaker:
+            table, count = local.table("tokens"), 300
+            await speaker.open(*(fresh_id() for _ in range(count)))
+            bad, most, batch_run = set(range(0, count, 2)), 0, Batch.run
+
+            def run(batch: Batch) -> None:
+                nonlocal most
+                with runs(table) as sizes:
+                    batch_run(batch)
+                most = max(most, len(sizes))
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Batch, "run", run)
+                for start in ([0] * count, [int(handle not in bad) for handle in range(count)]):
+                    await speaker.send_chunk(range(count), start, [words(99 if h in bad else 1) for h in range(count)])
+                    rows = await speaker.rows(count)
+                    assert {row.handle for row in rows if isinstance(row, Refusal)} == bad
+            assert 8 < most <= 64
+            assert set(table.position[table.lane._suspicion > 0].tolist()) <= {0, 2}
 
     @pytest.mark.parametrize("batched", [True, False])
     async def test_a_refusal_steps_nobody_twice(self, tmp_path: Path, batched: bool) -> None:

@@ -21,7 +21,7 @@ class Fixed:
         return self._heads
 
 
-ALL = Fixed(LIVE=(1, 1), GENERATE=(2, 1), FORECAST=(3, 1))
+ALL = Fixed(LIVE=(1, 1), GENERATE=(2, 1), FORECAST=(3, 1), SUSPECT=(4, 1))
 
 
 @given(st.lists(st.floats(1e-5, 1e-2), min_size=50, max_size=300))

@@ -24,13 +24,20 @@ _NOT_FINITE = (
 )
 
 
+_MOST_RUNS = 32
+"""Runs in which the guilty of one batch are looked for."""
+APART = 8
+"""Rows in a batch whose rows run each by itself."""
+
+
 class Batch:
     """Chunks that run together, each for as many steps."""
 
-    def __init__(self, table: Table, taken: Slice) -> None:
+    def __init__(self, table: Table, taken: Slice, *, apart: bool = False) -> None:
         """Finds out which row each chunk reads and which it writes; shadow rows are allocated here.
 
         A chunk that takes several slices runs on a shadow row, so that its own row stays as it is until the last.
+        With `apart` each runs by itself.
         """
         self.taken = taken
         self.bad: Bools | None = None
@@ -38,6 +45,11 @@ class Batch:
         self._table = table
         self._serial = isinstance(table.rows, SerialisedRows)
         self._refusals: dict[int, errors.StatestreamError] = {}
+        self.again: Bools | None = None
+        """[count] which chunks did not run and wait again, as suspects; None for none of them."""
+        self.apart = apart
+        self._runs = _MOST_RUNS
+        self._put_back: list[int] = []
         rows = [self._rows(part) for part in taken.parts]
         self._source: Ints
         self._target: Ints
@@ -52,7 +64,12 @@ class Batch:
         if len(parts) > 1:
             gathered = [inputs, *(part.gather(steps) for part in parts[1:])]
             inputs = [np.concatenate(arrays) for arrays in zip(*gathered, strict=True)]
-        outputs, bad = self._run(self._source, self._target, inputs)
+        found, bad = self._run(self._source, self._target, inputs)
+        outputs = found if found is not None else self._no_outputs(inputs)
+        if self._put_back:
+            self.again = np.zeros(len(bad), np.bool_)
+            self.again[self._put_back] = True
+            bad &= ~self.again
         if self._refusals:
             bad |= self._target == SCRATCH_ROW
         if some(bad):
@@ -96,26 +113,61 @@ class Batch:
         target = np.where(last, rows, shadow[places])
         return np.where(first, rows, shadow[places]), np.where(target == NONE, SCRATCH_ROW, target)
 
-    def _run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
-        if self._serial and len(source) > 1:
+    @property
+    def searched(self) -> bool:
+        """Whether it took more runs than batches of its size take, which says nothing of their cost."""
+        return self.apart or bool(self._refusals)
+
+    @property
+    def rows(self) -> Ints:
+        """[count] the rows of the chunks' sessions, in the order of the parts."""
+        return np.concatenate([part.rows for part in self.taken.parts])
+
+    @property
+    def refused(self) -> Ints:
+        """The rows whose inputs the model itself refused, or may have."""
+        rows = np.fromiter(self._refusals, np.int64, len(self._refusals))
+        return rows if self.again is None else np.concatenate([rows, self.rows[self.again]])
+
+    def _run(
+        self, source: Ints, target: Ints, inputs: Sequence[Array], first: int = 0
+    ) -> tuple[list[Array] | None, Bools]:
+        """Runs chunks, of which `first` is the place of the first in the batch; None for outputs where none ran."""
+        if (self._serial or self.apart) and len(source) > 1:
             # Row by row: where one is refused, those before it are committed already.
             ones = (slice(place, place + 1) for place in range(len(source)))
-            return _joined([self._run(source[one], target[one], [array[one] for array in inputs]) for one in ones])
+            return _joined(
+                [
+                    self._run(source[one], target[one], [array[one] for array in inputs], first + one.start)
+                    for one in ones
+                ]
+            )
+        self._runs -= 1
         try:
             return self._table.rows.step(source, target, inputs)
         except Exception as error:
             # The model itself refused something (a token beyond its table, say). Alone, only the
             # guilty rows are refused.
             if len(source) > 1:
+                if self._runs <= 0:
+                    # So many are guilty that the search would hold all others up: it goes on later, beside them.
+                    self._put_back += range(first, first + len(source))
+                    return None, np.ones(len(source), np.bool_)
                 half = len(source) // 2
-                left = self._run(source[:half], target[:half], [array[:half] for array in inputs])
-                right = self._run(source[half:], target[half:], [array[half:] for array in inputs])
+                left = self._run(source[:half], target[:half], [array[:half] for array in inputs], first)
+                right = self._run(source[half:], target[half:], [array[half:] for array in inputs], first + half)
                 return _joined([left, right])
-            log.warning("model %r refused a chunk: %s", self._table.model.name, error)
-            self._refusals[self._session_row(int(source[0]), int(target[0]))] = errors.BadTensor(
+            row = int(self.rows[first])
+            log.log(
+                logging.DEBUG if self.apart else logging.WARNING,
+                "model %r refused a chunk: %s",
+                self._table.model.name,
+                error,
+            )
+            self._refusals[row] = errors.BadTensor(
                 f"the model cannot run these inputs: {error}", metadata={"field": "inputs"}
             )
-            return self._no_outputs(inputs), np.ones(1, np.bool_)
+            return None, np.ones(1, np.bool_)
 
     def _no_outputs(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs that nobody will see, in the shape of real ones."""
@@ -123,12 +175,16 @@ class Batch:
         outputs = self._table.model.signature.outputs
         return [np.zeros((*lead, *np.maximum(step_shape(spec), 1)), numpy_dtype(spec.dtype)) for spec in outputs]
 
-    def _session_row(self, source: int, target: int) -> int:
-        rows = np.concatenate([part.rows for part in self.taken.parts])
-        return int(rows[np.flatnonzero((self._source == source) & (self._target == target))[0]])
 
-
-def _joined(results: Sequence[tuple[list[Array], Bools]]) -> tuple[list[Array], Bools]:
+def _joined(results: Sequence[tuple[list[Array] | None, Bools]]) -> tuple[list[Array] | None, Bools]:
     """What runs of neighbouring rows gave, as one."""
-    outputs = [np.concatenate(arrays) for arrays in zip(*(outputs for outputs, _ in results), strict=True)]
-    return outputs, np.concatenate([bad for _, bad in results])
+    bad = np.concatenate([bad for _, bad in results])
+    real = next((outputs for outputs, _ in results if outputs is not None), None)
+    if real is None:
+        return None, bad
+    # What did not run has outputs that nobody will see, in the shape of the others.
+    given = [
+        outputs if outputs is not None else [np.zeros((len(those), *one.shape[1:]), one.dtype) for one in real]
+        for outputs, those in results
+    ]
+    return [np.concatenate(arrays) for arrays in zip(*given, strict=True)], bad

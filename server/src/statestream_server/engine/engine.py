@@ -17,7 +17,7 @@ from functools import partial
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints, every
-from statestream_server.engine.batch import Batch
+from statestream_server.engine.batch import APART, Batch
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.predictions import Prediction, Predictions, Predictor
@@ -254,7 +254,8 @@ class Engine:
 
     def _settle(self, run: _Run, priority: Priority, seconds: float) -> None:
         """What follows a batch; then the loop gets a turn, so that newcomers join before the next."""
-        run.costs.observe(run.rows, run.steps, seconds)
+        if run.batch is None or not run.batch.searched:
+            run.costs.observe(run.rows, run.steps, seconds)
         self._statistics.count(run.rows, run.steps, seconds, run.why, run.waited)
         self.scheduler.charge(priority, seconds)
         run.finish()
@@ -276,15 +277,23 @@ class Engine:
         assert isinstance(lane, _Lane)
         # A long chunk is cut so that newcomers need not wait for all of it.
         lane.table.lane.max_slice = lane.costs.longest(lane.table.rows.max_slice)
-        most = lane.costs.rows(steps, most=MAX_BATCH)
+        apart = choice.priority is Priority.SUSPECT
+        most = APART if apart else lane.costs.rows(steps, most=MAX_BATCH)
         taken = lane.table.lane.take(choice.priority, steps, most)
         why = Why.SERIAL if lane.serial else _why(lane.table.lane, choice, taken.count, most)
         waited = time.perf_counter() - taken.parts[0].work.since
-        batch = Batch(lane.table, taken)
-        return _Run(batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps, why, waited)
+        batch = Batch(lane.table, taken, apart=apart)
+        return _Run(
+            batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps, why, waited, batch
+        )
 
     def _finish(self, table: Table, batch: Batch) -> None:
-        ended, behind = table.lane.advance(batch.taken, batch.bad, next(self._ages))
+        lane = table.lane
+        if batch.apart:
+            lane.trust(batch.rows)
+        if len(batch.refused):
+            lane.suspect(batch.refused)
+        ended, behind = lane.advance(batch.taken, batch.bad, next(self._ages), batch.again)
         for work, finished, failed in ended:
             if len(finished):
                 work.sink.completed(work, finished)
@@ -322,6 +331,7 @@ class _Run:
         steps: The steps of each.
         why: Why it is not larger.
         waited: Seconds since its oldest work came.
+        batch: The batch of steps that it is, None for predictions.
     """
 
     run: Callable[[], None]
@@ -331,6 +341,7 @@ class _Run:
     steps: int
     why: Why
     waited: float
+    batch: Batch | None = None
 
     @property
     def predicted(self) -> float:

@@ -61,6 +61,8 @@ class _Run:
 
 
 _NOBODY: Ints = np.empty(0, np.int64)
+SUSPICION = 16
+"""Good runs after which a row whose inputs the model refused runs among the others again."""
 _STALE = 64
 """Works that ended and are still looked through for others, at least."""
 _FEW = 64
@@ -84,10 +86,15 @@ class Lane:
         self._firsts: list[int] = []
         """The first entries of the works, ascending; some that ended may be among them."""
         self._running: Slice | None = None
+        self._suspicion = np.empty(0, np.uint8)
+        """How many good runs of each row until it runs among the others again."""
+        self._suspects = 0
+        """Rows of which that is not 0, or were at the last look."""
 
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity` - 1."""
         self._tail = grown(self._tail, capacity, NONE)
+        self._suspicion = grown(self._suspicion, capacity, 0)
 
     def idle(self, rows: Ints) -> Bools:
         """Which of `rows` have nothing queued."""
@@ -135,6 +142,22 @@ class Lane:
         self._tail[work.rows] = counting(count, first)
         self._ready(work, ready, age)
 
+    def suspect(self, rows: Ints) -> None:
+        """Has rows run apart from the others until they ran well for a while."""
+        self._suspicion[rows] = SUSPICION
+        self._suspects = int((self._suspicion > 0).sum())
+
+    def trust(self, rows: Ints) -> None:
+        """Notes that suspects ran well once; rows that are none may be among them. Also for rows that change hands."""
+        if self._suspects:
+            self._suspicion[rows] -= self._suspicion[rows] > 0
+            self._suspects = int((self._suspicion > 0).sum())
+
+    def acquit(self, rows: Ints) -> None:
+        """Suspects rows no longer: they are another session's from now on."""
+        if self._suspects:
+            self._suspicion[rows] = 0
+
     def heads(self) -> list[Head]:
         """The head of every group in which chunks wait."""
         return [Head(priority, runs[0].age, steps) for (priority, steps), runs in self._groups.items()]
@@ -157,7 +180,9 @@ class Lane:
         self._running = Slice(parts, steps, count)
         return self._running
 
-    def advance(self, batch: Slice, bad: Bools | None, age: int) -> tuple[list[Ended], list[Part]]:
+    def advance(
+        self, batch: Slice, bad: Bools | None, age: int, again: Bools | None = None
+    ) -> tuple[list[Ended], list[Part]]:
         """Notes that a batch ran.
 
         Chunks with steps left queue up again behind what waits now. What is queued behind a chunk that failed is taken
@@ -167,6 +192,7 @@ class Lane:
             batch: What `take` gave.
             bad: [count] which chunks failed, in the order of the parts; None for none of them.
             age: As for `enqueue`.
+            again: [count] which chunks did not run after all, and wait again; None for none of them.
 
         Returns:
             What ended, and what was taken out.
@@ -175,8 +201,14 @@ class Lane:
         ended, behind = list[Ended](), list[Part]()
         for part in batch.parts:
             work, places = part
-            failed = bad[start : start + len(places)] if bad is not None else None
+            cut = slice(start, start + len(places))
             start += len(places)
+            failed = bad[cut] if bad is not None else None
+            if again is not None:
+                self._ready(work, places[again[cut]], age)
+                places, failed = places[~again[cut]], failed[~again[cut]] if failed is not None else None
+                if not len(places):
+                    continue
             if work.done is not None or work.lengths.each != batch.steps:
                 done = work.column("done")
                 done[places] += batch.steps
@@ -269,7 +301,18 @@ class Lane:
             self._push(work, places[bits == length], length, age)
 
     def _push(self, work: Work, places: Ints, bits: int, age: int) -> None:
-        key = (work.priority, 1 << (bits - 1))
+        priority = work.priority
+        if self._suspects:
+            suspects = self._suspicion[work.rows[places]] > 0
+            if some(suspects):
+                self._queue(Priority.SUSPECT, work, places[suspects], bits, age)
+                places = places[~suspects]
+                if not len(places):
+                    return
+        self._queue(priority, work, places, bits, age)
+
+    def _queue(self, priority: Priority, work: Work, places: Ints, bits: int, age: int) -> None:
+        key = (priority, 1 << (bits - 1))
         runs = self._groups.get(key)
         if runs is None:
             runs = self._groups[key] = deque()

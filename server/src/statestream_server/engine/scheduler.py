@@ -8,7 +8,12 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from statestream_server.engine.statistics import Share
 from statestream_server.engine.work import Priority
 
-SHARES: Final[Mapping[Priority, int]] = {Priority.LIVE: 16, Priority.GENERATE: 4, Priority.FORECAST: 1}
+SHARES: Final[Mapping[Priority, int]] = {
+    Priority.LIVE: 16,
+    Priority.GENERATE: 4,
+    Priority.FORECAST: 1,
+    Priority.SUSPECT: 1,
+}
 """What each class is guaranteed of the engine's time, in proportion, while all of them have work."""
 
 

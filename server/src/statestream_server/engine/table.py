@@ -176,6 +176,7 @@ class Table:
     def release(self, rows: Ints) -> None:
         """Takes rows back; their queue must be empty."""
         self.replies.drop(rows)
+        self.lane.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         for row in rows.tolist():
             session = self.ids[row]

@@ -26,6 +26,8 @@ class Priority(enum.IntEnum):
     LIVE = 0
     GENERATE = 1
     FORECAST = 2
+    SUSPECT = 3
+    """What of any of them is on rows whose inputs the model refused of late: it runs apart from the others."""
 
 
 class Sink(Protocol):
