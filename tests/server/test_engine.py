@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
-from statestream_server.engine.costs import Costs
 from statestream_server.engine.predictions import Prediction, Predictions
 from statestream_server.settings import Durability
 from tests.support import models
@@ -239,10 +242,12 @@ async def test_predictions_are_taken_oldest_first_and_alike() -> None:
     loop = asyncio.get_running_loop()
 
     class Echo:
+        together = 4096
+
         def predict(self, inputs: Any) -> Any:
             return list(inputs)
 
-    queue = Predictions(Echo(), Costs(1.0))
+    queue = Predictions(Echo(), 1.0)
     widths = [2, 3, 2, 3, 2]
     calls = [
         Prediction([np.full((1, width), float(i))], [0], [0], loop.create_future()) for i, width in enumerate(widths)
@@ -260,6 +265,83 @@ async def test_predictions_are_taken_oldest_first_and_alike() -> None:
     for number, call in enumerate(calls):
         if number != 2:
             assert call.outputs.result()[0].tolist() == [[float(number)] * widths[number]]
+
+
+async def test_a_large_prediction_runs_in_pieces_and_lets_others_pass() -> None:
+    """Whatever axes it has, the pieces make the whole; a call that comes meanwhile waits for one of them only."""
+    loop, widest = asyncio.get_running_loop(), list[int]()
+
+    class Double:
+        together = 16
+
+        def predict(self, inputs: Any) -> Any:
+            widest.append(inputs[0].shape[1])
+            return [2 * inputs[0], inputs[1].T + 1]
+
+    queue, age = Predictions(Double(), 1.0), itertools.count()
+    large = [np.arange(300.0).reshape(3, 100), np.arange(200.0).reshape(100, 2)]
+    small = [array[:, :1] if number == 0 else array[:1] for number, array in enumerate(large)]
+    calls = [Prediction(inputs, [1, 0], [1, 1], loop.create_future()) for inputs in (large, small)]
+    queue.push(calls[0], next(age))
+    finished = list[int]()
+    while list(queue.heads()):
+        batch = queue.take(4096)
+        batch.run()
+        batch.deliver()
+        for call in batch.again:
+            queue.push(call, next(age))
+        if len(widest) == 1:
+            queue.push(calls[1], next(age))
+        finished += [number for number, call in enumerate(calls) if call.outputs.done() and number not in finished]
+    assert max(widest) <= 16
+    assert finished == [1, 0]
+    for call, inputs in zip(calls, (large, small), strict=True):
+        found = call.outputs.result()
+        np.testing.assert_array_equal(found[0], 2 * inputs[0])
+        np.testing.assert_array_equal(found[1], inputs[1].T + 1)
+
+
+@given(guilty=st.sets(st.integers(0, 39), max_size=6), rows=st.lists(st.integers(1, 3), min_size=40, max_size=40))
+def test_of_predictions_that_are_refused_together_the_guilty_alone_are_refused(
+    guilty: set[int], rows: list[int]
+) -> None:
+    """They are looked for in halves, one run a turn."""
+
+    async def run() -> None:
+        turns = 0
+
+        class Picky:
+            together = 4096
+
+            def predict(self, inputs: Any) -> Any:
+                nonlocal turns
+                turns += 1
+                if inputs[0].max() < 0:
+                    raise ValueError("a bad token")
+                if inputs[0].min() < 0:
+                    raise ValueError("a bad token")
+                return [inputs[0] + 1]
+
+        loop, queue, age = asyncio.get_running_loop(), Predictions(Picky(), 1.0), itertools.count()
+        calls = []
+        for number, count in enumerate(rows):
+            value = np.full((count, 1), -1 if number in guilty else number)
+            calls.append(Prediction([value], [0], [0], loop.create_future()))
+            queue.push(calls[-1], next(age))
+        while list(queue.heads()):
+            batch, before = queue.take(4096), turns
+            batch.run()
+            assert turns == before + 1
+            batch.deliver()
+            for call in batch.again:
+                queue.push(call, next(age))
+        for number, call in enumerate(calls):
+            if number in guilty:
+                assert isinstance(call.outputs.exception(), errors.BadTensor)
+            else:
+                assert call.outputs.result()[0].tolist() == [[number + 1]] * rows[number]
+
+    asyncio.run(run())
 
 
 async def test_many_sessions_grow_the_table_under_way(local: Local) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _WEIGHT = 0.25
 """How much the newest measurement counts."""
 _RUNS = 16
@@ -23,6 +25,9 @@ class _Curve:
         known = self._seconds.get(bucket)
         self._seconds[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
         return known is None
+
+    def at_least(self, rows: int) -> float:
+        return max((seconds for bucket, seconds in self._seconds.items() if 1 << bucket <= rows), default=0.0)
 
     def predict(self, rows: int) -> float:
         bucket = rows.bit_length() - 1
@@ -59,13 +64,17 @@ class Costs:
             self._longest.clear()
 
     def predict(self, rows: int, steps: int = 1) -> float:
-        """Seconds that a batch will take; 0 while nothing was measured."""
+        """Seconds that a batch will take; infinite while nothing was measured, so that the first holds nobody up."""
         if not self._curves:
-            return 0.0
+            return math.inf
         known = steps
         if known not in self._curves:
             known = max((length for length in self._curves if length < steps), default=min(self._curves))
         return self._curves[known].predict(max(rows, 1)) * steps / known
+
+    def at_least(self, rows: int) -> float:
+        """Seconds that a batch of one step takes, going by what smaller ones took; 0 while none was measured."""
+        return self._curves[1].at_least(max(rows, 1)) if 1 in self._curves else 0.0
 
     def rows(self, steps: int, *, most: int) -> int:
         """How many rows of `steps` steps fit the target, 1 to `most`."""
@@ -82,6 +91,8 @@ class Costs:
         A length fits, too, where half of it says so: a run that met a bad moment would rule its length out for good,
         as no other would correct it.
         """
+        if not self._curves:
+            return most
         found = self._longest.get(most)
         if found is None:
             found = most

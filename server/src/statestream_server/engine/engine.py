@@ -20,7 +20,7 @@ from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import APART, Batch
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.lane import Lane
-from statestream_server.engine.predictions import Prediction, Predictions, Predictor
+from statestream_server.engine.predictions import Prediction, Predictions, Predictor, Together
 from statestream_server.engine.scheduler import Choice, Head, Scheduler
 from statestream_server.engine.statistics import Statistics, Why
 from statestream_server.engine.table import Table
@@ -145,9 +145,10 @@ class Engine:
             BadTensor: The graph refuses the inputs.
         """
         if id(graph) not in self._predictions:
-            self._predictions[id(graph)] = Predictions(graph, Costs(BATCH_SECONDS))
+            self._predictions[id(graph)] = Predictions(graph, BATCH_SECONDS)
         outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
         call = Prediction(list(inputs), axes, output_axes, outputs, since=time.perf_counter())
+        self._predictions[id(graph)].check(call)
         self._predictions[id(graph)].push(call, next(self._ages))
         self.wake(1)
         return await outputs
@@ -270,7 +271,14 @@ class Engine:
     def _prediction(self, queue: Predictions) -> _Run:
         batch = queue.take(MAX_BATCH)
         waited = time.perf_counter() - batch.calls[0].since
-        return _Run(batch.run, batch.deliver, queue.costs, batch.rows, 1, queue.why(batch, MAX_BATCH), waited)
+        finish = partial(self._deliver, queue, batch)
+        return _Run(batch.run, finish, batch.costs, batch.rows, 1, queue.why(batch, MAX_BATCH), waited)
+
+    def _deliver(self, queue: Predictions, batch: Together) -> None:
+        """Hands over what a batch of calls gave; what is not done yet waits behind the others again."""
+        batch.deliver()
+        for call in batch.again:
+            queue.push(call, next(self._ages))
 
     def _step(self, choice: Choice[_Lane | Predictions]) -> _Run:
         lane, steps = choice.queue, choice.steps

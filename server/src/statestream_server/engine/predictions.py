@@ -1,8 +1,9 @@
-"""Runs without rows that wait: those of equal shape share a batch. No I/O, no clock."""
+"""Runs without rows that wait: those of equal shape share a batch, a large one runs in pieces. No I/O, no clock."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,21 @@ from statestream_server.engine.scheduler import Head
 from statestream_server.engine.statistics import Why
 from statestream_server.engine.work import Priority
 
+_SHAPES = 64
+"""Shapes of which it is remembered what they cost: a graph may take any length along an axis."""
+_LOOKED_AT = 256
+"""Calls that are looked at for one batch; those of other shapes may be very many."""
+_LONGEST = 2.0
+"""Seconds that a run may take which cannot be cut."""
+_groups = itertools.count(1)
+
 
 class Predictor(Protocol):
     """A graph that can be run."""
+
+    @property
+    def together(self) -> int:
+        """The most rows of a batch that calls may share: beyond, or alone, an answer could have other bits."""
 
     def predict(self, inputs: Sequence[Array]) -> list[Array]:
         """One array for every output."""
@@ -30,12 +43,15 @@ class Prediction:
     """One call.
 
     Attributes:
-        inputs: One array for every input, the graph's own axes.
+        inputs: The inputs, one array each, the graph's own axes.
         axes: The batch axis of each input; empty where the graph has none, then the call runs alone.
         output_axes: The batch axis of each output.
         outputs: Resolves to one array for every output.
         age: Its place among all work.
         since: When it came, by the performance counter.
+        ran: Rows that ran, of a call that runs in pieces.
+        pieces: The outputs of such a call as far as it ran.
+        group: Those that were refused together and are to find out which of them is guilty; 0 for none.
     """
 
     inputs: list[Array]
@@ -44,39 +60,77 @@ class Prediction:
     outputs: asyncio.Future[list[Array]]
     age: int = 0
     since: float = 0.0
+    ran: int = 0
+    pieces: list[Array] | None = None
+    group: int = 0
 
     @property
     def rows(self) -> int:
-        """The length of the batch axis."""
-        return self.inputs[0].shape[self.axes[0]] if self.axes else 1
+        """The length of the batch axis, as far as it did not run."""
+        return self.inputs[0].shape[self.axes[0]] - self.ran if self.axes else 1
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What calls must have in common to share a batch."""
-        if not self.axes:
-            return (id(self),)
+        """What calls must have in common to cost the same by row."""
+        axes = self.axes or [-1] * len(self.inputs)
         return tuple(
-            (array.dtype.str, array.shape[:axis], array.shape[axis + 1 :])
-            for array, axis in zip(self.inputs, self.axes, strict=True)
+            (array.dtype.str, array.shape[:axis], array.shape[axis + 1 :]) if self.axes else array.shape
+            for array, axis in zip(self.inputs, axes, strict=True)
         )
+
+    def shares(self, other: Prediction) -> bool:
+        """Whether both may run as one batch."""
+        return (
+            bool(self.axes) and not (self.ran or other.ran) and self.group == other.group and self.shape == other.shape
+        )
+
+    def piece(self, rows: int) -> list[Array]:
+        """The next rows of the inputs, views."""
+        if not self.ran and rows == self.rows:
+            return self.inputs
+        return [array[_along(axis, self.ran, rows)] for array, axis in zip(self.inputs, self.axes, strict=True)]
+
+    def keep(self, outputs: Sequence[Array], rows: int) -> None:
+        """Takes the outputs of what `piece` gave."""
+        total = self.ran + self.rows
+        if self.pieces is None:
+            self.pieces = [
+                np.empty((*array.shape[:axis], total, *array.shape[axis + 1 :]), array.dtype)
+                for array, axis in zip(outputs, self.output_axes, strict=True)
+            ]
+        for whole, array, axis in zip(self.pieces, outputs, self.output_axes, strict=True):
+            whole[_along(axis, self.ran, rows)] = array
+        self.ran += rows
+
+
+def _along(axis: int, start: int, count: int) -> tuple[slice, ...]:
+    return (*[slice(None)] * axis, slice(start, start + count))
 
 
 @dataclass(slots=True)
 class Together:
-    """Calls that run as one batch."""
+    """Calls that run as one batch, or a piece of one.
+
+    Attributes:
+        graph: What runs them.
+        calls: The calls.
+        rows: The length of the common batch axis.
+        costs: What such batches took.
+        results: The outputs of each call that ran.
+        error: Why the only call did not.
+        again: Calls that were refused together: they run in smaller groups, so that only the guilty are refused.
+    """
 
     graph: Predictor
     calls: list[Prediction]
+    rows: int
+    costs: Costs
     results: list[list[Array]] = field(default_factory=list)
     error: errors.StatestreamError | None = None
-
-    @property
-    def rows(self) -> int:
-        """The length of the common batch axis."""
-        return sum(call.rows for call in self.calls)
+    again: list[Prediction] = field(default_factory=list)
 
     def run(self) -> None:
-        """Runs the graph once; where it refuses the batch, once for every call."""
+        """Runs the graph once."""
         calls = self.calls
         if len(calls) == 1:
             self.results = [self._alone(calls[0])]
@@ -86,7 +140,12 @@ class Together:
         try:
             outputs = self.graph.predict(joined)
         except Exception:
-            self.results = [self._alone(call) for call in calls]
+            half = len(calls) // 2
+            for group in (calls[:half], calls[half:]):
+                number = next(_groups)
+                for call in group:
+                    call.group = number
+            self.again, self.calls = calls, []
             return
         cuts = np.cumsum([call.rows for call in calls])[:-1]
         parts = [np.split(array, cuts, axis) for array, axis in zip(outputs, calls[0].output_axes, strict=True)]
@@ -97,14 +156,20 @@ class Together:
         for call, outputs in zip(self.calls, self.results, strict=True):
             if call.outputs.done():
                 continue
-            if outputs:
+            if not outputs:
+                call.outputs.set_exception(self.error or errors.InternalError("the model gave no outputs"))
+            elif not call.ran and self.rows >= call.rows:
                 call.outputs.set_result(outputs)
             else:
-                call.outputs.set_exception(self.error or errors.InternalError("the model gave no outputs"))
+                call.keep(outputs, self.rows)
+                if call.rows:
+                    self.again.append(call)
+                else:
+                    call.outputs.set_result(call.pieces or [])
 
     def _alone(self, call: Prediction) -> list[Array]:
         try:
-            return self.graph.predict(call.inputs)
+            return self.graph.predict(call.piece(self.rows))
         except Exception as error:
             self.error = errors.BadTensor(f"the model cannot run these inputs: {error}", metadata={"field": "inputs"})
             return []
@@ -113,11 +178,12 @@ class Together:
 class Predictions:
     """The waiting calls of one graph."""
 
-    def __init__(self, graph: Predictor, costs: Costs) -> None:
-        """An empty queue."""
-        self.costs = costs
+    def __init__(self, graph: Predictor, target: float) -> None:
+        """An empty queue, of which a batch is to take `target` seconds."""
         self._graph = graph
+        self._target = target
         self._calls: deque[Prediction] = deque()
+        self._costs: dict[tuple[object, ...], Costs] = {}
 
     def __len__(self) -> int:
         """Calls that wait."""
@@ -134,6 +200,30 @@ class Predictions:
             if not call.outputs.done():
                 call.outputs.set_exception(error)
 
+    def costs(self, call: Prediction) -> Costs:
+        """What rows of such calls took."""
+        shape = call.shape
+        found = self._costs.get(shape)
+        if found is None:
+            if len(self._costs) >= _SHAPES:
+                del self._costs[next(iter(self._costs))]
+            found = self._costs[shape] = Costs(self._target)
+        return found
+
+    def check(self, call: Prediction) -> None:
+        """Checks that a call which has to run whole does not hold everything up.
+
+        Raises:
+            BadTensor: One like it, and no larger, took too long.
+        """
+        seconds = self.costs(call).at_least(call.rows)
+        if seconds > _LONGEST and (self._graph.together == 1 or not call.axes):
+            raise errors.BadTensor(
+                f"a call of such a shape took {seconds:.1f} s, in which nothing else ran; the limit is {_LONGEST:g} s."
+                " Send fewer rows at a time, or shorter ones",
+                metadata={"field": "inputs"},
+            )
+
     def heads(self) -> Iterator[Head]:
         """The oldest call that is still wanted; all are of class LIVE, their slice is 1."""
         while self._calls and self._calls[0].outputs.done():
@@ -142,27 +232,31 @@ class Predictions:
             yield Head(Priority.LIVE, self._calls[0].age, 1)
 
     def take(self, most: int) -> Together:
-        """Takes the oldest call and those behind it that fit into its batch."""
+        """Takes the oldest call and those behind it that fit into its batch, or of a large call as much as fits."""
         first = self._calls.popleft()
+        costs = self.costs(first)
+        limit = min(costs.rows(1, most=most), self._graph.together)
+        if first.axes and first.rows > limit and self._graph.together > 1:
+            return Together(self._graph, [first], limit, costs)
         together, rows, rest = [first], first.rows, deque[Prediction]()
-        limit = self.costs.rows(1, most=most)
-        while self._calls and rows < limit:
+        while self._calls and rows < limit and len(rest) < _LOOKED_AT:
             call = self._calls.popleft()
             if call.outputs.done():
                 continue
-            if call.shape == first.shape and rows + call.rows <= limit:
+            if rows + call.rows <= limit and call.shares(first):
                 together.append(call)
                 rows += call.rows
             else:
                 rest.append(call)
         self._calls.extendleft(reversed(rest))
-        return Together(self._graph, together)
+        return Together(self._graph, together, rows, costs)
 
     def why(self, batch: Together, most: int) -> Why:
         """Why a batch that was just taken is not larger."""
         if not self._calls:
             return Why.ALL
-        shape = batch.calls[0].shape
-        if not any(call.shape == shape for call in self._calls):
+        if self._graph.together == 1:
+            return Why.SERIAL
+        if not any(call.shares(batch.calls[0]) for call in itertools.islice(self._calls, _LOOKED_AT)):
             return Why.SLICES
-        return Why.MOST if self.costs.rows(1, most=most) == most else Why.TIME
+        return Why.MOST if batch.costs.rows(1, most=most) == most else Why.TIME
