@@ -39,6 +39,7 @@ from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
+from statestream_server.lag import Lag, Turns
 from statestream_server.models import runtime
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
@@ -49,7 +50,7 @@ from statestream_server.servicers.inference import InferenceServicer
 from statestream_server.servicers.model import ModelServicer
 from statestream_server.servicers.session import SessionServicer
 from statestream_server.servicers.stream import Stream
-from statestream_server.sessions.accounts import Accounts
+from statestream_server.sessions.accounts import Accounts, Budgets
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.copies import Copies
 from statestream_server.sessions.intake import Intake
@@ -164,6 +165,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         edge, checks, port = _edge(settings, server, streams)
         leaving.push_async_callback(_drain, server, edge, checks, streams, readiness)
         server.engine.start()
+        server.lag.start()
+        leaving.callback(server.lag.stop)
         server.saver.start()
         keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
         leaving.callback(keeper.cancel)
@@ -216,7 +219,8 @@ def _rooms(settings: Settings, store: Store) -> Server:
     if not settings.models.is_dir():
         raise StartError(f"{settings.models} is no folder; expected MODELS_DIR/<model>/<version>/model.onnx")
     fingerprint = runtime.fingerprint(device)
-    engine, peers, writer = Engine(), Peers(), uuid.uuid4().bytes
+    turns = Turns()
+    engine, peers, writer = Engine(turns), Peers(), uuid.uuid4().bytes
 
     def fenced(table: Table, rows: Any) -> None:
         sessions.drop(table, rows, errors.SessionMoved("another server took the session over"))
@@ -270,9 +274,12 @@ def _rooms(settings: Settings, store: Store) -> Server:
         intake,
         tray,
         Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
+        Budgets(settings.limits.max_queued_bytes),
         Caps(settings.limits),
-        Forecaster(engine),
-        Generator(engine),
+        Lag(),
+        turns,
+        Forecaster(engine, settings.limits),
+        Generator(engine, settings.limits),
     )
 
 

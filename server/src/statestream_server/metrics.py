@@ -47,6 +47,17 @@ class ServerCollector(Collector):
         )
         yield GaugeMetricFamily("statestream_streams", "Connected streams", value=len(self._server.peers))
         yield GaugeMetricFamily("statestream_handles", "Handles of all streams", value=self._server.peers.handles)
+        lag, turns = self._server.lag, self._server.turns
+        yield _histogram("loop_lag_seconds", "How late wake-ups of the event loop were", lag.counts, 1e-3, lag.total)
+        yield GaugeMetricFamily("statestream_loop_lag_most_seconds", "The latest wake-up so far", value=lag.most)
+        for name, value in (("rows", turns.rows), ("errors", turns.errors), ("bytes", turns.nbytes)):
+            text = f"The most {name} that one turn of the event loop had to do with so far"
+            yield GaugeMetricFamily(f"statestream_turn_most_{name}", text, value=value)
+        accounts = self._server.accounts
+        yield GaugeMetricFamily("statestream_stream_bytes", "Bytes under way on streams", value=accounts.held)
+        yield GaugeMetricFamily(
+            "statestream_waiting_streams", "Streams that are not read because of them", value=len(accounts.waiting)
+        )
         failures = self._server.saver.failures
         yield GaugeMetricFamily("statestream_store_failures", "Failed saves since the last good one", value=failures)
         contact = self._server.contact

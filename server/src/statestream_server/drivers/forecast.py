@@ -12,14 +12,16 @@ from statestream_server.drivers import waiting
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
+from statestream_server.settings import Limits
 
 
 class Forecaster:
     """Forecasts with models whose signature names a feedback."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         """Forecasts run on `engine`, as rows among the others."""
         self._engine = engine
+        self._limits = limits
 
     async def from_session(self, table: Table, row: int, horizon: int) -> AsyncIterator[list[Array]]:
         """Forecasts from a fork of a session; the session does not move.
@@ -34,6 +36,7 @@ class Forecaster:
 
         Raises:
             Unsupported: The model has no feedback, or the session took no step yet.
+            TooManySessions: With what is under way, this would be more rows than may be driven.
             SessionNotFound: The session left its row before the forecast began.
         """
         _check(table)
@@ -44,6 +47,7 @@ class Forecaster:
         async with self._engine.still():
             if int(table.serial[row]) != serial:
                 raise errors.SessionNotFound("the session was closed before its forecast began; ask again")
+            waiting.check_rows(table, 1, self._limits)
             forks = table.allocate(1, scratch=True)
             table.rows.copy(rows, forks)
         async for outputs in self._roll(table, forks, horizon):
@@ -62,12 +66,19 @@ class Forecaster:
 
         Raises:
             Unsupported: The model has no feedback.
-            TooManySessions: With the forecasts under way, these would be more rows than there may be sessions.
+            BadFrame: There are more series than one forecast may have.
+            TooManySessions: With what is under way, these would be more rows than may be driven.
             NonFiniteState: The history, or the forecast itself, left the finite numbers.
         """
         _check(table)
         series, past = history[0].shape[:2]
-        _check_rows(table, series)
+        if series > self._limits.max_forecast_series:
+            raise errors.BadFrame(
+                f"{series} series came; expected at most {self._limits.max_forecast_series} in one forecast. Ask for"
+                " fewer at a time",
+                metadata={"field": "history", "came": str(series), "expected": str(self._limits.max_forecast_series)},
+            )
+        waiting.check_rows(table, series, self._limits)
         async with self._engine.still():
             rows = table.allocate(series, scratch=True)
             table.rows.reset(rows)
@@ -101,14 +112,4 @@ def _check(table: Table) -> None:
     if not table.model.signature.feedback:
         raise errors.Unsupported(
             f"model {table.model.name!r} cannot forecast: its signature names no output that becomes the next input"
-        )
-
-
-def _check_rows(table: Table, series: int) -> None:
-    under_way = table.allocated - table.sessions
-    if under_way + series > table.max_rows:
-        raise errors.TooManySessions(
-            f"{series} series came, {under_way} rows of {table.model.name!r} are in use by others; the limit is"
-            f" {table.max_rows} together. Forecast fewer at a time, or raise --max-sessions",
-            retry_after=1.0 if series <= table.max_rows else None,
         )

@@ -15,6 +15,7 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import Model
+from statestream_server.settings import Limits
 
 
 class Token(NamedTuple):
@@ -28,9 +29,10 @@ class Token(NamedTuple):
 class Generator:
     """Decodes greedily with encoder-decoder models."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         """Texts are decoded on `engine`, as rows among the others."""
         self._engine = engine
+        self._limits = limits
 
     async def generate(self, model: Model, table: Table, text: str, max_tokens: int) -> AsyncIterator[Token]:
         """Encodes a text, then decodes until the end token or `max_tokens`.
@@ -46,6 +48,8 @@ class Generator:
 
         Raises:
             BadTensor: A symbol of the text is not in the vocabulary, or the text is empty.
+            BadFrame: The text has too many symbols.
+            TooManySessions: With what is under way, this would be more rows than may be driven.
         """
         decoding = model.signature.decoding
         output = [spec.name for spec in model.signature.outputs].index(decoding.output)
@@ -53,6 +57,7 @@ class Generator:
         token, one = decoding.start_token, np.ones(1, np.int64)
         dtype = numpy_dtype(model.signature.inputs[0].dtype)
         async with self._engine.still():
+            waiting.check_rows(table, 1, self._limits)
             rows = table.allocate(1, scratch=True)
         try:
             async with self._engine.still():
@@ -82,9 +87,15 @@ class Generator:
         try:
             tokens = encode_text(spec.text, text)
         except ValueError as error:
-            raise errors.BadTensor(f"text {text!r}: {error}", metadata={"field": "text"}) from error
+            raise errors.BadTensor(f"text {errors.quoted(text)}: {error}", metadata={"field": "text"}) from error
         if not tokens:
             raise errors.BadTensor("the text is empty; expected one symbol at least", metadata={"field": "text"})
+        if len(tokens) > self._limits.max_text_symbols:
+            # The encoder takes it in one run, and nothing else runs meanwhile.
+            raise errors.BadFrame(
+                f"the text has {len(tokens)} symbols; expected at most {self._limits.max_text_symbols}",
+                metadata={"field": "text", "came": str(len(tokens)), "expected": str(self._limits.max_text_symbols)},
+            )
         shape = [-1 if axis == spec.time_axis else 1 for axis in range(len(spec.shape))]
         source = np.asarray(tokens, numpy_dtype(spec.dtype)).reshape(shape)
         axes = [output.batch_axis for output in signature.outputs]

@@ -26,6 +26,7 @@ from statestream_server.engine.statistics import Statistics, Why
 from statestream_server.engine.table import Table
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
+from statestream_server.lag import Turns
 from statestream_server.models.policies import SerialisedRows
 
 BATCH_SECONDS = 2e-3
@@ -55,8 +56,9 @@ class _Lane:
 class Engine:
     """Runs everything that steps or predicts, one batch at a time."""
 
-    def __init__(self) -> None:
-        """An engine without tables; `start` sets it going."""
+    def __init__(self, turns: Turns | None = None) -> None:
+        """An engine without tables; `start` sets it going. `turns` hears what is done in a turn of the loop."""
+        self._turns_of_loop = turns or Turns()
         self._statistics = Statistics()
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
@@ -257,6 +259,7 @@ class Engine:
         """What follows a batch; then the loop gets a turn, so that newcomers join before the next."""
         if run.batch is None or not run.batch.searched:
             run.costs.observe(run.rows, run.steps, seconds)
+        self._turns_of_loop.note(run.rows)
         self._statistics.count(run.rows, run.steps, seconds, run.why, run.waited)
         self.scheduler.charge(priority, seconds)
         run.finish()

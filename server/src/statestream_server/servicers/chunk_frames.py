@@ -69,6 +69,7 @@ class ChunkFrames:
         groups = await self._undisputed(handles, starts)
         # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
         accepted: list[Chunks] = []
+        self._server.turns.note(count, nbytes=sum([len(tensor.data) for tensor in request.inputs]))
         for table, rows, places in groups:
             inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
             accepted.append(

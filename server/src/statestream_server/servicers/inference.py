@@ -46,7 +46,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         batched = all(spec.HasField("batch_axis") for spec in [*signature.inputs, *signature.outputs])
         axes = [spec.batch_axis for spec in signature.inputs] if batched else []
         output_axes = [spec.batch_axis for spec in signature.outputs] if batched else []
-        outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes)
+        # An answer is taken to be as large as its inputs: more is known once it is there.
+        with self._server.budgets.predictions.holding(2 * sum(array.nbytes for array in inputs)):
+            outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes)
         answer = wire.tensors(signature.outputs, outputs)
         return pb.PredictResponse(version=model.version, outputs=[answer[index] for index in wanted])
 
@@ -97,8 +99,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             request_id,
         )
         claims = table.claims(rows)
-        self._server.intake.accept(chunks, answer)
-        outputs = await answer.outputs
+        with self._server.budgets.steps.holding(steps * (table.input_bytes + table.output_bytes)):
+            self._server.intake.accept(chunks, answer)
+            outputs = await answer.outputs
         if not request.HasField("position"):
             # The caller could not tell a repeated step from a new one after a crash: make this one durable first.
             await self._server.saver.flush(table, rows)
@@ -138,10 +141,12 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         names = [feedback.output for feedback in table.model.signature.feedback]
         offset = 0
         try:
-            async for outputs in steps:
-                named = [wire.tensor(name, array) for name, array in zip(names, outputs, strict=True)]
-                yield pb.ForecastResponse(offset=offset, outputs=named)
-                offset += 1
+            # What came stays in memory as long as the call does, even where only a row is left of it.
+            with self._server.budgets.forecasts.holding(request.ByteSize()):
+                async for outputs in steps:
+                    named = [wire.tensor(name, array) for name, array in zip(names, outputs, strict=True)]
+                    yield pb.ForecastResponse(offset=offset, outputs=named)
+                    offset += 1
         finally:
             await steps.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
 
@@ -153,8 +158,11 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             raise errors.Unsupported(f"model {request.model!r} is no encoder-decoder; it cannot generate")
         tokens = self._server.generator.generate(served.model, served.table, request.text, request.max_tokens)
         try:
-            async for token in tokens:
-                yield pb.GenerateResponse(text=token.text, token=token.number, log_probability=token.log_probability)
+            with self._server.budgets.texts.holding(request.ByteSize()):
+                async for token in tokens:
+                    yield pb.GenerateResponse(
+                        text=token.text, token=token.number, log_probability=token.log_probability
+                    )
         finally:
             await tokens.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
 
@@ -210,9 +218,15 @@ class _Answer:
 
 def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:
     unknown = [name for name in asked if name not in names]
+    if len(set(asked)) < len(asked):
+        raise errors.BadTensor(
+            f"outputs has {len(asked)} names, {len(set(asked))} of them different; expected each once at most",
+            metadata={"field": "outputs"},
+        )
     if unknown:
         raise errors.BadTensor(
-            f"output {unknown[0]!r} does not exist; the model has {', '.join(names)}", metadata={"field": "outputs"}
+            f"output {errors.quoted(unknown[0])} does not exist; the model has {', '.join(names)}",
+            metadata={"field": "outputs"},
         )
     return [names.index(name) for name in asked] or list(range(len(names)))
 

@@ -11,6 +11,7 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Positions
+from statestream_server.lag import Turns
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
 from statestream_server.sessions.intake import Refusal
@@ -26,9 +27,10 @@ _MOST_BYTES = 8 << 20
 class Outbox:
     """The messages of one stream, in order."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, turns: Turns) -> None:
         """Nothing waits."""
         self._context = context
+        self._turns = turns
         self._messages: deque[tuple[Callable[[], pb.StreamResponse], int]] = deque()
         self._more: asyncio.Future[None] | None = None
         self._ended = False
@@ -96,8 +98,24 @@ class Outbox:
         for frame, handles, starts, why in pending:
             for first in range(0, len(handles), _MOST_ERRORS):
                 cut = slice(first, first + _MOST_ERRORS)
-                make = partial(_refusals, frame, handles[cut], starts[cut], why, first)
+                make = partial(self._refusals, frame, handles[cut], starts[cut], why, first)
                 self.put_later(make, _ERROR_BYTES * len(handles[cut]))
+
+    def _refusals(self, frame: int, handles: Array, starts: Positions, why: Refusal, first: int) -> pb.StreamResponse:
+        """The frame that says why some chunks were not applied; the first of them is at place `first` for `why`."""
+        self._turns.note(errors=len(handles))
+        if isinstance(why, errors.StatestreamError):
+            status = errors.to_status(why)
+            rows = [
+                RowError(handle=handle, position=start, status=status)
+                for handle, start in zip(handles.tolist(), starts.tolist(), strict=True)
+            ]
+        else:
+            rows = [
+                wire.row_error(handle, start, why(place))
+                for place, (handle, start) in enumerate(zip(handles.tolist(), starts.tolist(), strict=True), first)
+            ]
+        return pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows))
 
     def end(self) -> None:
         """Lets `write` return once everything is written."""
@@ -112,19 +130,3 @@ class Outbox:
     def _soon(self) -> None:
         if not self._errors and not self._notices:
             asyncio.get_running_loop().call_soon(self.settle)
-
-
-def _refusals(frame: int, handles: Array, starts: Positions, why: Refusal, first: int) -> pb.StreamResponse:
-    """The frame that says why some chunks were not applied; the first of them is at place `first` for `why`."""
-    if isinstance(why, errors.StatestreamError):
-        status = errors.to_status(why)
-        rows = [
-            RowError(handle=handle, position=start, status=status)
-            for handle, start in zip(handles.tolist(), starts.tolist(), strict=True)
-        ]
-    else:
-        rows = [
-            wire.row_error(handle, start, why(place))
-            for place, (handle, start) in enumerate(zip(handles.tolist(), starts.tolist(), strict=True), first)
-        ]
-    return pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows))

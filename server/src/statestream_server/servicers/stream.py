@@ -57,7 +57,7 @@ class Stream:
         self._context = context
         self._number = server.peers.join(self)
         self._handles = Handles()
-        self._outbox = Outbox(context)
+        self._outbox = Outbox(context, server.turns)
         self._account = server.accounts.open()
         """What is under way; the stream is read as long as that is not too much."""
         self._chunks = ChunkFrames(server, self._handles, self._outbox, self._account, self._wake)
@@ -207,6 +207,7 @@ class Stream:
             await asyncio.sleep(0)
 
     async def _open_some(self, frame: int, opening: Opening, loading: Callable[[], None]) -> None:
+        self._server.turns.note(len(opening.ids))
         opened, refused = await self._server.sessions.open(opening, loading)
         handles = np.asarray(opening.handles)
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
@@ -309,6 +310,7 @@ class Stream:
         await self._wake(handles)
         groups = self._handles.resolve(handles)
         unknown = handles[unknown_places(groups, len(handles))]
+        self._server.turns.note(len(handles), errors=len(unknown))
         for table, rows, _ in groups:
             claims = table.claims(rows)
             await self._server.engine.settled(table, rows)

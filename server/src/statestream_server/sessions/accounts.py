@@ -11,7 +11,7 @@ refuses more of that kind, OVERLOADED with the time after which to try again, an
 What a server holds for its callers is at most
 
     max_queued_bytes + streams × (one message + the answer that it comes to)      under way on streams
-  + the budgets of the calls                                                      under way beside them
+  + 2.5 × max_queued_bytes                                                        calls beside them: see Budgets
   + sessions in memory × max_kept_bytes, as far as they do not acknowledge        kept replies
   + rows × the bytes of a row                                                     states
 
@@ -110,6 +110,17 @@ class Account:
                 await room
             finally:
                 self._house.waiting.pop(self, None)
+
+
+class Budgets:
+    """What calls without a stream may have under way, each kind by itself."""
+
+    def __init__(self, most: int) -> None:
+        """Steps and predictions may hold `most` bytes each, what the server drives (forecasts, texts) a quarter."""
+        self.steps = Budget("unary steps", most)
+        self.predictions = Budget("predictions", most)
+        self.forecasts = Budget("forecasts", most // 4)
+        self.texts = Budget("texts", most // 4)
 
 
 class Budget:
