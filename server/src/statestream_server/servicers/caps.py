@@ -7,7 +7,7 @@ message: a field that is added later has one by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -42,7 +42,7 @@ class Caps:
         self._counts = {
             "statestream.v1.OpenFrame.ids": limits.max_frame_sessions,
         }
-        self._plans: dict[Descriptor, Mapping[int, _Check]] = {}
+        self._plans: dict[Descriptor, Sequence[tuple[str, _Check]]] = {}
 
     def check(self, message: Message) -> None:
         """Checks a request, and everything in it.
@@ -53,10 +53,8 @@ class Caps:
         plan = self._plans.get(message.DESCRIPTOR)
         if plan is None:
             plan = self._plans[message.DESCRIPTOR] = self._plan(message.DESCRIPTOR)
-        for field, value in message.ListFields():
-            check = plan.get(field.number)
-            if check is not None:
-                check(value)
+        for field, check in plan:
+            check(getattr(message, field))
 
     def check_frame(self, request: pb.StreamRequest) -> None:
         """Checks a frame of a stream: how many sessions it is about, then the rest.
@@ -74,10 +72,10 @@ class Caps:
         if kind != "ack":
             self.check(getattr(request, kind))
 
-    def _plan(self, descriptor: Descriptor) -> Mapping[int, _Check]:
-        """The checks of a message's fields, by their numbers."""
-        checks = {field.number: self._field(field) for field in descriptor.fields}
-        return {number: check for number, check in checks.items() if check is not None}
+    def _plan(self, descriptor: Descriptor) -> Sequence[tuple[str, _Check]]:
+        """The checks of a message's fields, by their names. What has none is not looked at: that may be a copy."""
+        checks = [(field.name, self._field(field)) for field in descriptor.fields]
+        return [(name, check) for name, check in checks if check is not None]
 
     def _field(self, field: FieldDescriptor) -> _Check | None:
         text = field.type == FieldDescriptor.TYPE_STRING

@@ -69,7 +69,6 @@ class ChunkFrames:
         groups = await self._undisputed(handles, starts)
         # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
         accepted: list[Chunks] = []
-        self._server.turns.note(count, nbytes=sum([len(tensor.data) for tensor in request.inputs]))
         for table, rows, places in groups:
             inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
             accepted.append(
@@ -85,6 +84,8 @@ class ChunkFrames:
                     lengths.pack(inputs, places),
                 )
             )
+        taken = sum([array.nbytes for chunks in accepted for array in chunks.inputs])
+        self._server.turns.note(count, nbytes=taken)
         strange = unknown_places(groups, count)
         if len(strange):
             self._outbox.refuse(frame, handles[strange], starts[strange], UNKNOWN)

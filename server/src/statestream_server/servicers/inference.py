@@ -19,6 +19,7 @@ from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, abort, server_stream, unary
 from statestream_server.servicers.stream import Stream
+from statestream_server.sessions.accounts import COPIES
 from statestream_server.sessions.intake import Chunks, Refusal, error_at
 from statestream_server.sessions.openings import pinned
 from statestream_server.stores.base import Mode
@@ -40,14 +41,15 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         if model.graph is None:
             verb = "open a session" if model.kind == "session" else "call generate"
             raise errors.Unsupported(f"model {model.name!r} has memory; {verb} instead")
-        signature = model.signature
+        signature, budget = model.signature, self._server.budgets.predictions
+        budget.check()
         inputs = wire.graph_inputs(signature.inputs, request.inputs)
         wanted = _wanted([spec.name for spec in signature.outputs], request.outputs)
         batched = all(spec.HasField("batch_axis") for spec in [*signature.inputs, *signature.outputs])
         axes = [spec.batch_axis for spec in signature.inputs] if batched else []
         output_axes = [spec.batch_axis for spec in signature.outputs] if batched else []
         # An answer is taken to be as large as its inputs: more is known once it is there.
-        with self._server.budgets.predictions.holding(2 * sum(array.nbytes for array in inputs)):
+        with budget.holding((COPIES + 1) * sum(array.nbytes for array in inputs)):
             outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes)
         answer = wire.tensors(signature.outputs, outputs)
         return pb.PredictResponse(version=model.version, outputs=[answer[index] for index in wanted])
@@ -99,7 +101,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             request_id,
         )
         claims = table.claims(rows)
-        with self._server.budgets.steps.holding(steps * (table.input_bytes + table.output_bytes)):
+        with self._server.budgets.steps.holding(steps * (COPIES * table.input_bytes + table.output_bytes)):
             self._server.intake.accept(chunks, answer)
             outputs = await answer.outputs
         if not request.HasField("position"):
@@ -121,6 +123,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         limit = self._server.settings.limits.max_horizon
         if not 1 <= request.horizon <= limit:
             raise errors.BadFrame(f"horizon is {request.horizon}; expected 1 to {limit}", metadata={"field": "horizon"})
+        held, budget = 0, self._server.budgets.forecasts
+        budget.check()
         source = request.WhichOneof("source")
         if source == "session_id":
             table, row = await self._resident(request.model, request.session_id)
@@ -134,6 +138,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             if len({array.shape[:2] for array in history}) > 1:
                 raise errors.BadTensor("the inputs differ in series or steps", metadata={"field": "history"})
             steps = self._server.forecaster.from_history(table, history, request.horizon)
+            held = COPIES * sum(array.nbytes for array in history)
         else:
             raise errors.BadFrame(
                 "a forecast starts from session_id or history; neither came", metadata={"field": "source"}
@@ -142,7 +147,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         offset = 0
         try:
             # What came stays in memory as long as the call does, even where only a row is left of it.
-            with self._server.budgets.forecasts.holding(request.ByteSize()):
+            with budget.holding(held):
                 async for outputs in steps:
                     named = [wire.tensor(name, array) for name, array in zip(names, outputs, strict=True)]
                     yield pb.ForecastResponse(offset=offset, outputs=named)
@@ -158,7 +163,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             raise errors.Unsupported(f"model {request.model!r} is no encoder-decoder; it cannot generate")
         tokens = self._server.generator.generate(served.model, served.table, request.text, request.max_tokens)
         try:
-            with self._server.budgets.texts.holding(request.ByteSize()):
+            with self._server.budgets.texts.holding(COPIES * len(request.text)):
                 async for token in tokens:
                     yield pb.GenerateResponse(
                         text=token.text, token=token.number, log_probability=token.log_probability

@@ -81,19 +81,20 @@ def array_of(tensor: Tensor) -> Array:
     shape, dtype = tuple(tensor.shape), numpy_dtype(tensor.dtype)
     count = math.prod(max(size, 0) for size in shape)
     # An axis without anything does not make the others any shorter for NumPy.
+    data = tensor.data  # Once: every look at it is a copy.
     longest = math.prod(max(size, 1) for size in shape) * dtype.itemsize
     if longest > _MOST_BYTES:
         raise errors.BadTensor(
             f"tensor {quoted(tensor.name)} has the shape {list(shape)}, which is longer than anything can be",
             metadata={"field": tensor.name},
         )
-    if min(shape, default=0) < 0 or count * dtype.itemsize != len(tensor.data):
+    if min(shape, default=0) < 0 or count * dtype.itemsize != len(data):
         raise errors.BadTensor(
-            f"tensor {quoted(tensor.name)} has {len(tensor.data)} bytes; expected {count * dtype.itemsize} for"
+            f"tensor {quoted(tensor.name)} has {len(data)} bytes; expected {count * dtype.itemsize} for"
             f" {tensor.dtype}{list(shape)}",
             metadata={"field": tensor.name},
         )
-    return np.frombuffer(tensor.data, dtype).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def named(tensors: Sequence[Tensor], names: Sequence[str], what: str) -> list[Array]:

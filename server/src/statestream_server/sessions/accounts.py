@@ -11,7 +11,7 @@ refuses more of that kind, OVERLOADED with the time after which to try again, an
 What a server holds for its callers is at most
 
     max_queued_bytes + streams × (one message + the answer that it comes to)      under way on streams
-  + 2.5 × max_queued_bytes                                                        calls beside them: see Budgets
+  + 3 × max_queued_bytes                                                          calls beside them: see Budgets
   + sessions in memory × max_kept_bytes, as far as they do not acknowledge        kept replies
   + rows × the bytes of a row                                                     states
 
@@ -28,6 +28,8 @@ from statestream import errors
 
 OVERHEAD = 512
 """What a frame or a call costs beside its bytes: messages, tasks and columns around them."""
+COPIES = 3
+"""How often the inputs of a unary call are in memory while it is under way: as they came, in the message, as arrays."""
 _RETRY_SECONDS = 0.1
 
 
@@ -116,11 +118,11 @@ class Budgets:
     """What calls without a stream may have under way, each kind by itself."""
 
     def __init__(self, most: int) -> None:
-        """Steps and predictions may hold `most` bytes each, what the server drives (forecasts, texts) a quarter."""
+        """Steps and predictions may hold `most` bytes each, what the server drives (forecasts, texts) half of it."""
         self.steps = Budget("unary steps", most)
         self.predictions = Budget("predictions", most)
-        self.forecasts = Budget("forecasts", most // 4)
-        self.texts = Budget("texts", most // 4)
+        self.forecasts = Budget("forecasts", most // 2)
+        self.texts = Budget("texts", most // 2)
 
 
 class Budget:
@@ -132,6 +134,15 @@ class Budget:
         self.most = most
         self._what = what
 
+    def check(self) -> None:
+        """Checks that there is room at all, before a request is looked at closely.
+
+        Raises:
+            Overloaded: There is none.
+        """
+        if self.held >= self.most:
+            raise self._full(OVERHEAD)
+
     @contextmanager
     def holding(self, nbytes: int) -> Iterator[None]:
         """Counts a call's bytes while it is under way.
@@ -141,13 +152,16 @@ class Budget:
         """
         nbytes += OVERHEAD
         if self.held and self.held + nbytes > self.most:
-            raise errors.Overloaded(
-                f"{self._what} under way hold {self.held} bytes and this one needs {nbytes}; the limit is {self.most}"
-                " together. Call again later",
-                retry_after=_RETRY_SECONDS,
-            )
+            raise self._full(nbytes)
         self.held += nbytes
         try:
             yield
         finally:
             self.held -= nbytes
+
+    def _full(self, nbytes: int) -> errors.Overloaded:
+        return errors.Overloaded(
+            f"{self._what} under way hold {self.held} bytes and this one needs {nbytes}; the limit is {self.most}"
+            " together. Call again later",
+            retry_after=_RETRY_SECONDS,
+        )
