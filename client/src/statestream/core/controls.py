@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +28,10 @@ from statestream.v1.inference_pb2 import (
 from statestream.v1.tensor_pb2 import RowError
 from statestream.wire import Ints, handles_column, positions_column
 
-FRAME_SESSIONS = 100_000
+FRAME_ACKS = 1 << 18
+"""The most sessions in a frame that acknowledges."""
+
+FRAME_SESSIONS = 16_384
 """The most sessions in one frame."""
 
 
@@ -274,10 +277,16 @@ def _batches(controls: list[Control]) -> Iterator[list[Control]]:
         yield batch
 
 
-def acknowledge(table: Table, handles: Ints, frame: int) -> StreamRequest:
-    """A frame that acknowledges replies without a chunk."""
+def acknowledge(table: Table, handles: Ints, number: Callable[[], int]) -> list[StreamRequest]:
+    """Frames that acknowledge replies without a chunk; `number` gives their numbers."""
     answered = table.acknowledgeable(handles)
     table.acked[handles] = answered
     table.unacked[handles] = 0
-    ack = AckFrame(handles=handles_column(handles), acked_positions=positions_column(answered))
-    return StreamRequest(frame=frame, ack=ack)
+    cuts = (slice(low, low + FRAME_ACKS) for low in range(0, len(handles), FRAME_ACKS))
+    return [
+        StreamRequest(
+            frame=number(),
+            ack=AckFrame(handles=handles_column(handles[cut]), acked_positions=positions_column(answered[cut])),
+        )
+        for cut in cuts
+    ]

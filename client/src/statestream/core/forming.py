@@ -11,6 +11,9 @@ from statestream.core.sinks import DISCARD, One, PoolRows, Singles
 from statestream.core.tickets import Lane, PoolTicket, StepTicket
 from statestream.wire import Array, Ints
 
+ROW_BYTES = 4
+"""A row counts as so many bytes at least: servers take 262,144 rows in a frame, and more are no gain."""
+
 
 def gather(tickets: list[StepTicket], handles: Ints, starts: Ints) -> Block:
     """One block of single chunks of one lane, of different sessions."""
@@ -32,7 +35,7 @@ def cut(ticket: PoolTicket, starts: Ints, max_steps: int, max_bytes: int) -> lis
     lane, count = ticket.lane, len(ticket.handles)
     for offset in range(0, ticket.steps, max_steps):
         steps = min(max_steps, ticket.steps - offset)
-        rows_each = max(1, max_bytes // max(1, steps * lane.step_bytes))
+        rows_each = max(1, max_bytes // max(ROW_BYTES, steps * lane.step_bytes))
         for low in range(0, count, rows_each):
             rows = slice(low, min(low + rows_each, count))
             if isinstance(ticket.lengths, int):
@@ -117,7 +120,7 @@ def _rejoined(lane: Lane, blocks: list[Block], max_steps: int, max_bytes: int) -
         last = np.searchsorted(ends, begins[first] + most, side="right")
         last = np.maximum(first + 1, np.minimum(last, stops[first]))
         sizes = ends[last - 1] - begins[first]
-        for rows in _framed(sizes * lane.step_bytes, max_bytes):
+        for rows in _framed(np.maximum(sizes * lane.step_bytes, ROW_BYTES), max_bytes):
             index = ranges(begins[first[rows]], sizes[rows])
             inputs = tuple([column[index].tobytes() for column in steps])
             yield Block(lane, handles[first[rows]], starts[first[rows]], sizes[rows], inputs, DISCARD)

@@ -348,7 +348,7 @@ class StreamCore:
             sent = np.concatenate([control.sent for control in batch])
             handles = np.unique(sent[self.table.acked[sent] != self.table.acknowledgeable(sent)])
             if handles.size:
-                self._outbox.append(acknowledge(self.table, handles, self._number()))
+                self._outbox.extend(acknowledge(self.table, handles, self._number))
         return self.controls.encode(batch, self._number())
 
     def _acknowledge(self) -> None:
@@ -357,7 +357,7 @@ class StreamCore:
         state = table.state[: table.size]
         handles = np.flatnonzero((table.unacked[: table.size] >= self.results.ack_after) & (state == State.OPEN))
         if handles.size:
-            self._outbox.append(acknowledge(table, handles, self._number()))
+            self._outbox.extend(acknowledge(table, handles, self._number))
 
     def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
         ticket, controls = self.closings.controls(kind, handles)
