@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.support.arrays import tensor
 from tests.support.calls import Caller, everything, failing
 from tests.support.counter import numbers
 from tests.support.serving import serves_on, serving
-from tests.support.speaker import Opened, Speaker, fresh_id
+from tests.support.speaker import Opened, Refusal, Speaker, fresh_id
 
 
 class TestLimits:
@@ -111,6 +112,56 @@ class TestLimits:
         greedy.give(5100)
         modest.give(50)
         assert (accounts.held, accounts.active) == (0, 0)
+
+    async def test_who_acknowledges_nothing_is_refused_and_nobody_else(self, models_dir: Path) -> None:
+        """Replies that are kept have a bound of their own; acknowledging some makes room."""
+        async with (
+            serving(models_dir, limits={"max_replies_bytes": 20_000}) as local,
+            Speaker(local.channel, "counter") as greedy,
+            Speaker(local.channel, "counter") as modest,
+        ):
+            await greedy.open(*(fresh_id() for _ in range(40)))
+            await modest.open(fresh_id())
+            refused, table = list[Refusal](), local.table("counter")
+            for handle in range(40):
+                await greedy.send_chunk([handle], [0], [numbers(*[1] * 250)])
+                (row,) = await greedy.rows(1)
+                refused += [row] if isinstance(row, Refusal) else []
+                await modest.step(0, handle, numbers(1), acked=handle)
+            assert {row.failure.reason for row in refused} == {"WINDOW_FULL"}
+            assert 10 < len(refused) < 30
+            assert table.replies.nbytes < 60_000
+            for handle in range(20):
+                await greedy.send_ack(handle, 250)
+            intake = local.server.intake
+            intake._clock = lambda: time.time() + 1.0
+            await greedy.step(39, 0, numbers(1))
+
+    async def test_replies_of_sessions_that_nobody_has_leave_memory(self, models_dir: Path, tmp_path: Path) -> None:
+        """They never count against the living; whoever comes back finds them in the store."""
+        async with serving(
+            models_dir,
+            limits={"max_replies_bytes": 20_000},
+            store=f"sqlite:{tmp_path / 's.db'}",
+            checkpoint_interval=0.05,
+        ) as local:
+            table = local.table("counter")
+            ids = [fresh_id() for _ in range(30)]
+            async with Speaker(local.channel, "counter") as gone:
+                for session in ids:
+                    await gone.open_one(session)
+                    await gone.step(0, 0, numbers(*[1] * 250))
+                    await gone.close(0)
+            async with Speaker(local.channel, "counter") as living:
+                await living.open_one(fresh_id())
+                for position in range(200):
+                    await living.step(0, position, numbers(1), acked=position)
+                    if table.sessions == 1:
+                        break
+                assert table.sessions < 30
+                opened = await living.open_one(ids[0], 1, return_replies=True)
+                assert opened.position == 250
+                assert len(await living.answers(1)) == 1
 
     async def test_one_large_chunk_is_never_starved(self, models_dir: Path) -> None:
         """A chunk larger than the limit is taken when nothing else waits."""

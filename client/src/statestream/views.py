@@ -63,6 +63,7 @@ class Limits:
     max_text_symbols: int = 0
     max_forecast_series: int = 0
     max_driven_rows: int = 0
+    max_replies_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,7 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
             max_text_symbols=limits.max_text_symbols,
             max_forecast_series=limits.max_forecast_series,
             max_driven_rows=limits.max_driven_rows,
+            max_replies_bytes=limits.max_replies_bytes,
         ),
     )
 

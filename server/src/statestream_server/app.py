@@ -256,6 +256,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
     versions = Versions(registry, saver, store)
     placement = Placement(saver, peers, versions, time.time, pass_on=tray.empty)
     sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, time.time)
+    intake.crowded = sessions.make_way
     return Server(
         contact.owner,
         writer,

@@ -43,6 +43,7 @@ class Limits:
     max_text_symbols: int = 4096
     max_forecast_series: int = 1 << 15
     max_driven_rows: int = 1 << 17
+    max_replies_bytes: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

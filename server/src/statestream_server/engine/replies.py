@@ -124,6 +124,8 @@ class ReplyWindow:
         self._young_bytes = 0
         self._survivors = 0
         self._next_survivor = 0
+        self.nbytes = 0
+        """Bytes of what is in memory of them: of those that nobody needs, too, until they are swept."""
 
     @property
     def entries(self) -> int:
@@ -168,7 +170,9 @@ class ReplyWindow:
         self._firsts.append(self._entries)
         self._entries += count
         self._young += count
-        self._young_bytes += block.nbytes
+        size = block.nbytes
+        self._young_bytes += size
+        self.nbytes += size
         many = len(self._blocks) - self._survivors > _YOUNG_BLOCKS
         if many or self._young > _YOUNG_ENTRIES or self._young_bytes > _YOUNG_BYTES:
             self._sweep()
@@ -343,6 +347,7 @@ class ReplyWindow:
         self._blocks, self._survivors = survivors, len(survivors)
         self._firsts = [int(block.entries[0]) for block in survivors]
         self._young = self._young_bytes = 0
+        self.nbytes = sum([block.nbytes for block in survivors])
 
     def _swept(self, blocks: Sequence[_Block]) -> list[_Block]:
         """What is alive of neighbouring blocks, in fewer of them."""

@@ -112,6 +112,8 @@ def _read_token(token: str) -> tuple[str, str]:
         return "", ""
     try:
         model, session = json.loads(base64.urlsafe_b64decode(token))
+        if not isinstance(model, str) or not isinstance(session, str):
+            raise TypeError(token)
         (model + session).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise errors.BadFrame(

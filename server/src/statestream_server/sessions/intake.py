@@ -17,12 +17,15 @@ from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import NONE
-from statestream_server.engine.table import Table
+from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.engine.work import Priority, Work
 from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Limits
 
 _RETRY_SECONDS = 0.1
+_LOOK_SECONDS = 0.05
+"""How long it holds which streams have too much: less than those wait who are refused for it."""
+_NOBODY: Ints = np.empty(0, np.int64)
 
 
 class Chunks:
@@ -137,6 +140,9 @@ class Intake:
         self._engine = engine
         self._saver = saver
         self._limits = limits
+        self.crowded: Callable[[Table], None] = lambda table: None
+        """Hears that replies kept for sessions that nobody has take the room of a table's replies."""
+        self._over: tuple[int, float, Ints] = (0, 0.0, _NOBODY)
         self._clock = clock
 
     def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
@@ -158,6 +164,8 @@ class Intake:
             chunks = chunks.take(np.flatnonzero(fresh))
         if not settled:
             chunks = self._within_window(chunks, receiver)
+        if table.replies.nbytes > self._limits.max_replies_bytes:
+            chunks = self._within_share(chunks, receiver)
         if len(chunks.rows):
             # A first one needs no arithmetic, which costs a short column as much as all the rest of this.
             table.unacknowledged[chunks.rows] = 1 if settled else table.unacknowledged[chunks.rows] + 1
@@ -193,6 +201,36 @@ class Intake:
             )
             chunks = _refuse(chunks, full, receiver, error)
         return chunks
+
+    def _within_share(self, chunks: Chunks, receiver: Receiver) -> Chunks:
+        """The chunks of streams for which not too many replies are kept; those of others are refused.
+
+        The acknowledgements that came with them count, so that whoever is refused has room soon.
+        """
+        over = np.isin(chunks.table.owner[chunks.rows], self._over_share(chunks.table))
+        if some(over):
+            error = errors.WindowFull(
+                f"more than {self._limits.max_replies_bytes} bytes of replies are not acknowledged, and this stream has"
+                " more than its share of them; acknowledge replies before sending more",
+                retry_after=_RETRY_SECONDS,
+            )
+            chunks = _refuse(chunks, over, receiver, error)
+        return chunks
+
+    def _over_share(self, table: Table) -> Ints:
+        """The streams that have too much of a table's kept replies, looked at now and then: it is all its rows."""
+        known, until, _ = self._over
+        if known != id(table) or self._clock() > until:
+            had = table.owner > UNBOUND
+            owners, index = np.unique(table.owner[had], return_inverse=True)
+            steps = (table.position[had] - table.acked[had]).astype(np.float64)
+            kept, most = np.bincount(index, steps * table.output_bytes, len(owners)), self._limits.max_replies_bytes
+            crowded = kept.sum() > most
+            if not crowded:
+                self.crowded(table)
+            over = owners[kept > most / max(1, np.count_nonzero(kept))] if crowded else _NOBODY
+            self._over = id(table), self._clock() + _LOOK_SECONDS, over
+        return self._over[2]
 
     def _submit(self, chunks: Chunks, receiver: Receiver) -> None:
         table, rows = chunks.table, chunks.rows

@@ -62,6 +62,7 @@ class Sessions:
         self._contact = contact
         self._clock = clock
         self._leaving: set[asyncio.Task[None]] = set()
+        self._making_way: dict[int, asyncio.Task[None]] = {}
 
     def find(self, model: str, session: str) -> tuple[Table, int] | None:
         """The table and row of a session in memory, or None.
@@ -320,6 +321,19 @@ class Sessions:
             task = asyncio.create_task(self._release_later(table, rows[~idle], error))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+
+    def make_way(self, table: Table) -> None:
+        """Has sessions that nobody has leave memory, soon and with their replies, as far as the store knows them."""
+        if id(table) not in self._making_way:
+            task = asyncio.create_task(self._hibernate_detached(table), name="make-way")
+            self._making_way[id(table)] = task
+            task.add_done_callback(lambda _: self._making_way.pop(id(table)))
+
+    async def _hibernate_detached(self, table: Table) -> None:
+        async with self.lock:
+            rows = self.placement.idle(table)
+            alone = (table.owner[rows] == UNBOUND) & (table.position[rows] > table.acked[rows])
+            self.placement.hibernate(table, rows[alone & ~table.ephemeral[rows]])
 
     async def hibernate(self, table: Table, before: float) -> None:
         """Frees rows that were not used since that Unix time and that the store knows as they are.

@@ -73,7 +73,7 @@ def loads(data: bytes, columns: Sequence[Column], digest: str, *, moving: bool =
         _check_columns(data, columns)
     elif metadata["digest"] != digest:
         raise errors.ModelChanged(
-            f"the snapshot is of a model with digest {errors.shortened(metadata['digest'], 16)}, this one has"
+            f"the snapshot is of a model with digest {metadata['digest'][:12]}…, this one has"
             f" {digest[:12]}…;"
             " restore it where that version is served, or with upgrade where the states are the same"
         )
