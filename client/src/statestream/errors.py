@@ -12,6 +12,7 @@ raises them again, so a reason has one class on both sides.
     ├── ModelChanged
     ├── Unsupported
     ├── ModelInUse
+    ├── Quarantined
     ├── Moved               SessionMoved · NotOwner
     ├── StateLost
     ├── Unavailable         ServerUnavailable · StoreUnavailable · Draining
@@ -169,6 +170,13 @@ class ModelInUse(StatestreamError):
     """The model has open sessions; close them first."""
 
     reason = "MODEL_IN_USE"
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Quarantined(StatestreamError):
+    """The work was running when servers died, and is not run any more until an operator frees it."""
+
+    reason = "QUARANTINED"
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
