@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -167,6 +168,26 @@ def stats(address: str, as_json: bool, timeout: float) -> None:
 
     for chart in statistics(found):
         _print(chart)
+
+
+@main.command()
+@_asks_server
+@click.option("--free", default=None, metavar="NAME", help="Lets this one run again.")
+def quarantine(address: str, as_json: bool, timeout: float, free: str | None) -> None:
+    """Show the work that was running when servers died, and whether it is refused since."""
+    if free is not None:
+        found = [_ask(address, timeout, lambda client: client.free_quarantined(free))]
+    else:
+        found = _ask(address, timeout, lambda client: client.quarantine())
+    if as_json:
+        _print_json([_plain(one) for one in found])
+        return
+    table = _table("deaths", "crashes", "since", "is", "what", last="name")
+    for one in found:
+        state = "freed" if free is not None else "refused" if one.quarantined else "runs apart"
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.since))
+        table.add_row(str(one.deaths), str(one.crashes), since, state, one.what or "one of many", one.name)
+    _print(table)
 
 
 @main.command()

@@ -93,6 +93,24 @@ def get_server() -> UnaryCall[views.ServerInfo]:
     )
 
 
+def list_quarantine() -> UnaryCall[list[views.Suspect]]:
+    """What is suspected of having ended servers."""
+    return UnaryCall(
+        lambda channel: server_pb2_grpc.ServerServiceStub(channel).ListQuarantine,
+        server_pb2.ListQuarantineRequest(),
+        lambda response: [views.read_suspect(one) for one in response.suspects],
+    )
+
+
+def free_quarantined(name: str) -> UnaryCall[views.Suspect]:
+    """Lets work run again that is in quarantine."""
+    return UnaryCall(
+        lambda channel: server_pb2_grpc.ServerServiceStub(channel).FreeQuarantined,
+        server_pb2.FreeQuarantinedRequest(name=name),
+        lambda response: views.read_suspect(response.freed),
+    )
+
+
 def get_statistics() -> UnaryCall[views.Statistics]:
     """What the engine did since the process started."""
     return UnaryCall(

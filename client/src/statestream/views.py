@@ -145,6 +145,32 @@ class Statistics:
     queued_chunks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """Work that was running when servers died.
+
+    Attributes:
+        name: What frees it.
+        what: What it is, in words; "" while it is only one of many that ran.
+        deaths: Processes that died while it ran.
+        crashes: Those of them that died of a signal of their own.
+        since: Unix time of the first.
+        quarantined: Whether it is refused; else it runs apart until that went well once.
+    """
+
+    name: str
+    what: str
+    deaths: int
+    crashes: int
+    since: float
+    quarantined: bool
+
+
+def read_suspect(message: server_pb2.Suspect) -> Suspect:
+    """Reads what is known of work that was running when servers died."""
+    return Suspect(message.name, message.what, message.deaths, message.crashes, message.since, message.quarantined)
+
+
 def read_statistics(message: server_pb2.GetStatisticsResponse) -> Statistics:
     """Reads what a server's engine did."""
     return Statistics(

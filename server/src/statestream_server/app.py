@@ -41,6 +41,7 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.lag import Lag, Turns
 from statestream_server.models import runtime
+from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
 from statestream_server.servicers.about import ServerServicer
@@ -125,6 +126,7 @@ async def serve(settings: Settings, told: int | None = None) -> None:
         loop.add_reader(told, _hear, loop, told, hung_up)
     async with running(settings) as server:
         _spare_the_collector()
+        server.server.quarantine.hear_signals()
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
         print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
         await _first(stop.wait(), hung_up.wait(), server.failed())
@@ -152,7 +154,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             await store.start()
         except errors.StoreUnavailable as error:
             raise StartError(str(error.message)) from error
-        server = _rooms(settings, store)
+        quarantine = Quarantine(settings.quarantine)
+        quarantine.start()
+        leaving.callback(quarantine.close)
+        server = _rooms(settings, store, quarantine)
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
         readiness = Readiness()
         http = None
@@ -208,7 +213,7 @@ def _store(settings: Settings) -> Store:
         raise StartError(str(error)) from error
 
 
-def _rooms(settings: Settings, store: Store) -> Server:
+def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     """Wires the rooms and loads the models."""
     try:
         device = runtime.providers_for(settings.device, settings.threads or threads_for(1))
@@ -220,7 +225,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
         raise StartError(f"{settings.models} is no folder; expected MODELS_DIR/<model>/<version>/model.onnx")
     fingerprint = runtime.fingerprint(device)
     turns = Turns()
-    engine, peers, writer = Engine(turns), Peers(), uuid.uuid4().bytes
+    engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
 
     def fenced(table: Table, rows: Any) -> None:
         sessions.drop(table, rows, errors.SessionMoved("another server took the session over"))
@@ -277,6 +282,7 @@ def _rooms(settings: Settings, store: Store) -> Server:
         Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
         Budgets(settings.limits.max_queued_bytes),
         Caps(settings.limits),
+        quarantine,
         Lag(),
         turns,
         Forecaster(engine, settings.limits),

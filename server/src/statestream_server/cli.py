@@ -15,6 +15,7 @@ from statestream_server import process
 from statestream_server import workers as multi
 from statestream_server.models.model import BatchPolicy
 from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
+from statestream_server.stores import default_folder
 
 _LEVELS = ["debug", "info", "warning", "error"]
 
@@ -130,6 +131,12 @@ _PORT = click.IntRange(0, _LAST_PORT)
     default=_LIMITS.max_queued_bytes,
     help="The most bytes of inputs that wait to run.",
 )
+@_option(
+    "--quarantine",
+    default="",
+    help="The folder where what runs is noted, so that what ended a server twice is not run again; none for none."
+    " Default: beside the sqlite store, else in the user's state folder.",
+)
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
     models_dir: Path,
@@ -150,6 +157,7 @@ def serve(
     retention: float,
     max_sessions: int,
     max_queued_bytes: int,
+    quarantine: str,
     log_level: str,
 ) -> None:
     """Serves the models in MODELS_DIR/<model>/<version>/ over gRPC."""
@@ -171,6 +179,7 @@ def serve(
         retention,
         threads=threads or threads_for(workers),
         advertise=advertise,
+        quarantine=None if quarantine == "none" else Path(quarantine) if quarantine else default_folder(store),
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )
     if http and http_port and http_port + workers - 1 > _LAST_PORT:

@@ -8,6 +8,7 @@ from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
+from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.servicers.caps import Caps
 from statestream_server.sessions.accounts import Accounts, Budgets
@@ -53,6 +54,7 @@ class Server:
     accounts: Accounts
     budgets: Budgets
     caps: Caps
+    quarantine: Quarantine
     lag: Lag
     turns: Turns
     forecaster: Forecaster

@@ -67,6 +67,7 @@ class Settings:
         ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
         reuse_port: Whether other processes of this server listen on the same port.
         advertise: HOST:PORT where other processes and callers reach this one; "" for host and port.
+        quarantine: The folder where what runs is noted, for the server after this one; None for none.
         limits: What the server takes.
     """
 
@@ -86,6 +87,7 @@ class Settings:
     threads: int = 0
     reuse_port: bool = False
     advertise: str = ""
+    quarantine: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 

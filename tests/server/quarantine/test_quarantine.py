@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from statestream import errors
-from statestream_server.quarantine.quarantine import ANYTHING, Quarantine, Work, name_of, tag_of
+from statestream_server.engine.watch import tag_of
+from statestream_server.quarantine.quarantine import ANYTHING, Quarantine, Work, name_of
 from statestream_server.quarantine.recorder import MOST_TAGS, Recorder, deaths
 
 MODEL, OTHER = bytes(range(16)), bytes(16)
@@ -25,7 +26,7 @@ from pathlib import Path
 from statestream_server.quarantine.recorder import Recorder
 recorder = Recorder(Path({str(folder)!r}))
 recorder.hear_signals()
-recorder.enter({model!r}, np.asarray({tags!r}, np.uint64), {what!r})
+recorder.enter({model!r}, np.asarray({tags!r}, np.uint64), what={what!r})
 os.kill(os.getpid(), {int(number)})
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -number
@@ -75,6 +76,40 @@ def test_what_ran_alone_in_more_deaths_is_quarantined(tmp_path: Path, number: si
     quarantine.close()
 
 
+def test_only_what_went_well_from_where_it_was_goes_free(tmp_path: Path) -> None:
+    """A session that is replayed runs well before it comes to what ended the server."""
+    five = np.asarray([5], np.uint64)
+    recorder = Recorder(tmp_path)
+    recorder.enter(MODEL, five, np.asarray([10], np.uint64))
+    (tmp_path / "copy.running").write_bytes(recorder.path.read_bytes())
+    recorder.close()
+    quarantine = started(tmp_path)
+    quarantine.survived(MODEL, five, np.asarray([3], np.uint64))
+    assert suspects(quarantine, 5) == [5]
+    quarantine.survived(MODEL, five, np.asarray([10], np.uint64))
+    assert suspects(quarantine, 5) == []
+    assert list(quarantine) == []
+    quarantine.close()
+
+
+def test_a_crash_is_remembered_for_an_hour_whatever_went_well(tmp_path: Path) -> None:
+    five = np.asarray([5], np.uint64)
+    for now, quarantined in ((0.0, False), (3000.0, True)):
+        die(tmp_path, [5], signal.SIGSEGV)
+        quarantine = Quarantine(tmp_path, clock=lambda now=now: now)  # type: ignore[misc]
+        quarantine.start()
+        quarantine.survived(MODEL, five)
+        assert [known.quarantined for _, known in quarantine] == [quarantined]
+        quarantine.close()
+    (tmp_path / "suspects.json").unlink()
+    for now in (0.0, 4000.0):
+        die(tmp_path, [5], signal.SIGSEGV)
+        quarantine = Quarantine(tmp_path, clock=lambda now=now: now)  # type: ignore[misc]
+        quarantine.start()
+        assert [known.quarantined for _, known in quarantine] == [False]
+        quarantine.close()
+
+
 def test_one_of_many_is_never_quarantined(tmp_path: Path) -> None:
     for _ in range(5):
         die(tmp_path, [5, 6], signal.SIGSEGV)
@@ -108,7 +143,7 @@ def test_nobody_reads_the_file_of_a_process_that_lives(tmp_path: Path) -> None:
 
 def test_what_ended_before_the_death_is_not_suspected(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
-    recorder.enter(MODEL, np.asarray([5], np.uint64), "a")
+    recorder.enter(MODEL, np.asarray([5], np.uint64), what="a")
     recorder.leave()
     with recorder.loading(OTHER, ANYTHING, "model 'm'"):
         copy = (tmp_path / "copy.running").write_bytes(recorder.path.read_bytes())

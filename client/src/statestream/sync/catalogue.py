@@ -10,7 +10,7 @@ from statestream import unary
 from statestream.errors import BadTensor
 from statestream.layout import Layout, require_kind
 from statestream.sync.link import Link
-from statestream.views import Model, ServerInfo, SessionInfo, Statistics
+from statestream.views import Model, ServerInfo, SessionInfo, Statistics, Suspect
 
 T = TypeVar("T")
 
@@ -54,6 +54,18 @@ class Catalogue:
     def info(self) -> ServerInfo:
         """Version, limits, durability and device of the server."""
         return self._link.unary(unary.get_server())
+
+    def quarantine(self) -> list[Suspect]:
+        """Work that was running when servers died: what runs apart since, and what is not run any more."""
+        return self._link.unary(unary.list_quarantine())
+
+    def free_quarantined(self, name: str) -> Suspect:
+        """Lets work run again that is in quarantine; what it was.
+
+        Raises:
+            NotFound: Nothing in quarantine has that name.
+        """
+        return self._link.unary(unary.free_quarantined(name))
 
     def statistics(self) -> Statistics:
         """What the server's engine did since its process started: its batches, and why they were not larger."""

@@ -45,6 +45,16 @@ class ServerServiceStub(object):
                 request_serializer=statestream_dot_v1_dot_server__pb2.GetStatisticsRequest.SerializeToString,
                 response_deserializer=statestream_dot_v1_dot_server__pb2.GetStatisticsResponse.FromString,
                 _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/statestream.v1.ServerService/ListQuarantine',
+                request_serializer=statestream_dot_v1_dot_server__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=statestream_dot_v1_dot_server__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
+        self.FreeQuarantined = channel.unary_unary(
+                '/statestream.v1.ServerService/FreeQuarantined',
+                request_serializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedRequest.SerializeToString,
+                response_deserializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer(object):
@@ -65,6 +75,20 @@ class ServerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantine(self, request, context):
+        """Lists the work that was running when servers died: what runs apart since, and what is not run any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreeQuarantined(self, request, context):
+        """Lets work run again that is in quarantine; NOT_FOUND where nothing has that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +101,16 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetStatistics,
                     request_deserializer=statestream_dot_v1_dot_server__pb2.GetStatisticsRequest.FromString,
                     response_serializer=statestream_dot_v1_dot_server__pb2.GetStatisticsResponse.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=statestream_dot_v1_dot_server__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=statestream_dot_v1_dot_server__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'FreeQuarantined': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreeQuarantined,
+                    request_deserializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedRequest.FromString,
+                    response_serializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +168,60 @@ class ServerService(object):
             '/statestream.v1.ServerService/GetStatistics',
             statestream_dot_v1_dot_server__pb2.GetStatisticsRequest.SerializeToString,
             statestream_dot_v1_dot_server__pb2.GetStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.v1.ServerService/ListQuarantine',
+            statestream_dot_v1_dot_server__pb2.ListQuarantineRequest.SerializeToString,
+            statestream_dot_v1_dot_server__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreeQuarantined(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.v1.ServerService/FreeQuarantined',
+            statestream_dot_v1_dot_server__pb2.FreeQuarantinedRequest.SerializeToString,
+            statestream_dot_v1_dot_server__pb2.FreeQuarantinedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,7 @@ from statestream_server.arrays import Array, Ints
 from statestream_server.drivers import waiting
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
+from statestream_server.engine.watch import tag_of, tag_of_arrays
 from statestream_server.engine.work import Priority
 from statestream_server.settings import Limits
 
@@ -49,6 +50,7 @@ class Forecaster:
                 raise errors.SessionNotFound("the session was closed before its forecast began; ask again")
             waiting.check_rows(table, 1, self._limits)
             forks = table.allocate(1, scratch=True)
+            table.tag[forks] = tag_of("forecast", table.tag[rows].tobytes())
             table.rows.copy(rows, forks)
         async for outputs in self._roll(table, forks, horizon):
             yield outputs
@@ -81,6 +83,7 @@ class Forecaster:
         waiting.check_rows(table, series, self._limits)
         async with self._engine.still():
             rows = table.allocate(series, scratch=True)
+            table.tag[rows] = tag_of_arrays(history)
             table.rows.reset(rows)
         async for outputs in self._roll(table, rows, horizon, history, past):
             yield outputs

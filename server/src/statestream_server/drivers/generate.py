@@ -13,6 +13,7 @@ from statestream_server.arrays import Array
 from statestream_server.drivers import waiting
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
+from statestream_server.engine.watch import tag_of
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import Model
 from statestream_server.settings import Limits
@@ -59,6 +60,7 @@ class Generator:
         async with self._engine.still():
             waiting.check_rows(table, 1, self._limits)
             rows = table.allocate(1, scratch=True)
+            table.tag[rows] = tag_of("text", text)
         try:
             async with self._engine.still():
                 table.rows.reset(rows)
@@ -99,7 +101,7 @@ class Generator:
         shape = [-1 if axis == spec.time_axis else 1 for axis in range(len(spec.shape))]
         source = np.asarray(tokens, numpy_dtype(spec.dtype)).reshape(shape)
         axes = [output.batch_axis for output in signature.outputs]
-        outputs = await self._engine.predict(encoder, [source], [spec.batch_axis], axes)
+        outputs = await self._engine.predict(encoder, [source], [spec.batch_axis], axes, model.mark)
         return {
             output.name: array.take(0, axis)
             for output, array, axis in zip(signature.outputs, outputs, axes, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,7 @@ from statestream.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints, every, some
 from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
+from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part
 from statestream_server.models.policies import SerialisedRows
 from statestream_server.models.rows import SCRATCH_ROW
@@ -33,16 +35,17 @@ APART = 8
 class Batch:
     """Chunks that run together, each for as many steps."""
 
-    def __init__(self, table: Table, taken: Slice, *, apart: bool = False) -> None:
+    def __init__(self, table: Table, taken: Slice, watch: Watch, *, apart: bool = False) -> None:
         """Finds out which row each chunk reads and which it writes; shadow rows are allocated here.
 
         A chunk that takes several slices runs on a shadow row, so that its own row stays as it is until the last.
-        With `apart` each runs by itself.
+        With `apart` each runs by itself. Every run is told to `watch`.
         """
         self.taken = taken
         self.bad: Bools | None = None
         """[count] which chunks were not committed, in the order of the parts; None for none of them."""
         self._table = table
+        self._watch = watch
         self._serial = isinstance(table.rows, SerialisedRows)
         self._refusals: dict[int, errors.StatestreamError] = {}
         self.again: Bools | None = None
@@ -118,10 +121,21 @@ class Batch:
         """Whether it took more runs than batches of its size take, which says nothing of their cost."""
         return self.apart or bool(self._refusals)
 
-    @property
+    @functools.cached_property
     def rows(self) -> Ints:
         """[count] the rows of the chunks' sessions, in the order of the parts."""
-        return np.concatenate([part.rows for part in self.taken.parts])
+        parts = self.taken.parts
+        return parts[0].rows if len(parts) == 1 else np.concatenate([part.rows for part in parts])
+
+    @functools.cached_property
+    def tags(self) -> Array:
+        """[count] what stands for the chunks' sessions where work is noted."""
+        return self._table.tag[self.rows]
+
+    @functools.cached_property
+    def began(self) -> Array:
+        """[count] the positions at which the chunks' sessions are."""
+        return self._table.position[self.rows]
 
     @property
     def refused(self) -> Ints:
@@ -143,8 +157,16 @@ class Batch:
                 ]
             )
         self._runs -= 1
+        tags = self.tags if len(source) == self.taken.count else self.tags[first : first + len(source)]
+        began = self.began if len(source) == self.taken.count else self.began[first : first + len(source)]
         try:
+            if self.apart:
+                self._watch.check(self._table.mark, int(tags[0]), int(began[0]))
+            self._watch.enter(self._table.mark, tags, began, self._name(first) if self.apart else "")
             return self._table.rows.step(source, target, inputs)
+        except errors.Quarantined as error:
+            self._refusals[int(self.rows[first])] = error
+            return None, np.ones(1, np.bool_)
         except Exception as error:
             # The model itself refused something (a token beyond its table, say). Alone, only the
             # guilty rows are refused.
@@ -168,6 +190,13 @@ class Batch:
                 f"the model cannot run these inputs: {error}", metadata={"field": "inputs"}
             )
             return None, np.ones(1, np.bool_)
+        finally:
+            self._watch.leave()
+
+    def _name(self, place: int) -> str:
+        """The session of the chunk at a place, in words."""
+        name, session = self._table.model.name, self._table.ids[int(self.rows[place])]
+        return f"a forecast or a text of {name!r}" if session is None else f"session {session!r} of {name!r}"
 
     def _no_outputs(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs that nobody will see, in the shape of real ones."""

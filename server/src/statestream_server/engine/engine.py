@@ -25,6 +25,7 @@ from statestream_server.engine.scheduler import Choice, Head, Scheduler
 from statestream_server.engine.statistics import Statistics, Why
 from statestream_server.engine.table import Table
 from statestream_server.engine.tickets import Ticket
+from statestream_server.engine.watch import Unwatched, Watch
 from statestream_server.engine.work import NONE, Part, Priority, Work
 from statestream_server.lag import Turns
 from statestream_server.models.policies import SerialisedRows
@@ -56,9 +57,13 @@ class _Lane:
 class Engine:
     """Runs everything that steps or predicts, one batch at a time."""
 
-    def __init__(self, turns: Turns | None = None) -> None:
-        """An engine without tables; `start` sets it going. `turns` hears what is done in a turn of the loop."""
+    def __init__(self, turns: Turns | None = None, watch: Watch | None = None) -> None:
+        """An engine without tables; `start` sets it going.
+
+        `turns` hears what is done in a turn of the loop, `watch` what runs.
+        """
         self._turns_of_loop = turns or Turns()
+        self._watch = watch or Unwatched()
         self._statistics = Statistics()
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
@@ -126,11 +131,15 @@ class Engine:
     def submit(self, table: Table, work: Work, priority: Priority) -> None:
         """Queues a work's chunks behind what their rows have queued."""
         work.since = time.perf_counter()
+        if self._watch.wary:
+            suspects = self._watch.suspected(table.mark, table.tag[work.rows])
+            if suspects is not None:
+                table.lane.suspect(work.rows[suspects])
         table.lane.enqueue(work, priority, next(self._ages))
         self.wake(len(work.rows))
 
     async def predict(
-        self, graph: Predictor, inputs: Sequence[Array], axes: Sequence[int], output_axes: Sequence[int]
+        self, graph: Predictor, inputs: Sequence[Array], axes: Sequence[int], output_axes: Sequence[int], mark: bytes
     ) -> list[Array]:
         """Runs a graph without rows; calls of equal shape share a batch. A cancelled call is not run.
 
@@ -139,15 +148,17 @@ class Engine:
             inputs: One array for every input, the graph's own axes.
             axes: The batch axis of each input; empty where the graph has none, then the call runs alone.
             output_axes: The batch axis of each output.
+            mark: What stands for the model where work is noted.
 
         Returns:
             One array for every output.
 
         Raises:
             BadTensor: The graph refuses the inputs.
+            Quarantined: Such a call was running in deaths of a server.
         """
         if id(graph) not in self._predictions:
-            self._predictions[id(graph)] = Predictions(graph, BATCH_SECONDS)
+            self._predictions[id(graph)] = Predictions(graph, BATCH_SECONDS, mark, self._watch)
         outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
         call = Prediction(list(inputs), axes, output_axes, outputs, since=time.perf_counter())
         self._predictions[id(graph)].check(call)
@@ -293,7 +304,7 @@ class Engine:
         taken = lane.table.lane.take(choice.priority, steps, most)
         why = Why.SERIAL if lane.serial else _why(lane.table.lane, choice, taken.count, most)
         waited = time.perf_counter() - taken.parts[0].work.since
-        batch = Batch(lane.table, taken, apart=apart)
+        batch = Batch(lane.table, taken, self._watch, apart=apart)
         return _Run(
             batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps, why, waited, batch
         )
@@ -302,6 +313,7 @@ class Engine:
         lane = table.lane
         if batch.apart:
             lane.trust(batch.rows)
+            self._watch.survived(table.mark, batch.tags, batch.began)
         if len(batch.refused):
             lane.suspect(batch.refused)
         ended, behind = lane.advance(batch.taken, batch.bad, next(self._ages), batch.again)

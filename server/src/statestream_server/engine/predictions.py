@@ -16,6 +16,7 @@ from statestream_server.arrays import Array
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.scheduler import Head
 from statestream_server.engine.statistics import Why
+from statestream_server.engine.watch import Unwatched, Watch, tag_of_arrays
 from statestream_server.engine.work import Priority
 
 _SHAPES = 64
@@ -52,6 +53,8 @@ class Prediction:
         ran: Rows that ran, of a call that runs in pieces.
         pieces: The outputs of such a call as far as it ran.
         group: Those that were refused together and are to find out which of them is guilty; 0 for none.
+        tag: What stands for it where work is noted.
+        apart: Whether it is suspected of having ended a server, and shares no batch.
     """
 
     inputs: list[Array]
@@ -60,6 +63,8 @@ class Prediction:
     outputs: asyncio.Future[list[Array]]
     age: int = 0
     since: float = 0.0
+    tag: int = 0
+    apart: bool = False
     ran: int = 0
     pieces: list[Array] | None = None
     group: int = 0
@@ -81,7 +86,10 @@ class Prediction:
     def shares(self, other: Prediction) -> bool:
         """Whether both may run as one batch."""
         return (
-            bool(self.axes) and not (self.ran or other.ran) and self.group == other.group and self.shape == other.shape
+            bool(self.axes)
+            and not (self.ran or other.ran or self.apart or other.apart)
+            and self.group == other.group
+            and self.shape == other.shape
         )
 
     def piece(self, rows: int) -> list[Array]:
@@ -116,6 +124,8 @@ class Together:
         calls: The calls.
         rows: The length of the common batch axis.
         costs: What such batches took.
+        mark: What stands for the model where work is noted.
+        watch: Who notes it.
         results: The outputs of each call that ran.
         error: Why the only call did not.
         again: Calls that were refused together: they run in smaller groups, so that only the guilty are refused.
@@ -125,6 +135,8 @@ class Together:
     calls: list[Prediction]
     rows: int
     costs: Costs
+    mark: bytes
+    watch: Watch
     results: list[list[Array]] = field(default_factory=list)
     error: errors.StatestreamError | None = None
     again: list[Prediction] = field(default_factory=list)
@@ -132,6 +144,14 @@ class Together:
     def run(self) -> None:
         """Runs the graph once."""
         calls = self.calls
+        name = f"a call of predict with inputs of {calls[0].inputs[0].shape}" if calls[0].apart else ""
+        self.watch.enter(self.mark, np.fromiter((call.tag for call in calls), np.uint64, len(calls)), what=name)
+        try:
+            self._run(calls)
+        finally:
+            self.watch.leave()
+
+    def _run(self, calls: list[Prediction]) -> None:
         if len(calls) == 1:
             self.results = [self._alone(calls[0])]
             return
@@ -153,6 +173,8 @@ class Together:
 
     def deliver(self) -> None:
         """Hands every call its outputs; a call without outputs gets the error."""
+        if self.calls and self.calls[0].apart:
+            self.watch.survived(self.mark, np.asarray([self.calls[0].tag], np.uint64))
         for call, outputs in zip(self.calls, self.results, strict=True):
             if call.outputs.done():
                 continue
@@ -178,9 +200,11 @@ class Together:
 class Predictions:
     """The waiting calls of one graph."""
 
-    def __init__(self, graph: Predictor, target: float) -> None:
-        """An empty queue, of which a batch is to take `target` seconds."""
+    def __init__(self, graph: Predictor, target: float, mark: bytes = bytes(16), watch: Watch | None = None) -> None:
+        """An empty queue, of which a batch is to take `target` seconds; `watch` is told of runs, as those of `mark`."""
         self._graph = graph
+        self._mark = mark
+        self._watch = watch or Unwatched()
         self._target = target
         self._calls: deque[Prediction] = deque()
         self._costs: dict[tuple[object, ...], Costs] = {}
@@ -211,11 +235,16 @@ class Predictions:
         return found
 
     def check(self, call: Prediction) -> None:
-        """Checks that a call which has to run whole does not hold everything up.
+        """Checks that a call may run, and that one which has to run whole does not hold everything up.
 
         Raises:
             BadTensor: One like it, and no larger, took too long.
+            Quarantined: It was running in deaths of a server.
         """
+        call.tag = tag_of_arrays(call.inputs)
+        if self._watch.wary:
+            self._watch.check(self._mark, call.tag)
+            call.apart = self._watch.suspected(self._mark, np.asarray([call.tag], np.uint64)) is not None
         seconds = self.costs(call).at_least(call.rows)
         if seconds > _LONGEST and (self._graph.together == 1 or not call.axes):
             raise errors.BadTensor(
@@ -237,7 +266,7 @@ class Predictions:
         costs = self.costs(first)
         limit = min(costs.rows(1, most=most), self._graph.together)
         if first.axes and first.rows > limit and self._graph.together > 1:
-            return Together(self._graph, [first], limit, costs)
+            return Together(self._graph, [first], limit, costs, self._mark, self._watch)
         together, rows, rest = [first], first.rows, deque[Prediction]()
         while self._calls and rows < limit and len(rest) < _LOOKED_AT:
             call = self._calls.popleft()
@@ -249,7 +278,7 @@ class Predictions:
             else:
                 rest.append(call)
         self._calls.extendleft(reversed(rest))
-        return Together(self._graph, together, rows, costs)
+        return Together(self._graph, together, rows, costs, self._mark, self._watch)
 
     def why(self, batch: Together, most: int) -> Why:
         """Why a batch that was just taken is not larger."""

@@ -17,6 +17,7 @@ from statestream.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow
+from statestream_server.engine.watch import tag_of
 from statestream_server.models.model import Model
 from statestream_server.models.rows import FIRST_ROW, Rows
 from statestream_server.stores.base import TENANT, Key
@@ -25,7 +26,7 @@ UNBOUND = 0
 """The owner of a row that no stream has."""
 
 _FIRST_CAPACITY = 1024
-_NUMBERS = "position queued durable epoch incarnation request binding owner serial unacknowledged confirmed".split()
+_NUMBERS = "position queued tag durable epoch incarnation request binding owner serial unacknowledged confirmed".split()
 
 
 class Table:
@@ -47,6 +48,8 @@ class Table:
             sum(dtype.itemsize * max(0, math.prod(shape)) for dtype, shape in ports) for ports in (self.inputs, outputs)
         )
         """Bytes of one step of all inputs, of all outputs; what has a free shape counts as nothing."""
+        self.mark = model.mark
+        """What stands for the model where work is noted."""
         self.lane = Lane(rows.max_slice)
         self.replies = ReplyWindow()
         self.capacity = 0
@@ -56,6 +59,8 @@ class Table:
         """The row of each resident session, by its id."""
         self.position = np.empty(0, np.uint64)
         """Steps applied."""
+        self.tag = np.empty(0, np.uint64)
+        """What stands for the row's session where work is noted; 0 for scratch rows of which nobody said more."""
         self.queued = np.empty(0, np.uint64)
         """Steps applied once everything accepted has run."""
         self.durable = np.empty(0, np.uint64)
@@ -121,6 +126,8 @@ class Table:
             )
         self.reserve(count)
         rows = self._free.take(count)
+        if scratch:
+            self.tag[rows] = self.position[rows] = self.queued[rows] = 0
         self.serial[rows] = np.arange(self._serials, self._serials + count)
         self._serials += count
         return rows
@@ -162,6 +169,7 @@ class Table:
         """Makes a row the row of a session."""
         self.ids[row] = session
         self.row_of[session] = row
+        self.tag[row] = tag_of(self.model.name, session)
 
     def key(self, row: int) -> Key | None:
         """What the store calls the session of a row; None for scratch and free rows."""

@@ -68,3 +68,8 @@ class Model:
     batch_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
     invariance_note: str = ""
     providers: tuple[str, ...] = field(default=())
+
+    @property
+    def mark(self) -> bytes:
+        """16 bytes that stand for it where work is noted."""
+        return bytes.fromhex(self.digest)[:16]

@@ -23,11 +23,20 @@ from statestream_server.arrays import Array
 
 MOST_TAGS: Final = 4096
 """Tags that one entry holds: the rows of the largest batch."""
+_ENGINE: Final = 0
+"""The slot of the run of the engine."""
 _LOADS: Final = 4
 """Loads that may be noted beside the run of the engine."""
 _FORMAT: Final = b"SSRUN\x00\x00\x01"
 _SLOT: Final = np.dtype(
-    [("running", "<u4"), ("count", "<u4"), ("model", "V16"), ("what", "S488"), ("tags", "<u8", (MOST_TAGS,))]
+    [
+        ("running", "<u4"),
+        ("count", "<u4"),
+        ("model", "V16"),
+        ("what", "S488"),
+        ("tags", "<u8", (MOST_TAGS,)),
+        ("at", "<u8", (MOST_TAGS,)),
+    ]
 )
 _SIZE: Final = len(_FORMAT) + (1 + _LOADS) * _SLOT.itemsize
 _SUFFIX: Final = ".running"
@@ -41,12 +50,14 @@ class Entry:
         model: The first 16 bytes of the model's digest, or of that of its name while it was loading.
         what: In words, where one thing ran alone; else "".
         tags: What ran, each as a number that is the same in the next process.
+        at: Where each began: the position of a session, else 0.
         crash: What the process wrote as it died of a signal of its own; "" where it was killed from outside.
     """
 
     model: bytes
     what: str
     tags: tuple[int, ...]
+    at: tuple[int, ...]
     crash: str
 
 
@@ -75,7 +86,7 @@ class Recorder:
         self._slots = slots
         # Views, because a field of a record array costs more than what is written to it.
         self._running, self._count, self._tags = slots["running"], slots["count"], slots["tags"][0]
-        self._models, self._what = slots["model"], slots["what"]
+        self._models, self._what, self._at = slots["model"], slots["what"], slots["at"][0]
         self._named = False
         self._model: bytes | None = None
 
@@ -83,12 +94,13 @@ class Recorder:
         """Has the process write into the file where it dies of a signal of its own."""
         faulthandler.enable(self._file)
 
-    def enter(self, model: bytes, tags: Array, what: str = "") -> None:
+    def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
         """Notes that the engine runs something now.
 
         Args:
             model: 16 bytes.
             tags: [n] uint64; those above MOST_TAGS are left out.
+            at: [n] uint64, where each begins.
             what: In words, where it is one thing.
         """
         if model != self._model:
@@ -99,6 +111,7 @@ class Recorder:
             self._named = bool(what)
         count = min(len(tags), MOST_TAGS)
         self._tags[:count] = tags[:count]
+        self._at[:count] = at if isinstance(at, int) else at[:count]
         self._count[0] = count
         self._running[0] = 1
 
@@ -156,13 +169,13 @@ def deaths(folder: Path) -> Iterator[list[Entry]]:
 def _entries(data: bytes) -> list[Entry]:
     slots = np.frombuffer(data, _SLOT, 1 + _LOADS, len(_FORMAT))
     crash = data[_SIZE:].decode(errors="replace").strip()
-    return [
-        Entry(
-            bytes(slot["model"]),
-            slot["what"].decode(errors="replace"),
-            tuple(slot["tags"][: min(int(slot["count"]), MOST_TAGS)].tolist()),
-            crash,
-        )
-        for slot in slots
-        if slot["running"]
-    ]
+    found = list[Entry]()
+    for index, slot in enumerate(slots):
+        if slot["running"]:
+            count = min(int(slot["count"]), MOST_TAGS)
+            began = dict(zip(slot["tags"][:count].tolist(), slot["at"][:count].tolist(), strict=True))
+            if index == _ENGINE:
+                began.pop(0, None)  # Rows of which nothing was said.
+            what = slot["what"].decode(errors="replace")
+            found.append(Entry(bytes(slot["model"]), what, tuple(began), tuple(began.values()), crash))
+    return found

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 import statestream_server
+from statestream import errors
 from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
 from statestream_server.engine.statistics import Why
+from statestream_server.quarantine.quarantine import Suspicion, name_of
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, unary
 
 PROTOCOL = 1
+_MOST_SUSPECTS = 1000
 
 
 class ServerServicer(grpc_stubs.ServerServiceServicer):
@@ -46,6 +49,22 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
         )
 
     @unary
+    async def ListQuarantine(self, request: pb.ListQuarantineRequest, context: Context) -> pb.ListQuarantineResponse:
+        """Tells what is suspected of having ended servers."""
+        found = sorted(self._server.quarantine, key=lambda one: not one[1].quarantined)[:_MOST_SUSPECTS]
+        return pb.ListQuarantineResponse(suspects=[_suspect(name_of(work), known) for work, known in found])
+
+    @unary
+    async def FreeQuarantined(self, request: pb.FreeQuarantinedRequest, context: Context) -> pb.FreeQuarantinedResponse:
+        """Lets work run again."""
+        known = self._server.quarantine.free(request.name)
+        if known is None:
+            raise errors.NotFound(
+                f"nothing in quarantine is called {errors.quoted(request.name)}; ListQuarantine tells the names"
+            )
+        return pb.FreeQuarantinedResponse(freed=_suspect(request.name, known))
+
+    @unary
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         """Tells what this server is."""
         server, survives = self._server, self._server.store.survives
@@ -65,3 +84,14 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
             fingerprint=server.fingerprint,
             draining=server.sessions.draining,
         )
+
+
+def _suspect(name: str, known: Suspicion) -> pb.Suspect:
+    return pb.Suspect(
+        name=name,
+        what=known.what,
+        deaths=known.deaths,
+        crashes=known.crashes,
+        since=known.since,
+        quarantined=known.quarantined,
+    )

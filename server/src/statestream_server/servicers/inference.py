@@ -50,7 +50,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         output_axes = [spec.batch_axis for spec in signature.outputs] if batched else []
         # An answer is taken to be as large as its inputs: more is known once it is there.
         with budget.holding((COPIES + 1) * sum(array.nbytes for array in inputs)):
-            outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes)
+            outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes, model.mark)
         answer = wire.tensors(signature.outputs, outputs)
         return pb.PredictResponse(version=model.version, outputs=[answer[index] for index in wanted])
 

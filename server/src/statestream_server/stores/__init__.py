@@ -10,12 +10,19 @@ from statestream_server.stores.base import Store
 from statestream_server.stores.memory import MemoryStore
 from statestream_server.stores.sqlite import SqliteStore
 
-__all__ = ["default_path", "open_store"]
+__all__ = ["default_folder", "default_path", "open_store"]
 
 
 def default_path() -> Path:
     """The sqlite store's file where none is given: in the user's state folder."""
     return Path(platformdirs.user_state_dir("statestream")) / "sessions.db"
+
+
+def default_folder(url: str) -> Path:
+    """Where the servers of a store note what they run: beside a file, else in the user's state folder."""
+    _, colon, rest = url.partition(":")
+    file = Path(rest) if url.startswith("sqlite:") and colon and rest else default_path()
+    return file.with_name(f"{file.name}.running")
 
 
 def open_store(url: str) -> Store:

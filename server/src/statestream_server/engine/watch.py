@@ -1,0 +1,85 @@
+"""Who notes what runs, outside the process, so that what ended it is known to the next one. No files here."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from statestream_server.arrays import Array, Bools
+
+_ENDS = 4096
+"""Bytes of the begin and the end of an input that its tag is made of."""
+
+
+class Watch(Protocol):
+    """What the engine tells of its runs, one at a time, and what it is told of them."""
+
+    @property
+    def wary(self) -> bool:
+        """Whether anything at all is suspected or may not run."""
+
+    def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
+        """Work of a model (16 bytes) runs from now on: tags [n] uint64.
+
+        `at` says where each begins: the position of a session, else 0; `what` what it is, where it is one thing.
+        """
+
+    def leave(self) -> None:
+        """It ended, however it did."""
+
+    def suspected(self, model: bytes, tags: Array) -> Bools | None:
+        """Which of the tags [n] are to run apart, or not at all: `check` says; None for none of them."""
+
+    def survived(self, model: bytes, tags: Array, at: Array | int = 0) -> None:
+        """Work that is to run apart went well, from where it began."""
+
+    def check(self, model: bytes, tag: int, at: int | None = None) -> None:
+        """Checks that work may run: all of it, or from `at` on.
+
+        Raises:
+            Quarantined: It may not.
+        """
+
+
+class Unwatched:
+    """Nobody notes anything."""
+
+    wary = False
+
+    def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
+        """Nothing."""
+
+    def leave(self) -> None:
+        """Nothing."""
+
+    def suspected(self, model: bytes, tags: Array) -> Bools | None:
+        """None."""
+
+    def survived(self, model: bytes, tags: Array, at: Array | int = 0) -> None:
+        """Nothing."""
+
+    def check(self, model: bytes, tag: int, at: int | None = None) -> None:
+        """Everything may run."""
+
+
+def tag_of(*parts: str | bytes) -> int:
+    """A number that stands for a session or a call in every process, never 0.
+
+    Checksums, because every session that is opened needs one: two with the same tag share a suspicion, no more.
+    """
+    total, length = 0, 0
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total = zlib.crc32(data, total ^ len(data))
+        length += len(data)
+    return (length & 0xFFFFFFFF) << 32 | total or 1
+
+
+def tag_of_arrays(arrays: Sequence[Array]) -> int:
+    """The tag of a call by its inputs: by their ends, where they are large."""
+    parts = list[bytes]()
+    for array in arrays:
+        flat = array.reshape(-1).view("u1") if array.flags.c_contiguous else array[:1].reshape(-1).copy().view("u1")
+        parts += (str(array.shape).encode(), flat[:_ENDS].tobytes(), flat[-_ENDS:].tobytes())
+    return tag_of(*parts)
