@@ -174,7 +174,9 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog:
     (tmp_path / "file").write_text("")
     quarantine = started(tmp_path / "file" / "folder")
     assert "is not noted" in caplog.text
-    assert quarantine.recorder is None
+    quarantine.enter(MODEL, np.asarray([5], np.uint64))
+    quarantine.leave()
+    quarantine.close()
 
 
 def test_tags_are_the_same_in_every_process_and_never_that_of_a_model() -> None:
