@@ -437,6 +437,14 @@ def _signature(
     feedback: Mapping[str, str],
 ) -> Signature:
     names = {port.name for port in (*interface.inputs, *interface.outputs)}
+    for output, name in feedback.items():
+        for what, each, ports in (("output", output, interface.outputs), ("input", name, interface.inputs)):
+            known = [port.name for port in ports]
+            if each not in known:
+                raise ExportError(
+                    f"feedback is {{{output!r}: {name!r}}}, and {each!r} is no {what}: {what}s are {', '.join(known)}."
+                    " Outputs are named with outputs=[…]"
+                )
     for what, given in (("columns", columns), ("classes", classes), ("text", text)):
         for name in given:
             if name not in names:

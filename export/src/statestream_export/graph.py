@@ -149,7 +149,7 @@ def _reason(error: Exception) -> str:
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
-    said = one_line(root)
+    said = one_line(root).split(" For more information, run with TORCH_LOGS")[0]
     said = said if len(said) <= _MOST_TOLD else said[:_MOST_TOLD].rsplit(" ", 1)[0] + " …"
     return said.rstrip(".") + next((f". What to do: {advice}" for sign, advice in _ADVICE.items() if sign in said), "")
 
@@ -160,7 +160,9 @@ _ADVICE = {
     " operations, or torch.jit.script(module), which keeps branches and loops",
     "specialized": "a batch size or a length is frozen in forward: use tensor operations instead of Python numbers and"
     " loops, or torch.jit.script(module), or export one step with time_axis=None",
-    "jit.script": "give the scripted module itself, or the plain module that it was made from",
+    "ONNX symbolic expected": "TorchScript holds what this exporter does not know; export the plain module that was"
+    " scripted",
+    "ScriptModule is not supported": "leave exporter out, or export the plain module that was scripted",
     "vector::_M_range_check": "where forward packs sequences, unpack them again (pad_packed_sequence) and take the last"
     " step from there by index, or gather it from the padded output: y[torch.arange(n), lengths - 1]",
 }
