@@ -58,6 +58,13 @@ class Idle(nn.Module):
         return y, h
 
 
+class Echo(nn.Module):
+    """Its input has the name that outputs have by default."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * 2
+
+
 ROW = State(torch.zeros(2, 1, 6), batch_axis=1)
 SMALL = State(torch.zeros(1, 1, 4), batch_axis=1)
 SERIES = torch.randn(1, 4, 3)
@@ -115,7 +122,26 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, Any], str]] = {
     "nested answers": (Nested(), SERIES, {"states": {"h": ROW}, "time_axis": 1}, "gave a tuple as value 1"),
     "the last step only": (LastOnly(), SERIES, {"states": {"h": SMALL}, "time_axis": 1}, "return all steps"),
     "an idle input": (Idle(), [SERIES, SERIES], {"states": {"h": SMALL}, "time_axis": 1}, "no input 'z': forward does"),
-    "an odd dtype": (nn.Linear(3, 2), torch.randn(1, 3).bfloat16(), {}, "bfloat16; expected one of bool"),
+    "an odd dtype": (nn.Linear(3, 2), torch.randn(1, 3).bfloat16(), {}, r"bfloat16; expected one of bool.*\.float\(\)"),
+    "odd weights": (
+        nn.Linear(3, 2).bfloat16(),
+        torch.randn(1, 3),
+        {},
+        r"weight has dtype torch\.bfloat16.*\.float\(\)",
+    ),
+    "an output called like an input": (nn.Linear(3, 2), torch.randn(1, 3), {"outputs": ["input"]}, "name of an input"),
+    "an output called like a state": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": ROW}, "time_axis": 1, "outputs": ["h"]},
+        r"output 'h' has the name of a state.*outputs=\[",
+    ),
+    "feedback of no output": (
+        Echo(),
+        torch.randn(2, 3),
+        {"feedback": {"y": "y"}},
+        r"'y' is no output: outputs are output\. Outputs are named with outputs=\[",
+    ),
     "nothing": (nn.Linear(3, 2), [], {}, "example is empty"),
     "no values": (nn.Linear(3, 2), torch.randn(0, 3), {}, "holds no values"),
     "an array": (nn.Linear(3, 2), {"x": [1.0, 2.0, 3.0]}, {}, "is a list; expected a torch.Tensor"),
@@ -139,6 +165,29 @@ def test_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ExportError, match=message):
         export(module, example, path=tmp_path / "model.onnx", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["m/x", "x/m.txt", "m/0", "m/new.onnx"])
+def test_a_path_that_no_server_finds_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "m" / "new.onnx").mkdir(parents=True)
+    with pytest.raises(ExportError, match=r"path is .*expected a file.*<version>/model\.onnx"):
+        export(nn.Linear(3, 2), torch.randn(2, 3), path=tmp_path / path)
+    assert [each.name for each in tmp_path.rglob("*")] == ["m", "new.onnx"]
+
+
+def test_the_folder_of_a_version_gets_its_model(tmp_path: Path) -> None:
+    made = export(nn.Linear(3, 2), torch.randn(2, 3), path=tmp_path / "m" / "1")
+    assert made.path == tmp_path / "m" / "1" / "model.onnx"
+    assert made.path.is_file()
+
+
+def test_names_that_meet_are_told_apart(tmp_path: Path) -> None:
+    """An input called y, as series are; an output called like a state's new value."""
+    made = export(Echo(), torch.randn(2, 3), path=tmp_path / "model.onnx")
+    assert [spec.name for spec in made.signature.outputs] == ["output"]
+    states = {"h": ROW}
+    made = export(Layered(nn.GRU), SERIES, states=states, time_axis=1, outputs=["h_out"], path=tmp_path / "model.onnx")
+    assert [state.output for state in made.signature.states] == ["h_out1"]
 
 
 def test_bidirectional_without_states_is_served_whole(tmp_path: Path) -> None:

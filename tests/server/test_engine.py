@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,9 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
 from statestream_server.engine.predictions import Prediction, Predictions
+from statestream_server.models.model import BatchPolicy
 from statestream_server.settings import Durability
+from tests.server.runtime import test_sharing
 from tests.support import models
 from tests.support.arrays import arrays_of, tensor
 from tests.support.calls import Caller, everything
@@ -235,6 +238,33 @@ async def test_predictions_of_one_shape_share_a_run(local: Local) -> None:
         assert found["best"].tolist() == expected["best"].tolist()
         np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-5, atol=1e-6)
     assert statistics.batches == before + 1
+
+
+@pytest.mark.parametrize("policy", BatchPolicy)
+@pytest.mark.parametrize("made", [test_sharing.scaled, test_sharing.centred, test_sharing.linear])
+async def test_a_call_has_the_bits_that_it_has_alone(tmp_path: Path, made: Any, policy: BatchPolicy) -> None:
+    """Of graphs whose scales are measured over the run, whose rows mind each other, and whose rows do not."""
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    onnx.save_model(made()[0], tmp_path / "m" / "1" / "model.onnx")
+    shape, rng = made()[1].inputs[0].shape[1], np.random.default_rng(0)
+    inputs = [rng.standard_normal((rows, shape)).astype(np.float32) * rows for rows in (1, 4, 1, 2, 7, 1, 3, 1)]
+    async with serving(tmp_path, batch_policy=policy) as local:
+        caller = Caller(local.channel)
+
+        def predict(array: np.ndarray) -> Any:
+            return caller.inference.Predict(pb.PredictRequest(model="m", inputs=[tensor("x", array)]))
+
+        alone = [arrays_of((await predict(array)).outputs)["y"] for array in inputs]
+        with local.engine_held():
+            calls = [predict(array) for array in inputs]
+            queues = local.server.engine._predictions
+            await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == len(inputs))
+        for expected, call in zip(alone, calls, strict=True):
+            found = arrays_of((await call).outputs)["y"]
+            if policy == BatchPolicy.WARN and made is not test_sharing.centred:
+                np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+            else:
+                assert found.tobytes() == expected.tobytes()
 
 
 async def test_predictions_are_taken_oldest_first_and_alike() -> None:

@@ -22,6 +22,7 @@ from statestream.v1.signature_pb2 import (
     StateSpec,
     TensorSpec,
     Text,
+    ValueRange,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "StateSpec",
     "TensorSpec",
     "Text",
+    "ValueRange",
     "check",
     "decode_text",
     "dumps",
@@ -176,6 +178,35 @@ def _check_tensor(where: str, spec: TensorSpec) -> None:
         raise SignatureError(f"{where}: batch_axis and time_axis are both {batch}")
     if spec.columns and (not step_shape(spec) or step_shape(spec)[-1] not in (-1, len(spec.columns))):
         raise SignatureError(f"{where}.columns has {len(spec.columns)} names for a step of shape {step_shape(spec)}")
+    _check_ranges(where, spec, step_shape(spec))
+    if any(known.counts_steps for known in spec.ranges) and (time is not None or len(spec.ranges) > 1):
+        raise SignatureError(
+            f"{where}.ranges count steps; only one range of an input without a time axis may"
+            f" ({len(spec.ranges)} ranges, time_axis {time})"
+        )
+
+
+def _check_ranges(where: str, spec: TensorSpec | StateSpec, step: tuple[int, ...]) -> None:
+    if len(spec.ranges) > 1 and (not step or step[-1] != len(spec.ranges)):
+        raise SignatureError(
+            f"{where}.ranges has {len(spec.ranges)} entries for a step of shape {step}; expected none, one, or one for"
+            " every place along its last axis"
+        )
+    dtype = numpy_dtype(spec.dtype)
+    for number, known in enumerate(spec.ranges):
+        place = f"{where}.ranges[{number}]"
+        if not known.lowest <= known.highest:
+            raise SignatureError(f"{place} goes from {known.lowest} to {known.highest}; expected lowest ≤ highest")
+        bounds = (known.lowest, known.highest)
+        if (known.whole or known.counts_steps or dtype.kind != "f") and any(
+            np.isfinite(bound) and bound != np.floor(bound) for bound in bounds
+        ):
+            raise SignatureError(f"{place} goes from {bounds[0]} to {bounds[1]}; expected whole numbers")
+        if dtype.kind != "f":
+            least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype.name).min, np.iinfo(dtype.name).max)
+            # A double holds the limits of 64 bits only rounded.
+            if not float(least) <= known.lowest <= known.highest <= float(most):
+                raise SignatureError(f"{place} goes from {bounds[0]} to {bounds[1]}; {spec.dtype} does not hold that")
 
 
 def _check_state(where: str, spec: StateSpec) -> None:
@@ -192,6 +223,9 @@ def _check_state(where: str, spec: StateSpec) -> None:
         )
     if dtype.kind != "f" and any(value != int(value) for value in spec.start):
         raise SignatureError(f"{where}.start has fractions; dtype is {spec.dtype}")
+    _check_ranges(where, spec, shape)
+    if any(known.counts_steps for known in spec.ranges):
+        raise SignatureError(f"{where}.ranges count steps; only inputs may")
 
 
 def _check_unique(kind: str, names: list[str]) -> None:

@@ -15,7 +15,7 @@ class Model:
 
     Attributes:
         kind: "predict", "session" or "generate".
-        batch_invariance: "exact", "padded", "approximate", or "" where it does not apply.
+        batch_invariance: "exact", "padded", "approximate", or "" where it was not proved: without a batch axis.
         error: Why it does not serve; empty where it does.
     """
 

@@ -7,6 +7,10 @@ class ExportError(Exception):
     """The module cannot be exported as asked; nothing was written."""
 
 
+class ForwardError(ExportError):
+    """The module itself refuses values that were drawn, or gives NaN for them; nothing was written."""
+
+
 class GateError(ExportError):
     """The exported graph does not do what the module does; nothing was written.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import onnx
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from statestream import signature as signatures
 from statestream.signature import Decoding, Feedback, Quantization, Signature, StateCheck, StateSpec, TensorSpec, Text
-from statestream_export import gate, graph, quantization
-from statestream_export.errors import ExportError
+from statestream_export import domain, gate, graph, quantization, wrapping
+from statestream_export.domain import Domain, Ranges
+from statestream_export.errors import ExportError, ForwardError
 from statestream_export.gate import GateReport
 from statestream_export.interface import DTYPES, Axis, Interface, Port, State, describe
 from statestream_export.loss import LIMIT, judge
@@ -26,6 +27,8 @@ from statestream_export.loss import LIMIT, judge
 Axes = Axis | Mapping[str, Axis]
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
+_MOST_BYTES = (1 << 31) - (1 << 20)
+"""Protocol Buffers' limit of 2 GiB, less the graph around the weights."""
 _CHECKS = {
     "finite": StateCheck.STATE_CHECK_FINITE,
     "nan": StateCheck.STATE_CHECK_NAN,
@@ -67,6 +70,7 @@ def export(
     text: Mapping[str, Text] | None = None,
     feedback: Mapping[str, str] | None = None,
     decoding: Decoding | None = None,
+    ranges: Mapping[str, Ranges] | None = None,
     description: str = "",
     exporter: Literal["auto", "torch.export", "torchscript"] = "auto",
     quantize: Literal["int8"] | None = None,
@@ -77,17 +81,21 @@ def export(
 
     The module's forward takes `(inputs..., states...)` and returns `(outputs..., new states...)`, tensors
     all: `forward(self, x, h, c) -> (y, h, c)`. It is exported in eval mode and left in the mode it was in.
-    Scaling, one-hot and the like belong inside forward: callers send and get raw values.
+    Scaling, one-hot and the like belong inside forward: callers send and get raw values. Of DataParallel and of what
+    torch.compile gives, the module inside is exported.
 
     The file is written only if onnx.checker takes it, its layers became the operators they stand for, and
-    ONNX Runtime agrees with torch (rtol 1e-5, atol 1e-5 × output scale) at batch sizes 1 and 3 and at 1, 2
-    and 7 steps, from random states, at once and step by step. Interrupting leaves no file behind.
+    ONNX Runtime agrees with torch at batch sizes 1 and 3 and at 1, 2 and 7 steps, from states that the module reaches,
+    at once and step by step: within 1e-5 of the output's scale and of each value (float16: 8e-3, float64: 1e-12).
+    Interrupting leaves no file behind.
 
     Args:
         module: The module, on the CPU.
-        example: The inputs as a tensor, a sequence of tensors, or a mapping by input name; realistic values,
-            since the gate draws from them.
-        path: Where the file goes; a file there is replaced.
+        example: The inputs as a tensor, a sequence of tensors, or a mapping by input name. Realistic values, several
+            sessions and steps of them: the gate, and the server when it loads the file, try the module with entries of
+            the example and values between them. A column of whole numbers (flags, codes) is tried with those it has.
+        path: Where the file goes; a file there is replaced. The folder of a version, `models/name/1`, gets a
+            model.onnx.
         states: The states by input name, in the order of forward; a new value is called `<name>_out`.
         inputs: The inputs' names; by default the mapping's, or those of forward's parameters.
         outputs: The outputs' names; by default `y`, or `y0`, `y1`, ….
@@ -99,18 +107,21 @@ def export(
         text: How text becomes an input of token numbers, by input.
         feedback: Which output becomes which input when the model forecasts: `{"y": "x"}`.
         decoding: How a decoder is driven.
+        ranges: Which values inputs and states may take, by name, where the example does not show them all: a pair
+            (lowest, highest), or one pair (or None: as in the example) for each place along the last axis. Two int
+            stand for whole numbers: `{"x": [(-3.0, 3.0), (0, 6)]}`.
         description: One sentence for people.
-        exporter: Which of torch's exporters; "auto" chooses by the layers that run.
+        exporter: Which of torch's exporters; "auto" chooses by the layers that run, TorchScript's for what is scripted.
         quantize: "int8" makes the layers that cost most smaller and faster, and the answers coarser; see `quantized`.
         calibration: Inputs to quantise by, in the form of the example; the example itself where not given.
         max_loss: The largest loss that quantisation may have; see `quantized`.
 
     Raises:
-        ExportError: What was asked for cannot be, or contradicts itself. `GateError`: the graph does not do
-            what the module does, or quantised loses too much; it names the case and the difference. Nothing is
-            written.
+        ExportError: What was asked for cannot be, or contradicts itself. `ForwardError`: the module refuses values of
+            its own example. `GateError`: the graph does not do what the module does, or quantised loses too much; it
+            names the case and the difference. Nothing is written.
     """
-    states = dict(states or {})
+    states, module, target = dict(states or {}), wrapping.unwrapped(module), _target(path)
     ports = _ports(module, example, inputs, batch_axis, time_axis)
     if quantize not in (None, "int8"):
         raise ExportError(f"quantize is {quantize!r}; expected 'int8' or None")
@@ -119,25 +130,112 @@ def export(
     _check_states(states, ports)
     _check_module(module, ports, bool(states))
     graph.refuse_layers(module, stateful=bool(states))
-    with graph.evaluating(module):
-        interface = describe(module, ports, states, outputs)
-        signature = _signature(interface, states, columns or {}, classes or {}, text or {}, feedback or {})
-        signature.description = description
+    kept = [
+        Port(name, state.value.detach(), state.batch_axis, unknown_start=bool(state.from_encoder))
+        for name, state in states.items()
+    ]
+    _known_ranges(ports, kept, ranges or {})
+
+    def signed(interface: Interface) -> Signature:
+        made = _signature(interface, states, columns or {}, classes or {}, text or {}, feedback or {})
+        made.description = description
         if decoding is not None:
-            signature.decoding.CopyFrom(decoding)
-        _check_signature(signature)
-        drawn = interface.draw(3, 5, torch.Generator().manual_seed(0))
-        layers = graph.layers_run(module, [*drawn[0], *drawn[1]])
-        chosen = graph.choose(layers) if exporter == "auto" else exporter
-        model = graph.build(module, interface, chosen)
-        operators = graph.check_ops(model, layers)
-        gate.check_file(model)
-        report = GateReport(operators, gate.compare(model, module, interface))
-    made = Export(Path(path), signature, chosen, report, interface)
+            made.decoding.CopyFrom(decoding)
+        _check_signature(made)
+        return made
+
+    with graph.evaluating(module), wrapping.bare(module):
+        made, model = _tried(module, list(_ways(ports)), kept, outputs, exporter, signed, target)
     if quantize is not None:
         return _quantised(made, model, calibration, max_loss)
-    _write(_signed(model, signature), made.path)
+    _write(_signed(model, made.signature), made.path)
     return made
+
+
+def _tried(
+    module: nn.Module,
+    ways: Sequence[Sequence[Port]],
+    states: Sequence[Port],
+    outputs: Sequence[str] | None,
+    exporter: str,
+    signed: Callable[[Interface], Signature],
+    target: Path,
+) -> tuple[Export, onnx.ModelProto]:
+    """The graph, through the gate, with inputs drawn in the first way that the module takes.
+
+    Raises:
+        ForwardError: It takes none; what it said to the first.
+    """
+    first: ForwardError | None = None
+    for ports in ways:
+        try:
+            known = Interface(tuple(ports), (), tuple(states), ())
+            drawn, start = known.draw(2, 3, torch.Generator().manual_seed(0))
+            wrapping.refuse_memory(module, [*drawn, *start])
+            interface = describe(module, ports, states, outputs)
+            signature = signed(interface)
+            chosen, model, report = _through_the_gate(module, interface, exporter)
+            return Export(target, signature, chosen, report, interface), model
+        except ForwardError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _through_the_gate(
+    module: nn.Module, interface: Interface, exporter: str
+) -> tuple[graph.Exporter, onnx.ModelProto, GateReport]:
+    """The graph, which exporter wrote it, and what the gate saw of it."""
+    drawn = interface.draw(3, 5, torch.Generator().manual_seed(0))
+    layers = graph.layers_run(module, [*drawn[0], *drawn[1]])
+    chosen = graph.choose(module, layers) if exporter == "auto" else cast("graph.Exporter", exporter)
+    model = graph.build(module, interface, chosen)
+    operators = graph.check_ops(model, layers)
+    gate.check_file(model)
+    return chosen, model, GateReport(operators, gate.compare(model, module, interface))
+
+
+def _ways(ports: Sequence[Port]) -> Iterator[list[Port]]:
+    """Ways to draw inputs: beyond an example that says little first; then, too, whole numbers that may count steps."""
+    longest = max((port.example.shape[port.time_axis] for port in ports if port.time_axis is not None), default=0)
+    counting = {port.name for port in ports if _may_count(port, longest)}
+    for wide in (True, False):
+        for counts in (False, True) if counting else (False,):
+            yield [replace(port, wide=wide, counts=counts and port.name in counting) for port in ports]
+
+
+def _may_count(port: Port, longest: int) -> bool:
+    """Whether it may hold lengths: one whole number a session, up to the steps that the example has."""
+    (known, *more) = port.domain.columns
+    single = port.time_axis is None and port.batch_axis is not None and port.example.dim() == 1
+    return single and not more and known.whole and known.lowest >= 0 and known.highest <= longest
+
+
+def _known_ranges(ports: list[Port], states: list[Port], ranges: Mapping[str, Ranges]) -> None:
+    """Notes what values inputs and states take, as given or as seen."""
+    names = [port.name for port in (*ports, *states)]
+    for name in ranges:
+        if name not in names:
+            raise ExportError(f"ranges names {name!r}; inputs and states are {', '.join(names)}")
+    for every in (ports, states):
+        for index, port in enumerate(every):
+            if port.name in ranges:
+                every[index] = replace(port, values=domain.told(port.name, port.entries, ranges[port.name]))
+            elif every is ports:
+                every[index] = replace(port, values=domain.seen(port.entries))
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for: the folder of a version gets a model.onnx."""
+    target = Path(path)
+    if target.name.isdecimal() and target.name.isascii() and int(target.name) > 0 and not target.is_file():
+        return target / "model.onnx"
+    if target.suffix != ".onnx" or target.is_dir():
+        raise ExportError(
+            f"path is {os.fspath(path)!r}, {'a folder' if target.is_dir() else 'no .onnx file'}; expected a file, where"
+            " a server finds it MODELS/<model>/<version>/model.onnx, or such a version's folder, like models/mine/1"
+        )
+    return target
 
 
 def quantized(
@@ -169,7 +267,7 @@ def quantized(
     """
     if made.gate.loss is not None:
         raise ExportError(f"{made.path} is quantised already; quantise the float model")
-    target = replace(made, path=made.path if path is None else Path(path))
+    target = replace(made, path=made.path if path is None else _target(path))
     return _quantised(target, onnx.load_model(made.path), calibration, max_loss)
 
 
@@ -222,7 +320,7 @@ def _calibration(ports: Sequence[Port], given: Example) -> tuple[Port, ...]:
                 f"calibration of input {port.name!r} is {came}; expected {port.example.dtype}{list(port.shape)}, -1"
                 " being any length"
             )
-        found.append(replace(port, example=tensor.detach()))
+        found.append(replace(port, example=tensor.detach(), values=None))
     return tuple(found)
 
 
@@ -233,12 +331,12 @@ def _signed(model: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
 
 def _ports(
     module: nn.Module, example: Example, names: Sequence[str] | None, batch_axis: Axes, time_axis: Axes
-) -> tuple[Port, ...]:
+) -> list[Port]:
     if isinstance(example, Mapping):
         tensors, own = list(example.values()), list(example)
     else:
         tensors = [example] if isinstance(example, Tensor) else list(example)
-        own = [name for name in inspect.signature(module.forward).parameters][: len(tensors)]
+        own = _parameters(module)[: len(tensors)]
     names = list(names or own)
     if not tensors:
         raise ExportError("example is empty; expected one tensor for every input")
@@ -258,11 +356,24 @@ def _ports(
         if port.batch_axis is not None and port.batch_axis == port.time_axis:
             raise ExportError(f"batch_axis and time_axis of input {name!r} are both {port.batch_axis}")
         if tensor.dtype not in DTYPES:
-            raise ExportError(f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES.values())}")
+            raise ExportError(
+                f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES.values())}{_CONVERT}"
+            )
         if not tensor.numel():
             raise ExportError(f"example of input {name!r} has shape {list(tensor.shape)}: it holds no values")
         ports.append(port)
-    return tuple(ports)
+    return ports
+
+
+_CONVERT = ". ONNX files and callers know no other: export module.float() with float32 examples"
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    """The names of forward's arguments."""
+    try:
+        return list(inspect.signature(module.forward).parameters)
+    except ValueError:  # A traced module has a schema instead.
+        return [argument.name for argument in module.forward.schema.arguments if argument.name != "self"]
 
 
 def _axis(axes: Axes, name: str) -> Axis:
@@ -279,7 +390,7 @@ def _check_states(states: Mapping[str, State], ports: Sequence[Port]) -> None:
         if not state.value.is_floating_point() or state.value.dtype not in DTYPES:
             raise ExportError(
                 f"state {name!r} has dtype {state.value.dtype}; expected float16, float32 or float64. Keep counters"
-                " and flags as floating numbers"
+                f" and flags as floating numbers{_CONVERT if state.value.is_floating_point() else ''}"
             )
         if (state.batch_axis is not None) != batched:
             raise ExportError(
@@ -301,6 +412,14 @@ def _check_module(module: nn.Module, ports: Sequence[Port], stateful: bool) -> N
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if value.device.type != "cpu":
             raise ExportError(f"{name} is on {value.device}; move the module to the CPU first: module.cpu()")
+        if value.is_floating_point() and value.dtype not in DTYPES:
+            raise ExportError(f"{name} has dtype {value.dtype}; expected float16, float32 or float64{_CONVERT}")
+    weights = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
+    if weights > _MOST_BYTES:
+        raise ExportError(
+            f"the weights of {type(module).__name__} are {weights} bytes; one file holds {_MOST_BYTES}. Use a smaller"
+            " model, or module.half()"
+        )
     layers = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
     if stateful and layers and all(port.time_axis is None for port in ports) and ports[0].example.dim() > 2:
         raise ExportError(
@@ -318,6 +437,14 @@ def _signature(
     feedback: Mapping[str, str],
 ) -> Signature:
     names = {port.name for port in (*interface.inputs, *interface.outputs)}
+    for output, name in feedback.items():
+        for what, each, ports in (("output", output, interface.outputs), ("input", name, interface.inputs)):
+            known = [port.name for port in ports]
+            if each not in known:
+                raise ExportError(
+                    f"feedback is {{{output!r}: {name!r}}}, and {each!r} is no {what}: {what}s are {', '.join(known)}."
+                    " Outputs are named with outputs=[…]"
+                )
     for what, given in (("columns", columns), ("classes", classes), ("text", text)):
         for name in given:
             if name not in names:
@@ -333,6 +460,8 @@ def _signature(
         made.classes.extend(classes.get(port.name, ()))
         if port.name in text:
             made.text.CopyFrom(text[port.name])
+        if any(port is each for each in interface.inputs):
+            made.ranges.extend(port.domain.message(wide=port.wide, counts=port.counts))
         return made
 
     return Signature(
@@ -340,14 +469,14 @@ def _signature(
         inputs=[spec(port) for port in interface.inputs],
         outputs=[spec(port) for port in interface.outputs],
         states=[
-            _state_spec(old, new, states[old.name])
-            for old, new in zip(interface.states, interface.new_states, strict=True)
+            _state_spec(old, new, states[old.name], known.domain)
+            for old, new, known in zip(interface.states, interface.new_states, interface.reached, strict=True)
         ],
         feedback=[Feedback(output=output, input=name) for output, name in feedback.items()],
     )
 
 
-def _state_spec(old: Port, new: Port, state: State) -> StateSpec:
+def _state_spec(old: Port, new: Port, state: State, known: Domain) -> StateSpec:
     made = StateSpec(
         input=old.name,
         output=new.name,
@@ -363,6 +492,10 @@ def _state_spec(old: Port, new: Port, state: State) -> StateSpec:
     start = row.to(torch.float64).numpy().ravel()
     if np.any(start != 0):
         made.start.extend([start[0]] if np.all(start == start[0]) else start.tolist())
+    # A state of fractions may go anywhere; one of whole numbers is an index, a count or a flag.
+    moves = any(column.lowest < column.highest for column in known.columns)
+    if known.given or (moves and all(column.whole for column in known.columns)):
+        made.ranges.extend(known.message(wide=False))
     return made
 
 

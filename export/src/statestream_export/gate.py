@@ -11,15 +11,17 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from statestream_export.errors import ExportError, GateError
+from statestream_export.errors import ForwardError, GateError
 from statestream_export.interface import Interface, Port, run
 from statestream_export.loss import Loss
 from statestream_export.running import Graph
 
 BATCHES = (1, 3)
 LENGTHS = (1, 2, 7)
-RELATIVE = 1e-5
-ABSOLUTE = 1e-5
+TOLERANCES = {torch.float16: 8e-3, torch.float32: 1e-5, torch.float64: 1e-12}
+"""How far ONNX Runtime may be from torch, by the coarsest element type that a value went through: as a share of the
+output's scale, plus as a share of the value itself."""
+_COARSE = (torch.float16, torch.float32, torch.float64)
 
 Array = np.ndarray
 Way = Literal["whole", "streamed"]
@@ -81,14 +83,21 @@ def check_file(model: onnx.ModelProto) -> None:
 def compare(model: onnx.ModelProto, module: nn.Module, interface: Interface) -> tuple[Case, ...]:
     """Compares ONNX Runtime with torch at every batch size and length, whole and streamed.
 
-    The module must be in eval mode. Inputs are drawn from the example, states are random and not zero.
+    The module must be in eval mode. Inputs are drawn from the example, states are those that the module reaches.
 
     Raises:
-        GateError: Names the first case that differs, and by how much; or the graph cannot run.
-        ExportError: onnxruntime is missing, or torch itself gives NaN.
+        GateError: Names the first case that differs, and by how much; or the graph cannot run, or ends the process that
+            runs it.
+        ForwardError: torch itself refuses what was drawn, or gives NaN.
+        ExportError: onnxruntime is missing.
     """
-    graph = Graph(model, interface)
+    with Graph(model, interface) as graph:
+        return _compared(graph, module, interface)
+
+
+def _compared(graph: Graph, module: nn.Module, interface: Interface) -> tuple[Case, ...]:
     generator = torch.Generator().manual_seed(2)
+    inside = [value.dtype for value in (*module.parameters(), *module.buffers())]
     batches = BATCHES if interface.batched else (1,)
     lengths = LENGTHS if interface.timed or interface.states else (1,)
     cases: list[Case] = []
@@ -97,8 +106,16 @@ def compare(model: onnx.ModelProto, module: nn.Module, interface: Interface) -> 
             shown = batch if interface.batched else None
             for way, want, got in _ways(graph, module, interface, batch, length, generator):
                 for port, expected, given in zip(interface.outputs + interface.new_states, want, got, strict=True):
-                    cases.append(_judge(way, shown, length, port.name, expected.numpy(), given))
+                    tolerance = _tolerance([expected.dtype, *inside])
+                    cases.append(_judge(way, shown, length, port.name, expected.numpy(), given, tolerance))
     return tuple(cases)
+
+
+def _tolerance(dtypes: Sequence[torch.dtype]) -> float:
+    """That of the coarsest floating type; 0 where there is none."""
+    if not dtypes[0].is_floating_point:
+        return 0.0
+    return next((TOLERANCES[dtype] for dtype in _COARSE if dtype in dtypes), TOLERANCES[torch.float16])
 
 
 def _ways(
@@ -147,7 +164,7 @@ def _cut(values: Sequence[Tensor], ports: Sequence[Port], at: int) -> list[Array
     ]
 
 
-def _judge(way: Way, batch: int | None, length: int, output: str, want: Array, got: Array) -> Case:
+def _judge(way: Way, batch: int | None, length: int, output: str, want: Array, got: Array, tolerance: float) -> Case:
     where = f"at {'' if batch is None else f'batch {batch}, '}{length} steps {way}, output {output!r}"
     if want.shape != got.shape:
         raise GateError(
@@ -159,7 +176,7 @@ def _judge(way: Way, batch: int | None, length: int, output: str, want: Array, g
             length=length,
         )
     if want.dtype.kind == "f" and np.isnan(want).any():
-        raise ExportError(f"{where}: the module itself gives NaN; give an example with values that it can take")
+        raise ForwardError(f"{where}: the module itself gives NaN; give an example with values that it can take")
     first, second = want.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(first)
     scale = float(np.abs(first[finite]).max(initial=0.0))
@@ -167,13 +184,11 @@ def _judge(way: Way, batch: int | None, length: int, output: str, want: Array, g
         first == second, 0.0, np.abs(np.subtract(first, second, where=first != second, out=np.zeros_like(first)))
     )
     difference = float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0.0))
-    allowed = ABSOLUTE * (scale or 1.0) + RELATIVE * np.abs(np.where(finite, first, 0.0))
-    if want.dtype.kind != "f":
-        allowed = np.zeros_like(first)
+    allowed = tolerance * ((scale or 1.0) + np.abs(np.where(finite, first, 0.0)))
     if not (apart <= allowed).all():
         raise GateError(
             f"{where}: ONNX Runtime and torch differ by {difference:.3g} at most, where values go up to {scale:.3g};"
-            f" allowed are {ABSOLUTE:g} of that and {RELATIVE:g} of each value. Nothing was written. {_hint(way)}",
+            f" allowed are {tolerance:g} of that and of each value ({want.dtype}). Nothing was written. {_hint(way)}",
             output=output,
             batch=batch,
             length=length,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from statestream_export.errors import ExportError
-from statestream_export.interface import Interface, Port
+from statestream_export.interface import Interface, Port, one_line
 
 Exporter = Literal["torch.export", "torchscript"]
 
@@ -47,12 +47,23 @@ def operator_of(layer: nn.Module) -> str | None:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Puts a module and its parts in eval mode, and each back into the mode it was in."""
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    try:
+        module.eval()
+    except NotImplementedError as error:
+        raise ExportError(
+            f"{type(module).__name__} cannot be put in eval mode ({one_line(error)}); export the nn.Module that it was"
+            " made from, not what torch.export gave"
+        ) from error
     try:
         yield
     finally:
         for part, training in modes:
             part.training = training
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether the module or a part of it is TorchScript."""
+    return any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
 
 
 def layers_run(module: nn.Module, values: Sequence[Tensor]) -> list[nn.Module]:
@@ -61,7 +72,7 @@ def layers_run(module: nn.Module, values: Sequence[Tensor]) -> list[nn.Module]:
     hooks = [
         part.register_forward_hook(lambda layer, _inputs, _output: called.append(layer))
         for part in module.modules()
-        if operator_of(part)
+        if operator_of(part) and not isinstance(part, torch.jit.ScriptModule)
     ]
     try:
         with torch.no_grad():
@@ -94,21 +105,23 @@ def refuse_layers(module: nn.Module, *, stateful: bool) -> None:
             )
 
 
-def choose(layers: Sequence[nn.Module]) -> Exporter:
-    """The exporter that is right for these layers.
+def choose(module: nn.Module, layers: Sequence[nn.Module]) -> Exporter:
+    """The exporter that is right for a module and the layers that ran.
 
     `torch.export` unrolls nn.RNN for the example's length, and with nn.LSTM and nn.GRU it takes the
     length of their outputs for fixed, which whatever follows them may then rely on. The TorchScript
-    exporter writes all three as the native operators with free batch and time.
+    exporter writes all three as the native operators with free batch and time. It alone takes what is scripted, and
+    keeps its loops and branches; of anything else it would freeze branches, which torch.export refuses.
     """
-    return "torchscript" if any(isinstance(layer, nn.RNNBase) for layer in layers) else "torch.export"
+    scripted = is_scripted(module) or any(isinstance(layer, nn.RNNBase) for layer in layers)
+    return "torchscript" if scripted else "torch.export"
 
 
 def build(module: nn.Module, interface: Interface, exporter: Exporter) -> onnx.ModelProto:
     """Exports a module in eval mode: native operators, free batch and time axes, weights inside.
 
     Raises:
-        ExportError: torch's exporter failed.
+        ExportError: torch's exporter failed, or what it wrote has not the inputs and outputs that were meant.
     """
     values = interface.draw(3, 5, torch.Generator().manual_seed(1))
     arguments = tuple(values[0] + values[1])
@@ -119,8 +132,7 @@ def build(module: nn.Module, interface: Interface, exporter: Exporter) -> onnx.M
             else:
                 model = _torch_export(module, arguments, interface)
     except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ExportError(f"torch cannot export {type(module).__name__} ({exporter}): {line}") from error
+        raise ExportError(f"torch cannot export {type(module).__name__} ({exporter}): {_reason(error)}") from error
     _strip(model)
     for what, entries, ports in (
         ("input", model.graph.input, (*interface.inputs, *interface.states)),
@@ -130,6 +142,31 @@ def build(module: nn.Module, interface: Interface, exporter: Exporter) -> onnx.M
         for entry, port in zip(entries, ports, strict=True):
             _set_shape(entry, port)
     return model
+
+
+def _reason(error: Exception) -> str:
+    """What torch says at the end of its chain of causes, and what to do about it where that is known."""
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    said = one_line(root).split(" For more information, run with TORCH_LOGS")[0]
+    said = said if len(said) <= _MOST_TOLD else said[:_MOST_TOLD].rsplit(" ", 1)[0] + " …"
+    return said.rstrip(".") + next((f". What to do: {advice}" for sign, advice in _ADVICE.items() if sign in said), "")
+
+
+_MOST_TOLD = 400
+_ADVICE = {
+    "data-dependent": "forward decides in Python by values (if, while, int(), .item()): use torch.where and tensor"
+    " operations, or torch.jit.script(module), which keeps branches and loops",
+    "specialized": "a batch size or a length is frozen in forward: use tensor operations instead of Python numbers and"
+    " loops, or torch.jit.script(module), or export one step with time_axis=None",
+    "ONNX symbolic expected": "TorchScript holds what this exporter does not know; export the plain module that was"
+    " scripted",
+    "ScriptModule is not supported": "leave exporter out, or export the plain module that was scripted",
+    "vector::_M_range_check": "where forward packs sequences, unpack them again (pad_packed_sequence) and take the last"
+    " step from there by index, or gather it from the padded output: y[torch.arange(n), lengths - 1]",
+}
+"""By a sign in torch's words: what to do."""
 
 
 def check_ops(model: onnx.ModelProto, layers: Sequence[nn.Module]) -> dict[str, int]:
@@ -172,6 +209,10 @@ def _axes(port: Port) -> dict[int, str]:
 def _torchscript(module: nn.Module, arguments: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:
     taken, given = _names(interface)
     ports = (*interface.inputs, *interface.states, *interface.outputs, *interface.new_states)
+    if is_scripted(module) and not isinstance(module, torch.jit.ScriptModule):
+        # The exporter's own trace refuses scripted parts; torch's keeps them.
+        with torch.no_grad():
+            module = torch.jit.trace(module, arguments, check_trace=False)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         torch.onnx.export(

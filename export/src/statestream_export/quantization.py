@@ -53,14 +53,15 @@ def apply(model: onnx.ModelProto, known: Interface, judged: Interface) -> tuple[
     Raises:
         ExportError: There is nothing in it to quantise. `GateError`: what came out does not run.
     """
-    before = Graph(model, known)
-    feeds = [
-        dict(zip(before.taken, given, strict=True))
-        for runs, states in episodes(known)
-        for given, _ in play(before, known, runs, states)
-    ]
-    small, layers, kept = quantise(model, feeds)
-    outputs, states = measure(before, Graph(small, judged), judged)
+    with Graph(model, known) as before:
+        feeds = [
+            dict(zip(before.taken, given, strict=True))
+            for runs, states in episodes(known)
+            for given, _ in play(before, known, runs, states)
+        ]
+        small, layers, kept = quantise(model, feeds)
+        with Graph(small, judged) as after:
+            outputs, states = measure(before, after, judged)
     return small, Loss(layers, kept, model.ByteSize(), small.ByteSize(), outputs, states)
 
 

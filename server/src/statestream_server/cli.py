@@ -104,7 +104,8 @@ _PORT = click.IntRange(0, _LAST_PORT)
     "--batch-policy",
     type=click.Choice(["pad", "warn", "serialise"]),
     default="pad",
-    help="What becomes of a model that answers in other bits alone than in a batch.",
+    help="What becomes of a model that answers in other bits alone than in a batch: a batch of one runs as two where"
+    " that mends it, else calls of Predict run alone (pad); it is told only (warn); every row runs alone (serialise).",
 )
 @_option("--drain-grace", type=_Seconds(0), default=10.0, help="Seconds that a stop may take at most.")
 @_option(

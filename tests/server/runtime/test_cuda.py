@@ -13,6 +13,7 @@ import pytest
 from statestream.signature import numpy_dtype, step_shape
 from statestream_server.models import cuda, proof, repository
 from statestream_server.models.device_rows import DeviceRows
+from statestream_server.models.draws import Draws
 from statestream_server.models.fused_rows import FusedRows
 from statestream_server.models.policies import SerialisedRows
 from statestream_server.models.rows import Rows, is_batched
@@ -121,7 +122,7 @@ def test_rows_on_the_gpu_are_what_they_are_on_the_host(name: str, in_place: bool
     gpu: Rows = DeviceRows(model, signature, providers_for("cuda"), check_inputs=True, in_place=in_place)
     if not is_batched(signature):
         host, gpu = SerialisedRows(host, single=False), SerialisedRows(gpu, single=False)
-    assert proof.keeps_others(gpu, signature)
+    assert proof.keeps_others(gpu, Draws(signature))
     rng, every = np.random.default_rng(6), np.arange(1, 50)
     for rows in (host, gpu):
         rows.grow(50)

@@ -19,6 +19,7 @@ from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models import proof, warming
 from statestream_server.models.device_rows import DeviceRows
 from statestream_server.models.device_slab import DeviceSlab
+from statestream_server.models.draws import Draws
 from statestream_server.models.fused_rows import FusedRows
 from statestream_server.models.fusion import FusionError
 from statestream_server.models.numpy_rows import NumpyRows
@@ -243,12 +244,12 @@ class Forgetting(DeviceRows):
 def test_the_proof_of_commits_in_place(name: str) -> None:
     signature = model_of(name)[1]
     for in_place in (True, False):
-        assert proof.keeps_others(made(name, DeviceRows, in_place=in_place), signature)
-    assert proof.keeps_others(made(name, FusedRows), signature)
+        assert proof.keeps_others(made(name, DeviceRows, in_place=in_place), Draws(signature))
+    assert proof.keeps_others(made(name, FusedRows), Draws(signature))
     if is_batched(signature):
         model = MODELS[name]()[0]
-        assert not proof.keeps_others(Spilling(model, signature, CPU, check_inputs=True), signature)
-        assert not proof.keeps_others(Forgetting(model, signature, CPU, check_inputs=True), signature)
+        assert not proof.keeps_others(Spilling(model, signature, CPU, check_inputs=True), Draws(signature))
+        assert not proof.keeps_others(Forgetting(model, signature, CPU, check_inputs=True), Draws(signature))
 
 
 class Careless(DeviceRows):
@@ -266,7 +267,7 @@ def test_the_proof_of_the_check(name: str) -> None:
     if not is_batched(signature):
         plain = SerialisedRows(plain, single=False)
     for kind in (DeviceRows, FusedRows):
-        assert proof.refuses_the_same(made(name, kind), plain, signature)
+        assert proof.refuses_the_same(made(name, kind), plain, Draws(signature))
 
 
 @pytest.mark.parametrize("name", ["LSTM-1-0", "half", "half nan", "double"])
@@ -274,7 +275,7 @@ def test_rows_that_commit_whatever_comes_fail_the_proof(name: str) -> None:
     model, signature = MODELS[name]()
     plain = NumpyRows(Graph(model.SerializeToString(), CPU), signature, check_inputs=True)
     careless = Careless(model, signature, CPU, check_inputs=True)
-    assert not proof.refuses_the_same(careless, plain, signature)
+    assert not proof.refuses_the_same(careless, plain, Draws(signature))
 
 
 def test_every_batch_runs_with_a_power_of_two_of_rows() -> None:
@@ -321,7 +322,7 @@ def test_warming_runs_every_size_up_to_what_the_engine_would_cut(caplog: pytest.
         return real(source, target, inputs)
 
     rows.step = noting  # type: ignore[method-assign]
-    shapes = warming.warm(rows, signature, "model.onnx", lambda: now[0])
+    shapes = warming.warm(rows, Draws(signature), "model.onnx", lambda: now[0])
     assert met == {(n, t) for n in (1 << i for i in range(11)) for t in (1 << i for i in range(9)) if n * t <= 1024}
     assert shapes == len(met)
     assert all(map(same_bits, before, rows.read(kept)))
@@ -333,7 +334,7 @@ def test_warming_ends_with_its_time() -> None:
     rows, signature = made("counter", DeviceRows), graphs.counter()[1]
     rows.grow(2)
     now = iter(np.arange(0, 10_000, 10.0).tolist())
-    assert warming.warm(rows, signature, "model.onnx", lambda: next(now)) == 1
+    assert warming.warm(rows, Draws(signature), "model.onnx", lambda: next(now)) == 1
 
 
 def test_a_slab_needs_no_more_than_its_columns_say() -> None:

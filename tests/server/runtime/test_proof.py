@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from statestream.signature import Signature, StateSpec, TensorSpec
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models import proof
+from statestream_server.models.draws import Draws
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.numpy_rows import NumpyRows
 from statestream_server.models.policies import PaddedRows, SerialisedRows
@@ -31,11 +32,11 @@ def rows_of(made: Made) -> Rows:
 def invariance(made: Made, clock: Callable[[], float] | None = None) -> proof.Invariance:
     rows = rows_of(made)
     extra = {} if clock is None else {"clock": clock}
-    return proof.invariance(rows, PaddedRows(rows), made[1], "m.onnx", **extra)
+    return proof.invariance(rows, PaddedRows(rows), Draws(made[1]), "m.onnx", **extra)
 
 
-def wiring(made: Made, signature: Signature | None = None) -> None:
-    proof.wiring(Graph(made[0].SerializeToString(), CPU), signature or made[1], "m.onnx")
+def wiring(made: Made, signature: Signature | None = None) -> Draws:
+    return proof.wiring(Graph(made[0].SerializeToString(), CPU), signature or made[1], "m.onnx", lambda way: way)
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
@@ -63,7 +64,7 @@ def test_rounding_that_padding_does_not_mend_is_approximate() -> None:
             return [value + np.float32(1e-6) * len(source) for value in outputs], bad
 
     rows.__class__ = Rounding
-    found = proof.invariance(rows, PaddedRows(rows), signature, "m.onnx")
+    found = proof.invariance(rows, PaddedRows(rows), Draws(signature), "m.onnx")
     assert found.finding == BatchInvariance.BATCH_INVARIANCE_APPROXIMATE
     assert 1e-6 < found.difference < 1e-3
 
@@ -150,16 +151,16 @@ def test_random_inputs_stay_in_their_vocabulary() -> None:
     signature = graphs.recurrent("GRU")[1]
     signature.inputs[0].dtype = "int64"
     signature.inputs[0].text.vocabulary.extend("abcde")
-    (tokens,) = proof.random_inputs(signature, 50, 4, np.random.default_rng(0))
+    (tokens,) = Draws(signature).inputs(50, 4, np.random.default_rng(0))
     assert tokens.shape == (50, 4, 3)
     assert set(np.unique(tokens)) == {0, 1, 2, 3, 4}
 
 
 def test_implementations_that_differ_do_not_agree() -> None:
     made = graphs.recurrent("LSTM")
-    assert proof.agree(rows_of(made), rows_of(made), made[1])
+    assert proof.agree(rows_of(made), rows_of(made), Draws(made[1]))
     other = onnx.ModelProto()
     other.CopyFrom(made[0])
     weight = next(tensor for tensor in other.graph.initializer if len(tensor.dims) == 2)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
-    assert not proof.agree(rows_of((other, made[1])), rows_of(made), made[1])
+    assert not proof.agree(rows_of((other, made[1])), rows_of(made), Draws(made[1]))

@@ -31,7 +31,7 @@ BATCH_INVARIANCE_PADDED: BatchInvariance
 BATCH_INVARIANCE_APPROXIMATE: BatchInvariance
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "is_default", "kind", "digest", "signature", "encoder_signature", "batch_invariance", "resident_sessions", "error")
+    __slots__ = ("name", "version", "is_default", "kind", "digest", "signature", "encoder_signature", "batch_invariance", "resident_sessions", "error", "encoder_batch_invariance")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class Model(_message.Message):
     BATCH_INVARIANCE_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_BATCH_INVARIANCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     is_default: bool
@@ -52,7 +53,8 @@ class Model(_message.Message):
     batch_invariance: BatchInvariance
     resident_sessions: int
     error: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: bool = ..., kind: _Optional[_Union[ModelKind, str]] = ..., digest: _Optional[str] = ..., signature: _Optional[_Union[_signature_pb2.Signature, _Mapping]] = ..., encoder_signature: _Optional[_Union[_signature_pb2.Signature, _Mapping]] = ..., batch_invariance: _Optional[_Union[BatchInvariance, str]] = ..., resident_sessions: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+    encoder_batch_invariance: BatchInvariance
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., is_default: bool = ..., kind: _Optional[_Union[ModelKind, str]] = ..., digest: _Optional[str] = ..., signature: _Optional[_Union[_signature_pb2.Signature, _Mapping]] = ..., encoder_signature: _Optional[_Union[_signature_pb2.Signature, _Mapping]] = ..., batch_invariance: _Optional[_Union[BatchInvariance, str]] = ..., resident_sessions: _Optional[int] = ..., error: _Optional[str] = ..., encoder_batch_invariance: _Optional[_Union[BatchInvariance, str]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -56,7 +56,7 @@ class Quantization(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., layers: _Optional[_Mapping[str, int]] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text")
+    __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text", "ranges")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class TensorSpec(_message.Message):
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -73,10 +74,23 @@ class TensorSpec(_message.Message):
     columns: _containers.RepeatedScalarFieldContainer[str]
     classes: _containers.RepeatedScalarFieldContainer[str]
     text: Text
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., time_axis: _Optional[int] = ..., columns: _Optional[_Iterable[str]] = ..., classes: _Optional[_Iterable[str]] = ..., text: _Optional[_Union[Text, _Mapping]] = ...) -> None: ...
+    ranges: _containers.RepeatedCompositeFieldContainer[ValueRange]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., time_axis: _Optional[int] = ..., columns: _Optional[_Iterable[str]] = ..., classes: _Optional[_Iterable[str]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ...) -> None: ...
+
+class ValueRange(_message.Message):
+    __slots__ = ("lowest", "highest", "whole", "counts_steps")
+    LOWEST_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_STEPS_FIELD_NUMBER: _ClassVar[int]
+    lowest: float
+    highest: float
+    whole: bool
+    counts_steps: bool
+    def __init__(self, lowest: _Optional[float] = ..., highest: _Optional[float] = ..., whole: bool = ..., counts_steps: bool = ...) -> None: ...
 
 class StateSpec(_message.Message):
-    __slots__ = ("input", "output", "dtype", "shape", "batch_axis", "start", "check", "from_encoder")
+    __slots__ = ("input", "output", "dtype", "shape", "batch_axis", "start", "check", "from_encoder", "ranges")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +99,7 @@ class StateSpec(_message.Message):
     START_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
     FROM_ENCODER_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     input: str
     output: str
     dtype: str
@@ -93,7 +108,8 @@ class StateSpec(_message.Message):
     start: _containers.RepeatedScalarFieldContainer[float]
     check: StateCheck
     from_encoder: str
-    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., start: _Optional[_Iterable[float]] = ..., check: _Optional[_Union[StateCheck, str]] = ..., from_encoder: _Optional[str] = ...) -> None: ...
+    ranges: _containers.RepeatedCompositeFieldContainer[ValueRange]
+    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., start: _Optional[_Iterable[float]] = ..., check: _Optional[_Union[StateCheck, str]] = ..., from_encoder: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ...) -> None: ...
 
 class Feedback(_message.Message):
     __slots__ = ("output", "input")

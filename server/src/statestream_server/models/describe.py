@@ -54,12 +54,17 @@ def _first(folder: Path) -> Path:
 
 
 def _memory(model: Model) -> Iterator[tuple[str, str]]:
-    if model.rows is None:
-        return
-    finding = BatchInvariance.Name(model.batch_invariance).removeprefix("BATCH_INVARIANCE_").lower()
-    most = f"up to {model.rows.max_slice} steps in one run" if model.rows.max_slice > 1 else "one step in one run"
-    yield "row", f"{model.rows.row_nbytes} bytes, {most}"
-    yield "batching", f"{finding}: {model.invariance_note}"
+    if model.encoder is not None:
+        yield "encoder runs", _batching(model.encoder_invariance, model.encoder_note)
+    if model.rows is not None:
+        most = f"up to {model.rows.max_slice} steps in one run" if model.rows.max_slice > 1 else "one step in one run"
+        yield "row", f"{model.rows.row_nbytes} bytes, {most}"
+    yield "batching", _batching(model.batch_invariance, model.invariance_note)
+
+
+def _batching(found: BatchInvariance, note: str) -> str:
+    finding = BatchInvariance.Name(found).removeprefix("BATCH_INVARIANCE_").lower()
+    return f"{finding}: {note}" if found else note
 
 
 def _quantised(done: Quantization) -> str:
@@ -78,7 +83,17 @@ def _tensor(spec: TensorSpec) -> str:
         if names:
             more = f", … ({len(names)})" if len(names) > 8 else ""
             text += f", {kind} " + ", ".join(repr(name) for name in names[:8]) + more
-    return text
+    return text + _ranges(spec)
+
+
+def _ranges(spec: TensorSpec | StateSpec) -> str:
+    """What is known of its values."""
+    shown = [f"{known.lowest:g} to {known.highest:g}{' whole' if known.whole else ''}" for known in spec.ranges[:8]]
+    if not shown:
+        return ""
+    counted = ", counts steps" if spec.ranges[0].counts_steps else ""
+    more = f", … ({len(spec.ranges)})" if len(spec.ranges) > 8 else ""
+    return f", values {', '.join(shown)}{more}{counted}"
 
 
 def _state(spec: StateSpec) -> str:
@@ -87,7 +102,8 @@ def _state(spec: StateSpec) -> str:
         start += f"{spec.start[0]:g}" if len(spec.start) == 1 else "values of its own" if spec.start else "0"
     check = StateCheck.Name(spec.check or StateCheck.STATE_CHECK_FINITE).removeprefix("STATE_CHECK_").lower()
     row = list(signatures.row_shape(spec))
-    return f"{spec.input} → {spec.output} {spec.dtype}{_shape(spec)}, a row is {row}, {start}, check {check}"
+    shown = f"{spec.input} → {spec.output} {spec.dtype}{_shape(spec)}"
+    return f"{shown}, a row is {row}, {start}, check {check}{_ranges(spec)}"
 
 
 def _shape(spec: TensorSpec | StateSpec) -> str:

@@ -11,7 +11,7 @@ from statestream.v1.model_pb2 import BatchInvariance
 
 if TYPE_CHECKING:
     from statestream_server.models.rows import Rows
-    from statestream_server.models.runtime import Graph
+    from statestream_server.models.sharing import SharedGraph
 
 
 class ModelLoadError(Exception):
@@ -30,9 +30,9 @@ class BatchPolicy(enum.StrEnum):
     """What is done where a model answers in other bits alone than in a batch."""
 
     PAD = "pad"
-    """A batch of one runs as two where that gives the same bits; else as WARN."""
+    """A batch of one runs as two where that gives the same bits; else sessions as WARN, and calls of Predict alone."""
     WARN = "warn"
-    """The difference is told, nothing else."""
+    """The difference is told, nothing else, as long as it is rounding."""
     SERIALISE = "serialise"
     """Every row and step runs alone."""
 
@@ -51,8 +51,10 @@ class Model:
         graph: The graph of a model without memory, else None.
         encoder: The encoder's graph, only of an encoder-decoder.
         encoder_signature: The encoder's inputs and outputs.
-        batch_invariance: Whether its sessions answer the same alone and among others.
+        batch_invariance: Whether its sessions, or its calls, answer the same alone and among others.
         invariance_note: What was tried and what came out, one sentence.
+        encoder_invariance: The same of the encoder.
+        encoder_note: The same of the encoder, one sentence.
         providers: What runs it, as ONNX Runtime names its providers, the preferred one first.
     """
 
@@ -62,11 +64,13 @@ class Model:
     signature: Signature
     digest: str
     rows: Rows | None = None
-    graph: Graph | None = None
-    encoder: Graph | None = None
+    graph: SharedGraph | None = None
+    encoder: SharedGraph | None = None
     encoder_signature: Signature | None = None
     batch_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
     invariance_note: str = ""
+    encoder_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
+    encoder_note: str = ""
     providers: tuple[str, ...] = field(default=())
 
     @property

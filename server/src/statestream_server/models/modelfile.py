@@ -152,7 +152,10 @@ def _unlabelled(signature: Signature) -> Signature:
     bare.CopyFrom(signature)
     bare.ClearField("description")
     bare.ClearField("quantization")
+    for state in bare.states:
+        state.ClearField("ranges")
     for spec in (*bare.inputs, *bare.outputs):
+        spec.ClearField("ranges")
         spec.ClearField("columns")
         spec.ClearField("classes")
     return bare

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from statestream import signature as signatures
 from statestream.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server.models import modelfile, proof, warming
+from statestream_server.models import modelfile, proof, sharing, warming
 from statestream_server.models.device_rows import DeviceRows
+from statestream_server.models.draws import Draws
 from statestream_server.models.fused_rows import FusedRows
 from statestream_server.models.fusion import FusionError
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
@@ -108,10 +109,15 @@ def _load_single(name: str, version: int, file: ModelFile, device: Device, polic
     if file.signature.HasField("decoding"):
         raise ModelLoadError(f"{file.path}: is a decoder; name it {DECODER} and put its {ENCODER} beside it")
     graph = _graph(file, device)
-    proof.wiring(graph, file.signature, str(file.path))
+    where = str(file.path)
     if not file.signature.states:
-        return Model(name, version, Kind.PREDICT, file.signature, file.digest(), graph=graph, providers=graph.providers)
-    return _with_rows(Model(name, version, Kind.SESSION, file.signature, file.digest()), file, graph, device, policy)
+        way = proof.wiring(graph, file.signature, where, lambda way: way)
+        model = Model(name, version, Kind.PREDICT, file.signature, file.digest(), providers=graph.providers)
+        model.graph, found = sharing.shared(graph, way, policy, where)
+        model.batch_invariance, model.invariance_note = found.finding, found.note
+        return model
+    model = Model(name, version, Kind.SESSION, file.signature, file.digest())
+    return proof.wiring(graph, file.signature, where, lambda way: _with_rows(model, file, graph, device, policy, way))
 
 
 def _load_pair(
@@ -123,8 +129,9 @@ def _load_pair(
         raise ModelLoadError(f"{encoder.path}: signature has states; an encoder has inputs and outputs only")
     _check_handover(encoder, decoder)
     first, second = _graph(encoder, device), _graph(decoder, device)
-    proof.wiring(first, encoder.signature, str(encoder.path))
-    proof.wiring(second, decoder.signature, str(decoder.path))
+    where = str(encoder.path)
+    way = proof.wiring(first, encoder.signature, where, lambda way: way)
+    shared, found = sharing.shared(first, way, policy, where)
     digest = hashlib.sha256(f"{encoder.digest()} {decoder.digest()}".encode()).hexdigest()
     model = Model(
         name,
@@ -132,13 +139,18 @@ def _load_pair(
         Kind.GENERATE,
         decoder.signature,
         digest,
-        encoder=first,
+        encoder=shared,
         encoder_signature=encoder.signature,
+        encoder_invariance=found.finding,
+        encoder_note=found.note,
     )
-    return _with_rows(model, decoder, second, device, policy)
+    where = str(decoder.path)
+    return proof.wiring(
+        second, decoder.signature, where, lambda way: _with_rows(model, decoder, second, device, policy, way)
+    )
 
 
-def _with_rows(model: Model, file: ModelFile, graph: Graph, device: Device, policy: BatchPolicy) -> Model:
+def _with_rows(model: Model, file: ModelFile, graph: Graph, device: Device, policy: BatchPolicy, way: Draws) -> Model:
     where = str(file.path)
     for spec in (*file.signature.inputs, *file.signature.outputs):
         if min(signatures.step_shape(spec), default=0) < 0:
@@ -146,12 +158,12 @@ def _with_rows(model: Model, file: ModelFile, graph: Graph, device: Device, poli
                 f"{where}: {spec.name!r} has steps of shape {list(signatures.step_shape(spec))}; a model with memory"
                 " needs steps of one shape, so that sessions can share a batch: export it with fixed lengths"
             )
-    rows = _rows(file, graph, device)
+    rows = _rows(file, graph, device, way)
     if graph.device.apart:
         rows = BucketedRows(rows)
     if not is_batched(file.signature):
         rows = SerialisedRows(rows, single=False)
-    found = proof.invariance(rows, PaddedRows(rows), file.signature, where)
+    found = proof.invariance(rows, PaddedRows(rows), way, where)
     if found.finding == BatchInvariance.BATCH_INVARIANCE_PADDED and policy == BatchPolicy.PAD:
         rows = PaddedRows(rows)
     elif policy == BatchPolicy.SERIALISE and found.difference:
@@ -159,34 +171,32 @@ def _with_rows(model: Model, file: ModelFile, graph: Graph, device: Device, poli
     elif found.difference:
         _log.warning("%s: %s", where, found.note)
     if graph.device.apart:
-        warming.warm(rows, file.signature, where)
+        warming.warm(rows, way, where)
     model.rows, model.providers = rows, graph.providers
     model.batch_invariance, model.invariance_note = found.finding, found.note
     return model
 
 
-def _rows(file: ModelFile, graph: Graph, device: Device) -> Rows:
+def _rows(file: ModelFile, graph: Graph, device: Device, way: Draws) -> Rows:
     """Rows that the graph itself gathers and commits, where they lie, if it can; else rows that NumPy does."""
     plain = NumpyRows(graph, file.signature, check_inputs=file.hides_nan)
     try:
-        fused = _fused(file, device)
+        fused = _fused(file, device, way)
     except (FusionError, GraphError, MemoryError) as error:
         _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
         return plain
-    if not proof.agree(fused, plain, file.signature) or (
-        device.apart and not proof.refuses_the_same(fused, plain, file.signature)
-    ):
+    if not proof.agree(fused, plain, way) or (device.apart and not proof.refuses_the_same(fused, plain, way)):
         _log.warning("%s: rows are copied in and out at every step: wrapped, the graph gives other results", file.path)
         return plain
     return fused
 
 
-def _fused(file: ModelFile, device: Device) -> Rows:
+def _fused(file: ModelFile, device: Device, way: Draws) -> Rows:
     model, signature, checked = file.whole(), file.signature, file.hides_nan
     if not device.apart:
         return FusedRows(model, signature, device, check_inputs=checked)
     rows = DeviceRows(model, signature, device, check_inputs=checked)
-    if proof.keeps_others(rows, signature):
+    if proof.keeps_others(rows, way):
         return rows
     _log.warning("%s: %s does not commit rows in place; every step copies all of them there", file.path, device.name)
     return DeviceRows(model, signature, device, check_inputs=checked, in_place=False)

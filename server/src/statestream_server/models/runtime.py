@@ -191,9 +191,6 @@ def _trial(device: Device) -> str:
 class Graph:
     """One loaded ONNX graph. `run` may be called from several threads."""
 
-    together = 4096
-    """The most rows of a run that calls may share."""
-
     def __init__(
         self,
         model: Path | bytes,

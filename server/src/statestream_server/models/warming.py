@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from statestream.signature import Signature
-from statestream_server.models import proof
+from statestream_server.models.draws import Draws
 from statestream_server.models.rows import FIRST_ROW, SCRATCH_ROW, Rows, is_batched
 
 _log = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ _BUDGET = 30.0
 """Seconds after which no larger batch is begun."""
 
 
-def warm(rows: Rows, signature: Signature, where: str, clock: Callable[[], float] = time.perf_counter) -> int:
+def warm(rows: Rows, way: Draws, where: str, clock: Callable[[], float] = time.perf_counter) -> int:
     """Runs batches of every power of two of rows and steps, up to those that the engine would cut.
 
     A device prepares when it first meets a shape: it picks kernels, plans and takes memory, which can take longer than
@@ -28,7 +27,7 @@ def warm(rows: Rows, signature: Signature, where: str, clock: Callable[[], float
 
     Args:
         rows: The memory as it serves, with room for one session and none in it yet.
-        signature: The model's signature.
+        way: How inputs are drawn.
         where: The file, for the log.
         clock: Seconds that pass.
 
@@ -36,12 +35,12 @@ def warm(rows: Rows, signature: Signature, where: str, clock: Callable[[], float
         How many shapes were run.
     """
     began, shapes, steps, rng = clock(), 0, 1, np.random.default_rng(4)
-    most = _MOST_ROWS if is_batched(signature) else 1
+    most = _MOST_ROWS if is_batched(way.signature) else 1
     rows.reset(np.asarray([FIRST_ROW]))
     while steps <= rows.max_slice and clock() - began < _BUDGET:
         count = 1
         while count <= most and clock() - began < _BUDGET:
-            inputs = proof.random_inputs(signature, count, steps, rng)
+            inputs = way.inputs(count, steps, rng)
             source, target = np.full(count, FIRST_ROW), np.full(count, SCRATCH_ROW)
             rows.step(source, target, inputs)
             shapes += 1

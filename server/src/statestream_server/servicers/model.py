@@ -71,5 +71,6 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
             signature=model.signature,
             encoder_signature=model.encoder_signature,
             batch_invariance=model.batch_invariance,
+            encoder_batch_invariance=model.encoder_invariance,
             resident_sessions=served.table.sessions if served.table else 0,
         )
