@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from statestream_server.models.model import BatchPolicy
+from statestream_server.models.verdict import TrialLimits
 
 _MOST_THREADS: Final = 2
 """More help a large batch and hold a small one up, because each is woken for it."""
@@ -67,6 +68,7 @@ class Settings:
         reuse_port: Whether other processes of this server listen on the same port.
         advertise: HOST:PORT where other processes and callers reach this one; "" for host and port.
         limits: What the server takes.
+        trial: What trying one model before it serves may take.
     """
 
     models: Path
@@ -86,6 +88,7 @@ class Settings:
     reuse_port: bool = False
     advertise: str = ""
     limits: Limits = field(default_factory=Limits)
+    trial: TrialLimits = field(default_factory=TrialLimits)
 
 
 def threads_for(processes: int) -> int:
