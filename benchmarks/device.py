@@ -93,11 +93,11 @@ def runs_per_second(run: Callable[[], None], seconds: float) -> float:
 def paths(file: ModelFile, device: Device, resident: int) -> tuple[dict[str, Rows], Raw]:
     """The model's rows where they can lie, each with `resident` rows at their start."""
     graph, cpu = Graph(file.path, device), providers_for("cpu")
-    on_device: Rows = DeviceRows(file.whole(), file.signature, device, check_inputs=file.hides_nan)
-    through: Rows = NumpyRows(graph, file.signature, check_inputs=file.hides_nan)
+    on_device: Rows = DeviceRows(file.whole(), file.signature, device, check_inputs=True)
+    through: Rows = NumpyRows(graph, file.signature, check_inputs=True)
     if device.apart:
         on_device, through = BucketedRows(on_device), BucketedRows(through)
-    on_host = FusedRows(file.whole(), file.signature, cpu, check_inputs=file.hides_nan)
+    on_host = FusedRows(file.whole(), file.signature, cpu, check_inputs=True)
     found = dict(zip((PATHS[0], PATHS[1], PATHS[3]), (on_device, through, on_host), strict=True))
     for rows in found.values():
         rows.grow(resident)

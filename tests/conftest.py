@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
+from statestream_server.models import trials
 from tests import leftovers, services
 
 # Shared machines stall: a slow example is no finding, a wrong one is.
@@ -24,3 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def require_binary() -> Callable[[str], str]:
     """`require_binary("redis-server")`: the program's path, or a skip (a failure in CI)."""
     return services.require_binary
+
+
+def pytest_sessionfinish() -> None:
+    """The processes that tried models go with the run; see tests/leftovers.py."""
+    trials.shared().close()

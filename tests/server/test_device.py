@@ -15,12 +15,12 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.models import proof, repository, warming
+from statestream_server.models import making, proof, repository, warming
 from statestream_server.models.device_rows import DeviceRows
 from statestream_server.models.model import Model
 from statestream_server.models.numpy_rows import NumpyRows
 from statestream_server.models.policies import BucketedRows
-from statestream_server.models.runtime import Device, DeviceError, Graph
+from statestream_server.models.runtime import Device, DeviceError, Graph, providers_for
 from statestream_server.settings import StartError
 from tests.server.runtime import graphs
 from tests.support.arrays import same_bits
@@ -36,7 +36,9 @@ def device_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(folder: Path) -> Model:
-    return repository.load("m", 1, folder, device="cpu")
+    """Tried in this process, where the CPU is a device apart."""
+    path, device = repository.file_of(folder), providers_for("cpu")
+    return making.build(path, making.prove(path, device), name="m", version=1, device=device)
 
 
 def below(model: Model) -> Any:

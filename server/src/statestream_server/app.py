@@ -40,7 +40,7 @@ from statestream_server.drivers.generate import Generator
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.lag import Lag, Turns
-from statestream_server.models import runtime
+from statestream_server.models import repository, runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
@@ -124,13 +124,34 @@ async def serve(settings: Settings, told: int | None = None) -> None:
         loop.add_signal_handler(number, _stop_or_die, stop)
     if told is not None:
         loop.add_reader(told, _hear, loop, told, hung_up)
-    async with running(settings) as server:
+    async with contextlib.AsyncExitStack() as leaving:
+        starting = asyncio.create_task(leaving.enter_async_context(running(settings)), name="start")
+        if not await _started(starting, stop, hung_up):
+            log.info("leaving before the start was over")
+            return
+        server = starting.result()
         _spare_the_collector()
         server.server.quarantine.hear_signals()
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
         print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
         await _first(stop.wait(), hung_up.wait(), server.failed())
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)
+
+
+async def _started(starting: asyncio.Task[Running], stop: asyncio.Event, hung_up: asyncio.Event) -> bool:
+    """Waits for the start; False where it is asked to leave first. A model that loads is not waited for."""
+    asked = [asyncio.create_task(event.wait()) for event in (stop, hung_up)]
+    try:
+        await asyncio.wait([starting, *asked], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            return True
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        return False
+    finally:
+        for task in asked:
+            task.cancel()
 
 
 def _spare_the_collector() -> None:
@@ -158,6 +179,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         quarantine.start()
         leaving.callback(quarantine.close)
         server = _rooms(settings, store, quarantine)
+        leaving.callback(server.registry.close)
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
         readiness = Readiness()
         http = None
@@ -167,6 +189,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             http = Http(settings, server, readiness)
             leaving.push_async_callback(http.close)
             await http.start()
+        # Probes are answered meanwhile; the port that callers know is not taken yet.
+        await server.registry.load_all()
         edge, checks, port = _edge(settings, server, streams)
         leaving.push_async_callback(_drain, server, edge, checks, streams, readiness)
         server.engine.start()
@@ -214,7 +238,7 @@ def _store(settings: Settings) -> Store:
 
 
 def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
-    """Wires the rooms and loads the models."""
+    """Wires the rooms; no model is loaded yet."""
     try:
         device = runtime.providers_for(settings.device, settings.threads or threads_for(1))
     except runtime.DeviceError as error:
@@ -222,7 +246,7 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     if device.note:
         log.info("device %s is the CPU: %s", settings.device, device.note)
     if not settings.models.is_dir():
-        raise StartError(f"{settings.models} is no folder; expected MODELS_DIR/<model>/<version>/model.onnx")
+        raise StartError(f"{settings.models} is no folder; expected {repository.LAYOUT}")
     fingerprint = runtime.fingerprint(device)
     turns = Turns()
     engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
@@ -254,8 +278,9 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         device=device,
         batch_policy=settings.batch_policy,
         max_sessions=settings.limits.max_sessions,
+        limits=settings.trial,
+        quarantine=quarantine,
     )
-    registry.load_all()
     intake = Intake(engine, saver, settings.limits, time.time)
     tray = Tray(intake, engine)
     versions = Versions(registry, saver, store)

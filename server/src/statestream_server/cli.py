@@ -14,6 +14,7 @@ import click
 from statestream_server import process
 from statestream_server import workers as multi
 from statestream_server.models.model import BatchPolicy
+from statestream_server.models.verdict import TrialLimits
 from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
 from statestream_server.stores import default_folder
 
@@ -56,7 +57,7 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
-_LIMITS = Limits()
+_LIMITS, _TRIAL = Limits(), TrialLimits()
 _LAST_PORT = 65535
 _PORT = click.IntRange(0, _LAST_PORT)
 
@@ -138,6 +139,18 @@ _PORT = click.IntRange(0, _LAST_PORT)
     help="The folder where what runs is noted, so that what ended a server twice is not run again; none for none."
     " Default: beside the sqlite store, else in the user's state folder.",
 )
+@_option(
+    "--load-timeout",
+    type=_Seconds(0.1),
+    default=_TRIAL.seconds,
+    help="Seconds that trying one model may take before it is given up, and one more for every 64 MiB of its files.",
+)
+@_option(
+    "--load-memory",
+    type=click.IntRange(64),
+    default=_TRIAL.megabytes,
+    help="MiB that trying one model may take, and eight more for every MiB of its files.",
+)
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
     models_dir: Path,
@@ -159,6 +172,8 @@ def serve(
     max_sessions: int,
     max_queued_bytes: int,
     quarantine: str,
+    load_timeout: float,
+    load_memory: int,
     log_level: str,
 ) -> None:
     """Serves the models in MODELS_DIR/<model>/<version>/ over gRPC."""
@@ -181,6 +196,7 @@ def serve(
         threads=threads or threads_for(workers),
         advertise=advertise,
         quarantine=None if quarantine == "none" else Path(quarantine) if quarantine else default_folder(store),
+        trial=TrialLimits(load_timeout, load_memory),
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )
     if http and http_port and http_port + workers - 1 > _LAST_PORT:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 
+from statestream_server.models import trials
 from statestream_server.settings import Settings
 
 
@@ -22,15 +23,22 @@ def run(settings: Settings, log_level: str, told: int | None = None) -> None:
         ImportError: ONNX Runtime is not installed.
     """
     log_to_stderr(log_level)
-    from statestream_server import app
-
     if sys.platform == "win32":
+        from statestream_server import app
+
         asyncio.run(app.serve(settings, told))
         return
-    import uvloop
+    # The process that tries the models imports ONNX Runtime while this one imports gRPC.
+    trials.shared().prepare()
+    try:
+        import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(app.serve(settings, told))
+        from statestream_server import app
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(app.serve(settings, told))
+    finally:
+        trials.shared().close()
 
 
 def log_to_stderr(level: str) -> None:

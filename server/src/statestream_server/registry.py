@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,15 @@ from statestream_server.models import repository, runtime
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
 from statestream_server.models.rows import Column
 from statestream_server.models.runtime import Device
+from statestream_server.models.verdict import TrialLimits
+from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.sessions.records import Layout
 from statestream_server.sessions.saver import Saver
 
 log = logging.getLogger(__name__)
+
+_MOST_LOADS = 4
+"""Versions that load at once; each may have a process in which it is tried."""
 
 
 @dataclass(slots=True)
@@ -43,6 +49,8 @@ class Registry:
         device: Device,
         batch_policy: BatchPolicy,
         max_sessions: int,
+        limits: TrialLimits,
+        quarantine: Quarantine,
     ) -> None:
         """An empty registry over a models folder.
 
@@ -53,7 +61,10 @@ class Registry:
             device: What models run on.
             batch_policy: What becomes of a model that is not batch-invariant.
             max_sessions: The most sessions of one version.
+            limits: What trying a version may take.
+            quarantine: Notes loads, and keeps from loading again what ended servers.
         """
+        self._quarantine = quarantine
         self._folder = folder
         self._engine = engine
         self._saver = saver
@@ -61,28 +72,32 @@ class Registry:
         self._batch_policy = batch_policy
         self._max_sessions = max_sessions
         self._served: dict[str, dict[int, Served]] = {}
-        self._loading = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Served]] = set()
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(_MOST_LOADS, "load")
+        self._loads: dict[tuple[str, int], asyncio.Task[Served]] = {}
         self.failures: dict[tuple[str, int], str] = {}
         """Why versions do not serve, by name and version."""
 
-    def load_all(self) -> None:
+    async def load_all(self) -> None:
         """Loads the highest version of every model in the folder; what fails is kept in `failures`.
 
         Older versions load when a session that is pinned to one, or a caller, asks for them.
         """
         newest = {found.name: found for found in repository.scan(self._folder)}  # In ascending order.
-        for found in newest.values():
-            try:
-                self._serve(found, self._read(found))
-            except errors.StatestreamError as error:
-                log.error("%s", error.message)
+        for text in repository.astray(self._folder):
+            log.warning("%s", text)
+        loads = [self._begin(found) for found in newest.values()]
+        for result in await asyncio.gather(*loads, return_exceptions=True):
+            if isinstance(result, errors.StatestreamError):
+                log.error("%s", result.message)
+            elif isinstance(result, BaseException):
+                raise result
 
     async def load(self, name: str, version: int = 0) -> Served:
         """Loads a version, 0 for the highest in the folder; loading a loaded one reads nothing anew.
 
-        A thread does it, one version at a time, while the loop runs on. A load that has begun ends, whoever is
-        cancelled: another caller may wait for it.
+        Versions load beside each other, each once however many ask for it, while the loop runs on. A load that has
+        begun ends, whoever is cancelled: another caller may wait for it.
 
         Raises:
             ModelNotFound: There is no such folder.
@@ -92,25 +107,33 @@ class Registry:
         loaded = self._served.get(name, {}).get(version)
         if loaded is not None:
             return loaded
-        task = asyncio.create_task(self._load_aside(name, version), name="load")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        found = self._find(name, version)
+        return found if isinstance(found, Served) else await asyncio.shield(self._begin(found))
 
-    async def settled(self) -> None:
-        """Waits until the loads that were asked for so far have ended."""
-        if self._tasks:
-            await asyncio.wait([*self._tasks])
+    async def settled(self, name: str) -> None:
+        """Waits until the loads of a model that were asked for so far have ended."""
+        if tasks := [task for (model, _), task in self._loads.items() if model == name]:
+            await asyncio.wait(tasks)
 
-    async def _load_aside(self, name: str, version: int) -> Served:
-        async with self._loading:
-            found = self._find(name, version)
-            if isinstance(found, Served):
-                return found
-            return self._serve(found, await asyncio.to_thread(self._read, found))
+    def close(self) -> None:
+        """Begins no load any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _ended(self, task: asyncio.Task[Served]) -> None:
-        self._tasks.discard(task)
+    def _begin(self, found: repository.Found) -> asyncio.Task[Served]:
+        """The task that loads a version, one for all who ask."""
+        key = found.name, found.version
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.create_task(self._load_aside(found), name="load")
+            task.add_done_callback(lambda task: self._ended(key, task))
+        return task
+
+    async def _load_aside(self, found: repository.Found) -> Served:
+        loaded = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, found)
+        return self._serve(found, loaded)
+
+    def _ended(self, key: tuple[str, int], task: asyncio.Task[Served]) -> None:
+        del self._loads[key]
         if not task.cancelled():
             task.exception()  # Its callers have heard; without any left, nobody needs to.
 
@@ -127,9 +150,14 @@ class Registry:
 
     def _read(self, found: repository.Found) -> Model | ModelLoadError:
         try:
-            return repository.load(*found, device=self._device, batch_policy=self._batch_policy)
+            with self._quarantine.loading(repository.mark(found), f"the load of model {found.name!r} {found.version}"):
+                return repository.load(
+                    *found, device=self._device, batch_policy=self._batch_policy, limits=self._limits
+                )
         except ModelLoadError as error:
             return error
+        except errors.Quarantined as error:
+            return ModelLoadError(str(error.message))
 
     def _serve(self, found: repository.Found, model: Model | ModelLoadError) -> Served:
         name, version, _ = found

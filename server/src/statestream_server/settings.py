@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from statestream_server.models.model import BatchPolicy
+from statestream_server.models.verdict import TrialLimits
 
 _MOST_THREADS: Final = 2
 """More help a large batch and hold a small one up, because each is woken for it."""
@@ -69,6 +70,7 @@ class Settings:
         advertise: HOST:PORT where other processes and callers reach this one; "" for host and port.
         quarantine: The folder where what runs is noted, for the server after this one; None for none.
         limits: What the server takes.
+        trial: What trying one model before it serves may take.
     """
 
     models: Path
@@ -89,6 +91,7 @@ class Settings:
     advertise: str = ""
     quarantine: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    trial: TrialLimits = field(default_factory=TrialLimits)
 
 
 def threads_for(processes: int) -> int:

@@ -14,9 +14,10 @@ from onnx import TensorProto
 from statestream import signature as signatures
 from statestream.signature import Signature, SignatureError, StateSpec, TensorSpec, ValueRange
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server.models import draws, repository
+from statestream_server.models import draws, making, repository
 from statestream_server.models.draws import Draws, Kind
 from statestream_server.models.model import ModelLoadError
+from statestream_server.models.runtime import providers_for
 from tests.server.runtime.graphs import Builder
 
 
@@ -182,15 +183,6 @@ def test_values_that_give_no_numbers_are_passed_over(tmp_path_factory: pytest.Te
     )
     folder = tmp_path_factory.mktemp("m")
     onnx.save_model(b.model(signature), folder / "model.onnx")
-    used = list[Draws]()
-    original = Draws.inputs
-
-    def inputs(way: Draws, n: int, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-        used.append(way)
-        return original(way, n, steps, rng)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Draws, "inputs", inputs)
-        model = repository.load("m", 1, folder, device="cpu")
-    assert used[-1].kind == Kind.UNIT
-    assert model.batch_invariance == BatchInvariance.BATCH_INVARIANCE_EXACT
+    verdict = making.prove(folder / "model.onnx", providers_for("cpu"))
+    assert verdict.draws == Kind.UNIT
+    assert verdict.batch_invariance == BatchInvariance.BATCH_INVARIANCE_EXACT

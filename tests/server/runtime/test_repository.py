@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from statestream_server.models.repository import BatchPolicy, Kind, Model, Model
 from tests.server.runtime import graphs
 
 
-def load(folder: Path, **options: BatchPolicy) -> Model:
+def load(folder: Path, **options: Any) -> Model:
     return repository.load("m", 1, folder, device="cpu", **options)
 
 

@@ -53,6 +53,8 @@ class Batch:
         self.apart = apart
         self._runs = _MOST_RUNS
         self._put_back: list[int] = []
+        self._suspects: list[str] = []
+        """The inputs that hold NaN or infinity in chunks that were not committed."""
         rows = [self._rows(part) for part in taken.parts]
         self._source: Ints
         self._target: Ints
@@ -76,7 +78,11 @@ class Batch:
         if self._refusals:
             bad |= self._target == SCRATCH_ROW
         if some(bad):
-            self.bad = bad
+            self.bad, specs = bad, self._table.model.signature.inputs
+            floats = [
+                (spec.name, array[bad]) for spec, array in zip(specs, inputs, strict=True) if array.dtype.kind == "f"
+            ]
+            self._suspects = [name for name, array in floats if not every(np.isfinite(array))]
         if len(parts) == 1:
             parts[0].scatter(steps, outputs)
             return
@@ -90,7 +96,7 @@ class Batch:
         """Why the chunks of sessions' rows failed: those of `places` that share an error, and the error."""
         blamed = np.isin(rows, np.fromiter(self._refusals, np.int64, len(self._refusals)))
         if not every(blamed):
-            yield places[~blamed], errors.NonFiniteState(_NOT_FINITE)
+            yield places[~blamed], errors.NonFiniteState(_NOT_FINITE + _named(self._suspects))
         alike = dict[int, tuple[errors.StatestreamError, list[int]]]()
         for row, place in zip(rows[blamed].tolist(), places[blamed].tolist(), strict=True):
             error = self._refusals[row]
@@ -203,6 +209,11 @@ class Batch:
         lead = inputs[0].shape[:2]
         outputs = self._table.model.signature.outputs
         return [np.zeros((*lead, *np.maximum(step_shape(spec), 1)), numpy_dtype(spec.dtype)) for spec in outputs]
+
+
+def _named(inputs: Sequence[str]) -> str:
+    """Which inputs are meant, of this chunk or of others that were refused with it."""
+    return f": there are some in input {', '.join(map(repr, inputs))}" if inputs else ""
 
 
 def _joined(results: Sequence[tuple[list[Array] | None, Bools]]) -> tuple[list[Array] | None, Bools]:

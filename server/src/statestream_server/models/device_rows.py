@@ -6,7 +6,7 @@ With every step only row numbers and inputs go to the device, and only outputs a
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -29,7 +29,7 @@ class DeviceRows:
         signature: Signature,
         device: Device,
         *,
-        check_inputs: bool,
+        check_inputs: bool | Mapping[str, str],
         in_place: bool = True,
     ) -> None:
         """Rows for a graph as its author wrote it; capacity is 0 until `grow`.

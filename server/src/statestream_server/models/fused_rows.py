@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -18,7 +18,9 @@ from statestream_server.models.step_graph import StepGraph
 class FusedRows:
     """A `Rows` whose `step` is one run of one graph, at a cost that does not grow with the capacity."""
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool | Mapping[str, str]
+    ) -> None:
         """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
 
         Args:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
 
 from statestream import signature as signatures
-from statestream.signature import Signature, TensorSpec
+from statestream.signature import Signature, StateSpec, TensorSpec
+from statestream_server.models import files
+from statestream_server.models.checks import is_checked
 from statestream_server.models.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
+from statestream_server.models.rows import columns_of
 
 _MEMORY_NAME = re.compile(
     r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])"
 )
-_BLOCK = 1 << 20
+_MOST_AXES = 32
+_MOST_ROW_BYTES = 1 << 30
+"""Of one tensor of one session and step."""
 _MOST_BYTES = (1 << 31) - (1 << 20)
 """Protocol Buffers' limit of 2 GiB, less the wrapping."""
 
@@ -34,25 +39,33 @@ class ModelFile:
         proto: Its contents; weights that lie in files of their own are not in it.
         signature: What the file says of itself, or what its inputs and outputs say.
         described: Whether the file has a signature of its own.
+        stamps: The file, and those with its weights, as they were when it was read.
     """
 
     path: Path
     proto: onnx.ModelProto
     signature: Signature
     described: bool
+    stamps: tuple[files.Stamp, ...] = ()
 
     @property
     def external(self) -> bool:
         """Whether weights lie in files of their own."""
-        return any(uses_external_data(tensor) for tensor in self.proto.graph.initializer)
+        return len(self.stamps) > 1
 
     @property
-    def hides_nan(self) -> bool:
-        """Whether its operators turn NaN into numbers and it does not look for NaN itself."""
-        ops = set(_ops(self.proto.graph.node))
-        for function in self.proto.functions:
-            ops |= set(_ops(function.node))
-        return bool(ops & {"LSTM", "GRU", "RNN", "QuantizeLinear"}) and not ops & {"IsNaN", "IsInf"}
+    def nbytes(self) -> int:
+        """Bytes of the file and of those with its weights."""
+        return sum(stamp.size for stamp in self.stamps)
+
+    def check_unchanged(self) -> None:
+        """Checks that the files on the disk are still those that were read.
+
+        Raises:
+            ModelLoadError: One was written or replaced meanwhile.
+        """
+        for stamp in self.stamps:
+            stamp.check()
 
     def whole(self) -> onnx.ModelProto:
         """The graph with all its weights in it.
@@ -81,10 +94,9 @@ class ModelFile:
             function.ClearField("value_info")
             _strip_nodes(function.node)
         total.update(bare.SerializeToString(deterministic=True))
-        for location in sorted({_location(t) for t in self.proto.graph.initializer if uses_external_data(t)}):
-            with (self.path.parent / location).open("rb") as weights:
-                while block := weights.read(_BLOCK):
-                    total.update(block)
+        for stamp in self.stamps[1:]:
+            for block in files.blocks(stamp.path):
+                total.update(block)
         total.update(_unlabelled(self.signature).SerializeToString(deterministic=True))
         return total.hexdigest()
 
@@ -95,22 +107,77 @@ def read(path: Path) -> ModelFile:
     Raises:
         ModelLoadError: It cannot be read, is not ONNX, its signature is wrong, or it has memory and no signature.
     """
+    stamp = files.stamp(path)
+    if stamp.size > _MOST_BYTES:
+        raise ModelLoadError(
+            f"{path}: {stamp.size} bytes; an ONNX file holds {_MOST_BYTES}: export it with its weights in files of"
+            " their own"
+        )
+    proto = onnx.ModelProto()
     try:
-        proto = onnx.load_model(path, load_external_data=False)
-    except (OSError, DecodeError, ValueError) as error:
+        proto.ParseFromString(b"".join(files.blocks(path)))
+    except ModelLoadError:
+        raise
+    except Exception as error:  # Whatever a parser makes of bytes that are no ONNX.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelLoadError(f"{path}: not a readable ONNX file ({reason}); export it again") from error
     if not proto.graph.node and not proto.graph.output:
         raise ModelLoadError(f"{path}: not an ONNX file, or one without a graph; export it again")
+    stamps = (stamp, *files.outside_weights(path, proto))
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     try:
         if signatures.METADATA_KEY in metadata:
-            return ModelFile(path, proto, signatures.loads(metadata[signatures.METADATA_KEY]), described=True)
-        signature = _derived(path, proto.graph)
-        signatures.check(signature)
-    except signatures.SignatureError as error:
-        raise ModelLoadError(f"{path}: {error}; export it again with statestream_export.export") from error
-    return ModelFile(path, proto, signature, described=False)
+            signature = signatures.loads(metadata[signatures.METADATA_KEY])
+        else:
+            signature = _derived(path, proto.graph)
+            signatures.check(signature)
+        _check_sizes(signature)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # A signature is JSON that anybody may have written: deep, or with absurd numbers.
+        raise ModelLoadError(f"{path}: {_one_line(error)}; export it again with statestream_export.export") from error
+    return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps)
+
+
+def _check_sizes(signature: Signature) -> None:
+    """Refuses what no array can be: too many axes, too many bytes, whole numbers that start at fractions or NaN."""
+    columns_of(signature)
+    specs: list[TensorSpec | StateSpec] = [*signature.inputs, *signature.outputs, *signature.states]
+    for spec in specs:
+        name = spec.name if isinstance(spec, TensorSpec) else spec.input
+        if len(spec.shape) > _MOST_AXES:
+            raise signatures.SignatureError(f"{name!r} has {len(spec.shape)} axes; expected {_MOST_AXES} at most")
+        dtype = signatures.numpy_dtype(spec.dtype)
+        row = signatures.step_shape(spec) if isinstance(spec, TensorSpec) else signatures.row_shape(spec)
+        nbytes = math.prod(max(size, 1) for size in row) * dtype.itemsize
+        if nbytes > _MOST_ROW_BYTES:
+            raise signatures.SignatureError(
+                f"{name!r} has {nbytes} bytes for one session and step; expected {_MOST_ROW_BYTES} at most"
+            )
+        if isinstance(spec, StateSpec):
+            _check_start(spec, dtype)
+
+
+def _check_start(spec: StateSpec, dtype: np.dtype[np.generic]) -> None:
+    start = np.asarray(spec.start, np.float64)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            held = np.isfinite(start.astype(dtype)).all()
+        if is_checked(spec) and not held:
+            raise signatures.SignatureError(
+                f"state {spec.input!r} starts at what its own check refuses; expected finite numbers of {dtype}"
+            )
+        return
+    lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype.name).min, np.iinfo(dtype.name).max)
+    if not (np.isfinite(start).all() and (start >= lowest).all() and (start <= highest).all()):
+        raise signatures.SignatureError(
+            f"state {spec.input!r} starts at {start[:3].tolist()}; {dtype} does not hold it"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if isinstance(error, signatures.SignatureError) else f"its signature is wrong ({said})"
 
 
 def _derived(path: Path, graph: onnx.GraphProto) -> Signature:
@@ -181,15 +248,3 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
             attribute.ClearField("doc_string")
             for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                 _strip(graph)
-
-
-def _ops(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    for node in nodes:
-        yield node.op_type
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _ops(graph.node)
-
-
-def _location(tensor: onnx.TensorProto) -> str:
-    return next(entry.value for entry in tensor.external_data if entry.key == "location")

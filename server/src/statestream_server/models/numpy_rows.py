@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from statestream_server.models.slab import Slab
 class NumpyRows:
     """A `Rows` of three copies: states out of the slab, through the graph, into the slab."""
 
-    def __init__(self, graph: Graph, signature: Signature, *, check_inputs: bool) -> None:
+    def __init__(self, graph: Graph, signature: Signature, *, check_inputs: bool | Mapping[str, str]) -> None:
         """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
 
         Args:

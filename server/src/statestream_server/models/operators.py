@@ -24,6 +24,15 @@ def may_refuse(node: onnx.NodeProto) -> bool:
     return node.op_type not in _TOTAL or node.domain not in ("", "ai.onnx")
 
 
+def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that a node holds: the bodies of loops, the branches of conditions."""
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in ((attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs)
+    ]
+
+
 def uses(node: onnx.NodeProto) -> Iterator[str]:
     """The names that a node reads, its inner graphs included."""
     yield from node.input

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 
 from statestream_server.arrays import Array
 from statestream_server.models import cuda
+from statestream_server.models.guards import explained
 
 try:
     import onnxruntime as ort
@@ -198,6 +199,7 @@ class Graph:
         *,
         inputs: Sequence[str] | None = None,
         outputs: Sequence[str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Loads a graph from a file or from its bytes.
 
@@ -206,13 +208,14 @@ class Graph:
             device: What it is to run on.
             inputs: The order of inputs in `predict`; None for the graph's own.
             outputs: The order of outputs in `predict`; None for the graph's own.
+            folder: Where the weights are that a graph from bytes has in files of their own.
 
         Raises:
             GraphError: ONNX Runtime does not take the graph.
             DeviceError: The device does not start, although it did before.
         """
         try:
-            self.session = _session(str(model) if isinstance(model, Path) else model, device)
+            self.session = _session(str(model) if isinstance(model, Path) else model, device, folder)
         except Exception as error:  # ONNX Runtime raises a class per status, all direct subclasses of Exception.
             raise GraphError(_one_line(error)) from error
         self.device = device
@@ -246,7 +249,7 @@ class Graph:
         try:
             results: list[Array] = self.session.run(fetches, feeds)
         except Exception as error:  # As above.
-            raise GraphError(_one_line(error)) from error
+            raise GraphError(explained(_one_line(error))) from error
         return results
 
     def predict(self, inputs: Sequence[Array]) -> list[Array]:
@@ -328,7 +331,7 @@ class Binding:
         try:
             self._session.run_with_iobinding(self._io, None)
         except Exception as error:  # As above.
-            raise GraphError(_one_line(error)) from error
+            raise GraphError(explained(_one_line(error))) from error
 
     def taken(self, place: int) -> Array:
         """A copy of the output that was bound as number `place`, counted in the order of first binding."""
@@ -341,9 +344,12 @@ def _address(array: Array) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(array.data)) if array.nbytes else array.ctypes.data
 
 
-def _session(source: str | bytes, device: Device) -> Any:
+def _session(source: str | bytes, device: Device, folder: Path | None = None) -> Any:
+    options = _options(device)
+    if folder is not None and isinstance(source, bytes):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     # Without its own fallback, which prints, and would serve on the CPU what was asked for on a device.
-    return ort.InferenceSession(source, _options(device), providers=list(device.providers), enable_fallback=0)
+    return ort.InferenceSession(source, options, providers=list(device.providers), enable_fallback=0)
 
 
 def _options(device: Device) -> Any:

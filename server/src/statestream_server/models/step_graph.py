@@ -7,7 +7,7 @@ a large batch the run takes so long that the copies do not show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -33,7 +33,9 @@ class StepGraph:
         slabs: What the graph calls the columns, in their order.
     """
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool | Mapping[str, str]
+    ) -> None:
         """Wraps and loads a graph as its author wrote it.
 
         Args:

@@ -14,6 +14,7 @@ import numpy as np
 from statestream import errors
 from statestream_server.arrays import Array, Ints, counting, every, grown, same, some
 from statestream_server.engine.table import Table
+from statestream_server.models.rows import SCRATCH_ROW
 from statestream_server.sessions.peers import Sleeper
 
 UNKNOWN: Final = errors.SessionNotFound("the handle stands for no session on this stream; open it first")
@@ -105,13 +106,13 @@ class Handles:
             self.asleep.pop(handle, None)
             self._sparse.pop(handle, None)
         handles = handles[handles < len(self._table)]
-        self._table[handles] = self._binding[handles] = _NOTHING
+        self._leave(handles)
 
     def sleep(self, handle: int, sleeper: Sleeper) -> None:
         """Notes that a handle's session left memory."""
         self._sparse.pop(handle, None)
         if handle < len(self._table):
-            self._table[handle] = self._binding[handle] = _NOTHING
+            self._leave(handle)
         self.asleep[handle] = sleeper
 
     def forget(self, table: Table) -> None:
@@ -119,8 +120,7 @@ class Handles:
         if table not in self.tables:
             return
         index = self.tables.index(table)
-        stale = self._table == index
-        self._table[stale] = self._binding[stale] = _NOTHING
+        self._leave(self._table == index)
         self._table[self._table > index] -= 1
         self._sparse = {
             handle: (other - (other > index), row, binding)
@@ -128,6 +128,11 @@ class Handles:
             if other != index
         }
         del self.tables[index]
+
+    def _leave(self, handles: Array | int) -> None:
+        """Lets handles stand for nothing: their row is one that every table has, for who looks before comparing."""
+        self._table[handles] = self._binding[handles] = _NOTHING
+        self._row[handles] = SCRATCH_ROW
 
     def one(self, handle: int) -> tuple[Table, int, int] | None:
         """The table, row and claim that a handle stands for, or None."""

@@ -55,8 +55,8 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
 
     @unary
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
-        """Unloads a version, after the loads that were asked for before."""
-        await self._registry.settled()
+        """Unloads a version, after the loads of it that were asked for before."""
+        await self._registry.settled(request.name)
         await self._sessions.unload(request.name, request.version)
         return pb.UnloadModelResponse()
 
