@@ -39,6 +39,17 @@ class TestModels:
         assert (await caller.models.LoadModel(load)).model.name == "counter"
         assert (await caller.inference.Step(step)).position == 1
 
+    async def test_what_calls_share_is_told(self, local: Local) -> None:
+        """Of a model without memory, and of an encoder beside its decoder."""
+        caller = Caller(local.channel)
+        proved = (model_pb2.BATCH_INVARIANCE_EXACT, model_pb2.BATCH_INVARIANCE_PADDED)
+        scores = (await caller.models.GetModel(model_pb2.GetModelRequest(name="scores"))).model
+        assert scores.batch_invariance in proved
+        assert scores.encoder_batch_invariance == model_pb2.BATCH_INVARIANCE_UNSPECIFIED
+        pair = (await caller.models.GetModel(model_pb2.GetModelRequest(name="pair"))).model
+        assert pair.batch_invariance in proved
+        assert pair.encoder_batch_invariance in proved
+
     async def test_what_outlives_its_model_is_told(self, local: Local) -> None:
         """A forecast between two steps, a text between two tokens, a prediction that waits: none hangs."""
         caller, server = Caller(local.channel), local.server

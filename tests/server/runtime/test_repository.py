@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,73 @@ def test_a_random_graph_is_refused(tmp_path: Path) -> None:
     graphs.save(model, tmp_path)
     with pytest.raises(ModelLoadError, match="draws random numbers"):
         load(tmp_path)
+
+
+def sklearn_classifier(*, maps: bool, words: bool = False) -> onnx.ModelProto:
+    """Labels and scores, as skl2onnx writes them; the scores as maps unless it is told otherwise."""
+    labels = {"classlabels_strings": ["no", "yes"]} if words else {"classlabels_ints": [0, 1]}
+    nodes = [
+        helper.make_node(
+            "LinearClassifier",
+            ["x"],
+            ["label", "scores"],
+            domain="ai.onnx.ml",
+            coefficients=[1.0, -1.0, -1.0, 1.0],
+            intercepts=[0.1, -0.1],
+            post_transform="SOFTMAX",
+            **labels,
+        )
+    ]
+    kind = TensorProto.STRING if words else TensorProto.INT64
+    outputs = [helper.make_tensor_value_info("label", kind, [None])]
+    if maps:
+        nodes.append(helper.make_node("ZipMap", ["scores"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]))
+        mapped = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+        outputs.append(helper.make_value_info("maps", helper.make_sequence_type_proto(mapped)))
+    else:
+        outputs.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 2]))
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 2])], outputs)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8
+    )
+
+
+def test_a_classifier_of_scikit_learn_is_served_by_its_scores(tmp_path: Path) -> None:
+    graphs.save(sklearn_classifier(maps=False), tmp_path / "scores")
+    model = load(tmp_path / "scores")
+    assert model.graph is not None
+    label, scores = model.graph.predict([np.asarray([[1, 2], [3, 0]], np.float32)])
+    assert label.tolist() == [1, 0]
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
+    graphs.save(sklearn_classifier(maps=True), tmp_path / "maps")
+    with pytest.raises(ModelLoadError, match=r"'maps' is no tensor but a sequence.*options=\{'zipmap': False\}"):
+        load(tmp_path / "maps")
+    graphs.save(sklearn_classifier(maps=False, words=True), tmp_path / "words")
+    with pytest.raises(ModelLoadError, match="'label' holds text; only numbers and truth values are served"):
+        load(tmp_path / "words")
+
+
+def test_describe_says_what_calls_share_and_what_values_are_known(tmp_path: Path) -> None:
+    signature = signatures.Signature(
+        format=1,
+        inputs=[
+            signatures.TensorSpec(
+                name="x",
+                dtype="float32",
+                shape=[-1, 2],
+                batch_axis=0,
+                ranges=[
+                    signatures.ValueRange(lowest=-2.5, highest=3),
+                    signatures.ValueRange(lowest=0, highest=6, whole=True),
+                ],
+            )
+        ],
+        outputs=[signatures.TensorSpec(name="y", dtype="float32", shape=[-1, 2], batch_axis=0)],
+    )
+    b = graphs.Builder()
+    b.add("Neg", ["x"], ["y"])
+    text = describe(graphs.save(b.model(signature), tmp_path), device="cpu")
+    assert "x float32[batch, 2], values -2.5 to 3, 0 to 6 whole" in text
+    assert re.search(
+        r"batching +exact: the same bits \(tried alone and in runs up to \d+ rows with values of its", text
+    )

@@ -197,8 +197,16 @@ def _derived(path: Path, graph: onnx.GraphProto) -> Signature:
 def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
-        raise ModelLoadError(f"{path}: {value.name!r} is no tensor but a {value.type.WhichOneof('value')}; "
-                             "only tensors are served, export the model without it")  # fmt: skip
+        kind = (value.type.WhichOneof("value") or "value of no type").removesuffix("_type")
+        raise ModelLoadError(
+            f"{path}: {value.name!r} is no tensor but a {kind}; only tensors are served, export the model without it (a"
+            " classifier of scikit-learn, with skl2onnx's options={'zipmap': False})"
+        )
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        raise ModelLoadError(
+            f"{path}: {value.name!r} holds text; only numbers and truth values are served: train with codes and labels"
+            " that are whole numbers, and let callers translate them"
+        )
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     except KeyError:
