@@ -18,23 +18,6 @@ STABLE_SECONDS = 1.0
 """A stream that lasted so long is opened again at once, and at the same address."""
 
 
-def parse_addresses(address: str) -> tuple[str, ...]:
-    """Reads "host:port,host:port".
-
-    Raises:
-        ValueError: It names no address, or one has no port.
-    """
-    found = tuple(part.strip() for part in address.split(",") if part.strip())
-    if not found:
-        raise ValueError(f"address is {address!r}; expected 'host:port', or several with commas")
-    for one in found:
-        if "://" not in one and not one.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
-            host, _, port = one.rpartition(":")
-            if not host or not port.isdecimal():
-                raise ValueError(f"address is {one!r}; expected 'host:port', as in 'localhost:8001'")
-    return found
-
-
 class Backoff:
     """Where to connect next, and when: both are drawn, so that a crowd of clients spreads over servers and time.
 
