@@ -126,7 +126,7 @@ class Pool(PoolBase[Link]):
 
     async def close(self) -> None:
         """Lets all sessions go: those opened with ids stay on the server, the others are deleted."""
-        if not self.closed:
+        if not self.closed and not self._parts[0].link.copied:
             await self._close(delete=self.ephemeral)
 
     async def _close(self, *, delete: bool) -> None:

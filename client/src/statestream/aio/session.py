@@ -214,7 +214,7 @@ class Session(SessionBase):
 
         When cancelled, it happens all the same.
         """
-        if not self.closed:
+        if not self.closed and not self._link.copied:
             await self._close(delete=self.ephemeral)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, asyncio.Future[None]]:

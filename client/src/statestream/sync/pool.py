@@ -122,7 +122,7 @@ class Pool(PoolBase[Link]):
 
     def close(self) -> None:
         """Lets all sessions go: those opened with ids stay on the server, the others are deleted."""
-        if not self.closed:
+        if not self.closed and not self._parts[0].link.copied:
             self._close(delete=self.ephemeral)
 
     def _close(self, *, delete: bool) -> None:

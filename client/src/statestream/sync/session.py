@@ -207,7 +207,7 @@ class Session(SessionBase):
 
         What is called on it meanwhile raises Closed, but for another `close`, which returns at once.
         """
-        if not self.closed:
+        if not self.closed and not self._link.copied:
             self._close(delete=self.ephemeral)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, Done]:
