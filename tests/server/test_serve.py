@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import sqlite3
@@ -15,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
-from statestream_server.cli import serve
+from statestream_server.cli import inspect, serve
 from statestream_server.settings import Settings, check_reach
 from tests.support import models
 from tests.support.calls import DEADLINE, Caller, connected
@@ -226,3 +227,11 @@ def test_others_are_let_in_only_where_that_is_said(
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "[::1]"])
 def test_this_machine_is_always_let_in(tmp_path: Path, host: str) -> None:
     check_reach(Settings(tmp_path, host=host))
+
+
+def test_a_file_is_described_as_json_too(folder: Path) -> None:
+    file = folder / "counter" / "1" / "model.onnx"
+    found = json.loads(CliRunner().invoke(inspect, [str(file), "--json"]).output)
+    words = CliRunner().invoke(inspect, [str(file)]).output
+    assert found["kind"] == ["session, states: client.session, one row of memory each"]
+    assert all(value in words for values in found.values() for value in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 from collections.abc import Callable
@@ -226,15 +227,22 @@ def serve(
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
-def inspect(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: by name a list of texts.")
+def inspect(file: Path, as_json: bool) -> None:
     """Tells what the server would make of an ONNX file, and why."""
     try:
-        from statestream_server.models.describe import describe
+        from statestream_server.models.describe import describe, facts
     except ImportError as error:
         raise click.ClickException(str(error)) from error
     from statestream_server.models.model import ModelLoadError
 
     try:
-        click.echo(describe(file))
+        if as_json:
+            found: dict[str, list[str]] = {}
+            for key, value in facts(file):
+                found.setdefault(key, []).append(value)
+            click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        else:
+            click.echo(describe(file))
     except ModelLoadError as error:
         raise click.ClickException(str(error)) from error
