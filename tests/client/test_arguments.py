@@ -187,7 +187,8 @@ def test_connect_fails_at_the_call(package: Any, parameter: str) -> None:
 
 @pytest.mark.parametrize("parameter", ["keepalive", "replay_seconds", "max_message_bytes", "route_key"])
 def test_settings_say_what_is_wrong_with_them(parameter: str) -> None:
-    for value in ("x\n", None, -1, True, [1]):
+    wrong: list[Any] = ["x\n", None, -1, True, [1]]
+    for value in wrong:
         with pytest.raises((TypeError, ValueError), match=f"{parameter} is .* expected"):
             Settings(**{parameter: value})
 
@@ -211,7 +212,8 @@ async def test_what_was_not_awaited_says_so(fake: Fake) -> None:
     opening = aio.connect(fake.address)
     with pytest.raises(AttributeError, match=r"'session' of a client that is not open yet: await it first"):
         opening.session("sum")  # type: ignore[attr-defined]
-    with pytest.raises(TypeError, match=r"async with … as client"), opening:
+    wrong: Any = opening
+    with pytest.raises(TypeError, match=r"async with … as client"), wrong:
         pass
     async with opening as client:
         for one in (client.session("sum"), client.sessions("sum", 2)):

@@ -217,7 +217,7 @@ def test_an_entry_without_a_number_is_named_and_its_mask_never_dropped(kind: str
 
 
 def test_a_mask_is_seen_wherever_it_is() -> None:
-    masked = np.ma.masked_array(np.zeros((2, 3)), mask=[[0, 0, 0], [0, 0, 1]])
+    masked = np.ma.masked_array(np.zeros((2, 3)), mask=np.asarray([[0, 0, 0], [0, 0, 1]], bool))
     for x in (masked, list(masked), [masked[0], masked[1]]):
         with pytest.raises(BadTensor, match="masked at column 'wind'"):
             NAMED.chunk(0, x, 256)

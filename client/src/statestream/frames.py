@@ -157,7 +157,7 @@ def _after(times: Any, horizon: int) -> Any:
         return _after_index(times, horizon)
     past = times.to_list()
     last, before = past[-1], past[-2] if len(past) > 1 else None
-    step = last - before if before is not None else 1
+    step: Any = last - before if before is not None else 1
     if isinstance(last, date) and before is not None and 27 < step.days < 32:
         end = all(map(_is_month_end, past[-3:]))
         if end or len({day.day for day in past[-3:]}) == 1:

@@ -312,7 +312,7 @@ def _native(value: object) -> Any:
     import narwhals.stable.v2 as narwhals
 
     try:
-        found = narwhals.from_native(value, pass_through=True, allow_series=True)  # type: ignore[call-overload]
+        found = narwhals.from_native(value, pass_through=True, allow_series=True)
     except Exception as error:
         # narwhals refuses a table whose columns have one name twice.
         raise BadTensor(f"the table cannot be read: {' '.join(str(error).split())[:200]}") from error
@@ -352,8 +352,9 @@ def _column(wanted: Wanted, series: Any, label: object) -> Array:
 def _series(wanted: Wanted, series: Any) -> Array:
     """A column of a table, or a row of one: what its index and the model's columns say."""
     index = getattr(series.to_native(), "index", None)
-    labels = None if index is None or callable(index) else [str(label) for label in index]
-    texts = labels is not None and all(isinstance(label, str) for label in index)
+    named = [] if index is None or callable(index) else list(index)
+    labels = [str(label) for label in named] or None
+    texts = all(isinstance(label, str) for label in named) and bool(named)
     expected = wanted.names
     if wanted.width is None:
         return _column(wanted, series, series.name)

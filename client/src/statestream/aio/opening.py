@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 
 class Closable(Protocol):
@@ -36,14 +36,16 @@ class Opening(Generic[C]):
         self._begun = True
         return self._make().__await__()
 
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{name!r} of a {self._what} that is not open yet: {self._hint}", name=name, obj=self)
+    if not TYPE_CHECKING:  # A type checker is to find these mistakes by itself.
 
-    def __enter__(self) -> NoReturn:
-        raise TypeError(f"`with` opens no {self._what} of an asyncio client: {self._hint}")
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"{name!r} of a {self._what} that is not open yet: {self._hint}", name=name, obj=self)
 
-    def __exit__(self, *_: object) -> None:
-        """Is never reached; without it `with` would say something else."""
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"`with` opens no {self._what} of an asyncio client: {self._hint}")
+
+        def __exit__(self, *_: object) -> None:
+            """Is never reached; without it `with` would say something else."""
 
     def __del__(self) -> None:
         # Python tells of a coroutine that nobody awaited; this is the same mistake.
