@@ -182,3 +182,29 @@ def test_errors_tell_the_shape_that_came() -> None:
         FLAT.history(np.zeros((6, 2)))
     with pytest.raises(BadTensor, match=r"x has shape \[6\]"):
         FLAT.history(np.zeros(6))
+
+
+def test_an_input_without_time_beside_one_that_has_it_may_come_once() -> None:
+    """A static covariate: the shop whose sales a chunk has."""
+    signature = Signature(format=1)
+    signature.inputs.add(name="shop", dtype="int64", shape=[-1], batch_axis=0)
+    signature.inputs.add(name="x", dtype="float32", shape=[-1, -1, 2], batch_axis=0, time_axis=1)
+    signature.outputs.add(name="y", dtype="float32", shape=[-1, -1, 1], batch_axis=0, time_axis=1)
+    kind = model_pb2.ModelKind.MODEL_KIND_SESSION
+    of = Layout(read_model(model_pb2.Model(name="m", version=1, kind=kind, signature=signature)))
+    x = np.arange(6).reshape(3, 2)
+    wanted = chunk(of, {"x": x, "shop": [3, 3, 3]}).inputs
+    for shop in (3, [3], np.int64(3)):
+        ticket = chunk(of, {"x": x, "shop": shop})
+        assert (ticket.inputs, ticket.steps, ticket.single) == (wanted, 3, False)
+    for shop in (3, [3]):
+        assert chunk(of, {"x": x[0], "shop": shop}).single
+    with pytest.raises(BadTensor, match=r"shop has shape \[2\]; .* 3 steps, as x has"):
+        chunk(of, {"x": x, "shop": [3, 3]})
+    many, handles = np.stack([x, x]), np.arange(2)
+    ticket, single = of.pool(handles, {"x": many, "shop": [[3] * 3, [4] * 3]}, None)
+    for shops in ([3, 4], [[3], [4]]):
+        assert of.pool(handles, {"x": many, "shop": shops}, None)[0].inputs == ticket.inputs
+    assert not single
+    with pytest.raises(BadTensor, match="3 steps a row, as x has"):
+        of.pool(handles, {"x": many, "shop": [[3, 3], [4, 4]]}, None)

@@ -34,6 +34,10 @@ class Layout:
         self.shapes = tuple(step_shape(spec) for spec in self.inputs)
         self.wanted = tuple(map(Wanted.of, self.inputs))
         self.dtypes = tuple(wanted.dtype for wanted in self.wanted)
+        # Beside inputs with a time axis, one without holds for all steps of a chunk: it may come once.
+        timed = [spec.HasField("time_axis") for spec in self.inputs]
+        self.constant = [any(timed) and not one for one in timed]
+        self.leads = self.constant.index(False) if self.inputs else 0
         self._lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
         fixed = all(size >= 0 for shape in self.shapes for size in shape)
         self._lane = self.lane(self.shapes) if fixed else None
@@ -85,7 +89,7 @@ class Layout:
             BadTensor: Names the input, what came, and what was expected.
         """
         count = len(handles)
-        arrays, single, steps = [], None, 1
+        came: list[tuple[Array, bool]] = []
         for name, value in self._by_name(x):
             index = self.names.index(name)
             array = read(self.wanted[index], value)
@@ -93,22 +97,25 @@ class Layout:
             here = array.ndim == rank + 1
             if array.ndim not in (rank + 1, rank + 2) or array.shape[0] != count:
                 raise self._bad(index, array, f"[{count}, …] or [{count}, T, …] with … = {_shape(self.shapes[index])}")
-            came = array
-            if here:
-                array = array[:, np.newaxis]
-            if single is not None and (here != single or array.shape[1] != steps):
-                raise self._bad(index, came, f"{steps} steps a row, as {self.names[0]} has")
-            single, steps = here, array.shape[1]
-            self._check_step(index, came, array.shape[2:])
-            arrays.append(array)
+            self._check_step(index, array, array.shape[1 if here else 2 :])
+            came.append((array, here))
+        first, single = came[self.leads]
+        steps, arrays = 1 if single else first.shape[1], []
         if not steps:
             raise BadTensor("T is 0; expected 1 step or more", metadata={"field": self.names[0]})
+        for index, (array, here) in enumerate(came):
+            long = array[:, np.newaxis] if here else array
+            if self.constant[index] and long.shape[1] == 1:
+                long = np.broadcast_to(long, (count, steps, *long.shape[2:]))
+            elif here != single or long.shape[1] != steps:
+                raise self._bad(index, array, f"{steps} steps a row, as {self.names[self.leads]} has")
+            arrays.append(long)
         lane = self._lane or self.lane(self._shapes(arrays, 2))
         sizes: Ints | int = steps
         if lengths is not None:
             sizes = _lengths(lengths, count, steps)
         inputs = tuple([array.tobytes() for array in arrays])
-        return PoolTicket(lane, handles, inputs, sizes, steps, feed), bool(single)
+        return PoolTicket(lane, handles, inputs, sizes, steps, feed), single
 
     def pool_outputs(self, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
         """A pool's outputs as the caller wants them; zeros where no row has any, for sizes that are free none."""
@@ -200,8 +207,7 @@ class Layout:
         return found
 
     def _read(self, x: Input) -> tuple[list[Array], int, bool]:
-        arrays: list[Array] = []
-        single, steps = True, 1
+        arrays: list[tuple[Array, bool, int]] = []
         for name, value in self._by_name(x) if len(self.names) > 1 or isinstance(x, Mapping) else ((self.names[0], x),):
             index = self.names.index(name)
             array, shape = read(self.wanted[index], value), self.shapes[index]
@@ -218,11 +224,18 @@ class Layout:
                     count = 1
                 if not count:
                     raise BadTensor(f"{name} has 0 steps; expected 1 or more", metadata={"field": name})
-            if arrays and (here != single or count != steps):
-                raise self._bad(index, array, f"{steps} steps, as {self.names[0]} has")
-            single, steps = here, count
-            arrays.append(array)
-        return arrays, steps, single
+            arrays.append((array, here, count))
+        _, single, steps = arrays[self.leads]
+        return [self._spread(index, *one, steps, single) for index, one in enumerate(arrays)], steps, single
+
+    def _spread(self, index: int, array: Array, here: bool, count: int, steps: int, single: bool) -> Array:
+        """An input over the steps of a chunk: as it is, or what holds for all of them once for each."""
+        if (here, count) == (single, steps):
+            return array
+        if self.constant[index] and count == 1:
+            one = array if here else array[0]
+            return one if single else np.broadcast_to(one, (steps, *one.shape))
+        raise self._bad(index, array, f"{steps} steps, as {self.names[self.leads]} has")
 
     def _by_name(self, x: Input) -> list[tuple[str, Input]]:
         if not isinstance(x, Mapping):
