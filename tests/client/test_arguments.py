@@ -269,3 +269,10 @@ async def test_what_is_not_finite_is_named_with_its_session(connect: Connect, tw
     ) as caught:
         await twin.call(pool.step, x, [2, 0])
     assert "session 'p'" in str(caught.value.errors[1])
+
+
+async def test_a_client_says_whose_it_is(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect()
+    assert repr(client) == f"<Client of {fake.address}>"
+    await twin.call(client.close)
+    assert repr(client) == f"<Client of {fake.address}, closed>"

@@ -135,6 +135,7 @@ def test_a_table_is_taken_by_position_only_where_the_signature_has_no_names_and_
     other = FRAME[["wind", "pressure", "temperature"]]
     assert chunked(UNNAMED, other) == chunked(UNNAMED, other.to_numpy())
     assert chunked(UNNAMED, other.iloc[0]) == chunked(UNNAMED, other.to_numpy()[0])
+    assert chunked(UNNAMED, pd.DataFrame(FRAME.to_numpy())) == chunked(UNNAMED, FRAME.to_numpy())
     made_up = FRAME.set_axis(["x_2", "x_0", "x_1"], axis=1)
     assert chunked(UNNAMED, made_up) == chunked(UNNAMED, FRAME.to_numpy()[:, [1, 2, 0]])
     with pytest.raises(BadTensor, match="4 columns .* expected 3"):

@@ -75,7 +75,7 @@ def read_history(layout: Layout, table: Any) -> History | None:
     if target:
         wanted = Wanted(wanted.name, wanted.field, wanted.dtype, (TARGET,) if wanted.columns else (), wanted.width)
     order(wanted, features)
-    values = read(wanted, frame.select(features).to_native())
+    values = read(wanted, frame.drop([ID, TIME], strict=False).to_native())
     names, codes = _codes(wanted, frame)
     rows = _in_time(wanted, frame, names, codes)
     ends = np.cumsum(np.bincount(codes, minlength=len(names)))

@@ -325,7 +325,7 @@ def _native(value: object) -> Any:
 
 def _frame(wanted: Wanted, frame: Any) -> Array:
     names = list(frame.columns)
-    columns = [_column(wanted, frame[names[at]], names[at]) for at in order(wanted, names)]
+    columns = [_column(wanted, frame.get_column(names[at]), names[at]) for at in order(wanted, names)]
     if wanted.width is None:
         return columns[0]
     return _stacked(wanted, columns)

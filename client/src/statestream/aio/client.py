@@ -88,6 +88,7 @@ class Client(Catalogue):
         self._shards = Shards(links)
         super().__init__(self._shards.first)
         self._closed = False
+        self._address = address
         self.settings = settings
 
     async def __aenter__(self) -> Client:
@@ -105,6 +106,9 @@ class Client(Catalogue):
         self._closed = True
         await leave_all(self._shards.links)
         await close_all(self._shards.links)
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._address}{', closed' if self._closed else ''}>"
 
     def session(
         self,

@@ -85,6 +85,7 @@ class Client(Catalogue):
         super().__init__(self._shards.first)
         self._closing = threading.Lock()
         self._closed = False
+        self._address = address
         self.settings = settings
         self._finalizer = weakref.finalize(self, close_all, self._shards.links)
         start_all(self._shards.links)
@@ -105,6 +106,9 @@ class Client(Catalogue):
             self._closed = True
             leave_all(self._shards.links)
             self._finalizer()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._address}{', closed' if self._closed else ''}>"
 
     def session(
         self,
