@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestream import Settings
-from statestream.backoff import MOST, Backoff, parse_addresses
+from statestream.arguments import parse_addresses
+from statestream.backoff import MOST, Backoff
 from statestream.calls import Attempts
 from statestream.errors import BadTensor, Draining, Overloaded, ServerUnavailable, StatestreamError
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import subprocess
+import sys
 from importlib.metadata import EntryPoint, EntryPoints
 
 import click
@@ -10,9 +14,12 @@ import grpc
 import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 import statestream
-from statestream import bench, cli
+from statestream import bench, cli, listing
 from tests.client.fake_server import Fake
 
 
@@ -133,3 +140,75 @@ def test_other_distributions_add_commands_and_a_broken_one_costs_a_line(monkeypa
     code, out = run("broken")
     assert code == 2
     assert "health" in run("--help")[1]
+
+
+NUMBERS = st.integers(0, 10**12).map(lambda number: f"{number:,}")
+
+
+@given(
+    st.lists(st.tuples(st.text("ab[]é", max_size=40), NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=3),
+    st.integers(20, 200),
+)
+def test_a_list_never_cuts_a_number(rows: list[tuple[str, str, str, str]], width: int) -> None:
+    names, first, second, third = (list(column) for column in zip(*rows, strict=True))
+    columns = [
+        listing.Column("session", names),
+        listing.Column("position", first, whole=True),
+        listing.Column("durable", second, whole=True),
+        listing.Column("epoch", third, whole=True, leaves=1),
+    ]
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    listing.show(console, columns)
+    assert isinstance(console.file, io.StringIO)
+    out = console.file.getvalue()
+    shown = sorted(re.findall(r"[\d,]+\d|\d", out))
+    kept = [*first, *second, *(third if "epoch" in out.splitlines()[1] or out.startswith("session:") else [])]
+    assert shown == sorted(kept)
+    assert ("without epoch" in out) == (len(kept) < 3 * len(rows))
+
+
+def test_ids_fold_on_a_narrow_terminal_and_numbers_stay(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_console", lambda: Console(width=80))
+    with statestream.connect(fake.address) as client:
+        with client.session("sum", "station-" * 12) as session:
+            session.step([[1, 2]] * 10)
+            session.flush()
+        out = run("sessions", fake.address)[1]
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count(" 10 ") == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [("serve", "statestream-server[cpu]"), ("inspect", "statestream-server[cpu]"), ("train", "statestream-export")],
+)
+def test_a_command_of_a_package_that_is_not_installed_names_it(
+    monkeypatch: pytest.MonkeyPatch, command: str, package: str
+) -> None:
+    monkeypatch.setattr(cli, "entry_points", lambda **_: EntryPoints([]))
+    code, out = run(command, "models/")
+    assert code == 2
+    assert f"pip install '{package}'" in out
+    assert "No such command 'nonsense'" in run("nonsense")[1]
+
+
+def test_help_waits_for_no_library_of_models() -> None:
+    script = (
+        "import sys; from statestream.cli import main; main(['--help'], standalone_mode=False);"
+        "print(sorted({'torch', 'onnxruntime', 'onnx', 'pandas', 'narwhals', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "train" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["models", "sessions", "info", "stats", "health", "bench"])
+def test_wrong_addresses_and_times_are_told(command: str) -> None:
+    for address in ("nowhere", "http://localhost:8001"):
+        code, out = run(command, address)
+        assert code == 2
+        assert "expected 'host:port'" in out
+    for value in ("0", "-1", "nan", "inf", "x"):
+        code, out = run(command, "localhost:1", "--timeout", value)
+        assert code == 2
+        assert "Invalid value for '--timeout'" in out

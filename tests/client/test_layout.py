@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from statestream.core import PartsTicket, StepTicket
 from statestream.errors import BadTensor, Unsupported
-from statestream.layout import Layout, column_names, require_kind
+from statestream.layout import Layout, require_kind
 from statestream.signature import Signature
 from statestream.v1 import model_pb2
 from statestream.views import read_model
@@ -93,7 +93,7 @@ def test_free_axes_take_any_size_and_make_lanes_of_their_own() -> None:
         (layout(("x", "int8", [])), 200, "outside"),
         (layout(("x", "bool", [])), 1, "int64"),
         (FLAT, np.zeros(3, np.complex64), "complex64"),
-        (FLAT, None, "object"),
+        (FLAT, None, "None"),
         (FLAT, np.zeros(4), "shape [4]"),
     ],
 )
@@ -157,11 +157,6 @@ def test_a_model_called_the_wrong_way_says_the_right_one() -> None:
         require_kind(FLAT.model, "predict")
 
 
-def test_columns_have_names_even_where_the_signature_gives_none() -> None:
-    assert column_names(FLAT.inputs[0]) == ["x_0", "x_1", "x_2"]
-    assert column_names(TOKENS.inputs[0]) == ["token"]
-
-
 @pytest.mark.parametrize(
     ("lengths", "came"),
     [
@@ -187,3 +182,29 @@ def test_errors_tell_the_shape_that_came() -> None:
         FLAT.history(np.zeros((6, 2)))
     with pytest.raises(BadTensor, match=r"x has shape \[6\]"):
         FLAT.history(np.zeros(6))
+
+
+def test_an_input_without_time_beside_one_that_has_it_may_come_once() -> None:
+    """A static covariate: the shop whose sales a chunk has."""
+    signature = Signature(format=1)
+    signature.inputs.add(name="shop", dtype="int64", shape=[-1], batch_axis=0)
+    signature.inputs.add(name="x", dtype="float32", shape=[-1, -1, 2], batch_axis=0, time_axis=1)
+    signature.outputs.add(name="y", dtype="float32", shape=[-1, -1, 1], batch_axis=0, time_axis=1)
+    kind = model_pb2.ModelKind.MODEL_KIND_SESSION
+    of = Layout(read_model(model_pb2.Model(name="m", version=1, kind=kind, signature=signature)))
+    x = np.arange(6).reshape(3, 2)
+    wanted = chunk(of, {"x": x, "shop": [3, 3, 3]}).inputs
+    for shop in (3, [3], np.int64(3)):
+        ticket = chunk(of, {"x": x, "shop": shop})
+        assert (ticket.inputs, ticket.steps, ticket.single) == (wanted, 3, False)
+    for shop in (3, [3]):
+        assert chunk(of, {"x": x[0], "shop": shop}).single
+    with pytest.raises(BadTensor, match=r"shop has shape \[2\]; .* 3 steps, as x has"):
+        chunk(of, {"x": x, "shop": [3, 3]})
+    many, handles = np.stack([x, x]), np.arange(2)
+    ticket, single = of.pool(handles, {"x": many, "shop": [[3] * 3, [4] * 3]}, None)
+    for shops in ([3, 4], [[3], [4]]):
+        assert of.pool(handles, {"x": many, "shop": shops}, None)[0].inputs == ticket.inputs
+    assert not single
+    with pytest.raises(BadTensor, match="3 steps a row, as x has"):
+        of.pool(handles, {"x": many, "shop": [[3, 3], [4, 4]]}, None)

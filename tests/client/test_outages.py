@@ -175,3 +175,14 @@ async def test_close_is_prompt_and_lets_go(twin: Twin, fake: Fake) -> None:
     await twin.call(gone.session, "sum", "b")
     await asyncio.to_thread(fake.stop)
     await asyncio.wait_for(twin.call(gone.close), 5)
+
+
+async def test_a_break_and_its_end_are_a_warning_each(
+    connect: Connect, twin: Twin, fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = await twin.call((await connect()).session, "sum", "a")
+    await asyncio.to_thread(fake.restart)
+    await twin.call(session.step, ones())
+    said = [record.getMessage() for record in caplog.records if record.name == "statestream"]
+    assert [message.split(fake.address)[0] for message in said] == ["the stream to ", "connected to "]
+    assert {record.levelname for record in caplog.records if record.name == "statestream"} == {"WARNING"}

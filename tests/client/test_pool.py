@@ -65,12 +65,12 @@ async def test_rows_that_a_pool_does_not_have_are_told(connect: Connect, twin: T
         ({"n": -1}, "n is -1; expected 0 or more"),
         ({}, "neither n nor ids came"),
         ({"ids": "abc"}, r"ids is the text 'abc'; expected several, as in \['abc'\]"),
-        ({"ids": ["a", 5]}, "id 5 is of type int; expected a str, as in '5'"),
+        ({"ids": ["a", 5]}, "id is 5 of type int; expected a str, as in '5'"),
         ({"ids": ["a", ""]}, "id '' has 0 bytes of UTF-8; expected 1 to 256"),
         ({"ids": ["a", "a"]}, "ids has an entry twice"),
         ({"n": 3, "ids": ["a", "b"]}, "ids has 2 entries; expected 3"),
-        ({"n": 1, "upgrade": "newest"}, "upgrade is 'newest'; expected a version's number"),
-        ({"n": 1, "upgrade": 0}, "upgrade is 0; expected a version's number"),
+        ({"n": 1, "upgrade": "newest"}, "upgrade is 'newest' of type str; expected a whole number"),
+        ({"n": 1, "upgrade": 0}, "upgrade is 0; expected 1 or more"),
     ],
 )
 async def test_pools_that_cannot_be_are_told(

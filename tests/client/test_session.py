@@ -45,7 +45,7 @@ async def test_numbers_are_converted_and_the_answer_is_writable(connect: Connect
         (np.zeros((2, 2, 2), np.float32), "shape [2, 2, 2]"),
         (np.zeros((0, FEATURES), np.float32), "0 steps"),
         (np.array(["a", "b"]), "dtype"),
-        ({"z": [1, 2]}, "['z']"),
+        ({"z": [1, 2]}, "'z'"),
         ([[1, 2], [3]], "not an array"),
     ],
 )

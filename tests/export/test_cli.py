@@ -86,6 +86,17 @@ def test_the_list_names_every_recipe() -> None:
         assert name in answer.output
 
 
+def test_the_list_comes_as_json_too() -> None:
+    answer = CliRunner().invoke(recipes, ["--json"])
+    assert [one["recipe"] for one in json.loads(answer.output)] == list(NAMES)
+    assert CliRunner().invoke(recipes, ["--json", "--markdown"]).exit_code == 2
+
+
+def test_a_loss_is_a_number(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(train, ["sunspots", "--out", str(tmp_path), "--max-loss", "nan"])
+    assert (answer.exit_code, "not a finite number" in answer.output) == (2, True)
+
+
 def test_files_of_a_folder_are_read_and_said(tmp_path: Path) -> None:
     models, runs = tmp_path / "models", tmp_path / "runs"
     arguments = ["fashion", "--quick", "--out", str(models), "--runs", str(runs)]

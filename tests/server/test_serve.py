@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import sqlite3
@@ -15,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
-from statestream_server.cli import serve
+from statestream_server.cli import inspect, serve
+from statestream_server.settings import Settings, check_reach
 from tests.support import models
 from tests.support.calls import DEADLINE, Caller, connected
 from tests.support.serving import Process, launched, process
@@ -83,6 +85,11 @@ def test_an_unusable_store_is_refused(folder: Path, tmp_path: Path, store: str) 
     [
         (("--store", "memory", "--durability", "sync"), "--durability none"),
         (("--store", "mysql://localhost"), "names no store"),
+        (("--host", "0.0.0.0"), "--insecure"),
+        (("--host", "::"), "--insecure"),
+        (("--host", ""), "--insecure"),
+        (("--host", "0.0.0.0", "--workers", "2"), "--insecure"),
+        (("--host", "nowhere.invalid"), "nowhere.invalid is no address of this machine"),
         (("--store", "memory", "--device", "tpu"), "tpu"),
         (("--workers", "3", "--http", "--http-port", "65534"), "HTTP ports 65534 to 65536"),
     ],
@@ -196,3 +203,35 @@ async def test_a_second_signal_exits_at_once(folder: Path) -> None:
             server.signal(signal.SIGTERM)
             assert await asyncio.to_thread(server.wait) == 130
         assert "Traceback" not in server.output, server.output
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "config"),
+    [(("--insecure",), {}, ""), ((), {"STATESTREAM_INSECURE": "1"}, ""), ((), {}, "insecure = true\n")],
+    ids=["flag", "environment", "file"],
+)
+def test_others_are_let_in_only_where_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], environment: dict[str, str], config: str
+) -> None:
+    began: list[Settings] = []
+    monkeypatch.setattr("statestream_server.process.run", lambda settings, _level: began.append(settings))
+    file = tmp_path / "statestream.toml"
+    file.write_text(config)
+    command = [str(tmp_path), "--config", str(file), "--host", "0.0.0.0", "--store", "memory", *options]
+    assert CliRunner().invoke(serve, command, env=environment).exit_code == 0
+    check_reach(began[0])
+    assert CliRunner().invoke(serve, [str(tmp_path), "--store", "memory"]).exit_code == 0
+    assert (began[1].host, began[1].insecure) == ("127.0.0.1", False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "[::1]"])
+def test_this_machine_is_always_let_in(tmp_path: Path, host: str) -> None:
+    check_reach(Settings(tmp_path, host=host))
+
+
+def test_a_file_is_described_as_json_too(folder: Path) -> None:
+    file = folder / "counter" / "1" / "model.onnx"
+    found = json.loads(CliRunner().invoke(inspect, [str(file), "--json"]).output)
+    words = CliRunner().invoke(inspect, [str(file)]).output
+    assert found["kind"] == ["session, states: client.session, one row of memory each"]
+    assert all(value in words for values in found.values() for value in values)

@@ -18,23 +18,6 @@ STABLE_SECONDS = 1.0
 """A stream that lasted so long is opened again at once, and at the same address."""
 
 
-def parse_addresses(address: str) -> tuple[str, ...]:
-    """Reads "host:port,host:port".
-
-    Raises:
-        ValueError: It names no address, or one has no port.
-    """
-    found = tuple(part.strip() for part in address.split(",") if part.strip())
-    if not found:
-        raise ValueError(f"address is {address!r}; expected 'host:port', or several with commas")
-    for one in found:
-        if "://" not in one and not one.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
-            host, _, port = one.rpartition(":")
-            if not host or not port.isdecimal():
-                raise ValueError(f"address is {one!r}; expected 'host:port', as in 'localhost:8001'")
-    return found
-
-
 class Backoff:
     """Where to connect next, and when: both are drawn, so that a crowd of clients spreads over servers and time.
 
@@ -50,6 +33,7 @@ class Backoff:
         self.addresses = addresses
         self.most = most
         self.failures = 0
+        self.broke = False
         self._at = 0
         self._untried: list[int] = []
         self._draw = draw
@@ -74,7 +58,8 @@ class Backoff:
         return self._draw() * min(self.most, FIRST * 2.0 ** min(rounds - 1, 16))
 
     def ended(self, lasted: float, *, fault: bool) -> float:
-        """A stream ended; seconds to wait before the next. The same server comes first where its streams last."""
+        """A stream broke; seconds to wait before the next. The same server comes first where its streams last."""
+        self.broke = True
         if lasted > STABLE_SECONDS and not fault:
             self.succeeded()
             return 0.0
@@ -91,9 +76,14 @@ class Backoff:
             self._at = self._untried.pop(int(self._draw() * len(self._untried)))
 
 
-def tell(on_reconnect: Callable[[str], None] | None, address: str, label: str) -> None:
-    """Tells a caller that a connection is there again; what the caller's function raises ends nothing."""
-    log.info("connected to %s again", address + label)
+def tell(on_reconnect: Callable[[str], None] | None, backoff: Backoff, label: str) -> None:
+    """Tells that a connection is there again; what the caller's function raises ends nothing.
+
+    Whoever was warned that it broke hears of it as loud.
+    """
+    address = backoff.address
+    log.log(logging.WARNING if backoff.broke else logging.INFO, "connected to %s again", address + label)
+    backoff.broke = False
     if on_reconnect is not None:
         try:
             on_reconnect(address)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
 
 import numpy as np
 
-from statestream.calls import session_ids
+from statestream.arguments import session_ids
 from statestream.core import Feed, OpenTicket, PoolTicket, value_of
 from statestream.errors import Closed
 from statestream.layout import Input, Layout
@@ -203,6 +203,10 @@ class PoolBase(Generic[L]):
     def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
         return self._layout.pool(self._live(step.rows), step.x, step.lengths, feed)
 
+    def _id_of(self, ticket: PoolTicket, row: int) -> str:
+        """The id of a row of a step."""
+        return self.ids[int(np.flatnonzero(self._handles == ticket.handles[row])[0])]
+
     def _shares(self, ticket: PoolTicket) -> list[Share[L]]:
         """What each shard has of a step; of one shard that is the step itself."""
         if self._division is None:
@@ -240,19 +244,6 @@ def _chosen(rows: Sequence[int] | Ints | Mask, count: int) -> Ints:
     if len(outside):
         raise IndexError(f"rows has {outside[0]}; the pool has {count} rows, the first is 0")
     return index.astype(np.int64)
-
-
-def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...] = ()) -> int:
-    """How many items of a stream are sent before the first output is waited for; `most` where nothing else was asked.
-
-    Without a number an iterable has one under way: it may wait for the world, and an output should not wait with it.
-    Lists and arrays do not wait, and what is `live` is taken from as outputs come.
-    """
-    if ahead is None:
-        return most if isinstance(items, (Sized, *live)) else 1
-    if ahead < 1:
-        raise ValueError(f"ahead is {ahead}; expected 1 or more")
-    return ahead
 
 
 def named_ids(count: int | None, ids: Sequence[str] | None) -> tuple[list[str], bool]:

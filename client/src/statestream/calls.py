@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -11,20 +10,13 @@ import numpy as np
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from statestream import errors
+from statestream import causes, errors
 from statestream.core import Group, OpenTicket, PoolTicket, Ticket
 from statestream.errors import StatestreamError, Unsupported, from_status
 from statestream.layout import Layout
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.server_pb2 import Limits
 from statestream.wire import Array, from_tensor, from_tensors, to_tensor
-
-MODES: Mapping[str, pb.OpenMode] = {
-    "create": pb.OPEN_MODE_CREATE,
-    "resume": pb.OPEN_MODE_RESUME,
-    "either": pb.OPEN_MODE_EITHER,
-    "replace": pb.OPEN_MODE_REPLACE,
-}
 
 LOCAL = "Internal error from Core"
 """What grpc.aio says of a call that was over when it wrote: nothing that a server said."""
@@ -144,62 +136,6 @@ def group(model: str, version: int | None, *, ephemeral: bool) -> Group:
     return Group(model, version or 0, ephemeral)
 
 
-def wanted_version(version: int | None, upgrade: int | bool | None) -> tuple[int | None, bool]:
-    """The version to open sessions in, None for their own or the newest, and whether those of others move there.
-
-    Raises:
-        ValueError: Both are given, or `upgrade` is no version's number.
-    """
-    if upgrade is None or upgrade is False:
-        return version, False
-    if version is not None:
-        raise ValueError(f"version is {version} and upgrade is {upgrade}; give the version to move to as upgrade alone")
-    if upgrade is True:
-        return None, True
-    if not isinstance(upgrade, int | np.integer) or upgrade < 1:
-        raise ValueError(f"upgrade is {upgrade!r}; expected a version's number, 1 or more, or True for the newest")
-    return upgrade, True
-
-
-def open_mode(mode: str) -> pb.OpenMode:
-    """The wire's name of a mode.
-
-    Raises:
-        ValueError: There is no such mode.
-    """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; expected one of {', '.join(map(repr, MODES))}")
-    return MODES[mode]
-
-
-def session_ids(count: int | None, ids: Sequence[str] | None) -> list[str]:
-    """The given ids, or so many fresh random ones.
-
-    Raises:
-        ValueError: There are not as many as sessions, one is empty or too long, or one comes twice.
-        TypeError: One is no text.
-    """
-    if count is not None and count < 0:
-        raise ValueError(f"n is {count}; expected 0 or more")
-    if ids is None:
-        if count is None:
-            raise ValueError("neither n nor ids came; expected how many sessions, or their ids")
-        return [uuid.uuid4().hex for _ in range(count)]
-    if isinstance(ids, str):
-        raise TypeError(f"ids is the text {ids[:40]!r}; expected several, as in [{ids[:40]!r}]")
-    found = list(ids)
-    if count is not None and len(found) != count:
-        raise ValueError(f"ids has {len(found)} entries; expected {count}")
-    if len(set(found)) != len(found):
-        raise ValueError("ids has an entry twice; expected different ids")
-    for one in found:
-        if not isinstance(one, str):
-            raise TypeError(f"id {one!r} is of type {type(one).__name__}; expected a str, as in {str(one)!r}")
-        if not 1 <= len(one.encode()) <= 256:
-            raise ValueError(f"id {one[:40]!r} has {len(one.encode())} bytes of UTF-8; expected 1 to 256")
-    return found
-
-
 def check_opened(ticket: OpenTicket) -> int:
     """The version to which all sessions of a ticket are pinned.
 
@@ -223,19 +159,19 @@ def check_opened(ticket: OpenTicket) -> int:
     return int(versions[0]) if len(versions) else 0
 
 
-def check_done(ticket: Ticket) -> Any:
-    """A ticket's value.
+def check_done(layout: Layout, ticket: Ticket, id: str) -> Any:
+    """The outputs of a session's step.
 
     Raises:
-        StatestreamError: The ticket's error.
+        StatestreamError: The step's error.
     """
     if ticket.error is not None:
-        raise ticket.error
+        raise causes.of_step(layout, ticket, id)
     return ticket.value
 
 
 def check_pool(
-    layout: Layout, ticket: PoolTicket, single: bool, *, return_errors: bool
+    layout: Layout, ticket: PoolTicket, single: bool, who: Callable[[int], str], *, return_errors: bool
 ) -> Array | dict[str, Array] | PoolError:
     """A pool's outputs; the PoolError of rows that failed where that is an answer.
 
@@ -246,10 +182,11 @@ def check_pool(
         raise ticket.error
     outputs = layout.pool_outputs(ticket, single)
     if ticket.errors:
-        row, first = next(iter(sorted(ticket.errors.items())))
+        found = {row: causes.of_row(layout, ticket, row, who) for row in sorted(ticket.errors)}
+        row, first = next(iter(found.items()))
         error = PoolError(
-            f"{len(ticket.errors)} of {len(ticket.handles)} rows failed; row {row}: {first}",
-            errors=ticket.errors,
+            f"{len(found)} of {len(ticket.handles)} rows failed; row {row} ({who(row)!r}): {first}",
+            errors=found,
             outputs=outputs,
         )
         if return_errors:
@@ -307,13 +244,7 @@ def read_outputs(tensors: Sequence[Any]) -> Array | dict[str, Array]:
 def forecast_request(
     layout: Layout, version: int | None, horizon: int, *, session_id: str | None = None, history: Any = None
 ) -> pb.ForecastRequest:
-    """A forecast from a session or from arrays by input, [N, T, …].
-
-    Raises:
-        ValueError: The horizon is not 1 or more.
-    """
-    if horizon < 1:
-        raise ValueError(f"h is {horizon}; expected 1 or more")
+    """A forecast from a session or from arrays by input, [N, T, …]."""
     request = pb.ForecastRequest(model=layout.model.name, version=version or 0, horizon=horizon)
     if session_id is not None:
         request.session_id = session_id
@@ -340,13 +271,3 @@ def join_forecast(responses: Sequence[pb.ForecastResponse], *, alone: bool) -> A
     if alone:
         joined = {name: array[0] for name, array in joined.items()}
     return next(iter(joined.values())) if len(joined) == 1 else joined
-
-
-def refuse_intervals(quantiles: object, level: object) -> None:
-    """Checks that no prediction intervals are asked for.
-
-    Raises:
-        Unsupported: This server's forecasts are single paths.
-    """
-    if quantiles is not None or level is not None:
-        raise Unsupported("forecasts are single paths here; leave out quantiles and level")

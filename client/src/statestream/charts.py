@@ -65,10 +65,12 @@ def _time(exponent: int) -> str:
 
 def _bars(title: str, name: str, unit: str, rows: Sequence[tuple[str, float]]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(name, justify="right")
-    table.add_column(unit, justify="right")
-    table.add_column("")
+    # Names fold and bars shrink where the terminal is narrow; a number is never cut.
+    shown = [f"{value:,.0f}" for _, value in rows]
+    table.add_column(name, justify="right", overflow="fold", min_width=6)
+    table.add_column(unit, justify="right", no_wrap=True, min_width=max(map(len, [unit, *shown])))
+    table.add_column("", max_width=_WIDTH)
     top = max((value for _, value in rows), default=1) or 1
-    for label, value in rows:
-        table.add_row(label, f"{value:,.0f}", Bar(top, 0, value, width=_WIDTH))
+    for (label, value), number in zip(rows, shown, strict=True):
+        table.add_row(label, number, Bar(top, 0, value))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 import statestream
+from statestream import listing
+from statestream.arguments import parse_addresses
 from statestream.errors import StatestreamError
+from statestream.listing import Column
 
 GROUP = "statestream.commands"
 """The entry points that add commands: each names a click command."""
@@ -26,6 +30,15 @@ GROUP = "statestream.commands"
 HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = 1
 _STATUS = {0: "unknown", 1: "serving", 2: "not serving", 3: "service unknown"}
+
+
+ELSEWHERE = {
+    "serve": "statestream-server[cpu]",
+    "inspect": "statestream-server[cpu]",
+    "train": "statestream-export",
+    "recipes": "statestream-export",
+}
+"""What to install for commands of the other distributions."""
 
 
 class Commands(click.Group):
@@ -43,6 +56,18 @@ class Commands(click.Group):
         for point in entry_points(group=GROUP, name=cmd_name):
             return _load(point)
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names; of one that another distribution has, which that is."""
+        name = args[0]
+        if name in ELSEWHERE and name not in self.list_commands(ctx):
+            raise click.UsageError(
+                f"`statestream {name}` comes with another package, which is not installed here:"
+                f" pip install '{ELSEWHERE[name]}'"
+            )
+        return super().resolve_command(ctx, args)
 
 
 def _load(point: EntryPoint) -> click.Command | None:
@@ -64,11 +89,25 @@ def main() -> None:
     """Statestream serves models with memory."""
 
 
+class Seconds(click.FloatRange):
+    """Seconds, more than 0; the base class lets NaN through, which no comparison refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A finite number of them."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a finite number of seconds", param, ctx)
+        return seconds
+
+
 def _asks_server(function: Callable[..., Any]) -> Callable[..., Any]:
     """The arguments that all commands about a running server share."""
-    function = click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for an answer.")(
-        function
-    )
+    function = click.option(
+        "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to wait for an answer."
+    )(function)
     function = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
     return click.argument("address", default="localhost:8001")(function)
 
@@ -92,19 +131,25 @@ def models(address: str, as_json: bool, timeout: float) -> None:
     if as_json:
         _print_json([_plain(model) for model in found])
     else:
-        table = _table("model", "version", "kind", "inputs", "outputs", "sessions", "batch", last="about")
-        for model in found:
-            table.add_row(
-                model.name,
-                f"{model.version}{' *' if model.is_default else ''}",
-                model.kind,
-                _specs(model.signature.inputs),
-                _specs(model.signature.outputs),
-                str(model.resident_sessions),
-                model.batch_invariance,
-                f"[red]{model.error}[/red]" if model.error else _about(model),
-            )
-        _print(table)
+        listing.show(
+            _console(),
+            [
+                Column("model", [model.name for model in found]),
+                Column(
+                    "version", [f"{model.version}{' *' if model.is_default else ''}" for model in found], whole=True
+                ),
+                Column("kind", [model.kind for model in found], whole=True),
+                Column("inputs", [_specs(model.signature.inputs) for model in found], leaves=2),
+                Column("outputs", [_specs(model.signature.outputs) for model in found], leaves=1),
+                Column("sessions", [f"{model.resident_sessions:,}" for model in found], whole=True),
+                Column("batch", [model.batch_invariance for model in found], whole=True, leaves=3),
+                Column(
+                    "about",
+                    [model.error or _about(model) for model in found],
+                    alarms=[bool(model.error) for model in found],
+                ),
+            ],
+        )
     if any(model.error for model in found):
         sys.exit(1)
 
@@ -124,19 +169,24 @@ def sessions(address: str, as_json: bool, timeout: float, model: str | None) -> 
     if as_json:
         _print_json([_plain(session) for session in found])
         return
-    table = _table("model", "version", "session", "position", "durable", "epoch", "where", last="last used")
-    for session in found:
-        table.add_row(
-            session.model,
-            str(session.version),
-            session.id + (" (ephemeral)" if session.ephemeral else ""),
-            f"{session.position:,}",
-            f"{session.durable_position:,}",
-            str(session.epoch),
-            session.residence,
-            session.last_used.strftime("%Y-%m-%d %H:%M:%S UTC") if session.last_used else "",
-        )
-    _print(table)
+    listing.show(
+        _console(),
+        [
+            Column("model", [one.model for one in found]),
+            Column("version", [str(one.version) for one in found], whole=True, leaves=4),
+            Column("session", [one.id + (" (ephemeral)" if one.ephemeral else "") for one in found]),
+            Column("position", [f"{one.position:,}" for one in found], whole=True),
+            Column("durable", [f"{one.durable_position:,}" for one in found], whole=True),
+            Column("epoch", [str(one.epoch) for one in found], whole=True, leaves=1),
+            Column("where", [one.residence for one in found], whole=True, leaves=3),
+            Column(
+                "last used",
+                [one.last_used.strftime("%Y-%m-%d %H:%M:%S UTC") if one.last_used else "" for one in found],
+                whole=True,
+                leaves=2,
+            ),
+        ],
+    )
 
 
 @main.command()
@@ -208,7 +258,7 @@ def health(address: str, as_json: bool, timeout: float, service: str) -> None:
 @click.option("--model", default=None, help="The model to measure; the first that has sessions if left out.")
 @click.option("--sessions", default=1024, show_default=True, type=click.IntRange(1), help="The largest batch.")
 @click.option("--steps", default=1, show_default=True, type=click.IntRange(1), help="Steps of a session in one call.")
-@click.option("--seconds", default=1.0, show_default=True, help="How long each batch is measured.")
+@click.option("--seconds", type=Seconds(), default=1.0, show_default=True, help="How long each batch is measured.")
 def bench(
     address: str, as_json: bool, timeout: float, model: str | None, sessions: int, steps: int, seconds: float
 ) -> None:
@@ -237,7 +287,11 @@ def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
     if len(name) > 127:
         raise click.UsageError(f"service has {len(name)} bytes; expected at most 127")
     request = bytes([0x0A, len(name)]) + name if name else b""
-    with grpc.insecure_channel(address) as channel:
+    try:
+        first, *_ = parse_addresses(address)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with grpc.insecure_channel(first) as channel:
         check = channel.unary_unary(HEALTH, request_serializer=bytes, response_deserializer=bytes)
         try:
             response = check(request, timeout=timeout)
@@ -246,19 +300,14 @@ def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
     return _STATUS.get(response[1] if len(response) > 1 and response[0] == 0x08 else 0, "unknown"), ""
 
 
-def _table(*columns: str, last: str) -> Table:
-    """A table of which only the last column gives way where the terminal is narrow."""
-    table = Table()
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="fold")
-    table.add_column(last)
-    return table
+def _console() -> Console:
+    # Without a terminal there is no width to keep to, and whoever reads wants whole names.
+    console = Console()
+    return console if console.is_terminal else Console(width=240)
 
 
 def _print(table: Table) -> None:
-    # Without a terminal there is no width to keep to, and whoever reads wants whole names.
-    console = Console()
-    (console if console.is_terminal else Console(width=240)).print(table)
+    _console().print(table)
 
 
 def _specs(specs: Any) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 
 from statestream.core import Feed, Lane, PartsTicket, PoolTicket, StepTicket
 from statestream.errors import BadTensor, Unsupported
-from statestream.signature import Signature, TensorSpec, numpy_dtype, step_shape
+from statestream.signature import Signature, numpy_dtype, step_shape
+from statestream.tables import Wanted, is_table, listed, read
 from statestream.views import Model
 from statestream.wire import Array, Ints
 
 Input: TypeAlias = Any
-"""An array, a sequence or a number; or, where a model has several inputs, a dict of them by name."""
+"""An array, a sequence, a number or a table (see `tables.read`); where a model has several inputs, a dict by name."""
 
 CHUNK_BYTES = 1 << 20
 """Chunks are cut so that their inputs stay below this."""
@@ -31,7 +32,12 @@ class Layout:
         self.names = tuple(spec.name for spec in self.inputs)
         self.outputs = tuple(spec.name for spec in model.signature.outputs)
         self.shapes = tuple(step_shape(spec) for spec in self.inputs)
-        self.dtypes = tuple(numpy_dtype(spec.dtype) for spec in self.inputs)
+        self.wanted = tuple(map(Wanted.of, self.inputs))
+        self.dtypes = tuple(wanted.dtype for wanted in self.wanted)
+        # Beside inputs with a time axis, one without holds for all steps of a chunk: it may come once.
+        timed = [spec.HasField("time_axis") for spec in self.inputs]
+        self.constant = [any(timed) and not one for one in timed]
+        self.leads = self.constant.index(False) if self.inputs else 0
         self._lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
         fixed = all(size >= 0 for shape in self.shapes for size in shape)
         self._lane = self.lane(self.shapes) if fixed else None
@@ -83,30 +89,33 @@ class Layout:
             BadTensor: Names the input, what came, and what was expected.
         """
         count = len(handles)
-        arrays, single, steps = [], None, 1
+        came: list[tuple[Array, bool]] = []
         for name, value in self._by_name(x):
             index = self.names.index(name)
-            array = self._array(index, value)
+            array = read(self.wanted[index], value)
             rank = len(self.shapes[index])
             here = array.ndim == rank + 1
             if array.ndim not in (rank + 1, rank + 2) or array.shape[0] != count:
                 raise self._bad(index, array, f"[{count}, …] or [{count}, T, …] with … = {_shape(self.shapes[index])}")
-            came = array
-            if here:
-                array = array[:, np.newaxis]
-            if single is not None and (here != single or array.shape[1] != steps):
-                raise self._bad(index, came, f"{steps} steps a row, as {self.names[0]} has")
-            single, steps = here, array.shape[1]
-            self._check_step(index, came, array.shape[2:])
-            arrays.append(array)
+            self._check_step(index, array, array.shape[1 if here else 2 :])
+            came.append((array, here))
+        first, single = came[self.leads]
+        steps, arrays = 1 if single else first.shape[1], []
         if not steps:
             raise BadTensor("T is 0; expected 1 step or more", metadata={"field": self.names[0]})
+        for index, (array, here) in enumerate(came):
+            long = array[:, np.newaxis] if here else array
+            if self.constant[index] and long.shape[1] == 1:
+                long = np.broadcast_to(long, (count, steps, *long.shape[2:]))
+            elif here != single or long.shape[1] != steps:
+                raise self._bad(index, array, f"{steps} steps a row, as {self.names[self.leads]} has")
+            arrays.append(long)
         lane = self._lane or self.lane(self._shapes(arrays, 2))
         sizes: Ints | int = steps
         if lengths is not None:
             sizes = _lengths(lengths, count, steps)
         inputs = tuple([array.tobytes() for array in arrays])
-        return PoolTicket(lane, handles, inputs, sizes, steps, feed), bool(single)
+        return PoolTicket(lane, handles, inputs, sizes, steps, feed), single
 
     def pool_outputs(self, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
         """A pool's outputs as the caller wants them; zeros where no row has any, for sizes that are free none."""
@@ -121,6 +130,10 @@ class Layout:
             values = {name: array[:, 0] for name, array in values.items()}
         return next(iter(values.values())) if len(values) == 1 else values
 
+    def items(self, items: Any) -> Any:
+        """What a stream of steps iterates over: of a table its rows, in the order of the model's columns."""
+        return read(self.wanted[0], items) if len(self.inputs) == 1 and is_table(items) else items
+
     def predict(self, x: Input) -> dict[str, Array]:
         """The inputs of one run: [B, …] or whatever the graph takes.
 
@@ -130,7 +143,7 @@ class Layout:
         inputs = {}
         for name, value in self._by_name(x):
             index = self.names.index(name)
-            array = self._array(index, value)
+            array = read(self.wanted[index], value)
             shape = tuple(self.inputs[index].shape)
             if len(shape) != array.ndim or any(
                 size not in (-1, got) for size, got in zip(shape, array.shape, strict=True)
@@ -147,7 +160,7 @@ class Layout:
         inputs, alone = {}, True
         for name, value in self._by_name(x):
             index = self.names.index(name)
-            array, shape = self._array(index, value), self.shapes[index]
+            array, shape = read(self.wanted[index], value), self.shapes[index]
             came = array
             if array.ndim == 1 and math.prod(shape) == 1 and len(shape) == 1:
                 array = array[:, np.newaxis]
@@ -167,15 +180,24 @@ class Layout:
             BadTensor: A state is missing, unknown, or has another shape.
         """
         expected = {state.input: state for state in self.signature.states}
+        if not isinstance(states, Mapping):
+            raise TypeError(
+                f"initial_state is of type {type(states).__name__}; expected a dict with an array for each of"
+                f" {listed(sorted(expected))}"
+            )
         if set(states) != set(expected):
             raise BadTensor(
-                f"initial_state has {sorted(states)}; expected {sorted(expected)}", metadata={"field": "initial_state"}
+                f"initial_state has {listed(states)}; expected {listed(sorted(expected))}",
+                metadata={"field": "initial_state"},
             )
         found = {}
         for name, spec in expected.items():
             skip = spec.batch_axis if spec.HasField("batch_axis") else None
             shape = tuple(size for axis, size in enumerate(spec.shape) if axis != skip)
-            value = np.asarray(states[name], numpy_dtype(spec.dtype))
+            wanted = Wanted(
+                f"initial_state[{name!r}]", name, numpy_dtype(spec.dtype), width=shape[-1] if shape else None
+            )
+            value = read(wanted, states[name])
             if value.shape not in (shape, (count, *shape)):
                 raise BadTensor(
                     f"initial_state[{name!r}] has shape {list(value.shape)}; expected {_shape(shape)}",
@@ -185,11 +207,10 @@ class Layout:
         return found
 
     def _read(self, x: Input) -> tuple[list[Array], int, bool]:
-        arrays: list[Array] = []
-        single, steps = True, 1
+        arrays: list[tuple[Array, bool, int]] = []
         for name, value in self._by_name(x) if len(self.names) > 1 or isinstance(x, Mapping) else ((self.names[0], x),):
             index = self.names.index(name)
-            array, shape = self._array(index, value), self.shapes[index]
+            array, shape = read(self.wanted[index], value), self.shapes[index]
             if array.ndim == 0 and shape and math.prod(shape) == 1:
                 array = array.reshape(shape)
             if array.shape == shape:
@@ -203,11 +224,18 @@ class Layout:
                     count = 1
                 if not count:
                     raise BadTensor(f"{name} has 0 steps; expected 1 or more", metadata={"field": name})
-            if arrays and (here != single or count != steps):
-                raise self._bad(index, array, f"{steps} steps, as {self.names[0]} has")
-            single, steps = here, count
-            arrays.append(array)
-        return arrays, steps, single
+            arrays.append((array, here, count))
+        _, single, steps = arrays[self.leads]
+        return [self._spread(index, *one, steps, single) for index, one in enumerate(arrays)], steps, single
+
+    def _spread(self, index: int, array: Array, here: bool, count: int, steps: int, single: bool) -> Array:
+        """An input over the steps of a chunk: as it is, or what holds for all of them once for each."""
+        if (here, count) == (single, steps):
+            return array
+        if self.constant[index] and count == 1:
+            one = array if here else array[0]
+            return one if single else np.broadcast_to(one, (steps, *one.shape))
+        raise self._bad(index, array, f"{steps} steps, as {self.names[self.leads]} has")
 
     def _by_name(self, x: Input) -> list[tuple[str, Input]]:
         if not isinstance(x, Mapping):
@@ -218,34 +246,12 @@ class Layout:
                 )
             return [(self.names[0], x)]
         if set(x) != set(self.names):
+            if len(self.names) == 1 and self.wanted[0].columns:
+                return [(self.names[0], x)]  # The columns of the only input, by name.
             raise BadTensor(
-                f"inputs {sorted(x)} came; expected {sorted(self.names)}", metadata={"field": ",".join(sorted(x))}
+                f"inputs {listed(x)} came; expected {listed(sorted(self.names))}", metadata={"field": self.names[0]}
             )
         return [(name, x[name]) for name in self.names]
-
-    def _array(self, index: int, value: Input) -> Array:
-        """The value itself where it has the model's dtype. Numbers are converted in their kind, integers upwards."""
-        dtype = self.dtypes[index]
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise BadTensor(
-                f"{self.names[index]} is not an array: {error}", metadata={"field": self.names[index]}
-            ) from error
-        if array.dtype == dtype:
-            return array
-        kinds = "biuf" if dtype.kind == "f" else "biu" if dtype.kind in "iu" else "b"
-        if array.dtype.kind not in kinds:
-            raise BadTensor(
-                f"{self.names[index]} has dtype {array.dtype}; expected {dtype.name}",
-                metadata={"field": self.names[index]},
-            )
-        converted: Array = array.astype(dtype)
-        if dtype.kind in "iu" and array.size and not (converted == array).all():
-            raise BadTensor(
-                f"{self.names[index]} has values outside {dtype.name}", metadata={"field": self.names[index]}
-            )
-        return converted
 
     def _check_step(self, index: int, array: Array, got: tuple[int, ...]) -> None:
         shape = self.shapes[index]
@@ -256,8 +262,10 @@ class Layout:
         return tuple(array.shape[skip:] for array in arrays)
 
     def _bad(self, index: int, array: Array, expected: str) -> BadTensor:
-        columns = list(self.inputs[index].columns)
-        named = f" (columns {', '.join(columns)})" if columns else ""
+        columns = self.wanted[index].columns
+        named = f" (columns {listed(columns)})" if columns else ""
+        if array.ndim == 1 and self.shapes[index] == (1,):
+            named += "; several steps of one feature are [T, 1]: x.reshape(-1, 1)"
         return BadTensor(
             f"{self.names[index]} has shape {list(array.shape)}; model {self.model.name!r} expects {expected}{named}",
             metadata={"field": self.names[index]},
@@ -292,14 +300,6 @@ def require_kind(model: Model, kind: str) -> None:
         raise Unsupported(
             f"model {model.name!r} is of kind {model.kind!r}; call {calls.get(model.kind, model.kind)} instead"
         )
-
-
-def column_names(spec: TensorSpec) -> list[str]:
-    """The names of the features of a step, made up where the signature has none."""
-    shape = step_shape(spec)
-    if spec.columns:
-        return list(spec.columns)
-    return [spec.name] if not shape or shape[-1] == 1 else [f"{spec.name}_{n}" for n in range(shape[-1])]
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from statestream.arguments import came, check_seconds, check_whole, parse_addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,16 @@ class Settings:
     shards: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("connect_timeout", "retry_timeout", "replay_buffer_bytes", "max_message_bytes", "keepalive"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("connect_timeout", "retry_timeout", "keepalive"):
+            check_seconds(name, getattr(self, name))
+        if self.replay_seconds is False or self.replay_seconds != 0:
+            check_seconds("replay_seconds", self.replay_seconds)
+        for name in ("replay_buffer_bytes", "max_message_bytes", "shards"):
+            check_whole(name, getattr(self, name))
+        if not isinstance(self.route_key, str):
+            raise TypeError(f"route_key is {came(self.route_key)}; expected a str of printable ASCII")
         if not (self.route_key.isascii() and self.route_key.isprintable()):
             raise ValueError(f"route_key is {self.route_key!r}; expected printable ASCII")
-        if self.shards < 1:
-            raise ValueError(f"shards is {self.shards}; expected 1 or more")
         if self.on_full not in ("block", "drop"):
             raise ValueError(f"on_full is {self.on_full!r}; expected 'block' or 'drop'")
 
@@ -72,3 +78,26 @@ class Settings:
             # Shards do not share a connection, so that what balances connections spreads them too.
             options.append(("grpc.use_local_subchannel_pool", 1))
         return options
+
+
+def chosen(
+    settings: Settings | None, address: str, on_reconnect: Callable[[str], None] | None, **given: Any
+) -> Settings:
+    """What `connect` goes by: `settings`, or what was given in place of it.
+
+    Raises:
+        TypeError: Something is of a type that it cannot be.
+        ValueError: Something has a value that it cannot have, or comes twice.
+    """
+    parse_addresses(address)
+    if on_reconnect is not None and not callable(on_reconnect):
+        raise TypeError(f"on_reconnect is {came(on_reconnect)}; expected a function that takes an address")
+    if settings is None:
+        return Settings(**given)
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings is {came(settings)}; expected a statestream.Settings")
+    defaults = {field.name: field.default for field in fields(Settings)}
+    both = [name for name, value in given.items() if value != defaults[name]]
+    if both:
+        raise ValueError(f"{both[0]} came beside settings; put it into them: settings stand in place of the others")
+    return settings

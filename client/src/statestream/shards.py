@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from statestream.backoff import parse_addresses
+from statestream.arguments import parse_addresses
 from statestream.core import StreamCore
 from statestream.settings import Settings
 from statestream.wire import Ints

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from statestream import calls, views
+from statestream import arguments, calls, views
 from statestream.layout import Layout
 from statestream.v1 import (
     inference_pb2_grpc,
@@ -65,6 +65,7 @@ def get_layout(name: str, version: int | None) -> UnaryCall[Layout]:
 
 def load_model(name: str, version: int | None) -> UnaryCall[views.Model]:
     """Loads a version; the highest without."""
+    arguments.check_model(name, version)
     return UnaryCall(
         lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel,
         model_pb2.LoadModelRequest(name=name, version=version or 0),
@@ -74,6 +75,7 @@ def load_model(name: str, version: int | None) -> UnaryCall[views.Model]:
 
 def unload_model(name: str, version: int | None) -> UnaryCall[None]:
     """Unloads a version; every loaded one without."""
+    arguments.check_model(name, version)
     return UnaryCall(
         lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel,
         model_pb2.UnloadModelRequest(name=name, version=version or 0),
@@ -134,6 +136,7 @@ def list_sessions(model: str | None, page: str) -> UnaryCall[tuple[list[views.Se
 
 def fork(model: str, session_id: str, fork_id: str, *, ephemeral: bool) -> UnaryCall[None]:
     """Copies a session as it stands."""
+    arguments.check_id(fork_id)
     return UnaryCall(
         lambda channel: session_pb2_grpc.SessionServiceStub(channel).ForkSession,
         session_pb2.ForkSessionRequest(model=model, session_id=session_id, fork_id=fork_id, ephemeral=ephemeral),
@@ -156,13 +159,18 @@ def restore(
     """Makes a session of bytes; the answer is its version.
 
     Raises:
+        TypeError: These are no bytes, or no versions.
         ValueError: `upgrade` and `version` do not go together.
     """
-    version, moves = calls.wanted_version(version, upgrade)
+    version, moves = arguments.wanted_version(version, upgrade)
     return UnaryCall(
         lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession,
         session_pb2.RestoreSessionRequest(
-            model=model, version=version or 0, session_id=session_id, snapshot=blob, upgrade=moves
+            model=model,
+            version=version or 0,
+            session_id=session_id,
+            snapshot=arguments.check_snapshot(blob),
+            upgrade=moves,
         ),
         lambda response: int(response.session.version),
     )

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
+
+
+class _Share(click.FloatRange):
+    """A finite number, 0 or more; the base class lets NaN through, which no comparison refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return found
 
 
 @click.command()
@@ -49,7 +64,7 @@ import click
 )
 @click.option(
     "--max-loss",
-    type=click.FloatRange(min=0),
+    type=_Share(),
     default=0.05,
     show_default=True,
     help="The largest loss that quantisation may have: an output's mean deviation as a share of its spread.",
@@ -131,6 +146,7 @@ def _shown(value: object) -> str:
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--markdown", is_flag=True, help="Write the list as Markdown, with the figures that runs reached.")
 @click.option(
     "--runs",
@@ -140,11 +156,13 @@ def _shown(value: object) -> str:
     show_default=True,
     help="Where --markdown finds the runs.",
 )
-def recipes(markdown: bool, runs: Path) -> None:
+def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
     """List the recipes: task, data, cell, kind, mode and the figure each must reach."""
     from rich.console import Console
     from rich.table import Table
 
+    if as_json and markdown:
+        raise click.UsageError("--json and --markdown came; expected one of them")
     from statestream_export import listing
     from statestream_export.errors import RecipeError
     from statestream_export.recipes import NAMES, load
@@ -155,10 +173,25 @@ def recipes(markdown: bool, runs: Path) -> None:
         except RecipeError as error:
             raise click.ClickException(str(error)) from error
         return
+    cards = [load(name).card for name in NAMES]
+    if as_json:
+        rows = [
+            {
+                "recipe": card.name,
+                "task": card.task,
+                "data": card.data,
+                "cell": card.cell,
+                "kind": card.kind,
+                "mode": card.mode,
+                "target": str(card.target),
+            }
+            for card in cards
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
     table = Table(title="Recipes", title_justify="left")
     for column in ("recipe", "task", "data", "cell", "kind", "mode", "must reach"):
         table.add_column(column, no_wrap=column == "recipe")
-    for name in NAMES:
-        card = load(name).card
+    for card in cards:
         table.add_row(card.name, card.task, card.data, card.cell, card.kind, card.mode, str(card.target))
     Console().print(table)

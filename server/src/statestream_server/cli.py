@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 from collections.abc import Callable
@@ -73,7 +74,15 @@ _PORT = click.IntRange(0, _LAST_PORT)
     callback=_read_config,
     help="A TOML file with the same names as the flags; the environment and flags go before it.",
 )
-@_option("--host", default="0.0.0.0", help="The address to listen on.")
+@_option(
+    "--host", default="127.0.0.1", help="The address to listen on; one that other machines reach needs --insecure."
+)
+@_option(
+    "--insecure",
+    is_flag=True,
+    default=False,
+    help="Listen where other machines reach it: there is no authentication, so only in a network that you trust.",
+)
 @_option("--port", type=_PORT, default=8001, help="gRPC; 0 for any free port.")
 @_option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
 @_option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
@@ -155,6 +164,7 @@ _PORT = click.IntRange(0, _LAST_PORT)
 def serve(
     models_dir: Path,
     host: str,
+    insecure: bool,
     port: int,
     http_port: int,
     http: bool,
@@ -197,6 +207,7 @@ def serve(
         advertise=advertise,
         quarantine=None if quarantine == "none" else Path(quarantine) if quarantine else default_folder(store),
         trial=TrialLimits(load_timeout, load_memory),
+        insecure=insecure,
         limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
     )
     if http and http_port and http_port + workers - 1 > _LAST_PORT:
@@ -216,15 +227,22 @@ def serve(
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
-def inspect(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: by name a list of texts.")
+def inspect(file: Path, as_json: bool) -> None:
     """Tells what the server would make of an ONNX file, and why."""
     try:
-        from statestream_server.models.describe import describe
+        from statestream_server.models.describe import describe, facts
     except ImportError as error:
         raise click.ClickException(str(error)) from error
     from statestream_server.models.model import ModelLoadError
 
     try:
-        click.echo(describe(file))
+        if as_json:
+            found: dict[str, list[str]] = {}
+            for key, value in facts(file):
+                found.setdefault(key, []).append(value)
+            click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        else:
+            click.echo(describe(file))
     except ModelLoadError as error:
         raise click.ClickException(str(error)) from error

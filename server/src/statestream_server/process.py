@@ -7,7 +7,7 @@ import logging
 import sys
 
 from statestream_server.models import trials
-from statestream_server.settings import Settings
+from statestream_server.settings import Settings, check_reach
 
 
 def run(settings: Settings, log_level: str, told: int | None = None) -> None:
@@ -23,6 +23,7 @@ def run(settings: Settings, log_level: str, told: int | None = None) -> None:
         ImportError: ONNX Runtime is not installed.
     """
     log_to_stderr(log_level)
+    check_reach(settings)
     if sys.platform == "win32":
         from statestream_server import app
 

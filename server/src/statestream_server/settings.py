@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -54,6 +56,7 @@ class Settings:
     Attributes:
         models: The models folder.
         host: The address that gRPC and HTTP listen on.
+        insecure: Whether others than this machine may reach it there: it asks nobody who they are.
         port: gRPC; 0 for any free one.
         http_port: Metrics; 0 for any free one, None for none.
         store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
@@ -74,7 +77,7 @@ class Settings:
     """
 
     models: Path
-    host: str = "0.0.0.0"
+    host: str = "127.0.0.1"
     port: int = 8001
     http_port: int | None = 8002
     store: str = "sqlite"
@@ -87,6 +90,7 @@ class Settings:
     retention: float = 0.0
     ephemeral_retention: float = 300.0
     threads: int = 0
+    insecure: bool = False
     reuse_port: bool = False
     advertise: str = ""
     quarantine: Path | None = None
@@ -98,3 +102,32 @@ def threads_for(processes: int) -> int:
     """Processors that one run may use where so many processes share the machine: two, or one where there are fewer."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(_MOST_THREADS, available // processes))
+
+
+def check_reach(settings: Settings) -> None:
+    """Checks that only this machine reaches the server, unless it was told that others may.
+
+    Raises:
+        StartError: Others do: says what to choose from.
+    """
+    if not settings.insecure and not _is_loopback(settings.host):
+        raise StartError(
+            f"--host {settings.host} lets other machines in, and this server asks nobody who they are: whoever reaches"
+            " it reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the default), or, in"
+            " a network that you trust, say --insecure"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    bare = host.strip("[]")
+    if not bare:
+        return False  # Every address of the machine.
+    try:
+        return ipaddress.ip_address(bare.partition("%")[0]).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(bare, None)}
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"--host {host} is no address of this machine: {error}") from error
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from statestream import unary
 from statestream.aio.link import Link
+from statestream.arguments import check_text
 from statestream.errors import BadTensor
 from statestream.layout import Layout, require_kind
 from statestream.views import Model, ServerInfo, SessionInfo, Statistics, Suspect
@@ -41,8 +42,13 @@ class Catalogue:
         await self._link.unary(unary.unload_model(name, version))
         self._layouts.clear()
 
-    async def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
+    def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
         """The sessions on the server, by model, then id."""
+        if model is not None:
+            check_text("model", model, "'sunspots'")
+        return self._pages(model)
+
+    async def _pages(self, model: str | None) -> AsyncIterator[SessionInfo]:
         page = ""
         while True:
             sessions, page = await self._link.unary(unary.list_sessions(model, page))

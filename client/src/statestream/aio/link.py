@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from statestream import errors
+from statestream import errors, forks
 from statestream.aio.bell import Bell
 from statestream.aio.status import status_of
 from statestream.backoff import MOST, Backoff, tell
@@ -35,6 +35,7 @@ class Link:
 
     Attributes:
         stream: How many streams there were, with that of this moment: what `renew` is told.
+        copied: Whether it is the copy that a forked process has: closed, and silent when it is let go.
     """
 
     def __init__(
@@ -53,15 +54,18 @@ class Link:
         self._on_reconnect = on_reconnect
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.aio.Channel | None = None
+        self._call: Any = None
         self._online = asyncio.Event()
         self._bell = Bell(self._loop)
         self.stream = 0
         self._renewing = False
         self._over = asyncio.Event()
         self._closed = False
+        self.copied = False
         self._cause: StatestreamError | None = None
         self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._task: asyncio.Task[None] | None = None
+        forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
 
@@ -88,7 +92,7 @@ class Link:
     def check(self) -> None:
         """Raises Closed where the client is closed."""
         if self._closed:
-            raise errors.Closed("the client is closed; connect again")
+            raise forks.closed(forked=self.copied)
 
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something."""
@@ -178,13 +182,13 @@ class Link:
             except TimeoutError:
                 raise self._unavailable(self.settings.retry_timeout, self._cause) from None
         if self._closed or self._channel is None:
-            raise errors.Closed("the client is closed; connect again")
+            raise forks.closed(forked=self.copied)
         return self._channel
 
     async def _pause(self, attempts: Attempts, error: Exception, channel: grpc.aio.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
-            raise errors.Closed("the client is closed; connect again") from error
+            raise forks.closed(forked=self.copied) from error
         if isinstance(error, grpc.RpcError):
             found = read_rpc_error(error, self._where)
         elif channel is self._channel:
@@ -223,6 +227,16 @@ class Link:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
+    def forked(self) -> None:
+        """Closes this copy of it, in the child of a fork."""
+        self._closed = self.copied = True
+        forks.keep(self._channel, self._call, self._task)
+        if self._call is not None:
+            # What is cancelled when the child's loop ends would call into gRPC.
+            self._call.cancel = lambda: False
+        self._task, self._online = None, asyncio.Event()
+        self._online.set()
+
     # ── the link's own tasks ───────────────────────────────────────────────────────────────────
 
     async def _run(self) -> None:
@@ -234,7 +248,7 @@ class Link:
                 if channel is None:
                     continue
                 if connected_before:
-                    tell(self._on_reconnect, self._backoff.address, self._label)
+                    tell(self._on_reconnect, self._backoff, self._label)
                 connected_before = True
                 await self._serve(channel)
         except asyncio.CancelledError:
@@ -281,7 +295,7 @@ class Link:
         self.stream += 1
         self._renewing = False
         core.connected(self.info.limits, self.info.durability)
-        call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
+        call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
         said: list[grpc.aio.AioRpcError] = []
         call.add_done_callback(lambda call: said.append(status_of(call)))
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
@@ -380,5 +394,5 @@ class Link:
 
     async def _release_channel(self) -> None:
         channel, self._channel = self._channel, None
-        if channel is not None:
+        if channel is not None and not self.copied:
             await channel.close()

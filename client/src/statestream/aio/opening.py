@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 
 class Closable(Protocol):
@@ -18,16 +19,45 @@ C = TypeVar("C", bound=Closable)
 
 
 class Opening(Generic[C]):
-    """`x = await opening`, or `async with opening as x`, which closes x on leaving."""
+    """`x = await opening`, or `async with opening as x`, which closes x on leaving.
 
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, C]]) -> None:
+    Args:
+        make: Opens it.
+        what: What that is called.
+    """
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, C]], what: str) -> None:
         self._make = make
+        self._what = what
+        self._begun = False
         self._made: C | None = None
 
     def __await__(self) -> Generator[Any, None, C]:
+        self._begun = True
         return self._make().__await__()
 
+    if not TYPE_CHECKING:  # A type checker is to find these mistakes by itself.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"{name!r} of a {self._what} that is not open yet: {self._hint}", name=name, obj=self)
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"`with` opens no {self._what} of an asyncio client: {self._hint}")
+
+        def __exit__(self, *_: object) -> None:
+            """Is never reached; without it `with` would say something else."""
+
+    def __del__(self) -> None:
+        # Python tells of a coroutine that nobody awaited; this is the same mistake.
+        if not self.__dict__.get("_begun", True):
+            warnings.warn(f"a {self._what} was never opened: {self._hint}", RuntimeWarning, source=self, stacklevel=2)
+
+    @property
+    def _hint(self) -> str:
+        return f"await it first (`{self._what} = await …`), or use `async with … as {self._what}`"
+
     async def __aenter__(self) -> C:
+        self._begun = True
         self._made = await self._make()
         return self._made
 

@@ -10,7 +10,8 @@ from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import PoolStepping
 from statestream.aio.together import perform_all
-from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, lookahead
+from statestream.arguments import check_flag, check_items, lookahead
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.core import ControlTicket, Feed, OpenTicket
 from statestream.errors import StatestreamError
@@ -99,6 +100,8 @@ class Pool(PoolBase[Link]):
             BadTensor: Wrong name, dtype or shape of an item; raised in its turn, it ends the stream; it was not sent.
             PoolError: Rows failed, see `step`; raised in its turn, it ends the stream. Not with `return_errors`.
         """
+        check_items(items, live=True, pool=True)
+        check_flag("return_errors", return_errors)
         feed = Feed()
 
         def send(item: Input) -> PoolStepping:
@@ -123,7 +126,7 @@ class Pool(PoolBase[Link]):
 
     async def close(self) -> None:
         """Lets all sessions go: those opened with ids stay on the server, the others are deleted."""
-        if not self.closed:
+        if not self.closed and not self._parts[0].link.copied:
             await self._close(delete=self.ephemeral)
 
     async def _close(self, *, delete: bool) -> None:
@@ -133,7 +136,9 @@ class Pool(PoolBase[Link]):
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)
-        return PoolStepping(self._layout, ticket, single, self._shares(ticket), return_errors)
+        return PoolStepping(
+            self._layout, ticket, single, self._shares(ticket), return_errors, partial(self._id_of, ticket)
+        )
 
     async def _control(
         self, parts: Sequence[Part[Link]], make: Callable[[Part[Link]], ControlTicket]

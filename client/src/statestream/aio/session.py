@@ -11,7 +11,8 @@ from statestream import unary
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
-from statestream.base import LOOKAHEAD, SessionBase, lookahead
+from statestream.arguments import check_id, check_items, check_whole, lookahead
+from statestream.base import LOOKAHEAD, SessionBase
 from statestream.calls import (
     check_control,
     check_done,
@@ -96,7 +97,7 @@ class Session(SessionBase):
         except asyncio.CancelledError:
             self._link.forget(ticket)
             raise
-        return check_done(ticket)
+        return check_done(self._layout, ticket, self.id)
 
     def stream(self, items: Iterable[Input] | AsyncIterable[Input], *, ahead: int | None = None) -> AsyncIterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
@@ -110,15 +111,17 @@ class Session(SessionBase):
                 lists, arrays and asynchronous iterables, and 1 for other iterables: these may wait
                 for the world, and an output should not wait with them.
         """
+        check_items(items, live=True)
+        most = lookahead(items, ahead, LOOKAHEAD, live=(AsyncIterable,))
         before: Ticket | None = None
 
         def send(x: Input) -> Stepping:
             nonlocal before
             ticket, done = self._send(x, before)
             before = ticket
-            return Stepping(self._link, ticket, done)
+            return Stepping(self._link, self._layout, self.id, ticket, done)
 
-        return pipeline(items, send, lookahead(items, ahead, LOOKAHEAD, live=(AsyncIterable,)))
+        return pipeline(self._layout.items(items), send, most)
 
     async def flush(self) -> int:
         """Makes all steps so far durable; returns the durable position.
@@ -157,6 +160,7 @@ class Session(SessionBase):
         Raises:
             Unsupported: The model's signature names no feedback.
         """
+        check_whole("h", h)
         return self._forecast(forecast_request(self._layout, self.version, h, session_id=self.id))
 
     async def _forecast(self, request: Any) -> AsyncIterator[Any]:
@@ -188,6 +192,8 @@ class Session(SessionBase):
         Raises:
             SessionExists: The id is taken by something else.
         """
+        if id is not None:
+            check_id(id)
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
         await self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
@@ -208,7 +214,7 @@ class Session(SessionBase):
 
         When cancelled, it happens all the same.
         """
-        if not self.closed:
+        if not self.closed and not self._link.copied:
             await self._close(delete=self.ephemeral)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, asyncio.Future[None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from statestream.aio.link import Link
@@ -17,10 +17,12 @@ from statestream.parts import Share, merge
 class Stepping:
     """A step of a session under way."""
 
-    __slots__ = ("_done", "_link", "_ticket")
+    __slots__ = ("_done", "_id", "_layout", "_link", "_ticket")
 
-    def __init__(self, link: Link, ticket: Ticket, done: asyncio.Future[None]) -> None:
+    def __init__(self, link: Link, layout: Layout, id: str, ticket: Ticket, done: asyncio.Future[None]) -> None:
         self._link = link
+        self._layout = layout
+        self._id = id
         self._ticket = ticket
         self._done = done
 
@@ -31,7 +33,7 @@ class Stepping:
     async def answer(self) -> Any:
         """Waits until it is done; its outputs."""
         await self._link.finish(self._ticket, self._done)
-        return check_done(self._ticket)
+        return check_done(self._layout, self._ticket, self._id)
 
     def forget(self) -> None:
         """Drops it where it is not on its way yet and has nothing behind it."""
@@ -47,16 +49,24 @@ class PoolStepping:
         single: Whether it has one step a row, without an axis for time.
         shares: What each shard has of it.
         return_errors: A PoolError is its answer, not raised.
+        who: The id of a row of the step.
     """
 
     def __init__(
-        self, layout: Layout, ticket: PoolTicket, single: bool, shares: Sequence[Share[Link]], return_errors: bool
+        self,
+        layout: Layout,
+        ticket: PoolTicket,
+        single: bool,
+        shares: Sequence[Share[Link]],
+        return_errors: bool,
+        who: Callable[[int], str],
     ) -> None:
         self._layout = layout
         self._ticket = ticket
         self._single = single
         self._shares = shares
         self._return_errors = return_errors
+        self._who = who
         self._under_way: list[tuple[Share[Link], asyncio.Future[None]]] = []
         for share in shares:
             try:
@@ -77,7 +87,7 @@ class PoolStepping:
             self.forget()
             raise
         merge(self._ticket, self._shares)
-        return check_pool(self._layout, self._ticket, self._single, return_errors=self._return_errors)
+        return check_pool(self._layout, self._ticket, self._single, self._who, return_errors=self._return_errors)
 
     def forget(self) -> None:
         """Stops waiting; what was submitted is applied."""

@@ -54,6 +54,8 @@ async def leave_all(links: Sequence[Link]) -> None:
         with contextlib.suppress(StatestreamError):
             link.do(partial(leave, link.core, done.set))
             under_way.append(done.wait())
+    if not under_way:
+        return
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.gather(*under_way), CLOSE_SECONDS)
 

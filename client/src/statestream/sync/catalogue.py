@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from statestream import unary
+from statestream.arguments import check_text
 from statestream.errors import BadTensor
 from statestream.layout import Layout, require_kind
 from statestream.sync.link import Link
@@ -44,6 +45,11 @@ class Catalogue:
 
     def list_sessions(self, model: str | None = None) -> Iterator[SessionInfo]:
         """The sessions on the server, by model, then id."""
+        if model is not None:
+            check_text("model", model, "'sunspots'")
+        return self._pages(model)
+
+    def _pages(self, model: str | None) -> Iterator[SessionInfo]:
         page = ""
         while True:
             sessions, page = self._link.unary(unary.list_sessions(model, page))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from statestream import calls, frames, unary
+from statestream import arguments, calls, causes, frames, unary
 from statestream.base import named_ids
 from statestream.core import OpenTicket
-from statestream.errors import Closed
+from statestream.errors import Closed, NonFiniteState, StatestreamError
 from statestream.layout import Input, Layout
 from statestream.parts import Part, opened, openings
-from statestream.settings import Settings
+from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
 from statestream.sync.catalogue import Catalogue
 from statestream.sync.link import Link
@@ -60,15 +60,20 @@ def connect(
 
     Raises:
         ServerUnavailable: Nothing answered within `connect_timeout`; says where and why.
+        TypeError: An argument is of another type; so for every call, before anything is sent.
+        ValueError: An argument has a value that it cannot have; likewise.
     """
-    chosen = settings or Settings(
+    wanted = chosen(
+        settings,
+        address,
+        on_reconnect,
         connect_timeout=connect_timeout,
         retry_timeout=retry_timeout,
         replay_buffer_bytes=replay_buffer_bytes,
         shards=shards,
         on_full=on_full,
     )
-    return Client(address, chosen, on_reconnect)
+    return Client(address, wanted, on_reconnect)
 
 
 class Client(Catalogue):
@@ -80,6 +85,7 @@ class Client(Catalogue):
         super().__init__(self._shards.first)
         self._closing = threading.Lock()
         self._closed = False
+        self._address = address
         self.settings = settings
         self._finalizer = weakref.finalize(self, close_all, self._shards.links)
         start_all(self._shards.links)
@@ -100,6 +106,9 @@ class Client(Catalogue):
             self._closed = True
             leave_all(self._shards.links)
             self._finalizer()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._address}{', closed' if self._closed else ''}>"
 
     def session(
         self,
@@ -123,7 +132,8 @@ class Client(Catalogue):
             upgrade: The version to move the session to (True for the newest) where it is pinned to another: state,
                 position and unacknowledged outputs go along. A new session starts there.
             initial_state: Start values by the name of the state's input, for a session that is new.
-            history: Past steps [T, F] to warm up a session that is new; their outputs are dropped.
+            history: Past steps [T, F] to warm up a session that is new; their outputs are dropped. Where they are
+                refused there is no session.
             return_replies: Bring the outputs that no caller acknowledged: see `Session.replies`.
 
         Raises:
@@ -133,13 +143,23 @@ class Client(Catalogue):
             ModelChanged: The session is pinned to another version than `version`, or its state does not fit that of
                 `upgrade`; it stays as it was.
         """
+        arguments.check_opening(model, mode, version, upgrade, initial_state, return_replies)
         ids, anonymous = named_ids(1, None if id is None else [id])
+        if history is not None and mode == "replace":
+            # What cannot be read is to cost no session that stands.
+            self._layout(model, arguments.wanted_version(version, upgrade)[0], "session").chunk(0, history, 1)
         layout, ticket, parts = self._open(
             model, ids, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
         )
         session = Session(self, parts[0].link, layout, ticket, ids[0], ephemeral=anonymous)
         if history is not None and session.created:
-            session.step(history)
+            try:
+                session.step(history)
+            except StatestreamError:
+                # The next try would find a session that exists, and leave it as it is: without its past.
+                with contextlib.suppress(StatestreamError):
+                    session.delete()
+                raise
         return session
 
     def sessions(
@@ -169,6 +189,7 @@ class Client(Catalogue):
         Raises:
             PoolError: Some sessions did not open; the others were let go again.
         """
+        arguments.check_opening(model, mode, version, upgrade, initial_state, return_replies)
         names, anonymous = named_ids(n, ids)
         layout, ticket, parts = self._open(
             model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
@@ -197,6 +218,7 @@ class Client(Catalogue):
             SnapshotInvalid: The bytes are damaged or no snapshot.
             ModelChanged: It is of another version, or its state does not fit that of `upgrade`.
         """
+        arguments.check_model(model, version)
         (name,), anonymous = named_ids(1, None if id is None else [id])
         restored = self._shards.of(model, name).unary(unary.restore(model, name, snapshot, version, upgrade))
         return self._adopt(model, restored, name, ephemeral=anonymous)
@@ -217,10 +239,12 @@ class Client(Catalogue):
             BadTensor: Wrong name, dtype or shape.
             Unsupported: The model has memory: use a session.
         """
+        arguments.check_model(model, version)
+        wanted = arguments.check_outputs(outputs)
         limits = self._link.info.limits
 
         def run(layout: Layout) -> Any:
-            return self._link.unary(unary.predict(layout, x, outputs, version, limits))
+            return self._link.unary(unary.predict(layout, x, wanted, version, limits))
 
         return self._fitting(model, version, "predict", run)
 
@@ -238,8 +262,9 @@ class Client(Catalogue):
 
         Args:
             model: The model's name; its signature must name a feedback.
-            history: [T, F], [N, T, F], or [T] for one feature; or a pandas DataFrame with the columns
-                unique_id, ds and y (or the model's), or with only the model's columns, a row a step.
+            history: [T, F], [N, T, F], or [T] for one feature; or a DataFrame (pandas, polars) with the model's
+                columns, a row a step, in any order (y will do for a single one). With a column unique_id it has
+                several series, with a column ds their times; rows are put in the order of those.
             h: The number of steps.
             quantiles: Not served; must be left out.
             level: Not served; must be left out.
@@ -252,14 +277,17 @@ class Client(Catalogue):
             BadTensor: The history does not fit the model.
             Unsupported: The model cannot forecast, or intervals were asked for.
         """
-        calls.refuse_intervals(quantiles, level)
+        arguments.check_forecast(model, h, quantiles, level, version)
 
         def run(layout: Layout) -> Any:
-            if frames.is_frame(history):
-                series = frames.read_frame(layout, history)
-                found = [self._forecast(layout, version, h, group.inputs, alone=False) for group in series]
+            table = frames.read_history(layout, history)
+            if table is not None:
+                found = [
+                    self._forecast(layout, version, h, group.inputs, alone=False, names=group.names)
+                    for group in table.groups
+                ]
                 first = [next(iter(one.values())) if isinstance(one, dict) else one for one in found]
-                return frames.write_frame(layout, series, first, h)
+                return frames.write_forecast(layout, table, first, h)
             inputs, alone = layout.history(history)
             return self._forecast(layout, version, h, inputs, alone=alone)
 
@@ -274,9 +302,12 @@ class Client(Catalogue):
             InvalidRequest: A symbol is not in the model's vocabulary.
             Unsupported: The model is no encoder-decoder.
         """
-        request = inference_pb2.GenerateRequest(
-            model=model, version=version or 0, text=text, max_tokens=max_tokens or 0
+        arguments.check_generate(model, text, max_tokens, version)
+        return self._generate(
+            inference_pb2.GenerateRequest(model=model, version=version or 0, text=text, max_tokens=max_tokens or 0)
         )
+
+    def _generate(self, request: inference_pb2.GenerateRequest) -> Iterator[str]:
         attempts, done = self._link.attempts(), 0
         while True:
             with self._link.attempt(attempts) as channel:
@@ -303,8 +334,8 @@ class Client(Catalogue):
         ephemeral: bool,
         replies: bool = False,
     ) -> tuple[Layout, OpenTicket, list[Part[Link]]]:
-        wire_mode = calls.open_mode(mode)
-        version, moves = calls.wanted_version(version, upgrade)
+        wire_mode = arguments.open_mode(mode)
+        version, moves = arguments.wanted_version(version, upgrade)
         initial: Mapping[str, Array] = {}
         if initial_state is not None:
             initial = self._layout(model, version, "session").initial_states(initial_state, len(ids))
@@ -328,11 +359,24 @@ class Client(Catalogue):
         layout, ticket, parts = self._open(model, [session_id], "resume", None, None, None, ephemeral=ephemeral)
         return Session(self, parts[0].link, layout, ticket, session_id, ephemeral=ephemeral, made=True)
 
-    def _forecast(self, layout: Layout, version: int | None, h: int, inputs: Mapping[str, Any], *, alone: bool) -> Any:
+    def _forecast(
+        self,
+        layout: Layout,
+        version: int | None,
+        h: int,
+        inputs: Mapping[str, Any],
+        *,
+        alone: bool,
+        names: Sequence[Any] | None = None,
+    ) -> Any:
         request = calls.forecast_request(layout, version, h, history=inputs)
         calls.check_size(request, self._link.info.limits, layout)
         attempts = self._link.attempts()
-        while True:
-            with self._link.attempt(attempts) as channel:
-                call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(request, metadata=self._link.metadata)
-                return calls.join_forecast(list(call), alone=alone)
+        try:
+            while True:
+                with self._link.attempt(attempts) as channel:
+                    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+                    call = stub.Forecast(request, metadata=self._link.metadata)
+                    return calls.join_forecast(list(call), alone=alone)
+        except NonFiniteState as error:
+            raise causes.of_history(layout, error, inputs, names) from error

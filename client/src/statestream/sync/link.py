@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from statestream import errors
+from statestream import errors, forks
 from statestream.backoff import MOST, Backoff, tell
 from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
@@ -41,6 +41,7 @@ class Link:
 
     Attributes:
         stream: How many streams there were, with that of this moment: what `renew` is told.
+        copied: Whether it is the copy that a forked process has: closed, and silent when it is let go.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class Link:
         self._began = 0.0
         self._online = threading.Event()
         self._closed = False
+        self.copied = False
         self._cause: StatestreamError | None = None
         self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
+        forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
 
@@ -95,7 +98,7 @@ class Link:
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something soon, in the order of the calls."""
         if self._closed:
-            raise errors.Closed("the client is closed; connect again")
+            raise forks.closed(forked=self.copied)
         self._operations.put(operation)
 
     def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
@@ -144,7 +147,7 @@ class Link:
         # In turns, because a thread that ended on an error of its own would wake nobody.
         while not done.wait(1.0):
             if not self._thread.is_alive():
-                raise errors.Closed("the client was closed meanwhile; connect again")
+                raise forks.closed(forked=self.copied)
 
     def unary(self, call: UnaryCall[T]) -> T:
         """Makes a call, again where the server could not answer.
@@ -181,13 +184,13 @@ class Link:
         if not self._online.wait(self.settings.retry_timeout):
             raise self._unavailable(self.settings.retry_timeout, self._cause)
         if self._closed or self._channel is None:
-            raise errors.Closed("the client is closed; connect again")
+            raise forks.closed(forked=self.copied)
         return self._channel
 
     def _pause(self, attempts: Attempts, error: Exception, channel: grpc.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
-            raise errors.Closed("the client is closed; connect again") from error
+            raise forks.closed(forked=self.copied) from error
         if isinstance(error, grpc.RpcError):
             found = read_rpc_error(error, self._where)
         elif channel is self._channel:
@@ -230,6 +233,14 @@ class Link:
         if threading.current_thread() is not self._thread and self._thread.ident is not None:
             self._thread.join(1.0)
 
+    def forked(self) -> None:
+        """Closes this copy of it, in the child of a fork."""
+        self._closed = self.copied = True
+        forks.keep(self._channel, self._call)
+        self._lock, self._operations = threading.Lock(), queue.SimpleQueue()
+        self._over = self._online = threading.Event()
+        self._online.set()
+
     # ── the link's own threads ─────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
@@ -241,7 +252,7 @@ class Link:
                 if channel is None:
                     continue
                 if connected_before:
-                    tell(self._on_reconnect, self._backoff.address, self._label)
+                    tell(self._on_reconnect, self._backoff, self._label)
                 connected_before = True
                 self._serve(channel)
         except Exception as error:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, lookahead
+from statestream.arguments import check_flag, check_items, lookahead
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.core import ControlTicket, Feed, OpenTicket
 from statestream.errors import StatestreamError
@@ -95,6 +96,8 @@ class Pool(PoolBase[Link]):
             BadTensor: Wrong name, dtype or shape of an item; raised in its turn, it ends the stream; it was not sent.
             PoolError: Rows failed, see `step`; raised in its turn, it ends the stream. Not with `return_errors`.
         """
+        check_items(items, live=False, pool=True)
+        check_flag("return_errors", return_errors)
         feed = Feed()
 
         def send(item: Input) -> PoolStepping:
@@ -119,7 +122,7 @@ class Pool(PoolBase[Link]):
 
     def close(self) -> None:
         """Lets all sessions go: those opened with ids stay on the server, the others are deleted."""
-        if not self.closed:
+        if not self.closed and not self._parts[0].link.copied:
             self._close(delete=self.ephemeral)
 
     def _close(self, *, delete: bool) -> None:
@@ -132,7 +135,7 @@ class Pool(PoolBase[Link]):
         shares = self._shares(ticket)
         with self._turn:
             self._live()
-            return PoolStepping(self._layout, ticket, single, shares, return_errors)
+            return PoolStepping(self._layout, ticket, single, shares, return_errors, partial(self._id_of, ticket))
 
     def _control(
         self, parts: Sequence[Part[Link]], make: Callable[[Part[Link]], ControlTicket]

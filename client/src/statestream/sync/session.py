@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from statestream import unary
-from statestream.base import LOOKAHEAD, SessionBase, lookahead
+from statestream.arguments import check_id, check_items, check_whole, lookahead
+from statestream.base import LOOKAHEAD, SessionBase
 from statestream.calls import (
     check_control,
     check_done,
@@ -91,7 +92,7 @@ class Session(SessionBase):
         """
         ticket, done = self._send(x)
         self._link.finish(ticket, done)
-        return check_done(ticket)
+        return check_done(self._layout, ticket, self.id)
 
     def stream(self, items: Iterable[Input], *, ahead: int | None = None) -> Iterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
@@ -105,15 +106,17 @@ class Session(SessionBase):
                 lists and arrays, and 1 for other iterables: these may wait for the world, and an
                 output should not wait with them.
         """
+        check_items(items, live=False)
+        most = lookahead(items, ahead, LOOKAHEAD)
         before: Ticket | None = None
 
         def send(x: Input) -> Stepping:
             nonlocal before
             ticket, done = self._send(x, before)
             before = ticket
-            return Stepping(self._link, ticket, done)
+            return Stepping(self._link, self._layout, self.id, ticket, done)
 
-        return pipeline(items, send, lookahead(items, ahead, LOOKAHEAD))
+        return pipeline(self._layout.items(items), send, most)
 
     def flush(self) -> int:
         """Makes all steps so far durable; returns the durable position.
@@ -152,6 +155,7 @@ class Session(SessionBase):
         Raises:
             Unsupported: The model's signature names no feedback.
         """
+        check_whole("h", h)
         return self._forecast(forecast_request(self._layout, self.version, h, session_id=self.id))
 
     def _forecast(self, request: Any) -> Iterator[Any]:
@@ -183,6 +187,8 @@ class Session(SessionBase):
         Raises:
             SessionExists: The id is taken by something else.
         """
+        if id is not None:
+            check_id(id)
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
         self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
@@ -201,7 +207,7 @@ class Session(SessionBase):
 
         What is called on it meanwhile raises Closed, but for another `close`, which returns at once.
         """
-        if not self.closed:
+        if not self.closed and not self._link.copied:
             self._close(delete=self.ephemeral)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, Done]:

@@ -19,6 +19,13 @@ _WHY = {
 
 
 def describe(path: Path, *, device: str = "auto") -> str:
+    """What `facts` finds, a line each."""
+    lines = facts(path, device=device)
+    width = max(len(key) for key, _ in lines)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+
+
+def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
     """Loads a file as the server would and says what it is: kind, inputs, outputs, memory, invariance, digest.
 
     Args:
@@ -44,8 +51,7 @@ def describe(path: Path, *, device: str = "auto") -> str:
     lines += [("feedback", f"{each.output} → {each.input}") for each in model.signature.feedback]
     lines += _memory(model)
     lines += [("runs on", model.providers[0]), ("digest", model.digest)]
-    width = max(len(key) for key, _ in lines)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+    return lines
 
 
 def _first(folder: Path) -> Path:

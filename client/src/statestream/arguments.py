@@ -1,0 +1,283 @@
+"""What callers pass beside arrays, checked for both twins before anything is sent.
+
+A wrong type is a TypeError, a wrong value a ValueError; both say what came and what was expected.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterable, Iterable, Mapping
+
+import numpy as np
+
+from statestream.errors import Unsupported
+from statestream.tables import is_table
+from statestream.v1 import inference_pb2 as pb
+
+MODES: Mapping[str, pb.OpenMode] = {
+    "create": pb.OPEN_MODE_CREATE,
+    "resume": pb.OPEN_MODE_RESUME,
+    "either": pb.OPEN_MODE_EITHER,
+    "replace": pb.OPEN_MODE_REPLACE,
+}
+
+MOST_STEPS = 2**32 - 1
+"""Of a forecast or a text, on the wire; a server takes fewer."""
+
+MOST_VERSIONS = 2**63 - 1
+
+ID_BYTES = 256
+
+MOST_SECONDS = 2_000_000
+"""Of any setting: gRPC counts milliseconds in 31 bits."""
+
+SCHEMES = ("unix", "unix-abstract", "dns", "ipv4", "ipv6", "vsock", "xds")
+"""What gRPC itself reads before an address."""
+
+
+def check_text(name: str, value: object, example: str = "") -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {came(value)}; expected a str{f', as in {example}' if example else ''}")
+    if not value:
+        raise ValueError(f"{name} is empty; expected a text{f', as in {example}' if example else ''}")
+    _size(name, value)
+    return value
+
+
+def _size(name: str, text: str) -> int:
+    """The bytes that a text has on the wire."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is {text[:40]!r}; expected what UTF-8 can write: {error.reason}") from error
+
+
+def check_whole(name: str, value: object, least: int = 1, most: int = MOST_STEPS, hint: str = "") -> int:
+    """A whole number; neither a bool nor a float is one."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {came(value)}; expected a whole number, {least} or more{hint}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected {least} or more{hint}")
+    if value > most:
+        raise ValueError(f"{name} is {value}; expected {most} or less")
+    return int(value)
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Seconds, more than 0."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {came(value)}; expected seconds, more than 0")
+    if not 0 < value <= MOST_SECONDS:
+        raise ValueError(f"{name} is {value}; expected seconds, more than 0 and at most {MOST_SECONDS:,}")
+    return float(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {came(value)}; expected True or False")
+    return bool(value)
+
+
+def check_version(version: object) -> int | None:
+    """A version's number, or None."""
+    if version is None:
+        return None
+    return check_whole("version", version, most=MOST_VERSIONS, hint=", or None")
+
+
+def check_model(model: object, version: object = None) -> None:
+    """A model's name, and a version of it."""
+    check_text("model", model, "'sunspots'")
+    check_version(version)
+
+
+def check_opening(
+    model: object, mode: object, version: object, upgrade: object, initial_state: object, return_replies: object
+) -> None:
+    """What sessions are opened with."""
+    check_model(model, version)
+    open_mode(mode)
+    wanted_version(version, upgrade)
+    check_flag("return_replies", return_replies)
+    if initial_state is not None and not isinstance(initial_state, Mapping):
+        raise TypeError(
+            f"initial_state is of type {type(initial_state).__name__}; expected a dict with an array for each state"
+        )
+
+
+def open_mode(mode: object) -> pb.OpenMode:
+    """The wire's name of a mode.
+
+    Raises:
+        ValueError: There is no such mode.
+        TypeError: It is no text.
+    """
+    if not isinstance(mode, str):
+        raise TypeError(f"mode is {came(mode)}; expected one of {', '.join(map(repr, MODES))}")
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; expected one of {', '.join(map(repr, MODES))}")
+    return MODES[mode]
+
+
+def wanted_version(version: object, upgrade: object) -> tuple[int | None, bool]:
+    """The version to open sessions in, None for their own or the newest, and whether those of others move there.
+
+    Raises:
+        ValueError: Both are given, or one is no version's number.
+        TypeError: One is no number.
+    """
+    if upgrade is None or upgrade is False:
+        return check_version(version), False
+    if version is not None:
+        raise ValueError(f"version is {version} and upgrade is {upgrade}; give the version to move to as upgrade alone")
+    if upgrade is True:
+        return None, True
+    return check_whole("upgrade", upgrade, most=MOST_VERSIONS, hint=", or True for the newest version"), True
+
+
+def check_id(id: object) -> str:
+    """The id of a session."""
+    if not isinstance(id, str):
+        raise TypeError(f"id is {came(id)}; expected a str, as in {str(id)[:40]!r}")
+    size = _size("id", id)
+    if not 1 <= size <= ID_BYTES:
+        raise ValueError(f"id {id[:40]!r} has {size} bytes of UTF-8; expected 1 to {ID_BYTES}")
+    return id
+
+
+def session_ids(count: int | None, ids: Iterable[str] | None) -> list[str]:
+    """The given ids, or so many fresh random ones.
+
+    Raises:
+        ValueError: There are not as many as sessions, one is empty or too long, or one comes twice.
+        TypeError: One is no text.
+    """
+    if count is not None:
+        check_whole("n", count, 0)
+    if ids is None:
+        if count is None:
+            raise ValueError("neither n nor ids came; expected how many sessions, or their ids")
+        return [uuid.uuid4().hex for _ in range(count)]
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"ids is the text {ids[:40]!r}; expected several, as in [{ids[:40]!r}]")
+    if not isinstance(ids, Iterable):
+        raise TypeError(f"ids is {came(ids)}; expected several texts, as in ['a', 'b']")
+    found = [check_id(one) for one in ids]
+    if count is not None and len(found) != count:
+        raise ValueError(f"ids has {len(found)} entries; expected {count}")
+    if len(set(found)) != len(found):
+        raise ValueError("ids has an entry twice; expected different ids")
+    return found
+
+
+def check_snapshot(snapshot: object) -> bytes:
+    """The bytes of a session."""
+    if not isinstance(snapshot, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"snapshot is {came(snapshot)}; expected the bytes that Session.snapshot gave, as in"
+            " open(file, 'rb').read()"
+        )
+    return bytes(snapshot)
+
+
+def check_outputs(outputs: object) -> list[str]:
+    """Names of outputs; none for all."""
+    if outputs is None:
+        return []
+    if isinstance(outputs, str) or not isinstance(outputs, Iterable):
+        raise TypeError(f"outputs is {came(outputs)}; expected several names, as in ['y']")
+    found = [check_text("an entry of outputs", one) for one in outputs]
+    if len(set(found)) != len(found):
+        raise ValueError("outputs has a name twice; expected each once")
+    return found
+
+
+def check_forecast(model: object, h: object, quantiles: object, level: object, version: object) -> None:
+    """What a forecast is asked with.
+
+    Raises:
+        Unsupported: This server's forecasts are single paths.
+    """
+    check_model(model, version)
+    check_whole("h", h)
+    if quantiles is not None or level is not None:
+        raise Unsupported("forecasts are single paths here; leave out quantiles and level")
+
+
+def check_generate(model: object, text: object, max_tokens: object, version: object) -> None:
+    """What a text is asked with; it may be empty."""
+    check_model(model, version)
+    if not isinstance(text, str):
+        raise TypeError(f"text is {came(text)}; expected a str")
+    _size("text", text)
+    if max_tokens is not None:
+        check_whole("max_tokens", max_tokens, hint=", or None")
+
+
+def check_items(items: object, live: bool, pool: bool = False) -> None:
+    """What a stream steps through.
+
+    Args:
+        items: That.
+        live: Whether it may be asynchronous.
+        pool: Whether an item is for all rows of a pool.
+    """
+    if isinstance(items, AsyncIterable) and not isinstance(items, Iterable):
+        if live:
+            return
+        raise TypeError("items is asynchronous; expected an iterable, or the client of statestream.aio")
+    if isinstance(items, str | bytes | Mapping) or not (
+        isinstance(items, Iterable | AsyncIterable) or hasattr(items, "__getitem__")
+    ):
+        raise TypeError(f"items is {came(items)}; expected several, as in [x, x], each of which `step` would take")
+    if pool and is_table(items):
+        raise TypeError("items is a table, which is one step of a pool; expected several, as in [table, table]")
+
+
+def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...] = ()) -> int:
+    """How many items of a stream are sent before the first output is waited for; `most` where nothing else was asked.
+
+    Without a number an iterable has one under way: it may wait for the world, and an output should not wait with it.
+    Lists and arrays do not wait, and what is `live` is taken from as outputs come.
+    """
+    if ahead is None:
+        return most if hasattr(items, "__len__") or isinstance(items, live) else 1
+    return check_whole("ahead", ahead)
+
+
+def came(value: object) -> str:
+    """What came, for a message."""
+    if value is None:
+        return "None"
+    text = repr(value)
+    return f"{text[:40]}{'…' if len(text) > 40 else ''} of type {type(value).__name__}"
+
+
+def parse_addresses(address: object) -> tuple[str, ...]:
+    """Reads "host:port,host:port".
+
+    Raises:
+        ValueError: It names no address, or one has no port.
+        TypeError: It is no text.
+    """
+    if not isinstance(address, str):
+        raise TypeError(f"address is {came(address)}; expected 'host:port', as in 'localhost:8001'")
+    found = tuple(part.strip() for part in address.split(",") if part.strip())
+    if not found:
+        raise ValueError(f"address is {address!r}; expected 'host:port', or several with commas")
+    for one in found:
+        scheme, slashes, rest = one.partition("://")
+        if slashes and scheme not in SCHEMES:
+            raise ValueError(
+                f"address is {one!r}; expected 'host:port' without {scheme}://, as in {rest.split('/')[0]!r}"
+            )
+        if slashes or one.startswith(tuple(f"{scheme}:" for scheme in SCHEMES)):
+            continue
+        host, _, port = one.rpartition(":")
+        if not host or not (port.isascii() and port.isdecimal()) or any(mark in host for mark in "/@ ?#"):
+            raise ValueError(f"address is {one!r}; expected 'host:port', as in 'localhost:8001'")
+        if not 1 <= int(port) <= 65535:
+            raise ValueError(f"address is {one!r}; expected a port from 1 to 65535")
+    return found

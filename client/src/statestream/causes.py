@@ -1,0 +1,83 @@
+"""What a client adds to a server's refusal: whose row it was, and which of the numbers that it sent was not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from statestream.core import Lane, PartsTicket, PoolTicket, StepTicket, Ticket
+from statestream.errors import NonFiniteState, StatestreamError
+from statestream.layout import Layout
+from statestream.wire import Array
+
+
+def of_step(layout: Layout, ticket: Ticket, id: str) -> StatestreamError:
+    """The error of a session's step."""
+    error = ticket.error
+    assert error is not None
+    if not isinstance(error, NonFiniteState):
+        return error
+    parts = ticket.parts if isinstance(ticket, PartsTicket) else [ticket]
+    before = 0
+    for part in parts:
+        if not isinstance(part, StepTicket):
+            break
+        arrays = _arrays(part.lane, part.inputs, part.steps)
+        note = _first(layout, arrays, before)
+        if note:
+            return _with(error, f"session {id!r}: {note}")
+        before += part.steps
+    return _with(error, f"session {id!r}: all inputs are finite numbers")
+
+
+def of_row(layout: Layout, ticket: PoolTicket, row: int, who: Callable[[int], str]) -> StatestreamError:
+    """The error of one row of a pool's step."""
+    error = ticket.errors[row]
+    if not isinstance(error, NonFiniteState):
+        return error
+    count = len(ticket.handles)
+    arrays = {
+        name: array[row]
+        for name, array in _arrays(ticket.lane, ticket.inputs, count * ticket.steps, (count, ticket.steps)).items()
+    }
+    if not isinstance(ticket.lengths, int):
+        arrays = {name: array[: ticket.lengths[row]] for name, array in arrays.items()}
+    return _with(error, f"session {who(row)!r}: {_first(layout, arrays, 0) or 'all inputs are finite numbers'}")
+
+
+def of_history(
+    layout: Layout, error: StatestreamError, inputs: Mapping[str, Array], names: Sequence[Any] | None
+) -> StatestreamError:
+    """The error of a forecast from past inputs, [N, T, …]; `names` has the series'."""
+    if not isinstance(error, NonFiniteState):
+        return error
+    for series in range(len(next(iter(inputs.values())))):
+        note = _first(layout, {name: array[series] for name, array in inputs.items()}, 0)
+        if note:
+            return _with(error, f"series {series if names is None else names[series]!r}: {note}")
+    return error
+
+
+def _arrays(lane: Lane, inputs: Sequence[bytes], steps: int, lead: tuple[int, ...] | None = None) -> dict[str, Array]:
+    return {
+        name: np.frombuffer(data, dtype).reshape(*(lead or (steps,)), *shape)
+        for name, dtype, shape, data in zip(lane.names, lane.dtypes, lane.shapes, inputs, strict=True)
+    }
+
+
+def _first(layout: Layout, arrays: Mapping[str, Array], before: int) -> str:
+    """The first number of [T, …] by input that is not finite, in words; empty where all are."""
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        step, *index = np.argwhere(~np.isfinite(array))[0].tolist()
+        columns = layout.wanted[layout.names.index(name)].columns
+        where = f", column {columns[index[-1]]!r}" if index and columns else f", at {index}" if index else ""
+        return f"{name} is {array[(step, *index)]} in step {before + step} of those that came{where}"
+    return ""
+
+
+def _with(error: StatestreamError, note: str) -> StatestreamError:
+    return type(error)(f"{error.message} ({note})", metadata=error.metadata, retry_after=error.retry_after)

@@ -1,0 +1,278 @@
+"""Arguments that cannot be fail at the call, with both twins: what came, what was expected, and nothing is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import statestream
+from statestream import Settings, aio
+from statestream.arguments import parse_addresses
+from statestream.errors import NonFiniteState, SessionNotFound
+from tests.client.fake_server import Fake
+from tests.client.twins import Connect, Twin
+from tests.client.world import FEATURES, ones
+
+NOT_TEXT: list[Any] = [None, 5, b"sum", ["sum"], True]
+NOT_WHOLE: list[Any] = ["3", 2.0, True, [1], np.float32(2), None]
+NOT_FLAGS: list[Any] = ["no", 0, 1, None]
+NOT_VERSIONS: list[Any] = ["1", 1.0, True, [1]]
+FEW: list[Any] = [0, -1, np.int64(-5)]
+
+
+class Later:
+    """An asynchronous source of steps."""
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        yield ones()
+
+
+WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Exception], ...]]]] = {
+    # by method: by parameter: values, and what each of them is
+    "client.session": {
+        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "id": ([5, b"a", ["a"], "", "x" * 257, "\ud800"], (TypeError, ValueError)),
+        "mode": ([None, "open", 1, ["create"]], (TypeError, ValueError)),
+        "version": ([*NOT_VERSIONS, *FEW, 2**63], (TypeError, ValueError)),
+        "upgrade": (["newest", 1.0, 0, -1, [1]], (TypeError, ValueError)),
+        "initial_state": ([5, "zeros", [1, 2], np.zeros(2)], TypeError),
+        "return_replies": (NOT_FLAGS, TypeError),
+    },
+    "client.sessions": {
+        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "n": (["3", 2.0, True, -1], (TypeError, ValueError)),
+        "ids": (["abc", b"abc", 5, ["a", 5], ["a", None], ["a", "a"], [""]], (TypeError, ValueError)),
+        "mode": ([None, "open", 1], (TypeError, ValueError)),
+        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+        "upgrade": (["newest", 1.0, 0], (TypeError, ValueError)),
+        "initial_state": ([5, [1, 2]], TypeError),
+        "return_replies": (NOT_FLAGS, TypeError),
+    },
+    "client.restore": {
+        "snapshot": (["text", None, 5, ["a"]], TypeError),
+        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "id": ([5, "", b"a"], (TypeError, ValueError)),
+        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+        "upgrade": (["newest", 1.0, 0], (TypeError, ValueError)),
+    },
+    "client.predict": {
+        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "outputs": (["y", 5, [5], [None], ["y", "y"]], (TypeError, ValueError)),
+        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+    },
+    "client.forecast": {
+        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "h": ([*NOT_WHOLE, *FEW, 2**32], (TypeError, ValueError)),
+        "quantiles": ([[0.5]], statestream.Unsupported),
+        "level": ([[80]], statestream.Unsupported),
+        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+    },
+    "client.generate": {
+        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "text": ([5, None, b"king", ["king"], "\ud800"], (TypeError, ValueError)),
+        "max_tokens": (["3", 2.0, True, 0, -1, 2**32], (TypeError, ValueError)),
+        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+    },
+    "client.load_model": {
+        "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+    },
+    "client.unload_model": {
+        "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+    },
+    "client.list_sessions": {"model": ([5, b"sum", ["sum"], ""], (TypeError, ValueError))},
+    "session.step": {"x": ([None, "x", b"x", {1.0}, object(), Later()], statestream.BadTensor)},
+    "session.stream": {
+        "items": ([None, 5, "xy", {"x": ones()}], TypeError),
+        "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
+    },
+    "session.forecast": {"h": ([*NOT_WHOLE, *FEW, 2**32], (TypeError, ValueError))},
+    "session.fork": {"id": ([5, b"a", "", "x" * 257], (TypeError, ValueError))},
+    "pool.step": {
+        "x": ([None, "x", object()], statestream.BadTensor),
+        "rows": ([5, "01", [0, 0], [9], [0.5], [True]], (ValueError, IndexError, statestream.BadTensor)),
+        "lengths": ([5, "11", [1], [2.0, 1.0], [True, False], [9, 9]], statestream.BadTensor),
+    },
+    "pool.stream": {
+        "items": ([None, 5, "xy", {"x": ones(2)}, pd.DataFrame({"a": [1.0]})], TypeError),
+        "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
+        "return_errors": (NOT_FLAGS, TypeError),
+    },
+}
+
+GOOD: dict[str, dict[str, Any]] = {
+    "client.session": {"model": "sum"},
+    "client.sessions": {"model": "sum"},
+    "client.restore": {"snapshot": b"", "model": "sum"},
+    "client.predict": {"model": "double", "x": ones(2)},
+    "client.forecast": {"model": "sum", "history": ones(3)},
+    "client.generate": {"model": "upper", "text": "king"},
+    "client.load_model": {"name": "sum"},
+    "client.unload_model": {"name": "sum"},
+    "session.stream": {"items": [ones()]},
+    "pool.step": {"x": ones(2)},
+    "pool.stream": {"items": [ones(2)]},
+}
+
+UNTESTED = {"client.predict": {"x"}, "client.forecast": {"history"}, "client.session": {"history"}}
+"""Arrays, of which tests/client/test_tables.py has more."""
+
+
+def test_every_parameter_of_every_method_is_in_the_table() -> None:
+    for name in ("Client", "Session", "Pool"):
+        for method, member in inspect.getmembers(getattr(statestream, name), inspect.isfunction):
+            where = f"{name.lower()}.{method}"
+            if not method.startswith("_"):
+                parameters = set(inspect.signature(member).parameters) - {"self"} - UNTESTED.get(where, set())
+                assert parameters == set(WRONG.get(where, {})), where
+
+
+async def called(call: Any, **arguments: Any) -> Any:
+    """What a call of either twin gives, without a step of what it may give to iterate over."""
+    found = call(**arguments)
+    return await found if inspect.isawaitable(found) else found
+
+
+@pytest.mark.parametrize("where", WRONG)
+async def test_a_wrong_argument_fails_at_the_call(connect: Connect, twin: Twin, fake: Fake, where: str) -> None:
+    client = await connect()
+    things = {
+        "client": client,
+        "session": await twin.call(client.session, "sum"),
+        "pool": await twin.call(client.sessions, "sum", 2),
+    }
+    for name in ("double", "upper", "sum"):
+        await twin.call(client.load_model, name)
+    owner, method = where.split(".")
+    call = getattr(things[owner], method)
+    for parameter, (values, kind) in WRONG[where].items():
+        for value in values:
+            sent, frames = len(fake.routes), len(fake.world.frames)
+            with pytest.raises(kind) as caught:
+                await called(call, **{**GOOD.get(where, {}), parameter: value})
+            message = getattr(caught.value, "message", str(caught.value))
+            assert re.search("expect|leave out|rows", message), (parameter, value, message)
+            assert len(fake.world.frames) == frames, (parameter, value)
+            assert {route for route, _ in fake.routes[sent:]} <= {"GetModel"}, (parameter, value)
+    assert (await twin.call(things["session"].step, ones())).tolist() == [1, 1]
+
+
+SETTINGS: dict[str, list[Any]] = {
+    "connect_timeout": ["5", None, 0, -1, True, float("nan"), float("inf"), 1e12],
+    "retry_timeout": ["5", None, 0, -1, True, float("nan")],
+    "replay_buffer_bytes": ["5", None, 0, -1, True, 1e6],
+    "shards": ["2", None, 0, -1, True, 1.5],
+    "on_full": [None, "wait", 5, ["block"]],
+    "on_reconnect": [5, "print"],
+    "settings": [5, {"shards": 2}, "fast"],
+    "address": [None, 5, "", "localhost", "localhost:", "localhost:http", "localhost:0", "localhost:65536", "a/b:1"],
+}
+
+
+@pytest.mark.parametrize("parameter", SETTINGS)
+@pytest.mark.parametrize("package", [statestream, aio])
+def test_connect_fails_at_the_call(package: Any, parameter: str) -> None:
+    for value in SETTINGS[parameter]:
+        with pytest.raises((TypeError, ValueError), match="expected"):
+            package.connect(**{parameter: value})
+
+
+@pytest.mark.parametrize("parameter", ["keepalive", "replay_seconds", "max_message_bytes", "route_key"])
+def test_settings_say_what_is_wrong_with_them(parameter: str) -> None:
+    wrong: list[Any] = ["x\n", None, -1, True, [1]]
+    for value in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"{parameter} is .* expected"):
+            Settings(**{parameter: value})
+
+
+@pytest.mark.parametrize("package", [statestream, aio])
+def test_settings_and_single_ones_do_not_go_together(package: Any) -> None:
+    with pytest.raises(ValueError, match="retry_timeout came beside settings"):
+        package.connect("localhost:8001", retry_timeout=5.0, settings=Settings())
+
+
+def test_an_address_needs_no_scheme() -> None:
+    for wrong in ("http://localhost:8001", "https://localhost:8001/x", "grpc://localhost:8001"):
+        with pytest.raises(
+            ValueError, match=r"expected 'host:port' without (http|https|grpc)://, as in 'localhost:8001'"
+        ):
+            parse_addresses(wrong)
+    assert parse_addresses("dns:///localhost:8001, [::1]:8001") == ("dns:///localhost:8001", "[::1]:8001")
+
+
+async def test_what_was_not_awaited_says_so(fake: Fake) -> None:
+    opening = aio.connect(fake.address)
+    with pytest.raises(AttributeError, match=r"'session' of a client that is not open yet: await it first"):
+        opening.session("sum")  # type: ignore[attr-defined]
+    wrong: Any = opening
+    with pytest.raises(TypeError, match=r"async with … as client"), wrong:
+        pass
+    async with opening as client:
+        for one in (client.session("sum"), client.sessions("sum", 2)):
+            with pytest.raises(AttributeError, match=r"'step' of a (session|pool) that is not open yet"):
+                one.step(ones())  # type: ignore[union-attr]
+            await (await one).close()
+        forgotten = client.session("sum")
+        with pytest.warns(RuntimeWarning, match="a session was never opened: await it first"):
+            del forgotten
+
+
+async def test_a_synchronous_stream_takes_no_asynchronous_source(fake: Fake) -> None:
+    def walk() -> None:
+        with (
+            statestream.connect(fake.address) as client,
+            client.session("sum") as session,
+            pytest.raises(TypeError, match=r"asynchronous; expected an iterable, or the client of statestream.aio"),
+        ):
+            session.stream(Later())  # type: ignore[arg-type]
+
+    await asyncio.to_thread(walk)
+
+
+async def test_a_past_that_is_refused_leaves_no_session(connect: Connect, twin: Twin) -> None:
+    """Else the next try would find one that exists, and go on without its past."""
+    client = await connect()
+    for bad, kind in ((ones(3)[:, :1], statestream.BadTensor), (np.full((3, FEATURES), np.nan), NonFiniteState)):
+        with pytest.raises(kind):
+            await twin.call(client.session, "sum", "station-7", history=bad)
+        with pytest.raises(SessionNotFound):
+            await twin.call(client.session, "sum", "station-7", mode="resume")
+    session = await twin.call(client.session, "sum", "station-7", history=ones(3))
+    assert (session.created, session.position) == (True, 3)
+    with pytest.raises(statestream.BadTensor):
+        await twin.call(client.session, "sum", "station-7", mode="replace", history=[["a", "b"]])
+    assert (await twin.call(session.step, ones())).tolist() == [4, 4]
+
+
+async def test_what_is_not_finite_is_named_with_its_session(connect: Connect, twin: Twin, fake: Fake) -> None:
+    fake.models["sum"].signature.inputs[0].columns.extend(["a", "b"])
+    client = await connect()
+    session = await twin.call(client.session, "sum", "station-7")
+    x = np.zeros((300, FEATURES))
+    x[270, 1] = np.nan
+    wanted = r"session 'station-7': x is nan in step 270 of those that came, column 'b'"
+    with pytest.raises(NonFiniteState, match=wanted):
+        await twin.call(session.step, x)
+    pool = await twin.call(client.sessions, "sum", ids=list("pqr"))
+    x = np.zeros((2, 3, FEATURES))
+    x[1, 2, 0] = np.inf
+    with pytest.raises(
+        statestream.PoolError, match=r"1 of 2 rows failed; row 1 \('p'\): .*x is inf in step 2"
+    ) as caught:
+        await twin.call(pool.step, x, [2, 0])
+    assert "session 'p'" in str(caught.value.errors[1])
+
+
+async def test_a_client_says_whose_it_is(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect()
+    assert repr(client) == f"<Client of {fake.address}>"
+    await twin.call(client.close)
+    assert repr(client) == f"<Client of {fake.address}, closed>"
