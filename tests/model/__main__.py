@@ -9,7 +9,8 @@ import sys
 
 from tests.model import words
 from tests.model.explorer import explore
-from tests.model.rules import ALL, HOLDS, HOLDS_LONGER, NAMES, SHOWN_BY, Rules, Setting
+from tests.model.rules import ALL, NAMES, Rules, Setting
+from tests.model.settings import HOLDS, HOLDS_LONGER, SHOWN_BY
 
 
 def main() -> int:
