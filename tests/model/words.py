@@ -80,6 +80,9 @@ def _sentence(state: State, event: Event) -> str:
         late = state.left[at]
         return f"{'AB'[late.owner]} takes, late, from a connection that was given up: {_message(late.up[0])}"
     row = state.owners[at].row
+    ends = "and replies" if not state.sync else "the reply waits for its save"
+    if row is not None and row.queue and state.deaths >= 0 and not row.queue[0][1]:
+        ends = "and dies of it"
     return {
         "decide": f"the store decides {who}'s claim",
         "install": f"the store's answer reaches {who}: the session is open there",
@@ -88,7 +91,7 @@ def _sentence(state: State, event: Event) -> str:
         "put": f"{who} puts the state into the row",
         "unary": f"{who} takes a chunk that came as a call of its own; it waits out the claim",
         "unpark": f"{who} goes on with the chunk that waited out the claim",
-        "run": f"{who} runs the oldest chunk in its queue, at position {len(row.memory) if row else 0}, and replies",
+        "run": f"{who} runs the oldest chunk in its queue, at position {len(row.memory) if row else 0}, {ends}",
         "capture": f"{who} captures a checkpoint at position {len(row.memory) if row else 0}",
         "write": f"{who}'s checkpoint reaches the store",
         "revalidate": f"{who} asks the store whether the session is still its own",
