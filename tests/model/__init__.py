@@ -1,9 +1,12 @@
 """A small model of the session protocol, and an exhaustive search of what can happen in it.
 
-The chapter in five parts:
+The chapter in parts:
 
 - `rules`     the rules of the protocol, one switch each, and the faults that a search may use
+- `settings`  which searches are made
 - `state`     what there is: a client, a wire, two owners, a store
+- `store`     what the store decides
+- `claims`    how an owner comes to have a session
 - `owner`     what an owner does with frames, queue and store
 - `client`    what the client does with its inputs and with answers
 - `world`     every event that is possible in a state

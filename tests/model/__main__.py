@@ -1,4 +1,4 @@
-"""`python -m tests.model` searches with all rules; with `--explain` it takes each rule away."""
+"""`python -m tests.model` searches with all rules; with `--explain` or `--faults` it takes each rule away."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import sys
 
 from tests.model import words
 from tests.model.explorer import explore
-from tests.model.rules import ALL, HOLDS, HOLDS_LONGER, NAMES, SHOWN_BY, Rules, Setting
+from tests.model.rules import ALL, NAMES, Rules, Setting
+from tests.model.settings import CURES, HOLDS, HOLDS_LONGER, SHOWN_BY
 
 
 def main() -> int:
     """Prints what was found; 1 where it is not what the protocol promises."""
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)
     parser.add_argument("--deep", action="store_true", help="search the large settings too; takes minutes")
+    parser.add_argument(
+        "--faults", action="store_true", help="find the faults that the code had, each without its cure"
+    )
     parser.add_argument("--explain", action="store_true", help="take each rule away and tell the shortest schedule")
     arguments = parser.parse_args()
     if arguments.explain:
-        return max([_explain(name) for name in NAMES])
+        return max([_explain(name, _text(name), name, SHOWN_BY[name]) for name in NAMES])
+    if arguments.faults:
+        return max([_explain(fault, f"Cured by {name}.\n", name, setting) for fault, (name, setting) in CURES.items()])
     print("| setting | states | longest schedule | seconds | |\n| --- | --- | --- | --- | --- |")
     return max([_search(setting) for setting in (*HOLDS, *(HOLDS_LONGER if arguments.deep else ()))])
 
@@ -33,10 +39,10 @@ def _search(setting: Setting) -> int:
     return int(bool(found.violation))
 
 
-def _explain(name: str) -> int:
-    setting, rules = SHOWN_BY[name], ALL.without(name)
+def _explain(title: str, text: str, name: str, setting: Setting) -> int:
+    rules = ALL.without(name)
     found = explore(setting, rules)
-    print(f"### {name}\n\n{_text(name)}\nWithout it ({words.faults(setting)}; {found.states:,} states):\n")
+    print(f"### {title}\n\n{text}\nWithout it ({words.faults(setting)}; {found.states:,} states):\n")
     lines = words.sentences(setting, rules, found) if found.violation else ["→ nothing was found"]
     for number, line in enumerate(lines[:-1], 1):
         print(f"{number}. {line}")

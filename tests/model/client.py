@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from tests.model import state as st
-from tests.model.rules import Rules
+from tests.model.owner import ends
+from tests.model.rules import STATES, Rules
 from tests.model.state import Client, Message, State, Violation, Wire
 
 PIPELINE = 2
@@ -31,7 +32,9 @@ def connect(state: State, rules: Rules, at: int) -> State | None:
     rises = rules.incarnations_rise or client.bound or not client.incarnation
     number = state.connections + 1
     state = state._replace(wire=Wire(number, at), connections=number)
-    return open_session(state, rises=rises)
+    if client.intent == st.FORKED:
+        return _make(state, st.CREATE)
+    return _uncertain(state) if client.intent == st.RESTORE else open_session(state, rises=rises)
 
 
 def open_session(state: State, *, rises: bool = True) -> State:
@@ -41,8 +44,25 @@ def open_session(state: State, *, rises: bool = True) -> State:
         phase=st.OPENING, incarnation=client.incarnation + rises, sent=client.delivered, got=client.delivered
     )
     mode = st.REPLACE if client.intent == st.RESET else st.EITHER
-    frame = (st.OPEN, mode, client.incarnation, client.seen, client.floor, client.delivered, client.wants_replies)
+    knows = client.seen, client.floor, client.delivered
+    if client.intent == st.UNCERTAIN:
+        knows = 0, 0, 0
+    begin = (client.base, ()) if client.base and client.born == STATES else None
+    frame = (st.OPEN, mode, client.incarnation, *knows, client.wants_replies, begin)
     return say(state._replace(client=client), frame)
+
+
+def _make(state: State, mode: int) -> State:
+    """Asks for the session to be made with a state: forked (mode create), or restored."""
+    client = state.client._replace(phase=st.OPENING, incarnation=state.client.incarnation + 1)
+    after = renewed(client) if mode == st.REPLACE else client
+    begin = (after.base, after.inputs[: after.delivered])
+    return say(state._replace(client=client), (st.MAKE, mode, client.incarnation, begin))
+
+
+def _uncertain(state: State) -> State:
+    """A restore failed: the application opens the session and goes on with what it finds."""
+    return open_session(state._replace(client=state.client._replace(intent=st.UNCERTAIN)))
 
 
 def send(state: State) -> State | None:
@@ -75,6 +95,11 @@ def receive(state: State, rules: Rules) -> State | None:
     client, kind = state.client, message[0]
     if kind == st.OPENED and client.phase == st.OPENING:
         return _opened(state, *message[1:])
+    if kind == st.MADE and client.phase == st.OPENING:
+        made = client if client.intent == st.FORKED else renewed(client)
+        return open_session(state._replace(client=made._replace(intent=st.STEP)))
+    if kind == st.OTHER:
+        return state._replace(client=client._replace(owed=0))
     if kind == st.CLOSED and client.intent == st.FORGET:
         return _deleted(state)
     if kind == st.ERROR:
@@ -84,14 +109,16 @@ def receive(state: State, rules: Rules) -> State | None:
     if kind == st.DURABLE:
         client = client._replace(durable=max(client.durable, message[1]))
     elif kind == st.RESULT:
-        client = _result(client, message[1], message[2])
+        client = _result(client, *message[1:])
     return state._replace(client=_pruned(client, rules))
 
 
-def _result(client: Client, output: st.Memory, durable: int) -> Client:
+def _result(client: Client, base: int, output: st.Memory, durable: int) -> Client:
     start = len(output) - 1
     if start != client.got:
         return client  # Nobody waits for it: a duplicate.
+    if base != client.base:
+        raise Violation("the application received an output of another state than the one that it began with")
     if output != client.inputs[: start + 1]:
         raise Violation("the application received an output that is not that of its inputs, each once and in order")
     return client._replace(
@@ -105,8 +132,14 @@ def _pruned(client: Client, rules: Rules) -> Client:
     return client._replace(floor=max(client.floor, until))
 
 
-def _opened(state: State, epoch: int, position: int, durable: int) -> State:
+def _opened(state: State, epoch: int, position: int, durable: int, base: int, memory: st.Memory) -> State:
     client = state.client
+    if client.intent == st.UNCERTAIN:
+        after = renewed(client)
+        if (base, memory) == (after.base, after.inputs[: after.delivered]):
+            client = after
+        elif (base, memory) != (client.base, client.inputs[: len(memory)]):
+            raise Violation("a restore that failed left neither the session as it was nor the one that was to be")
     if position < client.floor:
         raise Violation("a silent restart: the session begins again below what the client can replay")
     if client.fresh and position:
@@ -122,7 +155,7 @@ def _opened(state: State, epoch: int, position: int, durable: int) -> State:
         bound=True,
         wants_replies=False,
         fresh=False,
-        intent=st.STEP if client.intent == st.RESET else client.intent,
+        intent=st.STEP if client.intent in (st.RESET, st.UNCERTAIN) else client.intent,
     )
     state = state._replace(client=client)
     return say(state, (st.DELETE,)) if client.intent == st.FORGET else state
@@ -130,8 +163,16 @@ def _opened(state: State, epoch: int, position: int, durable: int) -> State:
 
 def _refused(state: State, reason: str, start: int) -> State:
     client = state.client
+    if start < 0 and client.phase != st.READY:
+        return state  # It is of a claim that the open on its way follows.
     if reason == st.LOST and client.intent == st.FORGET:
         return _deleted(state)  # As gone as it was meant to be.
+    if reason == st.UNAVAILABLE:
+        if client.phase != st.OPENING:
+            return state
+        if client.intent == st.FORKED:
+            return _make(state, st.CREATE)
+        return _uncertain(state) if client.intent == st.RESTORE else open_session(state)
     if reason in (st.GAP, st.UNKNOWN):
         return open_session(state) if client.phase == st.READY else state
     if reason == st.APPLIED:
@@ -139,6 +180,7 @@ def _refused(state: State, reason: str, start: int) -> State:
             raise Violation("the client is told that a chunk was applied, and never gets its output")
         return state._replace(client=client._replace(got=client.got + (start == client.got)))
     meant = (reason == st.LOST and state.store.forgot) or (reason == st.CONFLICT and client.changed)
+    meant = meant or (reason == st.MOVED and state.store.visited) or (reason == st.POISONED and state.deaths > 1)
     if not meant:
         raise Violation(f"the only client is told {reason}, and nothing of the kind has happened")
     return state._replace(client=client._replace(phase=st.TOLD, told=reason))
@@ -146,8 +188,17 @@ def _refused(state: State, reason: str, start: int) -> State:
 
 def anew(client: Client) -> Client:
     """A client whose application begins a new history, with other inputs."""
-    inputs = tuple(value + 100 for value in client.inputs)
-    return client._replace(inputs=inputs, delivered=0, floor=0, durable=0, sent=0, got=0, acked=0, changed=False)
+    inputs, base = tuple(value + 100 for value in client.inputs), client.base and client.base + 1
+    return client._replace(
+        base=base, inputs=inputs, delivered=0, floor=0, durable=0, sent=0, got=0, acked=0, changed=False
+    )
+
+
+def renewed(client: Client) -> Client:
+    """A client whose session was restored: one input of another history was applied, others are to come."""
+    other = anew(client)
+    inputs = (500, *other.inputs)
+    return other._replace(base=7, inputs=inputs, delivered=1, floor=1, sent=1, got=1, acked=1, seen=0, bound=False)
 
 
 def _deleted(state: State) -> State:
@@ -161,6 +212,27 @@ def reset(state: State) -> State | None:
     if client.phase != st.READY or client.intent != st.STEP or client.sent != client.got or not client.sent:
         return None
     return open_session(state._replace(client=anew(client)._replace(intent=st.RESET)))
+
+
+def restore(state: State) -> State | None:
+    """The application restores the session from a snapshot; all it sent is answered."""
+    client = state.client
+    if client.phase != st.READY or client.intent != st.STEP or client.sent != client.got or not client.sent:
+        return None
+    return _make(state._replace(client=client._replace(intent=st.RESTORE)), st.REPLACE)
+
+
+def again(state: State) -> State | None:
+    """Another task opens the session over the same connection, while the first one waits for replies."""
+    client, wire = state.client, state.wire
+    if client.phase != st.READY or client.intent != st.STEP or wire is None or wire.up or wire.before:
+        return None
+    if client.sent == client.got or any(ends(message, client.sent) for message in wire.down):
+        return None
+    number = state.connections + 1
+    wire = wire._replace(number=number, before=wire.number, down=())
+    client = client._replace(owed=client.sent)
+    return open_session(state._replace(client=client, wire=wire, connections=number))
 
 
 def delete(state: State) -> State | None:
@@ -179,7 +251,7 @@ def disconnected(state: State, *, heard: bool = False) -> State:
     left = state.left
     if wire.up or heard:
         left = (*left, wire._replace(down=(), heard=heard))
-    return state._replace(wire=None, left=left, client=client._replace(phase=st.OFF))
+    return state._replace(wire=None, left=left, client=client._replace(phase=st.OFF, owed=0))
 
 
 def restarted(state: State, *, changed: bool, twin: bool = False) -> State | None:

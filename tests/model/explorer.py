@@ -53,7 +53,7 @@ def explore(setting: Setting, rules: Rules = ALL, *, most_states: int = 10_000_0
         most_states: Where to stop.
     """
     began = time.perf_counter()
-    first = start(setting.chunks, setting.faults)
+    first = start(setting)
     seen, fine = {hash(first)}, set[int]()
     parents, choices = array("q", [-1]), array("b", [-1])
     level, depth = [(0, first)], 0
@@ -109,7 +109,7 @@ def _schedule(
     while number:
         wanted.append(choices[number])
         number = parents[number]
-    state, events = start(setting.chunks, setting.faults), list[Event]()
+    state, events = start(setting), list[Event]()
     for choice in reversed(wanted):
         for at, (event, after) in enumerate(successors(state, rules)):
             if at == choice and isinstance(after, State):
@@ -121,7 +121,7 @@ def _schedule(
 
 def replay(setting: Setting, rules: Rules, schedule: tuple[Event, ...]) -> list[State]:
     """The states before each event of a schedule, and the last one that can be reached."""
-    states = [start(setting.chunks, setting.faults)]
+    states = [start(setting)]
     for event in schedule:
         try:
             after = apply(states[-1], rules, event)

@@ -1,7 +1,7 @@
 """What an owner does: takes frames, runs what is queued, checkpoints, looks at the store after a sleep.
 
-The same decisions as in the server: claims and saves as in stores/rules.py, rows as in placement.py, chunks
-as in intake.py, checkpoints as in saver.py. A function returns None where the event is not possible now.
+The same decisions as in the server: chunks as in intake.py, checkpoints as in saver.py, looks at the store as in
+contact.py; claims are in claims.py. A function returns None where the event is not possible now.
 """
 
 from __future__ import annotations
@@ -9,30 +9,61 @@ from __future__ import annotations
 from typing import Any
 
 from tests.model import state as st
+from tests.model import store as rs
 from tests.model.rules import Rules
-from tests.model.state import Claim, Copy, Message, Row, State, Violation, with_owner
+from tests.model.state import Copy, Message, Owner, Parked, Row, State, Violation, Wire, with_owner
 
-CREATED, HELD, TAKEN = 0, 1, 2
+MOST_DEATHS = 2
+"""Deaths after which an input is not run any more."""
+LOST_STEPS = "steps that an owner has applied are lost, though it lives and no other has the session"
 
 
 def answer(state: State, number: int, *messages: Message) -> State:
     """Sends messages to the client, where it still listens on that connection."""
     wire = state.wire
-    if wire is None or wire.number != number:
+    if wire is None:
         return state
-    return state._replace(wire=wire._replace(down=wire.down + messages))
+    if wire.number == number:
+        return state._replace(wire=wire._replace(down=wire.down + messages))
+    owed = state.client.owed
+    if number and wire.before == number and owed and any(ends(message, owed) for message in messages):
+        return state._replace(wire=wire._replace(down=(*wire.down, (st.OTHER,))))
+    return state
 
 
-def deliver(state: State, rules: Rules, at: int, number: int, frame: Any) -> State | None:
-    """Owner `at` takes a frame of a connection."""
+def ends(message: Any, end: int) -> bool:
+    """Whether a message is the last that a caller waits for who has sent the chunks before `end`."""
+    return message[0] == st.ERROR or (message[0] == st.RESULT and len(message[2]) >= end)
+
+
+def reply(state: State, at: int, number: int, start: int, *, wait: bool = True) -> State:
+    """Sends the reply to the chunk at `start`, or has it wait for its save.
+
+    Raises:
+        Violation: It would leave before it may.
+    """
     owner = state.owners[at]
-    if owner.claim is not None and (owner.claim.number == number or frame[0] in (st.OPEN, st.DELETE)):
-        return None  # A stream's frames are handled one by one, and one open or delete at a time.
-    if frame[0] == st.OPEN:
-        return _open(state, rules, at, number, frame)
+    row = owner.row
+    assert row is not None
+    if state.sync and wait and row.durable <= start:
+        waiting = (*owner.waiting, (number, row.epoch, start))
+        return with_owner(state, at, owner._replace(waiting=waiting))
+    output, record = row.memory[: start + 1], state.store.record
+    saved = record is not None and record.live and record.memory[: start + 1] == output
+    listens = state.wire is not None and state.wire.number == number
+    if state.sync and listens and not saved and not state.store.forgot:
+        raise Violation("in mode sync a reply left before its step was in the store")
+    return answer(state, number, (st.RESULT, row.base, output, row.durable))
+
+
+def chunk(state: State, rules: Rules, at: int, number: int, frame: Any) -> State | None:
+    """Owner `at` takes a frame of a connection that is about its row: a chunk, an acknowledgement, a delete."""
+    owner = state.owners[at]
     row = owner.row
     if owner.unsure and rules.replies_are_fenced:
         return None
+    if owner.claim is not None and (rules.fence_lasts or frame[0] == st.DELETE):
+        return None  # It waits to see whose the session is.
     if row is None or (row.bound != number and rules.frames_are_fenced):
         return answer(state, number, (st.ERROR, st.UNKNOWN, frame[1] if frame[0] == st.CHUNK else 0))
     if frame[0] == st.DELETE:
@@ -42,11 +73,12 @@ def deliver(state: State, rules: Rules, at: int, number: int, frame: Any) -> Sta
     row = row._replace(acked=acked, oldest=max(row.oldest, acked))
     if frame[0] == st.ACK:
         return with_owner(state, at, owner._replace(row=row))
-    return _chunk(state, rules, at, number, frame, row)
+    if frame[2] == 0 and state.deaths >= MOST_DEATHS and rules.poison_is_quarantined:
+        return answer(state, number, (st.ERROR, st.POISONED, frame[1]))
+    return _chunk(state, rules, at, number, frame[1], frame[2], row)
 
 
-def _chunk(state: State, rules: Rules, at: int, number: int, frame: Any, row: Row) -> State | None:
-    _, start, value, _ = frame
+def _chunk(state: State, rules: Rules, at: int, number: int, start: int, value: int, row: Row) -> State | None:
     applied, accepted = len(row.memory), row.next
     if start == accepted:
         row = row._replace(queue=(*row.queue, (number, value)), next=accepted + 1)
@@ -57,19 +89,59 @@ def _chunk(state: State, rules: Rules, at: int, number: int, frame: Any, row: Ro
     if start > accepted or not rules.duplicates_are_answered:
         return answer(state, number, (st.ERROR, st.GAP, start))
     if start >= row.oldest and (row.memory[start] == value or not rules.digests_are_compared):
-        return answer(state, number, (st.RESULT, row.memory[: start + 1], row.durable))
+        return reply(state, at, number, start)
     if start < row.oldest and start < row.acked:
         return answer(state, number, (st.ERROR, st.APPLIED, start))
     return answer(state, number, (st.ERROR, st.CONFLICT, start))
 
 
+def park(state: State, at: int) -> State | None:
+    """A chunk comes as a call of its own, for a session that is being claimed."""
+    owner, wire = state.owners[at], state.wire
+    row = owner.row
+    if owner.claim is None or row is None or owner.parked is not None:
+        return None
+    if wire is not None and _may_park(wire, at, row):
+        frame: Any = wire.up[0]
+        state = state._replace(wire=wire._replace(up=wire.up[1:]))
+    else:
+        found = next((other for other in state.left if _may_park(other, at, row)), None)
+        if found is None:
+            return None
+        frame = found.up[0]
+        rest = tuple(other._replace(up=other.up[1:]) if other is found else other for other in state.left)
+        state = state._replace(left=tuple(other for other in rest if other.up or other.heard))
+    return with_owner(state, at, owner._replace(parked=Parked(row.bound, row.epoch, frame[1], frame[2])))
+
+
+def _may_park(wire: Wire, at: int, row: Row) -> bool:
+    return wire.owner == at and wire.number == row.bound and bool(wire.up) and wire.up[0][0] == st.CHUNK
+
+
+def unpark(state: State, rules: Rules, at: int) -> State | None:
+    """A chunk has waited out a claim."""
+    owner = state.owners[at]
+    parked, row = owner.parked, owner.row
+    if parked is None or owner.claim is not None or (owner.unsure and rules.replies_are_fenced):
+        return None
+    number, epoch, start, value = parked
+    state = with_owner(state, at, owner._replace(parked=None))
+    if row is None or (row.epoch != epoch and rules.chunks_name_their_claim):
+        return answer(state, number, (st.ERROR, st.MOVED, start))
+    if start == row.next and row.epoch != epoch:
+        raise Violation("a chunk of an older claim is applied after a newer one stands")
+    return _chunk(state, rules, at, number, start, value, row)
+
+
 def run(state: State, rules: Rules, at: int) -> State | None:
-    """Applies the oldest queued chunk; its reply leaves."""
+    """Applies the oldest queued chunk; its reply leaves, or waits for its save."""
     owner = state.owners[at]
     row = owner.row
     if row is None or not row.queue or (owner.unsure and rules.replies_are_fenced):
         return None
     (number, value), queue = row.queue[0], row.queue[1:]
+    if value == 0 and state.deaths >= 0:
+        return crash(state._replace(deaths=state.deaths + 1), at)
     memory = (*row.memory, value)
     row = row._replace(memory=memory, queue=queue, dirty=True)
     state = with_owner(state, at, owner._replace(row=row))
@@ -80,119 +152,19 @@ def run(state: State, rules: Rules, at: int) -> State | None:
         raise Violation("the session's memory is not the client's inputs, each once and in order")
     if owner.unsure and not current and any(wire.heard and wire.number == number for wire in state.left):
         raise Violation("an owner that slept answered for a session that had moved")
-    return answer(state, number, (st.RESULT, memory, row.durable))
-
-
-def _open(state: State, rules: Rules, at: int, number: int, frame: Any) -> State | None:
-    """Claims the session in the store, and makes its row; `stores.rules.decide` and `Placement.install`."""
-    if state.store.away:
-        return None  # Refused as unavailable and tried again: as if it had come later.
-    _, mode, incarnation, seen, replay, _, _ = frame
-    owner, stored = state.owners[at], state.store.record
-    row = owner.row
-    compares = rules.incarnations_are_compared
-    if compares and rules.rows_compare_incarnations and row is not None and incarnation < row.incarnation:
-        return answer(state, number, (st.ERROR, st.MOVED, 0))
-    if row is not None and rules.open_fences_first:
-        for older, _ in row.queue:
-            state = answer(state, older, (st.ERROR, st.MOVED, 0))
-        row = row._replace(queue=())
-    owner = owner._replace(row=row, unsure=False)
-    state = with_owner(state, at, owner)
-    if stored is not None and incarnation < stored.incarnation and compares:
-        return answer(state, number, (st.ERROR, st.MOVED, 0))
-    live = stored if stored is not None and stored.live else None
-    held = row is not None and (stored is None or (live is not None and live.epoch == row.epoch))
-    if rules.later_epochs_win:
-        # A flushed store may have got a record from an owner that did not know better.
-        if row is not None and live is not None and live.epoch < row.epoch:
-            live, held = None, True
-        if live is not None and live.epoch < seen:
-            live = None
-        held = held and row is not None and row.epoch >= seen
-    anew = mode == st.REPLACE
-    current = len(row.memory) if held and row is not None else len(live.memory) if live is not None else 0
-    if not anew and current < replay and rules.lost_steps_are_told:
-        return answer(state, number, (st.ERROR, st.LOST, current))
-    epoch = stored.epoch if stored is not None else 0
-    if rules.epochs_exceed_seen:
-        epoch = max(epoch, seen, row.epoch if row is not None else 0)
-    epoch += 1
-    if rules.epochs_reach_incarnations:
-        epoch = max(epoch, incarnation)
-    kept = live if not anew else None
-    record = Copy(True, epoch, incarnation, (), 0, 0)
-    if kept is not None:
-        record = kept._replace(epoch=epoch, incarnation=incarnation)
-    verdict = CREATED if anew or (not held and live is None) else HELD if held else TAKEN
-    state = state._replace(store=state.store._replace(record=record))
-    claim = Claim(number, frame, verdict, record)
-    if not rules.fence_lasts:
-        return with_owner(state, at, owner._replace(claim=claim))
-    return _install(state, rules, at, claim)
-
-
-def install(state: State, rules: Rules, at: int) -> State | None:
-    """Makes the row of a claim that was granted before (only without `fence_lasts`)."""
-    claim = state.owners[at].claim
-    if claim is None:
-        return None
-    return _install(with_owner(state, at, state.owners[at]._replace(claim=None)), rules, at, claim)
-
-
-def _install(state: State, rules: Rules, at: int, claim: Claim) -> State:
-    number, frame, verdict, record = claim
-    acked_there, wants = int(frame[5]), bool(frame[6])  # type: ignore[call-overload]
-    owner = state.owners[at]
-    old = owner.row
-    durable = len(record.memory)
-    queue = old.queue if old is not None else ()
-    if verdict == HELD and old is not None:
-        dirty = old.dirty or durable < len(old.memory)
-        row = old._replace(
-            epoch=record.epoch,
-            incarnation=record.incarnation,
-            durable=durable,
-            dirty=dirty,
-            bound=number,
-            next=len(old.memory),
-        )
-    else:
-        _, epoch, incarnation, memory, acked, oldest = record
-        if not rules.records_hold_replies:
-            oldest = len(memory)
-        row = Row(epoch, incarnation, memory, acked, oldest, durable, False, number, len(memory), queue)
-    acked = max(row.acked, min(acked_there, len(row.memory)))
-    row = row._replace(acked=acked, oldest=max(row.oldest, acked))
-    state = with_owner(state, at, owner._replace(row=row))
-    if old is not None and old.bound != number:
-        state = answer(state, old.bound, (st.ERROR, st.MOVED, 0))
-    messages: list[Message] = [(st.OPENED, row.epoch, len(row.memory), durable)]
-    if wants and rules.unacknowledged_replies_return:
-        messages += [(st.RESULT, row.memory[: start + 1], durable) for start in range(row.oldest, len(row.memory))]
-    return answer(state, number, *messages)
+    return reply(state, at, number, len(memory) - 1)
 
 
 def _delete(state: State, rules: Rules, at: int, number: int, row: Row) -> State | None:
     if state.store.away or row.queue:
         return None  # What was sent before runs first.
-    store, record = state.store, state.store.record
-    if record is None or not record.live or record.epoch <= row.epoch:
-        store = store._replace(record=_tombstone(rules, record, row), buried=True)
-    state = with_owner(state._replace(store=store), at, state.owners[at]._replace(row=None))
-    return answer(state, number, (st.CLOSED,))
-
-
-def _tombstone(rules: Rules, record: Copy | None, row: Row) -> Copy | None:
-    """What a delete leaves in the store; `stores.rules.bury`."""
-    if not rules.deletes_leave_tombstones:
-        return None
-    if not rules.tombstones_are_of_the_row:
-        return Copy(False, record.epoch, record.incarnation, (), 0, 0) if record is not None else None
-    epoch, incarnation = row.epoch, row.incarnation
-    if record is not None:
-        epoch, incarnation = max(epoch, record.epoch), max(incarnation, record.incarnation)
-    return Copy(False, epoch, incarnation, (), 0, 0)
+    store = state.store
+    buried, tombstone = rs.bury(rules, store.record, row)
+    if buried:
+        store = store._replace(record=tombstone, buried=True, holder=-1)
+    state = with_owner(state._replace(store=store), at, state.owners[at]._replace(row=None, waiting=(), going=()))
+    told = buried or not rules.refused_deletes_are_told
+    return answer(state, number, (st.CLOSED,) if told else (st.ERROR, st.MOVED, -1))
 
 
 def capture(state: State, at: int) -> State | None:
@@ -201,55 +173,98 @@ def capture(state: State, at: int) -> State | None:
     row = owner.row
     if row is None or not row.dirty or owner.writing is not None:
         return None
-    copy = Copy(True, row.epoch, row.incarnation, row.memory, row.acked, row.oldest)
-    return with_owner(state, at, owner._replace(row=row._replace(dirty=False), writing=copy))
+    copy = Copy(True, row.epoch, row.began, row.incarnation, row.base, row.memory, row.acked, row.oldest, at)
+    owner = owner._replace(row=row._replace(dirty=False), writing=copy, waiting=(), going=owner.waiting)
+    return with_owner(state, at, owner)
 
 
 def write(state: State, rules: Rules, at: int) -> State | None:
     """The checkpoint arrives at the store, and its owner hears how it went; `may_save` and `Saver._settle`."""
     owner, store = state.owners[at], state.store
-    copy, row, stored = owner.writing, owner.row, state.store.record
+    copy, row = owner.writing, owner.row
     if copy is None or store.away:
         return None
-    if stored is None or not rules.writes_compare:
-        saved = True
-    elif stored.live:
-        there, mine = stored.epoch, copy.epoch
-        saved = there == mine and len(stored.memory) <= len(copy.memory)
-        saved = saved or (there < mine and rules.later_epochs_win)
-    else:
-        saved = stored.epoch < copy.epoch
+    record = rs.save(rules, store.record, copy)
     owner = owner._replace(writing=None, unsure=False)
-    if saved:
-        state = state._replace(store=store._replace(record=copy))
+    if record is not None:
+        state = state._replace(store=store._replace(record=record))
+    state = with_owner(state, at, owner)
     if row is None:
-        return with_owner(state, at, owner)
-    if row.epoch != copy.epoch:  # Claimed anew meanwhile: what this write did is not about that claim.
-        return with_owner(state, at, owner._replace(row=row if saved else row._replace(dirty=True)))
-    if saved:
-        durable = max(row.durable, len(copy.memory))
-        state = with_owner(state, at, owner._replace(row=row._replace(durable=durable)))
-        return answer(state, row.bound, (st.DURABLE, durable))
-    if owner.claim is not None:
-        return with_owner(state, at, owner._replace(row=row._replace(dirty=True)))
-    return _drop(with_owner(state, at, owner), at, row)
+        return with_owner(state, at, owner._replace(going=()))
+    if row.epoch == copy.epoch and record is None and owner.claim is None:
+        return _drop(state, at, row)
+    if record is None:
+        row = row._replace(dirty=True)
+    elif row.epoch == copy.epoch:
+        row = row._replace(durable=max(row.durable, len(copy.memory)))
+        if not state.sync:
+            state = answer(state, row.bound, (st.DURABLE, row.durable))
+    # A row that was claimed anew meanwhile has another epoch: what this save did is not about that claim.
+    state = with_owner(state, at, owner._replace(row=row))
+    state = _said(state, at, row) if record is not None else state
+    return _released(state, rules, at)
+
+
+def _said(state: State, at: int, row: Row) -> State:
+    """Tells who waited for the row to be saved, where it is."""
+    owner = state.owners[at]
+    unsaid = owner.unsaid
+    if unsaid is None or unsaid.begin is not None or row.dirty:
+        return state
+    return answer(with_owner(state, at, owner._replace(unsaid=None)), unsaid.number, unsaid.message)
+
+
+def _released(state: State, rules: Rules, at: int) -> State:
+    """Lets replies leave whose save is over, and those that have come since, where there is nothing more to save."""
+    owner = state.owners[at]
+    row = owner.row
+    assert row is not None
+    over, waiting = owner.going, owner.waiting
+    if not row.dirty:
+        over, waiting = over + waiting, ()
+    kept = list[tuple[int, int, int]]()
+    state = with_owner(state, at, owner._replace(going=(), waiting=()))
+    for number, epoch, start in over:
+        if row.epoch != epoch:
+            continue  # Who had it hears of it by the claim that followed.
+        if row.durable <= start and rules.replies_wait_for_their_save:
+            kept.append((number, epoch, start))
+        else:
+            state = reply(state, at, number, start, wait=False)
+    return with_owner(state, at, state.owners[at]._replace(waiting=(*kept, *waiting)))
 
 
 def revalidate(state: State, rules: Rules, at: int) -> State | None:
     """An owner that slept asks the store whether the session is still its own."""
-    owner, stored = state.owners[at], state.store.record
+    owner = state.owners[at]
     row = owner.row
-    if not owner.unsure or row is None or state.store.away:
+    if not owner.unsure or row is None or state.store.away or owner.claim is not None:
         return None
     state = with_owner(state, at, owner._replace(unsure=False))
-    if stored is None or (stored.live and stored.epoch == row.epoch):
-        return state
-    if rules.later_epochs_win and stored.epoch < row.epoch:
-        return state
-    return _drop(state, at, row)
+    return _drop(state, at, row) if rs.moved(rules, state.store.record, row) else state
 
 
 def _drop(state: State, at: int, row: Row) -> State:
     """The session has moved; whoever has it here hears so."""
-    state = with_owner(state, at, state.owners[at]._replace(row=None))
-    return answer(state, row.bound, (st.ERROR, st.MOVED, 0))
+    record = state.store.record
+    there = len(record.memory) if record is not None and record.live else 0
+    if state.store.holder == at and len(row.memory) > there:
+        raise Violation(LOST_STEPS)
+    state = with_owner(state, at, state.owners[at]._replace(row=None, waiting=(), going=(), unsaid=None))
+    return answer(state, row.bound, (st.ERROR, st.MOVED, -1))
+
+
+def crash(state: State, at: int) -> State:
+    """The process dies and starts again, empty."""
+    if state.wire is not None and state.wire.owner == at:
+        state = state._replace(wire=None, client=state.client._replace(phase=st.OFF, owed=0))
+    left = tuple(wire for wire in state.left if wire.owner != at)
+    store = state.store
+    record, late = store.record, store.late
+    if store.holder == at:
+        store = store._replace(holder=-1)
+    if record is not None and record.owner == at:
+        store = store._replace(record=record._replace(owner=-1))
+    if late is not None and late.owner == at:
+        store = store._replace(late=late._replace(owner=-1))
+    return with_owner(state._replace(left=left, store=store), at, Owner())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,12 @@ class Rules:
     """The same position with other bytes is a conflict."""
     unacknowledged_replies_return: bool = True
     """Open returns the replies above the acknowledged position where the caller asks for them."""
-    open_fences_first: bool = True
-    """Open drops what older claims have queued before it reads the position."""
+    open_waits_for_queued: bool = True
+    """Open waits until what older claims have queued has run, before it reads the position."""
     fence_lasts: bool = True
     """Between that and the answer of the store nothing of an older claim is accepted."""
     rows_compare_incarnations: bool = True
-    """An owner compares with its row too, before anything else: a refused open drops nothing that is queued."""
+    """An owner compares with its row too: the store may have forgotten the claim that made it."""
     frames_are_fenced: bool = True
     """Frames of connections whose claim is over are refused."""
     incarnations_are_compared: bool = True
@@ -35,7 +35,7 @@ class Rules:
     epochs_exceed_seen: bool = True
     """A new epoch is above the stored one, the held one and the one that the client saw."""
     writes_compare: bool = True
-    """A save of another epoch, or of a lower position, changes nothing."""
+    """A save of a row that another has followed, or of a lower position, changes nothing."""
     later_epochs_win: bool = True
     """A save, or a row, of a later epoch goes before a stored record of an earlier one (after a flush)."""
     epochs_reach_incarnations: bool = True
@@ -46,15 +46,35 @@ class Rules:
     """A deleted session leaves its epoch and incarnation behind."""
     tombstones_are_of_the_row: bool = True
     """They are those of the row that is deleted: also where the store forgot the session, or has an older record."""
+    refused_deletes_are_told: bool = True
+    """A delete that the store refuses, because a later claim stands, is not answered as done."""
     inputs_kept_until_durable: bool = True
     """The client forgets an input when it is answered and durable, not when it is answered."""
     flushed_rows_are_dirty: bool = True
     """After the store was emptied, every live row is written again."""
+    claims_carry_state: bool = True
+    """A session that begins with a state (given, forked, restored) has it in the record that its claim writes."""
+    claims_spare_their_row: bool = True
+    """A claim fences the rows of others, not the one that it goes on with: whether its answer comes or not."""
+    owners_spare_their_row: bool = True
+    """Nor does a claim of the same owner that says, late, that it has no row."""
+    rows_ahead_are_saved: bool = True
+    """A row that a claim goes on with is saved where its record is behind: a save on its way is of the claim before."""
+    chunks_name_their_claim: bool = True
+    """A chunk that waited out a claim is compared with the claim that it came under, not only with its row."""
+    other_handles_are_told: bool = True
+    """A claim by the same connection under another handle moves the session too: the first handle hears so."""
+    replies_wait_for_their_save: bool = True
+    """In mode sync a reply leaves when its step is written, not when the save that was to write it is over."""
+    returned_replies_wait: bool = True
+    """Those that an open returns, too."""
+    poison_is_quarantined: bool = True
+    """What was running in two deaths of an owner is not run a third time."""
 
-    def without(self, name: str) -> Rules:
-        """These rules but for one."""
+    def without(self, *names: str) -> Rules:
+        """These rules but for some."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rules(**{**values, name: False})
+        return Rules(**{**values, **dict.fromkeys(names, False)})
 
 
 ALL = Rules()
@@ -88,64 +108,41 @@ class Faults(NamedTuple):
     """The application starts the session anew: position 0, other inputs."""
     delete: int = 0
     """The application deletes the session and opens it again, with other inputs."""
+    lost: int = 0
+    """The answer to a claim is lost (deadline, cancel, error); the claim may have been decided, or be decided later."""
+    visit: int = 0
+    """Another client opens the session, and leaves."""
+    restore: int = 0
+    """The application restores the session from a snapshot; where that fails it goes on with what it finds."""
+    unary: int = 0
+    """A chunk comes as a call of its own while the session is being claimed, and waits for the end of that."""
+    again: int = 0
+    """Another task of the client opens the session over the same connection, under another handle."""
+
+
+PLAIN: Final = 0
+"""The session starts from the model's start values."""
+STATES: Final = 1
+"""It is opened with initial states."""
+FORK: Final = 2
+"""It is made by a fork of another one, and opened then."""
 
 
 class Setting(NamedTuple):
-    """One search: how many chunks the client has, which faults may happen, how deep to look."""
+    """One search: how many chunks the client has, which faults may happen, how deep to look.
+
+    Attributes:
+        chunks: Inputs of the client.
+        faults: What may happen.
+        depth: Events to look at.
+        born: How the session begins: `PLAIN`, `STATES` or `FORK`.
+        sync: Whether replies wait for their save.
+        poison: Whether the first input ends the process that runs it.
+    """
 
     chunks: int
     faults: Faults
     depth: int = 100
-
-
-SHOWN_BY: dict[str, Setting] = {
-    "records_hold_replies": Setting(1, Faults(crash=1)),
-    "duplicates_are_answered": Setting(1, Faults(cut=1)),
-    "digests_are_compared": Setting(1, Faults(change=1)),
-    "unacknowledged_replies_return": Setting(1, Faults(restart=1)),
-    "open_fences_first": Setting(1, Faults(cut=1)),
-    "fence_lasts": Setting(1, Faults(cut=1)),
-    "rows_compare_incarnations": Setting(1, Faults(cut=1)),
-    "frames_are_fenced": Setting(1, Faults(cut=1, reset=1)),
-    "incarnations_are_compared": Setting(1, Faults(cut=1)),
-    "incarnations_rise": Setting(1, Faults(cut=1)),
-    "lost_steps_are_told": Setting(1, Faults(crash=1, flush=1)),
-    "epochs_exceed_seen": Setting(1, Faults(flush=1, duplicate=1, reset=1)),
-    "writes_compare": Setting(2, Faults(cut=1)),
-    "later_epochs_win": Setting(1, Faults(cut=1, flush=1)),
-    "epochs_reach_incarnations": Setting(1, Faults(cut=1, crash=1, flush=1)),
-    "replies_are_fenced": Setting(1, Faults(sleep=1, twin=1)),
-    "deletes_leave_tombstones": Setting(1, Faults(cut=1, delete=1)),
-    "tombstones_are_of_the_row": Setting(1, Faults(flush=1, delete=1)),
-    "inputs_kept_until_durable": Setting(1, Faults(crash=1)),
-    "flushed_rows_are_dirty": Setting(1, Faults(flush=1)),
-}
-"""The least faults under which leaving a rule out shows."""
-
-HOLDS: tuple[Setting, ...] = (
-    Setting(2, Faults(cut=1)),
-    Setting(2, Faults(crash=2)),
-    Setting(1, Faults(cut=2)),
-    Setting(1, Faults(duplicate=1, crash=1, sleep=1)),
-    Setting(1, Faults(cut=1, crash=1, sleep=1)),
-    Setting(1, Faults(cut=1, sleep=1, delete=1)),
-    Setting(1, Faults(cut=1, flush=1, away=1)),
-    Setting(1, Faults(cut=1, flush=1, reset=1)),
-    Setting(1, Faults(sleep=1, flush=1, duplicate=1, delete=1)),
-    Setting(1, Faults(sleep=1, twin=1)),
-    Setting(1, Faults(crash=1, restart=1)),
-    Setting(1, Faults(crash=1, change=1)),
-    Setting(1, Faults(crash=1, flush=1, restart=1)),
-)
-"""Searches that end within seconds, every reachable state seen."""
-
-HOLDS_LONGER: tuple[Setting, ...] = (
-    Setting(2, Faults(cut=1, crash=1)),
-    Setting(2, Faults(cut=1, flush=1)),
-    Setting(1, Faults(cut=1, crash=1, sleep=1, flush=1)),
-    Setting(1, Faults(cut=1, sleep=1, twin=1)),
-    Setting(1, Faults(cut=1, sleep=1, restart=1, reset=1)),
-    Setting(3, Faults(crash=1, sleep=1)),
-    Setting(2, Faults(cut=1, crash=1, sleep=1), 28),
-)
-"""Searches that take minutes; the last one up to a depth."""
+    born: int = PLAIN
+    sync: bool = False
+    poison: bool = False

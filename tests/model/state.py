@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from tests.model.rules import Faults
+from tests.model.rules import FORK, STATES, Faults, Setting
 
 Memory = tuple[int, ...]
 """Inputs in the order in which they were applied."""
@@ -19,27 +19,35 @@ Message = tuple[object, ...]
 
 # Frames to an owner.
 OPEN: Final = 0
-"""(OPEN, mode, incarnation, seen epoch, replay position, acknowledged position, whether replies are wanted)"""
+"""(OPEN, mode, incarnation, seen epoch, replay position, acknowledged position, whether replies are wanted, the
+state to begin with or None)"""
 CHUNK: Final = 1
 """(CHUNK, start, input, acknowledged position)"""
 ACK: Final = 2
 """(ACK, acknowledged position)"""
 DELETE: Final = 3
 """(DELETE,)"""
+MAKE: Final = 4
+"""(MAKE, mode, incarnation, state): a fork (mode create) or a restore (mode replace), a call of its own"""
 
 # Frames to the client.
 OPENED: Final = 10
 """(OPENED, epoch, position, durable position)"""
 RESULT: Final = 11
-"""(RESULT, output, durable position)"""
+"""(RESULT, base, output, durable position)"""
 DURABLE: Final = 12
 """(DURABLE, durable position)"""
 CLOSED: Final = 13
 """(CLOSED,)"""
 ERROR: Final = 14
-"""(ERROR, reason, start)"""
+"""(ERROR, reason, start); unasked, of the session as a whole, with start -1"""
+MADE: Final = 15
+"""(MADE,)"""
+OTHER: Final = 16
+"""(OTHER,): what the first of two handles of a connection hears, a reply or an error"""
 
 # Modes.
+CREATE: Final = 1
 EITHER: Final = 3
 REPLACE: Final = 4
 
@@ -50,6 +58,14 @@ CONFLICT: Final = "POSITION_CONFLICT"
 LOST: Final = "STATE_LOST"
 MOVED: Final = "SESSION_MOVED"
 UNKNOWN: Final = "SESSION_NOT_FOUND"
+EXISTS: Final = "SESSION_EXISTS"
+UNAVAILABLE: Final = "STORE_UNAVAILABLE"
+POISONED: Final = "QUARANTINED"
+
+# How a claim goes that is granted.
+CREATED: Final = 0
+HELD: Final = 1
+TAKEN: Final = 2
 
 # What the client is doing.
 OFF: Final = 0
@@ -61,6 +77,13 @@ TOLD: Final = 3
 STEP: Final = 0
 RESET: Final = 1
 FORGET: Final = 2
+FORKED: Final = 3
+RESTORE: Final = 4
+UNCERTAIN: Final = 5
+"""It goes on after a restore that failed: with the session as it was, or as it was to be."""
+
+Begin = tuple[int, Memory]
+"""A state to begin with: its base and what was applied to it; the model's start values are (0, ())."""
 
 
 class Client(NamedTuple):
@@ -68,6 +91,10 @@ class Client(NamedTuple):
 
     phase: int = OFF
     intent: int = STEP
+    base: int = 0
+    """The state that the session begins from: 0 for the model's start values."""
+    born: int = 0
+    """Whether it opens with initial states."""
     inputs: Memory = ()
     """All that it will ever send, in order."""
     delivered: int = 0
@@ -92,6 +119,8 @@ class Client(NamedTuple):
     """The session was deleted and must start at position 0."""
     changed: bool = False
     """Its inputs are not those that an earlier run sent."""
+    owed: int = 0
+    """The end of what the first of two handles has sent, while it waits for the reply."""
     told: str = ""
     """Why it cannot go on, where it cannot."""
 
@@ -105,13 +134,18 @@ class Wire(NamedTuple):
     down: tuple[Message, ...] = ()
     heard: bool = False
     """Of connections that the client left: whether a hanging twin still listens."""
+    before: int = 0
+    """The number of the first handle, where there is a second."""
 
 
 class Row(NamedTuple):
     """A session in the memory of an owner."""
 
     epoch: int
+    began: int
+    """The epoch under which the row was made."""
     incarnation: int
+    base: int
     memory: Memory
     acked: int
     oldest: int
@@ -119,7 +153,7 @@ class Row(NamedTuple):
     durable: int
     dirty: bool
     bound: int
-    """The connection that has the session."""
+    """The connection that has the session, 0 for none."""
     next: int
     """The position at which the next chunk that is accepted starts."""
     queue: tuple[tuple[int, int], ...] = ()
@@ -131,19 +165,54 @@ class Copy(NamedTuple):
 
     live: bool
     epoch: int
+    fence: int
+    """Rows of an epoch below it may not be saved, or gone on with."""
     incarnation: int
+    base: int
     memory: Memory
     acked: int
     oldest: int
+    owner: int
+    """Who claimed it, -1 for a process that is dead."""
 
 
 class Claim(NamedTuple):
-    """An open whose claim is granted and whose row is not made yet (only without `fence_lasts`)."""
+    """A claim on its way: asked, then decided by the store, then installed; the answer may be lost between."""
+
+    frame: Message
+    """OPEN or MAKE."""
+    number: int
+    """The connection that asks, 0 where nobody listens."""
+    owner: int
+    held: int
+    """The epoch of the row that the owner had when it asked, 0 for none."""
+    position: int
+    """That row's position."""
+    verdict: int = -1
+    """How it went, -1 while it is not decided."""
+    record: Copy | None = None
+    """The record after it."""
+    flushed: bool = False
+    """Whether the store has forgotten it since."""
+
+
+class Unsaid(NamedTuple):
+    """What a connection is told once the row is saved (only without `claims_carry_state`)."""
 
     number: int
-    frame: Message
-    verdict: int
-    record: Copy
+    message: Message
+    begin: Begin | None
+    """The state that is yet to be put into the row."""
+
+
+class Parked(NamedTuple):
+    """A chunk that came as a call of its own and waits out a claim."""
+
+    number: int
+    epoch: int
+    """The claim under which it came."""
+    start: int
+    value: int
 
 
 class Owner(NamedTuple):
@@ -156,6 +225,12 @@ class Owner(NamedTuple):
     writing: Copy | None = None
     """A checkpoint that was captured and is not written yet."""
     claim: Claim | None = None
+    unsaid: Unsaid | None = None
+    waiting: tuple[tuple[int, int, int], ...] = ()
+    """Replies that wait for the next save: (connection, epoch, start)."""
+    going: tuple[tuple[int, int, int], ...] = ()
+    """Those that wait for the one on its way."""
+    parked: Parked | None = None
 
 
 class Store(NamedTuple):
@@ -166,6 +241,12 @@ class Store(NamedTuple):
     away: bool = False
     forgot: bool = False
     buried: bool = False
+    late: Claim | None = None
+    """A claim that nobody waits for any more, and that is not decided yet."""
+    holder: int = -1
+    """The owner whose row is the newest there is, -1 where the record is. Nobody knows that; invariants do."""
+    visited: bool = False
+    """Whether another client's claim was granted."""
 
 
 class State(NamedTuple):
@@ -179,15 +260,23 @@ class State(NamedTuple):
     store: Store
     faults: Faults
     connections: int = 0
+    sync: bool = False
+    deaths: int = -1
+    """How often the first input ended the process that ran it, -1 where it does not."""
 
 
 class Violation(Exception):
     """An invariant does not hold."""
 
 
-def start(chunks: int, faults: Faults) -> State:
+def start(setting: Setting) -> State:
     """Nothing has happened yet."""
-    return State(Client(inputs=tuple(range(chunks))), None, (), (Owner(), Owner()), Store(), faults)
+    client = Client(inputs=tuple(range(setting.chunks)), base=int(setting.born == STATES), born=setting.born)
+    if setting.born == FORK:
+        inputs = (900, *client.inputs)
+        client = client._replace(intent=FORKED, inputs=inputs, delivered=1, floor=1, sent=1, got=1)
+    nothing = Store(), setting.faults, 0, setting.sync, setting.poison - 1
+    return State(client, None, (), (Owner(), Owner()), *nothing)
 
 
 def with_owner(state: State, number: int, owner: Owner) -> State:

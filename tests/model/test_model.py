@@ -6,7 +6,8 @@ import pytest
 
 from tests.model import words
 from tests.model.explorer import explore, replay
-from tests.model.rules import ALL, HOLDS, HOLDS_LONGER, NAMES, SHOWN_BY, Faults, Setting
+from tests.model.rules import ALL, NAMES, Faults, Setting
+from tests.model.settings import CURES, HOLDS, HOLDS_LONGER, SHOWN_BY
 from tests.model.state import State
 from tests.model.world import finished, next_fair
 
@@ -38,6 +39,16 @@ def test_every_rule_is_needed(name: str) -> None:
     # The schedule is one that can be followed, and every event of it has its words.
     assert len(replay(setting, ALL.without(name), found.schedule)) >= len(found.schedule)
     assert len(words.sentences(setting, ALL.without(name), found)) > len(found.schedule)
+
+
+@pytest.mark.parametrize("fault", CURES)
+def test_each_fault_is_found_without_its_cure(fault: str) -> None:
+    name, setting = CURES[fault]
+    rules = ALL.without(name)
+    found = explore(setting, rules, most_states=10_000)
+    assert found.violation, f"without {name}, {fault!r} was not found"
+    print(*words.sentences(setting, rules, found), sep="\n")
+    assert not explore(setting, ALL).violation, "the faults alone are no reason"
 
 
 def test_every_rule_has_its_setting() -> None:

@@ -23,6 +23,9 @@ _FAULTS = {
     "restart": "the client is killed and started again; it asks for the replies that it lacks",
     "change": "the client is killed and started again; inputs without a reply are others now",
     "twin": "the client hangs, listening; it is started a second time, with other inputs",
+    "restore": "the application restores the session from a snapshot",
+    "again": "another task of the client opens the session over the same connection",
+    "land": "the store decides a claim for which nobody waits any more",
 }
 
 
@@ -47,7 +50,10 @@ def sentences(setting: Setting, rules: Rules, found: Found) -> list[str]:
 def faults(setting: Setting) -> str:
     """A setting in words."""
     budget = [f"{count} {name}" for name, count in setting.faults._asdict().items() if count]
-    return f"{setting.chunks} chunk{'s' * (setting.chunks > 1)}, {', '.join(budget) or 'no fault'}"
+    kind = (
+        ["", ", initial states", ", a fork"][setting.born] + ", mode sync" * setting.sync + ", poison" * setting.poison
+    )
+    return f"{setting.chunks} chunk{'s' * (setting.chunks > 1)}{kind}, {', '.join(budget) or 'no fault'}"
 
 
 def _sentence(state: State, event: Event) -> str:
@@ -57,6 +63,8 @@ def _sentence(state: State, event: Event) -> str:
         return _FAULTS[name]
     if name == "connect":
         client = state.client
+        if client.intent == st.FORKED:
+            return f"the client connects to {who} and asks for the fork"
         return f"the client connects to {who} and sends an open (it has seen epoch {client.seen})"
     if name == "send":
         return f"the client sends chunk {state.client.sent}"
@@ -72,9 +80,18 @@ def _sentence(state: State, event: Event) -> str:
         late = state.left[at]
         return f"{'AB'[late.owner]} takes, late, from a connection that was given up: {_message(late.up[0])}"
     row = state.owners[at].row
+    ends = "and replies" if not state.sync else "the reply waits for its save"
+    if row is not None and row.queue and state.deaths >= 0 and not row.queue[0][1]:
+        ends = "and dies of it"
     return {
+        "decide": f"the store decides {who}'s claim",
         "install": f"the store's answer reaches {who}: the session is open there",
-        "run": f"{who} runs the oldest chunk in its queue, at position {len(row.memory) if row else 0}, and replies",
+        "lost": f"the store's answer to {who} is lost: a deadline, a cancel or an error",
+        "visit": f"another client asks {who} for the session, and leaves",
+        "put": f"{who} puts the state into the row",
+        "unary": f"{who} takes a chunk that came as a call of its own; it waits out the claim",
+        "unpark": f"{who} goes on with the chunk that waited out the claim",
+        "run": f"{who} runs the oldest chunk in its queue, at position {len(row.memory) if row else 0}, {ends}",
         "capture": f"{who} captures a checkpoint at position {len(row.memory) if row else 0}",
         "write": f"{who}'s checkpoint reaches the store",
         "revalidate": f"{who} asks the store whether the session is still its own",
@@ -89,6 +106,8 @@ def _message(message: Any) -> str:
     if kind == st.OPEN:
         mode = "replace" if rest[0] == st.REPLACE else "either"
         return f"the open (mode {mode}, incarnation {rest[1]}, seen epoch {rest[2]}, can replay from {rest[3]})"
+    if kind == st.MAKE:
+        return f"the call to {'fork' if rest[0] == st.CREATE else 'restore'} the session (incarnation {rest[1]})"
     if kind == st.CHUNK:
         return f"chunk {rest[0]} (input {rest[1]}, acknowledged {rest[2]})"
     if kind == st.ACK:
@@ -98,9 +117,10 @@ def _message(message: Any) -> str:
     if kind == st.OPENED:
         return f"opened: epoch {rest[0]}, position {rest[1]}, durable {rest[2]}"
     if kind == st.RESULT:
-        return f"the reply to chunk {len(rest[0]) - 1}: output of {list(rest[0])}, durable {rest[1]}"
+        begin = f"state {rest[0]} and " * bool(rest[0])
+        return f"the reply to chunk {len(rest[1]) - 1}: output of {begin}{list(rest[1])}, durable {rest[2]}"
     if kind == st.DURABLE:
         return f"durable {rest[0]}"
-    if kind == st.CLOSED:
-        return "closed"
+    if kind in (st.CLOSED, st.MADE, st.OTHER):
+        return {st.CLOSED: "closed", st.MADE: "made", st.OTHER: "what its first handle waited for"}[kind]
     return str(rest[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.model import claims as cm
 from tests.model import client as cl
 from tests.model import owner as ow
 from tests.model import state as st
@@ -61,7 +62,8 @@ def check(state: State) -> None:
         return
     record, durable = store.record, client.durable
     memory = record.memory if record is not None and record.live else ()
-    same = client.changed or memory[:durable] == client.inputs[:durable]
+    base = record.base if record is not None else 0
+    same = client.changed or (memory[:durable] == client.inputs[:durable] and base == client.base)
     if len(memory) < durable or not same:
         raise Violation("the client was told a durable position that the store does not have")
 
@@ -72,7 +74,8 @@ def finished(state: State) -> bool:
     if client.phase == st.TOLD:
         return True
     count = len(client.inputs)
-    if client.delivered < count or client.durable < count or client.intent != st.STEP:
+    told = state.sync or client.durable == count  # In mode sync a reply says so by itself.
+    if client.delivered < count or not told or client.intent != st.STEP or client.owed:
         return False
     return record is not None and record.live and len(record.memory) == count
 
@@ -80,14 +83,17 @@ def finished(state: State) -> bool:
 def calm(state: State) -> State:
     """The state from which the faults are over: all awake, nothing late on its way."""
     owners = [owner._replace(asleep=False, unsure=owner.unsure or owner.asleep) for owner in state.owners]
-    store = state.store._replace(away=False)
+    store = state.store._replace(away=False, late=None)
     first, second = owners
     return state._replace(left=(), owners=(first, second), store=store, faults=Faults())
 
 
+STEPS = ("decide", "install", "put", "revalidate", "unpark", "run", "deliver", "write", "capture")
+"""What an owner does, in the order in which it does them while nothing fails."""
+
 FAIR: tuple[Event, ...] = (
     ("receive", 0),
-    *((name, at) for name in ("install", "revalidate", "run", "deliver", "write", "capture") for at in (0, 1)),
+    *((name, at) for name in STEPS for at in (0, 1)),
     ("send", 0),
     ("acknowledge", 0),
     ("connect", 0),
@@ -129,6 +135,10 @@ def _possible(state: State) -> Iterator[Event]:
             yield "reset", 0
         if faults.delete:
             yield "delete", 0
+        if faults.restore:
+            yield "restore", 0
+        if faults.again:
+            yield "again", 0
         if faults.cut and client.phase != st.OFF:
             yield "cut", 0
     for at in range(len(state.left)):
@@ -138,17 +148,33 @@ def _possible(state: State) -> Iterator[Event]:
         if owner.asleep:
             yield "wake", at
             continue
+        if faults.visit and owner.claim is None:
+            yield "visit", at
         if owner == _NOTHING:
             continue
-        yield "install", at
-        yield "run", at
-        yield "capture", at
-        yield "write", at
-        yield "revalidate", at
+        if owner.claim is not None:
+            yield "decide", at
+            yield "install", at
+            if faults.unary:
+                yield "unary", at
+        if faults.lost and (owner.claim is not None or owner.unsaid is not None):
+            yield "lost", at
+        if owner.unsaid is not None:
+            yield "put", at
+        if owner.parked is not None:
+            yield "unpark", at
+        if owner.row is not None:
+            yield "run", at
+            yield "capture", at
+            yield "revalidate", at
+        if owner.writing is not None:
+            yield "write", at
         if faults.crash:
             yield "crash", at
         if faults.sleep and not owner.unsure:
             yield "sleep", at
+    if state.store.late is not None:
+        yield "land", 0
     if state.store.away:
         yield "return", 0
     elif faults.away:
@@ -182,6 +208,8 @@ def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
         return _late(state, rules, at)
     if name == "return":
         return state._replace(store=state.store._replace(away=False))
+    if name == "land":
+        return cm.land(state, rules)
     owner = state.owners[at]
     if name == "wake":
         return with_owner(state, at, owner._replace(asleep=False, unsure=owner.row is not None))
@@ -193,8 +221,14 @@ def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
         return ow.capture(state, at)
     if name == "write":
         return ow.write(state, rules, at)
+    if name == "decide":
+        return cm.decide(state, rules, at)
     if name == "install":
-        return ow.install(state, rules, at)
+        return cm.install(state, rules, at)
+    if name == "put":
+        return cm.put(state, at)
+    if name == "unpark":
+        return ow.unpark(state, rules, at)
     if name == "revalidate":
         return ow.revalidate(state, rules, at) if rules.replies_are_fenced else None
     raise ValueError(f"no event is called {name!r}")
@@ -206,7 +240,13 @@ def _deliver(state: State, rules: Rules, at: int, *, keep: bool) -> State | None
         return None
     if not keep:
         state = state._replace(wire=wire._replace(up=wire.up[1:]))
-    return ow.deliver(state, rules, at, wire.number, wire.up[0])
+    return _taken(state, rules, at, wire.number, wire.up[0])
+
+
+def _taken(state: State, rules: Rules, at: int, number: int, frame: st.Message) -> State | None:
+    if frame[0] in (st.OPEN, st.MAKE):
+        return cm.ask(state, rules, at, number, frame)
+    return ow.chunk(state, rules, at, number, frame)
 
 
 def _late(state: State, rules: Rules, at: int) -> State | None:
@@ -215,7 +255,7 @@ def _late(state: State, rules: Rules, at: int) -> State | None:
         return None
     rest = (wire._replace(up=wire.up[1:]),) if len(wire.up) > 1 or wire.heard else ()
     state = state._replace(left=state.left[:at] + rest + state.left[at + 1 :])
-    return ow.deliver(state, rules, wire.owner, wire.number, wire.up[0])
+    return _taken(state, rules, wire.owner, wire.number, wire.up[0])
 
 
 def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
@@ -224,10 +264,7 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
     if name == "cut":
         return cl.disconnected(state) if len(state.left) < MOST_LEFT else None
     if name == "crash":
-        if state.wire is not None and state.wire.owner == at:
-            state = state._replace(wire=None, client=state.client._replace(phase=st.OFF))
-        left = tuple(wire for wire in state.left if wire.owner != at)
-        return with_owner(state._replace(left=left), at, Owner())
+        return ow.crash(state, at)
     if name == "sleep":
         return with_owner(state, at, owner._replace(asleep=True))
     if name == "flush":
@@ -240,6 +277,16 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
         return cl.reset(state)
     if name == "delete":
         return cl.delete(state)
+    if name == "restore":
+        return cl.restore(state)
+    if name == "again":
+        return cl.again(state)
+    if name == "lost":
+        return cm.lose(state, at)
+    if name == "visit":
+        return cm.visit(state, rules, at)
+    if name == "unary":
+        return ow.park(state, at)
     return cl.restarted(state, changed=name != "restart", twin=name == "twin")
 
 
@@ -251,6 +298,11 @@ def _flushed(state: State, rules: Rules) -> State | None:
     state = state._replace(store=store._replace(record=None, forgot=forgot))
     for at in (0, 1):
         owner = state.owners[at]
-        if owner.row is not None and rules.flushed_rows_are_dirty:
-            state = with_owner(state, at, owner._replace(row=owner.row._replace(dirty=True)))
+        if not rules.flushed_rows_are_dirty:
+            continue
+        if owner.row is not None:
+            owner = owner._replace(row=owner.row._replace(dirty=True))
+        if owner.claim is not None and owner.claim.verdict >= 0:
+            owner = owner._replace(claim=owner.claim._replace(flushed=True))
+        state = with_owner(state, at, owner)
     return state
