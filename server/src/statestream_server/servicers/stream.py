@@ -102,6 +102,10 @@ class Stream:
 
     # What the middle tells the stream.
 
+    def sleepers(self) -> list[Sleeper]:
+        """Sessions that left memory and are its own."""
+        return [*self._handles.asleep.values()]
+
     def lost(self, handle: int, error: errors.StatestreamError) -> None:
         """A session left the stream."""
         self._handles.free(np.asarray([handle]))
