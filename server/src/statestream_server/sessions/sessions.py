@@ -36,7 +36,7 @@ from statestream_server.sessions.placement import Placement, Promise
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.turns import Turn, Turns
 from statestream_server.sessions.versions import Move, Versions
-from statestream_server.stores.base import TENANT, Claim, Key, Mode, Store, Verdict
+from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Store, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ class Sessions:
             if opening.upgrade:
                 again = [p for p, a in zip(ready.places, answers, strict=True) if a.verdict is Verdict.OTHER]
                 elsewhere = {opening.version: again} if again else {}
-                self._stale([where for place in again if (where := held[place]) is not None])
+            self._drop_stale(held, ready.places, answers)
             granted = self.placement.grant(
                 opening, table, held, ready.places, ready.claims, answers, ready.moves, refused
             )
@@ -259,10 +259,18 @@ class Sessions:
             ready.end()
             self._saver.look_again()
 
-    def _stale(self, rows: Sequence[tuple[Table, int]]) -> None:
-        """Drops rows that a claim found overtaken."""
-        for table, row in rows:
-            self.drop(table, np.asarray([row]), errors.SessionMoved("another server took the session over"))
+    def _drop_stale(
+        self, held: Sequence[tuple[Table, int] | None], places: Sequence[int], answers: Sequence[Claimed]
+    ) -> None:
+        """Drops rows that a claim which was not granted found overtaken."""
+        moved = errors.SessionMoved("another server took the session over")
+        for place, (verdict, record) in zip(places, answers, strict=True):
+            where = held[place]
+            if where is None or record is None or verdict in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN):
+                continue
+            table, row = where
+            if record.live and record.fence > int(table.epoch[row]):
+                self.drop(table, np.asarray([row]), moved)
 
     async def _with_start(self, opening: Opening, table: Table) -> Opening:
         """An opening that says the whole state of new sessions, where it says anything of it."""
