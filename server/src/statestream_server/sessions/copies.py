@@ -126,8 +126,8 @@ class Copies:
             gone = await self._sessions.delete_stored(model, session, record.epoch, record.incarnation)
         if not gone:
             raise errors.SessionMoved(
-                f"a newer writer opened session {session!r} before it was deleted; it stays. Delete it again if you mean"
-                " the session as it is now"
+                f"a newer writer opened session {session!r} before it was deleted, and it stays; delete it again if you"
+                " mean the session as it is now"
             )
 
     async def check_owner(self, model: str, session: str) -> None:
@@ -176,7 +176,7 @@ class Copies:
             raise
 
     async def _is_fork(self, model: str, fork: str, session: str) -> bool:
-        """Whether a session is a fork of another that nobody stepped yet: the answer to the call that made it was lost."""
+        """Whether a session is a fork of another that nobody stepped yet: the answer that told of it was lost."""
         where = self._sessions.find(model, fork)
         if where is not None:
             return int(where[0].request[where[1]]) == _origin(session, int(where[0].position[where[1]]))

@@ -135,18 +135,12 @@ class Sessions:
                     held[place] = table, row
         return held
 
-    async def open(
-        self, opening: Opening, loading: Callable[[], None] = lambda: None
-    ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
+    async def open(self, opening: Opening) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         """Opens or resumes sessions and fences whoever had them.
 
         A session whose version cannot be had here is refused before it is claimed: its owner keeps it. Cancelled before
         a claim is on its way, nothing happened; after it, the sessions are claimed and left to nobody, or to the stream
         that asked, where that is still there.
-
-        Args:
-            opening: What is asked for.
-            loading: Is called before the caller waits for a version that has to load.
 
         Returns:
             What is open, by version, and why the others are not, by their place.
@@ -165,7 +159,7 @@ class Sessions:
             whole = version == opening.version and len(places) == len(opening.ids)
             asked = opening if whole else opening.some(places, version)
             try:
-                table = await self.table(opening.model, version, loading)  # Nothing is claimed yet.
+                table = await self.table(opening.model, version)  # Nothing is claimed yet.
                 self._check_staying()
                 ready = await self._ready(asked, version, table)
                 if ready is None:
@@ -506,17 +500,13 @@ class Sessions:
         if self.draining:
             raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
 
-    async def table(self, model: str, version: int = 0, loading: Callable[[], None] = lambda: None) -> Table:
+    async def table(self, model: str, version: int = 0) -> Table:
         """The table of a version, which is loaded if need be; 0 for the one that serves by default.
-
-        `loading` is called before the caller waits for it to load.
 
         Raises:
             ModelNotFound: It is not served.
             Unsupported: It has no memory.
         """
-        if not self.is_loaded(model, version):
-            loading()
         served = await self._registry.load(model, version) if version else self._registry.get(model)
         if served.table is None or served.model.kind != "session":
             verb = "predict" if served.model.kind == "predict" else "generate"

@@ -44,6 +44,10 @@ class Turns:
         """Nobody stands in line."""
         self._lines: dict[str, dict[str, Turn]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether anybody stands in line."""
+        return any(self._lines.values())
+
     def take(self, model: str, ids: Collection[str]) -> Turn:
         """Stands in line for sessions of a model."""
         line = self._lines.setdefault(model, {})

@@ -159,7 +159,7 @@ class Unary:
         return Step(start + steps, int(table.durable[row]), int(claims[1][0]), outputs)
 
     async def _settled(self, target: Target) -> None:
-        """Returns when nothing is queued for a session, and no claim of it is on its way; or when it is claimed anew."""
+        """Returns when nothing is queued for a session and no claim of it is on its way, or when it is claimed anew."""
         table, row, claims = target
         rows = np.asarray([row])
         while table.are_claimed(rows, claims).all() and (table.claiming[row] or not table.lane.idle(rows).all()):
