@@ -171,20 +171,21 @@ class Copies:
                 table, fork, Mode.CREATE, values, position, _origin(session, position), ephemeral=ephemeral
             )
         except errors.SessionExists:
-            if await self._is_fork(model, fork, session):
+            if await self._is_fork(model, fork, position, _origin(session, position)):
                 return await self.describe(model, fork)
             raise
 
-    async def _is_fork(self, model: str, fork: str, session: str) -> bool:
-        """Whether a session is a fork of another that nobody stepped yet: the answer that told of it was lost."""
+    async def _is_fork(self, model: str, fork: str, position: int, origin: int) -> bool:
+        """Whether a session is a certain fork that nobody stepped yet: then the answer that told of it was lost."""
         where = self._sessions.find(model, fork)
         if where is not None:
-            return int(where[0].request[where[1]]) == _origin(session, int(where[0].position[where[1]]))
+            table, row = where
+            return (int(table.position[row]), int(table.request[row])) == (position, origin)
         record = await self._record(model, fork)
         if record.blob is None:
             return False
         header = records.read_header(record.blob, what=f"session {fork!r}")
-        return header.request == _origin(session, record.position)
+        return (record.position, header.request) == (position, origin)
 
     async def snapshot(self, model: str, session: str) -> tuple[bytes, int]:
         """A session as a safetensors file, and its position.
