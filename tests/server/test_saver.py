@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 
 from statestream.errors import StoreUnavailable
-from statestream_server.engine.table import UNBOUND
 from statestream_server.sessions import saver
-from statestream_server.settings import Durability
 from statestream_server.stores.base import Record
-from tests.support.arrays import tensor
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
 from tests.support.speaker import Speaker, fresh_id
@@ -157,51 +154,3 @@ async def test_a_session_that_is_being_written_stays_in_memory_until_the_store_h
         await local.server.sessions.hibernate(table, float("inf"))
         assert table.sessions == 0
         assert sums(await speaker.step(0, 1, numbers(1))) == [2]
-
-
-async def test_a_stream_that_breaks_while_it_opens_sessions_leaves_them_to_nobody(
-    local: Local, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Start values are saved before the answer: the row is there, and the stream has not heard of it yet."""
-    table, gate = local.table(MODEL), Gate(local, monkeypatch)
-    async with Speaker(local.channel, MODEL) as speaker:
-        opening = asyncio.create_task(
-            speaker.open_one(fresh_id(), ephemeral=True, initial_states=[tensor("s", np.ones((1, 1), np.float32))])
-        )
-        await local.until(lambda: len(gate.records) == 1)
-        assert (table.owner != UNBOUND).any()
-        opening.cancel()
-    await local.until(lambda: not len(local.server.peers))
-    assert (table.owner == UNBOUND).all()
-    gate.let(100)
-
-
-async def test_in_sync_mode_a_reply_waits_for_a_write_that_took_its_row_before_the_checkpoint(
-    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A session that moves to another version is written by itself: the checkpoint finds nothing of it to write."""
-    store = f"sqlite:{tmp_path / 'sync.db'}"
-    async with (
-        serving(models_dir, store=store, durability=Durability.SYNC) as local,
-        Speaker(local.channel, MODEL) as speaker,
-        Speaker(local.channel, MODEL) as other,
-    ):
-        await speaker.open_one("a", 0)
-        await speaker.open_one("b", 1)
-        gate, table = Gate(local, monkeypatch), local.table(MODEL)
-        await speaker.send_chunk([0], [0], [numbers(1)])
-        await local.until(lambda: len(gate.records) == 1)
-        await speaker.send_chunk([1], [0], [numbers(2)])
-        row = table.row_of["b"]
-        await local.until(lambda: table.position[row] == 1)
-        writing = asyncio.create_task(local.server.saver.write(table, np.array([row])))
-        await local.until(lambda: len(gate.records) == 2)
-        gate.let()
-        answers = asyncio.create_task(speaker.answers(2))
-        for number in range(5):
-            await other.open_one(fresh_id(), number)
-        assert not writing.done()
-        assert not answers.done()
-        gate.let(100)
-        assert [answer.handle for answer in await answers] == [0, 1]
-        await writing

@@ -15,6 +15,7 @@ raises them again, so a reason has one class on both sides.
     ├── Quarantined
     ├── Moved               SessionMoved · NotOwner
     ├── StateLost
+    ├── RecordTooLarge
     ├── Unavailable         ServerUnavailable · StoreUnavailable · Draining
     ├── Overloaded          TooManySessions · WindowFull
     ├── Unauthenticated
@@ -204,6 +205,13 @@ class StateLost(StatestreamError):
 
     reason = "STATE_LOST"
     code = grpc.StatusCode.DATA_LOSS
+
+
+class RecordTooLarge(StatestreamError):
+    """The session is larger than what is stored: what was applied is not durable until its replies are acknowledged."""
+
+    reason = "RECORD_TOO_LARGE"
+    code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class Unavailable(StatestreamError):

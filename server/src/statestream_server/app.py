@@ -60,6 +60,7 @@ from statestream_server.sessions.placement import Placement
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.tray import Tray
+from statestream_server.sessions.unary import Unary
 from statestream_server.sessions.versions import Versions
 from statestream_server.sessions.waking import Waking
 from statestream_server.settings import Settings, StartError, threads_for
@@ -251,8 +252,8 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     turns = Turns()
     engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
 
-    def fenced(table: Table, rows: Any) -> None:
-        sessions.drop(table, rows, errors.SessionMoved("another server took the session over"))
+    def fenced(table: Table, rows: Any, error: errors.StatestreamError) -> None:
+        sessions.drop(table, rows, error)
 
     contact = Contact(
         store,
@@ -281,12 +282,24 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         limits=settings.trial,
         quarantine=quarantine,
     )
-    intake = Intake(engine, saver, settings.limits, time.time)
+    intake = Intake(engine, saver, settings.limits, time.monotonic)
     tray = Tray(intake, engine)
-    versions = Versions(registry, saver, store)
-    placement = Placement(saver, peers, versions, time.time, pass_on=tray.empty)
+    versions = Versions(registry, engine, saver, store)
+    placement = Placement(engine, saver, peers, time.monotonic, pass_on=tray.empty)
     sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, time.time)
     intake.crowded = sessions.make_way
+    copies = Copies(
+        registry,
+        sessions,
+        engine,
+        store,
+        saver,
+        contact,
+        writer,
+        alone=not settings.reuse_port,
+        unix=lambda used: time.time() - time.monotonic() + used,
+    )
+    budgets = Budgets(settings.limits.max_queued_bytes)
     return Server(
         contact.owner,
         writer,
@@ -301,11 +314,12 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         registry,
         sessions,
         Waking(sessions, engine, store, contact),
-        Copies(registry, sessions, engine, store, saver, contact, writer, alone=not settings.reuse_port),
+        Unary(sessions, engine, saver, intake, copies, budgets.steps, writer),
+        copies,
         intake,
         tray,
         Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
-        Budgets(settings.limits.max_queued_bytes),
+        budgets,
         Caps(settings.limits),
         quarantine,
         Lag(),
@@ -388,6 +402,7 @@ async def _drain(
                 if served.table is not None:
                     rows = np.arange(served.table.capacity)
                     await server.engine.idle(served.table, rows)
+            await server.sessions.finished()
             await server.engine.close()
             await server.saver.close()
     except TimeoutError:

@@ -180,10 +180,12 @@ class Registry:
         versions = [self.get(name, version).model.version] if version else list(self._versions(name))
         for number in versions:
             served = self._served[name][number]
-            if served.table is not None and (served.table.sessions or served.table.lane.queued):
+            table = served.table
+            if table is not None and (table.sessions or table.promised or table.lane.queued):
+                count = table.sessions + table.promised
                 raise errors.ModelInUse(
-                    f"{name!r} version {number} has {served.table.sessions} sessions in memory; close them first",
-                    metadata={"sessions": str(served.table.sessions)},
+                    f"{name!r} version {number} has {count} sessions in memory; close them first",
+                    metadata={"sessions": str(count)},
                 )
         for number in versions:
             served = self._served[name].pop(number)
@@ -211,6 +213,11 @@ class Registry:
     def is_loaded(self, name: str, version: int) -> bool:
         """Whether a version is loaded."""
         return version in self._served.get(name, {})
+
+    def table(self, name: str, version: int) -> Table | None:
+        """The table of a loaded version; None where it is not loaded or has none."""
+        served = self._served.get(name, {}).get(version)
+        return served.table if served is not None else None
 
     def columns(self, name: str, version: int) -> Sequence[Column] | None:
         """The columns of a version's rows, as its file says where it is not loaded; None where it does not say."""

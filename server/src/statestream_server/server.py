@@ -19,6 +19,7 @@ from statestream_server.sessions.peers import Peers
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.tray import Tray
+from statestream_server.sessions.unary import Unary
 from statestream_server.sessions.waking import Waking
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Store
@@ -48,6 +49,7 @@ class Server:
     registry: Registry
     sessions: Sessions
     waking: Waking
+    unary: Unary
     copies: Copies
     intake: Intake
     tray: Tray

@@ -69,6 +69,7 @@ class Settings:
         hibernate_after: Seconds without a step after which a session leaves memory for the store.
         retention: Seconds that a session is kept in the store without use; 0 for ever.
         ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
+        tombstone_retention: Seconds that the store remembers a deleted session, so that nothing late brings it back.
         reuse_port: Whether other processes of this server listen on the same port.
         advertise: HOST:PORT where other processes and callers reach this one; "" for host and port.
         quarantine: The folder where what runs is noted, for the server after this one; None for none.
@@ -89,6 +90,7 @@ class Settings:
     hibernate_after: float = 900.0
     retention: float = 0.0
     ephemeral_retention: float = 300.0
+    tombstone_retention: float = 3600.0
     threads: int = 0
     insecure: bool = False
     reuse_port: bool = False

@@ -211,7 +211,7 @@ async def test_a_stream_whose_opens_wait_for_a_version_is_not_read_on_without_en
             await other.open_one("other", 0)
             for position in range(10):
                 await other.step(0, position, numbers(1))
-        assert stream._last_frame == frames[0]
+        assert stream._last_frame == frames[1]
         gate.open.set()
         for frame in frames:
             opened = await speaker.read()

@@ -16,7 +16,16 @@ from statestream_server.stores.base import NEWER, Key, Mode, Record, Store, Surv
 from statestream_server.stores.redis import RedisStore
 from statestream_server.stores.redis_keys import BUCKETS
 from tests.server.stores.compliance import StoreCompliance
-from tests.server.stores.compliance.asking import KEY, A, claim, claim_of, created_and_saved, loaded, replace
+from tests.server.stores.compliance.asking import (
+    KEY,
+    A,
+    claim,
+    claim_of,
+    created_and_saved,
+    epochs_of,
+    loaded,
+    replace,
+)
 from tests.server.stores.redis_server import Server, free_port, redis_server, wait_until
 from tests.services import require_binary
 
@@ -275,7 +284,7 @@ async def test_what_a_newer_release_wrote_fences_and_stays_as_it_is(store: Store
     claims = [claim_of(mode=mode) for mode in Mode] + [claim_of(other)]
     verdicts = [answer.verdict for answer in await store.claim(claims)]
     assert verdicts == [Verdict.UNKNOWN] * len(Mode) + [Verdict.TAKEN]
-    assert await store.epochs([KEY, other]) == [NEWER, 10]
+    assert epochs_of(await store.heads([KEY, other])) == [NEWER, 10]
     found = [(record.epoch, record.blob) for record in await store.load([KEY, other]) if record is not None]
     assert found == [(NEWER, None), (10, None)]
     listed = await store.list("tenant", "", ("", ""), 9)

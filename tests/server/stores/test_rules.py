@@ -44,6 +44,9 @@ CLAIMS = st.builds(
     ephemeral=st.booleans(),
     owner=st.sampled_from(["", "one", "two"]),
     exact=st.booleans(),
+    position=SMALL,
+    base=st.sampled_from([0, 0, 0, 1, 2, 3, 4]),
+    blob=st.one_of(st.none(), st.binary(max_size=3)),
 )
 RECORDS = st.builds(
     Record,
@@ -57,6 +60,8 @@ RECORDS = st.builds(
     blob=st.one_of(st.none(), st.binary(max_size=3)),
     owner=st.sampled_from(["", "one", "two"]),
     saved_at=st.just(0.0),
+    fence=st.just(0),
+    live=st.just(True),
 )
 
 
@@ -77,6 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self, claims: list[Claim], relative: bool) -> None:
         if relative:  # claims that know the epoch, as those of owners do
             claims = [claim._replace(held_epoch=self.epoch(claim.key)) for claim in claims]
+        claims = [claim._replace(base=(claim.base and claim.held_epoch) or claim.base) for claim in claims]
         answers = self.runner.run(self.store.claim(claims))
         expected = [self.expected(claim) for claim in claims]
         assert [(answer.verdict, _plain(answer.record)) for answer in answers] == expected
@@ -87,15 +93,23 @@ class StoreMachine(RuleBasedStateMachine):
             records = [record._replace(epoch=max(1, self.epoch(record.key))) for record in records]
         expected = []
         for record in records:
-            entry = self.entries.get(record.key)
+            entry, new = self.entries.get(record.key), record._replace(fence=record.epoch)
             if entry is None:
                 written = True
             elif entry.dead:
                 written = entry.record.epoch < record.epoch
+            elif entry.record.epoch > record.epoch:  # a claim that its owner did not hear of, or a fence
+                old = entry.record
+                written = old.fence <= record.epoch and old.position <= record.position
+                new = old._replace(
+                    version=record.version, position=record.position, ephemeral=record.ephemeral, blob=record.blob
+                )
             else:
                 written = (entry.record.epoch, entry.record.position) <= (record.epoch, record.position)
+                if entry.record.epoch == record.epoch:
+                    new = new._replace(fence=entry.record.fence)
             if written:
-                self.entries[record.key] = Entry(record)
+                self.entries[record.key] = Entry(new)
             expected.append(written)
         assert self.runner.run(self.store.save(records)) == expected
 
@@ -104,11 +118,13 @@ class StoreMachine(RuleBasedStateMachine):
         expected = []
         for key in keys:
             entry = self.entries.get(key) or Entry(Record(key, 0, 0, 0, bytes(16), 0), dead=True)
-            spared = not entry.dead and entry.record.epoch > epoch
+            spared = not entry.dead and entry.record.fence > epoch
             expected.append(not entry.dead and not spared)
             if not spared:
                 highest = max(entry.record.epoch, epoch), max(entry.record.incarnation, incarnation)
-                record = entry.record._replace(epoch=highest[0], incarnation=highest[1], ephemeral=False, blob=None)
+                record = entry.record._replace(
+                    epoch=highest[0], incarnation=highest[1], ephemeral=False, blob=None, fence=highest[0], live=False
+                )
                 self.entries[key] = Entry(record, dead=True)
         columns = [epoch] * len(keys), [incarnation] * len(keys)
         assert self.runner.run(self.store.delete(keys, *columns)) == expected
@@ -116,7 +132,8 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def contents_are_equal(self) -> None:
         assert list(map(_plain, self.runner.run(self.store.load(KEYS)))) == [self.live(key) for key in KEYS]
-        assert self.runner.run(self.store.epochs(KEYS)) == [self.epoch(key) for key in KEYS]
+        heads = [self.entries[key].record._replace(blob=None) if key in self.entries else None for key in KEYS]
+        assert list(map(_plain, self.runner.run(self.store.heads(KEYS)))) == heads
 
     def teardown(self) -> None:
         listed = self.runner.run(self.store.list("t", "", ("", ""), 10))
@@ -140,7 +157,7 @@ class StoreMachine(RuleBasedStateMachine):
         if claim.held_epoch < max(1, claim.seen_epoch) or (entry is not None and entry.dead):
             held = False
         else:
-            held = live is None or live.epoch <= claim.held_epoch
+            held = live is None or live.fence <= claim.held_epoch
         if live is not None and live.epoch < max(claim.held_epoch, claim.seen_epoch):
             live = None
         bare = None if live is None else live._replace(blob=None)
@@ -149,23 +166,38 @@ class StoreMachine(RuleBasedStateMachine):
                 return Verdict.EXISTS, bare
             case Mode.RESUME if live is None and not held:
                 return Verdict.MISSING, None
+        anew = claim.mode is Mode.REPLACE
         moved = live is not None and live.version != claim.version
-        if claim.exact and moved and not held and claim.mode is not Mode.REPLACE:
-            return Verdict.OTHER, bare
+        if not (held or anew):
+            if claim.base and (live is None or (live.epoch, live.position) != (claim.base, claim.position)):
+                return Verdict.OTHER, bare
+            if claim.exact and moved and not claim.base:
+                return Verdict.OTHER, bare
         left = claim.held_position if held else 0 if live is None else live.position
-        if claim.mode is not Mode.REPLACE and left < claim.replay_position:
+        if not anew and left < claim.replay_position:
             return Verdict.LOST, bare
         epoch = max(1 + max(self.epoch(claim.key), claim.held_epoch, claim.seen_epoch), claim.incarnation)
+        goes_on = not anew and (held or live is not None)
         record = Record(
-            claim.key, claim.version, epoch, 0, claim.writer, claim.incarnation, claim.ephemeral, owner=claim.owner
+            claim.key,
+            claim.version,
+            epoch,
+            0,
+            claim.writer,
+            claim.incarnation,
+            claim.ephemeral,
+            owner=claim.owner,
+            fence=epoch,
         )
-        verdict = Verdict.CREATED
-        if claim.mode is not Mode.REPLACE and (held or live is not None):
-            verdict = Verdict.HELD if held else Verdict.TAKEN
-            if live is not None:
-                record = live._replace(
-                    epoch=epoch, writer=claim.writer, incarnation=claim.incarnation, owner=claim.owner
-                )
+        if goes_on and live is not None:
+            record = live._replace(
+                epoch=epoch, writer=claim.writer, incarnation=claim.incarnation, owner=claim.owner, fence=epoch
+            )
+        if goes_on and held:
+            record = record._replace(fence=live.fence if live is not None else claim.held_epoch)
+        if bool(claim.base) == goes_on:
+            record = record._replace(version=claim.version, position=claim.position, blob=claim.blob)
+        verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN
         self.entries[claim.key] = Entry(record)
         return verdict, record if verdict is Verdict.TAKEN else record._replace(blob=None)
 

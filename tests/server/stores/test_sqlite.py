@@ -18,7 +18,16 @@ from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
 from statestream_server.stores.sqlite import SqliteStore
 from statestream_server.stores.sqlite_tables import APPLICATION, SCHEMA
 from tests.server.stores.compliance import StoreCompliance
-from tests.server.stores.compliance.asking import KEY, A, claim, claim_of, created_and_saved, loaded, replace
+from tests.server.stores.compliance.asking import (
+    KEY,
+    A,
+    claim,
+    claim_of,
+    created_and_saved,
+    epochs_of,
+    loaded,
+    replace,
+)
 
 
 @pytest.fixture
@@ -124,9 +133,9 @@ async def test_a_file_of_an_earlier_schema_is_brought_up_to_date(path: Path, sch
     await store.start()
     assert await store.generation() == "first"
     owner = "somebody" if schema == 2 else ""
-    record = Record(KEY, 2, 3, 5, A, 10, ephemeral=True, blob=b"s", saved_at=100.0, owner=owner)
+    record = Record(KEY, 2, 3, 5, A, 10, ephemeral=True, blob=b"s", saved_at=100.0, owner=owner, fence=3)
     assert await store.load([KEY, dead]) == [record, None]
-    assert await store.epochs([KEY, dead]) == [3, 8]
+    assert epochs_of(await store.heads([KEY, dead])) == [3, 8]
     await store.beat("one", "here:1", 60)
     assert await store.address_of("one") == "here:1"
     await store.close()

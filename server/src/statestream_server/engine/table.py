@@ -6,8 +6,7 @@ A row is a session, or scratch: the shadow of a chunk in progress, the fork that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import repeat
 
 import numpy as np
@@ -89,7 +88,9 @@ class Table:
         self.confirmed = np.empty(0, np.int64)
         """The span (see contact.py) in which the store last said that the epoch stands."""
         self.used = np.empty(0, np.float64)
-        """When it was last opened or stepped."""
+        """When it was last opened or stepped, in seconds on a clock that nobody sets."""
+        self.promised = 0
+        """Rows handed out for sessions that are not there yet."""
         self._free = Freelist(FIRST_ROW)
         self._serials = 1
 
@@ -118,9 +119,10 @@ class Table:
         Raises:
             TooManySessions: The table may not grow that far, or there is no memory; then no row is handed out.
         """
-        if not scratch and self.sessions + count > self.max_rows:
+        wanted = self.sessions + self.promised + count
+        if not scratch and wanted > self.max_rows:
             raise errors.TooManySessions(
-                f"{count} more sessions of {self.model.name!r} would make {self.sessions + count}; the limit is"
+                f"{count} more sessions of {self.model.name!r} would make {wanted}; the limit is"
                 f" {self.max_rows}. Close some, or raise --max-sessions",
                 retry_after=1.0,
             )
@@ -186,6 +188,7 @@ class Table:
         self.replies.drop(rows)
         self.lane.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
+        self.claiming[rows] = False
         for row in rows.tolist():
             session = self.ids[row]
             if session is not None:
@@ -218,13 +221,24 @@ class Table:
         self.capacity = capacity
 
 
-@contextmanager
-def claiming(held: Sequence[tuple[Table, int]]) -> Iterator[None]:
-    """Marks rows whose claim is on its way."""
-    for table, row in held:
-        table.claiming[row] = True
-    try:
-        yield
-    finally:
-        for table, row in held:
-            table.claiming[row] = False
+class Claiming:
+    """Rows whose claim is on its way, until `end`."""
+
+    def __init__(self) -> None:
+        """No rows."""
+        self._rows: list[tuple[Table, int, int]] = []
+
+    def mark(self, held: Iterable[tuple[Table, int] | None]) -> None:
+        """Marks rows."""
+        for where in held:
+            if where is not None:
+                table, row = where
+                table.claiming[row] = True
+                self._rows.append((table, row, int(table.serial[row])))
+
+    def end(self) -> None:
+        """Takes the marks away; a row that was released meanwhile may be another session's."""
+        rows, self._rows = self._rows, []
+        for table, row, serial in rows:
+            if table.serial[row] == serial:
+                table.claiming[row] = False

@@ -1,4 +1,4 @@
-"""Opens of one stream that wait until a version is loaded, and the frames that must wait behind them."""
+"""Frames of one stream that wait for the store, a version or a claim, and the frames that must wait behind them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import numpy as np
 from statestream.v1 import inference_pb2 as pb
 
 _MOST_BYTES = 1 << 20
-"""Bytes of frames that may wait, such opens among them, before the stream is no longer read."""
+"""Bytes of frames that may wait before the stream is no longer read."""
+_ASIDE = ("open", "close")
+"""What is always answered beside the reader: it asks the store."""
 
-Answer = Callable[[pb.StreamRequest, Callable[[], None]], Awaitable[None]]
-"""Answers a frame; calls the function before it waits for a version."""
+Answer = Callable[[pb.StreamRequest], Awaitable[None]]
+"""Answers a frame."""
 
 
 class Apart:
-    """Keeps the order of each session while the stream goes on with others.
+    """Keeps the order of each session while the stream goes on with others: its reader waits for no frame.
 
     A frame that names a handle, or opens an id, of a frame that still waits, waits behind it, all of it; what names one
     of its own then waits behind both. Everything else passes by.
     """
 
-    def __init__(self, answer: Answer) -> None:
-        """Nothing waits."""
+    def __init__(self, answer: Answer, waits: Callable[[pb.StreamRequest], bool]) -> None:
+        """Nothing waits; `waits` tells whether the answer to a frame would have to."""
         self._answer = answer
+        self._waits = waits
         self._waiting: dict[asyncio.Task[None], set[int | str]] = {}
         self._bytes = 0
 
@@ -35,26 +38,19 @@ class Apart:
 
     async def take(self, request: pb.StreamRequest) -> None:
         """Answers a frame, or has it wait; returns when the next one may come."""
+        named, before = set[int | str](), list[asyncio.Task[None]]()
         if self._waiting:
             named = _named(request)
             before = [task for task, others in self._waiting.items() if not named.isdisjoint(others)]
-            if before:
-                # Its handles may stand for ids, and ids for handles, that only those before it name.
-                self._begin(request, named.union(*map(self._waiting.__getitem__, before)), before, _nothing)
-                await self._room()
-                return
-        if not request.HasField("open"):
-            await self._answer(request, _nothing)
+            # Its handles may stand for ids, and ids for handles, that only those before it name.
+            named = named.union(*map(self._waiting.__getitem__, before))
+        if not before and request.WhichOneof("request") not in _ASIDE and not self._waits(request):
+            await self._answer(request)
             return
-        loads: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def loading() -> None:
-            if not loads.done():
-                loads.set_result(None)
-
-        task = self._begin(request, _named(request), [], loading)
-        await asyncio.wait((task, loads), return_when=asyncio.FIRST_COMPLETED)
-        await self._room()
+        self._begin(request, named or _named(request), before)
+        # One that is large by itself holds nobody up.
+        while self._bytes > _MOST_BYTES and len(self._waiting) > 1:
+            await asyncio.wait([*self._waiting], return_when=asyncio.FIRST_COMPLETED)
 
     async def settled(self) -> None:
         """Returns when nothing waits any more."""
@@ -66,24 +62,13 @@ class Apart:
         for task in self._waiting:
             task.cancel()
 
-    async def _room(self) -> None:
-        """Returns when little enough waits that the stream may be read on."""
-        while self._bytes > _MOST_BYTES:
-            await asyncio.wait([*self._waiting], return_when=asyncio.FIRST_COMPLETED)
-
-    def _begin(
-        self,
-        request: pb.StreamRequest,
-        named: set[int | str],
-        before: Sequence[asyncio.Task[None]],
-        loading: Callable[[], None],
-    ) -> asyncio.Task[None]:
+    def _begin(self, request: pb.StreamRequest, named: set[int | str], before: Sequence[asyncio.Task[None]]) -> None:
         size = request.ByteSize()
 
         async def answer() -> None:
             if before:
                 await asyncio.wait(before)
-            await self._answer(request, loading)
+            await self._answer(request)
 
         def ended(task: asyncio.Task[None]) -> None:
             del self._waiting[task]
@@ -93,11 +78,6 @@ class Apart:
         self._waiting[task] = named
         self._bytes += size
         task.add_done_callback(ended)
-        return task
-
-
-def _nothing() -> None:
-    pass
 
 
 def _named(request: pb.StreamRequest) -> set[int | str]:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-
-import numpy as np
 
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
-from statestream_server.arrays import Array
-from statestream_server.engine import digests
-from statestream_server.engine.lengths import Lengths
-from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, abort, server_stream, unary
 from statestream_server.servicers.stream import Stream
 from statestream_server.sessions.accounts import COPIES
-from statestream_server.sessions.intake import Chunks, Refusal, error_at
 from statestream_server.sessions.openings import pinned
-from statestream_server.stores.base import Mode
 
 
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):
@@ -68,53 +59,27 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     @unary
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         """Applies one chunk to one session."""
-        table, row = await self._open(request)
-        rows = np.asarray([row])
-        steps = _first_length(request.inputs)
+        unary = self._server.unary
+        target = await unary.target(request.model, request.version, request.session_id, wire.open_mode(request.mode))
+        steps, signature = _first_length(request.inputs), target.table.model.signature
         limit = self._server.settings.limits.max_chunk_steps
         if not 1 <= steps <= limit:
             raise errors.BadFrame(f"the chunk has {steps} steps; expected 1 to {limit}", metadata={"field": "inputs"})
-        inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, steps)
-        request_id = digests.of_text(request.request_id) if request.request_id else 0
-        serial = int(table.serial[row])
-        while table.claiming[row] or not table.lane.idle(rows).all():
-            await self._server.sessions.undisputed(table, rows)
-            await self._server.engine.settled(table, rows)
-        if int(table.serial[row]) != serial:
-            if self._server.sessions.find(request.model, request.session_id) is not None:
-                raise errors.SessionMoved(
-                    f"session {request.session_id!r} was opened anew meanwhile; send the chunk again"
-                )
-            raise errors.SessionNotFound(f"session {request.session_id!r} was closed meanwhile")
-        start = self._start(request, table, row, request_id)
-        # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
-        acked = max(request.acked_position, start)
-        answer = _Answer()
-        chunks = Chunks(
-            table,
-            rows,
-            np.zeros(1, np.uint32),
-            np.asarray([start], np.uint64),
-            np.asarray([acked], np.uint64),
-            Lengths(1, steps),
-            inputs,
-            request_id,
+        step = await unary.step(
+            target,
+            request.session_id,
+            steps,
+            wire.packed_inputs(signature.inputs, request.inputs, steps),
+            position=request.position if request.HasField("position") else None,
+            acked=request.acked_position,
+            request_id=request.request_id,
         )
-        claims = table.claims(rows)
-        with self._server.budgets.steps.holding(steps * (COPIES * table.input_bytes + table.output_bytes)):
-            self._server.intake.accept(chunks, answer)
-            outputs = await answer.outputs
-        if not request.HasField("position"):
-            # The caller could not tell a repeated step from a new one after a crash: make this one durable first.
-            await self._server.saver.flush(table, rows)
-            if not table.are_claimed(rows, claims).all():
-                raise errors.SessionMoved(_OVERTAKEN)
         return pb.StepResponse(
-            position=start + steps,
-            durable_position=int(table.durable[row]),
-            epoch=int(table.epoch[row]),
-            version=table.model.version,
-            outputs=wire.tensors(table.model.signature.outputs, outputs),
+            position=step.position,
+            durable_position=step.durable,
+            epoch=step.epoch,
+            version=target.table.model.version,
+            outputs=wire.tensors(signature.outputs, step.outputs),
         )
 
     @server_stream
@@ -127,7 +92,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         budget.check()
         source = request.WhichOneof("source")
         if source == "session_id":
-            table, row = await self._resident(request.model, request.session_id)
+            table, row, _ = await self._server.unary.resident(request.model, request.session_id)
             if request.version not in (0, table.model.version):
                 raise pinned(request.session_id, table.model.version, request.version)
             steps = self._server.forecaster.from_session(table, row, request.horizon)
@@ -170,55 +135,6 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
                     )
         finally:
             await tokens.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
-
-    async def _open(self, request: pb.StepRequest) -> tuple[Table, int]:
-        """The session of a unary call: the row where callers without a stream have it, else claimed anew."""
-        mode = wire.open_mode(request.mode)
-        where = self._server.sessions.find(request.model, request.session_id)
-        if where is not None and mode in (Mode.EITHER, Mode.RESUME):
-            table, row = where
-            if int(table.owner[row]) == UNBOUND and request.version in (0, table.model.version):
-                return where
-        return await self._claim(request.model, request.version, request.session_id, mode)
-
-    async def _resident(self, model: str, session: str) -> tuple[Table, int]:
-        """A session's row; one that is only stored is brought back."""
-        await self._server.copies.check_owner(model, session)
-        where = self._server.sessions.find(model, session)
-        return where if where is not None else await self._claim(model, 0, session, Mode.RESUME)
-
-    async def _claim(self, model: str, version: int, session: str, mode: Mode) -> tuple[Table, int]:
-        opened = await self._server.sessions.open_one(model, version, session, mode, self._server.writer)
-        return opened.table, int(opened.rows[0])
-
-    def _start(self, request: pb.StepRequest, table: Table, row: int, request_id: int) -> int:
-        if request.HasField("position"):
-            return request.position
-        position = int(table.position[row])
-        kept = table.replies.replies(row)
-        repeated = request_id and int(table.request[row]) == request_id and kept
-        return kept[-1].start if repeated else position
-
-
-_OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
-
-
-class _Answer:
-    """Takes the reply to a unary call."""
-
-    def __init__(self) -> None:
-        self.outputs: asyncio.Future[Sequence[Array]] = asyncio.get_running_loop().create_future()
-
-    def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
-        if not self.outputs.done():
-            self.outputs.set_result(outputs)
-
-    def refused(self, chunks: Chunks, refusal: Refusal) -> None:
-        if not self.outputs.done():
-            self.outputs.set_exception(error_at(refusal, 0))
-
-    def overtaken(self, chunks: Chunks) -> None:
-        self.refused(chunks, errors.SessionMoved(_OVERTAKEN))
 
 
 def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:

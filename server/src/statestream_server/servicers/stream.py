@@ -1,6 +1,6 @@
 """One connected stream: frames in, frames out. The rules of chunks and sessions live in the middle.
 
-Frames are handled in the order they come, but for those about sessions whose version has to load first (apart.py). A
+Frames are handled in the order they come, but for those that wait, and what names the same sessions (apart.py). A
 frame that cannot be read is answered by `refused` and changes nothing. While a reader is slow, its stream is not read
 either, so what waits for it stays bounded.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from typing import Final
 
 import grpc
 import numpy as np
@@ -45,6 +45,10 @@ _OPENED = 2048
 _FLUSH_BYTES = 64 << 10
 """What a flush counts as while it is under way, beside its handles: the frames that wait behind the store are few."""
 
+_OVERTAKEN: Final = errors.SessionMoved(
+    "a newer writer opened the session meanwhile; open it again only if you mean to take it back"
+)
+
 
 class Stream:
     """A stream's handles, its reader and its writer."""
@@ -63,8 +67,7 @@ class Stream:
         self._chunks = ChunkFrames(server, self._handles, self._outbox, self._account, self._wake)
         self._last_frame = 0
         self._flushes: set[asyncio.Task[None]] = set()
-        self._waking = asyncio.Lock()
-        self._apart = Apart(self._answer)
+        self._apart = Apart(self._answer, self._waits)
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
@@ -101,6 +104,10 @@ class Stream:
         return len(self._handles)
 
     # What the middle tells the stream.
+
+    def sleepers(self) -> list[Sleeper]:
+        """Sessions that left memory and are its own."""
+        return [*self._handles.asleep.values()]
 
     def lost(self, handle: int, error: errors.StatestreamError) -> None:
         """A session left the stream."""
@@ -159,15 +166,26 @@ class Stream:
             return
         await self._apart.take(request)
 
-    async def _answer(self, request: pb.StreamRequest, loading: Callable[[], None]) -> None:
-        """Answers a frame; calls `loading` before it waits for a version to load."""
+    def _waits(self, request: pb.StreamRequest) -> bool:
+        """Whether a frame names sessions that sleep, or that somebody is about to claim."""
+        asleep = self._handles.asleep
+        if not asleep and not self._server.sessions.turns:
+            return False
+        frame = getattr(request, request.WhichOneof("request") or "ack")
+        handles = np.frombuffer(frame.handles[: len(frame.handles) // 4 * 4], "<u4")
+        if asleep and not asleep.keys().isdisjoint(handles.tolist()):
+            return True
+        return any(table.claiming[rows].any() for table, rows, _ in self._handles.resolve(handles))
+
+    async def _answer(self, request: pb.StreamRequest) -> None:
+        """Answers a frame."""
         try:
             kind = request.WhichOneof("request")
             self._server.tray.empty()
             if kind == "chunk":
                 await self._chunks.take(request.frame, request.chunk)
             elif kind == "open":
-                await self._open(request.frame, request.open, loading)
+                await self._open(request.frame, request.open)
             elif kind == "ack":
                 await self._ack(request.ack)
             elif kind == "close":
@@ -187,18 +205,18 @@ class Stream:
             error = errors.InternalError("the server failed on this frame; its log has the details")
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
 
-    async def _open(self, frame: int, request: pb.OpenFrame, loading: Callable[[], None]) -> None:
+    async def _open(self, frame: int, request: pb.OpenFrame) -> None:
         """Opens a frame's sessions, a slice at a time, so that others have their turns between two of them."""
-        opening = await self._opening(request, loading)
+        opening = await self._opening(request)
         count = len(opening.ids)
         if count <= _OPENED:
-            await self._open_some(frame, opening, loading)
+            await self._open_some(frame, opening)
             return
         check_ids(opening.ids)
         for first in range(0, count, _OPENED):
             some = opening.some(range(first, min(first + _OPENED, count)), opening.version)
             try:
-                await self._open_some(frame, some, loading)
+                await self._open_some(frame, some)
             except errors.StatestreamError as error:
                 if not first:
                     raise
@@ -206,12 +224,16 @@ class Stream:
                 self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
             await asyncio.sleep(0)
 
-    async def _open_some(self, frame: int, opening: Opening, loading: Callable[[], None]) -> None:
+    async def _open_some(self, frame: int, opening: Opening) -> None:
         self._server.turns.note(len(opening.ids))
-        opened, refused = await self._server.sessions.open(opening, loading)
+        opened, refused = await self._server.sessions.open(opening)
         handles = np.asarray(opening.handles)
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
-        for part in opened:
+        for whole in opened:
+            # While the others were opened, somebody may have claimed some of these again.
+            mine = whole.table.binding[whole.rows] == whole.bindings
+            failures += wire.row_errors(handles[whole.places[~mine]], _OVERTAKEN)
+            part = whole.some(mine)
             self._bind(handles[part.places], part)
             self._outbox.put(pb.StreamResponse(frame=frame, opened=self._opened(handles[part.places], part, failures)))
             failures = []
@@ -220,7 +242,7 @@ class Stream:
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
 
-    async def _opening(self, request: pb.OpenFrame, loading: Callable[[], None]) -> Opening:
+    async def _opening(self, request: pb.OpenFrame) -> Opening:
         count = len(request.ids)
         handles = wire.column(request.handles, "<u4", count, "handles")
         check_distinct(handles)
@@ -228,7 +250,7 @@ class Stream:
             raise errors.BadFrame(f"writer has {len(request.writer)} bytes; expected 16", metadata={"field": "writer"})
         states = None
         if request.initial_states:
-            table = await self._server.sessions.table(request.model, request.version, loading)
+            table = await self._server.sessions.table(request.model, request.version)
             names = [spec.input for spec in table.model.signature.states]
             states = wire.named(request.initial_states, names, "initial_states")
             check_initial_states(table, states, count)
@@ -283,20 +305,19 @@ class Stream:
         asleep = self._handles.asleep
         if not asleep:
             return
-        async with self._waking:  # A flush wakes beside the frames behind it: what one wakes, the other finds awake.
-            models = {asleep[handle].key.model for handle in handles.tolist() if handle in asleep}
-            for model in models:
-                waking = [h for h in handles.tolist() if h in asleep and asleep[h].key.model == model]
-                opened, refused = await self._server.waking.wake(
-                    [asleep[handle] for handle in waking],
-                    self._number,
-                    np.asarray(waking, np.uint32),
-                    keep=[(group.table, group.rows) for group in self._handles.resolve(handles)],
-                )
-                for part in opened:
-                    self._bind(np.asarray(waking)[part.places], part)
-                for place, error in refused.items():
-                    self.lost(waking[place], error)
+        models = {asleep[handle].key.model for handle in handles.tolist() if handle in asleep}
+        for model in models:
+            waking = [h for h in handles.tolist() if h in asleep and asleep[h].key.model == model]
+            opened, refused = await self._server.waking.wake(
+                [asleep[handle] for handle in waking],
+                self._number,
+                np.asarray(waking, np.uint32),
+                keep=[(group.table, group.rows) for group in self._handles.resolve(handles)],
+            )
+            for part in opened:
+                self._bind(np.asarray(waking)[part.places], part)
+            for place, error in refused.items():
+                self.lost(waking[place], error)
 
     async def _ack(self, request: pb.AckFrame) -> None:
         handles = read_handles(request.handles)
@@ -311,18 +332,21 @@ class Stream:
         groups = self._handles.resolve(handles)
         unknown = handles[unknown_places(groups, len(handles))]
         self._server.turns.note(len(handles), errors=len(unknown))
-        for table, rows, _ in groups:
-            claims = table.claims(rows)
+        failures = wire.row_errors(unknown, UNKNOWN)
+        for table, rows, places in groups:
+            bindings = table.binding[rows]
             await self._server.engine.settled(table, rows)
-            rows = rows[table.are_claimed(rows, claims)]
+            mine = table.binding[rows] == bindings
+            rows, places = rows[mine], places[mine]
             if request.action == pb.CLOSE_ACTION_DELETE:
-                await self._server.sessions.delete(table, rows, asker=self._number)
+                gone = await self._server.sessions.delete(table, rows, asker=self._number)
+                unknown = np.concatenate([unknown, handles[places[~gone]]])
+                failures += wire.row_errors(handles[places[~gone]], _OVERTAKEN)
             else:
                 self._server.sessions.detach(table, rows)
         await self._server.saver.released()
         self._handles.free(handles)
         closed = handles[~np.isin(handles, unknown)] if len(unknown) else handles
-        failures = wire.row_errors(unknown, UNKNOWN)
         self._outbox.settle()
         frame_closed = pb.ClosedFrame(handles=closed.astype("<u4").tobytes(), errors=failures)
         self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))

@@ -18,18 +18,20 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Ints
+from statestream_server.arrays import Bools, Ints, Positions
 from statestream_server.engine.table import Table
 from statestream_server.stores.base import Store
 
 log = logging.getLogger(__name__)
 
-Release = Callable[[], None]
+Release = Callable[[Ints, errors.StatestreamError | None], None]
+"""Lets the replies at some places of the rows leave that it was given with, or refuses them."""
 
 _CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 _SLICE = 4096
@@ -53,12 +55,51 @@ class Asked(NamedTuple):
     stops: int
 
 
-class _Held(NamedTuple):
-    """A reply that waits."""
+@dataclass(slots=True)
+class Held:
+    """Replies to rows that wait.
+
+    Attributes:
+        table: The table.
+        rows: [n] the rows.
+        claims: What they were claimed as.
+        targets: [n] their positions with what is answered.
+        places: Which of them wait still.
+    """
 
     table: Table
     rows: Ints
     release: Release
+    claims: tuple[Ints, Positions]
+    targets: Positions
+    places: Ints
+
+    @classmethod
+    def of(cls, table: Table, rows: Ints, release: Release) -> Held:
+        """Everything applied to rows so far."""
+        return cls(table, rows, release, table.claims(rows), table.position[rows].copy(), np.arange(len(rows)))
+
+    @property
+    def waiting(self) -> Ints:
+        """The rows whose replies wait still."""
+        rows: Ints = self.rows[self.places]
+        return rows
+
+    def let_go(self, which: Bools, error: errors.StatestreamError | None = None) -> bool:
+        """Lets those of the waiting replies leave, or refuses them, that the mask [len(places)] names.
+
+        Returns:
+            Whether none is left.
+        """
+        going, self.places = self.places[which], self.places[~which]
+        if len(going):
+            self.release(going, error)
+        return not len(self.places)
+
+    def still(self) -> Bools:
+        """Which of the rows that wait are claimed as they were."""
+        serials, epochs = self.claims
+        return self.table.are_claimed(self.waiting, (serials[self.places], epochs[self.places]))
 
 
 class Contact:
@@ -71,7 +112,7 @@ class Contact:
         interval: float,
         *,
         tables: Callable[[], Iterable[Table]],
-        on_fenced: Callable[[Table, Ints], None],
+        on_fenced: Callable[[Table, Ints, errors.StatestreamError], None],
         on_reset: Callable[[], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -109,7 +150,7 @@ class Contact:
         self._next_beat = 0.0
         self._generation = ""
         self._away = False
-        self._held: list[_Held] = []
+        self._held: list[Held] = []
         self._turn: asyncio.Future[None] | None = None
         self._wanted = asyncio.Event()
         self._patrolled: dict[int, int] = {}
@@ -152,7 +193,7 @@ class Contact:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._let_go(len(self._held))
+        self._let_go(len(self._held), whatever=True)
         await self._store.leave(self.owner)
 
     def ask(self) -> Asked:
@@ -189,18 +230,24 @@ class Contact:
     def release(self, table: Table, rows: Ints, release: Release) -> None:
         """Calls `release`, in order, once the store can be trusted to know these rows as ours, or is away."""
         if self.lets_go(table, rows):
-            release()
+            release(np.arange(len(rows)), None)
             return
-        self._held.append(_Held(table, rows, release))
+        self._held.append(Held.of(table, rows, release))
         self._wanted.set()
+
+    def look_again(self) -> None:
+        """A claim that was on its way is not so any more: replies that wait for that may leave."""
+        if self._held:
+            self._wanted.set()
 
     def answering(self, table: Table) -> Ints:
         """Rows of a table whose replies wait."""
-        return np.concatenate([np.empty(0, np.int64), *(held.rows for held in self._held if held.table is table)])
+        return np.concatenate([np.empty(0, np.int64), *(held.waiting for held in self._held if held.table is table)])
 
     async def released(self) -> None:
-        """Returns when every reply that was given to `release` so far has left."""
-        while self._held and self._task is not None:
+        """Returns when every reply that was given to `release` so far has left; later ones hold nobody up."""
+        asked = list(self._held)
+        while self._task is not None and any(len(held.places) for held in asked):
             if self._turn is None:
                 self._turn = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._turn)
@@ -220,20 +267,29 @@ class Contact:
         rows = np.asarray([row for row, _ in named], np.int64)
         claims = table.claims(rows)
         asked = self.ask()
-        stored = np.asarray(await self._store.epochs([key for _, key in named]), np.uint64)
+        heads = await self._store.heads([key for _, key in named])
         if not self.answered(asked):
             return rows
+        epochs = np.asarray([0 if head is None else head.epoch for head in heads], np.uint64)
+        fences = np.asarray(
+            [0 if head is None else head.fence if head.live else head.epoch + 1 for head in heads], np.uint64
+        )
         same = table.are_claimed(rows, claims)
         # What the store lost, expired or holds of an earlier claim is saved again under the epoch that it had.
-        behind = stored < claims[1]
+        behind = (epochs < claims[1]) & (fences <= claims[1])
         table.dirty[rows[same & behind]] = True
-        ours = stored <= claims[1]
+        ours = fences <= claims[1]
         table.confirmed[rows[same & ours]] = asked.span
         moved, claiming = same & ~ours, table.claiming[rows]
-        fenced: Ints = rows[moved & ~claiming]
-        if len(fenced):
-            self.fenced += len(fenced)
-            self._on_fenced(table, fenced)
+        dead = np.asarray([head is not None and not head.live for head in heads], np.bool_)
+        fenced = moved & ~claiming
+        self.fenced += int(fenced.sum())
+        for which, error in (
+            (fenced & ~dead, errors.SessionMoved("another server took the session over")),
+            (fenced & dead, errors.SessionNotFound("the session was deleted")),
+        ):
+            if which.any():
+                self._on_fenced(table, rows[which], error)
         undecided: Ints = rows[moved & claiming]
         return undecided
 
@@ -304,22 +360,27 @@ class Contact:
         count = len(self._held)
         if not count:
             return
-        stops, undecided = self._stops, False
+        stops = self._stops
         for table in {id(held.table): held.table for held in self._held[:count]}.values():
-            rows = np.unique(np.concatenate([held.rows for held in self._held[:count] if held.table is table]))
+            rows = np.unique(np.concatenate([held.waiting for held in self._held[:count] if held.table is table]))
             rows = rows[table.confirmed[rows] != self._span]
             for start in range(0, len(rows), _SLICE):
-                undecided |= bool(len(await self.check(table, rows[start : start + _SLICE])))
+                await self.check(table, rows[start : start + _SLICE])
         self._notice_stop()
-        if undecided or stops != self._stops:
+        if stops != self._stops:
             self._wanted.set()
         else:
             self._let_go(count)
 
-    def _let_go(self, count: int) -> None:
+    def _let_go(self, count: int, *, whatever: bool = False) -> None:
+        """Lets the oldest replies leave, but for those of rows whose claim is on its way."""
         going, self._held = self._held[:count], self._held[count:]
+        left = list[Held]()
         for held in going:
-            held.release()
+            waits = held.table.claiming[held.waiting] & held.still() & (not whatever)
+            if not held.let_go(~waits):
+                left.append(held)
+        self._held = left + self._held
         if self._turn is not None:
             self._turn.set_result(None)
             self._turn = None

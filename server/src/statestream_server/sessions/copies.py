@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array
+from statestream_server.arrays import Array, Positions
+from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records, snapshots
 from statestream_server.sessions.contact import Contact
-from statestream_server.sessions.openings import newer_record
+from statestream_server.sessions.openings import Start, newer_record
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.snapshots import Snapshot
@@ -61,8 +62,13 @@ class Copies:
         writer: bytes,
         *,
         alone: bool,
+        unix: Callable[[float], float],
     ) -> None:
-        """Sessions made here are claimed as `writer`; `alone`: no living process shares this one's address."""
+        """Sessions made here are claimed as `writer`.
+
+        `alone` says that no living process shares this one's address, `unix` what Unix time it was at a time of the
+        rows' clock.
+        """
         self._registry = registry
         self._sessions = sessions
         self._engine = engine
@@ -71,6 +77,7 @@ class Copies:
         self._contact = contact
         self._writer = writer
         self._alone = alone
+        self._unix = unix
 
     async def describe(self, model: str, session: str) -> Description:
         """A session as it is now; one that another server has is described as it is stored.
@@ -80,7 +87,7 @@ class Copies:
         """
         where = self._sessions.find(model, session)
         if where is not None:
-            return _of_row(*where)
+            return self._of_row(*where)
         return _of_record(await self._record(model, session))
 
     async def flush(self, model: str, session: str) -> int:
@@ -95,6 +102,7 @@ class Copies:
             return (await self._stored(model, session)).position
         table, rows = where[0], np.asarray([where[1]])
         claims = table.claims(rows)
+        await self._sessions.undisputed(table, rows)
         await self._engine.settled(table, rows)
         await self._saver.flush(table, rows)
         if table.are_claimed(rows, claims).all():
@@ -106,14 +114,21 @@ class Copies:
 
         Raises:
             NotOwner: Another server has it.
-            ModelNotFound, SessionNotFound, StoreUnavailable: Nothing was deleted.
+            SessionMoved: It was claimed anew meanwhile, and stays.
+            ModelNotFound, SessionNotFound: Nothing was deleted.
+            StoreUnavailable: What was deleted is not known.
         """
         where = await self._resident(model, session)
         if where is not None:
-            await self._sessions.delete(where[0], np.asarray([where[1]]))
-            return
-        record = await self._stored(model, session)
-        await self._store.delete([record.key], [record.epoch], [record.incarnation])
+            gone = bool((await self._sessions.delete(where[0], np.asarray([where[1]]))).all())
+        else:
+            record = await self._stored(model, session)
+            gone = await self._sessions.delete_stored(model, session, record.epoch, record.incarnation)
+        if not gone:
+            raise errors.SessionMoved(
+                f"a newer writer opened session {session!r} before it was deleted, and it stays; delete it again if you"
+                " mean the session as it is now"
+            )
 
     async def check_owner(self, model: str, session: str) -> None:
         """Makes sure that no other server has a session.
@@ -139,7 +154,7 @@ class Copies:
                 where = self._sessions.find(record.key.model, record.key.id)
             except errors.ModelNotFound:
                 where = None
-            found.append(_of_row(*where) if where is not None else _of_record(record))
+            found.append(self._of_row(*where) if where is not None else _of_record(record))
         return found
 
     async def fork(self, model: str, session: str, fork: str, *, ephemeral: bool = False) -> Description:
@@ -152,13 +167,25 @@ class Copies:
         """
         table, values, position = await self._read(model, session)
         try:
-            return await self._make(table, fork, Mode.CREATE, values, position, ephemeral=ephemeral)
+            return await self._make(
+                table, fork, Mode.CREATE, values, position, _origin(session, position), ephemeral=ephemeral
+            )
         except errors.SessionExists:
-            _, there, at = await self._read(model, fork)
-            same = all(a.tobytes() == b.tobytes() for a, b in zip(there, values, strict=True))
-            if at != position or not same:
-                raise
-            return await self.describe(model, fork)
+            if await self._is_fork(model, fork, position, _origin(session, position)):
+                return await self.describe(model, fork)
+            raise
+
+    async def _is_fork(self, model: str, fork: str, position: int, origin: int) -> bool:
+        """Whether a session is a certain fork that nobody stepped yet: then the answer that told of it was lost."""
+        where = self._sessions.find(model, fork)
+        if where is not None:
+            table, row = where
+            return (int(table.position[row]), int(table.request[row])) == (position, origin)
+        record = await self._record(model, fork)
+        if record.blob is None:
+            return False
+        header = records.read_header(record.blob, what=f"session {fork!r}")
+        return (record.position, header.request) == (position, origin)
 
     async def snapshot(self, model: str, session: str) -> tuple[bytes, int]:
         """A session as a safetensors file, and its position.
@@ -191,21 +218,22 @@ class Copies:
         return await self._make(table, session, Mode.REPLACE, snapshot.values, snapshot.position)
 
     async def _make(
-        self, table: Table, session: str, mode: Mode, values: Sequence[Array], position: int, *, ephemeral: bool = False
+        self,
+        table: Table,
+        session: str,
+        mode: Mode,
+        values: Sequence[Array],
+        position: int,
+        origin: int = 0,
+        *,
+        ephemeral: bool = False,
     ) -> Description:
+        """Claims a session and writes its state, which is one write: there is never one without the other."""
         model = table.model
-        opened = await self._sessions.open_one(
-            model.name, model.version, session, mode, self._writer, ephemeral=ephemeral
+        start = Start([value[None] for value in values], _one(position), _one(origin))
+        await self._sessions.open_one(
+            model.name, model.version, session, mode, self._writer, ephemeral=ephemeral, start=start
         )
-        rows, claims = opened.rows, opened.table.claims(opened.rows)
-        table.dirty[rows] = True  # So that it does not hibernate before it is written.
-        async with self._engine.still():
-            if not table.are_claimed(rows, claims).all():
-                raise errors.SessionMoved(f"another writer opened session {session!r} before its state was written")
-            table.rows.write(rows, [value[None] for value in values])
-            table.position[rows] = table.queued[rows] = table.acked[rows] = position
-            table.dirty[rows] = True
-        await self._saver.flush(table, rows)
         return await self.describe(model.name, session)
 
     async def _read(self, model: str, session: str) -> tuple[Table, list[Array], int]:
@@ -222,18 +250,24 @@ class Copies:
         if served.table is None:
             raise errors.ModelChanged(f"version {record.version} of {model!r} has no memory now")
         if record.blob is None:
-            return served.table, await self._start(served.table), 0
+            return served.table, await self._sessions.start(served.table), 0
         stored = records.decode(self._saver.layout(served.table), record.blob, what=f"session {session!r}")
         return served.table, list(stored.values), record.position
 
-    async def _start(self, table: Table) -> list[Array]:
-        """The values of a session at position 0."""
-        async with self._engine.still():
-            rows = table.allocate(1, scratch=True)
-            table.rows.reset(rows)
-            values = [array[0] for array in table.rows.read(rows)]
-            table.release(rows)
-            return values
+    def _of_row(self, table: Table, row: int) -> Description:
+        key = table.key(row)
+        if key is None:
+            raise errors.SessionNotFound("the session was closed meanwhile")
+        return Description(
+            key,
+            table.model.version,
+            int(table.position[row]),
+            int(table.durable[row]),
+            int(table.epoch[row]),
+            True,
+            bool(table.ephemeral[row]),
+            self._unix(float(table.used[row])),
+        )
 
     async def _resident(self, model: str, session: str) -> tuple[Table, int] | None:
         """A session's row if it is here, and the store does not say that it moved."""
@@ -269,20 +303,13 @@ class Copies:
         return record
 
 
-def _of_row(table: Table, row: int) -> Description:
-    key = table.key(row)
-    if key is None:
-        raise errors.SessionNotFound("the session was closed meanwhile")
-    return Description(
-        key,
-        table.model.version,
-        int(table.position[row]),
-        int(table.durable[row]),
-        int(table.epoch[row]),
-        True,
-        bool(table.ephemeral[row]),
-        float(table.used[row]),
-    )
+def _one(number: int) -> Positions:
+    return np.asarray([number], np.uint64)
+
+
+def _origin(session: str, position: int) -> int:
+    """What a fork keeps of where it comes from, until a step with a request id takes its place."""
+    return digests.of_text(f"fork\0{session}\0{position}")
 
 
 def _of_record(record: Record) -> Description:

@@ -277,13 +277,16 @@ class Intake:
             return
         claims = table.claims(rows)
 
-        def answer() -> None:
-            # While the reply waited, another claim or owner may have taken some of the sessions.
-            still = np.flatnonzero(table.are_claimed(rows, claims))
-            if len(still):
+        def answer(places: Ints, error: errors.StatestreamError | None) -> None:
+            # While replies waited, another claim or owner may have taken some of the sessions.
+            ours = table.are_claimed(rows[places], (claims[0][places], claims[1][places]))
+            still, left = places[ours], places[~ours]
+            if len(still) and error is not None:
+                receiver.refused(chunks.bare(still), error)
+            elif len(still):
                 receiver.results(chunks.bare(still), chunks.lengths.pack(outputs, still))
-            if len(still) < len(rows):
-                _tell_overtaken(chunks, claims, receiver)
+            if len(left):
+                _tell_overtaken(chunks.bare(left), (claims[0][left], claims[1][left]), receiver)
 
         self._saver.release(table, rows, answer)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Final
+from typing import Final, NamedTuple
 
 from statestream import errors
 from statestream.signature import numpy_dtype, row_shape
@@ -18,6 +18,42 @@ from statestream_server.stores.rules import CLAIM_LIMIT
 MAX_ID_BYTES = 256
 _LIMIT: Final = CLAIM_LIMIT - (1 << 40)
 """Numbers of callers stay below this: a claim raises the epoch above them, and there is room for many claims more."""
+
+
+class Carried(NamedTuple):
+    """The state that one claim carries.
+
+    Attributes:
+        blob: As a record has it.
+        position: Where it stands.
+        base: The epoch of the session that moves with it, 0 for a new one.
+    """
+
+    blob: bytes | None = None
+    position: int = 0
+    base: int = 0
+
+
+NOTHING: Final = Carried()
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """States of new sessions that do not start as their model says; columns have N items.
+
+    Attributes:
+        values: One array [N, ...] for every column of the slab.
+        positions: [N] where they stand.
+        requests: [N] digests of what made them, 0 for nothing.
+    """
+
+    values: Sequence[Array]
+    positions: Positions
+    requests: Positions
+
+    def some(self, places: Sequence[int] | Ints) -> Start:
+        """Those at some places."""
+        return Start([array[places] for array in self.values], self.positions[places], self.requests[places])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +71,8 @@ class Opening:
         replay_positions: [N] the oldest position from which it can replay.
         acked_positions: [N] the position up to which it has the replies.
         ephemeral: Whether they end with their caller.
-        initial_states: One array [N, ...] for every state, or None.
+        initial_states: One array [N, ...] for every state of new sessions, or None.
+        start: The whole state of new sessions, or None.
         owner: The stream that opens them, or UNBOUND.
         handles: [N] what that stream calls them.
         upgrade: Whether sessions that are pinned to another version move to this one.
@@ -57,6 +94,7 @@ class Opening:
     handles: Array | None = None
     upgrade: bool = False
     replies: bool = False
+    start: Start | None = None
 
     def some(self, places: Sequence[int], version: int) -> Opening:
         """Those at some places; of a version that is not the caller's choice they are there, or else not new."""
@@ -70,6 +108,7 @@ class Opening:
             acked_positions=self.acked_positions[places],
             initial_states=[array[places] for array in self.initial_states] if self.initial_states else None,
             handles=self.handles[places] if self.handles is not None else None,
+            start=self.start.some(places) if self.start is not None else None,
         )
 
 
@@ -151,14 +190,20 @@ def check_numbers(opening: Opening) -> None:
 
 
 def claims_of(
-    opening: Opening, version: int, places: Sequence[int], held: Sequence[tuple[Table, int] | None], owner: str
+    opening: Opening,
+    version: int,
+    places: Sequence[int],
+    held: Sequence[tuple[Table, int] | None],
+    owner: str,
+    carried: Mapping[int, Carried] | None = None,
 ) -> list[Claim]:
     """The claims of some of an opening's sessions, for the server process `owner`.
 
-    Those that go on from the store must be of `version`, unless they are to move there: another one is not claimed.
-    `held` says where the opening's sessions are in memory.
+    Those that go on from the store must be of `version`, or move there with what is carried for their place: another
+    one is not claimed. `held` says where the opening's sessions are in memory.
     """
     where = [held[place] for place in places]
+    states = [carried.get(place, NOTHING) for place in places] if carried else []
     columns = zip(
         [Key(TENANT, opening.model, opening.ids[place]) for place in places],
         repeat(opening.mode),
@@ -171,7 +216,10 @@ def claims_of(
         repeat(version),
         repeat(opening.ephemeral),
         repeat(owner),
-        repeat(not opening.upgrade),
+        repeat(True),
+        [state.position for state in states] or repeat(0),
+        [state.base for state in states] or repeat(0),
+        [state.blob for state in states] or repeat(None),
     )
     return list(map(Claim._make, columns))
 
@@ -270,7 +318,7 @@ def refusal(opening: Opening, place: int, claim: Claim, answer: Claimed) -> erro
     if answer.verdict is Verdict.REFUSED:
         return _outbid(opening, place, record.incarnation if record else 0, record.epoch if record else 0)
     position = record.position if record else 0
-    if claim.held_epoch and (record is None or record.epoch == claim.held_epoch):
+    if claim.held_epoch and (record is None or record.fence <= claim.held_epoch):
         position = claim.held_position  # The row in memory is newer than its record.
     return errors.StateLost(
         f"session {session!r} is at position {position} here; the caller can replay from"

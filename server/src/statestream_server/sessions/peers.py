@@ -32,6 +32,9 @@ class Peer(Protocol):
     def handles(self) -> int:
         """How many handles stand for a session."""
 
+    def sleepers(self) -> list[Sleeper]:
+        """Its sessions that left memory."""
+
     def lost(self, handle: int, error: errors.StatestreamError) -> None:
         """A session left the stream."""
 
@@ -62,6 +65,10 @@ class Peers:
         """Handles of all streams."""
         return sum(peer.handles for peer in self._peers.values())
 
+    def sleepers(self) -> list[Sleeper]:
+        """Sessions that left memory while a stream has them."""
+        return [sleeper for peer in self._peers.values() for sleeper in peer.sleepers()]
+
     def join(self, peer: Peer) -> int:
         """Takes a stream in; its number is the `owner` of its rows."""
         number = next(self._numbers)
@@ -76,22 +83,25 @@ class Peers:
             table.owner[rows], table.binding[rows] = UNBOUND, 0
 
     def bind(self, table: Table, rows: Ints, owner: int, handles: Array) -> Ints:
-        """Gives rows to a stream (or to nobody); whoever had them hears that they moved.
+        """Gives rows to a stream, or to nobody where it has left; whoever had them hears that they moved.
 
         Returns:
             The new bindings [n].
         """
-        self.take(table, rows, owner)
+        if owner not in self._peers:
+            owner = UNBOUND
+        self.take(table, rows, owner, handles)
         bindings = np.arange(self._next_binding, self._next_binding + len(rows))
         self._next_binding += len(rows)
         table.owner[rows], table.handle[rows], table.binding[rows] = owner, handles, bindings
         return bindings
 
-    def take(self, table: Table, rows: Ints, owner: int) -> None:
-        """Takes rows from every stream but `owner`, which hears that they moved."""
+    def take(self, table: Table, rows: Ints, owner: int, handles: Array) -> None:
+        """Takes rows from whoever has them and says that they moved, but for those that have the same handle there."""
+        others = (table.owner[rows] != owner) | (table.handle[rows] != handles)
         self.evict(
             table,
-            rows[table.owner[rows] != owner],
+            rows[others],
             errors.SessionMoved("a newer writer opened the session; open it again only if you mean to take it back"),
         )
 

@@ -6,21 +6,22 @@ Nothing here decides whether a claim is granted: that is the store's (stores/bas
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
-from statestream_server.sessions.openings import Opened, Opening, other_version, refusal
+from statestream_server.sessions.openings import Opened, Opening, Start, refusal
 from statestream_server.sessions.peers import Peers
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
-from statestream_server.sessions.versions import Versions
+from statestream_server.sessions.versions import Move
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Claim, Claimed, Verdict
 
@@ -35,15 +36,38 @@ class Granted:
         table: The table.
         places: Which of the opening's columns they are.
         claimed: What the store answered.
-        stored: What comes from the store; None for rows that are in memory, and for new sessions.
-        moved: Whether they come from another version, and the store has yet to learn it.
+        stored: What comes from the store, or from another version; None for rows that stay, and for new sessions.
     """
 
     table: Table
     places: list[int]
     claimed: list[Claimed]
     stored: list[Stored | None]
-    moved: list[bool]
+
+
+class Promise:
+    """Rows of a table for sessions that are about to be claimed: once they are, nothing can be missing."""
+
+    def __init__(self, table: Table, rows: Ints) -> None:
+        """Rows that were just allocated."""
+        self._table = table
+        self._rows = rows
+        table.promised += len(rows)
+
+    @property
+    def left(self) -> int:
+        """How many rows are not taken yet."""
+        return len(self._rows)
+
+    def take(self, count: int) -> Ints:
+        """Some of the rows, for sessions that are there now."""
+        rows, self._rows = self._rows[:count], self._rows[count:]
+        self._table.promised -= len(rows)
+        return rows
+
+    def end(self) -> None:
+        """Gives back what was not taken."""
+        self._table.release(self.take(len(self._rows)))
 
 
 class Placement:
@@ -51,22 +75,37 @@ class Placement:
 
     def __init__(
         self,
+        engine: Engine,
         saver: Saver,
         peers: Peers,
-        versions: Versions,
         clock: Callable[[], float],
         *,
         pass_on: Callable[[], None],
     ) -> None:
-        """`clock` gives Unix time, `pass_on` queues chunks that just arrived."""
+        """`clock` gives seconds and is never set, `pass_on` queues chunks that just arrived."""
         self.foreign = 0
         """Sessions whose record was written by another runtime or processor, so far."""
         self._reported: set[tuple[str, int, int]] = set()
+        self._engine = engine
         self._saver = saver
         self._peers = peers
-        self._versions = versions
         self._clock = clock
         self.pass_on = pass_on
+
+    async def promise(self, table: Table, count: int, *, keep: Ints) -> Promise:
+        """Hands out rows for sessions that are not in memory; those not used for longest make room.
+
+        Args:
+            table: Their table.
+            count: How many.
+            keep: Rows that must stay.
+
+        Raises:
+            TooManySessions: Too few sessions can go, or there is no memory.
+        """
+        self.make_room(table, count, keep=keep)
+        async with self._engine.still():
+            return Promise(table, table.allocate(count))
 
     def grant(
         self,
@@ -76,9 +115,12 @@ class Placement:
         places: Sequence[int],
         claims: Sequence[Claim],
         answers: Sequence[Claimed],
+        moves: Mapping[int, Move],
         refused: dict[int, errors.StatestreamError],
     ) -> list[Granted]:
-        """Granted claims by table; the others go to `refused`. There may be no room for them yet: see `fit`.
+        """Granted claims by table; the others go to `refused`.
+
+        A record that cannot be read is refused although it was claimed: it stays as it is, for a server that can.
 
         Args:
             opening: Asked for them.
@@ -87,6 +129,7 @@ class Placement:
             places: Which of them were claimed.
             claims: Their claims.
             answers: What the store answered.
+            moves: What sessions of other versions took along.
             refused: Takes what is not granted.
         """
         groups: dict[int, Granted] = {}
@@ -94,62 +137,20 @@ class Placement:
             if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
                 refused[place] = refusal(opening, place, claim, answer)
                 continue
-            where = held[place] if answer.verdict is Verdict.HELD else None
-            # A row in memory knows better than its record, which mode none never writes again.
-            pinned = where[0].model.version if where is not None else answer.record.version
-            if opening.version not in (0, pinned) and not opening.upgrade:
-                refused[place] = other_version(opening, place, pinned)
-                continue
-            table = where[0] if where is not None and not opening.upgrade else target
+            where, move = held[place] if answer.verdict is Verdict.HELD else None, moves.get(place)
+            table = where[0] if where is not None and move is None else target
             try:
-                stored = self._decode(opening, place, table, answer)
+                stored = move.stored if move is not None else self._decode(opening, place, table, answer)
             except errors.StatestreamError as error:
                 refused[place] = error
                 continue
             group = groups.get(id(table))
             if group is None:
-                group = groups[id(table)] = Granted(table, [], [], [], [])
+                group = groups[id(table)] = Granted(table, [], [], [])
             group.places.append(place)
             group.claimed.append(answer)
             group.stored.append(stored)
-            group.moved.append(pinned != table.model.version or answer.record.version != table.model.version)
         return list(groups.values())
-
-    def fit(self, group: Granted, keep: Sequence[tuple[Table, Ints]]) -> None:
-        """Makes room for sessions that are not in memory, in the table that they turned out to belong to.
-
-        Args:
-            group: The sessions.
-            keep: Rows that must stay.
-
-        Raises:
-            TooManySessions: Too few sessions can go.
-        """
-        ids = [answer.record.key.id for answer in group.claimed if answer.record is not None]
-        staying = [np.empty(0, np.int64), *(rows for table, rows in keep if table is group.table)]
-        new = sum(session not in group.table.row_of for session in ids)
-        self.make_room(group.table, new, keep=np.concatenate(staying))
-
-    def fits(
-        self, group: Granted, held: Sequence[tuple[Table, int] | None], refused: dict[int, errors.StatestreamError]
-    ) -> bool:
-        """As `fit`, whether it could; `refused` takes the group where it could not."""
-        try:
-            self.fit(group, [(where[0], np.asarray([where[1]])) for where in held if where is not None])
-        except errors.TooManySessions as error:
-            refused.update(dict.fromkeys(group.places, error))
-            return False
-        return True
-
-    @staticmethod
-    def has_rows(group: Granted, refused: dict[int, errors.StatestreamError]) -> bool:
-        """Whether there is memory for a group's rows; `refused` takes it where there is none."""
-        try:
-            group.table.reserve(len(group.places))
-        except errors.TooManySessions as error:
-            refused.update(dict.fromkeys(group.places, error))
-            return False
-        return True
 
     def _decode(self, opening: Opening, place: int, table: Table, answer: Claimed) -> Stored | None:
         record, session = answer.record, opening.ids[place]
@@ -159,15 +160,12 @@ class Placement:
             if record.position:
                 raise errors.StateLost(f"the record of session {session!r} has a position and no state")
             return None
-        if opening.upgrade:
-            stored = self._versions.read(opening, place, table, record, record.blob)
-        else:
-            stored = records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
+        stored = records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
         if not stored.same_bits:
-            self._report(table, stored.fingerprint)
+            self.report(table, stored.fingerprint)
         return stored
 
-    def _report(self, table: Table, fingerprint: int) -> None:
+    def report(self, table: Table, fingerprint: int) -> None:
         """Tells, once, that sessions of a model come from a runtime or processor of another kind."""
         self.foreign += 1
         model = table.model
@@ -182,15 +180,23 @@ class Placement:
                 self._saver.layout(table).fingerprint,
             )
 
-    def install(self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None]) -> Opened:
-        """Makes rows of granted claims and binds them to their stream. The slab must be still."""
+    def install(
+        self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None], promise: Promise
+    ) -> Opened:
+        """Makes rows of granted claims and binds them to their stream. The slab must be still.
+
+        Raises:
+            TooManySessions: A session was taken that was believed to be elsewhere, and there is no row for it.
+        """
         table, places = group.table, np.asarray(group.places, np.int64)
-        stored_positions = np.asarray([a.record.position for a in group.claimed if a.record], np.uint64)
-        stored, positions = self._lifted(group, held, stored_positions)
-        rows = self._rows(opening, group, held)
+        rows = self._rows(opening, group, held, promise)
+        positions = np.asarray([a.record.position for a in group.claimed if a.record], np.uint64)
         verdicts = [answer.verdict for answer in group.claimed]
         created = np.asarray([verdict is Verdict.CREATED for verdict in verdicts])
-        kept = np.asarray([v is Verdict.HELD and s is None for v, s in zip(verdicts, stored, strict=True)])
+        stays = [(where := held[place]) is not None and where[0] is table for place in group.places]
+        kept = np.asarray(
+            [v is Verdict.HELD and s is None and here for v, s, here in zip(verdicts, group.stored, stays, strict=True)]
+        )
         bindings = self._peers.bind(
             table,
             rows,
@@ -198,15 +204,17 @@ class Placement:
             opening.handles[places] if opening.handles is not None else np.zeros(len(rows), np.uint32),
         )
         table.clear_columns(rows[~kept])
-        fresh = np.asarray([item is None for item in stored]) & ~kept
+        fresh = np.asarray([item is None for item in group.stored]) & ~kept
+        if opening.start is not None:
+            fresh &= ~created
+            self._begin(table, rows[created], opening.start.some(places[created]))
         if fresh.any():
             table.rows.reset(rows[fresh])
-        if opening.initial_states is not None and created.any():
-            self._initialise(table, rows[created], [array[places[created]] for array in opening.initial_states])
-        self._revive(table, rows, stored, positions)
-        table.durable[rows] = stored_positions
-        table.dirty[rows[kept & (stored_positions < table.position[rows])]] = True
-        table.dirty[rows[np.asarray(group.moved)]] = True
+        self._revive(table, rows, group.stored, positions)
+        # In mode none the store knows a session as it began, and promises nothing.
+        table.durable[rows] = 0 if self._saver.mode == Durability.NONE else positions
+        # Where the store was emptied it has, at position 0, nothing of a row that is held.
+        table.dirty[rows[kept & ((positions < table.position[rows]) | (positions == 0))]] = True
         table.queued[rows] = table.position[rows]
         table.epoch[rows] = [answer.record.epoch for answer in group.claimed if answer.record]
         table.incarnation[rows] = [answer.record.incarnation for answer in group.claimed if answer.record]
@@ -221,49 +229,39 @@ class Placement:
         table.replies.acknowledge(rows, acked)
         return Opened(table, rows, places, bindings, created)
 
-    def _lifted(
-        self, group: Granted, held: Sequence[tuple[Table, int] | None], positions: Positions
-    ) -> tuple[list[Stored | None], Positions]:
-        """What is written into the rows, and their positions: rows that move here from other tables are read there."""
-        stored, positions = list(group.stored), positions.copy()
-        moving = dict[int, tuple[Table, list[int], list[int]]]()
-        for index, (place, answer) in enumerate(zip(group.places, group.claimed, strict=True)):
-            where = held[place]
-            if where is not None and where[0] is not group.table and answer.verdict is Verdict.HELD:
-                _, indices, rows = moving.setdefault(id(where[0]), (where[0], [], []))
-                indices.append(index)
-                rows.append(where[1])
-        for source, indices, rows in moving.values():
-            positions[indices] = source.position[rows]
-            for index, item in zip(indices, self._versions.lift(source, np.asarray(rows), group.table), strict=True):
-                stored[index] = item
-        return stored, positions
-
-    def _rows(self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None]) -> Ints:
+    def _rows(
+        self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None], promise: Promise
+    ) -> Ints:
         """The rows of granted claims: the ones held, or new ones."""
         table, rows, missing = group.table, np.empty(len(group.places), np.int64), list[int]()
         for index, place in enumerate(group.places):
             where = held[place]
             if where is not None and where[0] is table:
                 rows[index] = where[1]
-                continue
+            else:
+                missing.append(index)
+        if not missing:
+            return rows
+        more = table.allocate(max(0, len(missing) - promise.left))
+        new = np.concatenate([promise.take(len(missing) - len(more)), more])
+        rows[missing] = new
+        for index, row in zip(missing, new.tolist(), strict=True):
+            place = group.places[index]
+            where = held[place]
             if where is not None:
                 other = np.asarray([where[1]])
-                self._peers.take(where[0], other, opening.owner)
+                handles = opening.handles[place : place + 1] if opening.handles is not None else np.zeros(1, np.uint32)
+                self._peers.take(where[0], other, opening.owner, handles)
                 where[0].release(other)
-            missing.append(index)
-        if missing:
-            new = table.allocate(len(missing))
-            rows[missing] = new
-            for index, row in zip(missing, new.tolist(), strict=True):
-                table.bind_id(row, opening.ids[group.places[index]])
+            table.bind_id(row, opening.ids[place])
         return rows
 
-    def _initialise(self, table: Table, rows: Ints, states: Sequence[Array]) -> None:
-        values = table.rows.read(rows)
-        values[: len(states)] = states
-        table.rows.write(rows, values)
-        table.dirty[rows] = True
+    @staticmethod
+    def _begin(table: Table, rows: Ints, start: Start) -> None:
+        """Writes the states of new sessions."""
+        table.rows.write(rows, start.values)
+        table.position[rows] = table.acked[rows] = start.positions
+        table.request[rows] = start.requests
 
     def _revive(self, table: Table, rows: Ints, stored: Sequence[Stored | None], positions: Positions) -> None:
         """Writes stored sessions into their rows, with their kept replies."""
@@ -303,7 +301,7 @@ class Placement:
         Raises:
             TooManySessions: Too few sessions can go: the store is behind of them, or they have work to do.
         """
-        excess = table.sessions + new - table.max_rows
+        excess = table.sessions + table.promised + new - table.max_rows
         if excess <= 0:
             return
         rows = self.idle(table)
@@ -312,7 +310,7 @@ class Placement:
         count = min(len(rows), excess + table.max_rows // 64)
         if count < excess:
             raise errors.TooManySessions(
-                f"{new} more sessions of {table.model.name!r} would make {table.sessions + new}; the limit is"
+                f"{new} more sessions of {table.model.name!r} would make {table.max_rows + excess}; the limit is"
                 f" {table.max_rows} in memory and {len(rows)} can leave it now. Close some, try again after the next"
                 " checkpoint, or raise --max-sessions",
                 retry_after=1.0,

@@ -52,6 +52,10 @@ _REPLY = np.dtype([("start", "<u8"), ("steps", "<u8"), ("digest", "<u8")])
 # The same for reading one at a time, where NumPy's records cost ten times as much.
 _HEADER_FIELDS: Final = struct.Struct("<4sI16sQQQIIQQ")
 _REPLY_FIELDS: Final = struct.Struct("<QQQ")
+_STEPS: Final = 256
+"""Steps of a chunk, at most by default: what a bound of sizes goes by."""
+_SMALL: Final = 1 << 16
+"""Bytes of replies that are not counted one by one."""
 _CHECKED_FROM: Final = 8
 """The checksum covers the magic and what follows the checksum itself."""
 
@@ -67,6 +71,8 @@ class Layout:
         outputs: One step of every output.
         columns_digest: Stands for names, dtypes and shapes of the columns.
         outputs_digest: Stands for those of the outputs.
+        row_bytes: Bytes of a row.
+        step_bytes: Bytes of one step of all outputs.
     """
 
     model: bytes
@@ -75,10 +81,14 @@ class Layout:
     outputs: Sequence[Column]
     columns_digest: int = field(init=False)
     outputs_digest: int = field(init=False)
+    row_bytes: int = field(init=False)
+    step_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns_digest", _digest(self.columns))
         object.__setattr__(self, "outputs_digest", _digest(self.outputs))
+        object.__setattr__(self, "row_bytes", _nbytes(self.columns))
+        object.__setattr__(self, "step_bytes", _nbytes(self.outputs))
 
 
 class Header(NamedTuple):
@@ -117,7 +127,12 @@ class Stored:
 
 
 def encode(
-    layout: Layout, values: Sequence[Array], acked: Positions, requests: Positions, window: ReplyWindow, rows: Ints
+    layout: Layout,
+    values: Sequence[Array],
+    acked: Positions,
+    requests: Positions,
+    window: ReplyWindow | None,
+    rows: Ints,
 ) -> list[bytes]:
     """The records of `rows`.
 
@@ -126,7 +141,7 @@ def encode(
         values: One array [n, ...] for every column of the slab.
         acked: [n] acknowledged positions.
         requests: [n] digests of the last request ids.
-        window: The kept replies.
+        window: The kept replies; None where there are none.
         rows: [n] the rows in that window.
     """
     count = len(rows)
@@ -135,9 +150,11 @@ def encode(
     header["magic"], header["model"] = _MAGIC, np.void(layout.model)
     header["fingerprint"], header["acked"], header["request"] = layout.fingerprint, acked, requests
     header["columns"], header["outputs"] = layout.columns_digest, layout.outputs_digest
-    header["row_bytes"], rounds = state.shape[1], window.rounds(rows)
+    header["row_bytes"], rounds = state.shape[1], window.rounds(rows) if window is not None else []
     for places, _ in rounds:
         header["replies"][places] += 1
+    if window is None:
+        return _sealed_rows(np.concatenate([_raw(header), state], axis=1))
     first, depths, blobs = np.concatenate([_raw(header), state], axis=1), header["replies"], [b""] * count
     for depth in np.flatnonzero(np.bincount(depths)).tolist():
         # Records with as many replies are made together.
@@ -148,6 +165,45 @@ def encode(
         for place, blob in zip(chosen.tolist(), made, strict=True):
             blobs[place] = blob
     return blobs
+
+
+def sizes(layout: Layout, window: ReplyWindow, rows: Ints) -> Ints:
+    """[n] how many bytes the records of rows have, or a bound where all of them are small."""
+    state = _HEADER.itemsize + layout.row_bytes
+    counts = window.counts(rows)
+    most = int(counts.max(initial=0)) * (_REPLY.itemsize + _STEPS * layout.step_bytes)
+    if most <= _SMALL:
+        return np.full(len(rows), state + most)
+    found = np.full(len(rows), state)
+    for places, entries in window.rounds(rows):
+        found[places] += _REPLY.itemsize + window.columns(entries)[1] * layout.step_bytes
+    return found
+
+
+def encode_stored(layout: Layout, stored: Stored) -> bytes:
+    """The record of one session that was read back, as `layout` has it."""
+    state = b"".join(np.ascontiguousarray(value).tobytes() for value in stored.values)
+    header = _HEADER_FIELDS.pack(
+        _MAGIC,
+        0,
+        layout.model,
+        stored.fingerprint,
+        stored.acked,
+        stored.request,
+        len(stored.replies),
+        len(state),
+        layout.columns_digest,
+        layout.outputs_digest,
+    )
+    replies = [
+        part
+        for reply in stored.replies
+        for part in (
+            _REPLY_FIELDS.pack(reply.start, reply.steps, reply.digest),
+            *(np.ascontiguousarray(output).tobytes() for output in reply.outputs),
+        )
+    ]
+    return _sealed(b"".join([header, state, *replies]))
 
 
 def _records(first: Array, sections: Sequence[Array | list[bytes]]) -> list[bytes]:
@@ -219,6 +275,10 @@ def decode(layout: Layout, blob: bytes, *, what: str, moving: bool = False) -> S
         replies.append(Reply(start, steps, digest, outputs))
     same_bits = header.fingerprint == layout.fingerprint
     return Stored(values, replies, header.acked, header.request, same_bits, header.fingerprint)
+
+
+def _nbytes(columns: Sequence[Column]) -> int:
+    return sum(abs(math.prod(shape)) * dtype.itemsize for _, dtype, shape in columns)
 
 
 def _digest(columns: Sequence[Column]) -> int:

@@ -2,7 +2,8 @@
 
 In mode `none` nothing is written; in `interval` a checkpoint runs every so often; in `sync` a reply waits
 until the record that holds it is written. A capture takes state, position and replies of one instant,
-between two batches; the write itself happens beside them.
+between two batches; the write itself happens beside them. A session whose record is too large is not durable: it
+alone hears of it, and goes on being saved once its replies are acknowledged.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Final
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from statestream_server.arrays import Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
-from statestream_server.sessions.contact import Asked, Contact, Release
+from statestream_server.sessions.contact import Asked, Contact, Held, Release
 from statestream_server.sessions.records import Layout
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Record, Store
@@ -32,10 +34,16 @@ Rows = Callable[[Table, Ints], None]
 
 _CAPTURED = 512
 """Rows captured at a time, so that a checkpoint of many holds the loop up for a millisecond or two only."""
+_CAPTURED_BYTES = 16 << 20
 _WRITTEN = 4096
 """Rows of one write."""
+_WRITTEN_BYTES = 64 << 20
+MAX_RECORD_BYTES: Final = 64 << 20
+"""The largest record: what is larger keeps those of others waiting, and some stores refuse it."""
 _BACKOFF_SECONDS = 0.2
 """How long the saver waits after the store did not answer."""
+_AGAIN_SECONDS = 0.01
+"""How long it waits for a claim that is on its way, before it looks at the row again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ class Saver:
         interval: float,
         *,
         on_durable: Rows,
-        on_fenced: Rows,
+        on_fenced: Callable[[Table, Ints, errors.StatestreamError], None],
     ) -> None:
         """A saver that is not started.
 
@@ -84,14 +92,11 @@ class Saver:
         self._on_durable = on_durable
         self._on_fenced = on_fenced
         self._layouts: dict[int, tuple[Table, Layout]] = {}
-        self._aside = set[asyncio.Future[None]]()
-        """Calls of `write` under way."""
-        self._asides = 0
-        """How many there were so far."""
+        self._large: list[tuple[Table, Ints]] = []
+        """Rows that the present round found too large to be saved."""
         self._writing: dict[int, tuple[Table, list[_Capture]]] = {}
         """What each write under way has captured; the store has not answered for it yet."""
-        self._waiting: list[Release] = []
-        self._releasing = False
+        self._waiting: list[Held] = []
         self._wanted = asyncio.Event()
         self._cycle: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -122,7 +127,11 @@ class Saver:
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
         await self._save()
-        self._let_go()
+        gone = errors.Draining("the server left before the chunk was durable; send it again to its successor")
+        for held in self._waiting:
+            if not self._let_go(held):
+                held.let_go(np.ones(len(held.places), np.bool_), gone)
+        self._waiting = []
 
     def add(self, table: Table, layout: Layout) -> None:
         """Watches a table."""
@@ -148,7 +157,7 @@ class Saver:
         """Calls `release` when everything applied to `rows` so far may be answered."""
         if self.mode == Durability.SYNC:
             # What is written was ours when it was written, and whoever takes over has the reply too.
-            self._waiting.append(release)
+            self._waiting.append(Held.of(table, rows, release))
             self._wanted.set()
         else:
             self._contact.release(table, rows, release)
@@ -160,7 +169,23 @@ class Saver:
         not arrive, nobody else has them.
         """
         writing = [one.rows for other, captures in self._writing.values() if other is table for one in captures]
-        return np.concatenate([self._contact.answering(table), *writing])
+        waiting = [held.waiting for held in self._waiting if held.table is table]
+        return np.concatenate([self._contact.answering(table), *writing, *waiting])
+
+    def look_again(self) -> None:
+        """A claim that was on its way is not so any more: replies that wait for that may leave."""
+        if self._waiting:
+            self._wanted.set()
+        self._contact.look_again()
+
+    def check_size(self, session: str, size: int) -> None:
+        """Checks that a store takes a record.
+
+        Raises:
+            RecordTooLarge: It does not.
+        """
+        if size > MAX_RECORD_BYTES:
+            raise _too_large(f"session {session!r}", size)
 
     def register_again(self) -> None:
         """Saves every session, because the store has none of them any more."""
@@ -169,50 +194,37 @@ class Saver:
         self._wanted.set()
 
     async def released(self) -> None:
-        """Returns when every reply that was given to `release` so far has left."""
-        while self._waiting or self._releasing:
-            self._wanted.set()
-            if self._cycle is None:
-                self._cycle = asyncio.get_running_loop().create_future()
-            try:
-                await asyncio.shield(self._cycle)
-            except errors.StoreUnavailable:
-                continue
+        """Returns when every reply that was given to `release` so far has left; later ones hold nobody up."""
+        asked = list(self._waiting)
+        while any(len(held.places) for held in asked):
+            with contextlib.suppress(errors.StoreUnavailable):
+                await self._round()
+            if any(len(held.places) for held in asked):
+                await asyncio.sleep(_AGAIN_SECONDS)
         await self._contact.released()
 
     async def flush(self, table: Table, rows: Ints) -> None:
         """Returns when everything applied to `rows` so far is durable; at once in mode `none`.
 
+        Rows that are claimed anew meanwhile, or leave, are not waited for: see then whose they are.
+
         Raises:
             StoreUnavailable: The store cannot be written; the rows stay dirty and will be tried again.
+            RecordTooLarge: A row cannot be saved as it is.
         """
         if self.mode == Durability.NONE:
             return
-        serials, targets = table.serial[rows].copy(), table.position[rows].copy()
-        while ((table.serial[rows] == serials) & (table.dirty[rows] | (table.durable[rows] < targets))).any():
-            self._wanted.set()
-            if self._cycle is None:
-                self._cycle = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._cycle)
-
-    async def write(self, table: Table, rows: Ints) -> None:
-        """Writes rows, by itself and at once; does nothing in mode `none`. Rows that a newer owner has stay dirty.
-
-        For rows that are being claimed: nobody steps them meanwhile, and no checkpoint drops them.
-
-        Raises:
-            StoreUnavailable: The store cannot be written; rows that are not written stay dirty.
-        """
-        if self.mode != Durability.NONE:
-            table.dirty[rows] = True
-            ended = asyncio.get_running_loop().create_future()
-            self._aside.add(ended)
-            self._asides += 1
-            try:
-                await self._save_rows(table, self.layout(table), rows)
-            finally:
-                self._aside.discard(ended)
-                ended.set_result(None)
+        claims, targets = table.claims(rows), table.position[rows].copy()
+        wanted = table.dirty[rows] | (table.durable[rows] < targets)
+        while wanted.any():
+            await self._round()
+            wanted = table.are_claimed(rows, claims) & (table.durable[rows] < targets)
+            large = np.isin(rows, self._too_large(table)) & wanted
+            if large.any():
+                row = int(rows[large][0])
+                raise _too_large(f"session {table.ids[row]!r}", int(self._sizes(table, rows[large][:1])[0]))
+            if wanted.any():
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def checkpoint(self) -> None:
         """Returns once everything that is dirty now is written; at once in mode `none`.
@@ -220,8 +232,11 @@ class Saver:
         Raises:
             StoreUnavailable: The store cannot be written; the rows stay dirty and will be tried again.
         """
-        if self._task is None:
-            return
+        if self._task is not None:
+            await self._round()
+
+    async def _round(self) -> None:
+        """Returns after a round of the saver that begins from now on."""
         self._wanted.set()
         if self._cycle is None:
             self._cycle = asyncio.get_running_loop().create_future()
@@ -229,21 +244,19 @@ class Saver:
 
     async def _run(self) -> None:
         while True:
-            timeout = None if self.mode == Durability.SYNC else self._interval
+            timeout = None if self.mode == Durability.SYNC and not self._waiting else self._interval
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._wanted.wait()
             self._wanted.clear()
             cycle, self._cycle = self._cycle, None
-            waiting, self._waiting = self._waiting, []
-            self._releasing = bool(waiting)
+            count = len(self._waiting)
             try:
-                await (self._save_for_replies() if waiting else self._save())
+                await self._save()
             except errors.StoreUnavailable as error:
                 self.failures += 1
                 if self.failures == 1:
                     log.error("the store cannot be written, sessions go on without it: %s", error)
-                self._waiting = waiting + self._waiting
                 self._wanted.set()
                 if cycle is not None:
                     cycle.set_exception(error)
@@ -253,41 +266,50 @@ class Saver:
             if self.failures:
                 log.info("the store can be written again, after %d failures", self.failures)
                 self.failures = 0
-            for release in waiting:
-                release()
-            self._releasing = False
+            going, self._waiting = self._waiting[:count], self._waiting[count:]
+            self._waiting = [held for held in going if not self._let_go(held)] + self._waiting
             if cycle is not None:
                 cycle.set_result(None)
 
-    def _let_go(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for release in waiting:
-            release()
+    def _let_go(self, held: Held) -> bool:
+        """Lets those replies leave that are durable, or not their callers' any more; whether none is left.
 
-    async def _save_for_replies(self) -> None:
-        """Writes every row that is dirty now; what `write` took before is written then, too."""
-        before = self._asides - len(self._aside)
-        await self._save()
-        if self._asides != before:
-            if self._aside:
-                await asyncio.wait(self._aside)
-            await self._save()  # What such a call could not write is dirty again.
+        What remains is of rows whose claim is on its way, or cannot be saved: that is refused.
+        """
+        ready = ~held.still() | (held.table.durable[held.waiting] >= held.targets[held.places])
+        if held.let_go(ready):
+            return True
+        large = np.isin(held.waiting, self._too_large(held.table))
+        if not large.any():
+            return False
+        row = held.waiting[large][:1]
+        error = _too_large(f"session {held.table.ids[int(row[0])]!r}", int(self._sizes(held.table, row)[0]))
+        return held.let_go(large, error)
+
+    def _too_large(self, table: Table) -> Ints:
+        return np.concatenate([np.empty(0, np.int64), *(rows for other, rows in self._large if other is table)])
+
+    def _sizes(self, table: Table, rows: Ints) -> Ints:
+        """[n] the bytes of rows' records, or more where that is little."""
+        return records.sizes(self.layout(table), table.replies, rows)
 
     async def _save(self) -> None:
         """Writes every row that is dirty now."""
+        self._large = []
         for table, layout in list(self._layouts.values()):
             await self._save_rows(table, layout, np.flatnonzero(table.dirty & (table.epoch > 0)))
 
     async def _save_rows(self, table: Table, layout: Layout, dirty: Ints) -> None:
         """Writes those of the rows that are dirty still when their turn comes."""
-        for start in range(0, len(dirty), _WRITTEN):
-            part, captures = dirty[start : start + _WRITTEN], list[_Capture]()
+        sizes = self._sizes(table, dirty)
+        for written in _pieces(sizes, _WRITTEN, _WRITTEN_BYTES):
+            part, captures = dirty[written], list[_Capture]()
             self._writing[id(captures)] = table, captures
             try:
-                for first in range(0, len(part), _CAPTURED):
+                for captured in _pieces(sizes[written], _CAPTURED, _CAPTURED_BYTES):
                     if captures:
                         await asyncio.sleep(0)  # The loop and the engine have their turns between two captures.
-                    captures.append(await self._capture(table, layout, part[first : first + _CAPTURED]))
+                    captures.append(await self._capture(table, layout, part[captured]))
                 asked = self._contact.ask()
                 saved = await self._store.save([record for capture in captures for record in capture.records])
             except BaseException:
@@ -298,8 +320,22 @@ class Saver:
             finally:
                 del self._writing[id(captures)]
             answers = iter(saved)
-            for capture in captures:
+            fenced = [
                 self._settle(table, capture, np.fromiter(answers, np.bool_, len(capture.rows)), asked)
+                for capture in captures
+            ]
+            for rows in fenced:
+                if len(rows):
+                    await self._fence(table, rows)
+
+    async def _fence(self, table: Table, rows: Ints) -> None:
+        """Drops rows whose save was refused; the store is asked why."""
+        claims = table.claims(rows)
+        undecided = await self._contact.check(table, rows)
+        left = rows[table.are_claimed(rows, claims) & ~table.claiming[rows]]
+        left = left[~np.isin(left, undecided)]
+        if len(left):
+            self._on_fenced(table, left, errors.SessionMoved("another server took the session over"))
 
     async def _capture(self, table: Table, layout: Layout, rows: Ints) -> _Capture:
         """Takes those of the rows that are dirty, between two batches; they are not dirty any more."""
@@ -307,6 +343,10 @@ class Saver:
             if self._engine.broken:
                 raise errors.InternalError("the engine stopped in the midst of a batch; its rows are not saved")
             rows = rows[table.dirty[rows] & (table.epoch[rows] > 0)]
+            large = self._sizes(table, rows) > MAX_RECORD_BYTES
+            if large.any():
+                self._large.append((table, rows[large]))
+                rows = rows[~large]
             serials, epochs, positions = table.serial[rows], table.epoch[rows], table.position[rows]
             states, replies = table.rows.read(rows), table.replies
             blobs = records.encode(layout, states, table.acked[rows], table.request[rows], replies, rows)
@@ -321,22 +361,45 @@ class Saver:
                 blobs,
                 repeat(0.0),
                 repeat(self._contact.owner),
+                repeat(0),
+                repeat(True),
             )
             capture = _Capture(rows, serials, epochs, positions, list(map(Record._make, columns)))
             table.dirty[rows] = False
             return capture
 
-    def _settle(self, table: Table, capture: _Capture, saved: np.ndarray, asked: Asked) -> None:
+    def _settle(self, table: Table, capture: _Capture, saved: np.ndarray, asked: Asked) -> Ints:
+        """Notes what a save came to; the rows that were refused although nobody claims them here."""
         rows = capture.rows
         same = table.serial[rows] == capture.serials
-        # A row that was claimed anew meanwhile has another epoch: what this save did is not about it.
         current = same & (table.epoch[rows] == capture.epochs)
         kept = rows[current & saved]
         self._contact.answered(asked, table, kept)
         table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
-        fenced = current & ~saved & ~table.claiming[rows]
-        table.dirty[rows[same & ~saved & ~fenced]] = True
+        # A row that was claimed anew meanwhile has another epoch. What its claim found stored it counts as durable;
+        # where this save came after, it was refused.
+        table.dirty[rows[same & ~current & (table.durable[rows] < table.position[rows])]] = True
+        table.dirty[rows[same & ~saved]] = True
         if len(kept) and self.mode == Durability.INTERVAL:
             self._on_durable(table, kept)
-        if fenced.any():
-            self._on_fenced(table, rows[fenced])
+        fenced: Ints = rows[current & ~saved & ~table.claiming[rows]]
+        return fenced
+
+
+def _too_large(what: str, size: int) -> errors.RecordTooLarge:
+    return errors.RecordTooLarge(
+        f"the record of {what} has {size} bytes; the largest that is stored has {MAX_RECORD_BYTES}. What was applied is"
+        " in memory alone: acknowledge its replies, or send shorter chunks, and it is saved again",
+        metadata={"bytes": str(size), "most": str(MAX_RECORD_BYTES)},
+    )
+
+
+def _pieces(sizes: Ints, most: int, most_bytes: int) -> Iterator[slice]:
+    """Cuts rows into pieces of so many rows and bytes at most; one that is larger alone is a piece."""
+    start, ends = 0, np.cumsum(sizes)
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        fit = int(np.searchsorted(ends, before + most_bytes, side="right"))
+        end = min(start + most, max(start + 1, fit))
+        yield slice(start, end)
+        start = end

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Bools, Ints
+from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.table import UNBOUND, Table, claiming
+from statestream_server.engine.table import UNBOUND, Claiming, Table
 from statestream_server.registry import Registry
+from statestream_server.sessions import records
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.openings import (
+    Carried,
     Opened,
     Opening,
+    Start,
     check_ids,
     check_numbers,
     claims_of,
@@ -27,15 +32,58 @@ from statestream_server.sessions.openings import (
     unloadable,
 )
 from statestream_server.sessions.peers import Peers
-from statestream_server.sessions.placement import Placement
+from statestream_server.sessions.placement import Placement, Promise
 from statestream_server.sessions.saver import Saver
-from statestream_server.sessions.versions import Versions
-from statestream_server.settings import Durability
-from statestream_server.stores.base import Mode, Store
+from statestream_server.sessions.turns import Turn, Turns
+from statestream_server.sessions.versions import Move, Versions
+from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Store, Verdict
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_DELETED = "the session was deleted"
+_PAUSE_SECONDS = 0.2
+"""How long a store that did not answer is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An opening of which all is known that its claim needs.
+
+    Attributes:
+        opening: It, with the whole state of new sessions.
+        table: Of the version that is claimed.
+        held: [N] where its sessions are in memory.
+        places: Which of them are claimed.
+        claims: Their claims.
+        moves: What sessions of other versions take along.
+        refused: Why others are not claimed.
+        promise: Rows for those that are not in memory.
+        claiming: The rows of those that are.
+        turn: Its turn on the sessions.
+    """
+
+    opening: Opening
+    table: Table
+    held: Sequence[tuple[Table, int] | None]
+    places: Sequence[int]
+    claims: Sequence[Claim]
+    moves: Mapping[int, Move]
+    refused: dict[int, errors.StatestreamError]
+    promise: Promise
+    claiming: Claiming
+    turn: Turn
+
+    def end(self) -> None:
+        """Gives back what is not needed any more."""
+        self.promise.end()
+        self.claiming.end()
+        self.turn.end()
 
 
 class Sessions:
-    """Opens and closes sessions. One opening or closing at a time; steps go on meanwhile."""
+    """Opens and closes sessions. Claims of one session are made one after the other; nothing waits for another's."""
 
     def __init__(
         self,
@@ -51,7 +99,7 @@ class Sessions:
     ) -> None:
         """Nothing is open; `clock` gives Unix time."""
         self.draining = False
-        self.lock = asyncio.Lock()
+        self.turns = Turns()
         self._registry = registry
         self._engine = engine
         self._store = store
@@ -61,8 +109,11 @@ class Sessions:
         self._versions = versions
         self._contact = contact
         self._clock = clock
-        self._leaving: set[asyncio.Task[None]] = set()
         self._making_way: dict[int, asyncio.Task[None]] = {}
+        self._starts: dict[int, tuple[Table, list[Array]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        """What was begun and must end, whoever waits for it."""
+        self._asking: set[asyncio.Task[None]] = set()
 
     def find(self, model: str, session: str) -> tuple[Table, int] | None:
         """The table and row of a session in memory, or None.
@@ -84,22 +135,19 @@ class Sessions:
                     held[place] = table, row
         return held
 
-    async def open(
-        self, opening: Opening, loading: Callable[[], None] = lambda: None
-    ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
+    async def open(self, opening: Opening) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         """Opens or resumes sessions and fences whoever had them.
 
-        A session whose version cannot be had here is refused before it is claimed: its owner keeps it.
-
-        Args:
-            opening: What is asked for.
-            loading: Is called before the caller waits for a version that has to load.
+        A session whose version cannot be had here is refused before it is claimed: its owner keeps it. Cancelled before
+        a claim is on its way, nothing happened; after it, the sessions are claimed and left to nobody, or to the stream
+        that asked, where that is still there.
 
         Returns:
             What is open, by version, and why the others are not, by their place.
 
         Raises:
-            ModelNotFound, Unsupported, BadFrame, TooManySessions, StoreUnavailable, Draining: Nothing was opened.
+            ModelNotFound, Unsupported, BadFrame, TooManySessions, RecordTooLarge, Draining: Nothing was opened.
+            StoreUnavailable: Nothing was opened; the store may have the claims, which cost the sessions nothing.
         """
         self._check_staying()
         check_ids(opening.ids)
@@ -108,16 +156,16 @@ class Sessions:
         rounds: list[tuple[int, Sequence[int]]] = [(opening.version, range(len(opening.ids)))]
         while rounds:
             version, places = rounds.pop(0)
-            asked = opening if version == opening.version and not opened else opening.some(places, version)
+            whole = version == opening.version and len(places) == len(opening.ids)
+            asked = opening if whole else opening.some(places, version)
             try:
-                await self.table(opening.model, version, loading)  # Nothing is claimed yet, and others open sessions.
+                table = await self.table(opening.model, version)  # Nothing is claimed yet.
                 self._check_staying()
-                async with self.lock:
-                    if not self.is_loaded(opening.model, version):
-                        rounds.append((version, places))
-                        continue
-                    table = await self.table(opening.model, version)
-                    more, refusals, elsewhere = await self._open(asked, table)
+                ready = await self._ready(asked, version, table)
+                if ready is None:
+                    rounds.append((version, places))
+                    continue
+                more, refusals, elsewhere = await self._finish(self._claim(ready))
             except errors.StatestreamError as error:
                 if version == opening.version and not opened and not refused:
                     raise
@@ -128,88 +176,165 @@ class Sessions:
             rounds += [(found, [places[place] for place in some]) for found, some in elsewhere.items()]
         return opened, refused
 
-    async def _open(
-        self, opening: Opening, table: Table
+    async def _ready(self, opening: Opening, version: int, table: Table) -> _Ready | None:
+        """Everything that a claim needs, once the turn of its sessions has come; None where the version is unloaded.
+
+        Once what is claimed is granted nothing may be missing any more: rows, room in the store, a state that fits.
+        """
+        turn, claiming = self.turns.take(opening.model, opening.ids), Claiming()
+        promise: Promise | None = None
+        try:
+            await turn.come()
+            if self._registry.table(opening.model, table.model.version) is not table:
+                turn.end()
+                return None
+            held = await self._settled(opening, claiming)
+            here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
+            comes = opening.upgrade or opening.mode is Mode.REPLACE
+            coming = sum(where is None or (comes and where[0] is not table) for where in held)
+            promise = await self.placement.promise(table, coming, keep=here)
+            opening = await self._with_start(opening, table)
+            moves = dict[int, Move]()
+            refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
+            if opening.upgrade:
+                moves, unfit = await self._versions.prepare(opening, table, held)
+                refused |= unfit
+                if self._registry.table(opening.model, table.model.version) is not table:
+                    raise errors.ModelNotFound(f"version {version} of {opening.model!r} was unloaded meanwhile")
+            places = [place for place in range(len(opening.ids)) if place not in refused]
+            carried = self._carried(opening, table, moves)
+            for place, state in carried.items():
+                self._saver.check_size(opening.ids[place], len(state.blob or b""))
+            claims = claims_of(opening, table.model.version, places, held, self._contact.owner, carried)
+        except BaseException:
+            if promise is not None:
+                promise.end()
+            claiming.end()
+            turn.end()
+            raise
+        return _Ready(opening, table, held, places, claims, moves, refused, promise, claiming, turn)
+
+    async def _claim(
+        self, ready: _Ready
     ) -> tuple[list[Opened], dict[int, errors.StatestreamError], dict[int, list[int]]]:
-        """Opens sessions that are new in `table`, pinned to its version, or in memory.
+        """Claims sessions and installs what the store grants; begun, it ends, whoever waits for it.
+
+        Where the store does not answer, its decision is not known, and nothing depends on it: until a claim is heard
+        of, the row that it went on from is as good as before (see stores/base.py, `fence`).
 
         Returns:
             What is open, why others are not, and which are pinned to other versions: nothing of these was claimed.
         """
-        held = await self._settled(opening, self._find_all(opening))
-        here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
-        coming = [where is None or (opening.upgrade and where[0] is not table) for where in held]
-        self.placement.make_room(table, sum(coming), keep=here)
-        refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
-        with claiming([where for where in held if where is not None]):
-            if opening.upgrade:
-                refused |= await self._versions.prepare(opening, table, held)
-            places = [place for place in range(len(opening.ids)) if place not in refused]
-            claims = claims_of(opening, table.model.version, places, held, self._contact.owner)
+        opening, table, held, refused = ready.opening, ready.table, ready.held, ready.refused
+        try:
             asked = self._contact.ask()
-            answers = await self._store.claim(claims)
-            elsewhere = pinned_to_others(opening, places, answers)
-            granted = self.placement.grant(opening, table, held, places, claims, answers, refused)
+            answers = await self._store.claim(ready.claims)
+            elsewhere = pinned_to_others(opening, ready.places, answers)
+            if opening.upgrade:
+                again = [p for p, a in zip(ready.places, answers, strict=True) if a.verdict is Verdict.OTHER]
+                elsewhere = {opening.version: again} if again else {}
+            self._drop_stale(held, ready.places, answers)
+            granted = self.placement.grant(
+                opening, table, held, ready.places, ready.claims, answers, ready.moves, refused
+            )
             for place in itertools.chain.from_iterable(elsewhere.values()):
                 del refused[place]
-            granted = [group for group in granted if self.placement.fits(group, held, refused)]
+            opened = list[Opened]()
             async with self._engine.still():
-                granted = [group for group in granted if self.placement.has_rows(group, refused)]
-                opened = [self.placement.install(opening, group, held) for group in granted]
+                for group in granted:
+                    try:
+                        opened.append(self.placement.install(opening, group, held, ready.promise))
+                    except errors.TooManySessions as error:
+                        refused.update(dict.fromkeys(group.places, error))
             for part in opened:
                 self._contact.answered(asked, part.table, part.rows)
-            if opening.upgrade:
-                opened = [
-                    await self._moved(opening, part, np.asarray(group.moved), refused)
-                    for part, group in zip(opened, granted, strict=True)
-                ]
-        if opening.initial_states is not None:
-            for part in opened:
-                await self._saver.flush(part.table, part.rows[part.created])
-        return opened, refused, elsewhere
+            return opened, refused, elsewhere
+        finally:
+            ready.end()
+            self._saver.look_again()
 
-    async def _moved(
-        self, opening: Opening, part: Opened, moved: Bools, refused: dict[int, errors.StatestreamError]
-    ) -> Opened:
-        """Saves sessions that came from another version; those that are open then.
+    def _drop_stale(
+        self, held: Sequence[tuple[Table, int] | None], places: Sequence[int], answers: Sequence[Claimed]
+    ) -> None:
+        """Drops rows that a claim which was not granted found overtaken."""
+        moved = errors.SessionMoved("another server took the session over")
+        for place, (verdict, record) in zip(places, answers, strict=True):
+            where = held[place]
+            if where is None or record is None or verdict in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN):
+                continue
+            table, row = where
+            if record.live and record.fence > int(table.epoch[row]):
+                self.drop(table, np.asarray([row]), moved)
 
-        Until their record is of the new version, no step of it may be answered: after a crash it would be repeated by
-        the old one. A session that cannot be saved leaves memory: the store has its last step, in one of the versions.
-        """
-        table, rows = part.table, part.rows[moved]
-        failed: errors.StatestreamError = errors.SessionMoved("another server opened the session while it moved")
-        with claiming([(table, row) for row in rows.tolist()]):
-            try:
-                await self._saver.write(table, rows)
-            except errors.StoreUnavailable as error:
-                failed = error
-            unsaved = moved & table.dirty[part.rows] & (self._saver.mode != Durability.NONE)
-        refused.update(dict.fromkeys(part.places[unsaved].tolist(), failed))
-        self.detach(table, part.rows[unsaved])
-        self.drop(table, part.rows[unsaved], failed)
-        return part.some(~unsaved)
+    async def _with_start(self, opening: Opening, table: Table) -> Opening:
+        """An opening that says the whole state of new sessions, where it says anything of it."""
+        if opening.initial_states is None:
+            return opening
+        count = len(opening.ids)
+        values = [np.repeat(value[None], count, axis=0) for value in await self.start(table)]
+        values[: len(opening.initial_states)] = opening.initial_states
+        nothing = np.zeros(count, np.uint64)
+        return replace(opening, start=Start(values, nothing, nothing), initial_states=None)
+
+    def _carried(self, opening: Opening, table: Table, moves: Mapping[int, Move]) -> dict[int, Carried]:
+        """What claims carry: the states of new sessions, and sessions that move."""
+        carried, start = dict[int, Carried](), opening.start
+        if start is not None and opening.mode is not Mode.RESUME:
+            rows = np.arange(len(opening.ids))
+            blobs = records.encode(self._saver.layout(table), start.values, start.positions, start.requests, None, rows)
+            states = zip(blobs, start.positions.tolist(), strict=True)
+            carried = {place: Carried(blob, position) for place, (blob, position) in enumerate(states)}
+        return carried | {place: move.carried for place, move in moves.items()}
+
+    async def start(self, table: Table) -> list[Array]:
+        """The values of a new session: one array for every column of the slab, without the row axis."""
+        found = self._starts.get(id(table))
+        if found is None or found[0] is not table:
+            async with self._engine.still():
+                rows = table.allocate(1, scratch=True)
+                table.rows.reset(rows)
+                found = self._starts[id(table)] = table, [array[0].copy() for array in table.rows.read(rows)]
+                table.release(rows)
+        return found[1]
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does something to the end, whoever is cancelled meanwhile."""
+        task = asyncio.create_task(work, name="session-work")
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()  # Who still waits for it hears of it.
+        if error is not None and not isinstance(error, errors.StatestreamError):
+            log.error("a claim or a delete failed in a way that was not expected", exc_info=error)
+
+    async def finished(self) -> None:
+        """Returns when everything that was begun so far has ended."""
+        if self._tasks:
+            await asyncio.wait([*self._tasks])
 
     def is_loaded(self, model: str, version: int) -> bool:
         """Whether `table` does not have to load."""
         return not version or self._registry.is_loaded(model, version)
 
     async def unload(self, model: str, version: int) -> None:
-        """Unloads a version, 0 for every one; nobody is opening a session of it meanwhile.
+        """Unloads a version, 0 for every one.
 
         Raises:
             ModelNotFound, ModelInUse: It stays as it is.
         """
-        async with self.lock:
-            tables = [table for table in self._registry.tables(model) if version in (0, table.model.version)]
-            self._registry.unload(model, version)
-            for table in tables:
-                self._peers.unloaded(table)
+        tables = [table for table in self._registry.tables(model) if version in (0, table.model.version)]
+        self._registry.unload(model, version)
+        for table in tables:
+            self._starts.pop(id(table), None)
+            self._peers.unloaded(table)
 
     async def undisputed(self, table: Table, rows: Ints) -> None:
-        """Returns when no claim on these rows is on its way: what came meanwhile waits to see who has them."""
-        while table.claiming[rows].any():
-            async with self.lock:
-                pass
+        """Returns when no claim on these rows that is on its way now is so any more: see then who has them."""
+        disputed = rows[table.claiming[rows]]
+        await self.turns.passed(table.model.name, [id_ for row in disputed.tolist() if (id_ := table.ids[row])])
 
     async def open_one(
         self,
@@ -221,6 +346,7 @@ class Sessions:
         *,
         ephemeral: bool = False,
         upgrade: bool = False,
+        start: Start | None = None,
     ) -> Opened:
         """Opens one session for a caller that has no stream and no incarnations of its own.
 
@@ -243,6 +369,7 @@ class Sessions:
                 nothing,
                 ephemeral,
                 upgrade=upgrade,
+                start=start,
             )
             opened, refused = await self.open(opening)
             if opened:
@@ -257,52 +384,129 @@ class Sessions:
         """Lets sessions go; they stay where they are."""
         table.owner[rows], table.binding[rows] = UNBOUND, 0
 
-    async def delete(self, table: Table, rows: Ints, *, asker: int = UNBOUND) -> None:
-        """Deletes sessions as they are claimed now, once what they have queued has run.
+    async def delete(self, table: Table, rows: Ints, *, asker: int = UNBOUND) -> Bools:
+        """Deletes sessions as they are claimed now, once what is queued for them now has run.
 
-        One that leaves memory meanwhile is deleted all the same; one that is claimed anew meanwhile stays.
+        One that leaves memory meanwhile is deleted all the same; one that is claimed anew meanwhile stays. Cancelled
+        before the store is asked, nothing happened.
 
         Args:
             table: Their table.
             rows: [n] their rows.
             asker: The stream that asked, which hears of it by its answer; others that have them are told.
 
+        Returns:
+            [n] which are gone; the others have been claimed anew.
+
         Raises:
-            StoreUnavailable: Nothing was deleted.
+            StoreUnavailable: What was deleted is not known. The sessions go on; those that are gone are told so.
         """
-        rows = rows[[table.ids[row] is not None and table.epoch[row] > 0 for row in rows.tolist()]]
-        incarnations = table.incarnation[rows].tolist()
-        keys, claims = [key for row in rows.tolist() if (key := table.key(row)) is not None], table.claims(rows)
+        named = np.asarray([table.ids[row] is not None and table.epoch[row] > 0 for row in rows.tolist()], np.bool_)
+        gone, rows = np.ones(len(named), np.bool_), rows[named]
+        if not len(rows):
+            return gone
+        turn, claiming, claims = self._turn_on(table, rows), Claiming(), table.claims(rows)
+        keys, incarnations = table.keys(rows), table.incarnation[rows].tolist()
 
         def here() -> Bools:
-            resident = np.asarray([table.key(row) == key for row, key in zip(rows.tolist(), keys, strict=True)], bool)
-            return resident & table.are_claimed(rows, claims)
+            resident = [table.ids[row] == key.id for row, key in zip(rows.tolist(), keys, strict=True)]
+            return np.asarray(resident, np.bool_) & table.are_claimed(rows, claims)
 
-        async with self.lock:
+        async def delete() -> Bools:
+            try:
+                claiming.mark((table, row) for row in rows[here()].tolist())
+                asked = self._store.delete(keys, claims[1].tolist(), incarnations)
+                done = await self._spared(keys, claims[1].tolist(), await asked)
+                async with self._engine.still():
+                    for which, error in (
+                        (done, errors.SessionNotFound(_DELETED)),
+                        (~done, errors.SessionMoved("another server took the session over")),
+                    ):
+                        left = rows[here() & which]
+                        if len(left):
+                            self._let_go(table, left, error, asker if which is done else UNBOUND)
+                return done
+            except errors.StoreUnavailable:
+                claiming.end()
+                self._ask_later(table, rows[here()])
+                raise
+            finally:
+                claiming.end()
+                turn.end()
+                self._saver.look_again()
+
+        try:
+            await turn.come()
             await self._engine.settled(table, rows[here()])
-            await self._store.delete(keys, claims[1].tolist(), incarnations)
-            gone = errors.SessionNotFound("the session was deleted")
-            async with self._engine.still():
-                rows = rows[here()]
-                self._engine.cancel(table, rows, gone)
-                self._peers.evict(table, rows, gone, asker=asker)
-                table.release(rows)
+        except BaseException:
+            turn.end()
+            raise
+        gone[named] = await self._finish(delete())
+        return gone
+
+    def _turn_on(self, table: Table, rows: Ints) -> Turn:
+        return self.turns.take(table.model.name, [id_ for row in rows.tolist() if (id_ := table.ids[row]) is not None])
+
+    async def _spared(self, keys: Sequence[Any], epochs: Sequence[int], answers: Sequence[bool]) -> Bools:
+        """Which of some sessions are gone, as the answers to their deletion were: a newer claim spares its session."""
+        gone = np.asarray(answers, np.bool_)
+        unsure = np.flatnonzero(~gone).tolist()
+        if unsure:
+            heads = await self._store.heads([keys[place] for place in unsure])
+            for place, head in zip(unsure, heads, strict=True):
+                gone[place] = head is None or not head.live or head.fence <= epochs[place]
+        return gone
+
+    def _ask_later(self, table: Table, rows: Ints) -> None:
+        """Asks the store, until it answers, what has become of rows."""
+
+        async def ask() -> None:
+            left = rows
+            while len(left):
+                try:
+                    left = await self._contact.check(table, left)
+                except errors.StoreUnavailable:
+                    await asyncio.sleep(_PAUSE_SECONDS)
+
+        if len(rows):
+            task = asyncio.create_task(ask(), name="session-check")
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def delete_stored(self, model: str, session: str, epoch: int, incarnation: int) -> bool:
+        """Deletes a session that is not in memory; False where a newer claim than that epoch has it.
+
+        Raises:
+            StoreUnavailable: What was deleted is not known.
+        """
+        key = Key(TENANT, model, session)
+
+        async def delete() -> bool:
+            try:
+                answers = await self._store.delete([key], [epoch], [incarnation])
+                return bool((await self._spared([key], [epoch], answers)).all())
+            finally:
+                turn.end()
+
+        turn = self.turns.take(model, [session])
+        try:
+            await turn.come()
+        except BaseException:
+            turn.end()
+            raise
+        return await self._finish(delete())
 
     def _check_staying(self) -> None:
         if self.draining:
             raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
 
-    async def table(self, model: str, version: int = 0, loading: Callable[[], None] = lambda: None) -> Table:
+    async def table(self, model: str, version: int = 0) -> Table:
         """The table of a version, which is loaded if need be; 0 for the one that serves by default.
-
-        `loading` is called before the caller waits for it to load.
 
         Raises:
             ModelNotFound: It is not served.
             Unsupported: It has no memory.
         """
-        if not self.is_loaded(model, version):
-            loading()
         served = await self._registry.load(model, version) if version else self._registry.get(model)
         if served.table is None or served.model.kind != "session":
             verb = "predict" if served.model.kind == "predict" else "generate"
@@ -311,16 +515,18 @@ class Sessions:
 
     def drop(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Forgets rows whose sessions a newer owner has; the store is not touched."""
-        rows = rows[table.epoch[rows] > 0]
+        self._let_go(table, rows[table.epoch[rows] > 0], error, UNBOUND)
+
+    def _let_go(self, table: Table, rows: Ints, error: errors.StatestreamError, asker: int) -> None:
         table.epoch[rows] = 0  # From now on no reply of theirs leaves and nothing of them is saved.
-        self._engine.cancel(table, rows, error)
-        self._peers.evict(table, rows, error)
+        self._engine.cancel(table, rows.tolist(), error)
+        self._peers.evict(table, rows, error, asker=asker)
         idle = table.lane.idle(rows)
         table.release(rows[idle])
         if not idle.all():
-            task = asyncio.create_task(self._release_later(table, rows[~idle], error))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            task = asyncio.create_task(self._release_later(table, rows[~idle]), name="session-leaves")
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
 
     def make_way(self, table: Table) -> None:
         """Has sessions that nobody has leave memory, soon and with their replies, as far as the store knows them."""
@@ -330,41 +536,40 @@ class Sessions:
             task.add_done_callback(lambda _: self._making_way.pop(id(table)))
 
     async def _hibernate_detached(self, table: Table) -> None:
-        async with self.lock:
-            rows = self.placement.idle(table)
-            alone = (table.owner[rows] == UNBOUND) & (table.position[rows] > table.acked[rows])
-            self.placement.hibernate(table, rows[alone & ~table.ephemeral[rows]])
+        rows = self.placement.idle(table)
+        alone = (table.owner[rows] == UNBOUND) & (table.position[rows] > table.acked[rows])
+        self.placement.hibernate(table, rows[alone & ~table.ephemeral[rows]])
 
     async def hibernate(self, table: Table, before: float) -> None:
-        """Frees rows that were not used since that Unix time and that the store knows as they are.
+        """Frees rows that were not used since that time and that the store knows as they are.
 
         Those that end with their caller stay: in the store alone, their time would go on.
         """
-        async with self.lock:
-            rows = self.placement.idle(table)
-            self.placement.hibernate(table, rows[(table.used[rows] < before) & ~table.ephemeral[rows]])
+        rows = self.placement.idle(table)
+        self.placement.hibernate(table, rows[(table.used[rows] < before) & ~table.ephemeral[rows]])
 
-    async def _release_later(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
+    async def _release_later(self, table: Table, rows: Ints) -> None:
         """Releases rows once the batch that runs them is over; what they had queued is gone already."""
         serials = table.serial[rows].copy()
-        await self._engine.idle(table, rows)
+        await self._engine.settled(table, rows)
         # One that was opened here again meanwhile is in use.
         table.release(rows[(table.serial[rows] == serials) & (table.epoch[rows] == 0)])
 
-    async def _settled(self, opening: Opening, held: list[tuple[Table, int] | None]) -> list[tuple[Table, int] | None]:
+    async def _settled(self, opening: Opening, claiming: Claiming) -> list[tuple[Table, int] | None]:
         """Where the sessions are once what they had queued has run; until they are bound anew, nothing joins it.
 
         The claim before this one keeps what it sent in time: if this claim is refused, nothing happened to it.
         """
         while True:
-            with claiming([where for where in held if where is not None]):
-                self.placement.pass_on()
-                for table in {id(where[0]): where[0] for where in held if where is not None}.values():
-                    rows = [where[1] for where in held if where is not None and where[0] is table]
-                    await self._engine.settled(table, np.asarray(rows, np.int64))
-            found = self._find_all(opening)
-            if found == held and all(
-                where is None or where[0].lane.idle(np.asarray([where[1]])).all() for where in found
-            ):
-                return found
-            held = found
+            held = self._find_all(opening)
+            claiming.end()
+            claiming.mark(held)
+            self.placement.pass_on()
+            waits = False
+            for table in {id(where[0]): where[0] for where in held if where is not None}.values():
+                rows = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
+                if not table.lane.idle(rows).all():
+                    waits = True
+                    await self._engine.settled(table, rows)
+            if not waits:
+                return held

@@ -10,69 +10,109 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 
 from statestream import errors
 from statestream_server.arrays import Ints
+from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.models.rows import Column
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
-from statestream_server.sessions.openings import Opening
+from statestream_server.sessions.openings import Carried, Opening
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
-from statestream_server.stores.base import TENANT, Key, Mode, Record, Store
+from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store
+
+
+class Move(NamedTuple):
+    """A session on its way to another version.
+
+    Attributes:
+        stored: It as that version has it; None where it starts as the model says.
+        carried: What its claim carries.
+    """
+
+    stored: Stored | None
+    carried: Carried
 
 
 class Versions:
-    """Knows which sessions can move to a version, and takes their rows along."""
+    """Knows which sessions can move to a version, and what they take along."""
 
-    def __init__(self, registry: Registry, saver: Saver, store: Store) -> None:
+    def __init__(self, registry: Registry, engine: Engine, saver: Saver, store: Store) -> None:
         """Sessions are rows of the registry's tables, or records of the store."""
         self._registry = registry
+        self._engine = engine
         self._saver = saver
         self._store = store
 
     async def prepare(
         self, opening: Opening, table: Table, held: Sequence[tuple[Table, int] | None]
-    ) -> dict[int, errors.StatestreamError]:
-        """Finds the sessions that cannot move to `table`, and saves the rows that will, as they are.
+    ) -> tuple[dict[int, Move], dict[int, errors.StatestreamError]]:
+        """Makes what sessions of other versions take along to `table`, and finds those that cannot move.
 
-        Nothing is claimed yet: a session that cannot move stays as it is. One that can is in the store up to its last
-        step, so that it can be let go wherever the move itself ends.
+        Nothing is claimed yet. Each claim carries its session in the form of `table`'s version, so that it is of one
+        version or the other whatever happens on the way.
 
         Args:
             opening: Asks for the move.
             table: Of the version that is asked for.
-            held: [N] where the sessions are in memory.
+            held: [N] where the sessions are in memory; nothing is queued for them.
+
+        Returns:
+            Those that move, and why others cannot, by their place.
 
         Raises:
-            StoreUnavailable: Nothing moved.
+            StoreUnavailable: The stored ones cannot be read.
         """
-        refused = dict[int, errors.StatestreamError]()
+        moves, refused = dict[int, Move](), dict[int, errors.StatestreamError]()
         if opening.mode in (Mode.CREATE, Mode.REPLACE):
-            return refused
+            return moves, refused
         stored = [place for place, where in enumerate(held) if where is None]
         keys = [Key(TENANT, opening.model, opening.ids[place]) for place in stored]
         for place, record in zip(stored, await self._store.load(keys) if keys else (), strict=True):
             try:
-                if record is not None:
-                    self.check_record(opening, place, table, record)
+                if record is not None and record.epoch != NEWER:
+                    move = self._of_record(opening, place, table, record)
+                    if move is not None:
+                        moves[place] = move
             except errors.StatestreamError as error:
                 refused[place] = error
-        moving = dict[int, tuple[Table, list[int]]]()
+        moving = dict[int, tuple[Table, list[int], list[int]]]()
         for place, where in enumerate(held):
             if where is None or where[0] is table:
                 continue
             try:
                 self._check_row(opening, place, table, *where)
-                moving.setdefault(id(where[0]), (where[0], []))[1].append(where[1])
+                _, places, rows = moving.setdefault(id(where[0]), (where[0], [], []))
+                places.append(place)
+                rows.append(where[1])
             except errors.ModelChanged as error:
                 refused[place] = error
-        for source, rows in moving.values():
-            await self._saver.write(source, np.asarray(rows, np.int64))
-        return refused
+        async with self._engine.still():
+            for source, places, rows in moving.values():
+                for place, row, item in zip(
+                    places, rows, self._lift(source, np.asarray(rows, np.int64), table), strict=True
+                ):
+                    moves[place] = self._move(table, item, int(source.position[row]), int(source.epoch[row]))
+        return moves, refused
+
+    def _of_record(self, opening: Opening, place: int, table: Table, record: Record) -> Move | None:
+        """What a stored session takes along; None where it is of `table`'s version already."""
+        layout = self._saver.layout(table)
+        if record.blob is None:
+            moves = record.version != table.model.version
+            return Move(None, Carried(None, record.position, record.epoch)) if moves else None
+        header = records.read_header(record.blob, what=f"session {opening.ids[place]!r}")
+        if header.model == layout.model and record.version == table.model.version:
+            return None
+        return self._move(table, self.read(opening, place, table, record, record.blob), record.position, record.epoch)
+
+    def _move(self, table: Table, stored: Stored, position: int, epoch: int) -> Move:
+        return Move(stored, Carried(records.encode_stored(self._saver.layout(table), stored), position, epoch))
 
     def check_record(self, opening: Opening, place: int, table: Table, record: Record) -> None:
         """Checks that a stored session can go on in `table`.
@@ -114,7 +154,7 @@ class Versions:
         if old.outputs_digest != new.outputs_digest and kept and opening.replies:
             raise _other_outputs(opening, place, source.model.version, table, kept)
 
-    def lift(self, source: Table, rows: Ints, table: Table) -> list[Stored]:
+    def _lift(self, source: Table, rows: Ints, table: Table) -> list[Stored]:
         """Rows as records of `table`'s version would have them; see `read`. The slabs must be still."""
         layout = self._saver.layout(table)
         carried = self._saver.layout(source).outputs_digest == layout.outputs_digest

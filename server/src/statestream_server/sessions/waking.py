@@ -13,7 +13,6 @@ from statestream_server.engine.table import Table
 from statestream_server.sessions.contact import Asked, Contact
 from statestream_server.sessions.openings import Opened, Opening, claims_of, unloadable
 from statestream_server.sessions.peers import Sleeper
-from statestream_server.sessions.placement import Granted
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.stores.base import Claimed, Mode, Record, Store, Verdict
 
@@ -53,16 +52,20 @@ class Waking:
         )  # fmt: skip
         unloaded = dict[int, errors.StatestreamError]()
         while True:
-            async with self._sessions.lock:
+            turn = self._sessions.turns.take(opening.model, opening.ids)
+            try:
+                await turn.come()
                 asked = self._contact.ask()
                 stored = await self._store.load(keys)
                 versions = {record.version for record in stored if record is not None} - unloaded.keys()
-                missing = [version for version in versions if not self._sessions.is_loaded(keys[0].model, version)]
+                missing = [version for version in versions if not self._sessions.is_loaded(opening.model, version)]
                 if not missing:
                     return await self._awake(opening, sleepers, stored, unloaded, keep, asked)
+            finally:
+                turn.end()
             for version in missing:
                 try:
-                    await self._sessions.table(keys[0].model, version)
+                    await self._sessions.table(opening.model, version)
                 except errors.StatestreamError as error:
                     unloaded[version] = error
 
@@ -77,28 +80,38 @@ class Waking:
     ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         refused, places = dict[int, errors.StatestreamError](), dict[int, list[int]]()
         for place, (sleeper, record) in enumerate(zip(sleepers, stored, strict=True)):
-            session = sleeper.key.id
+            session, here = sleeper.key.id, self._sessions.find(opening.model, sleeper.key.id)
+            if here is not None and self._is_awake(opening, place, *here):
+                continue  # Another frame of the stream woke it.
             if record is None:
                 refused[place] = errors.SessionNotFound(f"session {session!r} was deleted while it slept")
-            elif record.epoch != sleeper.epoch or self._sessions.find(opening.model, session) is not None:
+            elif not record.fence <= sleeper.epoch <= record.epoch or here is not None:
                 said = f"a newer writer opened session {session!r} while it slept; open it to take it back"
                 refused[place] = errors.SessionMoved(said)
             elif record.version in unloaded:
                 refused[place] = unloadable(opening, place, record.version, unloaded[record.version])
             else:
                 places.setdefault(record.version, []).append(place)
-        nowhere, granted = [None] * len(sleepers), list[Granted]()
+        nowhere, opened = [None] * len(sleepers), list[Opened]()
         for version, some in places.items():
             table = await self._sessions.table(opening.model, version)
             claims = claims_of(opening, version, some, nowhere, self._contact.owner)
             answers = [Claimed(Verdict.TAKEN, stored[place]) for place in some]
-            granted += self._placement.grant(opening, table, nowhere, some, claims, answers, refused)
-        for group in granted:
-            self._placement.fit(group, keep)
-        async with self._engine.still():
-            for group in granted:
-                group.table.reserve(len(group.places))
-            opened = [self._placement.install(opening, group, nowhere) for group in granted]
+            staying = [np.empty(0, np.int64), *(rows for other, rows in keep if other is table)]
+            promise = await self._placement.promise(table, len(some), keep=np.concatenate(staying))
+            try:
+                granted = self._placement.grant(opening, table, nowhere, some, claims, answers, {}, refused)
+                async with self._engine.still():
+                    opened += [self._placement.install(opening, group, nowhere, promise) for group in granted]
+            finally:
+                promise.end()
         for part in opened:
             self._contact.answered(asked, part.table, part.rows)
         return opened, refused
+
+    @staticmethod
+    def _is_awake(opening: Opening, place: int, table: Table, row: int) -> bool:
+        """Whether a row is what the stream calls by that handle."""
+        return opening.handles is not None and (
+            int(table.owner[row]) == opening.owner and int(table.handle[row]) == int(opening.handles[place])
+        )

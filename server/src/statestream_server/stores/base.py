@@ -50,6 +50,10 @@ class Claim(NamedTuple):
         ephemeral: Whether the session ends with its caller.
         owner: The server process that will have the session, at most 16 bytes of ASCII; "" for none.
         exact: Whether a session that goes on from the store must be of that version.
+        position: Where the state that the claim carries stands; see `blob`.
+        base: The epoch of the stored or held session that the claim moves to its version, 0 for none.
+        blob: State that is written with the claim: of a new session where `base` is 0, else of the moved one. None
+            for the state that new sessions of the model start with.
     """
 
     key: Key
@@ -64,13 +68,16 @@ class Claim(NamedTuple):
     ephemeral: bool = False
     owner: str = ""
     exact: bool = False
+    position: int = 0
+    base: int = 0
+    blob: bytes | None = None
 
 
 class Verdict(enum.Enum):
     """How a claim went. Only CREATED, HELD and TAKEN change the store."""
 
     CREATED = "created"
-    """There was no session (or mode was REPLACE): it starts at position 0."""
+    """There was no session (or mode was REPLACE): it starts with what the claim carries."""
     HELD = "held"
     """The row that this process holds is the newest state; it may go on with it."""
     TAKEN = "taken"
@@ -84,13 +91,23 @@ class Verdict(enum.Enum):
     LOST = "lost"
     """What is left ends below the position from which the caller can replay."""
     OTHER = "other"
-    """The stored session is pinned to another version, and the claim was for exactly one."""
+    """The stored session is pinned to another version, and the claim was for exactly one; or it is not any more what
+    the claim's state was made of."""
     UNKNOWN = "unknown"
     """A newer release wrote the record, which stays as it is."""
 
 
 class Record(NamedTuple):
-    """One session as it is stored. A session that was claimed and never saved has no blob."""
+    """One session as it is stored. One that is new, and started as the model says, has no blob.
+
+    Attributes:
+        epoch: Of the last claim.
+        fence: The epoch of the first claim since which the session's newest state was always the row of one process:
+            rows of that epoch or a later one are current, whether or not their process heard of every claim since.
+        saved_at: Unix time of the last claim or save; set by the store.
+        owner: The server process that claimed it.
+        live: False for a tombstone.
+    """
 
     key: Key
     version: int
@@ -101,9 +118,9 @@ class Record(NamedTuple):
     ephemeral: bool = False
     blob: bytes | None = None
     saved_at: float = 0.0
-    """Unix time of the last claim or save; set by the store."""
     owner: str = ""
-    """The server process that claimed it."""
+    fence: int = 0
+    live: bool = True
 
 
 class Claimed(NamedTuple):
@@ -157,42 +174,52 @@ class Store(Protocol):
         """A random name of the store's contents: where it changed, the store was emptied or replaced."""
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
-        """Decides every claim by the rules below, in order, atomically for each key.
+        """Decides every claim by the rules below, in order, atomically for each key; what it carries is the same write.
 
         Let `stored` be the live record. A tombstone counts as none, but its epoch and incarnation count; so
         does a record below held_epoch or seen_epoch: a store that forgot has brought it back.
 
         1. claim.incarnation < stored or tombstone incarnation → REFUSED.
         2. CREATE and stored or held → EXISTS. RESUME and neither stored nor held → MISSING.
-        3. The row held is current where held_epoch > 0, not below seen_epoch, and not below what is
-           stored (nothing at all, as after a flush, or a live record, no tombstone).
-        4. Not REPLACE, exact, the row held is not current, and stored is of another version → OTHER.
+        3. The row held is current where held_epoch > 0, not below seen_epoch, and not below the fence of what is
+           stored (nothing at all, as after a flush, or a live record, no tombstone). So a claim whose answer was lost,
+           or that was decided late, takes nothing from the process that asked it.
+        4. Not REPLACE, exact, the row held is not current, and stored is of another version → OTHER. Not REPLACE, with
+           a base, the row held is not current, and (epoch, position) of stored are not (base, position) → OTHER.
         5. Not REPLACE, and the position of what is current (held_position, else stored.position, else
            0) < replay_position → LOST.
         6. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1, and no less than the
            claim's incarnation, which comes from a clock: so epochs go on rising over a flush. Writer,
            incarnation and owner are the claim's; `version` and `ephemeral` are the stored ones where the
            session goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED,
-           position 0, no blob. Held current → HELD (position and blob of `stored` stay as they are).
-           Else → TAKEN.
+           position and blob of the claim. Held current → HELD (position and blob of `stored` stay as they are).
+           Else → TAKEN. With a base, version, position and blob are the claim's then.
+        7. The fence is the new epoch; for HELD it stays (held_epoch where nothing is stored).
         """
 
     async def save(self, records: Sequence[Record]) -> list[bool]:
         """Writes each record where it is not fenced; False for those that are.
 
         A record is written where nothing is stored under its key (not even a tombstone), or the live
-        record's (epoch, position) is not above the new one's, or a tombstone's epoch is below it. Otherwise
-        nothing changes and the answer is False; so too for what a newer release wrote.
+        record's (epoch, position) is not above the new one's, or a tombstone's epoch is below it. Where only the epoch
+        is above, and the fence is not, position, version and blob are written, and the claim stays as it is stored.
+        Otherwise nothing changes and the answer is False; so too for what a newer release wrote.
         """
 
     async def load(self, keys: Sequence[Key]) -> list[Record | None]:
         """Reads live records, blobs included; changes nothing. What a newer release wrote has the epoch `NEWER`."""
 
-    async def epochs(self, keys: Sequence[Key]) -> list[int]:
-        """The epochs stored under keys, of live records and tombstones; 0 where nothing is stored, or `NEWER`."""
+    async def heads(self, keys: Sequence[Key]) -> list[Record | None]:
+        """Records without blobs, tombstones too; None where nothing is stored.
+
+        What a newer release wrote has the epoch and the fence `NEWER`.
+        """
+
+    async def touch(self, keys: Sequence[Key], epochs: Sequence[int]) -> None:
+        """Takes live records for used now where their fence is not above the given epochs."""
 
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
-        """Replaces records whose epoch is not above the given one by tombstones; False for others.
+        """Replaces records whose fence is not above the given epoch by tombstones; False for others.
 
         A tombstone keeps the higher of the stored and the given epoch, and of the incarnations, for the retention of
         tombstones, so that a late save or an old writer's claim cannot bring the session back. It is left as well
@@ -202,8 +229,11 @@ class Store(Protocol):
     async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
         """Live records without blobs, by (model, id), those above `after`; model "" stands for all."""
 
-    async def expire(self, before: float, *, ephemeral_before: float) -> int:
-        """Deletes records not claimed or saved since those Unix times, and old tombstones; how many."""
+    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
+        """Deletes records not claimed or saved since those Unix times, and old tombstones; how many.
+
+        Tombstones go by a time of their own, by default the later of the two others.
+        """
 
     async def beat(self, owner: str, address: str, ttl: float) -> None:
         """Notes that a server process lives and where it is reached; holds for `ttl` seconds."""

@@ -11,27 +11,46 @@ import hashlib
 from typing import NamedTuple
 
 _PRELUDE = """
-local FORMAT, SIZE, HEADER = 2, 80, '<BBxxxxxxI8I8I8I8dc16c16'
+local FORMAT, SIZE, HEADER = 3, 88, '<BBxxxxxxI8I8I8I8dc16c16I8'
+local SIZE_2, HEADER_2 = 80, '<BBxxxxxxI8I8I8I8dc16c16'
 local LIVE, EPHEMERAL, BLOB = 1, 2, 4
 local index, tombs = KEYS[1], KEYS[2]
 
 local function read(key)
   local text = redis.call('GETRANGE', key, 0, SIZE - 1)
   if text == '' then return nil end
-  if #text < SIZE or string.byte(text) ~= FORMAT then
+  local format = string.byte(text)
+  local r = {text = text, size = SIZE}
+  if format == FORMAT and #text >= SIZE then
+    r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer, r.owner, r.fence =
+      struct.unpack(HEADER, text)
+  elseif format == 2 and #text >= SIZE_2 then
+    r.size = SIZE_2
+    r.text = string.sub(text, 1, SIZE_2)
+    r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer, r.owner =
+      struct.unpack(HEADER_2, text)
+    r.fence = r.epoch
+  else
     -- Above every epoch and younger than every time: nothing is written over it, and it does not expire.
-    return {unknown = true, live = false, epoch = math.huge, saved_at = math.huge}
+    return {unknown = true, live = false, epoch = math.huge, fence = math.huge, saved_at = math.huge}
   end
-  local r = {text = text}
-  r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer, r.owner =
-    struct.unpack(HEADER, text)
   r.live = r.flags % 2 == 1
   r.ephemeral = r.flags % 4 >= EPHEMERAL
+  r.blob = r.flags % 8 >= BLOB
   return r
 end
 
-local function header(flags, version, epoch, position, incarnation, saved_at, writer, owner)
-  return struct.pack(HEADER, FORMAT, flags, version, epoch, position, incarnation, saved_at, writer, owner)
+local function header(flags, version, epoch, position, incarnation, saved_at, writer, owner, fence)
+  return struct.pack(HEADER, FORMAT, flags, version, epoch, position, incarnation, saved_at, writer, owner, fence)
+end
+
+-- Writes a new header before what is stored.
+local function rewrite(key, stored, head)
+  if stored.size == SIZE then
+    redis.call('SETRANGE', key, 0, head)
+  else
+    redis.call('SET', key, head .. redis.call('GETRANGE', key, stored.size, -1))
+  end
 end
 """
 
@@ -40,15 +59,17 @@ local CREATE, RESUME, REPLACE = 1, 2, 4
 local answers = {}
 for i = 1, #KEYS - 2 do
   local key, member = KEYS[i + 2], ARGV[2 * i - 1]
-  local mode, ephemeral, exact, incarnation, seen, replay, held_epoch, held_position, version, now, writer, owner =
-    struct.unpack('<BBBxxxxxI8I8I8I8I8I8dc16c16', ARGV[2 * i])
+  local mode, ephemeral, exact, blob, incarnation, seen, replay, held_epoch, held_position, version, now, writer, owner,
+    carried, base, size = struct.unpack('<BBBBxxxxI8I8I8I8I8I8dc16c16I8I8', ARGV[2 * i])
   local stored = read(key)
   local top = math.max(held_epoch, seen)
   local live = stored and stored.live and stored.epoch >= top
   local as_it_stands = live and stored.text or ''
-  local over = not stored or (stored.live and stored.epoch <= held_epoch)
+  local over = not stored or (stored.live and stored.fence <= held_epoch)
   local held = held_epoch > 0 and held_epoch == top and over
   local current = held and held_position or (live and stored.position or 0)
+  local anew = mode == REPLACE
+  local free = not anew and not held
   local answer
   if stored and stored.unknown then
     answer = 'U'
@@ -58,26 +79,36 @@ for i = 1, #KEYS - 2 do
     answer = 'E' .. as_it_stands
   elseif mode == RESUME and not live and not held then
     answer = 'M'
-  elseif exact == 1 and mode ~= REPLACE and live and not held and stored.version ~= version then
+  elseif free and base > 0 and (not live or stored.epoch ~= base or stored.position ~= carried) then
     answer = 'O' .. as_it_stands
-  elseif mode ~= REPLACE and current < replay then
+  elseif free and exact == 1 and base == 0 and live and stored.version ~= version then
+    answer = 'O' .. as_it_stands
+  elseif not anew and current < replay then
     answer = 'L' .. as_it_stands
   else
     local epoch = math.max((stored and stored.epoch or 0) + 1, top + 1, incarnation)
-    if live and mode ~= REPLACE then
-      redis.call('SETRANGE', key, 0,
-        header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer, owner))
-      if held then
-        answer = 'H' .. redis.call('GETRANGE', key, 0, SIZE - 1)
-      else
-        answer = 'T' .. redis.call('GET', key)
-      end
+    local goes_on = not anew and (held or live)
+    local kept = goes_on and live
+    local carries = (goes_on and base > 0) or (not goes_on and base == 0)
+    local fence = (anew or not held) and epoch or (kept and stored.fence or held_epoch)
+    if kept and not carries then
+      rewrite(key, stored,
+        header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer, owner, fence))
     else
-      local fresh = header(LIVE + ephemeral * EPHEMERAL, version, epoch, 0, incarnation, now, writer, owner)
-      redis.call('SET', key, fresh)
+      if kept then ephemeral = stored.ephemeral and 1 or 0 end
+      local flags, data = LIVE + ephemeral * EPHEMERAL, ''
+      if carries and blob == 1 then
+        flags, data = flags + BLOB, string.sub(ARGV[2 * i], size)
+      end
+      redis.call('SET', key,
+        header(flags, version, epoch, carries and carried or 0, incarnation, now, writer, owner, fence) .. data)
       if not stored or not stored.live then redis.call('ZADD', index, 0, member) end
       if stored and not stored.live then redis.call('ZREM', tombs, member) end
-      answer = ((held and mode ~= REPLACE) and 'H' or 'C') .. fresh
+    end
+    if goes_on and not held then
+      answer = 'T' .. redis.call('GET', key)
+    else
+      answer = (goes_on and 'H' or 'C') .. redis.call('GETRANGE', key, 0, SIZE - 1)
     end
   end
   answers[i] = answer
@@ -92,8 +123,22 @@ for i = 1, #KEYS - 2 do
   local stored = read(key)
   local ok = true
   if stored then
-    local _, _, _, epoch, position = struct.unpack(HEADER, value)
-    ok = stored.epoch < epoch or (stored.live and stored.epoch == epoch and stored.position <= position)
+    local _, flags, version, epoch, position, incarnation, now, writer, owner = struct.unpack(HEADER, value)
+    if not stored.live then
+      ok = stored.epoch < epoch
+    elseif stored.epoch > epoch then
+      ok = stored.fence <= epoch and stored.position <= position
+      if ok then
+        value = header(flags, version, stored.epoch, position, stored.incarnation, now, stored.writer, stored.owner,
+          stored.fence) .. string.sub(value, SIZE + 1)
+      end
+    elseif stored.epoch == epoch then
+      ok = stored.position <= position
+      if ok and stored.fence ~= epoch then
+        value = header(flags, version, epoch, position, incarnation, now, writer, owner, stored.fence)
+          .. string.sub(value, SIZE + 1)
+      end
+    end
   end
   if ok then
     redis.call('SET', key, value)
@@ -114,11 +159,12 @@ for i = 1, #KEYS - 2 do
   local stored = read(key)
   local live = stored and stored.live
   local old = stored or {version = 0, epoch = 0, position = 0, incarnation = 0, writer = NOBODY, owner = NOBODY}
-  local stays = old.unknown or (live and old.epoch > epoch)
+  local stays = old.unknown or (live and old.fence > epoch)
     or (stored and not live and old.epoch >= epoch and old.incarnation >= incarnation)
   if not stays then
-    redis.call('SET', key, header(0, old.version, math.max(old.epoch, epoch), old.position,
-      math.max(old.incarnation, incarnation), now, old.writer, old.owner))
+    local last = math.max(old.epoch, epoch)
+    redis.call('SET', key, header(0, old.version, last, old.position,
+      math.max(old.incarnation, incarnation), now, old.writer, old.owner, last))
     redis.call('ZREM', index, member)
     redis.call('ZADD', tombs, now, member)
   end
@@ -129,12 +175,18 @@ return table.concat(answers)
 
 # Looks at members that were read before; what was claimed or saved since is young, and stays.
 _EXPIRE = """
-local before, ephemeral_before = tonumber(ARGV[1]), tonumber(ARGV[2])
+local before, ephemeral_before, tombs_before = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local count = 0
 for i = 1, #KEYS - 2 do
-  local key, member = KEYS[i + 2], ARGV[i + 2]
+  local key, member = KEYS[i + 2], ARGV[i + 3]
   local stored = read(key)
-  if stored and stored.saved_at < ((stored.live and stored.ephemeral) and ephemeral_before or before) then
+  local last = before
+  if stored and not stored.live then
+    last = tombs_before
+  elseif stored and stored.ephemeral then
+    last = ephemeral_before
+  end
+  if stored and stored.saved_at < last then
     redis.call('UNLINK', key)
     count = count + 1
     stored = nil
@@ -145,6 +197,21 @@ for i = 1, #KEYS - 2 do
   end
 end
 return count
+"""
+
+
+_TOUCH = """
+local now = tonumber(ARGV[1])
+for i = 1, #KEYS - 2 do
+  local key = KEYS[i + 2]
+  local epoch = struct.unpack('<I8', ARGV[2 * i + 1])
+  local stored = read(key)
+  if stored and stored.live and stored.fence <= epoch then
+    rewrite(key, stored, header(stored.flags, stored.version, stored.epoch, stored.position, stored.incarnation, now,
+      stored.writer, stored.owner, stored.fence))
+  end
+end
+return string.rep('1', #KEYS - 2)
 """
 
 
@@ -161,11 +228,13 @@ def _script(body: str) -> Script:
 
 
 CLAIM = _script(_CLAIM)
-"""ARGV: for each record its member and the packed claim. Answers, for each: one letter, then the record."""
+"""ARGV: for each record its member and the packed claim, its blob behind. Answers, for each: a letter, the record."""
 SAVE = _script(_SAVE)
 """ARGV: for each record its member and its value. Answers a string of 1 (written) and 0 (fenced)."""
 DELETE = _script(_DELETE)
 """ARGV: the time, then for each record its member, and epoch and incarnation packed. Answers a string of 1 and 0."""
 EXPIRE = _script(_EXPIRE)
-"""ARGV: the two times, then the members. Answers how many records and tombstones went."""
-SCRIPTS = (CLAIM, SAVE, DELETE, EXPIRE)
+"""ARGV: the three times, then the members. Answers how many records and tombstones went."""
+TOUCH = _script(_TOUCH)
+"""ARGV: the time, then for each record its member, and the epoch packed. Answers nothing of interest."""
+SCRIPTS = (CLAIM, SAVE, DELETE, EXPIRE, TOUCH)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
-from statestream_server.stores.packed import LIVE, pack, pack_record, unpack, unpack_blob
+from statestream_server.stores.packed import LIVE, pack, unpack, unpack_blob
 from statestream_server.stores.rules import (
     Columns,
     bury,
@@ -16,8 +16,9 @@ from statestream_server.stores.rules import (
     check_deletes,
     check_records,
     decide,
-    may_save,
     record_of,
+    saved,
+    tombs_time,
 )
 
 
@@ -73,10 +74,10 @@ class MemoryStore:
     def _claim(self, claim: Claim, now: float) -> Claimed:
         key = claim.key
         value = self._tables.get((key.tenant, key.model), {}).get(key.id)
-        verdict, columns, write, keeps = decide(claim, None if value is None else unpack(value), now)
+        verdict, columns, write, keeps, carries = decide(claim, None if value is None else unpack(value), now)
         if columns is None:
             return Claimed(verdict, None)
-        blob = unpack_blob(value) if value is not None and keeps else None
+        blob = claim.blob if carries else unpack_blob(value) if value is not None and keeps else None
         if write:
             self._tables.setdefault((key.tenant, key.model), {})[key.id] = pack(columns, blob)
         return Claimed(verdict, record_of(key, columns, blob if verdict is Verdict.TAKEN else None))
@@ -95,11 +96,10 @@ class MemoryStore:
         key = record.key
         table = self._tables.setdefault((key.tenant, key.model), {})
         value = table.get(key.id)
-        if value is not None:
-            stored = unpack(value)
-            if not may_save(stored.live, stored.epoch, stored.position, record.epoch, record.position):
-                return False
-        table[key.id] = pack_record(record, now)
+        columns = saved(None if value is None else unpack(value), record, now)
+        if columns is None:
+            return False
+        table[key.id] = pack(columns, record.blob)
         return True
 
     async def load(self, keys: Sequence[Key]) -> list[Record | None]:
@@ -112,10 +112,20 @@ class MemoryStore:
             return None
         return record_of(key, unpack(value), unpack_blob(value))
 
-    async def epochs(self, keys: Sequence[Key]) -> list[int]:
-        """Stored epochs, of tombstones too; 0 where nothing is stored."""
+    async def heads(self, keys: Sequence[Key]) -> list[Record | None]:
+        """Records without blobs, tombstones too; None where nothing is stored."""
         values = (self._tables.get((key.tenant, key.model), {}).get(key.id) for key in keys)
-        return [0 if value is None else unpack(value).epoch for value in values]
+        return [
+            None if value is None else record_of(key, unpack(value)) for key, value in zip(keys, values, strict=True)
+        ]
+
+    async def touch(self, keys: Sequence[Key], epochs: Sequence[int]) -> None:
+        """Takes live records for used now where their fence is not above the given epochs."""
+        for key, epoch in zip(keys, epochs, strict=True):
+            table = self._tables.get((key.tenant, key.model), {})
+            value = table.get(key.id)
+            if value is not None and value[1] & LIVE and (columns := unpack(value)).fence <= epoch:
+                table[key.id] = pack(columns._replace(saved_at=self._clock()), unpack_blob(value))
 
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones; see `base.Store.delete`.
@@ -149,11 +159,11 @@ class MemoryStore:
             found += [record_of(Key(tenant, name, id_), unpack(table[id_])) for id_ in ids]
         return found
 
-    async def expire(self, before: float, *, ephemeral_before: float) -> int:
+    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
         """Deletes old records and tombstones; how many. Looks at every session."""
-        count = 0
+        count, times = 0, (before, ephemeral_before, tombs_time(before, ephemeral_before, tombs_before))
         for name, table in list(self._tables.items()):
-            old = [id_ for id_, value in table.items() if _is_old(unpack(value), before, ephemeral_before)]
+            old = [id_ for id_, value in table.items() if _is_old(unpack(value), *times)]
             for id_ in old:
                 del table[id_]
             count += len(old)
@@ -179,5 +189,5 @@ def _live_ids(table: dict[str, bytes], above: str | None) -> Iterator[str]:
     return (id_ for id_, value in table.items() if value[1] & LIVE and (above is None or id_ > above))
 
 
-def _is_old(columns: Columns, before: float, ephemeral_before: float) -> bool:
-    return columns.saved_at < (ephemeral_before if columns.live and columns.ephemeral else before)
+def _is_old(columns: Columns, before: float, ephemeral_before: float, tombs_before: float) -> bool:
+    return columns.saved_at < (tombs_before if not columns.live else ephemeral_before if columns.ephemeral else before)

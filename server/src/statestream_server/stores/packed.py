@@ -1,8 +1,9 @@
 """A record as one byte string: a fixed header, then the blob. What memory and Redis keep.
 
-The header has 80 bytes, little-endian: format (uint8), flags (uint8), 6 unused, version, epoch, position,
+The header has 88 bytes, little-endian: format (uint8), flags (uint8), 6 unused, version, epoch, position,
 incarnation (uint64 each), the Unix time of the last claim or save (float64), writer (16 bytes), owner (16
-bytes of ASCII, zeros behind it). lua.py reads and writes the same header.
+bytes of ASCII, zeros behind it), fence (uint64). lua.py reads and writes the same header. Format 2, which is read
+too, has no fence: it is the epoch.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ import struct
 from statestream_server.stores.base import Record
 from statestream_server.stores.rules import Columns
 
-FORMAT = 2
-"""The format of the header; a store that finds another one was written by another release."""
+FORMAT = 3
+"""The format of the header that is written; a store that finds an unknown one was written by another release."""
 LIVE, EPHEMERAL, BLOB = 1, 2, 4
 """Flags: not a tombstone; ends with its caller; a blob follows (an empty one too)."""
-HEADER = struct.Struct("<BB6xQQQQd16s16s")
+HEADER = struct.Struct("<BB6xQQQQd16s16sQ")
+_HEADER_2 = struct.Struct("<BB6xQQQQd16s16s")
+_SIZES = {FORMAT: HEADER.size, 2: _HEADER_2.size}
 
 
 def pack(columns: Columns, blob: bytes | None) -> bytes:
     """Writes columns and blob as one byte string."""
-    live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner = columns
+    live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner, fence = columns
     flags = (LIVE if live else 0) | (EPHEMERAL if ephemeral else 0) | (0 if blob is None else BLOB)
-    header = HEADER.pack(FORMAT, flags, version, epoch, position, incarnation, saved_at, writer, owner.encode())
+    header = HEADER.pack(FORMAT, flags, version, epoch, position, incarnation, saved_at, writer, owner.encode(), fence)
     return header if not blob else b"".join((header, blob))
 
 
 def pack_record(record: Record, now: float) -> bytes:
-    """Writes a live record as one byte string, saved now."""
+    """Writes a live record as one byte string, saved now, with nothing stored before it."""
     blob = record.blob
     flags = LIVE | (EPHEMERAL if record.ephemeral else 0) | (0 if blob is None else BLOB)
     header = HEADER.pack(
@@ -41,30 +44,35 @@ def pack_record(record: Record, now: float) -> bytes:
         now,
         record.writer,
         record.owner.encode(),
+        record.epoch,
     )
     return header if not blob else b"".join((header, blob))
 
 
 def is_known(value: bytes) -> bool:
-    """Whether bytes are a packed record of this format."""
-    return len(value) >= HEADER.size and value[0] == FORMAT
+    """Whether bytes are a packed record of a format that is known."""
+    return bool(value) and len(value) >= _SIZES.get(value[0], len(value) + 1)
 
 
 def unpack(value: bytes) -> Columns:
     """Reads the columns of a packed record.
 
     Raises:
-        ValueError: The bytes are no packed record of this format.
+        ValueError: The bytes are no packed record of a known format.
     """
     if not is_known(value):
         found = f"format {value[0]}" if value else "nothing"
         raise ValueError(f"a packed record of format {FORMAT} was expected, {found} in {len(value)} bytes was found")
-    _, flags, version, epoch, position, incarnation, saved_at, writer, owner = HEADER.unpack_from(value)
+    if value[0] == FORMAT:
+        _, flags, version, epoch, position, incarnation, saved_at, writer, owner, fence = HEADER.unpack_from(value)
+    else:
+        _, flags, version, epoch, position, incarnation, saved_at, writer, owner = _HEADER_2.unpack_from(value)
+        fence = epoch
     name = owner.rstrip(b"\0").decode()
-    ephemeral = bool(flags & EPHEMERAL)
-    return Columns(bool(flags & LIVE), version, epoch, position, writer, incarnation, ephemeral, saved_at, name)
+    live, ephemeral = bool(flags & LIVE), bool(flags & EPHEMERAL)
+    return Columns(live, version, epoch, position, writer, incarnation, ephemeral, saved_at, name, fence)
 
 
 def unpack_blob(value: bytes) -> bytes | None:
     """The blob of a packed record."""
-    return value[HEADER.size :] if value[1] & BLOB else None
+    return value[_SIZES[value[0]] :] if value[1] & BLOB else None

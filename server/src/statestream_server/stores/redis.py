@@ -12,15 +12,14 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from statestream.errors import StoreUnavailable
-from statestream_server.stores.base import NEWER, Claim, Claimed, Key, Record, Survival, Verdict
-from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, Script
+from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
+from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, TOUCH, Script
 from statestream_server.stores.packed import HEADER, is_known, pack_record, unpack, unpack_blob
 from statestream_server.stores.redis_keys import (
     BUCKETS,
     GENERATION,
     SLICE_COMMANDS,
     Name,
-    by_bucket,
     index_of,
     name_of,
     script_call,
@@ -29,12 +28,20 @@ from statestream_server.stores.redis_keys import (
     tombs_of,
 )
 from statestream_server.stores.redis_link import Address, Link
-from statestream_server.stores.rules import WRITER_BYTES, check_claims, check_deletes, check_records, record_of
+from statestream_server.stores.rules import (
+    check_claims,
+    check_deletes,
+    check_records,
+    newer_of,
+    record_of,
+    tombs_time,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CLAIM = struct.Struct("<BBB5xQQQQQQd16s16s")
+_CLAIM = struct.Struct("<BBBB4xQQQQQQd16s16sQQ")
+_TOUCH = struct.Struct("<Q")
 _DELETE = struct.Struct("<QQ")
 _VERDICTS = {
     b"C": Verdict.CREATED,
@@ -47,7 +54,7 @@ _VERDICTS = {
     b"O": Verdict.OTHER,
     b"U": Verdict.UNKNOWN,
 }
-_SLICE_EPOCHS = 1024
+_SLICE_HEADS = 1024
 _PAGE = 256
 
 
@@ -137,7 +144,7 @@ class RedisStore:
 
     @_awaited_by_close
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
-        """Decides every claim, one script call for each bucket; see `base.Store.claim`.
+        """Decides every claim, a script call for each bucket or part of it; see `base.Store.claim`.
 
         Raises:
             StoreUnavailable: Redis does not answer or refuses; any claim may or may not have been done.
@@ -150,6 +157,7 @@ class RedisStore:
                 claim.mode,
                 claim.ephemeral,
                 claim.exact,
+                claim.blob is not None,
                 claim.incarnation,
                 claim.seen_epoch,
                 claim.replay_position,
@@ -159,7 +167,10 @@ class RedisStore:
                 now,
                 claim.writer,
                 claim.owner.encode(),
+                claim.position,
+                claim.base,
             )
+            + (claim.blob or b"")
             for claim in claims
         ]
         answers = await self._call(CLAIM, [claim.key for claim in claims], parts)
@@ -167,7 +178,7 @@ class RedisStore:
 
     @_awaited_by_close
     async def save(self, records: Sequence[Record]) -> list[bool]:
-        """Writes the records that are not fenced, one script call for each bucket; see `base.Store.save`.
+        """Writes the records that are not fenced, a script call for each bucket or part of it; see `base.Store.save`.
 
         Raises:
             StoreUnavailable: Redis does not answer or refuses; any record may or may not have been written.
@@ -189,7 +200,7 @@ class RedisStore:
         """
         names = [name_of(key) for key in keys]
         found: list[Record | None] = [None] * len(keys)
-        for slice_ in sliced(by_bucket(names), [0] * len(names)):
+        for slice_ in sliced(names, [0] * len(names)):
             answers = await self._link.run(
                 [("MGET", *(names[index].record for index in indices)) for _, indices in slice_]
             )
@@ -199,22 +210,36 @@ class RedisStore:
         return found
 
     @_awaited_by_close
-    async def epochs(self, keys: Sequence[Key]) -> list[int]:
-        """Stored epochs, of tombstones too; 0 where nothing is stored. One small command for each key.
+    async def heads(self, keys: Sequence[Key]) -> list[Record | None]:
+        """Records without blobs, tombstones too; None where nothing is stored. One small command for each key.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        found: list[int] = []
-        for first in range(0, len(keys), _SLICE_EPOCHS):
-            part = map(name_of, keys[first : first + _SLICE_EPOCHS])
-            headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for name in part])
-            found += [0 if not header else unpack(header).epoch if is_known(header) else NEWER for header in headers]
+        found: list[Record | None] = []
+        for first in range(0, len(keys), _SLICE_HEADS):
+            part = keys[first : first + _SLICE_HEADS]
+            names = map(name_of, part)
+            headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for name in names])
+            for key, header in zip(part, headers, strict=True):
+                if not header:
+                    found.append(None)
+                else:
+                    found.append(record_of(key, unpack(header)) if is_known(header) else newer_of(key))
         return found
 
     @_awaited_by_close
+    async def touch(self, keys: Sequence[Key], epochs: Sequence[int]) -> None:
+        """Takes live records for used now where their fence is not above the given epochs.
+
+        Raises:
+            StoreUnavailable: Redis does not answer or refuses; any record may or may not have been touched.
+        """
+        await self._call(TOUCH, keys, [_TOUCH.pack(epoch) for epoch in epochs], repr(time.time()))
+
+    @_awaited_by_close
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
-        """Replaces records by tombstones, one script call for each bucket; see `base.Store.delete`.
+        """Replaces records by tombstones, a script call for each bucket or part of it; see `base.Store.delete`.
 
         Raises:
             StoreUnavailable: Redis does not answer or refuses; any record may or may not have been deleted.
@@ -281,7 +306,7 @@ class RedisStore:
         return members
 
     @_awaited_by_close
-    async def expire(self, before: float, *, ephemeral_before: float) -> int:
+    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
         """Deletes old records and tombstones; how many.
 
         Walks through all indices in small round trips, about ten seconds of them for a million sessions.
@@ -289,7 +314,8 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis does not answer; what was deleted until then is.
         """
-        count = 0
+        count, tombs_before = 0, tombs_time(before, ephemeral_before, tombs_before)
+        times = (repr(before), repr(ephemeral_before), repr(tombs_before))
         for buckets in _chunks(range(BUCKETS), _PAGE):
             starts: dict[int, bytes] = dict.fromkeys(buckets, b"-")
             while starts:
@@ -300,15 +326,15 @@ class RedisStore:
                     ]
                 )
                 read = {bucket: page for bucket, page in zip(starts, pages, strict=True) if page}
-                count += await self._expire(read, before, ephemeral_before)
+                count += await self._expire(read, times)
                 starts = {bucket: b"(" + page[-1] for bucket, page in read.items() if len(page) == _PAGE}
             tombs = buckets
             while tombs:
                 pages = await self._link.run(
-                    [("ZRANGEBYSCORE", tombs_of(b), "-inf", f"({before!r}", "LIMIT", 0, _PAGE) for b in tombs]
+                    [("ZRANGEBYSCORE", tombs_of(b), "-inf", f"({tombs_before!r}", "LIMIT", 0, _PAGE) for b in tombs]
                 )
                 read = {bucket: page for bucket, page in zip(tombs, pages, strict=True) if page}
-                count += await self._expire(read, before, ephemeral_before)
+                count += await self._expire(read, times)
                 tombs = [bucket for bucket, page in read.items() if len(page) == _PAGE]
         return count
 
@@ -340,9 +366,9 @@ class RedisStore:
         (value,) = await self._link.run([("GET", server_key(owner))])
         return None if value is None else bytes(value).decode()
 
-    async def _expire(self, members: Mapping[int, Sequence[bytes]], before: float, ephemeral_before: float) -> int:
+    async def _expire(self, members: Mapping[int, Sequence[bytes]], times: Sequence[str]) -> int:
         commands = [
-            script_call(EXPIRE, bucket, [Name(m).record for m in page], [repr(before), repr(ephemeral_before), *page])
+            script_call(EXPIRE, bucket, [Name(m).record for m in page], [*times, *page])
             for bucket, page in members.items()
         ]
         return sum(await self._link.run(commands, writes=True)) if commands else 0
@@ -351,7 +377,7 @@ class RedisStore:
         """Runs a script over a batch, one call for each bucket; the answers in the order of the keys."""
         names = [name_of(key) for key in keys]
         found: list[Any] = [None] * len(keys)
-        for slice_ in sliced(by_bucket(names), [len(part) for part in parts]):
+        for slice_ in sliced(names, [len(part) for part in parts]):
             commands = []
             for bucket, indices in slice_:
                 arguments: list[str | bytes] = list(head)
@@ -376,7 +402,7 @@ def _record(key: Key, value: bytes | None, *, blob: bool) -> Record | None:
     if value is None:
         return None
     if not is_known(value):
-        return Record(key, 0, NEWER, 0, bytes(WRITER_BYTES), 0)
+        return newer_of(key)
     columns = unpack(value)
     return record_of(key, columns, unpack_blob(value) if blob else None) if columns.live else None
 

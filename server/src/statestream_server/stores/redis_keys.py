@@ -18,6 +18,9 @@ GENERATION = "ss:generation"
 # their turn in between, and the event loop is not kept for long.
 SLICE_COMMANDS = 256
 _SLICE_BYTES = 4 << 20
+# A command holds Redis up for everybody while it runs.
+_COMMAND_RECORDS = 1024
+_COMMAND_BYTES = 1 << 20
 
 
 class Name:
@@ -67,18 +70,35 @@ def by_bucket(names: Sequence[Name]) -> dict[int, list[int]]:
     return buckets
 
 
-def sliced(buckets: dict[int, list[int]], sizes: Sequence[int]) -> Iterator[list[tuple[int, list[int]]]]:
-    """Cuts a batch into round trips."""
+def sliced(names: Sequence[Name], sizes: Sequence[int]) -> Iterator[list[tuple[int, list[int]]]]:
+    """Cuts a batch into round trips, each of commands about one bucket; neither is above its count and bytes.
+
+    What comes several times for one name keeps its order.
+    """
     slice_: list[tuple[int, list[int]]] = []
     size = 0
-    for bucket, indices in buckets.items():
-        slice_.append((bucket, indices))
-        size += sum(sizes[index] for index in indices)
-        if len(slice_) == SLICE_COMMANDS or size >= _SLICE_BYTES:
-            yield slice_
-            slice_, size = [], 0
+    for bucket, indices in by_bucket(names).items():
+        for part in _cut(indices, sizes):
+            slice_.append((bucket, part))
+            size += sum(sizes[index] for index in part)
+            if len(slice_) == SLICE_COMMANDS or size >= _SLICE_BYTES:
+                yield slice_
+                slice_, size = [], 0
     if slice_:
         yield slice_
+
+
+def _cut(indices: list[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Cuts what one bucket has into what one command takes."""
+    part: list[int] = []
+    size = 0
+    for index in indices:
+        if part and (len(part) == _COMMAND_RECORDS or size + sizes[index] > _COMMAND_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(index)
+        size += sizes[index]
+    yield part
 
 
 def script_call(script: Script, bucket: int, records: Sequence[bytes], arguments: Iterable[str | bytes]) -> Command:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from statestream_server.stores.base import Claim, Key, Mode, Record, Verdict
+from statestream_server.stores.base import NEWER, Claim, Key, Mode, Record, Verdict
 
 CLAIM_LIMIT = 1 << 52
 """Numbers in claims stay below this, so that epochs raised from them never reach `NUMBER_LIMIT`."""
@@ -19,7 +19,16 @@ WRITER_BYTES = 16
 """The length of a writer id."""
 OWNER_BYTES = 16
 """The most bytes of an owner's name."""
-_CLAIM_NUMBERS = ("incarnation", "seen_epoch", "replay_position", "held_epoch", "held_position", "version")
+_CLAIM_NUMBERS = (
+    "incarnation",
+    "seen_epoch",
+    "replay_position",
+    "held_epoch",
+    "held_position",
+    "version",
+    "position",
+    "base",
+)
 _RECORD_NUMBERS = ("version", "epoch", "position", "incarnation")
 
 
@@ -35,6 +44,7 @@ class Columns(NamedTuple):
     ephemeral: bool
     saved_at: float
     owner: str
+    fence: int
 
 
 class Decision(NamedTuple):
@@ -45,12 +55,14 @@ class Decision(NamedTuple):
         columns: What the session's record is after the claim, None for no record.
         write: Whether `columns` are to be stored.
         keeps: Whether a stored blob stays with them.
+        carries: Whether the claim's blob is stored with them.
     """
 
     verdict: Verdict
     columns: Columns | None
     write: bool = False
     keeps: bool = False
+    carries: bool = False
 
 
 def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
@@ -66,40 +78,65 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
         return Decision(Verdict.REFUSED, stored)
     # A record below an epoch that was seen came back from before it: the store forgot what was between.
     live = stored if stored is not None and stored.live and stored.epoch >= seen else None
-    over = stored is None or (stored.live and stored.epoch <= claim.held_epoch)
+    over = stored is None or (stored.live and stored.fence <= claim.held_epoch)
     held = claim.held_epoch > 0 and claim.held_epoch == seen and over
+    anew = claim.mode is Mode.REPLACE
     if claim.mode is Mode.CREATE and (live is not None or held):
         return Decision(Verdict.EXISTS, live)
     if claim.mode is Mode.RESUME and live is None and not held:
         return Decision(Verdict.MISSING, None)
-    anew = claim.mode is Mode.REPLACE
-    if claim.exact and live is not None and live.version != claim.version and not (anew or held):
-        return Decision(Verdict.OTHER, live)
+    if not (anew or held):
+        if claim.base and (live is None or (live.epoch, live.position) != (claim.base, claim.position)):
+            return Decision(Verdict.OTHER, live)
+        if claim.exact and not claim.base and live is not None and live.version != claim.version:
+            return Decision(Verdict.OTHER, live)
     current = claim.held_position if held else live.position if live is not None else 0
     if not anew and current < claim.replay_position:
         return Decision(Verdict.LOST, live)
     goes_on = not anew and (held or live is not None)
     kept = live if goes_on else None
+    carries = bool(claim.base) if goes_on else not claim.base
+    epoch = max(1 + (stored.epoch if stored is not None else 0), 1 + seen, claim.incarnation)
     columns = Columns(
         live=True,
-        version=kept.version if kept else claim.version,
-        epoch=max(1 + (stored.epoch if stored is not None else 0), 1 + seen, claim.incarnation),
-        position=kept.position if kept else 0,
+        version=kept.version if kept and not carries else claim.version,
+        epoch=epoch,
+        position=claim.position if carries else kept.position if kept else 0,
         writer=claim.writer,
         incarnation=claim.incarnation,
         ephemeral=kept.ephemeral if kept else claim.ephemeral,
         saved_at=now,
         owner=claim.owner,
+        fence=epoch if anew or not held else kept.fence if kept else claim.held_epoch,
     )
     verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN
-    return Decision(verdict, columns, write=True, keeps=kept is not None)
+    return Decision(verdict, columns, write=True, keeps=kept is not None and not carries, carries=carries)
 
 
-def may_save(live: bool, stored_epoch: int, stored_position: int, epoch: int, position: int) -> bool:
-    """Whether a record may be written over what is stored (a tombstone where it is not live)."""
-    if live:
-        return (stored_epoch, stored_position) <= (epoch, position)
-    return stored_epoch < epoch
+def saved(stored: Columns | None, record: Record, now: float) -> Columns | None:
+    """What is stored with a record by the rules of `base.Store.save`; None where it is fenced.
+
+    Args:
+        stored: What is stored under its key, a tombstone too.
+        record: The record.
+        now: Unix time.
+    """
+    fence = record.epoch
+    if stored is not None and not stored.live:
+        if stored.epoch >= record.epoch:
+            return None
+    elif stored is not None and stored.epoch > record.epoch:
+        if stored.fence > record.epoch or stored.position > record.position:
+            return None
+        return stored._replace(
+            version=record.version, position=record.position, ephemeral=record.ephemeral, saved_at=now
+        )
+    elif stored is not None and stored.epoch == record.epoch:
+        if stored.position > record.position:
+            return None
+        fence = stored.fence
+    _, version, epoch, position, writer, incarnation, ephemeral, _, _, owner, *_ = record
+    return Columns(True, version, epoch, position, writer, incarnation, ephemeral, now, owner, fence)
 
 
 def bury(stored: Columns | None, epoch: int, incarnation: int, now: float) -> tuple[bool, Columns | None]:
@@ -115,8 +152,8 @@ def bury(stored: Columns | None, epoch: int, incarnation: int, now: float) -> tu
         Whether a live record goes, and the tombstone to be stored; None where all stays as it is.
     """
     if stored is None:
-        return False, Columns(False, 0, epoch, 0, bytes(WRITER_BYTES), incarnation, False, now, "")
-    if stored.live and stored.epoch > epoch:
+        return False, Columns(False, 0, epoch, 0, bytes(WRITER_BYTES), incarnation, False, now, "", epoch)
+    if stored.live and stored.fence > epoch:
         return False, None
     if not stored.live and stored.epoch >= epoch and stored.incarnation >= incarnation:
         return False, None
@@ -126,13 +163,24 @@ def bury(stored: Columns | None, epoch: int, incarnation: int, now: float) -> tu
         incarnation=max(stored.incarnation, incarnation),
         ephemeral=False,
         saved_at=now,
+        fence=max(stored.epoch, epoch),
     )
 
 
 def record_of(key: Key, columns: Columns, blob: bytes | None = None) -> Record:
     """The record as callers see it."""
-    _, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner = columns
-    return Record(key, version, epoch, position, writer, incarnation, ephemeral, blob, saved_at, owner)
+    live, version, epoch, position, writer, incarnation, ephemeral, saved_at, owner, fence = columns
+    return Record(key, version, epoch, position, writer, incarnation, ephemeral, blob, saved_at, owner, fence, live)
+
+
+def newer_of(key: Key) -> Record:
+    """What stands for the record of a newer release."""
+    return Record(key, 0, NEWER, 0, bytes(WRITER_BYTES), 0, fence=NEWER)
+
+
+def tombs_time(before: float, ephemeral_before: float, tombs_before: float | None) -> float:
+    """The Unix time before which tombstones go."""
+    return max(before, ephemeral_before) if tombs_before is None else tombs_before
 
 
 def check_claims(claims: Sequence[Claim]) -> None:

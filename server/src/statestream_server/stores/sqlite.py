@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from statestream.errors import StoreUnavailable
 from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival
-from statestream_server.stores.rules import check_claims, check_deletes, check_records
+from statestream_server.stores.rules import check_claims, check_deletes, check_records, tombs_time
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -130,13 +130,22 @@ class SqliteStore:
         """
         return await self._run(sqlite_tables.load, list(keys))
 
-    async def epochs(self, keys: Sequence[Key]) -> list[int]:
-        """Stored epochs, of tombstones too; 0 where nothing is stored.
+    async def heads(self, keys: Sequence[Key]) -> list[Record | None]:
+        """Records without blobs, tombstones too; None where nothing is stored.
 
         Raises:
             StoreUnavailable: The file cannot be read.
         """
-        return await self._run(sqlite_tables.epochs, list(keys)) if keys else []
+        return await self._run(sqlite_tables.heads, list(keys)) if keys else []
+
+    async def touch(self, keys: Sequence[Key], epochs: Sequence[int]) -> None:
+        """Takes live records for used now where their fence is not above the given epochs.
+
+        Raises:
+            StoreUnavailable: The file cannot be written; no record was.
+        """
+        if keys:
+            await self._run(sqlite_tables.touch, list(keys), list(epochs), self._clock)
 
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
         """Replaces records by tombstones in one transaction; see `base.Store.delete`.
@@ -157,7 +166,7 @@ class SqliteStore:
         """
         return await self._run(sqlite_tables.select, tenant, model, after, limit)
 
-    async def expire(self, before: float, *, ephemeral_before: float) -> int:
+    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
         """Deletes old records and tombstones; how many.
 
         Reads the whole file, in pieces of one transaction each, and rests in between: other calls get their turn, and
@@ -167,11 +176,11 @@ class SqliteStore:
             StoreUnavailable: The file cannot be written; what was deleted until then is.
         """
         count, last = 0, await self._run(sqlite_tables.last_row)
-        took = 0.0
+        tombs, took = tombs_time(before, ephemeral_before, tombs_before), 0.0
         for start in range(0, last, sqlite_tables.EXPIRE_ROWS):
             await asyncio.sleep(_RESTS * took)
             began = time.perf_counter()
-            count += await self._run(sqlite_tables.expire, start, before, ephemeral_before)
+            count += await self._run(sqlite_tables.expire, start, before, ephemeral_before, tombs)
             took = time.perf_counter() - began
         return count
 

@@ -22,7 +22,7 @@ from statestream_server.stores.rules import Columns, Decision, bury, decide, rec
 
 APPLICATION = 0x53545354
 """Marks a file as ours (PRAGMA application_id)."""
-SCHEMA = 3
+SCHEMA = 4
 """The version of the tables (PRAGMA user_version)."""
 
 _META = "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
@@ -40,8 +40,10 @@ CREATE TABLE session (
     UNIQUE (tenant, model, id)
 )
 """
-_HEAD = struct.Struct(">QQQQ16s16s")
-"""Epoch, position, incarnation, version, writer, owner. Big-endian: the first 16 bytes compare as their numbers do."""
+_HEAD = struct.Struct(">QQQQ16s16sQ")
+"""Epoch, position, incarnation, version, writer, owner, fence. Big-endian: numbers compare as their bytes do."""
+_FENCE = _HEAD.size - 7
+"""Where the fence begins, as substr counts."""
 _COLUMNS = "live, ephemeral, saved_at, head"
 EXPIRE_ROWS = 10_000
 """How many rows one transaction of an expiry looks at."""
@@ -61,16 +63,32 @@ SELECT ?1, ?2, coalesce(each.value, ?4),
     {{live}}, ?5, ?6, substr(?7, 1 + {_HEAD.size} * each.key, {_HEAD.size}), {{blob}}
 FROM {_EACH} WHERE true
 ON CONFLICT (tenant, model, id) DO UPDATE SET
-    live = excluded.live, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at, head = excluded.head
+    live = excluded.live, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at, head = {{head}}
 """
-_GO_ON = _WRITE.format(live=1, blob="NULL")
+_GO_ON = _WRITE.format(live=1, blob="NULL", head="excluded.head")
 _BEGIN = f"{_GO_ON}, blob = NULL"
-_BURY = f"{_WRITE.format(live=0, blob='NULL')}, blob = NULL"
-# The rule of saves (rules.may_save) where the row is, so that a save is one statement.
+_BURY = f"{_WRITE.format(live=0, blob='NULL', head='excluded.head')}, blob = NULL"
+_BLOB = "substr(?8, 1 + ?9 * each.key, ?9)"
+_CARRY = f"{_WRITE.format(live=1, blob=_BLOB, head='excluded.head')}, blob = excluded.blob"
+# The rule of saves (rules.saved) where the row is, so that a save is one statement.
+_HEAD_OF_SAVE = f"""CASE
+    WHEN NOT live OR substr(head, 1, 8) < substr(excluded.head, 1, 8) THEN excluded.head
+    WHEN substr(head, 1, 8) = substr(excluded.head, 1, 8)
+        THEN CAST(substr(excluded.head, 1, {_FENCE - 1}) || substr(head, {_FENCE}) AS BLOB)
+    ELSE CAST(substr(head, 1, 8) || substr(excluded.head, 9, 8) || substr(head, 17, 8) || substr(excluded.head, 25, 8)
+        || substr(head, 33) AS BLOB) END"""
 _SAVE = f"""
-{_WRITE.format(live=1, blob="substr(?8, 1 + ?9 * each.key, ?9)")}, blob = excluded.blob
-WHERE CASE WHEN live THEN substr(head, 1, 16) <= substr(excluded.head, 1, 16)
-    ELSE substr(head, 1, 8) < substr(excluded.head, 1, 8) END
+{_WRITE.format(live=1, blob=_BLOB, head=_HEAD_OF_SAVE)}, blob = excluded.blob
+WHERE CASE
+    WHEN NOT live THEN substr(head, 1, 8) < substr(excluded.head, 1, 8)
+    WHEN substr(head, 1, 8) <= substr(excluded.head, 1, 8) THEN substr(head, 1, 16) <= substr(excluded.head, 1, 16)
+    ELSE substr(head, {_FENCE}) <= substr(excluded.head, 1, 8) AND substr(head, 9, 8) <= substr(excluded.head, 9, 8) END
+"""
+# Then: time (?5), epochs (?6).
+_TOUCH = f"""
+UPDATE session SET saved_at = ?5 FROM {_EACH}
+WHERE tenant = ?1 AND model = ?2 AND session.id = coalesce(each.value, ?4) AND live
+    AND substr(head, {_FENCE}) <= substr(?6, 1 + 8 * each.key, 8)
 """
 
 
@@ -116,6 +134,8 @@ def create(database: sqlite3.Connection, path: Path) -> None:
         database.execute(_SERVER)
     if schema in (1, 2):
         _gather_heads(database)
+    if schema == 3:  # Schema 4: a head ends with the fence, which was the epoch.
+        database.execute("UPDATE session SET head = CAST(head || substr(head, 1, 8) AS BLOB)")
     database.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
@@ -129,7 +149,7 @@ def _gather_heads(database: sqlite3.Connection) -> None:
     )
     database.executemany(
         f"INSERT INTO session (head, tenant, model, id, live, ephemeral, saved_at, blob) VALUES ({', '.join('?' * 8)})",
-        ((_HEAD.pack(*row[:5], row[5].encode()), *row[6:]) for row in rows),
+        ((_HEAD.pack(*row[:5], row[5].encode(), row[0]), *row[6:]) for row in rows),
     )
     database.execute("DROP TABLE session_2")
 
@@ -148,14 +168,14 @@ def generation(database: sqlite3.Connection) -> str:
 
 def _columns(row: Sequence[Any]) -> Columns:
     live, ephemeral, saved_at, head = row
-    epoch, position, incarnation, version, writer, owner = _HEAD.unpack(head)
+    epoch, position, incarnation, version, writer, owner, fence = _HEAD.unpack(head)
     name = owner.rstrip(b"\0").decode()
-    return Columns(bool(live), version, epoch, position, writer, incarnation, bool(ephemeral), saved_at, name)
+    return Columns(bool(live), version, epoch, position, writer, incarnation, bool(ephemeral), saved_at, name, fence)
 
 
 def _head(columns: Columns) -> bytes:
-    _, version, epoch, position, writer, incarnation, _, _, owner = columns
-    return _HEAD.pack(epoch, position, incarnation, version, writer, owner.encode())
+    _, version, epoch, position, writer, incarnation, _, _, owner, fence = columns
+    return _HEAD.pack(epoch, position, incarnation, version, writer, owner.encode(), fence)
 
 
 def _parts(keys: Sequence[Key], kinds: Sequence[object]) -> Iterator[list[int]]:
@@ -202,27 +222,34 @@ def claim(database: sqlite3.Connection, claims: Sequence[Claim], clock: Callable
 def _claim(database: sqlite3.Connection, claims: Sequence[Claim], now: float) -> list[Claimed]:
     keys = [claim.key for claim in claims]
     stored = _find(database, keys)
-    # Claims of sessions that are new differ in nothing but the key: they are decided once.
+    # Claims of sessions that are new differ in key and state alone: they are decided once.
     new: dict[tuple[object, ...], Decision] = {}
     decisions = list[Decision]()
     for place, claim in enumerate(claims):
-        found, asked = stored.get(place), claim[1:]
+        found, asked = stored.get(place), claim[1:-1]
         decision = new.get(asked) if found is None else decide(claim, found, now)
         if decision is None:
             decision = new[asked] = decide(claim, None, now)
         decisions.append(decision)
-    writes: dict[tuple[bool, bool], list[tuple[Key, bytes]]] = {}
-    for key, (_, columns, write, keeps) in zip(keys, decisions, strict=True):
+    writes: dict[tuple[bool, bool, int | None], list[tuple[Key, bytes, bytes]]] = {}
+    for claim, (_, columns, write, keeps, carries) in zip(claims, decisions, strict=True):
         if write and columns is not None:
-            writes.setdefault((keeps, columns.ephemeral), []).append((key, _head(columns)))
-    for (keeps, ephemeral), rows in writes.items():
-        heads = b"".join(head for _, head in rows)
-        statement = _GO_ON if keeps else _BEGIN
-        database.execute(statement, (*_names([key for key, _ in rows]), ephemeral, now, heads))
+            blob = claim.blob if carries else None
+            kind = keeps, columns.ephemeral, None if blob is None else len(blob)
+            writes.setdefault(kind, []).append((claim.key, _head(columns), blob or b""))
+    for (keeps, ephemeral, size), rows in writes.items():
+        most = max(1, _MOST_BYTES // max(1, size or 0))
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            given = (*_names([key for key, _, _ in part]), ephemeral, now, b"".join(head for _, head, _ in part))
+            if size is None:
+                database.execute(_GO_ON if keeps else _BEGIN, given)
+            else:
+                database.execute(_CARRY, (*given, b"".join(blob for _, _, blob in part) or b"\0", size))
     blobs = _taken(database, [key for key, made in zip(keys, decisions, strict=True) if made.verdict is Verdict.TAKEN])
     return [
         Claimed(verdict, None if columns is None else record_of(key, columns, blobs.get(key)))
-        for key, (verdict, columns, _, _) in zip(keys, decisions, strict=True)
+        for key, (verdict, columns, *_) in zip(keys, decisions, strict=True)
     ]
 
 
@@ -250,11 +277,11 @@ def save(database: sqlite3.Connection, records: Sequence[Record], clock: Callabl
 
 def _fenced(database: sqlite3.Connection, records: Sequence[Record], now: float) -> list[int]:
     """Writes records whose blobs are of one length; the places of those that were refused."""
-    keys, versions, epochs, positions, writers, incarnations, (ephemeral, *_), blobs, _, owners = zip(
+    keys, versions, epochs, positions, writers, incarnations, (ephemeral, *_), blobs, _, owners, _, _ = zip(
         *records, strict=True
     )
     owned = map(str.encode, owners)
-    heads = b"".join(map(_HEAD.pack, epochs, positions, incarnations, versions, writers, owned))
+    heads = b"".join(map(_HEAD.pack, epochs, positions, incarnations, versions, writers, owned, epochs))
     size = None if blobs[0] is None else len(blobs[0])
     # Of an empty byte string, sqlite takes NULL for a part.
     data = None if size is None else b"".join(blobs) or b"\0"
@@ -267,7 +294,7 @@ def _fenced(database: sqlite3.Connection, records: Sequence[Record], now: float)
     return [
         place
         for place, (epoch, position) in enumerate(ours)
-        if not found[place].live or (found[place].epoch, found[place].position) != (epoch, position)
+        if not found[place].live or found[place].fence > epoch or found[place].position != position
     ]
 
 
@@ -282,14 +309,23 @@ def load(database: sqlite3.Connection, keys: Sequence[Key]) -> list[Record | Non
     return found
 
 
-def epochs(database: sqlite3.Connection, keys: Sequence[Key]) -> list[int]:
-    """Stored epochs, of tombstones too; 0 where nothing is stored."""
+def heads(database: sqlite3.Connection, keys: Sequence[Key]) -> list[Record | None]:
+    """Records without blobs, tombstones too; None where nothing is stored."""
     database.execute("BEGIN")
-    found = [0] * len(keys)
+    found: list[Record | None] = [None] * len(keys)
     for part in _parts(keys, [0] * len(keys)):
         for place, columns in _find(database, [keys[place] for place in part]).items():
-            found[part[place]] = columns.epoch
+            found[part[place]] = record_of(keys[part[place]], columns)
     return found
+
+
+def touch(database: sqlite3.Connection, keys: Sequence[Key], epochs: Sequence[int], clock: Callable[[], float]) -> None:
+    """Takes records for used now; see `base.Store.touch`."""
+    database.execute("BEGIN IMMEDIATE")
+    now = clock()
+    for part in _parts(keys, [0] * len(keys)):
+        packed = b"".join(epochs[place].to_bytes(8, "big") for place in part)
+        database.execute(_TOUCH, (*_names([keys[place] for place in part]), now, packed))
 
 
 def delete(
@@ -328,12 +364,14 @@ def last_row(database: sqlite3.Connection) -> int:
     return int(last)
 
 
-def expire(database: sqlite3.Connection, start: int, before: float, ephemeral_before: float) -> int:
+def expire(
+    database: sqlite3.Connection, start: int, before: float, ephemeral_before: float, tombs_before: float
+) -> int:
     """Deletes what is old among `EXPIRE_ROWS` rows after `start`; how many."""
     return database.execute(
         "DELETE FROM session WHERE rowid > ? AND rowid <= ? "
-        "AND saved_at < CASE WHEN live AND ephemeral THEN ? ELSE ? END",
-        (start, start + EXPIRE_ROWS, ephemeral_before, before),
+        "AND saved_at < CASE WHEN NOT live THEN ? WHEN ephemeral THEN ? ELSE ? END",
+        (start, start + EXPIRE_ROWS, tombs_before, ephemeral_before, before),
     ).rowcount
 
 

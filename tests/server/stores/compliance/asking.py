@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from statestream_server.stores.base import Claim, Claimed, Key, Mode, Record, Store, Verdict
@@ -46,3 +47,8 @@ async def loaded(store: Store, key: Key = KEY) -> Record:
     record = await load(store, key)
     assert record is not None
     return record
+
+
+def epochs_of(heads: Sequence[Record | None]) -> list[int]:
+    """The epochs of heads, 0 where there is none."""
+    return [0 if head is None else head.epoch for head in heads]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ class Claims:
         record = answer.record
         assert record is not None
         assert record.saved_at > 0
-        assert replace(record, saved_at=0.0) == Record(KEY, 3, 10, 0, A, 10, ephemeral=True)
+        assert replace(record, saved_at=0.0) == Record(KEY, 3, 10, 0, A, 10, ephemeral=True, fence=10)
         assert await loaded(store) == record
 
     async def test_create_refuses_what_exists(self, store: Store) -> None:
@@ -60,7 +61,7 @@ class Claims:
         assert record is not None
         # Version and ephemeral are the session's, not the claim's: it goes on.
         assert replace(record, saved_at=0.0) == replace(
-            saved, epoch=saved.epoch + 1, writer=B, incarnation=11, saved_at=0.0
+            saved, epoch=saved.epoch + 1, writer=B, incarnation=11, saved_at=0.0, fence=saved.epoch + 1
         )
         assert await loaded(store) == record
 
@@ -179,6 +180,52 @@ class Claims:
         assert (await claim(store, Key("t", "m", "new"), version=2, exact=True)).verdict is Verdict.CREATED
         assert (await claim(store, mode=Mode.REPLACE, version=2, exact=True)).verdict is Verdict.CREATED
         assert (await loaded(store)).version == 2
+
+    async def test_a_new_session_and_its_state_are_one_write(self, store: Store) -> None:
+        answer = await claim(store, position=4, blob=b"start")
+        assert answer.verdict is Verdict.CREATED
+        stored = await loaded(store)
+        assert (stored.position, stored.blob) == (4, b"start")
+        assert answer.record == replace(stored, blob=None)
+        again = await claim(store, incarnation=11, position=9, blob=b"other")
+        assert again.verdict is Verdict.TAKEN
+        assert again.record is not None
+        assert (again.record.position, again.record.blob) == (4, b"start")
+
+    async def test_replace_and_the_new_state_are_one_write(self, store: Store) -> None:
+        saved = await created_and_saved(store)
+        answer = await claim(store, mode=Mode.REPLACE, incarnation=11, position=7, blob=b"", held_epoch=saved.epoch)
+        assert answer.verdict is Verdict.CREATED
+        stored = await loaded(store)
+        assert (stored.position, stored.blob, stored.fence) == (7, b"", stored.epoch)
+
+    async def test_a_move_to_another_version_is_one_write(self, store: Store) -> None:
+        """Of a stored session it is made only of what was read; a row that is held is what moves."""
+        saved = await created_and_saved(store)
+        move: dict[str, Any] = {"version": 2, "exact": True, "blob": b"moved"}
+        changed = await claim(store, incarnation=11, base=saved.epoch, position=4, **move)
+        assert changed.verdict is Verdict.OTHER
+        assert (await loaded(store)).version == 1
+        moved = await claim(store, incarnation=11, base=saved.epoch, position=5, **move)
+        assert moved.verdict is Verdict.TAKEN
+        stored = await loaded(store)
+        assert moved.record == stored
+        assert (stored.version, stored.position, stored.blob) == (2, 5, b"moved")
+        held: dict[str, Any] = {"base": stored.epoch, "held_epoch": stored.epoch, "held_position": 8, "position": 8}
+        again = await claim(store, incarnation=12, version=3, blob=b"again", **held)
+        assert again.verdict is Verdict.HELD
+        stored = await loaded(store)
+        assert (stored.version, stored.position, stored.blob) == (3, 8, b"again")
+        gone = await claim(store, Key("t", "m", "gone"), base=3, position=5, **move)
+        assert gone == Claimed(Verdict.OTHER, None)
+
+    async def test_thousands_of_states_are_claimed_at_once(self, store: Store) -> None:
+        keys = [Key("t", "m", f"s{number}") for number in range(2000)]
+        asked = [claim_of(key, blob=bytes([number % 7]) * (number % 5), position=1) for number, key in enumerate(keys)]
+        answers = await store.claim(asked)
+        assert {answer.verdict for answer in answers} == {Verdict.CREATED}
+        stored = await store.load(keys)
+        assert [record and record.blob for record in stored] == [each.blob for each in asked]
 
     async def test_replace_starts_anew_whatever_there_is(self, store: Store) -> None:
         saved = await created_and_saved(store)

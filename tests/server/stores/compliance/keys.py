@@ -14,6 +14,7 @@ from tests.server.stores.compliance.asking import (
     claim_of,
     create,
     created_and_saved,
+    epochs_of,
     load,
     loaded,
     replace,
@@ -52,14 +53,14 @@ class Keys:
         await create(store, live, seen_epoch=16)
         await create(store, dead, seen_epoch=18)
         assert await store.delete([dead], [19], [10]) == [True]
-        assert await store.epochs([dead, nobody, live, live]) == [19, 0, 17, 17]
+        assert epochs_of(await store.heads([dead, nobody, live, live])) == [19, 0, 17, 17]
         assert await store.load([nobody]) == [None]
 
     async def test_empty_batches(self, store: Store) -> None:
         assert await store.claim([]) == []
         assert await store.save([]) == []
         assert await store.load([]) == []
-        assert await store.epochs([]) == []
+        assert await store.heads([]) == []
         assert await store.delete([], [], []) == []
 
     async def test_list_pages_in_order(self, store: Store) -> None:
@@ -92,7 +93,7 @@ class Keys:
         await created_and_saved(store, kept)
         assert await store.delete([gone], [10], [10]) == [True]
         assert await store.expire(at - 60, ephemeral_before=at - 60) == 0
-        assert await store.expire(at - 60, ephemeral_before=at + 60) == 1
+        assert await store.expire(at - 60, ephemeral_before=at + 60, tombs_before=at - 60) == 1
         assert [record.key for record in await store.list("t", "", ("", ""), 10)] == [kept]
         # The tombstone of `gone` and the record of `kept` are as old as each other.
         assert await store.expire(at + 60, ephemeral_before=at - 60) == 2

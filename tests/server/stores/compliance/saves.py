@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from statestream_server.stores.base import Key, Record, Store, Verdict
+from statestream_server.stores.base import Key, Mode, Record, Store, Verdict
 from statestream_server.stores.rules import NUMBER_LIMIT
 from tests.server.stores.compliance.asking import (
     KEY,
@@ -14,6 +14,7 @@ from tests.server.stores.compliance.asking import (
     claim_of,
     create,
     created_and_saved,
+    epochs_of,
     load,
     loaded,
     replace,
@@ -49,7 +50,45 @@ class Saves:
     async def test_a_save_into_an_empty_store_is_written(self, store: Store) -> None:
         record = Record(KEY, 2, 7, 100, A, 10, ephemeral=True, blob=b"x")
         assert await store.save([record]) == [True]
-        assert replace(await loaded(store), saved_at=0.0) == record
+        assert replace(await loaded(store), saved_at=0.0) == replace(record, fence=7)
+
+    async def test_a_row_goes_on_under_a_claim_that_its_process_did_not_hear_of(self, store: Store) -> None:
+        """The answer to a claim was lost: the row that it went on from is as new as ever, and its saves count."""
+        saved = await created_and_saved(store)
+        held = await claim(store, writer=B, incarnation=11, held_epoch=saved.epoch, held_position=6)
+        assert held.verdict is Verdict.HELD
+        assert held.record is not None
+        assert (held.record.epoch, held.record.fence) == (saved.epoch + 1, saved.epoch)
+        assert await store.save([replace(saved, position=4)]) == [False]
+        assert await store.save([replace(saved, position=8, blob=b"on")]) == [True]
+        stored = await loaded(store)
+        assert (stored.epoch, stored.position, stored.blob, stored.writer) == (saved.epoch + 1, 8, b"on", B)
+        again = await claim(store, incarnation=12, held_epoch=saved.epoch, held_position=9, replay_position=9)
+        assert again.verdict is Verdict.HELD
+        assert await store.delete([KEY], [saved.epoch], [saved.incarnation]) == [True]
+
+    async def test_a_row_from_which_others_went_on_is_fenced(self, store: Store) -> None:
+        """Each take-over raises the fence, whoever held the session before, and whatever it is asked for."""
+        saved = await created_and_saved(store)
+        taken = await claim(store, writer=B, incarnation=11)
+        assert taken.record is not None
+        assert taken.record.fence == taken.record.epoch == saved.epoch + 1
+        assert await store.save([replace(saved, position=8)]) == [False]
+        assert await store.delete([KEY], [saved.epoch], [saved.incarnation]) == [False]
+        anew = await claim(store, mode=Mode.REPLACE, incarnation=12, held_epoch=saved.epoch + 1, held_position=5)
+        assert anew.record is not None
+        assert await store.save([replace(taken.record, position=8)]) == [False]
+        assert (await loaded(store)).position == 0
+
+    async def test_a_touch_takes_a_record_for_used(self, store: Store) -> None:
+        saved = await created_and_saved(store)
+        before = await loaded(store)
+        await store.touch([KEY, Key("t", "m", "nobody")], [saved.epoch, 1])
+        after = await loaded(store)
+        assert after.saved_at >= before.saved_at
+        assert replace(after, saved_at=0.0) == replace(before, saved_at=0.0)
+        await store.touch([KEY], [saved.epoch - 1])
+        assert await loaded(store) == after
 
     async def test_a_late_save_does_not_undo_a_delete(self, store: Store) -> None:
         saved = await created_and_saved(store)
@@ -64,7 +103,7 @@ class Saves:
         assert await store.save([late, replace(late, epoch=7, position=9)]) == [False, False]
         assert await load(store) is None
         assert await store.list("tenant", "", ("", ""), 10) == []
-        assert await store.epochs([KEY]) == [7]
+        assert epochs_of(await store.heads([KEY])) == [7]
         assert (await claim(store, incarnation=10)).verdict is Verdict.REFUSED
         assert (await claim(store, writer=B, incarnation=11)).verdict is Verdict.CREATED
 
@@ -76,7 +115,7 @@ class Saves:
         assert await store.save([replace(older, epoch=8, position=9)]) == [False]
         # What it knows of the newest delete, an earlier one does not take back.
         assert await store.delete([KEY], [6], [11]) == [False]
-        assert await store.epochs([KEY]) == [8]
+        assert epochs_of(await store.heads([KEY])) == [8]
         assert (await claim(store, incarnation=11)).verdict is Verdict.REFUSED
 
     async def test_a_tombstone_over_nothing_grows_old(self, store: Store) -> None:
@@ -85,7 +124,7 @@ class Saves:
         assert await store.delete([nobody], [7], [11]) == [False]
         assert await store.expire(at - 60, ephemeral_before=at - 60) == 0
         assert await store.expire(at + 60, ephemeral_before=at + 60) == 2
-        assert await store.epochs([nobody]) == [0]
+        assert epochs_of(await store.heads([nobody])) == [0]
 
     async def test_a_save_of_a_later_epoch_is_written_over_a_tombstone(self, store: Store) -> None:
         # Its claim came after the delete, and was lost by a failover that kept the tombstone.
@@ -124,7 +163,7 @@ class Saves:
         assert await store.save([replace(record, position=NUMBER_LIMIT - 1)]) == [True]
         assert (await claim(store, incarnation=1_800_000_000_000_001)).verdict is Verdict.REFUSED
         stored = await loaded(store)
-        assert replace(stored, saved_at=0.0) == replace(record, position=NUMBER_LIMIT - 1)
+        assert replace(stored, saved_at=0.0) == replace(record, position=NUMBER_LIMIT - 1, fence=NUMBER_LIMIT - 2)
 
     async def test_records_beyond_the_limit_are_refused(self, store: Store) -> None:
         record = Record(KEY, 1, 1, 1, A, 1)

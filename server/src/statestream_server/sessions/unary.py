@@ -1,0 +1,205 @@
+"""Steps without a stream: whose session a call means, and which claim its chunk runs under."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from statestream import errors
+from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.engine import digests
+from statestream_server.engine.engine import Engine
+from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.table import UNBOUND, Table
+from statestream_server.sessions.accounts import COPIES, Budget
+from statestream_server.sessions.copies import Copies
+from statestream_server.sessions.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.sessions import Sessions
+from statestream_server.sessions.turns import Turns
+from statestream_server.stores.base import Mode
+
+_OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
+
+
+class Target(NamedTuple):
+    """A session as a call found it, or claimed it.
+
+    Attributes:
+        table: Its table.
+        row: Its row.
+        claims: What the row is claimed as: the chunk runs under this claim, or not at all.
+    """
+
+    table: Table
+    row: int
+    claims: tuple[Ints, Positions]
+
+
+class Step(NamedTuple):
+    """A chunk that was applied.
+
+    Attributes:
+        position: Where the session stands behind it.
+        durable: What survives a crash.
+        epoch: The claim under which it ran.
+        outputs: One packed array for every output.
+    """
+
+    position: int
+    durable: int
+    epoch: int
+    outputs: Sequence[Array]
+
+
+class Unary:
+    """Steps sessions for callers that hold none."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        engine: Engine,
+        saver: Saver,
+        intake: Intake,
+        copies: Copies,
+        budget: Budget,
+        writer: bytes,
+    ) -> None:
+        """Claims are made as `writer`; `budget` is what the chunks of such calls may hold."""
+        self._budget = budget
+        self._sessions = sessions
+        self._engine = engine
+        self._saver = saver
+        self._intake = intake
+        self._copies = copies
+        self._writer = writer
+        self._order = Turns()
+
+    async def target(self, model: str, version: int, session: str, mode: Mode) -> Target:
+        """The session of a call: the row where callers without a stream have it, else claimed anew.
+
+        Raises:
+            StatestreamError: It is not to be had; see `Sessions.open`.
+        """
+        where = self._sessions.find(model, session)
+        if where is not None and mode in (Mode.EITHER, Mode.RESUME):
+            table, row = where
+            if int(table.owner[row]) == UNBOUND and table.epoch[row] and version in (0, table.model.version):
+                return _target(table, row)
+        return await self._claim(model, version, session, mode)
+
+    async def resident(self, model: str, session: str) -> Target:
+        """A session that nobody claims for this; one that is only stored is brought back.
+
+        Raises:
+            NotOwner: Another server has it.
+            StatestreamError: It is not to be had.
+        """
+        await self._copies.check_owner(model, session)
+        where = self._sessions.find(model, session)
+        return _target(*where) if where is not None else await self._claim(model, 0, session, Mode.RESUME)
+
+    async def _claim(self, model: str, version: int, session: str, mode: Mode) -> Target:
+        opened = await self._sessions.open_one(model, version, session, mode, self._writer)
+        return _target(opened.table, int(opened.rows[0]))
+
+    async def step(
+        self,
+        target: Target,
+        session: str,
+        steps: int,
+        inputs: Sequence[Array],
+        *,
+        position: int | None,
+        acked: int,
+        request_id: str,
+    ) -> Step:
+        """Applies one chunk, in the order of the calls.
+
+        Args:
+            target: The session.
+            session: Its id.
+            steps: The steps of the chunk.
+            inputs: One packed array for every input.
+            position: Where the chunk starts; None for where the session stands. The chunk is durable then before this
+                returns, because the caller could not tell a repeated step from a new one after a crash.
+            acked: The position up to which the caller has the replies.
+            request_id: The caller's name for the call, "" for none: one that comes twice is answered twice.
+
+        Raises:
+            SessionMoved: The session was opened anew: the chunk was not applied, or is and its reply may not leave.
+            SessionNotFound: It is gone.
+            StatestreamError: The chunk was not applied.
+        """
+        table, row, claims = target
+        rows, answer = np.asarray([row]), _Answer()
+        with self._budget.holding(steps * (COPIES * table.input_bytes + table.output_bytes)):
+            # One call after the other: the chunk before this one says where it starts.
+            turn = self._order.take(table.model.name, [session])
+            try:
+                await turn.come()
+                await self._settled(target)
+                self._check(target, session)
+                request = digests.of_text(request_id) if request_id else 0
+                start = position if position is not None else self._start(table, row, request)
+                # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
+                acks, starts = np.asarray([max(acked, start)], np.uint64), np.asarray([start], np.uint64)
+                one = np.zeros(1, np.uint32)
+                self._intake.accept(Chunks(table, rows, one, starts, acks, Lengths(1, steps), inputs, request), answer)
+            finally:
+                turn.end()
+            outputs = await answer.outputs
+        if position is None:
+            await self._saver.flush(table, rows)
+            if not table.are_claimed(rows, claims).all():
+                raise errors.SessionMoved(_OVERTAKEN)
+        return Step(start + steps, int(table.durable[row]), int(claims[1][0]), outputs)
+
+    async def _settled(self, target: Target) -> None:
+        """Returns when nothing is queued for a session and no claim of it is on its way, or when it is claimed anew."""
+        table, row, claims = target
+        rows = np.asarray([row])
+        while table.are_claimed(rows, claims).all() and (table.claiming[row] or not table.lane.idle(rows).all()):
+            await self._sessions.undisputed(table, rows)
+            await self._engine.settled(table, rows)
+
+    def _check(self, target: Target, session: str) -> None:
+        """Checks that a session is claimed as it was when its call came."""
+        table, row, claims = target
+        if table.are_claimed(np.asarray([row]), claims).all():
+            return
+        if self._sessions.find(table.model.name, session) is not None:
+            raise errors.SessionMoved(f"session {session!r} was opened anew meanwhile; send the chunk again")
+        raise errors.SessionNotFound(f"session {session!r} was closed meanwhile")
+
+    @staticmethod
+    def _start(table: Table, row: int, request: int) -> int:
+        """Where a chunk starts whose caller does not say: where the session stands, or where it did for that call."""
+        kept = table.replies.replies(row)
+        repeated = request and int(table.request[row]) == request and kept
+        return kept[-1].start if repeated else int(table.position[row])
+
+
+def _target(table: Table, row: int) -> Target:
+    return Target(table, row, table.claims(np.asarray([row])))
+
+
+class _Answer:
+    """Takes the reply."""
+
+    def __init__(self) -> None:
+        self.outputs: asyncio.Future[Sequence[Array]] = asyncio.get_running_loop().create_future()
+
+    def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
+        if not self.outputs.done():
+            self.outputs.set_result(outputs)
+
+    def refused(self, chunks: Chunks, refusal: Refusal) -> None:
+        if not self.outputs.done():
+            self.outputs.set_exception(error_at(refusal, 0))
+
+    def overtaken(self, chunks: Chunks) -> None:
+        self.refused(chunks, errors.SessionMoved(_OVERTAKEN))
