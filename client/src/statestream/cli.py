@@ -232,12 +232,17 @@ def quarantine(address: str, as_json: bool, timeout: float, free: str | None) ->
     if as_json:
         _print_json([_plain(one) for one in found])
         return
-    table = _table("deaths", "crashes", "since", "is", "what", last="name")
-    for one in found:
-        state = "freed" if free is not None else "refused" if one.quarantined else "runs apart"
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.since))
-        table.add_row(str(one.deaths), str(one.crashes), since, state, one.what or "one of many", one.name)
-    _print(table)
+    listing.show(
+        _console(),
+        [
+            Column("deaths", [str(one.deaths) for one in found], whole=True),
+            Column("crashes", [str(one.crashes) for one in found], whole=True, leaves=1),
+            Column("since", [time.strftime("%Y-%m-%d %H:%M", time.localtime(one.since)) for one in found], leaves=2),
+            Column("is", ["freed" if free else "refused" if one.quarantined else "runs apart" for one in found]),
+            Column("what", [one.what or "one of many" for one in found]),
+            Column("name", [one.name for one in found], whole=True),
+        ],
+    )
 
 
 @main.command()

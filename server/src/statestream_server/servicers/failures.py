@@ -43,7 +43,7 @@ def unary(
     """Decorates a unary handler: what it raises leaves as a status."""
 
     @functools.wraps(method)
-    async def handler(self: Servicer, request: Request, context: Context) -> Response:
+    async def handler(self: Servicer, request: Request | Unreadable, context: Context) -> Response:
         if isinstance(request, Unreadable):
             await abort(context, request.error)
         try:
@@ -63,7 +63,7 @@ def server_stream(
     """Decorates an async generator: its items are written, it is closed whatever happens, errors become a status."""
 
     @functools.wraps(method)
-    async def handler(self: Servicer, request: Request, context: Context) -> None:
+    async def handler(self: Servicer, request: Request | Unreadable, context: Context) -> None:
         if isinstance(request, Unreadable):
             await abort(context, request.error)
         responses = method(self, request, context)

@@ -165,6 +165,7 @@ class Contact:
     async def start(self, address: str) -> None:
         """Announces this process at `address` and begins to ask."""
         self.address = address
+        self._last = self._seen = self._clock()  # Models loaded since it was made, and nobody was answered.
         try:
             await self._beat()
             self._generation = await self._store.generation()
