@@ -157,7 +157,7 @@ class Trials:
         with self._changed:
             self._starting -= 1
             self._busy.add(child)
-            if self.closed:
+            if self._leaving.is_set():
                 child.kill()
         return child
 
