@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from statestream.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models import making, repository, trials
 from statestream_server.models.model import BatchPolicy, Kind, ModelLoadError
 from statestream_server.models.runtime import providers_for
@@ -147,6 +148,21 @@ def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     return False
+
+
+def test_a_model_of_large_states_needs_no_more_than_a_few_of_them(tmp_path: Path, fresh: Trials) -> None:
+    """32 MiB a session: 64 of them, twice, would be 4 GiB."""
+    b, shape = graphs.Builder(), [-1, 1 << 23]
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", dtype="float32", shape=[-1, 1], batch_axis=0)],
+        outputs=[TensorSpec(name="y", dtype="float32", shape=[-1, 1], batch_axis=0)],
+        states=[StateSpec(input="s", output="s_out", dtype="float32", shape=shape, batch_axis=0)],
+    )
+    b.add("Add", ["s", "x"], ["s_out"])
+    b.add("Identity", ["x"], ["y"])
+    verdict = tried(fresh, graphs.save(b.model(signature), tmp_path / "1"))
+    assert verdict.invariance_note == "the same bits (tried alone and in batches up to 2)"
 
 
 SEEDS = {"gru": models.gru, "counter": models.counter, "scores": models.scores}

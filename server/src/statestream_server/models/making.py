@@ -22,7 +22,7 @@ from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadE
 from statestream_server.models.modelfile import ModelFile
 from statestream_server.models.numpy_rows import NumpyRows
 from statestream_server.models.policies import BucketedRows, PaddedRows, SerialisedRows
-from statestream_server.models.rows import FIRST_ROW, Rows, is_batched
+from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
 from statestream_server.models.runtime import Device, DeviceError, Graph, GraphError
 from statestream_server.models.sharing import SharedGraph, Sharing
 from statestream_server.models.verdict import Verdict, watch
@@ -63,7 +63,7 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD) -> 
         encoder, file = _read(path)
         _check_kind(encoder, file)
         both = [file] if encoder is None else [encoder, file]
-        watch.sized(sum(one.nbytes for one in both))
+        watch.sized(sum(one.nbytes for one in both), sum(column.nbytes for column in columns_of(file.signature)))
         verdict = Verdict(_digest(encoder, file))
         if encoder is not None:
             verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[0]))

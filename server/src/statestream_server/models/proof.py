@@ -27,6 +27,8 @@ from statestream_server.models.runtime import Graph, GraphError
 
 _BATCHES = (2, 3, 7, 64)
 _STEPS = 7
+_COPIES, _MOST_BYTES = 4, 256 << 20
+"""Batches whose rows, with what is read of them, take more are not tried: states may be large."""
 _TRIED_ROWS, _TRIED_STEPS = 2, 3
 _FIRST_SIZES = (1, 2, 7)
 _BUDGET = 0.1
@@ -353,7 +355,8 @@ def invariance(
     """
     batched = is_batched(way.signature)
     deadline = clock() + _BUDGET
-    trial = _Trial(rows, way, _BATCHES[-1] if batched else 2)
+    batches = [count for count in _BATCHES if _COPIES * count * rows.row_nbytes <= _MOST_BYTES] or [_BATCHES[0]]
+    trial = _Trial(rows, way, batches[-1] if batched else 2)
     whole, single = [trial.steps], [1] * trial.steps
     cuts = [whole] if trial.steps == 1 else [single, [4, 2, 1]]
     alone, pads, among, apart = Difference(), Difference(), Difference(), Difference()
@@ -370,8 +373,8 @@ def invariance(
             expected = [value[row : row + 1] for value in best]
             alone.note(expected, trial.run(rows, np.asarray([row]), cut))
             pads.note(expected, trial.run(padded, np.asarray([row]), cut))
-        for batch in _BATCHES[1:]:
-            if clock() + trial.seconds * trial.steps * batch / _BATCHES[-1] > deadline:
+        for batch in batches[1:]:
+            if clock() + trial.seconds * trial.steps * batch / batches[-1] > deadline:
                 break
             for order in (np.arange(batch), np.arange(batch)[::-1]):
                 wider = trial.run(rows, order, whole if order[0] else single)

@@ -82,8 +82,8 @@ def _answer(request: dict[str, Any], say: Any) -> dict[str, Any]:
 
     limits = TrialLimits(**request["limits"])
 
-    def sized(nbytes: int) -> None:
-        say(bytes=nbytes)
+    def sized(nbytes: int, row: int) -> None:
+        say(bytes=nbytes, row=row)
         _bound(limits.bytes_for(nbytes))
 
     said = _Said()
@@ -93,7 +93,7 @@ def _answer(request: dict[str, Any], say: Any) -> dict[str, Any]:
         device = providers_for(request["device"], request["threads"])
         # A GPU's driver reserves addresses without end: there, only the files' sizes and the time bound a trial.
         if device.apart:
-            watch.sized = lambda nbytes: say(bytes=nbytes)
+            watch.sized = lambda nbytes, row: say(bytes=nbytes, row=row)
         else:
             _bound(limits.bytes_for(0))
         with said:

@@ -30,6 +30,8 @@ _PATIENCE: Final = 1.0
 """Seconds that a model waits for a process that is busy before another is started."""
 _START_SECONDS: Final = 60.0
 """What a process may take to import what it needs, on a machine that has much else to do."""
+_PATIENT: Final = 3
+"""How many times its seconds a trial may take at most that hardly gets a processor."""
 _NO_MEMORY = re.compile(r"bad_alloc")
 _START = """
 import sys, types
@@ -182,6 +184,7 @@ class _Child:
         self._ready = self._killed = False
         self.nbytes = 0
         """Bytes of the files of the model that it tried last, as far as it came."""
+        self._spent = 0.0
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START.format(path=sys.path, packages=_packages(), life=life)],
@@ -207,8 +210,10 @@ class _Child:
             _EndedError: It had ended, or left, before it began.
         """
         self.nbytes = 0
-        doing, began = "starting", False
-        deadline = time.monotonic() + _START_SECONDS
+        doing, began, row = "starting", False, 0
+        since = time.monotonic()
+        deadline = since + _START_SECONDS
+        self._spent = 0.0
         fresh = not self._ready
         assert self._process.stdin is not None
         try:
@@ -219,7 +224,10 @@ class _Child:
         while True:
             line = self._line(deadline)
             if line is None:
-                seconds = limits.seconds_for(self.nbytes, apart=apart) if began else _START_SECONDS
+                seconds = limits.seconds_for(self.nbytes, row, apart=apart) if began else _START_SECONDS
+                if time.monotonic() - since < _PATIENT * seconds and self._starved(seconds):
+                    deadline = time.monotonic() + seconds / 4
+                    continue
                 self.kill()
                 raise ModelLoadError(
                     f"{path}: took longer than {seconds:.0f} s while {doing}, and was stopped; if it only needs more"
@@ -232,17 +240,29 @@ class _Child:
             if "ready" in line:
                 self._ready = True
             elif "began" in line:
-                began = True
-                deadline = time.monotonic() + limits.seconds_for(0, apart=apart)
+                began, since = True, time.monotonic()
+                deadline = since + limits.seconds_for(0, apart=apart)
+                self._spent = self._processor()[1]
             elif "doing" in line:
                 doing = line["doing"]
             elif "bytes" in line:
-                deadline += limits.seconds_for(line["bytes"], apart=apart) - limits.seconds_for(
-                    self.nbytes, apart=apart
-                )
-                self.nbytes = line["bytes"]
+                self.nbytes, row = line["bytes"], line["row"]
+                deadline = since + limits.seconds_for(self.nbytes, row, apart=apart)
             else:
                 return line
+
+    def _starved(self, seconds: float) -> bool:
+        """Whether it would run, and had less than half of a processor meanwhile: the machine has much else to do."""
+        state, spent = self._processor()
+        return state == "R" and spent - self._spent < seconds / 2
+
+    def _processor(self) -> tuple[str, float]:
+        """Its state, "R" where it runs or would, and the seconds of a processor that it has used."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return "", 0.0
+        return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _line(self, deadline: float) -> dict[str, Any] | None:
         """The next line that it says; {} where it ended, None where nothing came in time."""

@@ -16,16 +16,18 @@ class TrialLimits:
     """What trying one model may take, before its size counts.
 
     Attributes:
-        seconds: Seconds; one more for every 64 MiB of the model's files, and 60 more on a device of its own.
+        seconds: Seconds; one more for every 64 MiB of the model's files and for every MiB of a row (up to 60), and 60
+            more on a device of its own.
         megabytes: MiB of memory; eight more for every MiB of the model's files.
     """
 
     seconds: float = 10.0
     megabytes: int = 2048
 
-    def seconds_for(self, nbytes: int, *, apart: bool) -> float:
-        """Seconds that a model of so many bytes may take."""
-        return self.seconds + nbytes / _BYTES_A_SECOND + (_DEVICE_SECONDS if apart else 0.0)
+    def seconds_for(self, nbytes: int, row: int = 0, *, apart: bool) -> float:
+        """Seconds that a model of so many bytes, with rows of so many, may take."""
+        rows = min(_ROWS * row, _ROWS_SECONDS * _BYTES_A_SECOND)
+        return self.seconds + (nbytes + rows) / _BYTES_A_SECOND + (_DEVICE_SECONDS if apart else 0.0)
 
     def bytes_for(self, nbytes: int) -> int:
         """Bytes of memory that a model of so many bytes may take."""
@@ -34,6 +36,7 @@ class TrialLimits:
 
 _BYTES_A_SECOND: Final = 64 << 20
 _DEVICE_SECONDS: Final = 60.0
+_ROWS, _ROWS_SECONDS = 64, 60
 _COPIES: Final = 8
 
 
@@ -83,7 +86,7 @@ class _Watch:
     """Who hears what a trial is doing."""
 
     doing: Callable[[str], None] = staticmethod(lambda text: None)
-    sized: Callable[[int], None] = staticmethod(lambda nbytes: None)
+    sized: Callable[[int, int], None] = staticmethod(lambda nbytes, row: None)
 
 
 watch: Final = _Watch()
