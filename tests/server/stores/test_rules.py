@@ -195,6 +195,8 @@ class StoreMachine(RuleBasedStateMachine):
             )
         if goes_on and held:
             record = record._replace(fence=live.fence if live is not None else claim.held_epoch)
+        elif goes_on and live is not None and live.owner == claim.owner != "":
+            record = record._replace(fence=live.fence)
         if bool(claim.base) == goes_on:
             record = record._replace(version=claim.version, position=claim.position, blob=claim.blob)
         verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN

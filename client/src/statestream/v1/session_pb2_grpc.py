@@ -132,7 +132,8 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Deletes a session. Deleting one that does not exist is SESSION_NOT_FOUND.
+        """Deletes a session as it is claimed now. Deleting one that does not exist is SESSION_NOT_FOUND; one that is claimed
+        anew meanwhile stays, and the answer is SESSION_MOVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

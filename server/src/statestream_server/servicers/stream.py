@@ -114,6 +114,10 @@ class Stream:
         self._handles.free(np.asarray([handle]))
         self._outbox.notice(wire.row_error(handle, 0, error))
 
+    def sleeper(self, handle: int) -> Sleeper | None:
+        """What sleeps under a handle."""
+        return self._handles.asleep.get(handle)
+
     def asleep(self, handle: int, sleeper: Sleeper) -> None:
         """A session left memory; its next use brings it back."""
         self._handles.sleep(handle, sleeper)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +42,9 @@ class Peer(Protocol):
     def asleep(self, handle: int, sleeper: Sleeper) -> None:
         """A session left memory; the stream still has it."""
 
+    def sleeper(self, handle: int) -> Sleeper | None:
+        """What sleeps under a handle."""
+
     def unloaded(self, table: Table) -> None:
         """A table is gone that had sessions of the stream once."""
 
@@ -56,6 +60,8 @@ class Peers:
         self._peers: dict[int, Peer] = {}
         self._numbers = itertools.count(UNBOUND + 1)
         self._next_binding = 1
+        self._asleep: dict[Key, tuple[int, int]] = {}
+        """Which stream has a session that left memory, and under which handle; it may have let it go since."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -77,7 +83,9 @@ class Peers:
 
     def leave(self, number: int, tables: list[Table]) -> None:
         """A stream ended: its rows in any of the tables are nobody's, and stay."""
-        del self._peers[number]
+        for sleeper in self._peers.pop(number).sleepers():
+            if self._asleep.get(sleeper.key, (UNBOUND, 0))[0] == number:
+                del self._asleep[sleeper.key]
         for table in tables:
             rows = np.flatnonzero(table.owner == number)
             table.owner[rows], table.binding[rows] = UNBOUND, 0
@@ -99,11 +107,7 @@ class Peers:
     def take(self, table: Table, rows: Ints, owner: int, handles: Array) -> None:
         """Takes rows from whoever has them and says that they moved, but for those that have the same handle there."""
         others = (table.owner[rows] != owner) | (table.handle[rows] != handles)
-        self.evict(
-            table,
-            rows[others],
-            errors.SessionMoved("a newer writer opened the session; open it again only if you mean to take it back"),
-        )
+        self.evict(table, rows[others], _moved())
 
     def evict(self, table: Table, rows: Ints, error: errors.StatestreamError, *, asker: int = UNBOUND) -> None:
         """Takes rows from whoever has them and says why, but for the stream that asked for it."""
@@ -120,6 +124,20 @@ class Peers:
             peer, key = self._peers.get(int(table.owner[row])), table.key(row)
             if peer is not None and key is not None:
                 peer.asleep(int(table.handle[row]), Sleeper(key, int(table.epoch[row])))
+                self._asleep[key] = int(table.owner[row]), int(table.handle[row])
+
+    def claimed(self, keys: Iterable[Key], owner: int, handles: Array) -> None:
+        """Sessions were claimed that were not in memory: who had them asleep, but for those handles, hears of it."""
+        if not self._asleep:
+            return
+        for key, handle in zip(keys, handles.tolist(), strict=True):
+            number, before = self._asleep.pop(key, (UNBOUND, 0))
+            peer = self._peers.get(number)
+            if peer is None or (number, before) == (owner, handle):
+                continue
+            sleeper = peer.sleeper(before)
+            if sleeper is not None and sleeper.key == key:
+                peer.lost(before, _moved())
 
     def unloaded(self, table: Table) -> None:
         """Tells the streams that a table without sessions is gone."""
@@ -134,3 +152,7 @@ class Peers:
             peer = self._peers.get(owner)
             if peer is not None:
                 peer.durable(table.handle[mine], table.durable[mine])
+
+
+def _moved() -> errors.SessionMoved:
+    return errors.SessionMoved("a newer writer opened the session; open it again only if you mean to take it back")

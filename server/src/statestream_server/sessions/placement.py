@@ -197,12 +197,9 @@ class Placement:
         kept = np.asarray(
             [v is Verdict.HELD and s is None and here for v, s, here in zip(verdicts, group.stored, stays, strict=True)]
         )
-        bindings = self._peers.bind(
-            table,
-            rows,
-            opening.owner,
-            opening.handles[places] if opening.handles is not None else np.zeros(len(rows), np.uint32),
-        )
+        handles = opening.handles[places] if opening.handles is not None else np.zeros(len(rows), np.uint32)
+        bindings = self._peers.bind(table, rows, opening.owner, handles)
+        self._peers.claimed((a.record.key for a in group.claimed if a.record), opening.owner, handles)
         table.clear_columns(rows[~kept])
         fresh = np.asarray([item is None for item in group.stored]) & ~kept
         if opening.start is not None:

@@ -329,13 +329,8 @@ class Saver:
                     await self._fence(table, rows)
 
     async def _fence(self, table: Table, rows: Ints) -> None:
-        """Drops rows whose save was refused; the store is asked why."""
-        claims = table.claims(rows)
-        undecided = await self._contact.check(table, rows)
-        left = rows[table.are_claimed(rows, claims) & ~table.claiming[rows]]
-        left = left[~np.isin(left, undecided)]
-        if len(left):
-            self._on_fenced(table, left, errors.SessionMoved("another server took the session over"))
+        """Has the store say why the saves of rows were refused; those that are not ours any more are dropped."""
+        await self._contact.check(table, rows)
 
     async def _capture(self, table: Table, layout: Layout, rows: Ints) -> _Capture:
         """Takes those of the rows that are dirty, between two batches; they are not dirty any more."""

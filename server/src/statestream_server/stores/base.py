@@ -194,7 +194,8 @@ class Store(Protocol):
            session goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED,
            position and blob of the claim. Held current → HELD (position and blob of `stored` stay as they are).
            Else → TAKEN. With a base, version, position and blob are the claim's then.
-        7. The fence is the new epoch; for HELD it stays (held_epoch where nothing is stored).
+        7. The fence is the new epoch; for HELD it stays (held_epoch where nothing is stored), and for TAKEN where the
+           claim's owner is the stored one: it may have the session in memory again by then.
         """
 
     async def save(self, records: Sequence[Record]) -> list[bool]:

@@ -55,7 +55,7 @@ end
 """
 
 _CLAIM = """
-local CREATE, RESUME, REPLACE = 1, 2, 4
+local CREATE, RESUME, REPLACE, NOBODY = 1, 2, 4, string.rep('\\0', 16)
 local answers = {}
 for i = 1, #KEYS - 2 do
   local key, member = KEYS[i + 2], ARGV[2 * i - 1]
@@ -90,7 +90,12 @@ for i = 1, #KEYS - 2 do
     local goes_on = not anew and (held or live)
     local kept = goes_on and live
     local carries = (goes_on and base > 0) or (not goes_on and base == 0)
-    local fence = (anew or not held) and epoch or (kept and stored.fence or held_epoch)
+    local fence = epoch
+    if held and not anew then
+      fence = kept and stored.fence or held_epoch
+    elseif kept and stored.owner == owner and owner ~= NOBODY then
+      fence = stored.fence
+    end
     if kept and not carries then
       rewrite(key, stored,
         header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer, owner, fence))

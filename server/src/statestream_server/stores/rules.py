@@ -107,10 +107,18 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
         ephemeral=kept.ephemeral if kept else claim.ephemeral,
         saved_at=now,
         owner=claim.owner,
-        fence=epoch if anew or not held else kept.fence if kept else claim.held_epoch,
+        fence=_fence(claim, kept, epoch, held=held and not anew),
     )
     verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN
     return Decision(verdict, columns, write=True, keeps=kept is not None and not carries, carries=carries)
+
+
+def _fence(claim: Claim, kept: Columns | None, epoch: int, *, held: bool) -> int:
+    """The fence of a granted claim; `kept` is the record that goes on with it."""
+    if held:
+        return kept.fence if kept else claim.held_epoch
+    # Who claimed it last may have it in memory again by the time this is decided: it woke it, and stepped it.
+    return kept.fence if kept and kept.owner == claim.owner != "" else epoch
 
 
 def saved(stored: Columns | None, record: Record, now: float) -> Columns | None:
