@@ -227,7 +227,7 @@ class Sessions:
         """
         opening, table, held, refused = ready.opening, ready.table, ready.held, ready.refused
         try:
-            asked = self._contact.ask()
+            asked, resets = self._contact.ask(), self._contact.resets
             answers = await self._store.claim(ready.claims)
             elsewhere = pinned_to_others(opening, ready.places, answers)
             if opening.upgrade:
@@ -248,6 +248,9 @@ class Sessions:
                         refused.update(dict.fromkeys(group.places, error))
             for part in opened:
                 self._contact.answered(asked, part.table, part.rows)
+                if self._contact.resets != resets:
+                    # The store was emptied since: rows that were there then are saved again already.
+                    part.table.dirty[part.rows] = True
             return opened, refused, elsewhere
         finally:
             ready.end()
