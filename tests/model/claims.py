@@ -102,6 +102,13 @@ def install(state: State, rules: Rules, at: int) -> State | None:
     if newest:
         state = state._replace(store=state.store._replace(holder=at))
     state = with_owner(state, at, owner)
+    if rules.sleepers_hear_of_claims:
+        for number_asleep in {sleeper.number for sleeper in owner.sleepers} - {number}:
+            state = answer(state, number_asleep, (st.ERROR, st.MOVED, -1))
+        state = with_owner(state, at, owner._replace(sleepers=()))
+    elif number:
+        kept = tuple(sleeper for sleeper in owner.sleepers if sleeper.number != number)
+        state = with_owner(state, at, owner._replace(sleepers=kept))
     wire = state.wire
     if old is not None and old.bound != number:
         same = wire is not None and (wire.before, wire.number) == (old.bound, number)

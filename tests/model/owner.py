@@ -11,7 +11,7 @@ from typing import Any
 from tests.model import state as st
 from tests.model import store as rs
 from tests.model.rules import Rules
-from tests.model.state import Copy, Message, Owner, Parked, Row, State, Violation, Wire, with_owner
+from tests.model.state import Copy, Message, Owner, Parked, Row, Sleeper, State, Violation, Wire, with_owner
 
 MOST_DEATHS = 2
 """Deaths after which an input is not run any more."""
@@ -64,6 +64,8 @@ def chunk(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
         return None
     if owner.claim is not None and (rules.fence_lasts or frame[0] == st.DELETE):
         return None  # It waits to see whose the session is.
+    if row is None and any(sleeper.number == number for sleeper in owner.sleepers):
+        return wake(state, rules, at, number, frame)
     if row is None or (row.bound != number and rules.frames_are_fenced):
         return answer(state, number, (st.ERROR, st.UNKNOWN, frame[1] if frame[0] == st.CHUNK else 0))
     if frame[0] == st.DELETE:
@@ -93,6 +95,38 @@ def _chunk(state: State, rules: Rules, at: int, number: int, start: int, value: 
     if start < row.oldest and start < row.acked:
         return answer(state, number, (st.ERROR, st.APPLIED, start))
     return answer(state, number, (st.ERROR, st.CONFLICT, start))
+
+
+def doze(state: State, at: int) -> State | None:
+    """A session that the store knows as it is leaves memory; who has it keeps it."""
+    owner = state.owners[at]
+    row, busy = owner.row, (owner.claim, owner.writing, owner.unsaid, owner.parked)
+    if row is None or row.dirty or row.queue or row.durable < len(row.memory) or owner.waiting or owner.going:
+        return None
+    if owner.unsure or any(item is not None for item in busy):
+        return None
+    store = state.store._replace(holder=-1) if state.store.holder == at else state.store
+    sleepers = (*owner.sleepers, Sleeper(row.bound, row.epoch)) if row.bound else owner.sleepers
+    return with_owner(state._replace(store=store), at, owner._replace(row=None, sleepers=sleepers))
+
+
+def wake(state: State, rules: Rules, at: int, number: int, frame: Any) -> State | None:
+    """A frame is about a session that left memory: it is brought back, for the connection that has it."""
+    owner, record = state.owners[at], state.store.record
+    if state.store.away:
+        return None
+    sleeper = next(sleeper for sleeper in owner.sleepers if sleeper.number == number)
+    left = tuple(other for other in owner.sleepers if other is not sleeper)
+    state = with_owner(state, at, owner._replace(sleepers=left))
+    if record is None or not record.live or not rs.fence(rules, record) <= sleeper.epoch <= record.epoch:
+        return answer(state, number, (st.ERROR, st.UNKNOWN if record is None else st.MOVED, -1))
+    if any(other.epoch > sleeper.epoch for other in left):
+        raise Violation("a session is brought back for a claim that is over")
+    _, epoch, _, incarnation, base, memory, acked, oldest, _ = record
+    count = len(memory)
+    row = Row(epoch, epoch, incarnation, base, memory, acked, oldest, count, False, number, count)
+    state = with_owner(state._replace(store=state.store._replace(holder=at)), at, state.owners[at]._replace(row=row))
+    return chunk(state, rules, at, number, frame)
 
 
 def park(state: State, at: int) -> State | None:

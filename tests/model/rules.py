@@ -58,6 +58,8 @@ class Rules:
     """A claim fences the rows of others, not the one that it goes on with: whether its answer comes or not."""
     owners_spare_their_row: bool = True
     """Nor does a claim of the same owner that says, late, that it has no row."""
+    sleepers_hear_of_claims: bool = True
+    """A claim that does not go on with a row is told to whoever had the session here while it was not in memory."""
     rows_ahead_are_saved: bool = True
     """A row that a claim goes on with is saved where its record is behind: a save on its way is of the claim before."""
     chunks_name_their_claim: bool = True
@@ -116,6 +118,8 @@ class Faults(NamedTuple):
     """The application restores the session from a snapshot; where that fails it goes on with what it finds."""
     unary: int = 0
     """A chunk comes as a call of its own while the session is being claimed, and waits for the end of that."""
+    doze: int = 0
+    """A session that the store knows as it is leaves the memory of its owner; the connection keeps it."""
     again: int = 0
     """Another task of the client opens the session over the same connection, under another handle."""
 

@@ -215,6 +215,13 @@ class Parked(NamedTuple):
     value: int
 
 
+class Sleeper(NamedTuple):
+    """A session that left memory while a connection had it."""
+
+    number: int
+    epoch: int
+
+
 class Owner(NamedTuple):
     """A server."""
 
@@ -231,6 +238,7 @@ class Owner(NamedTuple):
     going: tuple[tuple[int, int, int], ...] = ()
     """Those that wait for the one on its way."""
     parked: Parked | None = None
+    sleepers: tuple[Sleeper, ...] = ()
 
 
 class Store(NamedTuple):

@@ -88,6 +88,7 @@ def _sentence(state: State, event: Event) -> str:
         "install": f"the store's answer reaches {who}: the session is open there",
         "lost": f"the store's answer to {who} is lost: a deadline, a cancel or an error",
         "visit": f"another client asks {who} for the session, and leaves",
+        "doze": f"the session leaves {who}'s memory; its connection keeps it",
         "put": f"{who} puts the state into the row",
         "unary": f"{who} takes a chunk that came as a call of its own; it waits out the claim",
         "unpark": f"{who} goes on with the chunk that waited out the claim",

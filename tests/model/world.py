@@ -82,7 +82,7 @@ def finished(state: State) -> bool:
 
 def calm(state: State) -> State:
     """The state from which the faults are over: all awake, nothing late on its way."""
-    owners = [owner._replace(asleep=False, unsure=owner.unsure or owner.asleep) for owner in state.owners]
+    owners = [_woken(owner) if owner.asleep else owner for owner in state.owners]
     store = state.store._replace(away=False, late=None)
     first, second = owners
     return state._replace(left=(), owners=(first, second), store=store, faults=Faults())
@@ -165,6 +165,8 @@ def _possible(state: State) -> Iterator[Event]:
             yield "unpark", at
         if owner.row is not None:
             yield "run", at
+            if faults.doze:
+                yield "doze", at
             yield "capture", at
             yield "revalidate", at
         if owner.writing is not None:
@@ -192,6 +194,10 @@ def _possible(state: State) -> Iterator[Event]:
 _NOTHING = Owner()
 
 
+def _woken(owner: Owner) -> Owner:
+    return owner._replace(asleep=False, unsure=owner.unsure or owner.row is not None)
+
+
 def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
     """Events of the protocol."""
     if name == "receive":
@@ -212,7 +218,7 @@ def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
         return cm.land(state, rules)
     owner = state.owners[at]
     if name == "wake":
-        return with_owner(state, at, owner._replace(asleep=False, unsure=owner.row is not None))
+        return with_owner(state, at, _woken(owner))
     if owner.asleep:
         return None
     if name == "run":
@@ -287,6 +293,8 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
         return cm.visit(state, rules, at)
     if name == "unary":
         return ow.park(state, at)
+    if name == "doze":
+        return ow.doze(state, at)
     return cl.restarted(state, changed=name != "restart", twin=name == "twin")
 
 

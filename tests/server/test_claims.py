@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +108,38 @@ async def test_a_claim_whose_answer_is_lost_takes_nothing_from_the_session(
         await speaker.unasked(lambda: [notice.failure.reason for notice in speaker.notices] == ["SESSION_MOVED"])
     await local.server.saver.checkpoint()
     await goes_on(models_dir, url, "a", 4, 15)
+
+
+async def test_a_row_whose_claim_the_store_has_forgotten_is_saved_again(
+    url: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is emptied, and found so, after it decided the claim and before the row is there."""
+    store, contact, resets = local.server.store, local.server.contact, local.server.contact.resets
+    async with Speaker(local.channel, MODEL) as speaker:
+        await speaker.open_one("a")
+        await speaker.step(0, 0, numbers(1, 2))
+        await speaker.flush(0)
+        table = local.table(MODEL)
+        local.server.sessions.placement.hibernate(table, np.asarray([table.row_of["a"]]))
+        stop = Stop(store, "claim", "after", monkeypatch)
+        call = open_call(Caller(local.channel))
+        async with asyncio.timeout(DEADLINE):
+            await stop.reached.wait()
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:"))) as connection, connection:
+            connection.execute("DELETE FROM session")
+        monkeypatch.setattr(store, "generation", _another_generation)
+        await contact.refresh()
+        assert contact.resets == resets + 1
+        stop.go_on()
+        assert (await call).session.position == 2
+    await local.server.saver.checkpoint()
+    (record,) = await store.load([Key(TENANT, MODEL, "a")])
+    assert record is not None
+    assert record.position == 2
+
+
+async def _another_generation() -> str:
+    return "another"
 
 
 @pytest.mark.parametrize("at", POINTS)
