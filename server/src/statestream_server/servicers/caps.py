@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from statestream import errors
@@ -42,7 +42,7 @@ class Caps:
         self._counts = {
             "statestream.v1.OpenFrame.ids": limits.max_frame_sessions,
         }
-        self._plans: dict[Descriptor, Sequence[tuple[str, _Check]]] = {}
+        self._plans: dict[object, Sequence[tuple[str, _Check]]] = {}
 
     def check(self, message: Message) -> None:
         """Checks a request, and everything in it.
@@ -72,7 +72,7 @@ class Caps:
         if kind != "ack":
             self.check(getattr(request, kind))
 
-    def _plan(self, descriptor: Descriptor) -> Sequence[tuple[str, _Check]]:
+    def _plan(self, descriptor: Any) -> Sequence[tuple[str, _Check]]:
         """The checks of a message's fields, by their names. What has none is not looked at: that may be a copy."""
         checks = [(field.name, self._field(field)) for field in descriptor.fields]
         return [(name, check) for name, check in checks if check is not None]
@@ -98,8 +98,9 @@ class Caps:
         def repeated(values: Any) -> None:
             if len(values) > most:
                 raise too_many(name, len(values), most)
-            for value in values if each is not None else ():
-                each(value)
+            if each is not None:
+                for value in values:
+                    each(value)
 
         return repeated
 

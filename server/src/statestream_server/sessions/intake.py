@@ -228,7 +228,7 @@ class Intake:
             crowded = kept.sum() > most
             if not crowded:
                 self.crowded(table)
-            over = owners[kept > most / max(1, np.count_nonzero(kept))] if crowded else _NOBODY
+            over = owners[kept > most / max(1, int(np.count_nonzero(kept)))] if crowded else _NOBODY
             self._over = id(table), self._clock() + _LOOK_SECONDS, over
         return self._over[2]
 
