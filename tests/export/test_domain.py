@@ -17,6 +17,7 @@ from statestream.v1.model_pb2 import BatchInvariance
 from statestream_export import ExportError, State, domain, export
 from statestream_export.domain import Places
 from statestream_export.errors import ForwardError, GateError
+from statestream_export.running import Graph
 from statestream_server.models import repository
 from tests.export.modules import session
 
@@ -66,7 +67,7 @@ def test_an_example_of_one_step_is_tried_with_what_it_has(tmp_path: Path) -> Non
         Calendar(), torch.tensor([[[0.3, 6.0, 1.0]]]), states=hidden(), time_axis=1, path=tmp_path / "1" / "model.onnx"
     )
     first, *others = made.signature.inputs[0].ranges
-    assert (first.lowest, first.highest) == (pytest.approx(0.27), pytest.approx(0.33))
+    assert [first.lowest, first.highest] == pytest.approx([0.27, 0.33])
     assert [(each.lowest, each.highest, each.whole) for each in others] == [(6, 6, True), (1, 1, True)]
     loads(made)
 
@@ -242,15 +243,13 @@ def test_every_precision_has_a_tolerance_of_its_own(tmp_path: Path, dtype: torch
 
 def test_double_that_is_single_inside_the_graph_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A difference of single precision is an error of half a billion roundings in double."""
-    from statestream_export import gate
-
     module, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
-    run = gate.Graph.__call__
+    run = Graph.__call__
 
     def rounded(graph: Any, values: Any, batch: int, length: int) -> Any:
         return [value.astype(np.float32).astype(np.float64) for value in run(graph, values, batch, length)]
 
-    monkeypatch.setattr(gate.Graph, "__call__", rounded)
+    monkeypatch.setattr(Graph, "__call__", rounded)
     with pytest.raises(GateError, match=r"allowed are 1e-12 of that and of each value \(float64\)"):
         export(module, x, path=tmp_path / "model.onnx")
 

@@ -87,7 +87,11 @@ def test_wrapped_parts_are_taken_out_and_put_back(tmp_path: Path) -> None:
     assert module.part is not inner
 
 
-@pytest.mark.parametrize("wrap", [torch.jit.script, lambda m: torch.jit.trace(m, (X, torch.zeros(1, 1, 5)))])
+def traced(module: nn.Module) -> Any:
+    return torch.jit.trace(module, (X, torch.zeros(1, 1, 5)))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("wrap", [torch.jit.script, traced])
 @pytest.mark.filterwarnings("ignore")
 def test_scripted_and_traced_modules_are_exported(tmp_path: Path, wrap: Any) -> None:
     module = wrap(Net().eval())
@@ -144,6 +148,7 @@ class Buffered(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.total: Tensor
         self.register_buffer("total", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:

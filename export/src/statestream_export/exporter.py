@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -373,7 +373,8 @@ def _parameters(module: nn.Module) -> list[str]:
     try:
         return list(inspect.signature(module.forward).parameters)
     except ValueError:  # A traced module has a schema instead.
-        return [argument.name for argument in module.forward.schema.arguments if argument.name != "self"]
+        schema: Any = getattr(module.forward, "schema")  # noqa: B009  # mypy knows of none
+        return [argument.name for argument in schema.arguments if argument.name != "self"]
 
 
 def _axis(axes: Axes, name: str) -> Axis:

@@ -212,7 +212,7 @@ def _torchscript(module: nn.Module, arguments: tuple[Tensor, ...], interface: In
     if is_scripted(module) and not isinstance(module, torch.jit.ScriptModule):
         # The exporter's own trace refuses scripted parts; torch's keeps them.
         with torch.no_grad():
-            module = torch.jit.trace(module, arguments, check_trace=False)
+            module = torch.jit.trace(module, arguments, check_trace=False)  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         torch.onnx.export(

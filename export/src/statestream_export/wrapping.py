@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def bare(module: nn.Module) -> Iterator[None]:
 
 def _inner(module: nn.Module) -> nn.Module | None:
     if isinstance(module, _KINDS):
-        return module.module
+        return cast(nn.Module, module.module)
     if type(module).__name__ != "OptimizedModule":  # What torch.compile gives; importing it would import dynamo.
         return None
     inner = module._modules.get("_orig_mod")
@@ -102,7 +102,7 @@ def _kept(module: nn.Module) -> _Kept:
     found: _Kept = {}
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
-            items = dict(part.named_buffers(recurse=False))
+            items: dict[str, Any] = dict(part.named_buffers(recurse=False))
         else:
             own = {n: v for n, v in part.__dict__.items() if n not in _OWN}
             items = {**own, **part.__dict__.get("_buffers", {})}
