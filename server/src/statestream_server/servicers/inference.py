@@ -44,9 +44,10 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         batched = all(spec.HasField("batch_axis") for spec in [*signature.inputs, *signature.outputs])
         axes = [spec.batch_axis for spec in signature.inputs] if batched else []
         output_axes = [spec.batch_axis for spec in signature.outputs] if batched else []
-        self._check_size(model, wire.known_bytes(specs, inputs[0].shape[axes[0]] if axes else 1))
-        # An answer is taken to be as large as its inputs: more is known once it is there.
-        with budget.holding((COPIES + 1) * sum(array.nbytes for array in inputs)):
+        rows, came = inputs[0].shape[axes[0]] if axes else 1, sum(array.nbytes for array in inputs)
+        self._check_size(model, wire.known_bytes(specs, rows))
+        # Outputs of free shape are taken to be as large as the inputs: more is known once they are there.
+        with budget.holding(COPIES * came + max(came, wire.known_bytes(signature.outputs, rows))):
             outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes, model.mark)
         chosen = [outputs[index] for index in wanted]
         self._check_size(model, sum(array.nbytes for array in chosen))

@@ -20,7 +20,7 @@ from statestream_server.engine.table import Table
 from statestream_server.sessions.intake import Chunks, Intake, Refusal, error_at
 
 LARGE: Final = 1 << 20
-"""Outputs of more bytes than that are not copied as bytes before they are sent."""
+"""Where one of the chunks has outputs of more bytes than that, they are not copied as bytes before they are sent."""
 
 
 class Sender(Protocol):
@@ -123,10 +123,10 @@ class _Turn:
         self._senders = senders
 
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
-        if sum([array.nbytes for array in outputs]) > LARGE:
-            self._large(chunks, chunks.lengths, outputs)
-            return
         offset, lengths = 0, chunks.lengths
+        if chunks.table.output_bytes * (lengths.each or int(lengths.column.max())) > LARGE:
+            self._large(chunks, lengths, outputs)
+            return
         durable = chunks.table.durable[chunks.rows].tolist()
         columns = zip(chunks.handles.tolist(), lengths.tolist(), durable, strict=True)
         # Cutting bytes costs a tenth of what cutting arrays costs.
