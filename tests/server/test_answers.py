@@ -139,6 +139,18 @@ class TestLarge:
             again = await speaker.step(0, 0, ones(4))
             assert (first.outputs["y"] == again.outputs["y"]).all()
 
+    @pytest.mark.parametrize("durability", [Durability.INTERVAL, Durability.SYNC])
+    async def test_it_is_in_every_mode(self, wide_dir: Path, tmp_path: Path, durability: Durability) -> None:
+        """Where a reply waits for its record, so does the reply that is kept."""
+        store = f"sqlite:{tmp_path / 's.db'}"
+        async with (
+            serving(wide_dir, store=store, durability=durability) as local,
+            Speaker(local.channel, "wide") as speaker,
+        ):
+            await speaker.open_one("a")
+            for _ in range(2):
+                assert (await speaker.step(0, 0, ones(3))).outputs["y"][:, 0].tolist() == [1, 2, 3]
+
     async def test_unary_calls_have_large_answers_too(self, wide: Local) -> None:
         caller = Caller(wide.channel)
         response = await caller.step("wide", "a", ones(24))
@@ -349,7 +361,7 @@ class TestReaders:
 
     async def test_many_unread_streams_end_and_each_has_its_status(self, wide_dir: Path) -> None:
         """Their sessions are free for others, nothing of them waits, and every one hears why."""
-        count = 40
+        count = 16
         async with serving(wide_dir, reader_timeout=0.3) as local:
             stub, calls = inference_pb2_grpc.InferenceServiceStub(local.channel), list[Any]()
             for number in range(count):

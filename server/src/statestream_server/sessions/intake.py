@@ -329,6 +329,20 @@ class Intake:
         if self._saver.lets_go(table, rows):
             receiver.results(chunks, outputs)
             return
+        self._release(
+            chunks, receiver, lambda still: receiver.results(chunks.bare(still), chunks.lengths.pack(outputs, still))
+        )
+
+    def _repeat(self, chunks: Chunks, entries: Ints, receiver: Receiver) -> None:
+        """Lets replies that are kept leave again, now or when they may."""
+        if self._saver.lets_go(chunks.table, chunks.rows):
+            receiver.repeated(chunks, entries)
+            return
+        self._release(chunks, receiver, lambda still: receiver.repeated(chunks.bare(still), entries[still]))
+
+    def _release(self, chunks: Chunks, receiver: Receiver, deliver: Callable[[Ints], None]) -> None:
+        """Delivers the replies at some places once they may leave, as far as their sessions are still the caller's."""
+        table, rows = chunks.table, chunks.rows
         claims = table.claims(rows)
 
         def answer(places: Ints, error: errors.StatestreamError | None) -> None:
@@ -338,28 +352,11 @@ class Intake:
             if len(still) and error is not None:
                 receiver.refused(chunks.bare(still), error)
             elif len(still):
-                receiver.results(chunks.bare(still), chunks.lengths.pack(outputs, still))
+                deliver(still)
             if len(left):
                 _tell_overtaken(chunks.bare(left), (claims[0][left], claims[1][left]), receiver)
 
         self._saver.release(table, rows, answer)
-
-    def _repeat(self, chunks: Chunks, entries: Ints, receiver: Receiver) -> None:
-        """Lets replies that are kept leave again, now or when they may."""
-        table, rows = chunks.table, chunks.rows
-        if self._saver.lets_go(table, rows):
-            receiver.repeated(chunks, entries)
-            return
-        claims = table.claims(rows)
-
-        def repeat() -> None:
-            still = np.flatnonzero(table.are_claimed(rows, claims))
-            if len(still):
-                receiver.repeated(chunks.bare(still), entries[still])
-            if len(still) < len(rows):
-                _tell_overtaken(chunks, claims, receiver)
-
-        self._saver.release(table, rows, repeat)
 
     def refuse(self, chunks: Chunks, places: Ints, receiver: Receiver, error: errors.StatestreamError) -> None:
         """Chunks that were not applied."""
