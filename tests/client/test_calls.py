@@ -141,3 +141,26 @@ async def test_a_default_version_with_other_inputs_is_noticed(connect: Connect, 
     with pytest.raises(errors.BadTensor, match="shape"):
         await twin.call(client.predict, "double", ones(3))
     assert len([method for method, _ in fake.routes if method == "GetModel"]) == asked + 1
+
+
+async def test_answers_are_taken_as_large_as_the_server_gives_them(
+    connect: Connect, twin: Twin, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that tells of larger answers than the usual is connected to anew; one's own limit holds."""
+    monkeypatch.setattr(statestream.settings, "USUAL_ANSWER", 1 << 10)
+    monkeypatch.setattr(statestream.settings, "ANSWER_OVERHEAD", 1 << 10)
+    fake.world.limits.max_answer_bytes = 1 << 20
+    client = await connect()
+    x = np.ones((100_000, FEATURES), np.float32)
+    assert (await twin.call(client.predict, "double", x)).shape == x.shape
+    client = await connect(settings=statestream.Settings(max_message_bytes=100_000))
+    with pytest.raises(errors.AnswerTooLarge, match=r"larger than this client takes.*raise Settings.max_message_bytes"):
+        await twin.call(client.predict, "double", x)
+
+
+async def test_a_request_that_is_too_large_is_not_sent(connect: Connect, twin: Twin, fake: Fake) -> None:
+    client = await connect()
+    with pytest.raises(errors.InvalidRequest, match=r"5,\d+,\d+ bytes; this server takes at most 4,194,304"):
+        await twin.call(client.restore, bytes(5_200_000), model="sum")
+    with pytest.raises(errors.BadTensor, match="fewer rows"):
+        await twin.call(client.forecast, "sum", np.zeros((600_000, 1, FEATURES), np.float32), h=1)

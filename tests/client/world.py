@@ -195,11 +195,14 @@ class Stream:
             return []
         answers = [answer]
         if kind == "open" and request.open.return_replies:
+            handles = read_handles(answer.opened.handles)
+            kept = [len(self.world.rows[self.bound[handle][0]].replies) for handle in handles.tolist()]
+            answer.opened.kept = handles_column(np.array(kept, np.int64))
             for handle in read_handles(answer.opened.handles).tolist():
                 session_id = self.bound[handle][0]
                 for start, reply in sorted(self.world.rows[session_id].replies.items()):
-                    kept = _result(self.world, [(handle, start, reply, session_id)], [])
-                    answers.append(pb.StreamResponse(result=kept))
+                    again = _result(self.world, [(handle, start, reply, session_id)], [])
+                    answers.append(pb.StreamResponse(result=again))
         for answer in answers:
             answer.frame = request.frame
         return answers

@@ -365,7 +365,7 @@ class TestCallersThatGoAway:
             flooding = asyncio.create_task(flood())
             await local.until(lambda: len(local.server.peers) == 1)
             (peer,) = local.server.peers._peers.values()
-            await local.until(lambda: not peer._outbox._room.is_set())
+            await local.until(lambda: peer._account.is_over)
             await local.until(lambda: not local.server.engine.queued)
             async with Speaker(local.channel, "counter") as speaker:
                 await speaker.open_one("a")
@@ -373,7 +373,7 @@ class TestCallersThatGoAway:
                     await speaker.step(0, position, numbers(1))
             assert not flooding.done()
             # What was queued before the stream fell behind is still answered.
-            assert peer._outbox._bytes < (8 << 20) + (queued + 1) * rows * steps * 3 * 4
+            assert peer._outbox.nbytes < (8 << 20) + (queued + 1) * rows * steps * 3 * 4
             flooding.cancel()
             slow.cancel()
             await asyncio.gather(flooding, return_exceptions=True)

@@ -91,6 +91,37 @@ def ragged() -> onnx.ModelProto:
     return b.model(signature)
 
 
+def wide(width: int) -> onnx.ModelProto:
+    """y = s' + (0, 1, …, width - 1) with s' = s + x: small steps with large answers."""
+    b = Builder()
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", dtype="float32", shape=[-1, 1], batch_axis=0)],
+        outputs=[TensorSpec(name="y", dtype="float32", shape=[-1, width], batch_axis=0)],
+        states=[StateSpec(input="s", output="s_out", dtype="float32", shape=[-1, 1], batch_axis=0)],
+    )
+    b.add("Add", ["s", "x"], ["s_out"])
+    b.add("Add", ["s_out", b.constant(np.arange(width, dtype=np.float32)[None])], ["y"])
+    return b.model(signature)
+
+
+def spread(width: int) -> onnx.ModelProto:
+    """Without memory: x + (0, 1, …, width - 1), and x as often as it has columns, which the signature leaves free."""
+    b = Builder()
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", dtype="float32", shape=[-1, -1], batch_axis=0)],
+        outputs=[
+            TensorSpec(name="y", dtype="float32", shape=[-1, width], batch_axis=0),
+            TensorSpec(name="free", dtype="float32", shape=[-1, -1], batch_axis=0),
+        ],
+    )
+    first = b.add("ReduceMax", ["x"], axes=[1], keepdims=1)
+    b.add("Add", [first, b.constant(np.arange(width, dtype=np.float32)[None])], ["y"])
+    b.add("Concat", ["x"] * 64, ["free"], axis=1)
+    return b.model(signature)
+
+
 def scores() -> onnx.ModelProto:
     """Without memory: a linear layer, and the best class."""
     b = Builder(5)
@@ -163,6 +194,13 @@ def write(folder: Path, *names: str) -> Path:
             save(decoder(), folder / name / "1", "decoder.onnx")
         else:
             save(_SINGLE[name](), folder / name / "1")
+    return folder
+
+
+def write_wide(folder: Path, width: int) -> Path:
+    """Writes "wide" and "spread", whose answers have so many numbers a step."""
+    save(wide(width), folder / "wide" / "1")
+    save(spread(width), folder / "spread" / "1")
     return folder
 
 

@@ -94,6 +94,7 @@ class Speaker:
         self._call = inference_pb2_grpc.InferenceServiceStub(self.channel).Stream()
         self._inbox: asyncio.Queue[pb.StreamResponse | BaseException | None] = asyncio.Queue()
         self._rows: list[Answer | Refusal] = []
+        self._parts: dict[tuple[int, int, int], list[pb.PartFrame]] = {}
         self._unasked = asyncio.Condition()
         self._frame = 0
         self._pump_task = asyncio.create_task(self._pump())
@@ -195,10 +196,33 @@ class Speaker:
         while len(self._rows) < count:
             response = await self.read()
             assert response is not None, f"the stream ended, {count - len(self._rows)} answers are missing"
+            if response.WhichOneof("response") == "part":
+                self._rows.extend(self._whole(response.frame, response.part))
+                continue
             assert response.WhichOneof("response") == "result", f"results were expected, this came: {response}"
             self._rows.extend(rows_of(response.frame, response.result))
         found, self._rows = self._rows[:count], self._rows[count:]
         return found
+
+    def _whole(self, frame: int, part: pb.PartFrame) -> list[Answer]:
+        """The answer of which this is the last part; nothing before it."""
+        key = frame, part.handle, part.position
+        came = self._parts.setdefault(key, [])
+        assert part.part == len(came), f"part {part.part} came, {len(came)} was expected"
+        assert part.offset == sum(len(one.data) for one in came)
+        came.append(part)
+        if len(came) < part.parts:
+            return []
+        first, data = came[0], b"".join(one.data for one in self._parts.pop(key))
+        assert len(data) == part.size
+        outputs, at = dict[str, np.ndarray](), 0
+        for one in first.outputs:
+            assert not one.data
+            shape, dtype = tuple(one.shape), np.dtype(one.dtype)
+            end = at + int(np.prod(shape)) * dtype.itemsize
+            outputs[one.name], at = np.frombuffer(data[at:end], dtype).reshape(shape), end
+        assert at == len(data)
+        return [Answer(frame, part.handle, part.position, first.steps, part.durable_position, outputs)]
 
     async def answers(self, count: int) -> list[Answer]:
         """The answers to `count` chunks, none of them refused."""

@@ -14,6 +14,7 @@ from statestream.base import PoolStep
 from statestream.calls import PoolError
 from statestream.errors import (
     AlreadyApplied,
+    AnswerTooLarge,
     BadFrame,
     BadTensor,
     Closed,
@@ -35,6 +36,7 @@ from statestream.errors import (
     SessionExists,
     SessionMoved,
     SessionNotFound,
+    SlowReader,
     SnapshotInvalid,
     StateLost,
     StatestreamError,
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyApplied",
+    "AnswerTooLarge",
     "BadFrame",
     "BadTensor",
     "Client",
@@ -84,6 +87,7 @@ __all__ = [
     "SessionMoved",
     "SessionNotFound",
     "Settings",
+    "SlowReader",
     "SnapshotInvalid",
     "StateLost",
     "StatestreamError",

@@ -18,6 +18,9 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1.server_pb2 import Limits
 from statestream.wire import Array, from_tensor, from_tensors, to_tensor
 
+TOO_LARGE = "larger than max"
+"""What gRPC says of a message that is larger than one side takes."""
+
 LOCAL = "Internal error from Core"
 """What grpc.aio says of a call that was over when it wrote: nothing that a server said."""
 
@@ -112,6 +115,13 @@ def read_code(code: grpc.StatusCode, details: str, address: str) -> StatestreamE
             f"no Statestream server answers at {address}: {details}. Is it running, and is the port right?",
             metadata={"details": details},
         )
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in details:
+        if "CLIENT: Received" in details:
+            return errors.AnswerTooLarge(
+                f"the answer of {address} is larger than this client takes: {details}. Ask for less at a time, or raise"
+                " Settings.max_message_bytes"
+            )
+        return errors.InvalidRequest(f"the request is larger than {address} takes: {details}. Send less at a time")
     if kind is errors.Unsupported:
         return kind(f"{address} is no Statestream server, or of another version: {details}")
     return kind(f"{address}: {code.name}: {details}")
@@ -230,8 +240,22 @@ def check_size(request: Message, limits: Limits, layout: Layout) -> None:
     if most and size > most:
         raise errors.BadTensor(
             f"the request to model {layout.model.name!r} has {size:,} bytes; this server takes at most {most:,} "
-            "in one. Send fewer rows at a time.",
-            metadata={"field": layout.names[0]},
+            "in one. Send fewer rows at a time, or raise its --max-message-bytes.",
+            metadata={"field": layout.names[0], "size": str(size), "limit": str(most)},
+        )
+
+
+def check_request(request: Message, limits: Limits) -> None:
+    """Checks that a request that has no rows to send fewer of is not larger than the server takes.
+
+    Raises:
+        InvalidRequest: Says how large it is, and how large it may be.
+    """
+    size, most = request.ByteSize(), limits.max_message_bytes
+    if most and size > most:
+        raise errors.InvalidRequest(
+            f"the request has {size:,} bytes; this server takes at most {most:,} in one: raise its --max-message-bytes",
+            metadata={"size": str(size), "limit": str(most)},
         )
 
 

@@ -11,6 +11,8 @@ raises them again, so a reason has one class on both sides.
     ├── NonFiniteState
     ├── ModelChanged
     ├── Unsupported
+    ├── AnswerTooLarge
+    ├── SlowReader
     ├── ModelInUse
     ├── Quarantined
     ├── Moved               SessionMoved · NotOwner
@@ -165,6 +167,23 @@ class Unsupported(StatestreamError):
 
     reason = "UNSUPPORTED"
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class AnswerTooLarge(StatestreamError):
+    """The outputs would be larger than the server sends or keeps: `metadata["size"]`, `metadata["limit"]`, in bytes.
+
+    Nothing was applied. Ask for fewer steps, rows or outputs at a time, or raise the limit that the message names.
+    """
+
+    reason = "ANSWER_TOO_LARGE"
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class SlowReader(StatestreamError):
+    """The caller read nothing of what it asked for, for so long that the server gave up; read on, or ask again."""
+
+    reason = "SLOW_READER"
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class ModelInUse(StatestreamError):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from statestream.core import Feed, Lane, PartsTicket, PoolTicket, StepTicket
+from statestream.core import ANSWER_BYTES, Feed, Lane, PartsTicket, PoolTicket, StepTicket
 from statestream.errors import BadTensor, Unsupported
 from statestream.signature import Signature, numpy_dtype, step_shape
 from statestream.tables import Wanted, is_table, listed, read
@@ -38,6 +38,10 @@ class Layout:
         timed = [spec.HasField("time_axis") for spec in self.inputs]
         self.constant = [any(timed) and not one for one in timed]
         self.leads = self.constant.index(False) if self.inputs else 0
+        answers = [(step_shape(spec), numpy_dtype(spec.dtype)) for spec in model.signature.outputs]
+        self._answer_bytes = sum(
+            math.prod(shape) * dtype.itemsize for shape, dtype in answers if min(shape, default=0) >= 0
+        )
         self._lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
         fixed = all(size >= 0 for shape in self.shapes for size in shape)
         self._lane = self.lane(self.shapes) if fixed else None
@@ -52,12 +56,15 @@ class Layout:
                 math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, self.dtypes, strict=True)
             )
             dtypes = tuple(spec.dtype for spec in self.inputs)
-            lane = Lane(self.model.name, self.model.version, self.names, dtypes, shapes, step_bytes)
+            lane = Lane(self.model.name, self.model.version, self.names, dtypes, shapes, step_bytes, self._answer_bytes)
             self._lanes[shapes] = lane
         return lane
 
-    def chunk(self, handle: int, x: Input, max_steps: int) -> StepTicket | PartsTicket:
+    def chunk(self, handle: int, x: Input, max_steps: int, max_answer: int = ANSWER_BYTES) -> StepTicket | PartsTicket:
         """The chunk of `x`: one step of shape [F…], or T ≥ 1 steps of shape [T, F…]. The data is copied.
+
+        Several chunks where it has more than `max_steps` steps, or inputs or outputs of many bytes: the latter about
+        `max_answer`.
 
         Raises:
             BadTensor: Names the input, what came, and what was expected.
@@ -67,7 +74,7 @@ class Layout:
             return StepTicket(plain[0], handle, (x.tobytes(),), 1, single=True)
         arrays, steps, single = self._read(x)
         lane = self._lane or self.lane(self._shapes(arrays, 0 if single else 1))
-        most = min(max_steps, max(1, CHUNK_BYTES // max(1, lane.step_bytes)))
+        most = min(max_steps, max(1, CHUNK_BYTES // max(1, lane.step_bytes)), lane.answer_steps(max_answer))
         if steps <= most:
             return StepTicket(lane, handle, tuple(array.tobytes() for array in arrays), steps, single)
         parts = []

@@ -71,4 +71,4 @@ class Patience:
 
 def is_fault(cause: StatestreamError | None) -> bool:
     """Whether a stream ended by what the server met in it, not because a server or the way to it is away."""
-    return cause is not None and not isinstance(cause, errors.Unavailable | errors.Closed)
+    return cause is not None and not isinstance(cause, errors.Unavailable | errors.Closed | errors.SlowReader)

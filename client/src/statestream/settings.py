@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from statestream.arguments import came, check_seconds, check_whole, parse_addresses
+from statestream.v1.server_pb2 import Limits
+
+USUAL_ANSWER: Final = 64 << 20
+"""What is taken of a server before it has said how large its answers may be: what it says by default."""
+
+ANSWER_OVERHEAD: Final = 1 << 20
+"""What a message may have beside its outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,8 @@ class Settings:
         on_full: What a full replay buffer does: "block" asks the server for a flush and holds
             callers back until there is room; "drop" goes on, and a crash of the server may then
             raise StateLost.
-        max_message_bytes: The most bytes of one message from the server.
+        max_message_bytes: The most bytes of one message that is taken from the server; None for what the longest
+            answer takes that the server gives.
         keepalive: Seconds between pings on a connection with calls under way; a server that leaves one
             unanswered for as long is given up for another.
         route_key: What a proxy may route by: a shard's stream, and every call about its sessions, carry it in the
@@ -38,7 +46,7 @@ class Settings:
     replay_buffer_bytes: int = 64 << 20
     replay_seconds: float = 5.0
     on_full: Literal["block", "drop"] = "block"
-    max_message_bytes: int = 64 << 20
+    max_message_bytes: int | None = None
     keepalive: float = 10.0
     route_key: str = ""
     shards: int = 1
@@ -48,8 +56,10 @@ class Settings:
             check_seconds(name, getattr(self, name))
         if self.replay_seconds is False or self.replay_seconds != 0:
             check_seconds("replay_seconds", self.replay_seconds)
-        for name in ("replay_buffer_bytes", "max_message_bytes", "shards"):
+        for name in ("replay_buffer_bytes", "shards"):
             check_whole(name, getattr(self, name))
+        if self.max_message_bytes is not None:
+            check_whole("max_message_bytes", self.max_message_bytes)
         if not isinstance(self.route_key, str):
             raise TypeError(f"route_key is {came(self.route_key)}; expected a str of printable ASCII")
         if not (self.route_key.isascii() and self.route_key.isprintable()):
@@ -57,11 +67,18 @@ class Settings:
         if self.on_full not in ("block", "drop"):
             raise ValueError(f"on_full is {self.on_full!r}; expected 'block' or 'drop'")
 
-    def channel_options(self) -> list[tuple[str, int | str]]:
-        """What gRPC is told of it."""
+    def receives(self, limits: Limits) -> int:
+        """The most bytes of one message to be taken from a server with such limits; of one that is not known, too."""
+        if self.max_message_bytes is not None:
+            return self.max_message_bytes
+        return max(USUAL_ANSWER, limits.max_answer_bytes) + ANSWER_OVERHEAD
+
+    def channel_options(self, receives: int) -> list[tuple[str, int | str]]:
+        """What gRPC is told of it, where messages of so many bytes are received."""
         options: list[tuple[str, int | str]] = [
-            ("grpc.max_receive_message_length", self.max_message_bytes),
-            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.max_receive_message_length", receives),
+            # What is too large for the server is an error of this library's, before it is sent.
+            ("grpc.max_send_message_length", -1),
             ("grpc.http2.lookahead_bytes", 4 << 20),
             ("grpc.http2.max_frame_size", 1 << 20),
             ("grpc.http2.write_buffer_size", 1 << 20),

@@ -63,7 +63,7 @@ from statestream_server.sessions.tray import Tray
 from statestream_server.sessions.unary import Unary
 from statestream_server.sessions.versions import Versions
 from statestream_server.sessions.waking import Waking
-from statestream_server.settings import Settings, StartError, threads_for
+from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError, threads_for
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 
@@ -333,11 +333,11 @@ def _edge(
     settings: Settings, server: Server, streams: set[Stream]
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
     """The gRPC server, which has its port and is not started yet."""
-    size = settings.limits.max_message_bytes
+    limits = settings.limits
     edge = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", size),
-            ("grpc.max_send_message_length", size),
+            ("grpc.max_receive_message_length", limits.max_message_bytes),
+            ("grpc.max_send_message_length", limits.max_answer_bytes + ANSWER_OVERHEAD),
             ("grpc.http2.lookahead_bytes", 4 << 20),
             ("grpc.http2.max_frame_size", 1 << 20),
             ("grpc.http2.write_buffer_size", 1 << 20),

@@ -61,6 +61,10 @@ class _Seconds(click.FloatRange):
 _LIMITS, _TRIAL = Limits(), TrialLimits()
 _LAST_PORT = 65535
 _PORT = click.IntRange(0, _LAST_PORT)
+_BYTES = click.IntRange(1 << 16, 1 << 30)
+"""Of one message; gRPC and protobuf end at 2 GiB."""
+_KEPT = click.IntRange(1 << 16, 512 << 20)
+"""They are part of a record: SQLite takes less than 1 GB, Redis 512 MiB unless it is told otherwise."""
 
 
 @click.command()
@@ -160,6 +164,30 @@ _PORT = click.IntRange(0, _LAST_PORT)
     default=_TRIAL.megabytes,
     help="MiB that trying one model may take, and eight more for every MiB of its files.",
 )
+@_option(
+    "--max-message-bytes",
+    type=_BYTES,
+    default=_LIMITS.max_message_bytes,
+    help="The most bytes of one request.",
+)
+@_option(
+    "--max-answer-bytes",
+    type=_BYTES,
+    default=_LIMITS.max_answer_bytes,
+    help="The most bytes of outputs in one answer; what would be larger is refused and changes nothing.",
+)
+@_option(
+    "--max-kept-bytes",
+    type=_KEPT,
+    default=_LIMITS.max_kept_bytes,
+    help="The most bytes of outputs that are kept for one session until its caller has acknowledged them.",
+)
+@_option(
+    "--reader-timeout",
+    type=_Seconds(0.1),
+    default=20.0,
+    help="Seconds that an answer waits for a caller who does not read; then its call or stream ends.",
+)
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
     models_dir: Path,
@@ -184,6 +212,10 @@ def serve(
     quarantine: str,
     load_timeout: float,
     load_memory: int,
+    max_message_bytes: int,
+    max_answer_bytes: int,
+    max_kept_bytes: int,
+    reader_timeout: float,
     log_level: str,
 ) -> None:
     """Serves the models in MODELS_DIR/<model>/<version>/ over gRPC."""
@@ -208,7 +240,15 @@ def serve(
         quarantine=None if quarantine == "none" else Path(quarantine) if quarantine else default_folder(store),
         trial=TrialLimits(load_timeout, load_memory),
         insecure=insecure,
-        limits=dataclasses.replace(_LIMITS, max_sessions=max_sessions, max_queued_bytes=max_queued_bytes),
+        reader_timeout=reader_timeout,
+        limits=dataclasses.replace(
+            _LIMITS,
+            max_sessions=max_sessions,
+            max_queued_bytes=max_queued_bytes,
+            max_message_bytes=max_message_bytes,
+            max_answer_bytes=max_answer_bytes,
+            max_kept_bytes=max_kept_bytes,
+        ),
     )
     if http and http_port and http_port + workers - 1 > _LAST_PORT:
         raise click.ClickException(

@@ -17,6 +17,10 @@ _MOST_THREADS: Final = 2
 """More help a large batch and hold a small one up, because each is woken for it."""
 
 
+ANSWER_OVERHEAD: Final = 1 << 20
+"""What a message may have beside its outputs."""
+
+
 class StartError(Exception):
     """The server cannot start: one line with the reason and what to do."""
 
@@ -47,6 +51,8 @@ class Limits:
     max_forecast_series: int = 1 << 15
     max_driven_rows: int = 1 << 17
     max_replies_bytes: int = 1 << 30
+    max_answer_bytes: int = 64 << 20
+    max_kept_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class Settings:
         reuse_port: Whether other processes of this server listen on the same port.
         advertise: HOST:PORT where other processes and callers reach this one; "" for host and port.
         quarantine: The folder where what runs is noted, for the server after this one; None for none.
+        reader_timeout: Seconds that an answer waits for its reader; then the call or the stream ends.
         limits: What the server takes.
         trial: What trying one model before it serves may take.
     """
@@ -96,6 +103,7 @@ class Settings:
     reuse_port: bool = False
     advertise: str = ""
     quarantine: Path | None = None
+    reader_timeout: float = 20.0
     limits: Limits = field(default_factory=Limits)
     trial: TrialLimits = field(default_factory=TrialLimits)
 

@@ -15,7 +15,7 @@ from statestream import errors, forks
 from statestream.aio.bell import Bell
 from statestream.aio.status import status_of
 from statestream.backoff import MOST, Backoff, tell
-from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
+from statestream.calls import Attempts, check_request, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
@@ -49,6 +49,7 @@ class Link:
         self.core = core
         self.metadata = route.metadata
         self.info = server_pb2.GetServerInfoResponse()
+        self._receives = settings.receives(self.info.limits)
         self._label = route.label
         self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
@@ -147,6 +148,7 @@ class Link:
         attempts = self.attempts()
         while True:
             async with self.attempt(attempts) as channel:
+                check_request(call.request, self.info.limits)
                 return call.read(await call.method(channel)(call.request, metadata=self.metadata))
 
     def attempts(self) -> Attempts:
@@ -264,7 +266,8 @@ class Link:
 
     async def _dial(self) -> grpc.aio.Channel | None:
         address = self._backoff.address
-        channel = grpc.aio.insecure_channel(address, options=self.settings.channel_options())
+        receives = self._receives
+        channel = grpc.aio.insecure_channel(address, options=self.settings.channel_options(receives))
         try:
             timeout = min(5.0, self.settings.connect_timeout)
             call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
@@ -284,6 +287,11 @@ class Link:
         except BaseException:
             await channel.close()
             raise
+        self._receives = self.settings.receives(self.info.limits)
+        if self._receives > receives:
+            # A channel's limit stands from its beginning.
+            await channel.close()
+            channel = grpc.aio.insecure_channel(address, options=self.settings.channel_options(self._receives))
         self._channel = channel
         return channel
 

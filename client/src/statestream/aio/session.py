@@ -220,7 +220,7 @@ class Session(SessionBase):
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, asyncio.Future[None]]:
         if self._last is not None:
             self._live()
-        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
+        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer)
         return ticket, self._link.begin(ticket, before)
 
     async def _owned(self, call: UnaryCall[T]) -> T:

@@ -6,6 +6,7 @@ from statestream.core.leaving import leave
 from statestream.core.stream import StreamCore
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import (
+    ANSWER_BYTES,
     ControlTicket,
     Lane,
     OpenTicket,
@@ -17,6 +18,7 @@ from statestream.core.tickets import (
 )
 
 __all__ = [
+    "ANSWER_BYTES",
     "ControlTicket",
     "Feed",
     "Group",

@@ -38,6 +38,8 @@ class Block:
         waiting: [N] the chunks whose replies are still to come; None where that is all of them or none.
         dead: [N] the chunks that were given up and must not be replayed, or None for none.
         frame: The frame that carries it, 0 while it is not sent on this stream.
+        nbytes: What it takes in the replay buffer, about.
+        load: Bytes that are under way with it: inputs, and outputs as far as the signature tells.
         fresh: Of single steps, how many sessions had nothing else in flight when it left.
         durable_at: When it was found to be durable.
     """
@@ -55,6 +57,7 @@ class Block:
         "lane",
         "left",
         "lengths",
+        "load",
         "nbytes",
         "position_bytes",
         "sink",
@@ -85,6 +88,10 @@ class Block:
         self.handle_bytes = b""
         self.position_bytes = b""
         self.nbytes = OVERHEAD + sum(map(len, inputs))
+        self.load = self.nbytes
+        if lane.answer_bytes:
+            steps = count * lengths if isinstance(lengths, int) else int(lengths.sum())
+            self.load += steps * lane.answer_bytes
 
     def __len__(self) -> int:
         return len(self.handles)

@@ -11,7 +11,7 @@ from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import alone, cut, gather, rejoined, without
 from statestream.core.sinks import Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
-from statestream.core.tickets import OVERHEAD, Lane, PoolTicket, StepTicket, again
+from statestream.core.tickets import ANSWER_BYTES, OVERHEAD, Lane, PoolTicket, StepTicket, again
 from statestream.core.waiting import Waiting
 from statestream.errors import SessionMoved, StatestreamError
 from statestream.wire import Ints, Mask
@@ -25,6 +25,9 @@ FRAME_SINGLES = 512
 HALVED_SINGLES = 256
 """From so many single steps on, with nothing in flight, they leave as two frames: in one, client and server would wait
 for each other in turn; in two, the client takes one answer apart while the server runs the other."""
+
+SUSPECT = 2
+"""A session whose chunks were under way in so many streams in a row that ended by a fault is tried by itself."""
 
 BUSY_FRAMES = 2
 GATHER = 4
@@ -43,6 +46,9 @@ class Chunks:
         self.window = 64
         self.max_step_bytes = 4 << 20
         self.max_bytes_in_flight = 16 << 20
+        self.max_answer = ANSWER_BYTES
+        self.max_kept = 64 << 20
+        self.suspicious = False
         self.lose_when_full = False
         self.singles = Waiting()
         self.unsent: list[Block] = []
@@ -52,6 +58,7 @@ class Chunks:
         self.backlog: deque[StepTicket | PoolTicket] = deque()
         self.holds: dict[int, float] = {}
         self.held_since: dict[int, float] = {}
+        self._turn = -1
         self._table = table
         self._buffer = buffer
 
@@ -111,7 +118,7 @@ class Chunks:
     def _admit_pool(self, ticket: PoolTicket) -> None:
         table, buffer = self._table, self._buffer
         starts = table.next[ticket.handles]
-        blocks = cut(ticket, starts, self.max_steps, FRAME_BYTES)
+        blocks = cut(ticket, starts, self.max_steps, FRAME_BYTES, self.max_answer)
         out = self._out(ticket)
         if out:
             for row, error in out.items():
@@ -145,6 +152,8 @@ class Chunks:
             self._release_holds(now)
         if self.backlog:
             self.admit()
+        if self.suspicious:
+            self._choose()
         ready: list[Block] = []
         if self.unsent:
             self._fill_blocks(ready)
@@ -168,7 +177,7 @@ class Chunks:
             if self.bytes_in_flight > self.max_bytes_in_flight:
                 rest.extend(self.unsent[number:])
                 break
-            sendable = self._sendable(block.at, block.starts)
+            sendable = self._sendable(block.at, block.starts, block.ends, block.lane)
             if sendable.all():
                 self._depart(block, ready)
             elif sendable.any():
@@ -181,7 +190,10 @@ class Chunks:
     def _fill_singles(self, lane: Lane, tickets: list[StepTicket], ready: list[Block]) -> None:
         handles = np.array([ticket.handle for ticket in tickets], np.int64)
         starts = np.array([ticket.start for ticket in tickets], np.int64)
-        ok = self._sendable(span(handles), starts)
+        # Where the ends do not matter, they need not be there: this happens at every step of a crowd.
+        narrow = self._narrow(lane)
+        ends = starts + np.array([ticket.steps for ticket in tickets], np.int64) if narrow else starts
+        ok = self._sendable(span(handles), starts, ends, lane)
         rest: list[StepTicket] = []
         if not ok.all():
             flags = ok.tolist()
@@ -192,7 +204,7 @@ class Chunks:
                 return
         self.singles.keep(lane, rest)
         most = FRAME_BYTES // max(1, lane.step_bytes * max([ticket.steps for ticket in tickets]))
-        most = max(1, min(most, FRAME_SINGLES))
+        most = max(1, min(most, FRAME_SINGLES, lane.answer_steps(self.max_answer)))
         if len(tickets) >= HALVED_SINGLES and not self.in_flight:
             most = min(most, -(-len(tickets) // 2))
         for low in range(0, len(tickets), most):
@@ -206,6 +218,7 @@ class Chunks:
             and table.state.item(handle) == _OPEN
             and table.in_flight.item(handle) < self.window
             and table.stale.item(handle) == 0
+            and (not self._narrow(ticket.lane) or self._sendable_alone(ticket))
         ):
             self.singles.keep(ticket.lane, [])
             self._frame([ticket], alone(ticket), ready)
@@ -222,17 +235,49 @@ class Chunks:
         self._buffer.add(block)
         self._depart(block, ready)
 
-    def _sendable(self, at: slice | Ints, starts: Ints) -> Mask:
+    def _narrow(self, lane: Lane) -> bool:
+        """Whether more than the window of chunks may hold a chunk back: the bytes of kept replies, or a suspicion."""
+        return lane.answer_bytes * self.max_steps * self.window > self.max_kept or self.suspicious
+
+    def _sendable_alone(self, ticket: StepTicket) -> bool:
+        start = np.array([ticket.start])
+        return bool(self._sendable(np.array([ticket.handle]), start, start + ticket.steps, ticket.lane)[0])
+
+    def _sendable(self, at: slice | Ints, starts: Ints, ends: Ints, lane: Lane) -> Mask:
+        """Which chunks may leave now: in order, within their windows, and by themselves where they are suspected."""
         table = self._table
         ok: Mask = table.sent[at] == starts
         ok &= table.state[at] == _OPEN
         ok &= table.in_flight[at] < self.window
         ok &= table.stale[at] == 0
+        if self._narrow(lane):
+            handles = np.arange(at.start, at.stop) if isinstance(at, slice) else at
+            # With the chunk goes word of all that was answered: what is kept then is what lies between.
+            kept = (ends - table.acknowledgeable(handles)) * lane.answer_bytes
+            ok &= (kept <= self.max_kept) | (table.in_flight[at] == 0)
+            if self.suspicious:
+                ok &= (table.attempts[at] < SUSPECT) | (handles == self._turn)
         return ok
+
+    def _choose(self) -> None:
+        """Whose turn it is among the sessions whose chunks were under way when streams ended by a fault.
+
+        Only one of them has chunks under way at a time, so that the fault of one is not laid upon the others. An answer
+        clears it.
+        """
+        table = self._table
+        live = table.live()
+        suspects = live[(table.attempts[live] >= SUSPECT) & (table.next[live] > table.answered[live])]
+        self.suspicious = bool(suspects.size)
+        if self._turn >= 0 and table.in_flight[self._turn] > 0:
+            return
+        ready = suspects[table.state[suspects] == State.OPEN]
+        if ready.size:
+            self._turn = ready.item(np.searchsorted(ready, self._turn, side="right") % ready.size)
 
     def _depart(self, block: Block, ready: list[Block]) -> None:
         block.depart(self._table)
-        self.bytes_in_flight += block.nbytes
+        self.bytes_in_flight += block.load
         self.sessions_in_flight += block.fresh
         self.singles.departed(block)
         ready.append(block)

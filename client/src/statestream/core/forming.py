@@ -8,7 +8,7 @@ import numpy as np
 
 from statestream.core.blocks import Block, Single, ranges
 from statestream.core.sinks import DISCARD, One, PoolRows, Singles
-from statestream.core.tickets import Lane, PoolTicket, StepTicket
+from statestream.core.tickets import ANSWER_BYTES, Lane, PoolTicket, StepTicket
 from statestream.wire import Array, Ints
 
 ROW_BYTES = 4
@@ -29,13 +29,17 @@ def alone(ticket: StepTicket) -> Block:
     return Single(ticket.lane, ticket.handle, ticket.start, ticket.steps, ticket.inputs, One(ticket))
 
 
-def cut(ticket: PoolTicket, starts: Ints, max_steps: int, max_bytes: int) -> list[Block]:
-    """The blocks of a pool's chunks: at most `max_steps` steps a chunk and about `max_bytes` a block."""
+def cut(
+    ticket: PoolTicket, starts: Ints, max_steps: int, max_bytes: int, max_answer: int = ANSWER_BYTES
+) -> list[Block]:
+    """The blocks of a pool's chunks: at most `max_steps` steps a chunk, about so many bytes and answers a block."""
     blocks = []
     lane, count = ticket.lane, len(ticket.handles)
+    max_steps = min(max_steps, lane.answer_steps(max_answer))
     for offset in range(0, ticket.steps, max_steps):
         steps = min(max_steps, ticket.steps - offset)
-        rows_each = max(1, max_bytes // max(ROW_BYTES, steps * lane.step_bytes))
+        rows_each = min(max_bytes // max(ROW_BYTES, steps * lane.step_bytes), lane.answer_steps(max_answer) // steps)
+        rows_each = max(1, rows_each)
         for low in range(0, count, rows_each):
             rows = slice(low, min(low + rows_each, count))
             if isinstance(ticket.lengths, int):
@@ -114,7 +118,7 @@ def _rejoined(lane: Lane, blocks: list[Block], max_steps: int, max_bytes: int) -
     stops = np.append(np.flatnonzero(apart)[1:], len(handles))[np.cumsum(apart) - 1]
     first = np.flatnonzero(new)
     over = np.append(first[1:], len(handles))
-    most = min(max_steps, max_bytes // max(1, lane.step_bytes))
+    most = min(max_steps, max_bytes // max(1, lane.step_bytes), lane.answer_steps(ANSWER_BYTES))
     while first.size:
         # Of each session as many chunks as fit, one at least.
         last = np.searchsorted(ends, begins[first] + most, side="right")

@@ -37,6 +37,7 @@ class Opening:
         replies: The caller asked for the replies that nobody acknowledged.
         upgrade: The caller wants sessions of other versions moved to the one it names.
         left: The sessions without an answer.
+        faults: How many streams in a row ended by a fault while its replies were on their way.
     """
 
     handles: Ints
@@ -52,6 +53,7 @@ class Opening:
     upgrade: bool = False
     done: bool = False
     left: set[int] = field(default_factory=set)
+    faults: int = 0
 
     def part(self, rows: Ints) -> Opening:
         """Some of the sessions."""
@@ -68,6 +70,7 @@ class Opening:
             self.replies,
             self.upgrade,
             self.done,
+            faults=self.faults,
         )
 
 

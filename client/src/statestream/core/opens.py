@@ -88,7 +88,17 @@ class Opens:
         table.incarnation[handles] += 1
         self.waiting.extend(self._again(handles, 0.0))
 
-    def lost(self) -> None:
+    def left(self, handle: int, error: StatestreamError, now: float) -> bool:
+        """A session left the stream while its kept replies were on their way; False where they were not."""
+        elsewhere = isinstance(error, errors.NotOwner | errors.Draining)
+        opening = self.returned.left(handle, error, again=elsewhere)
+        if isinstance(opening, Opening):
+            self._table.incarnation[handle] += 1
+            opening.not_before = now + (error.retry_after or 0.05)
+            self.waiting.append(opening)
+        return opening is not False
+
+    def lost(self, fault: StatestreamError | None = None) -> None:
         """The stream is gone: first opens wait to be sent again; the others start anew with the next stream."""
         waiting = []
         for opening in self.in_flight.values():
@@ -99,7 +109,7 @@ class Opens:
                 # The lost one may still arrive, after this one: it must count as the older claim.
                 self._table.incarnation[part.handles] += 1
                 waiting.append(part)
-        waiting.extend(self.returned.lost())
+        waiting.extend(self.returned.lost(fault))
         waiting.extend(opening for opening in self.waiting if opening.ticket is not None)
         self.waiting = waiting
         self.in_flight.clear()
@@ -165,14 +175,16 @@ class Opens:
                 self._bound_again(handles, positions)
             else:
                 rows = self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
-                if opening.replies:
-                    rows = self.returned.expect(frame, opening, rows, (created == 0) & (positions > 0))
+                if opening.replies and message.kept:
+                    kept = read_handles(message.kept)
+                    rows = self.returned.expect(frame, opening, handles, rows, kept)
                 opening.ticket.count(rows)
         self._refused(opening, {error.handle: from_status(error.status) for error in message.errors}, now)
         if not opening.left:
             self.in_flight.pop(frame, None)
         self._replay()
-        return opening.ticket is not None
+        # Those whose replies are still to come are no answer yet.
+        return opening.ticket is not None and frame not in self.returned
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
         """Refuses every session of a frame; False where the frame opened none."""

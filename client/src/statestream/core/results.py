@@ -9,7 +9,7 @@ import numpy as np
 from statestream import errors
 from statestream.core.blocks import Block, answer, ranges, span
 from statestream.core.buffer import ReplayBuffer
-from statestream.core.chunks import Chunks
+from statestream.core.chunks import SUSPECT, Chunks
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
 from statestream.core.tickets import Outputs, again
@@ -55,11 +55,19 @@ class Results:
         self.ack_after = 32
         self.acks_due = False
 
-    def result(self, frame: int, result: ResultFrame, now: float) -> None:
-        """Resolves the chunks that a result frame answers; rows that nobody waits for are ignored."""
+    def result(self, frame: int, result: ResultFrame, now: float, outputs: Outputs | None = None) -> None:
+        """Resolves the chunks that a result frame answers; rows that nobody waits for are ignored.
+
+        Args:
+            frame: The frame that it answers.
+            result: Which chunks those are.
+            now: The time.
+            outputs: Their outputs, where they are not in the frame.
+        """
         chunks = self._chunks
         block = chunks.in_flight.get(frame)
-        outputs: Outputs = from_tensors(result.outputs)
+        if outputs is None:
+            outputs = from_tensors(result.outputs)
         if (
             block is not None
             and block.waiting is None
@@ -88,6 +96,7 @@ class Results:
         table = self._table
         handles = np.flatnonzero((table.in_flight[: table.size] > 0) & (table.state[: table.size] != State.FAILED))
         table.attempts[handles] += 1
+        self._chunks.suspicious |= bool((table.attempts[handles] >= SUSPECT).any())
         for handle in handles[table.attempts[handles] > MAX_FAULTS].tolist():
             self._chunks.fail(
                 handle,
@@ -190,7 +199,7 @@ class Results:
             block.frame = 0
             # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
             block.sink = DISCARD
-            self._chunks.bytes_in_flight -= block.nbytes
+            self._chunks.bytes_in_flight -= block.load
             self._chunks.sessions_in_flight -= block.fresh
             block.fresh = 0
 

@@ -19,15 +19,28 @@ from statestream.core.controls import Control, Controls, Kind, acknowledge
 from statestream.core.feeds import left_out
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
+from statestream.core.partial import Parts
 from statestream.core.resets import Resets
 from statestream.core.results import Results
 from statestream.core.table import Group, State, Table
-from statestream.core.tickets import ControlTicket, Lane, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
+from statestream.core.tickets import (
+    ANSWER_BYTES,
+    ControlTicket,
+    Lane,
+    OpenTicket,
+    Outputs,
+    PartsTicket,
+    PoolTicket,
+    StepTicket,
+    Ticket,
+    again,
+)
 from statestream.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
     DurabilityMode,
     OpenMode,
+    ResultFrame,
     StreamRequest,
     StreamResponse,
 )
@@ -74,6 +87,7 @@ class StreamCore:
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self._frame = 0
         self._answers = 0
+        self._parts = Parts()
         self._outbox: deque[Block | StreamRequest] = deque()
         self._drafts: dict[Lane, Draft] = {}
         self._flushed_at = float("-inf")
@@ -172,6 +186,8 @@ class StreamCore:
         chunks.window = limits.max_unacknowledged_chunks or 64
         # Names, handles and positions travel beside the data.
         chunks.max_step_bytes = (limits.max_message_bytes or 4 << 20) - 4096
+        answer = min(limits.max_answer_bytes or 64 << 20, limits.max_kept_bytes or 64 << 20)
+        chunks.max_answer, chunks.max_kept = min(ANSWER_BYTES, answer), limits.max_kept_bytes or 64 << 20
         if limits.max_queued_bytes:
             chunks.max_bytes_in_flight = min(16 << 20, max(1 << 20, limits.max_queued_bytes // 4))
         self.results.ack_after = max(1, min(64, chunks.window // 2))
@@ -189,7 +205,8 @@ class StreamCore:
         if fault is not None:
             self.results.blame(fault)
         self.chunks.lost()
-        self.opens.lost()
+        self.opens.lost(fault)
+        self._parts.clear()
         self.controls.lost()
         live = self.table.live()
         self.table.state[live] = State.LOST
@@ -217,12 +234,12 @@ class StreamCore:
         """Takes an answer; tickets that it completes are notified from in here."""
         kind = response.WhichOneof("response")
         frame = response.frame
-        returned = self.opens.returned
         if kind == "result":
-            if frame in returned.frames:
-                returned.result(frame, response.result)
-            else:
-                self.results.result(frame, response.result, now)
+            self._result(frame, response.result, now)
+        elif kind == "part":
+            whole = self._parts.take(frame, response.part)
+            if whole is not None:
+                self._result(frame, whole.result, now, whole.outputs)
         elif kind == "opened":
             if response.opened.durability:
                 self._durability(response.opened.durability)
@@ -230,8 +247,7 @@ class StreamCore:
                 self._answers += 1
         elif kind == "closed":
             self._answers += 1
-            if not returned.marked(frame):
-                self.controls.closed(frame, response.closed)
+            self.controls.closed(frame, response.closed)
         elif kind == "durable":
             handles = read_handles(response.durable.handles)
             self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
@@ -266,7 +282,6 @@ class StreamCore:
             or chunks.unsent
             or chunks.backlog
             or self.opens.waiting
-            or self.opens.returned.unmarked
             or self.controls.waiting
             or self.results.acks_due
             or chunks.singles.lanes
@@ -325,8 +340,6 @@ class StreamCore:
         if opens.waiting:
             for opening in opens.ready(now):
                 outbox.append(self._open_frame(opening))
-        while opens.returned.unmarked:
-            outbox.append(opens.returned.mark(opens.returned.unmarked.pop(), self._number()))
         for block in self.chunks.fill(now):
             self.chunks.sent(self._number(), block)
             outbox.append(block)
@@ -376,15 +389,20 @@ class StreamCore:
         self.controls.durability = mode
 
     def _refused(self, frame: int, error: StatestreamError, now: float) -> None:
-        if not (
-            self.results.refuse_frame(frame, error, now)
-            or self.opens.refuse_frame(frame, error, now)
-            or self.opens.returned.marked(frame)
-        ):
+        if not (self.results.refuse_frame(frame, error, now) or self.opens.refuse_frame(frame, error, now)):
             self.controls.refuse_frame(frame, error)
+
+    def _result(self, frame: int, result: ResultFrame, now: float, outputs: Outputs | None = None) -> None:
+        returned = self.opens.returned
+        if frame not in returned:
+            self.results.result(frame, result, now, outputs)
+        elif returned.result(frame, result, outputs):
+            self._answers += 1
 
     def _left(self, handle: int, error: StatestreamError, now: float) -> None:
         table = self.table
+        if self.opens.left(handle, error, now):
+            return
         if handle >= table.size or table.state[handle] not in (State.OPEN, State.HELD):
             return
         if isinstance(error, NotOwner | Draining):

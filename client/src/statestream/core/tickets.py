@@ -24,13 +24,19 @@ def value_of(outputs: Outputs) -> Value:
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
+ANSWER_BYTES = 4 << 20
+"""Chunks and frames are cut so that their outputs stay below about this."""
+
 OVERHEAD = 512
 """Bytes that a chunk, or a block of chunks, costs beyond its inputs, about."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Lane:
-    """Chunks that may share a frame: one model version, the same inputs (dtypes by name), the same shape of a step."""
+    """Chunks that may share a frame: one model version, the same inputs (dtypes by name), the same shape of a step.
+
+    A step has `step_bytes` of inputs and `answer_bytes` of outputs.
+    """
 
     model: str
     version: int
@@ -38,6 +44,11 @@ class Lane:
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     step_bytes: int
+    answer_bytes: int = 0
+
+    def answer_steps(self, most: int) -> int:
+        """How many steps have outputs of about `most` bytes, one at least."""
+        return max(1, most // max(1, self.answer_bytes))
 
     def too_large(self, most: int) -> BadTensor:
         """What a caller is told whose steps do not fit a message of `most` bytes."""

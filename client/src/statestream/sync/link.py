@@ -19,7 +19,7 @@ import grpc
 
 from statestream import errors, forks
 from statestream.backoff import MOST, Backoff, tell
-from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
+from statestream.calls import Attempts, check_request, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault
@@ -55,6 +55,7 @@ class Link:
         self.core = core
         self.metadata = route.metadata
         self.info = server_pb2.GetServerInfoResponse()
+        self._receives = settings.receives(self.info.limits)
         self._label = route.label
         self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
@@ -158,6 +159,7 @@ class Link:
         attempts = self.attempts()
         while True:
             with self.attempt(attempts) as channel:
+                check_request(call.request, self.info.limits)
                 return call.read(call.method(channel)(call.request, metadata=self.metadata))
 
     def attempts(self) -> Attempts:
@@ -268,7 +270,8 @@ class Link:
 
     def _dial(self) -> grpc.Channel | None:
         address = self._backoff.address
-        channel = grpc.insecure_channel(address, options=self.settings.channel_options())
+        receives = self._receives
+        channel = grpc.insecure_channel(address, options=self.settings.channel_options(receives))
         try:
             request = server_pb2.GetServerInfoRequest()
             timeout = min(5.0, self.settings.connect_timeout)
@@ -290,6 +293,11 @@ class Link:
                 self._closed = True
             self._pump(self._backoff.failed())
             return None
+        self._receives = self.settings.receives(self.info.limits)
+        if self._receives > receives:
+            # A channel's limit stands from its beginning.
+            channel.close()
+            channel = grpc.insecure_channel(address, options=self.settings.channel_options(self._receives))
         self._channel = channel
         return channel
 

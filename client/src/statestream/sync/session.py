@@ -211,7 +211,7 @@ class Session(SessionBase):
             self._close(delete=self.ephemeral)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, Done]:
-        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps)
+        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer)
         with self._turn:
             if self.closed:
                 self._live()

@@ -99,14 +99,14 @@ class Forecaster:
         try:
             if history is not None:
                 packed = [array.reshape(-1, *array.shape[2:]) for array in history]
-                await waiting.run(self._engine, table, rows, ones * past, packed, Priority.FORECAST)
+                await waiting.run(self._engine, table, rows, ones * past, packed, Priority.FORECAST, wanted=False)
             for step in range(horizon):
                 async with self._engine.still():
                     last = table.rows.read(rows)[states:]
                 yield [array[:, None] for array in last]
                 if step + 1 < horizon:
                     inputs = [last[places[spec.name]] for spec in signature.inputs]
-                    await waiting.run(self._engine, table, rows, ones, inputs, Priority.FORECAST)
+                    await waiting.run(self._engine, table, rows, ones, inputs, Priority.FORECAST, wanted=False)
         finally:
             table.release(rows)
 

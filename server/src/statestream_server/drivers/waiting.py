@@ -46,7 +46,14 @@ class Waiting:
 
 
 async def run(
-    engine: Engine, table: Table, rows: Ints, steps: Ints, inputs: list[Array], priority: Priority
+    engine: Engine,
+    table: Table,
+    rows: Ints,
+    steps: Ints,
+    inputs: list[Array],
+    priority: Priority,
+    *,
+    wanted: bool = True,
 ) -> list[Array]:
     """Runs one chunk on each of `rows` and waits for all.
 
@@ -60,9 +67,10 @@ async def run(
         steps: [N] steps of each chunk.
         inputs: One packed array for every input, [S, ...one step].
         priority: The class of the work.
+        wanted: Whether the outputs are of any use; those of a long history would fill the memory.
 
     Returns:
-        One packed array for every output.
+        One packed array for every output; none where they are not wanted.
 
     Raises:
         StatestreamError: A chunk was not applied.
@@ -70,7 +78,7 @@ async def run(
     """
     engine.check(table)
     sink = Waiting()
-    work = Work(rows, Lengths.of(steps), inputs, sink)
+    work = Work(rows, Lengths.of(steps), inputs, sink, wanted=wanted)
     engine.submit(table, work, priority)
     try:
         await asyncio.shield(sink.done)

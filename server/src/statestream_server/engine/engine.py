@@ -298,9 +298,9 @@ class Engine:
         lane, steps = choice.queue, choice.steps
         assert isinstance(lane, _Lane)
         # A long chunk is cut so that newcomers need not wait for all of it.
-        lane.table.lane.max_slice = lane.costs.longest(lane.table.rows.max_slice)
+        lane.table.lane.max_slice = lane.costs.longest(lane.table.max_slice)
         apart = choice.priority is Priority.SUSPECT
-        most = APART if apart else lane.costs.rows(steps, most=MAX_BATCH)
+        most = APART if apart else lane.costs.rows(steps, most=lane.table.most_rows(steps, MAX_BATCH))
         taken = lane.table.lane.take(choice.priority, steps, most)
         why = Why.SERIAL if lane.serial else _why(lane.table.lane, choice, taken.count, most)
         waited = time.perf_counter() - taken.parts[0].work.since

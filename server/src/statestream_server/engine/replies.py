@@ -48,6 +48,21 @@ class Reply(NamedTuple):
     outputs: list[Array]
 
 
+class Kept(NamedTuple):
+    """Kept replies, one at most of each of some rows.
+
+    Attributes:
+        places: [m] whose they are: indices into the rows that were asked for, ascending.
+        entries: [m] their numbers.
+        starts, ends: [m] from where to where each goes.
+    """
+
+    places: Ints
+    entries: Ints
+    starts: Positions
+    ends: Positions
+
+
 @dataclass(slots=True)
 class _Block:
     """Replies that came together.
@@ -218,6 +233,28 @@ class ReplyWindow:
                 mine[index] = part
         return lengths, packed
 
+    def views(self, entry: int) -> tuple[Lengths, list[Array]]:
+        """What `outputs` has of one entry, not copied."""
+        block = self._blocks[bisect_right(self._firsts, entry) - 1]
+        place = int(block.places(np.asarray([entry]))[0])
+        offset, steps = int(block.lengths.offsets[place]), int(block.lengths.column[place])
+        return Lengths(1, steps), [array[offset : offset + steps] for array in block.outputs]
+
+    def kept(self, rows: Ints) -> list[Kept]:
+        """All kept replies of `rows` (distinct): the oldest of each row, then the second oldest, …."""
+        found = list[Kept]()
+        for places, entries in self.rounds(rows):
+            starts, steps = self._spans(entries)
+            found.append(Kept(places, entries, starts, starts + steps.astype(np.uint64)))
+        return found
+
+    def steps(self, rows: Ints) -> Ints:
+        """[n] the steps of the kept replies of each of `rows` (distinct), in all."""
+        counts = np.zeros(len(rows), np.int64)
+        for places, entries in self._backwards(rows):
+            counts[places] += self._spans(entries)[1]
+        return counts
+
     def replies(self, row: int) -> list[Reply]:
         """All kept replies of a row, oldest first."""
         return [self._reply(int(entries[0])) for _, entries in self._backwards(np.asarray([row]))][::-1]
@@ -304,9 +341,8 @@ class ReplyWindow:
     def _reply(self, entry: int) -> Reply:
         block = self._blocks[bisect_right(self._firsts, entry) - 1]
         place = int(block.places(np.asarray([entry]))[0])
-        offset, steps = int(block.lengths.offsets[place]), int(block.lengths.column[place])
-        outputs = [array[offset : offset + steps] for array in block.outputs]
-        return Reply(int(block.starts[place]), steps, int(block.digested()[place]), outputs)
+        lengths, outputs = self.views(entry)
+        return Reply(int(block.starts[place]), lengths.each, int(block.digested()[place]), outputs)
 
     def _alive(self, block: _Block) -> Bools:
         rows = block.rows

@@ -25,6 +25,8 @@ UNBOUND = 0
 """The owner of a row that no stream has."""
 
 _FIRST_CAPACITY = 1024
+_BATCH_BYTES = 32 << 20
+"""Outputs of one run, about; one step of one row may have more."""
 _NUMBERS = "position queued tag durable epoch incarnation request binding owner serial unacknowledged confirmed".split()
 
 
@@ -49,7 +51,9 @@ class Table:
         """Bytes of one step of all inputs, of all outputs; what has a free shape counts as nothing."""
         self.mark = model.mark
         """What stands for the model where work is noted."""
-        self.lane = Lane(rows.max_slice)
+        self.max_slice = min(rows.max_slice, 1 << (max(1, _BATCH_BYTES // max(1, self.output_bytes)).bit_length() - 1))
+        """The most steps of one run: a power of two, fewer where the outputs of so many would be large."""
+        self.lane = Lane(self.max_slice)
         self.replies = ReplyWindow()
         self.capacity = 0
         self.ids: list[str | None] = []
@@ -108,6 +112,10 @@ class Table:
     def acked(self) -> Positions:
         """[capacity] steps whose replies the caller has."""
         return self.replies.acked
+
+    def most_rows(self, steps: int, most: int) -> int:
+        """The most rows of one run of so many steps, at most `most`: outputs exist once more while it runs."""
+        return min(most, max(1, _BATCH_BYTES // max(1, steps * self.output_bytes)))
 
     def allocate(self, count: int, *, scratch: bool = False) -> Ints:
         """Hands out rows; their state is undefined until it is reset, written or copied.

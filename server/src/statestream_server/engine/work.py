@@ -56,6 +56,7 @@ class Work:
         nbytes: Bytes of the inputs.
         outputs: One packed array for every output, [S, ...one step]; empty until the first batch ran.
         sink: Who hears of it.
+        wanted: Whether anybody wants the outputs; else they are not kept.
         priority: Its class, once it is queued.
         since: When it was queued, by the performance counter.
         first: The number of its first entry in the lane; entry `first + i` is chunk i.
@@ -83,9 +84,12 @@ class Work:
         "since",
         "sink",
         "waits",
+        "wanted",
     )
 
-    def __init__(self, rows: Ints, lengths: Lengths, inputs: Sequence[Array], sink: Sink) -> None:
+    def __init__(
+        self, rows: Ints, lengths: Lengths, inputs: Sequence[Array], sink: Sink, *, wanted: bool = True
+    ) -> None:
         """Chunks packed one after the other in the order of `rows`."""
         self.rows = rows
         self.lengths = lengths
@@ -93,6 +97,7 @@ class Work:
         self.nbytes = sum([array.nbytes for array in inputs])
         self.outputs: list[Array] = []
         self.sink = sink
+        self.wanted = wanted
         self.priority = Priority.LIVE
         self.since = 0.0
         self.first = NONE
@@ -166,6 +171,8 @@ class Part(NamedTuple):
     def scatter(self, steps: int, outputs: Sequence[Array]) -> None:
         """Takes the outputs [n, steps, ...one step] of what `gather` gave."""
         work, places = self
+        if not work.wanted:
+            return
         straight = self.is_straight(steps)
         if straight:
             outputs = [array.reshape(-1, *array.shape[2:]) for array in outputs]

@@ -1,4 +1,4 @@
-"""Chunk frames: what a stream's frames with steps ask for, and the frames that answer them."""
+"""Chunk frames: what a stream's frames with steps ask for, and who hears how they ended."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from statestream import errors
+from statestream.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
-from statestream_server.arrays import Array, Ints, Positions, some
+from statestream_server.arrays import Array, Ints, Positions, counting, some
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
-from statestream_server.servicers import wire
+from statestream_server.servicers import answers, wire
+from statestream_server.servicers.answers import Results
 from statestream_server.servicers.handles import UNKNOWN, Group, Handles, read_handles, unknown_places
 from statestream_server.servicers.outbox import Outbox
 from statestream_server.sessions.accounts import OVERHEAD, Account
@@ -29,7 +32,7 @@ class _Known(NamedTuple):
     """What a stream knows of a model: what one step looks like on the wire, and the message that answers it."""
 
     inputs: tuple[wire.Port, ...]
-    reply: wire.SingleReply | None
+    reply: wire.SingleReply
     each: int
 
 
@@ -107,9 +110,10 @@ class ChunkFrames:
         start = int.from_bytes(positions, "little")
         tray = self._server.tray
         disputed = table.claiming.item(row) or tray.holds(table, row)
-        if reply is None or inputs is None or disputed or start != table.queued.item(row):
+        if inputs is None or disputed or start != table.queued.item(row):
             return False
-        sender = _Single(self._outbox, self._account, OVERHEAD + steps * each, frame, handles, positions, steps, reply)
+        cost, specs = OVERHEAD + steps * each, table.model.signature.outputs
+        sender = _Single(self._outbox, self._account, cost, frame, handles, positions, steps, reply, specs)
         tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
         return True
 
@@ -123,10 +127,8 @@ class ChunkFrames:
             inputs, outputs = (
                 wire.ports(specs) for specs in (table.model.signature.inputs, table.model.signature.outputs)
             )
-            # What an output of free shape has come to, only its array knows.
             each = table.input_bytes + table.output_bytes
-            fixed = all(size >= 0 for port in outputs for size in port.shape)
-            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs) if fixed else None, each)
+            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs), each)
         return found
 
     async def _undisputed(self, handles: Array, starts: Positions) -> list[Group]:
@@ -166,27 +168,6 @@ class ChunkFrames:
         return lengths
 
 
-def result_frame(
-    frame: int,
-    table: Table,
-    handles: Array,
-    rows: Ints,
-    starts: Positions,
-    lengths: Lengths,
-    outputs: Sequence[Array],
-) -> pb.StreamResponse:
-    """The frame that says that chunks were applied."""
-    message = pb.ResultFrame(
-        handles=handles.astype("<u4", copy=False).tobytes(),
-        positions=starts.astype("<u8", copy=False).tobytes(),
-        steps=lengths.each,
-        lengths=b"" if lengths.each else lengths.column.astype("<u4").tobytes(),
-        durable_positions=table.durable[rows].astype("<u8", copy=False).tobytes(),
-        outputs=wire.tensors(table.model.signature.outputs, outputs),
-    )
-    return pb.StreamResponse(frame=frame, result=message)
-
-
 class _Receiver:
     """Takes the replies to the chunks of one frame and one table; they are under way until then."""
 
@@ -202,9 +183,15 @@ class _Receiver:
 
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
         self._ended(chunks)
-        self._outbox.put(
-            result_frame(self._frame, chunks.table, chunks.handles, chunks.rows, chunks.starts, chunks.lengths, outputs)
+        specs, durable = chunks.table.model.signature.outputs, chunks.table.durable[chunks.rows]
+        answers.put(
+            self._outbox, Results(self._frame, specs, chunks.handles, chunks.starts, durable, chunks.lengths, outputs)
         )
+
+    def repeated(self, chunks: Chunks, entries: Ints) -> None:
+        self._ended(chunks)
+        kept = Kept(counting(len(entries)), entries, chunks.starts, chunks.ends)
+        self._outbox.put_from(answers.repeated(self._frame, chunks.table, chunks.handles, chunks.rows, [kept]))
 
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
         self._ended(chunks)
@@ -222,7 +209,7 @@ class _Receiver:
 class _Single:
     """Takes the reply to a frame with one chunk."""
 
-    __slots__ = ("_account", "_cost", "_frame", "_handle", "_outbox", "_position", "_reply", "_steps")
+    __slots__ = ("_account", "_cost", "_frame", "_handle", "_outbox", "_position", "_reply", "_specs", "_steps")
 
     def __init__(
         self,
@@ -234,6 +221,7 @@ class _Single:
         position: bytes,
         steps: int,
         reply: wire.SingleReply,
+        specs: Sequence[TensorSpec],
     ) -> None:
         self._outbox = outbox
         self._account = account
@@ -244,12 +232,19 @@ class _Single:
         self._position = position
         self._steps = steps
         self._reply = reply
+        self._specs = specs
 
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
         self._account.give(self._cost)
         size = _REPLY_BYTES + sum(map(len, outputs))
         fill = partial(self._reply.fill, self._frame, self._handle, self._position, self._steps, durable, outputs)
         self._outbox.put_later(fill, size)
+
+    def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
+        self._account.give(self._cost)
+        handle, start = np.frombuffer(self._handle, "<u4"), np.frombuffer(self._position, "<u8")
+        column = np.asarray([durable], np.uint64)
+        answers.put(self._outbox, Results(self._frame, self._specs, handle, start, column, lengths, outputs))
 
     def refused(self, error: errors.StatestreamError) -> None:
         self._account.give(self._cost)

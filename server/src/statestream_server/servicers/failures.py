@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from time import monotonic
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
@@ -14,6 +16,7 @@ from grpc_status import rpc_status
 from statestream import errors
 from statestream_server.servicers.caps import Caps
 from statestream_server.servicers.decoding import Unreadable
+from statestream_server.servicers.readers import Readers
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +32,25 @@ class Capped(Protocol):
     caps: Caps
 
 
+class Streaming(Capped, Protocol):
+    """A servicer that writes more than one answer to a call."""
+
+    readers: Readers
+
+
+Streams = TypeVar("Streams", bound=Streaming)
+
+
 async def abort(context: Context, error: Exception) -> NoReturn:
     """Ends the call with an error; one that is no StatestreamError is a fault of the server and is logged."""
     if not isinstance(error, errors.StatestreamError):
         log.exception("unexpected error", exc_info=error)
         error = errors.InternalError("the server failed in a way it did not expect; its log has the details")
-    await context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
+    try:
+        await context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
+    except grpc.aio.InternalError:
+        # The status waited behind what the caller did not read, and the caller left.
+        raise asyncio.CancelledError from error
 
 
 def unary(
@@ -58,22 +74,32 @@ def unary(
 
 
 def server_stream(
-    method: Callable[[Servicer, Request, Context], AsyncIterator[Response]],
-) -> Callable[[Servicer, Request, Context], Awaitable[None]]:
-    """Decorates an async generator: its items are written, it is closed whatever happens, errors become a status."""
+    method: Callable[[Streams, Request, Context], AsyncIterator[Response]],
+) -> Callable[[Streams, Request, Context], Awaitable[None]]:
+    """Decorates an async generator: its items are written, it is closed whatever happens, errors become a status.
+
+    A reader that takes nothing for too long ends it, too.
+    """
 
     @functools.wraps(method)
-    async def handler(self: Servicer, request: Request | Unreadable, context: Context) -> None:
+    async def handler(self: Streams, request: Request | Unreadable, context: Context) -> None:
         if isinstance(request, Unreadable):
             await abort(context, request.error)
         responses = method(self, request, context)
         try:
             self.caps.check(request)
-            async for response in responses:
-                await context.write(response)
+            # By itself: an error that meets the first message on its way would send it once more.
+            await context.send_initial_metadata(())
+            with self.readers.follow() as reading:
+                async for response in responses:
+                    reading.since = monotonic()
+                    await context.write(response)
+                    reading.since = None
         except grpc.aio.AbortError:
             raise
         except Exception as error:
+            # First, because the status waits for the reader behind what it has not read.
+            await responses.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
             await abort(context, error)
         finally:
             await responses.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not

@@ -8,11 +8,14 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
+from statestream_server.models.model import Model
 from statestream_server.server import Server
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context, abort, server_stream, unary
+from statestream_server.servicers.readers import Readers
 from statestream_server.servicers.stream import Stream
 from statestream_server.sessions.accounts import COPIES
+from statestream_server.sessions.intake import too_large
 from statestream_server.sessions.openings import pinned
 
 
@@ -21,6 +24,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
 
     def __init__(self, server: Server, streams: set[Stream]) -> None:
         """Connected streams are kept in `streams`, so that a drain can tell them."""
+        self.readers = Readers(server.settings.reader_timeout)
         self._server = server
         self._streams = streams
         self.caps = server.caps
@@ -36,25 +40,33 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         budget.check()
         inputs = wire.graph_inputs(signature.inputs, request.inputs)
         wanted = _wanted([spec.name for spec in signature.outputs], request.outputs)
+        specs = [signature.outputs[index] for index in wanted]
         batched = all(spec.HasField("batch_axis") for spec in [*signature.inputs, *signature.outputs])
         axes = [spec.batch_axis for spec in signature.inputs] if batched else []
         output_axes = [spec.batch_axis for spec in signature.outputs] if batched else []
-        # An answer is taken to be as large as its inputs: more is known once it is there.
-        with budget.holding((COPIES + 1) * sum(array.nbytes for array in inputs)):
+        rows, came = inputs[0].shape[axes[0]] if axes else 1, sum(array.nbytes for array in inputs)
+        self._check_size(model, wire.known_bytes(specs, rows))
+        # Outputs of free shape are taken to be as large as the inputs: more is known once they are there.
+        with budget.holding(COPIES * came + max(came, wire.known_bytes(signature.outputs, rows))):
             outputs = await self._server.engine.predict(model.graph, inputs, axes, output_axes, model.mark)
-        answer = wire.tensors(signature.outputs, outputs)
-        return pb.PredictResponse(version=model.version, outputs=[answer[index] for index in wanted])
+        chosen = [outputs[index] for index in wanted]
+        self._check_size(model, sum(array.nbytes for array in chosen))
+        response = pb.PredictResponse(version=model.version)
+        wire.write(response.outputs, [spec.name for spec in specs], chosen)
+        return response
 
     async def Stream(self, _unused: object, context: Context) -> None:
         """Serves one stream until its client half-closes or goes away."""
-        stream = Stream(self._server, context)
-        self._streams.add(stream)
         try:
-            await stream.serve()
+            with self.readers.follow() as reading:
+                stream = Stream(self._server, context, reading)
+                self._streams.add(stream)
+                try:
+                    await stream.serve()
+                finally:
+                    self._streams.discard(stream)
         except Exception as error:
             await abort(context, error)
-        finally:
-            self._streams.discard(stream)
 
     @unary
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
@@ -74,13 +86,14 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             acked=request.acked_position,
             request_id=request.request_id,
         )
-        return pb.StepResponse(
+        response = pb.StepResponse(
             position=step.position,
             durable_position=step.durable,
             epoch=step.epoch,
             version=target.table.model.version,
-            outputs=wire.tensors(signature.outputs, step.outputs),
         )
+        wire.write(response.outputs, [spec.name for spec in signature.outputs], step.outputs)
+        return response
 
     @server_stream
     async def Forecast(self, request: pb.ForecastRequest, context: Context) -> AsyncIterator[pb.ForecastResponse]:
@@ -109,13 +122,17 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
                 "a forecast starts from session_id or history; neither came", metadata={"field": "source"}
             )
         names = [feedback.output for feedback in table.model.signature.feedback]
+        outputs_fed = [spec for spec in table.model.signature.outputs if spec.name in names]
+        series = len(history[0]) if source == "history" else 1
+        self._check_size(table.model, series * sum(port.nbytes for port in wire.ports(outputs_fed)))
         offset = 0
         try:
             # What came stays in memory as long as the call does, even where only a row is left of it.
             with budget.holding(held):
                 async for outputs in steps:
-                    named = [wire.tensor(name, array) for name, array in zip(names, outputs, strict=True)]
-                    yield pb.ForecastResponse(offset=offset, outputs=named)
+                    response = pb.ForecastResponse(offset=offset)
+                    wire.write(response.outputs, names, outputs)
+                    yield response
                     offset += 1
         finally:
             await steps.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
@@ -135,6 +152,17 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
                     )
         finally:
             await tokens.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
+
+    def _check_size(self, model: Model, size: int) -> None:
+        """Checks what an answer has, known or measured.
+
+        Raises:
+            AnswerTooLarge: It is more than the server sends.
+        """
+        most = self._server.settings.limits.max_answer_bytes
+        if size > most:
+            remedy = "Ask for fewer rows or outputs at a time, or raise --max-answer-bytes"
+            raise too_large(f"the outputs of model {model.name!r}", size, most, remedy)
 
 
 def _wanted(names: list[str], asked: Sequence[str]) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from time import monotonic
 
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
@@ -14,6 +15,8 @@ from statestream_server.arrays import Array, Positions
 from statestream_server.lag import Turns
 from statestream_server.servicers import wire
 from statestream_server.servicers.failures import Context
+from statestream_server.servicers.readers import Reading
+from statestream_server.sessions.accounts import Account
 from statestream_server.sessions.intake import Refusal
 
 _MOST_ERRORS = 512
@@ -25,39 +28,51 @@ _MOST_BYTES = 8 << 20
 
 
 class Outbox:
-    """The messages of one stream, in order."""
+    """The messages of one stream, in order; what there is more of comes from sources, as the reader takes it."""
 
-    def __init__(self, context: Context, turns: Turns) -> None:
-        """Nothing waits."""
+    def __init__(self, context: Context, reading: Reading, account: Account, turns: Turns) -> None:
+        """Nothing waits; `reading` is told when a write begins and ends, `account` of the bytes that wait."""
+        self.nbytes = 0
+        """Bytes that wait. Those of large answers are views of what the reply window keeps."""
         self._context = context
+        self._reading = reading
+        self._account = account
         self._turns = turns
-        self._messages: deque[tuple[Callable[[], pb.StreamResponse], int]] = deque()
+        self._messages: deque[tuple[Callable[[], pb.StreamResponse] | Iterator[pb.StreamResponse], int]] = deque()
+        self._sources: deque[Iterator[pb.StreamResponse]] = deque()
+        self._alternate = False
         self._more: asyncio.Future[None] | None = None
         self._ended = False
-        self._bytes = 0
         self._room = asyncio.Event()
         self._room.set()
         self._errors: list[tuple[int, Array, Positions, Refusal]] = []
         self._notices: list[RowError] = []
 
     async def write(self) -> None:
-        """Writes messages until `end`."""
-        while True:
-            while self._messages:
-                make, size = self._messages.popleft()
-                await self._context.write(make())
-                self._bytes -= size
-                if not self._room.is_set() and self._bytes <= _MOST_BYTES:
-                    self._room.set()
-            if self._ended:
-                return
-            self._more = asyncio.get_running_loop().create_future()
-            await self._more
+        """Writes messages until `end`. Where it is cancelled, what waits is dropped; gRPC ends the write under way."""
+        write, reading = self._context.write, self._reading
+        try:
+            while True:
+                while (drawn := self._next()) is not None:
+                    message, size = drawn
+                    reading.since = monotonic()
+                    await write(message)
+                    reading.since = None
+                    self._count(-size)
+                if self._ended:
+                    return
+                self._more = asyncio.get_running_loop().create_future()
+                await self._more
+        finally:
+            self._ended = True
+            self._messages.clear()
+            self._sources.clear()
+            self._count(-self.nbytes)
 
     @property
     def is_behind(self) -> bool:
         """Whether the reader is so far behind that its stream is not to be read on; then wait for `room`."""
-        return self._bytes > _MOST_BYTES
+        return self.nbytes > _MOST_BYTES
 
     async def room(self) -> None:
         """Returns when the reader is not far behind."""
@@ -69,11 +84,20 @@ class Outbox:
 
     def put_later(self, make: Callable[[], pb.StreamResponse], size: int) -> None:
         """Sends a message of about so many bytes that is made when its turn has come."""
-        self._bytes += size
-        if self._bytes > _MOST_BYTES:
-            self._room.clear()
+        if self._ended:
+            return  # Nobody writes any more.
+        self._count(size)
         self._messages.append((make, size))
         self._rouse()
+
+    def put_from(self, source: Iterator[pb.StreamResponse]) -> None:
+        """Sends the messages of a source, behind those that wait now; each is drawn when the one before it is written.
+
+        What is sent meanwhile goes between them.
+        """
+        if not self._ended:
+            self._messages.append((source, 0))
+            self._rouse()
 
     def refuse(self, frame: int, handles: Array, starts: Positions, why: Refusal) -> None:
         """Sends why chunks were not applied, from the end of this turn of the loop on, in messages of bounded size.
@@ -118,10 +142,40 @@ class Outbox:
         return pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows))
 
     def end(self) -> None:
-        """Lets `write` return once everything is written."""
+        """Lets `write` return once everything is written; nothing is sent any more."""
         self.settle()
         self._ended = True
         self._rouse()
+
+    def _next(self) -> tuple[pb.StreamResponse, int] | None:
+        """The next message, and what it counted while it waited; None while there is none."""
+        messages, sources = self._messages, self._sources
+        while messages or sources:
+            if sources and (self._alternate or not messages):
+                self._alternate = False
+                message = next(sources[0], None)
+                if message is not None:
+                    return message, 0
+                sources.popleft()
+                continue
+            make, size = messages.popleft()
+            if callable(make):
+                self._alternate = True
+                return make(), size
+            sources.append(make)
+        return None
+
+    def _count(self, nbytes: int) -> None:
+        """Counts bytes that wait from now on, or, below 0, no longer."""
+        self.nbytes += nbytes
+        if nbytes > 0:
+            self._account.take(nbytes)
+            if self.nbytes > _MOST_BYTES:
+                self._room.clear()
+        elif nbytes:
+            self._account.give(-nbytes)
+            if self.nbytes <= _MOST_BYTES and not self._room.is_set():
+                self._room.set()
 
     def _rouse(self) -> None:
         if self._more is not None and not self._more.done():

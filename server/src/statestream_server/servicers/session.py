@@ -65,6 +65,12 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
         """Reads a session out."""
         data, position = await self._server.copies.snapshot(request.model, request.session_id)
+        most = self._server.settings.limits.max_answer_bytes
+        if len(data) > most:
+            raise errors.AnswerTooLarge(
+                f"the snapshot has {len(data):,} bytes; this server sends {most:,} at most: raise --max-answer-bytes",
+                metadata={"size": str(len(data)), "limit": str(most)},
+            )
         return pb.SnapshotSessionResponse(snapshot=data, position=position)
 
     @unary

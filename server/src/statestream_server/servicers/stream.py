@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
@@ -19,12 +20,12 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
-from statestream_server.servicers import wire
+from statestream_server.servicers import answers, wire
 from statestream_server.servicers.apart import Apart
-from statestream_server.servicers.chunk_frames import ChunkFrames, result_frame
+from statestream_server.servicers.chunk_frames import ChunkFrames
 from statestream_server.servicers.decoding import Unreadable
 from statestream_server.servicers.failures import Context
 from statestream_server.servicers.handles import (
@@ -35,6 +36,7 @@ from statestream_server.servicers.handles import (
     unknown_places,
 )
 from statestream_server.servicers.outbox import Outbox
+from statestream_server.servicers.readers import Reading
 from statestream_server.sessions.openings import Opened, Opening, check_ids, check_initial_states
 from statestream_server.sessions.peers import Sleeper
 
@@ -53,17 +55,17 @@ _OVERTAKEN: Final = errors.SessionMoved(
 class Stream:
     """A stream's handles, its reader and its writer."""
 
-    def __init__(self, server: Server, context: Context) -> None:
-        """A stream without sessions."""
+    def __init__(self, server: Server, context: Context, reading: Reading) -> None:
+        """A stream without sessions; `reading` is told how its reader gets on."""
         self.ended = asyncio.Event()
         """Set when the stream is over."""
         self._server = server
         self._context = context
         self._number = server.peers.join(self)
         self._handles = Handles()
-        self._outbox = Outbox(context, server.turns)
         self._account = server.accounts.open()
         """What is under way; the stream is read as long as that is not too much."""
+        self._outbox = Outbox(context, reading, self._account, server.turns)
         self._chunks = ChunkFrames(server, self._handles, self._outbox, self._account, self._wake)
         self._last_frame = 0
         self._flushes: set[asyncio.Task[None]] = set()
@@ -71,6 +73,8 @@ class Stream:
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
+        # By itself: an error that meets the first message on its way would send it once more.
+        await self._context.send_initial_metadata(())
         writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
@@ -91,7 +95,11 @@ class Stream:
             self._outbox.end()
             await writer
         finally:
+            # Whoever ends the call now finds nothing of it that writes.
             writer.cancel()
+            await asyncio.wait([writer])
+            if not writer.cancelled():
+                writer.exception()  # A write failed because the client is gone; reading tells.
             self._apart.cancel()
             for task in self._flushes:
                 task.cancel()
@@ -238,11 +246,17 @@ class Stream:
             mine = whole.table.binding[whole.rows] == whole.bindings
             failures += wire.row_errors(handles[whole.places[~mine]], _OVERTAKEN)
             part = whole.some(mine)
-            self._bind(handles[part.places], part)
-            self._outbox.put(pb.StreamResponse(frame=frame, opened=self._opened(handles[part.places], part, failures)))
+            called = handles[part.places]
+            self._bind(called, part)
+            message = self._opened(called, part, failures)
+            # Nobody but this stream can step them or acknowledge: these are the replies that there were with the claim.
+            rounds = part.table.replies.kept(part.rows) if opening.replies else []
+            if rounds:
+                message.kept = _counts(rounds, len(part.rows))
+            self._outbox.put(pb.StreamResponse(frame=frame, opened=message))
+            if rounds:
+                self._outbox.put_from(answers.repeated(frame, part.table, called, part.rows, rounds))
             failures = []
-            if opening.replies:
-                self._return_replies(frame, handles[part.places], part)
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
 
@@ -295,14 +309,6 @@ class Stream:
             window_bytes=self._server.settings.limits.max_stream_bytes,
             errors=failures,
         )
-
-    def _return_replies(self, frame: int, handles: Array, part: Opened) -> None:
-        for handle, row in zip(handles.tolist(), part.rows.tolist(), strict=True):
-            for reply in part.table.replies.replies(row):
-                one = np.asarray([row])
-                started, called = np.asarray([reply.start], np.uint64), np.asarray([handle], np.uint32)
-                lengths = Lengths(1, reply.steps)
-                self._outbox.put(result_frame(frame, part.table, called, one, started, lengths, reply.outputs))
 
     async def _wake(self, handles: Array) -> None:
         """Brings back the sessions among `handles` that hibernate."""
@@ -394,3 +400,11 @@ class Stream:
 
     def _open_rows(self) -> list[tuple[Table, Ints]]:
         return [(table, np.flatnonzero(table.owner == self._number)) for table in self._handles.tables]
+
+
+def _counts(rounds: Sequence[Kept], count: int) -> bytes:
+    """The column that says how many replies are kept of each of `count` sessions."""
+    counts = np.zeros(count, np.uint32)
+    for kept in rounds:
+        counts[kept.places] += 1
+    return counts.astype("<u4").tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,12 @@ from statestream_server.stores.base import Mode
 
 _MOST_BYTES = 1 << 62
 """What NumPy can count."""
+
+
+class _Tensors(Protocol):
+    """The tensors of a message."""
+
+    def add(self) -> Tensor: ...
 
 
 class Port(NamedTuple):
@@ -191,15 +197,25 @@ def graph_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> list
     return arrays
 
 
-def tensor(name: str, array: Array) -> Tensor:
-    """An array as a tensor."""
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=little.tobytes())
+def write(tensors: _Tensors, names: Iterable[str], arrays: Iterable[Array]) -> None:
+    """Adds arrays to the tensors of a message; in place, because they are copied with every message they are put in."""
+    for name, array in zip(names, arrays, strict=True):
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        tensor = tensors.add()
+        tensor.name, tensor.dtype, tensor.data = name, array.dtype.name, little.tobytes()
+        tensor.shape.extend(array.shape)
 
 
-def tensors(specs: Iterable[TensorSpec], arrays: Iterable[Array]) -> list[Tensor]:
-    """One tensor for every output of the signature."""
-    return [tensor(spec.name, array) for spec, array in zip(specs, arrays, strict=True)]
+def known_bytes(specs: Iterable[TensorSpec], rows: int) -> int:
+    """Bytes of outputs of a run of so many rows, as far as the signature knows: those of free shape not counted."""
+    size = 0
+    for spec in specs:
+        shape = [
+            rows if spec.HasField("batch_axis") and axis == spec.batch_axis else n for axis, n in enumerate(spec.shape)
+        ]
+        if min(shape, default=0) >= 0:
+            size += numpy_dtype(spec.dtype).itemsize * math.prod(shape)
+    return size
 
 
 class SingleReply:

@@ -125,6 +125,9 @@ class Receiver(Protocol):
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
         """Chunks that were applied, and one packed array for every output."""
 
+    def repeated(self, chunks: Chunks, entries: Ints) -> None:
+        """Chunks that had been applied: [n] where their replies are kept, to be taken from there as they are sent."""
+
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
         """Chunks that were not applied."""
 
@@ -143,6 +146,8 @@ class Intake:
         self.crowded: Callable[[Table], None] = lambda table: None
         """Hears that replies kept for sessions that nobody has take the room of a table's replies."""
         self._over: tuple[int, float, Ints] = (0, 0.0, _NOBODY)
+        self._most_answer = min(limits.max_answer_bytes, limits.max_kept_bytes)
+        self._most_steps = limits.max_chunk_steps * limits.max_unacknowledged_chunks
         self._clock = clock
 
     def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
@@ -162,8 +167,12 @@ class Intake:
             fresh = chunks.starts == queued
             self._answer_old(chunks.take(np.flatnonzero(~fresh)), receiver)
             chunks = chunks.take(np.flatnonzero(fresh))
+        if table.output_bytes * chunks.lengths.total > self._most_answer:
+            chunks = self._within_stream(self._within_answer(chunks, receiver), receiver)
         if not settled:
             chunks = self._within_window(chunks, receiver)
+            if table.output_bytes * self._most_steps > self._limits.max_kept_bytes:
+                chunks = self._within_kept(chunks, receiver)
         if table.replies.nbytes > self._limits.max_replies_bytes:
             chunks = self._within_share(chunks, receiver)
         if len(chunks.rows):
@@ -232,6 +241,51 @@ class Intake:
             self._over = id(table), self._clock() + _LOOK_SECONDS, over
         return self._over[2]
 
+    def _within_answer(self, chunks: Chunks, receiver: Receiver) -> Chunks:
+        """The chunks whose outputs are not too large to be kept and sent; the others are refused."""
+        sizes, most = chunks.lengths.column * chunks.table.output_bytes, self._most_answer
+        large = sizes > most
+        if some(large):
+            limit = "--max-answer-bytes" if most == self._limits.max_answer_bytes else "--max-kept-bytes"
+            error = too_large(
+                f"the outputs of a chunk of model {chunks.table.model.name!r}",
+                int(sizes.max()),
+                most,
+                f"Send fewer steps at a time, or raise {limit}",
+            )
+            chunks = _refuse(chunks, large, receiver, error)
+        return chunks
+
+    def _within_stream(self, chunks: Chunks, receiver: Receiver) -> Chunks:
+        """As many chunks of a frame, from its first one on, as come to outputs that a stream may have under way."""
+        most = self._limits.max_stream_bytes
+        beyond = np.cumsum(chunks.lengths.column) * chunks.table.output_bytes > max(most, self._most_answer)
+        if some(beyond):
+            error = errors.Overloaded(
+                f"the outputs of the chunks of one frame have more than {most:,} bytes, which a stream may have under"
+                " way; send fewer chunks in a frame",
+                retry_after=_RETRY_SECONDS,
+            )
+            chunks = _refuse(chunks, beyond, receiver, error)
+        return chunks
+
+    def _within_kept(self, chunks: Chunks, receiver: Receiver) -> Chunks:
+        """The chunks of sessions whose replies have room beside what is kept of them; the others are refused."""
+        table, rows, most = chunks.table, chunks.rows, self._limits.max_kept_bytes
+        # More than there is, where the caller acknowledged nothing here of what the session had before.
+        full = (chunks.ends - table.acked[rows]) * np.uint64(table.output_bytes) > most
+        if some(full):
+            ahead = (chunks.ends - table.position[rows]).astype(np.int64)
+            full &= (ahead + table.replies.steps(rows)) * table.output_bytes > most
+        if some(full):
+            error = errors.WindowFull(
+                f"the replies of the session that are not acknowledged, with this one, have more than {most:,} bytes;"
+                " acknowledge replies before sending more, or raise --max-kept-bytes",
+                retry_after=_RETRY_SECONDS,
+            )
+            chunks = _refuse(chunks, full, receiver, error)
+        return chunks
+
     def _submit(self, chunks: Chunks, receiver: Receiver) -> None:
         table, rows = chunks.table, chunks.rows
         table.queued[rows] = chunks.ends
@@ -248,7 +302,7 @@ class Intake:
             came = chunks.take(known)
             same = known[(steps == came.lengths.column) & (kept == digests.of_chunks(came.lengths, came.inputs))]
         if len(same):
-            self._answer(chunks.take(same), table.replies.outputs(entries[same])[1], receiver)
+            self._repeat(chunks.bare(same), entries[same], receiver)
         rest = np.setdiff1d(counting(len(chunks.rows)), same)
         if len(rest):
             receiver.refused(chunks.bare(rest), _complaints(chunks, rest, kept=entries[rest] != NONE))
@@ -275,6 +329,20 @@ class Intake:
         if self._saver.lets_go(table, rows):
             receiver.results(chunks, outputs)
             return
+        self._release(
+            chunks, receiver, lambda still: receiver.results(chunks.bare(still), chunks.lengths.pack(outputs, still))
+        )
+
+    def _repeat(self, chunks: Chunks, entries: Ints, receiver: Receiver) -> None:
+        """Lets replies that are kept leave again, now or when they may."""
+        if self._saver.lets_go(chunks.table, chunks.rows):
+            receiver.repeated(chunks, entries)
+            return
+        self._release(chunks, receiver, lambda still: receiver.repeated(chunks.bare(still), entries[still]))
+
+    def _release(self, chunks: Chunks, receiver: Receiver, deliver: Callable[[Ints], None]) -> None:
+        """Delivers the replies at some places once they may leave, as far as their sessions are still the caller's."""
+        table, rows = chunks.table, chunks.rows
         claims = table.claims(rows)
 
         def answer(places: Ints, error: errors.StatestreamError | None) -> None:
@@ -284,7 +352,7 @@ class Intake:
             if len(still) and error is not None:
                 receiver.refused(chunks.bare(still), error)
             elif len(still):
-                receiver.results(chunks.bare(still), chunks.lengths.pack(outputs, still))
+                deliver(still)
             if len(left):
                 _tell_overtaken(chunks.bare(left), (claims[0][left], claims[1][left]), receiver)
 
@@ -308,6 +376,14 @@ class Intake:
             )
 
         receiver.refused(chunks.bare(places), gap)
+
+
+def too_large(what: str, size: int, most: int, remedy: str) -> errors.AnswerTooLarge:
+    """What is said of an answer that is not made, or not sent."""
+    return errors.AnswerTooLarge(
+        f"{what} have {size:,} bytes; this server's limit is {most:,}. Nothing was applied. {remedy}",
+        metadata={"size": str(size), "limit": str(most)},
+    )
 
 
 class _Commit:

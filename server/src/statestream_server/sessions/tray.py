@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import add
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
 from statestream import errors
-from statestream_server.arrays import Array, counting, same
+from statestream_server.arrays import Array, Ints, counting, same
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.sessions.intake import Chunks, Intake, Refusal, error_at
+
+LARGE: Final = 1 << 20
+"""Where one of the chunks has outputs of more bytes than that, they are not copied as bytes before they are sent."""
 
 
 class Sender(Protocol):
@@ -25,6 +28,9 @@ class Sender(Protocol):
 
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
         """The chunk was applied: the durable position, and the bytes [steps, ...one step] of every output."""
+
+    def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
+        """The same of a chunk with large outputs, as views of arrays that nobody changes."""
 
     def refused(self, error: errors.StatestreamError) -> None:
         """The chunk was not applied."""
@@ -118,6 +124,9 @@ class _Turn:
 
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
         offset, lengths = 0, chunks.lengths
+        if chunks.table.output_bytes * (lengths.each or int(lengths.column.max())) > LARGE:
+            self._large(chunks, lengths, outputs)
+            return
         durable = chunks.table.durable[chunks.rows].tolist()
         columns = zip(chunks.handles.tolist(), lengths.tolist(), durable, strict=True)
         # Cutting bytes costs a tenth of what cutting arrays costs.
@@ -127,6 +136,16 @@ class _Turn:
             cut = [whole[offset * width : end * width] for whole, width in data]
             self._senders[place].result(position, cut)
             offset = end
+
+    def repeated(self, chunks: Chunks, entries: Ints) -> None:
+        self._large(chunks, *chunks.table.replies.outputs(entries))
+
+    def _large(self, chunks: Chunks, lengths: Lengths, outputs: Sequence[Array]) -> None:
+        """Copies nothing: what is written when its turn comes need not be bytes now."""
+        durable = chunks.table.durable[chunks.rows].tolist()
+        for place, (sender, position) in enumerate(zip(chunks.handles.tolist(), durable, strict=True)):
+            one = np.asarray([place])
+            self._senders[sender].large(position, lengths.take(one), lengths.pack(outputs, one))
 
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
         for place, sender in enumerate(chunks.handles.tolist()):

@@ -197,6 +197,10 @@ class _Answer:
         if not self.outputs.done():
             self.outputs.set_result(outputs)
 
+    def repeated(self, chunks: Chunks, entries: Ints) -> None:
+        if not self.outputs.done():
+            self.outputs.set_result(chunks.table.replies.views(int(entries[0]))[1])
+
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
         if not self.outputs.done():
             self.outputs.set_exception(error_at(refusal, 0))
