@@ -14,6 +14,7 @@ from statestream.base import PoolStep
 from statestream.calls import PoolError
 from statestream.errors import (
     AlreadyApplied,
+    AlreadyOpen,
     BadFrame,
     BadTensor,
     Closed,
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyApplied",
+    "AlreadyOpen",
     "BadFrame",
     "BadTensor",
     "Client",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
@@ -53,6 +54,7 @@ class Link:
         self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
         self._online = asyncio.Event()
@@ -99,6 +101,14 @@ class Link:
         self.check()
         operation()
         self._bell.ring()
+
+    def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
+        """Calls a function that has the core do something, on the loop; as a caller's last word, from any thread."""
+        if at_once and threading.get_ident() == self._thread:
+            operation()
+            return
+        with contextlib.suppress(RuntimeError):  # Without a loop the client is over, and its sessions with it.
+            self._loop.call_soon_threadsafe(operation)
 
     def begin(
         self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None

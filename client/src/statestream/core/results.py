@@ -242,7 +242,7 @@ class Results:
             self._take_out(block, row)
             block.kill(row)
             block.sink.fail(row, error)
-            chunks.fail(handle, error)
+            chunks.fail(handle, error, heard=not discard)
         else:
             chunks.held_since.pop(handle, None)
             self._take_out(block, row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,8 @@ class Returned:
         self.frames: dict[int, list[Expected]] = {}
         """Who waits for replies that came in answer to a frame."""
         self._marks: dict[int, Expected] = {}
+        self.on_open: Callable[[Ints], None] = lambda _: None
+        """Hears of sessions that are open for their callers."""
 
     def __len__(self) -> int:
         return len(self.unmarked) + len(self._marks)
@@ -83,6 +86,7 @@ class Returned:
                 table.untaken[handle] = replies[0][0]
                 expected.ticket.replies[row] = replies
         expected.ticket.count(expected.rows)
+        self.on_open(expected.opening.handles)
         return True
 
     def lost(self) -> list[Opening]:

@@ -21,6 +21,7 @@ from statestream.core.opening import Opening
 from statestream.core.opens import Opens
 from statestream.core.resets import Resets
 from statestream.core.results import Results
+from statestream.core.sharing import Sharing
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import ControlTicket, Lane, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
 from statestream.errors import Draining, NotOwner, StatestreamError, from_status
@@ -65,7 +66,11 @@ class StreamCore:
         self.chunks = Chunks(self.table, self.buffer)
         self.chunks.lose_when_full = lose_when_full
         self.opens = Opens(self.table, self.chunks, writer, incarnation, retry_seconds)
-        self.controls = Controls(self.table, self.chunks)
+        self.sharing = Sharing(self.table, self.opens)
+        self.opens.on_open = self.opens.returned.on_open = self.sharing.opened
+        self.opens.on_refused = self.sharing.refused
+        self.controls = Controls(self.table, self.chunks, retry_seconds)
+        self.controls.on_gone = self.sharing.settled
         self.resets = Resets(self.table, self.buffer, self.chunks, self.opens, self.controls)
         self.closings = Closings(self.table)
         self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen, retry_seconds)
@@ -89,16 +94,21 @@ class StreamCore:
         *,
         replies: bool = False,
         upgrade: bool = False,
+        anew: bool = False,
     ) -> OpenTicket:
-        """Opens sessions; the ticket's handles stand for them from now on.
+        """Opens sessions, or joins those that are open; the ticket's handles stand for them once it is done.
 
         With `replies` it has those that were kept; with `upgrade` sessions of other versions move to the group's.
+        With `anew` the server has just made them anew: what is open here under their ids is over.
+
+        Raises:
+            AlreadyOpen: One is open here and was asked for in a way that would change it; none was opened.
         """
-        handles = self.table.allocate(group, ids)
-        ticket = OpenTicket(handles)
-        self.opens.open(handles, mode, ticket, initial or {}, replies=replies, upgrade=upgrade)
+        ticket = self.sharing.open(group, ids, mode, initial or {}, replies=replies, upgrade=upgrade, anew=anew)
         if not len(ids):
             ticket.finish()
+        if self.sharing.forsaken:
+            self._forsake()
         return ticket
 
     def reset(self, handles: Ints) -> OpenTicket:
@@ -123,8 +133,15 @@ class StreamCore:
             submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stops waiting. A chunk that is framed or has others behind it, and a reset that has begun, happen anyway."""
+        """Stops waiting. A chunk that is framed or has others behind it, and a reset that has begun, happen anyway.
+
+        Sessions that were asked for, open by now or not, are let go.
+        """
         ticket.waiter = None
+        if isinstance(ticket, OpenTicket):
+            handles = self.sharing.drop(ticket)
+            if handles.size:
+                self.close(handles, delete=False)
         if self.resets.queue:
             self.resets.cancel(ticket.parts if isinstance(ticket, PartsTicket) else [ticket])
         if isinstance(ticket, PartsTicket):
@@ -157,7 +174,8 @@ class StreamCore:
     def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
         """Lets sessions go, or deletes them; their handles are free when the ticket is done.
 
-        It follows what was submitted before. What is submitted for them from now on fails with Closed.
+        A session that other callers have goes on for them, unless it is deleted. It follows what was submitted before.
+        What is submitted for them from now on fails with Closed.
         """
         return self._control(Kind.DELETE if delete else Kind.DETACH, handles)
 
@@ -231,13 +249,13 @@ class StreamCore:
         elif kind == "closed":
             self._answers += 1
             if not returned.marked(frame):
-                self.controls.closed(frame, response.closed)
+                self.controls.closed(frame, response.closed, now)
         elif kind == "durable":
             handles = read_handles(response.durable.handles)
             self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
             if frame:
                 self._answers += 1
-                self.controls.flushed(frame, response.durable)
+                self.controls.flushed(frame, response.durable, now)
         elif kind == "refused":
             self._refused(frame, from_status(response.refused.status), now)
         elif kind == "notice":
@@ -245,6 +263,8 @@ class StreamCore:
                 self._left(row_error.handle, from_status(row_error.status), now)
         elif kind == "go_away":
             self.going_away = True
+        if self.sharing.forsaken:
+            self._forsake()
 
     @property
     def drained(self) -> bool:
@@ -296,18 +316,17 @@ class StreamCore:
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
-        if not (self.chunks.holds or self.opens.waiting or self.chunks.backlog):
+        if not (self.chunks.holds or self.opens.waiting or self.chunks.backlog or self.controls.waiting):
             return None
         times = [*self.chunks.holds.values()]
-        opening = self.opens.due()
-        if opening is not None:
-            times.append(opening)
+        times += [due for due in (self.opens.due(), self.controls.due()) if due is not None]
         if self.chunks.backlog:
             times.append(self._flushed_at + FLUSH_EVERY)
         return min(times, default=None)
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
+        self.sharing.give_up(error)
         self.opens.give_up(error)
         self.results.give_up(error)
         while self.chunks.backlog:
@@ -334,7 +353,7 @@ class StreamCore:
             self._flushed_at = now
             controls.flush_for_room()
         if controls.waiting:
-            for batch in controls.ready():
+            for batch in controls.ready(now):
                 outbox.append(self._control_frame(batch))
         if self.results.acks_due:
             self._acknowledge()
@@ -370,6 +389,12 @@ class StreamCore:
         self._frame += 1
         return self._frame
 
+    def _forsake(self) -> None:
+        forsaken, self.sharing.forsaken = np.unique(np.array(self.sharing.forsaken, np.int64)), []
+        live = (self.table.state[forsaken] >= State.OPEN) & (self.table.state[forsaken] <= State.LOST)
+        alone = (self.table.holders[forsaken] == 0) & (self.table.closing[forsaken] == 0)
+        self.close(forsaken[live & alone], delete=False)
+
     def _durability(self, mode: DurabilityMode) -> None:
         self.durability = mode
         self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE
@@ -381,7 +406,7 @@ class StreamCore:
             or self.opens.refuse_frame(frame, error, now)
             or self.opens.returned.marked(frame)
         ):
-            self.controls.refuse_frame(frame, error)
+            self.controls.refuse_frame(frame, error, now)
 
     def _left(self, handle: int, error: StatestreamError, now: float) -> None:
         table = self.table

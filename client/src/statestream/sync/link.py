@@ -101,6 +101,10 @@ class Link:
             raise forks.closed(forked=self.copied)
         self._operations.put(operation)
 
+    def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
+        """Calls a function that has the core do something; as a caller's last word, from any thread."""
+        operation()
+
     def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
         """Submits steps, of a stream unless the step before them failed; what comes back tells when they are done."""
         ticket.waiter = done = Done()
@@ -117,26 +121,24 @@ class Link:
 
     def perform(self, make: Callable[[], K]) -> K:
         """Has the core make a ticket, and waits until it is done."""
-        return self.answer(self.ask(make))
-
-    def ask(self, make: Callable[[], K]) -> Asked[K]:
-        """Has the core make a ticket; `answer` waits for it."""
         asked = Asked(make)
-        self.do(asked.begin)
-        return asked
+        # Ctrl-C may come between any two of these lines; what was asked for is known by then.
+        try:
+            self.do(asked.begin)
+            return self.answer(asked)
+        except BaseException:
+            self.drop(asked)
+            raise
 
     def answer(self, asked: Asked[K]) -> K:
-        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it.
-
-        Ctrl-C stops the waiting, and the operation if it has not begun and can be dropped.
-        """
-        try:
-            self._await(asked.done)
-        except BaseException:
-            if not self._closed:
-                self.do(partial(asked.forget, self.core.cancel))
-            raise
+        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it."""
+        self._await(asked.done)
         return asked.ticket()
+
+    def drop(self, asked: Asked[K]) -> None:
+        """Stops caring for what was asked for, if it was; it is dropped where it has not begun and can be."""
+        if not self._closed:
+            self.do(partial(asked.forget, self.core.cancel))
 
     def forget(self, ticket: Ticket) -> None:
         """Stops caring for an operation."""
