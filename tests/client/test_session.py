@@ -102,7 +102,9 @@ async def test_a_session_stays_with_its_version_until_it_is_moved(connect: Conne
     await twin.call(old.close)
     with pytest.raises(errors.ModelChanged):
         await twin.call(client.session, "sum", "a", version=2)
-    assert (await twin.call(client.session, "sum", "a")).version == 1
+    known = await twin.call(client.session, "sum", "a")
+    assert known.version == 1
+    await twin.call(known.close)
     moved = await twin.call(client.session, "sum", "a", upgrade=2)
     assert (moved.version, moved.position, moved.created) == (2, 1, False)
     await asyncio.to_thread(fake.restart)

@@ -31,7 +31,7 @@ class Idle:
     def do(self, operation: Callable[[], object]) -> None:
         """Drops it."""
 
-    def soon(self, operation: Callable[[], object]) -> None:
+    def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
         """Drops it."""
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from statestream import errors
+import statestream
+from statestream import aio, errors
 from statestream.core import Group, OpenTicket, StreamCore
 from statestream.v1 import inference_pb2 as pb
 from tests.client.fake_server import Fake
@@ -110,7 +112,7 @@ def test_an_open_behind_a_close_waits_for_it(wire: Wire, delete: bool) -> None:
 def test_what_would_change_an_open_session_is_refused_before_anything_is_opened(wire: Wire) -> None:
     wire.open("a")
     group, values = Group(MODEL, 0, False), {"h": np.ones((2, FEATURES), np.float32)}
-    asked = [
+    asked: list[Callable[[], OpenTicket]] = [
         lambda: ask(wire, "a", mode=pb.OPEN_MODE_REPLACE),
         lambda: ask(wire, "b", "a", version=2),
         lambda: wire.core.open(group, ["a", "b"], EITHER, values),
@@ -275,24 +277,25 @@ async def test_rows_of_pools_count_and_shards_agree(connect: Connect, twin: Twin
     assert ids[5] not in fake.world.rows
 
 
-async def test_a_session_that_nobody_has_any_more_is_anybodys(connect: Connect, twin: Twin, fake: Fake) -> None:
-    client = await connect()
+def test_a_session_that_nobody_has_any_more_is_anybodys(fake: Fake) -> None:
+    with statestream.connect(fake.address) as client:
+        client.session("sum").step(ones())
+        client.session("sum", "a").step(ones())
+        assert client.session("sum", "a").step(ones())[0] == 2
+        # This waits for a close, and so for what was let go before.
+        replaced = client.session("sum", "a", mode="replace")
+        assert (replaced.position, replaced.created) == (0, True)
+        assert list(fake.world.rows) == ["a"]
 
-    async def use(name: str | None) -> str:
-        session = await twin.call(client.session, "sum", name)
-        await twin.call(session.step, ones())
-        return str(session.id)
 
-    ephemeral = await use(None)
-    await use("a")
-    joined = await twin.call(client.session, "sum", "a")
-    assert (joined.position, joined.created) == (1, False)
-    del joined
-    # This waits for a close, and so for what was let go before.
-    replaced = await twin.call(client.session, "sum", "a", mode="replace")
-    assert (replaced.position, replaced.created) == (0, True)
-    assert list(fake.world.rows) == ["a"]
-    assert ephemeral != "a"
+async def test_a_session_that_no_task_has_any_more_is_anybodys(fake: Fake) -> None:
+    async with aio.connect(fake.address) as client:
+        await (await client.session("sum")).step(ones())
+        await (await client.session("sum", "a")).step(ones())
+        assert (await (await client.session("sum", "a")).step(ones()))[0] == 2
+        replaced = await client.session("sum", "a", mode="replace")
+        assert (replaced.position, replaced.created) == (0, True)
+        assert list(fake.world.rows) == ["a"]
 
 
 async def test_a_restored_session_takes_the_place_of_the_open_one(connect: Connect, twin: Twin) -> None:

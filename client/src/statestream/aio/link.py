@@ -19,7 +19,7 @@ from statestream.backoff import MOST, Backoff, tell
 from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
-from statestream.patience import Patience, is_fault
+from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.unary import UnaryCall
@@ -61,6 +61,7 @@ class Link:
         self._bell = Bell(self._loop)
         self.stream = 0
         self._renewing = False
+        self._silent = False
         self._over = asyncio.Event()
         self._closed = False
         self.copied = False
@@ -107,8 +108,10 @@ class Link:
         if at_once and threading.get_ident() == self._thread:
             operation()
             return
-        with contextlib.suppress(RuntimeError):  # Without a loop the client is over, and its sessions with it.
-            self._loop.call_soon_threadsafe(operation)
+        # Without a loop the client is over, and its sessions with it; a forked process has the loop of another one.
+        with contextlib.suppress(RuntimeError):
+            if not self.copied:
+                self._loop.call_soon_threadsafe(operation)
 
     def begin(
         self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None
@@ -303,12 +306,13 @@ class Link:
         moved, seen = False, core.progress
         over = self._over = asyncio.Event()
         self.stream += 1
-        self._renewing = False
-        core.connected(self.info.limits, self.info.durability)
+        self._renewing = self._silent = False
+        core.connected(self.info.limits, self.info.durability, time.monotonic())
         call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
         said: list[grpc.aio.AioRpcError] = []
         call.add_done_callback(lambda call: said.append(status_of(call)))
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
+        watcher = asyncio.create_task(self._watch(call), name="statestream-watcher")
         self._online.set()
         try:
             while True:
@@ -328,10 +332,18 @@ class Link:
                     self._bell.ring()
         except grpc.RpcError as error:
             self._cause = read_rpc_error(said[0] if said else error, self._where)
+        except asyncio.CancelledError:
+            # gRPC tells whoever reads of a call that was cancelled the way a task is told that is cancelled.
+            task = asyncio.current_task()
+            if not self._silent or (task is not None and task.cancelling()):
+                raise
         finally:
             self._online.clear()
             call.cancel()
+            watcher.cancel()
             writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
             self._ended(moved=moved or self._renewing)
@@ -379,6 +391,15 @@ class Link:
         except Exception:
             call.cancel()  # Else its reader would wait for ever; it finds the fault here.
             raise
+
+    async def _watch(self, call: Any) -> None:
+        """Tells callers whom the server does not answer, and ends a stream on which nothing comes any more."""
+        while True:
+            await asyncio.sleep(look_after(self.settings.retry_timeout))
+            if self.core.check(time.monotonic()):
+                self._silent, self._cause = True, silence(self._where, self.settings.retry_timeout)
+                call.cancel()
+            self._bell.ring()
 
     async def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Waits for some time without a server, and gives callers up who waited too long."""

@@ -39,6 +39,7 @@ class Block:
         dead: [N] the chunks that were given up and must not be replayed, or None for none.
         frame: The frame that carries it, 0 while it is not sent on this stream.
         fresh: Of single steps, how many sessions had nothing else in flight when it left.
+        weight: Its bytes, as far as they count against those in flight.
         durable_at: When it was found to be durable.
     """
 
@@ -60,6 +61,7 @@ class Block:
         "sink",
         "starts",
         "waiting",
+        "weight",
     )
 
     def __init__(
@@ -81,6 +83,7 @@ class Block:
         self.dead: Mask | None = None
         self.frame = 0
         self.fresh = 0
+        self.weight = 0
         self.durable_at = 0.0
         self.handle_bytes = b""
         self.position_bytes = b""
@@ -172,6 +175,10 @@ class Block:
         if self.dead is None:
             self.dead = np.zeros(len(self), np.bool_)
         self.dead[row] = True
+
+    def is_given_up(self) -> bool:
+        """Whether all replies that are still to come are of chunks that were given up."""
+        return self.dead is not None and not (self.still_waiting() & ~self.dead).any()
 
     def find(self, handles: Ints, positions: Ints, scratch: Ints) -> Ints:
         """The rows of waiting chunks, -1 where there is none; `scratch` is indexed by handle."""

@@ -232,6 +232,7 @@ class Chunks:
 
     def _depart(self, block: Block, ready: list[Block]) -> None:
         block.depart(self._table)
+        block.weight = block.nbytes
         self.bytes_in_flight += block.nbytes
         self.sessions_in_flight += block.fresh
         self.singles.departed(block)
@@ -334,11 +335,19 @@ class Chunks:
         self.holds.pop(handle, None)
         self.held_since.pop(handle, None)
 
+    def disregard(self) -> None:
+        """Lets those in flight that were given up hold back no others: their replies may never come."""
+        for block in self.in_flight.values():
+            if block.weight and block.is_given_up():
+                self.bytes_in_flight -= block.weight
+                self.sessions_in_flight -= block.fresh
+                block.weight = block.fresh = 0
+
     def lost(self) -> None:
         """The stream is gone: what was in flight is unsent again."""
         unsent: list[Block] = []
         for block in self.in_flight.values():
-            block.frame = block.fresh = 0
+            block.frame = block.fresh = block.weight = 0
             if isinstance(block.sink, Discard):
                 continue
             if block.dead is not None:

@@ -213,9 +213,11 @@ class Controls:
 
     def overdue(self, control: Control, error: StatestreamError) -> None:
         """Fails an operation that the server does not answer; it may happen all the same."""
-        for batch in self.in_flight.values():
+        for frame, batch in [*self.in_flight.items()]:
             if control in batch:
                 batch.remove(control)
+                if not batch:
+                    del self.in_flight[frame]
         self._abort([control], error)
 
     def give_up(self, error: StatestreamError) -> None:

@@ -298,12 +298,20 @@ class Opens:
         good = ~(short | ahead)
         self._reopened.append((handles[good], positions[good]))
 
+    def go_on(self) -> None:
+        """Has sessions that are bound again go on, whatever becomes of the others."""
+        if self._reopened:
+            self._replay_now()
+
     def _replay(self) -> None:
         # One pass over the buffer for all sessions of a reconnect, not one for every frame of it.
         if not self._reopened or any(opening.ticket is None for opening in self.in_flight.values()):
             return
         if any(opening.ticket is None and not opening.not_before for opening in self.waiting):
             return
+        self._replay_now()
+
+    def _replay_now(self) -> None:
         handles = np.concatenate([handles for handles, _ in self._reopened])
         positions = np.concatenate([positions for _, positions in self._reopened])
         self._reopened.clear()

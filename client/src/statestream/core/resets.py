@@ -96,6 +96,13 @@ class Resets:
         if beginning:
             self._begin(beginning)
 
+    def overdue(self, reset: Reset, error: StatestreamError) -> None:
+        """Fails a reset whose turn does not come, and with it what is submitted behind it."""
+        self.queue.remove(reset)
+        for handle in reset.handles.tolist():
+            self._chunks.fail(handle, again(error), heard=True)
+        _refuse(reset, np.arange(len(reset.handles)), error)
+
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything that waits here."""
         queue = self.queue

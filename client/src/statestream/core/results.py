@@ -190,9 +190,9 @@ class Results:
             block.frame = 0
             # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
             block.sink = DISCARD
-            self._chunks.bytes_in_flight -= block.nbytes
+            self._chunks.bytes_in_flight -= block.weight
             self._chunks.sessions_in_flight -= block.fresh
-            block.fresh = 0
+            block.fresh = block.weight = 0
 
     def _ghost(self, block: Block, row: int) -> None:
         """The reply to a chunk that was given up: only the count of what is still to come changes."""

@@ -89,9 +89,13 @@ class Returned:
         self.on_open(expected.opening.handles)
         return True
 
+    def expected(self) -> list[Expected]:
+        """Who waits for replies."""
+        return [*self.unmarked, *self._marks.values()]
+
     def lost(self) -> list[Opening]:
         """The stream is gone: what has to be asked for again."""
-        openings = [expected.opening for expected in [*self.unmarked, *self._marks.values()]]
+        openings = [expected.opening for expected in self.expected()]
         for opening in openings:
             if opening.mode == OPEN_MODE_CREATE:
                 opening.mode = OPEN_MODE_EITHER
@@ -100,7 +104,7 @@ class Returned:
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails all who wait for replies."""
-        for expected in [*self.unmarked, *self._marks.values()]:
+        for expected in self.expected():
             for row in expected.rows.tolist():
                 expected.ticket.refuse(row, again(error))
             self._table.release(expected.opening.handles)

@@ -19,12 +19,13 @@ from statestream.core.controls import Control, Controls, Kind, acknowledge
 from statestream.core.feeds import left_out
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
+from statestream.core.overdue import Overdue
 from statestream.core.resets import Resets
 from statestream.core.results import Results
 from statestream.core.sharing import Sharing
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import ControlTicket, Lane, OpenTicket, PartsTicket, PoolTicket, StepTicket, Ticket, again
-from statestream.errors import Draining, NotOwner, StatestreamError, from_status
+from statestream.errors import Draining, NotOwner, ServerUnavailable, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
     DurabilityMode,
@@ -73,6 +74,10 @@ class StreamCore:
         self.controls.on_gone = self.sharing.settled
         self.resets = Resets(self.table, self.buffer, self.chunks, self.opens, self.controls)
         self.closings = Closings(self.table)
+        self.overdue = Overdue(self.table, self.chunks, self.opens, self.sharing, self.resets, self.controls)
+        self.retry_seconds = retry_seconds
+        self.received_at = float("-inf")
+        """When the last answer came, or the stream."""
         self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
@@ -181,10 +186,11 @@ class StreamCore:
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
 
-    def connected(self, limits: Limits, durability: DurabilityMode) -> None:
+    def connected(self, limits: Limits, durability: DurabilityMode, now: float = 0.0) -> None:
         """A new stream is there; every session is opened again before its chunks go on."""
         self.online = True
         self.going_away = False
+        self.received_at = now
         chunks = self.chunks
         chunks.max_steps = limits.max_chunk_steps or 256
         chunks.window = limits.max_unacknowledged_chunks or 64
@@ -233,6 +239,7 @@ class StreamCore:
 
     def receive(self, response: StreamResponse, now: float) -> None:
         """Takes an answer; tickets that it completes are notified from in here."""
+        self.received_at = now
         kind = response.WhichOneof("response")
         frame = response.frame
         returned = self.opens.returned
@@ -298,10 +305,10 @@ class StreamCore:
         """Whether a caller waits for something that needs the server."""
         chunks = self.chunks
         return bool(
-            chunks.in_flight
-            or chunks.unsent
+            chunks.unsent
             or chunks.backlog
             or chunks.singles.lanes
+            or any(not block.is_given_up() for block in chunks.in_flight.values())
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned
@@ -323,6 +330,62 @@ class StreamCore:
         if self.chunks.backlog:
             times.append(self._flushed_at + FLUSH_EVERY)
         return min(times, default=None)
+
+    def check(self, now: float) -> bool:
+        """Tells callers whose operations the server has not answered for `retry_seconds`, though the stream stands.
+
+        To be called every few seconds.
+
+        Returns:
+            Whether the stream is of no use any more: callers waited, and nothing at all came.
+        """
+        self.opens.go_on()
+        found = self.overdue.find(now, self.retry_seconds)
+        for handle in found.sessions.tolist():
+            position, session_id = int(self.table.answered[handle]), self.table.ids[handle]
+            self.chunks.fail(
+                handle,
+                self._unanswered(
+                    f"a step of session {session_id!r}",
+                    f"Steps from position {position} on may or may not have been applied; open the session again and "
+                    "compare its position.",
+                ),
+            )
+        if found.sessions.size:
+            self.chunks.disregard()
+        for ticket in found.opens:
+            self._expire(ticket)
+        for control in found.controls:
+            what = "flush" if control.kind is Kind.FLUSH else "close"
+            self.controls.overdue(control, self._unanswered(f"a {what}", "It may be done all the same."))
+        for reset in found.resets:
+            self.resets.overdue(reset, self._unanswered("steps before a reset", "Open the session again."))
+        if found.backlog:
+            error = self._unanswered(
+                "the flush that makes room in the replay buffer",
+                f"The inputs of {self.buffer.bytes:,} bytes are kept until they are durable; a larger "
+                "`replay_buffer_bytes` keeps more. The step was not sent.",
+            )
+            while self.chunks.backlog:
+                self.chunks.backlog.popleft().finish(error=again(error))
+        return found.any and now - self.received_at > self.retry_seconds
+
+    def _expire(self, ticket: OpenTicket) -> None:
+        """Tells who waits for an open that it does not come; what comes of it all the same is let go."""
+        resetting = ticket.dropped
+        first = self.table.ids[ticket.handles.item(int(np.flatnonzero(~ticket.settled)[0]))]
+        error = self._unanswered(f"the open of session {first!r}", "It may be done.")
+        for handle in ticket.handles[~ticket.settled].tolist() if resetting else ():
+            self.chunks.fail(handle, again(error), heard=True)
+        ticket.finish(error=error)
+        if not resetting:
+            self.cancel(ticket)
+
+    def _unanswered(self, what: str, then: str) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"the server did not answer {what} for {self.retry_seconds:g} s (`retry_timeout`), though the connection "
+            f"stands. {then}"
+        )
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
