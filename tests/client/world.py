@@ -328,8 +328,10 @@ class Stream:
         for handle, position in zip(
             handles.tolist(), read_positions(frame.acked_positions, len(handles)).tolist(), strict=True
         ):
-            if handle in self.bound:
-                self._ack(self.bound[handle][0], position)
+            session_id, epoch = self.bound.get(handle, ("", 0))
+            row = self.world.rows.get(session_id)
+            if row is not None and row.epoch == epoch:
+                self._ack(session_id, position)
 
 
 def _result(world: World, done: list[tuple[int, int, Reply, str]], refused: list[RowError]) -> pb.ResultFrame:

@@ -45,6 +45,7 @@ class Closings:
         if not errors:
             return None
         ticket = OpenTicket(handles)
+        ticket.dropped = True  # Its sessions stay whosever they are.
         for row in range(len(handles)):
             ticket.refuse(row, errors.get(row) or _beside(next(iter(errors.values()))))
         ticket.finish()

@@ -168,7 +168,7 @@ class Controls:
         for control in self.waiting:
             handles = control.handles[table.state[control.handles] != State.FAILED]
             idle = bool((table.answered[handles] == table.next[handles]).all())
-            safe = not self._behind(handles).size and not are_about(self._chunks.backlog, handles)
+            safe = not self._behind(handles).size and not are_about(self._chunks.backlog, control.handles)
             (done if control.kind is Kind.DETACH and idle and safe else rest).append(control)
         self.waiting = rest
         self._finish(done)
@@ -312,7 +312,7 @@ class Controls:
             self._forget(gone)
             for control in [*ready, *self.waiting, *self.asked()]:
                 control.handles = control.handles[~np.isin(control.handles, gone)]
-            self.on_gone(gone)
+            self.on_gone(np.concatenate([control.handles for control in leaving]))
         for control in controls:
             control.ticket.part_done()
 

@@ -223,8 +223,19 @@ class Results:
         table, chunks = self._table, self._chunks
         handle, start = int(block.handles[row]), int(block.starts[row])
         discard = isinstance(block.sink, Discard)
-        if isinstance(error, errors.AlreadyApplied):
-            # Its reply was acknowledged, so this can only be a replay that was not needed.
+        if isinstance(error, errors.PositionConflict) or (isinstance(error, errors.AlreadyApplied) and not discard):
+            # What this client sent it sends again as it was, and it acknowledges what it has: somebody else stepped it.
+            self._take_out(block, row)
+            block.kill(row)
+            moved = errors.SessionMoved(
+                f"another writer stepped session {table.ids[handle]!r}: {error.message}. Open it again to go on from "
+                "where it stands",
+                metadata=error.metadata,
+            )
+            block.sink.fail(row, moved)
+            chunks.fail(handle, moved, heard=not discard)
+        elif isinstance(error, errors.AlreadyApplied):
+            # Its reply was acknowledged, so this is a replay that was not needed.
             table.answered[handle] = max(int(table.answered[handle]), int(block.ends[row]))
             self._take_out(block, row)
             block.sink.fail(row, error)

@@ -457,6 +457,7 @@ class StreamCore:
         live = (self.table.state[forsaken] >= State.OPEN) & (self.table.state[forsaken] <= State.LOST)
         alone = (self.table.holders[forsaken] == 0) & (self.table.closing[forsaken] == 0)
         self.close(forsaken[live & alone], delete=False)
+        self.sharing.settled(forsaken[~(live & alone)])  # Somebody has it by now: who wanted another one is told.
 
     def _durability(self, mode: DurabilityMode) -> None:
         self.durability = mode
