@@ -109,6 +109,8 @@ class Controls:
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self.on_gone: Callable[[Ints], None] = _nothing
         """Hears of sessions that were let go, once that is noted."""
+        self.failed: list[Ints] = []
+        """Sessions that had failed when they were let go: the server may have them on the stream all the same."""
         self.retry_seconds = retry_seconds
         self.waiting: list[Control] = []
         self.in_flight: dict[int, list[Control]] = {}
@@ -132,6 +134,7 @@ class Controls:
         """The stream is gone: what was in flight waits again."""
         self.waiting[:0] = [control for batch in self.in_flight.values() for control in batch]
         self.in_flight.clear()
+        self.failed.clear()
 
     def ready(self, now: float) -> list[list[Control]]:
         """Takes those whose turn has come, as many as possible together; such as need no frame are done here."""
@@ -186,6 +189,11 @@ class Controls:
         self._table.leaving.update(sent.tolist())
         action = CLOSE_ACTION_DETACH if batch[0].kind is Kind.DETACH else CLOSE_ACTION_DELETE
         return StreamRequest(frame=frame, close=CloseFrame(handles=handles, action=action))
+
+    def unbind(self, frame: int) -> StreamRequest:
+        """A frame that has the server let go of sessions that had failed; nobody waits for its answer."""
+        handles, self.failed = np.unique(np.concatenate(self.failed)), []
+        return StreamRequest(frame=frame, close=CloseFrame(handles=handles_column(handles), action=CLOSE_ACTION_DETACH))
 
     def closed(self, frame: int, message: ClosedFrame, now: float) -> None:
         """The answer to a close. A session that was not open here any more is as closed as it can be."""
@@ -309,6 +317,9 @@ class Controls:
             for control in leaving:
                 self._judge(control)
             gone = np.concatenate([self._going(control) for control in leaving])
+            failed = gone[self._table.state[gone] == State.FAILED]
+            if failed.size:
+                self.failed.append(failed)
             self._forget(gone)
             for control in [*ready, *self.waiting, *self.asked()]:
                 control.handles = control.handles[~np.isin(control.handles, gone)]

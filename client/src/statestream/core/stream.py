@@ -295,6 +295,7 @@ class StreamCore:
             or self.opens.waiting
             or self.opens.returned.unmarked
             or self.controls.waiting
+            or self.controls.failed
             or self.results.acks_due
             or chunks.singles.lanes
             or self.resets.queue
@@ -418,6 +419,9 @@ class StreamCore:
         if controls.waiting:
             for batch in controls.ready(now):
                 outbox.append(self._control_frame(batch))
+        if controls.failed:
+            # Before anything about another session that has one of their handles.
+            outbox.appendleft(controls.unbind(self._number()))
         if self.results.acks_due:
             self._acknowledge()
 
