@@ -77,6 +77,8 @@ class World:
         self.saved: dict[str, Row] = {}
         self.tombstones: dict[str, tuple[int, int]] = {}
         self.refuse: list[StatestreamError] = []
+        self.most_incarnation = self.most_epoch = 1 << 60
+        """Above them an open frame is refused as a whole."""
         self.frames: list[str] = []
 
     def save(self, ids: list[str] | None = None) -> None:
@@ -223,6 +225,10 @@ class Stream:
         acked = read_positions(frame.acked_positions, len(handles)).tolist()
         initial = from_tensor(frame.initial_states[0]) if frame.initial_states else None
         good, rows, created, refused = [], [], [], []
+        if frame.incarnation > self.world.most_incarnation:
+            raise errors.BadFrame("far ahead", metadata={"field": "incarnation"})
+        if max(seen, default=0) > self.world.most_epoch:
+            raise errors.BadFrame("too high", metadata={"field": "seen_epochs"})
         if frame.model == "double":
             raise errors.Unsupported("model 'double' has no memory; use client.predict")
         if frame.model != MODEL:

@@ -47,7 +47,7 @@ def connect(
     Args:
         address: "host:port", or several with commas, of which a shard uses one at a time.
         connect_timeout: Seconds to wait for a first answer.
-        retry_timeout: Seconds that an operation outlasts an unreachable server.
+        retry_timeout: Seconds that an operation outlasts a server that is away, or does not answer it.
         replay_buffer_bytes: The most bytes of inputs kept for replay.
         shards: Streams of the client, see `Settings`: more than one spreads its sessions over several servers.
         on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
@@ -139,6 +139,8 @@ class Client(Catalogue):
         Raises:
             ModelNotFound: No such model or version.
             SessionExists: Mode "create", and the id is taken.
+            AlreadyOpen: A ValueError: this client has it open, and mode "replace", start values or another version
+                would change it; else whoever opens it again shares it, and the last who closes it lets it go.
             SessionNotFound: Mode "resume", and there is no such session.
             ModelChanged: The session is pinned to another version than `version`, or its state does not fit that of
                 `upgrade`; it stays as it was.
