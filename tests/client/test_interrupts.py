@@ -116,8 +116,8 @@ async def test_a_task_that_is_cancelled_at_any_await_leaks_nothing(fake: Fake, w
             session = await client.session("sum", f"used-{number}")
             pool = await client.sessions("sum", 2)
 
-            async def opened(opening: Any) -> None:
-                await (await opening).close()
+            async def opened(make: Callable[[], Any]) -> None:
+                await (await make()).close()
 
             async def fork() -> None:
                 await (await session.fork()).close()
@@ -127,9 +127,9 @@ async def test_a_task_that_is_cancelled_at_any_await_leaks_nothing(fake: Fake, w
                     pass
 
             made: dict[str, Callable[[], Any]] = {
-                "session": lambda: opened(client.session("sum", f"s{number}")),
-                "anonymous": lambda: opened(client.session("sum")),
-                "pool": lambda: opened(client.sessions("sum", 3)),
+                "session": lambda: opened(lambda: client.session("sum", f"s{number}")),
+                "anonymous": lambda: opened(lambda: client.session("sum")),
+                "pool": lambda: opened(lambda: client.sessions("sum", 3)),
                 "step": lambda: session.step(ones()),
                 "stream": lambda: each(session.stream([ones(), ones(), ones()])),
                 "forecast": lambda: each(session.forecast(2)),
