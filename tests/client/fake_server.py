@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -102,6 +102,8 @@ class Fake(
         """Every stream ends with it, at its first frame or at `poison`."""
         self.poison: float | None = None
         """The input that the server does not survive, where not every frame is."""
+        self.unheard: Callable[[Any], bool] = lambda request: False
+        """Requests of a stream that are taken for lost: nothing happens, nobody is told."""
         self.unary_failures = 0
         """So many more unary calls fail with UNAVAILABLE."""
         self.not_owner = 0
@@ -180,6 +182,8 @@ class Fake(
                 for request in request_iterator:
                     for id in request.open.ids:
                         self.opened[id] = route
+                    if self.unheard(request):
+                        continue
                     if request.WhichOneof("request") == "chunk":
                         self.arrived.set()
                         with self._lock:

@@ -107,3 +107,47 @@ def test_an_owner_lost_again_and_again_is_the_callers_to_know(wire: Wire) -> Non
         wire.run()
         wire.now += 1.0
     assert isinstance(ticket.error, errors.NotOwner)
+
+
+TOP = (1 << 52) - (1 << 40) - 1
+
+
+def test_a_claim_that_cannot_be_outbid_costs_its_session_alone() -> None:
+    """The next claims of the client are as they were, and the others in the frame are opened."""
+    world = World()
+    world.most_incarnation = 10_000
+    wire = Wire(world)
+    wire.connect()
+    world.claim("bad", pb.OPEN_MODE_CREATE, b"another writer..", TOP, 0, 0, False)
+    world.claim("newer", pb.OPEN_MODE_CREATE, b"another writer..", 5000, 0, 0, False)
+    ticket = wire.core.open(Group(MODEL, 0, False), ["bad", "newer", "fine"], pb.OPEN_MODE_EITHER)
+    wire.settle()
+    assert list(ticket.errors) == [0]
+    assert isinstance(ticket.errors[0], errors.SessionMoved)
+    assert str(TOP) in ticket.errors[0].message
+    (handle,) = wire.open("later")
+    assert wire.core.table.incarnation[handle] == 1000
+    step = wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    assert step.error is None
+
+
+def test_what_one_session_makes_of_a_frame_costs_no_other_of_it(wire: Wire) -> None:
+    """A frame that is refused as a whole is asked for in halves: here one session is what is wrong with it."""
+    handles = wire.open(*"abcdefgh")
+    wire.core.table.epoch[handles[3]] = TOP + 1
+    wire.world.most_epoch = TOP
+    wire.cut()
+    wire.connect()
+    steps = [wire.step(int(handle), np.ones((1, FEATURES))) for handle in handles]
+    wire.settle()
+    assert [step.error is None for step in steps] == [True, True, True, False, True, True, True, True]
+    assert isinstance(steps[3].error, errors.BadFrame)
+
+
+def test_a_rivals_step_is_heard_as_a_move_not_as_a_conflict(wire: Wire) -> None:
+    (handle,) = wire.open("a")
+    step = wire.step(handle, np.ones((1, FEATURES)))
+    wire.world.apply("a", 0, 2 * np.ones((1, FEATURES), np.float32))
+    wire.run()
+    assert isinstance(step.error, errors.SessionMoved)

@@ -19,7 +19,7 @@ from statestream.core import ControlTicket, OpenTicket, PoolTicket, StepTicket, 
 from statestream.v1 import inference_pb2 as pb
 from tests.client.fake_server import Fake
 from tests.client.twins import Aio, Twin
-from tests.client.wire import Wire, make_core
+from tests.client.wire import Wire, make_core, notice
 from tests.client.world import FEATURES, World
 
 
@@ -360,3 +360,47 @@ def test_a_second_close_does_not_wait_for_who_has_the_handle_next(wire: Wire) ->
     wire.run()
     assert reset.done
     assert all(close.done for close in closes)
+
+
+@pytest.mark.parametrize("delete", [False, True])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_close_whose_answer_is_lost_is_sent_again_and_makes_no_session_anew(delete: bool, gone: bool) -> None:
+    wire = Wire(World(pb.DURABILITY_MODE_SYNC), make_core(keep_seconds=0.0))
+    wire.connect()
+    handles = wire.open("a")
+    close = wire.core.close(handles, delete=delete)
+    wire.send()
+    wire.serve()
+    if gone and not delete:
+        wire.world.delete("a")
+    wire.cut()
+    wire.connect()
+    if delete:
+        wire.send()
+        (again,) = wire.requests
+        assert (again.open.mode, again.open.incarnation) == (pb.OPEN_MODE_RESUME, 1001)
+    else:
+        assert close.done  # The stream took it along.
+    wire.settle()
+    assert close.done
+    assert not close.errors
+    assert ("a" in wire.world.rows) == (not delete and not gone)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("delete", [False, True])
+def test_a_session_that_moved_while_it_is_closed_is_told_where_something_may_be_lost(
+    wire: Wire, delete: bool, durable: bool
+) -> None:
+    (handle,) = handles = wire.open("a")
+    wire.step(int(handle), np.ones((1, FEATURES)))
+    wire.run()
+    if durable:
+        wire.core.flush(handles)
+        wire.world.save()
+        wire.run()
+    wire.core.receive(notice(int(handle), errors.SessionMoved("a newer writer has it")), 0.0)
+    close = wire.core.close(handles, delete=delete)
+    wire.settle()
+    heard = [type(error) for error in close.errors.values()]
+    assert heard == ([errors.SessionMoved] if delete or not durable else [])

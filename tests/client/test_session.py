@@ -99,18 +99,25 @@ async def test_a_session_stays_with_its_version_until_it_is_moved(connect: Conne
     old = await twin.call(client.session, "sum", "a")
     assert (await twin.call(old.step, ones())).tolist() == [1, 1]
     fake.world.newest = 2
+    await twin.call(old.close)
     with pytest.raises(errors.ModelChanged):
         await twin.call(client.session, "sum", "a", version=2)
-    assert (await twin.call(client.session, "sum", "a")).version == 1
+    known = await twin.call(client.session, "sum", "a")
+    assert known.version == 1
+    await twin.call(known.close)
     moved = await twin.call(client.session, "sum", "a", upgrade=2)
     assert (moved.version, moved.position, moved.created) == (2, 1, False)
     await asyncio.to_thread(fake.restart)
     assert (await twin.call(moved.step, ones())).tolist() == [11, 11]
-    with pytest.raises(errors.ModelChanged):
+    with pytest.raises(errors.AlreadyOpen):
         await twin.call(client.session, "sum", "a", upgrade=9)
     assert (await twin.call(moved.step, ones())).tolist() == [21, 21]
+    await twin.call(moved.close)
+    with pytest.raises(errors.ModelChanged):
+        await twin.call(client.session, "sum", "a", upgrade=9)
     back = await twin.call(client.session, "sum", "a", upgrade=1)
     assert (await twin.call(back.step, ones())).tolist() == [22, 22]
+    await twin.call(back.close)
     assert (await twin.call(client.session, "sum", "a", upgrade=True)).version == 2
     assert (await twin.call(client.session, "sum", "new", upgrade=False, version=1)).version == 1
 

@@ -31,6 +31,9 @@ class Idle:
     def do(self, operation: Callable[[], object]) -> None:
         """Drops it."""
 
+    def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
+        """Drops it."""
+
 
 LINKS = [Idle() for _ in range(SHARDS)]
 

@@ -56,6 +56,11 @@ class Wire:
         self.core.receive(self.responses.pop(0), self.now)
         return True
 
+    def holds(self, session_id: str, epoch: int) -> bool:
+        """Whether a claim is the newest of its session."""
+        row = self.world.rows.get(session_id)
+        return row is not None and row.epoch == epoch
+
     def run(self) -> None:
         """Until nothing moves."""
         while self.send() or self.serve() or self.deliver():

@@ -77,6 +77,8 @@ class World:
         self.saved: dict[str, Row] = {}
         self.tombstones: dict[str, tuple[int, int]] = {}
         self.refuse: list[StatestreamError] = []
+        self.most_incarnation = self.most_epoch = 1 << 60
+        """Above them an open frame is refused as a whole."""
         self.frames: list[str] = []
 
     def save(self, ids: list[str] | None = None) -> None:
@@ -226,6 +228,10 @@ class Stream:
         acked = read_positions(frame.acked_positions, len(handles)).tolist()
         initial = from_tensor(frame.initial_states[0]) if frame.initial_states else None
         good, rows, created, refused = [], [], [], []
+        if frame.incarnation > self.world.most_incarnation:
+            raise errors.BadFrame("far ahead", metadata={"field": "incarnation"})
+        if max(seen, default=0) > self.world.most_epoch:
+            raise errors.BadFrame("too high", metadata={"field": "seen_epochs"})
         if frame.model == "double":
             raise errors.Unsupported("model 'double' has no memory; use client.predict")
         if frame.model != MODEL:
@@ -331,8 +337,10 @@ class Stream:
         for handle, position in zip(
             handles.tolist(), read_positions(frame.acked_positions, len(handles)).tolist(), strict=True
         ):
-            if handle in self.bound:
-                self._ack(self.bound[handle][0], position)
+            session_id, epoch = self.bound.get(handle, ("", 0))
+            row = self.world.rows.get(session_id)
+            if row is not None and row.epoch == epoch:
+                self._ack(session_id, position)
 
 
 def _result(world: World, done: list[tuple[int, int, Reply, str]], refused: list[RowError]) -> pb.ResultFrame:

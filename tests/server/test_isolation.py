@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,6 +281,21 @@ async def test_the_highest_numbers_of_one_caller_hold_up_no_claim_of_others(loca
         for _ in range(3):
             opened = await other.open("mine", "theirs")
             assert [type(each) for each in opened.values()] == [Opened, Opened]
+
+
+async def test_a_claim_from_far_ahead_is_refused_and_its_session_stays_anybodys(local: Local) -> None:
+    """Were it taken, nobody could claim the session again: every claim has to be higher than the last one."""
+    now = int(time.time() * 1e6)
+    async with Speaker(local.channel, "counter") as speaker, Speaker(local.channel, "counter") as other:
+        for ahead in ((1 << 52) - (1 << 40) - 1, now + 2 * 3_600_000_000):
+            await speaker.send(
+                open=pb.OpenFrame(model="counter", handles=u32(0), ids=["a"], writer=speaker.writer, incarnation=ahead)
+            )
+            refused = await speaker.refused()
+            assert (refused.reason, refused.metadata["field"]) == ("BAD_FRAME", "incarnation")
+        await speaker.open_one("a", incarnation=now + 1_800_000_000)
+        refusal = await other.not_opened("a")
+        await other.open_one("a", incarnation=int(refusal.metadata["incarnation"]) + 1)
 
 
 async def test_a_forged_snapshot_holds_up_no_record_of_others(models_dir: Path, tmp_path: Path) -> None:

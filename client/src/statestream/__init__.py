@@ -14,6 +14,7 @@ from statestream.base import PoolStep
 from statestream.calls import PoolError
 from statestream.errors import (
     AlreadyApplied,
+    AlreadyOpen,
     AnswerTooLarge,
     BadFrame,
     BadTensor,
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyApplied",
+    "AlreadyOpen",
     "AnswerTooLarge",
     "BadFrame",
     "BadTensor",

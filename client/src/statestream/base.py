@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Any, Generic
 import numpy as np
 
 from statestream.arguments import session_ids
-from statestream.core import Feed, OpenTicket, PoolTicket, value_of
+from statestream.core import Feed, PoolTicket, value_of
 from statestream.errors import Closed
-from statestream.layout import Input, Layout
-from statestream.parts import Division, Part, Share, gathered
+from statestream.layout import Input
+from statestream.parts import Division, Opened, Openings, Share, gathered
 from statestream.shards import Doer, L
 from statestream.wire import Ints, Mask
 
@@ -53,20 +54,21 @@ class SessionBase:
 
     def __init__(
         self,
-        link: Doer,
-        layout: Layout,
-        ticket: OpenTicket,
+        opened: Opened[L],
         session_id: str,
         *,
         ephemeral: bool,
         made: bool,
     ):
-        self._doer = link
-        self._core = link.core
+        layout, ticket = opened.layout, opened.ticket
+        self._doer: Doer = opened.parts[0].link
+        self._core = self._doer.core
         self._layout = layout
+        self._openings: Openings[Any] = opened.openings
         self._handle = int(ticket.handles[0])
         self._replies = [(position, value_of(outputs)) for position, outputs in ticket.replies.get(0, ())]
         self._last: tuple[int, int] | None = None
+        self._ending: object = None
         # Threads submit under it: behind a close, what the core is told could be about the handle's next session.
         self._turn = threading.Lock()
         self.model = layout.model.name
@@ -74,6 +76,12 @@ class SessionBase:
         self.id = session_id
         self.created = made or bool(ticket.created[0])
         self.ephemeral = ephemeral
+
+    def __del__(self) -> None:
+        """A session that nobody has any more, and nobody closed, is anybody's; without an id of its own it ends."""
+        # Nothing is there yet where the constructor was interrupted.
+        if getattr(self, "_last", self) is None:
+            _left_behind(self._doer, self._openings, ephemeral=getattr(self, "ephemeral", False))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"position {self.position}"
@@ -113,10 +121,20 @@ class SessionBase:
         """Whether it was closed or deleted through this object; true from the moment that is asked for."""
         return self._last is not None
 
-    def _end(self) -> Ints:
-        """Closes this object; what was submitted before comes before the close that the caller submits now."""
+    def _let_go(self, *, delete: bool) -> None:
+        """Closes this object, or deletes its session, without waiting for anything."""
+        with self._turn:
+            if self._last is None:
+                handles = np.array([self._handle])
+                self._last = (self.position, self.durable_position)
+                with contextlib.suppress(Closed):
+                    self._doer.do(partial(self._core.close, handles, delete=delete))
+
+    def _end(self, by: object = None) -> Ints:
+        """Closes this object; what was submitted before comes before the close that the caller submits now: `by`."""
         with self._turn:
             handles = self._live()
+            self._ending = by
             self._last = (self.position, self.durable_position)
         return handles
 
@@ -138,13 +156,13 @@ class PoolBase(Generic[L]):
 
     def __init__(
         self,
-        parts: Sequence[Part[L]],
-        layout: Layout,
-        ticket: OpenTicket,
+        opened: Opened[L],
         ids: Sequence[str],
         *,
         ephemeral: bool,
     ) -> None:
+        parts, layout, ticket = opened.parts, opened.layout, opened.ticket
+        self._openings = opened.openings
         self._parts = parts
         self._division = Division(parts) if len(parts) > 1 else None
         self._layout = layout
@@ -155,11 +173,17 @@ class PoolBase(Generic[L]):
             for row, replies in sorted(ticket.replies.items())
         }
         self._last: tuple[Ints, Ints] | None = None
+        self._ending: object = None
         self._turn = threading.Lock()
         self.model = layout.model.name
         self.version = layout.model.version
         self.ids = list(ids)
         self.ephemeral = ephemeral
+
+    def __del__(self) -> None:
+        """The same as of a session."""
+        if getattr(self, "_last", self) is None and self._parts:
+            _left_behind(self._parts[0].link, self._openings, ephemeral=getattr(self, "ephemeral", False))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,9 +219,10 @@ class PoolBase(Generic[L]):
         """Whether the pool was closed or deleted; true from the moment that is asked for."""
         return self._last is not None
 
-    def _end(self) -> None:
+    def _end(self, by: object = None) -> None:
         with self._turn:
             self._live()
+            self._ending = by
             self._last = (self.positions, self.durable_positions)
 
     def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
@@ -222,6 +247,13 @@ class PoolBase(Generic[L]):
         if len(np.unique(handles)) != len(handles):
             raise ValueError("rows has an entry twice; expected each row at most once")
         return handles
+
+
+def _left_behind(link: Doer, openings: Openings[Any], *, ephemeral: bool) -> None:
+    if ephemeral:
+        link.soon(openings.let_go, at_once=False)
+    else:
+        link.soon(openings.disown, at_once=True)
 
 
 def _chosen(rows: Sequence[int] | Ints | Mask, count: int) -> Ints:

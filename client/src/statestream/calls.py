@@ -205,18 +205,11 @@ def check_pool(
     return outputs
 
 
-def check_control(found: Mapping[int, StatestreamError], *, missing_is_fine: bool = False) -> None:
+def check_control(found: Mapping[int, StatestreamError]) -> None:
     """Raises what a flush or a close met: the error of one session, or PoolError for several."""
-    left = {
-        handle: error
-        for handle, error in found.items()
-        if not (missing_is_fine and isinstance(error, errors.SessionNotFound | errors.Moved))
-    }
-    if len(left) == 1:
-        raise next(iter(left.values()))
-    if left:
-        first = next(iter(left.values()))
-        raise PoolError(f"{len(left)} sessions: {first}", errors=left)
+    if found:
+        first = next(iter(found.values()))
+        raise first if len(found) == 1 else PoolError(f"{len(found)} sessions: {first}", errors=found)
 
 
 def predict_request(layout: Layout, x: Any, outputs: Sequence[str] | None, version: int | None) -> pb.PredictRequest:

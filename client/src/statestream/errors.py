@@ -7,6 +7,7 @@ raises them again, so a reason has one class on both sides.
     ├── NotFound            ModelNotFound · SessionNotFound
     ├── InvalidRequest      BadTensor · BadFrame · SnapshotInvalid
     ├── SessionExists
+    ├── AlreadyOpen
     ├── PositionError       PositionGap · AlreadyApplied · PositionConflict
     ├── NonFiniteState
     ├── ModelChanged
@@ -119,6 +120,13 @@ class SessionExists(StatestreamError):
 
     reason = "SESSION_EXISTS"
     code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class AlreadyOpen(StatestreamError, ValueError):
+    """This client has the session open, and it was asked for in a way that would end or change it; close it first."""
+
+    reason = "ALREADY_OPEN"
+    code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class PositionError(StatestreamError):

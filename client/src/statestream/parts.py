@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,9 +10,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from statestream.core import ControlTicket, Group, OpenTicket, PoolTicket
+from statestream.core import ControlTicket, Group, OpenTicket, PoolTicket, StreamCore
 from statestream.core.tickets import again
-from statestream.errors import StatestreamError
+from statestream.errors import AlreadyOpen, Closed, StatestreamError
+from statestream.layout import Layout
 from statestream.shards import L
 from statestream.v1.inference_pb2 import OpenMode
 from statestream.wire import Array, Ints
@@ -51,32 +53,86 @@ def gathered(parts: Sequence[Part[L]], read: Callable[[Part[L]], Ints]) -> Ints:
     return found
 
 
-def openings(
-    asked: Sequence[tuple[L, Ints]],
-    group: Group,
-    ids: Sequence[str],
-    mode: OpenMode,
-    initial: Mapping[str, Array],
-    *,
-    replies: bool,
-    upgrade: bool,
-) -> list[Callable[[], OpenTicket]]:
-    """What each shard's core is to open: `asked` has the rows of `ids`, and of the start values, that are its own."""
-    if len(asked) == 1:
-        core = asked[0][0].core
-        return [partial(core.open, group, ids, mode, dict(initial), replies=replies, upgrade=upgrade)]
-    return [
-        partial(
-            link.core.open,
-            group,
-            [ids[row] for row in rows.tolist()],
-            mode,
-            {name: array[rows] for name, array in initial.items()},
-            replies=replies,
-            upgrade=upgrade,
-        )
-        for link, rows in asked
-    ]
+class Openings(Generic[L]):
+    """What each shard's core is to open for one call, and how all of that is let go where nobody will have it.
+
+    Args:
+        asked: The shards' links, each with the rows of `ids`, and of the start values, that are its own.
+        group: What the sessions have in common.
+        ids: Their ids.
+        mode: How they are opened.
+        initial: Start values, [N, ...] by state.
+        replies: Bring the replies that nobody acknowledged.
+        upgrade: Move those of other versions.
+        anew: The server has just made them anew.
+    """
+
+    def __init__(
+        self,
+        asked: Sequence[tuple[L, Ints]],
+        group: Group,
+        ids: Sequence[str],
+        mode: OpenMode,
+        initial: Mapping[str, Array],
+        *,
+        replies: bool,
+        upgrade: bool,
+        anew: bool = False,
+    ) -> None:
+        self._tickets: dict[int, OpenTicket] = {}
+        self.links = [link for link, _ in asked]
+        self._makes: list[Callable[[], OpenTicket]] = []
+        for number, (link, rows) in enumerate(asked):
+            alone = len(asked) == 1
+            own = list(ids) if alone else [ids[row] for row in rows.tolist()]
+            values = dict(initial) if alone else {name: array[rows] for name, array in initial.items()}
+            make = partial(link.core.open, group, own, mode, values, replies=replies, upgrade=upgrade, anew=anew)
+            self._makes.append(partial(self._make, number, make))
+
+    def take(self) -> list[Callable[[], OpenTicket]]:
+        """What makes the tickets, once: it has the start values, which nobody needs afterwards."""
+        makes, self._makes = self._makes, []
+        return makes
+
+    def let_go(self) -> None:
+        """Lets go of what was, or is being, opened; at any moment, and more than once."""
+        self._tell(lambda core, ticket: core.cancel(ticket))
+
+    def disown(self) -> None:
+        """Tells that nobody has the sessions any more: see `Sharing.disown`."""
+        self._tell(lambda core, ticket: core.sharing.disown(ticket))
+
+    def _tell(self, end: Callable[[StreamCore, OpenTicket], None]) -> None:
+        for number, link in enumerate(self.links):
+            with contextlib.suppress(Closed):
+                link.do(partial(self._end, number, end))
+
+    def _make(self, number: int, make: Callable[[], OpenTicket]) -> OpenTicket:
+        ticket = self._tickets[number] = make()
+        return ticket
+
+    def _end(self, number: int, end: Callable[[StreamCore, OpenTicket], None]) -> None:
+        # Where the core may be touched, after what was asked of it before.
+        ticket = self._tickets.get(number)
+        if ticket is not None:
+            end(self.links[number].core, ticket)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Opened(Generic[L]):
+    """Sessions that are open for a caller.
+
+    Attributes:
+        layout: Their model's.
+        ticket: What is known of them, by row.
+        parts: What each shard has of them.
+        openings: Lets them go.
+    """
+
+    layout: Layout
+    ticket: OpenTicket
+    parts: Sequence[Part[L]]
+    openings: Openings[L]
 
 
 def opened(
@@ -87,8 +143,12 @@ def opened(
     Rows of a shard that could not be asked have its error.
 
     Raises:
+        AlreadyOpen: One shard has some of them open, and will not have them as they were asked for.
         StatestreamError: No shard could be asked.
     """
+    for answer in answers:
+        if isinstance(answer, AlreadyOpen):
+            raise answer
     parts = []
     for (link, rows), answer in zip(asked, answers, strict=True):
         if isinstance(answer, OpenTicket):

@@ -69,6 +69,16 @@ class Patience:
         self._since, self._faults, self._fault = None, 0, None
 
 
+def look_after(timeout: float) -> float:
+    """Seconds between two looks for operations that the server does not answer within `timeout`."""
+    return min(5.0, max(0.05, timeout / 8))
+
+
+def silence(where: str, timeout: float) -> StatestreamError:
+    """Why a stream was ended on which callers waited and nothing came."""
+    return errors.ServerUnavailable(f"{where} did not answer anything for {timeout:g} s, though the connection stands")
+
+
 def is_fault(cause: StatestreamError | None) -> bool:
     """Whether a stream ended by what the server met in it, not because a server or the way to it is away."""
     return cause is not None and not isinstance(cause, errors.Unavailable | errors.Closed | errors.SlowReader)

@@ -22,7 +22,7 @@ class Settings:
 
     Attributes:
         connect_timeout: Seconds that `connect` waits for a server to answer.
-        retry_timeout: Seconds that an operation outlasts an unreachable server.
+        retry_timeout: Seconds that an operation outlasts a server that cannot be reached, or does not answer it.
         replay_buffer_bytes: The most bytes of inputs kept for replay; shards have equal parts of it.
         replay_seconds: How long inputs are kept after the server called them durable: a store may
             lose what it promised, in a failover for one.

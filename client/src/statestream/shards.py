@@ -28,6 +28,13 @@ class Doer(Protocol):
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something soon, in the order of the calls."""
 
+    def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
+        """Calls a function that has the core do something; from any thread and at any moment, and never raises.
+
+        With `at_once` what is called behind it comes behind it; it must only note something then, because it may come
+        in the midst of what the core does.
+        """
+
 
 L = TypeVar("L", bound=Doer)
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from statestream import arguments, calls, causes, frames, unary
 from statestream.aio.catalogue import Catalogue
@@ -17,10 +14,9 @@ from statestream.aio.pool import Pool
 from statestream.aio.session import Session
 from statestream.aio.together import close_all, leave_all, perform_all, start_all
 from statestream.base import named_ids
-from statestream.core import OpenTicket
-from statestream.errors import Closed, NonFiniteState, StatestreamError
+from statestream.errors import NonFiniteState, StatestreamError
 from statestream.layout import Input, Layout
-from statestream.parts import Part, opened, openings
+from statestream.parts import Opened, Openings, opened
 from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
 from statestream.v1 import (
@@ -31,6 +27,8 @@ from statestream.wire import Array
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+H = TypeVar("H")
 
 
 def connect(
@@ -49,7 +47,7 @@ def connect(
     Args:
         address: "host:port", or several with commas, of which a shard uses one at a time.
         connect_timeout: Seconds to wait for a first answer.
-        retry_timeout: Seconds that an operation outlasts an unreachable server.
+        retry_timeout: Seconds that an operation outlasts a server that is away, or does not answer it.
         replay_buffer_bytes: The most bytes of inputs kept for replay.
         shards: Streams of the client, see `Settings`: more than one spreads its sessions over several servers.
         on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
@@ -141,6 +139,8 @@ class Client(Catalogue):
         Raises:
             ModelNotFound: No such model or version.
             SessionExists: Mode "create", and the id is taken.
+            AlreadyOpen: A ValueError: this client has it open, and mode "replace", start values or another version
+                would change it; else whoever opens it again shares it, and the last who closes it lets it go.
             SessionNotFound: Mode "resume", and there is no such session.
             ModelChanged: The session is pinned to another version than `version`, or its state does not fit that of
                 `upgrade`; it stays as it was.
@@ -153,18 +153,19 @@ class Client(Catalogue):
                 # What cannot be read is to cost no session that stands.
                 known = await self._layout(model, arguments.wanted_version(version, upgrade)[0], "session")
                 known.chunk(0, history, 1)
-            layout, ticket, parts = await self._open(
-                model, ids, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
+            session = await self._one(
+                model, ids[0], mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
             )
-            session = Session(self, parts[0].link, layout, ticket, ids[0], ephemeral=anonymous)
-            if history is not None and session.created:
-                try:
+            try:
+                if history is not None and session.created:
                     await session.step(history)
-                except StatestreamError:
-                    # The next try would find a session that exists, and leave it as it is: without its past.
+            except BaseException as failure:
+                # The next try would find a session that exists, and leave it as it is: without its past.
+                if isinstance(failure, StatestreamError):
                     with contextlib.suppress(StatestreamError):
                         await session.delete()
-                    raise
+                session._let_go(delete=True)
+                raise
             return session
 
         return Opening(make, "session")
@@ -200,10 +201,12 @@ class Client(Catalogue):
         names, anonymous = named_ids(n, ids)
 
         async def make() -> Pool:
-            layout, ticket, parts = await self._open(
-                model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
+            def hold(opened: Opened[Link]) -> Pool:
+                return Pool(self, opened, names, ephemeral=anonymous)
+
+            return await self._open(
+                model, names, mode, version, upgrade, initial_state, hold, ephemeral=anonymous, replies=return_replies
             )
-            return Pool(self, parts, layout, ticket, names, ephemeral=anonymous)
 
         return Opening(make, "pool")
 
@@ -234,8 +237,8 @@ class Client(Catalogue):
         call = unary.restore(model, name, snapshot, version, upgrade)
 
         async def make() -> Session:
-            restored = await self._shards.of(model, name).unary(call)
-            return await self._adopt(model, restored, name, ephemeral=anonymous)
+            await self._shards.of(model, name).unary(call)
+            return await self._adopt(model, name, ephemeral=anonymous, anew=True)
 
         return Opening(make, "session")
 
@@ -350,10 +353,13 @@ class Client(Catalogue):
         version: int | None,
         upgrade: int | bool | None,
         initial_state: Mapping[str, Input] | None,
+        hold: Callable[[Opened[Link]], H],
         *,
         ephemeral: bool,
         replies: bool = False,
-    ) -> tuple[Layout, OpenTicket, list[Part[Link]]]:
+        anew: bool = False,
+    ) -> H:
+        """Opens sessions, and has `hold` make the object that has them; they are let go where that does not come."""
         wire_mode = arguments.open_mode(mode)
         version, moves = arguments.wanted_version(version, upgrade)
         initial: Mapping[str, Array] = {}
@@ -362,23 +368,39 @@ class Client(Catalogue):
             initial = layout.initial_states(initial_state, len(ids))
         group = calls.group(model, version, ephemeral=ephemeral)
         asked = self._shards.divide(model, ids)
-        makes = openings(asked, group, ids, wire_mode, initial, replies=replies, upgrade=moves)
-        ticket, parts = opened(len(ids), asked, await perform_all([link for link, _ in asked], makes))
+        openings = Openings(asked, group, ids, wire_mode, initial, replies=replies, upgrade=moves, anew=anew)
         try:
-            pinned = calls.check_opened(ticket)
-            layout = await self._layout(model, pinned or version, "session")
+            ticket, parts = opened(len(ids), asked, await perform_all(openings.links, openings.take()))
+            layout = await self._layout(model, calls.check_opened(ticket) or version, "session")
+            return hold(Opened(layout, ticket, parts, openings))
         except BaseException:
-            for part in parts:
-                good = part.handles[~np.isin(part.rows, list(ticket.errors))]
-                if good.size:
-                    with contextlib.suppress(Closed):
-                        part.link.do(partial(part.link.core.close, good, delete=ephemeral))
+            openings.let_go()
             raise
-        return layout, ticket, parts
 
-    async def _adopt(self, model: str, version: int, session_id: str, *, ephemeral: bool) -> Session:
-        layout, ticket, parts = await self._open(model, [session_id], "resume", None, None, None, ephemeral=ephemeral)
-        return Session(self, parts[0].link, layout, ticket, session_id, ephemeral=ephemeral, made=True)
+    async def _one(
+        self,
+        model: str,
+        id: str,
+        mode: str,
+        version: int | None,
+        upgrade: int | bool | None,
+        initial_state: Mapping[str, Input] | None,
+        *,
+        ephemeral: bool,
+        replies: bool = False,
+        made: bool = False,
+        anew: bool = False,
+    ) -> Session:
+        def hold(opened: Opened[Link]) -> Session:
+            return Session(self, opened, id, ephemeral=ephemeral, made=made)
+
+        return await self._open(
+            model, [id], mode, version, upgrade, initial_state, hold, ephemeral=ephemeral, replies=replies, anew=anew
+        )
+
+    async def _adopt(self, model: str, id: str, *, ephemeral: bool, anew: bool) -> Session:
+        """Opens a session that was made by a call; with `anew` in the place of one that was there."""
+        return await self._one(model, id, "resume", None, None, None, ephemeral=ephemeral, made=True, anew=anew)
 
     async def _forecast(
         self,

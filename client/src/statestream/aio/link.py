@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from statestream.backoff import MOST, Backoff, tell
 from statestream.calls import Attempts, check_request, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
-from statestream.patience import Patience, is_fault
+from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.unary import UnaryCall
@@ -54,12 +55,14 @@ class Link:
         self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
         self._on_reconnect = on_reconnect
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
         self._online = asyncio.Event()
         self._bell = Bell(self._loop)
         self.stream = 0
         self._renewing = False
+        self._silent = False
         self._over = asyncio.Event()
         self._closed = False
         self.copied = False
@@ -100,6 +103,16 @@ class Link:
         self.check()
         operation()
         self._bell.ring()
+
+    def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
+        """Calls a function that has the core do something, on the loop; as a caller's last word, from any thread."""
+        if at_once and threading.get_ident() == self._thread:
+            operation()
+            return
+        # Without a loop the client is over, and its sessions with it; a forked process has the loop of another one.
+        with contextlib.suppress(RuntimeError):
+            if not self.copied:
+                self._loop.call_soon_threadsafe(operation)
 
     def begin(
         self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None
@@ -301,12 +314,13 @@ class Link:
         moved, seen = False, core.progress
         over = self._over = asyncio.Event()
         self.stream += 1
-        self._renewing = False
-        core.connected(self.info.limits, self.info.durability)
+        self._renewing = self._silent = False
+        core.connected(self.info.limits, self.info.durability, time.monotonic())
         call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
         said: list[grpc.aio.AioRpcError] = []
         call.add_done_callback(lambda call: said.append(status_of(call)))
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
+        watcher = asyncio.create_task(self._watch(call), name="statestream-watcher")
         self._online.set()
         try:
             while True:
@@ -326,10 +340,18 @@ class Link:
                     self._bell.ring()
         except grpc.RpcError as error:
             self._cause = read_rpc_error(said[0] if said else error, self._where)
+        except asyncio.CancelledError:
+            # gRPC tells whoever reads of a call that was cancelled the way a task is told that is cancelled.
+            task = asyncio.current_task()
+            if not self._silent or (task is not None and task.cancelling()):
+                raise
         finally:
             self._online.clear()
             call.cancel()
+            watcher.cancel()
             writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
             self._ended(moved=moved or self._renewing)
@@ -377,6 +399,15 @@ class Link:
         except Exception:
             call.cancel()  # Else its reader would wait for ever; it finds the fault here.
             raise
+
+    async def _watch(self, call: Any) -> None:
+        """Tells callers whom the server does not answer, and ends a stream on which nothing comes any more."""
+        while True:
+            await asyncio.sleep(look_after(self.settings.retry_timeout))
+            if self.core.check(time.monotonic()):
+                self._silent, self._cause = True, silence(self._where, self.settings.retry_timeout)
+                call.cancel()
+            self._bell.ring()
 
     async def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Waits for some time without a server, and gives callers up who waited too long."""

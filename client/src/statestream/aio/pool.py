@@ -13,10 +13,10 @@ from statestream.aio.together import perform_all
 from statestream.arguments import check_flag, check_items, lookahead
 from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
-from statestream.core import ControlTicket, Feed, OpenTicket
+from statestream.core import ControlTicket, Feed
 from statestream.errors import StatestreamError
-from statestream.layout import Input, Layout
-from statestream.parts import Part, control_errors
+from statestream.layout import Input
+from statestream.parts import Opened, Part, control_errors
 from statestream.wire import Ints, Mask
 
 if TYPE_CHECKING:
@@ -34,14 +34,12 @@ class Pool(PoolBase[Link]):
     def __init__(
         self,
         client: Client,
-        parts: Sequence[Part[Link]],
-        layout: Layout,
-        ticket: OpenTicket,
+        opened: Opened[Link],
         ids: Sequence[str],
         *,
         ephemeral: bool,
     ) -> None:
-        super().__init__(parts, layout, ticket, ids, ephemeral=ephemeral)
+        super().__init__(opened, ids, ephemeral=ephemeral)
         self._client = client
 
     async def __aenter__(self) -> Pool:
@@ -127,12 +125,12 @@ class Pool(PoolBase[Link]):
     async def close(self) -> None:
         """Lets all sessions go: those opened with ids stay on the server, the others are deleted."""
         if not self.closed and not self._parts[0].link.copied:
-            await self._close(delete=self.ephemeral)
+            await self._close(delete=False)
 
     async def _close(self, *, delete: bool) -> None:
         self._end()
         closed = await self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
-        check_control(closed, missing_is_fine=True)
+        check_control(closed)
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)

@@ -20,9 +20,10 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
-from statestream.core import OpenTicket, Ticket
+from statestream.core import Ticket
 from statestream.errors import NotOwner
-from statestream.layout import Input, Layout
+from statestream.layout import Input
+from statestream.parts import Opened
 from statestream.unary import UnaryCall
 from statestream.v1 import inference_pb2_grpc
 
@@ -48,17 +49,15 @@ class Session(SessionBase):
     def __init__(
         self,
         client: Client,
-        link: Link,
-        layout: Layout,
-        ticket: OpenTicket,
+        opened: Opened[Link],
         session_id: str,
         *,
         ephemeral: bool,
         made: bool = False,
     ) -> None:
-        super().__init__(link, layout, ticket, session_id, ephemeral=ephemeral, made=made)
+        super().__init__(opened, session_id, ephemeral=ephemeral, made=made)
         self._client = client
-        self._link = link
+        self._link = opened.parts[0].link
 
     async def __aenter__(self) -> Session:
         return self
@@ -197,7 +196,7 @@ class Session(SessionBase):
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
         await self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
-        return await self._client._adopt(self.model, self.version, fork_id, ephemeral=id is None)
+        return await self._client._adopt(self.model, fork_id, ephemeral=id is None, anew=False)
 
     async def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
@@ -215,7 +214,7 @@ class Session(SessionBase):
         When cancelled, it happens all the same.
         """
         if not self.closed and not self._link.copied:
-            await self._close(delete=self.ephemeral)
+            await self._close(delete=False)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, asyncio.Future[None]]:
         if self._last is not None:
@@ -258,4 +257,4 @@ class Session(SessionBase):
     async def _close(self, *, delete: bool) -> None:
         handles = self._end()
         ticket = await self._link.perform(lambda: self._core.close(handles, delete=delete))
-        check_control(ticket.errors, missing_is_fine=True)
+        check_control(ticket.errors)

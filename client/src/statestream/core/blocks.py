@@ -41,6 +41,7 @@ class Block:
         nbytes: What it takes in the replay buffer, about.
         load: Bytes that are under way with it: inputs, and outputs as far as the signature tells.
         fresh: Of single steps, how many sessions had nothing else in flight when it left.
+        weight: Its bytes, as far as they count against those in flight.
         durable_at: When it was found to be durable.
     """
 
@@ -63,6 +64,7 @@ class Block:
         "sink",
         "starts",
         "waiting",
+        "weight",
     )
 
     def __init__(
@@ -84,6 +86,7 @@ class Block:
         self.dead: Mask | None = None
         self.frame = 0
         self.fresh = 0
+        self.weight = 0
         self.durable_at = 0.0
         self.handle_bytes = b""
         self.position_bytes = b""
@@ -179,6 +182,10 @@ class Block:
         if self.dead is None:
             self.dead = np.zeros(len(self), np.bool_)
         self.dead[row] = True
+
+    def is_given_up(self) -> bool:
+        """Whether all replies that are still to come are of chunks that were given up."""
+        return self.dead is not None and not (self.still_waiting() & ~self.dead).any()
 
     def find(self, handles: Ints, positions: Ints, scratch: Ints) -> Ints:
         """The rows of waiting chunks, -1 where there is none; `scratch` is indexed by handle."""

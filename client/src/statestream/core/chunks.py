@@ -107,7 +107,7 @@ class Chunks:
             return
         handle = ticket.handle
         if table.failures and handle in table.failures:
-            ticket.finish(error=again(table.failures[handle]))
+            ticket.finish(error=table.failure(handle))
             return
         start = table.next.item(handle)
         ticket.start = start
@@ -141,7 +141,7 @@ class Chunks:
         out = ticket.feed.out(handles) if ticket.feed is not None else {}
         if table.failures:
             for row in np.flatnonzero(table.state[handles] == State.FAILED).tolist():
-                out[row] = again(table.failures[handles.item(row)])
+                out[row] = table.failure(handles.item(row))
         return out
 
     # ── sending ────────────────────────────────────────────────────────────────────────────────
@@ -277,6 +277,7 @@ class Chunks:
 
     def _depart(self, block: Block, ready: list[Block]) -> None:
         block.depart(self._table)
+        block.weight = block.load
         self.bytes_in_flight += block.load
         self.sessions_in_flight += block.fresh
         self.singles.departed(block)
@@ -339,41 +340,59 @@ class Chunks:
         for block in [block for block in self.unsent if isinstance(block.sink, Discard)]:
             self._drop_unsent(block, handle)
 
-    def abandon(self, handle: int, start: int, error: StatestreamError) -> None:
-        """Fails every chunk of one session from `start` on, and takes the session back to there."""
-        table = self._table
+    def abandon(self, handle: int, start: int, error: StatestreamError) -> bool:
+        """Fails every chunk of one session from `start` on, and takes the session back to there.
+
+        Returns:
+            Whether a caller hears of it.
+        """
+        table, heard = self._table, False
         for block, row in self._in_flight_rows(handle, start):
             block.sink.fail(row, again(error))
             block.kill(row)
             table.stale[handle] += 1
+            heard |= not isinstance(block.sink, Discard)
         for block in list(self.unsent):
             row = self._drop_unsent(block, handle)
             if row >= 0:
                 block.sink.fail(row, again(error))
+                heard |= not isinstance(block.sink, Discard)
         for ticket in self.singles.drop(handle):
             self._buffer.bytes -= ticket.nbytes
             ticket.finish(error=again(error))
+            heard = True
         queued = [ticket for ticket in self.backlog if isinstance(ticket, StepTicket) and ticket.handle == handle]
         for ticket in queued:
             self.backlog.remove(ticket)
             ticket.finish(error=again(error))
         table.next[handle] = table.sent[handle] = start
+        return heard or bool(queued)
 
-    def fail(self, handle: int, error: StatestreamError) -> None:
-        """Makes a session unusable; all that it had under way fails."""
+    def fail(self, handle: int, error: StatestreamError, *, heard: bool = False) -> None:
+        """Makes a session unusable; all that it had under way fails. With `heard` a caller knows of it already."""
         table = self._table
         table.failures[handle] = error
         table.state[handle] = State.FAILED
-        self.abandon(handle, int(table.answered[handle]), error)
+        safe = bool(table.durable[handle] >= table.answered[handle])
+        if not self.abandon(handle, int(table.answered[handle]), error) and not heard:
+            table.unheard[handle] = safe
         table.durable[handle] = DURABLE_FOREVER
         self.holds.pop(handle, None)
         self.held_since.pop(handle, None)
+
+    def disregard(self) -> None:
+        """Lets those in flight that were given up hold back no others: their replies may never come."""
+        for block in self.in_flight.values():
+            if block.weight and block.is_given_up():
+                self.bytes_in_flight -= block.weight
+                self.sessions_in_flight -= block.fresh
+                block.weight = block.fresh = 0
 
     def lost(self) -> None:
         """The stream is gone: what was in flight is unsent again."""
         unsent: list[Block] = []
         for block in self.in_flight.values():
-            block.frame = block.fresh = 0
+            block.frame = block.fresh = block.weight = 0
             if isinstance(block.sink, Discard):
                 continue
             if block.dead is not None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from statestream.core.controls import Control, Kind, controls_for
-from statestream.core.table import State, Table
+from statestream.core.controls import Control, Kind, controls_for, deleted_by_another
+from statestream.core.table import DELETED, DETACHED, ENDED, State, Table
 from statestream.core.tickets import ControlTicket, OpenTicket, PoolTicket, StepTicket
-from statestream.errors import Closed
+from statestream.errors import Closed, SessionMoved, StatestreamError
 from statestream.wire import Ints
-
-DETACHED, DELETED = 1, 2
-"""What the table's column `closing` says of a session whose close, or delete, was submitted."""
 
 
 class Closings:
@@ -27,41 +24,75 @@ class Closings:
     def refuses(self, ticket: StepTicket | PoolTicket) -> bool:
         """Whether a step comes too late; it fails then."""
         closing = self._table.closing
-        if not (closing.item(ticket.handle) if isinstance(ticket, StepTicket) else closing[ticket.handles].any()):
-            return False
-        ticket.finish(error=_closed("stepped"))
-        return True
+        if isinstance(ticket, StepTicket):
+            if not closing.item(ticket.handle):
+                return False
+            ticket.finish(error=self._late(ticket.handle, "stepped"))
+            return True
+        late = np.flatnonzero(closing[ticket.handles])
+        if late.size:
+            ticket.finish(error=self._late(ticket.handles.item(late.item(0)), "stepped"))
+        return bool(late.size)
 
     def refused_reset(self, handles: Ints) -> OpenTicket | None:
-        """The answer to a reset that comes too late."""
-        if not self._table.closing[handles].any():
+        """The answer to a reset that comes too late, or of a session that was opened again since it failed."""
+        table = self._table
+        errors = {
+            row: self._late(handle, "reset") if table.closing.item(handle) else _reopened(table.ids[handle])
+            for row, handle in enumerate(handles.tolist())
+            if table.closing.item(handle) or not table.is_current(handle)
+        }
+        if not errors:
             return None
         ticket = OpenTicket(handles)
+        ticket.dropped = True  # Its sessions stay whosever they are.
         for row in range(len(handles)):
-            ticket.refuse(row, _closed("reset"))
+            ticket.refuse(row, errors.get(row) or _beside(next(iter(errors.values()))))
         ticket.finish()
         return ticket
 
     def controls(self, kind: Kind, handles: Ints) -> tuple[ControlTicket, list[Control]]:
         """What is wanted of sessions, as `controls_for`: of those that may still be asked for it.
 
-        A session that is being closed may be closed once more, and one that is being deleted may be closed or deleted
-        once more: that is done when the first is.
+        The last caller who closes a session lets it go: it is detached, or deleted where it ends with its callers. A
+        delete ends it for all. A session that is being closed may be closed once more, and one that is being deleted
+        may be closed or deleted once more: that is done when the first is.
         """
         table = self._table
         closing, lets_go = table.closing[handles], kind in (Kind.DETACH, Kind.DELETE)
         late = np.zeros(len(handles), np.bool_) if kind is Kind.DETACH else closing == DETACHED
         if not lets_go:
-            late |= closing == DELETED
-        joining = ~late & (closing != 0) & (table.state[handles] != State.FREE)
-        new = handles[closing == 0]
+            late |= closing >= DELETED
+        new, ending = handles[closing == 0], handles[:0]
         if lets_go:
+            table.holders[handles] = np.maximum(table.holders[handles] - 1, 0)
+            if kind is Kind.DETACH:
+                new = new[table.holders[new] == 0]
+                ephemeral = np.array([group.ephemeral for group in table.groups], np.bool_)[table.group[new]]
+                new, ending = new[~ephemeral], new[ephemeral]
             table.closing[new] = DELETED if kind is Kind.DELETE else DETACHED
-        ticket, controls = controls_for((kind, new), (Kind.JOIN, handles[joining]))
+            table.closing[ending] = DETACHED
+            table.release(handles[(closing == ENDED) & (table.holders[handles] == 0)])
+        under_way = ~late & ((closing == DETACHED) | (closing == DELETED)) & (table.state[handles] != State.FREE)
+        ticket, controls = controls_for((kind, new), (Kind.END, ending), (Kind.JOIN, handles[under_way]))
         for handle in handles[late].tolist():
-            ticket.errors[handle] = _closed(f"asked for a {kind.value}")
+            ticket.errors[handle] = self._late(handle, f"asked for a {kind.value}")
         return ticket, controls
 
+    def _late(self, handle: int, what: str) -> Closed:
+        table = self._table
+        if table.closing.item(handle) != DETACHED and table.holders.item(handle):
+            return deleted_by_another(table.ids[handle])
+        return Closed(
+            f"the session was closed before it was {what}; open it again with client.session or client.sessions"
+        )
 
-def _closed(what: str) -> Closed:
-    return Closed(f"the session was closed before it was {what}; open it again with client.session or client.sessions")
+
+def _reopened(session_id: str) -> SessionMoved:
+    return SessionMoved(
+        f"session {session_id!r} failed and was opened again by this client since; go on with what that gave"
+    )
+
+
+def _beside(error: StatestreamError) -> StatestreamError:
+    return type(error)(f"no session was reset, because of another one: {error.message}", metadata=error.metadata)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from statestream.core.chunks import Chunks
-from statestream.core.table import State, Table
+from statestream.core.table import ENDED, State, Table
 from statestream.core.tickets import ControlTicket, again, are_about
-from statestream.errors import StatestreamError, from_status
+from statestream.errors import Closed, Moved, Overloaded, SessionNotFound, StatestreamError, Unavailable, from_status
 from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DELETE,
     CLOSE_ACTION_DETACH,
@@ -34,6 +34,9 @@ FRAME_ACKS = 1 << 18
 FRAME_SESSIONS = 16_384
 """The most sessions in one frame."""
 
+RETRY_SECONDS = 0.2
+"""How long a close that the server cannot serve now is held where it names no time."""
+
 
 class Kind(enum.Enum):
     """What is wanted."""
@@ -41,6 +44,8 @@ class Kind(enum.Enum):
     FLUSH = "flush"
     DETACH = "detach"
     DELETE = "delete"
+    END = "end"
+    """A close of sessions that end with their callers: they are deleted."""
     SETTLE = "settle"
     """All chunks answered, the session bound: nothing is sent."""
     JOIN = "join"
@@ -58,8 +63,11 @@ class Control:
         begun: Whether what comes behind it waits for it already: see `Resets`.
         for_room: Steps that wait for room wait for this flush, not it for them.
         flush: What a close makes durable first, where there is something.
+        saving: It is such a flush.
         sent: [M] those that its frame is about.
         ends: [M] where their last chunk before that frame ends.
+        not_before: When it may leave, where the server could not serve it.
+        since: When that was for the first time.
     """
 
     kind: Kind
@@ -68,13 +76,16 @@ class Control:
     begun: bool = False
     for_room: bool = False
     flush: ControlTicket | None = None
+    saving: bool = False
+    not_before: float = 0.0
+    since: float = 0.0
     sent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     ends: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def lets_go(self) -> bool:
         """Whether the sessions are let go."""
-        return self.kind in (Kind.DETACH, Kind.DELETE)
+        return self.kind in (Kind.DETACH, Kind.DELETE, Kind.END)
 
 
 def controls_for(*wanted: tuple[Kind, Ints]) -> tuple[ControlTicket, list[Control]]:
@@ -94,8 +105,13 @@ def controls_for(*wanted: tuple[Kind, Ints]) -> tuple[ControlTicket, list[Contro
 class Controls:
     """Operations that wait, and those in flight."""
 
-    def __init__(self, table: Table, chunks: Chunks) -> None:
+    def __init__(self, table: Table, chunks: Chunks, retry_seconds: float) -> None:
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
+        self.on_gone: Callable[[Ints], None] = _nothing
+        """Hears of sessions that were let go, once that is noted."""
+        self.failed: list[Ints] = []
+        """Sessions that had failed when they were let go: the server may have them on the stream all the same."""
+        self.retry_seconds = retry_seconds
         self.waiting: list[Control] = []
         self.in_flight: dict[int, list[Control]] = {}
         self._table = table
@@ -118,8 +134,9 @@ class Controls:
         """The stream is gone: what was in flight waits again."""
         self.waiting[:0] = [control for batch in self.in_flight.values() for control in batch]
         self.in_flight.clear()
+        self.failed.clear()
 
-    def ready(self) -> list[list[Control]]:
+    def ready(self, now: float) -> list[list[Control]]:
         """Takes those whose turn has come, as many as possible together; such as need no frame are done here."""
         ready: dict[Kind, list[Control]] = {}
         rest, done = list[Control](), list[Control]()
@@ -127,10 +144,14 @@ class Controls:
             state = self._table.state[control.handles]
             failed = state == State.FAILED
             control.sent = control.handles[~failed]
-            if failed.any() and control.kind in (Kind.FLUSH, Kind.SETTLE):
+            if failed.any() and control.kind in (Kind.FLUSH, Kind.SETTLE) and not control.saving:
                 for handle in control.handles[failed].tolist():
-                    control.ticket.errors[handle] = again(self._table.failures[handle])
-            if not self._turn(control):
+                    # Where what came behind it, a delete of our own, has happened, it is as good as done.
+                    if not (
+                        handle in self._table.leaving and isinstance(self._table.failures[handle], SessionNotFound)
+                    ):
+                        control.ticket.errors[handle] = self._table.failure(handle)
+            if control.not_before > now or not self._turn(control):
                 rest.append(control)
             elif control.kind in (Kind.SETTLE, Kind.JOIN) or not control.sent.size:
                 done.append(control)
@@ -150,7 +171,7 @@ class Controls:
         for control in self.waiting:
             handles = control.handles[table.state[control.handles] != State.FAILED]
             idle = bool((table.answered[handles] == table.next[handles]).all())
-            safe = not self._behind(handles).size and not are_about(self._chunks.backlog, handles)
+            safe = not self._behind(handles).size and not are_about(self._chunks.backlog, control.handles)
             (done if control.kind is Kind.DETACH and idle and safe else rest).append(control)
         self.waiting = rest
         self._finish(done)
@@ -165,24 +186,47 @@ class Controls:
             for control in batch:
                 control.ends = self._table.sent[control.sent]
             return StreamRequest(frame=frame, flush=FlushFrame(handles=handles))
-        action = CLOSE_ACTION_DELETE if batch[0].kind is Kind.DELETE else CLOSE_ACTION_DETACH
+        self._table.leaving.update(sent.tolist())
+        action = CLOSE_ACTION_DETACH if batch[0].kind is Kind.DETACH else CLOSE_ACTION_DELETE
         return StreamRequest(frame=frame, close=CloseFrame(handles=handles, action=action))
 
-    def closed(self, frame: int, message: ClosedFrame) -> None:
+    def unbind(self, frame: int) -> StreamRequest:
+        """A frame that has the server let go of sessions that had failed; nobody waits for its answer."""
+        handles, self.failed = np.unique(np.concatenate(self.failed)), []
+        return StreamRequest(frame=frame, close=CloseFrame(handles=handles_column(handles), action=CLOSE_ACTION_DETACH))
+
+    def closed(self, frame: int, message: ClosedFrame, now: float) -> None:
         """The answer to a close. A session that was not open here any more is as closed as it can be."""
-        self._answered(frame, message.errors)
+        self._answered(frame, message.errors, now)
 
-    def flushed(self, frame: int, message: DurableFrame) -> None:
+    def flushed(self, frame: int, message: DurableFrame, now: float) -> None:
         """The answer to a flush."""
-        self._answered(frame, message.errors)
+        self._answered(frame, message.errors, now)
 
-    def refuse_frame(self, frame: int, error: StatestreamError) -> bool:
-        """Refuses an operation; False where the frame carried none."""
+    def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
+        """Refuses an operation, or asks for it again; False where the frame carried none."""
         batch = self.in_flight.pop(frame, None)
         if batch is None:
             return False
-        self._abort(batch, error)
+        self._abort([control for control in batch if not self._again(control, error, now)], error)
         return True
+
+    def due(self) -> float | None:
+        """When the next one may leave, of those that must wait."""
+        return min((control.not_before for control in self.waiting if control.not_before), default=None)
+
+    def asked(self) -> list[Control]:
+        """Those that the server has been asked for."""
+        return [control for batch in self.in_flight.values() for control in batch]
+
+    def overdue(self, control: Control, error: StatestreamError) -> None:
+        """Fails an operation that the server does not answer; it may happen all the same."""
+        for frame, batch in [*self.in_flight.items()]:
+            if control in batch:
+                batch.remove(control)
+                if not batch:
+                    del self.in_flight[frame]
+        self._abort([control], error)
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything."""
@@ -190,16 +234,30 @@ class Controls:
         waiting, self.waiting = self.waiting, []
         self._abort(waiting, error)
 
-    def _answered(self, frame: int, refusals: Iterable[RowError]) -> None:
+    def _answered(self, frame: int, refusals: Iterable[RowError], now: float) -> None:
         found = {refusal.handle: from_status(refusal.status) for refusal in refusals}
         batch = self.in_flight.pop(frame, [])
+        later = []
         for control in batch if found else ():
-            for handle in control.sent.tolist():
-                if handle in found:
-                    control.ticket.errors[handle] = again(found[handle])
-        short = [control for control in batch if control.kind is Kind.FLUSH and self._fell_short(control)]
+            mine = {handle: found[handle] for handle in control.sent.tolist() if handle in found}
+            if mine and control.saving and self._again(control, next(iter(mine.values())), now):
+                later.append(control)
+                continue
+            control.ticket.errors.update((handle, again(error)) for handle, error in mine.items())
+        short = [one for one in batch if one.kind is Kind.FLUSH and one not in later and self._fell_short(one)]
         self.waiting.extend(short)
-        self._finish([control for control in batch if control not in short] if short else batch)
+        self._finish([one for one in batch if one not in short and one not in later] if short or later else batch)
+
+    def _again(self, control: Control, error: StatestreamError, now: float) -> bool:
+        """Whether a close that the server cannot serve now is asked for again: it must not be forgotten half done."""
+        control.since = control.since or now
+        if not (control.lets_go or control.saving) or not isinstance(error, Unavailable | Overloaded):
+            return False
+        if now - control.since >= self.retry_seconds:
+            return False
+        control.not_before = now + (RETRY_SECONDS if error.retry_after is None else error.retry_after)
+        self.waiting.append(control)
+        return True
 
     def _fell_short(self, control: Control) -> bool:
         """Whether a flush missed chunks that were sent before it, because the server put them off; it is repeated."""
@@ -226,7 +284,7 @@ class Controls:
             return not control.handles.size
         if (table.state[handles] != State.OPEN).any() or table.stale[handles].any():
             return False
-        if not control.for_room and are_about(self._chunks.backlog, handles):
+        if not control.for_room and are_about(self._chunks.backlog, control.handles):
             return False
         if control.flush is not None and not control.flush.done:
             return False
@@ -250,18 +308,70 @@ class Controls:
             return None
         control.flush = ControlTicket()
         control.flush.errors = control.ticket.errors
-        return Control(Kind.FLUSH, behind, control.flush, sent=behind)
+        return Control(Kind.FLUSH, behind, control.flush, sent=behind, saving=True)
 
     def _finish(self, controls: Sequence[Control], ready: Sequence[Control] = ()) -> None:
         """These are done. What is let go is forgotten at once: its handle may soon stand for another session."""
-        gone = [control.handles for control in controls if control.lets_go]
-        if gone:
-            table = self._table
-            table.release(np.concatenate(gone))
-            for control in [*ready, *self.waiting, *(one for batch in self.in_flight.values() for one in batch)]:
-                control.handles = control.handles[table.state[control.handles] != State.FREE]
+        leaving = [control for control in controls if control.lets_go]
+        if leaving:
+            for control in leaving:
+                self._judge(control)
+            gone = np.concatenate([self._going(control) for control in leaving])
+            failed = gone[self._table.state[gone] == State.FAILED]
+            if failed.size:
+                self.failed.append(failed)
+            self._forget(gone)
+            for control in [*ready, *self.waiting, *self.asked()]:
+                control.handles = control.handles[~np.isin(control.handles, gone)]
+            self.on_gone(np.concatenate([control.handles for control in leaving]))
         for control in controls:
             control.ticket.part_done()
+
+    def _judge(self, control: Control) -> None:
+        """What whoever lets sessions go hears of those that had gone: nothing where they lose nothing by it."""
+        table, found = self._table, control.ticket.errors
+        for handle in control.handles[table.state[control.handles] == State.FAILED].tolist():
+            if handle in table.unheard or handle in found or control.kind is Kind.DELETE:
+                found[handle] = again(table.failures[handle])
+        for handle in control.handles.tolist() if found else ():
+            error = found.get(handle)
+            if isinstance(error, SessionNotFound):
+                del found[handle]
+            elif isinstance(error, Moved) and control.kind is not Kind.DELETE:
+                known = table.unheard.get(handle, True) if handle in table.failures else not self._behind_one(handle)
+                if control.kind is Kind.END or known or self.durability == DURABILITY_MODE_NONE:
+                    del found[handle]
+
+    def _going(self, control: Control) -> Ints:
+        """The sessions that are over; one that could not be deleted goes on for the other callers who have it."""
+        table, refused = self._table, np.isin(control.handles, list(control.ticket.errors))
+        staying = control.handles[refused & (table.holders[control.handles] > 0)]
+        table.closing[staying] = 0
+        table.leaving.difference_update(staying.tolist())
+        return control.handles[~np.isin(control.handles, staying)] if staying.size else control.handles
+
+    def _behind_one(self, handle: int) -> bool:
+        table = self._table
+        return bool(table.durable[handle] < table.answered[handle])
+
+    def _forget(self, gone: Ints) -> None:
+        """Frees handles; of sessions that were deleted, and that others still have, once those have let go as well."""
+        table = self._table
+        shared = gone[table.holders[gone] > 0]
+        table.release(gone[table.holders[gone] <= 0])
+        for handle in shared.tolist():
+            self._chunks.fail(handle, deleted_by_another(table.ids[handle]), heard=True)
+            table.closing[handle] = ENDED
+        table.forget_names(shared)
+
+
+def deleted_by_another(session_id: str) -> Closed:
+    """What callers are told who have a session that another caller of their client deleted."""
+    return Closed(f"session {session_id!r} was deleted by another caller of this client; open it again to start anew")
+
+
+def _nothing(*_: object) -> None:
+    """What nobody hears."""
 
 
 def _batches(controls: list[Control]) -> Iterator[list[Control]]:

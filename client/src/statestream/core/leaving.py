@@ -8,7 +8,7 @@ import numpy as np
 
 from statestream.core.stream import StreamCore
 from statestream.core.table import State
-from statestream.core.tickets import Callback, ControlTicket
+from statestream.core.tickets import Callback
 
 
 def leave(core: StreamCore, notify: Callable[[], None]) -> None:
@@ -18,23 +18,10 @@ def leave(core: StreamCore, notify: Callable[[], None]) -> None:
     """
     table = core.table
     handles = np.flatnonzero(table.state[: table.size] == State.OPEN)
-    ephemeral = np.array([group.ephemeral for group in table.groups], np.bool_)
-    ending = ephemeral[table.group[handles]] if handles.size else np.zeros(0, np.bool_)
-    staying = handles[~ending]
-    tickets: list[ControlTicket] = []
+    table.holders[handles] = 1  # All of its callers go at once.
     if core.online and handles.size:
-        tickets = [
-            core.close(some, delete=delete) for some, delete in ((staying, False), (handles[ending], True)) if some.size
-        ]
-    left = len(tickets)
-
-    def count() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            notify()
-
-    for ticket in tickets:
-        ticket.waiter = Callback(count)
-    if not tickets:
-        notify()
+        ticket = core.close(handles, delete=False)
+        if not ticket.done:
+            ticket.waiter = Callback(notify)
+            return
+    notify()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class Opening:
         since: When it was refused for the first time.
         replies: The caller asked for the replies that nobody acknowledged.
         upgrade: The caller wants sessions of other versions moved to the one it names.
+        reset: They are open, and start anew.
+        apart: It shares no frame, because one that it was in was refused as a whole.
         left: The sessions without an answer.
         faults: How many streams in a row ended by a fault while its replies were on their way.
     """
@@ -52,25 +54,19 @@ class Opening:
     replies: bool = False
     upgrade: bool = False
     done: bool = False
+    reset: bool = False
+    apart: bool = False
     left: set[int] = field(default_factory=set)
     faults: int = 0
 
     def part(self, rows: Ints) -> Opening:
         """Some of the sessions."""
-        return Opening(
-            self.handles[rows],
-            self.mode,
-            self.ticket,
-            self.rows[rows] if self.ticket is not None else self.rows,
-            {name: array[rows] for name, array in self.initial.items()},
-            self.not_before,
-            self.uncertain,
-            self.claims,
-            self.since,
-            self.replies,
-            self.upgrade,
-            self.done,
-            faults=self.faults,
+        return replace(
+            self,
+            handles=self.handles[rows],
+            rows=self.rows[rows] if self.ticket is not None else self.rows,
+            initial={name: array[rows] for name, array in self.initial.items()},
+            left=set(),
         )
 
 
@@ -88,7 +84,7 @@ def joined(openings: Sequence[Opening], table: Table) -> list[Opening]:
     found: list[Opening] = []
     alike: dict[tuple[object, ...], list[tuple[set[str], list[Opening]]]] = {}
     for opening in openings:
-        if len(opening.handles) != 1 or opening.initial or opening.replies:
+        if len(opening.handles) != 1 or opening.initial or opening.replies or opening.apart:
             found.append(opening)
             continue
         handle = int(opening.handles[0])
@@ -101,6 +97,7 @@ def joined(openings: Sequence[Opening], table: Table) -> list[Opening]:
             opening.ticket is None,
             opening.upgrade,
             opening.done,
+            opening.reset,
         )
         batches = alike.setdefault(kind, [])
         # An id comes once in a frame: who opens it twice claims it twice.
@@ -122,7 +119,7 @@ def _join(openings: list[Opening]) -> Opening:
     ticket = JoinedTicket(handles, tickets, rows) if tickets else None
     whole = Opening(handles, first.mode, ticket, np.arange(len(handles)) if tickets else first.rows)
     whole.uncertain, whole.claims, whole.upgrade = first.uncertain, first.claims, first.upgrade
-    whole.done = first.done
+    whole.done, whole.reset = first.done, first.reset
     whole.since = min((opening.since for opening in openings if opening.since), default=0.0)
     return whole
 

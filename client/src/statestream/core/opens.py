@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -11,12 +11,13 @@ from statestream.core.chunks import Chunks
 from statestream.core.opening import Opening, frames, indices, joined
 from statestream.core.returned import Returned
 from statestream.core.table import Group, State, Table
-from statestream.core.tickets import OpenTicket, again
+from statestream.core.tickets import JoinedTicket, OpenTicket, again
 from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     OPEN_MODE_CREATE,
     OPEN_MODE_EITHER,
     OPEN_MODE_REPLACE,
+    OPEN_MODE_RESUME,
     OpenedFrame,
     OpenFrame,
     OpenMode,
@@ -28,6 +29,12 @@ MAX_CLAIMS = 8
 
 RETRIED = (errors.Unavailable, errors.Overloaded)
 """Refusals after which a session that was open before is tried again."""
+
+TOGETHER = 3_600_000_000
+"""Claims whose incarnations are of one hour, in microseconds, may share a frame when they are repeated.
+
+The server refuses a frame whose incarnation is far ahead of its clock: who made it has not made that of the others.
+"""
 
 MAX_REOPENS = 4
 """How often a live session is opened again without an answered chunk in between."""
@@ -46,6 +53,10 @@ class Opens:
         self._table = table
         self._chunks = chunks
         self._reopened: list[tuple[Ints, Ints]] = []
+        self.on_open: Callable[[Ints], None] = _nothing
+        """Hears of sessions that are open for a caller."""
+        self.on_refused: Callable[[int, Opening, Group, StatestreamError], None] = _nothing
+        """Hears of a session that was refused to its caller, or could not be reset: when that is noted."""
 
     def open(
         self,
@@ -54,16 +65,45 @@ class Opens:
         ticket: OpenTicket,
         initial: dict[str, Array],
         *,
+        rows: Ints | None = None,
         replies: bool = False,
         upgrade: bool = False,
     ) -> None:
-        """Asks for sessions for the first time, or anew (mode REPLACE); the ticket has their rows in this order."""
+        """Asks for sessions for the first time; they are these rows of the ticket, or all of them in this order."""
+        rows = np.arange(len(handles)) if rows is None else rows
         self._table.incarnation[handles] = self.clock
-        whole = Opening(handles, mode, ticket, np.arange(len(handles)), initial, replies=replies, upgrade=upgrade)
+        whole = Opening(handles, mode, ticket, rows, initial, replies=replies, upgrade=upgrade)
         if initial and mode != OPEN_MODE_REPLACE:
             for row, handle in enumerate(handles.tolist()):
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
         self.waiting.extend(frames(whole))
+
+    def reset(self, handles: Ints, ticket: OpenTicket) -> None:
+        """Asks for open sessions anew; the ticket has their rows in this order."""
+        self._table.state[handles] = State.OPENING
+        self._table.incarnation[handles] = self._table.incarnation[handles].max(initial=0) + 1
+        self.waiting.extend(frames(Opening(handles, OPEN_MODE_REPLACE, ticket, np.arange(len(handles)), reset=True)))
+
+    def withdraw(self, handles: Ints) -> Ints:
+        """Asks no more for sessions whose callers have gone; returns those of which nothing is on its way.
+
+        One that may have been opened on a stream that was lost is asked for again, so that it can be let go.
+        """
+        kept, gone = list[Opening](), [handles[:0]]
+        for opening in self.waiting:
+            unwanted = np.isin(opening.handles, handles)
+            if opening.ticket is None or opening.uncertain or not unwanted.any():
+                kept.append(opening)
+                continue
+            gone.append(opening.handles[unwanted])
+            if not unwanted.all():
+                kept.append(opening.part(np.flatnonzero(~unwanted)))
+        self.waiting = kept
+        return np.concatenate(gone)
+
+    def fail(self, handle: int, error: StatestreamError) -> None:
+        """Makes a session unusable."""
+        self._chunks.fail(handle, error)
 
     def reopen(self, handle: int, cause: StatestreamError, now: float) -> None:
         """Opens one session of a live stream again; after several times in vain it fails with the cause."""
@@ -103,8 +143,10 @@ class Opens:
         waiting = []
         for opening in self.in_flight.values():
             if opening.ticket is not None:
-                rows = np.flatnonzero(np.isin(opening.handles, np.fromiter(opening.left, np.int64)))
-                part = opening.part(rows)
+                left = np.isin(opening.handles, np.fromiter(opening.left, np.int64))
+                part = opening.part(np.flatnonzero(left & (self._table.state[opening.handles] == State.OPENING)))
+                if not len(part.handles):
+                    continue
                 part.uncertain = True
                 # The lost one may still arrive, after this one: it must count as the older claim.
                 self._table.incarnation[part.handles] += 1
@@ -164,6 +206,14 @@ class Opens:
         positions = read_positions(message.positions, count)
         durable = read_positions(message.durable_positions, count)
         created = np.frombuffer(message.created, np.uint8) if message.created else np.zeros(count, np.uint8)
+        kept = read_handles(message.kept) if message.kept else np.zeros(count, np.uint32)
+        # One that waited too long, or whose caller learned of another end meanwhile, stays as it is.
+        awaited = self._table.state[handles] == (State.LOST if opening.ticket is None else State.OPENING)
+        if not awaited.all():
+            opening.left.difference_update(handles.tolist())
+            handles, epochs, positions = handles[awaited], epochs[awaited], positions[awaited]
+            durable, created, kept = durable[awaited], created[awaited], kept[awaited]
+            count = len(handles)
         if count:
             opening.left.difference_update(handles.tolist())
             table = self._table
@@ -175,10 +225,10 @@ class Opens:
                 self._bound_again(handles, positions)
             else:
                 rows = self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
-                if opening.replies and message.kept:
-                    kept = read_handles(message.kept)
+                if opening.replies:
                     rows = self.returned.expect(frame, opening, handles, rows, kept)
                 opening.ticket.count(rows)
+                self.on_open(handles[self._table.state[handles] == State.OPEN])
         self._refused(opening, {error.handle: from_status(error.status) for error in message.errors}, now)
         if not opening.left:
             self.in_flight.pop(frame, None)
@@ -191,7 +241,8 @@ class Opens:
         opening = self.in_flight.pop(frame, None)
         if opening is None:
             return False
-        self._refused(opening, {handle: again(error) for handle in sorted(opening.left)}, now)
+        if not self._refused_apart(opening, error):
+            self._refused(opening, {handle: again(error) for handle in sorted(opening.left)}, now)
         self._replay()
         return True
 
@@ -226,7 +277,7 @@ class Opens:
         rows = opening.rows[indices(opening.handles, handles)]
         for name in ("next", "sent", "answered", "floor", "acked"):
             getattr(table, name)[handles] = positions
-        if opening.ticket is not None and opening.mode != OPEN_MODE_REPLACE:
+        if not opening.reset:
             table.acked[handles] = 0
         for name in ("in_flight", "unacked", "stale", "attempts"):
             getattr(table, name)[handles] = 0
@@ -240,7 +291,7 @@ class Opens:
                     f"session {table.ids[handle]!r} exists already; choose another id, or open it with mode 'either'"
                 )
                 ticket.refuse(int(rows[at]), taken)
-                self._chunks.fail(handle, taken)
+                table.holders[handle] = 0
         return rows
 
     def _bound_again(self, handles: Ints, positions: Ints) -> None:
@@ -260,23 +311,33 @@ class Opens:
         good = ~(short | ahead)
         self._reopened.append((handles[good], positions[good]))
 
+    def go_on(self) -> None:
+        """Has sessions that are bound again go on, whatever becomes of the others."""
+        if self._reopened:
+            self._replay_now()
+
     def _replay(self) -> None:
         # One pass over the buffer for all sessions of a reconnect, not one for every frame of it.
         if not self._reopened or any(opening.ticket is None for opening in self.in_flight.values()):
             return
         if any(opening.ticket is None and not opening.not_before for opening in self.waiting):
             return
+        self._replay_now()
+
+    def _replay_now(self) -> None:
         handles = np.concatenate([handles for handles, _ in self._reopened])
         positions = np.concatenate([positions for _, positions in self._reopened])
         self._reopened.clear()
-        if handles.size:
-            self._chunks.replay(handles, positions)
+        lost = self._table.state[handles] == State.LOST
+        if lost.any():
+            self._chunks.replay(handles[lost], positions[lost])
 
     def _refused(self, opening: Opening, refusals: dict[int, StatestreamError], now: float) -> None:
         """Tries refused sessions again, all of a frame together, or fails them."""
+        table = self._table
         opening.since = opening.since or now
         later: list[int] = []
-        moved: list[int] = []
+        moved: dict[int, list[int]] = {}
         done: list[int] = []
         wait = 0.0
         for handle, error in refusals.items():
@@ -284,11 +345,16 @@ class Opens:
                 continue
             opening.left.discard(handle)
             first = opening.ticket is not None
+            if table.state[handle] != (State.OPENING if first else State.LOST):
+                continue  # It waited too long, and failed.
             again_soon = opening.claims < MAX_CLAIMS if first else now - opening.since < self.retry_seconds
-            if first and isinstance(error, errors.SessionMoved) and again_soon:
+            if first and not opening.reset and not table.holders[handle]:
+                self._fail_first(opening, handle, error)  # Nobody waits for another try.
+            elif first and isinstance(error, errors.SessionMoved) and again_soon:
                 # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
-                moved.append(handle)
-                self.clock = max(self.clock, int(error.metadata.get("incarnation", "0")))
+                newest = int(error.metadata.get("incarnation", "0"))
+                table.incarnation[handle] = max(int(table.incarnation[handle]), newest) + 1
+                moved.setdefault(newest // TOGETHER, []).append(handle)
             elif first and opening.uncertain and error.metadata.get("untouched") and again_soon:
                 done.append(handle)
             elif isinstance(error, errors.Unavailable if first else RETRIED) and again_soon:
@@ -298,10 +364,10 @@ class Opens:
                 self._fail_first(opening, handle, error)
             else:
                 self._chunks.fail(handle, error)
-        if moved:
-            self.clock += 1
-            self._table.incarnation[moved] = self.clock
-            self._repeat(opening, moved, 0.0)
+        for handles in moved.values():
+            table.incarnation[handles] = table.incarnation[handles].max()
+            # The first time nobody waits for nothing; again and again it is a fight, in which each side holds back.
+            self._repeat(opening, handles, now + 0.05 * (2**opening.claims - 1))
         if done:
             self._repeat(opening, done, 0.0, done=True)
         if later and opening.ticket is None:
@@ -312,6 +378,26 @@ class Opens:
         elif later:
             self._repeat(opening, later, now + wait)
 
+    def _refused_apart(self, opening: Opening, error: StatestreamError) -> bool:
+        """Whether a frame that cannot be served as a whole is asked for in two parts: one may be what is wrong with it.
+
+        It is another caller's, or another session's, and the others must not pay for it.
+        """
+        if opening.claims and isinstance(error, errors.BadFrame) and error.metadata.get("field") == "incarnation":
+            for handle in sorted(opening.left):
+                if opening.ticket is not None:
+                    self._fail_first(opening, handle, _beyond(self._table, handle, error))
+            return opening.ticket is not None
+        several = len(opening.left) > 1 and (opening.ticket is None or isinstance(opening.ticket, JoinedTicket))
+        if not several or not isinstance(error, errors.InvalidRequest | errors.TooManySessions):
+            return False
+        left = np.flatnonzero(np.isin(opening.handles, np.fromiter(opening.left, np.int64)))
+        for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+            part = opening.part(half)
+            part.apart, part.not_before = True, 0.0
+            self.waiting.append(part)
+        return True
+
     def _repeat(self, opening: Opening, handles: list[int], not_before: float, *, done: bool = False) -> None:
         part = opening.part(indices(opening.handles, np.array(handles, np.int64)))
         part.claims += 1
@@ -320,32 +406,52 @@ class Opens:
         self.waiting.append(part)
 
     def _fail_first(self, opening: Opening, handle: int, error: StatestreamError) -> None:
-        ticket = opening.ticket
+        ticket, table = opening.ticket, self._table
         assert ticket is not None
         rows = opening.rows[indices(opening.handles, np.array([handle]))]
+        group = table.groups[table.group.item(handle)]
         ticket.refuse(int(rows[0]), error)
-        if opening.mode == OPEN_MODE_REPLACE:
-            self._chunks.fail(handle, error)
+        if opening.reset:
+            self._chunks.fail(handle, error, heard=True)
         else:
-            self._table.release(np.array([handle]))
+            table.release(np.array([handle]))
         ticket.count(rows)
+        self.on_refused(handle, opening, group, error)
 
     def _again(self, handles: Ints, not_before: float) -> Iterator[Opening]:
         table = self._table
-        if not handles.size:
-            return
-        kinds = np.stack([table.group[handles], table.incarnation[handles]], axis=1)
+        if table.leaving:
+            # One whose close was sent may have gone: it must not be made anew to leave once more.
+            going = np.isin(handles, list(table.leaving))
+            yield from self._alike(handles[going], OPEN_MODE_RESUME, not_before)
+            handles = handles[~going]
         with_initial = [handle for handle in handles.tolist() if handle in table.initial and not table.floor[handle]]
-        plain = handles[~np.isin(handles, with_initial)] if with_initial else handles
         for handle in with_initial:
             # Found nowhere, it must start from the same values again.
             initial = {name: array[np.newaxis] for name, array in table.initial[handle].items()}
             yield Opening(np.array([handle]), OPEN_MODE_EITHER, initial=initial, not_before=not_before)
-        if with_initial:
-            kinds = np.stack([table.group[plain], table.incarnation[plain]], axis=1)
+        plain = handles[~np.isin(handles, with_initial)] if with_initial else handles
+        yield from self._alike(plain, OPEN_MODE_EITHER, not_before)
+
+    def _alike(self, handles: Ints, mode: OpenMode, not_before: float) -> Iterator[Opening]:
+        """Openings of sessions that may share a frame."""
+        table = self._table
+        kinds = np.stack([table.group[handles], table.incarnation[handles]], axis=1)
         for kind in np.unique(kinds, axis=0):
-            chosen = plain[(kinds == kind).all(axis=1)]
-            yield from frames(Opening(chosen, OPEN_MODE_EITHER, not_before=not_before))
+            yield from frames(Opening(handles[(kinds == kind).all(axis=1)], mode, not_before=not_before))
+
+
+def _beyond(table: Table, handle: int, error: StatestreamError) -> errors.SessionMoved:
+    return errors.SessionMoved(
+        f"session {table.ids[handle]!r} was claimed with incarnation {int(table.incarnation[handle]) - 1}, so far "
+        f"ahead that no caller can take it over: {error.message}. Whoever made that claim has a clock that is wrong; "
+        "delete the session, or use another id",
+        metadata={"incarnation": str(int(table.incarnation[handle]) - 1)},
+    )
+
+
+def _nothing(*_: object) -> None:
+    """What nobody hears."""
 
 
 def _lost(session_id: str, position: int, floor: int) -> errors.StateLost:

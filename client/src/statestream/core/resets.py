@@ -15,7 +15,6 @@ from statestream.core.opens import Opens
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again, are_about
 from statestream.errors import StatestreamError
-from statestream.v1.inference_pb2 import OPEN_MODE_REPLACE
 from statestream.wire import Ints
 
 
@@ -57,6 +56,7 @@ class Resets:
     def add(self, handles: Ints) -> OpenTicket:
         """Starts sessions anew after everything submitted for them before."""
         reset = Reset(handles, OpenTicket(handles))
+        reset.ticket.dropped = True  # Its sessions are open whatever becomes of it.
         self._keep(reset, _handles(reset))
         return reset.ticket
 
@@ -95,6 +95,13 @@ class Resets:
             self._keep(operation, handles)
         if beginning:
             self._begin(beginning)
+
+    def overdue(self, reset: Reset, error: StatestreamError) -> None:
+        """Fails a reset whose turn does not come, and with it what is submitted behind it."""
+        self.queue.remove(reset)
+        for handle in reset.handles.tolist():
+            self._chunks.fail(handle, again(error), heard=True)
+        _refuse(reset, np.arange(len(reset.handles)), error)
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything that waits here."""
@@ -141,8 +148,8 @@ class Resets:
                 table.failures.pop(handle, None)
                 table.initial.pop(handle, None)
                 table.untaken.pop(handle, None)
-            table.state[handles] = State.OPENING
-            self._opens.open(handles, OPEN_MODE_REPLACE, reset.ticket, {})
+                table.unheard.pop(handle, None)
+            self._opens.reset(handles, reset.ticket)
 
 
 def _refuse(reset: Reset, rows: Ints, error: StatestreamError) -> None:

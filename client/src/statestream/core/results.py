@@ -199,9 +199,9 @@ class Results:
             block.frame = 0
             # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
             block.sink = DISCARD
-            self._chunks.bytes_in_flight -= block.load
+            self._chunks.bytes_in_flight -= block.weight
             self._chunks.sessions_in_flight -= block.fresh
-            block.fresh = 0
+            block.fresh = block.weight = 0
 
     def _ghost(self, block: Block, row: int) -> None:
         """The reply to a chunk that was given up: only the count of what is still to come changes."""
@@ -232,8 +232,19 @@ class Results:
         table, chunks = self._table, self._chunks
         handle, start = int(block.handles[row]), int(block.starts[row])
         discard = isinstance(block.sink, Discard)
-        if isinstance(error, errors.AlreadyApplied):
-            # Its reply was acknowledged, so this can only be a replay that was not needed.
+        if isinstance(error, errors.PositionConflict) or (isinstance(error, errors.AlreadyApplied) and not discard):
+            # What this client sent it sends again as it was, and it acknowledges what it has: somebody else stepped it.
+            self._take_out(block, row)
+            block.kill(row)
+            moved = errors.SessionMoved(
+                f"another writer stepped session {table.ids[handle]!r}: {error.message}. Open it again to go on from "
+                "where it stands",
+                metadata=error.metadata,
+            )
+            block.sink.fail(row, moved)
+            chunks.fail(handle, moved, heard=not discard)
+        elif isinstance(error, errors.AlreadyApplied):
+            # Its reply was acknowledged, so this is a replay that was not needed.
             table.answered[handle] = max(int(table.answered[handle]), int(block.ends[row]))
             self._take_out(block, row)
             block.sink.fail(row, error)
@@ -251,7 +262,7 @@ class Results:
             self._take_out(block, row)
             block.kill(row)
             block.sink.fail(row, error)
-            chunks.fail(handle, error)
+            chunks.fail(handle, error, heard=not discard)
         else:
             chunks.held_since.pop(handle, None)
             self._take_out(block, row)

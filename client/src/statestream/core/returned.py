@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,9 +41,15 @@ class Returned:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._frames: dict[int, Expected] = {}
+        self.on_open: Callable[[Ints], None] = lambda _: None
+        """Hears of sessions that are open for their callers."""
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    def expected(self) -> list[Expected]:
+        """Who waits for replies."""
+        return [*self._frames.values()]
 
     def __contains__(self, frame: int) -> bool:
         """Whether replies are to come in answer to a frame."""
@@ -138,6 +145,7 @@ class Returned:
             table.untaken[handle] = replies[0][0]
             expected.ticket.replies[row] = replies
         expected.ticket.count(np.array([row]))
+        self.on_open(np.array([handle]))
         return True
 
     def _refuse(self, expected: Expected, handle: int, error: StatestreamError) -> None:

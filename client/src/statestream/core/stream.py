@@ -19,9 +19,11 @@ from statestream.core.controls import Control, Controls, Kind, acknowledge
 from statestream.core.feeds import left_out
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
+from statestream.core.overdue import Overdue
 from statestream.core.partial import Parts
 from statestream.core.resets import Resets
 from statestream.core.results import Results
+from statestream.core.sharing import Sharing
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import (
     ANSWER_BYTES,
@@ -35,7 +37,7 @@ from statestream.core.tickets import (
     Ticket,
     again,
 )
-from statestream.errors import Draining, NotOwner, StatestreamError, from_status
+from statestream.errors import Draining, NotOwner, ServerUnavailable, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
     DurabilityMode,
@@ -78,9 +80,17 @@ class StreamCore:
         self.chunks = Chunks(self.table, self.buffer)
         self.chunks.lose_when_full = lose_when_full
         self.opens = Opens(self.table, self.chunks, writer, incarnation, retry_seconds)
-        self.controls = Controls(self.table, self.chunks)
+        self.sharing = Sharing(self.table, self.opens)
+        self.opens.on_open = self.opens.returned.on_open = self.sharing.opened
+        self.opens.on_refused = self.sharing.refused
+        self.controls = Controls(self.table, self.chunks, retry_seconds)
+        self.controls.on_gone = self.sharing.settled
         self.resets = Resets(self.table, self.buffer, self.chunks, self.opens, self.controls)
         self.closings = Closings(self.table)
+        self.overdue = Overdue(self.table, self.chunks, self.opens, self.sharing, self.resets, self.controls)
+        self.retry_seconds = retry_seconds
+        self.received_at = float("-inf")
+        """When the last answer came, or the stream."""
         self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
@@ -103,16 +113,21 @@ class StreamCore:
         *,
         replies: bool = False,
         upgrade: bool = False,
+        anew: bool = False,
     ) -> OpenTicket:
-        """Opens sessions; the ticket's handles stand for them from now on.
+        """Opens sessions, or joins those that are open; the ticket's handles stand for them once it is done.
 
         With `replies` it has those that were kept; with `upgrade` sessions of other versions move to the group's.
+        With `anew` the server has just made them anew: what is open here under their ids is over.
+
+        Raises:
+            AlreadyOpen: One is open here and was asked for in a way that would change it; none was opened.
         """
-        handles = self.table.allocate(group, ids)
-        ticket = OpenTicket(handles)
-        self.opens.open(handles, mode, ticket, initial or {}, replies=replies, upgrade=upgrade)
+        ticket = self.sharing.open(group, ids, mode, initial or {}, replies=replies, upgrade=upgrade, anew=anew)
         if not len(ids):
             ticket.finish()
+        if self.sharing.forsaken:
+            self._forsake()
         return ticket
 
     def reset(self, handles: Ints) -> OpenTicket:
@@ -137,8 +152,15 @@ class StreamCore:
             submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stops waiting. A chunk that is framed or has others behind it, and a reset that has begun, happen anyway."""
+        """Stops waiting. A chunk that is framed or has others behind it, and a reset that has begun, happen anyway.
+
+        Sessions that were asked for, open by now or not, are let go.
+        """
         ticket.waiter = None
+        if isinstance(ticket, OpenTicket):
+            handles = self.sharing.drop(ticket)
+            if handles.size:
+                self.close(handles, delete=False)
         if self.resets.queue:
             self.resets.cancel(ticket.parts if isinstance(ticket, PartsTicket) else [ticket])
         if isinstance(ticket, PartsTicket):
@@ -171,16 +193,18 @@ class StreamCore:
     def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
         """Lets sessions go, or deletes them; their handles are free when the ticket is done.
 
-        It follows what was submitted before. What is submitted for them from now on fails with Closed.
+        A session that other callers have goes on for them, unless it is deleted. It follows what was submitted before.
+        What is submitted for them from now on fails with Closed.
         """
         return self._control(Kind.DELETE if delete else Kind.DETACH, handles)
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
 
-    def connected(self, limits: Limits, durability: DurabilityMode) -> None:
+    def connected(self, limits: Limits, durability: DurabilityMode, now: float = 0.0) -> None:
         """A new stream is there; every session is opened again before its chunks go on."""
         self.online = True
         self.going_away = False
+        self.received_at = now
         chunks = self.chunks
         chunks.max_steps = limits.max_chunk_steps or 256
         chunks.window = limits.max_unacknowledged_chunks or 64
@@ -232,6 +256,7 @@ class StreamCore:
 
     def receive(self, response: StreamResponse, now: float) -> None:
         """Takes an answer; tickets that it completes are notified from in here."""
+        self.received_at = now
         kind = response.WhichOneof("response")
         frame = response.frame
         if kind == "result":
@@ -247,13 +272,13 @@ class StreamCore:
                 self._answers += 1
         elif kind == "closed":
             self._answers += 1
-            self.controls.closed(frame, response.closed)
+            self.controls.closed(frame, response.closed, now)
         elif kind == "durable":
             handles = read_handles(response.durable.handles)
             self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
             if frame:
                 self._answers += 1
-                self.controls.flushed(frame, response.durable)
+                self.controls.flushed(frame, response.durable, now)
         elif kind == "refused":
             self._refused(frame, from_status(response.refused.status), now)
         elif kind == "notice":
@@ -261,6 +286,8 @@ class StreamCore:
                 self._left(row_error.handle, from_status(row_error.status), now)
         elif kind == "go_away":
             self.going_away = True
+        if self.sharing.forsaken:
+            self._forsake()
 
     @property
     def drained(self) -> bool:
@@ -283,6 +310,7 @@ class StreamCore:
             or chunks.backlog
             or self.opens.waiting
             or self.controls.waiting
+            or self.controls.failed
             or self.results.acks_due
             or chunks.singles.lanes
             or self.resets.queue
@@ -293,10 +321,10 @@ class StreamCore:
         """Whether a caller waits for something that needs the server."""
         chunks = self.chunks
         return bool(
-            chunks.in_flight
-            or chunks.unsent
+            chunks.unsent
             or chunks.backlog
             or chunks.singles.lanes
+            or any(not block.is_given_up() for block in chunks.in_flight.values())
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned
@@ -311,18 +339,73 @@ class StreamCore:
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
-        if not (self.chunks.holds or self.opens.waiting or self.chunks.backlog):
+        if not (self.chunks.holds or self.opens.waiting or self.chunks.backlog or self.controls.waiting):
             return None
         times = [*self.chunks.holds.values()]
-        opening = self.opens.due()
-        if opening is not None:
-            times.append(opening)
+        times += [due for due in (self.opens.due(), self.controls.due()) if due is not None]
         if self.chunks.backlog:
             times.append(self._flushed_at + FLUSH_EVERY)
         return min(times, default=None)
 
+    def check(self, now: float) -> bool:
+        """Tells callers whose operations the server has not answered for `retry_seconds`, though the stream stands.
+
+        To be called every few seconds.
+
+        Returns:
+            Whether the stream is of no use any more: callers waited, and nothing at all came.
+        """
+        self.opens.go_on()
+        found = self.overdue.find(now, self.retry_seconds)
+        for handle in found.sessions.tolist():
+            position, session_id = int(self.table.answered[handle]), self.table.ids[handle]
+            self.chunks.fail(
+                handle,
+                self._unanswered(
+                    f"a step of session {session_id!r}",
+                    f"Steps from position {position} on may or may not have been applied; open the session again and "
+                    "compare its position.",
+                ),
+            )
+        if found.sessions.size:
+            self.chunks.disregard()
+        for ticket in found.opens:
+            self._expire(ticket)
+        for control in found.controls:
+            what = "flush" if control.kind is Kind.FLUSH else "close"
+            self.controls.overdue(control, self._unanswered(f"a {what}", "It may be done all the same."))
+        for reset in found.resets:
+            self.resets.overdue(reset, self._unanswered("steps before a reset", "Open the session again."))
+        if found.backlog:
+            error = self._unanswered(
+                "the flush that makes room in the replay buffer",
+                f"The inputs of {self.buffer.bytes:,} bytes are kept until they are durable; a larger "
+                "`replay_buffer_bytes` keeps more. The step was not sent.",
+            )
+            while self.chunks.backlog:
+                self.chunks.backlog.popleft().finish(error=again(error))
+        return found.any and now - self.received_at > self.retry_seconds
+
+    def _expire(self, ticket: OpenTicket) -> None:
+        """Tells who waits for an open that it does not come; what comes of it all the same is let go."""
+        resetting = ticket.dropped
+        first = self.table.ids[ticket.handles.item(int(np.flatnonzero(~ticket.settled)[0]))]
+        error = self._unanswered(f"the open of session {first!r}", "It may be done.")
+        for handle in ticket.handles[~ticket.settled].tolist() if resetting else ():
+            self.chunks.fail(handle, again(error), heard=True)
+        ticket.finish(error=error)
+        if not resetting:
+            self.cancel(ticket)
+
+    def _unanswered(self, what: str, then: str) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"the server did not answer {what} for {self.retry_seconds:g} s (`retry_timeout`), though the connection "
+            f"stands. {then}"
+        )
+
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
+        self.sharing.give_up(error)
         self.opens.give_up(error)
         self.results.give_up(error)
         while self.chunks.backlog:
@@ -347,8 +430,11 @@ class StreamCore:
             self._flushed_at = now
             controls.flush_for_room()
         if controls.waiting:
-            for batch in controls.ready():
+            for batch in controls.ready(now):
                 outbox.append(self._control_frame(batch))
+        if controls.failed:
+            # Before anything about another session that has one of their handles.
+            outbox.appendleft(controls.unbind(self._number()))
         if self.results.acks_due:
             self._acknowledge()
 
@@ -383,6 +469,13 @@ class StreamCore:
         self._frame += 1
         return self._frame
 
+    def _forsake(self) -> None:
+        forsaken, self.sharing.forsaken = np.unique(np.array(self.sharing.forsaken, np.int64)), []
+        live = (self.table.state[forsaken] >= State.OPEN) & (self.table.state[forsaken] <= State.LOST)
+        alone = (self.table.holders[forsaken] == 0) & (self.table.closing[forsaken] == 0)
+        self.close(forsaken[live & alone], delete=False)
+        self.sharing.settled(forsaken[~(live & alone)])  # Somebody has it by now: who wanted another one is told.
+
     def _durability(self, mode: DurabilityMode) -> None:
         self.durability = mode
         self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE
@@ -390,7 +483,7 @@ class StreamCore:
 
     def _refused(self, frame: int, error: StatestreamError, now: float) -> None:
         if not (self.results.refuse_frame(frame, error, now) or self.opens.refuse_frame(frame, error, now)):
-            self.controls.refuse_frame(frame, error)
+            self.controls.refuse_frame(frame, error, now)
 
     def _result(self, frame: int, result: ResultFrame, now: float, outputs: Outputs | None = None) -> None:
         returned = self.opens.returned

@@ -14,6 +14,10 @@ from statestream.wire import Array, Ints
 DURABLE_FOREVER: Final = np.iinfo(np.int64).max
 """The durable position of a session that needs no replay any more."""
 
+DETACHED, DELETED, ENDED = 1, 2, 3
+"""What the column `closing` has of a session whose close, or delete, was submitted; of one that was deleted, and that
+others than who deleted it still have."""
+
 
 class State(enum.IntEnum):
     """What can be done with a handle now."""
@@ -57,6 +61,10 @@ class Table:
     refs: Ints
     attempts: Ints
     closing: Ints
+    holders: Ints
+    stalled: Ints
+    stalled_at: Ints
+    stalled_epoch: Ints
 
     _COLUMNS = (
         "group",  # index into groups
@@ -74,6 +82,10 @@ class Table:
         "refs",  # buffered blocks that name the handle
         "attempts",  # times opened again without an answer since
         "closing",  # whether it was asked to be let go: see `Closings`
+        "holders",  # callers who have it open: see `Sharing`
+        "stalled",  # since when it waits without an answer, in milliseconds, 0 where it does not: see `Overdue`
+        "stalled_at",  # `answered` then
+        "stalled_epoch",  # `epoch` then
     )
 
     def __init__(self) -> None:
@@ -88,6 +100,12 @@ class Table:
         self.initial: dict[int, dict[str, Array]] = {}
         self.untaken: dict[int, int] = {}
         """Where replies start that came again on opening and that the caller has not taken yet."""
+        self.unheard: dict[int, bool] = {}
+        """Sessions that failed while nobody waited for them: whether all that was answered was known to be durable."""
+        self.leaving: set[int] = set()
+        """Sessions whose close was sent: they may have gone."""
+        self.names: dict[str, dict[str, int]] = {}
+        """The handle of every session, by model and id: the last one that was taken for it."""
         self._group_numbers: dict[Group, int] = {}
         self._free: list[int] = []
         self._limbo: list[int] = []
@@ -108,6 +126,7 @@ class Table:
         for handle, session_id in zip(reused, ids, strict=False):
             self.ids[handle] = session_id
         self.ids.extend(ids[len(reused) :])
+        self.names.setdefault(group.model, {}).update(zip(ids, handles.tolist(), strict=True))
         return handles
 
     def release(self, handles: Ints) -> None:
@@ -116,11 +135,31 @@ class Table:
         self.state[handles] = State.FREE
         self.durable[handles] = DURABLE_FOREVER
         self._limbo.extend(handles.tolist())
+        self.forget_names(handles)
+        self.leaving.difference_update(handles.tolist())
         if self.failures or self.initial or self.untaken:
             for handle in handles.tolist():
                 self.failures.pop(handle, None)
                 self.untaken.pop(handle, None)
                 self.initial.pop(handle, None)
+                self.unheard.pop(handle, None)
+
+    def forget_names(self, handles: Ints) -> None:
+        """The sessions' ids stand for nothing any more, or for another handle."""
+        for handle, number in zip(handles.tolist(), self.group[handles].tolist(), strict=True):
+            names, session_id = self.names[self.groups[number].model], self.ids[handle]
+            if names.get(session_id) == handle:
+                del names[session_id]
+
+    def is_current(self, handle: int) -> bool:
+        """Whether the session's id stands for this handle, not for one that was taken since."""
+        return self.names[self.groups[self.group.item(handle)].model].get(self.ids[handle], handle) == handle
+
+    def failure(self, handle: int) -> StatestreamError:
+        """What a caller of a failed session is told: a copy, so that each raises one of its own."""
+        self.unheard.pop(handle, None)
+        error = self.failures[handle]
+        return type(error)(error.message, metadata=error.metadata, retry_after=error.retry_after)
 
     def group_number(self, group: Group) -> int:
         """The number that stands for a group in the column."""

@@ -244,10 +244,12 @@ class OpenTicket(Ticket):
         created: [N] whether it was created.
         versions: [N] the version to which it is pinned.
         errors: What became of the refused, by row.
+        settled: [N] whether it is open or refused.
+        dropped: Whether whoever asked has gone: see `Sharing.drop`.
         replies: By row, the replies that came again: where each chunk started, and its outputs.
     """
 
-    __slots__ = ("created", "errors", "handles", "left", "replies", "versions")
+    __slots__ = ("created", "dropped", "errors", "handles", "left", "replies", "settled", "versions")
 
     def __init__(self, handles: Ints) -> None:
         super().__init__()
@@ -256,7 +258,14 @@ class OpenTicket(Ticket):
         self.versions = np.zeros(len(handles), np.int64)
         self.errors: dict[int, StatestreamError] = {}
         self.replies: dict[int, list[tuple[int, Outputs]]] = {}
+        self.settled = np.zeros(len(handles), np.bool_)
+        self.dropped = False
         self.left = len(handles)
+
+    @property
+    def askers(self) -> Sequence[OpenTicket]:
+        """The tickets that callers hold: itself."""
+        return (self,)
 
     def opened(self, rows: Ints, created: Mask, version: int) -> None:
         """Notes what is known of rows that are open."""
@@ -269,6 +278,7 @@ class OpenTicket(Ticket):
 
     def count(self, rows: Ints) -> None:
         """Accounts for rows that are open or refused."""
+        self.settled[rows] = True
         self.left -= len(rows)
         if self.left == 0:
             self.finish()
@@ -284,11 +294,15 @@ class JoinedTicket(OpenTicket):
         self._members = members
         self._rows = [np.array([row]) for row in rows]
 
+    @property
+    def askers(self) -> Sequence[OpenTicket]:
+        """Theirs; one of them may be joined itself."""
+        return [asker for member in self._members for asker in member.askers]
+
     def opened(self, rows: Ints, created: Mask, version: int) -> None:
         """Tells each caller of its row."""
         for row, new in zip(rows.tolist(), created.tolist(), strict=True):
-            member, at = self._members[row], self._rows[row]
-            member.created[at], member.versions[at] = new, version
+            self._members[row].opened(self._rows[row], np.array([new]), version)
 
     def refuse(self, row: int, error: StatestreamError) -> None:
         """Tells one caller."""

@@ -40,16 +40,20 @@ class Asked(Generic[K]):
         done: Waits until the ticket is done, or could not be made.
     """
 
-    __slots__ = ("_failure", "_make", "_ticket", "done")
+    __slots__ = ("_begun", "_failure", "_make", "_ticket", "done")
 
     def __init__(self, make: Callable[[], K]) -> None:
         self.done = Done()
         self._make = make
+        self._begun = False
         self._ticket: K | None = None
         self._failure: Exception | None = None
 
     def begin(self) -> None:
-        """Makes the ticket, where the core may be touched."""
+        """Makes the ticket, where the core may be touched; a second time does nothing."""
+        if self._begun:
+            return
+        self._begun = True
         try:
             ticket = self._ticket = self._make()
         except Exception as error:
@@ -71,6 +75,6 @@ class Asked(Generic[K]):
         return self._ticket
 
     def forget(self, cancel: Callable[[Ticket], None]) -> None:
-        """Has the ticket cancelled, where one was made."""
-        if self._ticket is not None:
+        """Has the ticket cancelled, where one was made and is not done."""
+        if self._ticket is not None and not self._ticket.done:
             cancel(self._ticket)

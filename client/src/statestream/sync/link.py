@@ -22,7 +22,7 @@ from statestream.backoff import MOST, Backoff, tell
 from statestream.calls import Attempts, check_request, read_code, read_rpc_error, unavailable
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.errors import StatestreamError
-from statestream.patience import Patience, is_fault
+from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.sync.asked import Asked, Done
@@ -66,6 +66,7 @@ class Link:
         self._stream = 0
         self.stream = 0
         self._renewing = False
+        self._silent = False
         self._over = threading.Event()
         self._began = 0.0
         self._online = threading.Event()
@@ -74,6 +75,8 @@ class Link:
         self._cause: StatestreamError | None = None
         self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="statestream", daemon=True)
+        self._ended_for_good = threading.Event()
         forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
@@ -82,6 +85,7 @@ class Link:
         """Begins to connect; `wait` tells when that is done."""
         self._began = time.monotonic()
         self._thread.start()
+        self._watcher.start()
 
     def wait(self) -> None:
         """Waits until it is connected.
@@ -102,6 +106,10 @@ class Link:
             raise forks.closed(forked=self.copied)
         self._operations.put(operation)
 
+    def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
+        """Calls a function that has the core do something; as a caller's last word, from any thread."""
+        operation()
+
     def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
         """Submits steps, of a stream unless the step before them failed; what comes back tells when they are done."""
         ticket.waiter = done = Done()
@@ -118,26 +126,24 @@ class Link:
 
     def perform(self, make: Callable[[], K]) -> K:
         """Has the core make a ticket, and waits until it is done."""
-        return self.answer(self.ask(make))
-
-    def ask(self, make: Callable[[], K]) -> Asked[K]:
-        """Has the core make a ticket; `answer` waits for it."""
         asked = Asked(make)
-        self.do(asked.begin)
-        return asked
+        # Ctrl-C may come between any two of these lines; what was asked for is known by then.
+        try:
+            self.do(asked.begin)
+            return self.answer(asked)
+        except BaseException:
+            self.drop(asked)
+            raise
 
     def answer(self, asked: Asked[K]) -> K:
-        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it.
-
-        Ctrl-C stops the waiting, and the operation if it has not begun and can be dropped.
-        """
-        try:
-            self._await(asked.done)
-        except BaseException:
-            if not self._closed:
-                self.do(partial(asked.forget, self.core.cancel))
-            raise
+        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it."""
+        self._await(asked.done)
         return asked.ticket()
+
+    def drop(self, asked: Asked[K]) -> None:
+        """Stops caring for what was asked for, if it was; it is dropped where it has not begun and can be."""
+        if not self._closed:
+            self.do(partial(asked.forget, self.core.cancel))
 
     def forget(self, ticket: Ticket) -> None:
         """Stops caring for an operation."""
@@ -228,12 +234,15 @@ class Link:
         if self._closed:
             return
         self._closed = True
+        self._ended_for_good.set()
         self._operations.put(None)
         call = self._call
         if call is not None:
             call.cancel()
         if threading.current_thread() is not self._thread and self._thread.ident is not None:
             self._thread.join(1.0)
+            if self._watcher.ident is not None:
+                self._watcher.join(1.0)
 
     def forked(self) -> None:
         """Closes this copy of it, in the child of a fork."""
@@ -261,6 +270,7 @@ class Link:
             failure = errors.InternalError(f"the client's connection thread ended: {error!r}")
             failure.__cause__ = error
         self._closed = True
+        self._ended_for_good.set()
         self._take(block=False)
         with self._lock:
             self.core.give_up(failure)
@@ -303,7 +313,7 @@ class Link:
 
     def _serve(self, channel: grpc.Channel) -> None:
         core = self.core
-        self._renewing = False
+        self._renewing = self._silent = False
         self.stream += 1
         over = self._over = threading.Event()
         self._stream += 1
@@ -311,7 +321,7 @@ class Link:
         moved, seen = False, core.progress
         try:
             with self._lock:
-                core.connected(self.info.limits, self.info.durability)
+                core.connected(self.info.limits, self.info.durability, time.monotonic())
             self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(
                 self._requests(self._stream), metadata=self.metadata
             )
@@ -331,7 +341,8 @@ class Link:
             else:
                 self._cause = read_code(grpc.StatusCode.OK, "the server ended the stream", self._where)
         except grpc.RpcError as error:
-            self._cause = read_rpc_error(error, self._where)
+            if not self._silent:
+                self._cause = read_rpc_error(error, self._where)
         finally:
             self._online.clear()
             self._stream += 1
@@ -392,6 +403,19 @@ class Link:
                     if operations.empty():
                         return
                     operation = operations.get(block=False)
+
+    def _watch(self) -> None:
+        """Tells callers whom the server does not answer, and ends a stream on which nothing comes any more."""
+        while not self._ended_for_good.wait(look_after(self.settings.retry_timeout)):
+            call = self._call
+            if call is None or not self._online.is_set():
+                continue
+            with self._lock:
+                useless = self.core.online and self.core.check(time.monotonic())
+            if useless:
+                self._silent, self._cause = True, silence(self._where, self.settings.retry_timeout)
+                call.cancel()
+            self._operations.put(None)
 
     def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Runs operations for some time without a server, and gives callers up who waited too long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from statestream.arguments import check_flag, check_items, lookahead
 from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
-from statestream.core import ControlTicket, Feed, OpenTicket
-from statestream.errors import StatestreamError
-from statestream.layout import Input, Layout
-from statestream.parts import Part, control_errors
+from statestream.core import ControlTicket, Feed
+from statestream.errors import Closed, StatestreamError
+from statestream.layout import Input
+from statestream.parts import Opened, Part, control_errors
+from statestream.sync.asked import Asked
 from statestream.sync.link import Link
 from statestream.sync.pipeline import pipeline
 from statestream.sync.stepping import PoolStepping
-from statestream.sync.together import perform_all
+from statestream.sync.together import perform_all, run_all
 from statestream.wire import Ints, Mask
 
 if TYPE_CHECKING:
@@ -34,14 +36,12 @@ class Pool(PoolBase[Link]):
     def __init__(
         self,
         client: Client,
-        parts: Sequence[Part[Link]],
-        layout: Layout,
-        ticket: OpenTicket,
+        opened: Opened[Link],
         ids: Sequence[str],
         *,
         ephemeral: bool,
     ) -> None:
-        super().__init__(parts, layout, ticket, ids, ephemeral=ephemeral)
+        super().__init__(opened, ids, ephemeral=ephemeral)
         self._client = client
 
     def __enter__(self) -> Pool:
@@ -123,12 +123,21 @@ class Pool(PoolBase[Link]):
     def close(self) -> None:
         """Lets all sessions go: those opened with ids stay on the server, the others are deleted."""
         if not self.closed and not self._parts[0].link.copied:
-            self._close(delete=self.ephemeral)
+            self._close(delete=False)
 
     def _close(self, *, delete: bool) -> None:
-        self._end()
-        closed = self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
-        check_control(closed, missing_is_fine=True)
+        links = [part.link for part in self._parts]
+        asked = [Asked(partial(part.link.core.close, part.handles, delete=delete)) for part in self._parts]
+        try:
+            self._end(asked)
+            answers = run_all(links, asked)
+        except BaseException:
+            # Ctrl-C may come right before it was asked for; a pool that counts as closed has to be.
+            for link, one in zip(links, asked, strict=True) if self._ending is asked and self.closed else ():
+                with contextlib.suppress(Closed):
+                    link.do(one.begin)
+            raise
+        check_control(control_errors(self._parts, answers))
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from statestream import unary
 from statestream.arguments import check_id, check_items, check_whole, lookahead
@@ -16,10 +19,11 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
-from statestream.core import OpenTicket, Ticket
-from statestream.errors import NotOwner
-from statestream.layout import Input, Layout
-from statestream.sync.asked import Done
+from statestream.core import Ticket
+from statestream.errors import Closed, NotOwner
+from statestream.layout import Input
+from statestream.parts import Opened
+from statestream.sync.asked import Asked, Done
 from statestream.sync.link import Link
 from statestream.sync.pipeline import pipeline
 from statestream.sync.stepping import Stepping
@@ -48,17 +52,15 @@ class Session(SessionBase):
     def __init__(
         self,
         client: Client,
-        link: Link,
-        layout: Layout,
-        ticket: OpenTicket,
+        opened: Opened[Link],
         session_id: str,
         *,
         ephemeral: bool,
         made: bool = False,
     ) -> None:
-        super().__init__(link, layout, ticket, session_id, ephemeral=ephemeral, made=made)
+        super().__init__(opened, session_id, ephemeral=ephemeral, made=made)
         self._client = client
-        self._link = link
+        self._link = opened.parts[0].link
 
     def __enter__(self) -> Session:
         return self
@@ -139,10 +141,16 @@ class Session(SessionBase):
             StatestreamError: It was refused; `reset` may be called again.
             ServerUnavailable: No server for `retry_timeout`; it may or may not have happened.
         """
-        with self._turn:
-            handles = self._live()
-            asked = self._link.ask(lambda: self._core.reset(handles))
-        check_opened(self._link.answer(asked))
+        asked = Asked(lambda: self._core.reset(np.array([self._handle])))
+        try:
+            with self._turn:
+                self._live()
+                self._link.do(asked.begin)
+            ticket = self._link.answer(asked)
+        except BaseException:
+            self._link.drop(asked)
+            raise
+        check_opened(ticket)
 
     def forecast(self, h: int) -> Iterator[Any]:
         """Forecasts h steps on a copy; the session itself does not move.
@@ -192,7 +200,7 @@ class Session(SessionBase):
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
         self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
-        return self._client._adopt(self.model, self.version, fork_id, ephemeral=id is None)
+        return self._client._adopt(self.model, fork_id, ephemeral=id is None, anew=False)
 
     def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
@@ -208,7 +216,7 @@ class Session(SessionBase):
         What is called on it meanwhile raises Closed, but for another `close`, which returns at once.
         """
         if not self.closed and not self._link.copied:
-            self._close(delete=self.ephemeral)
+            self._close(delete=False)
 
     def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, Done]:
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer)
@@ -250,6 +258,15 @@ class Session(SessionBase):
         check_control(self._link.perform(lambda: self._core.settle(handles)).errors)
 
     def _close(self, *, delete: bool) -> None:
-        handles = self._end()
-        ticket = self._link.perform(lambda: self._core.close(handles, delete=delete))
-        check_control(ticket.errors, missing_is_fine=True)
+        asked = Asked(lambda: self._core.close(np.array([self._handle]), delete=delete))
+        try:
+            self._end(asked)
+            self._link.do(asked.begin)
+            ticket = self._link.answer(asked)
+        except BaseException:
+            # Ctrl-C may come right before it was asked for; a session that counts as closed has to be.
+            if self._ending is asked and self.closed:
+                with contextlib.suppress(Closed):
+                    self._link.do(asked.begin)
+            raise
+        check_control(ticket.errors)

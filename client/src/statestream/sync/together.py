@@ -22,16 +22,27 @@ CLOSE_SECONDS = 2.0
 
 def perform_all(links: Sequence[Link], makes: Sequence[Callable[[], K]]) -> list[K | StatestreamError]:
     """Has each link's core make its ticket, all at once; waits for all. A link that could not has its error."""
-    asked: list[Asked[K] | StatestreamError] = []
-    for link, make in zip(links, makes, strict=True):
-        try:
-            asked.append(link.ask(make))
-        except StatestreamError as error:
-            asked.append(error)
+    asked = [Asked(make) for make in makes]
+    try:
+        return run_all(links, asked)
+    except BaseException:
+        for link, one in zip(links, asked, strict=True):
+            link.drop(one)
+        raise
+
+
+def run_all(links: Sequence[Link], asked: Sequence[Asked[K]]) -> list[K | StatestreamError]:
+    """The same of what was prepared; Ctrl-C stops the waiting, what has begun goes on."""
     found: list[K | StatestreamError] = []
-    for link, one in zip(links, asked, strict=True):
+    closed: dict[int, StatestreamError] = {}
+    for number, (link, one) in enumerate(zip(links, asked, strict=True)):
         try:
-            found.append(link.answer(one) if isinstance(one, Asked) else one)
+            link.do(one.begin)
+        except StatestreamError as error:
+            closed[number] = error
+    for number, (link, one) in enumerate(zip(links, asked, strict=True)):
+        try:
+            found.append(closed[number] if number in closed else link.answer(one))
         except StatestreamError as error:
             found.append(error)
     return found

@@ -16,6 +16,8 @@ from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Re
 from statestream_server.stores.rules import CLAIM_LIMIT
 
 MAX_ID_BYTES = 256
+MOST_AHEAD: Final = 3600.0
+"""Seconds by which an incarnation may be ahead of the server's clock: whoever claims has to outbid it."""
 _LIMIT: Final = CLAIM_LIMIT - (1 << 40)
 """Numbers of callers stay below this: a claim raises the epoch above them, and there is room for many claims more."""
 
@@ -174,12 +176,23 @@ def check_ids(ids: Sequence[str]) -> None:
             )
 
 
-def check_numbers(opening: Opening) -> None:
-    """Checks what the store compares, so that one caller's numbers never fail another's batch.
+def check_numbers(opening: Opening, now: float) -> None:
+    """Checks what the store compares, so that one caller's numbers never fail another's batch, or claim.
+
+    Args:
+        opening: What is asked for.
+        now: Unix time.
 
     Raises:
-        BadFrame: A number is out of range.
+        BadFrame: A number is out of range, or the incarnation is of a time that is far ahead.
     """
+    ahead = opening.incarnation / 1e6 - now
+    if ahead > MOST_AHEAD and opening.incarnation < _LIMIT:
+        raise errors.BadFrame(
+            f"incarnation has {opening.incarnation}, {ahead:,.0f} seconds ahead of this server's clock; expected the"
+            f" time in microseconds, at most {MOST_AHEAD:,.0f} seconds ahead. Set the caller's clock",
+            metadata={"field": "incarnation", "most": str(int((now + MOST_AHEAD) * 1e6))},
+        )
     for field, most in (
         ("incarnation", opening.incarnation),
         ("seen_epochs", int(opening.seen_epochs.max(initial=0))),

@@ -151,7 +151,7 @@ class Sessions:
         """
         self._check_staying()
         check_ids(opening.ids)
-        check_numbers(opening)
+        check_numbers(opening, self._clock())
         opened, refused = list[Opened](), dict[int, errors.StatestreamError]()
         rounds: list[tuple[int, Sequence[int]]] = [(opening.version, range(len(opening.ids)))]
         while rounds:
