@@ -206,7 +206,7 @@ class Opens:
         positions = read_positions(message.positions, count)
         durable = read_positions(message.durable_positions, count)
         created = np.frombuffer(message.created, np.uint8) if message.created else np.zeros(count, np.uint8)
-        kept = read_handles(message.kept) if message.kept else np.zeros(count, np.uint32)
+        kept = read_handles(message.kept).astype(np.int64) if message.kept else np.zeros(count, np.int64)
         # One that waited too long, or whose caller learned of another end meanwhile, stays as it is.
         awaited = self._table.state[handles] == (State.LOST if opening.ticket is None else State.OPENING)
         if not awaited.all():
