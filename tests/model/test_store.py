@@ -14,8 +14,6 @@ from tests.model import store as model
 from tests.model.rules import ALL
 from tests.model.state import Claim, Copy, Row
 
-RULES = ALL.without("owners_spare_their_row")
-"""What the server keeps: its store fences the row of a process that claims, late, as if it had none (docs/model.md)."""
 KEY = Key("", "m", "s")
 WRITER = bytes(16)
 OWNERS = ("A", "B")
@@ -52,7 +50,7 @@ def test_claims_are_decided_alike(mode: int) -> None:
         STORED, (1, 2), (0, 2, 4), (0, 2), (0, 1, 2, 3), (None, (0, (7,)))
     ):
         claim = Claim((st.OPEN, mode, incarnation, seen, replay, 0, False, begin), 1, 0, held, min(held, 2))
-        found = model.decide(RULES, stored, claim)
+        found = model.decide(ALL, stored, claim)
         asked = Asked(
             KEY, MODES[mode], WRITER, incarnation, seen, replay, held, min(held, 2), owner="A",
             position=len(begin[1]) if begin else 0, blob=b"7" if begin else None,
@@ -73,14 +71,14 @@ def test_saves_are_decided_alike() -> None:
         incarnation, owner = (stored.incarnation, stored.owner) if stored is not None and same else (2, 0)
         copy = Copy(True, epoch, epoch, incarnation, 0, tuple(range(position)), 0, 0, owner)
         record = Record(KEY, 1, epoch, position, WRITER, incarnation, blob=b"x", owner=OWNERS[owner])
-        expected = model.save(RULES, stored, copy)
+        expected = model.save(ALL, stored, copy)
         assert server.saved(_columns(stored), record, 0.0) == _columns(expected), (stored, copy)
 
 
 def test_deletes_are_decided_alike() -> None:
     for stored, epoch, incarnation in itertools.product(STORED, (1, 2, 3, 4), (1, 2)):
         row = Row(epoch, epoch, incarnation, 0, (), 0, 0, 0, False, 1, 0)
-        changed, tombstone = model.bury(RULES, stored, row)
+        changed, tombstone = model.bury(ALL, stored, row)
         _, columns = server.bury(_columns(stored), epoch, incarnation, 0.0)
         expected = _columns(tombstone)
         if not changed or stored == tombstone:
