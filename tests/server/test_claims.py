@@ -172,6 +172,42 @@ async def test_a_claim_that_is_decided_late_takes_nothing_from_the_session(
     await goes_on(models_dir, url, "a", 4, 15)
 
 
+async def test_a_late_claim_spares_a_session_that_woke_meanwhile(
+    models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked while the session slept here; its stream woke and stepped it before the store decided."""
+    claim, late = local.server.store.claim, list[Any]()
+
+    async def lost(claims: Any) -> Any:
+        late.append(claims)
+        raise errors.StoreUnavailable("no answer in time")
+
+    async with Speaker(local.channel, MODEL) as speaker:
+        await speaker.open_one("a")
+        await speaker.step(0, 0, numbers(1, 2))
+        await speaker.flush(0)
+        await local.server.sessions.hibernate(local.table(MODEL), float("inf"))
+        with monkeypatch.context() as patch:
+            patch.setattr(local.server.store, "claim", lost)
+            assert (await failing(open_call(Caller(local.channel)))).reason == "STORE_UNAVAILABLE"
+        await speaker.step(0, 2, numbers(4))
+        await claim(late[0])
+        assert await speaker.flush(0) == {0: 3}
+        assert not speaker.notices
+    await goes_on(models_dir, url, "a", 3, 7)
+
+
+async def test_a_stream_hears_of_the_claim_of_a_session_that_sleeps(local: Local) -> None:
+    async with Speaker(local.channel, MODEL) as speaker, Speaker(local.channel, MODEL) as other:
+        await speaker.open_one("a", 3)
+        await speaker.step(3, 0, numbers(1, 2))
+        await speaker.flush(3)
+        await local.server.sessions.hibernate(local.table(MODEL), float("inf"))
+        assert (await other.open_one("a")).position == 2
+        await speaker.unasked(lambda: speaker.notices)
+        assert [(n.handle, n.failure.reason) for n in speaker.notices] == [(3, "SESSION_MOVED")]
+
+
 @pytest.mark.parametrize("at", POINTS)
 async def test_what_the_store_grants_is_installed_although_nobody_waits_for_it(
     models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch, at: Point

@@ -39,6 +39,7 @@ from statestream_server.servicers.outbox import Outbox
 from statestream_server.servicers.readers import Reading
 from statestream_server.sessions.openings import Opened, Opening, check_ids, check_initial_states
 from statestream_server.sessions.peers import Sleeper
+from statestream_server.settings import Durability
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,16 @@ class Stream:
         handles = np.asarray(opening.handles)
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
         for whole in opened:
+            if opening.replies and self._server.settings.durability == Durability.SYNC:
+                # Replies of steps that no record has yet do not leave: the claim before this one waited for it, too.
+                try:
+                    await self._server.saver.flush(whole.table, whole.rows)
+                except errors.StatestreamError as error:
+                    failures += wire.row_errors(handles[whole.places], error)
+                    self._server.sessions.detach(
+                        whole.table, whole.rows[whole.table.binding[whole.rows] == whole.bindings]
+                    )
+                    continue
             # While the others were opened, somebody may have claimed some of these again.
             mine = whole.table.binding[whole.rows] == whole.bindings
             failures += wire.row_errors(handles[whole.places[~mine]], _OVERTAKEN)
