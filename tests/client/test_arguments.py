@@ -88,6 +88,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
     },
+    "client.free_quarantined": {"name": ([*NOT_TEXT, ""], (TypeError, ValueError))},
     "client.list_sessions": {"model": ([5, b"sum", ["sum"], ""], (TypeError, ValueError))},
     "session.step": {"x": ([None, "x", b"x", {1.0}, object(), Later()], statestream.BadTensor)},
     "session.stream": {
