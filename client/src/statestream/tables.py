@@ -75,12 +75,14 @@ def read(wanted: Wanted, value: Any) -> Array:
     Raises:
         BadTensor: Names the column or the entry, what came, and what was expected.
     """
+    array: Array
     kind = type(value)
     if kind is np.ndarray:
-        dtype = value.dtype
-        if dtype == wanted.dtype:
-            return value
-        array = value if dtype.names is None else _fields(wanted, value)
+        array = value
+        if array.dtype == wanted.dtype:
+            return array
+        if array.dtype.names is not None:
+            array = _fields(wanted, array)
     elif kind is list or kind is tuple:
         array = _sequence(wanted, value)
     else:
