@@ -88,6 +88,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
     },
+    "client.free_quarantined": {"name": ([*NOT_TEXT, ""], (TypeError, ValueError))},
     "client.list_sessions": {"model": ([5, b"sum", ["sum"], ""], (TypeError, ValueError))},
     "session.step": {"x": ([None, "x", b"x", {1.0}, object(), Later()], statestream.BadTensor)},
     "session.stream": {
@@ -189,6 +190,8 @@ def test_connect_fails_at_the_call(package: Any, parameter: str) -> None:
 def test_settings_say_what_is_wrong_with_them(parameter: str) -> None:
     wrong: list[Any] = ["x\n", None, -1, True, [1]]
     for value in wrong:
+        if value is None and parameter == "max_message_bytes":
+            continue  # What the server gives.
         with pytest.raises((TypeError, ValueError), match=f"{parameter} is .* expected"):
             Settings(**{parameter: value})
 

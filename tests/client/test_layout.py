@@ -202,9 +202,9 @@ def test_an_input_without_time_beside_one_that_has_it_may_come_once() -> None:
     with pytest.raises(BadTensor, match=r"shop has shape \[2\]; .* 3 steps, as x has"):
         chunk(of, {"x": x, "shop": [3, 3]})
     many, handles = np.stack([x, x]), np.arange(2)
-    ticket, single = of.pool(handles, {"x": many, "shop": [[3] * 3, [4] * 3]}, None)
+    whole, single = of.pool(handles, {"x": many, "shop": [[3] * 3, [4] * 3]}, None)
     for shops in ([3, 4], [[3], [4]]):
-        assert of.pool(handles, {"x": many, "shop": shops}, None)[0].inputs == ticket.inputs
+        assert of.pool(handles, {"x": many, "shop": shops}, None)[0].inputs == whole.inputs
     assert not single
     with pytest.raises(BadTensor, match="3 steps a row, as x has"):
         of.pool(handles, {"x": many, "shop": [[3, 3], [4, 4]]}, None)

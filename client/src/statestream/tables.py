@@ -18,6 +18,7 @@ from statestream.signature import TensorSpec, numpy_dtype, step_shape
 from statestream.wire import Array
 
 _SCALARS = (bool, int, float, complex, np.generic)
+_PLAIN = frozenset((float, int, bool, np.float64, np.float32, np.int64))
 _NUMPY = (np.ndarray, *_SCALARS)
 _KNOWN = (list, tuple, str, bytes, Mapping, type(None), *_NUMPY)
 _SHOWN = 12
@@ -74,9 +75,19 @@ def read(wanted: Wanted, value: Any) -> Array:
     Raises:
         BadTensor: Names the column or the entry, what came, and what was expected.
     """
-    if type(value) is np.ndarray and value.dtype == wanted.dtype:
-        return value
-    return _converted(wanted, _plain(wanted, value))
+    array: Array
+    kind = type(value)
+    if kind is np.ndarray:
+        array = value
+        if array.dtype == wanted.dtype:
+            return array
+        if array.dtype.names is not None:
+            array = _fields(wanted, array)
+    elif kind is list or kind is tuple:
+        array = _sequence(wanted, value)
+    else:
+        array = _plain(wanted, value)
+    return _converted(wanted, array)
 
 
 def is_table(value: object) -> bool:
@@ -233,7 +244,10 @@ def _several(value: object) -> bool:
 
 def _all_plain(values: Sequence[Any]) -> bool:
     """Whether np.asarray takes nested sequences for what they are."""
-    for kind in set(map(type, values)):
+    kinds = set(map(type, values))
+    if kinds <= _PLAIN:
+        return True
+    for kind in kinds:
         if kind is not list and kind is not tuple and kind is not np.ndarray and not issubclass(kind, _SCALARS):
             return False
     return all(_all_plain(one) for one in values if type(one) is list or type(one) is tuple)
@@ -395,25 +409,32 @@ def _converted(wanted: Wanted, array: Array, column: object = None) -> Array:
     Raises:
         BadTensor: It has no numbers, or some that the dtype has not.
     """
-    dtype, name = wanted.dtype, wanted.name if column is None else f"column {column!r} of {wanted.name}"
+    dtype = wanted.dtype
     if array.dtype == dtype:
         return array
-    if array.dtype == object:
-        array = _numbers(wanted, array, name)
-    elif array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+    if array.dtype.kind == "O":
+        array = _numbers(wanted, array, _called(wanted, column))
+    elif array.dtype.kind == "V" and array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         array = array.astype(np.float32)
     kinds = "biuf" if dtype.kind == "f" else "biu" if dtype.kind in "iu" else "b"
     if array.dtype.kind not in kinds and array.size:
-        raise wanted.bad(f"{name} has dtype {array.dtype}; expected {dtype.name}")
+        raise wanted.bad(f"{_called(wanted, column)} has dtype {array.dtype}; expected {dtype.name}")
     try:
         with np.errstate(over="raise", invalid="ignore"):
             converted: Array = array.astype(dtype)
     except FloatingPointError:
         largest = np.max(np.abs(array[np.isfinite(array)]))
-        raise wanted.bad(f"{name} has {largest:g} (by size); {dtype.name} ends at {np.finfo(dtype).max:g}") from None
+        raise wanted.bad(
+            f"{_called(wanted, column)} has {largest:g} (by size); {dtype.name} ends at {np.finfo(dtype).max:g}"
+        ) from None
     if dtype.kind in "iu" and array.size and not (converted == array).all():
-        raise wanted.bad(f"{name} has values outside {dtype.name}")
+        raise wanted.bad(f"{_called(wanted, column)} has values outside {dtype.name}")
     return converted
+
+
+def _called(wanted: Wanted, column: object) -> str:
+    """What messages call an array, or a column of one."""
+    return wanted.name if column is None else f"column {column!r} of {wanted.name}"
 
 
 def _numbers(wanted: Wanted, array: Array, name: str) -> Array:

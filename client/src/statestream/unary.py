@@ -106,6 +106,7 @@ def list_quarantine() -> UnaryCall[list[views.Suspect]]:
 
 def free_quarantined(name: str) -> UnaryCall[views.Suspect]:
     """Lets work run again that is in quarantine."""
+    arguments.check_text("name", name)
     return UnaryCall(
         lambda channel: server_pb2_grpc.ServerServiceStub(channel).FreeQuarantined,
         server_pb2.FreeQuarantinedRequest(name=name),
