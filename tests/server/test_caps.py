@@ -47,6 +47,7 @@ def paths(kind: Descriptor, before: tuple[FieldDescriptor, ...] = ()) -> list[tu
 
 def filled(path: tuple[FieldDescriptor, ...]) -> Message:
     """A request with too much at the end of a path."""
+    assert path[0].containing_type is not None
     request = message = GetMessageClass(path[0].containing_type)()
     for field in path[:-1]:
         inner = getattr(message, field.name)

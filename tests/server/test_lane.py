@@ -28,6 +28,9 @@ class Deaf:
     def failed(self, work: Work, places: Ints, error: StatestreamError) -> None:
         """Not called."""
 
+    def behind(self, work: Work, places: Ints) -> None:
+        """Not called."""
+
 
 def oldest(lane: Lane, priority: Priority) -> tuple[int, int] | None:
     """Age and slice of what waits longest in a class."""

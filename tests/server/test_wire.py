@@ -53,7 +53,7 @@ def reason_of(call: Any, *args: Any) -> str | None:
     """The reason that a call raised, which has to fit into a status; None where it gave a value."""
     error = error_of(call, *args)
     assert error is None or errors.to_status(error).ByteSize() < 4096
-    return error and error.reason
+    return None if error is None else error.reason
 
 
 @given(any_tensors())
