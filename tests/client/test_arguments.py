@@ -55,7 +55,6 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "initial_state": ([5, [1, 2]], TypeError),
         "return_replies": (NOT_FLAGS, TypeError),
     },
-    "client.free_quarantined": {"name": ([*NOT_TEXT, ""], (TypeError, ValueError))},
     "client.restore": {
         "snapshot": (["text", None, 5, ["a"]], TypeError),
         "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
