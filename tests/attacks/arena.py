@@ -1,0 +1,192 @@
+"""A real server under attack, a victim beside it, and what is read of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import grpc
+from google.rpc import code_pb2
+
+from statestream.v1 import server_pb2, server_pb2_grpc
+from tests.support.calls import DEADLINE, Failure, connected, failure_of
+from tests.support.serving import Process, process
+
+OURS_ALONE: Final = ("INTERNAL", "UNKNOWN")
+"""Codes that say that the server is at fault; nothing that a caller does may bring them out."""
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Victim:
+    """The victim's process."""
+
+    process: asyncio.subprocess.Process
+
+    async def report(self) -> Report:
+        """What it saw since the last report."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"\n")
+        line = await asyncio.wait_for(self.process.stdout.readline(), DEADLINE)
+        return Report(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a victim saw: steps done, what was wrong, and seconds a step took; the last one may be under way."""
+
+    steps: int
+    wrong: list[str]
+    latencies: list[float]
+
+    def percentile(self, share: float) -> float:
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+@dataclass
+class Arena:
+    """A server, a channel to it, and everything that it answered.
+
+    Attributes:
+        server: Its process.
+        channel: A channel that takes answers of any size.
+        limits: What it says that it takes.
+        heard: Failures that it answered.
+    """
+
+    server: Process
+    channel: grpc.aio.Channel
+    limits: server_pb2.Limits
+    victim: Victim
+    http: int
+    heard: list[Failure] = field(default_factory=list)
+
+    def hear(self, *failures: Failure) -> None:
+        """Notes what was answered."""
+        self.heard.extend(failures)
+
+    async def call(self, call: Any) -> Any:
+        """What a call answers, or its failure."""
+        try:
+            return await asyncio.wait_for(call, 60)
+        except grpc.aio.AioRpcError as error:
+            failure = _failure_of_call(error)
+            self.hear(failure)
+            return failure
+
+    async def read(self, call: Any, most: int = 10_000) -> list[Any]:
+        """What a server stream answers until it ends, fails, or has answered so much."""
+        found = list[Any]()
+        try:
+            async with asyncio.timeout(60):
+                while len(found) < most and (answer := await call.read()) is not grpc.aio.EOF:
+                    found.append(answer)
+        except grpc.aio.AioRpcError as error:
+            failure = _failure_of_call(error)
+            self.hear(failure)
+            found.append(failure)
+        return found
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are resident now, and the most that ever were."""
+        status = Path(f"/proc/{self.server.pid}/status").read_text()
+        now, most = (re.search(rf"{name}:\s+(\d+)", status) for name in ("VmRSS", "VmHWM"))
+        assert now is not None
+        assert most is not None
+        return int(now[1]) << 10, int(most[1]) << 10
+
+    async def metrics(self) -> dict[str, float]:
+        """The server's figures by name and labels."""
+        url = f"http://127.0.0.1:{self.http}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=DEADLINE).read().decode())
+        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
+    async def check(self) -> None:
+        """The server lives, was never at fault, and the victim has every answer."""
+        report = await self.victim.report()
+        assert not report.wrong, report.wrong
+        fault = [failure for failure in self.heard if failure.code in OURS_ALONE or not failure.reason]
+        assert not fault, fault[:3]
+        assert "Traceback" not in self.server.output, self.server.output[-4000:]
+        info = server_pb2_grpc.ServerServiceStub(self.channel).GetServerInfo(server_pb2.GetServerInfoRequest())
+        assert await asyncio.wait_for(info, DEADLINE)
+
+
+def _failure_of_call(error: grpc.aio.AioRpcError) -> Failure:
+    from google.rpc import status_pb2
+
+    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    if details is not None:
+        return failure_of(status_pb2.Status.FromString(details))
+    code = error.code()
+    # A message that is too large, or a deadline, gRPC tells itself.
+    reason = "" if code.name in OURS_ALONE else f"gRPC: {code.name}"
+    return Failure(code.name, reason, "", error.details() or "", {}, None, [])
+
+
+def failures_in(rows: Iterable[Any]) -> list[Failure]:
+    """The failures of row errors."""
+    return [failure_of(row.status) for row in rows]
+
+
+assert code_pb2.Code.Name(code_pb2.INTERNAL) == OURS_ALONE[0]
+
+
+@contextlib.asynccontextmanager
+async def arena(models: Path, *options: str) -> AsyncIterator[Arena]:
+    """A server of these models that is ready, with its victim stepping."""
+    with _process(models, *options) as server:
+        http = re.search(r"http://[^:]+:(\d+)/metrics", server.output)
+        assert http is not None, server.output
+        async with connected(server.address) as channel, _victim(server.address) as victim:
+            stub = server_pb2_grpc.ServerServiceStub(channel)
+            info = await stub.GetServerInfo(server_pb2.GetServerInfoRequest())
+            yield Arena(server, channel, info.limits, victim, int(http[1]))
+
+
+@contextlib.contextmanager
+def _process(models: Path, *options: str) -> Iterator[Process]:
+    with process(models, "--http", "--http-port", "0", *options) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def _victim(address: str) -> AsyncIterator[Victim]:
+    started = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.attacks.victim",
+        address,
+        cwd=_ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 26,
+    )
+    try:
+        assert started.stdout is not None
+        assert await asyncio.wait_for(started.stdout.readline(), DEADLINE) == b"ready\n"
+        yield Victim(started)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            started.kill()
+        await started.wait()
+
+
+Attack = Callable[[Arena], Coroutine[Any, Any, None]]
+
+
+def middle(report: Report) -> float:
+    """The median of a report's latencies."""
+    return median(report.latencies)
