@@ -8,14 +8,13 @@ import json
 import re
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import grpc
-from google.rpc import code_pb2
+from google.rpc import status_pb2
 
 from statestream.v1 import server_pb2, server_pb2_grpc
 from tests.support.calls import DEADLINE, Failure, connected, failure_of
@@ -113,6 +112,10 @@ class Arena:
         lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
 
+    async def lag(self) -> float:
+        """Seconds that the longest turn of the server's loop took since this was asked for last."""
+        return (await self.metrics())["statestream_loop_lag_longest_seconds"]
+
     async def check(self) -> None:
         """The server lives, was never at fault, and the victim has every answer."""
         report = await self.victim.report()
@@ -125,8 +128,6 @@ class Arena:
 
 
 def _failure_of_call(error: grpc.aio.AioRpcError) -> Failure:
-    from google.rpc import status_pb2
-
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
     if details is not None:
         return failure_of(status_pb2.Status.FromString(details))
@@ -139,9 +140,6 @@ def _failure_of_call(error: grpc.aio.AioRpcError) -> Failure:
 def failures_in(rows: Iterable[Any]) -> list[Failure]:
     """The failures of row errors."""
     return [failure_of(row.status) for row in rows]
-
-
-assert code_pb2.Code.Name(code_pb2.INTERNAL) == OURS_ALONE[0]
 
 
 @contextlib.asynccontextmanager
@@ -182,11 +180,3 @@ async def _victim(address: str) -> AsyncIterator[Victim]:
         with contextlib.suppress(ProcessLookupError):
             started.kill()
         await started.wait()
-
-
-Attack = Callable[[Arena], Coroutine[Any, Any, None]]
-
-
-def middle(report: Report) -> float:
-    """The median of a report's latencies."""
-    return median(report.latencies)
