@@ -1,4 +1,4 @@
-"""`python -m tests.attacks`: every attack with the times that it costs: the longest turn of the loop, the victim's steps."""
+"""`python -m tests.attacks`: every attack with the times that it costs: the longest turn, and the victim's steps."""
 
 from __future__ import annotations
 
