@@ -53,14 +53,15 @@ async def measure(models_dir: Path, attack: Attack) -> Outcome:
         await found.victim.report()
         await asyncio.sleep(_QUIET_SECONDS)
         quiet = await found.victim.report()
-        await found.lag()
+        before = await found.lag()
         error = ""
         try:
             await attack.run(found)
         except Exception as caught:
             error = f"{type(caught).__name__}: {caught}"[:200]
         under = await found.victim.report()
-        longest = await found.lag()
+        after = await found.lag()
+        longest = after if after > before else 0.0  # Not longer than one of the start.
         try:
             await found.check()
         except AssertionError as caught:

@@ -62,6 +62,8 @@ class Arena:
         channel: A channel that takes answers of any size.
         limits: What it says that it takes.
         heard: Failures that it answered.
+        streams: Streams and calls that an attack has at once, at most.
+        started: Bytes that it had taken before the attack.
     """
 
     server: Process
@@ -70,6 +72,18 @@ class Arena:
     victim: Victim
     http: int
     heard: list[Failure] = field(default_factory=list)
+    streams: int = 60
+    started: int = 0
+
+    def bound(self) -> int:
+        """Bytes that the server may take for its callers: the formula of docs/limits.md, for these streams."""
+        limits = self.limits
+        return (
+            2 * limits.max_queued_bytes  # Under way on streams, and in calls beside them.
+            + self.streams * 2 * limits.max_message_bytes  # A message that was read, and one on its way.
+            + limits.max_replies_bytes
+            + (64 << 20)  # Rows, columns, and what allocators keep.
+        )
 
     def hear(self, *failures: Failure) -> None:
         """Notes what was answered."""
@@ -113,8 +127,13 @@ class Arena:
         return {name: float(value) for name, _, value in lines}
 
     async def lag(self) -> float:
-        """Seconds that the longest turn of the server's loop took since this was asked for last."""
-        return (await self.metrics())["statestream_loop_lag_longest_seconds"]
+        """Seconds by which a wake-up of the server's loop was late, the most so far."""
+        return (await self.metrics())["statestream_loop_lag_most_seconds"]
+
+    async def work(self) -> dict[str, float]:
+        """The most rows, errors and bytes that one turn of the server's loop had to do with."""
+        found = await self.metrics()
+        return {what: found[f"statestream_turn_most_{what}"] for what in ("rows", "errors", "bytes")}
 
     async def check(self) -> None:
         """The server lives, was never at fault, and the victim has every answer."""
@@ -123,6 +142,14 @@ class Arena:
         fault = [failure for failure in self.heard if failure.code in OURS_ALONE or not failure.reason]
         assert not fault, fault[:3]
         assert "Traceback" not in self.server.output, self.server.output[-4000:]
+        work, limits = await self.work(), self.limits
+        bounds = {
+            "rows": 2 * max(limits.max_frame_chunks, limits.max_frame_sessions),
+            "errors": 2 * limits.max_frame_chunks,
+            "bytes": 4 * limits.max_message_bytes,
+        }
+        assert all(work[what] <= bound for what, bound in bounds.items()), (work, bounds)
+        assert self.memory()[1] - self.started <= self.bound(), f"{self.memory()[1] >> 20} MiB at most"
         info = server_pb2_grpc.ServerServiceStub(self.channel).GetServerInfo(server_pb2.GetServerInfoRequest())
         assert await asyncio.wait_for(info, DEADLINE)
 
@@ -151,7 +178,9 @@ async def arena(models: Path, *options: str) -> AsyncIterator[Arena]:
         async with connected(server.address) as channel, _victim(server.address) as victim:
             stub = server_pb2_grpc.ServerServiceStub(channel)
             info = await stub.GetServerInfo(server_pb2.GetServerInfoRequest())
-            yield Arena(server, channel, info.limits, victim, int(http[1]))
+            found = Arena(server, channel, info.limits, victim, int(http[1]))
+            found.started = found.memory()[1]
+            yield found
 
 
 @contextlib.contextmanager
