@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-compose bench chaos install stubs clean
+.PHONY: help demo test test-slow test-compose test-attacks attack bench chaos install stubs clean
 .PHONY: check check-format check-lint check-types check-stubs check-protos
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make test          unit, protocol and end-to-end tests"
 	@echo "make test-slow     tests that take longer: wheels into empty environments and the like"
 	@echo "make test-compose  builds the image and runs docker-compose.yml"
+	@echo "make test-attacks  hostile callers beside a victim, counted"
+	@echo "make attack        the same, measured: the longest turn of the loop, the victim's steps"
 	@echo "make check         format, lint, types, stubs and protos"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
@@ -41,13 +43,19 @@ demo: $(STAMP)
 	@$(RUN) demo/demo.py $(ARGS)
 
 test: $(STAMP)
-	$(RUN) -m pytest -m "not compose and not chaos and not slow" $(ARGS)
+	$(RUN) -m pytest -m "not compose and not chaos and not slow and not attack" $(ARGS)
 
 test-slow: $(STAMP)
-	$(RUN) -m pytest -m "slow and not compose and not chaos" $(ARGS)
+	$(RUN) -m pytest -m "slow and not compose and not chaos and not attack" $(ARGS)
 
 test-compose: $(STAMP)
 	$(RUN) -m pytest -m compose tests/compose $(ARGS)
+
+test-attacks: $(STAMP)
+	$(RUN) -m pytest -m attack tests/attacks $(ARGS)
+
+attack: $(STAMP)
+	@$(RUN) -m tests.attacks $(ARGS)
 
 # Every check runs, also after one has failed.
 check: $(STAMP)

@@ -10,6 +10,8 @@ from tests.attacks.arena import arena
 from tests.attacks.attacks import ATTACKS, Attack
 from tests.support import models
 
+pytestmark = pytest.mark.attack
+
 
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,7 @@ from tests.attacks.arena import Arena, arena, failures_in
 from tests.attacks.floods import Flood, floods, opening
 from tests.support import models
 
+pytestmark = pytest.mark.attack
 FLOODS = [*floods()]
 SERVICES = sorted({flood.method.containing_service.name for flood in FLOODS})
 
