@@ -25,11 +25,11 @@ from statestream_server.models.model import BatchPolicy
 from statestream_server.settings import Durability
 from tests.server.runtime import test_sharing
 from tests.support import models
-from tests.support.arrays import arrays_of, tensor
+from tests.support.arrays import arrays_of, tensor, u32
 from tests.support.calls import Caller, everything
 from tests.support.counter import numbers
 from tests.support.serving import Local, serving
-from tests.support.speaker import Answer, Refusal, Speaker, fresh_id, joined
+from tests.support.speaker import Answer, Refusal, Speaker, fresh_id, joined, next_incarnation
 
 
 @contextmanager
@@ -414,10 +414,13 @@ async def test_without_memory_for_rows_only_what_needs_more_is_refused(
             raise MemoryError("the device does not give 7 bytes for rows")
 
         table.rows.grow = no_memory  # type: ignore[method-assign]
-        opened = await speaker.open("d", handles=[3])
-        failure = opened[3]
-        assert failure.reason == "TOO_MANY_SESSIONS"  # type: ignore[union-attr]
-        assert "no memory for 1 more rows of 'lstm' beside 3: the device does not" in failure.message  # type: ignore[union-attr]
+        frame = pb.OpenFrame(
+            model="lstm", handles=u32(3), ids=["d"], writer=speaker.writer, incarnation=next_incarnation()
+        )
+        await speaker.send(open=frame)
+        failure = await speaker.refused()  # Rows are promised before anything is claimed: all of the frame, or nothing.
+        assert failure.reason == "TOO_MANY_SESSIONS"
+        assert "no memory for 1 more rows of 'lstm' beside 3: the device does not" in failure.message
         assert tried == [8, 6]
         x = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
         await speaker.send_chunk([0, 1, 2], [0, 0, 0], [{"x": x}, {"x": x[:1]}, {"x": x[:2]}])
