@@ -46,6 +46,9 @@ async def abort(context: Context, error: Exception) -> NoReturn:
     if not isinstance(error, errors.StatestreamError):
         log.exception("unexpected error", exc_info=error)
         error = errors.InternalError("the server failed in a way it did not expect; its log has the details")
+    # gRPC keeps what it raises here with the call, and so every frame on the way up, until the garbage collector finds
+    # the circle. Frames that hold a request would keep gigabytes of refused ones; callers let go of theirs before.
+    error.__traceback__ = error.__context__ = error.__cause__ = None
     try:
         await context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
     except grpc.aio.InternalError:
@@ -68,6 +71,7 @@ def unary(
         except grpc.aio.AbortError:
             raise
         except Exception as error:
+            del request
             await abort(context, error)
 
     return handler
@@ -100,6 +104,7 @@ def server_stream(
         except Exception as error:
             # First, because the status waits for the reader behind what it has not read.
             await responses.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
+            del request
             await abort(context, error)
         finally:
             await responses.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not

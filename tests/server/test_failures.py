@@ -1,0 +1,95 @@
+"""What is refused leaves memory at once, not when the garbage collector comes: requests are megabytes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from statestream import errors
+from statestream_server.servicers.failures import Context, server_stream, unary
+from statestream_server.servicers.readers import Readers
+
+
+class Request:
+    """Stands for a message; it can be watched."""
+
+
+class Servicer:
+    """Refuses everything, with an error that has another behind it."""
+
+    def __init__(self) -> None:
+        self.caps: Any = self
+        self.readers = Readers(20.0)
+
+    def check(self, request: Request) -> None:
+        """Every request is small enough."""
+
+    @unary
+    async def Once(self, request: Any, context: Context) -> bytes:
+        """Fails while it holds its request."""
+        raise_refusal(request)
+
+    @server_stream
+    async def Many(self, request: Any, context: Context) -> AsyncIterator[bytes]:
+        """Fails after its first answer."""
+        yield b"1"
+        raise_refusal(request)
+
+
+def raise_refusal(request: Request) -> Any:
+    """Raises in a frame that has the request, from an error that has been in one too."""
+    try:
+        raise ValueError(request)
+    except ValueError as error:
+        raise errors.BadTensor("refused") from error
+
+
+async def read_all(answers: AsyncIterator[bytes]) -> list[bytes]:
+    """Everything that a call answers."""
+    return [answer async for answer in answers]
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only what nothing refers to leaves memory."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("method", ["Once", "Many"])
+def test_a_refused_request_is_let_go_at_once(method: str) -> None:
+    async def call() -> list[Request]:
+        came: list[weakref.ref[Request]] = []
+
+        def decode(_data: bytes) -> Request:
+            request = Request()
+            came.append(weakref.ref(request))
+            return request
+
+        servicer = Servicer()
+        handler: Any = {
+            "Once": grpc.unary_unary_rpc_method_handler(servicer.Once, request_deserializer=decode),
+            "Many": grpc.unary_stream_rpc_method_handler(servicer.Many, request_deserializer=decode),
+        }
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handler),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            answers = channel.unary_stream(f"/test.Test/{method}")(b"")
+            with pytest.raises(grpc.aio.AioRpcError, match="refused"):
+                await read_all(answers)
+        await server.stop(None)
+        await asyncio.sleep(0)
+        return [request for request in (ref() for ref in came) if request is not None]
+
+    assert asyncio.run(call()) == []
