@@ -241,6 +241,20 @@ def test_a_close_that_joins_another_leaves_the_next_session_of_the_handle_alone(
     assert ticket.error is None
 
 
+def test_closing_a_session_that_failed_costs_what_is_sent_beside_it_nothing() -> None:
+    wire = Wire(core=make_core(keep_seconds=0.0))
+    wire.connect()
+    lost, beside = wire.open("lost", "beside").tolist()
+    wire.core.receive(notice(lost, errors.SessionMoved("a newer writer opened the session")), wire.now)
+    wire.core.close(np.array([lost]), delete=False)
+    step = wire.step(beside, np.ones((1, FEATURES)))
+    wire.run()
+    assert step.done
+    assert step.error is None
+    assert wire.stream is not None
+    assert lost not in wire.stream.bound
+
+
 def test_a_close_waits_for_steps_that_wait_for_room() -> None:
     wire = Wire(core=make_core(replay_buffer_bytes=1200))
     wire.connect()

@@ -13,7 +13,7 @@ from statestream.core import Group
 from statestream.v1 import inference_pb2 as pb
 from tests.client.fake_server import Fake
 from tests.client.twins import Connect, Twin
-from tests.client.wire import Wire, make_core
+from tests.client.wire import Wire, make_core, notice
 from tests.client.world import MODEL, ones
 
 Unheard = Callable[[pb.StreamRequest], bool]
@@ -89,6 +89,42 @@ def test_a_step_that_is_never_answered_is_its_callers_to_know_and_the_others_go_
     wire.run()
     assert step.value[0, 0] == 3
     check_empty(wire)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_steps_of_sessions_that_others_took_hold_up_nobody(wire: Wire, *, together: bool) -> None:
+    """The server tells of such sessions by a notice, and answers none of the steps that it had of them."""
+    *taken, other = wire.open(*"abcdefghijkl").tolist()
+    steps = []
+    for part in (taken[:5], [*taken[5:], *([other] if together else [])]):
+        steps += [wire.step(handle, ones(1)) for handle in part]
+        assert wire.send()
+    assert len(wire.core.chunks.in_flight) == 2
+    first, second = wire.requests
+    wire.requests.clear()
+    assert wire.stream is not None
+    if together:  # A frame of which the rows of one session alone are answered.
+        last = wire.stream.receive(second)[0]
+        last.result.handles, last.result.positions = last.result.handles[-4:], last.result.positions[-8:]
+        last.result.durable_positions = last.result.durable_positions[-8:]
+        (y,) = last.result.outputs
+        y.shape[0], y.data = 1, y.data[-len(y.data) // y.shape[0] :]
+        wire.core.receive(last, wire.now)
+    for handle in taken:
+        wire.core.receive(notice(handle, errors.SessionMoved("a newer writer opened the session")), wire.now)
+    chunks = wire.core.chunks
+    assert not chunks.in_flight
+    assert (chunks.bytes_in_flight, chunks.sessions_in_flight) == (0, 0)
+    assert all(isinstance(step.error, errors.SessionMoved) for step in steps[: len(taken)])
+    late = wire.step(other, ones(1))
+    wire.run()
+    assert late.done
+    assert late.error is None
+    # What comes of the first frame all the same is nobody's.
+    wire.responses += wire.stream.receive(first)
+    wire.run()
+    wire.core.receive(pb.StreamResponse(go_away=pb.GoAwayFrame()), wire.now)
+    assert wire.core.drained
 
 
 def test_answers_that_come_slowly_are_answers(wire: Wire) -> None:

@@ -27,6 +27,7 @@ class Wire:
         self.requests: list[pb.StreamRequest] = []
         self.responses: list[pb.StreamResponse] = []
         self.stream: Stream | None = None
+        self.frame = 0
 
     def connect(self) -> None:
         self.stream = Stream(self.world)
@@ -41,6 +42,8 @@ class Wire:
     def send(self) -> bool:
         request = self.core.next_request(self.now)
         if request is not None:
+            assert request.frame > self.frame, f"frame {request.frame} comes after {self.frame}; a server refuses that"
+            self.frame = request.frame
             self.requests.append(pb.StreamRequest.FromString(request.SerializeToString()))
         return request is not None
 

@@ -9,7 +9,7 @@ import numpy as np
 from statestream.core.blocks import Block, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import alone, cut, gather, rejoined, without
-from statestream.core.sinks import Discard
+from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import ANSWER_BYTES, OVERHEAD, Lane, PoolTicket, StepTicket, again
 from statestream.core.waiting import Waiting
@@ -165,6 +165,11 @@ class Chunks:
             else:
                 self._fill_singles(lane, tickets, ready)
         return ready
+
+    @property
+    def awaited(self) -> bool:
+        """Whether replies are to come that somebody, or a replay, still needs."""
+        return any(not block.is_given_up() for block in self.in_flight.values())
 
     def sent(self, frame: int, block: Block) -> None:
         """Notes under which number a block leaves."""
@@ -350,6 +355,7 @@ class Chunks:
         for block, row in self._in_flight_rows(handle, start):
             block.sink.fail(row, again(error))
             block.kill(row)
+            self.settled(block)
             table.stale[handle] += 1
             heard |= not isinstance(block.sink, Discard)
         for block in list(self.unsent):
@@ -380,13 +386,27 @@ class Chunks:
         self.holds.pop(handle, None)
         self.held_since.pop(handle, None)
 
-    def disregard(self) -> None:
-        """Lets those in flight that were given up hold back no others: their replies may never come."""
-        for block in self.in_flight.values():
-            if block.weight and block.is_given_up():
-                self.bytes_in_flight -= block.weight
-                self.sessions_in_flight -= block.fresh
-                block.weight = block.fresh = 0
+    def settled(self, block: Block) -> None:
+        """Some chunks of a block are answered, or given up: where that is all, the block holds back no others."""
+        if not block.frame or (block.left and not block.is_given_up()):
+            return
+        self.bytes_in_flight -= block.weight
+        self.sessions_in_flight -= block.fresh
+        block.weight = block.fresh = 0
+        if not block.left and self.in_flight.pop(block.frame, None) is not None:
+            block.frame = 0
+            # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
+            block.sink = DISCARD
+
+    def unanswered(self, handle: int) -> None:
+        """The server has let a session go: no replies come any more to what was sent for it before."""
+        table = self._table
+        for block in [*self.in_flight.values()]:
+            rows = np.flatnonzero(block.still_waiting() & (block.handles == handle))
+            if rows.size:
+                block.settle(rows)
+                self.settled(block)
+        table.in_flight[handle] = table.stale[handle] = 0
 
     def lost(self) -> None:
         """The stream is gone: what was in flight is unsent again."""

@@ -191,17 +191,7 @@ class Results:
             self.answers += 1
         if unacked >= self.ack_after:
             self.acks_due = True
-        self._settle(block)
-
-    def _settle(self, block: Block) -> None:
-        in_flight = self._chunks.in_flight
-        if block.frame and not block.left and in_flight.pop(block.frame, None) is not None:
-            block.frame = 0
-            # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
-            block.sink = DISCARD
-            self._chunks.bytes_in_flight -= block.weight
-            self._chunks.sessions_in_flight -= block.fresh
-            block.fresh = block.weight = 0
+        self._chunks.settled(block)
 
     def _ghost(self, block: Block, row: int) -> None:
         """The reply to a chunk that was given up: only the count of what is still to come changes."""
@@ -209,7 +199,7 @@ class Results:
         block.settle(row)
         self._table.in_flight[handle] -= 1
         self._table.stale[handle] -= 1
-        self._settle(block)
+        self._chunks.settled(block)
 
     def _refused_row(self, frame: int, row_error: RowError, now: float) -> None:
         in_flight = self._chunks.in_flight
@@ -269,7 +259,7 @@ class Results:
             block.kill(row)
             block.sink.fail(row, error)
             chunks.abandon(handle, start, behind(error, start))
-        self._settle(block)
+        self._chunks.settled(block)
 
     def _take_out(self, block: Block, row: int) -> None:
         block.settle(row)

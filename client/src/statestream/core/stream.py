@@ -294,7 +294,7 @@ class StreamCore:
         """The server is leaving, and nothing that it still has to answer is under way."""
         return self.going_away and not (
             self._outbox
-            or self.chunks.in_flight
+            or self.chunks.awaited
             or self.opens.in_flight
             or self.opens.returned
             or self.controls.in_flight
@@ -324,7 +324,7 @@ class StreamCore:
             chunks.unsent
             or chunks.backlog
             or chunks.singles.lanes
-            or any(not block.is_given_up() for block in chunks.in_flight.values())
+            or chunks.awaited
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned
@@ -367,8 +367,6 @@ class StreamCore:
                     "compare its position.",
                 ),
             )
-        if found.sessions.size:
-            self.chunks.disregard()
         for ticket in found.opens:
             self._expire(ticket)
         for control in found.controls:
@@ -420,6 +418,7 @@ class StreamCore:
         opens, controls, outbox = self.opens, self.controls, self._outbox
         if self.resets.queue:
             self.resets.advance()
+        self._unbind()  # Before anything about another session that has one of their handles.
         if opens.waiting:
             for opening in opens.ready(now):
                 outbox.append(self._open_frame(opening))
@@ -432,11 +431,13 @@ class StreamCore:
         if controls.waiting:
             for batch in controls.ready(now):
                 outbox.append(self._control_frame(batch))
-        if controls.failed:
-            # Before anything about another session that has one of their handles.
-            outbox.appendleft(controls.unbind(self._number()))
+        self._unbind()  # What failed just now: its handle may be taken again from the next time on.
         if self.results.acks_due:
             self._acknowledge()
+
+    def _unbind(self) -> None:
+        if self.controls.failed:
+            self._outbox.append(self.controls.unbind(self._number()))
 
     def _open_frame(self, opening: Opening) -> StreamRequest:
         frame = self._number()
@@ -496,9 +497,11 @@ class StreamCore:
         table = self.table
         if self.opens.left(handle, error, now):
             return
-        if handle >= table.size or table.state[handle] not in (State.OPEN, State.HELD):
+        if handle >= table.size:
             return
-        if isinstance(error, NotOwner | Draining):
-            self.opens.reopen(handle, error, now)
-        else:
-            self.chunks.fail(handle, error)
+        if table.state[handle] in (State.OPEN, State.HELD):
+            if isinstance(error, NotOwner | Draining):
+                self.opens.reopen(handle, error, now)
+            else:
+                self.chunks.fail(handle, error)
+        self.chunks.unanswered(handle)
