@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from statestream import errors
 from statestream.signature import numpy_dtype, step_shape
-from statestream_server.arrays import Array, Bools, Ints, every, some
+from statestream_server.arrays import Array, Bools, Ints, Positions, every, some
 from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import Watch
@@ -30,6 +29,7 @@ _MOST_RUNS = 32
 """Runs in which the guilty of one batch are looked for."""
 APART = 8
 """Rows in a batch whose rows run each by itself."""
+_NOBODY: Ints = np.empty(0, np.int64)
 
 
 class Batch:
@@ -55,7 +55,14 @@ class Batch:
         self._put_back: list[int] = []
         self._suspects: list[str] = []
         """The inputs that hold NaN or infinity in chunks that were not committed."""
-        rows = [self._rows(part) for part in taken.parts]
+        parts = taken.parts
+        self.rows: Ints = parts[0].rows if len(parts) == 1 else np.concatenate([part.rows for part in parts])
+        """[count] the rows of the chunks' sessions, in the order of the parts."""
+        self.tags: Array = table.tag[self.rows]
+        """[count] what stands for the chunks' sessions where work is noted."""
+        self.began: Positions = table.position[self.rows]
+        """[count] the positions at which the chunks' sessions are."""
+        rows = [self._rows(part) for part in parts]
         self._source: Ints
         self._target: Ints
         self._source, self._target = (
@@ -127,25 +134,11 @@ class Batch:
         """Whether it took more runs than batches of its size take, which says nothing of their cost."""
         return self.apart or bool(self._refusals)
 
-    @functools.cached_property
-    def rows(self) -> Ints:
-        """[count] the rows of the chunks' sessions, in the order of the parts."""
-        parts = self.taken.parts
-        return parts[0].rows if len(parts) == 1 else np.concatenate([part.rows for part in parts])
-
-    @functools.cached_property
-    def tags(self) -> Array:
-        """[count] what stands for the chunks' sessions where work is noted."""
-        return self._table.tag[self.rows]
-
-    @functools.cached_property
-    def began(self) -> Array:
-        """[count] the positions at which the chunks' sessions are."""
-        return self._table.position[self.rows]
-
     @property
     def refused(self) -> Ints:
         """The rows whose inputs the model itself refused, or may have."""
+        if not self._refusals and self.again is None:
+            return _NOBODY
         rows = np.fromiter(self._refusals, np.int64, len(self._refusals))
         return rows if self.again is None else np.concatenate([rows, self.rows[self.again]])
 
@@ -163,8 +156,9 @@ class Batch:
                 ]
             )
         self._runs -= 1
-        tags = self.tags if len(source) == self.taken.count else self.tags[first : first + len(source)]
-        began = self.began if len(source) == self.taken.count else self.began[first : first + len(source)]
+        tags, began = self.tags, self.began
+        if len(source) < self.taken.count:
+            tags, began = tags[first : first + len(source)], began[first : first + len(source)]
         try:
             if self.apart:
                 self._watch.check(self._table.mark, int(tags[0]), int(began[0]))

@@ -109,9 +109,14 @@ class Recorder:
         if what or self._named:
             self._what[0] = what.encode()[:488]
             self._named = bool(what)
-        count = min(len(tags), MOST_TAGS)
-        self._tags[:count] = tags[:count]
-        self._at[:count] = at if isinstance(at, int) else at[:count]
+        count = len(tags)
+        if count == 1:
+            # One by itself costs a fraction of a piece of one.
+            self._tags[0], self._at[0] = tags[0], at if isinstance(at, int) else at[0]
+        else:
+            count = min(count, MOST_TAGS)
+            self._tags[:count] = tags[:count]
+            self._at[:count] = at if isinstance(at, int) else at[:count]
         self._count[0] = count
         self._running[0] = 1
 
