@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import grpc
@@ -253,6 +254,7 @@ class Stream:
                         whole.table, whole.rows[whole.table.binding[whole.rows] == whole.bindings]
                     )
                     continue
+            whole = await self._awake(opening, whole, failures)
             # While the others were opened, somebody may have claimed some of these again.
             mine = whole.table.binding[whole.rows] == whole.bindings
             failures += wire.row_errors(handles[whole.places[~mine]], _OVERTAKEN)
@@ -270,6 +272,32 @@ class Stream:
             failures = []
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+
+    async def _awake(self, opening: Opening, opened: Opened, failures: list[RowError]) -> Opened:
+        """Sessions that were opened, those in memory again that left it before their frame could be answered."""
+        asleep = self._handles.asleep
+        while True:
+            handles = np.asarray(opening.handles)[opened.places]
+            away = np.flatnonzero(opened.table.binding[opened.rows] != opened.bindings).tolist()
+            sleeping = [
+                place
+                for place in away
+                if (sleeper := asleep.get(int(handles[place]))) is not None
+                and sleeper.key.id == opening.ids[int(opened.places[place])]
+            ]
+            if not sleeping:
+                return opened
+            called, still = handles[sleeping], np.ones(len(handles), np.bool_)
+            try:
+                await self._wake(called)
+            except errors.StatestreamError as error:
+                failures += wire.row_errors(called, error)
+                still[sleeping] = False
+            rows, bindings = opened.rows.copy(), opened.bindings.copy()
+            for table, found, places in self._handles.resolve(called):
+                at = np.asarray(sleeping)[places]
+                rows[at], bindings[at] = found, table.binding[found]
+            opened = replace(opened, rows=rows, bindings=bindings).some(still)
 
     async def _opening(self, request: pb.OpenFrame) -> Opening:
         count = len(request.ids)
