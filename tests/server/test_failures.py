@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -33,24 +33,26 @@ class Servicer:
     @unary
     async def Once(self, request: Any, context: Context) -> bytes:
         """Fails while it holds its request."""
-        raise_refusal(request)
+        raise refusal(request)
 
     @server_stream
     async def Many(self, request: Any, context: Context) -> AsyncIterator[bytes]:
         """Fails after its first answer."""
         yield b"1"
-        raise_refusal(request)
+        raise refusal(request)
 
 
-def raise_refusal(request: Request) -> Any:
-    """Raises in a frame that has the request, from an error that has been in one too."""
+def refusal(request: Request) -> errors.BadTensor:
+    """An error whose cause, and the frame that it comes from, have the request."""
     try:
         raise ValueError(request)
-    except ValueError as error:
-        raise errors.BadTensor("refused") from error
+    except ValueError as cause:
+        error = errors.BadTensor("refused")
+        error.__cause__ = cause
+        return error
 
 
-async def read_all(answers: AsyncIterator[bytes]) -> list[bytes]:
+async def read_all(answers: AsyncIterable[bytes]) -> list[bytes]:
     """Everything that a call answers."""
     return [answer async for answer in answers]
 
@@ -85,9 +87,9 @@ def test_a_refused_request_is_let_go_at_once(method: str) -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            answers = channel.unary_stream(f"/test.Test/{method}")(b"")
+            answers: Any = channel.unary_stream(f"/test.Test/{method}")
             with pytest.raises(grpc.aio.AioRpcError, match="refused"):
-                await read_all(answers)
+                await read_all(answers(b""))
         await server.stop(None)
         await asyncio.sleep(0)
         return [request for request in (ref() for ref in came) if request is not None]
