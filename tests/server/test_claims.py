@@ -17,6 +17,7 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
 from statestream_server.sessions import records, saver
+from statestream_server.sessions.placement import Promise
 from statestream_server.sessions.turns import Turns
 from statestream_server.settings import Durability
 from statestream_server.stores.base import TENANT, Key
@@ -500,6 +501,40 @@ async def test_a_delete_does_not_take_a_session_from_a_newer_claim(models_dir: P
             closed = await speaker.close(0, delete=True)
             assert [failure_of(row.status).reason for row in closed.errors] == ["SESSION_MOVED"]
             assert sums(await newer.step(0, 1, numbers(2))) == [3]
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
+    models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Memory is short: a session is opened, has to leave, and another one is promised its row in the same moment."""
+    table, placement, look_again = local.table(MODEL), local.server.sessions.placement, local.server.saver.look_again
+    promises = list[Promise]()
+
+    def taken() -> None:
+        look_again()
+        if not promises:
+            row = np.asarray([table.row_of["a"]])
+            placement.hibernate(table, row)
+            promised = table.allocate(1)
+            assert promised == row
+            promises.append(Promise(table, promised))
+
+    monkeypatch.setattr(local.server.saver, "look_again", taken)
+    async with asyncio.timeout(DEADLINE), Speaker(local.channel, MODEL) as speaker:
+        if kind == "unary":
+            first = await Caller(local.channel).step(MODEL, "a", numbers(1, 2))
+            assert first.position == 2
+        else:
+            assert (await speaker.not_opened("a")).reason == "TOO_MANY_SESSIONS"
+            await speaker.open_one("a")
+            assert sums(await speaker.step(0, 0, numbers(1, 2))) == [1, 3]
+        assert not speaker.notices
+        (row,) = promises[0].take(1).tolist()
+        assert (int(table.position[row]), bool(table.dirty[row])) == (0, False)
+        table.release(np.asarray([row]))
+        await local.server.saver.checkpoint()
+    await goes_on(models_dir, url, "a", 2, 3)
 
 
 @pytest.mark.parametrize("mode", [Durability.INTERVAL, Durability.SYNC])

@@ -196,7 +196,7 @@ class Table:
         self.replies.drop(rows)
         self.lane.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
-        self.claiming[rows] = False
+        self.claiming[rows], self.epoch[rows] = False, 0
         for row in rows.tolist():
             session = self.ids[row]
             if session is not None:

@@ -52,6 +52,11 @@ _FLUSH_BYTES = 64 << 10
 _OVERTAKEN: Final = errors.SessionMoved(
     "a newer writer opened the session meanwhile; open it again only if you mean to take it back"
 )
+_NO_ROOM: Final = errors.TooManySessions(
+    "the session was opened, and its row was needed for another before this could be told; nothing is lost: open it"
+    " again, or raise --max-sessions",
+    retry_after=0.1,
+)
 
 
 class Stream:
@@ -257,7 +262,12 @@ class Stream:
             whole = await self._awake(opening, whole, failures)
             # While the others were opened, somebody may have claimed some of these again.
             mine = whole.table.binding[whole.rows] == whole.bindings
-            failures += wire.row_errors(handles[whole.places[~mine]], _OVERTAKEN)
+            for place in whole.places[~mine].tolist():
+                sleeper = self._handles.asleep.get(int(handles[place]))
+                asleep = sleeper is not None and sleeper.key.id == opening.ids[place]
+                failures.append(wire.row_error(int(handles[place]), 0, _NO_ROOM if asleep else _OVERTAKEN))
+                if asleep:
+                    self._handles.free(handles[place : place + 1])
             part = whole.some(mine)
             called = handles[part.places]
             self._bind(called, part)

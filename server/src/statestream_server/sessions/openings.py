@@ -124,6 +124,7 @@ class Opened:
         places: [n] which of the opening's columns they are.
         bindings: [n] what their frames are checked against.
         created: [n] whether they are new.
+        claims: What the rows are claimed as: by the time that the caller goes on they may be others'.
     """
 
     table: Table
@@ -131,10 +132,18 @@ class Opened:
     places: Ints
     bindings: Ints
     created: Bools
+    claims: tuple[Ints, Positions]
 
     def some(self, which: Bools) -> Opened:
         """Those of the mask [n]."""
-        return Opened(self.table, self.rows[which], self.places[which], self.bindings[which], self.created[which])
+        return Opened(
+            self.table,
+            self.rows[which],
+            self.places[which],
+            self.bindings[which],
+            self.created[which],
+            (self.claims[0][which], self.claims[1][which]),
+        )
 
 
 def check_initial_states(table: Table, states: Sequence[Array], count: int) -> None:

@@ -224,7 +224,7 @@ class Placement:
         acked = np.maximum(np.minimum(opening.acked_positions[places], table.position[rows]), table.acked[rows])
         table.acked[rows] = acked
         table.replies.acknowledge(rows, acked)
-        return Opened(table, rows, places, bindings, created)
+        return Opened(table, rows, places, bindings, created, table.claims(rows))
 
     def _rows(
         self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None], promise: Promise

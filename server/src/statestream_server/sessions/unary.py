@@ -103,8 +103,16 @@ class Unary:
         return _target(*where) if where is not None else await self._claim(model, 0, session, Mode.RESUME)
 
     async def _claim(self, model: str, version: int, session: str, mode: Mode) -> Target:
-        opened = await self._sessions.open_one(model, version, session, mode, self._writer)
-        return _target(opened.table, int(opened.rows[0]))
+        while True:
+            opened = await self._sessions.open_one(model, version, session, mode, self._writer)
+            target = Target(opened.table, int(opened.rows[0]), opened.claims)
+            if self._is_there(target) or self._sessions.find(model, session) is not None:
+                return target
+            mode = Mode.RESUME  # Its row was needed for another session before this call had its turn.
+
+    @staticmethod
+    def _is_there(target: Target) -> bool:
+        return bool(target.table.are_claimed(np.asarray([target.row]), target.claims).all())
 
     async def step(
         self,
@@ -168,8 +176,8 @@ class Unary:
 
     def _check(self, target: Target, session: str) -> None:
         """Checks that a session is claimed as it was when its call came."""
-        table, row, claims = target
-        if table.are_claimed(np.asarray([row]), claims).all():
+        table = target.table
+        if self._is_there(target):
             return
         if self._sessions.find(table.model.name, session) is not None:
             raise errors.SessionMoved(f"session {session!r} was opened anew meanwhile; send the chunk again")
