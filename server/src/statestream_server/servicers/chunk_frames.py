@@ -235,10 +235,9 @@ class _Single:
         self._specs = specs
 
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
-        self._account.give(self._cost)
         size = _REPLY_BYTES + sum(map(len, outputs))
         fill = partial(self._reply.fill, self._frame, self._handle, self._position, self._steps, durable, outputs)
-        self._outbox.put_later(fill, size)
+        self._outbox.put_later(fill, size, self._cost)
 
     def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
         self._account.give(self._cost)

@@ -43,6 +43,8 @@ class Outbox:
         self._alternate = False
         self._more: asyncio.Future[None] | None = None
         self._ended = False
+        self._full = False
+        """Whether more than `_MOST_BYTES` wait: then `_room` is not set."""
         self._room = asyncio.Event()
         self._room.set()
         self._errors: list[tuple[int, Array, Positions, Refusal]] = []
@@ -51,14 +53,15 @@ class Outbox:
     async def write(self) -> None:
         """Writes messages until `end`. Where it is cancelled, what waits is dropped; gRPC ends the write under way."""
         write, reading = self._context.write, self._reading
+        messages, sources = self._messages, self._sources
         try:
             while True:
-                while (drawn := self._next()) is not None:
+                while (messages or sources) and (drawn := self._next()) is not None:
                     message, size = drawn
                     reading.since = monotonic()
                     await write(message)
                     reading.since = None
-                    self._count(-size)
+                    self._written(size)
                 if self._ended:
                     return
                 self._more = asyncio.get_running_loop().create_future()
@@ -67,7 +70,7 @@ class Outbox:
             self._ended = True
             self._messages.clear()
             self._sources.clear()
-            self._count(-self.nbytes)
+            self._written(self.nbytes)
 
     @property
     def is_behind(self) -> bool:
@@ -82,13 +85,27 @@ class Outbox:
         """Sends a message."""
         self.put_later(lambda: message, message.ByteSize())
 
-    def put_later(self, make: Callable[[], pb.StreamResponse], size: int) -> None:
-        """Sends a message of about so many bytes that is made when its turn has come."""
-        if self._ended:
-            return  # Nobody writes any more.
-        self._count(size)
+    def put_later(self, make: Callable[[], pb.StreamResponse], size: int, instead: int = 0) -> None:
+        """Sends a message of about so many bytes that is made when its turn has come.
+
+        `instead` are bytes of the account that were under way until now and that it replaces.
+        """
+        account = self._account
+        if self._ended:  # Nobody writes any more.
+            if instead:
+                account.give(instead)
+            return
+        if instead:
+            account.give(instead - size)  # Both at once, where that may be less than nothing.
+        elif size:
+            account.take(size)
+        self.nbytes += size
+        if self.nbytes > _MOST_BYTES:
+            self._full = True
+            self._room.clear()
         self._messages.append((make, size))
-        self._rouse()
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
 
     def put_from(self, source: Iterator[pb.StreamResponse]) -> None:
         """Sends the messages of a source, behind those that wait now; each is drawn when the one before it is written.
@@ -165,17 +182,15 @@ class Outbox:
             sources.append(make)
         return None
 
-    def _count(self, nbytes: int) -> None:
-        """Counts bytes that wait from now on, or, below 0, no longer."""
-        self.nbytes += nbytes
-        if nbytes > 0:
-            self._account.take(nbytes)
-            if self.nbytes > _MOST_BYTES:
-                self._room.clear()
-        elif nbytes:
-            self._account.give(-nbytes)
-            if self.nbytes <= _MOST_BYTES and not self._room.is_set():
-                self._room.set()
+    def _written(self, nbytes: int) -> None:
+        """Counts bytes that do not wait any more."""
+        if not nbytes:
+            return
+        self.nbytes -= nbytes
+        self._account.give(nbytes)
+        if self._full and self.nbytes <= _MOST_BYTES:
+            self._full = False
+            self._room.set()
 
     def _rouse(self) -> None:
         if self._more is not None and not self._more.done():
