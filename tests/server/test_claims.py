@@ -526,8 +526,7 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
             first = await Caller(local.channel).step(MODEL, "a", numbers(1, 2))
             assert first.position == 2
         else:
-            assert (await speaker.not_opened("a")).reason == "TOO_MANY_SESSIONS"
-            await speaker.open_one("a")
+            await speaker.open_one("a")  # It woke again before the answer left.
             assert sums(await speaker.step(0, 0, numbers(1, 2))) == [1, 3]
         assert not speaker.notices
         (row,) = promises[0].take(1).tolist()

@@ -52,11 +52,6 @@ _FLUSH_BYTES = 64 << 10
 _OVERTAKEN: Final = errors.SessionMoved(
     "a newer writer opened the session meanwhile; open it again only if you mean to take it back"
 )
-_NO_ROOM: Final = errors.TooManySessions(
-    "the session was opened, and its row was needed for another before this could be told; nothing is lost: open it"
-    " again, or raise --max-sessions",
-    retry_after=0.1,
-)
 
 
 class Stream:
@@ -262,12 +257,7 @@ class Stream:
             whole = await self._awake(opening, whole, failures)
             # While the others were opened, somebody may have claimed some of these again.
             mine = whole.table.binding[whole.rows] == whole.bindings
-            for place in whole.places[~mine].tolist():
-                sleeper = self._handles.asleep.get(int(handles[place]))
-                asleep = sleeper is not None and sleeper.key.id == opening.ids[place]
-                failures.append(wire.row_error(int(handles[place]), 0, _NO_ROOM if asleep else _OVERTAKEN))
-                if asleep:
-                    self._handles.free(handles[place : place + 1])
+            failures += wire.row_errors(handles[whole.places[~mine]], _OVERTAKEN)
             part = whole.some(mine)
             called = handles[part.places]
             self._bind(called, part)
@@ -302,6 +292,7 @@ class Stream:
                 await self._wake(called)
             except errors.StatestreamError as error:
                 failures += wire.row_errors(called, error)
+                self._handles.free(called)
                 still[sleeping] = False
             rows, bindings = opened.rows.copy(), opened.bindings.copy()
             for table, found, places in self._handles.resolve(called):
