@@ -536,6 +536,18 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
     await goes_on(models_dir, url, "a", 2, 3)
 
 
+async def test_a_step_whose_session_falls_asleep_before_its_turn_is_to_be_sent_again(local: Local) -> None:
+    caller, table, unary = Caller(local.channel), local.table(MODEL), local.server.unary
+    assert (await caller.step(MODEL, "a", numbers(1))).position == 1
+    before = unary._order.take(MODEL, ["a"])
+    call = asyncio.create_task(caller.step(MODEL, "a", numbers(2)))
+    await local.until(lambda: local.server.budgets.steps.held)
+    local.server.sessions.placement.hibernate(table, np.asarray([table.row_of["a"]]))
+    before.end()
+    assert (await failing(call)).reason == "SESSION_MOVED"
+    assert (await caller.step(MODEL, "a", numbers(2))).position == 2
+
+
 @pytest.mark.parametrize("mode", [Durability.INTERVAL, Durability.SYNC])
 async def test_a_record_that_is_too_large_fails_its_own_session(
     models_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch, mode: Durability

@@ -139,7 +139,6 @@ class Unary:
 
         Raises:
             SessionMoved: The session was opened anew: the chunk was not applied, or is and its reply may not leave.
-            SessionNotFound: It is gone.
             StatestreamError: The chunk was not applied.
         """
         table, row, claims = target
@@ -181,7 +180,10 @@ class Unary:
             return
         if self._sessions.find(table.model.name, session) is not None:
             raise errors.SessionMoved(f"session {session!r} was opened anew meanwhile; send the chunk again")
-        raise errors.SessionNotFound(f"session {session!r} was closed meanwhile")
+        # Deleted, with another server, or asleep because memory is short: who sends it again finds out.
+        raise errors.SessionMoved(
+            f"session {session!r} left memory meanwhile; the chunk was not applied, send it again"
+        )
 
     @staticmethod
     def _start(table: Table, row: int, request: int) -> int:
