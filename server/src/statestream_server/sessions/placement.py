@@ -242,15 +242,15 @@ class Placement:
         more = table.allocate(max(0, len(missing) - promise.left))
         new = np.concatenate([promise.take(len(missing) - len(more)), more])
         rows[missing] = new
-        for index, row in zip(missing, new.tolist(), strict=True):
-            place = group.places[index]
+        places = [group.places[index] for index in missing]
+        for place in places:
             where = held[place]
             if where is not None:
                 other = np.asarray([where[1]])
                 handles = opening.handles[place : place + 1] if opening.handles is not None else np.zeros(1, np.uint32)
                 self._peers.take(where[0], other, opening.owner, handles)
                 where[0].release(other)
-            table.bind_id(row, opening.ids[place])
+        table.bind_ids(new, [opening.ids[place] for place in places])
         return rows
 
     @staticmethod
