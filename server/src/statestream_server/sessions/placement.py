@@ -137,7 +137,8 @@ class Placement:
             if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
                 refused[place] = refusal(opening, place, claim, answer)
                 continue
-            where, move = held[place] if answer.verdict is Verdict.HELD else None, moves.get(place)
+            where = held[place] if answer.verdict is Verdict.HELD else None
+            move = moves.get(place) if moves else None
             table = where[0] if where is not None and move is None else target
             try:
                 stored = move.stored if move is not None else self._decode(opening, place, table, answer)
