@@ -6,7 +6,7 @@ A row is a session, or scratch: the shadow of a chunk in progress, the fork that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import repeat
 
 import numpy as np
@@ -16,7 +16,7 @@ from statestream.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow
-from statestream_server.engine.watch import tag_of
+from statestream_server.engine.watch import tags_of
 from statestream_server.models.model import Model
 from statestream_server.models.rows import FIRST_ROW, Rows
 from statestream_server.stores.base import TENANT, Key
@@ -175,11 +175,13 @@ class Table:
         serials, epochs = claims
         return np.asarray((self.serial[rows] == serials) & (self.epoch[rows] == epochs) & (epochs > 0), np.bool_)
 
-    def bind_id(self, row: int, session: str) -> None:
-        """Makes a row the row of a session."""
-        self.ids[row] = session
-        self.row_of[session] = row
-        self.tag[row] = tag_of(self.model.name, session)
+    def bind_ids(self, rows: Ints, sessions: Sequence[str]) -> None:
+        """Makes rows [n] the rows of sessions."""
+        places, ids = rows.tolist(), self.ids
+        for row, session in zip(places, sessions, strict=True):
+            ids[row] = session
+        self.row_of.update(zip(sessions, places, strict=True))
+        self.tag[rows] = np.array(tags_of(self.model.name, sessions), np.uint64)
 
     def key(self, row: int) -> Key | None:
         """What the store calls the session of a row; None for scratch and free rows."""
@@ -234,19 +236,15 @@ class Claiming:
 
     def __init__(self) -> None:
         """No rows."""
-        self._rows: list[tuple[Table, int, int]] = []
+        self._rows: list[tuple[Table, Ints, Ints]] = []
 
-    def mark(self, held: Iterable[tuple[Table, int] | None]) -> None:
+    def mark(self, table: Table, rows: Ints) -> None:
         """Marks rows."""
-        for where in held:
-            if where is not None:
-                table, row = where
-                table.claiming[row] = True
-                self._rows.append((table, row, int(table.serial[row])))
+        table.claiming[rows] = True
+        self._rows.append((table, rows, table.serial[rows]))
 
     def end(self) -> None:
         """Takes the marks away; a row that was released meanwhile may be another session's."""
-        rows, self._rows = self._rows, []
-        for table, row, serial in rows:
-            if table.serial[row] == serial:
-                table.claiming[row] = False
+        marked, self._rows = self._rows, []
+        for table, rows, serials in marked:
+            table.claiming[rows[table.serial[rows] == serials]] = False

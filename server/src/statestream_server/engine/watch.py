@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from statestream_server.arrays import Array, Bools
@@ -74,6 +74,16 @@ def tag_of(*parts: str | bytes) -> int:
         total = zlib.crc32(data, total ^ len(data))
         length += len(data)
     return (length & 0xFFFFFFFF) << 32 | total or 1
+
+
+def tags_of(first: str, names: Iterable[str]) -> list[int]:
+    """`tag_of(first, name)` of every name: what they have in common is looked at once."""
+    data = first.encode()
+    total, length = zlib.crc32(data, len(data)), len(data)
+    return [
+        ((length + len(name)) & 0xFFFFFFFF) << 32 | zlib.crc32(name, total ^ len(name)) or 1
+        for name in map(str.encode, names)
+    ]
 
 
 def tag_of_arrays(arrays: Sequence[Array]) -> int:

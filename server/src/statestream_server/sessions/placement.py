@@ -137,7 +137,8 @@ class Placement:
             if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
                 refused[place] = refusal(opening, place, claim, answer)
                 continue
-            where, move = held[place] if answer.verdict is Verdict.HELD else None, moves.get(place)
+            where = held[place] if answer.verdict is Verdict.HELD else None
+            move = moves.get(place) if moves else None
             table = where[0] if where is not None and move is None else target
             try:
                 stored = move.stored if move is not None else self._decode(opening, place, table, answer)
@@ -242,15 +243,15 @@ class Placement:
         more = table.allocate(max(0, len(missing) - promise.left))
         new = np.concatenate([promise.take(len(missing) - len(more)), more])
         rows[missing] = new
-        for index, row in zip(missing, new.tolist(), strict=True):
-            place = group.places[index]
+        places = [group.places[index] for index in missing]
+        for place in places:
             where = held[place]
             if where is not None:
                 other = np.asarray([where[1]])
                 handles = opening.handles[place : place + 1] if opening.handles is not None else np.zeros(1, np.uint32)
                 self._peers.take(where[0], other, opening.owner, handles)
                 where[0].release(other)
-            table.bind_id(row, opening.ids[place])
+        table.bind_ids(new, [opening.ids[place] for place in places])
         return rows
 
     @staticmethod

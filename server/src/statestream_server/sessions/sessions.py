@@ -411,12 +411,11 @@ class Sessions:
         keys, incarnations = table.keys(rows), table.incarnation[rows].tolist()
 
         def here() -> Bools:
-            resident = [table.ids[row] == key.id for row, key in zip(rows.tolist(), keys, strict=True)]
-            return np.asarray(resident, np.bool_) & table.are_claimed(rows, claims)
+            return table.are_claimed(rows, claims)
 
         async def delete() -> Bools:
             try:
-                claiming.mark((table, row) for row in rows[here()].tolist())
+                claiming.mark(table, rows[here()])
                 asked = self._store.delete(keys, claims[1].tolist(), incarnations)
                 done = await self._spared(keys, claims[1].tolist(), await asked)
                 async with self._engine.still():
@@ -565,13 +564,23 @@ class Sessions:
         while True:
             held = self._find_all(opening)
             claiming.end()
-            claiming.mark(held)
+            there = _by_table(held)
+            for table, rows in there:
+                claiming.mark(table, rows)
             self.placement.pass_on()
             waits = False
-            for table in {id(where[0]): where[0] for where in held if where is not None}.values():
-                rows = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
+            for table, rows in there:
                 if not table.lane.idle(rows).all():
                     waits = True
                     await self._engine.settled(table, rows)
             if not waits:
                 return held
+
+
+def _by_table(held: Sequence[tuple[Table, int] | None]) -> list[tuple[Table, Ints]]:
+    """The rows of sessions that are in memory, by table."""
+    found = dict[int, tuple[Table, list[int]]]()
+    for where in held:
+        if where is not None:
+            found.setdefault(id(where[0]), (where[0], []))[1].append(where[1])
+    return [(table, np.asarray(rows, np.int64)) for table, rows in found.values()]

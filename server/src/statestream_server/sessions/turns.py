@@ -51,7 +51,7 @@ class Turns:
     def take(self, model: str, ids: Collection[str]) -> Turn:
         """Stands in line for sessions of a model."""
         line = self._lines.setdefault(model, {})
-        before = {turn for id_ in ids if (turn := line.get(id_)) is not None} if line else ()
+        before = [turn for turn in set(map(line.get, ids)) if turn is not None] if line else ()
         turn = Turn(line, ids, before)
         line.update(dict.fromkeys(ids, turn))
         return turn
