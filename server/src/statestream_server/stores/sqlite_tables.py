@@ -232,11 +232,15 @@ def _claim(database: sqlite3.Connection, claims: Sequence[Claim], now: float) ->
             decision = new[asked] = decide(claim, None, now)
         decisions.append(decision)
     writes: dict[tuple[bool, bool, int | None], list[tuple[Key, bytes, bytes]]] = {}
+    packed = dict[int, bytes]()  # By identity: new sessions share what was decided, and so what is written.
     for claim, (_, columns, write, keeps, carries) in zip(claims, decisions, strict=True):
         if write and columns is not None:
             blob = claim.blob if carries else None
             kind = keeps, columns.ephemeral, None if blob is None else len(blob)
-            writes.setdefault(kind, []).append((claim.key, _head(columns), blob or b""))
+            head = packed.get(id(columns))
+            if head is None:
+                head = packed[id(columns)] = _head(columns)
+            writes.setdefault(kind, []).append((claim.key, head, blob or b""))
     for (keeps, ephemeral, size), rows in writes.items():
         most = max(1, _MOST_BYTES // max(1, size or 0))
         for start in range(0, len(rows), most):
