@@ -63,6 +63,7 @@ def _paths(kind: Descriptor) -> Iterator[tuple[FieldDescriptor, ...]]:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             if field.is_repeated:
                 yield (field,)
+            assert field.message_type is not None
             yield from ((field, *rest) for rest in _paths(field.message_type))
         elif field.is_repeated or field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
             yield (field,)
@@ -123,6 +124,7 @@ def _last(message: Message, field: FieldDescriptor) -> Message:
     if not field.is_repeated:
         found = getattr(message, field.name)
     else:
+        assert field.message_type is not None
         found = (getattr(message, field.name) or [GetMessageClass(field.message_type)()])[-1]
     copy: Message = type(found)()
     copy.CopyFrom(found)

@@ -6,6 +6,7 @@ messages are walked first, at their own bytes, and refused where they have too m
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from statestream import errors
 
 MOST_ELEMENTS: Final = 1 << 16
 """Fields of one message, of those in it too, and bytes of its lists of numbers; a column counts as one."""
+TURN_BYTES: Final = 128 << 20
+"""Bytes of calls that are decoded in one turn of the loop: some 50 ms of work."""
+_RETRY_SECONDS: Final = 0.1
 _LIGHT: Final = 1 << 16
 """Bytes below which a message is not walked: whatever is in it is decoded in a millisecond or two."""
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -33,7 +37,7 @@ class Unreadable:
         frame: The number of the frame, 0 where it is not known; frames of streams only.
     """
 
-    error: errors.BadFrame
+    error: errors.StatestreamError
     frame: int = 0
 
 
@@ -72,6 +76,42 @@ def decoder(kind: type[Message]) -> Callable[[bytes], Message | Unreadable]:
     return decode
 
 
+class Turn:
+    """The bytes of calls that are decoded in one turn of the loop.
+
+    gRPC hands over all requests that arrived in one turn, whatever they weigh; decoded at once, gigabytes of them hold
+    everybody up for seconds. Streams are not concerned: each of them is read a message at a time.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was decoded."""
+        self._bytes = 0
+
+    def bounded(self, decode: Callable[[bytes], Message | Unreadable]) -> Callable[[bytes], Message | Unreadable]:
+        """The same for a call, which is refused where its turn has enough to do; the first of a turn never is."""
+
+        def decode_bounded(data: bytes) -> Message | Unreadable:
+            size = len(data)
+            if size > _LIGHT:
+                if self._bytes and self._bytes + size > TURN_BYTES:
+                    return Unreadable(
+                        errors.Overloaded(
+                            f"calls of {self._bytes} bytes arrived at the moment of this one, which has {size}; the"
+                            f" limit is {TURN_BYTES} together. Call again later",
+                            retry_after=_RETRY_SECONDS,
+                        )
+                    )
+                if not self._bytes:
+                    asyncio.get_running_loop().call_soon(self._over)
+                self._bytes += size
+            return decode(data)
+
+        return decode_bounded
+
+    def _over(self) -> None:
+        self._bytes = 0
+
+
 class Careful:
     """Stands for a server while servicers are added to it: their calls are decoded as above."""
 
@@ -79,6 +119,7 @@ class Careful:
         """Adds to `server`; `kinds` has the request of every method by service and method."""
         self._server = server
         self._kinds = kinds
+        self._turn = Turn()
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Generated code offers every handler twice; see below."""
@@ -88,10 +129,16 @@ class Careful:
     ) -> None:
         """Adds the methods of one service."""
         careful = {
-            method: _with_decoder(handler, decoder(self._kinds[service][method]))
+            method: _with_decoder(handler, self._decoder(service, method, handler))
             for method, handler in handlers.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, careful),))
+
+    def _decoder(
+        self, service: str, method: str, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> Callable[[bytes], Message | Unreadable]:
+        decode = decoder(self._kinds[service][method])
+        return decode if handler.request_streaming else self._turn.bounded(decode)
 
 
 def requests_of(*files: Any) -> dict[str, dict[str, type[Message]]]:
