@@ -191,7 +191,7 @@ class _Receiver:
     def repeated(self, chunks: Chunks, entries: Ints) -> None:
         self._ended(chunks)
         kept = Kept(counting(len(entries)), entries, chunks.starts, chunks.ends)
-        self._outbox.put_from(answers.repeated(self._frame, chunks.table, chunks.handles, chunks.rows, [kept]))
+        self._outbox.put_in_order(answers.repeated(self._frame, chunks.table, chunks.handles, chunks.rows, [kept]))
 
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
         self._ended(chunks)

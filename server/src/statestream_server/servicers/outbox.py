@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
+from typing import Final
 
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
@@ -25,6 +26,9 @@ _ERROR_BYTES = 320
 """About what an error has."""
 _MOST_BYTES = 8 << 20
 """Bytes that may wait for a slow reader before its stream is no longer read."""
+
+_IN_ORDER: Final = -1
+"""In place of a size: a source that nothing overtakes."""
 
 
 class Outbox:
@@ -116,6 +120,15 @@ class Outbox:
             self._messages.append((source, 0))
             self._rouse()
 
+    def put_in_order(self, source: Iterator[pb.StreamResponse]) -> None:
+        """Sends the messages of a source, each drawn when its turn comes; what is sent later comes behind them all.
+
+        For replies to chunks: whoever has the reply to a later chunk of a session acknowledges those before it, too.
+        """
+        if not self._ended:
+            self._messages.append((source, _IN_ORDER))
+            self._rouse()
+
     def refuse(self, frame: int, handles: Array, starts: Positions, why: Refusal) -> None:
         """Sends why chunks were not applied, from the end of this turn of the loop on, in messages of bounded size.
 
@@ -175,7 +188,14 @@ class Outbox:
                     return message, 0
                 sources.popleft()
                 continue
-            make, size = messages.popleft()
+            make, size = messages[0]
+            if size == _IN_ORDER and not callable(make):
+                message = next(make, None)
+                if message is not None:
+                    return message, 0
+                messages.popleft()
+                continue
+            messages.popleft()
             if callable(make):
                 self._alternate = True
                 return make(), size
