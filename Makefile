@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-compose test-attacks attack bench chaos install stubs clean
+.PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos install stubs clean
 .PHONY: check check-format check-lint check-types check-stubs check-protos
 
 help:
@@ -42,8 +42,21 @@ install:
 demo: $(STAMP)
 	@$(RUN) demo/demo.py $(ARGS)
 
+# Two runs at a time, one for each of the two processors that a small machine has; with ARGS one run of what they name.
+QUICK := -m "not compose and not chaos and not slow and not attack"
+FIRST := tests/client tests/compliance tests/export tests/server/runtime
 test: $(STAMP)
-	$(RUN) -m pytest -m "not compose and not chaos and not slow and not attack" $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-first test-second
+else
+	$(RUN) -m pytest $(QUICK) $(ARGS)
+endif
+
+test-first: $(STAMP)
+	@$(RUN) -m pytest -q $(QUICK) $(FIRST)
+
+test-second: $(STAMP)
+	@$(RUN) -m pytest -q $(QUICK) $(FIRST:%=--ignore=%)
 
 test-slow: $(STAMP)
 	$(RUN) -m pytest -m "slow and not compose and not chaos and not attack" $(ARGS)
