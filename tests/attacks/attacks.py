@@ -190,17 +190,15 @@ async def a_session_without_a_pause(found: Arena) -> None:
     name = fresh_id()
     async with _pipelined(found, "loop", name):
         sessions = session_pb2_grpc.SessionServiceStub(found.channel)
-        for call in (
-            sessions.SnapshotSession(session_pb2.SnapshotSessionRequest(model="loop", session_id=name)),
-            sessions.ForkSession(
-                session_pb2.ForkSessionRequest(model="loop", session_id=name, fork_id=fresh_id("fork"))
-            ),
-            sessions.FlushSession(session_pb2.FlushSessionRequest(model="loop", session_id=name)),
-            sessions.OpenSession(session_pb2.OpenSessionRequest(model="loop", session_id=fresh_id())),
-            sessions.DeleteSession(session_pb2.DeleteSessionRequest(model="loop", session_id=name)),
+        one = {"model": "loop", "session_id": name}
+        for method, request in (
+            (sessions.SnapshotSession, session_pb2.SnapshotSessionRequest(**one)),
+            (sessions.ForkSession, session_pb2.ForkSessionRequest(**one, fork_id=fresh_id("fork"))),
+            (sessions.FlushSession, session_pb2.FlushSessionRequest(**one)),
+            (sessions.OpenSession, session_pb2.OpenSessionRequest(model="loop", session_id=fresh_id())),
+            (sessions.DeleteSession, session_pb2.DeleteSessionRequest(**one)),
         ):
-            answer = await asyncio.wait_for(call, 20)
-            assert answer is not None
+            assert await asyncio.wait_for(method(request), 20) is not None
 
 
 @attack()
