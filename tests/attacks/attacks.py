@@ -190,7 +190,7 @@ async def a_session_without_a_pause(found: Arena) -> None:
     name = fresh_id()
     async with _pipelined(found, "loop", name):
         sessions = session_pb2_grpc.SessionServiceStub(found.channel)
-        one = {"model": "loop", "session_id": name}
+        one: dict[str, Any] = {"model": "loop", "session_id": name}
         for method, request in (
             (sessions.SnapshotSession, session_pb2.SnapshotSessionRequest(**one)),
             (sessions.ForkSession, session_pb2.ForkSessionRequest(**one, fork_id=fresh_id("fork"))),
