@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import weakref
@@ -15,6 +16,7 @@ import statestream
 from statestream import errors
 from statestream.v1 import model_pb2 as model
 from statestream_server.settings import Durability
+from statestream_server.stores.base import TENANT, Key
 from tests.server.versions.counters import LONG, MODEL, TO_2, move_frame, record, started, table_of
 from tests.support import models
 from tests.support.calls import Caller, failing
@@ -166,3 +168,38 @@ async def test_a_pool_of_several_versions_becomes_one(both: Path, url: str) -> N
             blob = session.snapshot()
         with client.restore(blob, model=MODEL, id="back", upgrade=1) as session:
             assert (session.version, session.step([1.0]).tolist()) == (1, [12])
+
+
+async def test_a_save_on_its_way_does_not_undo_a_move(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store takes its time with a save of the old version: the claim of the move comes behind it."""
+    store, going, ends = local.server.store, asyncio.Event(), asyncio.Event()
+    save, claim, order = store.save, store.claim, list[str]()
+
+    async def slow(records: Any) -> Any:
+        going.set()
+        await ends.wait()
+        order.append("save")
+        return await save(records)
+
+    async def noted(claims: Any) -> Any:
+        order.append("claim")
+        return await claim(claims)
+
+    async with Speaker(local.channel, MODEL) as old, Speaker(local.channel, MODEL) as new:
+        await old.open_one("a", version=1)
+        monkeypatch.setattr(store, "save", slow)
+        monkeypatch.setattr(store, "claim", noted)
+        await old.step(0, 0, numbers(1, 2))
+        saving = asyncio.create_task(local.server.saver.checkpoint())
+        await asyncio.wait_for(going.wait(), 20)
+        moving = asyncio.create_task(new.open_one("a", **TO_2))
+        # Nothing tells that a claim waits: it would be there long before this is over.
+        assert not (await asyncio.wait([moving], timeout=0.5))[0]
+        assert not order
+        ends.set()
+        assert (await moving).version == 2
+        assert order[:2] == ["save", "claim"]
+        await saving
+    (kept,) = await store.load([Key(TENANT, MODEL, "a")])
+    assert kept is not None
+    assert (kept.version, kept.position) == (2, 2)

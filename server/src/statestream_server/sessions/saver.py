@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final
@@ -40,6 +40,8 @@ _WRITTEN = 4096
 _WRITTEN_BYTES = 64 << 20
 MAX_RECORD_BYTES: Final = 64 << 20
 """The largest record: what is larger keeps those of others waiting, and some stores refuse it."""
+_REST_SECONDS = 0.005
+"""How often it is looked whether writes have ended."""
 _BACKOFF_SECONDS = 0.2
 """How long the saver waits after the store did not answer."""
 _AGAIN_SECONDS = 0.01
@@ -298,6 +300,23 @@ class Saver:
         self._large = []
         for table, layout in list(self._layouts.values()):
             await self._save_rows(table, layout, np.flatnonzero(table.dirty & (table.epoch > 0)))
+
+    async def rest(self, rows: Sequence[tuple[Table, int]]) -> None:
+        """Returns when no write of these rows is on its way; none begins until they are dirty again.
+
+        For sessions that move to another version: a write of the old one behind the claim would undo the move.
+        """
+        while True:
+            for table, row in rows:
+                table.dirty[row] = False
+            if not any(row in self._captured(table) for table, row in rows):
+                return
+            await asyncio.sleep(_REST_SECONDS)
+
+    def _captured(self, table: Table) -> set[int]:
+        """Rows of a table that are captured for a write whose end is not known."""
+        captures = (one for other, some in self._writing.values() if other is table for one in some)
+        return {row for capture in captures for row in capture.rows.tolist()}
 
     async def _save_rows(self, table: Table, layout: Layout, dirty: Ints) -> None:
         """Writes those of the rows that are dirty still when their turn comes."""

@@ -62,6 +62,7 @@ class _Ready:
         promise: Rows for those that are not in memory.
         claiming: The rows of those that are.
         turn: Its turn on the sessions.
+        resting: Rows that are not saved meanwhile, because their sessions move, and their serials.
     """
 
     opening: Opening
@@ -74,12 +75,21 @@ class _Ready:
     promise: Promise
     claiming: Claiming
     turn: Turn
+    resting: Sequence[tuple[Table, int, int]]
 
     def end(self) -> None:
         """Gives back what is not needed any more."""
+        _rouse(self.resting)
         self.promise.end()
         self.claiming.end()
         self.turn.end()
+
+
+def _rouse(resting: Sequence[tuple[Table, int, int]]) -> None:
+    """Has rows saved again that did not move after all."""
+    for table, row, serial in resting:
+        if int(table.serial[row]) == serial and int(table.epoch[row]):
+            table.dirty[row] = True
 
 
 class Sessions:
@@ -183,6 +193,7 @@ class Sessions:
         """
         turn, claiming = self.turns.take(opening.model, opening.ids), Claiming()
         promise: Promise | None = None
+        resting = list[tuple[Table, int, int]]()
         try:
             await turn.come()
             if self._registry.table(opening.model, table.model.version) is not table:
@@ -197,6 +208,9 @@ class Sessions:
             moves = dict[int, Move]()
             refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
             if opening.upgrade:
+                moving = [where for where in held if where is not None and where[0] is not table]
+                resting += [(source, row, int(source.serial[row])) for source, row in moving]
+                await self._saver.rest(moving)
                 moves, unfit = await self._versions.prepare(opening, table, held)
                 refused |= unfit
                 if self._registry.table(opening.model, table.model.version) is not table:
@@ -209,10 +223,11 @@ class Sessions:
         except BaseException:
             if promise is not None:
                 promise.end()
+            _rouse(resting)
             claiming.end()
             turn.end()
             raise
-        return _Ready(opening, table, held, places, claims, moves, refused, promise, claiming, turn)
+        return _Ready(opening, table, held, places, claims, moves, refused, promise, claiming, turn, resting)
 
     async def _claim(
         self, ready: _Ready
