@@ -21,7 +21,7 @@ from statestream import errors
 MOST_ELEMENTS: Final = 1 << 16
 """Fields of one message, of those in it too, and bytes of its lists of numbers; a column counts as one."""
 TURN_BYTES: Final = 64 << 20
-"""Bytes of calls that are decoded in one turn of the loop: somewhat below 100 ms of work."""
+"""Bytes of calls that are decoded in one turn of the loop; more of them would hold everybody up."""
 _RETRY_SECONDS: Final = 0.1
 _LIGHT: Final = 1 << 16
 """Bytes below which a message is not walked: whatever is in it is decoded in a millisecond or two."""
