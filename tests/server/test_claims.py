@@ -16,6 +16,7 @@ import pytest
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
+from statestream_server.servicers import stream
 from statestream_server.sessions import records, saver
 from statestream_server.sessions.placement import Promise
 from statestream_server.sessions.turns import Turns
@@ -23,7 +24,7 @@ from statestream_server.settings import Durability
 from statestream_server.stores.base import TENANT, Key
 from tests.support import serving as support
 from tests.support.arrays import tensor, u32
-from tests.support.calls import DEADLINE, Caller, connected, failing, failure_of
+from tests.support.calls import DEADLINE, Caller, Failure, connected, failing, failure_of
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, process, serving
 from tests.support.speaker import Refusal, Speaker, next_incarnation
@@ -603,3 +604,54 @@ async def test_turns_come_in_the_order_in_which_they_were_asked_for_each_session
     await asyncio.gather(*tasks[1:], passed)
     assert order == ["c", "b", "bc"]
     assert not turns
+
+
+async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
+    models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parts are with the store at once; one that fails takes nothing from the others, nor does a reader who left."""
+    monkeypatch.setattr(stream, "_OPENED", 3)
+    ids = [f"s{number}" for number in range(14)]
+    async with Speaker(local.channel, MODEL) as speaker:
+        asked = list[str]()
+        stops: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+        claim = local.server.store.claim
+
+        async def claiming(claims: Any) -> Any:
+            if asked:  # The first part goes by itself.
+                stops.put_nowait(stop := asyncio.get_running_loop().create_future())
+                asked.append(claims[0].key.id)
+                await stop
+            asked.append(claims[0].key.id)
+            return await claim(claims)
+
+        monkeypatch.setattr(local.server.store, "claim", claiming)
+        opening = asyncio.create_task(speaker.open(*ids))
+        async with asyncio.timeout(DEADLINE):
+            second, third = await stops.get(), await stops.get()
+            third.set_exception(errors.StoreUnavailable("the test took the store away"))
+            second.set_result(None)
+            for _ in range(2):
+                (await stops.get()).set_result(None)
+            found = await opening
+        failed = {handle: found[handle].reason for handle in range(14) if isinstance(found[handle], Failure)}
+        assert failed == dict.fromkeys(range(6, 9), "STORE_UNAVAILABLE")
+        assert sums(await speaker.step(13, 0, numbers(1))) == [1]
+
+    async with Speaker(local.channel, MODEL) as speaker:
+        opening = asyncio.create_task(speaker.open(*(f"t{number}" for number in range(14))))
+        async with asyncio.timeout(DEADLINE):
+            (await stops.get()).set_result(None)
+            left = [await stops.get() for _ in range(2)]
+        opening.cancel()
+    async with asyncio.timeout(DEADLINE):
+        while len(local.server.peers):
+            await asyncio.sleep(0)
+    for stop in left:
+        stop.set_result(None)
+    await local.server.sessions.finished()
+    assert not local.server.sessions.turns
+    # What was begun is claimed and nobody's; the rest was never asked for.
+    (table,) = local.server.registry.tables(MODEL)
+    assert [session for session in table.row_of if session.startswith("t")] == [f"t{number}" for number in range(9)]
+    assert not table.owner.any()

@@ -90,8 +90,11 @@ class Turns:
         self.rows = self.errors = self.nbytes = 0
 
     def _over(self) -> None:
-        self.rows = max(self.rows, self._rows)
-        self.errors = max(self.errors, self._errors)
-        self.nbytes = max(self.nbytes, self._nbytes)
+        if self._rows > self.rows:
+            self.rows = self._rows
+        if self._errors > self.errors:
+            self.errors = self._errors
+        if self._nbytes > self.nbytes:
+            self.nbytes = self._nbytes
         self._rows = self._errors = self._nbytes = 0
         self._counting = False

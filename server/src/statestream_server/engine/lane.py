@@ -201,8 +201,7 @@ class Lane:
         ended, behind = list[Ended](), list[Part]()
         for part in batch.parts:
             work, places = part
-            cut = slice(start, start + len(places))
-            start += len(places)
+            cut = slice(start, start := start + len(places))
             failed = bad[cut] if bad is not None else None
             if again is not None:
                 self._ready(work, places[again[cut]], age)
@@ -301,22 +300,18 @@ class Lane:
             self._push(work, places[bits == length], length, age)
 
     def _push(self, work: Work, places: Ints, bits: int, age: int) -> None:
-        priority = work.priority
+        waiting = [(work.priority, places)]
         if self._suspects:
             suspects = self._suspicion[work.rows[places]] > 0
             if some(suspects):
-                self._queue(Priority.SUSPECT, work, places[suspects], bits, age)
-                places = places[~suspects]
-                if not len(places):
-                    return
-        self._queue(priority, work, places, bits, age)
-
-    def _queue(self, priority: Priority, work: Work, places: Ints, bits: int, age: int) -> None:
-        key = (priority, 1 << (bits - 1))
-        runs = self._groups.get(key)
-        if runs is None:
-            runs = self._groups[key] = deque()
-        runs.append(_Run(age, work, places))
+                waiting = [(Priority.SUSPECT, places[suspects]), (work.priority, places[~suspects])]
+        for priority, some_places in waiting:
+            if len(some_places):
+                key = (priority, 1 << (bits - 1))
+                runs = self._groups.get(key)
+                if runs is None:
+                    runs = self._groups[key] = deque()
+                runs.append(_Run(age, work, some_places))
 
     def _leave(self, part: Part, age: int) -> None:
         """Ends the chunks of a batch; what is queued behind them may run."""

@@ -34,7 +34,10 @@ _ROWS: Final = 1024
 """Kept replies that are looked at in one turn."""
 
 _OVERHEAD: Final = 128
-"""About what a message has beside its outputs."""
+"""About what a message has beside its outputs and columns."""
+
+_COLUMNS: Final = 20
+"""A handle and two positions."""
 
 
 class Results(NamedTuple):
@@ -91,8 +94,9 @@ class Results(NamedTuple):
 
 def put(outbox: Outbox, results: Results) -> None:
     """Sends results, in as many messages as they take."""
-    if results.nbytes <= WHOLE:
-        outbox.put(results.message())
+    size = results.nbytes
+    if size <= WHOLE:
+        outbox.put_later(results.message, size + _OVERHEAD + _COLUMNS * len(results.handles))
         return
     for make, size in cut(results):
         outbox.put_later(make, size)

@@ -98,7 +98,7 @@ class Caps:
         def repeated(values: Any) -> None:
             if len(values) > most:
                 raise too_many(name, len(values), most)
-            if each is not None:
+            if each is not None and values:
                 for value in values:
                     each(value)
 

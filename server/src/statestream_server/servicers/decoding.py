@@ -20,7 +20,7 @@ from statestream import errors
 
 MOST_ELEMENTS: Final = 1 << 16
 """Fields of one message, of those in it too, and bytes of its lists of numbers; a column counts as one."""
-TURN_BYTES: Final = 64 << 20
+TURN_BYTES: Final = 32 << 20
 """Bytes of calls that are decoded in one turn of the loop; more of them would hold everybody up."""
 _RETRY_SECONDS: Final = 0.1
 _LIGHT: Final = 1 << 16

@@ -44,7 +44,7 @@ from statestream_server.settings import Durability
 
 log = logging.getLogger(__name__)
 
-_OPENED = 2048
+_OPENED = 4096
 """Sessions of one frame that are opened at a time."""
 _FLUSH_BYTES = 64 << 10
 """What a flush counts as while it is under way, beside its handles: the frames that wait behind the store are few."""
@@ -227,16 +227,25 @@ class Stream:
             await self._open_some(frame, opening)
             return
         check_ids(opening.ids)
-        for first in range(0, count, _OPENED):
-            some = opening.some(range(first, min(first + _OPENED, count)), opening.version)
-            try:
-                await self._open_some(frame, some)
-            except errors.StatestreamError as error:
-                if not first:
-                    raise
-                failures = wire.row_errors(np.asarray(some.handles), error)
-                self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
-            await asyncio.sleep(0)
+        slices = (
+            opening.some(range(first, min(first + _OPENED, count)), opening.version)
+            for first in range(0, count, _OPENED)
+        )
+        await self._open_some(frame, next(slices))  # Where nothing can be opened, the frame is refused as one.
+
+        async def others() -> None:
+            for some in slices:
+                await asyncio.sleep(0)
+                try:
+                    await self._open_some(frame, some)
+                except errors.StatestreamError as error:
+                    failures = wire.row_errors(np.asarray(some.handles), error)
+                    self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+
+        # While one is installed here, the store decides on the next.
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(others(), name="stream-open")
 
     async def _open_some(self, frame: int, opening: Opening) -> None:
         self._server.turns.note(len(opening.ids))

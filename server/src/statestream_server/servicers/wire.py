@@ -85,9 +85,11 @@ def array_of(tensor: Tensor) -> Array:
             metadata={"field": tensor.name},
         )
     shape, dtype = tuple(tensor.shape), numpy_dtype(tensor.dtype)
+    data = tensor.data  # Once: every look at it is a copy.
+    if min(shape, default=1) > 0 and math.prod(shape) * dtype.itemsize == len(data):
+        return np.frombuffer(data, dtype).reshape(shape)
     count = math.prod(max(size, 0) for size in shape)
     # An axis without anything does not make the others any shorter for NumPy.
-    data = tensor.data  # Once: every look at it is a copy.
     longest = math.prod(max(size, 1) for size in shape) * dtype.itemsize
     if longest > _MOST_BYTES:
         raise errors.BadTensor(
@@ -160,8 +162,9 @@ def inputs_with_axes(
     arrays = named(tensors, [spec.name for spec in specs], "inputs")
     for spec, array in zip(specs, arrays, strict=True):
         expected = (*leading, *step_shape(spec))
-        fits = len(array.shape) == len(expected) and all(
-            size == want or (want < 0 and size > 0) for size, want in zip(array.shape, expected, strict=True)
+        fits = array.shape == expected or (
+            len(array.shape) == len(expected)
+            and all(size == want or (want < 0 and size > 0) for size, want in zip(array.shape, expected, strict=True))
         )
         if array.dtype != numpy_dtype(spec.dtype) or not fits:
             raise errors.BadTensor(
