@@ -609,7 +609,7 @@ async def test_turns_come_in_the_order_in_which_they_were_asked_for_each_session
 async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
     models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two parts are with the store at once; one that fails takes nothing from the others, nor does a reader who left."""
+    """Two parts are with the store at once; one that fails takes nothing from the others; a reader leaves."""
     monkeypatch.setattr(stream, "_OPENED", 3)
     ids = [f"s{number}" for number in range(14)]
     async with Speaker(local.channel, MODEL) as speaker:
@@ -645,7 +645,7 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
             left = [await stops.get() for _ in range(2)]
         opening.cancel()
     async with asyncio.timeout(DEADLINE):
-        while len(local.server.peers):
+        while len(local.server.peers):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
     for stop in left:
         stop.set_result(None)
