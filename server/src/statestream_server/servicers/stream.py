@@ -244,8 +244,9 @@ class Stream:
 
         # While one is installed here, the store decides on the next.
         async with asyncio.TaskGroup() as group:
-            for _ in range(2):
-                group.create_task(others(), name="stream-open")
+            group.create_task(others(), name="stream-open")
+            await asyncio.sleep(0)
+            group.create_task(others(), name="stream-open")
 
     async def _open_some(self, frame: int, opening: Opening) -> None:
         self._server.turns.note(len(opening.ids))
