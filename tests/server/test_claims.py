@@ -634,7 +634,7 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
             for _ in range(2):
                 (await stops.get()).set_result(None)
             found = await opening
-        failed = {handle: found[handle].reason for handle in range(14) if isinstance(found[handle], Failure)}
+        failed = {handle: one.reason for handle, one in found.items() if isinstance(one, Failure)}
         assert failed == dict.fromkeys(range(6, 9), "STORE_UNAVAILABLE")
         assert sums(await speaker.step(13, 0, numbers(1))) == [1]
 
