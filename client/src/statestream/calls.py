@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from statestream import causes, errors
+from statestream.contract.codes import Code
 from statestream.core import Group, OpenTicket, PoolTicket, Ticket
 from statestream.errors import StatestreamError, Unsupported, from_status
 from statestream.layout import Layout
@@ -37,7 +38,7 @@ class PoolError(StatestreamError):
     """
 
     reason = "POOL"
-    code = grpc.StatusCode.ABORTED
+    code = Code.ABORTED
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from statestream.signature import ValueRange
+from statestream.contract.signature import ValueRange
 from statestream_export.errors import ExportError
 
 Bounds = tuple[float, float]

@@ -15,8 +15,17 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from statestream import signature as signatures
-from statestream.signature import Decoding, Feedback, Quantization, Signature, StateCheck, StateSpec, TensorSpec, Text
+from statestream.contract import signature as signatures
+from statestream.contract.signature import (
+    Decoding,
+    Feedback,
+    Quantization,
+    Signature,
+    StateCheck,
+    StateSpec,
+    TensorSpec,
+    Text,
+)
 from statestream_export import domain, gate, graph, quantization, wrapping
 from statestream_export.domain import Domain, Ranges
 from statestream_export.errors import ExportError, ForwardError

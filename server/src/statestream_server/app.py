@@ -23,7 +23,7 @@ import numpy.ma  # np.unique would import it with the first chunk, and hold the 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from statestream import errors
+from statestream.contract import errors
 from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,

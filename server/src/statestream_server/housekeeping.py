@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Ints
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.server import Server

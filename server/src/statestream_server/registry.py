@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from statestream import errors
-from statestream.signature import numpy_dtype, step_shape
+from statestream.contract import errors
+from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.models import repository, runtime

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from statestream.signature import Decoding, Text, decode_text, encode_text
+from statestream.contract.signature import Decoding, Text, decode_text, encode_text
 from statestream_export import Export, State, export
 from statestream_export.recipe import Card, Target
 from statestream_export.training import Curve, Run

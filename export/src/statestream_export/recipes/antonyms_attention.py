@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from statestream.signature import Decoding, encode_text
+from statestream.contract.signature import Decoding, encode_text
 from statestream_export import Export, State, export
 from statestream_export.recipes.antonyms import (
     END,

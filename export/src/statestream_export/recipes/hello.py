@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from statestream.signature import Text
+from statestream.contract.signature import Text
 from statestream_export import Export, State, export
 from statestream_export.pictures import table
 from statestream_export.recipe import Card, Target

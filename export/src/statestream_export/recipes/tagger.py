@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from statestream.signature import Text, encode_text
+from statestream.contract.signature import Text, encode_text
 from statestream_export import Export, State, export
 from statestream_export.pictures import table
 from statestream_export.recipe import Card, Target

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.drivers import waiting
 from statestream_server.engine.engine import Engine

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from statestream import errors
-from statestream.signature import encode_text, numpy_dtype
+from statestream.contract import errors
+from statestream.contract.signature import encode_text, numpy_dtype
 from statestream_server.arrays import Array
 from statestream_server.drivers import waiting
 from statestream_server.engine.engine import Engine

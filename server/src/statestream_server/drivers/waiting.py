@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths

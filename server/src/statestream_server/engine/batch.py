@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from statestream import errors
-from statestream.signature import numpy_dtype, step_shape
+from statestream.contract import errors
+from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions, every, some
 from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table

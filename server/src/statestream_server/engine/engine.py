@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import APART, Batch
 from statestream_server.engine.costs import Costs

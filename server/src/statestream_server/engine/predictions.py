@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.scheduler import Head

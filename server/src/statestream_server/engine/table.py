@@ -11,8 +11,8 @@ from itertools import repeat
 
 import numpy as np
 
-from statestream import errors
-from statestream.signature import numpy_dtype, step_shape
+from statestream.contract import errors
+from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Bools, Ints, counting, span
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.tickets import Ticket, Waits

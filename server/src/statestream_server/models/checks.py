@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from statestream import signature as signatures
-from statestream.signature import Signature, StateCheck, StateSpec
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature, StateCheck, StateSpec
 from statestream_server.arrays import Array, Bools, every
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from statestream import signature as signatures
-from statestream.signature import Quantization, Signature, StateCheck, StateSpec, TensorSpec
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Quantization, Signature, StateCheck, StateSpec, TensorSpec
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models import modelfile, repository
 from statestream_server.models.model import Kind, Model

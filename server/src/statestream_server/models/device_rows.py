@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from statestream.signature import Signature
+from statestream.contract.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.device_slab import DeviceSlab
 from statestream_server.models.fusion import FusionError

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statestream import signature as signatures
-from statestream.signature import Signature, TensorSpec, ValueRange
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature, TensorSpec, ValueRange
 from statestream_server.arrays import Array
 
 _EXACT = 1 << 53

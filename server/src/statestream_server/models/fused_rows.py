@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from statestream.signature import Signature
+from statestream.contract.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.rows import columns_of, max_slice_of, start_values
 from statestream_server.models.runtime import Binding, Device

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from statestream import signature as signatures
-from statestream.signature import Signature, StateCheck, StateSpec, TensorSpec
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec
 from statestream_server.models.checks import is_checked
 from statestream_server.models.operators import may_refuse, uses
 from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, feedback_outputs

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import inliner
 
-from statestream import signature as signatures
-from statestream.signature import TensorSpec
+from statestream.contract import signature as signatures
+from statestream.contract.signature import TensorSpec
 from statestream_server.arrays import Array
 from statestream_server.models.checks import is_checked
 from statestream_server.models.draws import Draws

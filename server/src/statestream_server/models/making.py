@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from statestream import signature as signatures
-from statestream.signature import Signature
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models import draws, guards, hiding, modelfile, proof, sharing, warming
 from statestream_server.models.device_rows import DeviceRows

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from statestream.signature import Signature
+from statestream.contract.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
 
 if TYPE_CHECKING:

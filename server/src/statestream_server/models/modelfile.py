@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from statestream import signature as signatures
-from statestream.signature import Signature, StateSpec, TensorSpec
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models import files
 from statestream_server.models.checks import is_checked
 from statestream_server.models.fusion import FusionError

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from statestream.signature import Signature
+from statestream.contract.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.checks import InputCheck, failing
 from statestream_server.models.rows import Axes, columns_of, feedback_outputs, max_slice_of, start_values

@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from statestream import signature as signatures
-from statestream.signature import Signature, StateCheck
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature, StateCheck
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.arrays import Array, Ints
 from statestream_server.models import draws

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from statestream import signature as signatures
-from statestream.signature import Signature, StateSpec, TensorSpec
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.arrays import Array, Bools, Ints
 
 SCRATCH_ROW: Final = 0

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from statestream.signature import Signature, step_shape
+from statestream.contract.signature import Signature, step_shape
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.arrays import Array, Ints
 from statestream_server.models import draws

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from statestream.signature import Signature, TensorSpec, numpy_dtype, step_shape
+from statestream.contract.signature import Signature, TensorSpec, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.checks import InputCheck
 from statestream_server.models.fusion import Names, fuse

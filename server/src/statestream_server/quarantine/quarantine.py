@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Bools
 from statestream_server.quarantine.recorder import Entry, Recorder, deaths
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import statestream_server
-from statestream import errors
+from statestream.contract import errors
 from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
 from statestream_server.engine.statistics import Why

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from statestream import errors
-from statestream.signature import TensorSpec
+from statestream.contract import errors
+from statestream.contract.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.arrays import Array, Bools, Ints, Positions, span

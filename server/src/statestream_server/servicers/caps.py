@@ -13,7 +13,7 @@ from typing import Any, Final
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from statestream import errors
+from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.settings import Limits
 

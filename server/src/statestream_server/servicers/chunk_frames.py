@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from statestream import errors
-from statestream.signature import TensorSpec
+from statestream.contract import errors
+from statestream.contract.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.arrays import Array, Ints, Positions, counting, some
 from statestream_server.engine.lengths import Lengths

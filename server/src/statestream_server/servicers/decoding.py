@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from statestream import errors
+from statestream.contract import errors
 
 MOST_ELEMENTS: Final = 1 << 16
 """Fields of one message, of those in it too, and bytes of its lists of numbers; a column counts as one."""

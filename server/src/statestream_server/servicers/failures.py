@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.servicers.caps import Caps
 from statestream_server.servicers.decoding import Unreadable
 from statestream_server.servicers.readers import Readers

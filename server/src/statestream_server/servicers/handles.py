@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, counting, every, grown, same, some
 from statestream_server.engine.table import Table
 from statestream_server.models.rows import SCRATCH_ROW

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from statestream import errors
+from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor

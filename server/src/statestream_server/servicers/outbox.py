@@ -9,7 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Final
 
-from statestream import errors
+from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Positions

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from statestream import errors
+from statestream.contract import errors
 
 _LOOKS = 8
 """How often, within the time that a reader has, all of them are looked at."""

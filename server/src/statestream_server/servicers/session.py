@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from statestream import errors
+from statestream.contract import errors
 from statestream.v1 import session_pb2 as pb
 from statestream.v1 import session_pb2_grpc as grpc_stubs
 from statestream_server.server import Server

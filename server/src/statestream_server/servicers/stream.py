@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 from google.protobuf import duration_pb2
 
-from statestream import errors
+from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Ints, Positions

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from statestream import errors
-from statestream.errors import quoted, shortened
-from statestream.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
+from statestream.contract import errors
+from statestream.contract.errors import quoted, shortened
+from statestream.contract.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
 from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array

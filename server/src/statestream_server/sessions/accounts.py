@@ -24,7 +24,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from statestream import errors
+from statestream.contract import errors
 
 OVERHEAD = 512
 """What a frame or a call costs beside its bytes: messages, tasks and columns around them."""

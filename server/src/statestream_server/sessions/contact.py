@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Bools, Ints, Positions
 from statestream_server.engine.table import Table
 from statestream_server.stores.base import Store

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Positions
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Bools, Ints, Positions, counting, same, some, span
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Final, NamedTuple
 
-from statestream import errors
-from statestream.signature import numpy_dtype, row_shape
+from statestream.contract import errors
+from statestream.contract.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Record, Verdict

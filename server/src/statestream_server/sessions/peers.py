@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.stores.base import Key

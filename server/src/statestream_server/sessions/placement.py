@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths

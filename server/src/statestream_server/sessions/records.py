@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine.replies import Reply, ReplyWindow
 from statestream_server.models.rows import Column

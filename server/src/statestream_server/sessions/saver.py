@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table

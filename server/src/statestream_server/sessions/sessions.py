@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import UNBOUND, Claiming, Table

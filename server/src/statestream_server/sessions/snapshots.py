@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors import deserialize as read_safetensors
 from safetensors.numpy import save as write_safetensors
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array
 from statestream_server.models.rows import Column
 from statestream_server.stores.rules import CLAIM_LIMIT

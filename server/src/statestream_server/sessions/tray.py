@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, counting, same
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths

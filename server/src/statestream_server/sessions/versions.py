@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table

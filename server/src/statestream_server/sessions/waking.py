@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from statestream.errors import StoreUnavailable
+from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
 from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, TOUCH, Script
 from statestream_server.stores.packed import HEADER, is_known, pack_record, unpack, unpack_blob

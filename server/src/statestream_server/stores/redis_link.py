@@ -27,7 +27,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from statestream.errors import StoreUnavailable
+from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores.lua import SCRIPTS
 from statestream_server.stores.redis_keys import Command
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from statestream.errors import StoreUnavailable
+from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival
 from statestream_server.stores.rules import check_claims, check_deletes, check_records, tombs_time

@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from statestream.errors import StoreUnavailable
+from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
 from statestream_server.stores.rules import Columns, Decision, bury, decide, record_of
 
