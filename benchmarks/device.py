@@ -22,14 +22,14 @@ from rich.table import Table
 
 from benchmarks import models
 from statestream_server.arrays import Array
-from statestream_server.models import modelfile
-from statestream_server.models.device_rows import DeviceRows
-from statestream_server.models.fused_rows import FusedRows
-from statestream_server.models.modelfile import ModelFile
-from statestream_server.models.numpy_rows import NumpyRows
-from statestream_server.models.policies import BucketedRows
+from statestream_server.models.files import modelfile
+from statestream_server.models.files.modelfile import ModelFile
+from statestream_server.models.graphs.runtime import Device, Graph, providers_for
+from statestream_server.models.memory.device_rows import DeviceRows
+from statestream_server.models.memory.fused_rows import FusedRows
+from statestream_server.models.memory.numpy_rows import NumpyRows
+from statestream_server.models.memory.policies import BucketedRows
 from statestream_server.models.rows import FIRST_ROW, Rows
-from statestream_server.models.runtime import Device, Graph, providers_for
 
 SHAPES = ((1, 1), (64, 1), (256, 1), (1024, 1), (4096, 1), (256, 16), (1024, 16))
 FEATURES = 8

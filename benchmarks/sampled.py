@@ -30,7 +30,7 @@ RUN, ROWS, ENGINE, SESSIONS, FRAMES, REST = PHASES = (
     "gRPC, protobuf, event loop",
 )
 ROOMS: Final = (
-    ("statestream_server/models/runtime.py", RUN),
+    ("statestream_server/models/graphs/runtime.py", RUN),
     ("statestream_server/models/", ROWS),
     ("statestream_server/engine/replies.py", SESSIONS),
     ("statestream_server/engine/", ENGINE),

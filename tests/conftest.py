@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
-from statestream_server.models import trials
+from statestream_server.models.proof import trials
 from tests import leftovers, services
 
 # Shared machines stall: a slow example is no finding, a wrong one is.

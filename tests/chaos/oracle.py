@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.server.runtime.graphs import recurrent, save
+from tests.server.models.graphs import recurrent, save
 from tests.support.models import Whole
 
 MODEL = "lstm"

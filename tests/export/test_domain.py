@@ -18,7 +18,8 @@ from statestream_export import ExportError, State, domain, export
 from statestream_export.domain import Places
 from statestream_export.errors import ForwardError, GateError
 from statestream_export.running import Graph
-from statestream_server.models import repository
+from statestream_server.models.model import Model
+from statestream_server.models.proof import loading
 from tests.export.modules import session
 
 EXACT = BatchInvariance.BATCH_INVARIANCE_EXACT
@@ -47,8 +48,8 @@ def hidden() -> dict[str, State]:
     return {"h": State(torch.zeros(1, 1, 5), batch_axis=1)}
 
 
-def loads(made: Any) -> repository.Model:
-    return repository.load("m", 1, made.path.parent, device="cpu")
+def loads(made: Any) -> Model:
+    return loading.load("m", 1, made.path.parent, device="cpu")
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -16,8 +16,8 @@ from statestream import aio, errors
 from statestream import signature as signatures
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_export import State, export
-from statestream_server.models import repository
-from statestream_server.models.describe import describe
+from statestream_server.describe import describe
+from statestream_server.models.proof import loading
 from tests.export.modules import Layered, session, states_of
 from tests.export.test_quantization import Convolving, lstm
 from tests.support.serving import serving
@@ -132,17 +132,17 @@ def test_wide_inputs_of_an_lstm_are_quantised_and_rows_stay_exact(tmp_path: Path
     weights = onnx.load_model(path).graph.initializer
     shapes = [list(tensor.dims) for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]
     assert [100, 4 * HIDDEN] in shapes
-    assert repository.load("m", 1, path.parent).batch_invariance == BatchInvariance.BATCH_INVARIANCE_EXACT
+    assert loading.load("m", 1, path.parent).batch_invariance == BatchInvariance.BATCH_INVARIANCE_EXACT
 
 
 def test_what_is_said_of_quantisation_does_not_change_the_digest(tmp_path: Path) -> None:
     made = lstm(tmp_path / "1", quantize="int8")
-    before = repository.load("m", 1, made.path.parent).digest
+    before = loading.load("m", 1, made.path.parent).digest
     proto = onnx.load_model(made.path)
     made.signature.quantization.loss *= 2
     onnx.helper.set_model_props(proto, {signatures.METADATA_KEY: signatures.dumps(made.signature)})
     onnx.save_model(proto, made.path)
-    assert repository.load("m", 1, made.path.parent).digest == before
+    assert loading.load("m", 1, made.path.parent).digest == before
 
 
 def test_scales_that_are_measured_over_a_batch_are_not_batch_invariant(tmp_path: Path) -> None:
@@ -159,6 +159,6 @@ def test_scales_that_are_measured_over_a_batch_are_not_batch_invariant(tmp_path:
     target.parent.mkdir()
     quantize_dynamic(made.path, target)
     assert "DynamicQuantizeLSTM" in {node.op_type for node in onnx.load_model(target).graph.node}
-    found = repository.load("m", 1, target.parent)
+    found = loading.load("m", 1, target.parent)
     assert found.batch_invariance == BatchInvariance.BATCH_INVARIANCE_APPROXIMATE
     assert found.invariance_note.startswith("bits differ with the batch by up to 0.00")

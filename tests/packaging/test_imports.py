@@ -79,4 +79,4 @@ def test_everything_asked_for_is_imported(folder: str) -> None:
 
 def test_one_module_of_the_server_imports_onnxruntime() -> None:
     importers = set().union(*(paths for name, paths in imports("server").items() if name.startswith("onnxruntime")))
-    assert importers == {Path("models/runtime.py")}
+    assert importers == {Path("models/graphs/runtime.py")}

@@ -15,14 +15,15 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.models import making, proof, repository, warming
-from statestream_server.models.device_rows import DeviceRows
+from statestream_server.models.files import repository
+from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, providers_for
+from statestream_server.models.memory.device_rows import DeviceRows
+from statestream_server.models.memory.numpy_rows import NumpyRows
+from statestream_server.models.memory.policies import BucketedRows
 from statestream_server.models.model import Model
-from statestream_server.models.numpy_rows import NumpyRows
-from statestream_server.models.policies import BucketedRows
-from statestream_server.models.runtime import Device, DeviceError, Graph, providers_for
+from statestream_server.models.proof import making, proof, warming
 from statestream_server.settings import StartError
-from tests.server.runtime import graphs
+from tests.server.models import graphs
 from tests.support.arrays import same_bits
 from tests.support.serving import serving
 from tests.support.speaker import Answer, Refusal, Speaker
@@ -131,7 +132,7 @@ async def test_a_start_on_a_device_that_is_not_there_is_an_error(
     def providers_for(device: str, threads: int) -> Device:
         raise DeviceError(f"device {device!r} was asked for, but there is no NVIDIA driver here; or serve with …")
 
-    monkeypatch.setattr("statestream_server.models.runtime.providers_for", providers_for)
+    monkeypatch.setattr("statestream_server.models.graphs.runtime.providers_for", providers_for)
     with pytest.raises(StartError, match="device 'cuda:1' was asked for, but there is no NVIDIA driver here"):
         async with serving(models_dir, device="cuda:1"):
             pass
@@ -140,7 +141,7 @@ async def test_a_start_on_a_device_that_is_not_there_is_an_error(
 async def test_auto_that_becomes_the_cpu_says_so_once_and_is_told_to_callers(
     models_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from statestream_server.models import runtime
+    from statestream_server.models.graphs import runtime
 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(runtime, "_cuda", lambda number: "the driver is on holiday")

@@ -23,7 +23,7 @@ from statestream_server import housekeeping
 from statestream_server.engine.predictions import Prediction, Predictions
 from statestream_server.models.model import BatchPolicy
 from statestream_server.settings import Durability
-from tests.server.runtime import test_sharing
+from tests.server.models import test_sharing
 from tests.support import models
 from tests.support.arrays import arrays_of, tensor, u32
 from tests.support.calls import Caller, everything

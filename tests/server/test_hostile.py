@@ -14,9 +14,9 @@ import pytest
 from statestream.signature import Decoding, Signature, StateSpec, TensorSpec, Text
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2
-from statestream_server.models import trials
-from statestream_server.models.verdict import TrialLimits
-from tests.server.runtime import graphs
+from statestream_server.models.proof import trials
+from statestream_server.models.proof.verdict import TrialLimits
+from tests.server.models import graphs
 from tests.support import hostile, models
 from tests.support.arrays import tensor
 from tests.support.calls import Caller, everything, failing

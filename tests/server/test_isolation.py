@@ -20,7 +20,7 @@ from statestream_server.engine.lane import SUSPICION
 from statestream_server.engine.table import Table
 from statestream_server.sessions import snapshots
 from statestream_server.sessions.snapshots import Snapshot
-from tests.server.runtime import graphs
+from tests.server.models import graphs
 from tests.support import models
 from tests.support.arrays import arrays_of, same_bits, tensor, u32, u64
 from tests.support.calls import Caller, everything, failing

@@ -13,7 +13,7 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2
 from statestream.v1 import session_pb2 as sessions
-from tests.server.runtime.graphs import save
+from tests.server.models.graphs import save
 from tests.support import models
 from tests.support.arrays import same_bits, tensor
 from tests.support.calls import DEADLINE, Caller, everything, failing

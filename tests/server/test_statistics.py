@@ -17,7 +17,7 @@ from statestream_server.engine import engine as engines
 from statestream_server.engine.statistics import SIZES, WAITS, Statistics, Why
 from statestream_server.engine.work import Priority
 from statestream_server.metrics import ServerCollector
-from statestream_server.models.policies import SerialisedRows
+from statestream_server.models.memory.policies import SerialisedRows
 from tests.support.arrays import tensor
 from tests.support.calls import Caller
 from tests.support.serving import Local

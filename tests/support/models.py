@@ -15,7 +15,7 @@ from statestream import signature as signatures
 from statestream.signature import Decoding, Signature, StateSpec, TensorSpec, Text, start_row
 from statestream_server.arrays import Array
 from statestream_server.models.rows import Axes
-from tests.server.runtime.graphs import Builder, recurrent, save
+from tests.server.models.graphs import Builder, recurrent, save
 
 TOKENS: Final = 6
 """Rows of the table of "tokens"; a larger token makes the graph itself fail."""

@@ -40,7 +40,8 @@ from statestream_server.drivers.generate import Generator
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.lag import Lag, Turns
-from statestream_server.models import repository, runtime
+from statestream_server.models.files import repository
+from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server

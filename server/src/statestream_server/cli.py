@@ -15,7 +15,7 @@ import click
 from statestream_server import process
 from statestream_server import workers as multi
 from statestream_server.models.model import BatchPolicy
-from statestream_server.models.verdict import TrialLimits
+from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
 from statestream_server.stores import default_folder
 
@@ -271,7 +271,7 @@ def serve(
 def inspect(file: Path, as_json: bool) -> None:
     """Tells what the server would make of an ONNX file, and why."""
     try:
-        from statestream_server.models.describe import describe, facts
+        from statestream_server.describe import describe, facts
     except ImportError as error:
         raise click.ClickException(str(error)) from error
     from statestream_server.models.model import ModelLoadError

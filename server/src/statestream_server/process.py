@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 
-from statestream_server.models import trials
+from statestream_server.models.proof import trials
 from statestream_server.settings import Settings, check_reach
 
 

@@ -14,11 +14,13 @@ from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
-from statestream_server.models import repository, runtime
+from statestream_server.models.files import repository
+from statestream_server.models.graphs import runtime
+from statestream_server.models.graphs.runtime import Device
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
+from statestream_server.models.proof import loading
+from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.models.rows import Column
-from statestream_server.models.runtime import Device
-from statestream_server.models.verdict import TrialLimits
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.sessions.records import Layout
 from statestream_server.sessions.saver import Saver
@@ -151,9 +153,7 @@ class Registry:
     def _read(self, found: repository.Found) -> Model | ModelLoadError:
         try:
             with self._quarantine.loading(repository.mark(found), f"the load of model {found.name!r} {found.version}"):
-                return repository.load(
-                    *found, device=self._device, batch_policy=self._batch_policy, limits=self._limits
-                )
+                return loading.load(*found, device=self._device, batch_policy=self._batch_policy, limits=self._limits)
         except ModelLoadError as error:
             return error
         except errors.Quarantined as error:

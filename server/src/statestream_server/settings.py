@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from statestream_server.models.model import BatchPolicy
-from statestream_server.models.verdict import TrialLimits
+from statestream_server.models.proof.verdict import TrialLimits
 
 _MOST_THREADS: Final = 2
 """More help a large batch and hold a small one up, because each is woken for it."""

@@ -13,7 +13,7 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2 as model
-from statestream_server.models import repository
+from statestream_server.models.proof import loading
 from statestream_server.servicers import apart
 from statestream_server.stores.base import TENANT, Key
 from tests.support import models
@@ -33,7 +33,7 @@ class Gate:
         self.loaded: list[int] = []
         self.held = threading.Event()
         self.open = threading.Event()
-        self._load = repository.load
+        self._load = loading.load
         self.inside: set[int] = set()
         """Versions that load now."""
 
@@ -64,7 +64,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Open at first; `open.clear()` holds what is loaded from then on."""
     gate = Gate()
     gate.open.set()
-    monkeypatch.setattr(repository, "load", gate.load)
+    monkeypatch.setattr(loading, "load", gate.load)
     yield gate
     gate.open.set()
 

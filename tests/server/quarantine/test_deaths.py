@@ -21,7 +21,8 @@ DEADLY = 666.0
 # A fault in native code that only these inputs bring out: no graph that is served has one that we know of.
 _SERVE = f"""
 import ctypes, sys
-from statestream_server.models import fused_rows, numpy_rows, runtime
+from statestream_server.models.graphs import runtime
+from statestream_server.models.memory import fused_rows, numpy_rows
 def deadly(run):
     def step(self, *arguments):
         for array in arguments[-1]:

@@ -14,7 +14,7 @@ from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part
-from statestream_server.models.policies import SerialisedRows
+from statestream_server.models.memory.policies import SerialisedRows
 from statestream_server.models.rows import SCRATCH_ROW
 
 log = logging.getLogger(__name__)

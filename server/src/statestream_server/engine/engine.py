@@ -20,7 +20,7 @@ from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import APART, Batch
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.lane import Lane
-from statestream_server.engine.predictions import Prediction, Predictions, Predictor, Together
+from statestream_server.engine.predictions import Prediction, Predictions, Together
 from statestream_server.engine.scheduler import Choice, Head, Scheduler
 from statestream_server.engine.statistics import Statistics, Why
 from statestream_server.engine.table import Table
@@ -28,7 +28,8 @@ from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.watch import Unwatched, Watch
 from statestream_server.engine.work import NONE, Part, Priority, Work
 from statestream_server.lag import Turns
-from statestream_server.models.policies import SerialisedRows
+from statestream_server.models.memory.policies import SerialisedRows
+from statestream_server.models.model import Predictor
 
 BATCH_SECONDS = 2e-3
 """What a batch is to take at most: newcomers wait that long before they join."""

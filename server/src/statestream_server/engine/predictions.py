@@ -7,7 +7,6 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from statestream_server.engine.scheduler import Head
 from statestream_server.engine.statistics import Why
 from statestream_server.engine.watch import Unwatched, Watch, tag_of_arrays
 from statestream_server.engine.work import Priority
+from statestream_server.models.model import Predictor
 
 _SHAPES = 64
 """Shapes of which it is remembered what they cost: a graph may take any length along an axis."""
@@ -26,17 +26,6 @@ _LOOKED_AT = 256
 _LONGEST = 2.0
 """Seconds that a run may take which cannot be cut."""
 _groups = itertools.count(1)
-
-
-class Predictor(Protocol):
-    """A graph that can be run."""
-
-    @property
-    def together(self) -> int:
-        """The most rows of a batch that calls may share: beyond, or alone, an answer could have other bits."""
-
-    def predict(self, inputs: Sequence[Array]) -> list[Array]:
-        """One array for every output."""
 
 
 @dataclass(slots=True)

@@ -1,1 +1,1 @@
-"""Models: ONNX files as things that run, and their memory as rows."""
+"""Models: ONNX files as things that run, and their memory as rows. `model` and `rows` say what is loaded."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from statestream.contract.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
-
-if TYPE_CHECKING:
-    from statestream_server.models.rows import Rows
-    from statestream_server.models.sharing import SharedGraph
+from statestream_server.arrays import Array
+from statestream_server.models.rows import Rows
 
 
 class ModelLoadError(Exception):
@@ -35,6 +34,17 @@ class BatchPolicy(enum.StrEnum):
     """The difference is told, nothing else, as long as it is rounding."""
     SERIALISE = "serialise"
     """Every row and step runs alone."""
+
+
+class Predictor(Protocol):
+    """A graph without rows."""
+
+    @property
+    def together(self) -> int:
+        """The most rows of a run that calls may share: beyond, or alone, an answer could have other bits."""
+
+    def predict(self, inputs: Sequence[Array]) -> list[Array]:
+        """Runs it once: arrays in the signature's order and the graph's axes, one for every output."""
 
 
 @dataclass(slots=True)
@@ -64,8 +74,8 @@ class Model:
     signature: Signature
     digest: str
     rows: Rows | None = None
-    graph: SharedGraph | None = None
-    encoder: SharedGraph | None = None
+    graph: Predictor | None = None
+    encoder: Predictor | None = None
     encoder_signature: Signature | None = None
     batch_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
     invariance_note: str = ""

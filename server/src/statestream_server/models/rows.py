@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from statestream.contract import signature as signatures
-from statestream.contract.signature import Signature, StateSpec, TensorSpec
+from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec
 from statestream_server.arrays import Array, Bools, Ints
 
 SCRATCH_ROW: Final = 0
@@ -192,3 +192,8 @@ def is_batched(signature: Signature) -> bool:
     """Whether one run of the graph can take more than one row."""
     specs: list[TensorSpec | StateSpec] = [*signature.inputs, *signature.outputs, *signature.states]
     return all(spec.HasField("batch_axis") and spec.shape[spec.batch_axis] < 0 for spec in specs)
+
+
+def is_checked(state: StateSpec) -> bool:
+    """Whether anything is asked of a state's new values."""
+    return state.check != StateCheck.STATE_CHECK_OFF and signatures.numpy_dtype(state.dtype).kind == "f"

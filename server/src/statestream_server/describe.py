@@ -1,0 +1,121 @@
+"""What the server would make of a model file, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Quantization, Signature, StateCheck, StateSpec, TensorSpec
+from statestream.v1.model_pb2 import BatchInvariance
+from statestream_server.models.files import modelfile, repository
+from statestream_server.models.model import Kind, Model
+from statestream_server.models.proof import loading
+
+_WHY = {
+    Kind.PREDICT: "no memory: client.predict",
+    Kind.SESSION: "states: client.session, one row of memory each",
+    Kind.GENERATE: "encoder and decoder: client.generate",
+}
+
+
+def describe(path: Path, *, device: str = "auto") -> str:
+    """What `facts` finds, a line each."""
+    lines = facts(path, device=device)
+    width = max(len(key) for key, _ in lines)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+
+
+def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
+    """Loads a file as the server would and says what it is: kind, inputs, outputs, memory, invariance, digest.
+
+    Args:
+        path: An .onnx file (of an encoder-decoder either one), or the folder of one version.
+        device: What to run it on; see `loading.load`.
+
+    Raises:
+        ModelLoadError: The server would refuse it: the file, the reason, what to do.
+    """
+    file = path if path.is_file() or path.suffix else _first(path)
+    model = loading.load_file(file, name=path.stem, version=1, device=device)
+    described = modelfile.read(file).described
+    origin = "of the file" if described else "derived: the file has none; first axes of free length are batch axes"
+    lines = [("file", str(file)), ("kind", f"{model.kind}, {_WHY[model.kind]}"), ("signature", origin)]
+    if model.signature.description:
+        lines.append(("about", model.signature.description))
+    if model.signature.HasField("quantization"):
+        lines.append(("quantised", _quantised(model.signature.quantization)))
+    if model.encoder_signature is not None:
+        lines += [("encoder " + key, value) for key, value in _tensors(model.encoder_signature)]
+    lines += _tensors(model.signature)
+    lines += [("state", _state(state)) for state in model.signature.states]
+    lines += [("feedback", f"{each.output} → {each.input}") for each in model.signature.feedback]
+    lines += _memory(model)
+    lines += [("runs on", model.providers[0]), ("digest", model.digest)]
+    return lines
+
+
+def _first(folder: Path) -> Path:
+    single = folder / repository.SINGLE
+    return single if single.is_file() else folder / repository.DECODER
+
+
+def _memory(model: Model) -> Iterator[tuple[str, str]]:
+    if model.encoder is not None:
+        yield "encoder runs", _batching(model.encoder_invariance, model.encoder_note)
+    if model.rows is not None:
+        most = f"up to {model.rows.max_slice} steps in one run" if model.rows.max_slice > 1 else "one step in one run"
+        yield "row", f"{model.rows.row_nbytes} bytes, {most}"
+    yield "batching", _batching(model.batch_invariance, model.invariance_note)
+
+
+def _batching(found: BatchInvariance, note: str) -> str:
+    finding = BatchInvariance.Name(found).removeprefix("BATCH_INVARIANCE_").lower()
+    return f"{finding}: {note}" if found else note
+
+
+def _quantised(done: Quantization) -> str:
+    layers = ", ".join(f"{name} ×{count}" for name, count in sorted(done.layers.items()))
+    return f"{done.dtype}: {layers}; outputs {done.loss:.2%} of their spread from the float graph's"
+
+
+def _tensors(signature: Signature) -> Iterator[tuple[str, str]]:
+    for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        yield from ((kind, _tensor(spec)) for spec in specs)
+
+
+def _tensor(spec: TensorSpec) -> str:
+    text = f"{spec.name} {spec.dtype}{_shape(spec)}"
+    for kind, names in (("columns", spec.columns), ("classes", spec.classes), ("symbols", spec.text.vocabulary)):
+        if names:
+            more = f", … ({len(names)})" if len(names) > 8 else ""
+            text += f", {kind} " + ", ".join(repr(name) for name in names[:8]) + more
+    return text + _ranges(spec)
+
+
+def _ranges(spec: TensorSpec | StateSpec) -> str:
+    """What is known of its values."""
+    shown = [f"{known.lowest:g} to {known.highest:g}{' whole' if known.whole else ''}" for known in spec.ranges[:8]]
+    if not shown:
+        return ""
+    counted = ", counts steps" if spec.ranges[0].counts_steps else ""
+    more = f", … ({len(spec.ranges)})" if len(spec.ranges) > 8 else ""
+    return f", values {', '.join(shown)}{more}{counted}"
+
+
+def _state(spec: StateSpec) -> str:
+    start = f"from encoder output {spec.from_encoder}" if spec.from_encoder else "starts at "
+    if not spec.from_encoder:
+        start += f"{spec.start[0]:g}" if len(spec.start) == 1 else "values of its own" if spec.start else "0"
+    check = StateCheck.Name(spec.check or StateCheck.STATE_CHECK_FINITE).removeprefix("STATE_CHECK_").lower()
+    row = list(signatures.row_shape(spec))
+    shown = f"{spec.input} → {spec.output} {spec.dtype}{_shape(spec)}"
+    return f"{shown}, a row is {row}, {start}, check {check}{_ranges(spec)}"
+
+
+def _shape(spec: TensorSpec | StateSpec) -> str:
+    names = {spec.batch_axis: "batch"} if spec.HasField("batch_axis") else {}
+    if isinstance(spec, TensorSpec) and spec.HasField("time_axis"):
+        names[spec.time_axis] = "time"
+    sizes = ["free" if size < 0 else str(size) for size in spec.shape]
+    return "[" + ", ".join(names.get(axis, size) for axis, size in enumerate(sizes)) + "]"

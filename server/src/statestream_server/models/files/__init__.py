@@ -1,0 +1,1 @@
+"""Files: the models folder, and what its ONNX files say of themselves. Nothing is run here."""

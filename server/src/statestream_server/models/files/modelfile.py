@@ -1,0 +1,257 @@
+"""One ONNX file as it lies on the disk: its graph, its signature, its digest. Nothing is run here."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature, StateSpec, TensorSpec
+from statestream_server.models.files import files
+from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.model import ModelLoadError
+from statestream_server.models.rows import columns_of, is_checked
+
+_MEMORY_NAME = re.compile(
+    r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])"
+)
+_MOST_AXES = 32
+_MOST_ROW_BYTES = 1 << 30
+"""Of one tensor of one session and step."""
+_MOST_BYTES = (1 << 31) - (1 << 20)
+"""Protocol Buffers' limit of 2 GiB, less the wrapping."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A file that was read.
+
+    Attributes:
+        path: The file.
+        proto: Its contents; weights that lie in files of their own are not in it.
+        signature: What the file says of itself, or what its inputs and outputs say.
+        described: Whether the file has a signature of its own.
+        stamps: The file, and those with its weights, as they were when it was read.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    signature: Signature
+    described: bool
+    stamps: tuple[files.Stamp, ...] = ()
+
+    @property
+    def external(self) -> bool:
+        """Whether weights lie in files of their own."""
+        return len(self.stamps) > 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file and of those with its weights."""
+        return sum(stamp.size for stamp in self.stamps)
+
+    def check_unchanged(self) -> None:
+        """Checks that the files on the disk are still those that were read.
+
+        Raises:
+            ModelLoadError: One was written or replaced meanwhile.
+        """
+        for stamp in self.stamps:
+            stamp.check()
+
+    def whole(self) -> onnx.ModelProto:
+        """The graph with all its weights in it.
+
+        Raises:
+            FusionError: They are too large for one message.
+        """
+        if not self.external:
+            return self.proto
+        whole = onnx.load_model(self.path)
+        if whole.ByteSize() > _MOST_BYTES:
+            raise FusionError(f"its weights are {whole.ByteSize()} bytes; one message holds {_MOST_BYTES}")
+        return whole
+
+    def digest(self) -> str:
+        """SHA-256 in hex over graph, weights and signature; labels, comments and the producer do not count."""
+        total = hashlib.sha256()
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.proto)
+        for field in ("metadata_props", "doc_string", "producer_name", "producer_version", "model_version", "domain"):
+            bare.ClearField(field)
+        _strip(bare.graph)
+        for function in bare.functions:
+            function.ClearField("doc_string")
+            function.ClearField("metadata_props")
+            function.ClearField("value_info")
+            _strip_nodes(function.node)
+        total.update(bare.SerializeToString(deterministic=True))
+        for stamp in self.stamps[1:]:
+            for block in files.blocks(stamp.path):
+                total.update(block)
+        total.update(_unlabelled(self.signature).SerializeToString(deterministic=True))
+        return total.hexdigest()
+
+
+def read(path: Path) -> ModelFile:
+    """Reads an ONNX file.
+
+    Raises:
+        ModelLoadError: It cannot be read, is not ONNX, its signature is wrong, or it has memory and no signature.
+    """
+    stamp = files.stamp(path)
+    if stamp.size > _MOST_BYTES:
+        raise ModelLoadError(
+            f"{path}: {stamp.size} bytes; an ONNX file holds {_MOST_BYTES}: export it with its weights in files of"
+            " their own"
+        )
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(b"".join(files.blocks(path)))
+    except ModelLoadError:
+        raise
+    except Exception as error:  # Whatever a parser makes of bytes that are no ONNX.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelLoadError(f"{path}: not a readable ONNX file ({reason}); export it again") from error
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelLoadError(f"{path}: not an ONNX file, or one without a graph; export it again")
+    stamps = (stamp, *files.outside_weights(path, proto))
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    try:
+        if signatures.METADATA_KEY in metadata:
+            signature = signatures.loads(metadata[signatures.METADATA_KEY])
+        else:
+            signature = _derived(path, proto.graph)
+            signatures.check(signature)
+        _check_sizes(signature)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # A signature is JSON that anybody may have written: deep, or with absurd numbers.
+        raise ModelLoadError(f"{path}: {_one_line(error)}; export it again with statestream_export.export") from error
+    return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps)
+
+
+def _check_sizes(signature: Signature) -> None:
+    """Refuses what no array can be: too many axes, too many bytes, whole numbers that start at fractions or NaN."""
+    columns_of(signature)
+    specs: list[TensorSpec | StateSpec] = [*signature.inputs, *signature.outputs, *signature.states]
+    for spec in specs:
+        name = spec.name if isinstance(spec, TensorSpec) else spec.input
+        if len(spec.shape) > _MOST_AXES:
+            raise signatures.SignatureError(f"{name!r} has {len(spec.shape)} axes; expected {_MOST_AXES} at most")
+        dtype = signatures.numpy_dtype(spec.dtype)
+        row = signatures.step_shape(spec) if isinstance(spec, TensorSpec) else signatures.row_shape(spec)
+        nbytes = math.prod(max(size, 1) for size in row) * dtype.itemsize
+        if nbytes > _MOST_ROW_BYTES:
+            raise signatures.SignatureError(
+                f"{name!r} has {nbytes} bytes for one session and step; expected {_MOST_ROW_BYTES} at most"
+            )
+        if isinstance(spec, StateSpec):
+            _check_start(spec, dtype)
+
+
+def _check_start(spec: StateSpec, dtype: np.dtype[np.generic]) -> None:
+    start = np.asarray(spec.start, np.float64)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            held = np.isfinite(start.astype(dtype)).all()
+        if is_checked(spec) and not held:
+            raise signatures.SignatureError(
+                f"state {spec.input!r} starts at what its own check refuses; expected finite numbers of {dtype}"
+            )
+        return
+    lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype.name).min, np.iinfo(dtype.name).max)
+    if not (np.isfinite(start).all() and (start >= lowest).all() and (start <= highest).all()):
+        raise signatures.SignatureError(
+            f"state {spec.input!r} starts at {start[:3].tolist()}; {dtype} does not hold it"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if isinstance(error, signatures.SignatureError) else f"its signature is wrong ({said})"
+
+
+def _derived(path: Path, graph: onnx.GraphProto) -> Signature:
+    """The signature of a file without one: its inputs and outputs, if it clearly has no memory."""
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [_spec(path, value) for value in graph.input if value.name not in weights]
+    outputs = [_spec(path, value) for value in graph.output]
+    for spec in inputs:
+        if _MEMORY_NAME.search(spec.name.lower()) and any(_alike(spec, output) for output in outputs):
+            raise ModelLoadError(
+                f"{path}: input {spec.name!r} looks like memory (an output has its type and rank), and the file has no"
+                f" {signatures.METADATA_KEY}; export the model with statestream_export.export, which names its states"
+            )
+    return Signature(format=signatures.FORMAT, inputs=inputs, outputs=outputs)
+
+
+def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        kind = (value.type.WhichOneof("value") or "value of no type").removesuffix("_type")
+        raise ModelLoadError(
+            f"{path}: {value.name!r} is no tensor but a {kind}; only tensors are served, export the model without it (a"
+            " classifier of scikit-learn, with skl2onnx's options={'zipmap': False})"
+        )
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        raise ModelLoadError(
+            f"{path}: {value.name!r} holds text; only numbers and truth values are served: train with codes and labels"
+            " that are whole numbers, and let callers translate them"
+        )
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    except KeyError:
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    shape = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
+    spec = TensorSpec(name=value.name, dtype=dtype, shape=shape)
+    if shape and shape[0] < 0:
+        spec.batch_axis = 0
+    return spec
+
+
+def _alike(one: TensorSpec, other: TensorSpec) -> bool:
+    return one.dtype == other.dtype and len(one.shape) == len(other.shape)
+
+
+def _unlabelled(signature: Signature) -> Signature:
+    bare = Signature()
+    bare.CopyFrom(signature)
+    bare.ClearField("description")
+    bare.ClearField("quantization")
+    for state in bare.states:
+        state.ClearField("ranges")
+    for spec in (*bare.inputs, *bare.outputs):
+        spec.ClearField("ranges")
+        spec.ClearField("columns")
+        spec.ClearField("classes")
+    return bare
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    for field in ("doc_string", "metadata_props", "value_info", "name"):
+        graph.ClearField(field)
+    for value in (*graph.input, *graph.output):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
+    for tensor in graph.initializer:
+        tensor.ClearField("doc_string")
+        tensor.ClearField("metadata_props")
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for field in ("doc_string", "metadata_props", "name"):
+            node.ClearField(field)
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                _strip(graph)

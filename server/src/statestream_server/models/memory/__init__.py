@@ -1,0 +1,1 @@
+"""Memory: the forms of `Rows`, in this process's memory and on a device."""

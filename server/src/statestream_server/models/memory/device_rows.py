@@ -1,0 +1,105 @@
+"""Rows that stay on a device: one wrapped graph gathers, steps and commits them there; see step_graph.py.
+
+With every step only row numbers and inputs go to the device, and only outputs and the mask of bad rows come back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from statestream.contract.signature import Signature
+from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.row_graphs import Item
+from statestream_server.models.graphs.runtime import Binding, Device
+from statestream_server.models.memory.device_slab import DeviceSlab
+from statestream_server.models.memory.step_graph import StepGraph
+from statestream_server.models.rows import columns_of, max_slice_of, start_values
+
+
+class DeviceRows:
+    """A `Rows` in the memory of a device. What is read of a row travels when it is read."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        signature: Signature,
+        device: Device,
+        *,
+        check_inputs: bool | Mapping[str, str],
+        in_place: bool = True,
+    ) -> None:
+        """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
+
+        Args:
+            model: The graph, weights included.
+            signature: Its signature, which fits it.
+            device: What it runs on, and where the rows are.
+            check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
+            in_place: Whether a run writes the memory that it reads; see `DeviceSlab`.
+
+        Raises:
+            FusionError: The graph cannot be wrapped, or the device cannot gather or scatter its rows.
+            GraphError: ONNX Runtime does not take the wrapped graph.
+            MemoryError: The device has no memory left.
+        """
+        self.columns = columns_of(signature)
+        self.max_slice = max_slice_of(signature)
+        self._graph = StepGraph(model, signature, device, check_inputs=check_inputs)
+        strangers = self._graph.strangers()
+        if strangers:
+            raise FusionError(f"{device.name} leaves {len(strangers)} of the nodes that touch rows to the CPU")
+        items = [Item.of(slab, column.dtype) for slab, column in zip(self._graph.slabs, self.columns, strict=True)]
+        self._slab = DeviceSlab(self.columns, start_values(signature), items, device, in_place=in_place)
+        self.row_nbytes = self._slab.row_nbytes
+        self._places = [(slab.before, slab.after) for slab in self._graph.slabs]
+        self._in_place = in_place
+        self._running = threading.Lock()
+        # Rows that a step does not touch may move while it runs, but not while it copies the whole slab.
+        self._moving = threading.Lock() if in_place else self._running
+
+    @property
+    def capacity(self) -> int:
+        """Rows there are."""
+        return self._slab.capacity
+
+    def grow(self, capacity: int) -> None:
+        """Makes room, by a copy on the device; waits for a `step` that runs in another thread."""
+        with self._running:
+            self._graph.unbind()
+            self._slab.grow(capacity)
+
+    def reset(self, rows: Ints) -> None:
+        """Sets rows to the start values."""
+        with self._moving:
+            self._slab.reset(rows)
+
+    def read(self, rows: Ints) -> list[Array]:
+        """Copies of rows."""
+        with self._moving:
+            return self._slab.read(rows)
+
+    def write(self, rows: Ints, values: Sequence[Array]) -> None:
+        """Sets rows to values."""
+        with self._moving:
+            self._slab.write(rows, values)
+
+    def copy(self, source: Ints, target: Ints) -> None:
+        """Copies rows to rows."""
+        with self._moving:
+            self._slab.copy(source, target)
+
+    def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        """One run of the wrapped graph; see `Rows.step`."""
+        with self._running:
+            results = self._graph.step(source, target, inputs, self._bind)
+            self._slab.turn()
+            if not self._in_place:
+                self._graph.unbind()
+        return results
+
+    def _bind(self, binding: Binding) -> None:
+        self._slab.bind(binding, self._places)

@@ -1,0 +1,93 @@
+"""Rows that NumPy gathers and scatters around an ordinary run of the user's graph: for every graph and device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from statestream.contract.signature import Signature
+from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.models.graphs.runtime import Graph
+from statestream_server.models.memory.checks import InputCheck, failing
+from statestream_server.models.memory.slab import Slab
+from statestream_server.models.rows import Axes, columns_of, feedback_outputs, max_slice_of, start_values
+
+
+class NumpyRows:
+    """A `Rows` of three copies: states out of the slab, through the graph, into the slab."""
+
+    def __init__(self, graph: Graph, signature: Signature, *, check_inputs: bool | Mapping[str, str]) -> None:
+        """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
+
+        Args:
+            graph: The graph.
+            signature: Its signature, which fits it.
+            check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
+        """
+        self._input_check = InputCheck(signature, wanted=check_inputs)
+        self._slab = Slab(columns_of(signature), start_values(signature))
+        self.columns = self._slab.columns
+        self.row_nbytes = self._slab.row_nbytes
+        self.max_slice = max_slice_of(signature)
+        self._graph = graph
+        self._feeds = [spec.name for spec in signature.inputs] + [state.input for state in signature.states]
+        self._fetches = [spec.name for spec in signature.outputs] + [state.output for state in signature.states]
+        self._inputs = [Axes.of_tensor(spec) for spec in signature.inputs]
+        self._outputs = [Axes.of_tensor(spec) for spec in signature.outputs]
+        self._states = [Axes.of_state(state) for state in signature.states]
+        self._checks = [state.check for state in signature.states]
+        names = [spec.name for spec in signature.outputs]
+        self._feedback = [names.index(name) for name in feedback_outputs(signature)]
+        self._lock = threading.Lock()
+
+    @property
+    def capacity(self) -> int:
+        """Rows there are."""
+        return self._slab.capacity
+
+    def grow(self, capacity: int) -> None:
+        """Makes room; waits for a `step` that runs in another thread."""
+        with self._lock:
+            self._slab.grow(capacity)
+
+    def reset(self, rows: Ints) -> None:
+        """Sets rows to the start values."""
+        self._slab.reset(rows)
+
+    def read(self, rows: Ints) -> list[Array]:
+        """Copies of rows."""
+        return self._slab.read(rows)
+
+    def write(self, rows: Ints, values: Sequence[Array]) -> None:
+        """Sets rows to values."""
+        self._slab.write(rows, values)
+
+    def copy(self, source: Ints, target: Ints) -> None:
+        """Copies rows to rows."""
+        self._slab.copy(source, target)
+
+    def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        """One run of the graph; see `Rows.step`."""
+        with self._lock:
+            return self._step(source, target, inputs)
+
+    def _step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        arrays = self._slab.arrays[: len(self._states)]
+        values = [axes.to_graph(value) for axes, value in zip(self._inputs, inputs, strict=True)]
+        values += [axes.to_graph(array.take(source, axis=0)) for axes, array in zip(self._states, arrays, strict=True)]
+        results = self._graph.run(dict(zip(self._feeds, values, strict=True)), self._fetches)
+        count = len(self._outputs)
+        outputs = [np.asarray(axes.from_graph(v), order="C") for axes, v in zip(self._outputs, results, strict=False)]
+        states = [axes.from_graph(v) for axes, v in zip(self._states, results[count:], strict=True)]
+        refused = self._input_check(inputs)
+        bad = np.zeros(len(target), np.bool_) if refused is None else refused
+        for check, state in zip(self._checks, states, strict=True):
+            bad |= failing(check, state)
+        states += [outputs[place][:, -1] for place in self._feedback]
+        good = target
+        if bad.any():
+            good, states = target[~bad], [state[~bad] for state in states]
+        self._slab.write(good, states)
+        return outputs, bad

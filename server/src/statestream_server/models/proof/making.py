@@ -1,0 +1,294 @@
+"""Making: a file is proved in a process of its own, and built by what was found where it serves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature
+from statestream.v1.model_pb2 import BatchInvariance
+from statestream_server.models.files import modelfile
+from statestream_server.models.files.modelfile import ModelFile
+from statestream_server.models.files.repository import DECODER, ENCODER
+from statestream_server.models.graphs import guards
+from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
+from statestream_server.models.memory.device_rows import DeviceRows
+from statestream_server.models.memory.fused_rows import FusedRows
+from statestream_server.models.memory.numpy_rows import NumpyRows
+from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
+from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
+from statestream_server.models.proof import draws, hiding, proof, sharing, warming
+from statestream_server.models.proof.draws import Draws
+from statestream_server.models.proof.sharing import SharedGraph, Sharing
+from statestream_server.models.proof.verdict import Verdict, watch
+from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file is one line about it."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except (DeviceError, guards.GuardError) as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+    except GraphError as error:
+        raise ModelLoadError(
+            f"{path}: a run that tried it failed ({error}); if it takes only some values, export it with an example of"
+            " real ones"
+        ) from error
+    except MemoryError as error:
+        raise ModelLoadError(f"{path}: there is not enough memory for it; serve fewer or smaller models") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ModelLoadError(f"{path}: cannot be loaded ({what}); export it again") from error
+
+
+def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD) -> Verdict:
+    """Loads and tries a version in this process, which it may end; see trials.py.
+
+    Raises:
+        ModelLoadError: It cannot be served: the file, the reason, what to do.
+    """
+    with refusing(path):
+        watch.doing("reading it")
+        encoder, file = _read(path)
+        _check_kind(encoder, file)
+        both = [file] if encoder is None else [encoder, file]
+        watch.sized(sum(one.nbytes for one in both), sum(column.nbytes for column in columns_of(file.signature)))
+        verdict = Verdict(_digest(encoder, file))
+        if encoder is not None:
+            verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[0]))
+        if not file.signature.states:
+            found, way = _prove_calls(file, device, policy)
+            verdict = dataclasses.replace(
+                verdict, shared=tuple(found), batch_invariance=found.finding, invariance_note=found.note, draws=way.kind
+            )
+        else:
+            graph = _graph(file, device)
+            watch.doing("running it as its author wrote it")
+            verdict = proof.wiring(
+                graph,
+                file.signature,
+                str(file.path),
+                lambda way: _prove_rows(verdict, file, graph, device, policy, way),
+            )
+        for one in both:
+            one.check_unchanged()
+        return verdict
+
+
+def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[Sharing, Draws]:
+    """What was found of a graph without memory, and how its inputs are drawn."""
+    graph, where = _graph(file, device), str(file.path)
+    watch.doing("running it as its author wrote it")
+    way = proof.wiring(graph, file.signature, where, lambda way: way)
+    if not is_batched(file.signature):
+        proof.first_runs(graph, way)
+    watch.doing("running batches of calls")
+    return sharing.shared(graph, way, policy, where)[1], way
+
+
+def _prove_rows(
+    verdict: Verdict, file: ModelFile, graph: Graph, device: Device, policy: BatchPolicy, way: Draws
+) -> Verdict:
+    where = str(file.path)
+    for spec in (*file.signature.inputs, *file.signature.outputs):
+        if min(signatures.step_shape(spec), default=0) < 0:
+            raise ModelLoadError(
+                f"{where}: {spec.name!r} has steps of shape {list(signatures.step_shape(spec))}; a model with memory"
+                " needs steps of one shape, so that sessions can share a batch: export it with fixed lengths"
+            )
+    watch.doing("looking for what hides NaN")
+    verdict = dataclasses.replace(verdict, hides=_hidden(file, device, way), draws=way.kind)
+    rows, verdict = _proved(verdict, file, graph, device, way)
+    rows = _arranged(rows, file, device)
+    watch.doing("running batches of rows")
+    found = proof.invariance(rows, PaddedRows(rows), way, where)
+    arranged = "plain"
+    if found.finding == BatchInvariance.BATCH_INVARIANCE_PADDED and policy == BatchPolicy.PAD:
+        arranged = "padded"
+    elif policy == BatchPolicy.SERIALISE and found.difference:
+        arranged = "serial"
+    elif found.difference:
+        _log.warning("%s: %s", where, found.note)
+    verdict = dataclasses.replace(verdict, policy=arranged, batch_invariance=found.finding, invariance_note=found.note)
+    if device.apart:
+        watch.doing("warming its device")
+        warming.warm(_WAYS[arranged](rows), way, where)
+    return verdict
+
+
+def _hidden(file: ModelFile, device: Device, way: Draws) -> Mapping[str, str]:
+    try:
+        return hiding.hidden(file.whole(), way, device)
+    except FusionError:  # Too large to be taken apart: then nothing is let through.
+        return dict.fromkeys((spec.name for spec in file.signature.inputs), hiding.EVERYTHING)
+
+
+def _proved(verdict: Verdict, file: ModelFile, graph: Graph, device: Device, way: Draws) -> tuple[Rows, Verdict]:
+    """Rows that the graph itself gathers and commits, where they lie, if it can; else rows that NumPy does."""
+    plain = NumpyRows(graph, file.signature, check_inputs=verdict.hides)
+    watch.doing("wrapping it with its memory")
+    verdict = dataclasses.replace(verdict, fused=True)
+    try:
+        fused = _rows(verdict, file, None, device)
+        if device.apart and not proof.keeps_others(fused, way):
+            text = "%s: %s does not commit rows in place; every step copies all of them there"
+            _log.warning(text, file.path, device.name)
+            verdict = dataclasses.replace(verdict, in_place=False)
+            fused = _rows(verdict, file, None, device)
+    except (FusionError, GraphError, MemoryError) as error:
+        _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
+        return plain, dataclasses.replace(verdict, fused=False)
+    watch.doing("comparing it wrapped and alone")
+    if not proof.agree(fused, plain, way) or (device.apart and not proof.refuses_the_same(fused, plain, way)):
+        _log.warning("%s: rows are copied in and out at every step: wrapped, the graph gives other results", file.path)
+        return plain, dataclasses.replace(verdict, fused=False)
+    return fused, verdict
+
+
+def build(
+    path: Path,
+    verdict: Verdict,
+    *,
+    name: str,
+    version: int,
+    device: Device,
+    policy: BatchPolicy = BatchPolicy.PAD,
+) -> Model:
+    """Builds a version that was tried, without trying it again.
+
+    Args:
+        path: Its file; of an encoder-decoder either one.
+        verdict: What the trial found.
+        name: The model's name.
+        version: Its version.
+        device: What it runs on.
+        policy: What is done where it answers in other bits alone than in a batch.
+
+    Raises:
+        ModelLoadError: The files are not those that were tried, or ONNX Runtime does not take them here.
+    """
+    with refusing(path):
+        encoder, file = _read(path)
+        digest = _digest(encoder, file)
+        if digest != verdict.digest:
+            raise ModelLoadError(
+                f"{path}: changed between its trial and now; load it again once it is written whole (write new"
+                " versions beside, then rename their folder)"
+            )
+        kind = Kind.GENERATE if encoder is not None else Kind.SESSION if file.signature.states else Kind.PREDICT
+        model = Model(name, version, kind, file.signature, digest)
+        model.batch_invariance, model.invariance_note = verdict.batch_invariance, verdict.invariance_note
+        if encoder is not None:
+            model.encoder_signature, found = encoder.signature, Sharing(*verdict.encoder_shared)
+            model.encoder = SharedGraph(_graph(encoder, device), encoder.signature, found, policy)
+            model.encoder_invariance, model.encoder_note = found.finding, found.note
+        if kind == Kind.PREDICT:
+            graph = _graph(file, device)
+            model.graph = SharedGraph(graph, file.signature, Sharing(*verdict.shared), policy)
+            model.providers = graph.providers
+        else:
+            alone = None if verdict.fused else _graph(file, device)
+            rows = _arranged(_rows(verdict, file, alone, device), file, device)
+            model.rows, model.providers = _WAYS[verdict.policy](rows), tuple(name for name, _ in device.providers)
+            if device.apart:
+                model.rows.grow(FIRST_ROW + 1)
+                warming.warm(model.rows, Draws(file.signature, draws.Kind(verdict.draws)), str(file.path))
+        for one in (file, encoder):
+            if one is not None:
+                one.check_unchanged()
+        return model
+
+
+_WAYS: Final[Mapping[str, Callable[[Rows], Rows]]] = {
+    "plain": lambda rows: rows,
+    "padded": PaddedRows,
+    "serial": lambda rows: SerialisedRows(rows, single=True),
+}
+
+
+def _rows(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Device) -> Rows:
+    """The rows that a verdict speaks of; `graph` only where they are not fused."""
+    signature, hides = file.signature, verdict.hides
+    if graph is not None:
+        return NumpyRows(graph, signature, check_inputs=hides)
+    model = guards.guarded(file.whole())
+    if not device.apart:
+        return FusedRows(model, signature, device, check_inputs=hides)
+    return DeviceRows(model, signature, device, check_inputs=hides, in_place=verdict.in_place)
+
+
+def _arranged(rows: Rows, file: ModelFile, device: Device) -> Rows:
+    """Rows in batches that the device and the graph can take."""
+    if device.apart:
+        rows = BucketedRows(rows)
+    return rows if is_batched(file.signature) else SerialisedRows(rows, single=False)
+
+
+def _read(path: Path) -> tuple[ModelFile | None, ModelFile]:
+    """The encoder, where there is one, and the file with the memory."""
+    if path.name not in (ENCODER, DECODER):
+        return None, modelfile.read(path)
+    return modelfile.read(path.parent / ENCODER), modelfile.read(path.parent / DECODER)
+
+
+def _check_kind(encoder: ModelFile | None, file: ModelFile) -> None:
+    if encoder is None:
+        if file.signature.HasField("decoding"):
+            raise ModelLoadError(f"{file.path}: is a decoder; name it {DECODER} and put its {ENCODER} beside it")
+        return
+    if not file.signature.HasField("decoding") or not file.signature.states:
+        raise ModelLoadError(f"{file.path}: signature has no states or no decoding; export it as a decoder")
+    if encoder.signature.states:
+        raise ModelLoadError(f"{encoder.path}: signature has states; an encoder has inputs and outputs only")
+    _check_handover(encoder, file)
+
+
+def _digest(encoder: ModelFile | None, file: ModelFile) -> str:
+    if encoder is None:
+        return file.digest()
+    return hashlib.sha256(f"{encoder.digest()} {file.digest()}".encode()).hexdigest()
+
+
+def _graph(file: ModelFile, device: Device) -> Graph:
+    watch.doing("loading it into ONNX Runtime")
+    names = _order(file.signature)
+    safe = guards.guarded(file.proto)
+    source = file.path if safe is file.proto else safe.SerializeToString()
+    try:
+        return Graph(source, device, inputs=names[0], outputs=names[1], folder=file.path.parent)
+    except GraphError as error:
+        raise ModelLoadError(f"{file.path}: ONNX Runtime refuses it ({error}); export it again") from error
+
+
+def _order(signature: Signature) -> tuple[list[str], list[str]]:
+    return [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
+
+
+def _check_handover(encoder: ModelFile, decoder: ModelFile) -> None:
+    """Checks that the encoder gives what the decoder's states start from."""
+    outputs = {spec.name: spec for spec in encoder.signature.outputs}
+    for state in decoder.signature.states:
+        if not state.from_encoder:
+            continue
+        where = f"{decoder.path}: state {state.input!r} starts from encoder output {state.from_encoder!r}"
+        if state.from_encoder not in outputs:
+            raise ModelLoadError(f"{where}, which does not exist; the encoder's outputs are {sorted(outputs)}")
+        spec = outputs[state.from_encoder]
+        given, wanted = (spec.dtype, signatures.step_shape(spec)), (state.dtype, signatures.row_shape(state))
+        if given != wanted:
+            raise ModelLoadError(
+                f"{where}, which is {given[0]}{list(given[1])} a row; expected {wanted[0]}{list(wanted[1])}"
+            )
