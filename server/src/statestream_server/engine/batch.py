@@ -14,7 +14,6 @@ from statestream_server.engine.lane import Slice
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part
-from statestream_server.models.memory.policies import SerialisedRows
 from statestream_server.models.rows import SCRATCH_ROW
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class Batch:
         """[count] which chunks were not committed, in the order of the parts; None for none of them."""
         self._table = table
         self._watch = watch
-        self._serial = isinstance(table.rows, SerialisedRows)
+        self._row_by_row = apart or table.rows.row_by_row
         self._refusals: dict[int, errors.StatestreamError] = {}
         self.again: Bools | None = None
         """[count] which chunks did not run and wait again, as suspects; None for none of them."""
@@ -146,7 +145,7 @@ class Batch:
         self, source: Ints, target: Ints, inputs: Sequence[Array], first: int = 0
     ) -> tuple[list[Array] | None, Bools]:
         """Runs chunks, of which `first` is the place of the first in the batch; None for outputs where none ran."""
-        if (self._serial or self.apart) and len(source) > 1:
+        if self._row_by_row and len(source) > 1:
             # Row by row: where one is refused, those before it are committed already.
             ones = (slice(place, place + 1) for place in range(len(source)))
             return _joined(

@@ -28,7 +28,6 @@ from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.watch import Unwatched, Watch
 from statestream_server.engine.work import NONE, Part, Priority, Work
 from statestream_server.lag import Turns
-from statestream_server.models.memory.policies import SerialisedRows
 from statestream_server.models.model import Predictor
 
 BATCH_SECONDS = 2e-3
@@ -49,7 +48,7 @@ class _Lane:
 
     table: Table
     costs: Costs
-    serial: bool
+    row_by_row: bool
 
     def heads(self) -> Iterable[Head]:
         return self.table.lane.heads()
@@ -114,7 +113,7 @@ class Engine:
 
     def add(self, table: Table) -> None:
         """Serves a table's rows."""
-        self._lanes[id(table)] = _Lane(table, Costs(BATCH_SECONDS), isinstance(table.rows, SerialisedRows))
+        self._lanes[id(table)] = _Lane(table, Costs(BATCH_SECONDS), table.rows.row_by_row)
 
     def remove(self, table: Table) -> None:
         """Serves it no longer; nothing of it may be queued."""
@@ -303,7 +302,7 @@ class Engine:
         apart = choice.priority is Priority.SUSPECT
         most = APART if apart else lane.costs.rows(steps, most=lane.table.most_rows(steps, MAX_BATCH))
         taken = lane.table.lane.take(choice.priority, steps, most)
-        why = Why.SERIAL if lane.serial else _why(lane.table.lane, choice, taken.count, most)
+        why = Why.SERIAL if lane.row_by_row else _why(lane.table.lane, choice, taken.count, most)
         waited = time.perf_counter() - taken.parts[0].work.since
         batch = Batch(lane.table, taken, self._watch, apart=apart)
         return _Run(

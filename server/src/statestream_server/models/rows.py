@@ -47,7 +47,12 @@ class Rows(Protocol):
 
     `step` and `grow` exclude each other. The others may run beside a `step` in another thread as long as they
     touch none of its rows, but never beside `grow`. Nothing can be cancelled half-way.
+
+    Attributes:
+        row_by_row: Whether `step` runs the model once for every row: nothing is won by giving it several.
     """
+
+    row_by_row: bool
 
     @property
     def capacity(self) -> int:

@@ -23,6 +23,8 @@ from statestream_server.models.rows import columns_of, max_slice_of, start_value
 class DeviceRows:
     """A `Rows` in the memory of a device. What is read of a row travels when it is read."""
 
+    row_by_row = False
+
     def __init__(
         self,
         model: onnx.ModelProto,

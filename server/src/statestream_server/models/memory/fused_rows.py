@@ -18,6 +18,8 @@ from statestream_server.models.rows import columns_of, max_slice_of, start_value
 class FusedRows:
     """A `Rows` whose `step` is one run of one graph, at a cost that does not grow with the capacity."""
 
+    row_by_row = False
+
     def __init__(
         self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool | Mapping[str, str]
     ) -> None:

@@ -18,6 +18,8 @@ from statestream_server.models.rows import Axes, columns_of, feedback_outputs, m
 class NumpyRows:
     """A `Rows` of three copies: states out of the slab, through the graph, into the slab."""
 
+    row_by_row = False
+
     def __init__(self, graph: Graph, signature: Signature, *, check_inputs: bool | Mapping[str, str]) -> None:
         """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
 

@@ -13,6 +13,8 @@ from statestream_server.models.rows import SCRATCH_ROW, Column, Rows
 class _Wrapped:
     """Rows that leave everything but `step` to other rows."""
 
+    row_by_row = False
+
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self.grow, self.reset, self.read, self.write, self.copy = (
@@ -86,6 +88,8 @@ def bucket(count: int) -> int:
 
 class SerialisedRows(_Wrapped):
     """Runs every row alone; with `single`, every step too."""
+
+    row_by_row = True
 
     def __init__(self, rows: Rows, *, single: bool) -> None:
         """Wraps rows."""
