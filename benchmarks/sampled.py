@@ -36,12 +36,12 @@ ROOMS: Final = (
     ("statestream_server/engine/", ENGINE),
     ("statestream_server/sessions/", SESSIONS),
     ("statestream_server/stores/", SESSIONS),
-    ("statestream_server/servicers/", FRAMES),
+    ("statestream_server/edges/grpc/", FRAMES),
     ("onnxruntime/", RUN),
 )
 BETWEEN: Final = {
-    ("statestream_server/servicers/stream.py", "serve"),
-    ("statestream_server/servicers/outbox.py", "write"),
+    ("statestream_server/edges/grpc/stream.py", "serve"),
+    ("statestream_server/edges/grpc/outbox.py", "write"),
 }
 """Loops that only await and call: what is seen in them is gRPC's or the event loop's, which have no frames."""
 _RESUME: Final = dis.opmap["RESUME"]

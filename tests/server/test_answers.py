@@ -17,10 +17,10 @@ from statestream import errors
 from statestream.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
+from statestream_server.edges.grpc import answers
+from statestream_server.edges.grpc.answers import PART, WHOLE, Results
+from statestream_server.edges.grpc.stream import Stream
 from statestream_server.engine.lengths import Lengths
-from statestream_server.servicers import answers
-from statestream_server.servicers.answers import PART, WHOLE, Results
-from statestream_server.servicers.stream import Stream
 from statestream_server.settings import Durability
 from tests.support import models
 from tests.support.arrays import arrays_of, tensor, u32, u64

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, session_pb2
-from statestream_server.servicers.caps import Caps
+from statestream_server.edges.grpc.caps import Caps
 from statestream_server.settings import Limits
 from tests.support.arrays import tensor, u32, u64
 from tests.support.calls import Caller, failing

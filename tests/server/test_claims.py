@@ -16,7 +16,7 @@ import pytest
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
-from statestream_server.servicers import stream
+from statestream_server.edges.grpc import stream
 from statestream_server.sessions import records, saver
 from statestream_server.sessions.placement import Promise
 from statestream_server.sessions.turns import Turns

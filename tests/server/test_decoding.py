@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
 from statestream.v1.tensor_pb2 import Tensor
-from statestream_server.servicers.decoding import MOST_ELEMENTS, TURN_BYTES, Turn, Unreadable, decoder
+from statestream_server.edges.grpc.decoding import MOST_ELEMENTS, TURN_BYTES, Turn, Unreadable, decoder
 from tests.support.arrays import u32
 from tests.support.calls import Caller, failing, failure_of
 from tests.support.serving import serving

@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from statestream import errors
-from statestream_server.servicers.failures import Context, server_stream, unary
-from statestream_server.servicers.readers import Readers
+from statestream_server.edges.grpc.failures import Context, server_stream, unary
+from statestream_server.edges.grpc.readers import Readers
 
 
 class Request:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream_server.servicers.handles import Handles, unknown_places
+from statestream_server.edges.grpc.handles import Handles, unknown_places
 from statestream_server.sessions.peers import Sleeper
 from statestream_server.stores.base import Key
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from statestream.v1 import inference_pb2 as pb
+from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.lag import Turns
-from statestream_server.servicers.outbox import Outbox
 from statestream_server.sessions.accounts import Accounts
 
 

@@ -13,10 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import statestream
 from statestream.v1 import inference_pb2 as pb
+from statestream_server.edges.http.metrics import ServerCollector
 from statestream_server.engine import engine as engines
 from statestream_server.engine.statistics import SIZES, WAITS, Statistics, Why
 from statestream_server.engine.work import Priority
-from statestream_server.metrics import ServerCollector
 from statestream_server.models.memory.policies import SerialisedRows
 from tests.support.arrays import tensor
 from tests.support.calls import Caller

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from statestream import errors
 from statestream.signature import DTYPES, TensorSpec
 from statestream.v1.tensor_pb2 import Tensor
-from statestream_server.servicers import wire
-from statestream_server.servicers.handles import read_handles
+from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc.handles import read_handles
 
 _SIZES = st.one_of(
     st.integers(-1, 4), st.sampled_from([2**31, 2**40, 2**62, 2**63 - 1, -(2**63)]), st.integers(-(2**63), 2**63 - 1)

@@ -37,6 +37,13 @@ from statestream.v1 import (
 from statestream_server import housekeeping
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
+from statestream_server.edges.grpc.about import ServerServicer
+from statestream_server.edges.grpc.caps import Caps
+from statestream_server.edges.grpc.decoding import Careful, requests_of
+from statestream_server.edges.grpc.inference import InferenceServicer
+from statestream_server.edges.grpc.model import ModelServicer
+from statestream_server.edges.grpc.session import SessionServicer
+from statestream_server.edges.grpc.stream import Stream
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.lag import Lag, Turns
@@ -45,13 +52,6 @@ from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
-from statestream_server.servicers.about import ServerServicer
-from statestream_server.servicers.caps import Caps
-from statestream_server.servicers.decoding import Careful, requests_of
-from statestream_server.servicers.inference import InferenceServicer
-from statestream_server.servicers.model import ModelServicer
-from statestream_server.servicers.session import SessionServicer
-from statestream_server.servicers.stream import Stream
 from statestream_server.sessions.accounts import Accounts, Budgets
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.copies import Copies
@@ -186,7 +186,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         readiness = Readiness()
         http = None
         if settings.http_port is not None:
-            from statestream_server.http import Http  # Its libraries take a tenth of the start.
+            from statestream_server.edges.http.port import Http  # Its libraries take a tenth of the start.
 
             http = Http(settings, server, readiness)
             leaving.push_async_callback(http.close)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
+from statestream_server.edges.grpc.caps import Caps
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
-from statestream_server.servicers.caps import Caps
 from statestream_server.sessions.accounts import Accounts, Budgets
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.copies import Copies

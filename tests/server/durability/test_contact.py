@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from statestream.errors import SessionMoved, StoreUnavailable
 from statestream_server import housekeeping
+from statestream_server.edges.http.metrics import ServerCollector
 from statestream_server.engine.table import UNBOUND
-from statestream_server.metrics import ServerCollector
 from statestream_server.models.graphs import runtime
 from statestream_server.sessions.contact import monotonic
 from statestream_server.stores.base import TENANT

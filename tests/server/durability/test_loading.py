@@ -13,8 +13,8 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2 as model
+from statestream_server.edges.grpc import apart
 from statestream_server.models.proof import loading
-from statestream_server.servicers import apart
 from statestream_server.stores.base import TENANT, Key
 from tests.support import models
 from tests.support.arrays import u32

@@ -13,10 +13,10 @@ from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Positions
+from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc.failures import Context
+from statestream_server.edges.grpc.readers import Reading
 from statestream_server.lag import Turns
-from statestream_server.servicers import wire
-from statestream_server.servicers.failures import Context
-from statestream_server.servicers.readers import Reading
 from statestream_server.sessions.accounts import Account
 from statestream_server.sessions.intake import Refusal
 

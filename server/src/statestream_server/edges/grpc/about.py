@@ -8,11 +8,11 @@ import statestream_server
 from statestream.contract import errors
 from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
+from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc.failures import Context, unary
 from statestream_server.engine.statistics import Why
 from statestream_server.quarantine.quarantine import Suspicion, name_of
 from statestream_server.server import Server
-from statestream_server.servicers import wire
-from statestream_server.servicers.failures import Context, unary
 
 PROTOCOL = 1
 _MOST_SUSPECTS = 1000

@@ -18,11 +18,11 @@ from statestream.contract.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.arrays import Array, Bools, Ints, Positions, span
+from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
-from statestream_server.servicers import wire
-from statestream_server.servicers.outbox import Outbox
 
 WHOLE: Final = 2 << 20
 """Outputs of so many bytes leave in one message."""

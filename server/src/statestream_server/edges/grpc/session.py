@@ -8,9 +8,9 @@ import json
 from statestream.contract import errors
 from statestream.v1 import session_pb2 as pb
 from statestream.v1 import session_pb2_grpc as grpc_stubs
+from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc.failures import Context, unary
 from statestream_server.server import Server
-from statestream_server.servicers import wire
-from statestream_server.servicers.failures import Context, unary
 from statestream_server.sessions.copies import Description
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000

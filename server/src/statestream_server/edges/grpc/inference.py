@@ -8,12 +8,12 @@ from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
+from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc.failures import Context, abort, server_stream, unary
+from statestream_server.edges.grpc.readers import Readers
+from statestream_server.edges.grpc.stream import Stream
 from statestream_server.models.model import Model
 from statestream_server.server import Server
-from statestream_server.servicers import wire
-from statestream_server.servicers.failures import Context, abort, server_stream, unary
-from statestream_server.servicers.readers import Readers
-from statestream_server.servicers.stream import Stream
 from statestream_server.sessions.accounts import COPIES
 from statestream_server.sessions.intake import too_large
 from statestream_server.sessions.openings import pinned

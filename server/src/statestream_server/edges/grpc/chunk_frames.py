@@ -12,14 +12,14 @@ from statestream.contract import errors
 from statestream.contract.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.arrays import Array, Ints, Positions, counting, some
+from statestream_server.edges.grpc import answers, wire
+from statestream_server.edges.grpc.answers import Results
+from statestream_server.edges.grpc.handles import UNKNOWN, Group, Handles, read_handles, unknown_places
+from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
-from statestream_server.servicers import answers, wire
-from statestream_server.servicers.answers import Results
-from statestream_server.servicers.handles import UNKNOWN, Group, Handles, read_handles, unknown_places
-from statestream_server.servicers.outbox import Outbox
 from statestream_server.sessions.accounts import OVERHEAD, Account
 from statestream_server.sessions.intake import Chunks, Refusal
 from statestream_server.sessions.tray import Arrival

@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from statestream.contract import errors
-from statestream_server.servicers.caps import Caps
-from statestream_server.servicers.decoding import Unreadable
-from statestream_server.servicers.readers import Readers
+from statestream_server.edges.grpc.caps import Caps
+from statestream_server.edges.grpc.decoding import Unreadable
+from statestream_server.edges.grpc.readers import Readers
 
 log = logging.getLogger(__name__)
 

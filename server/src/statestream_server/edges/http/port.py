@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from statestream_server.metrics import ServerCollector
+from statestream_server.edges.http.metrics import ServerCollector
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import Settings, StartError
 

@@ -14,7 +14,7 @@ from statestream.contract.signature import DTYPES, TensorSpec, numpy_dtype, step
 from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
-from statestream_server.servicers.caps import MAX_AXES
+from statestream_server.edges.grpc.caps import MAX_AXES
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Mode
 

@@ -6,10 +6,10 @@ from typing import Final
 
 from statestream.v1 import model_pb2 as pb
 from statestream.v1 import model_pb2_grpc as grpc_stubs
+from statestream_server.edges.grpc.failures import Context, unary
 from statestream_server.models.model import Kind
 from statestream_server.registry import Registry, Served
 from statestream_server.server import Server
-from statestream_server.servicers.failures import Context, unary
 
 _KINDS: Final = {
     Kind.PREDICT: pb.MODEL_KIND_PREDICT,

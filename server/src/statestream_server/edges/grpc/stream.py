@@ -21,23 +21,23 @@ from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Ints, Positions
-from statestream_server.engine.replies import Kept
-from statestream_server.engine.table import Table
-from statestream_server.server import Server
-from statestream_server.servicers import answers, wire
-from statestream_server.servicers.apart import Apart
-from statestream_server.servicers.chunk_frames import ChunkFrames
-from statestream_server.servicers.decoding import Unreadable
-from statestream_server.servicers.failures import Context
-from statestream_server.servicers.handles import (
+from statestream_server.edges.grpc import answers, wire
+from statestream_server.edges.grpc.apart import Apart
+from statestream_server.edges.grpc.chunk_frames import ChunkFrames
+from statestream_server.edges.grpc.decoding import Unreadable
+from statestream_server.edges.grpc.failures import Context
+from statestream_server.edges.grpc.handles import (
     UNKNOWN,
     Handles,
     check_distinct,
     read_handles,
     unknown_places,
 )
-from statestream_server.servicers.outbox import Outbox
-from statestream_server.servicers.readers import Reading
+from statestream_server.edges.grpc.outbox import Outbox
+from statestream_server.edges.grpc.readers import Reading
+from statestream_server.engine.replies import Kept
+from statestream_server.engine.table import Table
+from statestream_server.server import Server
 from statestream_server.sessions.openings import Opened, Opening, check_ids, check_initial_states
 from statestream_server.sessions.peers import Sleeper
 from statestream_server.settings import Durability
