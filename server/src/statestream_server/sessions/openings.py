@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.table import UNBOUND, Table
+from statestream_server.sessions.held import Held
 from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Record, Verdict
 from statestream_server.stores.rules import CLAIM_LIMIT
 
@@ -217,8 +220,8 @@ def check_numbers(opening: Opening, now: float) -> None:
 def claims_of(
     opening: Opening,
     version: int,
-    places: Sequence[int],
-    held: Sequence[tuple[Table, int] | None],
+    places: Ints,
+    held: Held,
     owner: str,
     carried: Mapping[int, Carried] | None = None,
 ) -> list[Claim]:
@@ -227,17 +230,17 @@ def claims_of(
     Those that go on from the store must be of `version`, or move there with what is carried for their place: another
     one is not claimed. `held` says where the opening's sessions are in memory.
     """
-    where = [held[place] for place in places]
-    states = [carried.get(place, NOTHING) for place in places] if carried else []
+    chosen = places.tolist()
+    states = [carried.get(place, NOTHING) for place in chosen] if carried else []
     columns = zip(
-        [Key(TENANT, opening.model, opening.ids[place]) for place in places],
+        [Key(TENANT, opening.model, opening.ids[place]) for place in chosen],
         repeat(opening.mode),
         repeat(opening.writer),
         repeat(opening.incarnation),
         opening.seen_epochs[places].tolist(),
         opening.replay_positions[places].tolist(),
-        [int(one[0].epoch[one[1]]) if one else 0 for one in where],
-        [int(one[0].position[one[1]]) if one else 0 for one in where],
+        held.column(lambda table: table.epoch)[places].tolist(),
+        held.column(lambda table: table.position)[places].tolist(),
         repeat(version),
         repeat(opening.ephemeral),
         repeat(owner),
@@ -249,15 +252,15 @@ def claims_of(
     return list(map(Claim._make, columns))
 
 
-def pinned_to_others(opening: Opening, places: Sequence[int], answers: Sequence[Claimed]) -> dict[int, list[int]]:
+def pinned_to_others(opening: Opening, places: Ints, answers: Sequence[Claimed]) -> dict[int, list[int]]:
     """Sessions that were not claimed because they are pinned to a version that the claims did not name, by version.
 
     Only where the caller asked for the sessions' own: another one may then be claimed in their name.
     """
     found: dict[int, list[int]] = {}
-    for place, answer in zip(places, answers, strict=True):
-        if not opening.version and answer.verdict is Verdict.OTHER and answer.record is not None:
-            found.setdefault(answer.record.version, []).append(place)
+    for place, (verdict, record) in zip(places.tolist(), answers, strict=True) if not opening.version else ():
+        if verdict is Verdict.OTHER and record is not None:
+            found.setdefault(record.version, []).append(place)
     return found
 
 
@@ -271,14 +274,16 @@ def unloadable(opening: Opening, place: int, version: int, error: errors.Statest
     )
 
 
-def pinned_elsewhere(opening: Opening, held: Sequence[tuple[Table, int] | None]) -> dict[int, errors.StatestreamError]:
+def pinned_elsewhere(opening: Opening, held: Held) -> dict[int, errors.StatestreamError]:
     """Sessions in memory that are pinned to another version than the one asked for."""
-    refused: dict[int, errors.StatestreamError] = {}
-    for place, where in enumerate(held):
-        version = where[0].model.version if where else opening.version
-        if opening.version and version != opening.version and opening.mode != Mode.REPLACE and not opening.upgrade:
-            refused[place] = other_version(opening, place, version)
-    return refused
+    if not opening.version or opening.mode is Mode.REPLACE or opening.upgrade:
+        return {}
+    return {
+        place: other_version(opening, place, table.model.version)
+        for table, places, _ in held.by_table()
+        if table.model.version != opening.version
+        for place in places.tolist()
+    }
 
 
 def other_version(opening: Opening, place: int, version: int) -> errors.ModelChanged:
@@ -303,14 +308,14 @@ def newer_record(model: str, session: str) -> errors.StoreUnavailable:
     )
 
 
-def outbid(opening: Opening, held: Sequence[tuple[Table, int] | None]) -> dict[int, errors.StatestreamError]:
+def outbid(opening: Opening, held: Held) -> dict[int, errors.StatestreamError]:
     """Sessions in memory that a claim with a higher incarnation has; the store may have forgotten it."""
-    refused: dict[int, errors.StatestreamError] = {}
-    for place, where in enumerate(held):
-        newest = int(where[0].incarnation[where[1]]) if where else 0
-        if opening.incarnation < newest and where is not None:
-            refused[place] = _outbid(opening, place, newest, int(where[0].epoch[where[1]]))
-    return refused
+    newest = held.column(lambda table: table.incarnation)
+    late = np.flatnonzero(newest > opening.incarnation)
+    if not len(late):
+        return {}
+    epochs = held.column(lambda table: table.epoch)
+    return {place: _outbid(opening, place, int(newest[place]), int(epochs[place])) for place in late.tolist()}
 
 
 def _outbid(opening: Opening, place: int, newest: int, epoch: int) -> errors.SessionMoved:

@@ -8,41 +8,73 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
+from statestream_server.sessions.held import NOWHERE, Held
 from statestream_server.sessions.openings import Opened, Opening, Start, refusal
 from statestream_server.sessions.peers import Peers
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.versions import Move
 from statestream_server.settings import Durability
-from statestream_server.stores.base import Claim, Claimed, Verdict
+from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Claims that went well, of one table.
+    """Claims that went well, of one table; columns have n items.
 
     Attributes:
         table: The table.
-        places: Which of the opening's columns they are.
-        claimed: What the store answered.
-        stored: What comes from the store, or from another version; None for rows that stay, and for new sessions.
+        places: [n] which of the opening's columns they are.
+        rows: [n] the rows of the table that have them already, NOWHERE for the others.
+        kept: [n] whether that row goes on as it is.
+        created: [n] whether they are new.
+        records: What is stored of them now.
+        stored: What comes from the store, or from another version, by index.
     """
 
     table: Table
-    places: list[int]
-    claimed: list[Claimed]
-    stored: list[Stored | None]
+    places: Ints
+    rows: Ints
+    kept: Bools
+    created: Bools
+    records: Columns
+    stored: Mapping[int, Stored]
+
+
+class Columns(NamedTuple):
+    """Records that were granted, column by column; each has n items."""
+
+    keys: Sequence[Key]
+    epochs: Positions
+    positions: Positions
+    writers: Array
+    incarnations: Positions
+    ephemeral: Bools
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Columns:
+        """The columns of some records, one at least."""
+        keys, _, epochs, positions, writers, incarnations, ephemeral, *_ = zip(*records, strict=True)
+        return cls(
+            keys,
+            np.asarray(epochs, np.uint64),
+            np.asarray(positions, np.uint64),
+            np.frombuffer(b"".join(writers), "V16"),
+            np.asarray(incarnations, np.uint64),
+            np.asarray(ephemeral, np.bool_),
+        )
 
 
 class Promise:
@@ -111,51 +143,70 @@ class Placement:
         self,
         opening: Opening,
         target: Table,
-        held: Sequence[tuple[Table, int] | None],
-        places: Sequence[int],
+        held: Held,
+        places: Ints,
         claims: Sequence[Claim],
         answers: Sequence[Claimed],
         moves: Mapping[int, Move],
-        refused: dict[int, errors.StatestreamError],
-    ) -> list[Granted]:
-        """Granted claims by table; the others go to `refused`.
+    ) -> tuple[list[Granted], dict[int, errors.StatestreamError]]:
+        """Sorts what the store answered.
 
         A record that cannot be read is refused although it was claimed: it stays as it is, for a server that can.
 
         Args:
             opening: Asked for them.
             target: The table of the version that the claims name.
-            held: [N] where the opening's sessions are in memory.
-            places: Which of them were claimed.
-            claims: Their claims.
-            answers: What the store answered.
+            held: Where the opening's sessions are in memory.
+            places: [n] which of them were claimed.
+            claims: [n] their claims.
+            answers: [n] what the store answered.
             moves: What sessions of other versions took along.
-            refused: Takes what is not granted.
+
+        Returns:
+            Granted claims by table, and why others are not, by their place.
         """
-        groups: dict[int, Granted] = {}
-        for place, claim, answer in zip(places, claims, answers, strict=True):
-            if answer.verdict not in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN) or answer.record is None:
-                refused[place] = refusal(opening, place, claim, answer)
-                continue
-            where = held[place] if answer.verdict is Verdict.HELD else None
-            move = moves.get(place) if moves else None
-            table = where[0] if where is not None and move is None else target
+        verdicts = np.fromiter([verdict for verdict, _ in answers], np.int8, len(answers))
+        good = verdicts <= Verdict.TAKEN
+        refused = {
+            int(places[index]): refusal(opening, int(places[index]), claims[index], answers[index])
+            for index in np.flatnonzero(~good).tolist()
+        }
+        moved = np.isin(places, np.fromiter(moves, np.int64, len(moves)))
+        stays = (verdicts == Verdict.HELD) & ~moved
+        stored = dict[int, Stored]()
+        for index in np.flatnonzero(good & ((verdicts == Verdict.TAKEN) | moved)).tolist():
+            place = int(places[index])
             try:
-                stored = move.stored if move is not None else self._decode(opening, place, table, answer)
+                move = moves.get(place)
+                found = move.stored if move is not None else self._decode(opening, place, target, answers[index])
             except errors.StatestreamError as error:
-                refused[place] = error
+                refused[place], good[index] = error, False
                 continue
-            group = groups.get(id(table))
-            if group is None:
-                group = groups[id(table)] = Granted(table, [], [], [])
-            group.places.append(place)
-            group.claimed.append(answer)
-            group.stored.append(stored)
-        return list(groups.values())
+            if found is not None:
+                stored[index] = found
+        groups = list[Granted]()
+        for table in dict.fromkeys((target, *held.tables)):
+            here = held.within(table)[places]
+            # What goes on as it is does so where it is; the rest comes to the version that was claimed.
+            at = np.flatnonzero(good & np.where(stays, here, table is target))
+            if len(at):
+                chosen = at.tolist()
+                groups.append(
+                    Granted(
+                        table,
+                        places[at],
+                        np.where(here[at], held.rows[places[at]], NOWHERE),
+                        stays[at],
+                        np.asarray(verdicts[at] == Verdict.CREATED),
+                        Columns.of([record for index in chosen if (record := answers[index].record) is not None]),
+                        {to: stored[index] for to, index in enumerate(chosen) if index in stored} if stored else {},
+                    )
+                )
+        return groups, refused
 
     def _decode(self, opening: Opening, place: int, table: Table, answer: Claimed) -> Stored | None:
         record, session = answer.record, opening.ids[place]
-        if answer.verdict is not Verdict.TAKEN or record is None:
+        if record is None:
             return None
         if record.blob is None:
             if record.position:
@@ -181,77 +232,59 @@ class Placement:
                 self._saver.layout(table).fingerprint,
             )
 
-    def install(
-        self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None], promise: Promise
-    ) -> Opened:
+    def install(self, opening: Opening, group: Granted, held: Held, promise: Promise) -> Opened:
         """Makes rows of granted claims and binds them to their stream. The slab must be still.
 
         Raises:
             TooManySessions: A session was taken that was believed to be elsewhere, and there is no row for it.
         """
-        table, places = group.table, np.asarray(group.places, np.int64)
+        table, places, records, kept = group.table, group.places, group.records, group.kept
         rows = self._rows(opening, group, held, promise)
-        positions = np.asarray([a.record.position for a in group.claimed if a.record], np.uint64)
-        verdicts = [answer.verdict for answer in group.claimed]
-        created = np.asarray([verdict is Verdict.CREATED for verdict in verdicts])
-        stays = [(where := held[place]) is not None and where[0] is table for place in group.places]
-        kept = np.asarray(
-            [v is Verdict.HELD and s is None and here for v, s, here in zip(verdicts, group.stored, stays, strict=True)]
-        )
         handles = opening.handles[places] if opening.handles is not None else np.zeros(len(rows), np.uint32)
         bindings = self._peers.bind(table, rows, opening.owner, handles)
-        self._peers.claimed((a.record.key for a in group.claimed if a.record), opening.owner, handles)
+        self._peers.claimed(records.keys, opening.owner, handles)
         table.clear_columns(rows[~kept])
-        fresh = np.asarray([item is None for item in group.stored]) & ~kept
+        fresh = ~kept
+        fresh[[*group.stored]] = False
         if opening.start is not None:
-            fresh &= ~created
-            self._begin(table, rows[created], opening.start.some(places[created]))
+            fresh &= ~group.created
+            self._begin(table, rows[group.created], opening.start.some(places[group.created]))
         if fresh.any():
             table.rows.reset(rows[fresh])
-        self._revive(table, rows, group.stored, positions)
+        self._revive(table, rows, group.stored, records.positions)
         # In mode none the store knows a session as it began, and promises nothing.
-        table.durable[rows] = 0 if self._saver.mode == Durability.NONE else positions
+        table.durable[rows] = 0 if self._saver.mode == Durability.NONE else records.positions
         # Where the store was emptied it has, at position 0, nothing of a row that is held.
-        table.dirty[rows[kept & ((positions < table.position[rows]) | (positions == 0))]] = True
+        behind = (records.positions < table.position[rows]) | (records.positions == 0)
+        table.dirty[rows[kept & behind]] = True
         table.queued[rows] = table.position[rows]
-        table.epoch[rows] = [answer.record.epoch for answer in group.claimed if answer.record]
-        table.incarnation[rows] = [answer.record.incarnation for answer in group.claimed if answer.record]
-        table.writer[rows] = np.frombuffer(
-            b"".join(answer.record.writer for answer in group.claimed if answer.record), "V16"
-        )
-        table.ephemeral[rows] = [answer.record.ephemeral for answer in group.claimed if answer.record]
+        table.epoch[rows] = records.epochs
+        table.incarnation[rows] = records.incarnations
+        table.writer[rows] = records.writers
+        table.ephemeral[rows] = records.ephemeral
         table.used[rows] = self._clock()
         # What was never applied cannot be acknowledged: its reply is still to come.
         acked = np.maximum(np.minimum(opening.acked_positions[places], table.position[rows]), table.acked[rows])
         table.acked[rows] = acked
         table.replies.acknowledge(rows, acked)
-        return Opened(table, rows, places, bindings, created, table.claims(rows))
+        return Opened(table, rows, places, bindings, group.created, table.claims(rows))
 
-    def _rows(
-        self, opening: Opening, group: Granted, held: Sequence[tuple[Table, int] | None], promise: Promise
-    ) -> Ints:
-        """The rows of granted claims: the ones held, or new ones."""
-        table, rows, missing = group.table, np.empty(len(group.places), np.int64), list[int]()
-        for index, place in enumerate(group.places):
-            where = held[place]
-            if where is not None and where[0] is table:
-                rows[index] = where[1]
-            else:
-                missing.append(index)
-        if not missing:
-            return rows
+    def _rows(self, opening: Opening, group: Granted, held: Held, promise: Promise) -> Ints:
+        """The rows of granted claims: the ones that have them, or new ones."""
+        table, missing = group.table, np.flatnonzero(group.rows == NOWHERE)
+        if not len(missing):
+            return group.rows
+        rows, places = group.rows.copy(), group.places[missing]
         more = table.allocate(max(0, len(missing) - promise.left))
         new = np.concatenate([promise.take(len(missing) - len(more)), more])
         rows[missing] = new
-        places = [group.places[index] for index in missing]
-        for place in places:
-            where = held[place]
-            if where is not None:
-                other = np.asarray([where[1]])
-                handles = opening.handles[place : place + 1] if opening.handles is not None else np.zeros(1, np.uint32)
-                self._peers.take(where[0], other, opening.owner, handles)
-                where[0].release(other)
-        table.bind_ids(new, [opening.ids[place] for place in places])
+        for other, at, theirs in held.by_table():
+            gone = np.isin(at, places) if other is not table else np.zeros(len(at), np.bool_)
+            if gone.any():
+                handles = opening.handles[at[gone]] if opening.handles is not None else np.zeros(gone.sum(), np.uint32)
+                self._peers.take(other, theirs[gone], opening.owner, handles)
+                other.release(theirs[gone])
+        table.bind_ids(new, [opening.ids[place] for place in places.tolist()])
         return rows
 
     @staticmethod
@@ -261,9 +294,9 @@ class Placement:
         table.position[rows] = table.acked[rows] = start.positions
         table.request[rows] = start.requests
 
-    def _revive(self, table: Table, rows: Ints, stored: Sequence[Stored | None], positions: Positions) -> None:
+    def _revive(self, table: Table, rows: Ints, stored: Mapping[int, Stored], positions: Positions) -> None:
         """Writes stored sessions into their rows, with their kept replies."""
-        found = [(index, item) for index, item in enumerate(stored) if item is not None]
+        found = list(stored.items())
         if not found:
             return
         at = np.asarray([index for index, _ in found])

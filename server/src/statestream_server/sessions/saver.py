@@ -301,22 +301,22 @@ class Saver:
         for table, layout in list(self._layouts.values()):
             await self._save_rows(table, layout, np.flatnonzero(table.dirty & (table.epoch > 0)))
 
-    async def rest(self, rows: Sequence[tuple[Table, int]]) -> None:
+    async def rest(self, moving: Sequence[tuple[Table, Ints]]) -> None:
         """Returns when no write of these rows is on its way; none begins until they are dirty again.
 
         For sessions that move to another version: a write of the old one behind the claim would undo the move.
         """
         while True:
-            for table, row in rows:
-                table.dirty[row] = False
-            if not any(row in self._captured(table) for table, row in rows):
+            for table, rows in moving:
+                table.dirty[rows] = False
+            if not any(np.isin(rows, self._captured(table)).any() for table, rows in moving):
                 return
             await asyncio.sleep(_REST_SECONDS)
 
-    def _captured(self, table: Table) -> set[int]:
+    def _captured(self, table: Table) -> Ints:
         """Rows of a table that are captured for a write whose end is not known."""
-        captures = (one for other, some in self._writing.values() if other is table for one in some)
-        return {row for capture in captures for row in capture.rows.tolist()}
+        captures = (one.rows for other, some in self._writing.values() if other is table for one in some)
+        return np.concatenate([np.empty(0, np.int64), *captures])
 
     async def _save_rows(self, table: Table, layout: Layout, dirty: Ints) -> None:
         """Writes those of the rows that are dirty still when their turn comes."""

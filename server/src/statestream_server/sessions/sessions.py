@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from statestream_server.engine.table import UNBOUND, Claiming, Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
 from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.held import Held
 from statestream_server.sessions.openings import (
     Carried,
     Opened,
@@ -54,28 +55,28 @@ class _Ready:
     Attributes:
         opening: It, with the whole state of new sessions.
         table: Of the version that is claimed.
-        held: [N] where its sessions are in memory.
-        places: Which of them are claimed.
+        held: Where its sessions are in memory.
+        places: [n] which of them are claimed.
         claims: Their claims.
         moves: What sessions of other versions take along.
         refused: Why others are not claimed.
         promise: Rows for those that are not in memory.
         claiming: The rows of those that are.
         turn: Its turn on the sessions.
-        resting: Rows that are not saved meanwhile, because their sessions move, and their serials.
+        resting: Rows that are not saved meanwhile, because their sessions move.
     """
 
     opening: Opening
     table: Table
-    held: Sequence[tuple[Table, int] | None]
-    places: Sequence[int]
+    held: Held
+    places: Ints
     claims: Sequence[Claim]
     moves: Mapping[int, Move]
-    refused: dict[int, errors.StatestreamError]
+    refused: Mapping[int, errors.StatestreamError]
     promise: Promise
     claiming: Claiming
     turn: Turn
-    resting: Sequence[tuple[Table, int, int]]
+    resting: Sequence[_Resting]
 
     def end(self) -> None:
         """Gives back what is not needed any more."""
@@ -85,11 +86,18 @@ class _Ready:
         self.turn.end()
 
 
-def _rouse(resting: Sequence[tuple[Table, int, int]]) -> None:
+class _Resting(NamedTuple):
+    """Rows [n] that are not saved, and the serials [n] by which they are known."""
+
+    table: Table
+    rows: Ints
+    serials: Ints
+
+
+def _rouse(resting: Sequence[_Resting]) -> None:
     """Has rows saved again that did not move after all."""
-    for table, row, serial in resting:
-        if int(table.serial[row]) == serial and int(table.epoch[row]):
-            table.dirty[row] = True
+    for table, rows, serials in resting:
+        table.dirty[rows[(table.serial[rows] == serials) & (table.epoch[rows] > 0)]] = True
 
 
 class Sessions:
@@ -136,14 +144,6 @@ class Sessions:
             if row is not None:
                 return table, row
         return None
-
-    def _find_all(self, opening: Opening) -> list[tuple[Table, int] | None]:
-        held: list[tuple[Table, int] | None] = [None] * len(opening.ids)
-        for table in reversed(self._registry.tables(opening.model)):
-            for place, row in enumerate(map(table.row_of.get, opening.ids)):
-                if row is not None:
-                    held[place] = table, row
-        return held
 
     async def open(self, opening: Opening) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         """Opens or resumes sessions and fences whoever had them.
@@ -193,29 +193,28 @@ class Sessions:
         """
         turn, claiming = self.turns.take(opening.model, opening.ids), Claiming()
         promise: Promise | None = None
-        resting = list[tuple[Table, int, int]]()
+        resting = list[_Resting]()
         try:
             await turn.come()
             if self._registry.table(opening.model, table.model.version) is not table:
                 turn.end()
                 return None
             held = await self._settled(opening, claiming)
-            here = np.asarray([where[1] for where in held if where is not None and where[0] is table], np.int64)
-            comes = opening.upgrade or opening.mode is Mode.REPLACE
-            coming = sum(where is None or (comes and where[0] is not table) for where in held)
-            promise = await self.placement.promise(table, coming, keep=here)
+            here = held.within(table)
+            coming = ~here if opening.upgrade or opening.mode is Mode.REPLACE else ~held.here
+            promise = await self.placement.promise(table, int(coming.sum()), keep=held.rows[here])
             opening = await self._with_start(opening, table)
             moves = dict[int, Move]()
             refused = {**pinned_elsewhere(opening, held), **outbid(opening, held)}
             if opening.upgrade:
-                moving = [where for where in held if where is not None and where[0] is not table]
-                resting += [(source, row, int(source.serial[row])) for source, row in moving]
+                moving = [(source, rows) for source, _, rows in held.by_table() if source is not table]
+                resting += [_Resting(source, rows, source.serial[rows]) for source, rows in moving]
                 await self._saver.rest(moving)
                 moves, unfit = await self._versions.prepare(opening, table, held)
                 refused |= unfit
                 if self._registry.table(opening.model, table.model.version) is not table:
                     raise errors.ModelNotFound(f"version {version} of {opening.model!r} was unloaded meanwhile")
-            places = [place for place in range(len(opening.ids)) if place not in refused]
+            places = np.delete(np.arange(len(opening.ids)), [*refused])
             carried = self._carried(opening, table, moves)
             for place, state in carried.items():
                 self._saver.check_size(opening.ids[place], len(state.blob or b""))
@@ -240,18 +239,20 @@ class Sessions:
         Returns:
             What is open, why others are not, and which are pinned to other versions: nothing of these was claimed.
         """
-        opening, table, held, refused = ready.opening, ready.table, ready.held, ready.refused
+        opening, table, held = ready.opening, ready.table, ready.held
         try:
             asked, resets = self._contact.ask(), self._contact.resets
             answers = await self._store.claim(ready.claims)
             elsewhere = pinned_to_others(opening, ready.places, answers)
             if opening.upgrade:
-                again = [p for p, a in zip(ready.places, answers, strict=True) if a.verdict is Verdict.OTHER]
+                other = [answer.verdict is Verdict.OTHER for answer in answers]
+                again = ready.places[other].tolist()
                 elsewhere = {opening.version: again} if again else {}
             self._drop_stale(held, ready.places, answers)
-            granted = self.placement.grant(
-                opening, table, held, ready.places, ready.claims, answers, ready.moves, refused
+            granted, refusals = self.placement.grant(
+                opening, table, held, ready.places, ready.claims, answers, ready.moves
             )
+            refused = {**ready.refused, **refusals}
             for place in itertools.chain.from_iterable(elsewhere.values()):
                 del refused[place]
             opened = list[Opened]()
@@ -260,7 +261,7 @@ class Sessions:
                     try:
                         opened.append(self.placement.install(opening, group, held, ready.promise))
                     except errors.TooManySessions as error:
-                        refused.update(dict.fromkeys(group.places, error))
+                        refused.update(dict.fromkeys(group.places.tolist(), error))
             for part in opened:
                 self._contact.answered(asked, part.table, part.rows)
                 if self._contact.resets != resets:  # The store was emptied behind the claim.
@@ -270,18 +271,16 @@ class Sessions:
             ready.end()
             self._saver.look_again()
 
-    def _drop_stale(
-        self, held: Sequence[tuple[Table, int] | None], places: Sequence[int], answers: Sequence[Claimed]
-    ) -> None:
+    def _drop_stale(self, held: Held, places: Ints, answers: Sequence[Claimed]) -> None:
         """Drops rows that a claim which was not granted found overtaken."""
-        moved = errors.SessionMoved("another server took the session over")
-        for place, (verdict, record) in zip(places, answers, strict=True):
-            where = held[place]
-            if where is None or record is None or verdict in (Verdict.CREATED, Verdict.HELD, Verdict.TAKEN):
-                continue
-            table, row = where
-            if record.live and record.fence > int(table.epoch[row]):
-                self.drop(table, np.asarray([row]), moved)
+        fences = np.zeros(len(held.rows), np.uint64)
+        for place, (verdict, record) in zip(places.tolist(), answers, strict=True) if held.here.any() else ():
+            if verdict > Verdict.TAKEN and record is not None and record.live:
+                fences[place] = record.fence
+        for table, at, rows in held.by_table():
+            stale = rows[fences[at] > table.epoch[rows]]
+            if len(stale):
+                self.drop(table, stale, errors.SessionMoved("another server took the session over"))
 
     async def _with_start(self, opening: Opening, table: Table) -> Opening:
         """An opening that says the whole state of new sessions, where it says anything of it."""
@@ -571,31 +570,22 @@ class Sessions:
         # One that was opened here again meanwhile is in use.
         table.release(rows[(table.serial[rows] == serials) & (table.epoch[rows] == 0)])
 
-    async def _settled(self, opening: Opening, claiming: Claiming) -> list[tuple[Table, int] | None]:
+    async def _settled(self, opening: Opening, claiming: Claiming) -> Held:
         """Where the sessions are once what they had queued has run; until they are bound anew, nothing joins it.
 
         The claim before this one keeps what it sent in time: if this claim is refused, nothing happened to it.
         """
         while True:
-            held = self._find_all(opening)
+            held = Held.find(self._registry.tables(opening.model), opening.ids)
             claiming.end()
-            there = _by_table(held)
-            for table, rows in there:
+            there = [*held.by_table()]
+            for table, _, rows in there:
                 claiming.mark(table, rows)
             self.placement.pass_on()
             waits = False
-            for table, rows in there:
+            for table, _, rows in there:
                 if not table.lane.idle(rows).all():
                     waits = True
                     await self._engine.settled(table, rows)
             if not waits:
                 return held
-
-
-def _by_table(held: Sequence[tuple[Table, int] | None]) -> list[tuple[Table, Ints]]:
-    """The rows of sessions that are in memory, by table."""
-    found = dict[int, tuple[Table, list[int]]]()
-    for where in held:
-        if where is not None:
-            found.setdefault(id(where[0]), (where[0], []))[1].append(where[1])
-    return [(table, np.asarray(rows, np.int64)) for table, rows in found.values()]

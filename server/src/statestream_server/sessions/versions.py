@@ -21,6 +21,7 @@ from statestream_server.engine.table import Table
 from statestream_server.models.rows import Column
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
+from statestream_server.sessions.held import Held
 from statestream_server.sessions.openings import Carried, Opening
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
@@ -50,7 +51,7 @@ class Versions:
         self._store = store
 
     async def prepare(
-        self, opening: Opening, table: Table, held: Sequence[tuple[Table, int] | None]
+        self, opening: Opening, table: Table, held: Held
     ) -> tuple[dict[int, Move], dict[int, errors.StatestreamError]]:
         """Makes what sessions of other versions take along to `table`, and finds those that cannot move.
 
@@ -60,7 +61,7 @@ class Versions:
         Args:
             opening: Asks for the move.
             table: Of the version that is asked for.
-            held: [N] where the sessions are in memory; nothing is queued for them.
+            held: Where the sessions are in memory; nothing is queued for them.
 
         Returns:
             Those that move, and why others cannot, by their place.
@@ -71,7 +72,7 @@ class Versions:
         moves, refused = dict[int, Move](), dict[int, errors.StatestreamError]()
         if opening.mode in (Mode.CREATE, Mode.REPLACE):
             return moves, refused
-        stored = [place for place, where in enumerate(held) if where is None]
+        stored = np.flatnonzero(~held.here).tolist()
         keys = [Key(TENANT, opening.model, opening.ids[place]) for place in stored]
         for place, record in zip(stored, await self._store.load(keys) if keys else (), strict=True):
             try:
@@ -81,22 +82,18 @@ class Versions:
                         moves[place] = move
             except errors.StatestreamError as error:
                 refused[place] = error
-        moving = dict[int, tuple[Table, list[int], list[int]]]()
-        for place, where in enumerate(held):
-            if where is None or where[0] is table:
-                continue
-            try:
-                self._check_row(opening, place, table, *where)
-                _, places, rows = moving.setdefault(id(where[0]), (where[0], [], []))
-                places.append(place)
-                rows.append(where[1])
-            except errors.ModelChanged as error:
-                refused[place] = error
+        moving = [here for here in held.by_table() if here.table is not table]
+        for source, places, rows in moving:
+            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+                try:
+                    self._check_row(opening, place, table, source, row)
+                except errors.ModelChanged as error:
+                    refused[place] = error
         async with self._engine.still():
-            for source, places, rows in moving.values():
-                for place, row, item in zip(
-                    places, rows, self._lift(source, np.asarray(rows, np.int64), table), strict=True
-                ):
+            for source, places, rows in moving:
+                fit = ~np.isin(places, [*refused])
+                lifted = self._lift(source, rows[fit], table)
+                for place, row, item in zip(places[fit].tolist(), rows[fit].tolist(), lifted, strict=True):
                     moves[place] = self._move(table, item, int(source.position[row]), int(source.epoch[row]))
         return moves, refused
 

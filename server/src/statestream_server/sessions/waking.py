@@ -11,6 +11,7 @@ from statestream_server.arrays import Array, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions.contact import Asked, Contact
+from statestream_server.sessions.held import Held
 from statestream_server.sessions.openings import Opened, Opening, claims_of, unloadable
 from statestream_server.sessions.peers import Sleeper
 from statestream_server.sessions.sessions import Sessions
@@ -92,15 +93,17 @@ class Waking:
                 refused[place] = unloadable(opening, place, record.version, unloaded[record.version])
             else:
                 places.setdefault(record.version, []).append(place)
-        nowhere, opened = [None] * len(sleepers), list[Opened]()
-        for version, some in places.items():
+        nowhere, opened = Held.nowhere(len(sleepers)), list[Opened]()
+        for version, chosen in places.items():
+            some = np.asarray(chosen)
             table = await self._sessions.table(opening.model, version)
             claims = claims_of(opening, version, some, nowhere, self._contact.owner)
-            answers = [Claimed(Verdict.TAKEN, stored[place]) for place in some]
+            answers = [Claimed(Verdict.TAKEN, stored[place]) for place in chosen]
             staying = [np.empty(0, np.int64), *(rows for other, rows in keep if other is table)]
             promise = await self._placement.promise(table, len(some), keep=np.concatenate(staying))
             try:
-                granted = self._placement.grant(opening, table, nowhere, some, claims, answers, {}, refused)
+                granted, refusals = self._placement.grant(opening, table, nowhere, some, claims, answers, {})
+                refused |= refusals
                 async with self._engine.still():
                     opened += [self._placement.install(opening, group, nowhere, promise) for group in granted]
             finally:

@@ -73,27 +73,27 @@ class Claim(NamedTuple):
     blob: bytes | None = None
 
 
-class Verdict(enum.Enum):
-    """How a claim went. Only CREATED, HELD and TAKEN change the store."""
+class Verdict(enum.IntEnum):
+    """How a claim went. Only CREATED, HELD and TAKEN, the lowest, change the store."""
 
-    CREATED = "created"
+    CREATED = 1
     """There was no session (or mode was REPLACE): it starts with what the claim carries."""
-    HELD = "held"
+    HELD = 2
     """The row that this process holds is the newest state; it may go on with it."""
-    TAKEN = "taken"
+    TAKEN = 3
     """The stored record is the newest state; a row this process still holds is stale."""
-    EXISTS = "exists"
+    EXISTS = 4
     """Mode was CREATE and the session exists."""
-    MISSING = "missing"
+    MISSING = 5
     """Mode was RESUME and there is no session."""
-    REFUSED = "refused"
+    REFUSED = 6
     """A claim with a higher incarnation came first."""
-    LOST = "lost"
+    LOST = 7
     """What is left ends below the position from which the caller can replay."""
-    OTHER = "other"
+    OTHER = 8
     """The stored session is pinned to another version, and the claim was for exactly one; or it is not any more what
     the claim's state was made of."""
-    UNKNOWN = "unknown"
+    UNKNOWN = 9
     """A newer release wrote the record, which stays as it is."""
 
 
