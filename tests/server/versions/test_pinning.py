@@ -137,3 +137,25 @@ async def test_a_claim_for_another_version_fences_nobody(both: Path, url: str) -
         assert (refused.reason, "pinned to version 1, 2 was asked for" in refused.message) == ("MODEL_CHANGED", True)
         assert sums(await old.step(0, 2, numbers(3))) == [6]
         assert (await record(two)).epoch == opened.epoch
+
+
+async def test_the_row_that_a_moved_session_left_behind_refuses_nobody(both: Path, url: str) -> None:
+    """The session moved to version 2 on another server, and comes back: the row of version 1 here is nobody's."""
+    async with (
+        serving(both, store=url, checkpoint_interval=LONG) as here,
+        serving(both, store=url, checkpoint_interval=LONG) as there,
+    ):
+        async with Speaker(here.channel, MODEL) as speaker:
+            await started(speaker)
+            await speaker.flush(0)
+            await speaker.close(0)
+        async with Speaker(there.channel, MODEL) as speaker:
+            moved = await speaker.open_one("a", **TO_2)
+            assert sums(await speaker.step(0, 2, numbers(1))) == [13]
+            await speaker.flush(0)
+        assert table_of(here, 1).sessions == 1
+        async with Speaker(here.channel, MODEL) as speaker:
+            opened = await speaker.open_one("a", version=2)
+            assert (opened.version, opened.position, opened.epoch > moved.epoch) == (2, 3, True)
+            assert sums(await speaker.step(0, 3, numbers(1))) == [23]
+            assert table_of(here, 1).sessions == 0

@@ -200,6 +200,8 @@ class Sessions:
                 turn.end()
                 return None
             held = await self._settled(opening, claiming)
+            if await self._drop_overtaken(opening, held):
+                held = await self._settled(opening, claiming)
             here = held.within(table)
             coming = ~here if opening.upgrade or opening.mode is Mode.REPLACE else ~held.here
             promise = await self.placement.promise(table, int(coming.sum()), keep=held.rows[here])
@@ -270,6 +272,26 @@ class Sessions:
         finally:
             ready.end()
             self._saver.look_again()
+
+    async def _drop_overtaken(self, opening: Opening, held: Held) -> bool:
+        """Drops rows because of which an opening would be refused, where they are not the sessions any more.
+
+        A session that moved to another version on another server may have left its old row here, which nobody has
+        asked for since. Whether there were any.
+
+        Raises:
+            StoreUnavailable: It is not known.
+        """
+        dropped = False
+        for table, places, rows in held.by_table():
+            if not set(pinned_elsewhere(opening, held)).isdisjoint(places.tolist()):
+                claims = table.claims(rows)
+                heads = await self._store.heads(table.keys(rows))
+                fences = [0 if head is None else head.fence if head.live else head.epoch + 1 for head in heads]
+                stale = rows[table.are_claimed(rows, claims) & (np.asarray(fences, np.uint64) > claims[1])]
+                dropped |= len(stale) > 0
+                self.drop(table, stale, errors.SessionMoved("another server took the session over"))
+        return dropped
 
     def _drop_stale(self, held: Held, places: Ints, answers: Sequence[Claimed]) -> None:
         """Drops rows that a claim which was not granted found overtaken."""
