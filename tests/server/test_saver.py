@@ -141,7 +141,7 @@ async def test_a_session_that_is_being_written_stays_in_memory_until_the_store_h
         await stepped(speaker, 2)
         await speaker.flush(0, 1)
         gate, table = Gate(local, monkeypatch), local.table(MODEL)
-        local.server.saver.register_again()
+        local.server.saver.unsaved.everything()
         await local.until(lambda: len(gate.records) == 1)
         await local.server.sessions.hibernate(table, float("inf"))
         assert table.sessions == 2

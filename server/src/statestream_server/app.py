@@ -45,7 +45,6 @@ from statestream_server.edges.grpc.model import ModelServicer
 from statestream_server.edges.grpc.session import SessionServicer
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.table import Table
 from statestream_server.lag import Lag, Turns
 from statestream_server.models.files import repository
 from statestream_server.models.graphs import runtime
@@ -55,10 +54,11 @@ from statestream_server.server import Readiness, Server
 from statestream_server.sessions.accounts import Accounts, Budgets
 from statestream_server.sessions.contact import Contact
 from statestream_server.sessions.copies import Copies
+from statestream_server.sessions.departures import Departures
 from statestream_server.sessions.intake import Intake
 from statestream_server.sessions.peers import Peers
 from statestream_server.sessions.placement import Placement
-from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.saver import Saver, Unsaved
 from statestream_server.sessions.sessions import Sessions
 from statestream_server.sessions.tray import Tray
 from statestream_server.sessions.unary import Unary
@@ -252,17 +252,14 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     fingerprint = runtime.fingerprint(device)
     turns = Turns()
     engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
-
-    def fenced(table: Table, rows: Any, error: errors.StatestreamError) -> None:
-        sessions.drop(table, rows, error)
-
+    departures, unsaved = Departures(engine, peers), Unsaved(engine.tables)
     contact = Contact(
         store,
         secrets.token_hex(8),
         settings.checkpoint_interval,
-        tables=lambda: saver.tables(),
-        on_fenced=fenced,
-        on_reset=lambda: saver.register_again(),
+        tables=engine.tables,
+        on_fenced=departures.drop,
+        on_reset=unsaved.everything,
     )
     saver = Saver(
         store,
@@ -270,8 +267,9 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         contact,
         settings.durability,
         settings.checkpoint_interval,
+        unsaved,
         on_durable=peers.durable,
-        on_fenced=fenced,
+        on_fenced=departures.drop,
     )
     registry = Registry(
         settings.models,
@@ -283,12 +281,11 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         limits=settings.trial,
         quarantine=quarantine,
     )
-    intake = Intake(engine, saver, settings.limits, time.monotonic)
+    placement = Placement(engine, saver, peers, time.monotonic)
+    intake = Intake(engine, saver, settings.limits, time.monotonic, on_crowded=placement.make_way)
     tray = Tray(intake, engine)
     versions = Versions(registry, engine, saver, store)
-    placement = Placement(engine, saver, peers, time.monotonic, pass_on=tray.empty)
-    sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, time.time)
-    intake.crowded = sessions.make_way
+    sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, departures, time.time)
     copies = Copies(
         registry,
         sessions,

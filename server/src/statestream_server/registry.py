@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from statestream.contract import errors
-from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.models.files import repository
@@ -22,8 +21,6 @@ from statestream_server.models.proof import loading
 from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.models.rows import Column
 from statestream_server.quarantine.quarantine import Quarantine
-from statestream_server.sessions.records import Layout
-from statestream_server.sessions.saver import Saver
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +36,16 @@ class Served:
     table: Table | None
 
 
+class TableSaver(Protocol):
+    """What saves the sessions of tables."""
+
+    def add(self, table: Table, fingerprint: str) -> None:
+        """Saves a table's from now on; `fingerprint` says what its model runs on."""
+
+    def remove(self, table: Table) -> None:
+        """Saves them no longer."""
+
+
 class Registry:
     """Loaded versions by model name, and those that failed."""
 
@@ -46,7 +53,7 @@ class Registry:
         self,
         folder: Path,
         engine: Engine,
-        saver: Saver,
+        saver: TableSaver,
         *,
         device: Device,
         batch_policy: BatchPolicy,
@@ -264,10 +271,5 @@ class Registry:
             return None
         table = Table(model, model.rows, max_rows=self._max_sessions)
         self._engine.add(table)
-        outputs = [Column(spec.name, numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
-        fingerprint = hashlib.blake2b(runtime.fingerprint(self._device).encode(), digest_size=8).digest()
-        layout = Layout(
-            bytes.fromhex(model.digest)[:16], int.from_bytes(fingerprint, "little"), model.rows.columns, outputs
-        )
-        self._saver.add(table, layout)
+        self._saver.add(table, runtime.fingerprint(self._device))
         return table

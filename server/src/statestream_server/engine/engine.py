@@ -119,6 +119,10 @@ class Engine:
         """Serves it no longer; nothing of it may be queued."""
         del self._lanes[id(table)]
 
+    def tables(self) -> list[Table]:
+        """The tables that are served."""
+        return [lane.table for lane in self._lanes.values()]
+
     def check(self, table: Table) -> None:
         """Checks that a table is served still: what is submitted to another is never run.
 
@@ -207,6 +211,11 @@ class Engine:
     def queued(self) -> int:
         """Chunks that wait or run."""
         return sum(lane.table.lane.queued for lane in self._lanes.values())
+
+    def take_in(self) -> None:
+        """Has chunks that just arrived submitted; call it before anything that must come after them."""
+        for hand_over in self.feeds:
+            hand_over()
 
     def wake(self, arrived: int = 0) -> None:
         """Lets the engine look for work in the next turn of the loop, as so many chunks or calls arrived."""

@@ -138,13 +138,23 @@ class Receiver(Protocol):
 class Intake:
     """Takes chunks in."""
 
-    def __init__(self, engine: Engine, saver: Saver, limits: Limits, clock: Callable[[], float]) -> None:
-        """Chunks go to `engine`, their replies through `saver`; `clock` gives Unix time."""
+    def __init__(
+        self,
+        engine: Engine,
+        saver: Saver,
+        limits: Limits,
+        clock: Callable[[], float],
+        *,
+        on_crowded: Callable[[Table], None],
+    ) -> None:
+        """Chunks go to `engine`, their replies through `saver`; `clock` gives Unix time.
+
+        `on_crowded` hears that replies kept for sessions that nobody has take the room of a table's replies.
+        """
         self._engine = engine
         self._saver = saver
         self._limits = limits
-        self.crowded: Callable[[Table], None] = lambda table: None
-        """Hears that replies kept for sessions that nobody has take the room of a table's replies."""
+        self._on_crowded = on_crowded
         self._over: tuple[int, float, Ints] = (0, 0.0, _NOBODY)
         self._most_answer = min(limits.max_answer_bytes, limits.max_kept_bytes)
         self._most_steps = limits.max_chunk_steps * limits.max_unacknowledged_chunks
@@ -236,7 +246,7 @@ class Intake:
             kept, most = np.bincount(index, steps * table.output_bytes, len(owners)), self._limits.max_replies_bytes
             crowded = kept.sum() > most
             if not crowded:
-                self.crowded(table)
+                self._on_crowded(table)
             over = owners[kept > most / max(1, int(np.count_nonzero(kept)))] if crowded else _NOBODY
             self._over = id(table), self._clock() + _LOOK_SECONDS, over
         return self._over[2]

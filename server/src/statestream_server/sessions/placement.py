@@ -5,6 +5,7 @@ Nothing here decides whether a claim is granted: that is the store's (stores/bas
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from statestream.contract import errors
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
-from statestream_server.engine.table import Table
+from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions import records
 from statestream_server.sessions.held import NOWHERE, Held
 from statestream_server.sessions.openings import Opened, Opening, Start, refusal
@@ -111,10 +112,8 @@ class Placement:
         saver: Saver,
         peers: Peers,
         clock: Callable[[], float],
-        *,
-        pass_on: Callable[[], None],
     ) -> None:
-        """`clock` gives seconds and is never set, `pass_on` queues chunks that just arrived."""
+        """`clock` gives seconds and is never set."""
         self.foreign = 0
         """Sessions whose record was written by another runtime or processor, so far."""
         self._reported: set[tuple[str, int, int]] = set()
@@ -122,7 +121,7 @@ class Placement:
         self._saver = saver
         self._peers = peers
         self._clock = clock
-        self.pass_on = pass_on
+        self._making_way: dict[int, asyncio.Task[None]] = {}
 
     async def promise(self, table: Table, count: int, *, keep: Ints) -> Promise:
         """Hands out rows for sessions that are not in memory; those not used for longest make room.
@@ -353,7 +352,7 @@ class Placement:
         """Rows that the store knows as they are and that have nothing to do."""
         if self._saver.mode == Durability.NONE or not table.sessions:
             return np.empty(0, np.int64)
-        self.pass_on()
+        self._engine.take_in()
         rows = np.fromiter(table.row_of.values(), np.int64, table.sessions)
         clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
         clean &= ~np.isin(rows, self._saver.needed(table))
@@ -364,6 +363,18 @@ class Placement:
         """Frees rows that are `idle`; their streams keep the handles and wake the sessions by using them."""
         self._peers.hibernate(table, rows)
         table.release(rows)
+
+    def make_way(self, table: Table) -> None:
+        """Has sessions that nobody has leave memory, soon and with their replies, as far as the store knows them."""
+        if id(table) not in self._making_way:
+            task = asyncio.create_task(self._hibernate_detached(table), name="make-way")
+            self._making_way[id(table)] = task
+            task.add_done_callback(lambda _: self._making_way.pop(id(table)))
+
+    async def _hibernate_detached(self, table: Table) -> None:
+        rows = self.idle(table)
+        alone = (table.owner[rows] == UNBOUND) & (table.position[rows] > table.acked[rows])
+        self.hibernate(table, rows[alone & ~table.ephemeral[rows]])
 
 
 def _stacked(values: Sequence[Array]) -> Array:

@@ -26,8 +26,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from statestream.contract import errors
+from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine.replies import Reply, ReplyWindow
+from statestream_server.models.model import Model
 from statestream_server.models.rows import Column
 
 _FAMILY: Final = b"SSR"
@@ -83,6 +85,13 @@ class Layout:
     outputs_digest: int = field(init=False)
     row_bytes: int = field(init=False)
     step_bytes: int = field(init=False)
+
+    @classmethod
+    def of(cls, model: Model, columns: Sequence[Column], fingerprint: str) -> Layout:
+        """The records of a model's sessions; `fingerprint` names runtime, provider and hardware."""
+        outputs = [Column(spec.name, numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
+        number = int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "little")
+        return cls(model.mark, number, columns, outputs)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns_digest", _digest(self.columns))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final
@@ -59,6 +59,22 @@ class _Capture:
     records: list[Record]
 
 
+class Unsaved:
+    """What the store lacks of the tables, and whether it is to be saved at once."""
+
+    def __init__(self, tables: Callable[[], Iterable[Table]]) -> None:
+        """Nothing; `tables` gives the tables of all sessions."""
+        self._tables = tables
+        self.wanted = asyncio.Event()
+        """Set where a save is due before the interval is over."""
+
+    def everything(self) -> None:
+        """Every session is to be saved, because the store has none of them any more."""
+        for table in self._tables():
+            table.dirty[np.fromiter(table.row_of.values(), np.int64, table.sessions)] = True
+        self.wanted.set()
+
+
 class Saver:
     """Keeps the store up to date with the tables."""
 
@@ -69,6 +85,7 @@ class Saver:
         contact: Contact,
         mode: Durability,
         interval: float,
+        unsaved: Unsaved,
         *,
         on_durable: Rows,
         on_fenced: Callable[[Table, Ints, errors.StatestreamError], None],
@@ -81,10 +98,12 @@ class Saver:
             contact: Holds replies while it is open whose sessions they are; names this process in records.
             mode: When replies may leave.
             interval: Seconds between checkpoints in interval mode.
+            unsaved: Says that a save is due.
             on_durable: Hears of rows whose durable position rose; in sync mode the replies tell it.
             on_fenced: Hears of rows whose record a newer owner has.
         """
         self.mode = mode
+        self.unsaved = unsaved
         self.failures = 0
         """Writes that the store refused, since the last one that went well."""
         self._store = store
@@ -99,7 +118,7 @@ class Saver:
         self._writing: dict[int, tuple[Table, list[_Capture]]] = {}
         """What each write under way has captured; the store has not answered for it yet."""
         self._waiting: list[Held] = []
-        self._wanted = asyncio.Event()
+        self._wanted = unsaved.wanted
         self._cycle: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -135,9 +154,9 @@ class Saver:
                 held.let_go(np.ones(len(held.places), np.bool_), gone)
         self._waiting = []
 
-    def add(self, table: Table, layout: Layout) -> None:
-        """Watches a table."""
-        self._layouts[id(table)] = (table, layout)
+    def add(self, table: Table, fingerprint: str) -> None:
+        """Watches a table, whose model runs on what `fingerprint` says."""
+        self._layouts[id(table)] = (table, Layout.of(table.model, table.rows.columns, fingerprint))
 
     def remove(self, table: Table) -> None:
         """Watches it no longer."""
@@ -188,12 +207,6 @@ class Saver:
         """
         if size > MAX_RECORD_BYTES:
             raise _too_large(f"session {session!r}", size)
-
-    def register_again(self) -> None:
-        """Saves every session, because the store has none of them any more."""
-        for table in self.tables():
-            table.dirty[np.fromiter(table.row_of.values(), np.int64, table.sessions)] = True
-        self._wanted.set()
 
     async def released(self) -> None:
         """Returns when every reply that was given to `release` so far has left; later ones hold nobody up."""

@@ -18,6 +18,7 @@ from statestream_server.engine.table import UNBOUND, Claiming, Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
 from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.departures import Departures
 from statestream_server.sessions.held import Held
 from statestream_server.sessions.openings import (
     Carried,
@@ -113,6 +114,7 @@ class Sessions:
         placement: Placement,
         versions: Versions,
         contact: Contact,
+        departures: Departures,
         clock: Callable[[], float],
     ) -> None:
         """Nothing is open; `clock` gives Unix time."""
@@ -126,8 +128,8 @@ class Sessions:
         self.placement = placement
         self._versions = versions
         self._contact = contact
+        self._departures = departures
         self._clock = clock
-        self._making_way: dict[int, asyncio.Task[None]] = {}
         self._starts: dict[int, tuple[Table, list[Array]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         """What was begun and must end, whoever waits for it."""
@@ -352,6 +354,7 @@ class Sessions:
         """Returns when everything that was begun so far has ended."""
         if self._tasks:
             await asyncio.wait([*self._tasks])
+        await self._departures.finished()
 
     def is_loaded(self, model: str, version: int) -> bool:
         """Whether `table` does not have to load."""
@@ -461,7 +464,7 @@ class Sessions:
                     ):
                         left = rows[here() & which]
                         if len(left):
-                            self._let_go(table, left, error, asker if which is done else UNBOUND)
+                            self._departures.let_go(table, left, error, asker if which is done else UNBOUND)
                 return done
             except errors.StoreUnavailable:
                 claiming.end()
@@ -552,30 +555,7 @@ class Sessions:
 
     def drop(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Forgets rows whose sessions a newer owner has; the store is not touched."""
-        self._let_go(table, rows[table.epoch[rows] > 0], error, UNBOUND)
-
-    def _let_go(self, table: Table, rows: Ints, error: errors.StatestreamError, asker: int) -> None:
-        table.epoch[rows] = 0  # From now on no reply of theirs leaves and nothing of them is saved.
-        self._engine.cancel(table, rows.tolist(), error)
-        self._peers.evict(table, rows, error, asker=asker)
-        idle = table.lane.idle(rows)
-        table.release(rows[idle])
-        if not idle.all():
-            task = asyncio.create_task(self._release_later(table, rows[~idle]), name="session-leaves")
-            self._tasks.add(task)
-            task.add_done_callback(self._finished)
-
-    def make_way(self, table: Table) -> None:
-        """Has sessions that nobody has leave memory, soon and with their replies, as far as the store knows them."""
-        if id(table) not in self._making_way:
-            task = asyncio.create_task(self._hibernate_detached(table), name="make-way")
-            self._making_way[id(table)] = task
-            task.add_done_callback(lambda _: self._making_way.pop(id(table)))
-
-    async def _hibernate_detached(self, table: Table) -> None:
-        rows = self.placement.idle(table)
-        alone = (table.owner[rows] == UNBOUND) & (table.position[rows] > table.acked[rows])
-        self.placement.hibernate(table, rows[alone & ~table.ephemeral[rows]])
+        self._departures.drop(table, rows, error)
 
     async def hibernate(self, table: Table, before: float) -> None:
         """Frees rows that were not used since that time and that the store knows as they are.
@@ -584,13 +564,6 @@ class Sessions:
         """
         rows = self.placement.idle(table)
         self.placement.hibernate(table, rows[(table.used[rows] < before) & ~table.ephemeral[rows]])
-
-    async def _release_later(self, table: Table, rows: Ints) -> None:
-        """Releases rows once the batch that runs them is over; what they had queued is gone already."""
-        serials = table.serial[rows].copy()
-        await self._engine.settled(table, rows)
-        # One that was opened here again meanwhile is in use.
-        table.release(rows[(table.serial[rows] == serials) & (table.epoch[rows] == 0)])
 
     async def _settled(self, opening: Opening, claiming: Claiming) -> Held:
         """Where the sessions are once what they had queued has run; until they are bound anew, nothing joins it.
@@ -603,7 +576,7 @@ class Sessions:
             there = [*held.by_table()]
             for table, _, rows in there:
                 claiming.mark(table, rows)
-            self.placement.pass_on()
+            self._engine.take_in()
             waits = False
             for table, _, rows in there:
                 if not table.lane.idle(rows).all():
