@@ -14,7 +14,7 @@ STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos install stubs clean
-.PHONY: check check-format check-lint check-types check-stubs check-protos
+.PHONY: check check-format check-lint check-types check-layers check-stubs check-protos
 
 help:
 	@echo "make demo          train, export, serve, stream, crash, go on: the whole of it, in some minutes"
@@ -23,7 +23,7 @@ help:
 	@echo "make test-compose  builds the image and runs docker-compose.yml"
 	@echo "make test-attacks  hostile callers beside a victim, counted"
 	@echo "make attack        the same, measured: the longest turn of the loop, the victim's steps"
-	@echo "make check         format, lint, types, stubs and protos"
+	@echo "make check         format, lint, types, layers, stubs and protos"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
 	@echo "make install       makes .venv anew from constraints.txt"
@@ -72,7 +72,7 @@ attack: $(STAMP)
 
 # Every check runs, also after one has failed.
 check: $(STAMP)
-	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-stubs check-protos
+	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-layers check-stubs check-protos
 
 check-format: $(STAMP)
 	$(VENV)/bin/ruff format --check
@@ -82,6 +82,9 @@ check-lint: $(STAMP)
 
 check-types: $(STAMP)
 	$(VENV)/bin/mypy
+
+check-layers: $(STAMP)
+	$(VENV)/bin/lint-imports --no-cache
 
 check-stubs: $(STAMP)
 	$(RUN) tools/stubs.py --check
