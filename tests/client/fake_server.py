@@ -16,6 +16,7 @@ import numpy as np
 from grpc_status import rpc_status
 
 from statestream import errors
+from statestream.contract.tensors import from_tensor, to_tensor
 from statestream.errors import StatestreamError, to_status
 from statestream.signature import Signature
 from statestream.v1 import (
@@ -28,7 +29,6 @@ from statestream.v1 import (
     session_pb2,
     session_pb2_grpc,
 )
-from statestream.wire import from_tensor, to_tensor
 from tests.client.world import FEATURES, MODEL, Row, Stream, World
 
 

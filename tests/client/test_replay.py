@@ -7,9 +7,9 @@ import weakref
 import numpy as np
 
 from statestream import errors
+from statestream.contract.tensors import read_handles, read_positions
 from statestream.core import Group
 from statestream.v1 import inference_pb2 as pb
-from statestream.wire import read_handles, read_positions
 from tests.client.wire import Wire, make_core
 from tests.client.world import FEATURES, MODEL, World
 

@@ -8,11 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from statestream import errors
-from statestream.errors import StatestreamError, to_status
-from statestream.v1 import inference_pb2 as pb
-from statestream.v1.server_pb2 import Limits
-from statestream.v1.tensor_pb2 import RowError
-from statestream.wire import (
+from statestream.contract.tensors import (
     Array,
     from_tensor,
     handles_column,
@@ -21,6 +17,10 @@ from statestream.wire import (
     read_positions,
     to_tensor,
 )
+from statestream.errors import StatestreamError, to_status
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1.server_pb2 import Limits
+from statestream.v1.tensor_pb2 import RowError
 
 FEATURES = 2
 WINDOW = 8

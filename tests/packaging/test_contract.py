@@ -1,8 +1,10 @@
-"""The contract: all that server and exporter import of the client, and it stands on nothing of it."""
+"""The contract: all that server and exporter import of the client; it stands on nothing of it and waits for no gRPC."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,14 @@ def test_the_contract_imports_nothing_of_the_client() -> None:
     paths = list(CONTRACT.rglob("*.py"))
     assert paths
     assert not {path.name: names for path in paths if (names := beyond(path))}
+
+
+def test_the_contract_waits_for_no_grpc() -> None:
+    names = ["statestream.contract", *(f"statestream.contract.{path.stem}" for path in CONTRACT.glob("[!_]*.py"))]
+    assert len(names) > 3
+    script = (
+        f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+        "print(sorted({'grpc', 'grpc_status', 'click', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

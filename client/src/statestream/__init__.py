@@ -9,50 +9,54 @@
 `statestream.aio` is the asyncio twin.
 """
 
-from statestream import aio, errors
-from statestream.base import PoolStep
-from statestream.calls import PoolError
-from statestream.errors import (
-    AlreadyApplied,
-    AlreadyOpen,
-    AnswerTooLarge,
-    BadFrame,
-    BadTensor,
-    Closed,
-    Draining,
-    InternalError,
-    InvalidRequest,
-    ModelChanged,
-    ModelInUse,
-    ModelNotFound,
-    Moved,
-    NonFiniteState,
-    NotFound,
-    NotOwner,
-    Overloaded,
-    PositionConflict,
-    PositionError,
-    PositionGap,
-    Quarantined,
-    RecordTooLarge,
-    ServerUnavailable,
-    SessionExists,
-    SessionMoved,
-    SessionNotFound,
-    SlowReader,
-    SnapshotInvalid,
-    StateLost,
-    StatestreamError,
-    StoreUnavailable,
-    TooManySessions,
-    Unauthenticated,
-    Unavailable,
-    Unsupported,
-    WindowFull,
-)
-from statestream.settings import Settings
-from statestream.sync import Client, Pool, Session, connect
-from statestream.views import Limits, Model, ServerInfo, SessionInfo
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from statestream import aio, errors
+    from statestream.base import PoolStep
+    from statestream.calls import PoolError
+    from statestream.contract.errors import (
+        AlreadyApplied,
+        AlreadyOpen,
+        AnswerTooLarge,
+        BadFrame,
+        BadTensor,
+        Closed,
+        Draining,
+        InternalError,
+        InvalidRequest,
+        ModelChanged,
+        ModelInUse,
+        ModelNotFound,
+        Moved,
+        NonFiniteState,
+        NotFound,
+        NotOwner,
+        Overloaded,
+        PositionConflict,
+        PositionError,
+        PositionGap,
+        Quarantined,
+        RecordTooLarge,
+        ServerUnavailable,
+        SessionExists,
+        SessionMoved,
+        SessionNotFound,
+        SlowReader,
+        SnapshotInvalid,
+        StateLost,
+        StatestreamError,
+        StoreUnavailable,
+        TooManySessions,
+        Unauthenticated,
+        Unavailable,
+        Unsupported,
+        WindowFull,
+    )
+    from statestream.settings import Settings
+    from statestream.sync import Client, Pool, Session, connect
+    from statestream.views import Limits, Model, ServerInfo, SessionInfo
 
 __version__ = "0.1.0"
 
@@ -108,3 +112,32 @@ __all__ = [
     "connect",
     "errors",
 ]
+
+_ROOMS = {
+    "Client": "sync",
+    "Limits": "views",
+    "Model": "views",
+    "Pool": "sync",
+    "PoolError": "calls",
+    "PoolStep": "base",
+    "ServerInfo": "views",
+    "Session": "sync",
+    "SessionInfo": "views",
+    "Settings": "settings",
+    "connect": "sync",
+}
+"""Where each name is; errors are in `errors`. Imported when it is asked for: the command's help and the contract, which
+the server stands on, wait for neither gRPC nor NumPy."""
+
+
+def __getattr__(name: str) -> object:
+    if name in ("aio", "errors"):
+        return import_module(f"statestream.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"statestream.{_ROOMS.get(name, 'errors')}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

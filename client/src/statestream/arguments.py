@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 
 import numpy as np
 
-from statestream.errors import Unsupported
+from statestream.contract.errors import Unsupported
 from statestream.tables import is_table
 from statestream.v1 import inference_pb2 as pb
 

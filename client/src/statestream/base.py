@@ -12,12 +12,12 @@ from typing import Any, Generic
 import numpy as np
 
 from statestream.arguments import session_ids
+from statestream.contract.errors import Closed
+from statestream.contract.tensors import Ints, Mask
 from statestream.core import Feed, PoolTicket, value_of
-from statestream.errors import Closed
 from statestream.layout import Input
 from statestream.parts import Division, Opened, Openings, Share, gathered
 from statestream.shards import Doer, L
-from statestream.wire import Ints, Mask
 
 LOOKAHEAD = 32
 """How many items a session's `stream` sends before it waits for the first output."""

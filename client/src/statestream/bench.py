@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from statestream import signature as signatures
-from statestream.errors import ModelNotFound, Unsupported
-from statestream.signature import TensorSpec
+from statestream.contract import signature as signatures
+from statestream.contract.errors import ModelNotFound, Unsupported
+from statestream.contract.signature import TensorSpec
 from statestream.sync import Client
 from statestream.views import Model
 

@@ -10,14 +10,15 @@ import numpy as np
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from statestream import causes, errors
+from statestream import causes
+from statestream.contract import errors
 from statestream.contract.codes import Code
+from statestream.contract.errors import StatestreamError, Unsupported, from_status
+from statestream.contract.tensors import Array, from_tensor, from_tensors, to_tensor
 from statestream.core import Group, OpenTicket, PoolTicket, Ticket
-from statestream.errors import StatestreamError, Unsupported, from_status
 from statestream.layout import Layout
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.server_pb2 import Limits
-from statestream.wire import Array, from_tensor, from_tensors, to_tensor
 
 TOO_LARGE = "larger than max"
 """What gRPC says of a message that is larger than one side takes."""

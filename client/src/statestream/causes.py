@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from statestream.contract.errors import NonFiniteState, StatestreamError
+from statestream.contract.tensors import Array
 from statestream.core import Lane, PartsTicket, PoolTicket, StepTicket, Ticket
-from statestream.errors import NonFiniteState, StatestreamError
 from statestream.layout import Layout
-from statestream.wire import Array
 
 
 def of_step(layout: Layout, ticket: Ticket, id: str) -> StatestreamError:

@@ -21,7 +21,7 @@ from rich.table import Table
 import statestream
 from statestream import listing
 from statestream.arguments import parse_addresses
-from statestream.errors import StatestreamError
+from statestream.contract.errors import StatestreamError
 from statestream.listing import Column
 
 GROUP = "statestream.commands"

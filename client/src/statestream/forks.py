@@ -11,7 +11,7 @@ import os
 import weakref
 from typing import Protocol
 
-from statestream.errors import Closed
+from statestream.contract.errors import Closed
 
 
 class Forked(Protocol):

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from statestream.errors import BadTensor
+from statestream.contract.errors import BadTensor
+from statestream.contract.tensors import Array
 from statestream.layout import Layout
 from statestream.tables import Wanted, frame_of, listed, order, read
-from statestream.wire import Array
 
 ID, TIME, TARGET = "unique_id", "ds", "y"
 """The columns of a table of many series: whose, when, and what a single feature may be called."""

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from statestream.contract.errors import BadTensor, Unsupported
+from statestream.contract.signature import Signature, numpy_dtype, step_shape
+from statestream.contract.tensors import Array, Ints
 from statestream.core import ANSWER_BYTES, Feed, Lane, PartsTicket, PoolTicket, StepTicket
-from statestream.errors import BadTensor, Unsupported
-from statestream.signature import Signature, numpy_dtype, step_shape
 from statestream.tables import Wanted, is_table, listed, read
 from statestream.views import Model
-from statestream.wire import Array, Ints
 
 Input: TypeAlias = Any
 """An array, a sequence, a number or a table (see `tables.read`); where a model has several inputs, a dict by name."""

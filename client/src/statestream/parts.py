@@ -10,13 +10,13 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from statestream.contract.errors import AlreadyOpen, Closed, StatestreamError
+from statestream.contract.tensors import Array, Ints
 from statestream.core import ControlTicket, Group, OpenTicket, PoolTicket, StreamCore
 from statestream.core.tickets import again
-from statestream.errors import AlreadyOpen, Closed, StatestreamError
 from statestream.layout import Layout
 from statestream.shards import L
 from statestream.v1.inference_pb2 import OpenMode
-from statestream.wire import Array, Ints
 
 T = TypeVar("T")
 

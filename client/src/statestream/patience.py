@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from statestream import errors
 from statestream.calls import unavailable
-from statestream.errors import StatestreamError
+from statestream.contract import errors
+from statestream.contract.errors import StatestreamError
 
 MAX_FAULTS = 5
 """How many streams in a row may end by a fault of the server, with no caller answered in between."""

@@ -13,9 +13,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from statestream.arguments import parse_addresses
+from statestream.contract.tensors import Ints
 from statestream.core import StreamCore
 from statestream.settings import Settings
-from statestream.wire import Ints
 
 
 class Doer(Protocol):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from statestream.errors import BadTensor
-from statestream.signature import TensorSpec, numpy_dtype, step_shape
-from statestream.wire import Array
+from statestream.contract.errors import BadTensor
+from statestream.contract.signature import TensorSpec, numpy_dtype, step_shape
+from statestream.contract.tensors import Array
 
 _SCALARS = (bool, int, float, complex, np.generic)
 _PLAIN = frozenset((float, int, bool, np.float64, np.float32, np.int64))

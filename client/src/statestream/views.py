@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from statestream.signature import Signature
+from statestream.contract.signature import Signature
 from statestream.v1 import inference_pb2, model_pb2, server_pb2, session_pb2
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from statestream import unary
 from statestream.aio.link import Link
 from statestream.arguments import check_text
-from statestream.errors import BadTensor
+from statestream.contract.errors import BadTensor
 from statestream.layout import Layout, require_kind
 from statestream.views import Model, ServerInfo, SessionInfo, Statistics, Suspect
 

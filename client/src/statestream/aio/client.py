@@ -14,7 +14,8 @@ from statestream.aio.pool import Pool
 from statestream.aio.session import Session
 from statestream.aio.together import close_all, leave_all, perform_all, start_all
 from statestream.base import named_ids
-from statestream.errors import NonFiniteState, StatestreamError
+from statestream.contract.errors import NonFiniteState, StatestreamError
+from statestream.contract.tensors import Array
 from statestream.layout import Input, Layout
 from statestream.parts import Opened, Openings, opened
 from statestream.settings import Settings, chosen
@@ -23,7 +24,6 @@ from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
 )
-from statestream.wire import Array
 
 if TYPE_CHECKING:
     from types import TracebackType

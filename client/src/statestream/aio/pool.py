@@ -13,11 +13,11 @@ from statestream.aio.together import perform_all
 from statestream.arguments import check_flag, check_items, lookahead
 from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
+from statestream.contract.errors import StatestreamError
+from statestream.contract.tensors import Ints, Mask
 from statestream.core import ControlTicket, Feed
-from statestream.errors import StatestreamError
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
-from statestream.wire import Ints, Mask
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -20,8 +20,8 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
+from statestream.contract.errors import NotOwner
 from statestream.core import Ticket
-from statestream.errors import NotOwner
 from statestream.layout import Input
 from statestream.parts import Opened
 from statestream.unary import UnaryCall

@@ -8,8 +8,8 @@ from typing import Any
 
 from statestream.aio.link import Link
 from statestream.calls import check_done, check_pool
+from statestream.contract.errors import StatestreamError
 from statestream.core import PoolTicket, Ticket
-from statestream.errors import StatestreamError
 from statestream.layout import Layout
 from statestream.parts import Share, merge
 

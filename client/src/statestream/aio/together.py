@@ -9,8 +9,8 @@ from functools import partial
 from typing import TypeVar
 
 from statestream.aio.link import Link
+from statestream.contract.errors import StatestreamError
 from statestream.core import Ticket, leave
-from statestream.errors import StatestreamError
 
 K = TypeVar("K", bound=Ticket)
 

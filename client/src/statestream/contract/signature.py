@@ -7,7 +7,7 @@ It knows nothing of files, graphs or servers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -56,8 +56,11 @@ METADATA_KEY: Final = "statestream.signature"
 FORMAT: Final = 1
 """The version of the signature format that this release reads and writes."""
 
-DTYPES: Final = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
-"""The element types that travel, by their NumPy names."""
+DTYPES: Final[Mapping[str, np.dtype[np.generic]]] = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+}
+"""The element types that travel, by their NumPy names: little-endian."""
 
 
 class SignatureError(ValueError):
@@ -89,9 +92,10 @@ def numpy_dtype(name: str) -> np.dtype[np.generic]:
     Raises:
         SignatureError: The name is not one of `DTYPES`.
     """
-    if name not in DTYPES:
+    found = DTYPES.get(name)
+    if found is None:
         raise SignatureError(f"dtype {name!r} does not exist; expected one of {', '.join(sorted(DTYPES))}")
-    return np.dtype(name).newbyteorder("<")
+    return found
 
 
 def step_shape(spec: TensorSpec) -> tuple[int, ...]:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from statestream.contract.tensors import Ints, Mask, handles_column, positions_column, read_positions
 from statestream.core.sinks import DISCARD, One, Singles, Sink
 from statestream.core.table import Table
 from statestream.core.tickets import OVERHEAD, Lane
 from statestream.v1.inference_pb2 import ChunkFrame, StreamRequest
 from statestream.v1.tensor_pb2 import Tensor
-from statestream.wire import Ints, Mask, handles_column, positions_column, read_positions
 
 
 class Draft(NamedTuple):

@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 
+from statestream.contract.tensors import Ints, Mask
 from statestream.core.blocks import Block
 from statestream.core.sinks import DISCARD
 from statestream.core.table import Table
-from statestream.wire import Ints, Mask
 
 _AT_ONCE: Final = 64
 """Blocks that one call of `advance` moves on at most: what a second brought becomes durable at one moment."""

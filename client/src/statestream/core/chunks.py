@@ -6,6 +6,8 @@ from collections import deque
 
 import numpy as np
 
+from statestream.contract.errors import SessionMoved, StatestreamError
+from statestream.contract.tensors import Ints, Mask
 from statestream.core.blocks import Block, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import alone, cut, gather, rejoined, without
@@ -13,8 +15,6 @@ from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import ANSWER_BYTES, OVERHEAD, Lane, PoolTicket, StepTicket, again
 from statestream.core.waiting import Waiting
-from statestream.errors import SessionMoved, StatestreamError
-from statestream.wire import Ints, Mask
 
 FRAME_BYTES = 1 << 20
 """Frames are cut at about this size."""

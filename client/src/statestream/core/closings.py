@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from statestream.contract.errors import Closed, SessionMoved, StatestreamError
+from statestream.contract.tensors import Ints
 from statestream.core.controls import Control, Kind, controls_for, deleted_by_another
 from statestream.core.table import DELETED, DETACHED, ENDED, State, Table
 from statestream.core.tickets import ControlTicket, OpenTicket, PoolTicket, StepTicket
-from statestream.errors import Closed, SessionMoved, StatestreamError
-from statestream.wire import Ints
 
 
 class Closings:

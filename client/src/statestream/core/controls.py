@@ -8,10 +8,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from statestream.contract.errors import (
+    Closed,
+    Moved,
+    Overloaded,
+    SessionNotFound,
+    StatestreamError,
+    Unavailable,
+    from_status,
+)
+from statestream.contract.tensors import Ints, handles_column, positions_column
 from statestream.core.chunks import Chunks
 from statestream.core.table import ENDED, State, Table
 from statestream.core.tickets import ControlTicket, again, are_about
-from statestream.errors import Closed, Moved, Overloaded, SessionNotFound, StatestreamError, Unavailable, from_status
 from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DELETE,
     CLOSE_ACTION_DETACH,
@@ -26,7 +35,6 @@ from statestream.v1.inference_pb2 import (
     StreamRequest,
 )
 from statestream.v1.tensor_pb2 import RowError
-from statestream.wire import Ints, handles_column, positions_column
 
 FRAME_ACKS = 1 << 18
 """The most sessions in a frame that acknowledges."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from statestream.errors import StatestreamError
-from statestream.wire import Ints
+from statestream.contract.errors import StatestreamError
+from statestream.contract.tensors import Ints
 
 
 class Feed:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from statestream.contract.tensors import Array, Ints
 from statestream.core.blocks import Block, Single, ranges
 from statestream.core.sinks import DISCARD, One, PoolRows, Singles
 from statestream.core.tickets import ANSWER_BYTES, Lane, PoolTicket, StepTicket
-from statestream.wire import Array, Ints
 
 ROW_BYTES = 4
 """A row counts as so many bytes at least: servers take 262,144 rows in a frame, and more are no gain."""

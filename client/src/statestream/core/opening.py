@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from statestream.contract.tensors import Array, Ints
 from statestream.core.table import Table
 from statestream.core.tickets import JoinedTicket, OpenTicket
 from statestream.v1.inference_pb2 import OpenMode
-from statestream.wire import Array, Ints
 
 FRAME_SESSIONS = 4096
 """The most sessions in one OpenFrame."""

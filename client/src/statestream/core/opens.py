@@ -6,13 +6,22 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
+from statestream.contract.errors import StatestreamError, from_status
+from statestream.contract.tensors import (
+    Array,
+    Ints,
+    handles_column,
+    positions_column,
+    read_handles,
+    read_positions,
+    to_tensor,
+)
 from statestream.core.chunks import Chunks
 from statestream.core.opening import Opening, frames, indices, joined
 from statestream.core.returned import Returned
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import JoinedTicket, OpenTicket, again
-from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     OPEN_MODE_CREATE,
     OPEN_MODE_EITHER,
@@ -22,7 +31,6 @@ from statestream.v1.inference_pb2 import (
     OpenFrame,
     OpenMode,
 )
-from statestream.wire import Array, Ints, handles_column, positions_column, read_handles, read_positions, to_tensor
 
 MAX_CLAIMS = 8
 """How often a first open is repeated with a higher incarnation."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from statestream.contract.tensors import Ints
 from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls
 from statestream.core.opens import Opens
@@ -13,7 +14,6 @@ from statestream.core.resets import Reset, Resets
 from statestream.core.sharing import Sharing
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, Ticket
-from statestream.wire import Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from statestream.contract.errors import BadFrame
+from statestream.contract.signature import DTYPES, numpy_dtype
+from statestream.contract.tensors import HANDLE, POSITION, Array
 from statestream.core.tickets import Outputs
-from statestream.errors import BadFrame
-from statestream.signature import DTYPES, numpy_dtype
 from statestream.v1.inference_pb2 import PartFrame, ResultFrame
-from statestream.wire import HANDLE, POSITION, Array
 
 
 class Whole(NamedTuple):

@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 import numpy as np
 
+from statestream.contract.errors import StatestreamError
+from statestream.contract.tensors import Ints
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls, Kind
 from statestream.core.opens import Opens
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again, are_about
-from statestream.errors import StatestreamError
-from statestream.wire import Ints
 
 
 @dataclass(eq=False, slots=True)

@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from statestream import errors
+from statestream.contract import errors
+from statestream.contract.errors import StatestreamError, from_status
+from statestream.contract.tensors import Ints, from_tensors, read_handles, read_positions
 from statestream.core.blocks import Block, answer, ranges, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import SUSPECT, Chunks
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
 from statestream.core.tickets import Outputs, again
-from statestream.errors import StatestreamError, from_status
 from statestream.v1.inference_pb2 import ResultFrame
 from statestream.v1.tensor_pb2 import RowError
-from statestream.wire import Ints, from_tensors, read_handles, read_positions
 
 TRANSIENT = (errors.Unavailable, errors.Overloaded)
 """Refusals that a later try may not meet."""

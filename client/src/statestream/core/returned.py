@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from statestream.contract.errors import AlreadyApplied, StatestreamError, from_status
+from statestream.contract.tensors import Ints, from_tensors, read_handles, read_positions
 from statestream.core.opening import Opening, indices
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, Outputs, again
-from statestream.errors import AlreadyApplied, StatestreamError, from_status
 from statestream.v1.inference_pb2 import OPEN_MODE_CREATE, OPEN_MODE_EITHER, ResultFrame
-from statestream.wire import Ints, from_tensors, read_handles, read_positions
 
 MAX_FAULTS = 4
 """How many streams in a row may end by a fault of the server while such replies are on their way."""

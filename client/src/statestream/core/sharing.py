@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from statestream.contract.errors import AlreadyOpen, SessionExists, SessionMoved, StatestreamError
+from statestream.contract.tensors import Array, Ints
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import OpenTicket, again
-from statestream.errors import AlreadyOpen, SessionExists, SessionMoved, StatestreamError
 from statestream.v1.inference_pb2 import OPEN_MODE_CREATE, OPEN_MODE_REPLACE, OpenMode
-from statestream.wire import Array, Ints
 
 
 @dataclass(eq=False, slots=True)

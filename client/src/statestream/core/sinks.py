@@ -6,9 +6,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from statestream.contract.errors import StatestreamError
+from statestream.contract.tensors import Array, Ints
 from statestream.core.tickets import Outputs, PoolTicket, StepTicket, value_of
-from statestream.errors import StatestreamError
-from statestream.wire import Array, Ints
 
 
 class Sink(Protocol):

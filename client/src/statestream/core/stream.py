@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from statestream.contract.errors import Draining, NotOwner, ServerUnavailable, StatestreamError, from_status
+from statestream.contract.tensors import Array, Ints, read_handles, read_positions
 from statestream.core.blocks import Block, Draft
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.chunks import Chunks
@@ -37,7 +39,6 @@ from statestream.core.tickets import (
     Ticket,
     again,
 )
-from statestream.errors import Draining, NotOwner, ServerUnavailable, StatestreamError, from_status
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
     DurabilityMode,
@@ -47,7 +48,6 @@ from statestream.v1.inference_pb2 import (
     StreamResponse,
 )
 from statestream.v1.server_pb2 import Limits
-from statestream.wire import Array, Ints, read_handles, read_positions
 
 FLUSH_EVERY = 1.0
 """Seconds between requests to make room by a flush."""

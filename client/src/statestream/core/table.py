@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from statestream.errors import StatestreamError
-from statestream.wire import Array, Ints
+from statestream.contract.errors import StatestreamError
+from statestream.contract.tensors import Array, Ints
 
 DURABLE_FOREVER: Final = np.iinfo(np.int64).max
 """The durable position of a session that needs no replay any more."""

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from statestream.contract.errors import BadTensor, StatestreamError
+from statestream.contract.tensors import Array, Ints, Mask
 from statestream.core.feeds import Feed
-from statestream.errors import BadTensor, StatestreamError
-from statestream.wire import Array, Ints, Mask
 
 Outputs: TypeAlias = dict[str, Array]
 """Packed outputs by name: [S, ...one step], S the steps of all chunks."""

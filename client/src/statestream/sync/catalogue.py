@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from statestream import unary
 from statestream.arguments import check_text
-from statestream.errors import BadTensor
+from statestream.contract.errors import BadTensor
 from statestream.layout import Layout, require_kind
 from statestream.sync.link import Link
 from statestream.views import Model, ServerInfo, SessionInfo, Statistics, Suspect

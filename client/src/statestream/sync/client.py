@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from statestream import arguments, calls, causes, frames, unary
 from statestream.base import named_ids
-from statestream.errors import NonFiniteState, StatestreamError
+from statestream.contract.errors import NonFiniteState, StatestreamError
+from statestream.contract.tensors import Array
 from statestream.layout import Input, Layout
 from statestream.parts import Opened, Openings, opened
 from statestream.settings import Settings, chosen
@@ -24,7 +25,6 @@ from statestream.v1 import (
     inference_pb2,
     inference_pb2_grpc,
 )
-from statestream.wire import Array
 
 if TYPE_CHECKING:
     from types import TracebackType

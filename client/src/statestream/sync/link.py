@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 import grpc
 
-from statestream import errors, forks
+from statestream import forks
 from statestream.backoff import MOST, Backoff, tell
 from statestream.calls import Attempts, check_request, read_code, read_rpc_error, unavailable
+from statestream.contract import errors
+from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
-from statestream.errors import StatestreamError
 from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from statestream.arguments import check_flag, check_items, lookahead
 from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
+from statestream.contract.errors import Closed, StatestreamError
+from statestream.contract.tensors import Ints, Mask
 from statestream.core import ControlTicket, Feed
-from statestream.errors import Closed, StatestreamError
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
 from statestream.sync.asked import Asked
@@ -19,7 +20,6 @@ from statestream.sync.link import Link
 from statestream.sync.pipeline import pipeline
 from statestream.sync.stepping import PoolStepping
 from statestream.sync.together import perform_all, run_all
-from statestream.wire import Ints, Mask
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -19,8 +19,8 @@ from statestream.calls import (
     forecast_request,
     forecast_rows,
 )
+from statestream.contract.errors import Closed, NotOwner
 from statestream.core import Ticket
-from statestream.errors import Closed, NotOwner
 from statestream.layout import Input
 from statestream.parts import Opened
 from statestream.sync.asked import Asked, Done

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from statestream.calls import check_done, check_pool
+from statestream.contract.errors import StatestreamError
 from statestream.core import PoolTicket, Ticket
-from statestream.errors import StatestreamError
 from statestream.layout import Layout
 from statestream.parts import Share, merge
 from statestream.sync.asked import Done

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from statestream.contract.errors import StatestreamError
 from statestream.core import Ticket, leave
-from statestream.errors import StatestreamError
 from statestream.sync.asked import Asked
 from statestream.sync.link import Link
 

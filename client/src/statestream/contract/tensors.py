@@ -8,8 +8,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from statestream.errors import BadFrame, BadTensor
-from statestream.signature import DTYPES
+from statestream.contract.errors import BadFrame, BadTensor
+from statestream.contract.signature import DTYPES
 from statestream.v1.tensor_pb2 import Tensor
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -19,12 +19,11 @@ Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 HANDLE: Final = np.dtype("<u4")
 """A column of handles or lengths."""
 
-_NAMES: dict[np.dtype[Any], str] = {}
-# numpy works a dtype's name out anew each time, which costs as much as the rest of a small message.
-_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
-
 POSITION: Final = np.dtype("<i8")
 """A column of positions or epochs; read as signed, so that differences are signed too."""
+
+# NumPy works a dtype's name out anew each time, which costs as much as the rest of a small message.
+_NAMES: dict[np.dtype[Any], str] = {}
 
 
 def to_tensor(name: str, array: Array) -> Tensor:
@@ -52,7 +51,7 @@ def from_tensor(tensor: Tensor) -> Array:
     Raises:
         BadTensor: The dtype is unknown, or the data is not as long as dtype and shape say.
     """
-    dtype = _DTYPES.get(tensor.dtype)
+    dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise BadTensor(f"{tensor.name} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}")
     # Repeated fields are sliced, here and below: that copies them in one call, where a loop asks for item after item.
