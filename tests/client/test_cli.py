@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import statestream
-from statestream import bench, cli, listing
+from statestream.command import bench, group, listing, remote
 from tests.client.fake_server import Fake
 
 
 def run(*args: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.main, args)
+    result = CliRunner().invoke(group.main, args)
     return result.exit_code, result.output
 
 
@@ -127,19 +127,20 @@ def extra() -> None:
 def test_other_distributions_add_commands_and_a_broken_one_costs_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints(
         [
-            EntryPoint("extra", "tests.client.test_cli:extra", cli.GROUP),
-            EntryPoint("broken", "tests.client.nowhere:command", cli.GROUP),
+            EntryPoint("extra", "tests.client.test_cli:extra", group.GROUP),
+            EntryPoint("broken", "tests.client.nowhere:command", group.GROUP),
         ]
     )
-    monkeypatch.setattr(cli, "entry_points", lambda **params: points.select(**params))
+    monkeypatch.setattr(group, "entry_points", lambda **params: points.select(**params))
     assert run("extra") == (0, "extra ran\n")
+    assert "An extra command." in run("extra", "--help")[1]
     code, out = run("--help")
     assert code == 0
-    assert "An extra command." in out
-    assert "broken: cannot be loaded" in out
+    assert "extra       Comes with tests.client.test_cli." in out, "the list waits for nobody's import"
+    assert "health" in out
     code, out = run("broken")
-    assert code == 2
-    assert "health" in run("--help")[1]
+    assert (code, len(out.splitlines())) == (2, 1)
+    assert "broken cannot be loaded from tests.client.nowhere:command" in out
 
 
 NUMBERS = st.integers(0, 10**12).map(lambda number: f"{number:,}")
@@ -168,7 +169,7 @@ def test_a_list_never_cuts_a_number(rows: list[tuple[str, str, str, str]], width
 
 
 def test_ids_fold_on_a_narrow_terminal_and_numbers_stay(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_console", lambda: Console(width=80))
+    monkeypatch.setattr(remote, "_console", lambda: Console(width=80))
     with statestream.connect(fake.address) as client:
         with client.session("sum", "station-" * 12) as session:
             session.step([[1, 2]] * 10)
@@ -185,21 +186,52 @@ def test_ids_fold_on_a_narrow_terminal_and_numbers_stay(fake: Fake, monkeypatch:
 def test_a_command_of_a_package_that_is_not_installed_names_it(
     monkeypatch: pytest.MonkeyPatch, command: str, package: str
 ) -> None:
-    monkeypatch.setattr(cli, "entry_points", lambda **_: EntryPoints([]))
+    monkeypatch.setattr(group, "entry_points", lambda **_: EntryPoints([]))
     code, out = run(command, "models/")
     assert code == 2
     assert f"pip install '{package}'" in out
     assert "No such command 'nonsense'" in run("nonsense")[1]
 
 
-def test_help_waits_for_no_library_of_models() -> None:
+@pytest.mark.parametrize("name", [*group.OWN, *group.ELSEWHERE])
+def test_the_list_says_of_each_what_its_own_help_says(name: str) -> None:
+    with click.Context(group.main) as context:
+        shown = group.main.get_command(context, name)
+    assert isinstance(shown, group.Deferred)
+    assert shown.get_short_help_str(200) == shown.load().get_short_help_str(200)
+
+
+HEAVY = "torch numpy grpc onnxruntime onnx matplotlib pandas narwhals sklearn rich google.protobuf".split()
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_waits_for_nothing(argument: str) -> None:
     script = (
-        "import sys; from statestream.cli import main; main(['--help'], standalone_mode=False);"
-        "print(sorted({'torch', 'onnxruntime', 'onnx', 'pandas', 'narwhals', 'sklearn'} & set(sys.modules)))"
+        "import sys; from statestream.command.group import main; main([sys.argv[1]], standalone_mode=False);"
+        f"print([name for name in {HEAVY} if name in sys.modules], len(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True, text=True, check=True)
+    assert argument == "--version" or "train" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("[] ")
+
+
+def test_the_client_itself_needs_no_library_of_the_command() -> None:
+    script = (
+        "import sys, statestream; statestream.connect, statestream.aio; print({'click', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "train" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.strip() == "set()"
+
+
+def test_without_its_libraries_the_command_says_in_a_line_what_to_install() -> None:
+    script = (
+        "import importlib.util as util; found = util.find_spec;"
+        "util.find_spec = lambda name: None if name == 'click' else found(name);"
+        "from statestream.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "statestream: the command needs click: pip install 'statestream[cli]'\n"
 
 
 @pytest.mark.parametrize("command", ["models", "sessions", "info", "stats", "health", "bench"])

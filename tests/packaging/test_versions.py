@@ -47,7 +47,7 @@ def test_each_is_named_and_typed(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", ["server", "export"])
 def test_they_ask_for_the_client_of_their_own_version(folder: str) -> None:
-    assert f"statestream=={project('client')['version']}" in project(folder)["dependencies"]
+    assert f"statestream[cli]=={project('client')['version']}" in project(folder)["dependencies"]
 
 
 @pytest.mark.parametrize("folder", DISTRIBUTIONS)

@@ -85,7 +85,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_client_alone(wheels: Path, tmp_path: Path) -> None:
     env = Environment(tmp_path / "venv", wheels)
     env.install("statestream")
-    assert not env.installed() & {"onnxruntime", "onnx", "torch", "statestream-server"}
+    assert not env.installed() & {"onnxruntime", "onnx", "torch", "statestream-server", "click", "rich"}
+    env.run(env.bin / "python", "-c", "import statestream; statestream.connect, statestream.aio.connect")
+    ran = subprocess.run([env.bin / "statestream", "health"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "statestream: the command needs click and rich: pip install 'statestream[cli]'\n"
+
+    env.install("statestream[cli]")
     assert not env.import_all("statestream") & {"onnxruntime", "torch"}
     assert "health" in env.commands()
     assert not env.commands() & {"serve", "train"}

@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 import statestream
-from statestream import cli, errors
+from statestream import errors
+from statestream.command.group import main
 
 DEADLY = 666.0
 # A fault in native code that only these inputs bring out: no graph that is served has one that we know of.
@@ -99,9 +100,9 @@ def test_a_deadly_session_is_refused_after_two_deaths_and_the_others_lose_nothin
         assert bad.position == 1
         (suspect,) = client.quarantine()
         assert (suspect.quarantined, suspect.deaths, suspect.crashes) == (True, 2, 2)
-        shown = CliRunner().invoke(cli.main, ["quarantine", address])
+        shown = CliRunner().invoke(main, ["quarantine", address])
         assert "session 'bad' of 'counter'" in " ".join(shown.output.split())
-        freed = CliRunner().invoke(cli.main, ["quarantine", address, "--free", refused.value.metadata["quarantine"]])
+        freed = CliRunner().invoke(main, ["quarantine", address, "--free", refused.value.metadata["quarantine"]])
         assert freed.exit_code == 0, freed.output
         assert client.quarantine() == []
         again = client.session("counter", id="bad")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.bar import Bar
 from rich.table import Table
 
-from statestream.bench import Found, histogram
+from statestream.command.bench import Found, histogram
 from statestream.views import Statistics
 
 _WIDTH = 44

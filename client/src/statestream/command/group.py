@@ -1,0 +1,123 @@
+"""The command as a whole: which subcommands there are, and what each is for. One is imported when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from typing import Any, Final, NamedTuple
+
+import click
+
+import statestream
+
+GROUP: Final = "statestream.commands"
+"""The entry points of installed distributions that add subcommands: each names a click command."""
+
+OWN: Final[Mapping[str, str]] = {
+    "bench": "Measure a server: throughput by batch, and how long single calls take.",
+    "health": "Ask a server for its health, by the standard gRPC protocol.",
+    "info": "Show version, durability, device and limits of a server.",
+    "models": "List the models of a server.",
+    "quarantine": "Show the work that was running when servers died, and whether it is refused since.",
+    "sessions": "List the sessions of a server.",
+    "stats": "Show what a server's engine did: its batches by size and wait, and why they were not larger.",
+}
+"""What the client's own subcommands are for."""
+
+
+class Elsewhere(NamedTuple):
+    """A subcommand of our other distributions: what it is for, and what to install."""
+
+    help: str
+    package: str
+
+
+ELSEWHERE: Final[Mapping[str, Elsewhere]] = {
+    "inspect": Elsewhere("Tells what the server would make of an ONNX file, and why.", "statestream-server[cpu]"),
+    "recipes": Elsewhere(
+        "List the recipes: task, data, cell, kind, mode and the figure each must reach.", "statestream-export"
+    ),
+    "serve": Elsewhere("Serves the models in MODELS_DIR/<model>/<version>/ over gRPC.", "statestream-server[cpu]"),
+    "train": Elsewhere("Train RECIPE (a name, or ./my_recipe.py) and export it into MODELS_DIR.", "statestream-export"),
+}
+
+
+class Deferred(click.Command):
+    """Stands for a subcommand until it is called, or asked for its own help: then it is imported.
+
+    The list of all waits for none of them, so what each is for has to be known before.
+    """
+
+    def __init__(self, name: str, help: str, load: Callable[[], click.Command]) -> None:
+        """`load` imports the subcommand."""
+        super().__init__(name, help=help)
+        self.load = load
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the subcommand itself, which runs in it."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+class Commands(click.Group):
+    """Our own subcommands and those of installed distributions; a broken one costs nobody else anything."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in order."""
+        return sorted({*OWN, *_added(ctx).names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One subcommand, not imported yet; None where there is none of that name."""
+        if cmd_name in OWN:
+            return Deferred(cmd_name, OWN[cmd_name], lambda: _own(cmd_name))
+        point = next(iter(_added(ctx).select(name=cmd_name)), None)
+        if point is None:
+            return None
+        known = ELSEWHERE.get(cmd_name)
+        text = known.help if known else f"Comes with {point.dist.name if point.dist else point.module}."
+        return Deferred(cmd_name, text, lambda: _load(point))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The subcommand that the first argument names; of one that another distribution has, which that is."""
+        name = args[0]
+        if name in ELSEWHERE and name not in _added(ctx).names:
+            raise click.UsageError(
+                f"`statestream {name}` comes with another package, which is not installed here:"
+                f" pip install '{ELSEWHERE[name].package}'"
+            )
+        return super().resolve_command(ctx, args)
+
+
+def _own(name: str) -> click.Command:
+    from statestream.command import remote
+
+    command: click.Command = getattr(remote, name)
+    return command
+
+
+def _added(ctx: click.Context) -> EntryPoints:
+    """What other distributions add. All installed ones are looked through for it, once a run."""
+    if GROUP not in ctx.meta:
+        ctx.meta[GROUP] = entry_points(group=GROUP)
+    found: EntryPoints = ctx.meta[GROUP]
+    return found
+
+
+def _load(point: EntryPoint) -> click.Command:
+    try:
+        command = point.load()
+    except Exception as error:
+        # Whatever a plugin does on import, it is told in a line.
+        raise click.UsageError(f"{point.name} cannot be loaded from {point.value}: {error}") from error
+    if not isinstance(command, click.Command):
+        raise click.UsageError(f"{point.name} cannot be loaded: {point.value} is no click command")
+    return command
+
+
+@click.group(cls=Commands)
+@click.version_option(statestream.__version__, prog_name="statestream")
+def main() -> None:
+    """Statestream serves models with memory."""
