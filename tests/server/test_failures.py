@@ -12,7 +12,8 @@ import grpc
 import pytest
 
 from statestream import errors
-from statestream_server.edges.grpc.failures import Context, server_stream, unary
+from statestream_server.edges.grpc.chain import answered, limited, written
+from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
 
 
@@ -23,19 +24,13 @@ class Request:
 class Servicer:
     """Refuses everything, with an error that has another behind it."""
 
-    def __init__(self) -> None:
-        self.caps: Any = self
-        self.readers = Readers(20.0)
-
     def check(self, request: Request) -> None:
         """Every request is small enough."""
 
-    @unary
     async def Once(self, request: Any, context: Context) -> bytes:
         """Fails while it holds its request."""
         raise refusal(request)
 
-    @server_stream
     async def Many(self, request: Any, context: Context) -> AsyncIterator[bytes]:
         """Fails after its first answer."""
         yield b"1"
@@ -77,10 +72,12 @@ def test_a_refused_request_is_let_go_at_once(method: str) -> None:
             came.append(weakref.ref(request))
             return request
 
-        servicer = Servicer()
+        servicer: Any = Servicer()
+        once = answered(limited(servicer.Once, servicer))
+        many = answered(limited(written(servicer.Many, Readers(20.0)), servicer))
         handler: Any = {
-            "Once": grpc.unary_unary_rpc_method_handler(servicer.Once, request_deserializer=decode),
-            "Many": grpc.unary_stream_rpc_method_handler(servicer.Many, request_deserializer=decode),
+            "Once": grpc.unary_unary_rpc_method_handler(once, request_deserializer=decode),
+            "Many": grpc.unary_stream_rpc_method_handler(many, request_deserializer=decode),
         }
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handler),))

@@ -17,33 +17,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import numpy as np
 import numpy.ma  # np.unique would import it with the first chunk, and hold the loop up for many batches.
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from statestream.contract import errors
-from statestream.v1 import (
-    inference_pb2,
-    inference_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-)
 from statestream_server import housekeeping
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
-from statestream_server.edges.grpc.about import ServerServicer
 from statestream_server.edges.grpc.caps import Caps
-from statestream_server.edges.grpc.decoding import Careful, requests_of
-from statestream_server.edges.grpc.inference import InferenceServicer
-from statestream_server.edges.grpc.model import ModelServicer
-from statestream_server.edges.grpc.session import SessionServicer
-from statestream_server.edges.grpc.stream import Stream
+from statestream_server.edges.grpc.port import Grpc
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
 from statestream_server.models.files import repository
@@ -64,21 +46,12 @@ from statestream_server.sessions.tray import Tray
 from statestream_server.sessions.unary import Unary
 from statestream_server.sessions.versions import Versions
 from statestream_server.sessions.waking import Waking
-from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError, threads_for
+from statestream_server.settings import Settings, StartError, threads_for
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 
 log = logging.getLogger(__name__)
 
-_SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (inference_pb2, "InferenceService"),
-        (session_pb2, "SessionService"),
-        (model_pb2, "ModelService"),
-        (server_pb2, "ServerService"),
-    )
-)
 _COLLECT_EVERY = 5_000
 """Objects that are made and kept before the collector looks for cycles among them."""
 _LEAVE_SECONDS = 1.0
@@ -171,7 +144,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         StartError: A port is taken, the store cannot be used, or a device is missing.
     """
     async with contextlib.AsyncExitStack() as leaving:
-        store, streams = _store(settings), set[Stream]()
+        store = _store(settings)
         leaving.push_async_callback(store.close)
         try:
             await store.start()
@@ -193,20 +166,18 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             await http.start()
         # Probes are answered meanwhile; the port that callers know is not taken yet.
         await server.registry.load_all()
-        edge, checks, port = _edge(settings, server, streams)
-        leaving.push_async_callback(_drain, server, edge, checks, streams, readiness)
+        edge = Grpc(settings, server)
+        leaving.push_async_callback(_drain, server, edge, readiness)
         server.engine.start()
         server.lag.start()
         leaving.callback(server.lag.stop)
         server.saver.start()
         keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
         leaving.callback(keeper.cancel)
-        await server.contact.start(settings.advertise or _advertised(settings.host, port))
+        await server.contact.start(settings.advertise or _advertised(settings.host, edge.port))
         await edge.start()
-        for service in ("", *_SERVICES):
-            await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         readiness.reason = ""
-        yield Running(port, http.port if http is not None else None, server, readiness)
+        yield Running(edge.port, http.port if http is not None else None, server, readiness)
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:
@@ -327,44 +298,6 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     )
 
 
-def _edge(
-    settings: Settings, server: Server, streams: set[Stream]
-) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
-    """The gRPC server, which has its port and is not started yet."""
-    limits = settings.limits
-    edge = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", limits.max_message_bytes),
-            ("grpc.max_send_message_length", limits.max_answer_bytes + ANSWER_OVERHEAD),
-            ("grpc.http2.lookahead_bytes", 4 << 20),
-            ("grpc.http2.max_frame_size", 1 << 20),
-            ("grpc.http2.write_buffer_size", 1 << 20),
-            # Two servers on one port share its connections without a word: only workers of one server mean it.
-            ("grpc.so_reuseport", int(settings.reuse_port)),
-            # Clients ping idle streams; without these the server answers them with "too many pings".
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-    )
-    careful = Careful(edge, requests_of(inference_pb2, session_pb2, model_pb2, server_pb2))
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(server, streams), careful)
-    session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), careful)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), careful)
-    server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), careful)
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, edge)
-    reflection.enable_server_reflection([*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], edge)
-    address = f"{settings.host}:{settings.port}"
-    try:
-        port = edge.add_insecure_port(address)
-    except RuntimeError as error:
-        raise StartError(
-            f"cannot listen on {address}: the port is taken, or the address is not this machine's; is another server"
-            " running there?"
-        ) from error
-    return edge, checks, port
-
-
 def _advertised(host: str, port: int) -> str:
     """Where other machines are to find a server that listens on `host`."""
     if host in ("0.0.0.0", "::", "[::]", ""):
@@ -372,16 +305,10 @@ def _advertised(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-async def _drain(
-    server: Server,
-    edge: grpc.aio.Server,
-    checks: health.aio.HealthServicer,
-    streams: set[Stream],
-    readiness: Readiness,
-) -> None:
+async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
     """No new sessions, finish what came, save, leave. Where the engine stopped, leave: the store has the truth."""
     server.sessions.draining, readiness.reason = True, "leaving"
-    await checks.enter_graceful_shutdown()
+    await edge.leaving()
     if server.engine.broken:
         await edge.stop(None)
         await _take_leave(server)
@@ -390,11 +317,10 @@ async def _drain(
     with contextlib.suppress(TimeoutError, errors.StoreUnavailable):
         async with asyncio.timeout(_LEAVE_SECONDS):
             await server.saver.checkpoint()
-    for stream in streams:
-        stream.leave(_LEAVE_SECONDS)
+    edge.go_away(_LEAVE_SECONDS)
     try:
         async with asyncio.timeout(server.settings.drain_grace):
-            await _gone(streams)
+            await edge.gone(_LEAVE_SECONDS)
             await edge.stop(_LEAVE_SECONDS)
             for served in server.registry:
                 if served.table is not None:
@@ -417,12 +343,3 @@ async def _take_leave(server: Server) -> None:
         await server.contact.close()
     except errors.StoreUnavailable as error:
         log.warning("leaving without a word to the store: %s", error.message)
-
-
-async def _gone(streams: set[Stream]) -> None:
-    """Waits until the clients have left, for a moment."""
-    waits = [asyncio.create_task(stream.ended.wait()) for stream in streams]
-    if waits:
-        _, left = await asyncio.wait(waits, timeout=_LEAVE_SECONDS)
-        for task in left:
-            task.cancel()

@@ -9,7 +9,7 @@ from statestream.contract import errors
 from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
 from statestream_server.edges.grpc import wire
-from statestream_server.edges.grpc.failures import Context, unary
+from statestream_server.edges.grpc.failures import Context
 from statestream_server.engine.statistics import Why
 from statestream_server.quarantine.quarantine import Suspicion, name_of
 from statestream_server.server import Server
@@ -24,9 +24,7 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
     def __init__(self, server: Server) -> None:
         """Tells of `server`."""
         self._server = server
-        self.caps = server.caps
 
-    @unary
     async def GetStatistics(self, request: pb.GetStatisticsRequest, context: Context) -> pb.GetStatisticsResponse:
         """Tells what the engine did."""
         engine = self._server.engine
@@ -48,13 +46,11 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
             queued_chunks=engine.queued,
         )
 
-    @unary
     async def ListQuarantine(self, request: pb.ListQuarantineRequest, context: Context) -> pb.ListQuarantineResponse:
         """Tells what is suspected of having ended servers."""
         found = sorted(self._server.quarantine, key=lambda one: not one[1].quarantined)[:_MOST_SUSPECTS]
         return pb.ListQuarantineResponse(suspects=[_suspect(name_of(work), known) for work, known in found])
 
-    @unary
     async def FreeQuarantined(self, request: pb.FreeQuarantinedRequest, context: Context) -> pb.FreeQuarantinedResponse:
         """Lets work run again."""
         known = self._server.quarantine.free(request.name)
@@ -64,7 +60,6 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
             )
         return pb.FreeQuarantinedResponse(freed=_suspect(request.name, known))
 
-    @unary
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         """Tells what this server is."""
         server, survives = self._server, self._server.store.survives

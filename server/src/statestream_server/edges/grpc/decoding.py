@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
@@ -112,35 +111,6 @@ class Turn:
         self._bytes = 0
 
 
-class Careful:
-    """Stands for a server while servicers are added to it: their calls are decoded as above."""
-
-    def __init__(self, server: grpc.aio.Server, kinds: Mapping[str, Mapping[str, type[Message]]]) -> None:
-        """Adds to `server`; `kinds` has the request of every method by service and method."""
-        self._server = server
-        self._kinds = kinds
-        self._turn = Turn()
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Generated code offers every handler twice; see below."""
-
-    def add_registered_method_handlers(
-        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
-    ) -> None:
-        """Adds the methods of one service."""
-        careful = {
-            method: _with_decoder(handler, self._decoder(service, method, handler))
-            for method, handler in handlers.items()
-        }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, careful),))
-
-    def _decoder(
-        self, service: str, method: str, handler: grpc.RpcMethodHandler[Any, Any]
-    ) -> Callable[[bytes], Message | Unreadable]:
-        decode = decoder(self._kinds[service][method])
-        return decode if handler.request_streaming else self._turn.bounded(decode)
-
-
 def requests_of(*files: Any) -> dict[str, dict[str, type[Message]]]:
     """The request of every method of the services in generated modules, by service and method."""
     from google.protobuf.message_factory import GetMessageClass
@@ -150,20 +120,6 @@ def requests_of(*files: Any) -> dict[str, dict[str, type[Message]]]:
         for file in files
         for service in file.DESCRIPTOR.services_by_name.values()
     }
-
-
-def _with_decoder(
-    handler: grpc.RpcMethodHandler[Any, Any], decode: Callable[[bytes], Message | Unreadable]
-) -> grpc.RpcMethodHandler[Any, Any]:
-    of: Callable[..., grpc.RpcMethodHandler[Any, Any]]
-    behaviour: Any
-    if handler.request_streaming:
-        of, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-    elif handler.response_streaming:
-        of, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-    else:
-        of, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-    return of(behaviour, request_deserializer=decode, response_serializer=handler.response_serializer)
 
 
 @functools.cache

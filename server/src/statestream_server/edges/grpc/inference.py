@@ -9,7 +9,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.edges.grpc import wire
-from statestream_server.edges.grpc.failures import Context, abort, server_stream, unary
+from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.models.model import Model
@@ -22,14 +22,12 @@ from statestream_server.sessions.openings import pinned
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     """Predict, Stream, Step, Forecast and Generate."""
 
-    def __init__(self, server: Server, streams: set[Stream]) -> None:
-        """Connected streams are kept in `streams`, so that a drain can tell them."""
-        self.readers = Readers(server.settings.reader_timeout)
+    def __init__(self, server: Server, streams: set[Stream], readers: Readers) -> None:
+        """Connected streams are kept in `streams`, so that a drain can tell them; `readers` watches their writes."""
+        self._readers = readers
         self._server = server
         self._streams = streams
-        self.caps = server.caps
 
-    @unary
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Runs a model without memory."""
         model = self._server.registry.get(request.model, request.version).model
@@ -37,7 +35,6 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             verb = "open a session" if model.kind == "session" else "call generate"
             raise errors.Unsupported(f"model {model.name!r} has memory; {verb} instead")
         signature, budget = model.signature, self._server.budgets.predictions
-        budget.check()
         inputs = wire.graph_inputs(signature.inputs, request.inputs)
         wanted = _wanted([spec.name for spec in signature.outputs], request.outputs)
         specs = [signature.outputs[index] for index in wanted]
@@ -57,18 +54,14 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
 
     async def Stream(self, _unused: object, context: Context) -> None:
         """Serves one stream until its client half-closes or goes away."""
-        try:
-            with self.readers.follow() as reading:
-                stream = Stream(self._server, context, reading)
-                self._streams.add(stream)
-                try:
-                    await stream.serve()
-                finally:
-                    self._streams.discard(stream)
-        except Exception as error:
-            await abort(context, error)
+        with self._readers.follow() as reading:
+            stream = Stream(self._server, context, reading)
+            self._streams.add(stream)
+            try:
+                await stream.serve()
+            finally:
+                self._streams.discard(stream)
 
-    @unary
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         """Applies one chunk to one session."""
         unary = self._server.unary
@@ -95,14 +88,12 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         wire.write(response.outputs, [spec.name for spec in signature.outputs], step.outputs)
         return response
 
-    @server_stream
     async def Forecast(self, request: pb.ForecastRequest, context: Context) -> AsyncIterator[pb.ForecastResponse]:
         """Forecasts from a session or from histories, one message a step."""
         limit = self._server.settings.limits.max_horizon
         if not 1 <= request.horizon <= limit:
             raise errors.BadFrame(f"horizon is {request.horizon}; expected 1 to {limit}", metadata={"field": "horizon"})
         held, budget = 0, self._server.budgets.forecasts
-        budget.check()
         source = request.WhichOneof("source")
         if source == "session_id":
             table, row, _ = await self._server.unary.resident(request.model, request.session_id)
@@ -137,7 +128,6 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         finally:
             await steps.aclose()  # type: ignore[attr-defined]  # an async generator has it, its protocol not
 
-    @server_stream
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Decodes a text, one message a token."""
         served = self._server.registry.get(request.model, request.version)

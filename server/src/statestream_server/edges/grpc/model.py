@@ -6,7 +6,7 @@ from typing import Final
 
 from statestream.v1 import model_pb2 as pb
 from statestream.v1 import model_pb2_grpc as grpc_stubs
-from statestream_server.edges.grpc.failures import Context, unary
+from statestream_server.edges.grpc.failures import Context
 from statestream_server.models.model import Kind
 from statestream_server.registry import Registry, Served
 from statestream_server.server import Server
@@ -29,9 +29,7 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
         """Calls go to the server's registry."""
         self._registry: Registry = server.registry
         self._sessions = server.sessions
-        self.caps = server.caps
 
-    @unary
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Lists loaded versions, and those that failed."""
         models = [self._message(served) for served in self._registry]
@@ -42,18 +40,15 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
         models = sorted(models + failed, key=_order)
         return pb.ListModelsResponse(models=models)
 
-    @unary
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Describes a model."""
         return pb.GetModelResponse(model=self._message(self._registry.get(request.name, request.version)))
 
-    @unary
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Loads a version."""
         served = await self._registry.load(request.name, request.version)
         return pb.LoadModelResponse(model=self._message(served))
 
-    @unary
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Unloads a version, after the loads of it that were asked for before."""
         await self._registry.settled(request.name)

@@ -9,7 +9,7 @@ from statestream.contract import errors
 from statestream.v1 import session_pb2 as pb
 from statestream.v1 import session_pb2_grpc as grpc_stubs
 from statestream_server.edges.grpc import wire
-from statestream_server.edges.grpc.failures import Context, unary
+from statestream_server.edges.grpc.failures import Context
 from statestream_server.server import Server
 from statestream_server.sessions.copies import Description
 
@@ -22,9 +22,7 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     def __init__(self, server: Server) -> None:
         """Calls go to the server's rooms."""
         self._server = server
-        self.caps = server.caps
 
-    @unary
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Opens a session for callers of Step."""
         mode = wire.open_mode(request.mode)
@@ -35,13 +33,11 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
         described = await self._server.copies.describe(request.model, request.session_id)
         return pb.OpenSessionResponse(session=_message(described), created=bool(opened.created[0]))
 
-    @unary
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
         """Describes a session."""
         described = await self._server.copies.describe(request.model, request.session_id)
         return pb.GetSessionResponse(session=_message(described))
 
-    @unary
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
         """Lists sessions, a page at a time."""
         if request.page_size > _LARGEST_PAGE:
@@ -53,7 +49,6 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
         token = _write_token(found[-1]) if len(found) == size else ""
         return pb.ListSessionsResponse(sessions=[_message(each) for each in found], next_page_token=token)
 
-    @unary
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
         """Copies a session."""
         made = await self._server.copies.fork(
@@ -61,7 +56,6 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
         )
         return pb.ForkSessionResponse(session=_message(made))
 
-    @unary
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
         """Reads a session out."""
         data, position = await self._server.copies.snapshot(request.model, request.session_id)
@@ -73,7 +67,6 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
             )
         return pb.SnapshotSessionResponse(snapshot=data, position=position)
 
-    @unary
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:
         """Makes a session of a snapshot."""
         made = await self._server.copies.restore(
@@ -81,13 +74,11 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
         )
         return pb.RestoreSessionResponse(session=_message(made))
 
-    @unary
     async def FlushSession(self, request: pb.FlushSessionRequest, context: Context) -> pb.FlushSessionResponse:
         """Makes a session durable."""
         durable = await self._server.copies.flush(request.model, request.session_id)
         return pb.FlushSessionResponse(durable_position=durable)
 
-    @unary
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """Deletes a session."""
         await self._server.copies.delete(request.model, request.session_id)

@@ -8,7 +8,6 @@ either, so what waits for it stays bounded.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -25,7 +24,7 @@ from statestream_server.edges.grpc import answers, wire
 from statestream_server.edges.grpc.apart import Apart
 from statestream_server.edges.grpc.chunk_frames import ChunkFrames
 from statestream_server.edges.grpc.decoding import Unreadable
-from statestream_server.edges.grpc.failures import Context
+from statestream_server.edges.grpc.failures import Context, told
 from statestream_server.edges.grpc.handles import (
     UNKNOWN,
     Handles,
@@ -41,8 +40,6 @@ from statestream_server.server import Server
 from statestream_server.sessions.openings import Opened, Opening, check_ids, check_initial_states
 from statestream_server.sessions.peers import Sleeper
 from statestream_server.settings import Durability
-
-log = logging.getLogger(__name__)
 
 _OPENED = 4096
 """Sessions of one frame that are opened at a time."""
@@ -214,10 +211,8 @@ class Stream:
             self._refuse(request.frame, error)
 
     def _refuse(self, frame: int, error: Exception) -> None:
-        if not isinstance(error, errors.StatestreamError):
-            log.exception("a frame failed in a way that was not expected", exc_info=error)
-            error = errors.InternalError("the server failed on this frame; its log has the details")
-        self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=errors.to_status(error))))
+        status = errors.to_status(told(error, "on this frame"))
+        self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=status)))
 
     async def _open(self, frame: int, request: pb.OpenFrame) -> None:
         """Opens a frame's sessions, a slice at a time, so that others have their turns between two of them."""

@@ -1,0 +1,40 @@
+"""Who calls, and as part of which trace: what an edge finds out at its door, for whatever runs for the call."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Final, NamedTuple
+
+from statestream_server.stores.base import TENANT
+
+
+class Trace(NamedTuple):
+    """The span of a caller's trace that a call is part of, as W3C Trace Context has it.
+
+    Attributes:
+        id: Of the trace, 32 hex digits.
+        span: Of the caller's span, 16 hex digits.
+        flags: What the caller says of the trace: bit 0 where it is recorded.
+    """
+
+    id: str
+    span: str
+    flags: int
+
+
+class Caller(NamedTuple):
+    """Who calls.
+
+    Attributes:
+        tenant: Whose sessions the call is about.
+        trace: Where the call belongs in a trace; None where the caller has none.
+    """
+
+    tenant: str = TENANT
+    trace: Trace | None = None
+
+
+ANYBODY: Final = Caller()
+"""A caller who says nothing of himself."""
+current: ContextVar[Caller] = ContextVar("caller", default=ANYBODY)
+"""The caller of the call that the running task serves; tasks that it begins have it, too."""

@@ -1,0 +1,128 @@
+"""The gRPC port: its services behind one chain, its health, and the clients that are connected to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from statestream.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+from statestream_server.edges.grpc.about import ServerServicer
+from statestream_server.edges.grpc.chain import Chain
+from statestream_server.edges.grpc.decoding import requests_of
+from statestream_server.edges.grpc.inference import InferenceServicer
+from statestream_server.edges.grpc.model import ModelServicer
+from statestream_server.edges.grpc.readers import Readers
+from statestream_server.edges.grpc.session import SessionServicer
+from statestream_server.edges.grpc.stream import Stream
+from statestream_server.server import Server
+from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError
+
+_SERVICES: Final = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (inference_pb2, "InferenceService"),
+        (session_pb2, "SessionService"),
+        (model_pb2, "ModelService"),
+        (server_pb2, "ServerService"),
+    )
+)
+
+
+class Grpc:
+    """The gRPC port of a server, on the loop of its process."""
+
+    def __init__(self, settings: Settings, server: Server) -> None:
+        """Takes the port; nobody is answered yet.
+
+        Raises:
+            StartError: The port is taken, or the address is not this machine's.
+        """
+        self._streams = set[Stream]()
+        self._checks = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_options(settings))
+        self._server.add_generic_rpc_handlers((self._chain(settings, server),))
+        self.port = self._listen(f"{settings.host}:{settings.port}")
+
+    def _chain(self, settings: Settings, server: Server) -> Chain:
+        readers, budgets, inference = Readers(settings.reader_timeout), server.budgets, _SERVICES[0]
+        chain = Chain(
+            requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2, reflection_pb2),
+            server.caps,
+            readers,
+            {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
+        )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(server, self._streams, readers), chain
+        )
+        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), chain)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), chain)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), chain)
+        health_pb2_grpc.add_HealthServicer_to_server(self._checks, chain)
+        names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), chain)
+        return chain
+
+    def _listen(self, address: str) -> int:
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {address}: the port is taken, or the address is not this machine's; is another"
+                " server running there?"
+            ) from error
+
+    async def start(self) -> None:
+        """Begins to answer; health checks say so."""
+        await self._server.start()
+        for service in ("", *_SERVICES):
+            await self._checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def leaving(self) -> None:
+        """Has health checks say that nobody should come any more."""
+        await self._checks.enter_graceful_shutdown()
+
+    def go_away(self, grace: float) -> None:
+        """Tells connected clients that they have `grace` seconds to leave."""
+        for stream in self._streams:
+            stream.leave(grace)
+
+    async def gone(self, seconds: float) -> None:
+        """Returns when the clients that are connected now have left, or after so many seconds."""
+        waits = [asyncio.create_task(stream.ended.wait()) for stream in self._streams]
+        if waits:
+            _, left = await asyncio.wait(waits, timeout=seconds)
+            for task in left:
+                task.cancel()
+
+    async def stop(self, grace: float | None) -> None:
+        """Takes no more calls; ends those that are under way after `grace` seconds, or at once."""
+        await self._server.stop(grace)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    limits = settings.limits
+    return [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_answer_bytes + ANSWER_OVERHEAD),
+        ("grpc.http2.lookahead_bytes", 4 << 20),
+        ("grpc.http2.max_frame_size", 1 << 20),
+        ("grpc.http2.write_buffer_size", 1 << 20),
+        # Two servers on one port share its connections without a word: only workers of one server mean it.
+        ("grpc.so_reuseport", int(settings.reuse_port)),
+        # Clients ping idle streams; without these the server answers them with "too many pings".
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
