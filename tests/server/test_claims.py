@@ -18,8 +18,8 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
 from statestream_server.edges.grpc import stream
 from statestream_server.sessions import records, saver
-from statestream_server.sessions.placement import Promise
-from statestream_server.sessions.turns import Turns
+from statestream_server.sessions.ownership.placement import Promise
+from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.settings import Durability
 from statestream_server.stores.base import TENANT, Key
 from tests.support import serving as support
@@ -649,7 +649,7 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
             await asyncio.sleep(0)
     for stop in left:
         stop.set_result(None)
-    await local.server.sessions.finished()
+    await local.server.tasks.finished()
     assert not local.server.sessions.turns
     # What was begun is claimed and nobody's; the rest was never asked for.
     (table,) = local.server.registry.tables(MODEL)

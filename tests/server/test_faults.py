@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from statestream_server import housekeeping
-from statestream_server.sessions.intake import Intake
+from statestream_server.sessions.admission.intake import Intake
 from tests.support.calls import DEADLINE
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving

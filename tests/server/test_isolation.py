@@ -18,8 +18,8 @@ from statestream_server.engine.batch import Batch
 from statestream_server.engine.costs import Costs
 from statestream_server.engine.lane import SUSPICION
 from statestream_server.engine.table import Table
-from statestream_server.sessions import snapshots
-from statestream_server.sessions.snapshots import Snapshot
+from statestream_server.sessions.admin import snapshots
+from statestream_server.sessions.admin.snapshots import Snapshot
 from tests.server.models import graphs
 from tests.support import models
 from tests.support.arrays import arrays_of, same_bits, tensor, u32, u64

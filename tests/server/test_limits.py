@@ -11,7 +11,7 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
-from statestream_server.sessions.accounts import Accounts
+from statestream_server.sessions.admission.accounts import Accounts
 from tests.support.arrays import tensor
 from tests.support.calls import Caller, everything, failing
 from tests.support.counter import numbers

@@ -9,7 +9,7 @@ from typing import Any
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.lag import Turns
-from statestream_server.sessions.accounts import Accounts
+from statestream_server.sessions.admission.accounts import Accounts
 
 
 class Reader:

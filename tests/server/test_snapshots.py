@@ -13,8 +13,8 @@ from safetensors.numpy import load
 
 from statestream import errors
 from statestream_server.models.rows import Column
-from statestream_server.sessions import snapshots
-from statestream_server.sessions.snapshots import Snapshot
+from statestream_server.sessions.admin import snapshots
+from statestream_server.sessions.admin.snapshots import Snapshot
 
 COLUMNS = [
     Column("h", np.dtype("<f4"), (2, 3)),

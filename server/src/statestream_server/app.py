@@ -33,19 +33,23 @@ from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
-from statestream_server.sessions.accounts import Accounts, Budgets
+from statestream_server.sessions.admin.copies import Copies
+from statestream_server.sessions.admission.accounts import Accounts, Budgets
+from statestream_server.sessions.admission.intake import Intake
+from statestream_server.sessions.admission.tray import Tray
 from statestream_server.sessions.contact import Contact
-from statestream_server.sessions.copies import Copies
-from statestream_server.sessions.departures import Departures
-from statestream_server.sessions.intake import Intake
-from statestream_server.sessions.peers import Peers
-from statestream_server.sessions.placement import Placement
+from statestream_server.sessions.ownership.claims import Claims
+from statestream_server.sessions.ownership.deletions import Deletions
+from statestream_server.sessions.ownership.departures import Departures
+from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.placement import Placement
+from statestream_server.sessions.ownership.sessions import Sessions
+from statestream_server.sessions.ownership.tasks import Tasks
+from statestream_server.sessions.ownership.turns import Turns as SessionTurns
+from statestream_server.sessions.ownership.versions import Versions
+from statestream_server.sessions.ownership.waking import Waking
 from statestream_server.sessions.saver import Saver, Unsaved
-from statestream_server.sessions.sessions import Sessions
-from statestream_server.sessions.tray import Tray
 from statestream_server.sessions.unary import Unary
-from statestream_server.sessions.versions import Versions
-from statestream_server.sessions.waking import Waking
 from statestream_server.settings import Settings, StartError, threads_for
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
@@ -223,7 +227,8 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     fingerprint = runtime.fingerprint(device)
     turns = Turns()
     engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
-    departures, unsaved = Departures(engine, peers), Unsaved(engine.tables)
+    tasks = Tasks()
+    departures, unsaved = Departures(engine, peers, tasks), Unsaved(engine.tables)
     contact = Contact(
         store,
         secrets.token_hex(8),
@@ -256,10 +261,15 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     intake = Intake(engine, saver, settings.limits, time.monotonic, on_crowded=placement.make_way)
     tray = Tray(intake, engine)
     versions = Versions(registry, engine, saver, store)
-    sessions = Sessions(registry, engine, store, saver, peers, placement, versions, contact, departures, time.time)
+    lines = SessionTurns()
+    claims = Claims(registry, engine, store, saver, placement, versions, contact, departures, lines)
+    sessions = Sessions(registry, peers, placement, claims, lines, tasks, time.time)
+    deletions = Deletions(engine, store, saver, contact, departures, lines, tasks)
     copies = Copies(
         registry,
         sessions,
+        claims,
+        deletions,
         engine,
         store,
         saver,
@@ -282,6 +292,9 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         peers,
         registry,
         sessions,
+        deletions,
+        departures,
+        tasks,
         Waking(sessions, engine, store, contact),
         Unary(sessions, engine, saver, intake, copies, budgets.steps, writer),
         copies,
@@ -326,7 +339,7 @@ async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
                 if served.table is not None:
                     rows = np.arange(served.table.capacity)
                     await server.engine.idle(served.table, rows)
-            await server.sessions.finished()
+            await server.tasks.finished()
             await server.engine.close()
             await server.saver.close()
     except TimeoutError:

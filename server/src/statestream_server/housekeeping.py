@@ -91,7 +91,7 @@ async def tidy(server: Server, now: float, *, refresh: bool, unix: float | None 
             continue
         orphans = _sessions(table)
         orphans = orphans[table.ephemeral[orphans] & (table.owner[orphans] == UNBOUND)]
-        await server.sessions.delete(table, orphans[table.used[orphans] < now - settings.ephemeral_retention])
+        await server.deletions.delete(table, orphans[table.used[orphans] < now - settings.ephemeral_retention])
         await server.sessions.hibernate(table, now - settings.hibernate_after)
         rows = _sessions(table)
         # The store counts the age of an ephemeral session although its caller is here.

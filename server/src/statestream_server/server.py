@@ -11,16 +11,19 @@ from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
-from statestream_server.sessions.accounts import Accounts, Budgets
+from statestream_server.sessions.admin.copies import Copies
+from statestream_server.sessions.admission.accounts import Accounts, Budgets
+from statestream_server.sessions.admission.intake import Intake
+from statestream_server.sessions.admission.tray import Tray
 from statestream_server.sessions.contact import Contact
-from statestream_server.sessions.copies import Copies
-from statestream_server.sessions.intake import Intake
-from statestream_server.sessions.peers import Peers
+from statestream_server.sessions.ownership.deletions import Deletions
+from statestream_server.sessions.ownership.departures import Departures
+from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.sessions import Sessions
+from statestream_server.sessions.ownership.tasks import Tasks
+from statestream_server.sessions.ownership.waking import Waking
 from statestream_server.sessions.saver import Saver
-from statestream_server.sessions.sessions import Sessions
-from statestream_server.sessions.tray import Tray
 from statestream_server.sessions.unary import Unary
-from statestream_server.sessions.waking import Waking
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Store
 
@@ -48,6 +51,9 @@ class Server:
     peers: Peers
     registry: Registry
     sessions: Sessions
+    deletions: Deletions
+    departures: Departures
+    tasks: Tasks
     waking: Waking
     unary: Unary
     copies: Copies

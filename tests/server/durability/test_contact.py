@@ -206,13 +206,13 @@ async def test_a_session_that_moved_under_a_running_batch_is_dropped_once(slow: 
     async with Speaker(slow.channel, MODEL) as speaker:
         await speaker.open_one(fresh_id())
         await speaker.step(0, 0, numbers(1))
-        table, sessions = slow.table(MODEL), slow.server.sessions
+        table, departures = slow.table(MODEL), slow.server.departures
         rows = np.asarray(list(table.row_of.values()))
         with slow.engine_held():
             await speaker.send_chunk([0], [1], [numbers(2)])
             await slow.until(lambda: not table.lane.idle(rows).all())
-            sessions.drop(table, rows, SessionMoved("a test took it"))
-            sessions.drop(table, rows, SessionMoved("a test took it"))
+            departures.drop(table, rows, SessionMoved("a test took it"))
+            departures.drop(table, rows, SessionMoved("a test took it"))
         await slow.until(lambda: table.sessions == 0)
         (late,) = await speaker.rows(1)
         assert isinstance(late, Refusal)
@@ -261,7 +261,7 @@ async def test_records_of_another_runtime_are_reported_once(
         await speaker.flush(0, 1)
     monkeypatch.setattr(runtime, "fingerprint", lambda providers: "another machine")
     async with serving(models_dir, store=store) as local, Speaker(local.channel, MODEL) as speaker:
-        with caplog.at_level(logging.WARNING, "statestream_server.sessions.placement"):
+        with caplog.at_level(logging.WARNING, "statestream_server.sessions.ownership.placement"):
             await speaker.open_one(sessions[0])
             await speaker.open_one(sessions[1], handle=1)
         assert len([record for record in caplog.records if "fingerprint" in record.message]) == 1

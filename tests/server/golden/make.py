@@ -18,7 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from statestream.v1 import session_pb2
-from statestream_server.sessions import records, snapshots
+from statestream_server.sessions import records
+from statestream_server.sessions.admin import snapshots
 from statestream_server.settings import Durability
 from statestream_server.stores import packed, sqlite_tables
 from statestream_server.stores.base import TENANT, Key

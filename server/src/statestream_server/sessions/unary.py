@@ -14,12 +14,12 @@ from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.accounts import COPIES, Budget
-from statestream_server.sessions.copies import Copies
-from statestream_server.sessions.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.admin.copies import Copies
+from statestream_server.sessions.admission.accounts import COPIES, Budget
+from statestream_server.sessions.admission.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.ownership.sessions import Sessions
+from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.sessions.saver import Saver
-from statestream_server.sessions.sessions import Sessions
-from statestream_server.sessions.turns import Turns
 from statestream_server.stores.base import Mode
 
 _OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"

@@ -28,7 +28,7 @@ from statestream_server.edges.grpc.decoding import Turn, Unreadable, decoder
 from statestream_server.edges.grpc.failures import Context, abort
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.identity import identify
-from statestream_server.sessions.accounts import Budget
+from statestream_server.sessions.admission.accounts import Budget
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Call = Callable[[Any, Context], Awaitable[Any]]

@@ -20,9 +20,9 @@ from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
-from statestream_server.sessions.accounts import OVERHEAD, Account
-from statestream_server.sessions.intake import Chunks, Refusal
-from statestream_server.sessions.tray import Arrival
+from statestream_server.sessions.admission.accounts import OVERHEAD, Account
+from statestream_server.sessions.admission.intake import Chunks, Refusal
+from statestream_server.sessions.admission.tray import Arrival
 
 _REPLY_BYTES = 128
 """About what a reply has beside its outputs."""

@@ -14,9 +14,9 @@ from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.models.model import Model
 from statestream_server.server import Server
-from statestream_server.sessions.accounts import COPIES
-from statestream_server.sessions.intake import too_large
-from statestream_server.sessions.openings import pinned
+from statestream_server.sessions.admission.accounts import COPIES
+from statestream_server.sessions.admission.intake import too_large
+from statestream_server.sessions.ownership.openings import pinned
 
 
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):

@@ -17,8 +17,8 @@ from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.lag import Turns
-from statestream_server.sessions.accounts import Account
-from statestream_server.sessions.intake import Refusal
+from statestream_server.sessions.admission.accounts import Account
+from statestream_server.sessions.admission.intake import Refusal
 
 _MOST_ERRORS = 512
 """Errors in one message."""

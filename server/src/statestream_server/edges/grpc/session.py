@@ -11,7 +11,7 @@ from statestream.v1 import session_pb2_grpc as grpc_stubs
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.server import Server
-from statestream_server.sessions.copies import Description
+from statestream_server.sessions.admin.copies import Description
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 

@@ -37,8 +37,8 @@ from statestream_server.edges.grpc.readers import Reading
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
-from statestream_server.sessions.openings import Opened, Opening, check_ids, check_initial_states
-from statestream_server.sessions.peers import Sleeper
+from statestream_server.sessions.ownership.openings import Opened, Opening, check_ids, check_initial_states
+from statestream_server.sessions.ownership.peers import Sleeper
 from statestream_server.settings import Durability
 
 _OPENED = 4096
@@ -394,7 +394,7 @@ class Stream:
             mine = table.binding[rows] == bindings
             rows, places = rows[mine], places[mine]
             if request.action == pb.CLOSE_ACTION_DELETE:
-                gone = await self._server.sessions.delete(table, rows, asker=self._number)
+                gone = await self._server.deletions.delete(table, rows, asker=self._number)
                 unknown = np.concatenate([unknown, handles[places[~gone]]])
                 failures += wire.row_errors(handles[places[~gone]], _OVERTAKEN)
             else:

@@ -19,12 +19,12 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions import records
-from statestream_server.sessions.held import NOWHERE, Held
-from statestream_server.sessions.openings import Opened, Opening, Start, refusal
-from statestream_server.sessions.peers import Peers
+from statestream_server.sessions.ownership.held import NOWHERE, Held
+from statestream_server.sessions.ownership.openings import Opened, Opening, Start, refusal
+from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.versions import Move
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
-from statestream_server.sessions.versions import Move
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
 

@@ -11,10 +11,10 @@ from statestream_server.arrays import Array, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions.contact import Asked, Contact
-from statestream_server.sessions.held import Held
-from statestream_server.sessions.openings import Opened, Opening, claims_of, unloadable
-from statestream_server.sessions.peers import Sleeper
-from statestream_server.sessions.sessions import Sessions
+from statestream_server.sessions.ownership.held import Held
+from statestream_server.sessions.ownership.openings import Opened, Opening, claims_of, unloadable
+from statestream_server.sessions.ownership.peers import Sleeper
+from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.stores.base import Claimed, Mode, Record, Store, Verdict
 
 

@@ -14,12 +14,15 @@ from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
-from statestream_server.sessions import records, snapshots
+from statestream_server.sessions import records
+from statestream_server.sessions.admin import snapshots
+from statestream_server.sessions.admin.snapshots import Snapshot
 from statestream_server.sessions.contact import Contact
-from statestream_server.sessions.openings import Start, newer_record
+from statestream_server.sessions.ownership.claims import Claims
+from statestream_server.sessions.ownership.deletions import Deletions
+from statestream_server.sessions.ownership.openings import Start, newer_record
+from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.saver import Saver
-from statestream_server.sessions.sessions import Sessions
-from statestream_server.sessions.snapshots import Snapshot
 from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store
 
 
@@ -55,6 +58,8 @@ class Copies:
         self,
         registry: Registry,
         sessions: Sessions,
+        claims: Claims,
+        deletions: Deletions,
         engine: Engine,
         store: Store,
         saver: Saver,
@@ -71,6 +76,8 @@ class Copies:
         """
         self._registry = registry
         self._sessions = sessions
+        self._claims = claims
+        self._deletions = deletions
         self._engine = engine
         self._store = store
         self._saver = saver
@@ -120,10 +127,10 @@ class Copies:
         """
         where = await self._resident(model, session)
         if where is not None:
-            gone = bool((await self._sessions.delete(where[0], np.asarray([where[1]]))).all())
+            gone = bool((await self._deletions.delete(where[0], np.asarray([where[1]]))).all())
         else:
             record = await self._stored(model, session)
-            gone = await self._sessions.delete_stored(model, session, record.epoch, record.incarnation)
+            gone = await self._deletions.delete_stored(model, session, record.epoch, record.incarnation)
         if not gone:
             raise errors.SessionMoved(
                 f"a newer writer opened session {session!r} before it was deleted, and it stays; delete it again if you"
@@ -250,7 +257,7 @@ class Copies:
         if served.table is None:
             raise errors.ModelChanged(f"version {record.version} of {model!r} has no memory now")
         if record.blob is None:
-            return served.table, await self._sessions.start(served.table), 0
+            return served.table, await self._claims.start(served.table), 0
         stored = records.decode(self._saver.layout(served.table), record.blob, what=f"session {session!r}")
         return served.table, list(stored.values), record.position
 

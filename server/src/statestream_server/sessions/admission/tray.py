@@ -17,7 +17,7 @@ from statestream_server.arrays import Array, Ints, counting, same
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
-from statestream_server.sessions.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.admission.intake import Chunks, Intake, Refusal, error_at
 
 LARGE: Final = 1 << 20
 """Where one of the chunks has outputs of more bytes than that, they are not copied as bytes before they are sent."""

@@ -14,7 +14,7 @@ from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.held import Held
+from statestream_server.sessions.ownership.held import Held
 from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Record, Verdict
 from statestream_server.stores.rules import CLAIM_LIMIT
 

@@ -21,8 +21,8 @@ from statestream_server.engine.table import Table
 from statestream_server.models.rows import Column
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
-from statestream_server.sessions.held import Held
-from statestream_server.sessions.openings import Carried, Opening
+from statestream_server.sessions.ownership.held import Held
+from statestream_server.sessions.ownership.openings import Carried, Opening
 from statestream_server.sessions.records import Stored
 from statestream_server.sessions.saver import Saver
 from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store

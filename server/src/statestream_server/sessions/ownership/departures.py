@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-
 from statestream.contract import errors
 from statestream_server.arrays import Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.peers import Peers
-
-log = logging.getLogger(__name__)
+from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.tasks import Tasks
 
 
 class Departures:
     """Lets rows go, at once or after the batch that runs them."""
 
-    def __init__(self, engine: Engine, peers: Peers) -> None:
+    def __init__(self, engine: Engine, peers: Peers, tasks: Tasks) -> None:
         """Nothing leaves."""
         self._engine = engine
         self._peers = peers
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._tasks = tasks
 
     def drop(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Forgets rows whose sessions a newer owner has."""
@@ -35,14 +31,7 @@ class Departures:
         idle = table.lane.idle(rows)
         table.release(rows[idle])
         if not idle.all():
-            task = asyncio.create_task(self._release_later(table, rows[~idle]), name="session-leaves")
-            self._leaving.add(task)
-            task.add_done_callback(self._left)
-
-    async def finished(self) -> None:
-        """Returns when every row that was let go so far is released."""
-        if self._leaving:
-            await asyncio.wait([*self._leaving])
+            self._tasks.begin(self._release_later(table, rows[~idle]))
 
     async def _release_later(self, table: Table, rows: Ints) -> None:
         """Releases rows once the batch that runs them is over; what they had queued is gone already."""
@@ -50,9 +39,3 @@ class Departures:
         await self._engine.settled(table, rows)
         # One that was opened here again meanwhile is in use.
         table.release(rows[(table.serial[rows] == serials) & (table.epoch[rows] == 0)])
-
-    def _left(self, task: asyncio.Task[None]) -> None:
-        self._leaving.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            log.error("rows could not be released", exc_info=error)

@@ -1,0 +1,1 @@
+"""What is done about sessions beside their steps: forks, snapshots, restores, lists."""

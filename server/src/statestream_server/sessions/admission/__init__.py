@@ -1,0 +1,1 @@
+"""What comes for sessions: chunks that are checked, coalesced, counted and queued."""
