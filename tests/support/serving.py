@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -116,6 +118,7 @@ class Process:
 
     def launch(self) -> None:
         """Starts it without waiting for anything."""
+        self.port = self.port or lasting_port(self.host)
         command = [sys.executable, "-c", _SERVE, str(self.models), "--host", self.host, "--port", str(self.port)]
         self.lines.clear()
         self._ended = False
@@ -187,6 +190,15 @@ class Process:
     def _read_to_the_end(self) -> None:
         self._reader.join(DEADLINE)
         assert not self._reader.is_alive(), f"somebody still has the output of process {self.pid} open"
+
+
+def lasting_port(host: str = "127.0.0.1") -> int:
+    """A free port that no connection takes for its own end while the server that listens there is down."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # Below those that connections get.
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
 
 
 @contextlib.contextmanager
