@@ -75,10 +75,3 @@ def test_every_import_is_asked_for(folder: str) -> None:
 def test_everything_asked_for_is_imported(folder: str) -> None:
     unused = declared(folder) - distributions(folder).keys() - ELSEWHERE
     assert not unused, f"{folder}/pyproject.toml names these, no module imports them"
-
-
-def test_the_libraries_of_the_command_are_imported_by_the_command_alone() -> None:
-    project = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = {re.split(r"[^\w.-]", item, maxsplit=1)[0] for item in project["optional-dependencies"]["cli"]}
-    importers = {path for name in names for path in distributions("client")[name]}
-    assert {path.parts[0] for path in importers} == {"command"}
