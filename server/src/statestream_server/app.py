@@ -24,7 +24,6 @@ from statestream.contract import errors
 from statestream_server import housekeeping
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
-from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
@@ -302,7 +301,6 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         tray,
         Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
         budgets,
-        Caps(settings.limits),
         quarantine,
         Lag(),
         turns,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
-from statestream_server.edges.grpc.caps import Caps
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
 from statestream_server.quarantine.quarantine import Quarantine
@@ -61,7 +60,6 @@ class Server:
     tray: Tray
     accounts: Accounts
     budgets: Budgets
-    caps: Caps
     quarantine: Quarantine
     lag: Lag
     turns: Turns

@@ -9,6 +9,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.stream import Stream
@@ -22,8 +23,12 @@ from statestream_server.sessions.ownership.openings import pinned
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     """Predict, Stream, Step, Forecast and Generate."""
 
-    def __init__(self, server: Server, streams: set[Stream], readers: Readers) -> None:
-        """Connected streams are kept in `streams`, so that a drain can tell them; `readers` watches their writes."""
+    def __init__(self, server: Server, streams: set[Stream], caps: Caps, readers: Readers) -> None:
+        """Connected streams are kept in `streams`, so that a drain can tell them.
+
+        Their frames are checked by `caps`, their writes watched by `readers`.
+        """
+        self._caps = caps
         self._readers = readers
         self._server = server
         self._streams = streams
@@ -55,7 +60,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     async def Stream(self, _unused: object, context: Context) -> None:
         """Serves one stream until its client half-closes or goes away."""
         with self._readers.follow() as reading:
-            stream = Stream(self._server, context, reading)
+            stream = Stream(self._server, context, self._caps, reading)
             self._streams.add(stream)
             try:
                 await stream.serve()

@@ -20,6 +20,7 @@ from statestream.v1 import (
     session_pb2_grpc,
 )
 from statestream_server.edges.grpc.about import ServerServicer
+from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chain import Chain
 from statestream_server.edges.grpc.decoding import requests_of
 from statestream_server.edges.grpc.inference import InferenceServicer
@@ -57,15 +58,16 @@ class Grpc:
         self.port = self._listen(f"{settings.host}:{settings.port}")
 
     def _chain(self, settings: Settings, server: Server) -> Chain:
-        readers, budgets, inference = Readers(settings.reader_timeout), server.budgets, _SERVICES[0]
+        caps, readers = Caps(settings.limits), Readers(settings.reader_timeout)
+        budgets, inference = server.budgets, _SERVICES[0]
         chain = Chain(
             requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2, reflection_pb2),
-            server.caps,
+            caps,
             readers,
             {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(server, self._streams, readers), chain
+            InferenceServicer(server, self._streams, caps, readers), chain
         )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), chain)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), chain)

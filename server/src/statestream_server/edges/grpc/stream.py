@@ -22,6 +22,7 @@ from statestream.v1.tensor_pb2 import RowError
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.edges.grpc import answers, wire
 from statestream_server.edges.grpc.apart import Apart
+from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chunk_frames import ChunkFrames
 from statestream_server.edges.grpc.decoding import Unreadable
 from statestream_server.edges.grpc.failures import Context, told
@@ -54,12 +55,13 @@ _OVERTAKEN: Final = errors.SessionMoved(
 class Stream:
     """A stream's handles, its reader and its writer."""
 
-    def __init__(self, server: Server, context: Context, reading: Reading) -> None:
+    def __init__(self, server: Server, context: Context, caps: Caps, reading: Reading) -> None:
         """A stream without sessions; `reading` is told how its reader gets on."""
         self.ended = asyncio.Event()
         """Set when the stream is over."""
         self._server = server
         self._context = context
+        self._caps = caps
         self._number = server.peers.join(self)
         self._handles = Handles()
         self._account = server.accounts.open()
@@ -171,7 +173,7 @@ class Stream:
             return
         self._last_frame = request.frame
         try:
-            self._server.caps.check_frame(request)
+            self._caps.check_frame(request)
         except errors.StatestreamError as error:
             self._refuse(request.frame, error)
             return
