@@ -14,6 +14,7 @@ from statestream.signature import DTYPES, TensorSpec
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.handles import read_handles
+from statestream_server.shapes import check_graph
 
 _SIZES = st.one_of(
     st.integers(-1, 4), st.sampled_from([2**31, 2**40, 2**62, 2**63 - 1, -(2**63)]), st.integers(-(2**63), 2**63 - 1)
@@ -73,11 +74,15 @@ def test_the_shapes_that_numpy_cannot_count() -> None:
     assert wire.array_of(Tensor(name="x", dtype="float32", shape=[0, 3])).shape == (0, 3)
 
 
+def graph_inputs(tensors: list[Tensor]) -> None:
+    check_graph(_SPECS, wire.named(tensors, ["x", "y"], "inputs"))
+
+
 @given(st.lists(any_tensors(), max_size=4), st.integers(0, 5))
 def test_inputs_are_arrays_or_a_reason(tensors: list[Tensor], steps: int) -> None:
     assert reason_of(wire.packed_inputs, _SPECS, tensors, steps) in (None, "BAD_TENSOR")
     assert reason_of(wire.inputs_with_axes, _SPECS, tensors, (-1, -1), "series") in (None, "BAD_TENSOR")
-    assert reason_of(wire.graph_inputs, _SPECS, tensors) in (None, "BAD_TENSOR")
+    assert reason_of(graph_inputs, tensors) in (None, "BAD_TENSOR")
     found = wire.packed_bytes(wire.ports(_SPECS), tensors, steps)
     if found is not None and steps:
         arrays = wire.packed_inputs(_SPECS, tensors, steps)

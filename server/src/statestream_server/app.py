@@ -24,6 +24,7 @@ from statestream.contract import errors
 from statestream_server import housekeeping
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
+from statestream_server.drivers.predict import Predictor
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
@@ -274,6 +275,7 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         saver,
         contact,
         writer,
+        most_answer=settings.limits.max_answer_bytes,
         alone=not settings.reuse_port,
         unix=lambda used: time.time() - time.monotonic() + used,
     )
@@ -295,7 +297,9 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         departures,
         tasks,
         Waking(sessions, engine, store, contact),
-        Unary(sessions, engine, saver, intake, copies, budgets.steps, writer),
+        Unary(
+            sessions, engine, saver, intake, copies, budgets.steps, writer, most_steps=settings.limits.max_chunk_steps
+        ),
         copies,
         intake,
         tray,
@@ -304,8 +308,9 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         quarantine,
         Lag(),
         turns,
-        Forecaster(engine, settings.limits),
-        Generator(engine, settings.limits),
+        Predictor(registry, engine, settings.limits, budgets.predictions),
+        Forecaster(engine, settings.limits, budgets.forecasts),
+        Generator(registry, engine, settings.limits, budgets.texts),
     )
 
 

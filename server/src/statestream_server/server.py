@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
+from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, Turns
 from statestream_server.quarantine.quarantine import Quarantine
@@ -63,6 +64,7 @@ class Server:
     quarantine: Quarantine
     lag: Lag
     turns: Turns
+    predictor: Predictor
     forecaster: Forecaster
     generator: Generator
 

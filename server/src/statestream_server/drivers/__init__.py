@@ -1,1 +1,1 @@
-"""Drivers: loops on the server that step rows on somebody's behalf."""
+"""Drivers: what runs models on a caller's behalf beside his sessions, bounded alike for every protocol."""

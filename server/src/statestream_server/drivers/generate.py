@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +12,14 @@ from statestream.contract import errors
 from statestream.contract.signature import encode_text, numpy_dtype
 from statestream_server.arrays import Array
 from statestream_server.drivers import waiting
+from statestream_server.drivers.bounds import check_rows
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import tag_of
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import Model
+from statestream_server.registry import Registry
+from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.settings import Limits
 
 
@@ -30,17 +34,19 @@ class Token(NamedTuple):
 class Generator:
     """Decodes greedily with encoder-decoder models."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        """Texts are decoded on `engine`, as rows among the others."""
+    def __init__(self, registry: Registry, engine: Engine, limits: Limits, budget: Budget) -> None:
+        """Texts are decoded on `engine`, as rows among the others; `budget` is what they may hold together."""
+        self._registry = registry
         self._engine = engine
         self._limits = limits
+        self._budget = budget
 
-    async def generate(self, model: Model, table: Table, text: str, max_tokens: int) -> AsyncIterator[Token]:
+    async def generate(self, name: str, version: int, text: str, max_tokens: int) -> AsyncGenerator[Token, None]:
         """Encodes a text, then decodes until the end token or `max_tokens`.
 
         Args:
-            model: An encoder-decoder.
-            table: Its decoder's table.
+            name: Of an encoder-decoder.
+            version: Of it; 0 for the default one.
             text: The source, in the encoder's vocabulary.
             max_tokens: The most tokens wanted; 0 for the model's own limit, which is also the most.
 
@@ -48,17 +54,29 @@ class Generator:
             The tokens; the end token is not among them.
 
         Raises:
+            ModelNotFound: It is not served.
+            Unsupported: It is no encoder-decoder.
             BadTensor: A symbol of the text is not in the vocabulary, or the text is empty.
             BadFrame: The text has too many symbols.
-            TooManySessions: With what is under way, this would be more rows than may be driven.
+            TooManySessions, Overloaded: With what is under way, this would be more than may be driven.
         """
+        served = self._registry.get(name, version)
+        if served.model.kind != "generate" or served.table is None:
+            raise errors.Unsupported(f"model {name!r} is no encoder-decoder; it cannot generate")
+        with self._budget.holding(COPIES * len(text)):
+            async with aclosing(self._decoded(served.model, served.table, text, max_tokens)) as tokens:
+                async for token in tokens:
+                    yield token
+
+    async def _decoded(self, model: Model, table: Table, text: str, max_tokens: int) -> AsyncGenerator[Token, None]:
+        """The tokens of a text, with the model's decoder in a row of `table`."""
         decoding = model.signature.decoding
         output = [spec.name for spec in model.signature.outputs].index(decoding.output)
         states = await self._encode(model, text)
         token, one = decoding.start_token, np.ones(1, np.int64)
         dtype = numpy_dtype(model.signature.inputs[0].dtype)
         async with self._engine.still():
-            waiting.check_rows(table, 1, self._limits)
+            check_rows(table, 1, self._limits)
             rows = table.allocate(1, scratch=True)
             table.tag[rows] = tag_of("text", text)
         try:

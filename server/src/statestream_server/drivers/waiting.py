@@ -10,7 +10,6 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority, Work
-from statestream_server.settings import Limits
 
 
 class Waiting:
@@ -89,18 +88,3 @@ async def run(
             sink.done.exception()
         raise
     return work.outputs
-
-
-def check_rows(table: Table, rows: int, limits: Limits) -> None:
-    """Checks that so many more rows may be driven; sessions are bounded apart from these.
-
-    Raises:
-        TooManySessions: With those under way they would be too many.
-    """
-    under_way = table.allocated - table.sessions
-    if under_way + rows > limits.max_driven_rows:
-        raise errors.TooManySessions(
-            f"{rows} rows are needed, forecasts and texts under way have {under_way} of {table.model.name!r}; the limit"
-            f" is {limits.max_driven_rows} together. Ask for fewer at a time, or again later",
-            retry_after=1.0,
-        )

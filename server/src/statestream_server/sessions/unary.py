@@ -17,6 +17,7 @@ from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.sessions.admission.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.ownership.openings import pinned
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.sessions.saver import Saver
@@ -67,9 +68,12 @@ class Unary:
         copies: Copies,
         budget: Budget,
         writer: bytes,
+        *,
+        most_steps: int,
     ) -> None:
-        """Claims are made as `writer`; `budget` is what the chunks of such calls may hold."""
+        """Claims are made as `writer`; `budget` is what the chunks of such calls may hold, of `most_steps` at most."""
         self._budget = budget
+        self._most_steps = most_steps
         self._sessions = sessions
         self._engine = engine
         self._saver = saver
@@ -91,16 +95,31 @@ class Unary:
                 return _target(table, row)
         return await self._claim(model, version, session, mode)
 
-    async def resident(self, model: str, session: str) -> Target:
+    async def resident(self, model: str, session: str, version: int = 0) -> Target:
         """A session that nobody claims for this; one that is only stored is brought back.
 
         Raises:
             NotOwner: Another server has it.
+            ModelChanged: It is pinned to another version than `version`, if that is not 0.
             StatestreamError: It is not to be had.
         """
         await self._copies.check_owner(model, session)
         where = self._sessions.find(model, session)
-        return _target(*where) if where is not None else await self._claim(model, 0, session, Mode.RESUME)
+        found = _target(*where) if where is not None else await self._claim(model, 0, session, Mode.RESUME)
+        if version not in (0, found.table.model.version):
+            raise pinned(session, found.table.model.version, version)
+        return found
+
+    def check_steps(self, steps: int) -> None:
+        """Checks how long a chunk is, before its inputs are looked at.
+
+        Raises:
+            BadFrame: It has too many steps, or none.
+        """
+        if not 1 <= steps <= self._most_steps:
+            raise errors.BadFrame(
+                f"the chunk has {steps} steps; expected 1 to {self._most_steps}", metadata={"field": "inputs"}
+            )
 
     async def _claim(self, model: str, version: int, session: str, mode: Mode) -> Target:
         while True:
@@ -130,8 +149,8 @@ class Unary:
         Args:
             target: The session.
             session: Its id.
-            steps: The steps of the chunk.
-            inputs: One packed array for every input.
+            steps: The steps of the chunk; see `check_steps`.
+            inputs: One packed array for every input, each as the signature says.
             position: Where the chunk starts; None for where the session stands. The chunk is durable then before this
                 returns, because the caller could not tell a repeated step from a new one after a crash.
             acked: The position up to which the caller has the replies.

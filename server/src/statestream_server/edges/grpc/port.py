@@ -58,7 +58,7 @@ class Grpc:
         self.port = self._listen(f"{settings.host}:{settings.port}")
 
     def _chain(self, settings: Settings, server: Server) -> Chain:
-        caps, readers = Caps(settings.limits), Readers(settings.reader_timeout)
+        readers, caps = Readers(settings.reader_timeout), Caps(settings.limits)
         budgets, inference = server.budgets, _SERVICES[0]
         chain = Chain(
             requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2, reflection_pb2),

@@ -21,21 +21,19 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
 
     def __init__(self, server: Server) -> None:
         """Calls go to the server's rooms."""
-        self._server = server
+        self._copies = server.copies
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Opens a session for callers of Step."""
         mode = wire.open_mode(request.mode)
-        server = self._server
-        opened = await server.sessions.open_one(
-            request.model, request.version, request.session_id, mode, server.writer, upgrade=request.upgrade
+        described, created = await self._copies.open(
+            request.model, request.version, request.session_id, mode, upgrade=request.upgrade
         )
-        described = await self._server.copies.describe(request.model, request.session_id)
-        return pb.OpenSessionResponse(session=_message(described), created=bool(opened.created[0]))
+        return pb.OpenSessionResponse(session=_message(described), created=created)
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
         """Describes a session."""
-        described = await self._server.copies.describe(request.model, request.session_id)
+        described = await self._copies.describe(request.model, request.session_id)
         return pb.GetSessionResponse(session=_message(described))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
@@ -45,43 +43,35 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
                 f"page_size is {request.page_size}; expected at most {_LARGEST_PAGE}", metadata={"field": "page_size"}
             )
         size = request.page_size or _DEFAULT_PAGE
-        found = await self._server.copies.page(request.model, _read_token(request.page_token), size)
+        found = await self._copies.page(request.model, _read_token(request.page_token), size)
         token = _write_token(found[-1]) if len(found) == size else ""
         return pb.ListSessionsResponse(sessions=[_message(each) for each in found], next_page_token=token)
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
         """Copies a session."""
-        made = await self._server.copies.fork(
-            request.model, request.session_id, request.fork_id, ephemeral=request.ephemeral
-        )
+        made = await self._copies.fork(request.model, request.session_id, request.fork_id, ephemeral=request.ephemeral)
         return pb.ForkSessionResponse(session=_message(made))
 
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
         """Reads a session out."""
-        data, position = await self._server.copies.snapshot(request.model, request.session_id)
-        most = self._server.settings.limits.max_answer_bytes
-        if len(data) > most:
-            raise errors.AnswerTooLarge(
-                f"the snapshot has {len(data):,} bytes; this server sends {most:,} at most: raise --max-answer-bytes",
-                metadata={"size": str(len(data)), "limit": str(most)},
-            )
+        data, position = await self._copies.snapshot(request.model, request.session_id)
         return pb.SnapshotSessionResponse(snapshot=data, position=position)
 
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:
         """Makes a session of a snapshot."""
-        made = await self._server.copies.restore(
+        made = await self._copies.restore(
             request.model, request.session_id, request.snapshot, request.version, upgrade=request.upgrade
         )
         return pb.RestoreSessionResponse(session=_message(made))
 
     async def FlushSession(self, request: pb.FlushSessionRequest, context: Context) -> pb.FlushSessionResponse:
         """Makes a session durable."""
-        durable = await self._server.copies.flush(request.model, request.session_id)
+        durable = await self._copies.flush(request.model, request.session_id)
         return pb.FlushSessionResponse(durable_position=durable)
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """Deletes a session."""
-        await self._server.copies.delete(request.model, request.session_id)
+        await self._copies.delete(request.model, request.session_id)
         return pb.DeleteSessionResponse()
 
 

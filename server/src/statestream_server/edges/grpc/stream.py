@@ -55,8 +55,8 @@ _OVERTAKEN: Final = errors.SessionMoved(
 class Stream:
     """A stream's handles, its reader and its writer."""
 
-    def __init__(self, server: Server, context: Context, caps: Caps, reading: Reading) -> None:
-        """A stream without sessions; `reading` is told how its reader gets on."""
+    def __init__(self, server: Server, context: Context, reading: Reading, caps: Caps) -> None:
+        """A stream without sessions; `reading` is told how its reader gets on, `caps` is what a frame may have."""
         self.ended = asyncio.Event()
         """Set when the stream is over."""
         self._server = server

@@ -16,6 +16,7 @@ from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc.caps import MAX_AXES
 from statestream_server.settings import Settings
+from statestream_server.shapes import check_steps, step_bytes
 from statestream_server.stores.base import Mode
 
 _MOST_BYTES = 1 << 62
@@ -39,11 +40,7 @@ class Port(NamedTuple):
 
 def ports(specs: Sequence[TensorSpec]) -> tuple[Port, ...]:
     """What one step of inputs or outputs looks like on the wire."""
-    shapes = [(spec, step_shape(spec)) for spec in specs]
-    return tuple(
-        Port(spec.name, spec.dtype, shape, numpy_dtype(spec.dtype).itemsize * math.prod(shape))
-        for spec, shape in shapes
-    )
+    return tuple(Port(spec.name, spec.dtype, step_shape(spec), step_bytes(spec)) for spec in specs)
 
 
 def column(data: bytes, dtype: str, count: int, field: str) -> Array:
@@ -160,43 +157,7 @@ def inputs_with_axes(
         BadTensor: One has the wrong name, dtype or shape.
     """
     arrays = named(tensors, [spec.name for spec in specs], "inputs")
-    for spec, array in zip(specs, arrays, strict=True):
-        expected = (*leading, *step_shape(spec))
-        fits = array.shape == expected or (
-            len(array.shape) == len(expected)
-            and all(size == want or (want < 0 and size > 0) for size, want in zip(array.shape, expected, strict=True))
-        )
-        if array.dtype != numpy_dtype(spec.dtype) or not fits:
-            raise errors.BadTensor(
-                f"input {spec.name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}{list(expected)}"
-                f" ({what} first)",
-                metadata={"field": spec.name, "expected_shape": str(list(expected)), "expected_dtype": spec.dtype},
-            )
-    return arrays
-
-
-def graph_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> list[Array]:
-    """Inputs with the graph's own axes, one length along all batch axes.
-
-    Raises:
-        BadTensor: One has the wrong name, dtype or shape, or batch axes differ.
-    """
-    arrays = named(tensors, [spec.name for spec in specs], "inputs")
-    batches = {}
-    for spec, array in zip(specs, arrays, strict=True):
-        expected = list(spec.shape)
-        fits = len(array.shape) == len(expected) and all(
-            want < 0 or size == want for size, want in zip(array.shape, expected, strict=True)
-        )
-        if array.dtype != numpy_dtype(spec.dtype) or not fits:
-            raise errors.BadTensor(
-                f"input {spec.name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}{expected}, -1 is free",
-                metadata={"field": spec.name, "expected_shape": str(expected), "expected_dtype": spec.dtype},
-            )
-        if spec.HasField("batch_axis"):
-            batches[spec.name] = array.shape[spec.batch_axis]
-    if len(set(batches.values())) > 1:
-        raise errors.BadTensor(f"batch sizes differ: {batches}; expected one", metadata={"field": "inputs"})
+    check_steps(specs, arrays, leading, what)
     return arrays
 
 
@@ -207,18 +168,6 @@ def write(tensors: _Tensors, names: Iterable[str], arrays: Iterable[Array]) -> N
         tensor = tensors.add()
         tensor.name, tensor.dtype, tensor.data = name, array.dtype.name, little.tobytes()
         tensor.shape.extend(array.shape)
-
-
-def known_bytes(specs: Iterable[TensorSpec], rows: int) -> int:
-    """Bytes of outputs of a run of so many rows, as far as the signature knows: those of free shape not counted."""
-    size = 0
-    for spec in specs:
-        shape = [
-            rows if spec.HasField("batch_axis") and axis == spec.batch_axis else n for axis, n in enumerate(spec.shape)
-        ]
-        if min(shape, default=0) >= 0:
-            size += numpy_dtype(spec.dtype).itemsize * math.prod(shape)
-    return size
 
 
 class SingleReply:

@@ -66,14 +66,16 @@ class Copies:
         contact: Contact,
         writer: bytes,
         *,
+        most_answer: int,
         alone: bool,
         unix: Callable[[float], float],
     ) -> None:
         """Sessions made here are claimed as `writer`.
 
-        `alone` says that no living process shares this one's address, `unix` what Unix time it was at a time of the
-        rows' clock.
+        `most_answer` is how many bytes a snapshot may have that is sent, `alone` says that no living process shares
+        this one's address, `unix` what Unix time it was at a time of the rows' clock.
         """
+        self._most_answer = most_answer
         self._registry = registry
         self._sessions = sessions
         self._claims = claims
@@ -96,6 +98,17 @@ class Copies:
         if where is not None:
             return self._of_row(*where)
         return _of_record(await self._record(model, session))
+
+    async def open(
+        self, model: str, version: int, session: str, mode: Mode, *, upgrade: bool = False
+    ) -> tuple[Description, bool]:
+        """Opens a session for callers without a stream; what it is then, and whether it was made.
+
+        Raises:
+            StatestreamError: It is not to be had; see `Sessions.open`.
+        """
+        opened = await self._sessions.open_one(model, version, session, mode, self._writer, upgrade=upgrade)
+        return await self.describe(model, session), bool(opened.created[0])
 
     async def flush(self, model: str, session: str) -> int:
         """Makes a session durable; the durable position.
@@ -199,11 +212,18 @@ class Copies:
 
         Raises:
             NotOwner: Another server has it.
+            AnswerTooLarge: It has more bytes than the server sends.
             SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
         table, values, position = await self._read(model, session)
-        snapshot = Snapshot(model, table.model.digest, position, values)
-        return snapshots.dumps(snapshot, table.rows.columns), position
+        data = snapshots.dumps(Snapshot(model, table.model.digest, position, values), table.rows.columns)
+        if len(data) > self._most_answer:
+            raise errors.AnswerTooLarge(
+                f"the snapshot has {len(data):,} bytes; this server sends {self._most_answer:,} at most: raise"
+                " --max-answer-bytes",
+                metadata={"size": str(len(data)), "limit": str(self._most_answer)},
+            )
+        return data, position
 
     async def restore(
         self, model: str, session: str, data: bytes, version: int = 0, *, upgrade: bool = False
