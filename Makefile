@@ -13,7 +13,8 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos install stubs clean
+.PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu install stubs
+.PHONY: clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-protos
 
 help:
@@ -26,6 +27,7 @@ help:
 	@echo "make check         format, lint, types, layers, stubs and protos"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
+	@echo "make gpu           tests, a small chaos and the benchmark of devices on this machine's GPU"
 	@echo "make install       makes .venv anew from constraints.txt"
 	@echo "make stubs         generates the stubs from protos/"
 	@echo "make clean         removes what was built, .venv too"
@@ -98,6 +100,12 @@ bench: $(STAMP)
 CHAOS ?= tests/chaos tests/model tests/server/durability
 chaos: $(STAMP)
 	$(RUN) -m pytest -m chaos $(CHAOS) $(ARGS)
+
+# Ten minutes at most; docs/devices.md says what has to be installed.
+gpu: $(STAMP)
+	STATESTREAM_REQUIRE_GPU=1 $(RUN) -m pytest -q tests/server/models/test_cuda.py
+	STATESTREAM_TEST_DEVICE=cuda STATESTREAM_CHAOS_SCALE=0.1 $(RUN) -m pytest -q -m chaos tests/chaos/test_kills.py -k sqlite
+	$(RUN) -m benchmarks.device --device cuda $(ARGS)
 
 stubs: $(STAMP)
 	$(RUN) tools/stubs.py

@@ -11,10 +11,12 @@ import numpy as np
 
 from tests.server.models.graphs import recurrent, save
 from tests.support.models import Whole
+from tests.support.serving import TEST_DEVICE
 
 MODEL = "lstm"
 FEATURES, HIDDEN, OUTPUTS = 8, 16, 4
 _BLOCK = 1024
+_TOLERANCE = 0.0 if TEST_DEVICE == "cpu" else 1e-3
 
 
 def write_model(folder: Path, versions: int = 1) -> Path:
@@ -100,7 +102,8 @@ class Oracle:
     def check(self, tracks: list[Track]) -> int:
         """Compares all that was received, bit by bit; returns how many outputs that were.
 
-        An output that is lost, comes twice, comes out of turn or differs in a bit fails this: a
+        Where the servers run on another device than ONNX Runtime here, within a tolerance, which a step too many or too
+        few exceeds, too. An output that is lost, comes twice, comes out of turn or differs in a bit fails this: a
         step that the server skipped or repeated changes every output behind it.
         """
         checked = 0
@@ -110,7 +113,8 @@ class Oracle:
             wanted = self.outputs(track.number, track.position, track.versions)
             got = np.concatenate(track.outputs)
             assert got.shape == wanted.shape, f"{track.id}: {got.shape} outputs came, expected {wanted.shape}"
-            wrong = np.flatnonzero((got.view(np.uint32) != wanted.view(np.uint32)).any(axis=1))
+            differs = (got.view(np.uint32) != wanted.view(np.uint32)) & ~(np.abs(got - wanted) <= _TOLERANCE)
+            wrong = np.flatnonzero(differs.any(axis=1))
             assert not len(wrong), (
                 f"seed {self.seed}: session {track.id} differs from the uninterrupted run at {len(wrong)} of"
                 f" {track.position} outputs, first at position {wrong[0]}: {got[wrong[0]]}, expected {wanted[wrong[0]]}"

@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from tests.support.speaker import Speaker, fresh_id
 _READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
 # The command itself, without the console script: tests also run where only the sources are installed.
 _SERVE = "import sys; from statestream_server.cli import serve; sys.argv[0] = 'statestream serve'; serve()"
+TEST_DEVICE: Final = os.environ.get("STATESTREAM_TEST_DEVICE", "cpu")
+"""Where the models of started servers run; `make gpu` sets it."""
 
 
 def free_settings(models: Path, **more: Any) -> Settings:
@@ -124,7 +126,7 @@ class Process:
         self._ended = False
         self._news = threading.Condition()
         self._process = subprocess.Popen(
-            [*command, "--no-http", "--device", "cpu", *self.options],
+            [*command, "--no-http", "--device", TEST_DEVICE, *self.options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

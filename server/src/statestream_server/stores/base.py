@@ -174,38 +174,10 @@ class Store(Protocol):
         """A random name of the store's contents: where it changed, the store was emptied or replaced."""
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
-        """Decides every claim by the rules below, in order, atomically for each key; what it carries is the same write.
-
-        Let `stored` be the live record. A tombstone counts as none, but its epoch and incarnation count; so
-        does a record below held_epoch or seen_epoch: a store that forgot has brought it back.
-
-        1. claim.incarnation < stored or tombstone incarnation → REFUSED.
-        2. CREATE and stored or held → EXISTS. RESUME and neither stored nor held → MISSING.
-        3. The row held is current where held_epoch > 0, not below seen_epoch, and not below the fence of what is
-           stored (nothing at all, as after a flush, or a live record, no tombstone). So a claim whose answer was lost,
-           or that was decided late, takes nothing from the process that asked it.
-        4. Not REPLACE, exact, the row held is not current, and stored is of another version → OTHER. Not REPLACE, with
-           a base, the row held is not current, and (epoch, position) of stored are not (base, position) → OTHER.
-        5. Not REPLACE, and the position of what is current (held_position, else stored.position, else
-           0) < replay_position → LOST.
-        6. New epoch = max(stored or tombstone epoch, held_epoch, seen_epoch) + 1, and no less than the
-           claim's incarnation, which comes from a clock: so epochs go on rising over a flush. Writer,
-           incarnation and owner are the claim's; `version` and `ephemeral` are the stored ones where the
-           session goes on, else the claim's. REPLACE, or neither stored nor held current → CREATED,
-           position and blob of the claim. Held current → HELD (position and blob of `stored` stay as they are).
-           Else → TAKEN. With a base, version, position and blob are the claim's then.
-        7. The fence is the new epoch; for HELD it stays (held_epoch where nothing is stored), and for TAKEN where the
-           claim's owner is the stored one: it may have the session in memory again by then.
-        """
+        """Decides every claim by `rules.decide`, in order, atomically for each key; what it carries is the same write."""
 
     async def save(self, records: Sequence[Record]) -> list[bool]:
-        """Writes each record where it is not fenced; False for those that are.
-
-        A record is written where nothing is stored under its key (not even a tombstone), or the live
-        record's (epoch, position) is not above the new one's, or a tombstone's epoch is below it. Where only the epoch
-        is above, and the fence is not, position, version and blob are written, and the claim stays as it is stored.
-        Otherwise nothing changes and the answer is False; so too for what a newer release wrote.
-        """
+        """Writes each record where `rules.saved` says so; False for those that are fenced."""
 
     async def load(self, keys: Sequence[Key]) -> list[Record | None]:
         """Reads live records, blobs included; changes nothing. What a newer release wrote has the epoch `NEWER`."""
@@ -220,12 +192,7 @@ class Store(Protocol):
         """Takes live records for used now where their fence is not above the given epochs."""
 
     async def delete(self, keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> list[bool]:
-        """Replaces records whose fence is not above the given epoch by tombstones; False for others.
-
-        A tombstone keeps the higher of the stored and the given epoch, and of the incarnations, for the retention of
-        tombstones, so that a late save or an old writer's claim cannot bring the session back. It is left as well
-        where nothing is stored, as after a flush, and raised where there is one already; the answer is False then.
-        """
+        """Replaces records by tombstones where `rules.bury` says so; False for others, and where nothing is stored."""
 
     async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
         """Live records without blobs, by (model, id), those above `after`; model "" stands for all."""

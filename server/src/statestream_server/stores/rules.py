@@ -1,7 +1,7 @@
 """The rules of claims, saves and deletes as pure functions. No store and no clock lives here.
 
-`base.Store` states them in words; Redis applies the same rules in Lua (see lua.py), and one compliance
-suite holds all stores to them.
+This is where they are stated. Redis applies them in Lua (lua.py), sqlite saves by them in SQL (sqlite_tables.py);
+tests/server/stores/test_rules.py drives every store and these functions alike and compares.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Decision(NamedTuple):
 
 
 def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
-    """Decides one claim by the rules of `base.Store.claim`.
+    """Decides one claim.
+
+    A tombstone counts as no record, but its epoch and incarnation count.
 
     Args:
         claim: The claim.
@@ -74,10 +76,13 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
         now: Unix time to be noted as the time of the claim.
     """
     seen = max(claim.held_epoch, claim.seen_epoch)
+    # A newer writer came first.
     if stored is not None and claim.incarnation < stored.incarnation:
         return Decision(Verdict.REFUSED, stored)
     # A record below an epoch that was seen came back from before it: the store forgot what was between.
     live = stored if stored is not None and stored.live and stored.epoch >= seen else None
+    # The row held is current where it is not below the fence of what is stored: nothing at all, as after a flush, or a
+    # live record, no tombstone. So a claim whose answer was lost takes nothing from the process that asked it.
     over = stored is None or (stored.live and stored.fence <= claim.held_epoch)
     held = claim.held_epoch > 0 and claim.held_epoch == seen and over
     anew = claim.mode is Mode.REPLACE
@@ -86,16 +91,22 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
     if claim.mode is Mode.RESUME and live is None and not held:
         return Decision(Verdict.MISSING, None)
     if not (anew or held):
+        # What moves must still be what the claim's state was made of; what goes on must be of the claim's version.
         if claim.base and (live is None or (live.epoch, live.position) != (claim.base, claim.position)):
             return Decision(Verdict.OTHER, live)
         if claim.exact and not claim.base and live is not None and live.version != claim.version:
             return Decision(Verdict.OTHER, live)
+    # The caller could not send again what is missing.
     current = claim.held_position if held else live.position if live is not None else 0
     if not anew and current < claim.replay_position:
         return Decision(Verdict.LOST, live)
+    # Granted. Where the session goes on its version and retention stay, else they are the claim's; so are state and
+    # position of a new session, and of one that moves.
     goes_on = not anew and (held or live is not None)
     kept = live if goes_on else None
     carries = bool(claim.base) if goes_on else not claim.base
+    # Above every epoch that was ever seen, and no less than the incarnation, which comes from a clock: so epochs go on
+    # rising over a flush.
     epoch = max(1 + (stored.epoch if stored is not None else 0), 1 + seen, claim.incarnation)
     columns = Columns(
         live=True,
@@ -114,7 +125,7 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
 
 
 def _fence(claim: Claim, kept: Columns | None, epoch: int, *, held: bool) -> int:
-    """The fence of a granted claim; `kept` is the record that goes on with it."""
+    """The fence of a granted claim: its epoch, but where rows of before are current; `kept` is what goes on with it."""
     if held:
         return kept.fence if kept else claim.held_epoch
     # Who claimed it last may have it in memory again by the time this is decided: it woke it, and stepped it.
@@ -122,7 +133,11 @@ def _fence(claim: Claim, kept: Columns | None, epoch: int, *, held: bool) -> int
 
 
 def saved(stored: Columns | None, record: Record, now: float) -> Columns | None:
-    """What is stored with a record by the rules of `base.Store.save`; None where it is fenced.
+    """What is stored with a record; None where it is fenced.
+
+    It is written where nothing is stored, or the live record's (epoch, position) is not above its own, or a tombstone's
+    epoch is below it. Where only the epoch is above, and the fence is not, position, version and blob are written, and
+    the claim stays as it is stored.
 
     Args:
         stored: What is stored under its key, a tombstone too.
@@ -148,7 +163,11 @@ def saved(stored: Columns | None, record: Record, now: float) -> Columns | None:
 
 
 def bury(stored: Columns | None, epoch: int, incarnation: int, now: float) -> tuple[bool, Columns | None]:
-    """Decides one delete by the rules of `base.Store.delete`.
+    """Decides one delete: what a later claim has stays.
+
+    A tombstone keeps the higher of both epochs, and of both incarnations, for the retention of tombstones, so that a
+    late save or an old writer's claim cannot bring the session back. It is left as well where nothing is stored, as
+    after a flush, and raised where there is one already.
 
     Args:
         stored: What is stored under the key, a tombstone too.
