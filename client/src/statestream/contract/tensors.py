@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from statestream.contract.errors import BadFrame, BadTensor
+from statestream.contract.errors import BadFrame, BadTensor, quoted
 from statestream.contract.signature import DTYPES
 from statestream.v1.tensor_pb2 import Tensor
 
@@ -21,6 +21,9 @@ HANDLE: Final = np.dtype("<u4")
 
 POSITION: Final = np.dtype("<i8")
 """A column of positions or epochs; read as signed, so that differences are signed too."""
+
+_MOST_BYTES = 1 << 62
+"""What NumPy can count."""
 
 # NumPy works a dtype's name out anew each time, which costs as much as the rest of a small message.
 _NAMES: dict[np.dtype[Any], str] = {}
@@ -51,23 +54,47 @@ def from_tensor(tensor: Tensor) -> Array:
     Raises:
         BadTensor: The dtype is unknown, or the data is not as long as dtype and shape say.
     """
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise BadTensor(f"{tensor.name} has dtype {tensor.dtype!r}; expected one of {', '.join(sorted(DTYPES))}")
     # Repeated fields are sliced, here and below: that copies them in one call, where a loop asks for item after item.
     shape, data = tensor.shape[:], tensor.data
     try:
         # One call in place of frombuffer, reshape and copy.
-        array: Array | None = np.ndarray(shape, dtype, bytearray(data))
-    except (TypeError, ValueError):
-        array = None
-    if array is None or array.nbytes != len(data):
-        expected = math.prod(shape) * dtype.itemsize
-        raise BadTensor(
-            f"{tensor.name} has {len(data)} bytes; expected {expected} for {tensor.dtype}{shape}",
-            metadata={"field": tensor.name},
-        )
+        array: Array = np.ndarray(shape, DTYPES[tensor.dtype], bytearray(data))
+    except (KeyError, TypeError, ValueError):
+        raise _refusal(tensor) from None
+    # To NumPy a lone -1 is as many as there are.
+    if array.nbytes != len(data) or -1 in shape:
+        raise _refusal(tensor)
     return array
+
+
+def view_of(tensor: Tensor) -> Array:
+    """Reads a tensor as a read-only view of its bytes.
+
+    Raises:
+        BadTensor: The dtype is unknown, or the data is not as long as dtype and shape say.
+    """
+    shape, data = tensor.shape[:], tensor.data  # Once: every look at the data is a copy.
+    try:
+        array: Array = np.ndarray(shape, DTYPES[tensor.dtype], data)
+    except (KeyError, TypeError, ValueError):
+        raise _refusal(tensor) from None
+    if array.nbytes != len(data) or -1 in shape:
+        raise _refusal(tensor)
+    return array
+
+
+def _refusal(tensor: Tensor) -> BadTensor:
+    """Why a tensor is none."""
+    shape, dtype = list(tensor.shape), DTYPES.get(tensor.dtype)
+    if dtype is None:
+        why = f"dtype {quoted(tensor.dtype)}; expected one of {', '.join(sorted(DTYPES))}"
+    # An axis without anything does not make the others any shorter for NumPy.
+    elif math.prod(max(size, 1) for size in shape) * dtype.itemsize > _MOST_BYTES:
+        why = f"the shape {shape}, which is longer than anything can be"
+    else:
+        expected = math.prod(max(size, 0) for size in shape) * dtype.itemsize
+        why = f"{len(tensor.data)} bytes; expected {expected} for {tensor.dtype}{shape}"
+    return BadTensor(f"tensor {quoted(tensor.name)} has {why}", metadata={"field": tensor.name})
 
 
 def from_tensors(tensors: Sequence[Tensor]) -> dict[str, Array]:

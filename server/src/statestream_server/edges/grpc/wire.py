@@ -10,7 +10,8 @@ import numpy as np
 
 from statestream.contract import errors
 from statestream.contract.errors import quoted, shortened
-from statestream.contract.signature import DTYPES, TensorSpec, numpy_dtype, step_shape
+from statestream.contract.signature import TensorSpec, numpy_dtype, step_shape
+from statestream.contract.tensors import view_of
 from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
@@ -18,9 +19,6 @@ from statestream_server.edges.grpc.caps import MAX_AXES
 from statestream_server.settings import Settings
 from statestream_server.shapes import check_steps, step_bytes
 from statestream_server.stores.base import Mode
-
-_MOST_BYTES = 1 << 62
-"""What NumPy can count."""
 
 
 class _Tensors(Protocol):
@@ -68,38 +66,14 @@ def array_of(tensor: Tensor) -> Array:
     """A tensor's array, a read-only view.
 
     Raises:
-        BadTensor: Its dtype is unknown or its bytes do not fit its shape.
+        BadTensor: It has too many axes, its dtype is unknown or its bytes do not fit its shape.
     """
-    if tensor.dtype not in DTYPES:
-        raise errors.BadTensor(
-            f"tensor {quoted(tensor.name)} has dtype {quoted(tensor.dtype)}; expected one of"
-            f" {', '.join(sorted(DTYPES))}",
-            metadata={"field": tensor.name},
-        )
     if len(tensor.shape) > MAX_AXES:
         raise errors.BadTensor(
             f"tensor {quoted(tensor.name)} has {len(tensor.shape)} axes; expected at most {MAX_AXES}",
             metadata={"field": tensor.name},
         )
-    shape, dtype = tuple(tensor.shape), numpy_dtype(tensor.dtype)
-    data = tensor.data  # Once: every look at it is a copy.
-    if min(shape, default=1) > 0 and math.prod(shape) * dtype.itemsize == len(data):
-        return np.frombuffer(data, dtype).reshape(shape)
-    count = math.prod(max(size, 0) for size in shape)
-    # An axis without anything does not make the others any shorter for NumPy.
-    longest = math.prod(max(size, 1) for size in shape) * dtype.itemsize
-    if longest > _MOST_BYTES:
-        raise errors.BadTensor(
-            f"tensor {quoted(tensor.name)} has the shape {list(shape)}, which is longer than anything can be",
-            metadata={"field": tensor.name},
-        )
-    if min(shape, default=0) < 0 or count * dtype.itemsize != len(data):
-        raise errors.BadTensor(
-            f"tensor {quoted(tensor.name)} has {len(data)} bytes; expected {count * dtype.itemsize} for"
-            f" {tensor.dtype}{list(shape)}",
-            metadata={"field": tensor.name},
-        )
-    return np.frombuffer(data, dtype).reshape(shape)
+    return view_of(tensor)
 
 
 def named(tensors: Sequence[Tensor], names: Sequence[str], what: str) -> list[Array]:
