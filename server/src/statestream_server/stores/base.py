@@ -174,7 +174,7 @@ class Store(Protocol):
         """A random name of the store's contents: where it changed, the store was emptied or replaced."""
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
-        """Decides every claim by `rules.decide`, in order, atomically for each key; what it carries is the same write."""
+        """Decides every claim by `rules.decide`, in order and atomically for each key; its state is the same write."""
 
     async def save(self, records: Sequence[Record]) -> list[bool]:
         """Writes each record where `rules.saved` says so; False for those that are fenced."""
