@@ -16,7 +16,7 @@ import pytest
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
-from statestream_server.edges.grpc import stream
+from statestream_server.edges.grpc import open_frames
 from statestream_server.sessions import records, saver
 from statestream_server.sessions.ownership.placement import Promise
 from statestream_server.sessions.ownership.turns import Turns
@@ -610,7 +610,7 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
     models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two parts are with the store at once; one that fails takes nothing from the others; a reader leaves."""
-    monkeypatch.setattr(stream, "_OPENED", 3)
+    monkeypatch.setattr(open_frames, "_OPENED", 3)
     ids = [f"s{number}" for number in range(14)]
     async with Speaker(local.channel, MODEL) as speaker:
         asked = list[str]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from statestream.v1 import inference_pb2 as pb
 from statestream_server.arrays import Array, Ints, Positions, counting, some
 from statestream_server.edges.grpc import answers, wire
 from statestream_server.edges.grpc.answers import Results
-from statestream_server.edges.grpc.handles import UNKNOWN, Group, Handles, read_handles, unknown_places
+from statestream_server.edges.grpc.bindings import Bindings
+from statestream_server.edges.grpc.handles import UNKNOWN, Group, read_handles, unknown_places
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import Kept
@@ -39,20 +40,13 @@ class _Known(NamedTuple):
 class ChunkFrames:
     """The chunk frames of one stream."""
 
-    def __init__(
-        self,
-        server: Server,
-        handles: Handles,
-        outbox: Outbox,
-        account: Account,
-        wake: Callable[[Array], Awaitable[None]],
-    ) -> None:
-        """Frames about `handles`, answered through `outbox`; `wake` brings back the sessions that sleep among some."""
+    def __init__(self, server: Server, bindings: Bindings, outbox: Outbox, account: Account) -> None:
+        """Frames about the sessions of `bindings`, answered through `outbox`; `account` has what is under way."""
         self._server = server
         self._account = account
-        self._handles = handles
+        self._handles = bindings.handles
         self._outbox = outbox
-        self._wake = wake
+        self._wake = bindings.wake
         self._most_steps = server.settings.limits.max_chunk_steps
         self._models: dict[int, _Known] = {}
 

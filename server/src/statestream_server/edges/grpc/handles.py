@@ -19,6 +19,10 @@ from statestream_server.sessions.ownership.peers import Sleeper
 
 UNKNOWN: Final = errors.SessionNotFound("the handle stands for no session on this stream; open it first")
 """What is said of a handle that stands for nothing; one error for all of them, as they may be many."""
+OVERTAKEN: Final = errors.SessionMoved(
+    "a newer writer opened the session meanwhile; open it again only if you mean to take it back"
+)
+"""What is said of a session that somebody else claimed while a frame about it was answered."""
 _NOTHING: Final = -1
 _FIRST: Final = 64
 _SPARE: Final = 1024

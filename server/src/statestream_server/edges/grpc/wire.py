@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from statestream.contract import errors
 from statestream.contract.errors import quoted, shortened
-from statestream.contract.signature import TensorSpec, numpy_dtype, step_shape
+from statestream.contract.signature import TensorSpec, step_shape
 from statestream.contract.tensors import view_of
 from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor

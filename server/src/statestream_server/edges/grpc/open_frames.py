@@ -1,0 +1,183 @@
+"""Open frames: what a stream's frames that open sessions ask for, and how they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from statestream.contract import errors
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1.tensor_pb2 import RowError
+from statestream_server.arrays import Array
+from statestream_server.edges.grpc import answers, wire
+from statestream_server.edges.grpc.bindings import Bindings
+from statestream_server.edges.grpc.handles import OVERTAKEN, check_distinct
+from statestream_server.edges.grpc.outbox import Outbox
+from statestream_server.engine.replies import Kept
+from statestream_server.server import Server
+from statestream_server.sessions.ownership.openings import Opened, Opening, check_ids, check_initial_states
+from statestream_server.settings import Durability
+
+_OPENED = 4096
+"""Sessions of one frame that are opened at a time."""
+
+
+class OpenFrames:
+    """The open frames of one stream."""
+
+    def __init__(self, server: Server, bindings: Bindings, outbox: Outbox) -> None:
+        """Frames that bind handles by `bindings`, answered through `outbox`."""
+        self._server = server
+        self._bindings = bindings
+        self._handles = bindings.handles
+        self._outbox = outbox
+
+    async def take(self, frame: int, request: pb.OpenFrame) -> None:
+        """Opens a frame's sessions, a slice at a time, so that others have their turns between two of them.
+
+        Raises:
+            StatestreamError: Nothing of it was opened.
+        """
+        opening = await self._opening(request)
+        count = len(opening.ids)
+        if count <= _OPENED:
+            await self._open_some(frame, opening)
+            return
+        check_ids(opening.ids)
+        slices = (
+            opening.some(range(first, min(first + _OPENED, count)), opening.version)
+            for first in range(0, count, _OPENED)
+        )
+        await self._open_some(frame, next(slices))  # Where nothing can be opened, the frame is refused as one.
+
+        async def others() -> None:
+            for some in slices:
+                await asyncio.sleep(0)
+                try:
+                    await self._open_some(frame, some)
+                except errors.StatestreamError as error:
+                    failures = wire.row_errors(np.asarray(some.handles), error)
+                    self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+
+        # While one is installed here, the store decides on the next.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(others(), name="stream-open")
+            await asyncio.sleep(0)
+            group.create_task(others(), name="stream-open")
+
+    async def _open_some(self, frame: int, opening: Opening) -> None:
+        self._server.turns.note(len(opening.ids))
+        opened, refused = await self._server.sessions.open(opening)
+        handles = np.asarray(opening.handles)
+        failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
+        for whole in opened:
+            if opening.replies and self._server.settings.durability == Durability.SYNC:
+                # Replies of steps that no record has yet do not leave: the claim before this one waited for it, too.
+                try:
+                    await self._server.saver.flush(whole.table, whole.rows)
+                except errors.StatestreamError as error:
+                    failures += wire.row_errors(handles[whole.places], error)
+                    self._server.sessions.detach(
+                        whole.table, whole.rows[whole.table.binding[whole.rows] == whole.bindings]
+                    )
+                    continue
+            whole = await self._awake(opening, whole, failures)
+            # While the others were opened, somebody may have claimed some of these again.
+            mine = whole.table.binding[whole.rows] == whole.bindings
+            failures += wire.row_errors(handles[whole.places[~mine]], OVERTAKEN)
+            part = whole.some(mine)
+            called = handles[part.places]
+            self._bindings.bind(called, part)
+            message = self._opened(called, part, failures)
+            # Nobody but this stream can step them or acknowledge: these are the replies that there were with the claim.
+            rounds = part.table.replies.kept(part.rows) if opening.replies else []
+            if rounds:
+                message.kept = _counts(rounds, len(part.rows))
+            self._outbox.put(pb.StreamResponse(frame=frame, opened=message))
+            if rounds:
+                self._outbox.put_from(answers.repeated(frame, part.table, called, part.rows, rounds))
+            failures = []
+        if failures or not opened:
+            self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+
+    async def _awake(self, opening: Opening, opened: Opened, failures: list[RowError]) -> Opened:
+        """Sessions that were opened, those in memory again that left it before their frame could be answered."""
+        asleep = self._handles.asleep
+        while True:
+            handles = np.asarray(opening.handles)[opened.places]
+            away = np.flatnonzero(opened.table.binding[opened.rows] != opened.bindings).tolist()
+            sleeping = [
+                place
+                for place in away
+                if (sleeper := asleep.get(int(handles[place]))) is not None
+                and sleeper.key.id == opening.ids[int(opened.places[place])]
+            ]
+            if not sleeping:
+                return opened
+            called, still = handles[sleeping], np.ones(len(handles), np.bool_)
+            try:
+                await self._bindings.wake(called)
+            except errors.StatestreamError as error:
+                failures += wire.row_errors(called, error)
+                self._handles.free(called)
+                still[sleeping] = False
+            rows, bindings = opened.rows.copy(), opened.bindings.copy()
+            for table, found, places in self._handles.resolve(called):
+                at = np.asarray(sleeping)[places]
+                rows[at], bindings[at] = found, table.binding[found]
+            opened = replace(opened, rows=rows, bindings=bindings).some(still)
+
+    async def _opening(self, request: pb.OpenFrame) -> Opening:
+        count = len(request.ids)
+        handles = wire.column(request.handles, "<u4", count, "handles")
+        check_distinct(handles)
+        if len(request.writer) != 16:
+            raise errors.BadFrame(f"writer has {len(request.writer)} bytes; expected 16", metadata={"field": "writer"})
+        states = None
+        if request.initial_states:
+            table = await self._server.sessions.table(request.model, request.version)
+            names = [spec.input for spec in table.model.signature.states]
+            states = wire.named(request.initial_states, names, "initial_states")
+            check_initial_states(table, states, count)
+        return Opening(
+            request.model,
+            request.version,
+            list(request.ids),
+            wire.open_mode(request.mode),
+            request.writer,
+            request.incarnation,
+            wire.optional_column(request.seen_epochs, "<u8", count, "seen_epochs"),
+            wire.optional_column(request.replay_positions, "<u8", count, "replay_positions"),
+            wire.optional_column(request.acked_positions, "<u8", count, "acked_positions"),
+            request.ephemeral,
+            states,
+            self._bindings.number,
+            handles,
+            request.upgrade,
+            request.return_replies,
+        )
+
+    def _opened(self, handles: Array, part: Opened, failures: list[RowError]) -> pb.OpenedFrame:
+        table, rows = part.table, part.rows
+        return pb.OpenedFrame(
+            version=table.model.version,
+            handles=handles.astype("<u4").tobytes(),
+            epochs=table.epoch[rows].astype("<u8").tobytes(),
+            positions=table.position[rows].astype("<u8").tobytes(),
+            durable_positions=table.durable[rows].astype("<u8").tobytes(),
+            created=part.created.astype(np.uint8).tobytes(),
+            durability=wire.durability(self._server.settings),
+            window_bytes=self._server.settings.limits.max_stream_bytes,
+            errors=failures,
+        )
+
+
+def _counts(rounds: Sequence[Kept], count: int) -> bytes:
+    """The column that says how many replies are kept of each of `count` sessions."""
+    counts = np.zeros(count, np.uint32)
+    for kept in rounds:
+        counts[kept.places] += 1
+    return counts.astype("<u4").tobytes()
