@@ -41,12 +41,24 @@ class Generator:
         self._limits = limits
         self._budget = budget
 
-    async def generate(self, name: str, version: int, text: str, max_tokens: int) -> AsyncGenerator[Token, None]:
+    def model(self, name: str, version: int) -> tuple[Model, Table]:
+        """The encoder-decoder that a caller means, and its decoder's table; version 0 for the default one.
+
+        Raises:
+            ModelNotFound: It is not served.
+            Unsupported: It is no encoder-decoder.
+        """
+        served = self._registry.get(name, version)
+        if served.model.kind != "generate" or served.table is None:
+            raise errors.Unsupported(f"model {name!r} is no encoder-decoder; it cannot generate")
+        return served.model, served.table
+
+    async def generate(self, model: Model, table: Table, text: str, max_tokens: int) -> AsyncGenerator[Token, None]:
         """Encodes a text, then decodes until the end token or `max_tokens`.
 
         Args:
-            name: Of an encoder-decoder.
-            version: Of it; 0 for the default one.
+            model: As `model` gave it.
+            table: Its decoder's.
             text: The source, in the encoder's vocabulary.
             max_tokens: The most tokens wanted; 0 for the model's own limit, which is also the most.
 
@@ -54,17 +66,12 @@ class Generator:
             The tokens; the end token is not among them.
 
         Raises:
-            ModelNotFound: It is not served.
-            Unsupported: It is no encoder-decoder.
             BadTensor: A symbol of the text is not in the vocabulary, or the text is empty.
             BadFrame: The text has too many symbols.
             TooManySessions, Overloaded: With what is under way, this would be more than may be driven.
         """
-        served = self._registry.get(name, version)
-        if served.model.kind != "generate" or served.table is None:
-            raise errors.Unsupported(f"model {name!r} is no encoder-decoder; it cannot generate")
         with self._budget.holding(COPIES * len(text)):
-            async with aclosing(self._decoded(served.model, served.table, text, max_tokens)) as tokens:
+            async with aclosing(self._decoded(model, table, text, max_tokens)) as tokens:
                 async for token in tokens:
                     yield token
 

@@ -106,8 +106,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Decodes a text, one message a token."""
-        generate = self._server.generator.generate
-        async with aclosing(generate(request.model, request.version, request.text, request.max_tokens)) as tokens:
+        generator = self._server.generator
+        model, table = generator.model(request.model, request.version)
+        async with aclosing(generator.generate(model, table, request.text, request.max_tokens)) as tokens:
             async for token in tokens:
                 yield pb.GenerateResponse(text=token.text, token=token.number, log_probability=token.log_probability)
 
