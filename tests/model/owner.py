@@ -1,7 +1,7 @@
 """What an owner does: takes frames, runs what is queued, checkpoints, looks at the store after a sleep.
 
-The same decisions as in the server: chunks as in intake.py, checkpoints as in saver.py, looks at the store as in
-contact.py; claims are in claims.py. A function returns None where the event is not possible now.
+The same decisions as in the server: chunks as in intake.py, checkpoints as in checkpointer.py, looks at the store as in
+lease.py; claims are in claims.py. A function returns None where the event is not possible now.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def capture(state: State, at: int) -> State | None:
 
 
 def write(state: State, rules: Rules, at: int) -> State | None:
-    """The checkpoint arrives at the store, and its owner hears how it went; `may_save` and `Saver._settle`."""
+    """The checkpoint arrives at the store, and its owner hears how it went; `may_save` and `Checkpointer._settle`."""
     owner, store = state.owners[at], state.store
     copy, row = owner.writing, owner.row
     if copy is None or store.away:

@@ -1,7 +1,7 @@
 """Every event that is possible in a state, and the invariants that hold between the parts.
 
 An event is a name and a number: which owner, or which of the connections that were left. Events of the protocol
-are always allowed; each fault takes one from its budget. Waking and the store's return cost nothing.
+are always allowed; each fault takes one from its budget. Activation and the store's return cost nothing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
 from statestream_server.edges.grpc import open_frames
-from statestream_server.sessions import records, saver
+from statestream_server.sessions import checkpointer, records
 from statestream_server.sessions.ownership.placement import Promise
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.settings import Durability
@@ -108,7 +108,7 @@ async def test_a_claim_whose_answer_is_lost_takes_nothing_from_the_session(
         again = await open_call(Caller(local.channel))
         assert (again.session.position, again.created) == (4, False)
         await speaker.unasked(lambda: [notice.failure.reason for notice in speaker.notices] == ["SESSION_MOVED"])
-    await local.server.saver.checkpoint()
+    await local.server.checkpointer.checkpoint()
     await goes_on(models_dir, url, "a", 4, 15)
 
 
@@ -116,7 +116,7 @@ async def test_a_row_whose_claim_the_store_has_forgotten_is_saved_again(
     url: str, local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store is emptied, and found so, after it decided the claim and before the row is there."""
-    store, contact, resets = local.server.store, local.server.contact, local.server.contact.resets
+    store, lease, resets = local.server.store, local.server.lease, local.server.lease.resets
     async with Speaker(local.channel, MODEL) as speaker:
         await speaker.open_one("a")
         await speaker.step(0, 0, numbers(1, 2))
@@ -130,11 +130,11 @@ async def test_a_row_whose_claim_the_store_has_forgotten_is_saved_again(
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:"))) as connection, connection:
             connection.execute("DELETE FROM session")
         monkeypatch.setattr(store, "generation", _another_generation)
-        await contact.refresh()
-        assert contact.resets == resets + 1
+        await lease.refresh()
+        assert lease.resets == resets + 1
         stop.go_on()
         assert (await call).session.position == 2
-    await local.server.saver.checkpoint()
+    await local.server.checkpointer.checkpoint()
     (record,) = await store.load([Key(TENANT, MODEL, "a")])
     assert record is not None
     assert record.position == 2
@@ -168,9 +168,9 @@ async def test_a_claim_that_is_decided_late_takes_nothing_from_the_session(
         if at == "before":
             await claim(late[0])
         await speaker.step(0, 3, numbers(8))
-        await local.server.contact.check(local.table(MODEL), np.asarray([local.table(MODEL).row_of["a"]]))
+        await local.server.lease.check(local.table(MODEL), np.asarray([local.table(MODEL).row_of["a"]]))
         assert (await speaker.open_one("a", 1, mode=pb.OPEN_MODE_RESUME)).position == 4
-    await local.server.saver.checkpoint()
+    await local.server.checkpointer.checkpoint()
     await goes_on(models_dir, url, "a", 4, 15)
 
 
@@ -230,7 +230,7 @@ async def test_what_the_store_grants_is_installed_although_nobody_waits_for_it(
     row = table.row_of["a"]
     assert (int(table.owner[row]), bool(table.claiming[row])) == (0, False)
     assert int(table.epoch[row]) > epoch
-    await local.server.saver.checkpoint()
+    await local.server.checkpointer.checkpoint()
     await goes_on(models_dir, url, "a", 2, 3)
 
 
@@ -294,7 +294,7 @@ async def test_a_copy_is_whole_or_not_there_and_may_be_asked_for_again(
     assert (record and record.position) == left
     await ask()
     assert sums_of(await caller.step(MODEL, "b", numbers(1))) == [31]
-    await local.server.saver.checkpoint()
+    await local.server.checkpointer.checkpoint()
     await goes_on(models_dir, url, "b", 4, 31)
 
 
@@ -509,7 +509,11 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
     models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Memory is short: a session is opened, has to leave, and another one is promised its row in the same moment."""
-    table, placement, look_again = local.table(MODEL), local.server.sessions.placement, local.server.saver.look_again
+    table, placement, look_again = (
+        local.table(MODEL),
+        local.server.sessions.placement,
+        local.server.checkpointer.look_again,
+    )
     promises = list[Promise]()
 
     def taken() -> None:
@@ -521,7 +525,7 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
             assert promised == row
             promises.append(Promise(table, promised))
 
-    monkeypatch.setattr(local.server.saver, "look_again", taken)
+    monkeypatch.setattr(local.server.checkpointer, "look_again", taken)
     async with asyncio.timeout(DEADLINE), Speaker(local.channel, MODEL) as speaker:
         if kind == "unary":
             first = await Caller(local.channel).step(MODEL, "a", numbers(1, 2))
@@ -533,7 +537,7 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
         (row,) = promises[0].take(1).tolist()
         assert (int(table.position[row]), bool(table.dirty[row])) == (0, False)
         table.release(np.asarray([row]))
-        await local.server.saver.checkpoint()
+        await local.server.checkpointer.checkpoint()
     await goes_on(models_dir, url, "a", 2, 3)
 
 
@@ -554,7 +558,7 @@ async def test_a_record_that_is_too_large_fails_its_own_session(
     models_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch, mode: Durability
 ) -> None:
     """Others are saved as ever; once its replies are acknowledged, it is saved too, with every step."""
-    monkeypatch.setattr(saver, "MAX_RECORD_BYTES", 400)
+    monkeypatch.setattr(checkpointer, "MAX_RECORD_BYTES", 400)
     monkeypatch.setattr(records, "_SMALL", 0)
     async with (
         serving(models_dir, store=url, durability=mode, checkpoint_interval=0.05) as local,

@@ -1,4 +1,4 @@
-"""The engine and the saver under way: batches on the thread, chunks cut off between slices, calls without rows."""
+"""Engine and checkpointer under way: batches on the thread, chunks cut off between slices, calls without rows."""
 
 from __future__ import annotations
 

@@ -51,11 +51,11 @@ async def test_what_a_broken_engine_left_half_way_is_never_saved(
         assert sums(await speaker.step(0, 1, numbers(2, 3))) == [3, 6]
 
 
-@pytest.mark.parametrize(("room", "method"), [("saver", "_save"), ("contact", "_round")])
+@pytest.mark.parametrize(("room", "method"), [("checkpointer", "_save"), ("lease", "_round")])
 async def test_a_room_that_stops_ends_the_process(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str, method: str
 ) -> None:
-    """Without the saver nothing would be durable any more, without contact replies could wait for ever."""
+    """Without the checkpointer nothing would be durable any more, without lease replies could wait for ever."""
     async with serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}", checkpoint_interval=0.05) as local:
         with monkeypatch.context() as patch:
             patch.setattr(getattr(local.server, room), method, failing)

@@ -118,7 +118,7 @@ async def test_a_redis_is_read_and_written_on(file: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("file", files("record-*.bin"), ids=lambda file: file.stem)
 async def test_a_record_is_read(file: Path) -> None:
     async with serving(make.MODELS) as local:
-        layout = local.server.saver.layout(local.table(MODEL))
+        layout = local.server.checkpointer.layout(local.table(MODEL))
         stored = records.decode(layout, file.read_bytes(), what="it")
     chunks, acked = make.SESSIONS["unread"]
     assert [array.tolist() for array in stored.values] == [[sum(map(sum, chunks))]]

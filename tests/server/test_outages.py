@@ -137,7 +137,7 @@ class TestStoreUnavailable:
                 await speaker.send_chunk([0], [2], [numbers(1)])
                 table = local.table("counter")
                 row = table.row_of["a"]
-                await local.until(lambda: local.server.saver.failures and table.position[row] == 3)
+                await local.until(lambda: local.server.checkpointer.failures and table.position[row] == 3)
                 assert speaker._inbox.empty()
             answers = await speaker.answers(2)
             assert joined(answers)["y"][:, 0].tolist() == [1, 2, 3]

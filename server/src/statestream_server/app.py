@@ -35,9 +35,11 @@ from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
+from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.admission.intake import Intake
-from statestream_server.sessions.admission.tray import Tray
-from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
+from statestream_server.sessions.lease import Lease
+from statestream_server.sessions.ownership.activation import Activation
 from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.departures import Departures
@@ -47,8 +49,6 @@ from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns as SessionTurns
 from statestream_server.sessions.ownership.versions import Versions
-from statestream_server.sessions.ownership.waking import Waking
-from statestream_server.sessions.saver import Saver, Unsaved
 from statestream_server.sessions.unary import Unary
 from statestream_server.settings import Settings, StartError, threads_for
 from statestream_server.stores import open_store
@@ -84,7 +84,7 @@ class Running:
         Raises:
             Exception: What stopped one of the rooms. The process must end: its successor goes on from the store.
         """
-        await _first(self.server.engine.failed(), self.server.saver.failed(), self.server.contact.failed())
+        await _first(self.server.engine.failed(), self.server.checkpointer.failed(), self.server.lease.failed())
 
 
 async def serve(settings: Settings, told: int | None = None) -> None:
@@ -175,10 +175,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         server.engine.start()
         server.lag.start()
         leaving.callback(server.lag.stop)
-        server.saver.start()
+        server.checkpointer.start()
         keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
         leaving.callback(keeper.cancel)
-        await server.contact.start(settings.advertise or _advertised(settings.host, edge.port))
+        await server.lease.start(settings.advertise or _advertised(settings.host, edge.port))
         await edge.start()
         readiness.reason = ""
         yield Running(edge.port, http.port if http is not None else None, server, readiness)
@@ -229,7 +229,7 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
     tasks = Tasks()
     departures, unsaved = Departures(engine, peers, tasks), Unsaved(engine.tables)
-    contact = Contact(
+    lease = Lease(
         store,
         secrets.token_hex(8),
         settings.checkpoint_interval,
@@ -237,10 +237,10 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         on_fenced=departures.drop,
         on_reset=unsaved.everything,
     )
-    saver = Saver(
+    checkpointer = Checkpointer(
         store,
         engine,
-        contact,
+        lease,
         settings.durability,
         settings.checkpoint_interval,
         unsaved,
@@ -250,21 +250,21 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     registry = Registry(
         settings.models,
         engine,
-        saver,
+        checkpointer,
         device=device,
         batch_policy=settings.batch_policy,
         max_sessions=settings.limits.max_sessions,
         limits=settings.trial,
         quarantine=quarantine,
     )
-    placement = Placement(engine, saver, peers, time.monotonic)
-    intake = Intake(engine, saver, settings.limits, time.monotonic, on_crowded=placement.make_way)
-    tray = Tray(intake, engine)
-    versions = Versions(registry, engine, saver, store)
+    placement = Placement(engine, checkpointer, peers, time.monotonic)
+    intake = Intake(engine, checkpointer, settings.limits, time.monotonic, on_crowded=placement.make_way)
+    coalescer = Coalescer(intake, engine)
+    versions = Versions(registry, engine, checkpointer, store)
     lines = SessionTurns()
-    claims = Claims(registry, engine, store, saver, placement, versions, contact, departures, lines)
+    claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, departures, lines)
     sessions = Sessions(registry, peers, placement, claims, lines, tasks, time.time)
-    deletions = Deletions(engine, store, saver, contact, departures, lines, tasks)
+    deletions = Deletions(engine, store, checkpointer, lease, departures, lines, tasks)
     copies = Copies(
         registry,
         sessions,
@@ -272,8 +272,8 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         deletions,
         engine,
         store,
-        saver,
-        contact,
+        checkpointer,
+        lease,
         writer,
         most_answer=settings.limits.max_answer_bytes,
         alone=not settings.reuse_port,
@@ -281,28 +281,35 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     )
     budgets = Budgets(settings.limits.max_queued_bytes)
     return Server(
-        contact.owner,
+        lease.owner,
         writer,
         fingerprint,
         device.name,
         settings,
         store,
         engine,
-        contact,
-        saver,
+        lease,
+        checkpointer,
         peers,
         registry,
         sessions,
         deletions,
         departures,
         tasks,
-        Waking(sessions, engine, store, contact),
+        Activation(sessions, engine, store, lease),
         Unary(
-            sessions, engine, saver, intake, copies, budgets.steps, writer, most_steps=settings.limits.max_chunk_steps
+            sessions,
+            engine,
+            checkpointer,
+            intake,
+            copies,
+            budgets.steps,
+            writer,
+            most_steps=settings.limits.max_chunk_steps,
         ),
         copies,
         intake,
-        tray,
+        coalescer,
         Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
         budgets,
         quarantine,
@@ -332,7 +339,7 @@ async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
     # What is saved now, clients need not send again to the server that they move to.
     with contextlib.suppress(TimeoutError, errors.StoreUnavailable):
         async with asyncio.timeout(_LEAVE_SECONDS):
-            await server.saver.checkpoint()
+            await server.checkpointer.checkpoint()
     edge.go_away(_LEAVE_SECONDS)
     try:
         async with asyncio.timeout(server.settings.drain_grace):
@@ -344,7 +351,7 @@ async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
                     await server.engine.idle(served.table, rows)
             await server.tasks.finished()
             await server.engine.close()
-            await server.saver.close()
+            await server.checkpointer.close()
     except TimeoutError:
         log.error("leaving after %.0f s with work undone: raise --drain-grace", server.settings.drain_grace)
     except errors.StoreUnavailable as error:
@@ -356,6 +363,6 @@ async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
 
 async def _take_leave(server: Server) -> None:
     try:
-        await server.contact.close()
+        await server.lease.close()
     except errors.StoreUnavailable as error:
         log.warning("leaving without a word to the store: %s", error.message)

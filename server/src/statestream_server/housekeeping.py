@@ -83,7 +83,7 @@ async def tidy(server: Server, now: float, *, refresh: bool, unix: float | None 
     """
     settings = server.settings
     unix = time.time() if unix is None else unix
-    await server.contact.refresh()  # What an emptied store has lost must not leave memory.
+    await server.lease.refresh()  # What an emptied store has lost must not leave memory.
     rested = False
     for served in server.registry:
         table = served.table
@@ -103,7 +103,7 @@ async def tidy(server: Server, now: float, *, refresh: bool, unix: float | None 
     if refresh:
         await _refresh_sleepers(server)
     if rested and settings.durability != Durability.NONE:
-        await server.saver.checkpoint()
+        await server.checkpointer.checkpoint()
     await server.store.expire(
         unix - settings.retention if settings.retention else 0.0,
         ephemeral_before=unix - settings.ephemeral_retention,

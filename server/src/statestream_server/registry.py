@@ -53,7 +53,7 @@ class Registry:
         self,
         folder: Path,
         engine: Engine,
-        saver: TableSaver,
+        checkpointer: TableSaver,
         *,
         device: Device,
         batch_policy: BatchPolicy,
@@ -66,7 +66,7 @@ class Registry:
         Args:
             folder: MODELS_DIR.
             engine: Runs the tables.
-            saver: Saves them.
+            checkpointer: Saves them.
             device: What models run on.
             batch_policy: What becomes of a model that is not batch-invariant.
             max_sessions: The most sessions of one version.
@@ -76,7 +76,7 @@ class Registry:
         self._quarantine = quarantine
         self._folder = folder
         self._engine = engine
-        self._saver = saver
+        self._checkpointer = checkpointer
         self._device = device
         self._batch_policy = batch_policy
         self._max_sessions = max_sessions
@@ -201,7 +201,7 @@ class Registry:
                     self._engine.forget(graph, name, number)
             if served.table is not None:
                 self._engine.remove(served.table)
-                self._saver.remove(served.table)
+                self._checkpointer.remove(served.table)
         if not self._served[name]:
             del self._served[name]
 
@@ -271,5 +271,5 @@ class Registry:
             return None
         table = Table(model, model.rows, max_rows=self._max_sessions)
         self._engine.add(table)
-        self._saver.add(table, runtime.fingerprint(self._device))
+        self._checkpointer.add(table, runtime.fingerprint(self._device))
         return table

@@ -13,16 +13,16 @@ from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
+from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.admission.intake import Intake
-from statestream_server.sessions.admission.tray import Tray
-from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.checkpointer import Checkpointer
+from statestream_server.sessions.lease import Lease
+from statestream_server.sessions.ownership.activation import Activation
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.departures import Departures
 from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.tasks import Tasks
-from statestream_server.sessions.ownership.waking import Waking
-from statestream_server.sessions.saver import Saver
 from statestream_server.sessions.unary import Unary
 from statestream_server.settings import Settings
 from statestream_server.stores.base import Store
@@ -46,19 +46,19 @@ class Server:
     settings: Settings
     store: Store
     engine: Engine
-    contact: Contact
-    saver: Saver
+    lease: Lease
+    checkpointer: Checkpointer
     peers: Peers
     registry: Registry
     sessions: Sessions
     deletions: Deletions
     departures: Departures
     tasks: Tasks
-    waking: Waking
+    activation: Activation
     unary: Unary
     copies: Copies
     intake: Intake
-    tray: Tray
+    coalescer: Coalescer
     accounts: Accounts
     budgets: Budgets
     quarantine: Quarantine

@@ -265,7 +265,7 @@ async def test_a_session_whose_version_is_not_there_stays_with_its_owner(
         assert not speaker.notices
         (record,) = await local.server.store.load([Key(TENANT, MODEL, "old")])
         assert record is not None
-        assert (record.epoch, record.owner) == (before.epoch, owner.server.contact.owner)
+        assert (record.epoch, record.owner) == (before.epoch, owner.server.lease.owner)
 
 
 async def test_a_session_that_slept_while_its_version_was_unloaded_wakes_alone(

@@ -190,7 +190,7 @@ async def test_a_save_on_its_way_does_not_undo_a_move(local: Local, monkeypatch:
         monkeypatch.setattr(store, "save", slow)
         monkeypatch.setattr(store, "claim", noted)
         await old.step(0, 0, numbers(1, 2))
-        saving = asyncio.create_task(local.server.saver.checkpoint())
+        saving = asyncio.create_task(local.server.checkpointer.checkpoint())
         await asyncio.wait_for(going.wait(), 20)
         moving = asyncio.create_task(new.open_one("a", **TO_2))
         # Nothing tells that a claim waits: it would be there long before this is over.

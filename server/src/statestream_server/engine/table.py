@@ -90,7 +90,7 @@ class Table:
         self.serial = np.empty(0, np.int64)
         """A number that no other use of any row of this table ever had."""
         self.confirmed = np.empty(0, np.int64)
-        """The span (see contact.py) in which the store last said that the epoch stands."""
+        """The lease (see lease.py) under which the store last said that the epoch stands."""
         self.used = np.empty(0, np.float64)
         """When it was last opened or stepped, in seconds on a clock that nobody sets."""
         self.promised = 0

@@ -17,10 +17,10 @@ from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.sessions.admission.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.openings import pinned
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.turns import Turns
-from statestream_server.sessions.saver import Saver
 from statestream_server.stores.base import Mode
 
 _OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
@@ -63,7 +63,7 @@ class Unary:
         self,
         sessions: Sessions,
         engine: Engine,
-        saver: Saver,
+        checkpointer: Checkpointer,
         intake: Intake,
         copies: Copies,
         budget: Budget,
@@ -76,7 +76,7 @@ class Unary:
         self._most_steps = most_steps
         self._sessions = sessions
         self._engine = engine
-        self._saver = saver
+        self._checkpointer = checkpointer
         self._intake = intake
         self._copies = copies
         self._writer = writer
@@ -179,7 +179,7 @@ class Unary:
                 turn.end()
             outputs = await answer.outputs
         if position is None:
-            await self._saver.flush(table, rows)
+            await self._checkpointer.flush(table, rows)
             if not table.are_claimed(rows, claims).all():
                 raise errors.SessionMoved(_OVERTAKEN)
         return Step(start + steps, int(table.durable[row]), int(claims[1][0]), outputs)

@@ -47,7 +47,7 @@ class Bindings:
         models = {asleep[handle].key.model for handle in handles.tolist() if handle in asleep}
         for model in models:
             waking = [h for h in handles.tolist() if h in asleep and asleep[h].key.model == model]
-            opened, refused = await self._server.waking.wake(
+            opened, refused = await self._server.activation.wake(
                 [asleep[handle] for handle in waking],
                 self.number,
                 np.asarray(waking, np.uint32),

@@ -22,8 +22,8 @@ from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.sessions.admission.accounts import OVERHEAD, Account
+from statestream_server.sessions.admission.coalescer import Arrival
 from statestream_server.sessions.admission.intake import Chunks, Refusal
-from statestream_server.sessions.admission.tray import Arrival
 
 _REPLY_BYTES = 128
 """About what a reply has beside its outputs."""
@@ -102,13 +102,13 @@ class ChunkFrames:
         ports, reply, each = self._known(table)
         inputs = wire.packed_bytes(ports, request.inputs, steps)
         start = int.from_bytes(positions, "little")
-        tray = self._server.tray
-        disputed = table.claiming.item(row) or tray.holds(table, row)
+        coalescer = self._server.coalescer
+        disputed = table.claiming.item(row) or coalescer.holds(table, row)
         if inputs is None or disputed or start != table.queued.item(row):
             return False
         cost, specs = OVERHEAD + steps * each, table.model.signature.outputs
         sender = _Single(self._outbox, self._account, cost, frame, handles, positions, steps, reply, specs)
-        tray.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
+        coalescer.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
         return True
 
     def forget(self, table: Table) -> None:

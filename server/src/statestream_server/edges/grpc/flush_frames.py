@@ -79,7 +79,7 @@ class FlushFrames:
         for table, rows, places in groups:
             try:
                 await self._server.engine.settled(table, rows)
-                await self._server.saver.flush(table, rows)
+                await self._server.checkpointer.flush(table, rows)
                 done.append((handles[places], table.durable[rows]))
             except errors.StatestreamError as error:
                 failures.extend(wire.row_errors(handles[places], error))

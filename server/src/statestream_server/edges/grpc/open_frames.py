@@ -77,7 +77,7 @@ class OpenFrames:
             if opening.replies and self._server.settings.durability == Durability.SYNC:
                 # Replies of steps that no record has yet do not leave: the claim before this one waited for it, too.
                 try:
-                    await self._server.saver.flush(whole.table, whole.rows)
+                    await self._server.checkpointer.flush(whole.table, whole.rows)
                 except errors.StatestreamError as error:
                     failures += wire.row_errors(handles[whole.places], error)
                     self._server.sessions.detach(

@@ -71,11 +71,11 @@ class Stream:
                 if self._account.is_over:
                     await self._account.room()
             await self._apart.settled()
-            self._server.tray.empty()
+            self._server.coalescer.empty()
             for rows in self._open_rows():
                 await self._server.engine.settled(*rows)
             await self._flushes.settled()
-            await self._server.saver.released()
+            await self._server.checkpointer.released()
             self._outbox.end()
             await writer
         finally:
@@ -86,7 +86,7 @@ class Stream:
                 writer.exception()  # A write failed because the client is gone; reading tells.
             self._apart.cancel()
             self._flushes.cancel()
-            self._server.peers.leave(self._number, self._server.saver.tables())
+            self._server.peers.leave(self._number, self._server.checkpointer.tables())
             self.ended.set()
 
     @property
@@ -175,7 +175,7 @@ class Stream:
         """Answers a frame."""
         try:
             kind = request.WhichOneof("request")
-            self._server.tray.empty()
+            self._server.coalescer.empty()
             if kind == "chunk":
                 await self._chunks.take(request.frame, request.chunk)
             elif kind == "open":
@@ -222,7 +222,7 @@ class Stream:
                 failures += wire.row_errors(handles[places[~gone]], OVERTAKEN)
             else:
                 self._server.sessions.detach(table, rows)
-        await self._server.saver.released()
+        await self._server.checkpointer.released()
         self._handles.free(handles)
         closed = handles[~np.isin(handles, unknown)] if len(unknown) else handles
         self._outbox.settle()

@@ -58,12 +58,12 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily(
             "statestream_waiting_streams", "Streams that are not read because of them", value=len(accounts.waiting)
         )
-        failures = self._server.saver.failures
+        failures = self._server.checkpointer.failures
         yield GaugeMetricFamily("statestream_store_failures", "Failed saves since the last good one", value=failures)
-        contact = self._server.contact
-        yield GaugeMetricFamily("statestream_held_replies", "Replies that wait for the store", value=contact.holding)
-        yield CounterMetricFamily("statestream_fenced_sessions", "Sessions found to have moved", value=contact.fenced)
-        yield CounterMetricFamily("statestream_store_resets", "Times the store was emptied", value=contact.resets)
+        lease = self._server.lease
+        yield GaugeMetricFamily("statestream_held_replies", "Replies that wait for the store", value=lease.holding)
+        yield CounterMetricFamily("statestream_fenced_sessions", "Sessions found to have moved", value=lease.fenced)
+        yield CounterMetricFamily("statestream_store_resets", "Times the store was emptied", value=lease.resets)
         yield CounterMetricFamily(
             "statestream_foreign_records",
             "Sessions taken over from another runtime or device",

@@ -17,12 +17,12 @@ from statestream_server.registry import Registry
 from statestream_server.sessions import records
 from statestream_server.sessions.admin import snapshots
 from statestream_server.sessions.admin.snapshots import Snapshot
-from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.checkpointer import Checkpointer
+from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.openings import Start, newer_record
 from statestream_server.sessions.ownership.sessions import Sessions
-from statestream_server.sessions.saver import Saver
 from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store
 
 
@@ -62,8 +62,8 @@ class Copies:
         deletions: Deletions,
         engine: Engine,
         store: Store,
-        saver: Saver,
-        contact: Contact,
+        checkpointer: Checkpointer,
+        lease: Lease,
         writer: bytes,
         *,
         most_answer: int,
@@ -82,8 +82,8 @@ class Copies:
         self._deletions = deletions
         self._engine = engine
         self._store = store
-        self._saver = saver
-        self._contact = contact
+        self._checkpointer = checkpointer
+        self._lease = lease
         self._writer = writer
         self._alone = alone
         self._unix = unix
@@ -124,7 +124,7 @@ class Copies:
         claims = table.claims(rows)
         await self._sessions.undisputed(table, rows)
         await self._engine.settled(table, rows)
-        await self._saver.flush(table, rows)
+        await self._checkpointer.flush(table, rows)
         if table.are_claimed(rows, claims).all():
             return int(table.durable[where[1]])
         return (await self._stored(model, session)).position
@@ -278,7 +278,7 @@ class Copies:
             raise errors.ModelChanged(f"version {record.version} of {model!r} has no memory now")
         if record.blob is None:
             return served.table, await self._claims.start(served.table), 0
-        stored = records.decode(self._saver.layout(served.table), record.blob, what=f"session {session!r}")
+        stored = records.decode(self._checkpointer.layout(served.table), record.blob, what=f"session {session!r}")
         return served.table, list(stored.values), record.position
 
     def _of_row(self, table: Table, row: int) -> Description:
@@ -301,18 +301,18 @@ class Copies:
         where = self._sessions.find(model, session)
         if where is not None:
             with contextlib.suppress(errors.StoreUnavailable):  # Then the row is the best that is known.
-                await self._contact.check(where[0], np.asarray([where[1]]))
+                await self._lease.check(where[0], np.asarray([where[1]]))
             where = self._sessions.find(model, session)
         return where
 
     async def _stored(self, model: str, session: str) -> Record:
         """The record of a session that is not in memory here; it is the truth if no other server has it."""
         record = await self._record(model, session)
-        if record.owner in ("", self._contact.owner):
+        if record.owner in ("", self._lease.owner):
             return record
         address = await self._store.address_of(record.owner)
         # Two processes cannot listen on one port: who had ours before is dead, whatever its last beat says.
-        if address is None or (self._alone and address == self._contact.address):
+        if address is None or (self._alone and address == self._lease.address):
             return record
         raise errors.NotOwner(
             f"session {session!r} of model {model!r} is with the server at {address}; ask there, or open it here to"

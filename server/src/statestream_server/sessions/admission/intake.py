@@ -19,7 +19,7 @@ from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import NONE
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.engine.work import Priority, Work
-from statestream_server.sessions.saver import Saver
+from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.settings import Limits
 
 _RETRY_SECONDS = 0.1
@@ -141,18 +141,18 @@ class Intake:
     def __init__(
         self,
         engine: Engine,
-        saver: Saver,
+        checkpointer: Checkpointer,
         limits: Limits,
         clock: Callable[[], float],
         *,
         on_crowded: Callable[[Table], None],
     ) -> None:
-        """Chunks go to `engine`, their replies through `saver`; `clock` gives Unix time.
+        """Chunks go to `engine`, their replies through `checkpointer`; `clock` gives Unix time.
 
         `on_crowded` hears that replies kept for sessions that nobody has take the room of a table's replies.
         """
         self._engine = engine
-        self._saver = saver
+        self._checkpointer = checkpointer
         self._limits = limits
         self._on_crowded = on_crowded
         self._over: tuple[int, float, Ints] = (0, 0.0, _NOBODY)
@@ -336,7 +336,7 @@ class Intake:
     def _answer(self, chunks: Chunks, outputs: Sequence[Array], receiver: Receiver) -> None:
         """Lets the replies to applied chunks leave, now or when they may."""
         table, rows = chunks.table, chunks.rows
-        if self._saver.lets_go(table, rows):
+        if self._checkpointer.lets_go(table, rows):
             receiver.results(chunks, outputs)
             return
         self._release(
@@ -345,7 +345,7 @@ class Intake:
 
     def _repeat(self, chunks: Chunks, entries: Ints, receiver: Receiver) -> None:
         """Lets replies that are kept leave again, now or when they may."""
-        if self._saver.lets_go(chunks.table, chunks.rows):
+        if self._checkpointer.lets_go(chunks.table, chunks.rows):
             receiver.repeated(chunks, entries)
             return
         self._release(chunks, receiver, lambda still: receiver.repeated(chunks.bare(still), entries[still]))
@@ -366,7 +366,7 @@ class Intake:
             if len(left):
                 _tell_overtaken(chunks.bare(left), (claims[0][left], claims[1][left]), receiver)
 
-        self._saver.release(table, rows, answer)
+        self._checkpointer.release(table, rows, answer)
 
     def refuse(self, chunks: Chunks, places: Ints, receiver: Receiver, error: errors.StatestreamError) -> None:
         """Chunks that were not applied."""

@@ -15,7 +15,8 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Claiming, Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
-from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.checkpointer import Checkpointer
+from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.departures import Departures
 from statestream_server.sessions.ownership.held import Held
 from statestream_server.sessions.ownership.openings import (
@@ -31,7 +32,6 @@ from statestream_server.sessions.ownership.openings import (
 from statestream_server.sessions.ownership.placement import Placement, Promise
 from statestream_server.sessions.ownership.turns import Turn, Turns
 from statestream_server.sessions.ownership.versions import Move, Versions
-from statestream_server.sessions.saver import Saver
 from statestream_server.stores.base import Claim, Claimed, Mode, Store, Verdict
 
 
@@ -95,10 +95,10 @@ class Claims:
         registry: Registry,
         engine: Engine,
         store: Store,
-        saver: Saver,
+        checkpointer: Checkpointer,
         placement: Placement,
         versions: Versions,
-        contact: Contact,
+        lease: Lease,
         departures: Departures,
         turns: Turns,
     ) -> None:
@@ -106,10 +106,10 @@ class Claims:
         self._registry = registry
         self._engine = engine
         self._store = store
-        self._saver = saver
+        self._checkpointer = checkpointer
         self._placement = placement
         self._versions = versions
-        self._contact = contact
+        self._lease = lease
         self._departures = departures
         self._turns = turns
         self._starts: dict[int, tuple[Table, list[Array]]] = {}
@@ -139,7 +139,7 @@ class Claims:
             if opening.upgrade:
                 moving = [(source, rows) for source, _, rows in held.by_table() if source is not table]
                 resting += [_Resting(source, rows, source.serial[rows]) for source, rows in moving]
-                await self._saver.rest(moving)
+                await self._checkpointer.rest(moving)
                 moves, unfit = await self._versions.prepare(opening, table, held)
                 refused |= unfit
                 if self._registry.table(opening.model, table.model.version) is not table:
@@ -147,8 +147,8 @@ class Claims:
             places = np.delete(np.arange(len(opening.ids)), [*refused])
             carried = self._carried(opening, table, moves)
             for place, state in carried.items():
-                self._saver.check_size(opening.ids[place], len(state.blob or b""))
-            claims = claims_of(opening, table.model.version, places, held, self._contact.owner, carried)
+                self._checkpointer.check_size(opening.ids[place], len(state.blob or b""))
+            claims = claims_of(opening, table.model.version, places, held, self._lease.owner, carried)
         except BaseException:
             if promise is not None:
                 promise.end()
@@ -171,7 +171,7 @@ class Claims:
         """
         opening, table, held = ready.opening, ready.table, ready.held
         try:
-            asked, resets = self._contact.ask(), self._contact.resets
+            asked, resets = self._lease.ask(), self._lease.resets
             answers = await self._store.claim(ready.claims)
             elsewhere = pinned_to_others(opening, ready.places, answers)
             if opening.upgrade:
@@ -193,13 +193,13 @@ class Claims:
                     except errors.TooManySessions as error:
                         refused.update(dict.fromkeys(group.places.tolist(), error))
             for part in opened:
-                self._contact.answered(asked, part.table, part.rows)
-                if self._contact.resets != resets:  # The store was emptied behind the claim.
+                self._lease.answered(asked, part.table, part.rows)
+                if self._lease.resets != resets:  # The store was emptied behind the claim.
                     part.table.dirty[part.rows] = True
             return opened, refused, elsewhere
         finally:
             ready.end()
-            self._saver.look_again()
+            self._checkpointer.look_again()
 
     async def _drop_overtaken(self, opening: Opening, held: Held) -> bool:
         """Drops rows because of which an opening would be refused, where they are not the sessions any more.
@@ -247,7 +247,9 @@ class Claims:
         carried, start = dict[int, Carried](), opening.start
         if start is not None and opening.mode is not Mode.RESUME:
             rows = np.arange(len(opening.ids))
-            blobs = records.encode(self._saver.layout(table), start.values, start.positions, start.requests, None, rows)
+            blobs = records.encode(
+                self._checkpointer.layout(table), start.values, start.positions, start.requests, None, rows
+            )
             states = zip(blobs, start.positions.tolist(), strict=True)
             carried = {place: Carried(blob, position) for place, (blob, position) in enumerate(states)}
         return carried | {place: move.carried for place, move in moves.items()}

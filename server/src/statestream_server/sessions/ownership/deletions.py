@@ -12,11 +12,11 @@ from statestream.contract import errors
 from statestream_server.arrays import Bools, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import UNBOUND, Claiming, Table
-from statestream_server.sessions.contact import Contact
+from statestream_server.sessions.checkpointer import Checkpointer
+from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.departures import Departures
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turn, Turns
-from statestream_server.sessions.saver import Saver
 from statestream_server.stores.base import TENANT, Key, Store
 
 _DELETED = "the session was deleted"
@@ -31,8 +31,8 @@ class Deletions:
         self,
         engine: Engine,
         store: Store,
-        saver: Saver,
-        contact: Contact,
+        checkpointer: Checkpointer,
+        lease: Lease,
         departures: Departures,
         turns: Turns,
         tasks: Tasks,
@@ -40,8 +40,8 @@ class Deletions:
         """Nothing is deleted."""
         self._engine = engine
         self._store = store
-        self._saver = saver
-        self._contact = contact
+        self._checkpointer = checkpointer
+        self._lease = lease
         self._departures = departures
         self._turns = turns
         self._tasks = tasks
@@ -95,7 +95,7 @@ class Deletions:
             finally:
                 claiming.end()
                 turn.end()
-                self._saver.look_again()
+                self._checkpointer.look_again()
 
         try:
             await turn.come()
@@ -126,7 +126,7 @@ class Deletions:
             left = rows
             while len(left):
                 try:
-                    left = await self._contact.check(table, left)
+                    left = await self._lease.check(table, left)
                 except errors.StoreUnavailable:
                     await asyncio.sleep(_PAUSE_SECONDS)
 

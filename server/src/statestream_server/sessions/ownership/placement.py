@@ -19,12 +19,12 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions import records
+from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.held import NOWHERE, Held
 from statestream_server.sessions.ownership.openings import Opened, Opening, Start, refusal
 from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.versions import Move
 from statestream_server.sessions.records import Stored
-from statestream_server.sessions.saver import Saver
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
 
@@ -109,7 +109,7 @@ class Placement:
     def __init__(
         self,
         engine: Engine,
-        saver: Saver,
+        checkpointer: Checkpointer,
         peers: Peers,
         clock: Callable[[], float],
     ) -> None:
@@ -118,7 +118,7 @@ class Placement:
         """Sessions whose record was written by another runtime or processor, so far."""
         self._reported: set[tuple[str, int, int]] = set()
         self._engine = engine
-        self._saver = saver
+        self._checkpointer = checkpointer
         self._peers = peers
         self._clock = clock
         self._making_way: dict[int, asyncio.Task[None]] = {}
@@ -211,7 +211,7 @@ class Placement:
             if record.position:
                 raise errors.StateLost(f"the record of session {session!r} has a position and no state")
             return None
-        stored = records.decode(self._saver.layout(table), record.blob, what=f"session {session!r}")
+        stored = records.decode(self._checkpointer.layout(table), record.blob, what=f"session {session!r}")
         if not stored.same_bits:
             self.report(table, stored.fingerprint)
         return stored
@@ -228,7 +228,7 @@ class Placement:
                 model.name,
                 model.version,
                 fingerprint,
-                self._saver.layout(table).fingerprint,
+                self._checkpointer.layout(table).fingerprint,
             )
 
     def install(self, opening: Opening, group: Granted, held: Held, promise: Promise) -> Opened:
@@ -252,7 +252,7 @@ class Placement:
             table.rows.reset(rows[fresh])
         self._revive(table, rows, group.stored, records.positions)
         # In mode none the store knows a session as it began, and promises nothing.
-        table.durable[rows] = 0 if self._saver.mode == Durability.NONE else records.positions
+        table.durable[rows] = 0 if self._checkpointer.mode == Durability.NONE else records.positions
         # Where the store was emptied it has, at position 0, nothing of a row that is held.
         behind = (records.positions < table.position[rows]) | (records.positions == 0)
         table.dirty[rows[kept & behind]] = True
@@ -350,12 +350,12 @@ class Placement:
 
     def idle(self, table: Table) -> Ints:
         """Rows that the store knows as they are and that have nothing to do."""
-        if self._saver.mode == Durability.NONE or not table.sessions:
+        if self._checkpointer.mode == Durability.NONE or not table.sessions:
             return np.empty(0, np.int64)
         self._engine.take_in()
         rows = np.fromiter(table.row_of.values(), np.int64, table.sessions)
         clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
-        clean &= ~np.isin(rows, self._saver.needed(table))
+        clean &= ~np.isin(rows, self._checkpointer.needed(table))
         resting: Ints = rows[clean & table.lane.idle(rows)]
         return resting
 

@@ -21,10 +21,10 @@ from statestream_server.engine.table import Table
 from statestream_server.models.rows import Column
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
+from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.held import Held
 from statestream_server.sessions.ownership.openings import Carried, Opening
 from statestream_server.sessions.records import Stored
-from statestream_server.sessions.saver import Saver
 from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store
 
 
@@ -43,11 +43,11 @@ class Move(NamedTuple):
 class Versions:
     """Knows which sessions can move to a version, and what they take along."""
 
-    def __init__(self, registry: Registry, engine: Engine, saver: Saver, store: Store) -> None:
+    def __init__(self, registry: Registry, engine: Engine, checkpointer: Checkpointer, store: Store) -> None:
         """Sessions are rows of the registry's tables, or records of the store."""
         self._registry = registry
         self._engine = engine
-        self._saver = saver
+        self._checkpointer = checkpointer
         self._store = store
 
     async def prepare(
@@ -99,7 +99,7 @@ class Versions:
 
     def _of_record(self, opening: Opening, place: int, table: Table, record: Record) -> Move | None:
         """What a stored session takes along; None where it is of `table`'s version already."""
-        layout = self._saver.layout(table)
+        layout = self._checkpointer.layout(table)
         if record.blob is None:
             moves = record.version != table.model.version
             return Move(None, Carried(None, record.position, record.epoch)) if moves else None
@@ -109,7 +109,7 @@ class Versions:
         return self._move(table, self.read(opening, place, table, record, record.blob), record.position, record.epoch)
 
     def _move(self, table: Table, stored: Stored, position: int, epoch: int) -> Move:
-        return Move(stored, Carried(records.encode_stored(self._saver.layout(table), stored), position, epoch))
+        return Move(stored, Carried(records.encode_stored(self._checkpointer.layout(table), stored), position, epoch))
 
     def check_record(self, opening: Opening, place: int, table: Table, record: Record) -> None:
         """Checks that a stored session can go on in `table`.
@@ -120,7 +120,7 @@ class Versions:
         """
         if record.blob is None:
             return
-        layout, session = self._saver.layout(table), opening.ids[place]
+        layout, session = self._checkpointer.layout(table), opening.ids[place]
         header = records.read_header(record.blob, what=f"session {session!r}")
         if header.model == layout.model:
             return
@@ -137,14 +137,14 @@ class Versions:
             ModelChanged, StateLost, StoreUnavailable: As `check_record` does.
         """
         self.check_record(opening, place, table, record)
-        layout, what = self._saver.layout(table), f"session {opening.ids[place]!r}"
+        layout, what = self._checkpointer.layout(table), f"session {opening.ids[place]!r}"
         stored = records.decode(layout, blob, what=what, moving=True)
         if records.read_header(blob, what=what).outputs != layout.outputs_digest:
             stored = replace(stored, acked=record.position)
         return stored
 
     def _check_row(self, opening: Opening, place: int, table: Table, source: Table, row: int) -> None:
-        old, new = self._saver.layout(source), self._saver.layout(table)
+        old, new = self._checkpointer.layout(source), self._checkpointer.layout(table)
         kept = int(source.replies.counts(np.asarray([row]))[0])
         if old.columns_digest != new.columns_digest:
             raise _other_columns(opening, place, source.model.version, table, old.columns)
@@ -153,8 +153,8 @@ class Versions:
 
     def _lift(self, source: Table, rows: Ints, table: Table) -> list[Stored]:
         """Rows as records of `table`'s version would have them; see `read`. The slabs must be still."""
-        layout = self._saver.layout(table)
-        carried = self._saver.layout(source).outputs_digest == layout.outputs_digest
+        layout = self._checkpointer.layout(table)
+        carried = self._checkpointer.layout(source).outputs_digest == layout.outputs_digest
         values = source.rows.read(rows)
         return [
             Stored(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from statestream.errors import StoreUnavailable
-from statestream_server.sessions import saver
+from statestream_server.sessions import checkpointer
 from statestream_server.stores.base import Record
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
@@ -23,8 +23,8 @@ WRITTEN, CAPTURED = 3, 2
 @pytest.fixture
 async def local(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Local]:
     """A server that saves when it is told to, few rows at a time."""
-    monkeypatch.setattr(saver, "_WRITTEN", WRITTEN)
-    monkeypatch.setattr(saver, "_CAPTURED", CAPTURED)
+    monkeypatch.setattr(checkpointer, "_WRITTEN", WRITTEN)
+    monkeypatch.setattr(checkpointer, "_CAPTURED", CAPTURED)
     async with serving(models_dir, store=f"sqlite:{tmp_path / 'sessions.db'}", checkpoint_interval=60.0) as local:
         yield local
 
@@ -68,7 +68,7 @@ async def test_a_checkpoint_of_many_is_captured_and_written_in_pieces(
         names = await stepped(speaker, 7)
         gate = Gate(local, monkeypatch)
         gate.let(100)
-        await local.server.saver.checkpoint()
+        await local.server.checkpointer.checkpoint()
         assert [len(records) for records in gate.records] == [3, 3, 1]
         assert sorted(record.key.id for records in gate.records for record in records) == sorted(names)
         table = local.table(MODEL)
@@ -83,7 +83,7 @@ async def test_sessions_that_are_deleted_while_others_are_written_stop_no_checkp
     async with Speaker(local.channel, MODEL) as speaker:
         await stepped(speaker, 5)
         gate = Gate(local, monkeypatch)
-        checkpoint = asyncio.create_task(local.server.saver.checkpoint())
+        checkpoint = asyncio.create_task(local.server.checkpointer.checkpoint())
         await local.until(lambda: len(gate.records) == 1)
         await speaker.close(3, 4, delete=True)
         gate.let(100)
@@ -101,7 +101,7 @@ async def test_what_steps_between_two_captures_is_saved_as_it_was_at_one_of_them
     async with Speaker(local.channel, MODEL) as speaker:
         names = await stepped(speaker, 4)
         gate = Gate(local, monkeypatch)
-        checkpoint = asyncio.create_task(local.server.saver.checkpoint())
+        checkpoint = asyncio.create_task(local.server.checkpointer.checkpoint())
         await local.until(lambda: len(gate.records) == 1)
         await speaker.step(moved, 1, numbers(10))
         gate.let(100)
@@ -119,7 +119,7 @@ async def test_a_write_that_fails_makes_every_row_of_it_dirty_again(
     async with Speaker(local.channel, MODEL) as speaker:
         await stepped(speaker, 5)
         gate, table = Gate(local, monkeypatch), local.table(MODEL)
-        checkpoint = asyncio.create_task(local.server.saver.checkpoint())
+        checkpoint = asyncio.create_task(local.server.checkpointer.checkpoint())
         await local.until(lambda: len(gate.records) == 1)
         assert int(table.dirty.sum()) == 2
         gate.broken = True
@@ -141,7 +141,7 @@ async def test_a_session_that_is_being_written_stays_in_memory_until_the_store_h
         await stepped(speaker, 2)
         await speaker.flush(0, 1)
         gate, table = Gate(local, monkeypatch), local.table(MODEL)
-        local.server.saver.unsaved.everything()
+        local.server.checkpointer.unsaved.everything()
         await local.until(lambda: len(gate.records) == 1)
         await local.server.sessions.hibernate(table, float("inf"))
         assert table.sessions == 2
@@ -150,7 +150,7 @@ async def test_a_session_that_is_being_written_stays_in_memory_until_the_store_h
         await local.until(lambda: table.dirty.sum() == 2)
         gate.broken = False
         gate.let(100)
-        await local.server.saver.checkpoint()
+        await local.server.checkpointer.checkpoint()
         await local.server.sessions.hibernate(table, float("inf"))
         assert table.sessions == 0
         assert sums(await speaker.step(0, 1, numbers(1))) == [2]

@@ -10,7 +10,7 @@ from statestream.contract import errors
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
-from statestream_server.sessions.contact import Asked, Contact
+from statestream_server.sessions.lease import Asked, Lease
 from statestream_server.sessions.ownership.held import Held
 from statestream_server.sessions.ownership.openings import Opened, Opening, claims_of, unloadable
 from statestream_server.sessions.ownership.peers import Sleeper
@@ -18,16 +18,16 @@ from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.stores.base import Claimed, Mode, Record, Store, Verdict
 
 
-class Waking:
+class Activation:
     """Brings sessions back."""
 
-    def __init__(self, sessions: Sessions, engine: Engine, store: Store, contact: Contact) -> None:
+    def __init__(self, sessions: Sessions, engine: Engine, store: Store, lease: Lease) -> None:
         """Nobody sleeps yet."""
         self._sessions = sessions
         self._placement = sessions.placement
         self._engine = engine
         self._store = store
-        self._contact = contact
+        self._lease = lease
 
     async def wake(
         self, sleepers: Sequence[Sleeper], owner: int, handles: Array, *, keep: Sequence[tuple[Table, Ints]]
@@ -56,7 +56,7 @@ class Waking:
             turn = self._sessions.turns.take(opening.model, opening.ids)
             try:
                 await turn.come()
-                asked = self._contact.ask()
+                asked = self._lease.ask()
                 stored = await self._store.load(keys)
                 versions = {record.version for record in stored if record is not None} - unloaded.keys()
                 missing = [version for version in versions if not self._sessions.is_loaded(opening.model, version)]
@@ -97,7 +97,7 @@ class Waking:
         for version, chosen in places.items():
             some = np.asarray(chosen)
             table = await self._sessions.table(opening.model, version)
-            claims = claims_of(opening, version, some, nowhere, self._contact.owner)
+            claims = claims_of(opening, version, some, nowhere, self._lease.owner)
             answers = [Claimed(Verdict.TAKEN, stored[place]) for place in chosen]
             staying = [np.empty(0, np.int64), *(rows for other, rows in keep if other is table)]
             promise = await self._placement.promise(table, len(some), keep=np.concatenate(staying))
@@ -109,7 +109,7 @@ class Waking:
             finally:
                 promise.end()
         for part in opened:
-            self._contact.answered(asked, part.table, part.rows)
+            self._lease.answered(asked, part.table, part.rows)
         return opened, refused
 
     @staticmethod

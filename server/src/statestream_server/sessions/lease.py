@@ -1,8 +1,8 @@
-"""Contact with the store: which rows it lately said are ours, and replies that wait until it says so again.
+"""The lease: for how long the store's word that rows are ours holds, and replies that wait until it says so again.
 
 A process that was stopped, or cut off from the store, wakes to sessions that others took over meanwhile. So
-time is cut into spans: a span ends where two contacts with the store lie more than two intervals apart, or
-where the process itself stood still for as long. A reply leaves where the store said in this span that its
+time is cut into leases: one ends where two contacts with the store lie more than two intervals apart, or
+where the process itself stood still for as long. A reply leaves where the store said under this lease that its
 rows are ours; else it waits until the store was asked for their epochs, and rows that moved are dropped.
 While the store does not answer, replies leave: then safety rests on each session having one writer.
 
@@ -48,10 +48,10 @@ def monotonic() -> float:
 
 
 class Asked(NamedTuple):
-    """A question to the store that is on its way: when it left, in which span, after how many stops."""
+    """A question to the store that is on its way: when it left, under which lease, after how many stops."""
 
     at: float
-    span: int
+    lease: int
     stops: int
 
 
@@ -102,7 +102,7 @@ class Held:
         return self.table.are_claimed(self.waiting, (serials[self.places], epochs[self.places]))
 
 
-class Contact:
+class Lease:
     """Knows how far the store can be trusted to have said whose our rows are."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Contact:
         on_reset: Callable[[], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Contact that is not started.
+        """Lease that is not started.
 
         Args:
             store: The store.
@@ -144,7 +144,7 @@ class Contact:
         self._on_fenced = on_fenced
         self._on_reset = on_reset
         self._clock = clock
-        self._span = 1
+        self._number = 1
         self._stops = 0
         self._last = self._seen = clock()
         self._next_beat = 0.0
@@ -173,7 +173,7 @@ class Contact:
             log.error("the store cannot be told of this server yet: %s", error.message)
         if self._shared:
             self._tick()
-            self._task = asyncio.create_task(self._run(), name="contact")
+            self._task = asyncio.create_task(self._run(), name="lease")
 
     async def failed(self) -> None:
         """Never returns while all is well.
@@ -200,7 +200,7 @@ class Contact:
     def ask(self) -> Asked:
         """Call it before a question to the store; hand what it returns to `answered`."""
         self._look()
-        return Asked(self._clock(), self._span, self._stops)
+        return Asked(self._clock(), self._number, self._stops)
 
     def answered(self, asked: Asked, table: Table | None = None, rows: Ints | None = None) -> bool:
         """Notes an answer of the store, and that it confirmed rows of a table.
@@ -212,10 +212,10 @@ class Contact:
         if asked.stops != self._stops:
             return False
         self._away = False
-        if asked.span == self._span:
+        if asked.lease == self._number:
             self._last = max(self._last, asked.at)
         if table is not None and rows is not None:
-            table.confirmed[rows] = asked.span
+            table.confirmed[rows] = asked.lease
         return True
 
     def lets_go(self, table: Table, rows: Ints) -> bool:
@@ -226,7 +226,7 @@ class Contact:
             return True
         self._look()
         # Bytes are compared: on the way of every reply, NumPy's comparison costs a short column ten times as much.
-        return self._away or table.confirmed[rows].tobytes() == self._span.to_bytes(8, sys.byteorder) * len(rows)
+        return self._away or table.confirmed[rows].tobytes() == self._number.to_bytes(8, sys.byteorder) * len(rows)
 
     def release(self, table: Table, rows: Ints, release: Release) -> None:
         """Calls `release`, in order, once the store can be trusted to know these rows as ours, or is away."""
@@ -280,7 +280,7 @@ class Contact:
         behind = (epochs < claims[1]) & (fences <= claims[1])
         table.dirty[rows[same & behind]] = True
         ours = fences <= claims[1]
-        table.confirmed[rows[same & ours]] = asked.span
+        table.confirmed[rows[same & ours]] = asked.lease
         moved, claiming = same & ~ours, table.claiming[rows]
         dead = np.asarray([head is not None and not head.live for head in heads], np.bool_)
         fenced = moved & ~claiming
@@ -317,16 +317,16 @@ class Contact:
             )
             self._stops += 1
             self._away = False
-            self._next_span(now)
+            self._next(now)
         self._seen = now
 
     def _look(self) -> None:
         self._notice_stop()
         if self._seen - self._last > self._limit:
-            self._next_span(self._seen)
+            self._next(self._seen)
 
-    def _next_span(self, now: float) -> None:
-        self._span += 1
+    def _next(self, now: float) -> None:
+        self._number += 1
         self._last = now
 
     def _tick(self) -> None:
@@ -364,7 +364,7 @@ class Contact:
         stops = self._stops
         for table in {id(held.table): held.table for held in self._held[:count]}.values():
             rows = np.unique(np.concatenate([held.waiting for held in self._held[:count] if held.table is table]))
-            rows = rows[table.confirmed[rows] != self._span]
+            rows = rows[table.confirmed[rows] != self._number]
             for start in range(0, len(rows), _SLICE):
                 await self.check(table, rows[start : start + _SLICE])
         self._notice_stop()
@@ -401,11 +401,11 @@ class Contact:
         self._next_beat = self._clock() + self._ttl / 4
 
     async def _patrol(self, table: Table) -> None:
-        """Asks about rows that are not confirmed in this span, or else about the next few."""
-        unsure = np.flatnonzero(table.confirmed != self._span)
+        """Asks about rows that are not confirmed under this lease, or else about the next few."""
+        unsure = np.flatnonzero(table.confirmed != self._number)
         # Rows without a session count as confirmed, so that they are not looked at again and again.
-        table.confirmed[[row for row in unsure.tolist() if table.ids[row] is None]] = self._span
-        rows = unsure[table.confirmed[unsure] != self._span]
+        table.confirmed[[row for row in unsure.tolist() if table.ids[row] is None]] = self._number
+        rows = unsure[table.confirmed[unsure] != self._number]
         if len(rows) > _SLICE:
             self._wanted.set()  # The next round comes at once.
         if not len(rows):

@@ -1,4 +1,4 @@
-"""The saver: writes dirty rows to the store, and lets replies out when the mode allows it.
+"""The checkpointer: writes dirty rows to the store, and lets replies out when the mode allows it.
 
 In mode `none` nothing is written; in `interval` a checkpoint runs every so often; in `sync` a reply waits
 until the record that holds it is written. A capture takes state, position and replies of one instant,
@@ -23,7 +23,7 @@ from statestream_server.arrays import Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
-from statestream_server.sessions.contact import Asked, Contact, Held, Release
+from statestream_server.sessions.lease import Asked, Held, Lease, Release
 from statestream_server.sessions.records import Layout
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Record, Store
@@ -43,7 +43,7 @@ MAX_RECORD_BYTES: Final = 64 << 20
 _REST_SECONDS = 0.005
 """How often it is looked whether writes have ended."""
 _BACKOFF_SECONDS = 0.2
-"""How long the saver waits after the store did not answer."""
+"""How long the checkpointer waits after the store did not answer."""
 _AGAIN_SECONDS = 0.01
 """How long it waits for a claim that is on its way, before it looks at the row again."""
 
@@ -75,14 +75,14 @@ class Unsaved:
         self.wanted.set()
 
 
-class Saver:
+class Checkpointer:
     """Keeps the store up to date with the tables."""
 
     def __init__(
         self,
         store: Store,
         engine: Engine,
-        contact: Contact,
+        lease: Lease,
         mode: Durability,
         interval: float,
         unsaved: Unsaved,
@@ -90,12 +90,12 @@ class Saver:
         on_durable: Rows,
         on_fenced: Callable[[Table, Ints, errors.StatestreamError], None],
     ) -> None:
-        """A saver that is not started.
+        """A checkpointer that is not started.
 
         Args:
             store: Where records go.
             engine: Whose batches must not run while rows are captured.
-            contact: Holds replies while it is open whose sessions they are; names this process in records.
+            lease: Holds replies while it is open whose sessions they are; names this process in records.
             mode: When replies may leave.
             interval: Seconds between checkpoints in interval mode.
             unsaved: Says that a save is due.
@@ -108,7 +108,7 @@ class Saver:
         """Writes that the store refused, since the last one that went well."""
         self._store = store
         self._engine = engine
-        self._contact = contact
+        self._lease = lease
         self._interval = interval
         self._on_durable = on_durable
         self._on_fenced = on_fenced
@@ -125,13 +125,13 @@ class Saver:
     def start(self) -> None:
         """Begins to save."""
         if self.mode != Durability.NONE:
-            self._task = asyncio.create_task(self._run(), name="saver")
+            self._task = asyncio.create_task(self._run(), name="checkpointer")
 
     async def failed(self) -> None:
         """Never returns while all is well.
 
         Raises:
-            Exception: What stopped the saver; nothing is written any more, so the process must end.
+            Exception: What stopped the checkpointer; nothing is written any more, so the process must end.
         """
         await (asyncio.shield(self._task) if self._task is not None else asyncio.Event().wait())
 
@@ -141,7 +141,7 @@ class Saver:
         Raises:
             StoreUnavailable: The last save failed; what it should have written is lost with the process.
         """
-        await self._contact.released()
+        await self._lease.released()
         if self._task is None:
             return
         self._task.cancel()
@@ -172,7 +172,7 @@ class Saver:
 
     def lets_go(self, table: Table, rows: Ints) -> bool:
         """Whether everything applied to `rows` so far may be answered at once; else see `release`."""
-        return self.mode != Durability.SYNC and self._contact.lets_go(table, rows)
+        return self.mode != Durability.SYNC and self._lease.lets_go(table, rows)
 
     def release(self, table: Table, rows: Ints, release: Release) -> None:
         """Calls `release` when everything applied to `rows` so far may be answered."""
@@ -181,7 +181,7 @@ class Saver:
             self._waiting.append(Held.of(table, rows, release))
             self._wanted.set()
         else:
-            self._contact.release(table, rows, release)
+            self._lease.release(table, rows, release)
 
     def needed(self, table: Table) -> Ints:
         """Rows of a table that must stay in memory although they are not dirty.
@@ -191,13 +191,13 @@ class Saver:
         """
         writing = [one.rows for other, captures in self._writing.values() if other is table for one in captures]
         waiting = [held.waiting for held in self._waiting if held.table is table]
-        return np.concatenate([self._contact.answering(table), *writing, *waiting])
+        return np.concatenate([self._lease.answering(table), *writing, *waiting])
 
     def look_again(self) -> None:
         """A claim that was on its way is not so any more: replies that wait for that may leave."""
         if self._waiting:
             self._wanted.set()
-        self._contact.look_again()
+        self._lease.look_again()
 
     def check_size(self, session: str, size: int) -> None:
         """Checks that a store takes a record.
@@ -216,7 +216,7 @@ class Saver:
                 await self._round()
             if any(len(held.places) for held in asked):
                 await asyncio.sleep(_AGAIN_SECONDS)
-        await self._contact.released()
+        await self._lease.released()
 
     async def flush(self, table: Table, rows: Ints) -> None:
         """Returns when everything applied to `rows` so far is durable; at once in mode `none`.
@@ -251,7 +251,7 @@ class Saver:
             await self._round()
 
     async def _round(self) -> None:
-        """Returns after a round of the saver that begins from now on."""
+        """Returns after a round of the checkpointer that begins from now on."""
         self._wanted.set()
         if self._cycle is None:
             self._cycle = asyncio.get_running_loop().create_future()
@@ -342,7 +342,7 @@ class Saver:
                     if captures:
                         await asyncio.sleep(0)  # The loop and the engine have their turns between two captures.
                     captures.append(await self._capture(table, layout, part[captured]))
-                asked = self._contact.ask()
+                asked = self._lease.ask()
                 saved = await self._store.save([record for capture in captures for record in capture.records])
             except BaseException:
                 for capture in captures:
@@ -362,7 +362,7 @@ class Saver:
 
     async def _fence(self, table: Table, rows: Ints) -> None:
         """Has the store say why the saves of rows were refused; those that are not ours any more are dropped."""
-        await self._contact.check(table, rows)
+        await self._lease.check(table, rows)
 
     async def _capture(self, table: Table, layout: Layout, rows: Ints) -> _Capture:
         """Takes those of the rows that are dirty, between two batches; they are not dirty any more."""
@@ -387,7 +387,7 @@ class Saver:
                 table.ephemeral[rows].tolist(),
                 blobs,
                 repeat(0.0),
-                repeat(self._contact.owner),
+                repeat(self._lease.owner),
                 repeat(0),
                 repeat(True),
             )
@@ -401,7 +401,7 @@ class Saver:
         same = table.serial[rows] == capture.serials
         current = same & (table.epoch[rows] == capture.epochs)
         kept = rows[current & saved]
-        self._contact.answered(asked, table, kept)
+        self._lease.answered(asked, table, kept)
         table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
         # A row that was claimed anew meanwhile has another epoch. What its claim found stored it counts as durable;
         # where this save came after, it was refused.

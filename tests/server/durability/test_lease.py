@@ -1,4 +1,4 @@
-"""Replies wait for the store's word after a stop or a lost contact; an emptied store gets everything again."""
+"""Replies wait for the store's word after a stop or a lost lease; an emptied store gets everything again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from statestream_server import housekeeping
 from statestream_server.edges.http.metrics import ServerCollector
 from statestream_server.engine.table import UNBOUND
 from statestream_server.models.graphs import runtime
-from statestream_server.sessions.contact import monotonic
+from statestream_server.sessions.lease import monotonic
 from statestream_server.stores.base import TENANT
 from tests.support.calls import DEADLINE, Caller, connected, failing
 from tests.support.counter import numbers, sums
@@ -35,7 +35,7 @@ LONG = 60.0
 
 def stop(local: Local, seconds: float = 1000.0) -> None:
     """What a server's clock shows after it stood still for so long."""
-    local.server.contact._clock = lambda: monotonic() + seconds
+    local.server.lease._clock = lambda: monotonic() + seconds
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ async def test_a_server_that_slept_through_a_take_over_answers_only_for_what_it_
         assert isinstance(late, Refusal)
         assert late.failure.reason == "SESSION_MOVED"
         assert [(notice.handle, notice.failure.reason) for notice in old.notices] == [(0, "SESSION_MOVED")]
-        assert slow.server.contact.fenced == 1
+        assert slow.server.lease.fenced == 1
         assert sums(await new.step(0, 2, numbers(4))) == [7]
         assert await new.flush(0) == {0: 3}
 
@@ -116,11 +116,11 @@ async def test_replies_wait_in_order_until_the_store_has_said_whose_they_are(slo
                 await asked.wait()
             await slow.until(lambda: slow.table(MODEL).position.max() == 3)
             # Chunks that came together share what is held back.
-            assert slow.server.contact.holding >= 2
+            assert slow.server.lease.holding >= 2
             assert speaker._inbox.empty()
             answer.set()
             assert [sums(row) for row in await speaker.answers(3)] == [[3], [5], [6]]
-        assert slow.server.contact.holding == 0
+        assert slow.server.lease.holding == 0
         # From now on nothing waits.
         await speaker.step(0, 3, numbers(4))
 
@@ -157,7 +157,7 @@ async def test_while_the_store_is_away_service_goes_on_and_durable_positions_sta
         with contextlib.ExitStack() as broken:
             for name in ("save", "heads", "generation", "beat"):
                 broken.enter_context(replaced(local, name, away))
-            await local.until(lambda: local.server.contact._away)
+            await local.until(lambda: local.server.lease._away)
             stop(local)
             for position in range(1, 30):
                 answer = await speaker.step(0, position, numbers(1))
@@ -165,10 +165,10 @@ async def test_while_the_store_is_away_service_goes_on_and_durable_positions_sta
                 assert answer.durable == 1
             table = local.table(MODEL)
             # What could not be written is dirty again.
-            await local.until(lambda: local.server.saver.failures >= 2)
+            await local.until(lambda: local.server.checkpointer.failures >= 2)
             await local.until(lambda: int(table.dirty.sum()) == 1)
         await speaker.unasked(lambda: speaker.pushed.get(0) == 30)
-        assert not local.server.contact._away
+        assert not local.server.lease._away
 
 
 async def test_what_a_failed_write_had_taken_is_written_by_the_next(slow: Local) -> None:
@@ -234,7 +234,7 @@ async def test_an_emptied_store_gets_every_live_session_again(models_dir: Path, 
         with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as database, database:
             database.execute("DELETE FROM session")
             database.execute("UPDATE meta SET value = 'another' WHERE name = 'generation'")
-        await local.until(lambda: local.server.contact.resets == 1)
+        await local.until(lambda: local.server.lease.resets == 1)
 
         def stored() -> int:
             with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as database:
@@ -289,7 +289,7 @@ async def test_the_used_and_the_connected_do_not_expire(
     async def sleep(pause: float) -> None:
         """Of housekeeping: what it left is saved, and time has passed."""
         nonlocal passed
-        await local.server.saver.checkpoint()
+        await local.server.checkpointer.checkpoint()
         passed += pause
         if passed > end:
             raise Over

@@ -1,4 +1,4 @@
-"""The tray: chunks of single sessions that arrive before the engine runs its next batch go to the intake as one.
+"""The coalescer: chunks of single sessions that arrive before the engine runs its next batch go to the intake as one.
 
 The rules of intake.py cost the same for one chunk as for hundreds. A thousand streams with a session each
 send a thousand frames; those that are ready at the same moment are laid out as columns here first.
@@ -61,7 +61,7 @@ class Arrival(NamedTuple):
     sender: Sender
 
 
-class Tray:
+class Coalescer:
     """What arrived since the last batch began, by table."""
 
     def __init__(self, intake: Intake, engine: Engine) -> None:
