@@ -242,17 +242,22 @@ class StreamCore:
         It has to be written, or serialised, before the next call: a message may be used again.
         """
         outbox = self._outbox
-        if not outbox:
-            if not self.pending or not self.online or self.going_away:
-                return None
-            self._fill(now)
-            if not outbox and self.resets.queue:
-                self._fill(now)  # What waited for a session that settled just now.
+        while True:
             if not outbox:
-                return None
-        item = outbox.popleft()
-        # Chunks are written as late as possible, so that the acknowledgements are the newest.
-        return item.request(self.table, self._drafts) if isinstance(item, Block) else item
+                if not self.pending or not self.online or self.going_away:
+                    return None
+                self._fill(now)
+                if not outbox and self.resets.queue:
+                    self._fill(now)  # What waited for a session that settled just now.
+                if not outbox:
+                    return None
+            item = outbox.popleft()
+            if not isinstance(item, Block):
+                return item
+            # One without a number was settled before it was written: the server let its session go meanwhile.
+            if item.frame:
+                # Chunks are written as late as possible, so that the acknowledgements are the newest.
+                return item.request(self.table, self._drafts)
 
     def receive(self, response: StreamResponse, now: float) -> None:
         """Takes an answer; tickets that it completes are notified from in here."""
