@@ -176,7 +176,7 @@ class TestTooLarge:
             assert isinstance(applied, Answer)
             await speaker.step(0, 0, ones(4))
             table = local.table("wide")
-            assert table.position[[table.row_of["a"], table.row_of["b"]]].tolist() == [4, 1]
+            assert table.position[[table.rows_of("")["a"], table.rows_of("")["b"]]].tolist() == [4, 1]
 
     async def test_unary_calls_and_forecasts_too(self, wide_dir: Path) -> None:
         async with serving(wide_dir, limits=LIMITS | {"max_forecast_series": 1 << 20}) as local:
@@ -229,7 +229,7 @@ class TestKept:
             await speaker.step(0, 3, ones(2))
             await speaker.step(0, 5, ones(3), acked=5)
             table = local.table("wide")
-            assert table.replies.steps(np.asarray([table.row_of["a"]])).tolist() == [3]
+            assert table.replies.steps(np.asarray([table.rows_of("")["a"]])).tolist() == [3]
 
     async def test_they_are_counted_when_a_session_is_opened(self, wide: Local) -> None:
         """As many as the opened frame says, in parts where they are large, oldest first; of a new session none."""
@@ -277,7 +277,7 @@ class TestKept:
         ack = pb.AckFrame(handles=u32(0), acked_positions=u64(60))
         await call.write(pb.StreamRequest(frame=2, ack=ack))
         table = wide.table("wide")
-        await wide.until(lambda: table.acked[table.row_of["a"]] == 60)
+        await wide.until(lambda: table.acked[table.rows_of("")["a"]] == 60)
         came, gone, whole = list[int](), list[int](), 0
         while len(came) + len(gone) < 6:
             response: Any = await call.read()

@@ -122,7 +122,7 @@ async def test_a_row_whose_claim_the_store_has_forgotten_is_saved_again(
         await speaker.step(0, 0, numbers(1, 2))
         await speaker.flush(0)
         table = local.table(MODEL)
-        local.server.sessions.placement.hibernate(table, np.asarray([table.row_of["a"]]))
+        local.server.sessions.placement.hibernate(table, np.asarray([table.rows_of("")["a"]]))
         stop = Stop(store, "claim", "after", monkeypatch)
         call = open_call(Caller(local.channel))
         async with asyncio.timeout(DEADLINE):
@@ -168,7 +168,7 @@ async def test_a_claim_that_is_decided_late_takes_nothing_from_the_session(
         if at == "before":
             await claim(late[0])
         await speaker.step(0, 3, numbers(8))
-        await local.server.lease.check(local.table(MODEL), np.asarray([local.table(MODEL).row_of["a"]]))
+        await local.server.lease.check(local.table(MODEL), np.asarray([local.table(MODEL).rows_of("")["a"]]))
         assert (await speaker.open_one("a", 1, mode=pb.OPEN_MODE_RESUME)).position == 4
     await local.server.checkpointer.checkpoint()
     await goes_on(models_dir, url, "a", 4, 15)
@@ -219,7 +219,7 @@ async def test_what_the_store_grants_is_installed_although_nobody_waits_for_it(
     async with Speaker(local.channel, MODEL) as speaker:
         await speaker.open_one("a")
         await speaker.step(0, 0, numbers(1, 2))
-        epoch = int(table.epoch[table.row_of["a"]])
+        epoch = int(table.epoch[table.rows_of("")["a"]])
         stop = Stop(local.server.store, "claim", at, monkeypatch)
         call = open_call(Caller(local.channel))
         async with asyncio.timeout(DEADLINE):
@@ -227,7 +227,7 @@ async def test_what_the_store_grants_is_installed_although_nobody_waits_for_it(
         call.cancel()
         stop.go_on()
         await speaker.unasked(lambda: [notice.failure.reason for notice in speaker.notices] == ["SESSION_MOVED"])
-    row = table.row_of["a"]
+    row = table.rows_of("")["a"]
     assert (int(table.owner[row]), bool(table.claiming[row])) == (0, False)
     assert int(table.epoch[row]) > epoch
     await local.server.checkpointer.checkpoint()
@@ -251,8 +251,8 @@ async def test_a_stream_that_ends_while_it_opens_leaves_the_sessions_to_nobody(
             await stop.reached.wait()
     await local.until(lambda: not len(local.server.peers))
     stop.go_on()
-    await local.until(lambda: "a" in table.row_of)
-    assert int(table.owner[table.row_of["a"]]) == 0
+    await local.until(lambda: "a" in table.rows_of(""))
+    assert int(table.owner[table.rows_of("")["a"]]) == 0
     assert sums_of(await Caller(local.channel).step(MODEL, "a", numbers(1))) == [6]
 
 
@@ -383,7 +383,7 @@ async def test_a_unary_step_runs_under_the_claim_that_it_came_under_or_not_at_al
         assert (await failing(step)).reason == "SESSION_MOVED"
         assert (await opening).position == 1
         assert sums(await speaker.step(0, 1, numbers(2))) == [3]
-    assert int(table.position[table.row_of["a"]]) == 2
+    assert int(table.position[table.rows_of("")["a"]]) == 2
 
 
 @pytest.mark.parametrize("at", POINTS)
@@ -402,7 +402,7 @@ async def test_one_stream_that_opens_a_session_twice_is_answered_at_both_handles
         stop = Stop(local.server.store, method, at, monkeypatch) if saves or method == "claim" else None
         await speaker.send_chunk([0], [0], [numbers(1)])
         table = local.table(MODEL)
-        row = table.row_of["a"]
+        row = table.rows_of("")["a"]
         await local.until(lambda: int(table.position[row]) == 1)
         opening = asyncio.create_task(
             speaker.send(
@@ -489,7 +489,7 @@ async def test_a_delete_whose_answer_is_lost_is_told_when_it_is_known(
             assert not speaker.notices
         else:
             await speaker.unasked(lambda: [n.failure.reason for n in speaker.notices] == ["SESSION_NOT_FOUND"])
-            assert "a" not in local.table(MODEL).row_of
+            assert "a" not in local.table(MODEL).rows_of("")
 
 
 async def test_a_delete_does_not_take_a_session_from_a_newer_claim(models_dir: Path, url: str, local: Local) -> None:
@@ -519,7 +519,7 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
     def taken() -> None:
         look_again()
         if not promises:
-            row = np.asarray([table.row_of["a"]])
+            row = np.asarray([table.rows_of("")["a"]])
             placement.hibernate(table, row)
             promised = table.allocate(1)
             assert promised == row
@@ -544,10 +544,10 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
 async def test_a_step_whose_session_falls_asleep_before_its_turn_is_to_be_sent_again(local: Local) -> None:
     caller, table, unary = Caller(local.channel), local.table(MODEL), local.server.unary
     assert (await caller.step(MODEL, "a", numbers(1))).position == 1
-    before = unary._order.take(MODEL, ["a"])
+    before = unary._order.take("", MODEL, ["a"])
     call = asyncio.create_task(caller.step(MODEL, "a", numbers(2)))
     await local.until(lambda: local.server.budgets.steps.held)
-    local.server.sessions.placement.hibernate(table, np.asarray([table.row_of["a"]]))
+    local.server.sessions.placement.hibernate(table, np.asarray([table.rows_of("")["a"]]))
     before.end()
     assert (await failing(call)).reason == "SESSION_MOVED"
     assert (await caller.step(MODEL, "a", numbers(2))).position == 2
@@ -585,7 +585,7 @@ async def test_turns_come_in_the_order_in_which_they_were_asked_for_each_session
     turns, order = Turns(), list[str]()
 
     async def take(name: str, *ids: str) -> None:
-        turn = turns.take("m", ids)
+        turn = turns.take("", "m", ids)
         try:
             await turn.come()
             order.append(name)
@@ -593,7 +593,7 @@ async def test_turns_come_in_the_order_in_which_they_were_asked_for_each_session
         finally:
             turn.end()
 
-    held = turns.take("m", ["a"])
+    held = turns.take("", "m", ["a"])
     tasks = [asyncio.create_task(take(ids, *ids)) for ids in ("ab", "b", "c", "bc")]
     for _ in range(5):
         await asyncio.sleep(0)
@@ -603,7 +603,7 @@ async def test_turns_come_in_the_order_in_which_they_were_asked_for_each_session
         await asyncio.sleep(0)
     # One that gave up passes on only what has come to it.
     assert order == ["c"]
-    passed = asyncio.create_task(turns.passed("m", ["a"]))
+    passed = asyncio.create_task(turns.passed([Key("", "m", "a")]))
     held.end()
     await asyncio.gather(*tasks[1:], passed)
     assert order == ["c", "b", "bc"]
@@ -657,5 +657,7 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
     assert not local.server.sessions.turns
     # What was begun is claimed and nobody's; the rest was never asked for.
     (table,) = local.server.registry.tables(MODEL)
-    assert [session for session in table.row_of if session.startswith("t")] == [f"t{number}" for number in range(9)]
+    assert [session for session in table.rows_of("") if session.startswith("t")] == [
+        f"t{number}" for number in range(9)
+    ]
     assert not table.owner.any()

@@ -56,7 +56,7 @@ async def test_a_wait_is_for_what_was_queued_when_it_began(local: Local) -> None
     engine, table = local.server.engine, local.table("counter")
     async with Speaker(local.channel, "counter") as speaker:
         await speaker.open("a", "b")
-        rows = np.asarray([table.row_of[session] for session in ("a", "b")])
+        rows = np.asarray([table.rows_of("")[session] for session in ("a", "b")])
         with batches(local, 0):
             await speaker.send_chunk([0], [0], [numbers(1)])
             await speaker.send_chunk([1], [0], [numbers(1)])

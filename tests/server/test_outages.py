@@ -136,7 +136,7 @@ class TestStoreUnavailable:
                 await speaker.send_chunk([0], [0], [numbers(1, 1)])
                 await speaker.send_chunk([0], [2], [numbers(1)])
                 table = local.table("counter")
-                row = table.row_of["a"]
+                row = table.rows_of("")["a"]
                 await local.until(lambda: local.server.checkpointer.failures and table.position[row] == 3)
                 assert speaker._inbox.empty()
             answers = await speaker.answers(2)

@@ -331,9 +331,9 @@ class TestCallersThatGoAway:
         monkeypatch.setattr(store, "save", slow)
         request = pb.StepRequest(model="counter", session_id="a", inputs=[tensor("x", numbers(5)["x"])])
         table, call = local.table("counter"), caller.inference.Step(request, timeout=DEADLINE)
-        await local.until(lambda: int(table.position[table.row_of["a"]]) == 2)
+        await local.until(lambda: int(table.position[table.rows_of("")["a"]]) == 2)
         opening = asyncio.create_task(speaker.open_one("a"))
-        await local.until(lambda: int(table.owner[table.row_of["a"]]) != 0)
+        await local.until(lambda: int(table.owner[table.rows_of("")["a"]]) != 0)
         go_on.set()
         assert (await failing(call)).reason == "SESSION_MOVED"
         assert (await opening).position == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
-from statestream_server.stores.base import TENANT
+from statestream_server.stores.base import TENANT, Key
 
 
 class Trace(NamedTuple):
@@ -38,3 +38,8 @@ ANYBODY: Final = Caller()
 """A caller who says nothing of himself."""
 current: ContextVar[Caller] = ContextVar("caller", default=ANYBODY)
 """The caller of the call that the running task serves; tasks that it begins have it, too."""
+
+
+def key(model: str, session: str) -> Key:
+    """The session that the running call means by an id."""
+    return Key(current.get().tenant, model, session)

@@ -11,8 +11,6 @@ import asyncio
 import logging
 import time
 
-import numpy as np
-
 from statestream.contract import errors
 from statestream_server.arrays import Ints
 from statestream_server.engine.table import UNBOUND, Table
@@ -120,4 +118,4 @@ async def _refresh_sleepers(server: Server) -> None:
 
 
 def _sessions(table: Table) -> Ints:
-    return np.fromiter(table.row_of.values(), np.int64, table.sessions)
+    return table.resident()

@@ -207,7 +207,7 @@ async def test_a_session_that_moved_under_a_running_batch_is_dropped_once(slow: 
         await speaker.open_one(fresh_id())
         await speaker.step(0, 0, numbers(1))
         table, departures = slow.table(MODEL), slow.server.departures
-        rows = np.asarray(list(table.row_of.values()))
+        rows = np.asarray(list(table.rows_of("").values()))
         with slow.engine_held():
             await speaker.send_chunk([0], [1], [numbers(2)])
             await slow.until(lambda: not table.lane.idle(rows).all())
@@ -218,7 +218,7 @@ async def test_a_session_that_moved_under_a_running_batch_is_dropped_once(slow: 
         assert isinstance(late, Refusal)
         assert len(speaker.notices) == 1
         await speaker.open(fresh_id(), fresh_id(), handles=[1, 2])
-        assert len(set(table.row_of.values())) == 2
+        assert len(set(table.rows_of("").values())) == 2
 
 
 async def test_an_emptied_store_gets_every_live_session_again(models_dir: Path, tmp_path: Path, store: str) -> None:
@@ -317,5 +317,5 @@ async def test_the_used_and_the_connected_do_not_expire(
         await local.until(lambda: not (local.table(MODEL).owner != UNBOUND).any())
         end = 600.0
         await keep()
-        assert ephemeral not in local.table(MODEL).row_of
+        assert ephemeral not in local.table(MODEL).rows_of("")
         assert ephemeral not in listed[-1]

@@ -93,7 +93,7 @@ async def test_a_step_without_a_stream_that_meets_a_move(local: Local, monkeypat
         return await claim(claims)
 
     await caller.step(MODEL, "a", numbers(1, 2), version=1)
-    row = table_of(local, 1).row_of["a"]
+    row = table_of(local, 1).rows_of("")["a"]
     interfering(local, monkeypatch, interfere)
     request = session_pb2.OpenSessionRequest(model=MODEL, session_id="a", **TO_2)
     moving = asyncio.create_task(_awaited(caller.sessions.OpenSession(request)))

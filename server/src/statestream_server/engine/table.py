@@ -6,8 +6,9 @@ A row is a session, or scratch: the shadow of a chunk in progress, the fork that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
+from typing import Final
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from statestream_server.engine.replies import ReplyWindow
 from statestream_server.engine.watch import tags_of
 from statestream_server.models.model import Model
 from statestream_server.models.rows import FIRST_ROW, Rows
-from statestream_server.stores.base import TENANT, Key
+from statestream_server.stores.base import Key
 
 UNBOUND = 0
 """The owner of a row that no stream has."""
@@ -27,6 +28,7 @@ UNBOUND = 0
 _FIRST_CAPACITY = 1024
 _BATCH_BYTES = 32 << 20
 """Outputs of one run, about; one step of one row may have more."""
+_NOBODYS: Final[Mapping[str, int]] = {}
 _NUMBERS = "position queued tag durable epoch incarnation request binding owner serial unacknowledged confirmed".split()
 
 
@@ -58,8 +60,12 @@ class Table:
         self.capacity = 0
         self.ids: list[str | None] = []
         """The session of each row; None for scratch and free rows. No `Key` each: a million of them cost 80 MB."""
-        self.row_of: dict[str, int] = {}
-        """The row of each resident session, by its id."""
+        self.tenant = np.empty(0, np.object_)
+        """Whose session the row is, a str; means nothing for scratch rows."""
+        self.sessions = 0
+        """Resident sessions."""
+        self._rows_of: dict[str, dict[str, int]] = {}
+        """The rows of resident sessions, by tenant and id; a tenant without any has no entry."""
         self.position = np.empty(0, np.uint64)
         """Steps applied."""
         self.tag = np.empty(0, np.uint64)
@@ -98,10 +104,13 @@ class Table:
         self._free = Freelist(FIRST_ROW)
         self._serials = 1
 
-    @property
-    def sessions(self) -> int:
-        """Resident sessions."""
-        return len(self.row_of)
+    def rows_of(self, tenant: str) -> Mapping[str, int]:
+        """The rows of a tenant's resident sessions, by their ids."""
+        return self._rows_of.get(tenant, _NOBODYS)
+
+    def resident(self) -> Ints:
+        """The rows of all resident sessions."""
+        return np.fromiter(chain.from_iterable(rows.values() for rows in self._rows_of.values()), np.int64)
 
     @property
     def allocated(self) -> int:
@@ -175,23 +184,27 @@ class Table:
         serials, epochs = claims
         return np.asarray((self.serial[rows] == serials) & (self.epoch[rows] == epochs) & (epochs > 0), np.bool_)
 
-    def bind_ids(self, rows: Ints, sessions: Sequence[str]) -> None:
-        """Makes rows [n] the rows of sessions."""
+    def bind_ids(self, rows: Ints, tenant: str, sessions: Sequence[str]) -> None:
+        """Makes rows [n] the rows of a tenant's sessions."""
         places, ids = rows.tolist(), self.ids
         for row, session in zip(places, sessions, strict=True):
             ids[row] = session
-        self.row_of.update(zip(sessions, places, strict=True))
-        self.tag[rows] = np.array(tags_of(self.model.name, sessions), np.uint64)
+        self.tenant[rows] = tenant
+        rows_of = self._rows_of.setdefault(tenant, {})
+        before = len(rows_of)
+        rows_of.update(zip(sessions, places, strict=True))
+        self.sessions += len(rows_of) - before
+        self.tag[rows] = np.array(tags_of((tenant, self.model.name), sessions), np.uint64)
 
     def key(self, row: int) -> Key | None:
         """What the store calls the session of a row; None for scratch and free rows."""
         session = self.ids[row]
-        return None if session is None else Key(TENANT, self.model.name, session)
+        return None if session is None else Key(self.tenant[row], self.model.name, session)
 
     def keys(self, rows: Ints) -> list[Key]:
         """What the store calls the sessions of rows, of which none is scratch or free."""
         ids = [self.ids[row] for row in rows.tolist()]
-        return list(map(Key._make, zip(repeat(TENANT), repeat(self.model.name), ids)))
+        return list(map(Key._make, zip(self.tenant[rows].tolist(), repeat(self.model.name), ids)))
 
     def release(self, rows: Ints) -> None:
         """Takes rows back; their queue must be empty."""
@@ -199,11 +212,16 @@ class Table:
         self.lane.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         self.claiming[rows], self.epoch[rows] = False, 0
-        for row in rows.tolist():
-            session = self.ids[row]
+        tenants, ids, rows_of = self.tenant[rows].tolist(), self.ids, self._rows_of
+        for row, tenant in zip(rows.tolist(), tenants, strict=True):
+            session = ids[row]
             if session is not None:
-                del self.row_of[session]
-                self.ids[row] = None
+                del rows_of[tenant][session]
+                ids[row] = None
+                self.sessions -= 1
+        for tenant in set(tenants):
+            if not rows_of.get(tenant, True):
+                del rows_of[tenant]
         self._free.give(rows)
 
     def clear_columns(self, rows: Ints) -> None:
@@ -223,6 +241,7 @@ class Table:
             setattr(self, name, grown(getattr(self, name), capacity, 0))
         self.writer = grown(self.writer, capacity, np.void(bytes(16)))
         self.handle = grown(self.handle, capacity, 0)
+        self.tenant = grown(self.tenant, capacity, 0)
         self.ephemeral = grown(self.ephemeral, capacity, False)
         self.dirty = grown(self.dirty, capacity, False)
         self.claiming = grown(self.claiming, capacity, False)

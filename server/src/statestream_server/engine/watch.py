@@ -76,10 +76,12 @@ def tag_of(*parts: str | bytes) -> int:
     return (length & 0xFFFFFFFF) << 32 | total or 1
 
 
-def tags_of(first: str, names: Iterable[str]) -> list[int]:
-    """`tag_of(first, name)` of every name: what they have in common is looked at once."""
-    data = first.encode()
-    total, length = zlib.crc32(data, len(data)), len(data)
+def tags_of(first: Iterable[str], names: Iterable[str]) -> list[int]:
+    """`tag_of(*first, name)` of every name: what they have in common is looked at once."""
+    total, length = 0, 0
+    for data in map(str.encode, first):
+        total = zlib.crc32(data, total ^ len(data))
+        length += len(data)
     return [
         ((length + len(name)) & 0xFFFFFFFF) << 32 | zlib.crc32(name, total ^ len(name)) or 1
         for name in map(str.encode, names)

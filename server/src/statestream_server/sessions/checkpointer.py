@@ -71,7 +71,7 @@ class Unsaved:
     def everything(self) -> None:
         """Every session is to be saved, because the store has none of them any more."""
         for table in self._tables():
-            table.dirty[np.fromiter(table.row_of.values(), np.int64, table.sessions)] = True
+            table.dirty[table.resident()] = True
         self.wanted.set()
 
 

@@ -21,7 +21,7 @@ from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.openings import pinned
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.turns import Turns
-from statestream_server.stores.base import Mode
+from statestream_server.stores.base import Key, Mode
 
 _OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
 
@@ -82,20 +82,20 @@ class Unary:
         self._writer = writer
         self._order = Turns()
 
-    async def target(self, model: str, version: int, session: str, mode: Mode) -> Target:
+    async def target(self, key: Key, version: int, mode: Mode) -> Target:
         """The session of a call: the row where callers without a stream have it, else claimed anew.
 
         Raises:
             StatestreamError: It is not to be had; see `Sessions.open`.
         """
-        where = self._sessions.find(model, session)
+        where = self._sessions.find(key)
         if where is not None and mode in (Mode.EITHER, Mode.RESUME):
             table, row = where
             if int(table.owner[row]) == UNBOUND and table.epoch[row] and version in (0, table.model.version):
                 return _target(table, row)
-        return await self._claim(model, version, session, mode)
+        return await self._claim(key, version, mode)
 
-    async def resident(self, model: str, session: str, version: int = 0) -> Target:
+    async def resident(self, key: Key, version: int = 0) -> Target:
         """A session that nobody claims for this; one that is only stored is brought back.
 
         Raises:
@@ -103,11 +103,11 @@ class Unary:
             ModelChanged: It is pinned to another version than `version`, if that is not 0.
             StatestreamError: It is not to be had.
         """
-        await self._copies.check_owner(model, session)
-        where = self._sessions.find(model, session)
-        found = _target(*where) if where is not None else await self._claim(model, 0, session, Mode.RESUME)
+        await self._copies.check_owner(key)
+        where = self._sessions.find(key)
+        found = _target(*where) if where is not None else await self._claim(key, 0, Mode.RESUME)
         if version not in (0, found.table.model.version):
-            raise pinned(session, found.table.model.version, version)
+            raise pinned(key.id, found.table.model.version, version)
         return found
 
     def check_steps(self, steps: int) -> None:
@@ -121,11 +121,11 @@ class Unary:
                 f"the chunk has {steps} steps; expected 1 to {self._most_steps}", metadata={"field": "inputs"}
             )
 
-    async def _claim(self, model: str, version: int, session: str, mode: Mode) -> Target:
+    async def _claim(self, key: Key, version: int, mode: Mode) -> Target:
         while True:
-            opened = await self._sessions.open_one(model, version, session, mode, self._writer)
+            opened = await self._sessions.open_one(key, version, mode, self._writer)
             target = Target(opened.table, int(opened.rows[0]), opened.claims)
-            if self._is_there(target) or self._sessions.find(model, session) is not None:
+            if self._is_there(target) or self._sessions.find(key) is not None:
                 return target
             mode = Mode.RESUME  # Its row was needed for another session before this call had its turn.
 
@@ -136,7 +136,7 @@ class Unary:
     async def step(
         self,
         target: Target,
-        session: str,
+        key: Key,
         steps: int,
         inputs: Sequence[Array],
         *,
@@ -148,7 +148,7 @@ class Unary:
 
         Args:
             target: The session.
-            session: Its id.
+            key: Which one it is.
             steps: The steps of the chunk; see `check_steps`.
             inputs: One packed array for every input, each as the signature says.
             position: Where the chunk starts; None for where the session stands. The chunk is durable then before this
@@ -164,11 +164,11 @@ class Unary:
         rows, answer = np.asarray([row]), _Answer()
         with self._budget.holding(steps * (COPIES * table.input_bytes + table.output_bytes)):
             # One call after the other: the chunk before this one says where it starts.
-            turn = self._order.take(table.model.name, [session])
+            turn = self._order.take(key.tenant, key.model, [key.id])
             try:
                 await turn.come()
                 await self._settled(target)
-                self._check(target, session)
+                self._check(target, key)
                 request = digests.of_text(request_id) if request_id else 0
                 start = position if position is not None else self._start(table, row, request)
                 # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
@@ -192,17 +192,14 @@ class Unary:
             await self._sessions.undisputed(table, rows)
             await self._engine.settled(table, rows)
 
-    def _check(self, target: Target, session: str) -> None:
+    def _check(self, target: Target, key: Key) -> None:
         """Checks that a session is claimed as it was when its call came."""
-        table = target.table
         if self._is_there(target):
             return
-        if self._sessions.find(table.model.name, session) is not None:
-            raise errors.SessionMoved(f"session {session!r} was opened anew meanwhile; send the chunk again")
+        if self._sessions.find(key) is not None:
+            raise errors.SessionMoved(f"session {key.id!r} was opened anew meanwhile; send the chunk again")
         # Deleted, with another server, or asleep because memory is short: who sends it again finds out.
-        raise errors.SessionMoved(
-            f"session {session!r} left memory meanwhile; the chunk was not applied, send it again"
-        )
+        raise errors.SessionMoved(f"session {key.id!r} left memory meanwhile; the chunk was not applied, send it again")
 
     @staticmethod
     def _start(table: Table, row: int, request: int) -> int:

@@ -9,6 +9,7 @@ from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
+from statestream_server import caller
 from statestream_server.drivers.forecast import fed_back
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.caps import Caps
@@ -54,12 +55,13 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         """Applies one chunk to one session."""
         unary = self._server.unary
-        target = await unary.target(request.model, request.version, request.session_id, wire.open_mode(request.mode))
+        key = caller.key(request.model, request.session_id)
+        target = await unary.target(key, request.version, wire.open_mode(request.mode))
         steps, signature = _first_length(request.inputs), target.table.model.signature
         unary.check_steps(steps)
         step = await unary.step(
             target,
-            request.session_id,
+            key,
             steps,
             wire.packed_inputs(signature.inputs, request.inputs, steps),
             position=request.position if request.HasField("position") else None,
@@ -83,7 +85,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         forecaster.check_horizon(request.horizon)
         source = request.WhichOneof("source")
         if source == "session_id":
-            table, row, _ = await server.unary.resident(request.model, request.session_id, request.version)
+            key = caller.key(request.model, request.session_id)
+            table, row, _ = await server.unary.resident(key, request.version)
             steps = forecaster.from_session(table, row, request.horizon)
         elif source == "history":
             table = await server.sessions.table(request.model, request.version)

@@ -11,6 +11,7 @@ import numpy as np
 from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
+from statestream_server import caller
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc import answers, wire
 from statestream_server.edges.grpc.bindings import Bindings
@@ -143,6 +144,7 @@ class OpenFrames:
             states = wire.named(request.initial_states, names, "initial_states")
             check_initial_states(table, states, count)
         return Opening(
+            caller.current.get().tenant,
             request.model,
             request.version,
             list(request.ids),

@@ -8,11 +8,22 @@ import json
 from statestream.contract import errors
 from statestream.v1 import session_pb2 as pb
 from statestream.v1 import session_pb2_grpc as grpc_stubs
+from statestream_server import caller
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.server import Server
 from statestream_server.sessions.admin.copies import Description
+from statestream_server.stores.base import Key
 
+_Request = (
+    pb.OpenSessionRequest
+    | pb.GetSessionRequest
+    | pb.ForkSessionRequest
+    | pb.SnapshotSessionRequest
+    | pb.RestoreSessionRequest
+    | pb.FlushSessionRequest
+    | pb.DeleteSessionRequest
+)
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1000
 
 
@@ -26,14 +37,12 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Opens a session for callers of Step."""
         mode = wire.open_mode(request.mode)
-        described, created = await self._copies.open(
-            request.model, request.version, request.session_id, mode, upgrade=request.upgrade
-        )
+        described, created = await self._copies.open(_key(request), request.version, mode, upgrade=request.upgrade)
         return pb.OpenSessionResponse(session=_message(described), created=created)
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
         """Describes a session."""
-        described = await self._copies.describe(request.model, request.session_id)
+        described = await self._copies.describe(_key(request))
         return pb.GetSessionResponse(session=_message(described))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
@@ -43,36 +52,39 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
                 f"page_size is {request.page_size}; expected at most {_LARGEST_PAGE}", metadata={"field": "page_size"}
             )
         size = request.page_size or _DEFAULT_PAGE
-        found = await self._copies.page(request.model, _read_token(request.page_token), size)
+        tenant, after = caller.current.get().tenant, _read_token(request.page_token)
+        found = await self._copies.page(tenant, request.model, after, size)
         token = _write_token(found[-1]) if len(found) == size else ""
         return pb.ListSessionsResponse(sessions=[_message(each) for each in found], next_page_token=token)
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
         """Copies a session."""
-        made = await self._copies.fork(request.model, request.session_id, request.fork_id, ephemeral=request.ephemeral)
+        made = await self._copies.fork(_key(request), request.fork_id, ephemeral=request.ephemeral)
         return pb.ForkSessionResponse(session=_message(made))
 
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
         """Reads a session out."""
-        data, position = await self._copies.snapshot(request.model, request.session_id)
+        data, position = await self._copies.snapshot(_key(request))
         return pb.SnapshotSessionResponse(snapshot=data, position=position)
 
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:
         """Makes a session of a snapshot."""
-        made = await self._copies.restore(
-            request.model, request.session_id, request.snapshot, request.version, upgrade=request.upgrade
-        )
+        made = await self._copies.restore(_key(request), request.snapshot, request.version, upgrade=request.upgrade)
         return pb.RestoreSessionResponse(session=_message(made))
 
     async def FlushSession(self, request: pb.FlushSessionRequest, context: Context) -> pb.FlushSessionResponse:
         """Makes a session durable."""
-        durable = await self._copies.flush(request.model, request.session_id)
+        durable = await self._copies.flush(_key(request))
         return pb.FlushSessionResponse(durable_position=durable)
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """Deletes a session."""
-        await self._copies.delete(request.model, request.session_id)
+        await self._copies.delete(_key(request))
         return pb.DeleteSessionResponse()
+
+
+def _key(request: _Request) -> Key:
+    return caller.key(request.model, request.session_id)
 
 
 def _message(described: Description) -> pb.Session:

@@ -23,7 +23,7 @@ from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.openings import Start, newer_record
 from statestream_server.sessions.ownership.sessions import Sessions
-from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store
+from statestream_server.stores.base import NEWER, Key, Mode, Record, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,38 +88,36 @@ class Copies:
         self._alone = alone
         self._unix = unix
 
-    async def describe(self, model: str, session: str) -> Description:
+    async def describe(self, key: Key) -> Description:
         """A session as it is now; one that another server has is described as it is stored.
 
         Raises:
             ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found.
         """
-        where = self._sessions.find(model, session)
+        where = self._sessions.find(key)
         if where is not None:
             return self._of_row(*where)
-        return _of_record(await self._record(model, session))
+        return _of_record(await self._record(key))
 
-    async def open(
-        self, model: str, version: int, session: str, mode: Mode, *, upgrade: bool = False
-    ) -> tuple[Description, bool]:
+    async def open(self, key: Key, version: int, mode: Mode, *, upgrade: bool = False) -> tuple[Description, bool]:
         """Opens a session for callers without a stream; what it is then, and whether it was made.
 
         Raises:
             StatestreamError: It is not to be had; see `Sessions.open`.
         """
-        opened = await self._sessions.open_one(model, version, session, mode, self._writer, upgrade=upgrade)
-        return await self.describe(model, session), bool(opened.created[0])
+        opened = await self._sessions.open_one(key, version, mode, self._writer, upgrade=upgrade)
+        return await self.describe(key), bool(opened.created[0])
 
-    async def flush(self, model: str, session: str) -> int:
+    async def flush(self, key: Key) -> int:
         """Makes a session durable; the durable position.
 
         Raises:
             NotOwner: Another server has it.
             ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found or written.
         """
-        where = await self._resident(model, session)
+        where = await self._resident(key)
         if where is None:
-            return (await self._stored(model, session)).position
+            return (await self._stored(key)).position
         table, rows = where[0], np.asarray([where[1]])
         claims = table.claims(rows)
         await self._sessions.undisputed(table, rows)
@@ -127,9 +125,9 @@ class Copies:
         await self._checkpointer.flush(table, rows)
         if table.are_claimed(rows, claims).all():
             return int(table.durable[where[1]])
-        return (await self._stored(model, session)).position
+        return (await self._stored(key)).position
 
-    async def delete(self, model: str, session: str) -> None:
+    async def delete(self, key: Key) -> None:
         """Deletes a session; one that is only stored needs no row for it, and no model that can read it.
 
         Raises:
@@ -138,30 +136,30 @@ class Copies:
             ModelNotFound, SessionNotFound: Nothing was deleted.
             StoreUnavailable: What was deleted is not known.
         """
-        where = await self._resident(model, session)
+        where = await self._resident(key)
         if where is not None:
             gone = bool((await self._deletions.delete(where[0], np.asarray([where[1]]))).all())
         else:
-            record = await self._stored(model, session)
-            gone = await self._deletions.delete_stored(model, session, record.epoch, record.incarnation)
+            record = await self._stored(key)
+            gone = await self._deletions.delete_stored(key, record.epoch, record.incarnation)
         if not gone:
             raise errors.SessionMoved(
-                f"a newer writer opened session {session!r} before it was deleted, and it stays; delete it again if you"
+                f"a newer writer opened session {key.id!r} before it was deleted, and it stays; delete it again if you"
                 " mean the session as it is now"
             )
 
-    async def check_owner(self, model: str, session: str) -> None:
+    async def check_owner(self, key: Key) -> None:
         """Makes sure that no other server has a session.
 
         Raises:
             NotOwner: Another server has it; `metadata["owner"]` says where.
             ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found.
         """
-        if await self._resident(model, session) is None:
-            await self._stored(model, session)
+        if await self._resident(key) is None:
+            await self._stored(key)
 
-    async def page(self, model: str, after: tuple[str, str], limit: int) -> list[Description]:
-        """Sessions above `after`, by model and id, at most `limit`; model "" for all.
+    async def page(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Description]:
+        """A tenant's sessions above `after`, by model and id, at most `limit`; model "" for all.
 
         Raises:
             ModelNotFound, StoreUnavailable: Nothing can be listed.
@@ -169,15 +167,15 @@ class Copies:
         if model:
             self._registry.get(model)
         found = []
-        for record in await self._store.list(TENANT, model, after, limit):
+        for record in await self._store.list(tenant, model, after, limit):
             try:
-                where = self._sessions.find(record.key.model, record.key.id)
+                where = self._sessions.find(record.key)
             except errors.ModelNotFound:
                 where = None
             found.append(self._of_row(*where) if where is not None else _of_record(record))
         return found
 
-    async def fork(self, model: str, session: str, fork: str, *, ephemeral: bool = False) -> Description:
+    async def fork(self, key: Key, fork: str, *, ephemeral: bool = False) -> Description:
         """Copies a session at its present position; returns when the copy is durable.
 
         Raises:
@@ -185,29 +183,28 @@ class Copies:
             NotOwner: Another server has the session.
             SessionNotFound, ModelNotFound, TooManySessions, StoreUnavailable: Nothing was copied.
         """
-        table, values, position = await self._read(model, session)
+        table, values, position = await self._read(key)
+        copy, origin = key._replace(id=fork), _origin(key.id, position)
         try:
-            return await self._make(
-                table, fork, Mode.CREATE, values, position, _origin(session, position), ephemeral=ephemeral
-            )
+            return await self._make(table, copy, Mode.CREATE, values, position, origin, ephemeral=ephemeral)
         except errors.SessionExists:
-            if await self._is_fork(model, fork, position, _origin(session, position)):
-                return await self.describe(model, fork)
+            if await self._is_fork(copy, position, origin):
+                return await self.describe(copy)
             raise
 
-    async def _is_fork(self, model: str, fork: str, position: int, origin: int) -> bool:
+    async def _is_fork(self, fork: Key, position: int, origin: int) -> bool:
         """Whether a session is a certain fork that nobody stepped yet: then the answer that told of it was lost."""
-        where = self._sessions.find(model, fork)
+        where = self._sessions.find(fork)
         if where is not None:
             table, row = where
             return (int(table.position[row]), int(table.request[row])) == (position, origin)
-        record = await self._record(model, fork)
+        record = await self._record(fork)
         if record.blob is None:
             return False
-        header = records.read_header(record.blob, what=f"session {fork!r}")
+        header = records.read_header(record.blob, what=f"session {fork.id!r}")
         return (record.position, header.request) == (position, origin)
 
-    async def snapshot(self, model: str, session: str) -> tuple[bytes, int]:
+    async def snapshot(self, key: Key) -> tuple[bytes, int]:
         """A session as a safetensors file, and its position.
 
         Raises:
@@ -215,8 +212,8 @@ class Copies:
             AnswerTooLarge: It has more bytes than the server sends.
             SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
-        table, values, position = await self._read(model, session)
-        data = snapshots.dumps(Snapshot(model, table.model.digest, position, values), table.rows.columns)
+        table, values, position = await self._read(key)
+        data = snapshots.dumps(Snapshot(key.model, table.model.digest, position, values), table.rows.columns)
         if len(data) > self._most_answer:
             raise errors.AnswerTooLarge(
                 f"the snapshot has {len(data):,} bytes; this server sends {self._most_answer:,} at most: raise"
@@ -225,9 +222,7 @@ class Copies:
             )
         return data, position
 
-    async def restore(
-        self, model: str, session: str, data: bytes, version: int = 0, *, upgrade: bool = False
-    ) -> Description:
+    async def restore(self, key: Key, data: bytes, version: int = 0, *, upgrade: bool = False) -> Description:
         """Makes a session of a snapshot; an existing one is replaced. Returns when it is durable.
 
         Without a version it is made in the one whose digest the snapshot names, with `upgrade` in the default one.
@@ -238,16 +233,16 @@ class Copies:
             ModelNotFound, TooManySessions, StoreUnavailable: Nothing was made.
         """
         digest = snapshots.read_metadata(data)["digest"]
-        tables = self._registry.tables(model) if not (version or upgrade) else ()
+        tables = self._registry.tables(key.model) if not (version or upgrade) else ()
         match = next((t for t in tables if t.model.digest == digest), None)
-        table = match or await self._sessions.table(model, version)
+        table = match or await self._sessions.table(key.model, version)
         snapshot = snapshots.loads(data, table.rows.columns, table.model.digest, moving=upgrade)
-        return await self._make(table, session, Mode.REPLACE, snapshot.values, snapshot.position)
+        return await self._make(table, key, Mode.REPLACE, snapshot.values, snapshot.position)
 
     async def _make(
         self,
         table: Table,
-        session: str,
+        key: Key,
         mode: Mode,
         values: Sequence[Array],
         position: int,
@@ -256,29 +251,27 @@ class Copies:
         ephemeral: bool = False,
     ) -> Description:
         """Claims a session and writes its state, which is one write: there is never one without the other."""
-        model = table.model
         start = Start([value[None] for value in values], _one(position), _one(origin))
-        await self._sessions.open_one(
-            model.name, model.version, session, mode, self._writer, ephemeral=ephemeral, start=start
-        )
-        return await self.describe(model.name, session)
+        version = table.model.version
+        await self._sessions.open_one(key, version, mode, self._writer, ephemeral=ephemeral, start=start)
+        return await self.describe(key)
 
-    async def _read(self, model: str, session: str) -> tuple[Table, list[Array], int]:
+    async def _read(self, key: Key) -> tuple[Table, list[Array], int]:
         """A session's table, its values and its position, once what it has queued has run."""
-        where = await self._resident(model, session)
+        where = await self._resident(key)
         if where is not None:
             table, rows = where[0], np.asarray([where[1]])
             await self._engine.settled(table, rows)
             async with self._engine.still():
-                if table.row_of.get(session) == where[1]:
+                if table.rows_of(key.tenant).get(key.id) == where[1]:
                     return table, [array[0] for array in table.rows.read(rows)], int(table.position[where[1]])
-        record = await self._stored(model, session)
-        served = await self._registry.load(model, record.version)
+        record = await self._stored(key)
+        served = await self._registry.load(key.model, record.version)
         if served.table is None:
-            raise errors.ModelChanged(f"version {record.version} of {model!r} has no memory now")
+            raise errors.ModelChanged(f"version {record.version} of {key.model!r} has no memory now")
         if record.blob is None:
             return served.table, await self._claims.start(served.table), 0
-        stored = records.decode(self._checkpointer.layout(served.table), record.blob, what=f"session {session!r}")
+        stored = records.decode(self._checkpointer.layout(served.table), record.blob, what=f"session {key.id!r}")
         return served.table, list(stored.values), record.position
 
     def _of_row(self, table: Table, row: int) -> Description:
@@ -296,18 +289,18 @@ class Copies:
             self._unix(float(table.used[row])),
         )
 
-    async def _resident(self, model: str, session: str) -> tuple[Table, int] | None:
+    async def _resident(self, key: Key) -> tuple[Table, int] | None:
         """A session's row if it is here, and the store does not say that it moved."""
-        where = self._sessions.find(model, session)
+        where = self._sessions.find(key)
         if where is not None:
             with contextlib.suppress(errors.StoreUnavailable):  # Then the row is the best that is known.
                 await self._lease.check(where[0], np.asarray([where[1]]))
-            where = self._sessions.find(model, session)
+            where = self._sessions.find(key)
         return where
 
-    async def _stored(self, model: str, session: str) -> Record:
+    async def _stored(self, key: Key) -> Record:
         """The record of a session that is not in memory here; it is the truth if no other server has it."""
-        record = await self._record(model, session)
+        record = await self._record(key)
         if record.owner in ("", self._lease.owner):
             return record
         address = await self._store.address_of(record.owner)
@@ -315,18 +308,18 @@ class Copies:
         if address is None or (self._alone and address == self._lease.address):
             return record
         raise errors.NotOwner(
-            f"session {session!r} of model {model!r} is with the server at {address}; ask there, or open it here to"
+            f"session {key.id!r} of model {key.model!r} is with the server at {address}; ask there, or open it here to"
             " move it",
             metadata={"owner": address},
         )
 
-    async def _record(self, model: str, session: str) -> Record:
-        self._registry.get(model)
-        (record,) = await self._store.load([Key(TENANT, model, session)])
+    async def _record(self, key: Key) -> Record:
+        self._registry.get(key.model)
+        (record,) = await self._store.load([key])
         if record is None:
-            raise errors.SessionNotFound(f"no session {session!r} of model {model!r}")
+            raise errors.SessionNotFound(f"no session {key.id!r} of model {key.model!r}")
         if record.epoch == NEWER:
-            raise newer_record(model, session)
+            raise newer_record(key.model, key.id)
         return record
 
 

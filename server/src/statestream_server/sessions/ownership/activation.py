@@ -35,7 +35,7 @@ class Activation:
         """Brings hibernated sessions back for the stream that has them; nobody is fenced.
 
         Args:
-            sleepers: [N] the sessions, all of one model.
+            sleepers: [N] the sessions, all of one tenant and model.
             owner: The stream.
             handles: [N] what it calls them.
             keep: Rows that must stay in memory, because the same frame is about them.
@@ -48,12 +48,12 @@ class Activation:
         """
         keys, nothing = [sleeper.key for sleeper in sleepers], np.zeros(len(sleepers), np.uint64)
         opening = Opening(
-            keys[0].model, 0, [key.id for key in keys], Mode.RESUME, b"", 0, nothing, nothing, nothing,
+            keys[0].tenant, keys[0].model, 0, [key.id for key in keys], Mode.RESUME, b"", 0, nothing, nothing, nothing,
             owner=owner, handles=handles,
         )  # fmt: skip
         unloaded = dict[int, errors.StatestreamError]()
         while True:
-            turn = self._sessions.turns.take(opening.model, opening.ids)
+            turn = self._sessions.turns.take(opening.tenant, opening.model, opening.ids)
             try:
                 await turn.come()
                 asked = self._lease.ask()
@@ -81,7 +81,7 @@ class Activation:
     ) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         refused, places = dict[int, errors.StatestreamError](), dict[int, list[int]]()
         for place, (sleeper, record) in enumerate(zip(sleepers, stored, strict=True)):
-            session, here = sleeper.key.id, self._sessions.find(opening.model, sleeper.key.id)
+            session, here = sleeper.key.id, self._sessions.find(sleeper.key)
             if here is not None and self._is_awake(opening, place, *here):
                 continue  # Another frame of the stream woke it.
             if record is None:

@@ -119,7 +119,7 @@ class Claims:
 
         Once what is claimed is granted nothing may be missing any more: rows, room in the store, a state that fits.
         """
-        turn, claiming = self._turns.take(opening.model, opening.ids), Claiming()
+        turn, claiming = self._turns.take(opening.tenant, opening.model, opening.ids), Claiming()
         promise: Promise | None = None
         resting = list[_Resting]()
         try:
@@ -275,7 +275,7 @@ class Claims:
         The claim before this one keeps what it sent in time: if this claim is refused, nothing happened to it.
         """
         while True:
-            held = Held.find(self._registry.tables(opening.model), opening.ids)
+            held = Held.find(self._registry.tables(opening.model), opening.tenant, opening.ids)
             claiming.end()
             there = [*held.by_table()]
             for table, _, rows in there:

@@ -16,8 +16,8 @@ from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.departures import Departures
 from statestream_server.sessions.ownership.tasks import Tasks
-from statestream_server.sessions.ownership.turns import Turn, Turns
-from statestream_server.stores.base import TENANT, Key, Store
+from statestream_server.sessions.ownership.turns import Turns
+from statestream_server.stores.base import Key, Store
 
 _DELETED = "the session was deleted"
 _PAUSE_SECONDS = 0.2
@@ -68,8 +68,8 @@ class Deletions:
         gone, rows = np.ones(len(named), np.bool_), rows[named]
         if not len(rows):
             return gone
-        turn, claiming, claims = self._turn_on(table, rows), Claiming(), table.claims(rows)
         keys, incarnations = table.keys(rows), table.incarnation[rows].tolist()
+        turn, claiming, claims = self._turns.take_all(keys), Claiming(), table.claims(rows)
 
         def here() -> Bools:
             return table.are_claimed(rows, claims)
@@ -106,9 +106,6 @@ class Deletions:
         gone[named] = await self._tasks.finish(delete())
         return gone
 
-    def _turn_on(self, table: Table, rows: Ints) -> Turn:
-        return self._turns.take(table.model.name, [id_ for row in rows.tolist() if (id_ := table.ids[row]) is not None])
-
     async def _spared(self, keys: Sequence[Any], epochs: Sequence[int], answers: Sequence[bool]) -> Bools:
         """Which of some sessions are gone, as the answers to their deletion were: a newer claim spares its session."""
         gone = np.asarray(answers, np.bool_)
@@ -135,13 +132,12 @@ class Deletions:
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
 
-    async def delete_stored(self, model: str, session: str, epoch: int, incarnation: int) -> bool:
+    async def delete_stored(self, key: Key, epoch: int, incarnation: int) -> bool:
         """Deletes a session that is not in memory; False where a newer claim than that epoch has it.
 
         Raises:
             StoreUnavailable: What was deleted is not known.
         """
-        key = Key(TENANT, model, session)
 
         async def delete() -> bool:
             try:
@@ -150,7 +146,7 @@ class Deletions:
             finally:
                 turn.end()
 
-        turn = self._turns.take(model, [session])
+        turn = self._turns.take(key.tenant, key.model, [key.id])
         try:
             await turn.come()
         except BaseException:

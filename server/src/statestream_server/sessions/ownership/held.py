@@ -39,13 +39,13 @@ class Held:
         self.rows = rows
 
     @classmethod
-    def find(cls, tables: Sequence[Table], ids: Sequence[str]) -> Held:
-        """The sessions of a model by their ids [N]; the first of its tables that has one is where it is."""
+    def find(cls, tables: Sequence[Table], tenant: str, ids: Sequence[str]) -> Held:
+        """A tenant's sessions of a model by their ids [N]; the first of its tables that has one is where it is."""
         count = len(ids)
         index, rows = np.full(count, NOWHERE), np.full(count, NOWHERE)
         for number, table in enumerate(tables):
-            if table.row_of:
-                found = np.fromiter(map(table.row_of.get, ids, repeat(NOWHERE)), np.int64, count)
+            if rows_of := table.rows_of(tenant):
+                found = np.fromiter(map(rows_of.get, ids, repeat(NOWHERE)), np.int64, count)
                 new = (found != NOWHERE) & (index == NOWHERE)
                 index[new], rows[new] = number, found[new]
         return cls(tables, index, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Final, NamedTuple
@@ -15,7 +15,7 @@ from statestream.contract.signature import numpy_dtype, row_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.ownership.held import Held
-from statestream_server.stores.base import TENANT, Claim, Claimed, Key, Mode, Record, Verdict
+from statestream_server.stores.base import Claim, Claimed, Key, Mode, Record, Verdict
 from statestream_server.stores.rules import CLAIM_LIMIT
 
 MAX_ID_BYTES = 256
@@ -63,9 +63,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A wish to open N sessions of one model; columns have N items.
+    """A wish to open N sessions of one tenant and model; columns have N items.
 
     Attributes:
+        tenant: Whose they are.
         model: Its name.
         version: 0 for the sessions' own.
         ids: Their ids.
@@ -84,6 +85,7 @@ class Opening:
         replies: Whether the caller wants the replies that nobody acknowledged.
     """
 
+    tenant: str
     model: str
     version: int
     ids: Sequence[str]
@@ -100,6 +102,11 @@ class Opening:
     upgrade: bool = False
     replies: bool = False
     start: Start | None = None
+
+    def keys(self, places: Iterable[int]) -> list[Key]:
+        """The sessions at some places, as the store calls them."""
+        ids = [self.ids[place] for place in places]
+        return list(map(Key._make, zip(repeat(self.tenant), repeat(self.model), ids)))
 
     def some(self, places: Sequence[int], version: int) -> Opening:
         """Those at some places; of a version that is not the caller's choice they are there, or else not new."""
@@ -233,7 +240,7 @@ def claims_of(
     chosen = places.tolist()
     states = [carried.get(place, NOTHING) for place in chosen] if carried else []
     columns = zip(
-        [Key(TENANT, opening.model, opening.ids[place]) for place in chosen],
+        opening.keys(chosen),
         repeat(opening.mode),
         repeat(opening.writer),
         repeat(opening.incarnation),

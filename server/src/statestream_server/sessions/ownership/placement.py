@@ -283,7 +283,7 @@ class Placement:
                 handles = opening.handles[at[gone]] if opening.handles is not None else np.zeros(gone.sum(), np.uint32)
                 self._peers.take(other, theirs[gone], opening.owner, handles)
                 other.release(theirs[gone])
-        table.bind_ids(new, [opening.ids[place] for place in places.tolist()])
+        table.bind_ids(new, opening.tenant, [opening.ids[place] for place in places.tolist()])
         return rows
 
     @staticmethod
@@ -353,7 +353,7 @@ class Placement:
         if self._checkpointer.mode == Durability.NONE or not table.sessions:
             return np.empty(0, np.int64)
         self._engine.take_in()
-        rows = np.fromiter(table.row_of.values(), np.int64, table.sessions)
+        rows = table.resident()
         clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
         clean &= ~np.isin(rows, self._checkpointer.needed(table))
         resting: Ints = rows[clean & table.lane.idle(rows)]

@@ -24,7 +24,7 @@ from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.placement import Placement
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
-from statestream_server.stores.base import Mode
+from statestream_server.stores.base import Key, Mode
 
 
 class Sessions:
@@ -50,14 +50,14 @@ class Sessions:
         self._tasks = tasks
         self._clock = clock
 
-    def find(self, model: str, session: str) -> tuple[Table, int] | None:
+    def find(self, key: Key) -> tuple[Table, int] | None:
         """The table and row of a session in memory, or None.
 
         Raises:
             ModelNotFound: The model is not served.
         """
-        for table in self._registry.tables(model):
-            row = table.row_of.get(session)
+        for table in self._registry.tables(key.model):
+            row = table.rows_of(key.tenant).get(key.id)
             if row is not None:
                 return table, row
         return None
@@ -122,13 +122,12 @@ class Sessions:
     async def undisputed(self, table: Table, rows: Ints) -> None:
         """Returns when no claim on these rows that is on its way now is so any more: see then who has them."""
         disputed = rows[table.claiming[rows]]
-        await self.turns.passed(table.model.name, [id_ for row in disputed.tolist() if (id_ := table.ids[row])])
+        await self.turns.passed(key for row in disputed.tolist() if (key := table.key(row)) is not None)
 
     async def open_one(
         self,
-        model: str,
+        key: Key,
         version: int,
-        session: str,
         mode: Mode,
         writer: bytes,
         *,
@@ -146,9 +145,10 @@ class Sessions:
         nothing, incarnation = np.zeros(1, np.uint64), int(self._clock() * 1e6)
         for _ in range(2):
             opening = Opening(
-                model,
+                key.tenant,
+                key.model,
                 version,
-                [session],
+                [key.id],
                 mode,
                 writer,
                 incarnation,

@@ -7,15 +7,24 @@ waits for him; and nobody waits for a session that he does not name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+import itertools
+from collections.abc import Collection, Iterable, Mapping
+from operator import itemgetter
+
+from statestream_server.stores.base import Key
+
+_Line = tuple[str, str]
+"""A tenant and a model: the sessions of which there is a line for each."""
 
 
 class Turn:
-    """One turn on some sessions of a model: `come` waits for it, `end` passes it on."""
+    """One turn on some sessions: `come` waits for it, `end` passes it on."""
 
-    def __init__(self, line: dict[str, Turn], ids: Collection[str], before: Iterable[Turn]) -> None:
-        self._line = line
-        self._ids = ids
+    def __init__(
+        self, lines: dict[_Line, dict[str, Turn]], wanted: Mapping[_Line, Collection[str]], before: Iterable[Turn]
+    ) -> None:
+        self._lines = lines
+        self._wanted = wanted
         self._before = [turn for turn in before if not turn.over.done()]
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -31,9 +40,13 @@ class Turn:
         if waiting:
             waiting[0].over.add_done_callback(lambda _: self.end())
         elif not self.over.done():
-            for id_ in self._ids:
-                if self._line.get(id_) is self:
-                    del self._line[id_]
+            for name, ids in self._wanted.items():
+                line = self._lines.get(name, {})
+                for id_ in ids:
+                    if line.get(id_) is self:
+                        del line[id_]
+                if not line:
+                    self._lines.pop(name, None)
             self.over.set_result(None)
 
 
@@ -42,23 +55,38 @@ class Turns:
 
     def __init__(self) -> None:
         """Nobody stands in line."""
-        self._lines: dict[str, dict[str, Turn]] = {}
+        self._lines: dict[_Line, dict[str, Turn]] = {}
 
     def __bool__(self) -> bool:
         """Whether anybody stands in line."""
-        return any(self._lines.values())
+        return bool(self._lines)
 
-    def take(self, model: str, ids: Collection[str]) -> Turn:
-        """Stands in line for sessions of a model."""
-        line = self._lines.setdefault(model, {})
-        before = [turn for turn in set(map(line.get, ids)) if turn is not None] if line else ()
-        turn = Turn(line, ids, before)
-        line.update(dict.fromkeys(ids, turn))
-        return turn
+    def take(self, tenant: str, model: str, ids: Collection[str]) -> Turn:
+        """Stands in line for a tenant's sessions of a model."""
+        return self._take({(tenant, model): ids})
 
-    async def passed(self, model: str, ids: Iterable[str]) -> None:
+    def take_all(self, keys: Iterable[Key]) -> Turn:
+        """Stands in line for sessions of any tenants and models."""
+        wanted = dict[_Line, list[str]]()
+        for line, some in itertools.groupby(keys, itemgetter(0, 1)):
+            wanted.setdefault(line, []).extend(map(itemgetter(2), some))
+        return self._take(wanted)
+
+    async def passed(self, keys: Iterable[Key]) -> None:
         """Returns when the turns that somebody has or waits for now are over; who comes later holds nobody up."""
-        line = self._lines.get(model, {})
-        turns = {turn.over for id_ in ids if (turn := line.get(id_)) is not None}
+        found = (self._lines.get((tenant, model), {}).get(id_) for tenant, model, id_ in keys)
+        turns = {turn.over for turn in found if turn is not None}
         if turns:
             await asyncio.wait(turns)
+
+    def _take(self, wanted: Mapping[_Line, Collection[str]]) -> Turn:
+        before = set[Turn]()
+        for name, ids in wanted.items():
+            line = self._lines.get(name)
+            if line is not None:
+                before.update(turn for turn in map(line.get, ids) if turn is not None)
+        turn = Turn(self._lines, wanted, before)
+        for name, ids in wanted.items():
+            if ids:
+                self._lines.setdefault(name, {}).update(dict.fromkeys(ids, turn))
+        return turn

@@ -25,7 +25,7 @@ from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.held import Held
 from statestream_server.sessions.ownership.openings import Carried, Opening
 from statestream_server.sessions.records import Stored
-from statestream_server.stores.base import NEWER, TENANT, Key, Mode, Record, Store
+from statestream_server.stores.base import NEWER, Mode, Record, Store
 
 
 class Move(NamedTuple):
@@ -73,7 +73,7 @@ class Versions:
         if opening.mode in (Mode.CREATE, Mode.REPLACE):
             return moves, refused
         stored = np.flatnonzero(~held.here).tolist()
-        keys = [Key(TENANT, opening.model, opening.ids[place]) for place in stored]
+        keys = opening.keys(stored)
         for place, record in zip(stored, await self._store.load(keys) if keys else (), strict=True):
             try:
                 if record is not None and record.epoch != NEWER:
