@@ -1,6 +1,6 @@
 """How an owner claims a session: asked, decided by the store, heard, installed; or the answer is lost between.
 
-The same decisions as in the server's openings.py, sessions.py, placement.py and copies.py. A function returns
+The same decisions as in the server's openings.py, claims.py, placement.py and copies.py. A function returns
 None where the event is not possible now.
 """
 
