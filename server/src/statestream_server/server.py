@@ -1,4 +1,4 @@
-"""The server's rooms, wired together: what the gRPC edge calls. Starting and stopping is app.py's."""
+"""The server's rooms, wired together: what the edges call. Starting and stopping is app.py's."""
 
 from __future__ import annotations
 

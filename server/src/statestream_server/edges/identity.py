@@ -1,4 +1,4 @@
-"""Identity: who calls, by the metadata or headers of the call. The one place that decides it, for every edge."""
+"""Identity: who calls, by the metadata or headers of the call. The one place that decides it; gRPC's chain asks it."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class Survival(NamedTuple):
 class Store(Protocol):
     """One record a session, many processes. Methods run concurrently; each key's change is atomic.
 
-    Every method raises `statestream.errors.StoreUnavailable` where the store does not answer or cannot
+    Every method raises `StoreUnavailable` where the store does not answer or cannot
     be written; then any part of the batch may or may not have been done, and repeating it is safe.
     """
 

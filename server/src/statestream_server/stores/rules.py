@@ -1,7 +1,7 @@
 """The rules of claims, saves and deletes as pure functions. No store and no clock lives here.
 
 This is where they are stated. Redis applies them in Lua (lua.py), sqlite saves by them in SQL (sqlite_tables.py);
-tests/server/stores/test_rules.py drives every store and these functions alike and compares.
+tests/server/stores/test_rules.py compares every store, and tests/model/test_store.py these functions, with a model.
 """
 
 from __future__ import annotations

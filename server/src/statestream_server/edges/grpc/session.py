@@ -1,4 +1,4 @@
-"""SessionService: sessions as things to look at, copy, keep and delete."""
+"""SessionService: sessions as things to open, look at, copy, keep and delete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models folder: which versions there are."""
+"""The models folder: which versions there are, what lies astray, and a version's columns without loading it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions as things to look at and copy: describe, list, fork, snapshot, restore."""
+"""Sessions beside their steps: open, describe, list, flush, delete, fork, snapshot, restore."""
 
 from __future__ import annotations
 

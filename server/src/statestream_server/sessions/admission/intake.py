@@ -1,4 +1,4 @@
-"""What becomes of an arriving chunk: applied, answered again from the reply window, or refused.
+"""What becomes of an arriving chunk: applied, answered again from the reply window, or refused; and its commit.
 
 All rules compare columns, so a frame of a thousand sessions costs what one comparison costs; only
 duplicates and refusals are looked at one by one. No I/O; time comes from outside.

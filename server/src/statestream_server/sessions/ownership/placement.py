@@ -1,6 +1,6 @@
 """Rows of sessions: which rows granted claims get, and which rows go when memory is short.
 
-Nothing here decides whether a claim is granted: that is the store's (stores/base.py).
+Nothing here decides whether a claim is granted: that is the store's (stores/rules.py); `grant` sorts its answers.
 """
 
 from __future__ import annotations

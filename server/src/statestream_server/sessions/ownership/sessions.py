@@ -1,4 +1,4 @@
-"""Sessions between table and store: found, opened, let go. What rows mean is table.py's."""
+"""Sessions between table and store: found, opened, let go; versions unloaded. What rows mean is table.py's."""
 
 from __future__ import annotations
 
