@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream import frames
+from statestream import dataframes
 from statestream.errors import BadTensor
 from statestream.layout import Layout
 from statestream.signature import Signature
@@ -351,12 +351,12 @@ def test_series_in_a_long_table_come_apart_in_the_order_of_time() -> None:
         }
     )
     for table in (long, pl.DataFrame(long.to_dict("list"))):
-        history = frames.read_history(NAMED, table)
+        history = dataframes.read_history(NAMED, table)
         assert history is not None
         found = {name: group.inputs["x"][n].tolist() for group in history.groups for n, name in enumerate(group.names)}
         assert found == {"b": [[1, 0, 10], [2, 0, 20], [3, 0, 30]], "a": [[4, 0, 5]]}
         forecasts = [np.zeros((len(group.names), 2, 1), np.float32) for group in history.groups]
-        out = frames.write_forecast(NAMED, history, forecasts, 2)
+        out = dataframes.write_forecast(NAMED, history, forecasts, 2)
         assert list(out.columns) == ["unique_id", "ds", "y"]
         assert sorted(zip(out["unique_id"], out["ds"], strict=True)) == [("a", 2), ("a", 3), ("b", 4), ("b", 5)]
 
@@ -375,7 +375,7 @@ def test_series_in_a_long_table_come_apart_in_the_order_of_time() -> None:
 def test_a_long_table_that_cannot_be_read_says_why(make: Any, change: dict[str, Any], says: str) -> None:
     good = {"unique_id": ["a"] * 3, "ds": [1, 2, 3], "temperature": [1.0] * 3, "pressure": [1.0] * 3, "wind": [1.0] * 3}
     with pytest.raises(BadTensor, match=says):
-        frames.read_history(NAMED, make(good | change))
+        dataframes.read_history(NAMED, make(good | change))
 
 
 def test_months_go_on_as_months() -> None:
@@ -385,9 +385,9 @@ def test_months_go_on_as_months() -> None:
         ([day.replace(day=1) for day in days], ["2027-02-01", "2027-03-01"]),
         ([days[0] + n * datetime.timedelta(30) for n in range(3)], ["2027-02-28", "2027-03-30"]),
     ):
-        history = frames.read_history(ONE, pl.DataFrame({"ds": past, "y": [1.0, 2.0, 3.0]}))
+        history = dataframes.read_history(ONE, pl.DataFrame({"ds": past, "y": [1.0, 2.0, 3.0]}))
         assert history is not None
-        out = frames.write_forecast(ONE, history, [np.zeros((1, 2, 1))], 2)
+        out = dataframes.write_forecast(ONE, history, [np.zeros((1, 2, 1))], 2)
         assert [str(day) for day in out["ds"].to_list()] == after
         assert out.columns == ["ds", "y"]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
 from statestream.v1.tensor_pb2 import Tensor
-from statestream_server.edges.grpc.decoding import MOST_ELEMENTS, TURN_BYTES, Turn, Unreadable, decoder
+from statestream_server.edges.grpc.decoding import MOST_ELEMENTS, TURN_BYTES, DecodeBudget, Unreadable, decoder
 from tests.support.arrays import u32
 from tests.support.calls import Caller, failing, failure_of
 from tests.support.serving import serving
@@ -87,7 +87,7 @@ async def test_a_stream_lives_on_after_a_frame_that_is_no_message(models_dir: Pa
 
 async def test_calls_that_arrive_at_once_are_decoded_as_far_as_a_turn_bears_it() -> None:
     """The first of a turn always, small ones always, and in the next turn again."""
-    decode = Turn().bounded(lambda data: pb.PredictRequest())
+    decode = DecodeBudget().bounded(lambda data: pb.PredictRequest())
     large, small = bytes(TURN_BYTES // 2), bytes(10)
     whole = bytes(TURN_BYTES + 1)
     assert [isinstance(decode(data), Unreadable) for data in (large, large, large, small)] == [

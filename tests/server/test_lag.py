@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream_server.lag import BUCKETS, Lag, Turns
+from statestream_server.lag import BUCKETS, Lag, TurnLoad
 
 
 @given(st.lists(st.floats(-1.0, 100.0), max_size=50))
@@ -40,7 +40,7 @@ async def test_it_looks_again_and_again_until_it_stops() -> None:
 
 
 async def test_a_turn_is_what_is_done_before_the_loop_comes_round() -> None:
-    turns = Turns()
+    turns = TurnLoad()
     turns.note(rows=100)
     turns.note(rows=50, errors=70)
     turns.note(rows=10)

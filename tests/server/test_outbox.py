@@ -8,7 +8,7 @@ from typing import Any
 
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.edges.grpc.outbox import Outbox
-from statestream_server.lag import Turns
+from statestream_server.lag import TurnLoad
 from statestream_server.sessions.admission.accounts import Accounts
 
 
@@ -32,7 +32,7 @@ def numbered(*frames: int) -> Iterator[pb.StreamResponse]:
 async def written(*puts: tuple[str, Any]) -> list[int]:
     """The order in which messages leave that are put while nobody reads."""
     reader: Any = Reader()
-    outbox = Outbox(reader, reader, Accounts(1 << 20, 1 << 20).open(), Turns())
+    outbox = Outbox(reader, reader, Accounts(1 << 20, 1 << 20).open(), TurnLoad())
     writer = asyncio.create_task(outbox.write())
     for how, what in puts:
         getattr(outbox, how)(what)

@@ -27,7 +27,7 @@ from statestream_server.drivers.generate import Generator
 from statestream_server.drivers.predict import Predictor
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.engine.engine import Engine
-from statestream_server.lag import Lag, Turns
+from statestream_server.lag import Lag, TurnLoad
 from statestream_server.models.files import repository
 from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
@@ -47,7 +47,7 @@ from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.placement import Placement
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.tasks import Tasks
-from statestream_server.sessions.ownership.turns import Turns as SessionTurns
+from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.sessions.ownership.versions import Versions
 from statestream_server.sessions.unary import Unary
 from statestream_server.settings import Settings, StartError, threads_for
@@ -225,7 +225,7 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     if not settings.models.is_dir():
         raise StartError(f"{settings.models} is no folder; expected {repository.LAYOUT}")
     fingerprint = runtime.fingerprint(device)
-    turns = Turns()
+    turns = TurnLoad()
     engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
     tasks = Tasks()
     departures, unsaved = Departures(engine, peers, tasks), Unsaved(engine.tables)
@@ -261,7 +261,7 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     intake = Intake(engine, checkpointer, settings.limits, time.monotonic, on_crowded=placement.make_way)
     coalescer = Coalescer(intake, engine)
     versions = Versions(registry, engine, checkpointer, store)
-    lines = SessionTurns()
+    lines = Turns()
     claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, departures, lines)
     sessions = Sessions(registry, peers, placement, claims, lines, tasks, time.time)
     deletions = Deletions(engine, store, checkpointer, lease, departures, lines, tasks)

@@ -59,7 +59,7 @@ class Lag:
         self._wait(loop)
 
 
-class Turns:
+class TurnLoad:
     """The most that was done in one turn of the loop. What is small is not counted, so that single steps cost nothing.
 
     Attributes:

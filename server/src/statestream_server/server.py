@@ -8,7 +8,7 @@ from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
 from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
-from statestream_server.lag import Lag, Turns
+from statestream_server.lag import Lag, TurnLoad
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.sessions.admin.copies import Copies
@@ -63,7 +63,7 @@ class Server:
     budgets: Budgets
     quarantine: Quarantine
     lag: Lag
-    turns: Turns
+    turns: TurnLoad
     predictor: Predictor
     forecaster: Forecaster
     generator: Generator

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from statestream import arguments, calls, causes, frames, unary
+from statestream import arguments, calls, causes, dataframes, unary
 from statestream.aio.catalogue import Catalogue
 from statestream.aio.link import Link
 from statestream.aio.opening import Opening
@@ -301,14 +301,14 @@ class Client(Catalogue):
         arguments.check_forecast(model, h, quantiles, level, version)
 
         async def run(layout: Layout) -> Any:
-            table = frames.read_history(layout, history)
+            table = dataframes.read_history(layout, history)
             if table is not None:
                 found = [
                     await self._forecast(layout, version, h, group.inputs, alone=False, names=group.names)
                     for group in table.groups
                 ]
                 first = [next(iter(one.values())) if isinstance(one, dict) else one for one in found]
-                return frames.write_forecast(layout, table, first, h)
+                return dataframes.write_forecast(layout, table, first, h)
             inputs, alone = layout.history(history)
             return await self._forecast(layout, version, h, inputs, alone=alone)
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from statestream import arguments, calls, causes, frames, unary
+from statestream import arguments, calls, causes, dataframes, unary
 from statestream.base import named_ids
 from statestream.contract.errors import NonFiniteState, StatestreamError
 from statestream.contract.tensors import Array
@@ -286,14 +286,14 @@ class Client(Catalogue):
         arguments.check_forecast(model, h, quantiles, level, version)
 
         def run(layout: Layout) -> Any:
-            table = frames.read_history(layout, history)
+            table = dataframes.read_history(layout, history)
             if table is not None:
                 found = [
                     self._forecast(layout, version, h, group.inputs, alone=False, names=group.names)
                     for group in table.groups
                 ]
                 first = [next(iter(one.values())) if isinstance(one, dict) else one for one in found]
-                return frames.write_forecast(layout, table, first, h)
+                return dataframes.write_forecast(layout, table, first, h)
             inputs, alone = layout.history(history)
             return self._forecast(layout, version, h, inputs, alone=alone)
 

@@ -27,7 +27,7 @@ from statestream_server.engine.table import Table
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.watch import Unwatched, Watch
 from statestream_server.engine.work import NONE, Part, Priority, Work
-from statestream_server.lag import Turns
+from statestream_server.lag import TurnLoad
 from statestream_server.models.model import Predictor
 
 BATCH_SECONDS = 2e-3
@@ -37,7 +37,7 @@ INLINE_SECONDS = 4e-3
 _MANY = 64
 """Chunks that are worth a batch without a look at what else comes."""
 _MOST_TURNS = 16
-"""Turns of the loop that a few chunks wait at most, for company that keeps coming."""
+"""TurnLoad of the loop that a few chunks wait at most, for company that keeps coming."""
 MAX_BATCH = 4096
 """The most rows in a batch, whatever they cost."""
 
@@ -57,12 +57,12 @@ class _Lane:
 class Engine:
     """Runs everything that steps or predicts, one batch at a time."""
 
-    def __init__(self, turns: Turns | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, turns: TurnLoad | None = None, watch: Watch | None = None) -> None:
         """An engine without tables; `start` sets it going.
 
         `turns` hears what is done in a turn of the loop, `watch` what runs.
         """
-        self._turns_of_loop = turns or Turns()
+        self._turns_of_loop = turns or TurnLoad()
         self._watch = watch or Unwatched()
         self._statistics = Statistics()
         self.scheduler = Scheduler()

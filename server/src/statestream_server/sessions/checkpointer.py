@@ -23,7 +23,7 @@ from statestream_server.arrays import Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
-from statestream_server.sessions.lease import Asked, Held, Lease, Release
+from statestream_server.sessions.lease import Asked, Lease, Release, Waiting
 from statestream_server.sessions.records import Layout
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Record, Store
@@ -117,7 +117,7 @@ class Checkpointer:
         """Rows that the present round found too large to be saved."""
         self._writing: dict[int, tuple[Table, list[_Capture]]] = {}
         """What each write under way has captured; the store has not answered for it yet."""
-        self._waiting: list[Held] = []
+        self._waiting: list[Waiting] = []
         self._wanted = unsaved.wanted
         self._cycle: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -178,7 +178,7 @@ class Checkpointer:
         """Calls `release` when everything applied to `rows` so far may be answered."""
         if self.mode == Durability.SYNC:
             # What is written was ours when it was written, and whoever takes over has the reply too.
-            self._waiting.append(Held.of(table, rows, release))
+            self._waiting.append(Waiting.of(table, rows, release))
             self._wanted.set()
         else:
             self._lease.release(table, rows, release)
@@ -286,7 +286,7 @@ class Checkpointer:
             if cycle is not None:
                 cycle.set_result(None)
 
-    def _let_go(self, held: Held) -> bool:
+    def _let_go(self, held: Waiting) -> bool:
         """Lets those replies leave that are durable, or not their callers' any more; whether none is left.
 
         What remains is of rows whose claim is on its way, or cannot be saved: that is refused.

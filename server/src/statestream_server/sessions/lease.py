@@ -56,7 +56,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(slots=True)
-class Held:
+class Waiting:
     """Replies to rows that wait.
 
     Attributes:
@@ -75,7 +75,7 @@ class Held:
     places: Ints
 
     @classmethod
-    def of(cls, table: Table, rows: Ints, release: Release) -> Held:
+    def of(cls, table: Table, rows: Ints, release: Release) -> Waiting:
         """Everything applied to rows so far."""
         return cls(table, rows, release, table.claims(rows), table.position[rows].copy(), np.arange(len(rows)))
 
@@ -150,7 +150,7 @@ class Lease:
         self._next_beat = 0.0
         self._generation = ""
         self._away = False
-        self._held: list[Held] = []
+        self._held: list[Waiting] = []
         self._turn: asyncio.Future[None] | None = None
         self._wanted = asyncio.Event()
         self._patrolled: dict[int, int] = {}
@@ -233,7 +233,7 @@ class Lease:
         if self.lets_go(table, rows):
             release(np.arange(len(rows)), None)
             return
-        self._held.append(Held.of(table, rows, release))
+        self._held.append(Waiting.of(table, rows, release))
         self._wanted.set()
 
     def look_again(self) -> None:
@@ -376,7 +376,7 @@ class Lease:
     def _let_go(self, count: int, *, whatever: bool = False) -> None:
         """Lets the oldest replies leave, but for those of rows whose claim is on its way."""
         going, self._held = self._held[:count], self._held[count:]
-        left = list[Held]()
+        left = list[Waiting]()
         for held in going:
             waits = held.table.claiming[held.waiting] & held.still() & (not whatever)
             if not held.let_go(~waits):

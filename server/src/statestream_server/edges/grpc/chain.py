@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 
 from statestream_server import caller
 from statestream_server.edges.grpc.caps import Caps
-from statestream_server.edges.grpc.decoding import Turn, Unreadable, decoder
+from statestream_server.edges.grpc.decoding import DecodeBudget, Unreadable, decoder
 from statestream_server.edges.grpc.failures import Context, abort
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.identity import identify
@@ -60,7 +60,7 @@ class Chain(grpc.GenericRpcHandler):
         self._readers = readers
         self._budgets = budgets
         self._methods: dict[str, Handler] = {}
-        self._turn = Turn()
+        self._decoded = DecodeBudget()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """What serves a call; gRPC asks in the call's own task. None for a method that does not exist."""
@@ -89,7 +89,7 @@ class Chain(grpc.GenericRpcHandler):
             # One that yields nothing reads by itself, and sees what cannot be read.
             call: Call = written(checked(method, self._caps), self._readers) if yields else method
         else:
-            decode = self._turn.bounded(decode)
+            decode = self._decoded.bounded(decode)
             call = limited(written(method, self._readers) if yields else method, self._caps, budget)
         return of(answered(call), request_deserializer=decode, response_serializer=handler.response_serializer)
 

@@ -75,7 +75,7 @@ def decoder(kind: type[Message]) -> Callable[[bytes], Message | Unreadable]:
     return decode
 
 
-class Turn:
+class DecodeBudget:
     """The bytes of calls that are decoded in one turn of the loop.
 
     gRPC hands over all requests that arrived in one turn, whatever they weigh; decoded at once, gigabytes of them hold

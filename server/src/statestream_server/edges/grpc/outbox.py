@@ -16,7 +16,7 @@ from statestream_server.arrays import Array, Positions
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Reading
-from statestream_server.lag import Turns
+from statestream_server.lag import TurnLoad
 from statestream_server.sessions.admission.accounts import Account
 from statestream_server.sessions.admission.intake import Refusal
 
@@ -34,7 +34,7 @@ _IN_ORDER: Final = -1
 class Outbox:
     """The messages of one stream, in order; what there is more of comes from sources, as the reader takes it."""
 
-    def __init__(self, context: Context, reading: Reading, account: Account, turns: Turns) -> None:
+    def __init__(self, context: Context, reading: Reading, account: Account, turns: TurnLoad) -> None:
         """Nothing waits; `reading` is told when a write begins and ends, `account` of the bytes that wait."""
         self.nbytes = 0
         """Bytes that wait. Those of large answers are views of what the reply window keeps."""
