@@ -661,3 +661,38 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
         f"t{number}" for number in range(9)
     ]
     assert not table.owner.any()
+
+
+async def test_a_large_frame_makes_room_out_of_its_own_parts(
+    models_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More sessions than memory has, in one frame: what is open already leaves memory for the next."""
+    monkeypatch.setattr(open_frames, "_OPENED", 8)
+    async with (
+        serving(models_dir, store=url, limits={"max_sessions": 12}) as local,
+        Speaker(local.channel, MODEL) as speaker,
+    ):
+        opened = await speaker.open(*(f"s{number}" for number in range(60)))
+        assert not [one for one in opened.values() if isinstance(one, Failure)]
+        assert local.table(MODEL).sessions <= 12
+        for handle in (0, 30, 59):
+            assert sums(await speaker.step(handle, 0, numbers(1))) == [1]
+
+
+async def test_a_part_of_a_large_frame_that_fails_unexpectedly_takes_no_other_along(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sessions hear of it, the others are open."""
+    monkeypatch.setattr(open_frames, "_OPENED", 3)
+    open_some = local.server.sessions.open
+
+    async def failing_once(opening: Any) -> Any:
+        if "s7" in opening.ids:
+            raise RuntimeError("the test broke it")
+        return await open_some(opening)
+
+    monkeypatch.setattr(local.server.sessions, "open", failing_once)
+    async with Speaker(local.channel, MODEL) as speaker:
+        opened = await speaker.open(*(f"s{number}" for number in range(12)))
+        failed = {handle: one.reason for handle, one in opened.items() if isinstance(one, Failure)}
+        assert failed == dict.fromkeys(range(6, 9), "INTERNAL")

@@ -203,3 +203,34 @@ async def test_a_save_on_its_way_does_not_undo_a_move(local: Local, monkeypatch:
     (kept,) = await store.load([Key(TENANT, MODEL, "a")])
     assert kept is not None
     assert (kept.version, kept.position) == (2, 2)
+
+
+async def test_what_the_store_forgot_does_not_move(local: Local) -> None:
+    """Its caller saw a later epoch than the row here, or the record, has: it is a session that is not there."""
+    async with Speaker(local.channel, MODEL) as speaker:
+        opened = await started(speaker)
+        seen = np.asarray([opened.epoch + 10], "<u8").tobytes()
+        anew = await speaker.open_one("a", 1, seen_epochs=seen, **TO_2)
+        assert (anew.position, anew.version, anew.created) == (0, 2, True)
+        other = await speaker.open_one("b", 2, version=1)
+        await speaker.close(2)
+        await local.server.checkpointer.checkpoint()
+        await local.server.sessions.hibernate(table_of(local, 1), math.inf)
+        anew = await speaker.open_one("b", 3, seen_epochs=np.asarray([other.epoch + 10], "<u8").tobytes(), **TO_2)
+        assert (anew.position, anew.version, anew.created) == (0, 2, True)
+
+
+async def test_a_session_that_another_server_deleted_does_not_move(both: Path, url: str) -> None:
+    """Its old row is still here, and would carry its state over: nothing is there to move."""
+    async with (
+        serving(both, store=url, checkpoint_interval=LONG) as here,
+        serving(both, store=url, checkpoint_interval=LONG) as there,
+        Speaker(here.channel, MODEL) as speaker,
+        Speaker(there.channel, MODEL) as other,
+    ):
+        await started(speaker)
+        await speaker.flush(0)
+        await other.open_one("a")
+        await other.close(0, delete=True)
+        anew = await speaker.open_one("a", 1, **TO_2)
+        assert (anew.position, anew.version, anew.created) == (0, 2, True)

@@ -15,6 +15,7 @@ from statestream_server import caller
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc import answers, wire
 from statestream_server.edges.grpc.bindings import Bindings
+from statestream_server.edges.grpc.failures import told
 from statestream_server.edges.grpc.handles import OVERTAKEN, check_distinct
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.replies import Kept
@@ -44,30 +45,44 @@ class OpenFrames:
         """
         opening = await self._opening(request)
         count = len(opening.ids)
-        if count <= _OPENED:
+        # Where memory is short, those that are open already make room for the next.
+        most = max(1, min(_OPENED, self._server.settings.limits.max_sessions // 2))
+        if count <= most:
             await self._open_some(frame, opening)
             return
         check_ids(opening.ids)
-        slices = (
-            opening.some(range(first, min(first + _OPENED, count)), opening.version)
-            for first in range(0, count, _OPENED)
+        parts = (
+            opening.some(range(first, min(first + most, count)), opening.version) for first in range(0, count, most)
         )
-        await self._open_some(frame, next(slices))  # Where nothing can be opened, the frame is refused as one.
+        await self._open_some(frame, next(parts))  # Where nothing can be opened, the frame is refused as one.
+        crowded = list[Opening]()
 
         async def others() -> None:
-            for some in slices:
+            for part in parts:
                 await asyncio.sleep(0)
-                try:
-                    await self._open_some(frame, some)
-                except errors.StatestreamError as error:
-                    failures = wire.row_errors(np.asarray(some.handles), error)
-                    self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+                await self._open_part(frame, part, crowded)
 
         # While one is installed here, the store decides on the next.
         async with asyncio.TaskGroup() as group:
             group.create_task(others(), name="stream-open")
             await asyncio.sleep(0)
             group.create_task(others(), name="stream-open")
+        for part in crowded:
+            await self._open_part(frame, part)
+
+    async def _open_part(self, frame: int, part: Opening, crowded: list[Opening] | None = None) -> None:
+        """Opens a part of a frame; whatever is wrong with it is told of its sessions and of no others.
+
+        One that finds no room beside another one goes to `crowded`: alone, it may have that of the other one's.
+        """
+        try:
+            await self._open_some(frame, part)
+        except Exception as error:
+            if crowded is not None and isinstance(error, errors.TooManySessions):
+                crowded.append(part)
+                return
+            failures = wire.row_errors(np.asarray(part.handles), told(error, "on this frame"))
+            self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
 
     async def _open_some(self, frame: int, opening: Opening) -> None:
         self._server.turns.note(len(opening.ids))

@@ -32,7 +32,7 @@ from statestream_server.sessions.ownership.openings import (
 from statestream_server.sessions.ownership.placement import Placement, Promise
 from statestream_server.sessions.ownership.turns import Turn, Turns
 from statestream_server.sessions.ownership.versions import Move, Versions
-from statestream_server.stores.base import Claim, Claimed, Mode, Store, Verdict
+from statestream_server.stores.base import NEWER, Claim, Claimed, Mode, Store, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +227,8 @@ class Claims:
         for place, (verdict, record) in zip(places.tolist(), answers, strict=True) if held.here.any() else ():
             if verdict > Verdict.TAKEN and record is not None and record.live:
                 fences[place] = record.fence
+            elif verdict is Verdict.OTHER and record is None:  # What was to move is buried.
+                fences[place] = NEWER
         for table, at, rows in held.by_table():
             stale = rows[fences[at] > table.epoch[rows]]
             if len(stale):

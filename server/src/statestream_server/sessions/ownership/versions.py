@@ -76,7 +76,8 @@ class Versions:
         keys = opening.keys(stored)
         for place, record in zip(stored, await self._store.load(keys) if keys else (), strict=True):
             try:
-                if record is not None and record.epoch != NEWER:
+                # Below an epoch that was seen the store forgot what was between: such a session is none.
+                if record is not None and opening.seen_epochs[place] <= record.epoch != NEWER:
                     move = self._of_record(opening, place, table, record)
                     if move is not None:
                         moves[place] = move
@@ -91,7 +92,7 @@ class Versions:
                     refused[place] = error
         async with self._engine.still():
             for source, places, rows in moving:
-                fit = ~np.isin(places, [*refused])
+                fit = ~np.isin(places, [*refused]) & (source.epoch[rows] >= opening.seen_epochs[places])
                 lifted = self._lift(source, rows[fit], table)
                 for place, row, item in zip(places[fit].tolist(), rows[fit].tolist(), lifted, strict=True):
                     moves[place] = self._move(table, item, int(source.position[row]), int(source.epoch[row]))
