@@ -47,7 +47,7 @@ class OpenFrames:
         count = len(opening.ids)
         # Where memory is short, those that are open already make room for the next.
         most = max(1, min(_OPENED, self._server.settings.limits.max_sessions // 2))
-        if count <= most:
+        if count <= max(most, _OPENED // 2):
             await self._open_some(frame, opening)
             return
         check_ids(opening.ids)
