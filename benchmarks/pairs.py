@@ -25,7 +25,7 @@ from benchmarks import models
 
 _ROOT = Path(__file__).parents[1]
 LOADS = {"lone": 5000, "tasks": 300_000, "pool": 3_000_000, "chunks": 2_500_000, "opens": 60_000, "predict": 1500}
-"""What each load does in one measurement, about a second's worth."""
+"""What each load does in one measurement, some seconds' worth."""
 
 
 def environment(checkout: Path) -> dict[str, str]:

@@ -677,6 +677,16 @@ async def test_a_large_frame_makes_room_out_of_its_own_parts(
         assert local.table(MODEL).sessions <= 12
         for handle in (0, 30, 59):
             assert sums(await speaker.step(handle, 0, numbers(1))) == [1]
+        # Frames beside each other, each of which fills memory by itself.
+        frames = [[f"t{number}-{frame}" for number in range(10)] for frame in range(3)]
+        for frame, ids in enumerate(frames):
+            handles = u32(*range(100 + 10 * frame, 110 + 10 * frame))
+            asked: dict[str, Any] = {"model": MODEL, "writer": speaker.writer, "incarnation": next_incarnation()}
+            await speaker.send(open=pb.OpenFrame(handles=handles, ids=ids, **asked))
+        told = [await speaker.expect("opened") for _ in frames]
+        while sum(len(one.handles) // 4 for one in told) < 30:
+            told.append(await speaker.expect("opened"))
+            assert not told[-1].errors
 
 
 async def test_a_part_of_a_large_frame_that_fails_unexpectedly_takes_no_other_along(

@@ -24,7 +24,7 @@ from statestream_server.sessions.ownership.openings import Opened, Opening, chec
 from statestream_server.settings import Durability
 
 _OPENED = 4096
-"""Sessions of one frame that are opened at a time."""
+"""Sessions in one part of a frame."""
 
 
 class OpenFrames:
@@ -38,7 +38,7 @@ class OpenFrames:
         self._outbox = outbox
 
     async def take(self, frame: int, request: pb.OpenFrame) -> None:
-        """Opens a frame's sessions, a slice at a time, so that others have their turns between two of them.
+        """Opens a frame's sessions, two parts at a time where they are many: others have their turns between them.
 
         Raises:
             StatestreamError: Nothing of it was opened.
@@ -55,32 +55,23 @@ class OpenFrames:
             opening.some(range(first, min(first + most, count)), opening.version) for first in range(0, count, most)
         )
         await self._open_some(frame, next(parts))  # Where nothing can be opened, the frame is refused as one.
-        crowded = list[Opening]()
 
         async def others() -> None:
             for part in parts:
                 await asyncio.sleep(0)
-                await self._open_part(frame, part, crowded)
+                await self._open_part(frame, part)
 
         # While one is installed here, the store decides on the next.
         async with asyncio.TaskGroup() as group:
             group.create_task(others(), name="stream-open")
             await asyncio.sleep(0)
             group.create_task(others(), name="stream-open")
-        for part in crowded:
-            await self._open_part(frame, part)
 
-    async def _open_part(self, frame: int, part: Opening, crowded: list[Opening] | None = None) -> None:
-        """Opens a part of a frame; whatever is wrong with it is told of its sessions and of no others.
-
-        One that finds no room beside another one goes to `crowded`: alone, it may have that of the other one's.
-        """
+    async def _open_part(self, frame: int, part: Opening) -> None:
+        """Opens a part of a frame; whatever is wrong with it is told of its sessions and of no others."""
         try:
             await self._open_some(frame, part)
         except Exception as error:
-            if crowded is not None and isinstance(error, errors.TooManySessions):
-                crowded.append(part)
-                return
             failures = wire.row_errors(np.asarray(part.handles), told(error, "on this frame"))
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
 

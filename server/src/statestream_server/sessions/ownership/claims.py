@@ -210,9 +210,9 @@ class Claims:
         Raises:
             StoreUnavailable: It is not known.
         """
-        dropped = False
-        for table, places, rows in held.by_table():
-            if not set(pinned_elsewhere(opening, held)).isdisjoint(places.tolist()):
+        dropped, pinned = False, pinned_elsewhere(opening, held)
+        for table, places, rows in held.by_table() if pinned else ():
+            if not pinned.keys().isdisjoint(places.tolist()):
                 claims = table.claims(rows)
                 heads = await self._store.heads(table.keys(rows))
                 fences = [0 if head is None else head.fence if head.live else head.epoch + 1 for head in heads]

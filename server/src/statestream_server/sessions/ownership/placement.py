@@ -85,6 +85,8 @@ class Promise:
         """Rows that were just allocated."""
         self._table = table
         self._rows = rows
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once nothing of it is held any more."""
         table.promised += len(rows)
 
     @property
@@ -101,6 +103,8 @@ class Promise:
     def end(self) -> None:
         """Gives back what was not taken."""
         self._table.release(self.take(len(self._rows)))
+        if not self.over.done():
+            self.over.set_result(None)
 
 
 class Placement:
@@ -122,9 +126,14 @@ class Placement:
         self._peers = peers
         self._clock = clock
         self._making_way: dict[int, asyncio.Task[None]] = {}
+        self._promises: dict[int, set[asyncio.Future[None]]] = {}
+        """The promises that are not over, by table."""
 
     async def promise(self, table: Table, count: int, *, keep: Ints) -> Promise:
         """Hands out rows for sessions that are not in memory; those not used for longest make room.
+
+        Where they do not suffice it waits for promises that are not over: what they bring in may leave memory again.
+        Whoever has one waits for nobody here.
 
         Args:
             table: Their table.
@@ -134,9 +143,19 @@ class Placement:
         Raises:
             TooManySessions: Too few sessions can go, or there is no memory.
         """
-        self.make_room(table, count, keep=keep)
-        async with self._engine.still():
-            return Promise(table, table.allocate(count))
+        promises = self._promises.setdefault(id(table), set())
+        while True:
+            try:
+                self.make_room(table, count, keep=keep)
+                async with self._engine.still():
+                    promise = Promise(table, table.allocate(count))
+                promises.add(promise.over)
+                promise.over.add_done_callback(promises.discard)
+                return promise
+            except errors.TooManySessions:
+                if not promises:
+                    raise
+            await asyncio.wait([*promises], return_when=asyncio.FIRST_COMPLETED)
 
     def grant(
         self,
