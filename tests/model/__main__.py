@@ -10,7 +10,7 @@ import sys
 from tests.model import words
 from tests.model.explorer import explore
 from tests.model.rules import ALL, NAMES, Rules, Setting
-from tests.model.settings import CURES, HOLDS, HOLDS_LONGER, SHOWN_BY
+from tests.model.settings import CURES, FOUND_AS, HOLDS, HOLDS_LONGER, SHOWN_BY
 
 
 def main() -> int:
@@ -41,7 +41,7 @@ def _search(setting: Setting) -> int:
 
 def _explain(title: str, text: str, name: str, setting: Setting) -> int:
     rules = ALL.without(name)
-    found = explore(setting, rules)
+    found = explore(setting, rules, wanted=FOUND_AS.get(title, ""))
     print(f"### {title}\n\n{text}\nWithout it ({words.faults(setting)}; {found.states:,} states):\n")
     lines = words.sentences(setting, rules, found) if found.violation else ["→ nothing was found"]
     for number, line in enumerate(lines[:-1], 1):

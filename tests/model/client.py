@@ -13,8 +13,15 @@ from tests.model.owner import ends
 from tests.model.rules import STATES, Rules
 from tests.model.state import Client, Message, State, Violation, Wire
 
-PIPELINE = 2
-"""Chunks on their way at a time."""
+
+def place(rules: Rules, inputs: st.Memory, index: int) -> int:
+    """The position at which an input starts."""
+    return index if rules.resets_take_positions else len(st.since_mark(inputs[:index]))
+
+
+def begun(rules: Rules, inputs: st.Memory, index: int) -> int:
+    """Where positions began to be counted, for the input at an index."""
+    return index - place(rules, inputs, index)
 
 
 def say(state: State, message: Message) -> State:
@@ -34,17 +41,18 @@ def connect(state: State, rules: Rules, at: int) -> State | None:
     state = state._replace(wire=Wire(number, at), connections=number)
     if client.intent == st.FORKED:
         return _make(state, st.CREATE)
-    return _uncertain(state) if client.intent == st.RESTORE else open_session(state, rises=rises)
+    return _uncertain(state, rules) if client.intent == st.RESTORE else open_session(state, rules, rises=rises)
 
 
-def open_session(state: State, *, rises: bool = True) -> State:
+def open_session(state: State, rules: Rules, *, rises: bool = True) -> State:
     """Asks for the session on the connection that is there."""
     client = state.client
     client = client._replace(
         phase=st.OPENING, incarnation=client.incarnation + rises, sent=client.delivered, got=client.delivered
     )
     mode = st.REPLACE if client.intent == st.RESET else st.EITHER
-    knows = client.seen, client.floor, client.delivered
+    oldest, got = (place(rules, client.inputs, index) for index in (client.floor, client.delivered))
+    knows = client.seen, oldest, got
     if client.intent == st.UNCERTAIN:
         knows = 0, 0, 0
     begin = (client.base, ()) if client.base and client.born == STATES else None
@@ -60,29 +68,32 @@ def _make(state: State, mode: int) -> State:
     return say(state._replace(client=client), (st.MAKE, mode, client.incarnation, begin))
 
 
-def _uncertain(state: State) -> State:
+def _uncertain(state: State, rules: Rules) -> State:
     """A restore failed: the application opens the session and goes on with what it finds."""
-    return open_session(state._replace(client=state.client._replace(intent=st.UNCERTAIN)))
+    return open_session(state._replace(client=state.client._replace(intent=st.UNCERTAIN)), rules)
 
 
-def send(state: State) -> State | None:
+def send(state: State, rules: Rules) -> State | None:
     """Sends the next chunk, with what is acknowledged by now."""
     client = state.client
     if client.phase != st.READY or client.intent != st.STEP:
         return None
-    if client.sent == len(client.inputs) or client.sent - client.got >= PIPELINE:
+    if client.sent == len(client.inputs) or client.sent - client.got >= state.ahead:
         return None
-    frame = (st.CHUNK, client.sent, client.inputs[client.sent], client.delivered)
+    start = place(rules, client.inputs, client.sent)
+    acked = max(0, client.delivered - begun(rules, client.inputs, client.sent))
+    frame = (st.CHUNK, start, client.inputs[client.sent], acked)
     client = client._replace(sent=client.sent + 1, acked=client.delivered)
     return say(state._replace(client=client), frame)
 
 
-def acknowledge(state: State) -> State | None:
+def acknowledge(state: State, rules: Rules) -> State | None:
     """Acknowledges without a chunk."""
     client = state.client
     if client.phase != st.READY or client.intent != st.STEP or client.acked == client.delivered:
         return None
-    return say(state._replace(client=client._replace(acked=client.delivered)), (st.ACK, client.delivered))
+    acked = place(rules, client.inputs, client.delivered)
+    return say(state._replace(client=client._replace(acked=client.delivered)), (st.ACK, acked))
 
 
 def receive(state: State, rules: Rules) -> State | None:
@@ -94,33 +105,37 @@ def receive(state: State, rules: Rules) -> State | None:
     state = state._replace(wire=wire._replace(down=wire.down[1:]))
     client, kind = state.client, message[0]
     if kind == st.OPENED and client.phase == st.OPENING:
-        return _opened(state, *message[1:])
+        return _opened(state, rules, *message[1:])
     if kind == st.MADE and client.phase == st.OPENING:
         made = client if client.intent == st.FORKED else renewed(client)
-        return open_session(state._replace(client=made._replace(intent=st.STEP)))
+        return open_session(state._replace(client=made._replace(intent=st.STEP)), rules)
     if kind == st.OTHER:
         return state._replace(client=client._replace(owed=0))
     if kind == st.CLOSED and client.intent == st.FORGET:
-        return _deleted(state)
+        return _deleted(state, rules)
     if kind == st.ERROR:
-        return _refused(state, message[1], message[2])
+        return _refused(state, rules, message[1], message[2])
     if client.phase != st.READY or client.intent != st.STEP:
         return state
     if kind == st.DURABLE:
-        client = client._replace(durable=max(client.durable, message[1]))
+        durable = begun(rules, client.inputs, client.delivered) + message[1]
+        client = client._replace(durable=max(client.durable, durable))
     elif kind == st.RESULT:
-        client = _result(client, *message[1:])
+        client = _result(client, rules, *message[1:])
     return state._replace(client=_pruned(client, rules))
 
 
-def _result(client: Client, base: int, output: st.Memory, durable: int) -> Client:
-    start = len(output) - 1
-    if start != client.got:
+def _result(client: Client, rules: Rules, base: int, output: st.Memory, durable: int) -> Client:
+    start, expected = client.got, client.inputs[: client.got + 1]
+    if not rules.resets_take_positions:
+        expected = st.since_mark(expected)
+    if len(output) != len(expected) or start == len(client.inputs):
         return client  # Nobody waits for it: a duplicate.
     if base != client.base:
         raise Violation("the application received an output of another state than the one that it began with")
-    if output != client.inputs[: start + 1]:
+    if output != expected:
         raise Violation("the application received an output that is not that of its inputs, each once and in order")
+    durable += start + 1 - len(expected)
     return client._replace(
         got=start + 1, delivered=max(client.delivered, start + 1), durable=max(client.durable, durable)
     )
@@ -132,8 +147,11 @@ def _pruned(client: Client, rules: Rules) -> Client:
     return client._replace(floor=max(client.floor, until))
 
 
-def _opened(state: State, epoch: int, position: int, durable: int, base: int, memory: st.Memory) -> State:
+def _opened(state: State, rules: Rules, epoch: int, position: int, durable: int, base: int, memory: st.Memory) -> State:
     client = state.client
+    if not rules.resets_take_positions:  # It can only be believed to be of the history that the client is in.
+        history = begun(rules, client.inputs, client.delivered)
+        position, durable = history + position, history + durable
     if client.intent == st.UNCERTAIN:
         after = renewed(client)
         if (base, memory) == (after.base, after.inputs[: after.delivered]):
@@ -161,20 +179,20 @@ def _opened(state: State, epoch: int, position: int, durable: int, base: int, me
     return say(state, (st.DELETE,)) if client.intent == st.FORGET else state
 
 
-def _refused(state: State, reason: str, start: int) -> State:
+def _refused(state: State, rules: Rules, reason: str, start: int) -> State:
     client = state.client
     if start < 0 and client.phase != st.READY:
         return state  # It is of a claim that the open on its way follows.
     if reason == st.LOST and client.intent == st.FORGET:
-        return _deleted(state)  # As gone as it was meant to be.
+        return _deleted(state, rules)  # As gone as it was meant to be.
     if reason == st.UNAVAILABLE:
         if client.phase != st.OPENING:
             return state
         if client.intent == st.FORKED:
             return _make(state, st.CREATE)
-        return _uncertain(state) if client.intent == st.RESTORE else open_session(state)
-    if reason in (st.GAP, st.UNKNOWN):
-        return open_session(state) if client.phase == st.READY else state
+        return _uncertain(state, rules) if client.intent == st.RESTORE else open_session(state, rules)
+    if reason in (st.GAP, st.UNKNOWN, st.REFUSED):
+        return open_session(state, rules) if client.phase == st.READY else state
     if reason == st.APPLIED:
         if start >= client.delivered:
             raise Violation("the client is told that a chunk was applied, and never gets its output")
@@ -186,9 +204,14 @@ def _refused(state: State, reason: str, start: int) -> State:
     return state._replace(client=client._replace(phase=st.TOLD, told=reason))
 
 
+def others(inputs: st.Memory, by: int) -> st.Memory:
+    """Other inputs, with the resets where they were."""
+    return tuple(value if value == st.MARK else value + by for value in inputs)
+
+
 def anew(client: Client) -> Client:
     """A client whose application begins a new history, with other inputs."""
-    inputs, base = tuple(value + 100 for value in client.inputs), client.base and client.base + 1
+    inputs, base = others(client.inputs, 100), client.base and client.base + 1
     return client._replace(
         base=base, inputs=inputs, delivered=0, floor=0, durable=0, sent=0, got=0, acked=0, changed=False
     )
@@ -201,17 +224,17 @@ def renewed(client: Client) -> Client:
     return other._replace(base=7, inputs=inputs, delivered=1, floor=1, sent=1, got=1, acked=1, seen=0, bound=False)
 
 
-def _deleted(state: State) -> State:
+def _deleted(state: State, rules: Rules) -> State:
     client = anew(state.client)._replace(intent=st.STEP, seen=0, bound=False, fresh=True)
-    return open_session(state._replace(client=client))
+    return open_session(state._replace(client=client), rules)
 
 
-def reset(state: State) -> State | None:
-    """The application starts the session anew; all it sent is answered."""
+def reset(state: State, rules: Rules) -> State | None:
+    """The application opens the session with mode replace; all it sent is answered."""
     client = state.client
     if client.phase != st.READY or client.intent != st.STEP or client.sent != client.got or not client.sent:
         return None
-    return open_session(state._replace(client=anew(client)._replace(intent=st.RESET)))
+    return open_session(state._replace(client=anew(client)._replace(intent=st.RESET)), rules)
 
 
 def restore(state: State) -> State | None:
@@ -222,7 +245,7 @@ def restore(state: State) -> State | None:
     return _make(state._replace(client=client._replace(intent=st.RESTORE)), st.REPLACE)
 
 
-def again(state: State) -> State | None:
+def again(state: State, rules: Rules) -> State | None:
     """Another task opens the session over the same connection, while the first one waits for replies."""
     client, wire = state.client, state.wire
     if client.phase != st.READY or client.intent != st.STEP or wire is None or wire.up or wire.before:
@@ -232,7 +255,7 @@ def again(state: State) -> State | None:
     number = state.connections + 1
     wire = wire._replace(number=number, before=wire.number, down=())
     client = client._replace(owed=client.sent)
-    return open_session(state._replace(client=client, wire=wire, connections=number))
+    return open_session(state._replace(client=client, wire=wire, connections=number), rules)
 
 
 def delete(state: State) -> State | None:
@@ -270,7 +293,7 @@ def restarted(state: State, *, changed: bool, twin: bool = False) -> State | Non
     state = disconnected(state, heard=twin)
     inputs = client.inputs
     if changed:
-        inputs = inputs[: client.delivered] + tuple(value + 10 for value in inputs[client.delivered :])
+        inputs = inputs[: client.delivered] + others(inputs[client.delivered :], 10)
     client = client._replace(
         phase=st.OFF, inputs=inputs, changed=client.changed or changed, wants_replies=not changed,
         seen=0, durable=client.floor, sent=0, got=0, acked=0, bound=False,

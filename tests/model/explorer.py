@@ -41,7 +41,7 @@ class Found:
     end: State | None = None
 
 
-def explore(setting: Setting, rules: Rules = ALL, *, most_states: int = 10_000_000) -> Found:
+def explore(setting: Setting, rules: Rules = ALL, *, most_states: int = 10_000_000, wanted: str = "") -> Found:
     """Searches every schedule up to the setting's depth, or to the first violation.
 
     States are told apart by a 64-bit hash: among a million of them two that differ are taken for one with a
@@ -51,6 +51,7 @@ def explore(setting: Setting, rules: Rules = ALL, *, most_states: int = 10_000_0
         setting: Chunks, faults, depth.
         rules: The rules that hold.
         most_states: Where to stop.
+        wanted: Words of the violation that is looked for; others end their schedule, and not the search.
     """
     began = time.perf_counter()
     first = start(setting)
@@ -61,6 +62,8 @@ def explore(setting: Setting, rules: Rules = ALL, *, most_states: int = 10_000_0
         following: list[tuple[int, State]] = []
         for number, state in level:
             for choice, (event, after) in enumerate(successors(state, rules)):
+                if isinstance(after, Violation) and wanted not in str(after):
+                    continue
                 if isinstance(after, Violation):
                     schedule = (*_schedule(setting, rules, parents, choices, number), event)
                     seconds = time.perf_counter() - began
@@ -85,7 +88,7 @@ def _finishes(state: State, rules: Rules, fine: set[int]) -> bool:
     """Whether a state finishes once the faults are over; `fine` has the hashes of those that do."""
     path: list[int] = []
     state = calm(state)
-    while not finished(state):
+    while not finished(state, rules):
         key = hash(state)
         if key in fine:
             break
@@ -126,7 +129,7 @@ def replay(setting: Setting, rules: Rules, schedule: tuple[Event, ...]) -> list[
         try:
             after = apply(states[-1], rules, event)
             if after is not None:
-                check(after)
+                check(after, rules)
         except Violation:
             break
         if after is None:

@@ -83,7 +83,8 @@ def chunk(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
 def _chunk(state: State, rules: Rules, at: int, number: int, start: int, value: int, row: Row) -> State | None:
     applied, accepted = len(row.memory), row.next
     if start == accepted:
-        row = row._replace(queue=(*row.queue, (number, value)), next=accepted + 1)
+        back = value == st.MARK and not rules.resets_take_positions
+        row = row._replace(queue=(*row.queue, (number, value)), next=0 if back else accepted + 1)
         return with_owner(state, at, state.owners[at]._replace(row=row))
     if applied <= start < accepted:
         return None  # A duplicate of a chunk that is queued waits until that has run.
@@ -178,15 +179,40 @@ def run(state: State, rules: Rules, at: int) -> State | None:
         return crash(state._replace(deaths=state.deaths + 1), at)
     memory = (*row.memory, value)
     row = row._replace(memory=memory, queue=queue, dirty=True)
+    if value == st.MARK and not rules.resets_take_positions:
+        memory = ()
+        row = row._replace(memory=(), acked=0, oldest=0, durable=0)
     state = with_owner(state, at, owner._replace(row=row))
     client, record = state.client, state.store.record
     highest = max(other.row.epoch for other in state.owners if other.row is not None)
     current = record is not None and record.live and record.epoch == row.epoch == highest
-    if current and client.intent == st.STEP and not client.changed and memory != client.inputs[: len(memory)]:
+    right = is_prefix(rules, memory, client.inputs)
+    if current and client.intent == st.STEP and not client.changed and not right:
         raise Violation("the session's memory is not the client's inputs, each once and in order")
     if owner.unsure and not current and any(wire.heard and wire.number == number for wire in state.left):
         raise Violation("an owner that slept answered for a session that had moved")
     return reply(state, at, number, len(memory) - 1)
+
+
+def is_prefix(rules: Rules, memory: st.Memory, inputs: st.Memory) -> bool:
+    """Whether a memory is that of the first so many inputs."""
+    if rules.resets_take_positions:
+        return memory == inputs[: len(memory)]
+    return any(memory == st.since_mark(inputs[:end]) for end in range(len(inputs) + 1))
+
+
+def refuse(state: State, at: int) -> State | None:
+    """The oldest queued chunk is refused, and those behind it, which cannot be applied either."""
+    owner = state.owners[at]
+    row = owner.row
+    if row is None or not row.queue or owner.unsure:
+        return None
+    applied = len(row.memory)
+    queue, row = row.queue, row._replace(queue=(), next=applied)
+    state = with_owner(state, at, owner._replace(row=row))
+    for behind, (number, _) in enumerate(queue):
+        state = answer(state, number, (st.ERROR, st.GAP if behind else st.REFUSED, applied + behind))
+    return state
 
 
 def _delete(state: State, rules: Rules, at: int, number: int, row: Row) -> State | None:

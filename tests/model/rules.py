@@ -72,6 +72,9 @@ class Rules:
     """Those that an open returns, too."""
     poison_is_quarantined: bool = True
     """What was running in two deaths of an owner is not run a third time."""
+    resets_take_positions: bool = True
+    """A reset is a mark among the chunks: it takes one position and is kept, saved and replayed as they are. Without
+    the rule it takes the session back to position 0, in its turn."""
 
     def without(self, *names: str) -> Rules:
         """These rules but for some."""
@@ -122,6 +125,8 @@ class Faults(NamedTuple):
     """A session that the store knows as it is leaves the memory of its owner; the connection keeps it."""
     again: int = 0
     """Another task of the client opens the session over the same connection, under another handle."""
+    refuse: int = 0
+    """An owner refuses a chunk, and what is queued behind it; the application sends it again."""
 
 
 PLAIN: Final = 0
@@ -142,6 +147,8 @@ class Setting(NamedTuple):
         born: How the session begins: `PLAIN`, `STATES` or `FORK`.
         sync: Whether replies wait for their save.
         poison: Whether the first input ends the process that runs it.
+        mark: The place among the inputs where a reset is, -1 for none.
+        ahead: How many chunks are on their way at a time, at most.
     """
 
     chunks: int
@@ -150,3 +157,5 @@ class Setting(NamedTuple):
     born: int = PLAIN
     sync: bool = False
     poison: bool = False
+    mark: int = -1
+    ahead: int = 2

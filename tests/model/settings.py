@@ -22,8 +22,22 @@ CURES: dict[str, tuple[str, Setting]] = {
     ),
     "a step never answers": ("other_handles_are_told", Setting(1, Faults(again=1), sync=True)),
     "poison is sent again for ever": ("poison_is_quarantined", Setting(1, Faults(), poison=True)),
+    "chunks behind a reset are applied to the old history": (
+        "resets_take_positions",
+        Setting(3, Faults(refuse=1), mark=1, ahead=3),
+    ),
+    "the store takes what comes after a reset for older than what was before": (
+        "resets_take_positions",
+        Setting(1, Faults(), mark=1),
+    ),
 }
-"""Faults that the code had, the rule that cures each, and where the search finds it without."""
+"""Faults that the code had, or would have, the rule that cures each, and where the search finds it without."""
+
+FOUND_AS: dict[str, str] = {
+    "chunks behind a reset are applied to the old history": "not the client's inputs",
+    "the store takes what comes after a reset for older than what was before": "told SESSION_MOVED",
+}
+"""How a fault shows, where the search meets others before it."""
 
 SHOWN_BY: dict[str, Setting] = {
     "records_hold_replies": Setting(1, Faults(crash=1)),
@@ -57,6 +71,7 @@ SHOWN_BY: dict[str, Setting] = {
     "replies_wait_for_their_save": Setting(1, Faults(visit=2), sync=True),
     "returned_replies_wait": Setting(1, Faults(restart=1), sync=True),
     "poison_is_quarantined": Setting(1, Faults(), poison=True),
+    "resets_take_positions": Setting(2, Faults(), mark=1),
 }
 """The least faults under which leaving a rule out shows."""
 
@@ -101,6 +116,12 @@ HOLDS: tuple[Setting, ...] = (
     Setting(1, Faults(again=1, lost=1), sync=True),
     Setting(2, Faults(cut=1), sync=True),
     Setting(2, Faults(cut=1), poison=True),
+    Setting(2, Faults(cut=1), mark=1),
+    Setting(2, Faults(crash=1, sleep=1), mark=1),
+    Setting(1, Faults(crash=1, restart=1), mark=1),
+    Setting(1, Faults(cut=1, change=1), mark=0),
+    Setting(2, Faults(cut=1), mark=1, sync=True),
+    Setting(3, Faults(refuse=1), mark=1, ahead=3),
 )
 """Searches that end within seconds, every reachable state seen."""
 
@@ -131,6 +152,8 @@ HOLDS_LONGER: tuple[Setting, ...] = (
     Setting(1, Faults(cut=1, reset=1, lost=1), born=STATES),
     Setting(1, Faults(cut=1, crash=1, lost=1), born=FORK),
     Setting(1, Faults(cut=1, crash=1, visit=1), sync=True),
+    Setting(2, Faults(cut=1, crash=1), mark=1),
+    Setting(2, Faults(cut=1, refuse=1), mark=1, ahead=3),
     Setting(2, Faults(cut=1, crash=1, sleep=1), 28),
 )
 """Searches that take minutes; the last one up to a depth."""

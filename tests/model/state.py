@@ -14,6 +14,8 @@ from tests.model.rules import FORK, STATES, Faults, Setting
 
 Memory = tuple[int, ...]
 """Inputs in the order in which they were applied."""
+MARK: Final = -1
+"""A reset among the inputs."""
 Message = tuple[object, ...]
 """A frame: its kind, then its fields."""
 
@@ -61,6 +63,7 @@ UNKNOWN: Final = "SESSION_NOT_FOUND"
 EXISTS: Final = "SESSION_EXISTS"
 UNAVAILABLE: Final = "STORE_UNAVAILABLE"
 POISONED: Final = "QUARANTINED"
+REFUSED: Final = "NON_FINITE_STATE"
 
 # How a claim goes that is granted.
 CREATED: Final = 0
@@ -271,6 +274,8 @@ class State(NamedTuple):
     sync: bool = False
     deaths: int = -1
     """How often the first input ended the process that ran it, -1 where it does not."""
+    ahead: int = 2
+    """How many chunks are on their way at a time, at most."""
 
 
 class Violation(Exception):
@@ -279,12 +284,21 @@ class Violation(Exception):
 
 def start(setting: Setting) -> State:
     """Nothing has happened yet."""
-    client = Client(inputs=tuple(range(setting.chunks)), base=int(setting.born == STATES), born=setting.born)
+    inputs = tuple(range(setting.chunks))
+    if setting.mark >= 0:
+        inputs = (*inputs[: setting.mark], MARK, *inputs[setting.mark :])
+    client = Client(inputs=inputs, base=int(setting.born == STATES), born=setting.born)
     if setting.born == FORK:
         inputs = (900, *client.inputs)
         client = client._replace(intent=FORKED, inputs=inputs, delivered=1, floor=1, sent=1, got=1)
-    nothing = Store(), setting.faults, 0, setting.sync, setting.poison - 1
+    nothing = Store(), setting.faults, 0, setting.sync, setting.poison - 1, setting.ahead
     return State(client, None, (), (Owner(), Owner()), *nothing)
+
+
+def since_mark(inputs: Memory) -> Memory:
+    """What came after the last reset."""
+    at = max((place + 1 for place, value in enumerate(inputs) if value == MARK), default=0)
+    return inputs[at:]
 
 
 def with_owner(state: State, number: int, owner: Owner) -> State:

@@ -18,7 +18,7 @@ _FAULTS = {
     "flush": "the store forgets everything",
     "away": "the store stops answering",
     "return": "the store answers again",
-    "reset": "the application starts the session anew, with inputs of a new history",
+    "reset": "the application opens the session with mode replace, with inputs of a new history",
     "delete": "the application deletes the session and opens it again, with inputs of a new history",
     "restart": "the client is killed and started again; it asks for the replies that it lacks",
     "change": "the client is killed and started again; inputs without a reply are others now",
@@ -53,6 +53,7 @@ def faults(setting: Setting) -> str:
     kind = (
         ["", ", initial states", ", a fork"][setting.born] + ", mode sync" * setting.sync + ", poison" * setting.poison
     )
+    kind += f", a reset at {setting.mark}" * (setting.mark >= 0) + f", {setting.ahead} ahead" * (setting.ahead != 2)
     return f"{setting.chunks} chunk{'s' * (setting.chunks > 1)}{kind}, {', '.join(budget) or 'no fault'}"
 
 
@@ -67,7 +68,8 @@ def _sentence(state: State, event: Event) -> str:
             return f"the client connects to {who} and asks for the fork"
         return f"the client connects to {who} and sends an open (it has seen epoch {client.seen})"
     if name == "send":
-        return f"the client sends chunk {state.client.sent}"
+        mark = state.client.inputs[state.client.sent] == st.MARK
+        return f"the client sends {'the reset' if mark else f'chunk {state.client.sent}'}"
     if name == "acknowledge":
         return f"the client acknowledges position {state.client.delivered}"
     if name == "receive" and wire is not None:
@@ -93,6 +95,7 @@ def _sentence(state: State, event: Event) -> str:
         "unary": f"{who} takes a chunk that came as a call of its own; it waits out the claim",
         "unpark": f"{who} goes on with the chunk that waited out the claim",
         "run": f"{who} runs the oldest chunk in its queue, at position {len(row.memory) if row else 0}, {ends}",
+        "refuse": f"{who} refuses the oldest chunk in its queue, and with it what is behind",
         "capture": f"{who} captures a checkpoint at position {len(row.memory) if row else 0}",
         "write": f"{who}'s checkpoint reaches the store",
         "revalidate": f"{who} asks the store whether the session is still its own",
@@ -110,13 +113,16 @@ def _message(message: Any) -> str:
     if kind == st.MAKE:
         return f"the call to {'fork' if rest[0] == st.CREATE else 'restore'} the session (incarnation {rest[1]})"
     if kind == st.CHUNK:
-        return f"chunk {rest[0]} (input {rest[1]}, acknowledged {rest[2]})"
+        what = "the reset at" if rest[1] == st.MARK else "chunk"
+        return f"{what} {rest[0]} (input {rest[1]}, acknowledged {rest[2]})"
     if kind == st.ACK:
         return f"the acknowledgement of {rest[0]}"
     if kind == st.DELETE:
         return "the delete"
     if kind == st.OPENED:
         return f"opened: epoch {rest[0]}, position {rest[1]}, durable {rest[2]}"
+    if kind == st.RESULT and (not rest[1] or rest[1][-1] == st.MARK):
+        return f"the reply to the reset, durable {rest[2]}"
     if kind == st.RESULT:
         begin = f"state {rest[0]} and " * bool(rest[0])
         return f"the reply to chunk {len(rest[1]) - 1}: output of {begin}{list(rest[1])}, durable {rest[2]}"

@@ -31,7 +31,7 @@ def successors(state: State, rules: Rules) -> Iterator[tuple[Event, State | Viol
         try:
             after = apply(state, rules, event)
             if after is not None:
-                check(after)
+                check(after, rules)
                 yield event, after
         except Violation as violation:
             yield event, violation
@@ -51,7 +51,7 @@ def apply(state: State, rules: Rules, event: Event) -> State | None:
     return _step(state, rules, name, at)
 
 
-def check(state: State) -> None:
+def check(state: State, rules: Rules) -> None:
     """The durability invariant: what the client was told is durable is what the store has.
 
     Raises:
@@ -60,15 +60,19 @@ def check(state: State) -> None:
     client, store = state.client, state.store
     if not client.durable or store.forgot or client.intent != st.STEP or client.phase == st.TOLD:
         return
-    record, durable = store.record, client.durable
+    record, expected = store.record, client.inputs[: client.durable]
+    if not rules.resets_take_positions:
+        expected = st.since_mark(expected)
     memory = record.memory if record is not None and record.live else ()
     base = record.base if record is not None else 0
-    same = client.changed or (memory[:durable] == client.inputs[:durable] and base == client.base)
-    if len(memory) < durable or not same:
+    same = client.changed or (memory[: len(expected)] == expected and base == client.base)
+    if not rules.resets_take_positions and st.MARK in client.inputs[client.durable :]:
+        return  # It may have begun again since.
+    if len(memory) < len(expected) or not same:
         raise Violation("the client was told a durable position that the store does not have")
 
 
-def finished(state: State) -> bool:
+def finished(state: State, rules: Rules) -> bool:
     """Whether the client has all outputs and the store all inputs, or the application was told why not."""
     client, record = state.client, state.store.record
     if client.phase == st.TOLD:
@@ -77,7 +81,7 @@ def finished(state: State) -> bool:
     told = state.sync or client.durable == count  # In mode sync a reply says so by itself.
     if client.delivered < count or not told or client.intent != st.STEP or client.owed:
         return False
-    return record is not None and record.live and len(record.memory) == count
+    return record is not None and record.live and len(record.memory) == cl.place(rules, client.inputs, count)
 
 
 def calm(state: State) -> State:
@@ -110,7 +114,7 @@ def next_fair(state: State, rules: Rules) -> tuple[Event, State] | None:
     for event in FAIR:
         after = apply(state, rules, event)
         if after is not None:
-            check(after)
+            check(after, rules)
             return event, after
     return None
 
@@ -167,6 +171,8 @@ def _possible(state: State) -> Iterator[Event]:
             yield "run", at
             if faults.doze:
                 yield "doze", at
+            if faults.refuse:
+                yield "refuse", at
             yield "capture", at
             yield "revalidate", at
         if owner.writing is not None:
@@ -203,9 +209,9 @@ def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
     if name == "receive":
         return cl.receive(state, rules)
     if name == "send":
-        return cl.send(state)
+        return cl.send(state, rules)
     if name == "acknowledge":
-        return cl.acknowledge(state)
+        return cl.acknowledge(state, rules)
     if name == "connect":
         return cl.connect(state, rules, at) if state.client.incarnation < MOST_OPENS else None
     if name == "deliver":
@@ -280,19 +286,21 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
     if name == "duplicate":
         return _deliver(state, rules, at, keep=True)
     if name == "reset":
-        return cl.reset(state)
+        return cl.reset(state, rules)
     if name == "delete":
         return cl.delete(state)
     if name == "restore":
         return cl.restore(state)
     if name == "again":
-        return cl.again(state)
+        return cl.again(state, rules)
     if name == "lost":
         return cm.lose(state, at)
     if name == "visit":
         return cm.visit(state, rules, at)
     if name == "unary":
         return ow.park(state, at)
+    if name == "refuse":
+        return ow.refuse(state, at)
     if name == "doze":
         return ow.doze(state, at)
     return cl.restarted(state, changed=name != "restart", twin=name == "twin")
