@@ -59,6 +59,8 @@ def filled(path: tuple[FieldDescriptor, ...]) -> Message:
     elif last.message_type is not None:
         for _ in range(40_000):
             getattr(message, last.name).add()
+    elif last.type == FieldDescriptor.TYPE_BYTES:
+        getattr(message, last.name).extend([b""] * 300_000)
     else:
         getattr(message, last.name).extend(["x" if last.type == FieldDescriptor.TYPE_STRING else 1] * 40_000)
     return request

@@ -27,6 +27,12 @@ class DurabilityMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DURABILITY_MODE_INTERVAL: _ClassVar[DurabilityMode]
     DURABILITY_MODE_SYNC: _ClassVar[DurabilityMode]
 
+class Mark(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MARK_UNSPECIFIED: _ClassVar[Mark]
+    MARK_RESET: _ClassVar[Mark]
+    MARK_CURSOR: _ClassVar[Mark]
+
 class CloseAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CLOSE_ACTION_UNSPECIFIED: _ClassVar[CloseAction]
@@ -41,6 +47,9 @@ DURABILITY_MODE_UNSPECIFIED: DurabilityMode
 DURABILITY_MODE_NONE: DurabilityMode
 DURABILITY_MODE_INTERVAL: DurabilityMode
 DURABILITY_MODE_SYNC: DurabilityMode
+MARK_UNSPECIFIED: Mark
+MARK_RESET: Mark
+MARK_CURSOR: Mark
 CLOSE_ACTION_UNSPECIFIED: CloseAction
 CLOSE_ACTION_DETACH: CloseAction
 CLOSE_ACTION_DELETE: CloseAction
@@ -136,7 +145,7 @@ class OpenFrame(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., handles: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., writer: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., seen_epochs: _Optional[bytes] = ..., replay_positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., ephemeral: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., return_replies: bool = ..., upgrade: bool = ...) -> None: ...
 
 class OpenedFrame(_message.Message):
-    __slots__ = ("version", "handles", "epochs", "positions", "durable_positions", "created", "durability", "errors", "kept", "window_bytes")
+    __slots__ = ("version", "handles", "epochs", "positions", "durable_positions", "created", "durability", "errors", "kept", "window_bytes", "origins", "cursors")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +156,8 @@ class OpenedFrame(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ORIGINS_FIELD_NUMBER: _ClassVar[int]
+    CURSORS_FIELD_NUMBER: _ClassVar[int]
     version: int
     handles: bytes
     epochs: bytes
@@ -157,23 +168,29 @@ class OpenedFrame(_message.Message):
     errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
     kept: bytes
     window_bytes: int
-    def __init__(self, version: _Optional[int] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., created: _Optional[bytes] = ..., durability: _Optional[_Union[DurabilityMode, str]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ..., kept: _Optional[bytes] = ..., window_bytes: _Optional[int] = ...) -> None: ...
+    origins: bytes
+    cursors: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, version: _Optional[int] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., created: _Optional[bytes] = ..., durability: _Optional[_Union[DurabilityMode, str]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ..., kept: _Optional[bytes] = ..., window_bytes: _Optional[int] = ..., origins: _Optional[bytes] = ..., cursors: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ChunkFrame(_message.Message):
-    __slots__ = ("handles", "positions", "acked_positions", "steps", "lengths", "inputs")
+    __slots__ = ("handles", "positions", "acked_positions", "steps", "lengths", "inputs", "marks", "cursors")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ACKED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    MARKS_FIELD_NUMBER: _ClassVar[int]
+    CURSORS_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     positions: bytes
     acked_positions: bytes
     steps: int
     lengths: bytes
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    marks: bytes
+    cursors: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., marks: _Optional[bytes] = ..., cursors: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ResultFrame(_message.Message):
     __slots__ = ("handles", "positions", "steps", "lengths", "durable_positions", "outputs", "errors")
@@ -276,7 +293,7 @@ class GoAwayFrame(_message.Message):
     def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs")
+    __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs", "mark", "cursor")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +302,8 @@ class StepRequest(_message.Message):
     ACKED_POSITION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
@@ -293,7 +312,9 @@ class StepRequest(_message.Message):
     acked_position: int
     request_id: str
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., position: _Optional[int] = ..., acked_position: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    mark: Mark
+    cursor: bytes
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., position: _Optional[int] = ..., acked_position: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., mark: _Optional[_Union[Mark, str]] = ..., cursor: _Optional[bytes] = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("position", "durable_position", "epoch", "version", "outputs")

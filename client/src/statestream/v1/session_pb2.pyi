@@ -21,7 +21,7 @@ RESIDENCE_RESIDENT: Residence
 RESIDENCE_STORED: Residence
 
 class Session(_message.Message):
-    __slots__ = ("model", "version", "id", "position", "durable_position", "epoch", "residence", "ephemeral", "last_used_time")
+    __slots__ = ("model", "version", "id", "position", "durable_position", "epoch", "residence", "ephemeral", "last_used_time", "origin", "cursor")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,8 @@ class Session(_message.Message):
     RESIDENCE_FIELD_NUMBER: _ClassVar[int]
     EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
     LAST_USED_TIME_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     id: str
@@ -40,7 +42,9 @@ class Session(_message.Message):
     residence: Residence
     ephemeral: bool
     last_used_time: _timestamp_pb2.Timestamp
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., id: _Optional[str] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., residence: _Optional[_Union[Residence, str]] = ..., ephemeral: bool = ..., last_used_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    origin: int
+    cursor: bytes
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., id: _Optional[str] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., residence: _Optional[_Union[Residence, str]] = ..., ephemeral: bool = ..., last_used_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., origin: _Optional[int] = ..., cursor: _Optional[bytes] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("model", "version", "session_id", "mode", "upgrade")

@@ -69,7 +69,7 @@ class Forecaster:
         _check(table)
         rows, serial = np.asarray([row]), int(table.serial[row])
         await self._engine.settled(table, rows)
-        if not table.position[row]:
+        if table.position[row] == table.origin[row]:
             raise errors.Unsupported("a forecast starts from the session's last output; apply one step at least first")
         async with self._engine.still():
             if int(table.serial[row]) != serial:

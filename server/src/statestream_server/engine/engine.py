@@ -19,7 +19,8 @@ from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import APART, Batch
 from statestream_server.engine.costs import Costs
-from statestream_server.engine.lane import Lane
+from statestream_server.engine.lane import Ended, Lane
+from statestream_server.engine.marks import RESET
 from statestream_server.engine.predictions import Prediction, Predictions, Together
 from statestream_server.engine.scheduler import Choice, Head, Scheduler
 from statestream_server.engine.statistics import Statistics, Why
@@ -256,6 +257,9 @@ class Engine:
             choice = self.scheduler.choose(queues)
             if choice is None:
                 return
+            if isinstance(choice.queue, _Lane) and not choice.steps:
+                self._pass_marks(choice.queue.table, choice.priority)
+                return
             run = self._prediction(choice.queue) if isinstance(choice.queue, Predictions) else self._step(choice)
             if run.predicted < INLINE_SECONDS:
                 self._settle(run, choice.priority, _timed(run.run))
@@ -326,10 +330,8 @@ class Engine:
         if len(batch.refused):
             lane.suspect(batch.refused)
         ended, behind = lane.advance(batch.taken, batch.bad, next(self._ages), batch.again)
-        for work, finished, failed in ended:
-            if len(finished):
-                work.sink.completed(work, finished)
-                self._free(table, work, finished)
+        self._complete(table, ended)
+        for work, _, failed in ended:
             if len(failed):
                 for places, error in batch.errors_of(work.rows[failed], failed):
                     self._end(table, Part(work, places), error)
@@ -337,6 +339,26 @@ class Engine:
             self._statistics.failed += len(part.places)
             part.work.sink.behind(part.work, part.places)
             self._free(table, *part)
+
+    def _pass_marks(self, table: Table, priority: Priority) -> None:
+        """Passes the marks that are next on their rows, between two batches: resets take their rows back."""
+        began = time.perf_counter()
+        taken = table.lane.take(priority, 0, MAX_BATCH)
+        for work, places in taken.parts:
+            assert work.kinds is not None
+            rows = work.rows[places[work.kinds[places] == RESET]]
+            if len(rows):
+                table.rows.reset(rows)
+        self.scheduler.charge(priority, time.perf_counter() - began)
+        self._complete(table, table.lane.advance(taken, None, next(self._ages))[0])
+        self.wake()
+
+    def _complete(self, table: Table, ended: Sequence[Ended]) -> None:
+        """Tells of chunks that ran to their end."""
+        for work, finished, _ in ended:
+            if len(finished):
+                work.sink.completed(work, finished)
+                self._free(table, work, finished)
 
     def _end(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
         """Ends chunks that were not applied."""

@@ -3,7 +3,7 @@
 A queued chunk is an entry; the entries of a work have consecutive numbers. A row knows the last entry that was
 queued for it, an entry the one behind it on its row, and only the first of a row may run; so a row is in at
 most one batch and its chunks run in order. Runnable chunks stand in groups of equal class and slice (a power
-of two of their remaining steps); chunks of one group form a batch.
+of two of their remaining steps; 0 for marks); chunks of one group form a batch.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ class Lane:
                 waiting = [(Priority.SUSPECT, places[suspects]), (work.priority, places[~suspects])]
         for priority, some_places in waiting:
             if len(some_places):
-                key = (priority, 1 << (bits - 1))
+                key = (priority, (1 << bits) >> 1)
                 runs = self._groups.get(key)
                 if runs is None:
                     runs = self._groups[key] = deque()

@@ -37,7 +37,7 @@ class Reply(NamedTuple):
 
     Attributes:
         start: The position at which the chunk started.
-        steps: How many steps it has.
+        steps: How many steps it has; 0 for a mark, which takes one position.
         digest: The digest of its inputs.
         outputs: One array for every output, [steps, ...one step].
     """
@@ -227,6 +227,8 @@ class ReplyWindow:
         for at, block, places in self._located(entries):
             order = np.argsort(places)
             parts, index = block.lengths.pack(block.outputs, places[order]), lengths.index(at[order])
+            if not (len(index) or not lengths.total):
+                continue  # Marks alone.
             if not packed:
                 packed = [np.empty((lengths.total, *part.shape[1:]), part.dtype) for part in parts]
             for mine, part in zip(packed, parts, strict=True):
@@ -245,7 +247,7 @@ class ReplyWindow:
         found = list[Kept]()
         for places, entries in self.rounds(rows):
             starts, steps = self._spans(entries)
-            found.append(Kept(places, entries, starts, starts + steps.astype(np.uint64)))
+            found.append(Kept(places, entries, starts, starts + np.maximum(steps, 1).astype(np.uint64)))
         return found
 
     def steps(self, rows: Ints) -> Ints:
@@ -342,7 +344,7 @@ class ReplyWindow:
         block = self._blocks[bisect_right(self._firsts, entry) - 1]
         place = int(block.places(np.asarray([entry]))[0])
         lengths, outputs = self.views(entry)
-        return Reply(int(block.starts[place]), lengths.each, int(block.digested()[place]), outputs)
+        return Reply(int(block.starts[place]), lengths.total, int(block.digested()[place]), outputs)
 
     def _alive(self, block: _Block) -> Bools:
         rows = block.rows

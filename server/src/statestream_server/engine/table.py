@@ -29,7 +29,9 @@ _FIRST_CAPACITY = 1024
 _BATCH_BYTES = 32 << 20
 """Outputs of one run, about; one step of one row may have more."""
 _NOBODYS: Final[Mapping[str, int]] = {}
-_NUMBERS = "position queued tag durable epoch incarnation request binding owner serial unacknowledged confirmed".split()
+_NUMBERS = (
+    "position queued tag durable epoch incarnation request binding owner serial unacknowledged confirmed origin".split()
+)
 
 
 class Table:
@@ -51,6 +53,8 @@ class Table:
             sum(dtype.itemsize * max(0, math.prod(shape)) for dtype, shape in ports) for ports in (self.inputs, outputs)
         )
         """Bytes of one step of all inputs, of all outputs; what has a free shape counts as nothing."""
+        self.no_outputs = [np.zeros((0, *np.maximum(shape, 0)), dtype) for dtype, shape in outputs]
+        """The outputs of marks: no steps of every output."""
         self.mark = model.mark
         """What stands for the model where work is noted."""
         self.max_slice = min(rows.max_slice, 1 << (max(1, _BATCH_BYTES // max(1, self.output_bytes)).bit_length() - 1))
@@ -74,6 +78,10 @@ class Table:
         """Steps applied once everything accepted has run."""
         self.durable = np.empty(0, np.uint64)
         """Steps that survive a crash."""
+        self.origin = np.empty(0, np.uint64)
+        """The position behind the last reset, where the present history began."""
+        self.cursors: dict[int, bytes] = {}
+        """The cursors of their callers, by row; few have one."""
         self.epoch = np.empty(0, np.uint64)
         """The claim under which the session is here; 0 where another server has it and the row is about to go."""
         self.incarnation = np.empty(0, np.uint64)
@@ -209,6 +217,7 @@ class Table:
     def release(self, rows: Ints) -> None:
         """Takes rows back; their queue must be empty."""
         self.replies.drop(rows)
+        self._drop_cursors(rows)
         self.lane.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         self.claiming[rows], self.epoch[rows] = False, 0
@@ -227,10 +236,24 @@ class Table:
     def clear_columns(self, rows: Ints) -> None:
         """Sets the columns of rows to those of a session at position 0; state and owner are not touched."""
         self.replies.drop(rows)
-        for column in (self.position, self.queued, self.durable, self.epoch, self.request, self.incarnation):
+        self._drop_cursors(rows)
+        for column in (
+            self.position, self.queued, self.durable, self.origin, self.epoch, self.request, self.incarnation,
+        ):  # fmt: skip
             column[rows] = 0
         self.unacknowledged[rows] = 0
         self.dirty[rows], self.ephemeral[rows] = False, False
+
+    def cursors_of(self, rows: Ints) -> list[bytes]:
+        """[n] the cursors of rows, b"" for none; no items where none of them has one."""
+        if not self.cursors:
+            return []
+        found = [self.cursors.get(row, b"") for row in rows.tolist()]
+        return found if any(found) else []
+
+    def _drop_cursors(self, rows: Ints) -> None:
+        for row in rows.tolist() if self.cursors else ():
+            self.cursors.pop(row, None)
 
     def _grow(self, capacity: int) -> None:
         self.rows.grow(capacity)

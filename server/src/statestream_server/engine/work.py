@@ -56,6 +56,7 @@ class Work:
         nbytes: Bytes of the inputs.
         outputs: One packed array for every output, [S, ...one step]; empty until the first batch ran.
         sink: Who hears of it.
+        kinds: [N] what is a mark, see `marks.Marks`; None where all are chunks.
         wanted: Whether anybody wants the outputs; else they are not kept.
         priority: Its class, once it is queued.
         since: When it was queued, by the performance counter.
@@ -73,6 +74,7 @@ class Work:
         "ended",
         "first",
         "inputs",
+        "kinds",
         "lengths",
         "nbytes",
         "next",
@@ -88,7 +90,14 @@ class Work:
     )
 
     def __init__(
-        self, rows: Ints, lengths: Lengths, inputs: Sequence[Array], sink: Sink, *, wanted: bool = True
+        self,
+        rows: Ints,
+        lengths: Lengths,
+        inputs: Sequence[Array],
+        sink: Sink,
+        *,
+        wanted: bool = True,
+        kinds: Array | None = None,
     ) -> None:
         """Chunks packed one after the other in the order of `rows`."""
         self.rows = rows
@@ -98,6 +107,7 @@ class Work:
         self.outputs: list[Array] = []
         self.sink = sink
         self.wanted = wanted
+        self.kinds = kinds
         self.priority = Priority.LIVE
         self.since = 0.0
         self.first = NONE

@@ -376,7 +376,10 @@ class Checkpointer:
                 rows = rows[~large]
             serials, epochs, positions = table.serial[rows], table.epoch[rows], table.position[rows]
             states, replies = table.rows.read(rows), table.replies
-            blobs = records.encode(layout, states, table.acked[rows], table.request[rows], replies, rows)
+            blobs = records.encode(
+                layout, states, table.acked[rows], table.request[rows], replies, rows,
+                origins=table.origin[rows], cursors=table.cursors_of(rows),
+            )  # fmt: skip
             columns = zip(
                 table.keys(rows),
                 repeat(table.model.version),

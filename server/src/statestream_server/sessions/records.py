@@ -2,11 +2,14 @@
 
 Written for many rows at once, read one at a time. All numbers are little-endian.
 
-    header   magic "SSR2" · crc32 of the magic and all that follows · digest of the model (16 bytes) ·
+    header   magic "SSR3" · crc32 of the magic and all that follows · digest of the model (16 bytes) ·
              fingerprint of the runtime (8 bytes) · acknowledged position · last request · replies · bytes of
              a row · digests of the row's columns and of the outputs (8 bytes each)
     row      every column of the slab, one after the other, C order
-    replies  each: start · steps · digest · then every output, one after the other, C order
+    replies  each: start · steps, 0 for a mark · digest · then every output, one after the other, C order
+    tail     cursor · origin · bytes of the cursor (2 bytes)
+
+Most sessions have neither cursor nor origin; without the tail a record is of format 2, which is read as ever.
 
 Epoch, position and writer are columns of the store's record, because its rules compare them. Every format begins
 with magic and crc32, so that a record of a newer release is told from a damaged one. The digests of columns and outputs
@@ -33,9 +36,11 @@ from statestream_server.models.model import Model
 from statestream_server.models.rows import Column
 
 _FAMILY: Final = b"SSR"
-FORMAT: Final = 2
-"""The format written and read; CONTRIBUTING.md says what to do when it changes."""
-_MAGIC: Final = b"%s%d" % (_FAMILY, FORMAT)
+FORMAT: Final = 3
+"""The newest format written and read; CONTRIBUTING.md says what to do when it changes."""
+_MAGIC: Final = b"SSR2"
+_MAGIC_TAILED: Final = b"%s%d" % (_FAMILY, FORMAT)
+_TAIL: Final = struct.Struct("<QH")
 _HEADER = np.dtype(
     [
         ("magic", "S4"),
@@ -125,6 +130,8 @@ class Stored:
         request: Digest of the last request id, 0 for none.
         same_bits: Whether it was written by an equal runtime.
         fingerprint: Stands for the runtime that wrote it.
+        origin: The position behind its last reset.
+        cursor: The caller's, b"" for none.
     """
 
     values: list[Array]
@@ -133,6 +140,8 @@ class Stored:
     request: int
     same_bits: bool
     fingerprint: int
+    origin: int = 0
+    cursor: bytes = b""
 
 
 def encode(
@@ -142,6 +151,9 @@ def encode(
     requests: Positions,
     window: ReplyWindow | None,
     rows: Ints,
+    *,
+    origins: Positions | None = None,
+    cursors: Sequence[bytes] = (),
 ) -> list[bytes]:
     """The records of `rows`.
 
@@ -152,7 +164,39 @@ def encode(
         requests: [n] digests of the last request ids.
         window: The kept replies; None where there are none.
         rows: [n] the rows in that window.
+        origins: [n] the positions behind their last resets; None for all 0.
+        cursors: [n] the cursors, or no items where none has one.
     """
+    blobs = _encode(layout, values, acked, requests, window, rows)
+    if cursors or (origins is not None and origins.any()):
+        begun = origins.tolist() if origins is not None else [0] * len(rows)
+        for place, (origin, cursor) in enumerate(zip(begun, cursors or [b""] * len(rows), strict=True)):
+            if origin or cursor:
+                blobs[place] = _tailed(blobs[place], origin, cursor)
+    return blobs
+
+
+def _tailed(blob: bytes, origin: int, cursor: bytes) -> bytes:
+    return _sealed(b"".join([_MAGIC_TAILED, blob[4:], cursor, _TAIL.pack(origin, len(cursor))]))
+
+
+def tail(blob: bytes) -> tuple[int, bytes]:
+    """The origin and the cursor in a record that is whole."""
+    if blob[:4] != _MAGIC_TAILED:
+        return 0, b""
+    origin, length = _TAIL.unpack_from(blob, len(blob) - _TAIL.size)
+    end = len(blob) - _TAIL.size
+    return origin, blob[end - length : end]
+
+
+def _encode(
+    layout: Layout,
+    values: Sequence[Array],
+    acked: Positions,
+    requests: Positions,
+    window: ReplyWindow | None,
+    rows: Ints,
+) -> list[bytes]:
     count = len(rows)
     state = np.concatenate([_raw(array) for array in values], axis=1) if values else np.empty((count, 0), np.uint8)
     header = np.zeros(count, _HEADER)
@@ -212,7 +256,8 @@ def encode_stored(layout: Layout, stored: Stored) -> bytes:
             *(np.ascontiguousarray(output).tobytes() for output in reply.outputs),
         )
     ]
-    return _sealed(b"".join([header, state, *replies]))
+    blob = _sealed(b"".join([header, state, *replies]))
+    return _tailed(blob, stored.origin, stored.cursor) if stored.origin or stored.cursor else blob
 
 
 def _records(first: Array, sections: Sequence[Array | list[bytes]]) -> list[bytes]:
@@ -240,7 +285,7 @@ def read_header(blob: bytes, *, what: str) -> Header:
         raise errors.StateLost(f"the record of {what} is damaged: it does not begin as a record")
     if _checksum(blob) != int.from_bytes(blob[4:_CHECKED_FROM], "little"):
         raise errors.StateLost(f"the record of {what} is damaged: its checksum does not match")
-    if blob[:4] != _MAGIC:
+    if blob[:4] not in (_MAGIC, _MAGIC_TAILED):
         raise errors.StoreUnavailable(
             f"the record of {what} is of format {chr(blob[3])}, this release reads format {FORMAT}; nothing is lost:"
             " open the session on a server of the release that wrote it"
@@ -283,7 +328,7 @@ def decode(layout: Layout, blob: bytes, *, what: str, moving: bool = False) -> S
             outputs.append(array)
         replies.append(Reply(start, steps, digest, outputs))
     same_bits = header.fingerprint == layout.fingerprint
-    return Stored(values, replies, header.acked, header.request, same_bits, header.fingerprint)
+    return Stored(values, replies, header.acked, header.request, same_bits, header.fingerprint, *tail(blob))
 
 
 def _nbytes(columns: Sequence[Column]) -> int:

@@ -13,6 +13,7 @@ from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.marks import Marks
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import COPIES, Budget
@@ -143,8 +144,10 @@ class Unary:
         position: int | None,
         acked: int,
         request_id: str,
+        mark: int = 0,
+        cursor: bytes = b"",
     ) -> Step:
-        """Applies one chunk, in the order of the calls.
+        """Applies one chunk, or a mark, in the order of the calls.
 
         Args:
             target: The session.
@@ -155,6 +158,8 @@ class Unary:
                 returns, because the caller could not tell a repeated step from a new one after a crash.
             acked: The position up to which the caller has the replies.
             request_id: The caller's name for the call, "" for none: one that comes twice is answered twice.
+            mark: A mark in place of a chunk, which has no steps and no inputs.
+            cursor: The caller's, b"" to leave it as it is.
 
         Raises:
             SessionMoved: The session was opened anew: the chunk was not applied, or is and its reply may not leave.
@@ -174,7 +179,10 @@ class Unary:
                 # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
                 acks, starts = np.asarray([max(acked, start)], np.uint64), np.asarray([start], np.uint64)
                 one = np.zeros(1, np.uint32)
-                self._intake.accept(Chunks(table, rows, one, starts, acks, Lengths(1, steps), inputs, request), answer)
+                marks = Marks(np.asarray([mark], np.uint8), [cursor] if cursor else ()) if mark or cursor else None
+                lengths = Lengths(1, steps)
+                chunks = Chunks(table, rows, one, starts, acks, lengths, inputs, request, marks=marks)
+                self._intake.accept(chunks, answer)
             finally:
                 turn.end()
             outputs = await answer.outputs
@@ -182,7 +190,7 @@ class Unary:
             await self._checkpointer.flush(table, rows)
             if not table.are_claimed(rows, claims).all():
                 raise errors.SessionMoved(_OVERTAKEN)
-        return Step(start + steps, int(table.durable[row]), int(claims[1][0]), outputs)
+        return Step(start + max(1, steps), int(table.durable[row]), int(claims[1][0]), outputs)
 
     async def _settled(self, target: Target) -> None:
         """Returns when nothing is queued for a session and no claim of it is on its way, or when it is claimed anew."""

@@ -75,6 +75,8 @@ class Results(NamedTuple):
         result.durable_positions = self.durable.astype("<u8", copy=False).tobytes()
         if lengths.each:
             result.steps = lengths.each
+        elif not lengths.total:
+            return response  # Marks alone.
         else:
             result.lengths = lengths.column.astype("<u4").tobytes()
         wire.write(result.outputs, [spec.name for spec in self.specs], self.outputs)
@@ -109,7 +111,7 @@ def cut(results: Results) -> Iterator[tuple[Callable[[], pb.StreamResponse], int
         What makes each, and about how many bytes it has.
     """
     lengths = results.lengths
-    step = results.nbytes // lengths.total
+    step = results.nbytes // max(1, lengths.total)
     ends = np.cumsum(lengths.column) * step
     first = 0
     while first < lengths.count:

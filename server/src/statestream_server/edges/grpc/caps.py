@@ -41,6 +41,7 @@ class Caps:
         }
         self._counts = {
             "statestream.v1.OpenFrame.ids": limits.max_frame_sessions,
+            "statestream.v1.ChunkFrame.cursors": limits.max_frame_chunks,
         }
         self._plans: dict[object, Sequence[tuple[str, _Check]]] = {}
 

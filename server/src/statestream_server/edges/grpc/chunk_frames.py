@@ -18,6 +18,7 @@ from statestream_server.edges.grpc.bindings import Bindings
 from statestream_server.edges.grpc.handles import UNKNOWN, Group, read_handles, unknown_places
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.marks import CURSOR, Marks
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
@@ -62,14 +63,17 @@ class ChunkFrames:
             raise errors.BadFrame("a chunk frame has no rows; expected one at least", metadata={"field": "handles"})
         starts = wire.column(request.positions, "<u8", count, "positions")
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
-        lengths = self._lengths(request, count)
+        marks = self._marks(request, count)
+        lengths = self._lengths(request, count, marks)
         groups = await self._undisputed(handles, starts)
         # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
         accepted: list[Chunks] = []
         for table, rows, places in groups:
-            inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
+            inputs = list[Array]()
+            if lengths.total or request.inputs:
+                inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
             accepted.append(
-                Chunks(table, rows, handles, starts, acked, lengths, inputs)
+                Chunks(table, rows, handles, starts, acked, lengths, inputs, marks=marks)
                 if len(places) == count
                 else Chunks(
                     table,
@@ -79,6 +83,7 @@ class ChunkFrames:
                     acked[places],
                     lengths.take(places),
                     lengths.pack(inputs, places),
+                    marks=marks.take(places) if marks is not None else None,
                 )
             )
         taken = sum([array.nbytes for chunks in accepted for array in chunks.inputs])
@@ -93,6 +98,8 @@ class ChunkFrames:
         """Takes a frame with one well-formed chunk the quick way; False where `take` must look at it."""
         handles, positions, acked = request.handles, request.positions, request.acked_positions
         if len(handles) != 4 or len(positions) != 8 or len(acked) not in (0, 8) or request.lengths:
+            return False
+        if request.marks or request.cursors:
             return False
         found = self._handles.one(int.from_bytes(handles, "little"))
         steps = request.steps
@@ -147,12 +154,40 @@ class ChunkFrames:
                 waits.append(self._server.engine.settled(table, racing))
         return waits
 
-    def _lengths(self, request: pb.ChunkFrame, count: int) -> Lengths:
+    @staticmethod
+    def _marks(request: pb.ChunkFrame, count: int) -> Marks | None:
+        """The marks and cursors of a frame; None where it has none.
+
+        Raises:
+            BadFrame: There is no such mark, a cursor is too long, or a mark that carries one has none.
+        """
+        if not request.marks and not request.cursors:
+            return None
+        kinds, cursors = wire.optional_column(request.marks, "u1", count, "marks"), list(request.cursors)
+        if cursors and len(cursors) != count:
+            raise errors.BadFrame(
+                f"cursors has {len(cursors)} entries; expected {count} or none", metadata={"field": "cursors"}
+            )
+        if kinds.max() > CURSOR:
+            raise errors.BadFrame(f"marks has {kinds.max()}; expected 0 to {CURSOR}", metadata={"field": "marks"})
+        wire.check_cursor(max(cursors, key=len, default=b""), "cursors")
+        if any(not (cursors and cursors[place]) for place in np.flatnonzero(kinds == CURSOR).tolist()):
+            raise errors.BadFrame("a mark that carries a cursor has none", metadata={"field": "cursors"})
+        return Marks(kinds, cursors)
+
+    def _lengths(self, request: pb.ChunkFrame, count: int, marks: Marks | None) -> Lengths:
         most, least = request.steps, request.steps
         lengths = Lengths(count, request.steps)
+        column = lengths.column if marks is not None else None
         if request.lengths:
             column = wire.column(request.lengths, "<u4", count, "lengths").astype(np.int64)
             least, most, lengths = int(column.min()), int(column.max()), Lengths.of(column)
+        if marks is not None and column is not None and marks.kinds.any():
+            marked = marks.kinds > 0
+            if column[marked].any():
+                field = "lengths" if request.lengths else "steps"
+                raise errors.BadFrame("a mark has steps; its length is 0", metadata={"field": field})
+            least, most = int(column[~marked].min(initial=1 << 32)), int(column[~marked].max(initial=0))
         limit = self._most_steps
         if least < 1 or most > limit:
             raise errors.BadFrame(
@@ -171,7 +206,7 @@ class _Receiver:
         self._frame = frame
         steps = chunks.lengths.total
         # What they hold until then: the inputs, and the outputs that they come to.
-        self._each = chunks.table.output_bytes + -(-sum([array.nbytes for array in chunks.inputs]) // steps)
+        self._each = chunks.table.output_bytes + -(-sum([array.nbytes for array in chunks.inputs]) // max(1, steps))
         self._left = len(chunks.rows)
         account.take(OVERHEAD + self._each * steps)
 

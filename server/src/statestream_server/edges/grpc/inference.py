@@ -10,6 +10,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server import caller
+from statestream_server.arrays import Array
 from statestream_server.drivers.forecast import fed_back
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.caps import Caps
@@ -58,15 +59,20 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         key = caller.key(request.model, request.session_id)
         target = await unary.target(key, request.version, wire.open_mode(request.mode))
         steps, signature = _first_length(request.inputs), target.table.model.signature
-        unary.check_steps(steps)
+        mark, inputs = _mark(request), list[Array]()
+        if not mark:
+            unary.check_steps(steps)
+            inputs = wire.packed_inputs(signature.inputs, request.inputs, steps)
         step = await unary.step(
             target,
             key,
             steps,
-            wire.packed_inputs(signature.inputs, request.inputs, steps),
+            inputs,
             position=request.position if request.HasField("position") else None,
             acked=request.acked_position,
             request_id=request.request_id,
+            mark=mark,
+            cursor=request.cursor,
         )
         response = pb.StepResponse(
             position=step.position,
@@ -74,7 +80,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             epoch=step.epoch,
             version=target.table.model.version,
         )
-        wire.write(response.outputs, [spec.name for spec in signature.outputs], step.outputs)
+        if not mark:
+            wire.write(response.outputs, [spec.name for spec in signature.outputs], step.outputs)
         return response
 
     async def Forecast(
@@ -114,6 +121,22 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         async with aclosing(generator.generate(model, table, request.text, request.max_tokens)) as tokens:
             async for token in tokens:
                 yield pb.GenerateResponse(text=token.text, token=token.number, log_probability=token.log_probability)
+
+
+def _mark(request: pb.StepRequest) -> int:
+    """What a call sends in place of a chunk, 0 for a chunk.
+
+    Raises:
+        BadFrame: There is no such mark, it has inputs, or its cursor is too long or missing.
+    """
+    mark, most = int(request.mark), max(pb.Mark.values())
+    if not 0 <= mark <= most:
+        raise errors.BadFrame(f"mark is {mark}; expected 0 to {most}", metadata={"field": "mark"})
+    if mark and request.inputs:
+        raise errors.BadFrame("a mark has inputs; expected none", metadata={"field": "inputs"})
+    if not wire.check_cursor(request.cursor, "cursor") and mark == pb.MARK_CURSOR:
+        raise errors.BadFrame("a mark that carries a cursor has none", metadata={"field": "cursor"})
+    return mark
 
 
 def _first_length(tensors: Sequence[Tensor]) -> int:

@@ -170,7 +170,10 @@ class OpenFrames:
 
     def _opened(self, handles: Array, part: Opened, failures: list[RowError]) -> pb.OpenedFrame:
         table, rows = part.table, part.rows
+        origins = table.origin[rows]
         return pb.OpenedFrame(
+            origins=origins.astype("<u8").tobytes() if origins.any() else b"",
+            cursors=table.cursors_of(rows),
             version=table.model.version,
             handles=handles.astype("<u4").tobytes(),
             epochs=table.epoch[rows].astype("<u8").tobytes(),

@@ -97,6 +97,8 @@ def _message(described: Description) -> pb.Session:
         epoch=described.epoch,
         residence=pb.RESIDENCE_RESIDENT if described.resident else pb.RESIDENCE_STORED,
         ephemeral=described.ephemeral,
+        origin=described.origin,
+        cursor=described.cursor,
     )
     message.last_used_time.FromNanoseconds(int(described.used * 1e9))
     return message

@@ -15,6 +15,7 @@ from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc.caps import MAX_AXES
+from statestream_server.engine.marks import MAX_CURSOR_BYTES
 from statestream_server.settings import Settings
 from statestream_server.shapes import check_steps, step_bytes
 from statestream_server.stores.base import Mode
@@ -59,6 +60,19 @@ def optional_column(data: bytes, dtype: str, count: int, field: str) -> Array:
         BadFrame: It has neither 0 nor `count` items.
     """
     return column(data, dtype, count, field) if data else np.zeros(count, dtype)
+
+
+def check_cursor(cursor: bytes, field: str) -> bytes:
+    """A caller's cursor, which is no longer than one may be.
+
+    Raises:
+        BadFrame: It is.
+    """
+    if len(cursor) > MAX_CURSOR_BYTES:
+        raise errors.BadFrame(
+            f"a cursor has {len(cursor)} bytes; expected at most {MAX_CURSOR_BYTES}", metadata={"field": field}
+        )
+    return cursor
 
 
 def array_of(tensor: Tensor) -> Array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,8 @@ class Description:
         resident: Whether it is a row here.
         ephemeral: Whether it ends with its caller.
         used: Unix time of its last use.
+        origin: The position behind its last reset.
+        cursor: The caller's, b"" for none.
     """
 
     key: Key
@@ -49,6 +52,18 @@ class Description:
     resident: bool
     ephemeral: bool
     used: float
+    origin: int = 0
+    cursor: bytes = b""
+
+
+class _Copy(NamedTuple):
+    """A session as it was read out: its table, one array for every column, position, origin and cursor."""
+
+    table: Table
+    values: list[Array]
+    position: int
+    origin: int = 0
+    cursor: bytes = b""
 
 
 class Copies:
@@ -183,12 +198,12 @@ class Copies:
             NotOwner: Another server has the session.
             SessionNotFound, ModelNotFound, TooManySessions, StoreUnavailable: Nothing was copied.
         """
-        table, values, position = await self._read(key)
-        copy, origin = key._replace(id=fork), _origin(key.id, position)
+        read = await self._read(key)
+        copy, origin = key._replace(id=fork), _origin(key.id, read.position)
         try:
-            return await self._make(table, copy, Mode.CREATE, values, position, origin, ephemeral=ephemeral)
+            return await self._make(read, copy, Mode.CREATE, origin, ephemeral=ephemeral)
         except errors.SessionExists:
-            if await self._is_fork(copy, position, origin):
+            if await self._is_fork(copy, read.position, origin):
                 return await self.describe(copy)
             raise
 
@@ -212,8 +227,9 @@ class Copies:
             AnswerTooLarge: It has more bytes than the server sends.
             SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
-        table, values, position = await self._read(key)
-        data = snapshots.dumps(Snapshot(key.model, table.model.digest, position, values), table.rows.columns)
+        table, values, position, origin, cursor = await self._read(key)
+        snapshot = Snapshot(key.model, table.model.digest, position, values, origin, cursor)
+        data = snapshots.dumps(snapshot, table.rows.columns)
         if len(data) > self._most_answer:
             raise errors.AnswerTooLarge(
                 f"the snapshot has {len(data):,} bytes; this server sends {self._most_answer:,} at most: raise"
@@ -237,42 +253,43 @@ class Copies:
         match = next((t for t in tables if t.model.digest == digest), None)
         table = match or await self._sessions.table(key.model, version)
         snapshot = snapshots.loads(data, table.rows.columns, table.model.digest, moving=upgrade)
-        return await self._make(table, key, Mode.REPLACE, snapshot.values, snapshot.position)
+        read = _Copy(table, list(snapshot.values), snapshot.position, snapshot.origin, snapshot.cursor)
+        return await self._make(read, key, Mode.REPLACE)
 
     async def _make(
-        self,
-        table: Table,
-        key: Key,
-        mode: Mode,
-        values: Sequence[Array],
-        position: int,
-        origin: int = 0,
-        *,
-        ephemeral: bool = False,
+        self, read: _Copy, key: Key, mode: Mode, request: int = 0, *, ephemeral: bool = False
     ) -> Description:
         """Claims a session and writes its state, which is one write: there is never one without the other."""
-        start = Start([value[None] for value in values], _one(position), _one(origin))
-        version = table.model.version
+        start = Start(
+            [value[None] for value in read.values],
+            _one(read.position),
+            _one(request),
+            _one(read.origin),
+            [read.cursor] if read.cursor else (),
+        )
+        version = read.table.model.version
         await self._sessions.open_one(key, version, mode, self._writer, ephemeral=ephemeral, start=start)
         return await self.describe(key)
 
-    async def _read(self, key: Key) -> tuple[Table, list[Array], int]:
-        """A session's table, its values and its position, once what it has queued has run."""
+    async def _read(self, key: Key) -> _Copy:
+        """A session, once what it has queued has run."""
         where = await self._resident(key)
         if where is not None:
             table, rows = where[0], np.asarray([where[1]])
             await self._engine.settled(table, rows)
             async with self._engine.still():
                 if table.rows_of(key.tenant).get(key.id) == where[1]:
-                    return table, [array[0] for array in table.rows.read(rows)], int(table.position[where[1]])
+                    row, values = where[1], [array[0] for array in table.rows.read(rows)]
+                    origin, cursor = int(table.origin[row]), table.cursors.get(row, b"")
+                    return _Copy(table, values, int(table.position[row]), origin, cursor)
         record = await self._stored(key)
         served = await self._registry.load(key.model, record.version)
         if served.table is None:
             raise errors.ModelChanged(f"version {record.version} of {key.model!r} has no memory now")
         if record.blob is None:
-            return served.table, await self._claims.start(served.table), 0
+            return _Copy(served.table, await self._claims.start(served.table), 0)
         stored = records.decode(self._checkpointer.layout(served.table), record.blob, what=f"session {key.id!r}")
-        return served.table, list(stored.values), record.position
+        return _Copy(served.table, list(stored.values), record.position, stored.origin, stored.cursor)
 
     def _of_row(self, table: Table, row: int) -> Description:
         key = table.key(row)
@@ -287,6 +304,8 @@ class Copies:
             True,
             bool(table.ephemeral[row]),
             self._unix(float(table.used[row])),
+            int(table.origin[row]),
+            table.cursors.get(row, b""),
         )
 
     async def _resident(self, key: Key) -> tuple[Table, int] | None:
@@ -342,4 +361,5 @@ def _of_record(record: Record) -> Description:
         False,
         record.ephemeral,
         record.saved_at,
+        *(records.tail(record.blob) if record.blob is not None else ()),
     )

@@ -15,6 +15,7 @@ from safetensors.numpy import save as write_safetensors
 
 from statestream.contract import errors
 from statestream_server.arrays import Array
+from statestream_server.engine.marks import MAX_CURSOR_BYTES
 from statestream_server.models.rows import Column
 from statestream_server.stores.rules import CLAIM_LIMIT
 
@@ -34,12 +35,16 @@ class Snapshot:
         digest: The model's digest.
         position: Steps applied.
         values: One array for every column of the slab, without the row axis.
+        origin: The position behind its last reset.
+        cursor: The caller's, b"" for none.
     """
 
     model: str
     digest: str
     position: int
     values: Sequence[Array]
+    origin: int = 0
+    cursor: bytes = b""
 
 
 def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
@@ -50,8 +55,12 @@ def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
         "model": snapshot.model,
         "digest": snapshot.digest,
         "position": str(snapshot.position),
-        "checksum": _checksum(snapshot.position, tensors),
+        "checksum": _checksum(snapshot.position, tensors, snapshot.origin, snapshot.cursor),
     }
+    if snapshot.origin:
+        metadata["origin"] = str(snapshot.origin)
+    if snapshot.cursor:
+        metadata["cursor"] = snapshot.cursor.hex()
     return bytes(write_safetensors(tensors, metadata))
 
 
@@ -86,9 +95,25 @@ def loads(data: bytes, columns: Sequence[Column], digest: str, *, moving: bool =
     except (SafetensorError, KeyError, ValueError) as error:
         raise errors.SnapshotInvalid(f"the snapshot is damaged: {error}") from error
     position = int(metadata["position"])
-    if _checksum(position, tensors) != metadata["checksum"]:
+    origin, cursor = _history(metadata, position)
+    if _checksum(position, tensors, origin, cursor) != metadata["checksum"]:
         raise errors.SnapshotInvalid("the snapshot is damaged: its checksum does not match")
-    return Snapshot(metadata["model"], digest, position, [tensors[column.name] for column in columns])
+    return Snapshot(metadata["model"], digest, position, [tensors[column.name] for column in columns], origin, cursor)
+
+
+def _history(metadata: dict[str, str], position: int) -> tuple[int, bytes]:
+    """The origin and the cursor of a session, where it has them.
+
+    Raises:
+        SnapshotInvalid: They are none.
+    """
+    try:
+        origin, cursor = int(metadata.get("origin", "0")), bytes.fromhex(metadata.get("cursor", ""))
+    except (ValueError, TypeError) as error:
+        raise errors.SnapshotInvalid("the snapshot is damaged: its origin or its cursor is none") from error
+    if not 0 <= origin <= position or len(cursor) > MAX_CURSOR_BYTES:
+        raise errors.SnapshotInvalid("the snapshot is damaged: no session has its origin, or its cursor")
+    return origin, cursor
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
@@ -145,8 +170,10 @@ def _check_columns(data: bytes, columns: Sequence[Column]) -> None:
             )
 
 
-def _checksum(position: int, tensors: dict[str, Array]) -> str:
+def _checksum(position: int, tensors: dict[str, Array], origin: int, cursor: bytes) -> str:
     digest = hashlib.sha256(str(position).encode())
+    if origin or cursor:
+        digest.update(f" {origin} {cursor.hex()}".encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].tobytes())

@@ -16,6 +16,8 @@ from statestream_server.arrays import Array, Bools, Ints, Positions, counting, s
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.marks import RESET, Marks
+from statestream_server.engine.marks import ends as ends_of
 from statestream_server.engine.replies import NONE
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.engine.work import Priority, Work
@@ -41,9 +43,10 @@ class Chunks:
         lengths: The steps of each.
         inputs: One packed array for every input, [S, ...one step].
         request: Digest of the caller's request id, 0 for none.
+        marks: What of them are marks, and the cursors that come with them; None where there is nothing of it.
     """
 
-    __slots__ = ("acked", "ends", "handles", "inputs", "lengths", "request", "rows", "starts", "table")
+    __slots__ = ("acked", "ends", "handles", "inputs", "lengths", "marks", "request", "rows", "starts", "table")
 
     def __init__(
         self,
@@ -57,15 +60,15 @@ class Chunks:
         request: int = 0,
         *,
         ends: Positions | None = None,
+        marks: Marks | None = None,
     ) -> None:
         """Chunks packed in the order of `rows`; `ends` where they are known already."""
         self.table = table
         self.rows = rows
         self.handles = handles
         self.starts = starts
-        if ends is None:
-            ends = starts + (np.uint64(lengths.each) if lengths.each else lengths.column.astype(np.uint64))
-        self.ends = ends
+        self.ends = ends if ends is not None else ends_of(starts, lengths)
+        self.marks = marks
         self.acked = acked
         self.lengths = lengths
         self.inputs = inputs
@@ -86,6 +89,7 @@ class Chunks:
             self.lengths.pack(self.inputs, places),
             self.request,
             ends=self.ends[cut],
+            marks=self.marks.take(places) if self.marks is not None else None,
         )
 
     def bare(self, places: Ints) -> Chunks:
@@ -103,7 +107,14 @@ class Chunks:
             (),
             self.request,
             ends=self.ends[cut],
+            marks=self.marks.take(places) if self.marks is not None else None,
         )
+
+    def digests(self) -> Positions:
+        """[N] what tells them from other chunks at the same positions."""
+        if self.marks is not None:
+            return self.marks.digests(self.lengths, self.inputs)
+        return digests.of_chunks(self.lengths, self.inputs)
 
 
 Refusal = errors.StatestreamError | Callable[[int], errors.StatestreamError]
@@ -287,6 +298,7 @@ class Intake:
         if some(full):
             ahead = (chunks.ends - table.position[rows]).astype(np.int64)
             full &= (ahead + table.replies.steps(rows)) * table.output_bytes > most
+            full &= chunks.lengths.column > 0
         if some(full):
             error = errors.WindowFull(
                 f"the replies of the session that are not acknowledged, with this one, have more than {most:,} bytes;"
@@ -299,7 +311,8 @@ class Intake:
     def _submit(self, chunks: Chunks, receiver: Receiver) -> None:
         table, rows = chunks.table, chunks.rows
         table.queued[rows] = chunks.ends
-        work = Work(rows, chunks.lengths, chunks.inputs, _Commit(self, chunks, receiver))
+        kinds = chunks.marks.kinds if chunks.marks is not None else None
+        work = Work(rows, chunks.lengths, chunks.inputs, _Commit(self, chunks, receiver), kinds=kinds)
         self._engine.submit(table, work, Priority.LIVE)
 
     def _answer_old(self, chunks: Chunks, receiver: Receiver) -> None:
@@ -310,7 +323,7 @@ class Intake:
         if len(known):
             _, steps, kept = table.replies.columns(entries[known])
             came = chunks.take(known)
-            same = known[(steps == came.lengths.column) & (kept == digests.of_chunks(came.lengths, came.inputs))]
+            same = known[(steps == came.lengths.column) & (kept == came.digests())]
         if len(same):
             self._repeat(chunks.bare(same), entries[same], receiver)
         rest = np.setdiff1d(counting(len(chunks.rows)), same)
@@ -319,7 +332,8 @@ class Intake:
 
     def commit(self, chunks: Chunks, work: Work, places: Ints, receiver: Receiver) -> None:
         """Position, reply and durability of chunks that ran; their states are committed already."""
-        outputs, inputs = work.outputs, chunks.inputs
+        outputs: Sequence[Array] = work.outputs
+        inputs = chunks.inputs
         if len(places) < len(chunks.rows):
             outputs, chunks = chunks.lengths.pack(outputs, places), chunks.take(places)
             inputs = chunks.inputs
@@ -330,8 +344,22 @@ class Intake:
         if chunks.request:
             table.request[rows] = chunks.request
         # Nothing above a position can be acknowledged, so every reply is kept.
-        table.replies.append(rows, chunks.starts, chunks.ends, chunks.lengths, outputs, inputs=inputs)
+        if chunks.marks is None:
+            table.replies.append(rows, chunks.starts, chunks.ends, chunks.lengths, outputs, inputs=inputs)
+        else:
+            outputs = self._commit_marks(chunks, chunks.marks, outputs)
         self._answer(chunks, outputs, receiver)
+
+    def _commit_marks(self, chunks: Chunks, marks: Marks, outputs: Sequence[Array]) -> Sequence[Array]:
+        """Keeps the replies of chunks with marks or cursors among them; their outputs."""
+        table, rows = chunks.table, chunks.rows
+        outputs = outputs if chunks.lengths.total else table.no_outputs
+        table.replies.append(rows, chunks.starts, chunks.ends, chunks.lengths, outputs, digests=chunks.digests())
+        resets = marks.kinds == RESET
+        table.origin[rows[resets]] = chunks.ends[resets]
+        if marks.cursors:
+            table.cursors.update(marks.cursors_of(rows))
+        return outputs
 
     def _answer(self, chunks: Chunks, outputs: Sequence[Array], receiver: Receiver) -> None:
         """Lets the replies to applied chunks leave, now or when they may."""

@@ -242,7 +242,7 @@ class Claims:
         values = [np.repeat(value[None], count, axis=0) for value in await self.start(table)]
         values[: len(opening.initial_states)] = opening.initial_states
         nothing = np.zeros(count, np.uint64)
-        return replace(opening, start=Start(values, nothing, nothing), initial_states=None)
+        return replace(opening, start=Start(values, nothing, nothing, nothing), initial_states=None)
 
     def _carried(self, opening: Opening, table: Table, moves: Mapping[int, Move]) -> dict[int, Carried]:
         """What claims carry: the states of new sessions, and sessions that move."""
@@ -250,8 +250,9 @@ class Claims:
         if start is not None and opening.mode is not Mode.RESUME:
             rows = np.arange(len(opening.ids))
             blobs = records.encode(
-                self._checkpointer.layout(table), start.values, start.positions, start.requests, None, rows
-            )
+                self._checkpointer.layout(table), start.values, start.positions, start.requests, None, rows,
+                origins=start.origins, cursors=start.cursors,
+            )  # fmt: skip
             states = zip(blobs, start.positions.tolist(), strict=True)
             carried = {place: Carried(blob, position) for place, (blob, position) in enumerate(states)}
         return carried | {place: move.carried for place, move in moves.items()}

@@ -50,15 +50,25 @@ class Start:
         values: One array [N, ...] for every column of the slab.
         positions: [N] where they stand.
         requests: [N] digests of what made them, 0 for nothing.
+        origins: [N] the positions behind their last resets.
+        cursors: [N] their callers' cursors; no items where none has one.
     """
 
     values: Sequence[Array]
     positions: Positions
     requests: Positions
+    origins: Positions
+    cursors: Sequence[bytes] = ()
 
     def some(self, places: Sequence[int] | Ints) -> Start:
         """Those at some places."""
-        return Start([array[places] for array in self.values], self.positions[places], self.requests[places])
+        return Start(
+            [array[places] for array in self.values],
+            self.positions[places],
+            self.requests[places],
+            self.origins[places],
+            [self.cursors[place] for place in places] if self.cursors else (),
+        )
 
 
 @dataclass(frozen=True, slots=True)

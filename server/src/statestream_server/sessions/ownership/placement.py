@@ -17,6 +17,7 @@ from statestream.contract import errors
 from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.marks import ends as ends_of
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions import records
 from statestream_server.sessions.checkpointer import Checkpointer
@@ -311,6 +312,11 @@ class Placement:
         table.rows.write(rows, start.values)
         table.position[rows] = table.acked[rows] = start.positions
         table.request[rows] = start.requests
+        table.origin[rows] = start.origins
+        if start.cursors:
+            table.cursors.update(
+                (row, cursor) for row, cursor in zip(rows.tolist(), start.cursors, strict=True) if cursor
+            )
 
     def _revive(self, table: Table, rows: Ints, stored: Mapping[int, Stored], positions: Positions) -> None:
         """Writes stored sessions into their rows, with their kept replies."""
@@ -323,17 +329,19 @@ class Placement:
         table.position[rows[at]] = positions[at]
         table.acked[rows[at]] = [item.acked for _, item in found]
         table.request[rows[at]] = [item.request for _, item in found]
+        table.origin[rows[at]] = [item.origin for _, item in found]
+        table.cursors.update((int(rows[index]), item.cursor) for index, item in found if item.cursor)
         # The first reply of every session together, then the second: thousands come back at once.
         for turn in range(max(len(item.replies) for _, item in found)):
             replies = [(index, item.replies[turn]) for index, item in found if turn < len(item.replies)]
             starts = np.asarray([reply.start for _, reply in replies], np.uint64)
-            steps = np.asarray([reply.steps for _, reply in replies])
+            lengths = Lengths.of(np.asarray([reply.steps for _, reply in replies]))
             kept = rows[[index for index, _ in replies]]
             table.replies.append(
                 kept,
                 starts,
-                starts + steps.astype(np.uint64),
-                Lengths.of(steps),
+                ends_of(starts, lengths),
+                lengths,
                 [np.concatenate(outputs) for outputs in zip(*(reply.outputs for _, reply in replies), strict=True)],
                 digests=np.asarray([reply.digest for _, reply in replies], np.uint64),
             )

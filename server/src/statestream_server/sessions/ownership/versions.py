@@ -165,6 +165,8 @@ class Versions:
                 int(source.request[row]),
                 same_bits=True,
                 fingerprint=layout.fingerprint,
+                origin=int(source.origin[row]),
+                cursor=source.cursors.get(row, b""),
             )
             for index, row in enumerate(rows.tolist())
         ]
