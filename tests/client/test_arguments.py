@@ -34,6 +34,8 @@ class Later:
         yield ones()
 
 
+CURSORS: Any = ([5, "x", bytearray(2), b"x" * 257], (TypeError, ValueError))
+MANY_CURSORS: Any = ([5, "xy", b"xy", [b"x"], [b"x", "y"], [b"x", b"x" * 257]], (TypeError, ValueError))
 WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Exception], ...]]]] = {
     # by method: by parameter: values, and what each of them is
     "client.session": {
@@ -90,7 +92,12 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
     },
     "client.free_quarantined": {"name": ([*NOT_TEXT, ""], (TypeError, ValueError))},
     "client.list_sessions": {"model": ([5, b"sum", ["sum"], ""], (TypeError, ValueError))},
-    "session.step": {"x": ([None, "x", b"x", {1.0}, object(), Later()], statestream.BadTensor)},
+    "session.step": {
+        "x": ([None, "x", b"x", {1.0}, object(), Later()], statestream.BadTensor),
+        "cursor": CURSORS,
+    },
+    "session.reset": {"cursor": CURSORS},
+    "session.mark": {"cursor": ([*CURSORS[0], None, b""], CURSORS[1])},
     "session.stream": {
         "items": ([None, 5, "xy", {"x": ones()}], TypeError),
         "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
@@ -101,6 +108,12 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "x": ([None, "x", object()], statestream.BadTensor),
         "rows": ([5, "01", [0, 0], [9], [0.5], [True]], (ValueError, IndexError, statestream.BadTensor)),
         "lengths": ([5, "11", [1], [2.0, 1.0], [True, False], [9, 9]], statestream.BadTensor),
+        "cursors": MANY_CURSORS,
+    },
+    "pool.reset": {"rows": ([5, "01", [0, 0], [9], [0.5]], (ValueError, IndexError)), "cursors": MANY_CURSORS},
+    "pool.mark": {
+        "cursors": ([*MANY_CURSORS[0], None, [None, b"x"]], MANY_CURSORS[1]),
+        "rows": ([5, "01", [0, 0], [9], [0.5]], (ValueError, IndexError)),
     },
     "pool.stream": {
         "items": ([None, 5, "xy", {"x": ones(2)}, pd.DataFrame({"a": [1.0]})], TypeError),
@@ -118,8 +131,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "client.generate": {"model": "upper", "text": "king"},
     "client.load_model": {"name": "sum"},
     "client.unload_model": {"name": "sum"},
+    "session.step": {"x": ones()},
     "session.stream": {"items": [ones()]},
     "pool.step": {"x": ones(2)},
+    "pool.mark": {"cursors": [b"x", b"y"]},
     "pool.stream": {"items": [ones(2)]},
 }
 

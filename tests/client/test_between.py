@@ -106,7 +106,7 @@ class Program:
                 life.cancelled.add(id(life.steps[-1][1]))
         elif action < 0.8:
             handle = rng.choice(having).handle
-            self.waits.append(core.reset(np.array([handle])))
+            self.waits.append(self.wire.reset(np.array([handle])))
             self.ended.append(self.lives[handle])
             self.lives[handle] = Life()
             if rng.random() < 0.3:
@@ -201,7 +201,7 @@ class Program:
         assert (table.state[: table.size] == State.FREE).all(), table.state[: table.size]
         assert table.names == {MODEL: {}} or not table.names
         opens, controls, chunks = core.opens, core.controls, core.chunks
-        left = [table.failures, table.untaken, table.unheard, table.leaving, table.initial, core.resets.queue]
+        left = [table.failures, table.untaken, table.unheard, table.leaving, table.initial, core.points.queue]
         left += [core.sharing.waiting, core.sharing.forsaken, opens.waiting, opens.in_flight, controls.waiting]
         left += [controls.in_flight, chunks.unsent, chunks.backlog, chunks.in_flight, chunks.singles.lanes]
         assert not any(left), left

@@ -30,7 +30,7 @@ class Holder:
     id: str
     handle: int
     closes: list[tuple[ControlTicket, bool]] = field(default_factory=list)
-    done: list[tuple[np.ndarray, StepTicket | PoolTicket] | OpenTicket] = field(default_factory=list)
+    done: list[tuple[np.ndarray | None, StepTicket | PoolTicket]] = field(default_factory=list)
     late: list[Ticket] = field(default_factory=list)
     waits: list[ControlTicket] = field(default_factory=list)
 
@@ -50,11 +50,11 @@ class Holder:
             self.done.append((x, ticket))
 
     def reset(self, wire: Wire) -> None:
-        ticket = wire.core.reset(np.array([self.handle]))
+        ticket = wire.reset(np.array([self.handle]))
         if self.closes:
             self.late.append(ticket)
         else:
-            self.done.append(ticket)
+            self.done.append((None, ticket))
 
     def close(self, wire: Wire, *, delete: bool) -> None:
         self.closes.append((wire.core.close(np.array([self.handle]), delete=delete), delete))
@@ -74,14 +74,12 @@ class Holder:
         """Everybody has an answer, and it is the right one."""
         state, position = np.zeros(FEATURES, np.float32), 0
         for one in self.done:
-            if isinstance(one, OpenTicket):
-                assert one.done
-                assert not one.errors
-                state, position = np.zeros(FEATURES, np.float32), 0
-                continue
             x, ticket = one
             assert ticket.done
             assert ticket.error is None
+            if x is None:
+                state, position = np.zeros(FEATURES, np.float32), position + 1
+                continue
             got = ticket.value["y"][0] if isinstance(ticket, PoolTicket) else ticket.value
             assert got.tolist() == (state + np.cumsum(x, axis=0)).tolist()
             state, position = got[-1], position + len(x)
@@ -182,7 +180,7 @@ def test_a_client_that_is_closed_answers_everybody(seed: int) -> None:
             elif action < 0.35:
                 tickets.append(wire.pool(handles, np.ones((3, 1, FEATURES)), 1))
             elif action < 0.45:
-                ask = rng.choice([wire.core.reset, wire.core.flush, wire.core.settle])
+                ask = rng.choice([wire.reset, wire.core.flush, wire.core.settle])
                 tickets.append(ask(one))
             elif action < 0.5:
                 tickets.append(wire.core.close(one, delete=rng.random() < 0.5))
@@ -362,15 +360,15 @@ async def test_a_close_that_is_cancelled_happens_all_the_same(fake: Fake) -> Non
 def test_a_second_close_does_not_wait_for_who_has_the_handle_next(wire: Wire) -> None:
     """Of two sessions one is closed at once, the other behind a reset: the second close of both is over with them."""
     first, second = wire.open("a", "b").tolist()
-    reset = wire.core.reset(np.array([first]))
+    reset = wire.reset(np.array([first]))
     closes = [wire.core.close(np.array(some), delete=False) for some in ([first], [second], [first, second])]
     wire.send()
-    (opened,) = [request for request in wire.requests if request.HasField("open")]
-    wire.requests.remove(opened)
+    (mark,) = [request for request in wire.requests if request.HasField("chunk")]
+    wire.requests.remove(mark)
     wire.run()
     assert closes[1].done
     assert wire.open("c").tolist() == [second]
-    wire.requests.append(opened)
+    wire.requests.append(mark)
     wire.run()
     assert reset.done
     assert all(close.done for close in closes)

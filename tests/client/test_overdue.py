@@ -13,7 +13,7 @@ from statestream.core import Group
 from statestream.v1 import inference_pb2 as pb
 from tests.client.fake_server import Fake
 from tests.client.twins import Connect, Twin
-from tests.client.wire import Wire, make_core, notice
+from tests.client.wire import Wire, error_of, make_core, notice
 from tests.client.world import MODEL, ones
 
 Unheard = Callable[[pb.StreamRequest], bool]
@@ -209,29 +209,29 @@ def test_a_reset_behind_a_step_that_is_never_answered_is_told_and_nothing_is_mix
     step = wire.step(handle, 5 * ones(1))
     lost = run(wire, about(handle, "chunk"))
     assert step.error is not None
-    reset, behind = wire.core.reset(np.array([handle])), wire.step(handle, ones(1))
+    reset, behind = wire.reset(np.array([handle])), wire.step(handle, ones(1))
     run(wire, lambda _: False)
-    assert isinstance(reset.errors[0], errors.ServerUnavailable)
+    assert isinstance(error_of(reset), errors.ServerUnavailable)
     assert isinstance(behind.error, errors.ServerUnavailable)
     answer(wire, lost)
-    again = wire.core.reset(np.array([handle]))
+    again = wire.reset(np.array([handle]))
     fresh = wire.step(handle, ones(1))
     wire.run()
-    assert not again.errors
+    assert error_of(again) is None
     assert fresh.value[0, 0] == 1
 
 
 def test_a_reset_that_is_never_answered_is_told_and_a_late_answer_changes_nothing(wire: Wire) -> None:
     (handle,) = wire.open("a")
-    reset, behind = wire.core.reset(np.array([handle])), wire.step(handle, ones(1))
-    lost = run(wire, lambda request: request.WhichOneof("request") == "open")
+    reset, behind = wire.reset(np.array([handle])), wire.step(handle, ones(1))
+    lost = run(wire, about(handle, "chunk"))
     assert isinstance(reset.error, errors.ServerUnavailable)
     assert isinstance(behind.error, errors.ServerUnavailable)
     answer(wire, lost)
     assert wire.step(handle, ones(1)).error is not None
-    again = wire.core.reset(np.array([handle]))
+    again = wire.reset(np.array([handle]))
     wire.run()
-    assert not again.errors
+    assert error_of(again) is None
     step = wire.step(handle, ones(1))
     wire.run()
     assert step.value[0, 0] == 1
@@ -258,7 +258,7 @@ async def test_calls_that_the_server_never_answers_end_and_the_client_stays_usab
     client = await connect(retry_timeout=0.5)
     session = await twin.call(client.session, "sum", "a")
     pool = await twin.call(client.sessions, "sum", 3)
-    kinds = {"step": "chunk", "session": "open", "flush": "flush", "close": "close", "reset": "open", "pool": "chunk"}
+    kinds = {"step": "chunk", "session": "open", "flush": "flush", "close": "close", "reset": "chunk", "pool": "chunk"}
     fake.unheard = lambda request: request.WhichOneof("request") == kinds[what]
     calls: dict[str, tuple[object, ...]] = {
         "step": (session.step, ones()),

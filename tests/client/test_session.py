@@ -172,7 +172,7 @@ async def test_flush_and_reset(connect: Connect, twin: Twin) -> None:
     assert session.durable_position == 0
     assert await twin.call(session.flush) == 5
     await twin.call(session.reset)
-    assert session.position == 0
+    assert (session.position, session.origin) == (6, 6)
     assert (await twin.call(session.step, ones()))[0] == 1
 
 

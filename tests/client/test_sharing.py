@@ -14,7 +14,7 @@ from statestream.core import Group, OpenTicket, StreamCore
 from statestream.v1 import inference_pb2 as pb
 from tests.client.fake_server import Fake
 from tests.client.twins import Connect, Twin
-from tests.client.wire import Wire
+from tests.client.wire import Wire, error_of
 from tests.client.world import FEATURES, MODEL, World, ones
 
 EITHER, CREATE, RESUME = pb.OPEN_MODE_EITHER, pb.OPEN_MODE_CREATE, pb.OPEN_MODE_RESUME
@@ -85,8 +85,8 @@ def test_a_delete_ends_it_for_all_and_the_others_hear_why(wire: Wire) -> None:
         assert "deleted by another caller" in late.error.message
     flush = wire.core.flush(third.handles)
     assert isinstance(flush.errors[handle], errors.Closed)
-    reset = wire.core.reset(third.handles)
-    assert isinstance(reset.errors[0], errors.Closed)
+    reset = wire.reset(third.handles)
+    assert isinstance(error_of(reset), errors.Closed)
     # The next session of that id is another one, and has another handle.
     assert reopened.created[0]
     assert reopened.handles[0] != handle
@@ -165,10 +165,10 @@ def test_a_session_that_failed_is_opened_anew_beside_whoever_still_has_it() -> N
     (new,) = wire.open("a")
     assert new != old
     step = wire.step(new, ones(1))
-    reset = wire.core.reset(np.array([old]))
+    reset = wire.reset(np.array([old]))
     wire.run()
     assert step.error is None
-    assert isinstance(reset.errors[0], errors.SessionMoved)
+    assert isinstance(error_of(reset), errors.SessionMoved)
     assert wire.core.close(np.array([old]), delete=False).errors == {}
     wire.run()
     assert left(wire) == [new]

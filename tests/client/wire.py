@@ -11,6 +11,9 @@ from statestream.v1.tensor_pb2 import RowError
 from tests.client.world import FEATURES, MODEL, Stream, World
 
 LANE = Lane(MODEL, 1, ("x",), ("float32",), ((FEATURES,),), 4 * FEATURES)
+CURSOR_LANE = LANE.with_cursors()
+RESET_LANE = Lane(MODEL, 1, (), (), (), 0, mark=pb.MARK_RESET)
+MARK_LANE = Lane(MODEL, 1, (), (), (), 0, mark=pb.MARK_CURSOR, cursors=True)
 
 
 def make_core(**kwargs: object) -> StreamCore:
@@ -88,9 +91,24 @@ class Wire:
             raise next(iter(ticket.errors.values()))
         return ticket.handles
 
-    def step(self, handle: int, x: np.ndarray) -> StepTicket:
+    def step(self, handle: int, x: np.ndarray, cursor: bytes = b"") -> StepTicket:
         x = np.asarray(x, np.float32).reshape(-1, FEATURES)
-        ticket = StepTicket(LANE, int(handle), (x.tobytes(),), len(x), single=False)
+        lane = CURSOR_LANE if cursor else LANE
+        ticket = StepTicket(lane, int(handle), (x.tobytes(),), len(x), single=False, cursor=cursor)
+        self.core.step(ticket)
+        return ticket
+
+    def reset(self, handles: np.ndarray) -> StepTicket | PoolTicket:
+        """Resets one session, or several as a pool does."""
+        if len(handles) == 1:
+            ticket: StepTicket | PoolTicket = StepTicket(RESET_LANE, int(handles[0]), (), 1, single=True)
+        else:
+            ticket = PoolTicket(RESET_LANE, handles, (), 1, 1)
+        self.core.step(ticket)
+        return ticket
+
+    def mark(self, handle: int, cursor: bytes) -> StepTicket:
+        ticket = StepTicket(MARK_LANE, int(handle), (), 1, single=True, cursor=cursor)
         self.core.step(ticket)
         return ticket
 
@@ -103,3 +121,9 @@ class Wire:
 def notice(handle: int, error: errors.StatestreamError) -> pb.StreamResponse:
     row = RowError(handle=handle, status=errors.to_status(error))
     return pb.StreamResponse(notice=pb.NoticeFrame(errors=[row]))
+
+
+def error_of(ticket: StepTicket | PoolTicket) -> errors.StatestreamError | None:
+    """What became of a step or a mark, of one of its rows at least."""
+    assert ticket.done
+    return ticket.error or (next(iter(ticket.errors.values()), None) if isinstance(ticket, PoolTicket) else None)

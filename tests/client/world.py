@@ -52,6 +52,8 @@ class Row:
     replies: dict[int, Reply] = field(default_factory=dict)
     version: int = 1
     """Version 1 adds its inputs up, version 2 ten times as much, …; version 9 keeps another state."""
+    origin: int = 0
+    cursor: bytes = b""
 
     def copy(self) -> Row:
         return replace(self, state=self.state.copy(), replies=dict(self.replies))
@@ -147,10 +149,10 @@ class World:
             raise errors.SessionNotFound(f"no session {session_id!r}")
         self.tombstones[session_id] = (row.epoch, row.incarnation)
 
-    def apply(self, session_id: str, start: int, x: Array) -> Reply:
-        """Applies one chunk, or answers for the one applied before."""
+    def apply(self, session_id: str, start: int, x: Array, kind: int = 0, cursor: bytes = b"") -> Reply:
+        """Applies one chunk, or mark, or answers for the one applied before."""
         row = self.rows[session_id]
-        digest = hashlib.sha256(x.tobytes()).digest()
+        digest = hashlib.sha256(x.tobytes() + bytes([kind]) + cursor).digest()
         known = row.replies.get(start)
         if known is not None:
             if known.digest != digest:
@@ -170,8 +172,11 @@ class World:
         y = (row.state + np.cumsum(factor * x, axis=0, dtype=np.float32)).astype(np.float32)
         if not np.isfinite(y).all():
             raise errors.NonFiniteState("the state would not be finite")
-        row.state = y[-1].copy()
-        row.position = start + len(x)
+        row.state = y[-1].copy() if len(x) else row.state
+        row.position = start + max(1, len(x))
+        row.cursor = cursor or row.cursor
+        if kind == pb.MARK_RESET:
+            row.state, row.origin = np.zeros(FEATURES, np.float32), row.position
         reply = row.replies[start] = Reply(row.position, digest, y)
         if self.durability == pb.DURABILITY_MODE_SYNC:
             self.save([session_id])
@@ -270,6 +275,8 @@ class Stream:
                 ),
                 created=np.array(created, np.uint8).tobytes(),
                 durability=self.world.durability,
+                origins=positions_column(np.array([row.origin for row in rows], np.int64)),
+                cursors=[row.cursor for row in rows],
                 errors=refused,
             )
         )
@@ -294,17 +301,22 @@ class Stream:
         assert len(set(handles)) == len(handles)
         positions = read_positions(frame.positions, len(handles)).tolist()
         acked = read_positions(frame.acked_positions, len(handles)).tolist()
-        lengths = [frame.steps] * len(handles) if frame.steps else read_handles(frame.lengths).tolist()
-        assert sum(lengths) == frame.inputs[0].shape[0]
-        x = from_tensor(frame.inputs[0])
+        kinds = list(frame.marks) or [0] * len(handles)
+        cursors = list(frame.cursors) or [b""] * len(handles)
+        assert len(kinds) == len(cursors) == len(handles)
+        lengths = read_handles(frame.lengths).tolist() if frame.lengths else [frame.steps] * len(handles)
+        assert [not length for length in lengths] == [kind > 0 for kind in kinds]
+        x = from_tensor(frame.inputs[0]) if frame.inputs else np.zeros((0, FEATURES), np.float32)
+        assert sum(lengths) == len(x)
         done, refused, at = [], [], 0
-        for handle, position, length, ack in zip(handles, positions, lengths, acked, strict=True):
+        columns = zip(handles, positions, lengths, acked, kinds, cursors, strict=True)
+        for handle, position, length, ack, kind, cursor in columns:
             chunk = x[at : at + length]
             at += length
             try:
                 session_id = self._session(handle)
                 self._ack(session_id, ack)
-                done.append((handle, position, self.world.apply(session_id, position, chunk), session_id))
+                done.append((handle, position, self.world.apply(session_id, position, chunk, kind, cursor), session_id))
             except StatestreamError as error:
                 refused.append(RowError(handle=handle, position=position, status=to_status(error)))
         return pb.StreamResponse(result=_result(self.world, done, refused))
@@ -351,7 +363,7 @@ def _result(world: World, done: list[tuple[int, int, Reply, str]], refused: list
         durable_positions=positions_column(np.array([world.durable(i) for _, _, _, i in done], np.int64)),
         errors=refused,
     )
-    if done:
+    if done and lengths.any():
         frame.outputs.append(to_tensor("y", np.concatenate([reply.outputs for _, _, reply, _ in done])))
         if (lengths == lengths[0]).all():
             frame.steps = int(lengths[0])

@@ -234,3 +234,50 @@ async def test_replies_survive_the_crash_of_server_and_caller(tmp_path: Path) ->
             (answer,) = await speaker.answers(1)
             assert (answer.handle, answer.position) == (5, 2)
             assert answer.outputs["y"].ravel().tolist() == [6]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_marks_and_cursors_survive_sigkill(tmp_path: Path, seed: int) -> None:
+    """Steps, resets and cursors over kills: outputs are sums since the last reset, the cursor is the last one."""
+    folder, rng = models.write(tmp_path / "models", "counter"), random.Random(seed)
+    options = ("--store", f"sqlite:{tmp_path / 's.db'}", "--checkpoint-interval", "0.05")
+    with process(folder, *options) as server:
+        with (
+            statestream.connect(server.address, retry_timeout=60) as client,
+            client.session("counter", id="a") as session,
+            client.sessions("counter", ids=["b", "c"]) as pool,
+        ):
+            total, sums, cursor, marks = 0.0, np.zeros(2, np.float32), None, 0
+            for turn in range(60):
+                if turn in (20, 40):
+                    server.kill()
+                    server.start()
+                action = rng.random()
+                if action < 0.25:
+                    session.reset()
+                    pool.reset(rows=[1], cursors=[b"reset %d" % turn])
+                    total, sums[1], marks = 0.0, 0.0, marks + 1
+                elif action < 0.4:
+                    cursor = b"mark %d" % turn
+                    session.mark(cursor)
+                    marks += 1
+                else:
+                    cursor = b"step %d" % turn if rng.random() < 0.5 else cursor
+                    total += turn
+                    y = session.step([turn], cursor=cursor)
+                    assert y.tolist() == [total]
+                    sums += 1
+                    assert pool.step(np.ones((2, 1), np.float32)).ravel().tolist() == sums.tolist()
+                assert session.cursor == cursor
+            position, origin = session.position, session.origin
+            assert marks > 10
+        server.kill()
+        server.start()
+        with statestream.connect(server.address) as client, client.session("counter", id="a") as session:
+            assert (session.position, session.origin, session.cursor) == (position, origin, cursor)
+            assert session.step([1]).tolist() == [total + 1]
+            found = client.list_sessions("counter")
+            assert {one.id: one.origin for one in found}["a"] == origin
+            assert session.fork("fork").cursor == cursor
+            with client.restore(session.snapshot(), model="counter", id="copy") as copy:
+                assert (copy.origin, copy.cursor) == (origin, cursor)

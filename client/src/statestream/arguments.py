@@ -6,7 +6,7 @@ A wrong type is a TypeError, a wrong value a ValueError; both say what came and 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -135,6 +135,43 @@ def wanted_version(version: object, upgrade: object) -> tuple[int | None, bool]:
     if upgrade is True:
         return None, True
     return check_whole("upgrade", upgrade, most=MOST_VERSIONS, hint=", or True for the newest version"), True
+
+
+MAX_CURSOR_BYTES = 256
+"""The longest cursor that servers take."""
+
+
+def check_cursor(cursor: object) -> bytes:
+    """A cursor, b"" for none.
+
+    Raises:
+        TypeError: It is not bytes.
+        ValueError: It is too long.
+    """
+    if cursor is None:
+        return b""
+    if not isinstance(cursor, bytes):
+        raise TypeError(f"cursor is {came(cursor)}; expected bytes")
+    if len(cursor) > MAX_CURSOR_BYTES:
+        raise ValueError(f"cursor has {len(cursor)} bytes; expected at most {MAX_CURSOR_BYTES}")
+    return cursor
+
+
+def check_cursors(cursors: object, count: int) -> list[bytes]:
+    """The cursors of a pool's rows, None or b"" for none; no items where none has one.
+
+    Raises:
+        TypeError: One is not bytes.
+        ValueError: One is too long, or there are not as many as rows.
+    """
+    if cursors is None:
+        return []
+    if isinstance(cursors, bytes | str) or not isinstance(cursors, Sequence):
+        raise TypeError(f"cursors is {came(cursors)}; expected a list with bytes, or None, for each row")
+    if len(cursors) != count:
+        raise ValueError(f"cursors has {len(cursors)} entries; expected {count}, one for each row")
+    found = [check_cursor(cursor) for cursor in cursors]
+    return found if any(found) else []
 
 
 def check_id(id: object) -> str:

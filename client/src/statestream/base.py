@@ -11,13 +11,14 @@ from typing import Any, Generic
 
 import numpy as np
 
-from statestream.arguments import session_ids
+from statestream.arguments import check_cursors, session_ids
 from statestream.contract.errors import Closed
 from statestream.contract.tensors import Ints, Mask
 from statestream.core import Feed, PoolTicket, value_of
 from statestream.layout import Input
 from statestream.parts import Division, Opened, Openings, Share, gathered
 from statestream.shards import Doer, L
+from statestream.v1.inference_pb2 import MARK_CURSOR
 
 LOOKAHEAD = 32
 """How many items a session's `stream` sends before it waits for the first output."""
@@ -34,11 +35,13 @@ class PoolStep:
         x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs.
         rows: [N] which sessions (indices, or a mask over all); all of them where left out.
         lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
+        cursors: [N] where the caller is behind the steps of each row, at most 256 bytes each; None for rows without.
     """
 
     x: Input
     rows: Sequence[int] | Ints | Mask | None = None
     lengths: Sequence[int] | Ints | None = None
+    cursors: Sequence[bytes | None] | None = None
 
 
 class SessionBase:
@@ -67,7 +70,7 @@ class SessionBase:
         self._openings: Openings[Any] = opened.openings
         self._handle = int(ticket.handles[0])
         self._replies = [(position, value_of(outputs)) for position, outputs in ticket.replies.get(0, ())]
-        self._last: tuple[int, int] | None = None
+        self._last: tuple[int, int, int, bytes] | None = None
         self._ending: object = None
         # Threads submit under it: behind a close, what the core is told could be about the handle's next session.
         self._turn = threading.Lock()
@@ -89,8 +92,23 @@ class SessionBase:
 
     @property
     def position(self) -> int:
-        """The steps applied whose outputs this client has."""
+        """The steps and marks applied whose answers this client has."""
         return self._last[0] if self._last is not None else int(self._core.table.answered[self._handle])
+
+    @property
+    def origin(self) -> int:
+        """The position behind the last reset, where the present history began; 0 where there was none."""
+        return self._last[2] if self._last is not None else int(self._core.table.origin[self._handle])
+
+    @property
+    def cursor(self) -> bytes | None:
+        """The cursor of the last chunk, or mark, whose answer this client has; None where none ever came.
+
+        Of a session that was resumed it is the one that the server had: where to read on.
+        """
+        if self._last is not None:
+            return self._last[3] or None
+        return self._core.table.cursors.get(self._handle)
 
     @property
     def durable_position(self) -> int:
@@ -126,7 +144,7 @@ class SessionBase:
         with self._turn:
             if self._last is None:
                 handles = np.array([self._handle])
-                self._last = (self.position, self.durable_position)
+                self._last = self._where()
                 with contextlib.suppress(Closed):
                     self._doer.do(partial(self._core.close, handles, delete=delete))
 
@@ -135,8 +153,11 @@ class SessionBase:
         with self._turn:
             handles = self._live()
             self._ending = by
-            self._last = (self.position, self.durable_position)
+            self._last = self._where()
         return handles
+
+    def _where(self) -> tuple[int, int, int, bytes]:
+        return self.position, self.durable_position, self.origin, self.cursor or b""
 
     def _live(self) -> Ints:
         if self._last is not None:
@@ -172,7 +193,7 @@ class PoolBase(Generic[L]):
             row: [(position, value_of(outputs)) for position, outputs in replies]
             for row, replies in sorted(ticket.replies.items())
         }
-        self._last: tuple[Ints, Ints] | None = None
+        self._last: tuple[Ints, Ints, Ints, list[bytes | None]] | None = None
         self._ending: object = None
         self._turn = threading.Lock()
         self.model = layout.model.name
@@ -193,10 +214,29 @@ class PoolBase(Generic[L]):
 
     @property
     def positions(self) -> Ints:
-        """[N] the steps applied whose outputs this client has."""
+        """[N] the steps and marks applied whose answers this client has."""
         if self._last is not None:
             return self._last[0]
         return gathered(self._parts, lambda part: part.link.core.table.answered[part.handles])
+
+    @property
+    def origins(self) -> Ints:
+        """[N] the positions behind the last resets, 0 where there was none."""
+        if self._last is not None:
+            return self._last[2]
+        return gathered(self._parts, lambda part: part.link.core.table.origin[part.handles])
+
+    @property
+    def cursors(self) -> list[bytes | None]:
+        """[N] what `Session.cursor` is of each session."""
+        if self._last is not None:
+            return self._last[3]
+        found: list[bytes | None] = [None] * len(self.ids)
+        for part in self._parts:
+            cursors = part.link.core.table.cursors
+            for row, handle in zip(part.rows.tolist(), part.handles.tolist(), strict=True):
+                found[row] = cursors.get(handle)
+        return found
 
     @property
     def durable_positions(self) -> Ints:
@@ -223,10 +263,23 @@ class PoolBase(Generic[L]):
         with self._turn:
             self._live()
             self._ending = by
-            self._last = (self.positions, self.durable_positions)
+            self._last = (self.positions, self.durable_positions, self.origins, self.cursors)
 
     def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
-        return self._layout.pool(self._live(step.rows), step.x, step.lengths, feed)
+        handles = self._live(step.rows)
+        return self._layout.pool(handles, step.x, step.lengths, feed, check_cursors(step.cursors, len(handles)))
+
+    def _mark(
+        self,
+        kind: int,
+        rows: Sequence[int] | Ints | Mask | None,
+        cursors: Sequence[bytes | None] | None,
+    ) -> PoolTicket:
+        handles = self._live(rows)
+        said = check_cursors(cursors, len(handles))
+        if kind == MARK_CURSOR and not (said and all(said)):
+            raise ValueError("a mark has no cursor; expected one for each row that is named")
+        return self._layout.pool_mark(handles, kind, said)
 
     def _id_of(self, ticket: PoolTicket, row: int) -> str:
         """The id of a row of a step."""

@@ -42,6 +42,7 @@ class Layout:
         self._answer_bytes = sum(
             math.prod(shape) * dtype.itemsize for shape, dtype in answers if min(shape, default=0) >= 0
         )
+        self._odd: dict[Lane | int, Lane] = {}
         self._lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
         fixed = all(size >= 0 for shape in self.shapes for size in shape)
         self._lane = self.lane(self.shapes) if fixed else None
@@ -60,32 +61,62 @@ class Layout:
             self._lanes[shapes] = lane
         return lane
 
-    def chunk(self, handle: int, x: Input, max_steps: int, max_answer: int = ANSWER_BYTES) -> StepTicket | PartsTicket:
+    def odd(self, like: Lane | int) -> Lane:
+        """The lane of chunks like those of another, but with cursors; or of marks of a kind, which may have some."""
+        lane = self._odd.get(like)
+        if lane is None:
+            if isinstance(like, Lane):
+                lane = like.with_cursors()
+            else:
+                lane = Lane(self.model.name, self.model.version, (), (), (), 0, mark=like, cursors=True)
+            self._odd[like] = lane
+        return lane
+
+    def mark(self, handle: int, kind: int, cursor: bytes = b"") -> StepTicket:
+        """A mark of a session; `cursor` is checked already."""
+        return StepTicket(self.odd(kind), handle, (), 1, single=True, cursor=cursor)
+
+    def pool_mark(self, handles: Ints, kind: int, cursors: Sequence[bytes]) -> PoolTicket:
+        """Marks of a pool's sessions; `cursors` [N] are checked already."""
+        return PoolTicket(self.odd(kind), handles, (), 1, 1, cursors=cursors or [b""] * len(handles))
+
+    def chunk(
+        self, handle: int, x: Input, max_steps: int, max_answer: int = ANSWER_BYTES, cursor: bytes = b""
+    ) -> StepTicket | PartsTicket:
         """The chunk of `x`: one step of shape [F…], or T ≥ 1 steps of shape [T, F…]. The data is copied.
 
         Several chunks where it has more than `max_steps` steps, or inputs or outputs of many bytes: the latter about
-        `max_answer`.
+        `max_answer`. The last of them has the cursor.
 
         Raises:
             BadTensor: Names the input, what came, and what was expected.
         """
         plain = self._plain
-        if plain is not None and type(x) is np.ndarray and x.shape == plain[1] and x.dtype == plain[2]:
+        if plain is not None and type(x) is np.ndarray and x.shape == plain[1] and x.dtype == plain[2] and not cursor:
             return StepTicket(plain[0], handle, (x.tobytes(),), 1, single=True)
         arrays, steps, single = self._read(x)
         lane = self._lane or self.lane(self._shapes(arrays, 0 if single else 1))
         most = min(max_steps, max(1, CHUNK_BYTES // max(1, lane.step_bytes)), lane.answer_steps(max_answer))
         if steps <= most:
-            return StepTicket(lane, handle, tuple(array.tobytes() for array in arrays), steps, single)
+            lane = self.odd(lane) if cursor else lane
+            return StepTicket(lane, handle, tuple(array.tobytes() for array in arrays), steps, single, cursor)
         parts = []
         for low in range(0, steps, most):
             high = min(low + most, steps)
             part = tuple(array[low:high].tobytes() for array in arrays)
-            parts.append(StepTicket(lane, handle, part, high - low, single=False))
+            said = cursor if high == steps else b""
+            parts.append(
+                StepTicket(self.odd(lane) if said else lane, handle, part, high - low, single=False, cursor=said)
+            )
         return PartsTicket(parts)
 
     def pool(
-        self, handles: Ints, x: Input, lengths: Sequence[int] | Ints | None, feed: Feed | None = None
+        self,
+        handles: Ints,
+        x: Input,
+        lengths: Sequence[int] | Ints | None,
+        feed: Feed | None = None,
+        cursors: Sequence[bytes] = (),
     ) -> tuple[PoolTicket, bool]:
         """The chunks of a pool: [N, F…] for a step each, [N, T, F…] for T; and whether it was a step each.
 
@@ -122,7 +153,7 @@ class Layout:
         if lengths is not None:
             sizes = _lengths(lengths, count, steps)
         inputs = tuple([array.tobytes() for array in arrays])
-        return PoolTicket(lane, handles, inputs, sizes, steps, feed), single
+        return PoolTicket(self.odd(lane) if cursors else lane, handles, inputs, sizes, steps, feed, cursors), single
 
     def pool_outputs(self, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
         """A pool's outputs as the caller wants them; zeros where no row has any, for sizes that are free none."""

@@ -236,7 +236,8 @@ class Division(Generic[L]):
             inputs = tuple(np.frombuffer(data, np.uint8).reshape(count, -1)[rows].tobytes() for data in ticket.inputs)
             lengths = ticket.lengths if isinstance(ticket.lengths, int) else ticket.lengths[rows]
             feed = ticket.feed.part(owner) if ticket.feed is not None else None
-            part = PoolTicket(ticket.lane, handles[rows], inputs, lengths, ticket.steps, feed)
+            cursors = [ticket.cursors[row] for row in rows.tolist()] if ticket.cursors else ()
+            part = PoolTicket(ticket.lane, handles[rows], inputs, lengths, ticket.steps, feed, cursors)
             shares.append(Share(self._links[owner], rows, part))
         return shares
 

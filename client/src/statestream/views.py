@@ -44,6 +44,8 @@ class SessionInfo:
     residence: str
     ephemeral: bool
     last_used: datetime | None
+    origin: int = 0
+    cursor: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ def read_session(message: session_pb2.Session) -> SessionInfo:
         residence=_word(session_pb2.Residence.Name(message.residence), "RESIDENCE_"),
         ephemeral=message.ephemeral,
         last_used=used.ToDatetime(tzinfo=UTC) if used.seconds or used.nanos else None,
+        origin=message.origin,
+        cursor=message.cursor,
     )
 
 

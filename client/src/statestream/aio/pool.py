@@ -15,9 +15,10 @@ from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.contract.errors import StatestreamError
 from statestream.contract.tensors import Ints, Mask
-from statestream.core import ControlTicket, Feed
+from statestream.core import ControlTicket, Feed, PoolTicket
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
+from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,7 +53,12 @@ class Pool(PoolBase[Link]):
             await self.close()
 
     async def step(
-        self, x: Input, rows: Sequence[int] | Ints | Mask | None = None, lengths: Sequence[int] | Ints | None = None
+        self,
+        x: Input,
+        rows: Sequence[int] | Ints | Mask | None = None,
+        lengths: Sequence[int] | Ints | None = None,
+        *,
+        cursors: Sequence[bytes | None] | None = None,
     ) -> Any:
         """Applies a step, or several, to every row at once.
 
@@ -60,6 +66,7 @@ class Pool(PoolBase[Link]):
             x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs.
             rows: [N] which sessions (indices, or a mask over all); all of them where left out.
             lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
+            cursors: [N] where the caller is behind the steps of each row, see `Session.step`; None for rows without.
 
         Returns:
             Y: [N, O] or [N, T, O]; zeros past a row's length. A dict by name for several outputs.
@@ -68,7 +75,7 @@ class Pool(PoolBase[Link]):
             BadTensor: Wrong name, dtype or shape; nothing was sent.
             PoolError: Some rows failed: `errors` by row. The others were applied; `outputs` has theirs.
         """
-        return await self._begin(PoolStep(x, rows, lengths)).answer()
+        return await self._begin(PoolStep(x, rows, lengths, cursors)).answer()
 
     def stream(
         self,
@@ -107,6 +114,35 @@ class Pool(PoolBase[Link]):
 
         return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD, live=(AsyncIterable,)))
 
+    async def reset(
+        self,
+        rows: Sequence[int] | Ints | Mask | None = None,
+        *,
+        cursors: Sequence[bytes | None] | None = None,
+    ) -> None:
+        """Starts sessions anew, each in its turn: see `Session.reset`.
+
+        Args:
+            rows: Which sessions (indices, or a mask over all); all of them where left out.
+            cursors: As for `step`.
+
+        Raises:
+            PoolError: Some rows failed: `errors` by row. The others were reset.
+        """
+        await self._under_way(self._mark(MARK_RESET, rows, cursors), single=True).answer()
+
+    async def mark(self, cursors: Sequence[bytes], rows: Sequence[int] | Ints | Mask | None = None) -> None:
+        """Keeps cursors without steps: see `Session.mark`.
+
+        Args:
+            cursors: [N] one for each of the sessions.
+            rows: Which sessions (indices, or a mask over all); all of them where left out.
+
+        Raises:
+            PoolError: Some rows failed: `errors` by row.
+        """
+        await self._under_way(self._mark(MARK_CURSOR, rows, cursors), single=True).answer()
+
     async def flush(self) -> Ints:
         """Makes all steps so far durable; returns the durable positions, [N].
 
@@ -134,6 +170,9 @@ class Pool(PoolBase[Link]):
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)
+        return self._under_way(ticket, single, return_errors)
+
+    def _under_way(self, ticket: PoolTicket, single: bool, return_errors: bool = False) -> PoolStepping:
         return PoolStepping(
             self._layout, ticket, single, self._shares(ticket), return_errors, partial(self._id_of, ticket)
         )

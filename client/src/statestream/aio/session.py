@@ -11,12 +11,11 @@ from statestream import unary
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
-from statestream.arguments import check_id, check_items, check_whole, lookahead
+from statestream.arguments import check_cursor, check_id, check_items, check_whole, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
 from statestream.calls import (
     check_control,
     check_done,
-    check_opened,
     forecast_request,
     forecast_rows,
 )
@@ -26,6 +25,7 @@ from statestream.layout import Input
 from statestream.parts import Opened
 from statestream.unary import UnaryCall
 from statestream.v1 import inference_pb2_grpc
+from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -68,7 +68,7 @@ class Session(SessionBase):
         if not self.closed:
             await self.close()
 
-    async def step(self, x: Input) -> Any:
+    async def step(self, x: Input, *, cursor: bytes | None = None) -> Any:
         """Applies one step, or several, and returns their outputs.
 
         A connection that breaks, or a server that restarts, is not seen here: the chunk is sent again
@@ -79,6 +79,8 @@ class Session(SessionBase):
             x: One step of the model's input shape [F], or T steps [T, F]; a dict by name where the
                 model has several inputs. Numbers are converted to the model's dtype, float64 to
                 float32 too. More steps than the server takes at once are cut and joined again.
+            cursor: Where the caller is behind these steps in what it reads, in its own words: at most 256 bytes, kept
+                with the session and there again as `cursor` when it is resumed. Without one the last stays.
 
         Returns:
             y: [O] or [T, O]; a dict by name where the model has several outputs.
@@ -90,7 +92,7 @@ class Session(SessionBase):
             StateLost: The server lost steps that this client cannot replay.
             ServerUnavailable: No server for `retry_timeout`; compare `position` before sending again.
         """
-        ticket, done = self._send(x)
+        ticket, done = self._send(x, cursor=check_cursor(cursor) if cursor is not None else b"")
         try:
             await done
         except asyncio.CancelledError:
@@ -132,21 +134,39 @@ class Session(SessionBase):
         check_control((await self._link.perform(lambda: self._core.flush(handles))).errors)
         return self.durable_position
 
-    async def reset(self) -> None:
-        """Starts anew at position 0, with the state's start values.
+    async def reset(self, cursor: bytes | None = None) -> None:
+        """Starts anew from the state's start values; position and cursor go on, `origin` tells where it began.
 
-        It takes its turn among the calls for this session: steps sent before it are answered first, steps sent while
-        it runs are applied after it, from position 0 on. Where it is refused, those fail with the same error. A session
-        that has failed is usable again.
+        It takes its turn among the steps of this session, and takes one position as if it were one: what is behind it
+        does not wait for its answer, and is refused with it. A session that has failed is opened again as it is on the
+        server first, and is usable again.
 
-        When cancelled before the steps ahead of it are answered, it is dropped; later it happens all the same.
+        When cancelled, it is dropped where it is not on its way yet and has nothing behind it.
+
+        Args:
+            cursor: As for `step`.
 
         Raises:
             StatestreamError: It was refused; `reset` may be called again.
             ServerUnavailable: No server for `retry_timeout`; it may or may not have happened.
         """
-        handles = self._live()
-        check_opened(await self._link.perform(lambda: self._core.reset(handles)))
+        await self._mark(MARK_RESET, check_cursor(cursor))
+
+    async def mark(self, cursor: bytes) -> None:
+        """Keeps a cursor without a step: for what was read and is no input, say. It takes one position, as a step does.
+
+        Args:
+            cursor: As for `step`.
+        """
+        if not check_cursor(cursor):
+            raise ValueError("cursor is empty; expected 1 to 256 bytes")
+        await self._mark(MARK_CURSOR, cursor)
+
+    async def _mark(self, kind: int, cursor: bytes) -> None:
+        self._live()
+        ticket = self._layout.mark(self._handle, kind, cursor)
+        await self._link.finish(ticket, self._link.begin(ticket))
+        check_done(self._layout, ticket, self.id)
 
     def forecast(self, h: int) -> AsyncIterator[Any]:
         """Forecasts h steps on a copy; the session itself does not move.
@@ -216,10 +236,10 @@ class Session(SessionBase):
         if not self.closed and not self._link.copied:
             await self._close(delete=False)
 
-    def _send(self, x: Input, before: Ticket | None = None) -> tuple[Ticket, asyncio.Future[None]]:
+    def _send(self, x: Input, before: Ticket | None = None, cursor: bytes = b"") -> tuple[Ticket, asyncio.Future[None]]:
         if self._last is not None:
             self._live()
-        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer)
+        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer, cursor)
         return ticket, self._link.begin(ticket, before)
 
     async def _owned(self, call: UnaryCall[T]) -> T:

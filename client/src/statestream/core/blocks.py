@@ -43,10 +43,12 @@ class Block:
         fresh: Of single steps, how many sessions had nothing else in flight when it left.
         weight: Its bytes, as far as they count against those in flight.
         durable_at: When it was found to be durable.
+        cursors: [N] those that go with the chunks, b"" for none; None where none has one.
     """
 
     __slots__ = (
         "at",
+        "cursors",
         "dead",
         "durable_at",
         "ends",
@@ -68,16 +70,32 @@ class Block:
     )
 
     def __init__(
-        self, lane: Lane, handles: Ints, starts: Ints, lengths: Ints | int, inputs: tuple[bytes, ...], sink: Sink
+        self,
+        lane: Lane,
+        handles: Ints,
+        starts: Ints,
+        lengths: Ints | int,
+        inputs: tuple[bytes, ...],
+        sink: Sink,
+        cursors: list[bytes] | None = None,
     ) -> None:
         self.handles = handles
         self.at: slice | Ints = span(handles)
         self.starts = starts
         self.ends: Ints = starts + lengths
-        self._begin(lane, len(handles), lengths, inputs, sink)
+        self._begin(lane, len(handles), lengths, inputs, sink, cursors)
 
-    def _begin(self, lane: Lane, count: int, lengths: Ints | int, inputs: tuple[bytes, ...], sink: Sink) -> None:
+    def _begin(
+        self,
+        lane: Lane,
+        count: int,
+        lengths: Ints | int,
+        inputs: tuple[bytes, ...],
+        sink: Sink,
+        cursors: list[bytes] | None,
+    ) -> None:
         self.lane = lane
+        self.cursors = cursors
         self.lengths = lengths
         self.inputs = inputs
         self.sink = sink
@@ -149,6 +167,11 @@ class Block:
         frame = request.chunk
         frame.handles, frame.positions = self.handle_bytes, self.position_bytes
         frame.acked_positions = self.acknowledge(table)
+        if self.cursors is not None:
+            frame.cursors.extend(self.cursors)
+        if self.lane.mark:
+            frame.marks = bytes((self.lane.mark,)) * count
+            return request
         if isinstance(self.lengths, int):
             frame.steps = self.lengths
             total = count * self.lengths
@@ -220,7 +243,10 @@ class Block:
             total = int(self.lengths.sum())
             index = ranges((np.cumsum(self.lengths) - self.lengths)[rows], lengths)
         inputs = tuple(np.frombuffer(data, np.uint8).reshape(total, -1)[index].tobytes() for data in self.inputs)
-        return Block(self.lane, self.handles[rows], self.starts[rows], lengths, inputs, sink or self.sink.take(rows))
+        cursors = [self.cursors[row] for row in rows.tolist()] if self.cursors is not None else None
+        return Block(
+            self.lane, self.handles[rows], self.starts[rows], lengths, inputs, sink or self.sink.take(rows), cursors
+        )
 
 
 class Single(Block):
@@ -237,11 +263,20 @@ class Single(Block):
 
     __slots__ = ("end", "handle", "start")
 
-    def __init__(self, lane: Lane, handle: int, start: int, steps: int, inputs: tuple[bytes, ...], sink: Sink) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        handle: int,
+        start: int,
+        steps: int,
+        inputs: tuple[bytes, ...],
+        sink: Sink,
+        cursors: list[bytes] | None = None,
+    ) -> None:
         self.handle = handle
         self.start = start
         self.end = start + steps
-        self._begin(lane, 1, steps, inputs, sink)
+        self._begin(lane, 1, steps, inputs, sink, cursors)
 
     def __getattr__(self, name: str) -> Ints:
         """Makes the columns; Python asks only for what is not there yet."""
@@ -314,7 +349,7 @@ class Single(Block):
         """Its frame; of a single step it is the lane's last one, filled in anew."""
         self.handle_bytes = self.handle.to_bytes(4, "little")
         self.position_bytes = self.start.to_bytes(8, "little")
-        if self.lengths != 1:
+        if self.lengths != 1 or self.cursors is not None:
             return self._request(table, 1)
         draft = drafts.get(self.lane)
         if draft is None:

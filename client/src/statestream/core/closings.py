@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from statestream.contract.errors import Closed, SessionMoved, StatestreamError
+from statestream.contract.errors import Closed, SessionMoved
 from statestream.contract.tensors import Ints
 from statestream.core.controls import Control, Kind, controls_for, deleted_by_another
 from statestream.core.table import DELETED, DETACHED, ENDED, State, Table
-from statestream.core.tickets import ControlTicket, OpenTicket, PoolTicket, StepTicket
+from statestream.core.tickets import ControlTicket, PoolTicket, StepTicket
 
 
 class Closings:
@@ -34,22 +34,15 @@ class Closings:
             ticket.finish(error=self._late(ticket.handles.item(late.item(0)), "stepped"))
         return bool(late.size)
 
-    def refused_reset(self, handles: Ints) -> OpenTicket | None:
-        """The answer to a reset that comes too late, or of a session that was opened again since it failed."""
+    def refuses_reset(self, ticket: StepTicket | PoolTicket) -> bool:
+        """Whether a reset is of a session that failed and was opened again since; it fails then."""
         table = self._table
-        errors = {
-            row: self._late(handle, "reset") if table.closing.item(handle) else _reopened(table.ids[handle])
-            for row, handle in enumerate(handles.tolist())
-            if table.closing.item(handle) or not table.is_current(handle)
-        }
-        if not errors:
-            return None
-        ticket = OpenTicket(handles)
-        ticket.dropped = True  # Its sessions stay whosever they are.
-        for row in range(len(handles)):
-            ticket.refuse(row, errors.get(row) or _beside(next(iter(errors.values()))))
-        ticket.finish()
-        return ticket
+        handles = [ticket.handle] if isinstance(ticket, StepTicket) else ticket.handles.tolist()
+        for handle in handles:
+            if not table.is_current(handle):
+                ticket.finish(error=_reopened(table.ids[handle]))
+                return True
+        return False
 
     def controls(self, kind: Kind, handles: Ints) -> tuple[ControlTicket, list[Control]]:
         """What is wanted of sessions, as `controls_for`: of those that may still be asked for it.
@@ -92,7 +85,3 @@ def _reopened(session_id: str) -> SessionMoved:
     return SessionMoved(
         f"session {session_id!r} failed and was opened again by this client since; go on with what that gave"
     )
-
-
-def _beside(error: StatestreamError) -> StatestreamError:
-    return type(error)(f"no session was reset, because of another one: {error.message}", metadata=error.metadata)

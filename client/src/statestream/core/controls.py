@@ -68,7 +68,6 @@ class Control:
         kind: What is wanted.
         handles: [N] the sessions.
         ticket: Who waits.
-        begun: Whether what comes behind it waits for it already: see `Resets`.
         for_room: Steps that wait for room wait for this flush, not it for them.
         flush: What a close makes durable first, where there is something.
         saving: It is such a flush.
@@ -81,7 +80,6 @@ class Control:
     kind: Kind
     handles: Ints
     ticket: ControlTicket
-    begun: bool = False
     for_room: bool = False
     flush: ControlTicket | None = None
     saving: bool = False
@@ -133,7 +131,7 @@ class Controls:
         """Asks for everything to be made durable that takes room in the replay buffer until then."""
         table = self._table
         handles = np.flatnonzero((table.durable < table.answered) & (table.state == State.OPEN))
-        # Past the resets: they may wait for steps that wait for this room.
+        # Past the points: they may wait for steps that wait for this room.
         for control in controls_for((Kind.FLUSH, handles))[1]:
             control.for_room = True
             self.submit(control)

@@ -21,12 +21,15 @@ def gather(tickets: list[StepTicket], handles: Ints, starts: Ints) -> Block:
     steps = [ticket.steps for ticket in tickets]
     lengths = first.steps if steps.count(first.steps) == len(steps) else np.array(steps, np.int64)
     inputs = tuple([b"".join(column) for column in zip(*[ticket.inputs for ticket in tickets], strict=True)])
-    return Block(first.lane, handles, starts, lengths, inputs, Singles(tickets))
+    cursors = [ticket.cursor for ticket in tickets] if first.lane.cursors else None
+    return Block(first.lane, handles, starts, lengths, inputs, Singles(tickets), cursors)
 
 
 def alone(ticket: StepTicket) -> Block:
     """A block of one single chunk."""
-    return Single(ticket.lane, ticket.handle, ticket.start, ticket.steps, ticket.inputs, One(ticket))
+    lane = ticket.lane
+    cursors = [ticket.cursor] if lane.cursors else None
+    return Single(lane, ticket.handle, ticket.start, ticket.steps, ticket.inputs, One(ticket), cursors)
 
 
 def cut(
@@ -55,7 +58,10 @@ def _even(ticket: PoolTicket, starts: Ints, rows: slice, offset: int, steps: int
     if rows.stop - rows.start < len(ticket.handles) or steps < ticket.steps:
         inputs = tuple([piece.tobytes() for piece in _pieces(ticket, rows, offset, steps)])
     sink = PoolRows(ticket, rows, offset)
-    return Block(ticket.lane, ticket.handles[rows], starts[rows] + offset, steps, inputs, sink)
+    cursors = None
+    if ticket.lane.cursors and offset + steps == ticket.steps:
+        cursors = [*ticket.cursors[rows]]
+    return Block(ticket.lane, ticket.handles[rows], starts[rows] + offset, steps, inputs, sink, cursors)
 
 
 def _ragged(ticket: PoolTicket, starts: Ints, rows: slice, offset: int, steps: int, lengths: Ints) -> Block:
@@ -66,7 +72,13 @@ def _ragged(ticket: PoolTicket, starts: Ints, rows: slice, offset: int, steps: i
     inputs = tuple([piece[taken].tobytes() for piece in _pieces(ticket, rows, offset, steps)])
     places = rows.start + present
     sink = PoolRows(ticket, places, offset)
-    return Block(ticket.lane, ticket.handles[places], starts[places] + offset, remaining[present], inputs, sink)
+    cursors = None
+    if ticket.lane.cursors:
+        last = lengths[present] <= offset + steps
+        named = zip(places.tolist(), last.tolist(), strict=True)
+        cursors = [ticket.cursors[place] if ends else b"" for place, ends in named]
+    lane, handles = ticket.lane, ticket.handles[places]
+    return Block(lane, handles, starts[places] + offset, remaining[present], inputs, sink, cursors)
 
 
 def _pieces(ticket: PoolTicket, rows: slice, offset: int, steps: int) -> list[Array]:
@@ -85,7 +97,8 @@ def rejoined(blocks: Sequence[Block], max_steps: int, max_bytes: int) -> list[Bl
     """Blocks that replay the chunks of others, successive chunks of a session joined to one.
 
     Nobody waits for their outputs any more, so how they are cut is free, and a few long chunks run in a fraction of
-    the time that many short ones take. They end where chunks ended before: positions stay between chunks as sent.
+    the time that many short ones take. They end where chunks ended before: positions stay between chunks as sent. A
+    joined one carries the last cursor of those in it; marks stay as they are.
 
     Args:
         blocks: Chunks, each once; of one session in any number and order.
@@ -98,7 +111,11 @@ def rejoined(blocks: Sequence[Block], max_steps: int, max_bytes: int) -> list[Bl
     lanes: dict[Lane, list[Block]] = {}
     for block in blocks:
         lanes.setdefault(block.lane, []).append(block)
-    return [block for lane, found in lanes.items() for block in _rejoined(lane, found, max_steps, max_bytes)]
+    return [
+        block
+        for lane, found in lanes.items()
+        for block in (found if lane.mark else _rejoined(lane, found, max_steps, max_bytes))
+    ]
 
 
 def _rejoined(lane: Lane, blocks: list[Block], max_steps: int, max_bytes: int) -> Iterator[Block]:
@@ -110,6 +127,10 @@ def _rejoined(lane: Lane, blocks: list[Block], max_steps: int, max_bytes: int) -
     columns = zip(*(block.inputs for block in blocks), strict=True)
     steps = [np.frombuffer(b"".join(column), np.uint8).reshape(len(index), -1)[index] for column in columns]
     handles, starts, lengths = handles[order], starts[order], lengths[order]
+    said: list[bytes] = []
+    if lane.cursors:
+        came = [cursor for block in blocks for cursor in (block.cursors or [b""] * len(block))]
+        said = [came[at] for at in order.tolist()]
     ends = np.cumsum(lengths)
     begins = ends - lengths
     # Where a session begins in the columns, and where the chunks from each on stop to follow one another.
@@ -127,7 +148,11 @@ def _rejoined(lane: Lane, blocks: list[Block], max_steps: int, max_bytes: int) -
         for rows in _framed(np.maximum(sizes * lane.step_bytes, ROW_BYTES), max_bytes):
             index = ranges(begins[first[rows]], sizes[rows])
             inputs = tuple([column[index].tobytes() for column in steps])
-            yield Block(lane, handles[first[rows]], starts[first[rows]], sizes[rows], inputs, DISCARD)
+            cursors = None
+            if said:
+                spans = zip(first[rows].tolist(), last[rows].tolist(), strict=True)
+                cursors = [next(filter(None, reversed(said[low:high])), b"") for low, high in spans]
+            yield Block(lane, handles[first[rows]], starts[first[rows]], sizes[rows], inputs, DISCARD, cursors)
         left = last < over
         first, over = last[left], over[left]
 

@@ -36,7 +36,7 @@ class Opening:
         since: When it was refused for the first time.
         replies: The caller asked for the replies that nobody acknowledged.
         upgrade: The caller wants sessions of other versions moved to the one it names.
-        reset: They are open, and start anew.
+        revival: They had failed, and are opened again under their handles.
         apart: It shares no frame, because one that it was in was refused as a whole.
         left: The sessions without an answer.
         faults: How many streams in a row ended by a fault while its replies were on their way.
@@ -54,7 +54,7 @@ class Opening:
     replies: bool = False
     upgrade: bool = False
     done: bool = False
-    reset: bool = False
+    revival: bool = False
     apart: bool = False
     left: set[int] = field(default_factory=set)
     faults: int = 0
@@ -97,7 +97,7 @@ def joined(openings: Sequence[Opening], table: Table) -> list[Opening]:
             opening.ticket is None,
             opening.upgrade,
             opening.done,
-            opening.reset,
+            opening.revival,
         )
         batches = alike.setdefault(kind, [])
         # An id comes once in a frame: who opens it twice claims it twice.
@@ -119,7 +119,7 @@ def _join(openings: list[Opening]) -> Opening:
     ticket = JoinedTicket(handles, tickets, rows) if tickets else None
     whole = Opening(handles, first.mode, ticket, np.arange(len(handles)) if tickets else first.rows)
     whole.uncertain, whole.claims, whole.upgrade = first.uncertain, first.claims, first.upgrade
-    whole.done, whole.reset = first.done, first.reset
+    whole.done, whole.revival = first.done, first.revival
     whole.since = min((opening.since for opening in openings if opening.since), default=0.0)
     return whole
 

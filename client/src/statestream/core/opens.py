@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class Opens:
         self.on_open: Callable[[Ints], None] = _nothing
         """Hears of sessions that are open for a caller."""
         self.on_refused: Callable[[int, Opening, Group, StatestreamError], None] = _nothing
-        """Hears of a session that was refused to its caller, or could not be reset: when that is noted."""
+        """Hears of a session that was refused to its caller, or could not be revived: when that is noted."""
 
     def open(
         self,
@@ -86,11 +87,11 @@ class Opens:
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
         self.waiting.extend(frames(whole))
 
-    def reset(self, handles: Ints, ticket: OpenTicket) -> None:
-        """Asks for open sessions anew; the ticket has their rows in this order."""
+    def revive(self, handles: Ints, ticket: OpenTicket) -> None:
+        """Asks for sessions that failed as they are on the server now; the ticket has their rows in this order."""
         self._table.state[handles] = State.OPENING
         self._table.incarnation[handles] = self._table.incarnation[handles].max(initial=0) + 1
-        self.waiting.extend(frames(Opening(handles, OPEN_MODE_REPLACE, ticket, np.arange(len(handles)), reset=True)))
+        self.waiting.extend(frames(Opening(handles, OPEN_MODE_EITHER, ticket, np.arange(len(handles)), revival=True)))
 
     def withdraw(self, handles: Ints) -> Ints:
         """Asks no more for sessions whose callers have gone; returns those of which nothing is on its way.
@@ -233,6 +234,7 @@ class Opens:
                 self._bound_again(handles, positions)
             else:
                 rows = self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
+                self._bound_history(message, handles)
                 if opening.replies:
                     rows = self.returned.expect(frame, opening, handles, rows, kept)
                 opening.ticket.count(rows)
@@ -283,11 +285,9 @@ class Opens:
         """Enters what is known of sessions that were opened for a caller; returns their rows in the ticket."""
         table = self._table
         rows = opening.rows[indices(opening.handles, handles)]
-        for name in ("next", "sent", "answered", "floor", "acked"):
+        for name in ("next", "sent", "answered", "floor"):
             getattr(table, name)[handles] = positions
-        if not opening.reset:
-            table.acked[handles] = 0
-        for name in ("in_flight", "unacked", "stale", "attempts"):
+        for name in ("acked", "in_flight", "unacked", "stale", "attempts"):
             getattr(table, name)[handles] = 0
         table.state[handles] = State.OPEN
         ticket.opened(rows, created | (opening.done & (positions == 0)), version)
@@ -301,6 +301,22 @@ class Opens:
                 ticket.refuse(int(rows[at]), taken)
                 table.holders[handle] = 0
         return rows
+
+    def _bound_history(self, message: OpenedFrame, handles: Ints) -> None:
+        """Enters where the histories of sessions began, and their callers' cursors."""
+        table = self._table
+        table.origin[handles] = 0
+        if not (message.origins or message.cursors or table.cursors):
+            return
+        named = read_handles(message.handles).tolist()
+        origins = read_positions(message.origins, len(named)).tolist() if message.origins else repeat(0)
+        wanted = set(handles.tolist())
+        for handle, origin, cursor in zip(named, origins, message.cursors or repeat(b""), strict=False):
+            if handle in wanted:
+                table.origin[handle] = origin
+                table.cursors.pop(handle, None)
+                if cursor:
+                    table.cursors[handle] = cursor
 
     def _bound_again(self, handles: Ints, positions: Ints) -> None:
         table = self._table
@@ -356,7 +372,7 @@ class Opens:
             if table.state[handle] != (State.OPENING if first else State.LOST):
                 continue  # It waited too long, and failed.
             again_soon = opening.claims < MAX_CLAIMS if first else now - opening.since < self.retry_seconds
-            if first and not opening.reset and not table.holders[handle]:
+            if first and not opening.revival and not table.holders[handle]:
                 self._fail_first(opening, handle, error)  # Nobody waits for another try.
             elif first and isinstance(error, errors.SessionMoved) and again_soon:
                 # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
@@ -419,7 +435,7 @@ class Opens:
         rows = opening.rows[indices(opening.handles, np.array([handle]))]
         group = table.groups[table.group.item(handle)]
         ticket.refuse(int(rows[0]), error)
-        if opening.reset:
+        if opening.revival:
             self._chunks.fail(handle, error, heard=True)
         else:
             table.release(np.array([handle]))

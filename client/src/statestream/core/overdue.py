@@ -10,7 +10,7 @@ from statestream.contract.tensors import Ints
 from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls
 from statestream.core.opens import Opens
-from statestream.core.resets import Reset, Resets
+from statestream.core.points import Point, Points
 from statestream.core.sharing import Sharing
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, Ticket
@@ -24,20 +24,20 @@ class Found:
         sessions: Whose steps are not answered, or that are not open again.
         opens: First opens.
         controls: Flushes and closes that were sent.
-        resets: Resets that wait for what the server does not answer.
+        points: Resets that wait for what the server does not answer.
         backlog: Steps wait for room in the replay buffer, and there is none.
     """
 
     sessions: Ints
     opens: list[OpenTicket]
     controls: list[Control]
-    resets: list[Reset]
+    points: list[Point]
     backlog: bool
 
     @property
     def any(self) -> bool:
         """Whether there is something."""
-        return bool(self.sessions.size or self.opens or self.controls or self.resets or self.backlog)
+        return bool(self.sessions.size or self.opens or self.controls or self.points or self.backlog)
 
 
 class Overdue:
@@ -48,15 +48,15 @@ class Overdue:
     """
 
     def __init__(
-        self, table: Table, chunks: Chunks, opens: Opens, sharing: Sharing, resets: Resets, controls: Controls
+        self, table: Table, chunks: Chunks, opens: Opens, sharing: Sharing, points: Points, controls: Controls
     ) -> None:
         self._table = table
         self._chunks = chunks
         self._opens = opens
         self._sharing = sharing
-        self._resets = resets
+        self._points = points
         self._controls = controls
-        self._since: dict[Ticket | Control | Reset, tuple[int, float]] = {}
+        self._since: dict[Ticket | Control | Point, tuple[int, float]] = {}
 
     def find(self, now: float, seconds: float) -> Found:
         """What has waited for more than so many seconds; `now` is the time of a monotonic clock."""
@@ -65,10 +65,10 @@ class Overdue:
         tickets |= {wish.ticket for wishes in self._sharing.waiting.values() for wish in wishes}
         for opening in [*self._opens.waiting, *self._opens.in_flight.values()]:
             for asker in opening.ticket.askers if opening.ticket is not None else ():
-                if opening.reset or not asker.dropped:
+                if opening.revival or not asker.dropped:
                     tickets.add(asker)
 
-        def late(one: Ticket | Control | Reset, mark: int = 0) -> bool:
+        def late(one: Ticket | Control | Point, mark: int = 0) -> bool:
             known = since.get(one)
             began = known[1] if known is not None and known[0] == mark else now
             self._since[one] = mark, began
@@ -79,7 +79,7 @@ class Overdue:
             self._sessions(now, seconds),
             [ticket for ticket in tickets if not ticket.done and late(ticket, ticket.left)],
             [control for control in self._controls.asked() if late(control)],
-            [one for one in self._resets.queue if isinstance(one, Reset) and self._is_stuck(one) and late(one)],
+            [point for point in self._points.stuck() if self._is_stuck(point) and late(point)],
             bool(backlog) and late(backlog[0]),
         )
 
@@ -97,7 +97,7 @@ class Overdue:
         table.stalled_at[:size], table.stalled_epoch[:size] = answered, epoch
         return np.flatnonzero(waits & (stamp - stalled > seconds * 1000))
 
-    def _is_stuck(self, reset: Reset) -> bool:
+    def _is_stuck(self, point: Point) -> bool:
         """Whether a reset waits for answers to chunks that were given up."""
-        table, handles = self._table, reset.handles
-        return not reset.begun and bool((table.next[handles] == table.answered[handles]).all())
+        state = self._table.state
+        return any(state.item(handle) == State.FAILED for handle in point.handles)

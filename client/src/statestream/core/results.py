@@ -15,7 +15,7 @@ from statestream.core.chunks import SUSPECT, Chunks
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
 from statestream.core.tickets import Outputs, again
-from statestream.v1.inference_pb2 import ResultFrame
+from statestream.v1.inference_pb2 import MARK_RESET, ResultFrame
 from statestream.v1.tensor_pb2 import RowError
 
 TRANSIENT = (errors.Unavailable, errors.Overloaded)
@@ -171,6 +171,8 @@ class Results:
     def _deliver(self, block: Block, rows: slice | Ints, outputs: Outputs, durable: Ints) -> None:
         """Some chunks of a block are answered; outputs and durable positions are in their order."""
         sink, handles = block.sink, block.handles[rows]
+        if block.cursors is not None or block.lane.mark:
+            self._note(block, rows)
         lengths = block.lengths if isinstance(block.lengths, int) else block.lengths[rows]
         block.settle(rows)
         unacked = answer(self._table, span(handles), block.ends[rows], durable, replay=sink is DISCARD)
@@ -180,8 +182,22 @@ class Results:
     def _complete(self, block: Block, outputs: Outputs, durable: bytes) -> None:
         """The frame answers all of a block, in its order."""
         sink = block.sink
+        if block.cursors is not None or block.lane.mark:
+            self._note(block, slice(0, len(block)))
         self._answered(block, None, block.arrive(self._table, durable))
         sink.deliver(slice(0, len(block)), outputs, block.lengths)
+
+    def _note(self, block: Block, rows: slice | Ints) -> None:
+        """What answered chunks say beside their steps; of replays it is known."""
+        if block.sink is DISCARD:
+            return
+        table = self._table
+        if block.lane.mark == MARK_RESET:
+            table.origin[block.handles[rows]] = block.ends[rows]
+        if block.cursors is not None:
+            for row in np.arange(len(block))[rows].tolist():
+                if block.cursors[row]:
+                    table.cursors[block.handles.item(row)] = block.cursors[row]
 
     def _answered(self, block: Block, handles: Ints | None, unacked: int) -> None:
         if self._chunks.held_since:

@@ -76,7 +76,8 @@ class Returned:
         for handle, position, length in zip(handles.tolist(), positions.tolist(), lengths.tolist(), strict=True):
             reply = {name: array[low : low + length] for name, array in outputs.items()}
             low += length
-            expected.replies.setdefault(handle, []).append((position, reply))
+            if length:  # A mark has no outputs.
+                expected.replies.setdefault(handle, []).append((position, reply))
             done |= self._count(expected, handle)
         for row_error in result.errors:
             error = from_status(row_error.status)

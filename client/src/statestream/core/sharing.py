@@ -105,7 +105,7 @@ class Sharing:
         return ticket
 
     def opened(self, handles: Ints) -> None:
-        """Sessions are open, or open again after a reset: who waits for them joins them."""
+        """Sessions are open, or open again after they failed: who waits for them joins them."""
         if self.waiting:
             self.settled(handles)
         self.forsaken.extend(handles[self._table.holders[handles] == 0].tolist())

@@ -56,6 +56,10 @@ class Singles:
     def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
         """Hands every ticket its steps: views of one array that belongs to this frame."""
         tickets = self.tickets[rows] if isinstance(rows, slice) else [self.tickets[row] for row in rows.tolist()]
+        if not outputs:  # Marks.
+            for ticket in tickets:
+                ticket.finish()
+            return
         columns = [_rows_of(packed, lengths, tickets) for packed in outputs.values()]
         if len(columns) == 1:
             for ticket, value in zip(tickets, columns[0], strict=True):
@@ -84,6 +88,9 @@ class One:
 
     def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
         """Hands over the steps; they belong to this frame."""
+        if not outputs:  # A mark.
+            self.ticket.finish()
+            return
         ticket, value = self.ticket, value_of(outputs)
         if not ticket.single:
             ticket.finish(value)

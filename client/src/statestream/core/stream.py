@@ -23,7 +23,7 @@ from statestream.core.opening import Opening
 from statestream.core.opens import Opens
 from statestream.core.overdue import Overdue
 from statestream.core.partial import Parts
-from statestream.core.resets import Resets
+from statestream.core.points import Points
 from statestream.core.results import Results
 from statestream.core.sharing import Sharing
 from statestream.core.table import Group, State, Table
@@ -41,6 +41,7 @@ from statestream.core.tickets import (
 )
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
+    MARK_RESET,
     DurabilityMode,
     OpenMode,
     ResultFrame,
@@ -85,9 +86,9 @@ class StreamCore:
         self.opens.on_refused = self.sharing.refused
         self.controls = Controls(self.table, self.chunks, retry_seconds)
         self.controls.on_gone = self.sharing.settled
-        self.resets = Resets(self.table, self.buffer, self.chunks, self.opens, self.controls)
+        self.points = Points(self.table, self.buffer, self.chunks, self.opens, self.controls)
         self.closings = Closings(self.table)
-        self.overdue = Overdue(self.table, self.chunks, self.opens, self.sharing, self.resets, self.controls)
+        self.overdue = Overdue(self.table, self.chunks, self.opens, self.sharing, self.points, self.controls)
         self.retry_seconds = retry_seconds
         self.received_at = float("-inf")
         """When the last answer came, or the stream."""
@@ -130,17 +131,11 @@ class StreamCore:
             self._forsake()
         return ticket
 
-    def reset(self, handles: Ints) -> OpenTicket:
-        """Starts sessions of one group anew at position 0, after what was submitted for them before.
-
-        What is submitted for them from now on follows it, and fails with it. A session that has failed is usable again.
-        """
-        return self.closings.refused_reset(handles) or self.resets.add(handles)
-
     def step(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> None:
-        """Submits chunks; those of one session are applied in the order of submission, resets among them.
+        """Submits chunks, or marks; those of one session are applied in the order of submission.
 
-        In a stream of steps of one session, none is submitted behind one that failed: `before`.
+        In a stream of steps of one session, none is submitted behind one that failed: `before`. A reset of a session
+        that has failed makes it usable again.
         """
         if before is not None and before.error is not None:
             ticket.finish(error=left_out(before.error))
@@ -148,11 +143,14 @@ class StreamCore:
             for part in ticket.parts:
                 self.step(part)
         elif not self.closings.refuses(ticket):
-            submit = self.resets.submit if self.resets.queue else self.chunks.submit
-            submit(ticket)
+            if self.points.queue or (self.table.failures and ticket.lane.mark):
+                if ticket.lane.mark != MARK_RESET or not self.closings.refuses_reset(ticket):
+                    self.points.submit(ticket)
+            else:
+                self.chunks.submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stops waiting. A chunk that is framed or has others behind it, and a reset that has begun, happen anyway.
+        """Stops waiting. A chunk, or a mark, that is framed or has others behind it happens anyway.
 
         Sessions that were asked for, open by now or not, are let go.
         """
@@ -161,8 +159,8 @@ class StreamCore:
             handles = self.sharing.drop(ticket)
             if handles.size:
                 self.close(handles, delete=False)
-        if self.resets.queue:
-            self.resets.cancel(ticket.parts if isinstance(ticket, PartsTicket) else [ticket])
+        if self.points.queue:
+            self.points.cancel(ticket.parts if isinstance(ticket, PartsTicket) else [ticket])
         if isinstance(ticket, PartsTicket):
             for part in reversed(ticket.parts):
                 self.chunks.cancel(part)
@@ -247,7 +245,7 @@ class StreamCore:
                 if not self.pending or not self.online or self.going_away:
                     return None
                 self._fill(now)
-                if not outbox and self.resets.queue:
+                if not outbox and self.points.queue:
                     self._fill(now)  # What waited for a session that settled just now.
                 if not outbox:
                     return None
@@ -318,7 +316,7 @@ class StreamCore:
             or self.controls.failed
             or self.results.acks_due
             or chunks.singles.lanes
-            or self.resets.queue
+            or self.points.queue
         )
 
     @property
@@ -333,7 +331,7 @@ class StreamCore:
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned
-            or self.resets.queue
+            or self.points.queue
             or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
         )
 
@@ -377,8 +375,8 @@ class StreamCore:
         for control in found.controls:
             what = "flush" if control.kind is Kind.FLUSH else "close"
             self.controls.overdue(control, self._unanswered(f"a {what}", "It may be done all the same."))
-        for reset in found.resets:
-            self.resets.overdue(reset, self._unanswered("steps before a reset", "Open the session again."))
+        for point in found.points:
+            self.points.overdue(point, self._unanswered("steps before a reset", "Open the session again."))
         if found.backlog:
             error = self._unanswered(
                 "the flush that makes room in the replay buffer",
@@ -391,13 +389,13 @@ class StreamCore:
 
     def _expire(self, ticket: OpenTicket) -> None:
         """Tells who waits for an open that it does not come; what comes of it all the same is let go."""
-        resetting = ticket.dropped
+        reviving = ticket.dropped
         first = self.table.ids[ticket.handles.item(int(np.flatnonzero(~ticket.settled)[0]))]
         error = self._unanswered(f"the open of session {first!r}", "It may be done.")
-        for handle in ticket.handles[~ticket.settled].tolist() if resetting else ():
+        for handle in ticket.handles[~ticket.settled].tolist() if reviving else ():
             self.chunks.fail(handle, again(error), heard=True)
         ticket.finish(error=error)
-        if not resetting:
+        if not reviving:
             self.cancel(ticket)
 
     def _unanswered(self, what: str, then: str) -> ServerUnavailable:
@@ -414,15 +412,15 @@ class StreamCore:
         while self.chunks.backlog:
             self.chunks.backlog.popleft().finish(error=again(error))
         # Last, because closes that are given up free their sessions.
-        self.resets.give_up(error)
+        self.points.give_up(error)
         self.controls.give_up(error)
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────
 
     def _fill(self, now: float) -> None:
         opens, controls, outbox = self.opens, self.controls, self._outbox
-        if self.resets.queue:
-            self.resets.advance()
+        if self.points.queue:
+            self.points.advance()
         self._unbind()  # Before anything about another session that has one of their handles.
         if opens.waiting:
             for opening in opens.ready(now):
@@ -468,7 +466,7 @@ class StreamCore:
         ticket, controls = self.closings.controls(kind, handles)
         for control in controls:
             # One that joins a close waits for that alone; here it hears when a handle goes that may be taken again.
-            (self.controls if control.kind is Kind.JOIN else self.resets).submit(control)
+            (self.controls if control.kind is Kind.JOIN else self.points).submit(control)
         return ticket
 
     def _number(self) -> int:

@@ -53,6 +53,7 @@ class Table:
     sent: Ints
     answered: Ints
     durable: Ints
+    origin: Ints
     floor: Ints
     acked: Ints
     in_flight: Ints
@@ -74,6 +75,7 @@ class Table:
         "sent",  # where the next chunk that is sent starts
         "answered",  # the caller has all replies below this
         "durable",  # survives a crash
+        "origin",  # the position behind the last reset of which the caller has the reply
         "floor",  # chunks from here on can be replayed
         "acked",  # what the server was told of `answered`
         "in_flight",  # chunks sent and not answered
@@ -97,6 +99,8 @@ class Table:
         self.ids: list[str] = []
         self.groups: list[Group] = []
         self.failures: dict[int, StatestreamError] = {}
+        self.cursors: dict[int, bytes] = {}
+        """The cursors of those that have one: of the last chunk, or mark, of which the caller has the reply."""
         self.initial: dict[int, dict[str, Array]] = {}
         self.untaken: dict[int, int] = {}
         """Where replies start that came again on opening and that the caller has not taken yet."""
@@ -137,8 +141,9 @@ class Table:
         self._limbo.extend(handles.tolist())
         self.forget_names(handles)
         self.leaving.difference_update(handles.tolist())
-        if self.failures or self.initial or self.untaken:
+        if self.failures or self.initial or self.untaken or self.cursors:
             for handle in handles.tolist():
+                self.cursors.pop(handle, None)
                 self.failures.pop(handle, None)
                 self.untaken.pop(handle, None)
                 self.initial.pop(handle, None)

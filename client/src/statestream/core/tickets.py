@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -35,7 +35,8 @@ OVERHEAD = 512
 class Lane:
     """Chunks that may share a frame: one model version, the same inputs (dtypes by name), the same shape of a step.
 
-    A step has `step_bytes` of inputs and `answer_bytes` of outputs.
+    A step has `step_bytes` of inputs and `answer_bytes` of outputs. A lane of marks has their kind in `mark`; they have
+    no inputs, and count as one step. One whose chunks or marks carry cursors says so.
     """
 
     model: str
@@ -45,6 +46,12 @@ class Lane:
     shapes: tuple[tuple[int, ...], ...]
     step_bytes: int
     answer_bytes: int = 0
+    mark: int = 0
+    cursors: bool = False
+
+    def with_cursors(self) -> Lane:
+        """The same for chunks that carry cursors."""
+        return replace(self, cursors=True)
 
     def answer_steps(self, most: int) -> int:
         """How many steps have outputs of about `most` bytes, one at least."""
@@ -110,16 +117,19 @@ class Ticket:
 
 
 class StepTicket(Ticket):
-    """One chunk of one session.
+    """One chunk of one session, or a mark.
 
     Attributes:
         inputs: The bytes of every input, in the lane's order.
         single: The caller sent one step without a time axis and wants one back.
+        cursor: What the caller says of where it is, in lanes with cursors; b"" for nothing.
     """
 
-    __slots__ = ("framed", "handle", "inputs", "lane", "nbytes", "single", "start", "steps")
+    __slots__ = ("cursor", "framed", "handle", "inputs", "lane", "nbytes", "single", "start", "steps")
 
-    def __init__(self, lane: Lane, handle: int, inputs: tuple[bytes, ...], steps: int, single: bool) -> None:
+    def __init__(
+        self, lane: Lane, handle: int, inputs: tuple[bytes, ...], steps: int, single: bool, cursor: bytes = b""
+    ) -> None:
         # Not through the base class, because this happens at every step.
         self.done = False
         self.value: Any = None
@@ -130,6 +140,7 @@ class StepTicket(Ticket):
         self.inputs = inputs
         self.steps = steps
         self.single = single
+        self.cursor = cursor
         self.start = -1
         self.framed = False
         self.nbytes = OVERHEAD + lane.step_bytes * steps
@@ -162,7 +173,7 @@ class PartsTicket(Ticket):
 
 
 class PoolTicket(Ticket):
-    """Chunks of many sessions, submitted together.
+    """Chunks of many sessions, or marks, submitted together.
 
     Its value is {output: [N, T, ...]}; rows that failed, and steps past a row's length, stay zero.
 
@@ -172,10 +183,11 @@ class PoolTicket(Ticket):
         lengths: [N] the steps of every row, or one number where all have the same.
         steps: T.
         feed: What it is a step of, where it is one of several that do not wait for each other.
+        cursors: [N] what the caller says of where it is, in lanes with cursors, behind all steps of a row.
         errors: What became of the rows that failed, by row.
     """
 
-    __slots__ = ("errors", "feed", "handles", "inputs", "lane", "left", "lengths", "nbytes", "steps")
+    __slots__ = ("cursors", "errors", "feed", "handles", "inputs", "lane", "left", "lengths", "nbytes", "steps")
 
     def __init__(
         self,
@@ -185,8 +197,10 @@ class PoolTicket(Ticket):
         lengths: Ints | int,
         steps: int,
         feed: Feed | None = None,
+        cursors: Sequence[bytes] = (),
     ) -> None:
         super().__init__()
+        self.cursors = cursors
         self.feed = feed
         self.lane = lane
         self.handles = handles

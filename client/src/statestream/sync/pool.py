@@ -12,7 +12,7 @@ from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.contract.errors import Closed, StatestreamError
 from statestream.contract.tensors import Ints, Mask
-from statestream.core import ControlTicket, Feed
+from statestream.core import ControlTicket, Feed, PoolTicket
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
 from statestream.sync.asked import Asked
@@ -20,6 +20,7 @@ from statestream.sync.link import Link
 from statestream.sync.pipeline import pipeline
 from statestream.sync.stepping import PoolStepping
 from statestream.sync.together import perform_all, run_all
+from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -54,7 +55,12 @@ class Pool(PoolBase[Link]):
             self.close()
 
     def step(
-        self, x: Input, rows: Sequence[int] | Ints | Mask | None = None, lengths: Sequence[int] | Ints | None = None
+        self,
+        x: Input,
+        rows: Sequence[int] | Ints | Mask | None = None,
+        lengths: Sequence[int] | Ints | None = None,
+        *,
+        cursors: Sequence[bytes | None] | None = None,
     ) -> Any:
         """Applies a step, or several, to every row at once.
 
@@ -62,6 +68,7 @@ class Pool(PoolBase[Link]):
             x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs.
             rows: [N] which sessions (indices, or a mask over all); all of them where left out.
             lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
+            cursors: [N] where the caller is behind the steps of each row, see `Session.step`; None for rows without.
 
         Returns:
             Y: [N, O] or [N, T, O]; zeros past a row's length. A dict by name for several outputs.
@@ -70,7 +77,7 @@ class Pool(PoolBase[Link]):
             BadTensor: Wrong name, dtype or shape; nothing was sent.
             PoolError: Some rows failed: `errors` by row. The others were applied; `outputs` has theirs.
         """
-        return self._begin(PoolStep(x, rows, lengths)).answer()
+        return self._begin(PoolStep(x, rows, lengths, cursors)).answer()
 
     def stream(
         self, items: Iterable[Input | PoolStep], *, ahead: int | None = None, return_errors: bool = False
@@ -104,6 +111,35 @@ class Pool(PoolBase[Link]):
             return self._begin(item if isinstance(item, PoolStep) else PoolStep(item), feed, return_errors)
 
         return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD))
+
+    def reset(
+        self,
+        rows: Sequence[int] | Ints | Mask | None = None,
+        *,
+        cursors: Sequence[bytes | None] | None = None,
+    ) -> None:
+        """Starts sessions anew, each in its turn: see `Session.reset`.
+
+        Args:
+            rows: Which sessions (indices, or a mask over all); all of them where left out.
+            cursors: As for `step`.
+
+        Raises:
+            PoolError: Some rows failed: `errors` by row. The others were reset.
+        """
+        self._under_way(self._mark(MARK_RESET, rows, cursors), single=True).answer()
+
+    def mark(self, cursors: Sequence[bytes], rows: Sequence[int] | Ints | Mask | None = None) -> None:
+        """Keeps cursors without steps: see `Session.mark`.
+
+        Args:
+            cursors: [N] one for each of the sessions.
+            rows: Which sessions (indices, or a mask over all); all of them where left out.
+
+        Raises:
+            PoolError: Some rows failed: `errors` by row.
+        """
+        self._under_way(self._mark(MARK_CURSOR, rows, cursors), single=True).answer()
 
     def flush(self) -> Ints:
         """Makes all steps so far durable; returns the durable positions, [N].
@@ -141,6 +177,9 @@ class Pool(PoolBase[Link]):
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)
+        return self._under_way(ticket, single, return_errors)
+
+    def _under_way(self, ticket: PoolTicket, single: bool, return_errors: bool = False) -> PoolStepping:
         shares = self._shares(ticket)
         with self._turn:
             self._live()
