@@ -246,7 +246,8 @@ class Controls:
         later = []
         for control in batch if found else ():
             mine = {handle: found[handle] for handle in control.sent.tolist() if handle in found}
-            if mine and control.saving and self._again(control, next(iter(mine.values())), now):
+            away = next((error for error in mine.values() if isinstance(error, Unavailable | Overloaded)), None)
+            if away is not None and self._again(control, away, now):
                 later.append(control)
                 continue
             control.ticket.errors.update((handle, again(error)) for handle, error in mine.items())

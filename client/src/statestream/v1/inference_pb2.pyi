@@ -243,12 +243,16 @@ class AckFrame(_message.Message):
     def __init__(self, handles: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ...) -> None: ...
 
 class CloseFrame(_message.Message):
-    __slots__ = ("handles", "action")
+    __slots__ = ("handles", "action", "positions", "epochs")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     action: CloseAction
-    def __init__(self, handles: _Optional[bytes] = ..., action: _Optional[_Union[CloseAction, str]] = ...) -> None: ...
+    positions: bytes
+    epochs: bytes
+    def __init__(self, handles: _Optional[bytes] = ..., action: _Optional[_Union[CloseAction, str]] = ..., positions: _Optional[bytes] = ..., epochs: _Optional[bytes] = ...) -> None: ...
 
 class ClosedFrame(_message.Message):
     __slots__ = ("handles", "errors")
@@ -259,10 +263,12 @@ class ClosedFrame(_message.Message):
     def __init__(self, handles: _Optional[bytes] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
 
 class FlushFrame(_message.Message):
-    __slots__ = ("handles",)
+    __slots__ = ("handles", "positions")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
-    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
+    positions: bytes
+    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ...) -> None: ...
 
 class DurableFrame(_message.Message):
     __slots__ = ("handles", "durable_positions", "errors")

@@ -227,19 +227,31 @@ class Checkpointer:
             StoreUnavailable: The store cannot be written; the rows stay dirty and will be tried again.
             RecordTooLarge: A row cannot be saved as it is.
         """
+        for error in (await self.flush_each(table, rows)).values():
+            raise error
+
+    async def flush_each(self, table: Table, rows: Ints) -> dict[int, errors.StatestreamError]:
+        """As `flush`, but returns why rows are not durable, by their place, in place of raising it."""
+        failures = dict[int, errors.StatestreamError]()
         if self.mode == Durability.NONE:
-            return
+            return failures
         claims, targets = table.claims(rows), table.position[rows].copy()
         wanted = table.dirty[rows] | (table.durable[rows] < targets)
         while wanted.any():
-            await self._round()
+            try:
+                await self._round()
+            except errors.StoreUnavailable as error:
+                left = np.flatnonzero(wanted & table.are_claimed(rows, claims) & (table.durable[rows] < targets))
+                return failures | dict.fromkeys(left.tolist(), error)
             wanted = table.are_claimed(rows, claims) & (table.durable[rows] < targets)
-            large = np.isin(rows, self._too_large(table)) & wanted
-            if large.any():
-                row = int(rows[large][0])
-                raise _too_large(f"session {table.ids[row]!r}", int(self._sizes(table, rows[large][:1])[0]))
+            wanted[list(failures)] = False
+            for place in np.flatnonzero(np.isin(rows, self._too_large(table)) & wanted).tolist():
+                row = rows[place : place + 1]
+                failures[place] = _too_large(f"session {table.ids[int(row[0])]!r}", int(self._sizes(table, row)[0]))
+                wanted[place] = False
             if wanted.any():
                 await asyncio.sleep(_AGAIN_SECONDS)
+        return failures
 
     async def checkpoint(self) -> None:
         """Returns once everything that is dirty now is written; at once in mode `none`.

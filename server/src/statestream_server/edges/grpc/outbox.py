@@ -120,6 +120,11 @@ class Outbox:
             self._messages.append((source, 0))
             self._rouse()
 
+    def put_behind(self, message: pb.StreamResponse) -> None:
+        """Sends a message behind all that waits now, the last of every source too."""
+        self.settle()
+        self.put_from(iter((message,)))
+
     def put_in_order(self, source: Iterator[pb.StreamResponse]) -> None:
         """Sends the messages of a source, each drawn when its turn comes; what is sent later comes behind them all.
 

@@ -21,10 +21,10 @@ from statestream_server.edges.grpc.apart import Apart
 from statestream_server.edges.grpc.bindings import Bindings
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chunk_frames import ChunkFrames
+from statestream_server.edges.grpc.closings import Closings
 from statestream_server.edges.grpc.decoding import Unreadable
 from statestream_server.edges.grpc.failures import Context, told
-from statestream_server.edges.grpc.flush_frames import FlushFrames
-from statestream_server.edges.grpc.handles import OVERTAKEN, UNKNOWN, read_handles, unknown_places
+from statestream_server.edges.grpc.handles import read_handles
 from statestream_server.edges.grpc.open_frames import OpenFrames
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.edges.grpc.readers import Reading
@@ -51,7 +51,7 @@ class Stream:
         self._handles = self._bindings.handles
         self._chunks = ChunkFrames(server, self._bindings, self._outbox, self._account)
         self._opens = OpenFrames(server, self._bindings, self._outbox)
-        self._flushes = FlushFrames(server, self._bindings, self._outbox, self._account, self._refuse)
+        self._closings = Closings(server, self._bindings, self._outbox, self._account, self._refuse)
         self._last_frame = 0
         self._apart = Apart(self._answer, self._waits)
 
@@ -74,7 +74,7 @@ class Stream:
             self._server.coalescer.empty()
             for rows in self._open_rows():
                 await self._server.engine.settled(*rows)
-            await self._flushes.settled()
+            await self._closings.settled()
             await self._server.checkpointer.released()
             self._outbox.end()
             await writer
@@ -85,7 +85,7 @@ class Stream:
             if not writer.cancelled():
                 writer.exception()  # A write failed because the client is gone; reading tells.
             self._apart.cancel()
-            self._flushes.cancel()
+            self._closings.cancel()
             self._server.peers.leave(self._number, self._server.checkpointer.tables())
             self.ended.set()
 
@@ -183,9 +183,9 @@ class Stream:
             elif kind == "ack":
                 await self._ack(request.ack)
             elif kind == "close":
-                await self._close(request.frame, request.close)
+                await self._closings.close(request.frame, request.close, self._number)
             elif kind == "flush":
-                self._flushes.take(request.frame, request.flush)
+                self._closings.begin(request.frame, request.flush)
             else:
                 raise errors.BadFrame(
                     "the frame is empty; expected open, chunk, ack, close or flush", metadata={"field": "request"}
@@ -203,31 +203,6 @@ class Stream:
         await self._bindings.wake(handles)
         for table, rows, places in self._handles.resolve(handles):
             self._server.intake.acknowledge(table, rows, acked[places])
-
-    async def _close(self, frame: int, request: pb.CloseFrame) -> None:
-        handles = read_handles(request.handles)
-        await self._bindings.wake(handles)
-        groups = self._handles.resolve(handles)
-        unknown = handles[unknown_places(groups, len(handles))]
-        self._server.turns.note(len(handles), errors=len(unknown))
-        failures = wire.row_errors(unknown, UNKNOWN)
-        for table, rows, places in groups:
-            bindings = table.binding[rows]
-            await self._server.engine.settled(table, rows)
-            mine = table.binding[rows] == bindings
-            rows, places = rows[mine], places[mine]
-            if request.action == pb.CLOSE_ACTION_DELETE:
-                gone = await self._server.deletions.delete(table, rows, asker=self._number)
-                unknown = np.concatenate([unknown, handles[places[~gone]]])
-                failures += wire.row_errors(handles[places[~gone]], OVERTAKEN)
-            else:
-                self._server.sessions.detach(table, rows)
-        await self._server.checkpointer.released()
-        self._handles.free(handles)
-        closed = handles[~np.isin(handles, unknown)] if len(unknown) else handles
-        self._outbox.settle()
-        frame_closed = pb.ClosedFrame(handles=closed.astype("<u4").tobytes(), errors=failures)
-        self._outbox.put(pb.StreamResponse(frame=frame, closed=frame_closed))
 
     def _open_rows(self) -> list[tuple[Table, Ints]]:
         return [(table, np.flatnonzero(table.owner == self._number)) for table in self._handles.tables]

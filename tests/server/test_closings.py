@@ -1,0 +1,86 @@
+"""Closes and flushes name the position that they stand behind; a detach is durable before it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from statestream import errors
+from statestream.v1 import inference_pb2 as pb
+from tests.support.arrays import u32
+from tests.support.calls import failure_of
+from tests.support.counter import numbers, sums
+from tests.support.serving import serving
+from tests.support.speaker import Opened, Speaker
+
+
+def u64(*numbers: int) -> bytes:
+    return np.asarray(numbers, "<u8").tobytes()
+
+
+async def _closed(speaker: Speaker, *handles: int, **more: object) -> list[tuple[int, str]]:
+    await speaker.send(close=pb.CloseFrame(handles=u32(*handles), **more))  # type: ignore[arg-type]
+    closed = await speaker.expect("closed")
+    refused = [(row.handle, failure_of(row.status).reason) for row in closed.errors]
+    done = np.frombuffer(closed.handles, "<u4").tolist()
+    assert sorted([*done, *(handle for handle, _ in refused)]) == sorted(handles)
+    return refused
+
+
+async def test_a_close_behind_a_chunk_that_was_refused_leaves_the_session_open(models_dir: Path) -> None:
+    async with serving(models_dir) as local, Speaker(local.channel, "counter") as speaker:
+        await speaker.open("a", "b")
+        await speaker.send_chunk([0, 1], [0, 5], [numbers(1, 2), numbers(3)])  # The second one leaves a gap.
+        await speaker.rows(2)
+        assert await _closed(speaker, 0, 1, positions=u64(2, 6)) == [(1, "POSITION_GAP")]
+        assert sums(await speaker.step(1, 0, numbers(3))) == [3]
+        await speaker.send(flush=pb.FlushFrame(handles=u32(1), positions=u64(2)))
+        durable = await speaker.expect("durable")
+        assert [failure_of(row.status).reason for row in durable.errors] == ["POSITION_GAP"]
+        assert await _closed(speaker, 1, positions=u64(1)) == []
+
+
+async def test_a_delete_spares_an_epoch_above_the_one_that_it_names(models_dir: Path) -> None:
+    async with serving(models_dir) as local, Speaker(local.channel, "counter") as speaker:
+        opened = await speaker.open_one("a")
+        delete = {"action": pb.CLOSE_ACTION_DELETE}
+        assert await _closed(speaker, 0, epochs=u64(opened.epoch - 1), **delete) == [(0, "SESSION_MOVED")]
+        again = await speaker.open_one("a")
+        assert not again.created
+        assert await _closed(speaker, 0, epochs=u64(again.epoch), **delete) == []
+        assert (await speaker.open_one("a")).created
+
+
+async def test_a_detach_is_durable_before_it_is_answered(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hangs holds up the close alone: others step on. One that fails leaves the session open, and whole."""
+    async with (
+        serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}", checkpoint_interval=600.0) as local,
+        Speaker(local.channel, "counter") as speaker,
+    ):
+        await speaker.open("a", "b")
+        await speaker.step(0, 0, numbers(1, 2))
+        store = local.server.store
+        go = asyncio.Event()
+
+        async def hanging(records: object) -> object:
+            await go.wait()
+            raise errors.StoreUnavailable("the store does not answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "save", hanging)
+            await speaker.send(close=pb.CloseFrame(handles=u32(0), positions=u64(2)))
+            for position in range(3):
+                await speaker.step(1, position, numbers(1))
+            go.set()
+            closed = await speaker.expect("closed")
+        assert [failure_of(row.status).reason for row in closed.errors] == ["STORE_UNAVAILABLE"]
+        assert sums(await speaker.step(0, 2, numbers(4))) == [7]
+        assert await _closed(speaker, 0, positions=u64(3)) == []
+        (again,) = (await speaker.open("a")).values()
+        assert isinstance(again, Opened)
+        assert (again.position, again.durable) == (3, 3)
