@@ -57,7 +57,7 @@ async def test_a_delete_spares_an_epoch_above_the_one_that_it_names(models_dir: 
 async def test_a_detach_is_durable_before_it_is_answered(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that hangs holds up the close alone: others step on. One that fails leaves the session open, and whole."""
+    """A store that hangs holds up the close alone: others step on. One that fails leaves the session open."""
     async with (
         serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}", checkpoint_interval=600.0) as local,
         Speaker(local.channel, "counter") as speaker,
@@ -84,3 +84,31 @@ async def test_a_detach_is_durable_before_it_is_answered(
         (again,) = (await speaker.open("a")).values()
         assert isinstance(again, Opened)
         assert (again.position, again.durable) == (3, 3)
+
+
+async def test_acknowledgements_pass_by_frames_that_wait_for_the_store(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept replies are freed while an open, and a close of the session itself, wait for a store that hangs."""
+    async with (
+        serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}", checkpoint_interval=600.0) as local,
+        Speaker(local.channel, "counter") as speaker,
+    ):
+        await speaker.open("a", "b")
+        await speaker.step(0, 0, numbers(1))
+        await speaker.step(1, 0, numbers(1))
+        go = asyncio.Event()
+
+        async def hanging(records: object) -> object:
+            await go.wait()
+            raise errors.StoreUnavailable("the store does not answer")
+
+        monkeypatch.setattr(local.server.store, "save", hanging)
+        await speaker.send(close=pb.CloseFrame(handles=u32(0)))
+        await speaker.send(ack=pb.AckFrame(handles=u32(0, 1), acked_positions=u64(1, 1)))
+        await speaker.step(1, 1, numbers(1), acked=1)
+        (table,) = (table for table in local.server.checkpointer.tables() if table.model.name == "counter")
+        assert sorted(table.acked[table.position > 0].tolist()) == [1, 1]
+        go.set()
+        await speaker.expect("closed")
+        monkeypatch.undo()

@@ -158,6 +158,8 @@ class Stream:
         except errors.StatestreamError as error:
             self._refuse(request.frame, error)
             return
+        if request.HasField("ack") and self._apart and self._acked(request):
+            return
         await self._apart.take(request)
 
     def _waits(self, request: pb.StreamRequest) -> bool:
@@ -196,6 +198,22 @@ class Stream:
     def _refuse(self, frame: int, error: Exception) -> None:
         status = errors.to_status(told(error, "on this frame"))
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=status)))
+
+    def _acked(self, request: pb.StreamRequest) -> bool:
+        """Frees replies at once although other frames wait; whether none of the sessions sleeps, or is being claimed.
+
+        The frames that wait may wait for the very room that this makes, and what was answered is no affair of theirs.
+        """
+        try:
+            handles = read_handles(request.ack.handles)
+            acked = wire.column(request.ack.acked_positions, "<u8", len(handles), "acked_positions")
+        except errors.BadFrame as error:
+            self._refuse(request.frame, error)
+            return True
+        for table, rows, places in self._handles.resolve(handles):
+            still = ~table.claiming[rows]
+            self._server.intake.acknowledge(table, rows[still], acked[places[still]])
+        return not self._waits(request)
 
     async def _ack(self, request: pb.AckFrame) -> None:
         handles = read_handles(request.handles)
