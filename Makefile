@@ -14,8 +14,8 @@ STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu install stubs
-.PHONY: clean
-.PHONY: check check-format check-lint check-types check-layers check-stubs check-protos
+.PHONY: twins clean
+.PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos
 
 help:
 	@echo "make demo          train, export, serve, stream, crash, go on: the whole of it, in some minutes"
@@ -24,12 +24,13 @@ help:
 	@echo "make test-compose  builds the image and runs docker-compose.yml"
 	@echo "make test-attacks  hostile callers beside a victim, counted"
 	@echo "make attack        the same, measured: the longest turn of the loop, the victim's steps"
-	@echo "make check         format, lint, types, layers, stubs and protos"
+	@echo "make check         format, lint, types, layers, stubs, twins and protos"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
 	@echo "make gpu           tests, a small chaos and the benchmark of devices on this machine's GPU"
 	@echo "make install       makes .venv anew from constraints.txt"
 	@echo "make stubs         generates the stubs from protos/"
+	@echo "make twins         generates the synchronous client from the asyncio one"
 	@echo "make clean         removes what was built, .venv too"
 
 $(STAMP): constraints.txt requirements-dev.txt tools/setup_venv.py client/pyproject.toml server/pyproject.toml export/pyproject.toml
@@ -74,7 +75,7 @@ attack: $(STAMP)
 
 # Every check runs, also after one has failed.
 check: $(STAMP)
-	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-layers check-stubs check-protos
+	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-layers check-stubs check-twins check-protos
 
 check-format: $(STAMP)
 	$(VENV)/bin/ruff format --check
@@ -90,6 +91,9 @@ check-layers: $(STAMP)
 
 check-stubs: $(STAMP)
 	$(RUN) tools/stubs.py --check
+
+check-twins: $(STAMP)
+	$(RUN) tools/twins.py --check
 
 check-protos: $(STAMP)
 	$(RUN) tools/lint_protos.py
@@ -109,6 +113,9 @@ gpu: $(STAMP)
 
 stubs: $(STAMP)
 	$(RUN) tools/stubs.py
+
+twins: $(STAMP)
+	$(RUN) tools/twins.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools client/dist server/dist export/dist

@@ -253,16 +253,16 @@ def check_generate(model: object, text: object, max_tokens: object, version: obj
         check_whole("max_tokens", max_tokens, hint=", or None")
 
 
-def check_items(items: object, live: bool, pool: bool = False) -> None:
+def check_items(items: object, live: tuple[type, ...], pool: bool = False) -> None:
     """What a stream steps through.
 
     Args:
         items: That.
-        live: Whether it may be asynchronous.
+        live: What may be asynchronous.
         pool: Whether an item is for all rows of a pool.
     """
     if isinstance(items, AsyncIterable) and not isinstance(items, Iterable):
-        if live:
+        if isinstance(items, live):
             return
         raise TypeError("items is asynchronous; expected an iterable, or the client of statestream.aio")
     if isinstance(items, str | bytes | Mapping) or not (
@@ -273,7 +273,7 @@ def check_items(items: object, live: bool, pool: bool = False) -> None:
         raise TypeError("items is a table, which is one step of a pool; expected several, as in [table, table]")
 
 
-def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...] = ()) -> int:
+def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...]) -> int:
     """How many items of a stream are sent before the first output is waited for; `most` where nothing else was asked.
 
     Without a number an iterable has one under way: it may wait for the world, and an output should not wait with it.

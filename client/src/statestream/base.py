@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from statestream.layout import Input
 from statestream.parts import Division, Opened, Openings, Share, gathered
 from statestream.shards import Doer, L
 from statestream.v1.inference_pb2 import MARK_CURSOR
+
+S = TypeVar("S")
 
 LOOKAHEAD = 32
 """How many items a session's `stream` sends before it waits for the first output."""
@@ -44,7 +46,54 @@ class PoolStep:
     cursors: Sequence[bytes | None] | None = None
 
 
-class SessionBase:
+class Open(Generic[S]):
+    """What is open until its caller closes it; several threads may have it."""
+
+    def __init__(self) -> None:
+        self._last: S | None = None
+        self._ending: object = None
+        # Threads submit under it: behind a close, what the core is told could be about the handle's next session.
+        self._turn = threading.Lock()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or deleted through this object; true from the moment that is asked for."""
+        return self._last is not None
+
+    def _submit(self, begin: Callable[[], object]) -> None:
+        """Has the core begin something, unless this object is closed."""
+        with self._turn:
+            self._check()
+            begin()
+
+    def _end(self, begin: Callable[[], object]) -> None:
+        """Closes this object and has the core begin its close; what was submitted before comes before that.
+
+        Args:
+            begin: Does it; where it was done before, it does nothing.
+        """
+        try:
+            with self._turn:
+                self._check()
+                self._ending = begin
+                self._last = self._stand()
+                begin()
+        except BaseException:
+            # Ctrl-C may come right before it was asked for; what counts as closed has to be.
+            if self._ending is begin and self.closed:
+                begin()
+            raise
+
+    def _stand(self) -> S:
+        """Where it stands now, as it is told once it is closed."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Raises Closed where it is closed."""
+        raise NotImplementedError
+
+
+class SessionBase(Open[tuple[int, int, int, bytes]]):
     """One session: its names and positions.
 
     Attributes:
@@ -68,12 +117,9 @@ class SessionBase:
         self._core = self._doer.core
         self._layout = layout
         self._openings: Openings[Any] = opened.openings
+        super().__init__()
         self._handle = int(ticket.handles[0])
         self._replies = [(position, value_of(outputs)) for position, outputs in ticket.replies.get(0, ())]
-        self._last: tuple[int, int, int, bytes] | None = None
-        self._ending: object = None
-        # Threads submit under it: behind a close, what the core is told could be about the handle's next session.
-        self._turn = threading.Lock()
         self.model = layout.model.name
         self.version = layout.model.version
         self.id = session_id
@@ -131,41 +177,30 @@ class SessionBase:
         """
         with self._turn:
             if self._replies and not self.closed:
-                self._doer.do(partial(self._core.received, np.array([self._handle])))
+                self._doer.do(partial(self._core.received, self._handles))
         return list(self._replies)
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed or deleted through this object; true from the moment that is asked for."""
-        return self._last is not None
 
     def _let_go(self, *, delete: bool) -> None:
         """Closes this object, or deletes its session, without waiting for anything."""
         with self._turn:
             if self._last is None:
-                handles = np.array([self._handle])
-                self._last = self._where()
+                self._last = self._stand()
                 with contextlib.suppress(Closed):
-                    self._doer.do(partial(self._core.close, handles, delete=delete))
+                    self._doer.do(partial(self._core.close, self._handles, delete=delete))
 
-    def _end(self, by: object = None) -> Ints:
-        """Closes this object; what was submitted before comes before the close that the caller submits now: `by`."""
-        with self._turn:
-            handles = self._live()
-            self._ending = by
-            self._last = self._where()
-        return handles
-
-    def _where(self) -> tuple[int, int, int, bytes]:
+    def _stand(self) -> tuple[int, int, int, bytes]:
         return self.position, self.durable_position, self.origin, self.cursor or b""
 
-    def _live(self) -> Ints:
+    def _check(self) -> None:
         if self._last is not None:
             raise Closed(f"session {self.id!r} is closed; open it again with client.session")
+
+    @property
+    def _handles(self) -> Ints:
         return np.array([self._handle])
 
 
-class PoolBase(Generic[L]):
+class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
     """Many sessions of one model, in rows.
 
     Attributes:
@@ -185,6 +220,7 @@ class PoolBase(Generic[L]):
         parts, layout, ticket = opened.parts, opened.layout, opened.ticket
         self._openings = opened.openings
         self._parts = parts
+        super().__init__()
         self._division = Division(parts) if len(parts) > 1 else None
         self._layout = layout
         # What the layout makes chunks for: handles, or, of several shards, the rows that are to be divided among them.
@@ -193,9 +229,6 @@ class PoolBase(Generic[L]):
             row: [(position, value_of(outputs)) for position, outputs in replies]
             for row, replies in sorted(ticket.replies.items())
         }
-        self._last: tuple[Ints, Ints, Ints, list[bytes | None]] | None = None
-        self._ending: object = None
-        self._turn = threading.Lock()
         self.model = layout.model.name
         self.version = layout.model.version
         self.ids = list(ids)
@@ -254,16 +287,12 @@ class PoolBase(Generic[L]):
                 part.link.do(partial(part.link.core.received, part.handles))
         return {row: list(replies) for row, replies in self._replies.items()}
 
-    @property
-    def closed(self) -> bool:
-        """Whether the pool was closed or deleted; true from the moment that is asked for."""
-        return self._last is not None
+    def _stand(self) -> tuple[Ints, Ints, Ints, list[bytes | None]]:
+        return self.positions, self.durable_positions, self.origins, self.cursors
 
-    def _end(self, by: object = None) -> None:
-        with self._turn:
-            self._live()
-            self._ending = by
-            self._last = (self.positions, self.durable_positions, self.origins, self.cursors)
+    def _check(self) -> None:
+        if self._last is not None:
+            raise Closed("the pool is closed; open another with client.sessions")
 
     def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
         handles = self._live(step.rows)
@@ -293,7 +322,7 @@ class PoolBase(Generic[L]):
 
     def _live(self, rows: Sequence[int] | Ints | Mask | None = None) -> Ints:
         if self._last is not None:
-            raise Closed("the pool is closed; open another with client.sessions")
+            self._check()
         if rows is None:
             return self._handles
         handles: Ints = self._handles[_chosen(rows, len(self._handles))]

@@ -272,12 +272,12 @@ def forecast_request(
     return request
 
 
-def forecast_rows(response: pb.ForecastResponse, after: int) -> list[Array | dict[str, Array]]:
-    """The rows of a session's forecast that come after the first `after` ones."""
+def forecast_rows(response: pb.ForecastResponse) -> list[Array | dict[str, Array]]:
+    """The rows of a part of a session's forecast."""
     arrays = {tensor.name: from_tensor(tensor)[0] for tensor in response.outputs}
     count = len(next(iter(arrays.values()))) if arrays else 0
     rows: list[Array | dict[str, Array]] = []
-    for step in range(max(0, after - response.offset), count):
+    for step in range(count):
         row = {name: array[step, ...] for name, array in arrays.items()}
         rows.append(next(iter(row.values())) if len(row) == 1 else row)
     return rows

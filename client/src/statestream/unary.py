@@ -1,4 +1,4 @@
-"""Unary calls as values: the method, the request, and what its answer means. Each is written once; the twins make it.
+"""Calls beside the stream as values: the method, the request, and what its answer means. The twins make them.
 
 All of them are idempotent, so that one which was not answered can be made again.
 """
@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from statestream import arguments, calls, views
 from statestream.layout import Layout
 from statestream.v1 import (
+    inference_pb2,
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
@@ -29,17 +30,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class UnaryCall(Generic[T]):
-    """One call.
+    """One call, whose answer is had as a whole.
 
     Attributes:
         method: The method of a stub on a channel, of gRPC's synchronous or asyncio kind.
         request: What is sent.
         read: What the answer means.
+        streamed: It comes in several messages; `read` has the list of them.
     """
 
     method: Callable[[Any], Callable[..., Any]]
     request: Message
     read: Callable[[Any], T]
+    streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCall(Generic[T]):
+    """One call, whose answer is had as it comes.
+
+    Attributes:
+        method: As of a UnaryCall.
+        request: What is sent.
+        read: The items of one message. Another try brings the same items, if not in the same messages.
+    """
+
+    method: Callable[[Any], Callable[..., Any]]
+    request: Message
+    read: Callable[[Any], Sequence[T]]
 
 
 # ── models ─────────────────────────────────────────────────────────────────────────────────────────
@@ -177,7 +195,16 @@ def restore(
     )
 
 
-# ── models without memory ──────────────────────────────────────────────────────────────────────────
+def forecast(layout: Layout, version: int | None, horizon: int, session_id: str) -> StreamCall[Any]:
+    """Rows [O], or dicts of them by name, that follow where a session stands."""
+    return StreamCall(
+        lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Forecast,
+        calls.forecast_request(layout, version, horizon, session_id=session_id),
+        calls.forecast_rows,
+    )
+
+
+# ── without a session ──────────────────────────────────────────────────────────────────────────────
 
 
 def predict(
@@ -194,4 +221,32 @@ def predict(
         lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict,
         request,
         lambda response: calls.read_outputs(response.outputs),
+    )
+
+
+def forecast_history(
+    layout: Layout, version: int | None, horizon: int, history: Any, limits: Limits, *, alone: bool
+) -> UnaryCall[Any]:
+    """What follows on histories, by input [N, T, …]: [N, h, …], or [h, …] of one that is `alone`.
+
+    Raises:
+        BadTensor: The histories are larger than the server takes.
+    """
+    request = calls.forecast_request(layout, version, horizon, history=history)
+    calls.check_size(request, limits, layout)
+    return UnaryCall(
+        lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Forecast,
+        request,
+        lambda responses: calls.join_forecast(responses, alone=alone),
+        streamed=True,
+    )
+
+
+def generate(model: str, text: str, max_tokens: int | None, version: int | None) -> StreamCall[str]:
+    """The symbols that a text is answered with. Decoding is greedy, so another try says the same again."""
+    arguments.check_generate(model, text, max_tokens, version)
+    return StreamCall(
+        lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Generate,
+        inference_pb2.GenerateRequest(model=model, version=version or 0, text=text, max_tokens=max_tokens or 0),
+        lambda response: (response.text,),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from statestream import unary
+from statestream.aio.calling import answer
 from statestream.aio.link import Link
+from statestream.aio.waiting import Cache
 from statestream.arguments import check_text
 from statestream.contract.errors import BadTensor
 from statestream.layout import Layout, require_kind
@@ -21,15 +22,15 @@ class Catalogue:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._layouts: dict[tuple[str, int], asyncio.Future[Layout]] = {}
+        self._layouts: Cache[Layout] = Cache()
 
     async def models(self) -> list[Model]:
         """Every loaded version of every model, and those that failed to load."""
-        return await self._link.unary(unary.list_models())
+        return await answer(self._link, unary.list_models())
 
     async def load_model(self, name: str, version: int | None = None) -> Model:
         """Loads a version from the server's models folder; the highest where left out."""
-        model = await self._link.unary(unary.load_model(name, version))
+        model = await answer(self._link, unary.load_model(name, version))
         self._layouts.clear()
         return model
 
@@ -39,7 +40,7 @@ class Catalogue:
         Raises:
             ModelInUse: It has open sessions.
         """
-        await self._link.unary(unary.unload_model(name, version))
+        await answer(self._link, unary.unload_model(name, version))
         self._layouts.clear()
 
     def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
@@ -51,7 +52,7 @@ class Catalogue:
     async def _pages(self, model: str | None) -> AsyncIterator[SessionInfo]:
         page = ""
         while True:
-            sessions, page = await self._link.unary(unary.list_sessions(model, page))
+            sessions, page = await answer(self._link, unary.list_sessions(model, page))
             for session in sessions:
                 yield session
             if not page:
@@ -59,11 +60,11 @@ class Catalogue:
 
     async def info(self) -> ServerInfo:
         """Version, limits, durability and device of the server."""
-        return await self._link.unary(unary.get_server())
+        return await answer(self._link, unary.get_server())
 
     async def quarantine(self) -> list[Suspect]:
         """Work that was running when servers died: what runs apart since, and what is not run any more."""
-        return await self._link.unary(unary.list_quarantine())
+        return await answer(self._link, unary.list_quarantine())
 
     async def free_quarantined(self, name: str) -> Suspect:
         """Lets work run again that is in quarantine; what it was.
@@ -71,11 +72,11 @@ class Catalogue:
         Raises:
             NotFound: Nothing in quarantine has that name.
         """
-        return await self._link.unary(unary.free_quarantined(name))
+        return await answer(self._link, unary.free_quarantined(name))
 
     async def statistics(self) -> Statistics:
         """What the server's engine did since its process started: its batches, and why they were not larger."""
-        return await self._link.unary(unary.get_statistics())
+        return await answer(self._link, unary.get_statistics())
 
     async def _fitting(self, model: str, version: int | None, kind: str, make: Callable[[Layout], Awaitable[T]]) -> T:
         """What `make` makes of a model's layout; where that does not fit, of what the model has become meanwhile.
@@ -87,23 +88,16 @@ class Catalogue:
         try:
             return await make(known)
         except BadTensor:
-            self._layouts.pop((model, version or 0), None)
+            self._layouts.forget((model, version or 0))
             now = await self._layout(model, version, kind)
             if (now.model.version, now.model.digest) == (known.model.version, known.model.digest):
                 raise
             return await make(now)
 
     async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
-        key = (model, version or 0)
-        pending = self._layouts.get(key)
-        if pending is None:
-            # Many tasks that open sessions at once ask the server once, and share what comes.
-            pending = self._layouts[key] = asyncio.ensure_future(self._link.unary(unary.get_layout(model, version)))
-            pending.add_done_callback(lambda done: self._forget_failed(key, done))
-        layout = await asyncio.shield(pending)
+        # Sessions that are opened at once share one layout, and so their steps share frames.
+        layout = await self._layouts.get(
+            (model, version or 0), lambda: answer(self._link, unary.get_layout(model, version))
+        )
         require_kind(layout.model, kind)
         return layout
-
-    def _forget_failed(self, key: tuple[str, int], done: asyncio.Future[Layout]) -> None:
-        if (done.cancelled() or done.exception() is not None) and self._layouts.get(key) is done:
-            del self._layouts[key]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from statestream import arguments, calls, causes, dataframes, unary
+from statestream.aio.calling import answer, answers
 from statestream.aio.catalogue import Catalogue
 from statestream.aio.link import Link
-from statestream.aio.opening import Opening
+from statestream.aio.opening import Opening, opening
 from statestream.aio.pool import Pool
 from statestream.aio.session import Session
-from statestream.aio.together import close_all, leave_all, perform_all, start_all
+from statestream.aio.together import abandon_all, close_all, leave_all, perform_all, start_all
+from statestream.aio.waiting import Lock
 from statestream.base import named_ids
 from statestream.contract.errors import NonFiniteState, StatestreamError
 from statestream.contract.tensors import Array
@@ -20,10 +23,7 @@ from statestream.layout import Input, Layout
 from statestream.parts import Opened, Openings, opened
 from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
-from statestream.v1 import (
-    inference_pb2,
-    inference_pb2_grpc,
-)
+from statestream.unary import UnaryCall
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,7 +51,7 @@ def connect(
         replay_buffer_bytes: The most bytes of inputs kept for replay.
         shards: Streams of the client, see `Settings`: more than one spreads its sessions over several servers.
         on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
-        on_reconnect: Called with the address after a shard connected anew.
+        on_reconnect: Called with the address after a shard connected anew, on the loop.
         settings: All of these as one value, in place of them.
 
     Raises:
@@ -69,13 +69,14 @@ def connect(
         shards=shards,
         on_full=on_full,
     )
+    return _connect(address, wanted, on_reconnect)
 
-    async def make() -> Client:
-        client = Client(address, wanted, on_reconnect)
-        await start_all(client._shards.links)
-        return client
 
-    return Opening(make, "client")
+@opening("client")  # asyncio only
+async def _connect(address: str, settings: Settings, on_reconnect: Callable[[str], None] | None) -> Client:
+    client = Client(address, settings, on_reconnect)
+    await start_all(client._shards.links)
+    return client
 
 
 class Client(Catalogue):
@@ -85,9 +86,11 @@ class Client(Catalogue):
         links = [Link(route, settings, make_core(settings), on_reconnect) for route in routes(address, settings)]
         self._shards = Shards(links)
         super().__init__(self._shards.first)
+        self._closing = Lock()
         self._closed = False
         self._address = address
         self.settings = settings
+        weakref.finalize(self, abandon_all, links).atexit = False
 
     async def __aenter__(self) -> Client:
         return self
@@ -99,11 +102,14 @@ class Client(Catalogue):
 
     async def close(self) -> None:
         """Lets every session go and disconnects; takes at most about two seconds."""
-        if self._closed:
-            return
-        self._closed = True
-        await leave_all(self._shards.links)
-        await close_all(self._shards.links)
+        async with self._closing:
+            if self._closed:
+                return
+            try:
+                await leave_all(self._shards.links)
+            finally:
+                self._closed = True
+                await close_all(self._shards.links)
 
     def __repr__(self) -> str:
         return f"<Client of {self._address}{', closed' if self._closed else ''}>"
@@ -146,29 +152,10 @@ class Client(Catalogue):
                 `upgrade`; it stays as it was.
         """
         arguments.check_opening(model, mode, version, upgrade, initial_state, return_replies)
-        ids, anonymous = named_ids(1, None if id is None else [id])
-
-        async def make() -> Session:
-            if history is not None and mode == "replace":
-                # What cannot be read is to cost no session that stands.
-                known = await self._layout(model, arguments.wanted_version(version, upgrade)[0], "session")
-                known.chunk(0, history, 1)
-            session = await self._one(
-                model, ids[0], mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
-            )
-            try:
-                if history is not None and session.created:
-                    await session.step(history)
-            except BaseException as failure:
-                # The next try would find a session that exists, and leave it as it is: without its past.
-                if isinstance(failure, StatestreamError):
-                    with contextlib.suppress(StatestreamError):
-                        await session.delete()
-                session._let_go(delete=True)
-                raise
-            return session
-
-        return Opening(make, "session")
+        (name,), anonymous = named_ids(1, None if id is None else [id])
+        return self._session(
+            model, name, mode, version, upgrade, initial_state, history, ephemeral=anonymous, replies=return_replies
+        )
 
     def sessions(
         self,
@@ -199,16 +186,9 @@ class Client(Catalogue):
         """
         arguments.check_opening(model, mode, version, upgrade, initial_state, return_replies)
         names, anonymous = named_ids(n, ids)
-
-        async def make() -> Pool:
-            def hold(opened: Opened[Link]) -> Pool:
-                return Pool(self, opened, names, ephemeral=anonymous)
-
-            return await self._open(
-                model, names, mode, version, upgrade, initial_state, hold, ephemeral=anonymous, replies=return_replies
-            )
-
-        return Opening(make, "pool")
+        return self._pool(
+            model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
+        )
 
     def restore(
         self,
@@ -234,13 +214,7 @@ class Client(Catalogue):
         """
         arguments.check_model(model, version)
         (name,), anonymous = named_ids(1, None if id is None else [id])
-        call = unary.restore(model, name, snapshot, version, upgrade)
-
-        async def make() -> Session:
-            await self._shards.of(model, name).unary(call)
-            return await self._adopt(model, name, ephemeral=anonymous, anew=True)
-
-        return Opening(make, "session")
+        return self._restore(model, name, unary.restore(model, name, snapshot, version, upgrade), ephemeral=anonymous)
 
     async def predict(
         self, model: str, x: Input, *, outputs: Sequence[str] | None = None, version: int | None = None
@@ -265,7 +239,7 @@ class Client(Catalogue):
         limits = self._link.info.limits
 
         async def run(layout: Layout) -> Any:
-            return await self._link.unary(unary.predict(layout, x, wanted, version, limits))
+            return await answer(self._link, unary.predict(layout, x, wanted, version, limits))
 
         return await self._fitting(model, version, "predict", run)
 
@@ -323,27 +297,65 @@ class Client(Catalogue):
             InvalidRequest: A symbol is not in the model's vocabulary.
             Unsupported: The model is no encoder-decoder.
         """
-        arguments.check_generate(model, text, max_tokens, version)
-        return self._generate(
-            inference_pb2.GenerateRequest(model=model, version=version or 0, text=text, max_tokens=max_tokens or 0)
+        return answers(self._link, unary.generate(model, text, max_tokens, version))
+
+    @opening("session")  # asyncio only
+    async def _session(
+        self,
+        model: str,
+        id: str,
+        mode: str,
+        version: int | None,
+        upgrade: int | bool | None,
+        initial_state: Mapping[str, Input] | None,
+        history: Input | None,
+        *,
+        ephemeral: bool,
+        replies: bool,
+    ) -> Session:
+        if history is not None and mode == "replace":
+            # What cannot be read is to cost no session that stands.
+            known = await self._layout(model, arguments.wanted_version(version, upgrade)[0], "session")
+            known.chunk(0, history, 1)
+        session = await self._one(
+            model, id, mode, version, upgrade, initial_state, ephemeral=ephemeral, replies=replies
+        )
+        try:
+            if history is not None and session.created:
+                await session.step(history)
+        except BaseException as failure:
+            # The next try would find a session that exists, and leave it as it is: without its past.
+            if isinstance(failure, StatestreamError):
+                with contextlib.suppress(StatestreamError):
+                    await session.delete()
+            session._let_go(delete=True)
+            raise
+        return session
+
+    @opening("pool")  # asyncio only
+    async def _pool(
+        self,
+        model: str,
+        ids: Sequence[str],
+        mode: str,
+        version: int | None,
+        upgrade: int | bool | None,
+        initial_state: Mapping[str, Input] | None,
+        *,
+        ephemeral: bool,
+        replies: bool,
+    ) -> Pool:
+        def hold(opened: Opened[Link]) -> Pool:
+            return Pool(self, opened, ids, ephemeral=ephemeral)
+
+        return await self._open(
+            model, ids, mode, version, upgrade, initial_state, hold, ephemeral=ephemeral, replies=replies
         )
 
-    async def _generate(self, request: inference_pb2.GenerateRequest) -> AsyncIterator[str]:
-        attempts, done = self._link.attempts(), 0
-        while True:
-            async with self._link.attempt(attempts) as channel:
-                call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
-                try:
-                    # Decoding is greedy, so another try says the same again: what was yielded is skipped.
-                    number = 0
-                    async for response in call:
-                        number += 1
-                        if number > done:
-                            done = number
-                            yield response.text
-                    return
-                finally:
-                    call.cancel()
+    @opening("session")  # asyncio only
+    async def _restore(self, model: str, id: str, call: UnaryCall[int], *, ephemeral: bool) -> Session:
+        await answer(self._shards.of(model, id), call)
+        return await self._adopt(model, id, ephemeral=ephemeral, anew=True)
 
     async def _open(
         self,
@@ -412,14 +424,8 @@ class Client(Catalogue):
         alone: bool,
         names: Sequence[Any] | None = None,
     ) -> Any:
-        request = calls.forecast_request(layout, version, h, history=inputs)
-        calls.check_size(request, self._link.info.limits, layout)
-        attempts = self._link.attempts()
+        call = unary.forecast_history(layout, version, h, inputs, self._link.info.limits, alone=alone)
         try:
-            while True:
-                async with self._link.attempt(attempts) as channel:
-                    stub = inference_pb2_grpc.InferenceServiceStub(channel)
-                    call = stub.Forecast(request, metadata=self._link.metadata)
-                    return calls.join_forecast([part async for part in call], alone=alone)
+            return await answer(self._link, call)
         except NonFiniteState as error:
             raise causes.of_history(layout, error, inputs, names) from error

@@ -8,26 +8,24 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import grpc
 
 from statestream import forks
 from statestream.aio.bell import Bell
 from statestream.aio.status import status_of
+from statestream.aio.waiting import Attempt, Done
 from statestream.backoff import MOST, Backoff, tell
-from statestream.calls import Attempts, check_request, read_code, read_rpc_error, unavailable
+from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route
-from statestream.unary import UnaryCall
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
-
-T = TypeVar("T")
-K = TypeVar("K", bound=Ticket)
 
 log = logging.getLogger("statestream")
 
@@ -70,38 +68,40 @@ class Link:
         self._cause: StatestreamError | None = None
         self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._task: asyncio.Task[None] | None = None
+        self._began = 0.0
         forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
 
-    async def start(self) -> None:
-        """Connects.
+    def start(self) -> None:
+        """Begins to connect; `connected` tells when that is done."""
+        self._began = time.monotonic()
+        self._task = asyncio.create_task(self._run(), name="statestream")
+
+    async def connected(self) -> None:
+        """Waits until it is connected.
 
         Raises:
             ServerUnavailable: No server answered within `connect_timeout`.
         """
-        began = time.monotonic()
-        self._task = asyncio.create_task(self._run(), name="statestream")
+        left = max(0.0, self._began + self.settings.connect_timeout - time.monotonic())
         try:
-            await asyncio.wait_for(self._online.wait(), self.settings.connect_timeout)
+            await asyncio.wait_for(self._online.wait(), left)
         except TimeoutError:
             cause = self._cause
             await self.close()
-            raise self._unavailable(time.monotonic() - began, cause) from None
-        except BaseException:
-            await self.close()
-            raise
+            raise self._unavailable(time.monotonic() - self._began, cause) from None
         if self._closed:
-            raise self._unavailable(time.monotonic() - began, self._cause)
+            raise self._unavailable(time.monotonic() - self._began, self._cause)
 
-    def check(self) -> None:
-        """Raises Closed where the client is closed."""
-        if self._closed:
-            raise forks.closed(forked=self.copied)
+    def done(self) -> Done:
+        """What a ticket's caller can wait on."""
+        return self._loop.create_future()
 
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something."""
-        self.check()
+        if self._closed:
+            raise forks.closed(forked=self.copied)
         operation()
         self._bell.ring()
 
@@ -115,37 +115,14 @@ class Link:
             if not self.copied:
                 self._loop.call_soon_threadsafe(operation)
 
-    def begin(
-        self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None
-    ) -> asyncio.Future[None]:
-        """Submits steps, of a stream unless the step before them failed; the future is done when their ticket is."""
+    def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
+        """Submits steps, of a stream unless the step before them failed; what comes back is done when they are."""
         if self._closed:
-            self.check()
-        future: asyncio.Future[None] = self._loop.create_future()
-        ticket.waiter = future
+            raise forks.closed(forked=self.copied)
+        ticket.waiter = done = self._loop.create_future()
         self.core.step(ticket, before)
         self._bell.ring()
-        return future
-
-    async def finish(self, ticket: Ticket, future: asyncio.Future[None]) -> None:
-        """Waits until a ticket is done; when cancelled, so is the operation if it has not begun."""
-        try:
-            await future
-        except asyncio.CancelledError:
-            self.forget(ticket)
-            raise
-
-    async def perform(self, make: Callable[[], K]) -> K:
-        """Has the core make a ticket, and waits until it is done."""
-        self.check()
-        ticket = make()
-        self._bell.ring()
-        if not ticket.done:
-            ticket.waiter = future = self._loop.create_future()
-            await self.finish(ticket, future)
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket
+        return done
 
     def forget(self, ticket: Ticket) -> None:
         """Stops caring for an operation."""
@@ -153,31 +130,18 @@ class Link:
             self.core.cancel(ticket)
             self._bell.ring()
 
-    async def unary(self, call: UnaryCall[T]) -> T:
-        """Makes a call, again where the server could not answer.
-
-        Raises:
-            StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
-        """
-        attempts = self.attempts()
-        while True:
-            async with self.attempt(attempts) as channel:
-                check_request(call.request, self.info.limits)
-                return call.read(await call.method(channel)(call.request, metadata=self.metadata))
-
-    def attempts(self) -> Attempts:
-        """For the tries of one call, which starts now."""
-        return Attempts(self.settings.retry_timeout, time.monotonic())
-
-    @contextlib.asynccontextmanager
-    async def attempt(self, attempts: Attempts) -> AsyncIterator[grpc.aio.Channel]:
-        """One try of an idempotent call, on the channel to the server that answers now.
+    def attempts(self) -> Attempt:
+        """The tries of one idempotent call, which starts now; each on the channel to the server that answers then.
 
         Where the server could not answer, leaving waits and swallows the error: the call is to be made again.
 
         Raises:
             StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
         """
+        return partial(self._attempt, Attempts(self.settings.retry_timeout, time.monotonic()))
+
+    @contextlib.asynccontextmanager
+    async def _attempt(self, attempts: Attempts) -> AsyncIterator[grpc.aio.Channel]:
         channel = await self._connected()
         try:
             yield channel
@@ -242,6 +206,14 @@ class Link:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+    def abandon(self) -> None:
+        """Ends the connection soon, without a wait: nobody has the client any more."""
+        self.soon(self._cancel, at_once=False)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     def forked(self) -> None:
         """Closes this copy of it, in the child of a fork."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 
 class Closable(Protocol):
@@ -16,6 +17,7 @@ class Closable(Protocol):
 
 
 C = TypeVar("C", bound=Closable)
+P = ParamSpec("P")
 
 
 class Opening(Generic[C]):
@@ -66,3 +68,16 @@ class Opening(Generic[C]):
     ) -> None:
         if self._made is not None:
             await self._made.close()
+
+
+def opening(what: str) -> Callable[[Callable[P, Coroutine[Any, Any, C]]], Callable[P, Opening[C]]]:
+    """Has a coroutine function that opens something, called `what`, return an Opening."""
+
+    def decorate(make: Callable[P, Coroutine[Any, Any, C]]) -> Callable[P, Opening[C]]:
+        @functools.wraps(make)
+        def open(*args: P.args, **kwargs: P.kwargs) -> Opening[C]:
+            return Opening(functools.partial(make, *args, **kwargs), what)
+
+        return open
+
+    return decorate

@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
+from statestream.aio.waiting import Done
 from statestream.layout import Input
 
 
 class UnderWay(Protocol):
     """An operation that was submitted."""
 
-    def pending(self) -> asyncio.Future[None] | None:
+    def pending(self) -> Done | None:  # asyncio only
         """What it waits for next; None when it is done."""
 
     async def answer(self) -> Any:
@@ -31,7 +32,7 @@ def pipeline(
     Ends with the first error: of an answer, of an item that cannot be sent, of the source; each is raised in its turn.
     What is under way when it ends is forgotten.
     """
-    if isinstance(items, AsyncIterable):
+    if isinstance(items, AsyncIterable):  # asyncio only
         return _live(aiter(items), send, most)
     return _plain(items, send, most)
 
@@ -59,7 +60,9 @@ async def _plain(items: Iterable[Input], send: Callable[[Input], UnderWay], most
         _forget(under_way)
 
 
-async def _live(items: AsyncIterator[Input], send: Callable[[Input], UnderWay], most: int) -> AsyncIterator[Any]:
+async def _live(  # asyncio only
+    items: AsyncIterator[Input], send: Callable[[Input], UnderWay], most: int
+) -> AsyncIterator[Any]:
     """Takes items as they come and yields answers as they come, neither waiting for the other."""
     under_way: deque[UnderWay] = deque()
     end = object()

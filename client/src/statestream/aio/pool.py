@@ -1,4 +1,4 @@
-"""Many sessions of a asyncio client, stepped as arrays."""
+"""Many sessions of an asyncio client, stepped as arrays."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import PoolStepping
 from statestream.aio.together import perform_all
+from statestream.aio.waiting import LIVE
 from statestream.arguments import check_flag, check_items, lookahead
 from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
-from statestream.contract.errors import StatestreamError
 from statestream.contract.tensors import Ints, Mask
 from statestream.core import ControlTicket, Feed, PoolTicket
 from statestream.layout import Input
@@ -95,9 +95,9 @@ class Pool(PoolBase[Link]):
 
         Args:
             items: What `step` takes: x alone, or a `PoolStep` with rows and lengths.
-            ahead: How many items are sent before the first output is waited for. By default 4 for lists,
-                arrays and asynchronous iterables, and 1 for other iterables: these may wait for the world, and an
-                output should not wait with them.
+            ahead: How many items are sent before the first output is waited for. By default 4 for lists, arrays and
+                asynchronous iterables, and 1 for other iterables: these may wait for the world, and an output
+                should not wait with them.
             return_errors: A step of which rows failed yields its PoolError, in place of raising it, and the stream
                 goes on; the steps behind it have an error for those rows as well.
 
@@ -105,14 +105,14 @@ class Pool(PoolBase[Link]):
             BadTensor: Wrong name, dtype or shape of an item; raised in its turn, it ends the stream; it was not sent.
             PoolError: Rows failed, see `step`; raised in its turn, it ends the stream. Not with `return_errors`.
         """
-        check_items(items, live=True, pool=True)
+        check_items(items, LIVE, pool=True)
         check_flag("return_errors", return_errors)
         feed = Feed()
 
         def send(item: Input) -> PoolStepping:
             return self._begin(item if isinstance(item, PoolStep) else PoolStep(item), feed, return_errors)
 
-        return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD, live=(AsyncIterable,)))
+        return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD, LIVE))
 
     async def reset(
         self,
@@ -150,8 +150,7 @@ class Pool(PoolBase[Link]):
             StoreUnavailable: The server's store cannot be written.
             PoolError: The same of several rows: `errors` by row.
         """
-        self._live()
-        check_control(await self._control(self._parts, lambda part: part.link.core.flush(part.handles)))
+        await self._control(lambda part: part.link.core.flush(part.handles), self._submit)
         return self.durable_positions
 
     async def delete(self) -> None:
@@ -164,22 +163,22 @@ class Pool(PoolBase[Link]):
             await self._close(delete=False)
 
     async def _close(self, *, delete: bool) -> None:
-        self._end()
-        closed = await self._control(self._parts, lambda part: part.link.core.close(part.handles, delete=delete))
-        check_control(closed)
+        await self._control(lambda part: part.link.core.close(part.handles, delete=delete), self._end)
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)
         return self._under_way(ticket, single, return_errors)
 
     def _under_way(self, ticket: PoolTicket, single: bool, return_errors: bool = False) -> PoolStepping:
-        return PoolStepping(
-            self._layout, ticket, single, self._shares(ticket), return_errors, partial(self._id_of, ticket)
-        )
+        shares = self._shares(ticket)
+        with self._turn:
+            if self._last is not None:
+                self._check()
+            return PoolStepping(self._layout, ticket, single, shares, return_errors, partial(self._id_of, ticket))
 
     async def _control(
-        self, parts: Sequence[Part[Link]], make: Callable[[Part[Link]], ControlTicket]
-    ) -> dict[int, StatestreamError]:
-        """Has the shards do something at once; what went wrong, by row."""
-        answers = await perform_all([part.link for part in parts], [partial(make, part) for part in parts])
-        return control_errors(parts, answers)
+        self, make: Callable[[Part[Link]], ControlTicket], submit: Callable[[Callable[[], object]], object]
+    ) -> None:
+        """Has the shards do something at once; raises what went wrong."""
+        links, makes = [part.link for part in self._parts], [partial(make, part) for part in self._parts]
+        check_control(control_errors(self._parts, await perform_all(links, makes, submit)))

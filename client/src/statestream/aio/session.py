@@ -1,30 +1,29 @@
-"""One session of a asyncio client."""
+"""One session of an asyncio client."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
 
 from statestream import unary
+from statestream.aio.calling import answer, answers
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
+from statestream.aio.together import perform
+from statestream.aio.waiting import LIVE, Attempt, Done
 from statestream.arguments import check_cursor, check_id, check_items, check_whole, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
-from statestream.calls import (
-    check_control,
-    check_done,
-    forecast_request,
-    forecast_rows,
-)
+from statestream.calls import check_control, check_done
 from statestream.contract.errors import NotOwner
 from statestream.core import Ticket
 from statestream.layout import Input
 from statestream.parts import Opened
-from statestream.unary import UnaryCall
-from statestream.v1 import inference_pb2_grpc
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
 
     from statestream.aio.client import Client
 
-T = TypeVar("T")
+Remedy: TypeAlias = Callable[[NotOwner], Awaitable[None]]
+"""What helps a call that reached another server than the one that has its session."""
 
 
 class Session(SessionBase):
@@ -71,9 +71,9 @@ class Session(SessionBase):
     async def step(self, x: Input, *, cursor: bytes | None = None) -> Any:
         """Applies one step, or several, and returns their outputs.
 
-        A connection that breaks, or a server that restarts, is not seen here: the chunk is sent again
-        and applied once. When cancelled, a chunk
-        that is not on its way yet, and has none behind it, is dropped; any other is applied all the same.
+        A connection that breaks, or a server that restarts, is not seen here: the chunk is sent again and applied once.
+        When cancelled, a chunk that is not on its way yet, and has none behind it, is dropped; any other is applied all
+        the same.
 
         Args:
             x: One step of the model's input shape [F], or T steps [T, F]; a dict by name where the
@@ -95,7 +95,7 @@ class Session(SessionBase):
         ticket, done = self._send(x, cursor=check_cursor(cursor) if cursor is not None else b"")
         try:
             await done
-        except asyncio.CancelledError:
+        except BaseException:
             self._link.forget(ticket)
             raise
         return check_done(self._layout, ticket, self.id)
@@ -108,12 +108,12 @@ class Session(SessionBase):
 
         Args:
             items: What `step` takes; an iterable or an asynchronous one.
-            ahead: How many items are sent before the first output is waited for. By default 32 for
-                lists, arrays and asynchronous iterables, and 1 for other iterables: these may wait
-                for the world, and an output should not wait with them.
+            ahead: How many items are sent before the first output is waited for. By default 32 for lists, arrays and
+                asynchronous iterables, and 1 for other iterables: these may wait for the world, and an output
+                should not wait with them.
         """
-        check_items(items, live=True)
-        most = lookahead(items, ahead, LOOKAHEAD, live=(AsyncIterable,))
+        check_items(items, LIVE)
+        most = lookahead(items, ahead, LOOKAHEAD, LIVE)
         before: Ticket | None = None
 
         def send(x: Input) -> Stepping:
@@ -130,8 +130,8 @@ class Session(SessionBase):
         Raises:
             StoreUnavailable: The server's store cannot be written.
         """
-        handles = self._live()
-        check_control((await self._link.perform(lambda: self._core.flush(handles))).errors)
+        ticket = await perform(self._link, lambda: self._core.flush(self._handles), self._submit)
+        check_control(ticket.errors)
         return self.durable_position
 
     async def reset(self, cursor: bytes | None = None) -> None:
@@ -163,9 +163,16 @@ class Session(SessionBase):
         await self._mark(MARK_CURSOR, cursor)
 
     async def _mark(self, kind: int, cursor: bytes) -> None:
-        self._live()
         ticket = self._layout.mark(self._handle, kind, cursor)
-        await self._link.finish(ticket, self._link.begin(ticket))
+        with self._turn:
+            if self._last is not None:
+                self._check()
+            done = self._link.begin(ticket)
+        try:
+            await done
+        except BaseException:
+            self._link.forget(ticket)
+            raise
         check_done(self._layout, ticket, self.id)
 
     def forecast(self, h: int) -> AsyncIterator[Any]:
@@ -180,30 +187,7 @@ class Session(SessionBase):
             Unsupported: The model's signature names no feedback.
         """
         check_whole("h", h)
-        return self._forecast(forecast_request(self._layout, self.version, h, session_id=self.id))
-
-    async def _forecast(self, request: Any) -> AsyncIterator[Any]:
-        attempts, done, remedies = self._link.attempts(), 0, iter(self._remedies())
-        while True:
-            await self._settle()
-            try:
-                async with self._link.attempt(attempts) as channel:
-                    call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(
-                        request, metadata=self._link.metadata
-                    )
-                    try:
-                        async for response in call:
-                            for row in forecast_rows(response, done):
-                                done += 1
-                                yield row
-                        return
-                    finally:
-                        call.cancel()
-            except NotOwner as elsewhere:
-                remedy = next(remedies, None)
-                if remedy is None:
-                    raise
-                await remedy(elsewhere)
+        return answers(self._link, unary.forecast(self._layout, self.version, h, self.id), self._attempts)
 
     async def fork(self, id: str | None = None) -> Session:
         """Copies the session as it stands; without an id the copy is deleted when it is closed.
@@ -215,12 +199,12 @@ class Session(SessionBase):
             check_id(id)
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
-        await self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
+        await answer(self._link, unary.fork(self.model, self.id, fork_id, ephemeral=id is None), self._attempts)
         return await self._client._adopt(self.model, fork_id, ephemeral=id is None, anew=False)
 
     async def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
-        return await self._owned(unary.snapshot(self.model, self.id))
+        return await answer(self._link, unary.snapshot(self.model, self.id), self._attempts)
 
     async def delete(self) -> None:
         """Deletes the session on the server and closes this object."""
@@ -236,28 +220,34 @@ class Session(SessionBase):
         if not self.closed and not self._link.copied:
             await self._close(delete=False)
 
-    def _send(self, x: Input, before: Ticket | None = None, cursor: bytes = b"") -> tuple[Ticket, asyncio.Future[None]]:
-        if self._last is not None:
-            self._live()
+    def _send(self, x: Input, before: Ticket | None = None, cursor: bytes = b"") -> tuple[Ticket, Done]:
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer, cursor)
-        return ticket, self._link.begin(ticket, before)
+        with self._turn:
+            if self._last is not None:
+                self._check()
+            return ticket, self._link.begin(ticket, before)
 
-    async def _owned(self, call: UnaryCall[T]) -> T:
-        """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""
-        for remedy in self._remedies():
-            await self._settle()
-            try:
-                return await self._link.unary(call)
-            except NotOwner as elsewhere:
-                await remedy(elsewhere)
+    def _attempts(self) -> Attempt:
+        """The tries of a call about the session: each once its steps are answered, and after a remedy, if need be."""
+        return partial(self._attempt, self._link.attempts(), iter(self._remedies()))
+
+    @contextlib.asynccontextmanager
+    async def _attempt(self, attempt: Attempt, remedies: Iterator[Remedy]) -> AsyncIterator[grpc.aio.Channel]:
         await self._settle()
-        return await self._link.unary(call)
+        try:
+            async with attempt() as channel:
+                yield channel
+        except NotOwner as elsewhere:
+            remedy = next(remedies, None)
+            if remedy is None:
+                raise
+            await remedy(elsewhere)
 
-    def _remedies(self) -> tuple[Callable[[NotOwner], Awaitable[None]], ...]:
-        """What helps a call that reached another server than the one that has the session: first this, then that.
+    def _remedies(self) -> tuple[Remedy, ...]:
+        """First this, then that.
 
-        Someone else may have opened it there: it is claimed back. Or a proxy divides its work anew, and calls go
-        elsewhere than the stream does: another stream follows them.
+        Someone else may have opened the session elsewhere: it is claimed back. Or a proxy divides its work anew, and
+        calls go elsewhere than the stream does: another stream follows them.
         """
         stream = self._link.stream
 
@@ -271,10 +261,10 @@ class Session(SessionBase):
         self._link.do(lambda: self._core.reclaim(self._handle, elsewhere, time.monotonic()))
 
     async def _settle(self) -> None:
-        handles = self._live()
-        check_control((await self._link.perform(lambda: self._core.settle(handles))).errors)
+        """Waits until everything submitted before is answered."""
+        ticket = await perform(self._link, lambda: self._core.settle(self._handles), self._submit)
+        check_control(ticket.errors)
 
     async def _close(self, *, delete: bool) -> None:
-        handles = self._end()
-        ticket = await self._link.perform(lambda: self._core.close(handles, delete=delete))
+        ticket = await perform(self._link, lambda: self._core.close(self._handles, delete=delete), self._end)
         check_control(ticket.errors)

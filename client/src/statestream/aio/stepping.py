@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from statestream.aio.link import Link
+from statestream.aio.waiting import Done
 from statestream.calls import check_done, check_pool
 from statestream.contract.errors import StatestreamError
 from statestream.core import PoolTicket, Ticket
@@ -19,20 +19,24 @@ class Stepping:
 
     __slots__ = ("_done", "_id", "_layout", "_link", "_ticket")
 
-    def __init__(self, link: Link, layout: Layout, id: str, ticket: Ticket, done: asyncio.Future[None]) -> None:
+    def __init__(self, link: Link, layout: Layout, id: str, ticket: Ticket, done: Done) -> None:
         self._link = link
         self._layout = layout
         self._id = id
         self._ticket = ticket
         self._done = done
 
-    def pending(self) -> asyncio.Future[None] | None:
+    def pending(self) -> Done | None:  # asyncio only
         """What it waits for; None when it is done."""
         return None if self._done.done() else self._done
 
     async def answer(self) -> Any:
         """Waits until it is done; its outputs."""
-        await self._link.finish(self._ticket, self._done)
+        try:
+            await self._done
+        except BaseException:
+            self.forget()
+            raise
         return check_done(self._layout, self._ticket, self._id)
 
     def forget(self) -> None:
@@ -67,22 +71,22 @@ class PoolStepping:
         self._shares = shares
         self._return_errors = return_errors
         self._who = who
-        self._under_way: list[tuple[Share[Link], asyncio.Future[None]]] = []
+        self._under_way: list[tuple[Share[Link], Done]] = []
         for share in shares:
             try:
                 self._under_way.append((share, share.link.begin(share.ticket)))
             except StatestreamError as error:
                 share.ticket.finish(error=error)
 
-    def pending(self) -> asyncio.Future[None] | None:
+    def pending(self) -> Done | None:  # asyncio only
         """What it waits for next; None when it is done."""
         return next((done for _, done in self._under_way if not done.done()), None)
 
     async def answer(self) -> Any:
         """Waits until all shards are done; the outputs, or the PoolError where that is an answer."""
         try:
-            for share, done in self._under_way:
-                await share.link.finish(share.ticket, done)
+            for _, done in self._under_way:
+                await done
         except BaseException:
             self.forget()
             raise

@@ -1,15 +1,16 @@
-"""What an asyncio client asks of several of its shards at once."""
+"""What a client has the cores of its shards do, one or several at once."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from statestream.aio.link import Link
-from statestream.contract.errors import StatestreamError
+from statestream.aio.waiting import Done, wait_for_all
+from statestream.asked import Asked
+from statestream.contract.errors import Closed, StatestreamError
 from statestream.core import Ticket, leave
 
 K = TypeVar("K", bound=Ticket)
@@ -18,17 +19,55 @@ CLOSE_SECONDS = 2.0
 """How long `close` waits for the server to let sessions go."""
 
 
-async def perform_all(links: Sequence[Link], makes: Sequence[Callable[[], K]]) -> list[K | StatestreamError]:
-    """Has each link's core make its ticket, all at once; waits for all. A link that could not has its error."""
-    if len(links) == 1:
-        # No task of its own.
-        return [await links[0].perform(makes[0])]
-    found: list[K | StatestreamError] = []
-    for answer in await asyncio.gather(*map(Link.perform, links, makes), return_exceptions=True):
-        if isinstance(answer, BaseException) and not isinstance(answer, StatestreamError):
-            raise answer
-        found.append(answer)
-    return found
+def at_once(begin: Callable[[], object]) -> None:
+    """Has what is to be submitted begin."""
+    begin()
+
+
+async def perform(link: Link, make: Callable[[], K], submit: Callable[[Callable[[], object]], object] = at_once) -> K:
+    """Has a link's core make a ticket, and waits until it is done; raises what went wrong with the whole of it."""
+    (answer,) = await perform_all([link], [make], submit)
+    if isinstance(answer, StatestreamError):
+        raise answer
+    return answer
+
+
+async def perform_all(
+    links: Sequence[Link],
+    makes: Sequence[Callable[[], K]],
+    submit: Callable[[Callable[[], object]], object] = at_once,
+) -> list[K | StatestreamError]:
+    """Has each link's core make its ticket, all at once; waits for all. A link that could not has its error.
+
+    When cancelled, what has not begun, and can be, is dropped.
+
+    Args:
+        links: Several, each at most once.
+        makes: What makes each one's ticket.
+        submit: Is given what has the tickets made, and calls it if it may, in its turn.
+    """
+    asked = [Asked(make, link.done()) for link, make in zip(links, makes, strict=True)]
+    closed: dict[int, StatestreamError] = {}
+
+    def begin() -> None:
+        for number, (link, one) in enumerate(zip(links, asked, strict=True)):
+            try:
+                link.do(one.begin)
+            except Closed as error:
+                closed[number] = error
+
+    # A caller may be stopped between any two of these lines; what was asked for is known by then.
+    try:
+        submit(begin)
+        for number, one in enumerate(asked):
+            if number not in closed:
+                await one.done
+    except BaseException:
+        for link, one in zip(links, asked, strict=True):
+            with contextlib.suppress(Closed):
+                link.do(partial(one.forget, link.core.cancel))
+        raise
+    return [closed.get(number) or one.answer() for number, one in enumerate(asked)]
 
 
 async def start_all(links: Sequence[Link]) -> None:
@@ -38,9 +77,10 @@ async def start_all(links: Sequence[Link]) -> None:
         ServerUnavailable: One of them reached no server within `connect_timeout`; none is connected then.
     """
     try:
-        for answer in await asyncio.gather(*(link.start() for link in links), return_exceptions=True):
-            if isinstance(answer, BaseException):
-                raise answer
+        for link in links:
+            link.start()
+        for link in links:
+            await link.connected()
     except BaseException:
         await close_all(links)
         raise
@@ -48,19 +88,22 @@ async def start_all(links: Sequence[Link]) -> None:
 
 async def leave_all(links: Sequence[Link]) -> None:
     """Asks the server to let go of what is still open, and waits for a moment."""
-    under_way = []
+    left: list[Done] = []
     for link in links:
-        done = asyncio.Event()
-        with contextlib.suppress(StatestreamError):
-            link.do(partial(leave, link.core, done.set))
-            under_way.append(done.wait())
-    if not under_way:
-        return
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.gather(*under_way), CLOSE_SECONDS)
+        done = link.done()
+        with contextlib.suppress(Closed):
+            link.do(partial(leave, link.core, partial(done.set_result, None)))
+            left.append(done)
+    await wait_for_all(left, CLOSE_SECONDS)
 
 
 async def close_all(links: Sequence[Link]) -> None:
     """Ends all connections; whatever is under way fails with Closed."""
     for link in links:
         await link.close()
+
+
+def abandon_all(links: Sequence[Link]) -> None:
+    """The same of a client that nobody has any more, soon; waits for nothing."""
+    for link in links:
+        link.abandon()

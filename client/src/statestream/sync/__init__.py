@@ -1,4 +1,4 @@
-"""The synchronous edge: blocking calls over the shared core, with threads of its own."""
+"""The synchronous twin of `statestream.aio`: blocking calls over the shared core, with threads of its own."""
 
 from statestream.sync.client import Client, connect
 from statestream.sync.pool import Pool

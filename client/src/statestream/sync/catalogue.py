@@ -1,8 +1,8 @@
+# Generated from statestream/aio/catalogue.py by `make twins`; change that one.
 """What a synchronous client can ask about a server, its models and its sessions."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -10,7 +10,9 @@ from statestream import unary
 from statestream.arguments import check_text
 from statestream.contract.errors import BadTensor
 from statestream.layout import Layout, require_kind
+from statestream.sync.calling import answer
 from statestream.sync.link import Link
+from statestream.sync.waiting import Cache
 from statestream.views import Model, ServerInfo, SessionInfo, Statistics, Suspect
 
 T = TypeVar("T")
@@ -21,16 +23,15 @@ class Catalogue:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._layouts: dict[tuple[str, int], Layout] = {}
-        self._fetching = threading.Lock()
+        self._layouts: Cache[Layout] = Cache()
 
     def models(self) -> list[Model]:
         """Every loaded version of every model, and those that failed to load."""
-        return self._link.unary(unary.list_models())
+        return answer(self._link, unary.list_models())
 
     def load_model(self, name: str, version: int | None = None) -> Model:
         """Loads a version from the server's models folder; the highest where left out."""
-        model = self._link.unary(unary.load_model(name, version))
+        model = answer(self._link, unary.load_model(name, version))
         self._layouts.clear()
         return model
 
@@ -40,7 +41,7 @@ class Catalogue:
         Raises:
             ModelInUse: It has open sessions.
         """
-        self._link.unary(unary.unload_model(name, version))
+        answer(self._link, unary.unload_model(name, version))
         self._layouts.clear()
 
     def list_sessions(self, model: str | None = None) -> Iterator[SessionInfo]:
@@ -52,18 +53,18 @@ class Catalogue:
     def _pages(self, model: str | None) -> Iterator[SessionInfo]:
         page = ""
         while True:
-            sessions, page = self._link.unary(unary.list_sessions(model, page))
+            sessions, page = answer(self._link, unary.list_sessions(model, page))
             yield from sessions
             if not page:
                 return
 
     def info(self) -> ServerInfo:
         """Version, limits, durability and device of the server."""
-        return self._link.unary(unary.get_server())
+        return answer(self._link, unary.get_server())
 
     def quarantine(self) -> list[Suspect]:
         """Work that was running when servers died: what runs apart since, and what is not run any more."""
-        return self._link.unary(unary.list_quarantine())
+        return answer(self._link, unary.list_quarantine())
 
     def free_quarantined(self, name: str) -> Suspect:
         """Lets work run again that is in quarantine; what it was.
@@ -71,11 +72,11 @@ class Catalogue:
         Raises:
             NotFound: Nothing in quarantine has that name.
         """
-        return self._link.unary(unary.free_quarantined(name))
+        return answer(self._link, unary.free_quarantined(name))
 
     def statistics(self) -> Statistics:
         """What the server's engine did since its process started: its batches, and why they were not larger."""
-        return self._link.unary(unary.get_statistics())
+        return answer(self._link, unary.get_statistics())
 
     def _fitting(self, model: str, version: int | None, kind: str, make: Callable[[Layout], T]) -> T:
         """What `make` makes of a model's layout; where that does not fit, of what the model has become meanwhile.
@@ -87,18 +88,14 @@ class Catalogue:
         try:
             return make(known)
         except BadTensor:
-            self._layouts.pop((model, version or 0), None)
+            self._layouts.forget((model, version or 0))
             now = self._layout(model, version, kind)
             if (now.model.version, now.model.digest) == (known.model.version, known.model.digest):
                 raise
             return make(now)
 
     def _layout(self, model: str, version: int | None, kind: str) -> Layout:
-        key = (model, version or 0)
-        # Threads that open sessions at once share one layout, and so their steps share frames.
-        with self._fetching:
-            layout = self._layouts.get(key)
-            if layout is None:
-                layout = self._layouts[key] = self._link.unary(unary.get_layout(model, version))
+        # Sessions that are opened at once share one layout, and so their steps share frames.
+        layout = self._layouts.get((model, version or 0), lambda: answer(self._link, unary.get_layout(model, version)))
         require_kind(layout.model, kind)
         return layout

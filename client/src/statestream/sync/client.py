@@ -1,9 +1,9 @@
+# Generated from statestream/aio/client.py by `make twins`; change that one.
 """The synchronous client: `connect`, and what can be asked of a server."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -16,15 +16,14 @@ from statestream.layout import Input, Layout
 from statestream.parts import Opened, Openings, opened
 from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
+from statestream.sync.calling import answer, answers
 from statestream.sync.catalogue import Catalogue
 from statestream.sync.link import Link
 from statestream.sync.pool import Pool
 from statestream.sync.session import Session
-from statestream.sync.together import close_all, leave_all, perform_all, start_all
-from statestream.v1 import (
-    inference_pb2,
-    inference_pb2_grpc,
-)
+from statestream.sync.together import abandon_all, close_all, leave_all, perform_all, start_all
+from statestream.sync.waiting import Lock
+from statestream.unary import UnaryCall
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,8 +51,8 @@ def connect(
         replay_buffer_bytes: The most bytes of inputs kept for replay.
         shards: Streams of the client, see `Settings`: more than one spreads its sessions over several servers.
         on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
-        on_reconnect: Called with the address after a shard connected anew, from the shard's own thread: it must
-            not call the client.
+        on_reconnect: Called with the address after a shard connected anew, from the shard's own thread: it must not
+            call the client.
         settings: All of these as one value, in place of them.
 
     Raises:
@@ -71,7 +70,13 @@ def connect(
         shards=shards,
         on_full=on_full,
     )
-    return Client(address, wanted, on_reconnect)
+    return _connect(address, wanted, on_reconnect)
+
+
+def _connect(address: str, settings: Settings, on_reconnect: Callable[[str], None] | None) -> Client:
+    client = Client(address, settings, on_reconnect)
+    start_all(client._shards.links)
+    return client
 
 
 class Client(Catalogue):
@@ -81,12 +86,11 @@ class Client(Catalogue):
         links = [Link(route, settings, make_core(settings), on_reconnect) for route in routes(address, settings)]
         self._shards = Shards(links)
         super().__init__(self._shards.first)
-        self._closing = threading.Lock()
+        self._closing = Lock()
         self._closed = False
         self._address = address
         self.settings = settings
-        self._finalizer = weakref.finalize(self, close_all, self._shards.links)
-        start_all(self._shards.links)
+        weakref.finalize(self, abandon_all, links).atexit = False
 
     def __enter__(self) -> Client:
         return self
@@ -105,7 +109,7 @@ class Client(Catalogue):
                 leave_all(self._shards.links)
             finally:
                 self._closed = True
-                self._finalizer()
+                close_all(self._shards.links)
 
     def __repr__(self) -> str:
         return f"<Client of {self._address}{', closed' if self._closed else ''}>"
@@ -122,7 +126,9 @@ class Client(Catalogue):
         history: Input | None = None,
         return_replies: bool = False,
     ) -> Session:
-        """Opens a session: by id it is resumed where it exists; without an id it is new and ends with the caller.
+        """Opens a session.
+
+        By id it is resumed where it exists; without an id it is new and ends with the caller.
 
         Args:
             model: The model's name.
@@ -146,24 +152,10 @@ class Client(Catalogue):
                 `upgrade`; it stays as it was.
         """
         arguments.check_opening(model, mode, version, upgrade, initial_state, return_replies)
-        ids, anonymous = named_ids(1, None if id is None else [id])
-        if history is not None and mode == "replace":
-            # What cannot be read is to cost no session that stands.
-            self._layout(model, arguments.wanted_version(version, upgrade)[0], "session").chunk(0, history, 1)
-        session = self._one(
-            model, ids[0], mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
+        (name,), anonymous = named_ids(1, None if id is None else [id])
+        return self._session(
+            model, name, mode, version, upgrade, initial_state, history, ephemeral=anonymous, replies=return_replies
         )
-        try:
-            if history is not None and session.created:
-                session.step(history)
-        except BaseException as failure:
-            # The next try would find a session that exists, and leave it as it is: without its past.
-            if isinstance(failure, StatestreamError):
-                with contextlib.suppress(StatestreamError):
-                    session.delete()
-            session._let_go(delete=True)
-            raise
-        return session
 
     def sessions(
         self,
@@ -194,12 +186,8 @@ class Client(Catalogue):
         """
         arguments.check_opening(model, mode, version, upgrade, initial_state, return_replies)
         names, anonymous = named_ids(n, ids)
-
-        def hold(opened: Opened[Link]) -> Pool:
-            return Pool(self, opened, names, ephemeral=anonymous)
-
-        return self._open(
-            model, names, mode, version, upgrade, initial_state, hold, ephemeral=anonymous, replies=return_replies
+        return self._pool(
+            model, names, mode, version, upgrade, initial_state, ephemeral=anonymous, replies=return_replies
         )
 
     def restore(
@@ -226,8 +214,7 @@ class Client(Catalogue):
         """
         arguments.check_model(model, version)
         (name,), anonymous = named_ids(1, None if id is None else [id])
-        self._shards.of(model, name).unary(unary.restore(model, name, snapshot, version, upgrade))
-        return self._adopt(model, name, ephemeral=anonymous, anew=True)
+        return self._restore(model, name, unary.restore(model, name, snapshot, version, upgrade), ephemeral=anonymous)
 
     def predict(self, model: str, x: Input, *, outputs: Sequence[str] | None = None, version: int | None = None) -> Any:
         """Runs a model without memory once.
@@ -250,7 +237,7 @@ class Client(Catalogue):
         limits = self._link.info.limits
 
         def run(layout: Layout) -> Any:
-            return self._link.unary(unary.predict(layout, x, wanted, version, limits))
+            return answer(self._link, unary.predict(layout, x, wanted, version, limits))
 
         return self._fitting(model, version, "predict", run)
 
@@ -308,25 +295,58 @@ class Client(Catalogue):
             InvalidRequest: A symbol is not in the model's vocabulary.
             Unsupported: The model is no encoder-decoder.
         """
-        arguments.check_generate(model, text, max_tokens, version)
-        return self._generate(
-            inference_pb2.GenerateRequest(model=model, version=version or 0, text=text, max_tokens=max_tokens or 0)
-        )
+        return answers(self._link, unary.generate(model, text, max_tokens, version))
 
-    def _generate(self, request: inference_pb2.GenerateRequest) -> Iterator[str]:
-        attempts, done = self._link.attempts(), 0
-        while True:
-            with self._link.attempt(attempts) as channel:
-                call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request, metadata=self._link.metadata)
-                try:
-                    # Decoding is greedy, so another try says the same again: what was yielded is skipped.
-                    for number, response in enumerate(call):
-                        if number >= done:
-                            done += 1
-                            yield response.text
-                    return
-                finally:
-                    call.cancel()
+    def _session(
+        self,
+        model: str,
+        id: str,
+        mode: str,
+        version: int | None,
+        upgrade: int | bool | None,
+        initial_state: Mapping[str, Input] | None,
+        history: Input | None,
+        *,
+        ephemeral: bool,
+        replies: bool,
+    ) -> Session:
+        if history is not None and mode == "replace":
+            # What cannot be read is to cost no session that stands.
+            known = self._layout(model, arguments.wanted_version(version, upgrade)[0], "session")
+            known.chunk(0, history, 1)
+        session = self._one(model, id, mode, version, upgrade, initial_state, ephemeral=ephemeral, replies=replies)
+        try:
+            if history is not None and session.created:
+                session.step(history)
+        except BaseException as failure:
+            # The next try would find a session that exists, and leave it as it is: without its past.
+            if isinstance(failure, StatestreamError):
+                with contextlib.suppress(StatestreamError):
+                    session.delete()
+            session._let_go(delete=True)
+            raise
+        return session
+
+    def _pool(
+        self,
+        model: str,
+        ids: Sequence[str],
+        mode: str,
+        version: int | None,
+        upgrade: int | bool | None,
+        initial_state: Mapping[str, Input] | None,
+        *,
+        ephemeral: bool,
+        replies: bool,
+    ) -> Pool:
+        def hold(opened: Opened[Link]) -> Pool:
+            return Pool(self, opened, ids, ephemeral=ephemeral)
+
+        return self._open(model, ids, mode, version, upgrade, initial_state, hold, ephemeral=ephemeral, replies=replies)
+
+    def _restore(self, model: str, id: str, call: UnaryCall[int], *, ephemeral: bool) -> Session:
+        answer(self._shards.of(model, id), call)
+        return self._adopt(model, id, ephemeral=ephemeral, anew=True)
 
     def _open(
         self,
@@ -395,14 +415,8 @@ class Client(Catalogue):
         alone: bool,
         names: Sequence[Any] | None = None,
     ) -> Any:
-        request = calls.forecast_request(layout, version, h, history=inputs)
-        calls.check_size(request, self._link.info.limits, layout)
-        attempts = self._link.attempts()
+        call = unary.forecast_history(layout, version, h, inputs, self._link.info.limits, alone=alone)
         try:
-            while True:
-                with self._link.attempt(attempts) as channel:
-                    stub = inference_pb2_grpc.InferenceServiceStub(channel)
-                    call = stub.Forecast(request, metadata=self._link.metadata)
-                    return calls.join_forecast(list(call), alone=alone)
+            return answer(self._link, call)
         except NonFiniteState as error:
             raise causes.of_history(layout, error, inputs, names) from error

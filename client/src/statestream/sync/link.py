@@ -6,35 +6,42 @@ KeyboardInterrupt in the midst of a call leaves the core whole.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from statestream import forks
 from statestream.backoff import MOST, Backoff, tell
-from statestream.calls import Attempts, check_request, read_code, read_rpc_error, unavailable
+from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route
-from statestream.sync.asked import Asked, Done
-from statestream.unary import UnaryCall
+from statestream.sync.waiting import Attempt, Done
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 from statestream.v1.inference_pb2 import StreamRequest
 
-T = TypeVar("T")
-K = TypeVar("K", bound=Ticket)
-
 log = logging.getLogger("statestream")
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+"""Those whose threads are to end before the interpreter does."""
+
+
+@atexit.register
+def _close() -> None:
+    for link in list(_links):
+        link.close()
 
 
 class Link:
@@ -85,10 +92,11 @@ class Link:
     def start(self) -> None:
         """Begins to connect; `wait` tells when that is done."""
         self._began = time.monotonic()
+        _links.add(self)
         self._thread.start()
         self._watcher.start()
 
-    def wait(self) -> None:
+    def connected(self) -> None:
         """Waits until it is connected.
 
         Raises:
@@ -101,6 +109,14 @@ class Link:
         if self._closed:
             raise self._unavailable(time.monotonic() - self._began, self._cause)
 
+    def done(self) -> Done:
+        """What a ticket's caller can wait on."""
+        return Done(self._check)
+
+    def _check(self) -> None:
+        if not self._thread.is_alive():
+            raise forks.closed(forked=self.copied)
+
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something soon, in the order of the calls."""
         if self._closed:
@@ -112,76 +128,28 @@ class Link:
         operation()
 
     def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
-        """Submits steps, of a stream unless the step before them failed; what comes back tells when they are done."""
-        ticket.waiter = done = Done()
+        """Submits steps, of a stream unless the step before them failed; what comes back is done when they are."""
+        ticket.waiter = done = Done(self._check)
         self.do(partial(self.core.step, ticket, before))
         return done
-
-    def finish(self, ticket: Ticket, done: Done) -> None:
-        """Waits until a ticket is done; Ctrl-C stops the waiting, and the operation if it has not begun."""
-        try:
-            self._await(done)
-        except BaseException:
-            self.forget(ticket)
-            raise
-
-    def perform(self, make: Callable[[], K]) -> K:
-        """Has the core make a ticket, and waits until it is done."""
-        asked = Asked(make)
-        # Ctrl-C may come between any two of these lines; what was asked for is known by then.
-        try:
-            self.do(asked.begin)
-            return self.answer(asked)
-        except BaseException:
-            self.drop(asked)
-            raise
-
-    def answer(self, asked: Asked[K]) -> K:
-        """Waits until a ticket that was asked for is done; raises what went wrong with the whole of it."""
-        self._await(asked.done)
-        return asked.ticket()
-
-    def drop(self, asked: Asked[K]) -> None:
-        """Stops caring for what was asked for, if it was; it is dropped where it has not begun and can be."""
-        if not self._closed:
-            self.do(partial(asked.forget, self.core.cancel))
 
     def forget(self, ticket: Ticket) -> None:
         """Stops caring for an operation."""
         if not self._closed:
             self.do(partial(self.core.cancel, ticket))
 
-    def _await(self, done: Done) -> None:
-        # In turns, because a thread that ended on an error of its own would wake nobody.
-        while not done.wait(1.0):
-            if not self._thread.is_alive():
-                raise forks.closed(forked=self.copied)
-
-    def unary(self, call: UnaryCall[T]) -> T:
-        """Makes a call, again where the server could not answer.
-
-        Raises:
-            StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
-        """
-        attempts = self.attempts()
-        while True:
-            with self.attempt(attempts) as channel:
-                check_request(call.request, self.info.limits)
-                return call.read(call.method(channel)(call.request, metadata=self.metadata))
-
-    def attempts(self) -> Attempts:
-        """For the tries of one call, which starts now."""
-        return Attempts(self.settings.retry_timeout, time.monotonic())
-
-    @contextlib.contextmanager
-    def attempt(self, attempts: Attempts) -> Iterator[grpc.Channel]:
-        """One try of an idempotent call, on the channel to the server that answers now.
+    def attempts(self) -> Attempt:
+        """The tries of one idempotent call, which starts now; each on the channel to the server that answers then.
 
         Where the server could not answer, leaving waits and swallows the error: the call is to be made again.
 
         Raises:
             StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
         """
+        return partial(self._attempt, Attempts(self.settings.retry_timeout, time.monotonic()))
+
+    @contextlib.contextmanager
+    def _attempt(self, attempts: Attempts) -> Iterator[grpc.Channel]:
         channel = self._connected()
         try:
             yield channel
@@ -232,18 +200,29 @@ class Link:
 
     def close(self) -> None:
         """Ends the connection; whatever is under way fails with Closed."""
-        if self._closed:
+        if self.copied:
             return
+        self._end()
+        if threading.current_thread() is not self._thread and self._thread.ident is not None:
+            self._thread.join(1.0)
+            if self._watcher.ident is not None:
+                self._watcher.join(1.0)
+
+    def abandon(self) -> None:
+        """Ends the connection soon, without a wait: nobody has the client any more.
+
+        A finalizer calls it, in the midst of whatever its thread does, and Ctrl-C in a finalizer is lost. So it takes
+        no lock, and is short.
+        """
+        self._operations.put(self._end)
+
+    def _end(self) -> None:
         self._closed = True
         self._ended_for_good.set()
         self._operations.put(None)
         call = self._call
         if call is not None:
             call.cancel()
-        if threading.current_thread() is not self._thread and self._thread.ident is not None:
-            self._thread.join(1.0)
-            if self._watcher.ident is not None:
-                self._watcher.join(1.0)
 
     def forked(self) -> None:
         """Closes this copy of it, in the child of a fork."""

@@ -1,3 +1,4 @@
+# Generated from statestream/aio/pipeline.py by `make twins`; change that one.
 """Several operations of one caller under way at a time, their answers in order: what `stream` is made of."""
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ class UnderWay(Protocol):
 
 
 def pipeline(items: Iterable[Input], send: Callable[[Input], UnderWay], most: int) -> Iterator[Any]:
-    """Sends items and yields their answers in order; waits for the oldest where `most` are under way.
+    """Sends items and yields their answers in order; at most `most` are under way.
 
     Ends with the first error: of an answer, of an item that cannot be sent, of the source; each is raised in its turn.
     What is under way when it ends is forgotten.
     """
+    return _plain(items, send, most)
+
+
+def _plain(items: Iterable[Input], send: Callable[[Input], UnderWay], most: int) -> Iterator[Any]:
     under_way: deque[UnderWay] = deque()
     failure: Exception | None = None
     try:
@@ -44,11 +49,15 @@ def pipeline(items: Iterable[Input], send: Callable[[Input], UnderWay], most: in
         if failure is not None:
             raise failure
     finally:
-        for operation in reversed(under_way):
-            operation.forget()
+        _forget(under_way)
 
 
 def _oldest(under_way: deque[UnderWay]) -> Any:
     answer = under_way[0].answer()
     under_way.popleft()
     return answer
+
+
+def _forget(under_way: deque[UnderWay]) -> None:
+    for operation in reversed(under_way):
+        operation.forget()

@@ -1,8 +1,8 @@
+# Generated from statestream/aio/pool.py by `make twins`; change that one.
 """Many sessions of a synchronous client, stepped as arrays."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 from statestream.arguments import check_flag, check_items, lookahead
 from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
-from statestream.contract.errors import Closed, StatestreamError
 from statestream.contract.tensors import Ints, Mask
 from statestream.core import ControlTicket, Feed, PoolTicket
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
-from statestream.sync.asked import Asked
 from statestream.sync.link import Link
 from statestream.sync.pipeline import pipeline
 from statestream.sync.stepping import PoolStepping
-from statestream.sync.together import perform_all, run_all
+from statestream.sync.together import perform_all
+from statestream.sync.waiting import LIVE
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
@@ -80,7 +79,11 @@ class Pool(PoolBase[Link]):
         return self._begin(PoolStep(x, rows, lengths, cursors)).answer()
 
     def stream(
-        self, items: Iterable[Input | PoolStep], *, ahead: int | None = None, return_errors: bool = False
+        self,
+        items: Iterable[Input | PoolStep],
+        *,
+        ahead: int | None = None,
+        return_errors: bool = False,
     ) -> Iterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
@@ -94,8 +97,8 @@ class Pool(PoolBase[Link]):
         Args:
             items: What `step` takes: x alone, or a `PoolStep` with rows and lengths.
             ahead: How many items are sent before the first output is waited for. By default 4 for lists and
-                arrays, and 1 for other iterables: these may wait for the world, and an output should not wait with
-                them.
+                arrays, and 1 for other iterables: these may wait for the world, and an output
+                should not wait with them.
             return_errors: A step of which rows failed yields its PoolError, in place of raising it, and the stream
                 goes on; the steps behind it have an error for those rows as well.
 
@@ -103,14 +106,14 @@ class Pool(PoolBase[Link]):
             BadTensor: Wrong name, dtype or shape of an item; raised in its turn, it ends the stream; it was not sent.
             PoolError: Rows failed, see `step`; raised in its turn, it ends the stream. Not with `return_errors`.
         """
-        check_items(items, live=False, pool=True)
+        check_items(items, LIVE, pool=True)
         check_flag("return_errors", return_errors)
         feed = Feed()
 
         def send(item: Input) -> PoolStepping:
             return self._begin(item if isinstance(item, PoolStep) else PoolStep(item), feed, return_errors)
 
-        return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD))
+        return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD, LIVE))
 
     def reset(
         self,
@@ -148,8 +151,7 @@ class Pool(PoolBase[Link]):
             StoreUnavailable: The server's store cannot be written.
             PoolError: The same of several rows: `errors` by row.
         """
-        self._live()
-        check_control(self._control(self._parts, lambda part: part.link.core.flush(part.handles)))
+        self._control(lambda part: part.link.core.flush(part.handles), self._submit)
         return self.durable_positions
 
     def delete(self) -> None:
@@ -162,18 +164,7 @@ class Pool(PoolBase[Link]):
             self._close(delete=False)
 
     def _close(self, *, delete: bool) -> None:
-        links = [part.link for part in self._parts]
-        asked = [Asked(partial(part.link.core.close, part.handles, delete=delete)) for part in self._parts]
-        try:
-            self._end(asked)
-            answers = run_all(links, asked)
-        except BaseException:
-            # Ctrl-C may come right before it was asked for; a pool that counts as closed has to be.
-            for link, one in zip(links, asked, strict=True) if self._ending is asked and self.closed else ():
-                with contextlib.suppress(Closed):
-                    link.do(one.begin)
-            raise
-        check_control(control_errors(self._parts, answers))
+        self._control(lambda part: part.link.core.close(part.handles, delete=delete), self._end)
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
         ticket, single = self._ticket(step, feed)
@@ -182,12 +173,13 @@ class Pool(PoolBase[Link]):
     def _under_way(self, ticket: PoolTicket, single: bool, return_errors: bool = False) -> PoolStepping:
         shares = self._shares(ticket)
         with self._turn:
-            self._live()
+            if self._last is not None:
+                self._check()
             return PoolStepping(self._layout, ticket, single, shares, return_errors, partial(self._id_of, ticket))
 
     def _control(
-        self, parts: Sequence[Part[Link]], make: Callable[[Part[Link]], ControlTicket]
-    ) -> dict[int, StatestreamError]:
-        """Has the shards do something at once; what went wrong, by row."""
-        answers = perform_all([part.link for part in parts], [partial(make, part) for part in parts])
-        return control_errors(parts, answers)
+        self, make: Callable[[Part[Link]], ControlTicket], submit: Callable[[Callable[[], object]], object]
+    ) -> None:
+        """Has the shards do something at once; raises what went wrong."""
+        links, makes = [part.link for part in self._parts], [partial(make, part) for part in self._parts]
+        check_control(control_errors(self._parts, perform_all(links, makes, submit)))

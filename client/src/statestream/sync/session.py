@@ -1,3 +1,4 @@
+# Generated from statestream/aio/session.py by `make twins`; change that one.
 """One session of a synchronous client."""
 
 from __future__ import annotations
@@ -5,29 +6,25 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
+import grpc
 
 from statestream import unary
 from statestream.arguments import check_cursor, check_id, check_items, check_whole, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
-from statestream.calls import (
-    check_control,
-    check_done,
-    forecast_request,
-    forecast_rows,
-)
-from statestream.contract.errors import Closed, NotOwner
+from statestream.calls import check_control, check_done
+from statestream.contract.errors import NotOwner
 from statestream.core import Ticket
 from statestream.layout import Input
 from statestream.parts import Opened
-from statestream.sync.asked import Asked, Done
+from statestream.sync.calling import answer, answers
 from statestream.sync.link import Link
 from statestream.sync.pipeline import pipeline
 from statestream.sync.stepping import Stepping
-from statestream.unary import UnaryCall
-from statestream.v1 import inference_pb2_grpc
+from statestream.sync.together import perform
+from statestream.sync.waiting import LIVE, Attempt, Done
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
@@ -35,7 +32,8 @@ if TYPE_CHECKING:
 
     from statestream.sync.client import Client
 
-T = TypeVar("T")
+Remedy: TypeAlias = Callable[[NotOwner], None]
+"""What helps a call that reached another server than the one that has its session."""
 
 
 class Session(SessionBase):
@@ -74,8 +72,9 @@ class Session(SessionBase):
     def step(self, x: Input, *, cursor: bytes | None = None) -> Any:
         """Applies one step, or several, and returns their outputs.
 
-        A connection that breaks, or a server that restarts, is not seen here: the chunk is sent
-        again and applied once. Ctrl-C stops the waiting; a chunk already sent is applied all the same.
+        A connection that breaks, or a server that restarts, is not seen here: the chunk is sent again and applied once.
+        On Ctrl-C, a chunk that is not on its way yet, and has none behind it, is dropped; any other is applied all
+        the same.
 
         Args:
             x: One step of the model's input shape [F], or T steps [T, F]; a dict by name where the
@@ -95,7 +94,11 @@ class Session(SessionBase):
             ServerUnavailable: No server for `retry_timeout`; compare `position` before sending again.
         """
         ticket, done = self._send(x, cursor=check_cursor(cursor) if cursor is not None else b"")
-        self._link.finish(ticket, done)
+        try:
+            done.wait()
+        except BaseException:
+            self._link.forget(ticket)
+            raise
         return check_done(self._layout, ticket, self.id)
 
     def stream(self, items: Iterable[Input], *, ahead: int | None = None) -> Iterator[Any]:
@@ -106,12 +109,12 @@ class Session(SessionBase):
 
         Args:
             items: What `step` takes.
-            ahead: How many items are sent before the first output is waited for. By default 32 for
-                lists and arrays, and 1 for other iterables: these may wait for the world, and an
-                output should not wait with them.
+            ahead: How many items are sent before the first output is waited for. By default 32 for lists and
+                arrays, and 1 for other iterables: these may wait for the world, and an output
+                should not wait with them.
         """
-        check_items(items, live=False)
-        most = lookahead(items, ahead, LOOKAHEAD)
+        check_items(items, LIVE)
+        most = lookahead(items, ahead, LOOKAHEAD, LIVE)
         before: Ticket | None = None
 
         def send(x: Input) -> Stepping:
@@ -128,8 +131,8 @@ class Session(SessionBase):
         Raises:
             StoreUnavailable: The server's store cannot be written.
         """
-        handles = self._live()
-        check_control(self._link.perform(lambda: self._core.flush(handles)).errors)
+        ticket = perform(self._link, lambda: self._core.flush(self._handles), self._submit)
+        check_control(ticket.errors)
         return self.durable_position
 
     def reset(self, cursor: bytes | None = None) -> None:
@@ -138,6 +141,8 @@ class Session(SessionBase):
         It takes its turn among the steps of this session, and takes one position as if it were one: what is behind it
         does not wait for its answer, and is refused with it. A session that has failed is opened again as it is on the
         server first, and is usable again.
+
+        On Ctrl-C, it is dropped where it is not on its way yet and has nothing behind it.
 
         Args:
             cursor: As for `step`.
@@ -161,9 +166,14 @@ class Session(SessionBase):
     def _mark(self, kind: int, cursor: bytes) -> None:
         ticket = self._layout.mark(self._handle, kind, cursor)
         with self._turn:
-            self._live()
+            if self._last is not None:
+                self._check()
             done = self._link.begin(ticket)
-        self._link.finish(ticket, done)
+        try:
+            done.wait()
+        except BaseException:
+            self._link.forget(ticket)
+            raise
         check_done(self._layout, ticket, self.id)
 
     def forecast(self, h: int) -> Iterator[Any]:
@@ -178,30 +188,7 @@ class Session(SessionBase):
             Unsupported: The model's signature names no feedback.
         """
         check_whole("h", h)
-        return self._forecast(forecast_request(self._layout, self.version, h, session_id=self.id))
-
-    def _forecast(self, request: Any) -> Iterator[Any]:
-        attempts, done, remedies = self._link.attempts(), 0, iter(self._remedies())
-        while True:
-            self._settle()
-            try:
-                with self._link.attempt(attempts) as channel:
-                    call = inference_pb2_grpc.InferenceServiceStub(channel).Forecast(
-                        request, metadata=self._link.metadata
-                    )
-                    try:
-                        for response in call:
-                            for row in forecast_rows(response, done):
-                                done += 1
-                                yield row
-                        return
-                    finally:
-                        call.cancel()
-            except NotOwner as elsewhere:
-                remedy = next(remedies, None)
-                if remedy is None:
-                    raise
-                remedy(elsewhere)
+        return answers(self._link, unary.forecast(self._layout, self.version, h, self.id), self._attempts)
 
     def fork(self, id: str | None = None) -> Session:
         """Copies the session as it stands; without an id the copy is deleted when it is closed.
@@ -213,12 +200,12 @@ class Session(SessionBase):
             check_id(id)
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
-        self._owned(unary.fork(self.model, self.id, fork_id, ephemeral=id is None))
+        answer(self._link, unary.fork(self.model, self.id, fork_id, ephemeral=id is None), self._attempts)
         return self._client._adopt(self.model, fork_id, ephemeral=id is None, anew=False)
 
     def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
-        return self._owned(unary.snapshot(self.model, self.id))
+        return answer(self._link, unary.snapshot(self.model, self.id), self._attempts)
 
     def delete(self) -> None:
         """Deletes the session on the server and closes this object."""
@@ -228,6 +215,8 @@ class Session(SessionBase):
         """Lets the session go once its steps are answered: a named one stays, an anonymous one is deleted.
 
         What is called on it meanwhile raises Closed, but for another `close`, which returns at once.
+
+        On Ctrl-C, it happens all the same.
         """
         if not self.closed and not self._link.copied:
             self._close(delete=False)
@@ -235,26 +224,31 @@ class Session(SessionBase):
     def _send(self, x: Input, before: Ticket | None = None, cursor: bytes = b"") -> tuple[Ticket, Done]:
         ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer, cursor)
         with self._turn:
-            if self.closed:
-                self._live()
+            if self._last is not None:
+                self._check()
             return ticket, self._link.begin(ticket, before)
 
-    def _owned(self, call: UnaryCall[T]) -> T:
-        """Makes a call about the session once its steps are answered; where another server has it, after a remedy."""
-        for remedy in self._remedies():
-            self._settle()
-            try:
-                return self._link.unary(call)
-            except NotOwner as elsewhere:
-                remedy(elsewhere)
+    def _attempts(self) -> Attempt:
+        """The tries of a call about the session: each once its steps are answered, and after a remedy, if need be."""
+        return partial(self._attempt, self._link.attempts(), iter(self._remedies()))
+
+    @contextlib.contextmanager
+    def _attempt(self, attempt: Attempt, remedies: Iterator[Remedy]) -> Iterator[grpc.Channel]:
         self._settle()
-        return self._link.unary(call)
+        try:
+            with attempt() as channel:
+                yield channel
+        except NotOwner as elsewhere:
+            remedy = next(remedies, None)
+            if remedy is None:
+                raise
+            remedy(elsewhere)
 
-    def _remedies(self) -> tuple[Callable[[NotOwner], None], ...]:
-        """What helps a call that reached another server than the one that has the session: first this, then that.
+    def _remedies(self) -> tuple[Remedy, ...]:
+        """First this, then that.
 
-        Someone else may have opened it there: it is claimed back. Or a proxy divides its work anew, and calls go
-        elsewhere than the stream does: another stream follows them.
+        Someone else may have opened the session elsewhere: it is claimed back. Or a proxy divides its work anew, and
+        calls go elsewhere than the stream does: another stream follows them.
         """
         stream = self._link.stream
 
@@ -268,19 +262,10 @@ class Session(SessionBase):
         self._link.do(lambda: self._core.reclaim(self._handle, elsewhere, time.monotonic()))
 
     def _settle(self) -> None:
-        handles = self._live()
-        check_control(self._link.perform(lambda: self._core.settle(handles)).errors)
+        """Waits until everything submitted before is answered."""
+        ticket = perform(self._link, lambda: self._core.settle(self._handles), self._submit)
+        check_control(ticket.errors)
 
     def _close(self, *, delete: bool) -> None:
-        asked = Asked(lambda: self._core.close(np.array([self._handle]), delete=delete))
-        try:
-            self._end(asked)
-            self._link.do(asked.begin)
-            ticket = self._link.answer(asked)
-        except BaseException:
-            # Ctrl-C may come right before it was asked for; a session that counts as closed has to be.
-            if self._ending is asked and self.closed:
-                with contextlib.suppress(Closed):
-                    self._link.do(asked.begin)
-            raise
+        ticket = perform(self._link, lambda: self._core.close(self._handles, delete=delete), self._end)
         check_control(ticket.errors)

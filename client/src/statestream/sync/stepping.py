@@ -1,3 +1,4 @@
+# Generated from statestream/aio/stepping.py by `make twins`; change that one.
 """Steps under way: what a caller, or a stream of steps, waits for."""
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from statestream.contract.errors import StatestreamError
 from statestream.core import PoolTicket, Ticket
 from statestream.layout import Layout
 from statestream.parts import Share, merge
-from statestream.sync.asked import Done
 from statestream.sync.link import Link
+from statestream.sync.waiting import Done
 
 
 class Stepping:
@@ -28,7 +29,11 @@ class Stepping:
 
     def answer(self) -> Any:
         """Waits until it is done; its outputs."""
-        self._link.finish(self._ticket, self._done)
+        try:
+            self._done.wait()
+        except BaseException:
+            self.forget()
+            raise
         return check_done(self._layout, self._ticket, self._id)
 
     def forget(self) -> None:
@@ -73,8 +78,8 @@ class PoolStepping:
     def answer(self) -> Any:
         """Waits until all shards are done; the outputs, or the PoolError where that is an answer."""
         try:
-            for share, done in self._under_way:
-                share.link.finish(share.ticket, done)
+            for _, done in self._under_way:
+                done.wait()
         except BaseException:
             self.forget()
             raise

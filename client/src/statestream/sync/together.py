@@ -1,18 +1,18 @@
-"""What a synchronous client asks of several of its shards at once."""
+# Generated from statestream/aio/together.py by `make twins`; change that one.
+"""What a client has the cores of its shards do, one or several at once."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from statestream.contract.errors import StatestreamError
+from statestream.asked import Asked
+from statestream.contract.errors import Closed, StatestreamError
 from statestream.core import Ticket, leave
-from statestream.sync.asked import Asked
 from statestream.sync.link import Link
+from statestream.sync.waiting import Done, wait_for_all
 
 K = TypeVar("K", bound=Ticket)
 
@@ -20,32 +20,55 @@ CLOSE_SECONDS = 2.0
 """How long `close` waits for the server to let sessions go."""
 
 
-def perform_all(links: Sequence[Link], makes: Sequence[Callable[[], K]]) -> list[K | StatestreamError]:
-    """Has each link's core make its ticket, all at once; waits for all. A link that could not has its error."""
-    asked = [Asked(make) for make in makes]
+def at_once(begin: Callable[[], object]) -> None:
+    """Has what is to be submitted begin."""
+    begin()
+
+
+def perform(link: Link, make: Callable[[], K], submit: Callable[[Callable[[], object]], object] = at_once) -> K:
+    """Has a link's core make a ticket, and waits until it is done; raises what went wrong with the whole of it."""
+    (answer,) = perform_all([link], [make], submit)
+    if isinstance(answer, StatestreamError):
+        raise answer
+    return answer
+
+
+def perform_all(
+    links: Sequence[Link],
+    makes: Sequence[Callable[[], K]],
+    submit: Callable[[Callable[[], object]], object] = at_once,
+) -> list[K | StatestreamError]:
+    """Has each link's core make its ticket, all at once; waits for all. A link that could not has its error.
+
+    On Ctrl-C, what has not begun, and can be, is dropped.
+
+    Args:
+        links: Several, each at most once.
+        makes: What makes each one's ticket.
+        submit: Is given what has the tickets made, and calls it if it may, in its turn.
+    """
+    asked = [Asked(make, link.done()) for link, make in zip(links, makes, strict=True)]
+    closed: dict[int, StatestreamError] = {}
+
+    def begin() -> None:
+        for number, (link, one) in enumerate(zip(links, asked, strict=True)):
+            try:
+                link.do(one.begin)
+            except Closed as error:
+                closed[number] = error
+
+    # A caller may be stopped between any two of these lines; what was asked for is known by then.
     try:
-        return run_all(links, asked)
+        submit(begin)
+        for number, one in enumerate(asked):
+            if number not in closed:
+                one.done.wait()
     except BaseException:
         for link, one in zip(links, asked, strict=True):
-            link.drop(one)
+            with contextlib.suppress(Closed):
+                link.do(partial(one.forget, link.core.cancel))
         raise
-
-
-def run_all(links: Sequence[Link], asked: Sequence[Asked[K]]) -> list[K | StatestreamError]:
-    """The same of what was prepared; Ctrl-C stops the waiting, what has begun goes on."""
-    found: list[K | StatestreamError] = []
-    closed: dict[int, StatestreamError] = {}
-    for number, (link, one) in enumerate(zip(links, asked, strict=True)):
-        try:
-            link.do(one.begin)
-        except StatestreamError as error:
-            closed[number] = error
-    for number, (link, one) in enumerate(zip(links, asked, strict=True)):
-        try:
-            found.append(closed[number] if number in closed else link.answer(one))
-        except StatestreamError as error:
-            found.append(error)
-    return found
+    return [closed.get(number) or one.answer() for number, one in enumerate(asked)]
 
 
 def start_all(links: Sequence[Link]) -> None:
@@ -58,7 +81,7 @@ def start_all(links: Sequence[Link]) -> None:
         for link in links:
             link.start()
         for link in links:
-            link.wait()
+            link.connected()
     except BaseException:
         close_all(links)
         raise
@@ -66,18 +89,22 @@ def start_all(links: Sequence[Link]) -> None:
 
 def leave_all(links: Sequence[Link]) -> None:
     """Asks the server to let go of what is still open, and waits for a moment."""
-    until = time.monotonic() + CLOSE_SECONDS
-    under_way = []
+    left: list[Done] = []
     for link in links:
-        done = threading.Event()
-        with contextlib.suppress(StatestreamError):
-            link.do(partial(leave, link.core, done.set))
-            under_way.append(done)
-    for done in under_way:
-        done.wait(max(0.0, until - time.monotonic()))
+        done = link.done()
+        with contextlib.suppress(Closed):
+            link.do(partial(leave, link.core, partial(done.set_result, None)))
+            left.append(done)
+    wait_for_all(left, CLOSE_SECONDS)
 
 
 def close_all(links: Sequence[Link]) -> None:
     """Ends all connections; whatever is under way fails with Closed."""
     for link in links:
         link.close()
+
+
+def abandon_all(links: Sequence[Link]) -> None:
+    """The same of a client that nobody has any more, soon; waits for nothing."""
+    for link in links:
+        link.abandon()

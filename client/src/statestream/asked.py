@@ -1,49 +1,30 @@
-"""What callers' threads wait on."""
+"""What a core is asked to make, as its caller knows it, who may be interrupted at any line or await."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from statestream.contract.errors import StatestreamError
 from statestream.core import Ticket
+from statestream.core.tickets import Waiter
 
 K = TypeVar("K", bound=Ticket)
+D = TypeVar("D", bound=Waiter)
 
 
-class Done:
-    """What a caller's thread waits on: a lock, which costs a tenth of a threading.Event."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def done(self) -> bool:
-        """Whether `wait` returns at once."""
-        return not self._lock.locked()
-
-    def set_result(self, _result: None) -> None:
-        """Lets `wait` return."""
-        self._lock.release()
-
-    def wait(self, timeout: float) -> bool:
-        """Returns True once it is done, False after so many seconds; one thread waits, and does so until it is done."""
-        return self._lock.acquire(timeout=timeout)
-
-
-class Asked(Generic[K]):
+class Asked(Generic[K, D]):
     """A ticket that a core is asked to make.
 
-    Attributes:
-        done: Waits until the ticket is done, or could not be made.
+    Args:
+        make: Makes it, or raises.
+        done: Done when the ticket is, or could not be made.
     """
 
     __slots__ = ("_begun", "_failure", "_make", "_ticket", "done")
 
-    def __init__(self, make: Callable[[], K]) -> None:
-        self.done = Done()
+    def __init__(self, make: Callable[[], K], done: D) -> None:
+        self.done = done
         self._make = make
         self._begun = False
         self._ticket: K | None = None
@@ -65,14 +46,14 @@ class Asked(Generic[K]):
         else:
             ticket.waiter = self.done
 
-    def ticket(self) -> K:
-        """The ticket, once it is done; raises what went wrong with the whole of it."""
+    def answer(self) -> K | StatestreamError:
+        """The ticket, once it is done, or what went wrong with the whole of it."""
+        if isinstance(self._failure, StatestreamError):
+            return self._failure
         if self._failure is not None:
             raise self._failure
         assert self._ticket is not None
-        if self._ticket.error is not None:
-            raise self._ticket.error
-        return self._ticket
+        return self._ticket.error or self._ticket
 
     def forget(self, cancel: Callable[[Ticket], None]) -> None:
         """Has the ticket cancelled, where one was made and is not done."""

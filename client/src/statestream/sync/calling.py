@@ -1,0 +1,54 @@
+# Generated from statestream/aio/calling.py by `make twins`; change that one.
+"""Calls beside the stream, made again where the server could not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from statestream.calls import check_request
+from statestream.sync.link import Link
+from statestream.sync.waiting import Attempt
+from statestream.unary import StreamCall, UnaryCall
+
+T = TypeVar("T")
+
+
+def answer(link: Link, call: UnaryCall[T], attempts: Callable[[], Attempt] | None = None) -> T:
+    """Makes a call.
+
+    Args:
+        link: Where.
+        call: Which.
+        attempts: Gives its tries, which begin now; the link's where left out.
+
+    Raises:
+        StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
+    """
+    attempt = (attempts or link.attempts)()
+    while True:
+        with attempt() as channel:
+            check_request(call.request, link.info.limits)
+            method = call.method(channel)
+            if call.streamed:
+                return call.read([message for message in method(call.request, metadata=link.metadata)])
+            return call.read(method(call.request, metadata=link.metadata))
+
+
+def answers(link: Link, call: StreamCall[T], attempts: Callable[[], Attempt] | None = None) -> Iterator[T]:
+    """Makes a call, from the first item that is asked for on; no item comes twice. Else as `answer`."""
+    attempt, done = (attempts or link.attempts)(), 0
+    while True:
+        with attempt() as channel:
+            messages = call.method(channel)(call.request, metadata=link.metadata)
+            try:
+                number = 0
+                for message in messages:
+                    for item in call.read(message):
+                        number += 1
+                        if number > done:
+                            done = number
+                            yield item
+                return
+            finally:
+                messages.cancel()

@@ -1,0 +1,85 @@
+"""What callers' threads wait on: what differs from the other twin beside the link."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from typing import Generic, TypeAlias, TypeVar
+
+import grpc
+
+T = TypeVar("T")
+
+Attempt: TypeAlias = Callable[[], AbstractContextManager[grpc.Channel]]
+"""A try of one call, on the channel that it has; where the server could not answer, another is to follow."""
+
+LIVE: tuple[type, ...] = ()
+"""What `stream` takes beside iterables."""
+
+Lock = threading.Lock
+
+
+class Done:
+    """What a ticket's caller waits on: a lock, which costs a tenth of a threading.Event.
+
+    Args:
+        check: Raises where nobody is there any more who would set a result.
+    """
+
+    __slots__ = ("_check", "_lock")
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def done(self) -> bool:
+        """Whether `wait` returns at once."""
+        return not self._lock.locked()
+
+    def set_result(self, _result: None) -> None:
+        """Lets `wait` return."""
+        self._lock.release()
+
+    def wait(self) -> None:
+        """Returns once it is done; one thread waits, once."""
+        # In turns, because a thread that ended on an error of its own would wake nobody.
+        while not self._lock.acquire(timeout=1.0):
+            self._check()
+
+    def wait_until(self, due: float) -> None:
+        """The same, up to a moment of the monotonic clock."""
+        self._lock.acquire(timeout=max(0.0, due - time.monotonic()))
+
+
+def wait_for_all(waits: Sequence[Done], seconds: float) -> None:
+    """Returns when all are done, and after so many seconds anyway."""
+    due = time.monotonic() + seconds
+    for done in waits:
+        done.wait_until(due)
+
+
+class Cache(Generic[T]):
+    """What is fetched once, by one for all who ask meanwhile, and kept; a failure is not kept."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, T] = {}
+        self._fetching = threading.Lock()
+
+    def get(self, key: Hashable, fetch: Callable[[], T]) -> T:
+        """What is kept under a key; where that is nothing, `fetch` brings it."""
+        with self._fetching:
+            found = self._found.get(key)
+            if found is None:
+                found = self._found[key] = fetch()
+        return found
+
+    def forget(self, key: Hashable) -> None:
+        """Has it fetched again by whoever asks next."""
+        self._found.pop(key, None)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._found.clear()
