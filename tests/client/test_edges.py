@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import threading
@@ -178,6 +179,45 @@ def test_a_closed_client_has_no_thread(fake: Fake) -> None:
     assert not [thread.name for thread in threading.enumerate() if thread.name == "statestream"]
     with pytest.raises(errors.Closed):
         client.session("sum", "b")
+
+
+def test_a_client_that_nobody_has_ends_its_connection_and_its_finalizer_waits_for_nothing(fake: Fake) -> None:
+    """It may run in the midst of anything; Ctrl-C in it would be lost."""
+    link = statestream.connect(fake.address)._link
+    fake.gate.clear()
+    with link._lock:  # Its threads are busy.
+        gc.collect()
+        assert link._thread.is_alive()
+    link._thread.join(10)
+    link._watcher.join(10)
+    assert not link._thread.is_alive()
+    assert not link._watcher.is_alive()
+
+
+async def test_an_asyncio_client_that_nobody_has_ends_its_connection(fake: Fake) -> None:
+    link = (await aio.connect(fake.address))._link
+    gc.collect()
+    assert link._task is not None
+    async with asyncio.timeout(10):
+        with contextlib.suppress(asyncio.CancelledError):
+            await link._task
+
+
+async def test_a_client_whose_close_is_cancelled_is_closed(fake: Fake) -> None:
+    client = await aio.connect(fake.address)
+    session = await client.session("sum", "a")
+    fake.gate.clear()
+    step = asyncio.create_task(session.step(ONE))
+    assert await asyncio.to_thread(fake.arrived.wait, 10)
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    with pytest.raises(errors.Closed):
+        await step
+    assert client._link._task is not None
+    assert client._link._task.done()
 
 
 def test_a_pool_keeps_its_client(fake: Fake) -> None:
