@@ -205,7 +205,7 @@ class Program:
         left += [core.sharing.waiting, core.sharing.forsaken, opens.waiting, opens.in_flight, controls.waiting]
         left += [controls.in_flight, chunks.unsent, chunks.backlog, chunks.in_flight, chunks.singles.lanes]
         assert not any(left), left
-        assert (core.chunks.bytes_in_flight, core.chunks.sessions_in_flight) == (0, 0)
+        assert (core.chunks.windows.held, core.chunks.sessions_in_flight) == (0, 0)
         core.buffer.make_room(1 << 40, lose=False)
         assert core.buffer.bytes == 0
         assert wire.stream is not None

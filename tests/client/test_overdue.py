@@ -62,7 +62,7 @@ def check_empty(wire: Wire) -> None:
     core = wire.core
     assert not core.busy
     assert not core.chunks.in_flight
-    assert (core.chunks.bytes_in_flight, core.chunks.sessions_in_flight) == (0, 0)
+    assert (core.chunks.windows.held, core.chunks.sessions_in_flight) == (0, 0)
     assert not core.opens.in_flight
     assert not core.controls.in_flight
 
@@ -114,7 +114,7 @@ def test_steps_of_sessions_that_others_took_hold_up_nobody(wire: Wire, *, togeth
         wire.core.receive(notice(handle, errors.SessionMoved("a newer writer opened the session")), wire.now)
     chunks = wire.core.chunks
     assert not chunks.in_flight
-    assert (chunks.bytes_in_flight, chunks.sessions_in_flight) == (0, 0)
+    assert (chunks.windows.held, chunks.sessions_in_flight) == (0, 0)
     assert all(isinstance(step.error, errors.SessionMoved) for step in steps[: len(taken)])
     late = wire.step(other, ones(1))
     wire.run()

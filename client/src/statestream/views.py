@@ -58,7 +58,7 @@ class Limits:
     max_sessions: int
     max_queued_bytes: int
     max_horizon: int
-    max_stream_bytes: int = 0
+    max_window_bytes: int = 0
     max_frame_chunks: int = 0
     max_frame_sessions: int = 0
     max_name_bytes: int = 0
@@ -219,7 +219,7 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
             max_sessions=limits.max_sessions,
             max_queued_bytes=limits.max_queued_bytes,
             max_horizon=limits.max_horizon,
-            max_stream_bytes=limits.max_stream_bytes,
+            max_window_bytes=limits.max_window_bytes,
             max_frame_chunks=limits.max_frame_chunks,
             max_frame_sessions=limits.max_frame_sessions,
             max_name_bytes=limits.max_name_bytes,

@@ -310,7 +310,7 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         copies,
         intake,
         coalescer,
-        Accounts(settings.limits.max_queued_bytes, settings.limits.max_stream_bytes),
+        Accounts(settings.limits.max_queued_bytes, settings.limits.max_window_bytes),
         budgets,
         quarantine,
         Lag(),

@@ -43,7 +43,7 @@ class Limits:
     max_sessions: int = 1_000_000
     max_queued_bytes: int = 256 << 20
     max_horizon: int = 4096
-    max_stream_bytes: int = 64 << 20
+    max_window_bytes: int = 64 << 20
     max_frame_chunks: int = 1 << 18
     max_frame_sessions: int = 1 << 15
     max_name_bytes: int = 1024

@@ -15,6 +15,7 @@ from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import ANSWER_BYTES, OVERHEAD, Lane, PoolTicket, StepTicket, again
 from statestream.core.waiting import Waiting
+from statestream.core.windows import Window, Windows
 
 FRAME_BYTES = 1 << 20
 """Frames are cut at about this size."""
@@ -45,7 +46,6 @@ class Chunks:
         self.max_steps = 256
         self.window = 64
         self.max_step_bytes = 4 << 20
-        self.max_bytes_in_flight = 16 << 20
         self.max_answer = ANSWER_BYTES
         self.max_kept = 64 << 20
         self.suspicious = False
@@ -53,7 +53,7 @@ class Chunks:
         self.singles = Waiting()
         self.unsent: list[Block] = []
         self.in_flight: dict[int, Block] = {}
-        self.bytes_in_flight = 0
+        self.windows = Windows()
         self.sessions_in_flight = 0
         self.backlog: deque[StepTicket | PoolTicket] = deque()
         self.holds: dict[int, float] = {}
@@ -155,15 +155,17 @@ class Chunks:
         if self.suspicious:
             self._choose()
         ready: list[Block] = []
-        if self.unsent:
-            self._fill_blocks(ready)
+        full = self._fill_blocks(ready) if self.unsent else ()
         for lane, tickets in [*self.singles.lanes.items()]:
-            if self.bytes_in_flight > self.max_bytes_in_flight or self._gathering(len(tickets)):
+            window = self.windows.of(lane)
+            if window.full or self._gathering(len(tickets)):
                 continue
             if len(tickets) == 1:
-                self._fill_single(tickets[0], ready)
+                self._fill_single(tickets[0], window, ready)
             else:
-                self._fill_singles(lane, tickets, ready)
+                self._fill_singles(lane, tickets, window, ready)
+        for window in full:
+            window.full = False
         return ready
 
     @property
@@ -176,23 +178,45 @@ class Chunks:
         block.frame = frame
         self.in_flight[frame] = block
 
-    def _fill_blocks(self, ready: list[Block]) -> None:
+    def _fill_blocks(self, ready: list[Block]) -> list[Window]:
+        """Has blocks leave in their order; returns the windows that have no room for the next of theirs."""
         rest: list[Block] = []
+        full: list[Window] = []
         for number, block in enumerate(self.unsent):
-            if self.bytes_in_flight > self.max_bytes_in_flight:
-                rest.extend(self.unsent[number:])
-                break
-            sendable = self._sendable(block.at, block.starts, block.ends, block.lane)
-            if sendable.all():
-                self._depart(block, ready)
-            elif sendable.any():
-                self._depart(self._detach(block, sendable), ready)
-                rest.append(self._detach(block, ~sendable))
-            else:
+            window = self.windows.of(block.lane)
+            if window.full:
+                if len(full) == len(self.windows):
+                    rest.extend(self.unsent[number:])
+                    break
                 rest.append(block)
+                continue
+            sendable = self._sendable(block.at, block.starts, block.ends, block.lane)
+            if not sendable.any():
+                rest.append(block)
+                continue
+            if not window.held and block.load > window.most and len(block) > 1:
+                sendable &= self._fitting(block, sendable, window.most)
+            if not window.has_room(block.load):
+                window.full = True
+                full.append(window)
+                rest.append(block)
+            elif sendable.all():
+                self._depart(block, window, ready)
+            else:
+                self._depart(self._detach(block, sendable), window, ready)
+                rest.append(self._detach(block, ~sendable))
         self.unsent = rest
+        return full
 
-    def _fill_singles(self, lane: Lane, tickets: list[StepTicket], ready: list[Block]) -> None:
+    def _fitting(self, block: Block, rows: Mask, most: int) -> Mask:
+        """The first of some chunks of a block that have room together, one at least: a frame may have no more."""
+        lengths = np.broadcast_to(block.lengths, len(block)) * rows
+        ends = OVERHEAD + np.cumsum(lengths) * (block.lane.step_bytes + block.lane.answer_bytes)
+        fits: Mask = ends <= most
+        fits[: int(np.flatnonzero(rows)[0]) + 1] = True
+        return fits
+
+    def _fill_singles(self, lane: Lane, tickets: list[StepTicket], window: Window, ready: list[Block]) -> None:
         handles = np.array([ticket.handle for ticket in tickets], np.int64)
         starts = np.array([ticket.start for ticket in tickets], np.int64)
         # Where the ends do not matter, they need not be there: this happens at every step of a crowd.
@@ -207,16 +231,25 @@ class Chunks:
             handles, starts = handles[ok], starts[ok]
             if not tickets or self._gathering(len(tickets)):
                 return
+        longest = max([ticket.steps for ticket in tickets])
+        room = window.most - window.held
+        if len(tickets) * (OVERHEAD + longest * (lane.step_bytes + lane.answer_bytes)) > room:
+            loads = [OVERHEAD + ticket.steps * (lane.step_bytes + lane.answer_bytes) for ticket in tickets]
+            fit = int(np.searchsorted(np.cumsum(loads), room, side="right")) or int(not window.held)
+            rest += tickets[fit:]
+            tickets, handles, starts = tickets[:fit], handles[:fit], starts[:fit]
+            if not tickets:
+                return
         self.singles.keep(lane, rest)
-        most = FRAME_BYTES // max(1, lane.step_bytes * max([ticket.steps for ticket in tickets]))
+        most = FRAME_BYTES // max(1, lane.step_bytes * longest)
         most = max(1, min(most, FRAME_SINGLES, lane.answer_steps(self.max_answer)))
         if len(tickets) >= HALVED_SINGLES and not self.in_flight:
             most = min(most, -(-len(tickets) // 2))
         for low in range(0, len(tickets), most):
             part = slice(low, low + most)
-            self._frame(tickets[part], gather(tickets[part], handles[part], starts[part]), ready)
+            self._frame(tickets[part], gather(tickets[part], handles[part], starts[part]), window, ready)
 
-    def _fill_single(self, ticket: StepTicket, ready: list[Block]) -> None:
+    def _fill_single(self, ticket: StepTicket, window: Window, ready: list[Block]) -> None:
         table, handle = self._table, ticket.handle
         if (
             table.sent.item(handle) == ticket.start
@@ -224,21 +257,22 @@ class Chunks:
             and table.in_flight.item(handle) < self.window
             and table.stale.item(handle) == 0
             and (not self._narrow(ticket.lane) or self._sendable_alone(ticket))
+            and (not window.held or window.has_room(ticket.nbytes + ticket.steps * ticket.lane.answer_bytes))
         ):
             self.singles.keep(ticket.lane, [])
-            self._frame([ticket], alone(ticket), ready)
+            self._frame([ticket], alone(ticket), window, ready)
 
     def _gathering(self, steps: int) -> bool:
         """Whether so many single steps wait until others join them."""
         return len(self.in_flight) >= BUSY_FRAMES and steps * GATHER < self.sessions_in_flight
 
-    def _frame(self, tickets: list[StepTicket], block: Block, ready: list[Block]) -> None:
+    def _frame(self, tickets: list[StepTicket], block: Block, window: Window, ready: list[Block]) -> None:
         for ticket in tickets:
             ticket.framed = True
         # Each was counted as a block of its own so far.
         self._buffer.bytes -= OVERHEAD * (len(tickets) - 1)
         self._buffer.add(block)
-        self._depart(block, ready)
+        self._depart(block, window, ready)
 
     def _narrow(self, lane: Lane) -> bool:
         """Whether more than the window of chunks may hold a chunk back: the bytes of kept replies, or a suspicion."""
@@ -280,10 +314,10 @@ class Chunks:
         if ready.size:
             self._turn = ready.item(np.searchsorted(ready, self._turn, side="right") % ready.size)
 
-    def _depart(self, block: Block, ready: list[Block]) -> None:
+    def _depart(self, block: Block, window: Window, ready: list[Block]) -> None:
         block.depart(self._table)
         block.weight = block.load
-        self.bytes_in_flight += block.load
+        window.held += block.load
         self.sessions_in_flight += block.fresh
         self.singles.departed(block)
         ready.append(block)
@@ -387,13 +421,17 @@ class Chunks:
         self.held_since.pop(handle, None)
 
     def settled(self, block: Block) -> None:
-        """Some chunks of a block are answered, or given up: where that is all, the block holds back no others."""
+        """Some chunks of a block are answered, or given up: where that is all, nobody waits for it.
+
+        What was given up is in its window until it is answered: the server has it all the same.
+        """
         if not block.frame or (block.left and not block.is_given_up()):
             return
-        self.bytes_in_flight -= block.weight
         self.sessions_in_flight -= block.fresh
-        block.weight = block.fresh = 0
+        block.fresh = 0
         if not block.left and self.in_flight.pop(block.frame, None) is not None:
+            self.windows.of(block.lane).held -= block.weight
+            block.weight = 0
             block.frame = 0
             # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
             block.sink = DISCARD
@@ -424,7 +462,8 @@ class Chunks:
         unsent.extend(block for block in self.unsent if not isinstance(block.sink, Discard))
         self.unsent = unsent
         self.in_flight.clear()
-        self.bytes_in_flight = self.sessions_in_flight = 0
+        self.windows.lost()
+        self.sessions_in_flight = 0
         self.holds.clear()
         self.held_since.clear()
         self._table.in_flight[:] = 0

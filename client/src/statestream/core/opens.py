@@ -230,6 +230,8 @@ class Opens:
             table.durable[handles] = durable
             group = table.groups[int(table.group[handles[0]])]
             table.group[handles] = table.group_number(Group(group.model, message.version, group.ephemeral))
+            self._chunks.windows.told(group.model, message.version, message.window_bytes)
+            self._chunks.max_kept = message.kept_window_bytes or self._chunks.max_kept
             if opening.ticket is None:
                 self._bound_again(handles, positions)
             else:

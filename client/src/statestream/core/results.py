@@ -54,6 +54,8 @@ class Results:
         """Grows with every answer to a chunk that a caller waits for."""
         self.ack_after = 32
         self.acks_due = False
+        self.acks_all = False
+        """Everything is acknowledged the next time: the server has no room for more replies."""
 
     def result(self, frame: int, result: ResultFrame, now: float, outputs: Outputs | None = None) -> None:
         """Resolves the chunks that a result frame answers; rows that nobody waits for are ignored.
@@ -262,6 +264,8 @@ class Results:
             self._take_out(block, row)
             chunks.requeue(block, row)
             chunks.put_back(handle, start)
+            if isinstance(error, errors.WindowFull):
+                self.acks_due = self.acks_all = True
             chunks.holds[handle] = now + (RETRY_SECONDS if error.retry_after is None else error.retry_after)
             table.state[handle] = State.HELD
         elif isinstance(error, FATAL) or discard:

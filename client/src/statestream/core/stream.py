@@ -210,8 +210,6 @@ class StreamCore:
         chunks.max_step_bytes = (limits.max_message_bytes or 4 << 20) - 4096
         answer = min(limits.max_answer_bytes or 64 << 20, limits.max_kept_bytes or 64 << 20)
         chunks.max_answer, chunks.max_kept = min(ANSWER_BYTES, answer), limits.max_kept_bytes or 64 << 20
-        if limits.max_queued_bytes:
-            chunks.max_bytes_in_flight = min(16 << 20, max(1 << 20, limits.max_queued_bytes // 4))
         self.results.ack_after = max(1, min(64, chunks.window // 2))
         self._durability(durability)
         self.opens.connected()
@@ -458,7 +456,8 @@ class StreamCore:
         table = self.table
         self.results.acks_due = False
         state = table.state[: table.size]
-        handles = np.flatnonzero((table.unacked[: table.size] >= self.results.ack_after) & (state == State.OPEN))
+        least, self.results.acks_all = 1 if self.results.acks_all else self.results.ack_after, False
+        handles = np.flatnonzero((table.unacked[: table.size] >= least) & (state == State.OPEN))
         if handles.size:
             self._outbox.extend(acknowledge(table, handles, self._number))
 

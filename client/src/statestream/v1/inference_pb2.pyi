@@ -91,7 +91,7 @@ class StreamRequest(_message.Message):
     def __init__(self, frame: _Optional[int] = ..., open: _Optional[_Union[OpenFrame, _Mapping]] = ..., chunk: _Optional[_Union[ChunkFrame, _Mapping]] = ..., ack: _Optional[_Union[AckFrame, _Mapping]] = ..., close: _Optional[_Union[CloseFrame, _Mapping]] = ..., flush: _Optional[_Union[FlushFrame, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("frame", "opened", "result", "closed", "durable", "refused", "notice", "go_away", "part")
+    __slots__ = ("frame", "opened", "result", "closed", "durable", "refused", "notice", "go_away", "part", "move")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class StreamResponse(_message.Message):
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     GO_AWAY_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     frame: int
     opened: OpenedFrame
     result: ResultFrame
@@ -110,7 +111,8 @@ class StreamResponse(_message.Message):
     notice: NoticeFrame
     go_away: GoAwayFrame
     part: PartFrame
-    def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ...) -> None: ...
+    move: MoveFrame
+    def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ..., move: _Optional[_Union[MoveFrame, _Mapping]] = ...) -> None: ...
 
 class OpenFrame(_message.Message):
     __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies", "upgrade")
@@ -145,7 +147,7 @@ class OpenFrame(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., handles: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., writer: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., seen_epochs: _Optional[bytes] = ..., replay_positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., ephemeral: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., return_replies: bool = ..., upgrade: bool = ...) -> None: ...
 
 class OpenedFrame(_message.Message):
-    __slots__ = ("version", "handles", "epochs", "positions", "durable_positions", "created", "durability", "errors", "kept", "window_bytes", "origins", "cursors")
+    __slots__ = ("version", "handles", "epochs", "positions", "durable_positions", "created", "durability", "errors", "kept", "window_bytes", "origins", "cursors", "kept_window_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +160,7 @@ class OpenedFrame(_message.Message):
     WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
     ORIGINS_FIELD_NUMBER: _ClassVar[int]
     CURSORS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: int
     handles: bytes
     epochs: bytes
@@ -170,7 +173,8 @@ class OpenedFrame(_message.Message):
     window_bytes: int
     origins: bytes
     cursors: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, version: _Optional[int] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., created: _Optional[bytes] = ..., durability: _Optional[_Union[DurabilityMode, str]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ..., kept: _Optional[bytes] = ..., window_bytes: _Optional[int] = ..., origins: _Optional[bytes] = ..., cursors: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    kept_window_bytes: int
+    def __init__(self, version: _Optional[int] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., created: _Optional[bytes] = ..., durability: _Optional[_Union[DurabilityMode, str]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ..., kept: _Optional[bytes] = ..., window_bytes: _Optional[int] = ..., origins: _Optional[bytes] = ..., cursors: _Optional[_Iterable[bytes]] = ..., kept_window_bytes: _Optional[int] = ...) -> None: ...
 
 class ChunkFrame(_message.Message):
     __slots__ = ("handles", "positions", "acked_positions", "steps", "lengths", "inputs", "marks", "cursors")
@@ -297,6 +301,12 @@ class GoAwayFrame(_message.Message):
     GRACE_FIELD_NUMBER: _ClassVar[int]
     grace: _duration_pb2.Duration
     def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class MoveFrame(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
 
 class StepRequest(_message.Message):
     __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs", "mark", "cursor")

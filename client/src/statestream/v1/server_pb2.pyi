@@ -7,6 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class MoveSessionsRequest(_message.Message):
+    __slots__ = ("model", "share")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    share: float
+    def __init__(self, model: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
+class MoveSessionsResponse(_message.Message):
+    __slots__ = ("open", "asked", "streams")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    open: int
+    asked: int
+    streams: int
+    def __init__(self, open: _Optional[int] = ..., asked: _Optional[int] = ..., streams: _Optional[int] = ...) -> None: ...
+
 class ListQuarantineRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -72,7 +90,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., server_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., durability: _Optional[_Union[_inference_pb2.DurabilityMode, str]] = ..., store: _Optional[_Union[StoreInfo, _Mapping]] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., draining: bool = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_chunk_steps", "max_message_bytes", "max_unacknowledged_chunks", "max_sessions", "max_queued_bytes", "max_horizon", "max_answer_bytes", "max_kept_bytes", "max_stream_bytes", "max_frame_chunks", "max_frame_sessions", "max_name_bytes", "max_text_symbols", "max_forecast_series", "max_driven_rows", "max_replies_bytes")
+    __slots__ = ("max_chunk_steps", "max_message_bytes", "max_unacknowledged_chunks", "max_sessions", "max_queued_bytes", "max_horizon", "max_answer_bytes", "max_kept_bytes", "max_window_bytes", "max_frame_chunks", "max_frame_sessions", "max_name_bytes", "max_text_symbols", "max_forecast_series", "max_driven_rows", "max_replies_bytes")
     MAX_CHUNK_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_UNACKNOWLEDGED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
@@ -81,7 +99,7 @@ class Limits(_message.Message):
     MAX_HORIZON_FIELD_NUMBER: _ClassVar[int]
     MAX_ANSWER_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    MAX_STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAME_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAME_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_NAME_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -97,7 +115,7 @@ class Limits(_message.Message):
     max_horizon: int
     max_answer_bytes: int
     max_kept_bytes: int
-    max_stream_bytes: int
+    max_window_bytes: int
     max_frame_chunks: int
     max_frame_sessions: int
     max_name_bytes: int
@@ -105,7 +123,7 @@ class Limits(_message.Message):
     max_forecast_series: int
     max_driven_rows: int
     max_replies_bytes: int
-    def __init__(self, max_chunk_steps: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_unacknowledged_chunks: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_horizon: _Optional[int] = ..., max_answer_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_stream_bytes: _Optional[int] = ..., max_frame_chunks: _Optional[int] = ..., max_frame_sessions: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_text_symbols: _Optional[int] = ..., max_forecast_series: _Optional[int] = ..., max_driven_rows: _Optional[int] = ..., max_replies_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_chunk_steps: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_unacknowledged_chunks: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_horizon: _Optional[int] = ..., max_answer_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_window_bytes: _Optional[int] = ..., max_frame_chunks: _Optional[int] = ..., max_frame_sessions: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_text_symbols: _Optional[int] = ..., max_forecast_series: _Optional[int] = ..., max_driven_rows: _Optional[int] = ..., max_replies_bytes: _Optional[int] = ...) -> None: ...
 
 class StoreInfo(_message.Message):
     __slots__ = ("kind", "survives_process_kill", "survives_power_loss", "survives_failover")

@@ -50,7 +50,8 @@ class Table:
         """Dtype and shape of one step of every input."""
         outputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
         self.input_bytes, self.output_bytes = (
-            sum(dtype.itemsize * max(0, math.prod(shape)) for dtype, shape in ports) for ports in (self.inputs, outputs)
+            sum(dtype.itemsize * math.prod(shape) for dtype, shape in ports if min(shape, default=0) >= 0)
+            for ports in (self.inputs, outputs)
         )
         """Bytes of one step of all inputs, of all outputs; what has a free shape counts as nothing."""
         self.no_outputs = [np.zeros((0, *np.maximum(shape, 0)), dtype) for dtype, shape in outputs]

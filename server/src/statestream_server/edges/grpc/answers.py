@@ -23,6 +23,7 @@ from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
+from statestream_server.sessions.admission.accounts import Window
 
 WHOLE: Final = 2 << 20
 """Outputs of so many bytes leave in one message."""
@@ -94,14 +95,16 @@ class Results(NamedTuple):
         )
 
 
-def put(outbox: Outbox, results: Results) -> None:
-    """Sends results, in as many messages as they take."""
+def put(outbox: Outbox, results: Results, window: Window, cost: int) -> None:
+    """Sends results, in as many messages as they take; the last one gives the window back what they have had of it."""
     size = results.nbytes
     if size <= WHOLE:
-        outbox.put_later(results.message, size + _OVERHEAD + _COLUMNS * len(results.handles))
+        outbox.put_later(results.message, size + _OVERHEAD + _COLUMNS * len(results.handles), window, cost)
         return
-    for make, size in cut(results):
-        outbox.put_later(make, size)
+    messages = [*cut(results)]
+    for make, size in messages[:-1]:
+        outbox.put_later(make, size, window)
+    outbox.put_later(*messages[-1], window, cost)
 
 
 def cut(results: Results) -> Iterator[tuple[Callable[[], pb.StreamResponse], int]]:

@@ -22,20 +22,22 @@ from statestream_server.engine.marks import CURSOR, Marks
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
-from statestream_server.sessions.admission.accounts import OVERHEAD, Account
+from statestream_server.sessions.admission.accounts import OVERHEAD, Account, Window
 from statestream_server.sessions.admission.coalescer import Arrival
 from statestream_server.sessions.admission.intake import Chunks, Refusal
 
+_RETRY_SECONDS = 0.1
 _REPLY_BYTES = 128
 """About what a reply has beside its outputs."""
 
 
 class _Known(NamedTuple):
-    """What a stream knows of a model: what one step looks like on the wire, and the message that answers it."""
+    """What a stream knows of a model: what one step looks like on the wire, the message that answers it, its window."""
 
     inputs: tuple[wire.Port, ...]
     reply: wire.SingleReply
     each: int
+    window: Window
 
 
 class ChunkFrames:
@@ -92,7 +94,10 @@ class ChunkFrames:
         if len(strange):
             self._outbox.refuse(frame, handles[strange], starts[strange], UNKNOWN)
         for chunks in accepted:
-            self._server.intake.accept(chunks, _Receiver(self._outbox, self._account, frame, chunks))
+            window = self._known(chunks.table).window
+            within = self._within(chunks, window, frame)
+            if within is not None:
+                self._server.intake.accept(within, _Receiver(self._outbox, window, frame, within))
 
     def take_single(self, frame: int, request: pb.ChunkFrame) -> bool:
         """Takes a frame with one well-formed chunk the quick way; False where `take` must look at it."""
@@ -106,7 +111,7 @@ class ChunkFrames:
         if found is None or not 1 <= steps <= self._most_steps:
             return False
         table, row, binding = found
-        ports, reply, each = self._known(table)
+        ports, reply, each, window = self._known(table)
         inputs = wire.packed_bytes(ports, request.inputs, steps)
         start = int.from_bytes(positions, "little")
         coalescer = self._server.coalescer
@@ -114,7 +119,9 @@ class ChunkFrames:
         if inputs is None or disputed or start != table.queued.item(row):
             return False
         cost, specs = OVERHEAD + steps * each, table.model.signature.outputs
-        sender = _Single(self._outbox, self._account, cost, frame, handles, positions, steps, reply, specs)
+        if window.held and window.held + cost > window.most:
+            return False
+        sender = _Single(self._outbox, window, cost, frame, handles, positions, steps, reply, specs)
         coalescer.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
         return True
 
@@ -129,8 +136,27 @@ class ChunkFrames:
                 wire.ports(specs) for specs in (table.model.signature.inputs, table.model.signature.outputs)
             )
             each = table.input_bytes + table.output_bytes
-            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs), each)
+            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs), each, self._account.window())
         return found
+
+    def _within(self, chunks: Chunks, window: Window, frame: int) -> Chunks | None:
+        """As many chunks of a frame, from its first one on, as there is room for; the others are refused."""
+        each = _each(chunks)
+        if window.held + OVERHEAD + each * chunks.lengths.total <= window.most:
+            return chunks
+        # What is refused is not applied, but what came with it is known.
+        self._server.intake.acknowledge(chunks.table, chunks.rows, chunks.acked)
+        beyond = window.held + OVERHEAD + each * np.cumsum(chunks.lengths.column) > window.most
+        if not window.held:
+            beyond[0] = False
+        if some(beyond):
+            error = errors.Overloaded(
+                f"the stream has more than {window.most:,} bytes of model {chunks.table.model.name!r} under way, which"
+                " is its window (OpenedFrame.window_bytes); send on when answers have come",
+                retry_after=_RETRY_SECONDS,
+            )
+            self._outbox.refuse(frame, chunks.handles[beyond], chunks.starts[beyond], error)
+        return None if beyond[0] else chunks.take(np.flatnonzero(~beyond))
 
     async def _undisputed(self, handles: Array, starts: Positions) -> list[Group]:
         """The rows of a chunk frame, once nothing speaks against its chunks."""
@@ -200,50 +226,52 @@ class ChunkFrames:
 class _Receiver:
     """Takes the replies to the chunks of one frame and one table; they are under way until then."""
 
-    def __init__(self, outbox: Outbox, account: Account, frame: int, chunks: Chunks) -> None:
+    def __init__(self, outbox: Outbox, window: Window, frame: int, chunks: Chunks) -> None:
         self._outbox = outbox
-        self._account = account
+        self._window = window
         self._frame = frame
-        steps = chunks.lengths.total
-        # What they hold until then: the inputs, and the outputs that they come to.
-        self._each = chunks.table.output_bytes + -(-sum([array.nbytes for array in chunks.inputs]) // max(1, steps))
+        self._each = _each(chunks)
         self._left = len(chunks.rows)
-        account.take(OVERHEAD + self._each * steps)
+        window.take(OVERHEAD + self._each * chunks.lengths.total)
 
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
-        self._ended(chunks)
         specs, durable = chunks.table.model.signature.outputs, chunks.table.durable[chunks.rows]
-        answers.put(
-            self._outbox, Results(self._frame, specs, chunks.handles, chunks.starts, durable, chunks.lengths, outputs)
-        )
+        found = Results(self._frame, specs, chunks.handles, chunks.starts, durable, chunks.lengths, outputs)
+        answers.put(self._outbox, found, self._window, self._cost(chunks))
 
     def repeated(self, chunks: Chunks, entries: Ints) -> None:
-        self._ended(chunks)
+        self._window.give(self._cost(chunks))
         kept = Kept(counting(len(entries)), entries, chunks.starts, chunks.ends)
         self._outbox.put_in_order(answers.repeated(self._frame, chunks.table, chunks.handles, chunks.rows, [kept]))
 
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
-        self._ended(chunks)
+        self._window.give(self._cost(chunks))
         self._outbox.refuse(self._frame, chunks.handles, chunks.starts, refusal)
 
     def overtaken(self, chunks: Chunks) -> None:
         # The stream heard of it when its sessions were taken.
-        self._ended(chunks)
+        self._window.give(self._cost(chunks))
 
-    def _ended(self, chunks: Chunks) -> None:
+    def _cost(self, chunks: Chunks) -> int:
+        """What some of the chunks have had of the window, who end now."""
         self._left -= len(chunks.rows)
-        self._account.give(self._each * chunks.lengths.total + (0 if self._left else OVERHEAD))
+        return self._each * chunks.lengths.total + (0 if self._left else OVERHEAD)
+
+
+def _each(chunks: Chunks) -> int:
+    """Bytes that each step of some chunks holds until it is answered: its inputs, and the outputs it comes to."""
+    return chunks.table.output_bytes + sum([array.nbytes for array in chunks.inputs]) // max(1, chunks.lengths.total)
 
 
 class _Single:
     """Takes the reply to a frame with one chunk."""
 
-    __slots__ = ("_account", "_cost", "_frame", "_handle", "_outbox", "_position", "_reply", "_specs", "_steps")
+    __slots__ = ("_cost", "_frame", "_handle", "_outbox", "_position", "_reply", "_specs", "_steps", "_window")
 
     def __init__(
         self,
         outbox: Outbox,
-        account: Account,
+        window: Window,
         cost: int,
         frame: int,
         handle: bytes,
@@ -253,9 +281,9 @@ class _Single:
         specs: Sequence[TensorSpec],
     ) -> None:
         self._outbox = outbox
-        self._account = account
+        self._window = window
         self._cost = cost
-        account.take(cost)
+        window.take(cost)
         self._frame = frame
         self._handle = handle
         self._position = position
@@ -266,18 +294,18 @@ class _Single:
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
         size = _REPLY_BYTES + sum(map(len, outputs))
         fill = partial(self._reply.fill, self._frame, self._handle, self._position, self._steps, durable, outputs)
-        self._outbox.put_later(fill, size, self._cost)
+        self._outbox.put_later(fill, size, self._window, self._cost)
 
     def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
-        self._account.give(self._cost)
         handle, start = np.frombuffer(self._handle, "<u4"), np.frombuffer(self._position, "<u8")
         column = np.asarray([durable], np.uint64)
-        answers.put(self._outbox, Results(self._frame, self._specs, handle, start, column, lengths, outputs))
+        found = Results(self._frame, self._specs, handle, start, column, lengths, outputs)
+        answers.put(self._outbox, found, self._window, self._cost)
 
     def refused(self, error: errors.StatestreamError) -> None:
-        self._account.give(self._cost)
+        self._window.give(self._cost)
         handle, start = np.frombuffer(self._handle, "<u4"), np.frombuffer(self._position, "<u8")
         self._outbox.refuse(self._frame, handle, start, error)
 
     def overtaken(self) -> None:
-        self._account.give(self._cost)
+        self._window.give(self._cost)

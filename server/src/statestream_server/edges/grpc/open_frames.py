@@ -181,7 +181,8 @@ class OpenFrames:
             durable_positions=table.durable[rows].astype("<u8").tobytes(),
             created=part.created.astype(np.uint8).tobytes(),
             durability=wire.durability(self._server.settings),
-            window_bytes=self._server.settings.limits.max_stream_bytes,
+            window_bytes=self._server.settings.limits.max_window_bytes,
+            kept_window_bytes=self._server.settings.limits.max_kept_bytes,
             errors=failures,
         )
 

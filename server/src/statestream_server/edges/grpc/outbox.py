@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Final, TypeAlias
 
 from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
@@ -17,7 +17,7 @@ from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.lag import TurnLoad
-from statestream_server.sessions.admission.accounts import Account
+from statestream_server.sessions.admission.accounts import Account, Window
 from statestream_server.sessions.admission.intake import Refusal
 
 _MOST_ERRORS = 512
@@ -29,6 +29,11 @@ _MOST_BYTES = 8 << 20
 
 _IN_ORDER: Final = -1
 """In place of a size: a source that nothing overtakes."""
+
+_Entry: TypeAlias = tuple[
+    Callable[[], pb.StreamResponse] | Iterator[pb.StreamResponse], int, Account | Window | None, int
+]
+"""What makes a message, or several; about how many bytes it has; where it counts until it is written, and how much."""
 
 
 class Outbox:
@@ -42,7 +47,7 @@ class Outbox:
         self._reading = reading
         self._account = account
         self._turns = turns
-        self._messages: deque[tuple[Callable[[], pb.StreamResponse] | Iterator[pb.StreamResponse], int]] = deque()
+        self._messages: deque[_Entry] = deque()
         self._sources: deque[Iterator[pb.StreamResponse]] = deque()
         self._alternate = False
         self._more: asyncio.Future[None] | None = None
@@ -72,8 +77,11 @@ class Outbox:
                 await self._more
         finally:
             self._ended = True
-            self._messages.clear()
+            left, self._messages = self._messages, deque()
             self._sources.clear()
+            for _, _, counted, cost in left:
+                if counted is not None:
+                    counted.give(cost)
             self._written(self.nbytes)
 
     @property
@@ -89,25 +97,27 @@ class Outbox:
         """Sends a message."""
         self.put_later(lambda: message, message.ByteSize())
 
-    def put_later(self, make: Callable[[], pb.StreamResponse], size: int, instead: int = 0) -> None:
+    def put_later(
+        self, make: Callable[[], pb.StreamResponse], size: int, window: Window | None = None, cost: int = 0
+    ) -> None:
         """Sends a message of about so many bytes that is made when its turn has come.
 
-        `instead` are bytes of the account that were under way until now and that it replaces.
+        An answer to chunks gives back the `cost` that they have had of their `window`, just before it is written: the
+        client, who counts until it has it, may have sent the next ones by the time the write is over.
         """
-        account = self._account
         if self._ended:  # Nobody writes any more.
-            if instead:
-                account.give(instead)
+            if cost and window is not None:
+                window.give(cost)
             return
-        if instead:
-            account.give(instead - size)  # Both at once, where that may be less than nothing.
-        elif size:
-            account.take(size)
+        counted: Account | Window | None = window if cost else None
+        if window is None:
+            counted, cost = self._account, size
+            counted.take(cost)
         self.nbytes += size
         if self.nbytes > _MOST_BYTES:
             self._full = True
             self._room.clear()
-        self._messages.append((make, size))
+        self._messages.append((make, size, counted, cost))
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
 
@@ -117,7 +127,7 @@ class Outbox:
         What is sent meanwhile goes between them.
         """
         if not self._ended:
-            self._messages.append((source, 0))
+            self._messages.append((source, 0, None, 0))
             self._rouse()
 
     def put_behind(self, message: pb.StreamResponse) -> None:
@@ -131,7 +141,7 @@ class Outbox:
         For replies to chunks: whoever has the reply to a later chunk of a session acknowledges those before it, too.
         """
         if not self._ended:
-            self._messages.append((source, _IN_ORDER))
+            self._messages.append((source, _IN_ORDER, None, 0))
             self._rouse()
 
     def refuse(self, frame: int, handles: Array, starts: Positions, why: Refusal) -> None:
@@ -193,7 +203,7 @@ class Outbox:
                     return message, 0
                 sources.popleft()
                 continue
-            make, size = messages[0]
+            make, size, counted, cost = messages[0]
             if size == _IN_ORDER and not callable(make):
                 message = next(make, None)
                 if message is not None:
@@ -203,6 +213,8 @@ class Outbox:
             messages.popleft()
             if callable(make):
                 self._alternate = True
+                if counted is not None:
+                    counted.give(cost)
                 return make(), size
             sources.append(make)
         return None
@@ -212,7 +224,6 @@ class Outbox:
         if not nbytes:
             return
         self.nbytes -= nbytes
-        self._account.give(nbytes)
         if self._full and self.nbytes <= _MOST_BYTES:
             self._full = False
             self._room.set()

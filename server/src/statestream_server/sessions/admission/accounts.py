@@ -1,9 +1,15 @@
 """Accounts: the bytes that callers make the server hold, and who has to wait because of them.
 
-A stream's account counts what is under way: inputs that came and have not been answered, with the answers they will
-come to, and answers that wait for its reader. All of it drains without another word from the client, so whoever is over
-is not read until it has; nobody is refused for it, and nobody else is held up. What drains only by acknowledgements is
-not in it, or their reading would wait for themselves: the replies kept for a session have a window of their own.
+What is under way on a stream is counted: inputs that came and have not been answered, with the answers they will come
+to, until those are written, and whatever else waits for its reader. All of it drains without another word from the
+client.
+
+Of each model a stream has a window of such bytes. The open tells it, both sides count alike, and the client's count
+begins before the server's and ends after it: so a client that keeps its windows is never refused for load. What exceeds
+one is refused, OVERLOADED, and costs nobody else anything. Where all streams together have more under way than the
+server holds, those that have most of it are not read on, until enough has drained. What drains only by acknowledgements
+is in none of this, or their reading would wait for themselves: the replies kept for a session have a window of their
+own.
 
 Calls without a stream (unary steps, predictions, forecasts, texts) have a budget for each kind: one that is used up
 refuses more of that kind, OVERLOADED with the time after which to try again, and no other.
@@ -36,10 +42,10 @@ _RETRY_SECONDS = 0.1
 class Accounts:
     """The accounts of all streams."""
 
-    def __init__(self, most: int, most_each: int) -> None:
-        """Streams may have `most` bytes under way together, and each of them `most_each`."""
+    def __init__(self, most: int, window: int) -> None:
+        """Streams may have `most` bytes under way together, and each of them `window` of each model."""
         self.most = most
-        self.most_each = most_each
+        self.window = window
         self.held = 0
         """Bytes under way on all streams."""
         self.active = 0
@@ -74,7 +80,7 @@ class Account:
     def __init__(self, house: Accounts) -> None:
         """Nothing is under way."""
         self.held = 0
-        """Bytes under way: inputs, the answers they will come to, answers that wait for the reader."""
+        """Bytes under way: those of all its windows, and what else waits for the reader."""
         self._house = house
 
     def take(self, nbytes: int) -> None:
@@ -99,10 +105,14 @@ class Account:
     def is_over(self) -> bool:
         """Whether the stream is not to be read on; then wait for `room`.
 
-        It is over where it has more than a stream may have, or where all have too much and it more than its share.
+        It is over where all have too much together and it has more than its share: so those with most wait first.
         """
         house = self._house
-        return self.held > house.most_each or (house.held > house.most and self.held > house.most // house.active)
+        return house.held > house.most and self.held > house.most // house.active
+
+    def window(self) -> Window:
+        """The window of one more model."""
+        return Window(self, self._house.window)
 
     async def room(self) -> None:
         """Returns when the stream may be read on. One task of a stream waits at a time."""
@@ -112,6 +122,28 @@ class Account:
                 await room
             finally:
                 self._house.waiting.pop(self, None)
+
+
+class Window:
+    """What one stream has under way of one model, and how much that may be."""
+
+    __slots__ = ("_account", "held", "most")
+
+    def __init__(self, account: Account, most: int) -> None:
+        """Nothing is under way; `most` bytes may be. One chunk with more has room where there is nothing else."""
+        self.held = 0
+        self.most = most
+        self._account = account
+
+    def take(self, nbytes: int) -> None:
+        """Counts the bytes of chunks that came."""
+        self.held += nbytes
+        self._account.take(nbytes)
+
+    def give(self, nbytes: int) -> None:
+        """Counts bytes of chunks whose answer is being written, or that have none."""
+        self.held -= nbytes
+        self._account.give(nbytes)
 
 
 class Budgets:

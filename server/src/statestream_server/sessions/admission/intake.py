@@ -189,7 +189,7 @@ class Intake:
             self._answer_old(chunks.take(np.flatnonzero(~fresh)), receiver)
             chunks = chunks.take(np.flatnonzero(fresh))
         if table.output_bytes * chunks.lengths.total > self._most_answer:
-            chunks = self._within_stream(self._within_answer(chunks, receiver), receiver)
+            chunks = self._within_answer(chunks, receiver)
         if not settled:
             chunks = self._within_window(chunks, receiver)
             if table.output_bytes * self._most_steps > self._limits.max_kept_bytes:
@@ -275,19 +275,6 @@ class Intake:
                 f"Send fewer steps at a time, or raise {limit}",
             )
             chunks = _refuse(chunks, large, receiver, error)
-        return chunks
-
-    def _within_stream(self, chunks: Chunks, receiver: Receiver) -> Chunks:
-        """As many chunks of a frame, from its first one on, as come to outputs that a stream may have under way."""
-        most = self._limits.max_stream_bytes
-        beyond = np.cumsum(chunks.lengths.column) * chunks.table.output_bytes > max(most, self._most_answer)
-        if some(beyond):
-            error = errors.Overloaded(
-                f"the outputs of the chunks of one frame have more than {most:,} bytes, which a stream may have under"
-                " way; send fewer chunks in a frame",
-                retry_after=_RETRY_SECONDS,
-            )
-            chunks = _refuse(chunks, beyond, receiver, error)
         return chunks
 
     def _within_kept(self, chunks: Chunks, receiver: Receiver) -> Chunks:
