@@ -262,6 +262,7 @@ class TestKept:
             await first.open_one("a")
             for position in range(0, 60, 10):
                 await first.step(0, position, ones(10))
+        await wide.until(lambda: not len(wide.server.peers))
         call = inference_pb2_grpc.InferenceServiceStub(wide.channel).Stream()
         frame = pb.OpenFrame(
             model="wide",
@@ -297,6 +298,7 @@ class TestKept:
             await first.open_one("a")
             for position in range(0, 70, 10):
                 await first.step(0, position, ones(10))
+        await wide.until(lambda: not len(wide.server.peers))
         call = inference_pb2_grpc.InferenceServiceStub(wide.channel).Stream()
         frame = pb.OpenFrame(
             model="wide",

@@ -110,7 +110,7 @@ class Outbox:
                 window.give(cost)
             return
         counted: Account | Window | None = window if cost else None
-        if window is None:
+        if window is None and size:
             counted, cost = self._account, size
             counted.take(cost)
         self.nbytes += size
