@@ -175,12 +175,12 @@ class TestOnAServer:
             assert (await speaker.refused()).metadata["field"] == "ids"
 
     async def test_flushes_under_way_are_bounded(self, local: Local) -> None:
-        """While the store does not answer, a stream that flushes on and on is not read on."""
+        """While the store does not answer, streams that flush on and on are not read on."""
         async with Speaker(local.channel, "counter") as speaker:
             await speaker.open_one(fresh_id())
             await speaker.step(0, 0, numbers(1))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(local.server.accounts, "most_each", 20 * (64 << 10))
+                patch.setattr(local.server.accounts, "most", 20 * (64 << 10))
                 with local.engine_held():
                     await speaker.send_chunk([0], [1], [numbers(1)])
                     for _ in range(60):
