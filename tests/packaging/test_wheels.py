@@ -136,4 +136,4 @@ def test_the_exporter_alone(wheels: Path, tmp_path: Path) -> None:
     env.install("statestream-export", constraints=Path(setup_venv.effective_constraints()))
     assert "statestream-server" not in env.installed()
     assert "statestream_server" not in env.import_all("statestream_export")
-    assert {"train", "recipes"} <= env.commands()
+    assert {"train", "recipes", "data"} <= env.commands()

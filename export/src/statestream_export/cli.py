@@ -1,4 +1,4 @@
-"""The subcommands `train` and `recipes` of `statestream`; torch is imported only when one of them runs."""
+"""The subcommands `train`, `recipes` and `data` of `statestream`; torch is imported only when one of them runs."""
 
 from __future__ import annotations
 
@@ -44,13 +44,20 @@ class _Share(click.FloatRange):
 @click.option("--quick", is_flag=True, help="A few epochs only, to see that it works; figures are not reached.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same figures.")
 @click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Train with so many seeds, from --seed on, for mean and deviation; the model is that of the first.",
+)
+@click.option(
     "--data",
     "folder",
     metavar="FOLDER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="A folder with the files of the recipe's data set, as they were published.",
+    help="A folder with the files of the recipe's data set; without it `statestream data` says what is found.",
 )
-@click.option("--built-in", is_flag=True, help="Fetch nothing: train on the data that ships where files are not given.")
+@click.option("--built-in", is_flag=True, help="Look nowhere and fetch nothing: train on the data that ships.")
 @click.option(
     "--weights",
     metavar="FILE",
@@ -75,6 +82,7 @@ def train(
     runs: Path,
     quick: bool,
     seed: int,
+    seeds: int,
     folder: Path | None,
     built_in: bool,
     weights: Path | None,
@@ -83,8 +91,9 @@ def train(
 ) -> None:
     """Train RECIPE (a name, or ./my_recipe.py) and export it into MODELS_DIR.
 
-    Recipes with a published data set fetch it where there is a network (--quick does not), or read it from
-    --data; without either a line says which built-in data is used instead.
+    Recipes with a published data set read it from --data, or from where a package has put it (`statestream data`
+    lists those), or fetch it where there is a network (--quick does not); without any of these a line says which
+    built-in data is used instead.
 
     Ctrl-C ends the training and keeps the best weights so far. Exits with 1 where the recipe's figure
     was not reached (the model is written all the same), except after --quick or Ctrl-C.
@@ -105,8 +114,10 @@ def train(
             runs,
             quick=quick,
             seed=seed,
+            seeds=seeds,
             console=console,
             folder=folder,
+            look=not built_in,
             fetch=not built_in,
             weights=weights,
             quantize=quantize,
@@ -119,6 +130,11 @@ def train(
         before = _shown((result.before or result.metrics)[name])
         shown = _shown(value)
         table.add_row(name, shown if before == shown else f"{shown} quantised, {before} before")
+    if result.spread is not None:
+        spread = result.spread
+        for name, figure in spread.figures.items():
+            table.add_row(f"{name}, {len(spread.seeds)} seeds", f"{figure.mean:.4g} ± {figure.deviation:.2g}")
+        table.add_row("seeds", f"{spread.reached} of {len(spread.seeds)} reached the target")
     for item in result.exports:
         worst = item.gate.largest
         table.add_row(
@@ -169,7 +185,7 @@ def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
 
     if markdown:
         try:
-            click.echo(listing.markdown(listing.read(runs)), nl=False)
+            click.echo(listing.markdown(listing.read(runs), listing.read(runs, listing.STANDS_IN)), nl=False)
         except RecipeError as error:
             raise click.ClickException(str(error)) from error
         return
@@ -195,3 +211,22 @@ def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
     for card in cards:
         table.add_row(card.name, card.task, card.data, card.cell, card.kind, card.mode, str(card.target))
     Console().print(table)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def data(as_json: bool) -> None:
+    """List the published data sets of recipes: where each was found, its checksums, and how to get it."""
+    from rich.console import Console
+
+    from statestream_export import catalogue
+
+    entries = catalogue.entries()
+    if as_json:
+        click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    for entry in entries:
+        console.print(f"[bold]{entry['data']}[/bold], for {', '.join(entry['recipes'])}", soft_wrap=True)
+        for line in catalogue.lines(entry):
+            console.print(f"  {line}", soft_wrap=True, markup=False)

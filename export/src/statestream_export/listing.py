@@ -24,14 +24,16 @@ FAMILIES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 }
 """The pages of docs/recipes: their file names, titles, and the recipes on them."""
 _COLUMNS = ("recipe", "task", "data", "cell", "kind", "mode", "must reach", "reached", "from torch")
-_BESIDE = ("test_accuracy", "frozen_accuracy", "fine_tuned_accuracy", "mse")
+STANDS_IN: Final = "built-in.json"
+"""The report of a run on built-in data, beside metrics.json of one on the published data."""
+_BESIDE = ("test_accuracy", "test_accuracy_as_in_the_notes", "frozen_accuracy", "fine_tuned_accuracy", "mse")
 """Metrics that are shown beside a target that compares."""
 
 Report = Mapping[str, Any]
 """What metrics.json says of one run."""
 
 
-def read(folder: Path) -> dict[str, Report]:
+def read(folder: Path, file: str = "metrics.json") -> dict[str, Report]:
     """The reports by recipe: the last FOLDER/<name>/<number>/metrics.json, or FOLDER/<name>/metrics.json.
 
     Raises:
@@ -41,7 +43,7 @@ def read(folder: Path) -> dict[str, Report]:
         raise RecipeError(f"there is no folder {folder}; give the one that `statestream train --runs` wrote to")
     reports = dict[str, Report]()
     for name in NAMES:
-        path = last_run(folder / name) / "metrics.json"
+        path = last_run(folder / name) / file
         if path.is_file():
             try:
                 reports[name] = json.loads(path.read_text("utf-8"))
@@ -56,8 +58,13 @@ def last_run(folder: Path) -> Path:
     return folder / str(max(numbers)) if numbers else folder
 
 
-def markdown(reports: Mapping[str, Report]) -> str:
-    """The list of all recipes, one table a family, with what the reports say they reached."""
+def markdown(reports: Mapping[str, Report], standing_in: Mapping[str, Report] | None = None) -> str:
+    """The list of all recipes, one table a family, with what the reports say they reached.
+
+    Args:
+        reports: By recipe.
+        standing_in: The same of runs on built-in data, where that stands for published data.
+    """
     parts = [
         "# Recipes",
         "",
@@ -70,13 +77,17 @@ def markdown(reports: Mapping[str, Report]) -> str:
         "The tables are written by `statestream recipes --markdown` from the metrics of recorded runs, which lie with",
         "their pictures in [recipes](recipes). The last column is the largest difference between ONNX Runtime and",
         "torch that the export's gate saw, for the size of the outputs; more than about 1e-05 is refused. A recipe of",
-        "[your own](own-recipe.md) trains in the same way.",
+        "[your own](own-recipe.md) trains in the same way. `statestream data` lists the published data sets, where",
+        "they were found and how to get them; the figure on what is built in follows, where that was run too.",
+        "Over several seeds mean ± deviation are given; the model, and the first figure, are those of seed 0.",
     ]
     for page, (title, names) in FAMILIES.items():
         parts += ["", f"## [{title}](recipes/{page}.md)", "", _row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
         for name in names:
             card = load(name).card
             reached, apart = ("not run", "–") if name not in reports else _reached(card, reports[name])
+            if standing_in and name in standing_in:
+                reached += f"; {_reached(card, standing_in[name])[0]}"
             link = f"[{name}](recipes/{page}.md#{name})"
             mode = card.mode or "–"
             parts.append(
@@ -94,7 +105,16 @@ def _reached(card: Card, report: Report) -> tuple[str, str]:
     metrics, target = report["metrics"], card.target.metric
     value = metrics[target]
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    notes = [f"{key} {metrics[key]:.4g}" for key in _BESIDE if key in metrics and key != target]
+    several = report.get("seeds")
+    over = f", over {len(several['seeds'])} seeds " if several else ""
+
+    def spread(key: str) -> str:
+        figure = several["figures"].get(key) if several else None
+        return f"{over}{figure['mean']:.4g} ± {figure['deviation']:.2g}" if figure else ""
+
+    notes = [f"{key} {metrics[key]:.4g}{spread(key)}" for key in _BESIDE if key in metrics and key != target]
+    if not notes and several:
+        notes = [spread(target).removeprefix(", ")]
     notes += [str(metrics[key]) for key in ("data", "trunk") if key in metrics]
     notes += ["quick run"] if report["training"]["quick"] else []
     notes += [] if report["target_reached"] else ["not reached"]

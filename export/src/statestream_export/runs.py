@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,43 @@ from statestream_export.training import Curve, Run, reproducible
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """Figures over several seeds, of which none was picked: the model is that of the first.
+
+    Attributes:
+        seeds: The seeds, in order.
+        reached: With how many of them the target was reached.
+        figures: By name: mean, (sample) deviation, and every seed's figure.
+    """
+
+    seeds: tuple[int, ...]
+    reached: int
+    figures: Mapping[str, Figures]
+
+    @classmethod
+    def of(cls, recipe: Recipe[Any], runs: Mapping[int, Mapping[str, Value]]) -> Spread:
+        """From the metrics of every seed; those alone that are numbers with a fraction."""
+        several = list(runs.values())
+        names = [name for name, value in several[0].items() if isinstance(value, float)]
+        figures = {name: Figures.of([float(metrics[name]) for metrics in several]) for name in names}  # type: ignore[arg-type]
+        return cls(tuple(runs), sum(recipe.card.target.reached(metrics) for metrics in several), figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One figure over several seeds."""
+
+    mean: float
+    deviation: float
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figures:
+        """Two values at least."""
+        return cls(statistics.fmean(values), statistics.stdev(values), tuple(values))
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What a recipe left.
 
@@ -42,6 +80,7 @@ class Result:
         curve: What happened in training.
         exports: The files that passed the gate; their paths lie in `model`.
         before: The figures before quantisation, `metrics` being those of the quantised file; None without.
+        spread: The figures over several seeds, `metrics` being those of the first; None for one seed.
     """
 
     model: Path
@@ -51,6 +90,7 @@ class Result:
     curve: Curve
     exports: tuple[Export, ...]
     before: Mapping[str, Value] | None = None
+    spread: Spread | None = None
 
 
 def execute(
@@ -60,8 +100,10 @@ def execute(
     *,
     quick: bool = False,
     seed: int = 0,
+    seeds: int = 1,
     console: Console | None = None,
     folder: Path | None = None,
+    look: bool = False,
     fetch: bool = False,
     weights: Path | None = None,
     quantize: Literal["int8"] | None = None,
@@ -69,9 +111,13 @@ def execute(
 ) -> Result:
     """Trains a recipe and puts the model where a server finds it. The same seed gives the same figures.
 
-    Data is taken from `folder`, else fetched where `fetch` says so and a network is there, else built in.
+    Data is taken from `folder`; else, where `look` says so, from the usual places of this machine; else fetched,
+    where `fetch` says so too and a network is there; else it is what is built in.
     `weights` is the checkpoint that a recipe starts from, where it takes one. With `quantize` the file is written
     quantised, and the figures are taken again from it; `max_loss` is that of `quantized`.
+
+    With `seeds` above 1 the recipe is trained that often, from `seed` on, and the figures of all are reported; the
+    model and the pictures are those of the first. Ctrl-C in a later one leaves that one and the next out.
 
     Ctrl-C during training goes on with the best weights so far; later it leaves nothing behind.
 
@@ -80,7 +126,7 @@ def execute(
         RecipeError: Data or weights are missing, not what they should be, or nothing that the recipe takes; or the
             recipe is none that can be quantised. Neither folder was written.
     """
-    run = Run(quick, seed, console or Console(stderr=True), folder, fetch, weights)
+    run = Run(quick, seed, console or Console(stderr=True), folder, look, fetch, weights)
     started = time.perf_counter()
     with reproducible(seed):
         data = recipe.data(run)
@@ -101,7 +147,10 @@ def execute(
             model = places[place.path] = place.keep()
     exports = tuple(replace(export, path=places[export.path.parent] / export.path.name) for export in written)
     reached = recipe.card.target.reached(metrics)
+    spread = _spread(recipe, run, seeds, metrics if before is None else before)
     report = _report(recipe, run, curve, metrics, reached, exports, trained)
+    if spread is not None:
+        report["seeds"] = asdict(spread)
     if before is not None:
         report["quantized"] = {"metrics_before": dict(before), "loss": _loss(exports[0])}
     with _NewFolder(runs / recipe.card.name) as place:
@@ -109,7 +158,24 @@ def execute(
         _loss_picture(recipe.card.name, curve).savefig(place.path / "loss.png", dpi=120)
         picture.savefig(place.path / "picture.png", dpi=120)
         folder = place.keep()
-    return Result(model, folder, metrics, reached, curve, exports, before)
+    return Result(model, folder, metrics, reached, curve, exports, before, spread)
+
+
+def _spread(recipe: Recipe[Any], run: Run, count: int, first: Mapping[str, Value]) -> Spread | None:
+    found = {run.seed: first}
+    for seed in range(run.seed + 1, run.seed + count):
+        run.console.print(f"seed {seed}, up to {run.seed + count - 1}")
+        with reproducible(seed):
+            again = replace(run, seed=seed)
+            data = recipe.data(again)
+            module = recipe.module(data)
+            curve = recipe.train(module, data, again)
+            module.eval()
+            if curve.interrupted:
+                break
+            with torch.no_grad():
+                found[seed] = recipe.metrics(module, data)
+    return Spread.of(recipe, found) if len(found) > 1 else None
 
 
 def _quantised(
@@ -215,6 +281,7 @@ def _report(
             "last_loss": curve.losses[-1] if curve.losses else None,
             "interrupted": curve.interrupted,
             "quick": run.quick,
+            "built_in": run.folder is None and not run.look,
             "seed": run.seed,
             "seconds": round(seconds, 1),
             "torch": torch.__version__,

@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from statestream_export.datasets.files import Source
 
@@ -43,7 +45,8 @@ class Run:
         seed: What torch's generator was seeded with.
         console: Where progress is shown.
         folder: Where the files of the recipe's data set are; None where it was not said.
-        fetch: Whether a published data set may be fetched.
+        look: Whether a published data set is looked for on this machine.
+        fetch: Whether it may be fetched.
         checkpoint: The file of weights to start from; recipes that take one ask for `weights`.
         asked: What a recipe has asked for: "source", "weights".
     """
@@ -52,6 +55,7 @@ class Run:
     seed: int
     console: Console
     folder: Path | None = None
+    look: bool = False
     fetch: bool = False
     checkpoint: Path | None = None
     asked: set[str] = field(default_factory=set)
@@ -66,11 +70,15 @@ class Run:
     def source(self) -> Source:
         """Where data comes from. A quick run fetches nothing."""
         self.asked.add("source")
-        return Source(self.folder, self.fetch and not self.quick, self.console)
+        return Source(self.folder, self.look, self.fetch and not self.quick, self.console)
 
     def generator(self) -> np.random.Generator:
         """A NumPy generator from the run's seed."""
         return np.random.default_rng(self.seed)
+
+    def epochs(self, full: int) -> int:
+        """How many epochs this run trains where a full one trains `full`."""
+        return max(2, full // 20) if self.quick else full
 
     def fit(
         self,
@@ -94,7 +102,7 @@ class Run:
         """
         curve = Curve()
         best = copy.deepcopy(module.state_dict())
-        total = max(2, epochs // 20) if self.quick else epochs
+        total = self.epochs(epochs)
         with contextlib.suppress(KeyboardInterrupt), self._progress() as progress:
             task = progress.add_task(type(module).__name__, total=total, loss=float("nan"))
             curve.interrupted = True
@@ -132,6 +140,11 @@ class Run:
             TimeRemainingColumn(),
             console=self.console,
         )
+
+
+def falling(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """A rate that falls to 0 along half a cosine; its `step` is called after every step of the optimizer."""
+    return CosineAnnealingLR(optimizer, max(1, steps))
 
 
 @contextlib.contextmanager

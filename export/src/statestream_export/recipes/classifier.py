@@ -14,7 +14,7 @@ from statestream_export.datasets.files import Source
 from statestream_export.datasets.images import Images
 from statestream_export.pictures import scans
 from statestream_export.recipe import Card
-from statestream_export.training import Curve, Run
+from statestream_export.training import Curve, Run, falling
 
 DIGITS = tuple("0123456789")
 SHIFT = 2
@@ -27,8 +27,10 @@ class ClassifierRecipe:
         card: What the list says of it.
         load: Where the images come from.
         network: Makes the network, random weights.
-        epochs: At most; where 10,000 images or more train, a quarter of that.
+        epochs: At most, on some thousand images.
+        epochs_of_many: The same where 10,000 images or more train.
         batch: Images a step; fewer where that would leave fewer than 20 steps an epoch.
+        shift: By how many pixels at most a batch is moved.
         classes: What the ten classes are called.
     """
 
@@ -39,14 +41,18 @@ class ClassifierRecipe:
         network: Callable[[], nn.Module],
         *,
         epochs: int,
+        epochs_of_many: int,
         batch: int,
+        shift: int = SHIFT,
         classes: tuple[str, ...] = DIGITS,
     ) -> None:
         self.card = card
         self._load = load
         self._network = network
         self._epochs = epochs
+        self._epochs_of_many = epochs_of_many
         self._batch = batch
+        self._shift = shift
         self._classes = classes
 
     def data(self, run: Run) -> Images:
@@ -58,18 +64,21 @@ class ClassifierRecipe:
         return self._network()
 
     def train(self, module: nn.Module, data: Images, run: Run) -> Curve:
-        """Adam, images shifted at random; the weights that are best on a tenth of what trains are kept."""
+        """Adam, its rate falling, images shifted at random; the weights best on a tenth of what trains are kept."""
         count = len(data.images) - max(1, len(data.images) // 10)
         size = max(1, min(self._batch, count // 20))
+        epochs = self._epochs if len(data.images) < 10_000 else self._epochs_of_many
         optimizer = torch.optim.Adam(module.parameters(), lr=2e-3, weight_decay=1e-4)
+        rate = falling(optimizer, run.epochs(epochs) * -(-count // size))
 
         def epoch() -> float:
             total = 0.0
             for chosen in torch.split(torch.randperm(count), size):
-                loss = nn.functional.nll_loss(module(shifted(data.images[chosen])), data.labels[chosen])
+                loss = nn.functional.nll_loss(module(shifted(data.images[chosen], self._shift)), data.labels[chosen])
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
+                rate.step()
                 total += float(loss.item()) * len(chosen)
             return total / count
 
@@ -77,8 +86,7 @@ class ClassifierRecipe:
             said = scores(module, data.images[count:])
             return float(nn.functional.nll_loss(said, data.labels[count:]))
 
-        few = len(data.images) < 10_000
-        return run.fit(module, epoch, epochs=self._epochs if few else max(2, self._epochs // 4), score=score)
+        return run.fit(module, epoch, epochs=epochs, score=score)
 
     def metrics(self, module: nn.Module, data: Images) -> dict[str, float | int | str]:
         """The share of held-out images that are named right, and on which data."""
@@ -111,9 +119,9 @@ class ClassifierRecipe:
         ]
 
 
-def shifted(images: Tensor) -> Tensor:
-    """A batch of images [B, H, W], all moved by the same up to two pixels; they have margins that wide."""
-    down, right = (torch.randint(-SHIFT, SHIFT + 1, (2,))).tolist()
+def shifted(images: Tensor, most: int = SHIFT) -> Tensor:
+    """A batch of images [B, H, W], all moved by the same few pixels; they have margins that wide."""
+    down, right = (torch.randint(-most, most + 1, (2,))).tolist()
     return images.roll((down, right), (1, 2))
 
 

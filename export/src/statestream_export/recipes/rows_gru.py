@@ -8,10 +8,13 @@ from statestream_export.recipes.rows import Rows
 
 
 class RowsGru(Rows):
-    """The same data, training and figure."""
+    """The same data and training, a third of the epochs, a larger rate, more to reach."""
 
     name = "rows-gru"
     kind = nn.GRU
+    goal = 0.985
+    rate = 3e-3
+    epochs = 10
 
 
 recipe = RowsGru()
