@@ -103,8 +103,9 @@ class Rows:
     name: ClassVar[str] = "rows"
     kind: ClassVar[type[nn.RNN | nn.LSTM | nn.GRU]] = nn.RNN
     goal: ClassVar[float] = 0.97
-    rate: ClassVar[float] = 1e-3
-    epochs: ClassVar[int] = 30
+    rate: ClassVar[float] = 2e-3
+    batch: ClassVar[int] = 128
+    epochs: ClassVar[int] = 40
 
     def __init__(self) -> None:
         self.card = Card(
@@ -132,9 +133,9 @@ class Rows:
         if module.plain is not None:
             way = Way("as in the notes: Adam .001, batches of 8", 1e-3, 8, 10 if many else 40)
             module.trained.append(_trained(module.plain, data, run, way))
-        batch, epochs = (32, self.epochs) if many else (8, 40)
+        batch, epochs = (self.batch, self.epochs) if many else (8, 40)
         rate = self.rate if many else 3e-3
-        title = f"norm at most 1, a rate that falls from {rate:g}, batches of {batch}"
+        title = f"norm at most 1, rate falls from {rate:g}, batches of {batch}"
         way = Way(title, rate, batch, epochs, clip=1.0, falls=True)
         module.trained.append(_trained(module.reader, data, run, way))
         return module.trained[-1].curve
