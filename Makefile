@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu install stubs
+.PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu simulate install stubs
 .PHONY: twins clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos
 
@@ -27,6 +27,7 @@ help:
 	@echo "make check         format, lint, types, layers, stubs, twins and protos"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
+	@echo "make simulate      runs simulated schedules by seed; ARGS='--first 0 --seeds 1000'"
 	@echo "make gpu           tests, a small chaos and the benchmark of devices on this machine's GPU"
 	@echo "make install       makes .venv anew from constraints.txt"
 	@echo "make stubs         generates the stubs from protos/"
@@ -104,6 +105,9 @@ bench: $(STAMP)
 CHAOS ?= tests/chaos tests/model tests/server/durability
 chaos: $(STAMP)
 	$(RUN) -m pytest -m chaos $(CHAOS) $(ARGS)
+
+simulate: $(STAMP)
+	@$(RUN) -m tests.simulation $(ARGS)
 
 # Ten minutes at most; docs/devices.md says what has to be installed.
 gpu: $(STAMP)

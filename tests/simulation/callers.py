@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
+import grpc
 import numpy as np
 
 from statestream import aio
@@ -77,7 +79,9 @@ class Caller:
         for number, operation in enumerate(self._calls.operations):
             if operation.pause:
                 await asyncio.sleep(operation.pause)
-            await self.perform(f"{self.name}[{number}] {operation.kind}", operation, getattr(self, "do_" + operation.kind))
+            await self.perform(
+                f"{self.name}[{number}] {operation.kind}", operation, getattr(self, "do_" + operation.kind)
+            )
 
     async def perform(
         self, what: str, operation: Operation, do: Callable[[Operation, str], Awaitable[None]], session: str = ""
@@ -137,8 +141,10 @@ class Caller:
 
     def _durable(self, session: str, found: Any) -> None:
         line = self._line(session)
-        if line is not None and line.history is not None and (
-            found.durable_position <= self.oracle.position(session, line.history)
+        if (
+            line is not None
+            and line.history is not None
+            and (found.durable_position <= self.oracle.position(session, line.history))
         ):
             self.oracle.durable(session, line.history, found.durable_position)
 
@@ -147,14 +153,16 @@ class Caller:
         assert asked is not None
         line = self._line(session)
         numbers = self.oracle.submit(session, self.name, count)
-        outputs = await found.step(np.asarray(numbers, np.int64)[:, None] if count > 1 else np.asarray(numbers, np.int64))
+        outputs = await found.step(
+            np.asarray(numbers, np.int64)[:, None] if count > 1 else np.asarray(numbers, np.int64)
+        )
         self._took(asked, session, numbers, outputs, line)
         self._durable(session, found)
 
     def _took(self, asked: Asked, session: str, numbers: list[int], outputs: Any, line: Line | None) -> None:
         outputs = np.asarray(outputs).reshape(len(numbers), -1)
         histories = [history(one) for one in outputs]
-        for shorter, longer in zip(histories, histories[1:], strict=False):
+        for shorter, longer in pairwise(histories):
             if longer[:-1] != shorter:
                 self.oracle.violate(f"{asked.what}: the steps of one chunk do not follow each other: {histories}")
         asked = Asked(asked.what, session, asked.began, asked.sure if session == asked.session else ())
@@ -302,7 +310,9 @@ class Unary(Caller):
         for number, operation in enumerate(self._calls.operations):
             if operation.pause:
                 await asyncio.sleep(operation.pause)
-            await self.perform(f"{self.name}[{number}] {operation.kind}", operation, getattr(self, "do_" + operation.kind))
+            await self.perform(
+                f"{self.name}[{number}] {operation.kind}", operation, getattr(self, "do_" + operation.kind)
+            )
 
     def allowed(self, operation: Operation) -> tuple[type[StatestreamError], ...]:
         """What else may be heard."""
@@ -314,7 +324,7 @@ class Unary(Caller):
         channel = self._network.channel(address)
         try:
             yield channel
-        except inference_pb2_grpc.grpc.RpcError as error:
+        except grpc.RpcError as error:
             found = read_rpc_error(error, address)
             if not isinstance(found, errors.ServerUnavailable):
                 raise found from error

@@ -1,4 +1,4 @@
-"""An event loop whose time is virtual, on which several processes run, each of which can be killed between two callbacks.
+"""An event loop whose time is virtual; its processes can be killed, each between any two callbacks.
 
 What asyncio promises holds within a process: callbacks run in the order in which they were scheduled. What it leaves
 open is drawn: how late timers are, how long a process is not run, and how those of different processes interleave.
@@ -121,15 +121,19 @@ class Loop(asyncio.BaseEventLoop):
         """Seconds since the beginning."""
         return self._now
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.Handle:
         """Runs it after what its process has to run before."""
         handle = asyncio.Handle(callback, args, self, context)
         self._put(handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         """Runs it at that time or somewhat later."""
         if self._jitter and self.draw.random() < 0.5:
             when = max(when, self._now) + self.draw.random() * self._jitter
@@ -191,10 +195,10 @@ class Loop(asyncio.BaseEventLoop):
             if not ready:
                 break
             handle = ready.popleft()
-            if handle._cancelled:  # type: ignore[attr-defined]
+            if handle._cancelled:
                 continue
             self.callbacks += 1
-            handle._run()  # type: ignore[attr-defined]
+            handle._run()
             if process.doomed is not None:
                 process.doomed -= 1
                 if process.doomed <= 0:
@@ -211,14 +215,14 @@ class Loop(asyncio.BaseEventLoop):
 
     def _advance(self) -> None:
         heap = self._heap
-        while heap and heap[0][2]._cancelled:  # type: ignore[attr-defined]
+        while heap and heap[0][2]._cancelled:
             heapq.heappop(heap)
         if not heap:
             raise RuntimeError("nothing will ever happen any more")
         self._now = max(self._now, heap[0][0])
         while heap and heap[0][0] <= self._now:
             handle = heapq.heappop(heap)[2]
-            if not handle._cancelled:  # type: ignore[attr-defined]
+            if not handle._cancelled:
                 self._put(handle)
 
     def _put(self, handle: asyncio.Handle) -> None:

@@ -166,7 +166,9 @@ class Channel:
         """The connection of now; None where none is to be had."""
         if self.connection is None or not self.connection.open:
             server = self.network.servers.get(self.address)
-            refused = server is None or not server.process.alive or self.network.between(self.process, self.address).closed
+            refused = (
+                server is None or not server.process.alive or self.network.between(self.process, self.address).closed
+            )
             self.connection = None if refused or server is None else Connection(self.network, self.process, server)
         return self.connection
 

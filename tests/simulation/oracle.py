@@ -178,7 +178,9 @@ class Oracle:
         """Something fails for so long; what comes of it may take somewhat longer."""
         self.disturbed.append((now, now + seconds))
 
-    def failed(self, asked: Asked, error: BaseException, now: float, allowed: tuple[type[StatestreamError], ...]) -> None:
+    def failed(
+        self, asked: Asked, error: BaseException, now: float, allowed: tuple[type[StatestreamError], ...]
+    ) -> None:
         """An operation failed."""
         say = f"{asked.what} of {asked.session} at {asked.began:.3f} failed at {now:.3f}: {error!r}"
         if isinstance(error, PoolError) and error.errors:

@@ -133,7 +133,18 @@ class Plan:
         return len(self.faults) + sum(len(caller.operations) for caller in self.callers)
 
 
-_QUIET = {"step": 10, "stream": 2, "flush": 2, "close": 2, "open": 2, "pool": 2, "fork": 1, "snapshot": 1, "look": 1, "born": 1}
+_QUIET = {
+    "step": 10,
+    "stream": 2,
+    "flush": 2,
+    "close": 2,
+    "open": 2,
+    "pool": 2,
+    "fork": 1,
+    "snapshot": 1,
+    "look": 1,
+    "born": 1,
+}
 _WILD = _QUIET | {"reset": 3, "delete": 2, "replace": 1, "restore": 1, "begin": 3}
 _UNARY = {"unary_step": 6, "unary_flush": 1, "unary_fork": 1}
 _UNARY_WILD = _UNARY | {"unary_delete": 1}

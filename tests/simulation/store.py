@@ -1,4 +1,4 @@
-"""The store: the memory store's rules behind a way that is slow, fails before or after it was done, and stands still."""
+"""The store: the memory store's rules behind a way that is slow, fails before or after it is done, or stands still."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Replica:
         """SIGTERM; returns when it is gone."""
         process = self.process
         self._stop.set()
-        while process.alive:
+        while process.alive:  # noqa: ASYNC110 (time is virtual)
             await asyncio.sleep(0.05)
 
     async def _main(self) -> None:
@@ -130,7 +130,7 @@ class World:
         faults = Faults(self)
         failing = [asyncio.ensure_future(faults.run(fault)) for fault in plan.faults]
         running = {caller: caller.client.process.create(caller.run(), caller.name) for caller in callers}
-        while loop.time() < HEALED and any(_lives(caller, task) for caller, task in running.items()):
+        while loop.time() < HEALED and any(_lives(caller, task) for caller, task in running.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.25)
         for task in failing:
             task.cancel()

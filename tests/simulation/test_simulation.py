@@ -1,0 +1,41 @@
+"""The simulation itself: one seed is one schedule, and schedules without a fault keep every promise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.simulation import replaced
+from tests.simulation.plan import draw
+from tests.simulation.world import simulate
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_seed_is_the_same_schedule(seed: int) -> None:
+    one, other = simulate(draw(seed)), simulate(draw(seed))
+    assert one.digest == other.digest
+    assert one.callbacks == other.callbacks > 100
+
+
+def test_other_seeds_are_other_schedules() -> None:
+    assert len({simulate(draw(seed)).digest for seed in range(8)}) == 8
+
+
+def test_schedules_without_faults_keep_every_promise() -> None:
+    outcomes = {seed: simulate(dataclasses.replace(draw(seed), faults=())) for seed in range(13)}
+    assert {seed: outcome.violations for seed, outcome in outcomes.items() if outcome.violations} == {}
+    assert sum(outcome.answered for outcome in outcomes.values()) > 100
+
+
+def test_crashes_cuts_and_store_faults_keep_every_promise() -> None:
+    outcomes = {seed: simulate(draw(seed)) for seed in range(13)}
+    assert {seed: outcome.violations for seed, outcome in outcomes.items() if outcome.violations} == {}
+    assert any(draw(seed).faults for seed in outcomes)
+
+
+def test_what_is_replaced_is_there() -> None:
+    for name in replaced.names():
+        replaced.resolve(name)
