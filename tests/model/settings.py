@@ -116,7 +116,6 @@ HOLDS: tuple[Setting, ...] = (
     Setting(1, Faults(again=1, lost=1), sync=True),
     Setting(2, Faults(cut=1), sync=True),
     Setting(2, Faults(cut=1), poison=True),
-    Setting(2, Faults(cut=1), mark=1),
     Setting(2, Faults(crash=1, sleep=1), mark=1),
     Setting(1, Faults(crash=1, restart=1), mark=1),
     Setting(2, Faults(cut=1), mark=1, sync=True),
@@ -125,6 +124,7 @@ HOLDS: tuple[Setting, ...] = (
 """Searches that end within seconds, every reachable state seen."""
 
 HOLDS_LONGER: tuple[Setting, ...] = (
+    Setting(2, Faults(cut=1), mark=1),
     Setting(1, Faults(cut=1, change=1), mark=0),
     Setting(2, Faults(cut=1, crash=1)),
     Setting(2, Faults(cut=1, flush=1)),
