@@ -1,4 +1,4 @@
-"""Runs schedules by their seeds until it is stopped, and tells those in which a promise was broken."""
+"""Runs schedules, one for each of some seeds, and tells those in which a promise was broken."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the simulation replaces in the shipped modules, name by name; all else runs as it is shipped.
 
-`REPLACED` is complete: a test finds every name that differs while a simulation runs. A room that begins to read a clock
-of its own has to be entered here, or be given its clock from outside.
+A test looks through all modules of client and server for real clocks and draws: one that is neither in `REPLACED` nor
+in `KEPT` is a failure. So a room that begins to read a clock of its own is entered here, or given it from outside.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import random
+import secrets
 import time
 import uuid
 from collections.abc import Iterator
@@ -142,5 +143,30 @@ def drawn(backoff_init: Any) -> Any:
     return __init__
 
 
-REAL: Final = (time, random, uuid)
-"""What nothing of a simulation may reach."""
+REAL: Final = (
+    time,
+    random,
+    secrets,
+    uuid,
+    time.clock_gettime,
+    time.monotonic,
+    time.perf_counter,
+    time.time,
+    time.time_ns,
+)
+"""Clocks and draws that no schedule may depend on."""
+
+KEPT: Final = {
+    "statestream.backoff.random": "a default, see DEFAULTS",
+    "statestream_server.models.proof.proof.time": "files are tried before, see FILES",
+    "statestream_server.models.proof.sharing.time": "as above",
+    "statestream_server.models.proof.trials.time": "as above",
+    "statestream_server.models.proof.warming.time": "as above",
+    "statestream_server.quarantine.quarantine.time": "a simulated server has no folder for it, and notes nothing",
+    "statestream_server.quarantine.recorder.secrets": "as above",
+    "statestream_server.stores.memory.time": "when records were used: later than all virtual time, so none expires",
+    "statestream_server.stores.memory.uuid": "the store's generation: it is compared, and never changes",
+    "statestream_server.stores.sqlite.time": "not the store that is simulated",
+    "statestream_server.stores.sqlite_tables.uuid": "as above",
+}
+"""Where they are reached all the same, and why no schedule depends on it."""

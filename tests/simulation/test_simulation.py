@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 
 from tests.simulation import replaced
 from tests.simulation.plan import draw
 from tests.simulation.world import simulate
+
+NOT_SIMULATED = ("statestream.sync", "statestream.command", "statestream_server.workers", "statestream_server.process")
+"""The other twin, the command, and what starts processes."""
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -37,5 +41,18 @@ def test_crashes_cuts_and_store_faults_keep_every_promise() -> None:
 
 
 def test_what_is_replaced_is_there() -> None:
-    for name in replaced.names():
+    for name in (*replaced.REPLACED, *replaced.KEPT):
         replaced.resolve(name)
+
+
+def test_no_other_module_reads_a_real_clock_or_draws() -> None:
+    simulate(draw(0))
+    real = set(map(id, replaced.REAL))
+    found = {
+        f"{name}.{attribute}"
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in ("statestream", "statestream_server") and not name.startswith(NOT_SIMULATED)
+        for attribute, value in vars(module).items()
+        if id(value) in real
+    }
+    assert found <= {*replaced.REPLACED, *replaced.KEPT}

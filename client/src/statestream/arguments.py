@@ -11,6 +11,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 import numpy as np
 
 from statestream.contract.errors import Unsupported
+from statestream.contract.tensors import MAX_CURSOR_BYTES
 from statestream.tables import is_table
 from statestream.v1 import inference_pb2 as pb
 
@@ -135,10 +136,6 @@ def wanted_version(version: object, upgrade: object) -> tuple[int | None, bool]:
     if upgrade is True:
         return None, True
     return check_whole("upgrade", upgrade, most=MOST_VERSIONS, hint=", or True for the newest version"), True
-
-
-MAX_CURSOR_BYTES = 256
-"""The longest cursor that servers take."""
 
 
 def check_cursor(cursor: object) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,7 @@ class PoolStep:
     cursors: Sequence[bytes | None] | None = None
 
 
-class Open(Generic[S]):
+class Open(ABC, Generic[S]):
     """What is open until its caller closes it; several threads may have it."""
 
     def __init__(self) -> None:
@@ -84,13 +85,13 @@ class Open(Generic[S]):
                 begin()
             raise
 
+    @abstractmethod
     def _stand(self) -> S:
         """Where it stands now, as it is told once it is closed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check(self) -> None:
         """Raises Closed where it is closed."""
-        raise NotImplementedError
 
 
 class SessionBase(Open[tuple[int, int, int, bytes]]):

@@ -22,6 +22,9 @@ HANDLE: Final = np.dtype("<u4")
 POSITION: Final = np.dtype("<i8")
 """A column of positions or epochs; read as signed, so that differences are signed too."""
 
+MAX_CURSOR_BYTES: Final = 256
+"""The longest cursor that travels with a chunk or a mark."""
+
 _MOST_BYTES = 1 << 62
 """What NumPy can count."""
 

@@ -16,7 +16,6 @@ RESET: Final = 1
 """A mark that returns its row to the start values."""
 CURSOR: Final = 2
 """A mark that only carries a cursor."""
-MAX_CURSOR_BYTES: Final = 256
 
 _ODD: Final = np.uint64(0xD6E8_FEB8_6659_FD93)
 

@@ -10,12 +10,11 @@ import numpy as np
 from statestream.contract import errors
 from statestream.contract.errors import quoted, shortened
 from statestream.contract.signature import TensorSpec, step_shape
-from statestream.contract.tensors import view_of
+from statestream.contract.tensors import MAX_CURSOR_BYTES, view_of
 from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc.caps import MAX_AXES
-from statestream_server.engine.marks import MAX_CURSOR_BYTES
 from statestream_server.settings import Settings
 from statestream_server.shapes import check_steps, step_bytes
 from statestream_server.stores.base import Mode

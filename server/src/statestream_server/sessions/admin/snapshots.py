@@ -14,8 +14,8 @@ from safetensors import deserialize as read_safetensors
 from safetensors.numpy import save as write_safetensors
 
 from statestream.contract import errors
+from statestream.contract.tensors import MAX_CURSOR_BYTES
 from statestream_server.arrays import Array
-from statestream_server.engine.marks import MAX_CURSOR_BYTES
 from statestream_server.models.rows import Column
 from statestream_server.stores.rules import CLAIM_LIMIT
 
