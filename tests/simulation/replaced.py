@@ -162,11 +162,14 @@ KEPT: Final = {
     "statestream_server.models.proof.sharing.time": "as above",
     "statestream_server.models.proof.trials.time": "as above",
     "statestream_server.models.proof.warming.time": "as above",
+    "statestream_server.edges.http.port.time": "no HTTP port is open",
     "statestream_server.quarantine.quarantine.time": "a simulated server has no folder for it, and notes nothing",
     "statestream_server.quarantine.recorder.secrets": "as above",
     "statestream_server.stores.memory.time": "when records were used: later than all virtual time, so none expires",
     "statestream_server.stores.memory.uuid": "the store's generation: it is compared, and never changes",
-    "statestream_server.stores.sqlite.time": "not the store that is simulated",
+    "statestream_server.stores.redis.time": "not the store that is simulated",
+    "statestream_server.stores.redis.uuid": "as above",
+    "statestream_server.stores.sqlite.time": "as above",
     "statestream_server.stores.sqlite_tables.uuid": "as above",
 }
 """Where they are reached all the same, and why no schedule depends on it."""
