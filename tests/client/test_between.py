@@ -215,6 +215,8 @@ class Program:
 
 # A session goes while its chunk has a number and is not written yet.
 @example(seed=123165, durability=pb.DURABILITY_MODE_SYNC)
+# A session fails and is reset while a step that came before the reset waits for room.
+@example(seed=47, durability=pb.DURABILITY_MODE_INTERVAL)
 @settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**32),

@@ -322,13 +322,18 @@ class Stream:
         return pb.StreamResponse(result=_result(self.world, done, refused))
 
     def _flush(self, frame: pb.FlushFrame) -> pb.StreamResponse:
-        handles = read_handles(frame.handles).tolist()
-        ids = [self._session(handle) for handle in handles]
-        self.world.save(ids)
+        ids, refused = dict[int, str](), []
+        for handle in read_handles(frame.handles).tolist():
+            try:
+                ids[handle] = self._session(handle)
+            except StatestreamError as error:
+                refused.append(RowError(handle=handle, status=to_status(error)))
+        self.world.save([*ids.values()])
         return pb.StreamResponse(
             durable=pb.DurableFrame(
-                handles=frame.handles,
-                durable_positions=positions_column(np.array([self.world.durable(i) for i in ids], np.int64)),
+                handles=handles_column(np.array([*ids], np.int64)),
+                durable_positions=positions_column(np.array([*map(self.world.durable, ids.values())], np.int64)),
+                errors=refused,
             )
         )
 

@@ -49,6 +49,14 @@ def known(draw: st.DrawFn, dtype: str) -> ValueRange:
     return ValueRange(lowest=low, highest=high, whole=whole)
 
 
+def test_a_range_at_the_end_of_an_integer_type_is_drawn_from() -> None:
+    """The largest uint64 is no double; the next double is beyond all of them."""
+    signature = with_ranges("uint64", ValueRange(lowest=2.0**64, highest=2.0**64, whole=True))
+    for way in draws.ladder(signature):
+        (drawn,) = way.inputs(5, 2, np.random.default_rng(0))
+        assert (drawn == np.uint64(2**64 - 1)).all()
+
+
 @given(st.data(), st.sampled_from(sorted(LIMITS)))
 def test_draws_stay_in_their_ranges(data: st.DataObject, dtype: str) -> None:
     ranges = data.draw(st.lists(known(dtype), min_size=1, max_size=3))
@@ -60,7 +68,8 @@ def test_draws_stay_in_their_ranges(data: st.DataObject, dtype: str) -> None:
         assert drawn.shape == (5, 1, len(ranges))
         for place, each in enumerate(ranges):
             column = drawn[..., place].astype(object)
-            assert (column >= np.dtype(dtype).type(each.lowest)).all()
+            highest = int(np.iinfo(dtype).max) if dtype in ("int64", "uint64") else each.lowest  # 2.0**64 is beyond it.
+            assert (column >= np.dtype(dtype).type(min(each.lowest, highest))).all()
             assert (column <= each.highest).all()
             if each.whole:
                 assert all(value == int(value) for value in column.ravel())

@@ -144,7 +144,8 @@ class Controls:
 
     def ready(self, now: float) -> list[list[Control]]:
         """Takes those whose turn has come, as many as possible together; such as need no frame are done here."""
-        ready: dict[Kind, list[Control]] = {}
+        # Flushes leave first: one of a session that another closes in the same turn was asked for before that.
+        ready: dict[Kind, list[Control]] = {Kind.FLUSH: []}
         rest, done = list[Control](), list[Control]()
         for control in self.waiting:
             state = self._table.state[control.handles]

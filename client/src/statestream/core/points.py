@@ -15,7 +15,7 @@ from statestream.core.chunks import Chunks
 from statestream.core.controls import Control, Controls, Kind
 from statestream.core.opens import Opens
 from statestream.core.table import State, Table
-from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again
+from statestream.core.tickets import OpenTicket, PoolTicket, StepTicket, Ticket, again, are_about
 from statestream.v1.inference_pb2 import MARK_RESET
 
 Operation: TypeAlias = StepTicket | PoolTicket | Control
@@ -110,8 +110,10 @@ class Points:
         if operation.lane.mark != MARK_RESET or not failed.size:
             self._chunks.submit(operation)
             return True
-        # Late answers to what was sent before must not be taken for those to what is sent then.
-        if not (self._table.in_flight[failed].any() or self._table.stale[failed].any()):
+        # Late answers to what was sent before must not be taken for those to what is sent then, and steps from before the
+        # reset that wait for room must not be let in behind it.
+        late = self._table.in_flight[failed].any() or self._table.stale[failed].any()
+        if not (late or are_about(self._chunks.backlog, failed)):
             point.until = self._revive(failed)
         return False
 

@@ -65,8 +65,10 @@ class Draws:
         shape = (n, length, *(steps if size < 0 else size for size in signatures.step_shape(spec)))
         dtype = signatures.numpy_dtype(spec.dtype)
         if self.kind == Kind.LOWEST:
-            lowest = np.asarray([known.lowest for known in spec.ranges] or [0.0])
-            return np.broadcast_to(np.nan_to_num(lowest, neginf=0.0).astype(dtype), shape).copy()
+            lowest = np.nan_to_num([known.lowest for known in spec.ranges] or [0.0], neginf=0.0)
+            if dtype.kind in "iu":
+                return np.broadcast_to(np.array([_whole(bound, dtype) for bound in lowest], dtype), shape).copy()
+            return np.broadcast_to(lowest.astype(dtype), shape).copy()
         if spec.ranges:
             return _counted(spec, steps, of_ranges(spec.ranges, dtype, shape, rng))
         if self.kind in (Kind.ONES, Kind.ZEROS):
@@ -105,6 +107,12 @@ def of_ranges(
     return drawn
 
 
+def _whole(bound: float, dtype: np.dtype[np.generic]) -> int:
+    """A bound as the dtype has it. A double may be beyond both ends: the largest uint64 is rounded up to 2**64."""
+    limits = np.iinfo(dtype.name)
+    return min(max(int(bound), int(limits.min)), int(limits.max))
+
+
 def _within(known: ValueRange, dtype: np.dtype[np.generic], shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     low, high = known.lowest, known.highest
     if not np.isfinite(low):
@@ -122,9 +130,9 @@ def _within(known: ValueRange, dtype: np.dtype[np.generic], shape: tuple[int, ..
     elif dtype.kind == "b":
         values = rng.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
     else:
-        limits = np.iinfo(dtype.name)
-        first, last = max(int(low), int(limits.min)), min(int(high), int(limits.max))
-        values = rng.integers(first, last, shape, dtype=dtype.type, endpoint=True).astype(dtype)
+        values = rng.integers(_whole(low, dtype), _whole(high, dtype), shape, dtype=dtype.type, endpoint=True).astype(
+            dtype
+        )
     for bound in (known.lowest, known.highest):
         if dtype.kind == "f" and np.isinf(bound):
             values[rng.random(shape) < 0.5] = bound
