@@ -110,8 +110,8 @@ class Points:
         if operation.lane.mark != MARK_RESET or not failed.size:
             self._chunks.submit(operation)
             return True
-        # Late answers to what was sent before must not be taken for those to what is sent then, and steps from before the
-        # reset that wait for room must not be let in behind it.
+        # Late answers to what was sent before must not be taken for those to what is sent then, and steps from before
+        # the reset that wait for room must not be let in behind it.
         late = self._table.in_flight[failed].any() or self._table.stale[failed].any()
         if not (late or are_about(self._chunks.backlog, failed)):
             point.until = self._revive(failed)
