@@ -174,6 +174,32 @@ def test_a_session_that_failed_is_opened_anew_beside_whoever_still_has_it() -> N
     assert left(wire) == [new]
 
 
+@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("cut", [False, True])
+def test_whoever_asked_for_a_session_that_is_restored_meanwhile_is_answered(wire: Wire, steps: int, cut: bool) -> None:
+    """An open is on its way, wherever that is, when this client restores the session; both callers hear of it."""
+    asked = ask(wire, "a")
+    moves = [wire.send, wire.serve, wire.deliver]
+    for move in moves[:steps]:
+        move()
+    restored = wire.core.open(Group(MODEL, 0, False), ["a"], pb.OPEN_MODE_RESUME if steps > 1 else EITHER, anew=True)
+    if cut:
+        wire.cut()
+        wire.connect()
+    wire.run()
+    assert asked.done
+    assert restored.done
+    assert not restored.errors
+    assert restored.handles[0] != asked.handles[0]
+    old, new = wire.step(asked.handles[0], ones(1)), wire.step(restored.handles[0], ones(1))
+    wire.run()
+    assert isinstance(old.error, errors.SessionMoved)
+    assert new.error is None
+    wire.core.close(np.array([asked.handles[0]]), delete=False)
+    wire.run()
+    assert left(wire) == restored.handles.tolist()
+
+
 def test_a_session_that_ends_with_its_callers_is_deleted_by_the_last_of_them(wire: Wire) -> None:
     (handle,) = wire.open("a", ephemeral=True)
     assert wire.open("a").tolist() == [handle]

@@ -43,6 +43,11 @@ def test_crashes_cuts_and_store_faults_keep_every_promise() -> None:
     assert any(draw(seed).faults for seed in outcomes)
 
 
+@pytest.mark.parametrize("seed", [113, 196, 1235])
+def test_whoever_asks_for_a_session_that_is_restored_meanwhile_is_answered(seed: int) -> None:
+    assert simulate(draw(seed)).violations == ()
+
+
 def test_what_is_replaced_is_there() -> None:
     for name in (*replaced.REPLACED, *replaced.KEPT):
         replaced.resolve(name)

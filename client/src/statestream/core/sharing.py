@@ -59,6 +59,8 @@ class Sharing:
         """Who waits for a session that is being opened, or let go, by handle."""
         self.forsaken: list[int] = []
         """Open sessions that nobody has, to be let go: who asked is gone, or who asks now wants another one."""
+        self._superseded: set[int] = set()
+        """Sessions that were made anew on the server while they were being opened here."""
         self._table = table
         self._opens = opens
 
@@ -108,6 +110,10 @@ class Sharing:
         """Sessions are open, or open again after they failed: who waits for them joins them."""
         if self.waiting:
             self.settled(handles)
+        for handle in self._superseded.intersection(handles.tolist()) if self._superseded else ():
+            self._superseded.discard(handle)
+            if not self._table.is_current(handle):
+                self._opens.fail(handle, _restored(self._table.ids[handle]))
         self.forsaken.extend(handles[self._table.holders[handles] == 0].tolist())
 
     def settled(self, handles: Ints) -> None:
@@ -228,11 +234,16 @@ class Sharing:
     def _supersede(self, handle: int) -> None:
         table = self._table
         if self._is_shared(handle):
-            self._opens.fail(
-                handle,
-                SessionMoved(f"session {table.ids[handle]!r} was restored through this client; use that session"),
-            )
+            # Who asked for one that is being opened is answered first; as it is opened, it is over.
+            if table.state.item(handle) == State.OPENING:
+                self._superseded.add(handle)
+            else:
+                self._opens.fail(handle, _restored(table.ids[handle]))
         table.forget_names(np.array([handle]))
+
+
+def _restored(session_id: str) -> SessionMoved:
+    return SessionMoved(f"session {session_id!r} was restored through this client; use that session")
 
 
 def _refuse(wish: Wish, error: StatestreamError) -> None:
