@@ -280,7 +280,7 @@ def test_a_session_that_breaks_every_stream_fails_alone(pool: bool) -> None:
         assert tickets[0].value["y"][:, 0, 0].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     else:
         assert [ticket.error is not None for ticket in tickets] == [int(h) == guilty for h in handles]
-    assert not wire.core.chunks.suspicious or wire.core.busy is False
+    assert not wire.core.departures.suspicious or wire.core.busy is False
 
 
 def wide(answer_bytes: int) -> Lane:

@@ -200,13 +200,13 @@ class Program:
         assert not core.busy
         assert (table.state[: table.size] == State.FREE).all(), table.state[: table.size]
         assert table.names == {MODEL: {}} or not table.names
-        opens, controls, chunks = core.opens, core.controls, core.chunks
-        left = [table.failures, table.untaken, table.unheard, table.leaving, table.initial, core.points.queue]
+        opens, controls, log = core.opens, core.controls, core.log
+        left = [table.failures, table.untaken, table.unheard, table.leaving, table.initial, controls.joined]
         left += [core.sharing.waiting, core.sharing.forsaken, opens.waiting, opens.in_flight, controls.waiting]
-        left += [controls.in_flight, chunks.unsent, chunks.backlog, chunks.in_flight, chunks.singles.lanes]
+        left += [controls.in_flight, log.unsent, log.in_flight, log.singles.lanes]
         assert not any(left), left
-        assert (core.chunks.windows.held, core.chunks.sessions_in_flight) == (0, 0)
-        core.buffer.make_room(1 << 40, lose=False)
+        assert (core.log.windows.held, core.log.sessions_in_flight) == (0, 0)
+        core.buffer.admits(1 << 40)
         assert core.buffer.bytes == 0
         assert wire.stream is not None
         bound = {session_id for session_id, epoch in wire.stream.bound.values() if wire.holds(session_id, epoch)}

@@ -48,7 +48,7 @@ def test_frames_of_a_crowd_are_as_few_after_many_reconnects_as_before(wire: Wire
         wire.cut()
         wire.connect()
         wire.run()
-    assert wire.core.chunks.sessions_in_flight == 0
+    assert wire.core.log.sessions_in_flight == 0
     first = [wire.step(handle, np.ones((1, FEATURES))) for handle in handles[:48]]
     assert wire.send()
     wire.step(handles[48], np.ones((1, FEATURES)))

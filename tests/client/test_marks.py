@@ -165,7 +165,7 @@ def test_a_reset_mends_a_session_that_failed(wire: Wire, error: type[errors.Stat
     (handle,) = handles = wire.open("a")
     wire.step(handle, ones(3), b"here")
     wire.run()
-    wire.core.chunks.fail(handle, error("gone"), heard=True)
+    wire.core.log.fail(handle, error("gone"), heard=True)
     with pytest.raises(error):
         first_now(wire, handle)
     reset, step = wire.reset(handles), wire.step(handle, ones())
@@ -180,7 +180,7 @@ def test_a_reset_mends_a_session_that_failed(wire: Wire, error: type[errors.Stat
 
 def test_what_is_behind_a_refused_mending_fails_with_it_and_another_mends_it(wire: Wire) -> None:
     (handle,) = handles = wire.open("a")
-    wire.core.chunks.fail(handle, errors.SessionMoved("gone"), heard=True)
+    wire.core.log.fail(handle, errors.SessionMoved("gone"), heard=True)
     claim = wire.world.claim
 
     def refused(*args: object, **kwargs: object) -> object:
@@ -347,9 +347,8 @@ def cancel_last(wire: Wire, done: dict[int, list], handle: int) -> None:
     _, ticket, _ = done[handle][-1]
     core = wire.core
     if isinstance(ticket, StepTicket) and not ticket.done:
-        held = ticket in core.chunks.backlog
         core.cancel(ticket)
-        if held or (not ticket.framed and core.table.next[handle] == ticket.start):
+        if not ticket.framed and core.table.next[handle] == ticket.start:
             done[handle].pop()
 
 

@@ -61,8 +61,8 @@ def answer(wire: Wire, lost: list[pb.StreamRequest]) -> None:
 def check_empty(wire: Wire) -> None:
     core = wire.core
     assert not core.busy
-    assert not core.chunks.in_flight
-    assert (core.chunks.windows.held, core.chunks.sessions_in_flight) == (0, 0)
+    assert not core.log.in_flight
+    assert (core.log.windows.held, core.log.sessions_in_flight) == (0, 0)
     assert not core.opens.in_flight
     assert not core.controls.in_flight
 
@@ -99,7 +99,7 @@ def test_steps_of_sessions_that_others_took_hold_up_nobody(wire: Wire, *, togeth
     for part in (taken[:5], [*taken[5:], *([other] if together else [])]):
         steps += [wire.step(handle, ones(1)) for handle in part]
         assert wire.send()
-    assert len(wire.core.chunks.in_flight) == 2
+    assert len(wire.core.log.in_flight) == 2
     first, second = wire.requests
     wire.requests.clear()
     assert wire.stream is not None
@@ -112,7 +112,7 @@ def test_steps_of_sessions_that_others_took_hold_up_nobody(wire: Wire, *, togeth
         wire.core.receive(last, wire.now)
     for handle in taken:
         wire.core.receive(notice(handle, errors.SessionMoved("a newer writer opened the session")), wire.now)
-    chunks = wire.core.chunks
+    chunks = wire.core.log
     assert not chunks.in_flight
     assert (chunks.windows.held, chunks.sessions_in_flight) == (0, 0)
     assert all(isinstance(step.error, errors.SessionMoved) for step in steps[: len(taken)])

@@ -111,13 +111,13 @@ def test_every_chunk_is_applied_once_and_answered_in_order_whatever_the_schedule
             at += length
         assert wire.core.table.answered[caller.handle] == at
         assert wire.world.rows[wire.core.table.ids[caller.handle]].position == at
-    assert not wire.core.chunks.unsent
-    assert not wire.core.chunks.in_flight
-    assert not wire.core.chunks.windows.held
+    assert not wire.core.log.unsent
+    assert not wire.core.log.in_flight
+    assert not wire.core.log.windows.held
     assert (wire.core.table.state[handles] == State.OPEN).all()
     wire.world.save()
     flush = wire.core.flush(handles)
     wire.run()
     assert flush.done
-    wire.core.buffer.make_room(1 << 40, lose=False)
+    wire.core.buffer.admits(1 << 40)
     assert wire.core.buffer.bytes == 0

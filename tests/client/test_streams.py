@@ -101,8 +101,8 @@ def test_of_a_row_that_is_refused_what_came_before_is_applied_whatever_the_sched
                 assert isinstance(ticket.errors[at], errors.NonFiniteState)
     assert core.table.answered[handles].tolist() == position
     assert [wire.world.rows[name].position for name in "abcde"] == position
-    assert not core.chunks.unsent
-    assert not core.chunks.in_flight
+    assert not core.log.unsent
+    assert not core.log.in_flight
 
 
 # ── pools ──────────────────────────────────────────────────────────────────────────────────────

@@ -264,6 +264,8 @@ class Stream:
             good.append(handle)
             rows.append(row)
             created.append(new)
+            if new and self.world.durability != pb.DURABILITY_MODE_NONE:
+                self.world.save([session_id])  # Made and claimed in one write.
         return pb.StreamResponse(
             opened=pb.OpenedFrame(
                 version=rows[0].version if rows else 0,
@@ -290,6 +292,12 @@ class Stream:
             del self.bound[handle]
             raise errors.SessionMoved(f"session {session_id!r} has a newer epoch")
         return session_id
+
+    def _stands(self, session_id: str, end: int) -> None:
+        """What a frame stands behind has to be applied."""
+        position = self.world.rows[session_id].position
+        if position < end:
+            raise errors.PositionGap(f"{session_id!r} is at {position}, the frame stands behind {end}")
 
     def _ack(self, session_id: str, position: int) -> None:
         row = self.world.rows[session_id]
@@ -323,10 +331,12 @@ class Stream:
 
     def _flush(self, frame: pb.FlushFrame) -> pb.StreamResponse:
         ids, refused = dict[int, str](), []
-        for handle in read_handles(frame.handles).tolist():
+        for handle, end in _ends(frame):
             try:
                 ids[handle] = self._session(handle)
+                self._stands(ids[handle], end)
             except StatestreamError as error:
+                ids.pop(handle, None)
                 refused.append(RowError(handle=handle, status=to_status(error)))
         self.world.save([*ids.values()])
         return pb.StreamResponse(
@@ -339,13 +349,18 @@ class Stream:
 
     def _close(self, frame: pb.CloseFrame) -> pb.StreamResponse:
         refused = []
-        for handle in read_handles(frame.handles).tolist():
+        for handle, end in _ends(frame):
             try:
                 session_id = self._session(handle)
+                self._stands(session_id, end)
                 if frame.action == pb.CLOSE_ACTION_DELETE:
                     self.world.delete(session_id)
+                else:
+                    self.world.save([session_id])
             except StatestreamError as error:
                 refused.append(RowError(handle=handle, status=to_status(error)))
+                if isinstance(error, errors.PositionGap):
+                    continue
             self.bound.pop(handle, None)
         return pb.StreamResponse(closed=pb.ClosedFrame(handles=frame.handles, errors=refused))
 
@@ -358,6 +373,13 @@ class Stream:
             row = self.world.rows.get(session_id)
             if row is not None and row.epoch == epoch:
                 self._ack(session_id, position)
+
+
+def _ends(frame: pb.FlushFrame | pb.CloseFrame) -> list[tuple[int, int]]:
+    """Each session of a frame, and where it stands behind what was sent before."""
+    handles = read_handles(frame.handles)
+    ends = read_positions(frame.positions, len(handles)) if frame.positions else np.zeros(len(handles), np.int64)
+    return [*zip(handles.tolist(), ends.tolist(), strict=True)]
 
 
 def _result(world: World, done: list[tuple[int, int, Reply, str]], refused: list[RowError]) -> pb.ResultFrame:

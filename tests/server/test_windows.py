@@ -167,6 +167,6 @@ async def test_a_client_with_random_frames_never_hears_of_load(models_dir: Path,
             pools = [counts([f"{pool} {row}" for row in range(draw.randrange(1, 40))]) for pool in range(4)]
             async with asyncio.timeout(DEADLINE):
                 await asyncio.gather(*pools, *(alone(number) for number in range(30)), breaks())
-            assert all(link.core.chunks.windows.held == 0 for link in client._shards.links)
+            assert all(link.core.log.windows.held == 0 for link in client._shards.links)
         await local.until(lambda: local.server.accounts.held == local.server.accounts.active == 0)
     assert not {"OVERLOADED", "WINDOW_FULL"} & {*heard}

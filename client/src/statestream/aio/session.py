@@ -221,7 +221,7 @@ class Session(SessionBase):
             await self._close(delete=False)
 
     def _send(self, x: Input, before: Ticket | None = None, cursor: bytes = b"") -> tuple[Ticket, Done]:
-        ticket = self._layout.chunk(self._handle, x, self._core.chunks.max_steps, self._core.chunks.max_answer, cursor)
+        ticket = self._layout.chunk(self._handle, x, self._core.log.max_steps, self._core.log.max_answer, cursor)
         with self._turn:
             if self._last is not None:
                 self._check()

@@ -37,6 +37,7 @@ class Block:
         left: How many replies are still to come.
         waiting: [N] the chunks whose replies are still to come; None where that is all of them or none.
         dead: [N] the chunks that were given up and must not be replayed, or None for none.
+        kept: Whether the replay buffer has it: what was sent, and whoever waits for it.
         frame: The frame that carries it, 0 while it is not sent on this stream.
         nbytes: What it takes in the replay buffer, about.
         load: Bytes that are under way with it: inputs, and outputs as far as the signature tells.
@@ -57,6 +58,7 @@ class Block:
         "handle_bytes",
         "handles",
         "inputs",
+        "kept",
         "lane",
         "left",
         "lengths",
@@ -102,6 +104,7 @@ class Block:
         self.left = count
         self.waiting: Mask | None = None
         self.dead: Mask | None = None
+        self.kept = False
         self.frame = 0
         self.fresh = 0
         self.weight = 0
@@ -121,6 +124,7 @@ class Block:
 
     def keep(self, table: Table) -> None:
         """The buffer keeps it."""
+        self.kept = True
         table.refs[self.at] += 1
 
     def drop(self, table: Table) -> None:
@@ -292,6 +296,7 @@ class Single(Block):
 
     def keep(self, table: Table) -> None:
         """One more block names the session."""
+        self.kept = True
         handle = self.handle
         table.refs[handle] = table.refs.item(handle) + 1
 

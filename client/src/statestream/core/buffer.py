@@ -1,4 +1,4 @@
-"""The replay buffer: what was submitted and may have to be sent again, bounded in bytes."""
+"""The replay buffer: what was sent and may have to be sent again, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AT_ONCE: Final = 64
 
 
 class ReplayBuffer:
-    """Blocks in the order of submission: first those that are durable, then the others.
+    """Blocks in the order in which they left: first those that are durable, then the others.
 
     A block leaves once all its chunks are answered and durable (or, where the server keeps nothing
     durable, answered) and `keep_seconds` have passed, or room is needed.
@@ -28,6 +28,7 @@ class ReplayBuffer:
         self.limit = limit
         self.keep_seconds = keep_seconds
         self.ephemeral_server = False
+        self.lose_when_full = False
         self.bytes = 0
         self._table = table
         self._grace: deque[Block] = deque()
@@ -44,22 +45,15 @@ class ReplayBuffer:
         """Whether so many bytes fit; anything fits into an empty buffer."""
         return self.bytes + nbytes <= self.limit or self.bytes == 0
 
-    def add(self, block: Block) -> None:
-        """Keeps a block whose bytes are already counted in `bytes`."""
-        block.keep(self._table)
-        self._blocks.append(block)
+    def admits(self, nbytes: int) -> bool:
+        """Whether so many bytes fit, once what may be dropped for them is."""
+        return self.has_room(nbytes) or self._make_room(nbytes)
 
-    def replace(self, blocks: list[Block]) -> None:
-        """Takes the given blocks in place of all there were; `refs` and `bytes` follow."""
-        refs = self._table.refs
-        for block in self:
-            refs[block.handles] -= 1
-            self.bytes -= block.nbytes
-        for block in blocks:
-            refs[block.handles] += 1
-            self.bytes += block.nbytes
-        self._grace.clear()
-        self._blocks = deque(blocks)
+    def add(self, block: Block) -> None:
+        """Keeps a block."""
+        block.keep(self._table)
+        self.bytes += block.nbytes
+        self._blocks.append(block)
 
     def forget(self, handles: Ints) -> None:
         """The histories of sessions that have nothing under way end here: none of their chunks is replayed again."""
@@ -106,8 +100,8 @@ class ReplayBuffer:
                 break
             self._drop(grace.popleft())
 
-    def make_room(self, nbytes: int, *, lose: bool) -> bool:
-        """Drops whatever may be dropped; with `lose` also answered chunks that are not durable yet."""
+    def _make_room(self, nbytes: int) -> bool:
+        """Drops whatever may be dropped; where losses are accepted also answered chunks that are not durable yet."""
         while self._grace and not self.has_room(nbytes):
             self._drop(self._grace.popleft())
         if self.has_room(nbytes):
@@ -115,7 +109,7 @@ class ReplayBuffer:
         kept: deque[Block] = deque()
         for block in self._blocks:
             releasable = self.ephemeral_server or block.is_durable(self._table)
-            if not block.left and (releasable or (lose and not self.has_room(nbytes))):
+            if not block.left and (releasable or (self.lose_when_full and not self.has_room(nbytes))):
                 self._drop(block)
             else:
                 kept.append(block)

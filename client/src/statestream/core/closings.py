@@ -6,7 +6,7 @@ import numpy as np
 
 from statestream.contract.errors import Closed, SessionMoved
 from statestream.contract.tensors import Ints
-from statestream.core.controls import Control, Kind, controls_for, deleted_by_another
+from statestream.core.controls import Controls, Kind, controls_for, deleted_by_another
 from statestream.core.table import DELETED, DETACHED, ENDED, State, Table
 from statestream.core.tickets import ControlTicket, PoolTicket, StepTicket
 
@@ -15,11 +15,12 @@ class Closings:
     """Marks sessions from the moment their close is submitted until their handle is taken again.
 
     A close waits until what came before it is answered, and its handle may then stand for another session. So whoever
-    comes later is told at once. What was submitted before, and waits for room or behind a reset, is not looked at here.
+    comes later is told at once.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, controls: Controls) -> None:
         self._table = table
+        self._controls = controls
 
     def refuses(self, ticket: StepTicket | PoolTicket) -> bool:
         """Whether a step comes too late; it fails then."""
@@ -44,8 +45,8 @@ class Closings:
                 return True
         return False
 
-    def controls(self, kind: Kind, handles: Ints) -> tuple[ControlTicket, list[Control]]:
-        """What is wanted of sessions, as `controls_for`: of those that may still be asked for it.
+    def ask(self, kind: Kind, handles: Ints) -> ControlTicket:
+        """Asks for something of sessions: of those that may still be asked for it.
 
         The last caller who closes a session lets it go: it is detached, or deleted where it ends with its callers. A
         delete ends it for all. A session that is being closed may be closed once more, and one that is being deleted
@@ -67,10 +68,12 @@ class Closings:
             table.closing[ending] = DETACHED
             table.release(handles[(closing == ENDED) & (table.holders[handles] == 0)])
         under_way = ~late & ((closing == DETACHED) | (closing == DELETED)) & (table.state[handles] != State.FREE)
-        ticket, controls = controls_for((kind, new), (Kind.END, ending), (Kind.JOIN, handles[under_way]))
+        ticket = ControlTicket()
         for handle in handles[late].tolist():
             ticket.errors[handle] = self._late(handle, f"asked for a {kind.value}")
-        return ticket, controls
+        controls = controls_for(ticket, table.next, (kind, new), (Kind.END, ending))
+        self._controls.submit(ticket, controls, handles[under_way])
+        return ticket
 
     def _late(self, handle: int, what: str) -> Closed:
         table = self._table

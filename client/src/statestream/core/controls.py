@@ -1,4 +1,4 @@
-"""Operations on sessions that wait for the chunks before them: flush, close, and waiting until all is answered."""
+"""Flush, close and waiting for answers: each names the position that it stands behind, where a session ended then."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from statestream.contract.errors import (
     Closed,
     Moved,
     Overloaded,
+    PositionGap,
     SessionNotFound,
     StatestreamError,
     Unavailable,
     from_status,
 )
-from statestream.contract.tensors import Ints, handles_column, positions_column
-from statestream.core.chunks import Chunks
+from statestream.contract.tensors import Ints, Mask, handles_column, positions_column
+from statestream.core.log import Log
 from statestream.core.table import ENDED, State, Table
-from statestream.core.tickets import ControlTicket, again, are_about
+from statestream.core.tickets import ControlTicket, again
 from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DELETE,
     CLOSE_ACTION_DETACH,
@@ -43,7 +44,7 @@ FRAME_SESSIONS = 16_384
 """The most sessions in one frame."""
 
 RETRY_SECONDS = 0.2
-"""How long a close that the server cannot serve now is held where it names no time."""
+"""How long what the server cannot serve now is held where it names no time."""
 
 
 class Kind(enum.Enum):
@@ -56,8 +57,6 @@ class Kind(enum.Enum):
     """A close of sessions that end with their callers: they are deleted."""
     SETTLE = "settle"
     """All chunks answered, the session bound: nothing is sent."""
-    JOIN = "join"
-    """Another close of these sessions is under way, and this is done when that is: nothing is sent."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,51 +66,54 @@ class Control:
     Attributes:
         kind: What is wanted.
         handles: [N] the sessions.
+        ends: [N] where they ended when it was submitted: up to there it is about them.
         ticket: Who waits.
-        for_room: Steps that wait for room wait for this flush, not it for them.
-        flush: What a close makes durable first, where there is something.
-        saving: It is such a flush.
-        sent: [M] those that its frame is about.
-        ends: [M] where their last chunk before that frame ends.
+        asked: [M] those that its frame is about.
         not_before: When it may leave, where the server could not serve it.
         since: When that was for the first time.
     """
 
     kind: Kind
     handles: Ints
+    ends: Ints
     ticket: ControlTicket
-    for_room: bool = False
-    flush: ControlTicket | None = None
-    saving: bool = False
+    asked: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     not_before: float = 0.0
     since: float = 0.0
-    sent: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    ends: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def lets_go(self) -> bool:
         """Whether the sessions are let go."""
         return self.kind in (Kind.DETACH, Kind.DELETE, Kind.END)
 
+    def keep(self, mask: Mask) -> None:
+        """It is about some of the sessions only."""
+        self.handles, self.ends = self.handles[mask], self.ends[mask]
 
-def controls_for(*wanted: tuple[Kind, Ints]) -> tuple[ControlTicket, list[Control]]:
-    """What is wanted of some sessions, cut into as many operations as it takes frames, and who waits for all of it."""
-    ticket = ControlTicket()
-    controls = [
-        Control(kind, handles[low : low + FRAME_SESSIONS], ticket)
+
+def controls_for(ticket: ControlTicket, ends: Ints, *wanted: tuple[Kind, Ints]) -> list[Control]:
+    """What is wanted of some sessions, cut into as many operations as it takes frames.
+
+    Args:
+        ticket: Who waits for all of it.
+        ends: Up to where it is about a session, by handle.
+        wanted: What, and of which.
+    """
+    return [
+        Control(kind, part, ends[part], ticket)
         for kind, handles in wanted
-        for low in range(0, len(handles), FRAME_SESSIONS)
+        for part in (handles[low : low + FRAME_SESSIONS] for low in range(0, len(handles), FRAME_SESSIONS))
     ]
-    ticket.left = len(controls)
-    if not controls:
-        ticket.finish()
-    return ticket, controls
 
 
 class Controls:
-    """Operations that wait, and those in flight."""
+    """Operations that wait, and those in flight.
 
-    def __init__(self, table: Table, chunks: Chunks, retry_seconds: float) -> None:
+    A flush leaves once what it is about was sent, and overtakes what comes behind; so steps may wait for the room that
+    a flush behind them makes. A close leaves once all is answered, because its acknowledgement goes with it.
+    """
+
+    def __init__(self, table: Table, log: Log, retry_seconds: float) -> None:
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self.on_gone: Callable[[Ints], None] = _nothing
         """Hears of sessions that were let go, once that is noted."""
@@ -120,21 +122,38 @@ class Controls:
         self.retry_seconds = retry_seconds
         self.waiting: list[Control] = []
         self.in_flight: dict[int, list[Control]] = {}
+        self.joined: dict[int, list[ControlTicket]] = {}
+        """Who closes a session too that is being closed, by handle: done when that is."""
         self._table = table
-        self._chunks = chunks
+        self._log = log
 
-    def submit(self, control: Control) -> None:
-        """Asks for something that takes effect after the chunks submitted before."""
-        self.waiting.append(control)
+    def submit(self, ticket: ControlTicket, controls: Sequence[Control], joined: Ints) -> None:
+        """Asks for something that takes effect after the chunks submitted before.
+
+        Args:
+            ticket: Who waits for it.
+            controls: What is asked for.
+            joined: Sessions that are being closed already: it is done when that is.
+        """
+        ticket.left = len(controls) + len(joined)
+        if not ticket.left:
+            ticket.finish()
+        self.waiting.extend(controls)
+        for handle in joined.tolist():
+            self.joined.setdefault(handle, []).append(ticket)
 
     def flush_for_room(self) -> None:
         """Asks for everything to be made durable that takes room in the replay buffer until then."""
         table = self._table
         handles = np.flatnonzero((table.durable < table.answered) & (table.state == State.OPEN))
-        # Past the points: they may wait for steps that wait for this room.
-        for control in controls_for((Kind.FLUSH, handles))[1]:
-            control.for_room = True
-            self.submit(control)
+        self.waiting.extend(controls_for(ControlTicket(), table.answered, (Kind.FLUSH, handles)))
+
+    def rebase(self, handles: Ints, moved: Ints) -> None:
+        """Positions that are not sent yet have moved: so have the ends of what stands behind them."""
+        by = np.zeros(self._table.size, np.int64)
+        by[handles] = moved
+        for control in self.waiting:
+            control.ends = control.ends + by[control.handles]
 
     def lost(self) -> None:
         """The stream is gone: what was in flight waits again."""
@@ -148,23 +167,16 @@ class Controls:
         ready: dict[Kind, list[Control]] = {Kind.FLUSH: []}
         rest, done = list[Control](), list[Control]()
         for control in self.waiting:
-            state = self._table.state[control.handles]
-            failed = state == State.FAILED
-            control.sent = control.handles[~failed]
-            if failed.any() and control.kind in (Kind.FLUSH, Kind.SETTLE) and not control.saving:
-                for handle in control.handles[failed].tolist():
-                    # Where what came behind it, a delete of our own, has happened, it is as good as done.
-                    if not (
-                        handle in self._table.leaving and isinstance(self._table.failures[handle], SessionNotFound)
-                    ):
-                        control.ticket.errors[handle] = self._table.failure(handle)
-            if control.not_before > now or not self._turn(control):
+            failed = self._table.state[control.handles] == State.FAILED
+            if failed.any() and not control.lets_go:
+                self._refuse_failed(control, control.handles[failed])
+                control.keep(~failed)
+                failed = failed[~failed]
+            control.asked = control.handles[~failed]
+            if control.not_before > now or not self._turn(control, control.ends[~failed]):
                 rest.append(control)
-            elif control.kind in (Kind.SETTLE, Kind.JOIN) or not control.sent.size:
+            elif control.kind is Kind.SETTLE or not control.asked.size:
                 done.append(control)
-            elif (saving := self._saving(control)) is not None:
-                ready.setdefault(Kind.FLUSH, []).append(saving)
-                rest.append(control)
             else:
                 ready.setdefault(control.kind, []).append(control)
         self.waiting = rest
@@ -178,7 +190,7 @@ class Controls:
         for control in self.waiting:
             handles = control.handles[table.state[control.handles] != State.FAILED]
             idle = bool((table.answered[handles] == table.next[handles]).all())
-            safe = not self._behind(handles).size and not are_about(self._chunks.backlog, control.handles)
+            safe = self.durability != DURABILITY_MODE_INTERVAL or not self._behind(handles).any()
             (done if control.kind is Kind.DETACH and idle and safe else rest).append(control)
         self.waiting = rest
         self._finish(done)
@@ -186,16 +198,23 @@ class Controls:
     def encode(self, batch: list[Control], frame: int) -> StreamRequest:
         """The frame of operations of one kind, noted as in flight."""
         self.in_flight[frame] = batch
-        # Two callers may flush the same session; a handle comes once in a frame.
-        sent = batch[0].sent if len(batch) == 1 else np.unique(np.concatenate([control.sent for control in batch]))
-        handles = handles_column(sent)
+        asked = np.concatenate([control.asked for control in batch])
         if batch[0].kind is Kind.FLUSH:
-            for control in batch:
-                control.ends = self._table.sent[control.sent]
-            return StreamRequest(frame=frame, flush=FlushFrame(handles=handles))
-        self._table.leaving.update(sent.tolist())
-        action = CLOSE_ACTION_DETACH if batch[0].kind is Kind.DETACH else CLOSE_ACTION_DELETE
-        return StreamRequest(frame=frame, close=CloseFrame(handles=handles, action=action))
+            ends = np.minimum(np.concatenate([control.ends for control in batch]), self._table.next[asked])
+            if len(batch) > 1:  # Two callers may flush the same session; a handle comes once in a frame.
+                asked, places = np.unique(asked, return_inverse=True)
+                ends, each = np.zeros(len(asked), np.int64), ends
+                np.maximum.at(ends, places, each)
+            flush = FlushFrame(handles=handles_column(asked), positions=positions_column(ends))
+            return StreamRequest(frame=frame, flush=flush)
+        asked = np.unique(asked)
+        self._table.leaving.update(asked.tolist())
+        close = CloseFrame(
+            handles=handles_column(asked),
+            action=CLOSE_ACTION_DETACH if batch[0].kind is Kind.DETACH else CLOSE_ACTION_DELETE,
+            positions=positions_column(self._table.next[asked]),
+        )
+        return StreamRequest(frame=frame, close=close)
 
     def unbind(self, frame: int) -> StreamRequest:
         """A frame that has the server let go of sessions that had failed; nobody waits for its answer."""
@@ -222,7 +241,7 @@ class Controls:
         """When the next one may leave, of those that must wait."""
         return min((control.not_before for control in self.waiting if control.not_before), default=None)
 
-    def asked(self) -> list[Control]:
+    def under_way(self) -> list[Control]:
         """Those that the server has been asked for."""
         return [control for batch in self.in_flight.values() for control in batch]
 
@@ -241,25 +260,53 @@ class Controls:
         waiting, self.waiting = self.waiting, []
         self._abort(waiting, error)
 
+    def _turn(self, control: Control, ends: Ints) -> bool:
+        """Whether it may leave, or is done, for the sessions that it asks about."""
+        table, handles = self._table, control.asked
+        if (table.state[handles] != State.OPEN).any() or table.stale[handles].any():
+            return False
+        if control.lets_go:
+            return bool((table.answered[handles] == table.next[handles]).all()) and not table.in_flight[handles].any()
+        # What was given up, or not submitted after all, is not waited for.
+        reached = table.sent[handles] if control.kind is Kind.FLUSH else table.answered[handles]
+        return bool((reached >= np.minimum(ends, table.next[handles])).all())
+
+    def _refuse_failed(self, control: Control, handles: Ints) -> None:
+        table = self._table
+        for handle in handles.tolist():
+            # Where what came behind it, a delete of our own, has happened, it is as good as done.
+            if not (handle in table.leaving and isinstance(table.failures[handle], SessionNotFound)):
+                control.ticket.errors[handle] = table.failure(handle)
+
     def _answered(self, frame: int, refusals: Iterable[RowError], now: float) -> None:
         found = {refusal.handle: from_status(refusal.status) for refusal in refusals}
         batch = self.in_flight.pop(frame, [])
-        later = []
-        for control in batch if found else ():
-            mine = {handle: found[handle] for handle in control.sent.tolist() if handle in found}
-            away = next((error for error in mine.values() if isinstance(error, Unavailable | Overloaded)), None)
-            if away is not None and self._again(control, away, now):
-                later.append(control)
-                continue
+        self._finish([one for one in batch if not found or not self._refused(one, found, now)])
+
+    def _refused(self, control: Control, found: dict[int, StatestreamError], now: float) -> bool:
+        """Notes what was refused of an operation; True where it is asked for again."""
+        mine = {handle: found[handle] for handle in control.asked.tolist() if handle in found}
+        for error in mine.values():
+            if self._again(control, error, now):
+                break
+        else:
             control.ticket.errors.update((handle, again(error)) for handle, error in mine.items())
-        short = [one for one in batch if one.kind is Kind.FLUSH and one not in later and self._fell_short(one)]
-        self.waiting.extend(short)
-        self._finish([one for one in batch if one not in short and one not in later] if short or later else batch)
+            return False
+        if control.kind is Kind.FLUSH:
+            # The others are saved, or told: it is asked for again of those alone that do not stand there yet.
+            gaps = [handle for handle, error in mine.items() if isinstance(error, PositionGap)]
+            control.ticket.errors.update((one, again(error)) for one, error in mine.items() if one not in gaps)
+            control.keep(np.isin(control.handles, gaps))
+        return True
 
     def _again(self, control: Control, error: StatestreamError, now: float) -> bool:
-        """Whether a close that the server cannot serve now is asked for again: it must not be forgotten half done."""
+        """Whether something is asked for again.
+
+        That is what stands behind a chunk that was put off, or refused; and a close that the server cannot serve now,
+        lest it is forgotten half done.
+        """
         control.since = control.since or now
-        if not (control.lets_go or control.saving) or not isinstance(error, Unavailable | Overloaded):
+        if not isinstance(error, PositionGap | Unavailable | Overloaded if control.lets_go else PositionGap):
             return False
         if now - control.since >= self.retry_seconds:
             return False
@@ -267,56 +314,15 @@ class Controls:
         self.waiting.append(control)
         return True
 
-    def _fell_short(self, control: Control) -> bool:
-        """Whether a flush missed chunks that were sent before it, because the server put them off; it is repeated."""
-        table, sent = self._table, control.sent
-        missed = table.durable[sent] < np.minimum(control.ends, table.next[sent])
-        if self.durability == DURABILITY_MODE_NONE or not missed.any():
-            return False
-        control.handles = np.array([one for one in sent[missed].tolist() if one not in control.ticket.errors], np.int64)
-        return bool(control.handles.size)
-
-    def abort(self, control: Control, error: StatestreamError) -> None:
-        """Fails one operation that is not, or no longer, among those here."""
-        self._abort([control], error)
-
     def _abort(self, controls: Sequence[Control], error: StatestreamError) -> None:
         for control in controls:
             for handle in control.handles.tolist():
                 control.ticket.errors.setdefault(handle, again(error))
         self._finish(controls)
 
-    def _turn(self, control: Control) -> bool:
-        table, handles = self._table, control.sent
-        if control.kind is Kind.JOIN:
-            return not control.handles.size
-        if (table.state[handles] != State.OPEN).any() or table.stale[handles].any():
-            return False
-        if not control.for_room and are_about(self._chunks.backlog, control.handles):
-            return False
-        if control.flush is not None and not control.flush.done:
-            return False
-        if control.kind is Kind.FLUSH:
-            return bool((table.sent[handles] == table.next[handles]).all())
-        return bool((table.answered[handles] == table.next[handles]).all()) and not table.in_flight[handles].any()
-
-    def _behind(self, handles: Ints) -> Ints:
-        """The sessions whose last steps only this client could replay, were they let go now."""
-        table = self._table
-        if self.durability != DURABILITY_MODE_INTERVAL:
-            return handles[:0]
-        return handles[table.durable[handles] < table.answered[handles]]
-
-    def _saving(self, control: Control) -> Control | None:
-        """The flush that a close has to wait for first, once; its errors are the close's."""
-        if control.kind is not Kind.DETACH or control.flush is not None:
-            return None
-        behind = self._behind(control.sent)
-        if not behind.size:
-            return None
-        control.flush = ControlTicket()
-        control.flush.errors = control.ticket.errors
-        return Control(Kind.FLUSH, behind, control.flush, sent=behind, saving=True)
+    def _behind(self, handles: Ints) -> Mask:
+        """Which sessions have answered steps that are not known to be durable."""
+        return self._table.durable[handles] < self._table.answered[handles]
 
     def _finish(self, controls: Sequence[Control], ready: Sequence[Control] = ()) -> None:
         """These are done. What is let go is forgotten at once: its handle may soon stand for another session."""
@@ -329,9 +335,13 @@ class Controls:
             if failed.size:
                 self.failed.append(failed)
             self._forget(gone)
-            for control in [*ready, *self.waiting, *self.asked()]:
-                control.handles = control.handles[~np.isin(control.handles, gone)]
-            self.on_gone(np.concatenate([control.handles for control in leaving]))
+            for control in [*ready, *self.waiting, *self.under_way()]:
+                control.keep(~np.isin(control.handles, gone))
+            ended = np.concatenate([control.handles for control in leaving])
+            for handle in self.joined.keys() & set(ended.tolist()) if self.joined else ():
+                for ticket in self.joined.pop(handle):
+                    ticket.part_done()
+            self.on_gone(ended)
         for control in controls:
             control.ticket.part_done()
 
@@ -343,10 +353,11 @@ class Controls:
                 found[handle] = again(table.failures[handle])
         for handle in control.handles.tolist() if found else ():
             error = found.get(handle)
-            if isinstance(error, SessionNotFound):
+            if isinstance(error, SessionNotFound) and control.kind is not Kind.DETACH:
                 del found[handle]
-            elif isinstance(error, Moved) and control.kind is not Kind.DELETE:
-                known = table.unheard.get(handle, True) if handle in table.failures else not self._behind_one(handle)
+            elif isinstance(error, SessionNotFound | Moved) and control.kind is not Kind.DELETE:
+                behind = bool(self._behind(np.array([handle]))[0])
+                known = table.unheard.get(handle, True) if handle in table.failures else not behind
                 if control.kind is Kind.END or known or self.durability == DURABILITY_MODE_NONE:
                     del found[handle]
 
@@ -358,17 +369,13 @@ class Controls:
         table.leaving.difference_update(staying.tolist())
         return control.handles[~np.isin(control.handles, staying)] if staying.size else control.handles
 
-    def _behind_one(self, handle: int) -> bool:
-        table = self._table
-        return bool(table.durable[handle] < table.answered[handle])
-
     def _forget(self, gone: Ints) -> None:
         """Frees handles; of sessions that were deleted, and that others still have, once those have let go as well."""
         table = self._table
         shared = gone[table.holders[gone] > 0]
         table.release(gone[table.holders[gone] <= 0])
         for handle in shared.tolist():
-            self._chunks.fail(handle, deleted_by_another(table.ids[handle]), heard=True)
+            self._log.fail(handle, deleted_by_another(table.ids[handle]), heard=True)
             table.closing[handle] = ENDED
         table.forget_names(shared)
 
@@ -386,11 +393,11 @@ def _batches(controls: list[Control]) -> Iterator[list[Control]]:
     batch: list[Control] = []
     count = 0
     for control in controls:
-        if batch and count + len(control.sent) > FRAME_SESSIONS:
+        if batch and count + len(control.asked) > FRAME_SESSIONS:
             yield batch
             batch, count = [], 0
         batch.append(control)
-        count += len(control.sent)
+        count += len(control.asked)
     if batch:
         yield batch
 

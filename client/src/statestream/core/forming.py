@@ -11,6 +11,9 @@ from statestream.core.blocks import Block, Single, ranges
 from statestream.core.sinks import DISCARD, One, PoolRows, Singles
 from statestream.core.tickets import ANSWER_BYTES, Lane, PoolTicket, StepTicket
 
+FRAME_BYTES = 1 << 20
+"""Frames are cut at about this size."""
+
 ROW_BYTES = 4
 """A row counts as so many bytes at least: servers take 262,144 rows in a frame, and more are no gain."""
 

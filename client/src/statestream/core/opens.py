@@ -18,7 +18,8 @@ from statestream.contract.tensors import (
     read_positions,
     to_tensor,
 )
-from statestream.core.chunks import Chunks
+from statestream.core.departures import Departures
+from statestream.core.log import Log
 from statestream.core.opening import Opening, frames, indices, joined
 from statestream.core.returned import Returned
 from statestream.core.table import Group, State, Table
@@ -52,7 +53,9 @@ MAX_REOPENS = 4
 class Opens:
     """Opens under way, and what their answers do to the table."""
 
-    def __init__(self, table: Table, chunks: Chunks, writer: bytes, incarnation: int, retry_seconds: float) -> None:
+    def __init__(
+        self, table: Table, log: Log, departures: Departures, writer: bytes, incarnation: int, retry_seconds: float
+    ) -> None:
         self.writer = writer
         self.clock = incarnation
         self.retry_seconds = retry_seconds
@@ -60,7 +63,8 @@ class Opens:
         self.in_flight: dict[int, Opening] = {}
         self.returned = Returned(table)
         self._table = table
-        self._chunks = chunks
+        self._log = log
+        self._departures = departures
         self._reopened: list[tuple[Ints, Ints]] = []
         self.on_open: Callable[[Ints], None] = _nothing
         """Hears of sessions that are open for a caller."""
@@ -87,10 +91,19 @@ class Opens:
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
         self.waiting.extend(frames(whole))
 
-    def revive(self, handles: Ints, ticket: OpenTicket) -> None:
-        """Asks for sessions that failed as they are on the server now; the ticket has their rows in this order."""
-        self._table.state[handles] = State.OPENING
-        self._table.incarnation[handles] = self._table.incarnation[handles].max(initial=0) + 1
+    def revive(self, handles: Ints) -> None:
+        """Asks for sessions that failed as they are on the server now; what is submitted meanwhile goes on from there.
+
+        It waits for the late answers to what was sent before, which must not be taken for those to what is sent then.
+        """
+        table, ticket = self._table, OpenTicket(handles)
+        ticket.dropped = True  # Its sessions are open whatever becomes of it.
+        self._log.forget(handles)
+        for handle in handles.tolist():
+            for known in (table.failures, table.initial, table.untaken, table.unheard):
+                known.pop(handle, None)
+        table.state[handles] = State.OPENING
+        table.incarnation[handles] = table.incarnation[handles].max(initial=0) + 1
         self.waiting.extend(frames(Opening(handles, OPEN_MODE_EITHER, ticket, np.arange(len(handles)), revival=True)))
 
     def withdraw(self, handles: Ints) -> Ints:
@@ -112,7 +125,7 @@ class Opens:
 
     def fail(self, handle: int, error: StatestreamError) -> None:
         """Makes a session unusable."""
-        self._chunks.fail(handle, error)
+        self._log.fail(handle, error)
 
     def reopen(self, handle: int, cause: StatestreamError, now: float) -> None:
         """Opens one session of a live stream again; after several times in vain it fails with the cause."""
@@ -120,9 +133,9 @@ class Opens:
         if table.state[handle] == State.LOST:
             return
         if table.attempts[handle] >= MAX_REOPENS:
-            self._chunks.fail(handle, cause)
+            self._log.fail(handle, cause)
             return
-        self._chunks.unbind(handle)
+        self._log.unbind(handle)
         table.state[handle] = State.LOST
         delay = cause.retry_after if cause.retry_after is not None else 0.05 * (2 ** int(table.attempts[handle]) - 1)
         table.attempts[handle] += 1
@@ -168,9 +181,11 @@ class Opens:
 
     def ready(self, now: float) -> list[Opening]:
         """Takes those that may leave, in as few frames as possible."""
-        due = [opening for opening in self.waiting if opening.not_before <= now]
-        if due:
-            self.waiting = [opening for opening in self.waiting if opening.not_before > now]
+        due, rest = list[Opening](), list[Opening]()
+        for opening in self.waiting:
+            late = opening.revival and self._table.in_flight[opening.handles].any()
+            (rest if late or opening.not_before > now else due).append(opening)
+        self.waiting = rest
         return joined(due, self._table)
 
     def sent(self, frame: int, opening: Opening) -> OpenFrame:
@@ -230,8 +245,8 @@ class Opens:
             table.durable[handles] = durable
             group = table.groups[int(table.group[handles[0]])]
             table.group[handles] = table.group_number(Group(group.model, message.version, group.ephemeral))
-            self._chunks.windows.told(group.model, message.version, message.window_bytes)
-            self._chunks.max_kept = message.kept_window_bytes or self._chunks.max_kept
+            self._log.windows.told(group.model, message.version, message.window_bytes)
+            self._departures.max_kept = message.kept_window_bytes or self._departures.max_kept
             if opening.ticket is None:
                 self._bound_again(handles, positions)
             else:
@@ -287,7 +302,11 @@ class Opens:
         """Enters what is known of sessions that were opened for a caller; returns their rows in the ticket."""
         table = self._table
         rows = opening.rows[indices(opening.handles, handles)]
-        for name in ("next", "sent", "answered", "floor"):
+        if opening.revival:
+            self._log.rebase(handles, positions)
+        else:
+            table.next[handles] = positions
+        for name in ("sent", "answered", "floor"):
             getattr(table, name)[handles] = positions
         for name in ("acked", "in_flight", "unacked", "stale", "attempts"):
             getattr(table, name)[handles] = 0
@@ -325,9 +344,9 @@ class Opens:
         short = positions < table.floor[handles]
         ahead = positions > table.next[handles]
         for handle, position in zip(handles[short].tolist(), positions[short].tolist(), strict=True):
-            self._chunks.fail(handle, _lost(table.ids[handle], position, int(table.floor[handle])))
+            self._log.fail(handle, _lost(table.ids[handle], position, int(table.floor[handle])))
         for handle, position in zip(handles[ahead].tolist(), positions[ahead].tolist(), strict=True):
-            self._chunks.fail(
+            self._log.fail(
                 handle,
                 errors.SessionMoved(
                     f"session {table.ids[handle]!r} is at position {position}, this client sent steps up to "
@@ -356,7 +375,7 @@ class Opens:
         self._reopened.clear()
         lost = self._table.state[handles] == State.LOST
         if lost.any():
-            self._chunks.replay(handles[lost], positions[lost])
+            self._log.replay(handles[lost], positions[lost])
 
     def _refused(self, opening: Opening, refusals: dict[int, StatestreamError], now: float) -> None:
         """Tries refused sessions again, all of a frame together, or fails them."""
@@ -389,7 +408,7 @@ class Opens:
             elif first:
                 self._fail_first(opening, handle, error)
             else:
-                self._chunks.fail(handle, error)
+                self._log.fail(handle, error)
         for handles in moved.values():
             table.incarnation[handles] = table.incarnation[handles].max()
             # The first time nobody waits for nothing; again and again it is a fight, in which each side holds back.
@@ -438,7 +457,7 @@ class Opens:
         group = table.groups[table.group.item(handle)]
         ticket.refuse(int(rows[0]), error)
         if opening.revival:
-            self._chunks.fail(handle, error, heard=True)
+            self._log.fail(handle, error, heard=True)
         else:
             table.release(np.array([handle]))
         ticket.count(rows)

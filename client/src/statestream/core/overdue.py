@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from statestream.contract.tensors import Ints
-from statestream.core.chunks import Chunks
+from statestream.contract.tensors import Ints, Mask
 from statestream.core.controls import Control, Controls
+from statestream.core.departures import Departures
 from statestream.core.opens import Opens
-from statestream.core.points import Point, Points
 from statestream.core.sharing import Sharing
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, Ticket
@@ -24,20 +23,18 @@ class Found:
         sessions: Whose steps are not answered, or that are not open again.
         opens: First opens.
         controls: Flushes and closes that were sent.
-        points: Resets that wait for what the server does not answer.
-        backlog: Steps wait for room in the replay buffer, and there is none.
+        starved: Whose steps wait for room in the replay buffer, and there is none.
     """
 
     sessions: Ints
     opens: list[OpenTicket]
     controls: list[Control]
-    points: list[Point]
-    backlog: bool
+    starved: Ints
 
     @property
     def any(self) -> bool:
         """Whether there is something."""
-        return bool(self.sessions.size or self.opens or self.controls or self.points or self.backlog)
+        return bool(self.sessions.size or self.opens or self.controls or self.starved.size)
 
 
 class Overdue:
@@ -48,15 +45,16 @@ class Overdue:
     """
 
     def __init__(
-        self, table: Table, chunks: Chunks, opens: Opens, sharing: Sharing, points: Points, controls: Controls
+        self, table: Table, departures: Departures, opens: Opens, sharing: Sharing, controls: Controls
     ) -> None:
         self._table = table
-        self._chunks = chunks
+        self._departures = departures
         self._opens = opens
         self._sharing = sharing
-        self._points = points
         self._controls = controls
-        self._since: dict[Ticket | Control | Point, tuple[int, float]] = {}
+        self._left = 0
+        self._starved_since = 0.0
+        self._since: dict[Ticket | Control, tuple[int, float]] = {}
 
     def find(self, now: float, seconds: float) -> Found:
         """What has waited for more than so many seconds; `now` is the time of a monotonic clock."""
@@ -68,20 +66,29 @@ class Overdue:
                 if opening.revival or not asker.dropped:
                     tickets.add(asker)
 
-        def late(one: Ticket | Control | Point, mark: int = 0) -> bool:
+        def late(one: Ticket | Control, mark: int = 0) -> bool:
             known = since.get(one)
             began = known[1] if known is not None and known[0] == mark else now
             self._since[one] = mark, began
             return now - began > seconds
 
-        backlog = self._chunks.backlog
         return Found(
             self._sessions(now, seconds),
             [ticket for ticket in tickets if not ticket.done and late(ticket, ticket.left)],
-            [control for control in self._controls.asked() if late(control)],
-            [point for point in self._points.stuck() if self._is_stuck(point) and late(point)],
-            bool(backlog) and late(backlog[0]),
+            [control for control in self._controls.under_way() if late(control)],
+            self._starving(now, seconds),
         )
+
+    def _starving(self, now: float, seconds: float) -> Ints:
+        """The sessions whose next chunk has waited for room all the time, since nothing left."""
+        departures, table = self._departures, self._table
+        if not departures.starved or departures.left != self._left:
+            self._left, self._starved_since = departures.left, now
+        if now - self._starved_since <= seconds:
+            return table.live()[:0]
+        live = table.live()
+        waits: Mask = (table.state[live] == State.OPEN) & (table.next[live] > table.sent[live])
+        return live[waits]
 
     def _sessions(self, now: float, seconds: float) -> Ints:
         table = self._table
@@ -96,8 +103,3 @@ class Overdue:
         stalled[:] = np.where(waits, np.where(same, stalled, stamp), 0)
         table.stalled_at[:size], table.stalled_epoch[:size] = answered, epoch
         return np.flatnonzero(waits & (stamp - stalled > seconds * 1000))
-
-    def _is_stuck(self, point: Point) -> bool:
-        """Whether a reset waits for answers to chunks that were given up."""
-        state = self._table.state
-        return any(state.item(handle) == State.FAILED for handle in point.handles)

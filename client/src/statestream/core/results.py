@@ -11,7 +11,8 @@ from statestream.contract.errors import StatestreamError, from_status
 from statestream.contract.tensors import Ints, from_tensors, read_handles, read_positions
 from statestream.core.blocks import Block, answer, ranges, span
 from statestream.core.buffer import ReplayBuffer
-from statestream.core.chunks import SUSPECT, Chunks
+from statestream.core.departures import SUSPECT, Departures
+from statestream.core.log import Log
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
 from statestream.core.tickets import Outputs, again
@@ -41,13 +42,15 @@ class Results:
         self,
         table: Table,
         buffer: ReplayBuffer,
-        chunks: Chunks,
+        log: Log,
+        departures: Departures,
         reopen: Callable[[int, StatestreamError, float], None],
         retry_seconds: float,
     ) -> None:
         self._table = table
         self._buffer = buffer
-        self._chunks = chunks
+        self._log = log
+        self._departures = departures
         self._reopen = reopen
         self.retry_seconds = retry_seconds
         self.answers = 0
@@ -66,8 +69,8 @@ class Results:
             now: The time.
             outputs: Their outputs, where they are not in the frame.
         """
-        chunks = self._chunks
-        block = chunks.in_flight.get(frame)
+        log = self._log
+        block = log.in_flight.get(frame)
         if outputs is None:
             outputs = from_tensors(result.outputs)
         if (
@@ -86,7 +89,7 @@ class Results:
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
         """Refuses every chunk of a frame; False where the frame carried none."""
-        block = self._chunks.in_flight.get(frame)
+        block = self._log.in_flight.get(frame)
         if block is None:
             return False
         for row in np.flatnonzero(block.still_waiting()).tolist():
@@ -98,9 +101,9 @@ class Results:
         table = self._table
         handles = np.flatnonzero((table.in_flight[: table.size] > 0) & (table.state[: table.size] != State.FAILED))
         table.attempts[handles] += 1
-        self._chunks.suspicious |= bool((table.attempts[handles] >= SUSPECT).any())
+        self._departures.suspicious |= bool((table.attempts[handles] >= SUSPECT).any())
         for handle in handles[table.attempts[handles] > MAX_FAULTS].tolist():
-            self._chunks.fail(
+            self._log.fail(
                 handle,
                 type(fault)(
                     f"{int(table.attempts[handle])} streams ended while steps of session {table.ids[handle]!r} were "
@@ -120,7 +123,7 @@ class Results:
                 f" Steps of session {table.ids[handle]!r} from position {int(table.answered[handle])} on may or may "
                 "not have been applied; open it again and compare its position."
             )
-            self._chunks.fail(handle, unknown)
+            self._log.fail(handle, unknown)
 
     def durable(self, handles: Ints, positions: Ints, now: float) -> None:
         """Notes durable positions that the server names unasked."""
@@ -143,7 +146,7 @@ class Results:
         table = self._table
         left = np.flatnonzero(handles < table.size)
         candidates = [first] if first is not None else []
-        candidates += [block for block in self._chunks.in_flight.values() if block is not first]
+        candidates += [block for block in self._log.in_flight.values() if block is not first]
         lengths: Ints | int = result.steps if not result.lengths else read_handles(result.lengths)
         for block in candidates:
             if not left.size:
@@ -202,14 +205,14 @@ class Results:
                     table.cursors[block.handles.item(row)] = block.cursors[row]
 
     def _answered(self, block: Block, handles: Ints | None, unacked: int) -> None:
-        if self._chunks.held_since:
+        if self._log.held_since:
             for handle in (block.handles if handles is None else handles).tolist():
-                self._chunks.held_since.pop(handle, None)
+                self._log.held_since.pop(handle, None)
         if block.sink is not DISCARD:
             self.answers += 1
         if unacked >= self.ack_after:
             self.acks_due = True
-        self._chunks.settled(block)
+        self._log.settled(block)
 
     def _ghost(self, block: Block, row: int) -> None:
         """The reply to a chunk that was given up: only the count of what is still to come changes."""
@@ -217,10 +220,10 @@ class Results:
         block.settle(row)
         self._table.in_flight[handle] -= 1
         self._table.stale[handle] -= 1
-        self._chunks.settled(block)
+        self._log.settled(block)
 
     def _refused_row(self, frame: int, row_error: RowError, now: float) -> None:
-        in_flight = self._chunks.in_flight
+        in_flight = self._log.in_flight
         handle, position = row_error.handle, row_error.position
         if handle >= self._table.size:
             return
@@ -237,7 +240,7 @@ class Results:
         if block.dead is not None and block.dead[row]:
             self._ghost(block, row)
             return
-        table, chunks = self._table, self._chunks
+        table, log = self._table, self._log
         handle, start = int(block.handles[row]), int(block.starts[row])
         discard = isinstance(block.sink, Discard)
         if isinstance(error, errors.PositionConflict) or (isinstance(error, errors.AlreadyApplied) and not discard):
@@ -250,7 +253,7 @@ class Results:
                 metadata=error.metadata,
             )
             block.sink.fail(row, moved)
-            chunks.fail(handle, moved, heard=not discard)
+            log.fail(handle, moved, heard=not discard)
         elif isinstance(error, errors.AlreadyApplied):
             # Its reply was acknowledged, so this is a replay that was not needed.
             table.answered[handle] = max(int(table.answered[handle]), int(block.ends[row]))
@@ -258,28 +261,28 @@ class Results:
             block.sink.fail(row, error)
         elif isinstance(error, REOPEN):
             self._take_out(block, row)
-            chunks.requeue(block, row)
+            log.requeue(block, row)
             self._reopen(handle, error, now)
-        elif isinstance(error, TRANSIENT) and now - chunks.held_since.setdefault(handle, now) < self.retry_seconds:
+        elif isinstance(error, TRANSIENT) and now - log.held_since.setdefault(handle, now) < self.retry_seconds:
             self._take_out(block, row)
-            chunks.requeue(block, row)
-            chunks.put_back(handle, start)
+            log.requeue(block, row)
+            log.put_back(handle, start)
             if isinstance(error, errors.WindowFull):
                 self.acks_due = self.acks_all = True
-            chunks.holds[handle] = now + (RETRY_SECONDS if error.retry_after is None else error.retry_after)
+            log.holds[handle] = now + (RETRY_SECONDS if error.retry_after is None else error.retry_after)
             table.state[handle] = State.HELD
         elif isinstance(error, FATAL) or discard:
             self._take_out(block, row)
             block.kill(row)
             block.sink.fail(row, error)
-            chunks.fail(handle, error, heard=not discard)
+            log.fail(handle, error, heard=not discard)
         else:
-            chunks.held_since.pop(handle, None)
+            log.held_since.pop(handle, None)
             self._take_out(block, row)
             block.kill(row)
             block.sink.fail(row, error)
-            chunks.abandon(handle, start, behind(error, start))
-        self._chunks.settled(block)
+            log.abandon(handle, start, behind(error, start))
+        self._log.settled(block)
 
     def _take_out(self, block: Block, row: int) -> None:
         block.settle(row)

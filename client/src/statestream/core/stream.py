@@ -15,15 +15,15 @@ from statestream.contract.errors import Draining, NotOwner, ServerUnavailable, S
 from statestream.contract.tensors import Array, Ints, read_handles, read_positions
 from statestream.core.blocks import Block, Draft
 from statestream.core.buffer import ReplayBuffer
-from statestream.core.chunks import Chunks
 from statestream.core.closings import Closings
 from statestream.core.controls import Control, Controls, Kind, acknowledge
+from statestream.core.departures import Departures
 from statestream.core.feeds import left_out
+from statestream.core.log import Log
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
 from statestream.core.overdue import Overdue
 from statestream.core.partial import Parts
-from statestream.core.points import Points
 from statestream.core.results import Results
 from statestream.core.sharing import Sharing
 from statestream.core.table import Group, State, Table
@@ -78,21 +78,22 @@ class StreamCore:
     ) -> None:
         self.table = Table()
         self.buffer = ReplayBuffer(self.table, replay_buffer_bytes, keep_seconds)
-        self.chunks = Chunks(self.table, self.buffer)
-        self.chunks.lose_when_full = lose_when_full
-        self.opens = Opens(self.table, self.chunks, writer, incarnation, retry_seconds)
+        self.buffer.lose_when_full = lose_when_full
+        self.log = Log(self.table, self.buffer)
+        self.departures = Departures(self.table, self.log, self.buffer)
+        self.opens = Opens(self.table, self.log, self.departures, writer, incarnation, retry_seconds)
         self.sharing = Sharing(self.table, self.opens)
         self.opens.on_open = self.opens.returned.on_open = self.sharing.opened
         self.opens.on_refused = self.sharing.refused
-        self.controls = Controls(self.table, self.chunks, retry_seconds)
+        self.controls = Controls(self.table, self.log, retry_seconds)
         self.controls.on_gone = self.sharing.settled
-        self.points = Points(self.table, self.buffer, self.chunks, self.opens, self.controls)
-        self.closings = Closings(self.table)
-        self.overdue = Overdue(self.table, self.chunks, self.opens, self.sharing, self.points, self.controls)
+        self.log.on_rebase = self.controls.rebase
+        self.closings = Closings(self.table, self.controls)
+        self.overdue = Overdue(self.table, self.departures, self.opens, self.sharing, self.controls)
         self.retry_seconds = retry_seconds
         self.received_at = float("-inf")
         """When the last answer came, or the stream."""
-        self.results = Results(self.table, self.buffer, self.chunks, self.opens.reopen, retry_seconds)
+        self.results = Results(self.table, self.buffer, self.log, self.departures, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
@@ -143,11 +144,11 @@ class StreamCore:
             for part in ticket.parts:
                 self.step(part)
         elif not self.closings.refuses(ticket):
-            if self.points.queue or (self.table.failures and ticket.lane.mark):
-                if ticket.lane.mark != MARK_RESET or not self.closings.refuses_reset(ticket):
-                    self.points.submit(ticket)
-            else:
-                self.chunks.submit(ticket)
+            if self.table.failures and ticket.lane.mark == MARK_RESET:
+                if self.closings.refuses_reset(ticket):
+                    return
+                self._revive(ticket)
+            self.log.submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
         """Stops waiting. A chunk, or a mark, that is framed or has others behind it happens anyway.
@@ -159,13 +160,11 @@ class StreamCore:
             handles = self.sharing.drop(ticket)
             if handles.size:
                 self.close(handles, delete=False)
-        if self.points.queue:
-            self.points.cancel(ticket.parts if isinstance(ticket, PartsTicket) else [ticket])
         if isinstance(ticket, PartsTicket):
             for part in reversed(ticket.parts):
-                self.chunks.cancel(part)
+                self.log.cancel(part)
         elif isinstance(ticket, StepTicket):
-            self.chunks.cancel(ticket)
+            self.log.cancel(ticket)
         if not self.busy:
             self._answers += 1  # Nobody waits any more, which is as good as an answer.
 
@@ -203,14 +202,14 @@ class StreamCore:
         self.online = True
         self.going_away = False
         self.received_at = now
-        chunks = self.chunks
-        chunks.max_steps = limits.max_chunk_steps or 256
-        chunks.window = limits.max_unacknowledged_chunks or 64
+        log, departures = self.log, self.departures
+        log.max_steps = limits.max_chunk_steps or 256
+        departures.window = limits.max_unacknowledged_chunks or 64
         # Names, handles and positions travel beside the data.
-        chunks.max_step_bytes = (limits.max_message_bytes or 4 << 20) - 4096
-        answer = min(limits.max_answer_bytes or 64 << 20, limits.max_kept_bytes or 64 << 20)
-        chunks.max_answer, chunks.max_kept = min(ANSWER_BYTES, answer), limits.max_kept_bytes or 64 << 20
-        self.results.ack_after = max(1, min(64, chunks.window // 2))
+        log.max_step_bytes = (limits.max_message_bytes or 4 << 20) - 4096
+        departures.max_kept = limits.max_kept_bytes or 64 << 20
+        log.max_answer = min(ANSWER_BYTES, limits.max_answer_bytes or 64 << 20, departures.max_kept)
+        self.results.ack_after = max(1, min(64, departures.window // 2))
         self._durability(durability)
         self.opens.connected()
 
@@ -224,7 +223,7 @@ class StreamCore:
         self._outbox.clear()
         if fault is not None:
             self.results.blame(fault)
-        self.chunks.lost()
+        self.log.lost()
         self.opens.lost(fault)
         self._parts.clear()
         self.controls.lost()
@@ -243,8 +242,6 @@ class StreamCore:
                 if not self.pending or not self.online or self.going_away:
                     return None
                 self._fill(now)
-                if not outbox and self.points.queue:
-                    self._fill(now)  # What waited for a session that settled just now.
                 if not outbox:
                     return None
             item = outbox.popleft()
@@ -294,42 +291,33 @@ class StreamCore:
     def drained(self) -> bool:
         """The server is leaving, and nothing that it still has to answer is under way."""
         return self.going_away and not (
-            self._outbox
-            or self.chunks.awaited
-            or self.opens.in_flight
-            or self.opens.returned
-            or self.controls.in_flight
+            self._outbox or self.log.awaited or self.opens.in_flight or self.opens.returned or self.controls.in_flight
         )
 
     @property
     def pending(self) -> bool:
         """Whether `next_request` may have something, now or once answers have come."""
-        chunks = self.chunks
         return bool(
             self._outbox
-            or chunks.unsent
-            or chunks.backlog
+            or self.log.unsent
+            or self.log.singles.lanes
             or self.opens.waiting
             or self.controls.waiting
             or self.controls.failed
             or self.results.acks_due
-            or chunks.singles.lanes
-            or self.points.queue
         )
 
     @property
     def busy(self) -> bool:
         """Whether a caller waits for something that needs the server."""
-        chunks = self.chunks
+        log = self.log
         return bool(
-            chunks.unsent
-            or chunks.backlog
-            or chunks.singles.lanes
-            or chunks.awaited
+            log.unsent
+            or log.singles.lanes
+            or log.awaited
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.returned
-            or self.points.queue
             or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
         )
 
@@ -340,11 +328,11 @@ class StreamCore:
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
-        if not (self.chunks.holds or self.opens.waiting or self.chunks.backlog or self.controls.waiting):
+        if not (self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting):
             return None
-        times = [*self.chunks.holds.values()]
+        times = [*self.log.holds.values()]
         times += [due for due in (self.opens.due(), self.controls.due()) if due is not None]
-        if self.chunks.backlog:
+        if self.departures.starved:
             times.append(self._flushed_at + FLUSH_EVERY)
         return min(times, default=None)
 
@@ -360,7 +348,7 @@ class StreamCore:
         found = self.overdue.find(now, self.retry_seconds)
         for handle in found.sessions.tolist():
             position, session_id = int(self.table.answered[handle]), self.table.ids[handle]
-            self.chunks.fail(
+            self.log.fail(
                 handle,
                 self._unanswered(
                     f"a step of session {session_id!r}",
@@ -373,16 +361,13 @@ class StreamCore:
         for control in found.controls:
             what = "flush" if control.kind is Kind.FLUSH else "close"
             self.controls.overdue(control, self._unanswered(f"a {what}", "It may be done all the same."))
-        for point in found.points:
-            self.points.overdue(point, self._unanswered("steps before a reset", "Open the session again."))
-        if found.backlog:
+        for handle in found.starved.tolist():
             error = self._unanswered(
                 "the flush that makes room in the replay buffer",
                 f"The inputs of {self.buffer.bytes:,} bytes are kept until they are durable; a larger "
                 "`replay_buffer_bytes` keeps more. The step was not sent.",
             )
-            while self.chunks.backlog:
-                self.chunks.backlog.popleft().finish(error=again(error))
+            self.log.abandon(handle, self.table.sent.item(handle), error)
         return found.any and now - self.received_at > self.retry_seconds
 
     def _expire(self, ticket: OpenTicket) -> None:
@@ -391,7 +376,7 @@ class StreamCore:
         first = self.table.ids[ticket.handles.item(int(np.flatnonzero(~ticket.settled)[0]))]
         error = self._unanswered(f"the open of session {first!r}", "It may be done.")
         for handle in ticket.handles[~ticket.settled].tolist() if reviving else ():
-            self.chunks.fail(handle, again(error), heard=True)
+            self.log.fail(handle, again(error), heard=True)
         ticket.finish(error=error)
         if not reviving:
             self.cancel(ticket)
@@ -407,26 +392,21 @@ class StreamCore:
         self.sharing.give_up(error)
         self.opens.give_up(error)
         self.results.give_up(error)
-        while self.chunks.backlog:
-            self.chunks.backlog.popleft().finish(error=again(error))
         # Last, because closes that are given up free their sessions.
-        self.points.give_up(error)
         self.controls.give_up(error)
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────
 
     def _fill(self, now: float) -> None:
         opens, controls, outbox = self.opens, self.controls, self._outbox
-        if self.points.queue:
-            self.points.advance()
         self._unbind()  # Before anything about another session that has one of their handles.
         if opens.waiting:
             for opening in opens.ready(now):
                 outbox.append(self._open_frame(opening))
-        for block in self.chunks.fill(now):
-            self.chunks.sent(self._number(), block)
+        for block in self.departures.fill(now):
+            self.log.sent(self._number(), block)
             outbox.append(block)
-        if self.chunks.backlog and now >= self._flushed_at + FLUSH_EVERY:
+        if self.departures.starved and now >= self._flushed_at + FLUSH_EVERY:
             self._flushed_at = now
             controls.flush_for_room()
         if controls.waiting:
@@ -446,7 +426,7 @@ class StreamCore:
 
     def _control_frame(self, batch: list[Control]) -> StreamRequest:
         if batch[0].lets_go:
-            sent = np.concatenate([control.sent for control in batch])
+            sent = np.concatenate([control.asked for control in batch])
             handles = np.unique(sent[self.table.acked[sent] != self.table.acknowledgeable(sent)])
             if handles.size:
                 self._outbox.extend(acknowledge(self.table, handles, self._number))
@@ -462,11 +442,14 @@ class StreamCore:
             self._outbox.extend(acknowledge(table, handles, self._number))
 
     def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
-        ticket, controls = self.closings.controls(kind, handles)
-        for control in controls:
-            # One that joins a close waits for that alone; here it hears when a handle goes that may be taken again.
-            (self.controls if control.kind is Kind.JOIN else self.points).submit(control)
-        return ticket
+        return self.closings.ask(kind, handles)
+
+    def _revive(self, ticket: StepTicket | PoolTicket) -> None:
+        """Sessions that failed are opened again as they are on the server, because a reset goes on from there."""
+        handles = np.array([ticket.handle]) if isinstance(ticket, StepTicket) else ticket.handles
+        failed = handles[self.table.state[handles] == State.FAILED]
+        if failed.size:
+            self.opens.revive(failed)
 
     def _number(self) -> int:
         self._frame += 1
@@ -505,5 +488,5 @@ class StreamCore:
             if isinstance(error, NotOwner | Draining):
                 self.opens.reopen(handle, error, now)
             else:
-                self.chunks.fail(handle, error)
-        self.chunks.unanswered(handle)
+                self.log.fail(handle, error)
+        self.log.unanswered(handle)

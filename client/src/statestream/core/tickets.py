@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -343,16 +343,10 @@ class ControlTicket(Ticket):
         self.left = parts
 
     def part_done(self) -> None:
-        """Accounts for one of the frames that it takes."""
+        """Accounts for one of the operations that it takes."""
         self.left -= 1
         if self.left == 0:
             self.finish()
-
-
-def are_about(tickets: Iterable[StepTicket | PoolTicket], handles: Ints) -> bool:
-    """Whether one of these steps is of one of these sessions."""
-    each = (ticket.handles if isinstance(ticket, PoolTicket) else ticket.handle for ticket in tickets)
-    return any(np.isin(some, handles).any() for some in each)
 
 
 def again(error: StatestreamError) -> StatestreamError:

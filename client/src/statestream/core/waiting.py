@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from statestream.contract.tensors import Ints
 from statestream.core.blocks import Block
 from statestream.core.tickets import Lane, StepTicket
 
@@ -59,6 +60,12 @@ class Waiting:
         tickets = self.lanes[ticket.lane]
         tickets.remove(ticket)
         self.keep(ticket.lane, tickets)
+
+    def of(self, handles: Ints) -> list[StepTicket]:
+        """The steps of some sessions."""
+        wanted = set(handles.tolist())
+        first = [ticket for tickets in self.lanes.values() for ticket in tickets if ticket.handle in wanted]
+        return first + [ticket for handle in wanted for ticket in self._behind.get(handle, ())]
 
     def drop(self, handle: int) -> list[StepTicket]:
         """Forgets all steps of a session, and returns them in order."""
