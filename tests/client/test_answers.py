@@ -13,7 +13,7 @@ from statestream import errors
 from statestream.contract.tensors import from_tensor, read_handles, read_positions
 from statestream.core import Group, Lane, OpenTicket, PoolTicket, StepTicket, StreamCore
 from statestream.core.partial import Parts
-from statestream.core.returned import MAX_FAULTS
+from statestream.core.redelivery import MAX_FAULTS
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from tests.client.wire import LANE, Wire, notice

@@ -199,7 +199,7 @@ async def test_a_shard_that_reaches_no_server_fails_alone_and_says_which(twin: T
     # A proxy stands for both; here each shard has a server of its own and no other to go to.
     client = await twin.connect(f"{fake.address},{other.address}", settings=settings)
     for link in client._shards.links:
-        link._backoff.addresses = link._backoff.addresses[:1]
+        link.state._backoff.addresses = link.state._backoff.addresses[:1]
     try:
         pool = await twin.call(client.sessions, "sum", ids=ids)
         await twin.call(pool.step, ones(10))
@@ -264,7 +264,7 @@ async def test_a_stream_follows_the_calls_that_reach_another_server(connect: Con
     # Many that hear it of one stream end it once.
     again = await twin.call(client.sessions, "sum", ids=[f"s{n}" for n in range(8)])
     before, link = fake.streams, client._shards.first
-    stream = link.stream
+    stream = link.state.streams
     await asyncio.gather(*(twin.call(link.renew, stream) for _ in range(8)))
     assert (await twin.call(again.step, ones(8)) == 1).all()
     assert fake.streams == before + 1

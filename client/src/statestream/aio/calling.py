@@ -27,7 +27,7 @@ async def answer(link: Link, call: UnaryCall[T], attempts: Callable[[], Attempt]
     attempt = (attempts or link.attempts)()
     while True:
         async with attempt() as channel:
-            check_request(call.request, link.info.limits)
+            check_request(call.request, link.state.info.limits)
             method = call.method(channel)
             if call.streamed:
                 return call.read([message async for message in method(call.request, metadata=link.metadata)])

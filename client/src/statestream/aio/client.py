@@ -236,7 +236,7 @@ class Client(Catalogue):
         """
         arguments.check_model(model, version)
         wanted = arguments.check_outputs(outputs)
-        limits = self._link.info.limits
+        limits = self._link.state.info.limits
 
         async def run(layout: Layout) -> Any:
             return await answer(self._link, unary.predict(layout, x, wanted, version, limits))
@@ -424,7 +424,7 @@ class Client(Catalogue):
         alone: bool,
         names: Sequence[Any] | None = None,
     ) -> Any:
-        call = unary.forecast_history(layout, version, h, inputs, self._link.info.limits, alone=alone)
+        call = unary.forecast_history(layout, version, h, inputs, self._link.state.info.limits, alone=alone)
         try:
             return await answer(self._link, call)
         except NonFiniteState as error:

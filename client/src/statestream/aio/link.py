@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,27 +13,25 @@ from typing import Any
 import grpc
 
 from statestream import forks
-from statestream.aio.bell import Bell
 from statestream.aio.status import status_of
 from statestream.aio.waiting import Attempt, Done
-from statestream.backoff import MOST, Backoff, tell
-from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
+from statestream.aio.wakeup import Wakeup
+from statestream.budget import look_after
+from statestream.calls import Attempts, read_code, read_rpc_error
+from statestream.connection import Connection
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
-from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
-
-log = logging.getLogger("statestream")
 
 
 class Link:
     """The connection of one shard of a client: dials, streams, dials again, until it is closed. Belongs to one loop.
 
     Attributes:
-        stream: How many streams there were, with that of this moment: what `renew` is told.
+        state: What becomes of it.
         copied: Whether it is the copy that a forked process has: closed, and silent when it is let go.
     """
 
@@ -48,25 +45,16 @@ class Link:
         self.settings = settings
         self.core = core
         self.metadata = route.metadata
-        self.info = server_pb2.GetServerInfoResponse()
-        self._receives = settings.receives(self.info.limits)
-        self._label = route.label
-        self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
-        self._on_reconnect = on_reconnect
+        self.state = Connection(core, route, settings, on_reconnect)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
         self._online = asyncio.Event()
-        self._bell = Bell(self._loop)
-        self.stream = 0
-        self._renewing = False
-        self._silent = False
+        self._wakeup = Wakeup(self._loop)
         self._over = asyncio.Event()
         self._closed = False
         self.copied = False
-        self._cause: StatestreamError | None = None
-        self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._task: asyncio.Task[None] | None = None
         self._began = 0.0
         forks.watch(self)
@@ -88,11 +76,11 @@ class Link:
         try:
             await asyncio.wait_for(self._online.wait(), left)
         except TimeoutError:
-            cause = self._cause
+            error = self.state.unavailable(time.monotonic() - self._began)
             await self.close()
-            raise self._unavailable(time.monotonic() - self._began, cause) from None
+            raise error from None
         if self._closed:
-            raise self._unavailable(time.monotonic() - self._began, self._cause)
+            raise self.state.unavailable(time.monotonic() - self._began)
 
     def done(self) -> Done:
         """What a ticket's caller can wait on."""
@@ -103,7 +91,7 @@ class Link:
         if self._closed:
             raise forks.closed(forked=self.copied)
         operation()
-        self._bell.ring()
+        self._wakeup.set()
 
     def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
         """Calls a function that has the core do something, on the loop; as a caller's last word, from any thread."""
@@ -121,14 +109,14 @@ class Link:
             raise forks.closed(forked=self.copied)
         ticket.waiter = done = self._loop.create_future()
         self.core.step(ticket, before)
-        self._bell.ring()
+        self._wakeup.set()
         return done
 
     def forget(self, ticket: Ticket) -> None:
         """Stops caring for an operation."""
         if not self._closed:
             self.core.cancel(ticket)
-            self._bell.ring()
+            self._wakeup.set()
 
     def attempts(self) -> Attempt:
         """The tries of one idempotent call, which starts now; each on the channel to the server that answers then.
@@ -160,7 +148,7 @@ class Link:
             try:
                 await asyncio.wait_for(self._online.wait(), self.settings.retry_timeout)
             except TimeoutError:
-                raise self._unavailable(self.settings.retry_timeout, self._cause) from None
+                raise self.state.unavailable(self.settings.retry_timeout) from None
         if self._closed or self._channel is None:
             raise forks.closed(forked=self.copied)
         return self._channel
@@ -170,7 +158,7 @@ class Link:
         if self._closed:
             raise forks.closed(forked=self.copied) from error
         if isinstance(error, grpc.RpcError):
-            found = read_rpc_error(error, self._where)
+            found = read_rpc_error(error, self.state.where)
         elif channel is self._channel:
             raise error
         else:
@@ -190,10 +178,10 @@ class Link:
         Returns when it has ended, at once where it is not that of this moment, and after `retry_timeout` anyway.
         """
         over = self._over
-        if stream != self.stream:
+        if stream != self.state.streams:
             return
-        self._renewing = True
-        self._bell.ring()
+        self.state.renewing = True
+        self._wakeup.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), self.settings.retry_timeout)
 
@@ -230,15 +218,10 @@ class Link:
     async def _run(self) -> None:
         failure: StatestreamError = errors.Closed("the client was closed")
         try:
-            connected_before = False
             while not self._closed:
                 channel = await self._dial()
-                if channel is None:
-                    continue
-                if connected_before:
-                    tell(self._on_reconnect, self._backoff, self._label)
-                connected_before = True
-                await self._serve(channel)
+                if channel is not None:
+                    await self._serve(channel)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -251,44 +234,40 @@ class Link:
             await self._release_channel()
 
     async def _dial(self) -> grpc.aio.Channel | None:
-        address = self._backoff.address
-        receives = self._receives
-        channel = grpc.aio.insecure_channel(address, options=self.settings.channel_options(receives))
+        state = self.state
+        channel = self._new_channel()
         try:
             timeout = min(5.0, self.settings.connect_timeout)
             call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
                 server_pb2.GetServerInfoRequest(), timeout=timeout, metadata=self.metadata
             )
-            call.add_done_callback(lambda _: self._bell.ring())
+            call.add_done_callback(lambda _: self._wakeup.set())
             await self._pump(timeout + 1.0, stop=call.done)
-            self.info = await call
+            longer = state.dialled(await call)
         except grpc.RpcError as error:
             await channel.close()
-            self._cause = read_rpc_error(error, self._where)
-            if isinstance(self._cause, errors.Unauthenticated | errors.Unsupported):
-                # No other try would be answered otherwise.
-                self._closed = True
-            await self._pump(self._backoff.failed())
+            delay = state.refused(read_rpc_error(error, state.where))
+            self._closed |= state.hopeless
+            await self._pump(delay)
             return None
         except BaseException:
             await channel.close()
             raise
-        self._receives = self.settings.receives(self.info.limits)
-        if self._receives > receives:
+        if longer:
             # A channel's limit stands from its beginning.
             await channel.close()
-            channel = grpc.aio.insecure_channel(address, options=self.settings.channel_options(self._receives))
+            channel = self._new_channel()
         self._channel = channel
         return channel
 
+    def _new_channel(self) -> grpc.aio.Channel:
+        options = self.settings.channel_options(self.state.receives)
+        return grpc.aio.insecure_channel(self.state.address, options=options)
+
     async def _serve(self, channel: grpc.aio.Channel) -> None:
-        core = self.core
-        began = time.monotonic()
-        moved, seen = False, core.progress
+        state = self.state
         over = self._over = asyncio.Event()
-        self.stream += 1
-        self._renewing = self._silent = False
-        core.connected(self.info.limits, self.info.durability, time.monotonic())
+        state.began(time.monotonic())
         call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
         said: list[grpc.aio.AioRpcError] = []
         call.add_done_callback(lambda call: said.append(status_of(call)))
@@ -299,24 +278,19 @@ class Link:
             while True:
                 response: Any = await call.read()
                 if response is grpc.aio.EOF:
-                    self._cause = read_code(await call.code(), await call.details() or "the stream ended", self._where)
+                    details = await call.details() or "the stream ended"
+                    state.cause = read_code(await call.code(), details, state.where)
                     break
-                core.receive(response, time.monotonic())
-                progress = core.progress
-                if progress != seen:
-                    seen = progress
-                    self._backoff.succeeded()
-                if core.drained:
-                    moved = True
+                if state.received(response, time.monotonic()):
                     break
-                if core.pending:
-                    self._bell.ring()
+                if self.core.pending:
+                    self._wakeup.set()
         except grpc.RpcError as error:
-            self._cause = read_rpc_error(said[0] if said else error, self._where)
+            state.cause = read_rpc_error(said[0] if said else error, state.where)
         except asyncio.CancelledError:
             # gRPC tells whoever reads of a call that was cancelled the way a task is told that is cancelled.
             task = asyncio.current_task()
-            if not self._silent or (task is not None and task.cancelling()):
+            if not state.silent or (task is not None and task.cancelling()):
                 raise
         finally:
             self._online.clear()
@@ -327,43 +301,25 @@ class Link:
                 await watcher
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
-            self._ended(moved=moved or self._renewing)
+            state.ended(closed=self._closed)
             over.set()
             await self._release_channel()
-        if moved:
-            log.info("%s is leaving; moving on", self._where)
-            self._backoff.leave()
-        elif self._renewing:
-            log.info("calls to %s do not reach the server of the stream; the next stream follows them", self._where)
-        elif not self._closed:
-            log.warning("the stream to %s broke: %s", self._where, self._cause)
-            await self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
-
-    @property
-    def _where(self) -> str:
-        return self._backoff.address + self._label
-
-    def _unavailable(self, seconds: float, cause: StatestreamError | None) -> StatestreamError:
-        return unavailable(self._backoff.addresses, seconds, cause, self._label)
-
-    def _ended(self, *, moved: bool) -> None:
-        cause = None if moved or self._closed else self._cause
-        self._patience.ended(cause, self.core.progress)
-        self.core.disconnected(cause if is_fault(cause) else None)
+        if not self._closed:
+            await self._pump(state.after(time.monotonic()))
 
     async def _write(self, call: Any) -> None:
         """Writes frames as the core has them; steps gather while a write is awaited."""
-        core, bell = self.core, self._bell
+        core, wakeup = self.core, self._wakeup
         try:
-            while not self._renewing:
+            while not self.state.renewing:
                 request = core.next_request(time.monotonic())
                 if request is not None:
                     await call.write(request)
                     continue
-                bell.silence()
+                wakeup.clear()
                 due = core.due()
                 if due is None:
-                    await bell.wait()
+                    await wakeup.wait()
                 else:
                     await self._rung_until(due)
             await call.done_writing()
@@ -377,30 +333,25 @@ class Link:
         """Tells callers whom the server does not answer, and ends a stream on which nothing comes any more."""
         while True:
             await asyncio.sleep(look_after(self.settings.retry_timeout))
-            if self.core.check(time.monotonic()):
-                self._silent, self._cause = True, silence(self._where, self.settings.retry_timeout)
+            if self.state.is_useless(time.monotonic()):
                 call.cancel()
-            self._bell.ring()
+            self._wakeup.set()
 
     async def _pump(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Waits for some time without a server, and gives callers up who waited too long."""
         until = time.monotonic() + seconds
         while not self._closed:
             now = time.monotonic()
-            self.core.controls.offline()
-            core = self.core
-            error = self._patience.verdict(busy=core.busy, progress=core.progress, now=now, cause=self._cause)
-            if error is not None:
-                core.give_up(error)
+            self.state.waits(now)
             if now >= until or stop():
                 return
-            self._bell.silence()
+            self._wakeup.clear()
             await self._rung_until(min(until, now + 0.25))
 
     async def _rung_until(self, due: float) -> None:
-        timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._bell.ring)
+        timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._wakeup.set)
         try:
-            await self._bell.wait()
+            await self._wakeup.wait()
         finally:
             timer.cancel()
 

@@ -21,7 +21,7 @@ from statestream.contract.tensors import (
 from statestream.core.departures import Departures
 from statestream.core.log import Log
 from statestream.core.opening import Opening, frames, indices, joined
-from statestream.core.returned import Returned
+from statestream.core.redelivery import Redelivery
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import JoinedTicket, OpenTicket, again
 from statestream.v1.inference_pb2 import (
@@ -61,7 +61,7 @@ class Opens:
         self.retry_seconds = retry_seconds
         self.waiting: list[Opening] = []
         self.in_flight: dict[int, Opening] = {}
-        self.returned = Returned(table)
+        self.redelivery = Redelivery(table)
         self._table = table
         self._log = log
         self._departures = departures
@@ -153,7 +153,7 @@ class Opens:
     def left(self, handle: int, error: StatestreamError, now: float) -> bool:
         """A session left the stream while its kept replies were on their way; False where they were not."""
         elsewhere = isinstance(error, errors.NotOwner | errors.Draining)
-        opening = self.returned.left(handle, error, again=elsewhere)
+        opening = self.redelivery.left(handle, error, again=elsewhere)
         if isinstance(opening, Opening):
             self._table.incarnation[handle] += 1
             opening.not_before = now + (error.retry_after or 0.05)
@@ -173,7 +173,7 @@ class Opens:
                 # The lost one may still arrive, after this one: it must count as the older claim.
                 self._table.incarnation[part.handles] += 1
                 waiting.append(part)
-        waiting.extend(self.returned.lost(fault))
+        waiting.extend(self.redelivery.lost(fault))
         waiting.extend(opening for opening in self.waiting if opening.ticket is not None)
         self.waiting = waiting
         self.in_flight.clear()
@@ -253,7 +253,7 @@ class Opens:
                 rows = self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
                 self._bound_history(message, handles)
                 if opening.replies:
-                    rows = self.returned.expect(frame, opening, handles, rows, kept)
+                    rows = self.redelivery.expect(frame, opening, handles, rows, kept)
                 opening.ticket.count(rows)
                 self.on_open(handles[self._table.state[handles] == State.OPEN])
         self._refused(opening, {error.handle: from_status(error.status) for error in message.errors}, now)
@@ -261,7 +261,7 @@ class Opens:
             self.in_flight.pop(frame, None)
         self._replay()
         # Those whose replies are still to come are no answer yet.
-        return opening.ticket is not None and frame not in self.returned
+        return opening.ticket is not None and frame not in self.redelivery
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
         """Refuses every session of a frame; False where the frame opened none."""
@@ -280,7 +280,7 @@ class Opens:
                 left = opening.left or set(opening.handles.tolist())
                 for handle in left:
                     self._fail_first(opening, handle, again(error))
-        self.returned.give_up(error)
+        self.redelivery.give_up(error)
         self.in_flight.clear()
         self.waiting.clear()
         self._reopened.clear()

@@ -59,7 +59,7 @@ class Overdue:
     def find(self, now: float, seconds: float) -> Found:
         """What has waited for more than so many seconds; `now` is the time of a monotonic clock."""
         since, self._since = self._since, {}
-        tickets = {expected.ticket for expected in self._opens.returned.expected()}
+        tickets = {expected.ticket for expected in self._opens.redelivery.expected()}
         tickets |= {wish.ticket for wishes in self._sharing.waiting.values() for wish in wishes}
         for opening in [*self._opens.waiting, *self._opens.in_flight.values()]:
             for asker in opening.ticket.askers if opening.ticket is not None else ():

@@ -83,7 +83,7 @@ class StreamCore:
         self.departures = Departures(self.table, self.log, self.buffer)
         self.opens = Opens(self.table, self.log, self.departures, writer, incarnation, retry_seconds)
         self.sharing = Sharing(self.table, self.opens)
-        self.opens.on_open = self.opens.returned.on_open = self.sharing.opened
+        self.opens.on_open = self.opens.redelivery.on_open = self.sharing.opened
         self.opens.on_refused = self.sharing.refused
         self.controls = Controls(self.table, self.log, retry_seconds)
         self.controls.on_gone = self.sharing.settled
@@ -291,7 +291,7 @@ class StreamCore:
     def drained(self) -> bool:
         """The server is leaving, and nothing that it still has to answer is under way."""
         return self.going_away and not (
-            self._outbox or self.log.awaited or self.opens.in_flight or self.opens.returned or self.controls.in_flight
+            self._outbox or self.log.awaited or self.opens.in_flight or self.opens.redelivery or self.controls.in_flight
         )
 
     @property
@@ -317,7 +317,7 @@ class StreamCore:
             or log.awaited
             or self.controls.waiting
             or self.controls.in_flight
-            or self.opens.returned
+            or self.opens.redelivery
             or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
         )
 
@@ -472,10 +472,10 @@ class StreamCore:
             self.controls.refuse_frame(frame, error, now)
 
     def _result(self, frame: int, result: ResultFrame, now: float, outputs: Outputs | None = None) -> None:
-        returned = self.opens.returned
-        if frame not in returned:
+        redelivery = self.opens.redelivery
+        if frame not in redelivery:
             self.results.result(frame, result, now, outputs)
-        elif returned.result(frame, result, outputs):
+        elif redelivery.result(frame, result, outputs):
             self._answers += 1
 
     def _left(self, handle: int, error: StatestreamError, now: float) -> None:

@@ -28,7 +28,7 @@ def answer(link: Link, call: UnaryCall[T], attempts: Callable[[], Attempt] | Non
     attempt = (attempts or link.attempts)()
     while True:
         with attempt() as channel:
-            check_request(call.request, link.info.limits)
+            check_request(call.request, link.state.info.limits)
             method = call.method(channel)
             if call.streamed:
                 return call.read([message for message in method(call.request, metadata=link.metadata)])

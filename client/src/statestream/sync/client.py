@@ -234,7 +234,7 @@ class Client(Catalogue):
         """
         arguments.check_model(model, version)
         wanted = arguments.check_outputs(outputs)
-        limits = self._link.info.limits
+        limits = self._link.state.info.limits
 
         def run(layout: Layout) -> Any:
             return answer(self._link, unary.predict(layout, x, wanted, version, limits))
@@ -415,7 +415,7 @@ class Client(Catalogue):
         alone: bool,
         names: Sequence[Any] | None = None,
     ) -> Any:
-        call = unary.forecast_history(layout, version, h, inputs, self._link.info.limits, alone=alone)
+        call = unary.forecast_history(layout, version, h, inputs, self._link.state.info.limits, alone=alone)
         try:
             return answer(self._link, call)
         except NonFiniteState as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import queue
 import threading
 import time
@@ -20,19 +19,17 @@ from typing import Any
 import grpc
 
 from statestream import forks
-from statestream.backoff import MOST, Backoff, tell
-from statestream.calls import Attempts, read_code, read_rpc_error, unavailable
+from statestream.budget import look_after
+from statestream.calls import Attempts, read_code, read_rpc_error
+from statestream.connection import Connection
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
-from statestream.patience import Patience, is_fault, look_after, silence
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.sync.waiting import Attempt, Done
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 from statestream.v1.inference_pb2 import StreamRequest
-
-log = logging.getLogger("statestream")
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
 """Those whose threads are to end before the interpreter does."""
@@ -48,7 +45,7 @@ class Link:
     """The connection of one shard of a client: dials, streams, dials again, until it is closed.
 
     Attributes:
-        stream: How many streams there were, with that of this moment: what `renew` is told.
+        state: What becomes of it.
         copied: Whether it is the copy that a forked process has: closed, and silent when it is let go.
     """
 
@@ -62,26 +59,17 @@ class Link:
         self.settings = settings
         self.core = core
         self.metadata = route.metadata
-        self.info = server_pb2.GetServerInfoResponse()
-        self._receives = settings.receives(self.info.limits)
-        self._label = route.label
-        self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
-        self._on_reconnect = on_reconnect
+        self.state = Connection(core, route, settings, on_reconnect)
         self._operations: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._call: Any = None
         self._stream = 0
-        self.stream = 0
-        self._renewing = False
-        self._silent = False
         self._over = threading.Event()
         self._began = 0.0
         self._online = threading.Event()
         self._closed = False
         self.copied = False
-        self._cause: StatestreamError | None = None
-        self._patience = Patience(settings.retry_timeout, route.addresses, route.label)
         self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="statestream", daemon=True)
         self._ended_for_good = threading.Event()
@@ -103,11 +91,11 @@ class Link:
             ServerUnavailable: No server answered within `connect_timeout`.
         """
         if not self._online.wait(max(0.0, self._began + self.settings.connect_timeout - time.monotonic())):
-            cause = self._cause
+            error = self.state.unavailable(time.monotonic() - self._began)
             self.close()
-            raise self._unavailable(time.monotonic() - self._began, cause)
+            raise error
         if self._closed:
-            raise self._unavailable(time.monotonic() - self._began, self._cause)
+            raise self.state.unavailable(time.monotonic() - self._began)
 
     def done(self) -> Done:
         """What a ticket's caller can wait on."""
@@ -159,7 +147,7 @@ class Link:
     def _connected(self) -> grpc.Channel:
         """The channel to the server that answers now; waits for one."""
         if not self._online.wait(self.settings.retry_timeout):
-            raise self._unavailable(self.settings.retry_timeout, self._cause)
+            raise self.state.unavailable(self.settings.retry_timeout)
         if self._closed or self._channel is None:
             raise forks.closed(forked=self.copied)
         return self._channel
@@ -169,7 +157,7 @@ class Link:
         if self._closed:
             raise forks.closed(forked=self.copied) from error
         if isinstance(error, grpc.RpcError):
-            found = read_rpc_error(error, self._where)
+            found = read_rpc_error(error, self.state.where)
         elif channel is self._channel:
             raise error
         else:
@@ -191,10 +179,10 @@ class Link:
         over = self._over
 
         def end() -> None:
-            if self.stream == stream:
-                self._renewing = True
+            if self.state.streams == stream:
+                self.state.renewing = True
 
-        if self.stream == stream:
+        if self.state.streams == stream:
             self.do(end)
             over.wait(self.settings.retry_timeout)
 
@@ -237,15 +225,10 @@ class Link:
     def _run(self) -> None:
         failure: StatestreamError = errors.Closed("the client was closed")
         try:
-            connected_before = False
             while not self._closed:
                 channel = self._dial()
-                if channel is None:
-                    continue
-                if connected_before:
-                    tell(self._on_reconnect, self._backoff, self._label)
-                connected_before = True
-                self._serve(channel)
+                if channel is not None:
+                    self._serve(channel)
         except Exception as error:
             failure = errors.InternalError(f"the client's connection thread ended: {error!r}")
             failure.__cause__ = error
@@ -259,9 +242,8 @@ class Link:
         self._operations.put(None)  # For the thread that may still wait for a frame to write.
 
     def _dial(self) -> grpc.Channel | None:
-        address = self._backoff.address
-        receives = self._receives
-        channel = grpc.insecure_channel(address, options=self.settings.channel_options(receives))
+        state = self.state
+        channel = self._new_channel()
         try:
             request = server_pb2.GetServerInfoRequest()
             timeout = min(5.0, self.settings.connect_timeout)
@@ -274,89 +256,62 @@ class Link:
                 pending.cancel()
                 channel.close()
                 return None
-            self.info = pending.result()
+            longer = state.dialled(pending.result())
         except grpc.RpcError as error:
             channel.close()
-            self._cause = read_rpc_error(error, self._where)
-            if isinstance(self._cause, errors.Unauthenticated | errors.Unsupported):
-                # No other try would be answered otherwise.
-                self._closed = True
-            self._pump(self._backoff.failed())
+            delay = state.refused(read_rpc_error(error, state.where))
+            self._closed |= state.hopeless
+            self._pump(delay)
             return None
-        self._receives = self.settings.receives(self.info.limits)
-        if self._receives > receives:
+        if longer:
             # A channel's limit stands from its beginning.
             channel.close()
-            channel = grpc.insecure_channel(address, options=self.settings.channel_options(self._receives))
+            channel = self._new_channel()
         self._channel = channel
         return channel
 
+    def _new_channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self.state.address, options=self.settings.channel_options(self.state.receives))
+
     def _serve(self, channel: grpc.Channel) -> None:
-        core = self.core
-        self._renewing = self._silent = False
-        self.stream += 1
+        state = self.state
         over = self._over = threading.Event()
         self._stream += 1
-        began = time.monotonic()
-        moved, seen = False, core.progress
         try:
             with self._lock:
-                core.connected(self.info.limits, self.info.durability, time.monotonic())
+                state.began(time.monotonic())
             self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(
                 self._requests(self._stream), metadata=self.metadata
             )
             self._online.set()
             for response in self._call:
                 with self._lock:
-                    core.receive(response, time.monotonic())
-                    drained, pending, progress = core.drained, core.pending, core.progress
-                if progress != seen:
-                    seen = progress
-                    self._backoff.succeeded()
-                if drained:
-                    moved = True
+                    moved, pending = state.received(response, time.monotonic()), self.core.pending
+                if moved:
                     break
                 if pending:
                     self._operations.put(None)
             else:
-                self._cause = read_code(grpc.StatusCode.OK, "the server ended the stream", self._where)
+                state.cause = read_code(grpc.StatusCode.OK, "the server ended the stream", state.where)
         except grpc.RpcError as error:
-            if not self._silent:
-                self._cause = read_rpc_error(error, self._where)
+            if not state.silent:
+                state.cause = read_rpc_error(error, state.where)
         finally:
             self._online.clear()
             self._stream += 1
-            self._ended(moved=moved or self._renewing)
+            with self._lock:
+                state.ended(closed=self._closed)
             over.set()
             self._operations.put(None)
             self._call.cancel()
             self._release_channel()
-        if moved:
-            log.info("%s is leaving; moving on", self._where)
-            self._backoff.leave()
-        elif self._renewing:
-            log.info("calls to %s do not reach the server of the stream; the next stream follows them", self._where)
-        elif not self._closed:
-            log.warning("the stream to %s broke: %s", self._where, self._cause)
-            self._pump(self._backoff.ended(time.monotonic() - began, fault=is_fault(self._cause)))
-
-    @property
-    def _where(self) -> str:
-        return self._backoff.address + self._label
-
-    def _unavailable(self, seconds: float, cause: StatestreamError | None) -> StatestreamError:
-        return unavailable(self._backoff.addresses, seconds, cause, self._label)
-
-    def _ended(self, *, moved: bool) -> None:
-        cause = None if moved or self._closed else self._cause
-        with self._lock:
-            self._patience.ended(cause, self.core.progress)
-            self.core.disconnected(cause if is_fault(cause) else None)
+        if not self._closed:
+            self._pump(state.after(time.monotonic()))
 
     def _requests(self, stream: int) -> Iterator[StreamRequest]:
         """Frames for gRPC, which iterates over them in a thread of its own."""
         core, operations = self.core, self._operations
-        while self._stream == stream and not self._renewing:
+        while self._stream == stream and not self.state.renewing:
             with self._lock:
                 request = core.next_request(time.monotonic()) if self._stream == stream else None
                 due = core.due() if request is None else None
@@ -391,9 +346,8 @@ class Link:
             if call is None or not self._online.is_set():
                 continue
             with self._lock:
-                useless = self.core.online and self.core.check(time.monotonic())
+                useless = self.core.online and self.state.is_useless(time.monotonic())
             if useless:
-                self._silent, self._cause = True, silence(self._where, self.settings.retry_timeout)
                 call.cancel()
             self._operations.put(None)
 
@@ -402,17 +356,12 @@ class Link:
         until = time.monotonic() + seconds
         while not self._closed:
             now = time.monotonic()
-            with self._lock:
-                core = self.core
-                error = self._patience.verdict(busy=core.busy, progress=core.progress, now=now, cause=self._cause)
-                if error is not None:
-                    core.give_up(error)
+            if not self._online.is_set():
+                with self._lock:
+                    self.state.waits(now)
             if now >= until or stop():
                 return
             self._take(block=True, until=min(until, now + 0.25))
-            if not self._online.is_set():
-                with self._lock:
-                    self.core.controls.offline()
 
     def _release_channel(self) -> None:
         channel, self._channel, self._call = self._channel, None, None

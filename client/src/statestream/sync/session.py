@@ -250,7 +250,7 @@ class Session(SessionBase):
         Someone else may have opened the session elsewhere: it is claimed back. Or a proxy divides its work anew, and
         calls go elsewhere than the stream does: another stream follows them.
         """
-        stream = self._link.stream
+        stream = self._link.state.streams
 
         def follow(_elsewhere: NotOwner) -> None:
             self._link.renew(stream)

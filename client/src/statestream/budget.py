@@ -12,7 +12,7 @@ MAX_FAULTS = 5
 """How many streams in a row may end by a fault of the server, with no caller answered in between."""
 
 
-class Patience:
+class RetryBudget:
     """Measures how long callers wait without an answer; to be connected again is no answer.
 
     Args:

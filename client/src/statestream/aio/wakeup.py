@@ -5,31 +5,31 @@ from __future__ import annotations
 import asyncio
 
 
-class Bell:
-    """Wakes one task; a ring before it waits counts. An asyncio.Event is for many, and costs several times as much."""
+class Wakeup:
+    """Wakes one task; a call before it waits counts. An asyncio.Event is for many, and costs several times as much."""
 
-    __slots__ = ("_loop", "_rung", "_waiter")
+    __slots__ = ("_loop", "_set", "_waiter")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._rung = False
+        self._set = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Wakes the task, or spares it its next wait."""
-        if self._rung:
+        if self._set:
             return
-        self._rung = True
+        self._set = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def silence(self) -> None:
-        """Forgets earlier rings."""
-        self._rung = False
+    def clear(self) -> None:
+        """Forgets earlier calls."""
+        self._set = False
 
     def wait(self) -> asyncio.Future[None]:
-        """Done with the next ring, or at once where it has rung."""
+        """Done with the next call, or at once where there was one."""
         self._waiter = waiter = self._loop.create_future()
-        if self._rung:
+        if self._set:
             waiter.set_result(None)
         return waiter

@@ -35,7 +35,7 @@ class Expected:
     replies: dict[int, list[tuple[int, Outputs]]] = field(default_factory=dict)
 
 
-class Returned:
+class Redelivery:
     """Collects such replies; a session is open for its caller once all of them are there, or why they are not."""
 
     def __init__(self, table: Table) -> None:

@@ -1,0 +1,139 @@
+"""The states of a connection, without I/O: dialled, streaming, backing off, over; both links go through them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from statestream.backoff import MOST, Backoff, tell
+from statestream.budget import RetryBudget, is_fault, silence
+from statestream.calls import unavailable
+from statestream.contract import errors
+from statestream.contract.errors import StatestreamError
+from statestream.core import StreamCore
+from statestream.settings import Settings
+from statestream.shards import Route
+from statestream.v1.inference_pb2 import StreamResponse
+from statestream.v1.server_pb2 import GetServerInfoResponse
+
+log = logging.getLogger("statestream")
+
+
+class Connection:
+    """What one shard's connection is told of what happens to it, and what it makes of that. Times are monotonic.
+
+    Attributes:
+        info: What the server said of itself when it was dialled the last time.
+        receives: The most bytes of one message that the next channel takes.
+        cause: Why there is no stream, or was none.
+        streams: How many streams there were, with that of this moment.
+        renewing: This stream ends once it is answered, and the next one goes where calls go now.
+        silent: This stream was ended because nothing came on it.
+    """
+
+    def __init__(
+        self, core: StreamCore, route: Route, settings: Settings, on_reconnect: Callable[[str], None] | None
+    ) -> None:
+        self.core = core
+        self.info = GetServerInfoResponse()
+        self.receives = settings.receives(self.info.limits)
+        self.cause: StatestreamError | None = None
+        self.streams = 0
+        self.renewing = False
+        self.silent = False
+        self._settings = settings
+        self._label = route.label
+        self._on_reconnect = on_reconnect
+        self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
+        self._budget = RetryBudget(settings.retry_timeout, route.addresses, route.label)
+        self._began = 0.0
+        self._answers = 0
+        self._moved = False
+
+    @property
+    def address(self) -> str:
+        """Where to dial."""
+        return self._backoff.address
+
+    @property
+    def where(self) -> str:
+        """The same, as messages say it."""
+        return self._backoff.address + self._label
+
+    # ── dialling ───────────────────────────────────────────────────────────────────────────────
+
+    def dialled(self, info: GetServerInfoResponse) -> bool:
+        """A server answered; whether it needs another channel, on which longer messages are received."""
+        if self.streams:
+            tell(self._on_reconnect, self._backoff, self._label)
+        self.info = info
+        before, self.receives = self.receives, self._settings.receives(info.limits)
+        return self.receives > before
+
+    def refused(self, cause: StatestreamError) -> float:
+        """None answered; seconds until the next try."""
+        self.cause = cause
+        return self._backoff.failed()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no other try would be answered otherwise."""
+        return isinstance(self.cause, errors.Unauthenticated | errors.Unsupported)
+
+    # ── a stream ───────────────────────────────────────────────────────────────────────────────
+
+    def began(self, now: float) -> None:
+        """A stream begins."""
+        self.streams += 1
+        self.renewing = self.silent = self._moved = False
+        self._began, self._answers = now, self.core.progress
+        self.core.connected(self.info.limits, self.info.durability, now)
+
+    def received(self, response: StreamResponse, now: float) -> bool:
+        """An answer came; whether the stream is over, because its server is leaving."""
+        core = self.core
+        core.receive(response, now)
+        if core.progress != self._answers:
+            self._answers = core.progress
+            self._backoff.succeeded()
+        self._moved = core.drained
+        return self._moved
+
+    def is_useless(self, now: float) -> bool:
+        """Tells callers whom the server does not answer; whether nothing comes on the stream any more."""
+        if not self.core.check(now):
+            return False
+        self.silent, self.cause = True, silence(self.where, self._settings.retry_timeout)
+        return True
+
+    def ended(self, *, closed: bool) -> None:
+        """The stream is over; with `closed` because the client is."""
+        cause = None if self._moved or self.renewing or closed else self.cause
+        self._budget.ended(cause, self.core.progress)
+        self.core.disconnected(cause if is_fault(cause) else None)
+
+    def after(self, now: float) -> float:
+        """Seconds until the next one is dialled."""
+        if self._moved:
+            log.info("%s is leaving; moving on", self.where)
+            self._backoff.leave()
+            return 0.0
+        if self.renewing:
+            log.info("calls to %s do not reach the server of the stream; the next stream follows them", self.where)
+            return 0.0
+        log.warning("the stream to %s broke: %s", self.where, self.cause)
+        return self._backoff.ended(now - self._began, fault=is_fault(self.cause))
+
+    # ── without one ────────────────────────────────────────────────────────────────────────────
+
+    def waits(self, now: float) -> None:
+        """There is no server: what needs none is done, and callers who waited too long are told."""
+        core = self.core
+        core.controls.offline()
+        error = self._budget.verdict(busy=core.busy, progress=core.progress, now=now, cause=self.cause)
+        if error is not None:
+            core.give_up(error)
+
+    def unavailable(self, seconds: float) -> StatestreamError:
+        """What a caller is told who waited so long for a server."""
+        return unavailable(self._backoff.addresses, seconds, self.cause, self._label)
