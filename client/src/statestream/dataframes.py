@@ -13,7 +13,8 @@ import numpy as np
 from statestream.contract.errors import BadTensor
 from statestream.contract.tensors import Array
 from statestream.layout import Layout
-from statestream.tables import Wanted, frame_of, listed, order, read
+from statestream.tables import frame_of, order, read
+from statestream.wanted import Wanted, listed
 
 ID, TIME, TARGET = "unique_id", "ds", "y"
 """The columns of a table of many series: whose, when, and what a single feature may be called."""

@@ -12,8 +12,9 @@ from statestream.contract.errors import BadTensor, Unsupported
 from statestream.contract.signature import Signature, numpy_dtype, step_shape
 from statestream.contract.tensors import Array, Ints
 from statestream.core import ANSWER_BYTES, Feed, Lane, PartsTicket, PoolTicket, StepTicket
-from statestream.tables import Wanted, is_table, listed, read
+from statestream.tables import is_table, read
 from statestream.views import Model
+from statestream.wanted import Wanted, listed
 
 Input: TypeAlias = Any
 """An array, a sequence, a number or a table (see `tables.read`); where a model has several inputs, a dict by name."""

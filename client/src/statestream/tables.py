@@ -7,60 +7,19 @@ of one was made by a program that has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from statestream.contract.errors import BadTensor
-from statestream.contract.signature import TensorSpec, numpy_dtype, step_shape
 from statestream.contract.tensors import Array
+from statestream.wanted import Wanted, converted, first_line, listed, place, short, stacked
 
 _SCALARS = (bool, int, float, complex, np.generic)
 _PLAIN = frozenset((float, int, bool, np.float64, np.float32, np.int64))
 _NUMPY = (np.ndarray, *_SCALARS)
 _KNOWN = (list, tuple, str, bytes, Mapping, type(None), *_NUMPY)
-_SHOWN = 12
-"""Names in a message; a table may have thousands of columns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a value is read for.
-
-    Attributes:
-        name: What messages call it.
-        field: The input or the state, as errors name it to programs.
-        dtype: What it becomes.
-        columns: Names along the last axis; none where the signature has none.
-        width: Length of the last axis, -1 where it is free; None where a step is a single number.
-    """
-
-    name: str
-    field: str
-    dtype: np.dtype[Any]
-    columns: tuple[str, ...] = ()
-    width: int | None = None
-
-    @staticmethod
-    def of(spec: TensorSpec) -> Wanted:
-        """An input of a model."""
-        shape = step_shape(spec)
-        return Wanted(spec.name, spec.name, numpy_dtype(spec.dtype), tuple(spec.columns), shape[-1] if shape else None)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the features, made up where the signature has none."""
-        if self.columns:
-            return list(self.columns)
-        if self.width is None or self.width == 1:
-            return [self.name]
-        return [f"{self.name}_{n}" for n in range(max(0, self.width))]
-
-    def bad(self, message: str) -> BadTensor:
-        """An error about it."""
-        return BadTensor(message, metadata={"field": self.field})
 
 
 def read(wanted: Wanted, value: Any) -> Array:
@@ -87,7 +46,7 @@ def read(wanted: Wanted, value: Any) -> Array:
         array = _sequence(wanted, value)
     else:
         array = _plain(wanted, value)
-    return _converted(wanted, array)
+    return converted(wanted, array)
 
 
 def is_table(value: object) -> bool:
@@ -133,20 +92,6 @@ def order(wanted: Wanted, names: Sequence[object], what: str = "table") -> list[
     return [place[name] for name in expected]
 
 
-def listed(names: Iterable[object]) -> str:
-    """Names for a message."""
-    every = [repr(name) for name in names]
-    return ", ".join(every[:_SHOWN]) + (f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else "")
-
-
-def place(wanted: Wanted, index: Sequence[int], shape: Sequence[int]) -> str:
-    """An entry for a message: its feature by name where it has one."""
-    if wanted.columns and shape and shape[-1] == len(wanted.columns):
-        column = f"column {wanted.columns[index[-1]]!r}"
-        return f"{column} at {list(index[:-1])}" if len(index) > 1 else column
-    return f"{list(index)}"
-
-
 # ── kinds of values ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -157,7 +102,7 @@ def _plain(wanted: Wanted, value: Any) -> Array:
     if isinstance(value, _NUMPY):
         return _fields(wanted, np.asarray(value))
     if value is None or isinstance(value, str | bytes | bytearray):
-        raise wanted.bad(f"{wanted.name} is {_short(value)}; expected numbers of dtype {wanted.dtype.name}")
+        raise wanted.bad(f"{wanted.name} is {short(value)}; expected numbers of dtype {wanted.dtype.name}")
     record = _record(value)
     if record is not None:
         return _row(wanted, record)
@@ -189,8 +134,8 @@ def _fields(wanted: Wanted, array: Array) -> Array:
     names = array.dtype.names
     if names is None:
         return array
-    columns = [_converted(wanted, array[names[at]], names[at]) for at in order(wanted, names, "array")]
-    return _stacked(wanted, columns)
+    columns = [converted(wanted, array[names[at]], names[at]) for at in order(wanted, names, "array")]
+    return stacked(wanted, columns)
 
 
 def _record(value: Any) -> Mapping[Any, Any] | None:
@@ -215,7 +160,7 @@ def _row(wanted: Wanted, record: Mapping[Any, Any]) -> Array:
     for at in order(wanted, names, "dict"):
         one = Wanted(f"column {names[at]!r} of {wanted.name}", wanted.field, wanted.dtype)
         columns.append(read(one, record[names[at]]))
-    return _stacked(wanted, columns)
+    return stacked(wanted, columns)
 
 
 def _sequence(wanted: Wanted, value: Sequence[Any]) -> Array:
@@ -223,14 +168,14 @@ def _sequence(wanted: Wanted, value: Sequence[Any]) -> Array:
         try:
             return _fields(wanted, np.asarray(value))
         except (ValueError, OverflowError) as error:
-            raise wanted.bad(f"{wanted.name} is not an array: {_first_line(error)}") from error
+            raise wanted.bad(f"{wanted.name} is not an array: {first_line(error)}") from error
     for at, one in enumerate(value):
         if isinstance(one, str | bytes) or one is np.ma.masked or not (isinstance(one, _SCALARS) or _several(one)):
             raise wanted.bad(
-                f"{wanted.name} has {_short(one)} at {place(wanted, [at], [len(value)])};"
+                f"{wanted.name} has {short(one)} at {place(wanted, [at], [len(value)])};"
                 f" expected numbers of dtype {wanted.dtype.name}"
             )
-    parts = [_converted(wanted, _plain(wanted, one)) for one in value]
+    parts = [converted(wanted, _plain(wanted, one)) for one in value]
     shapes = sorted({part.shape for part in parts})
     if len(shapes) > 1:
         raise wanted.bad(f"{wanted.name} has entries of shapes {[list(shape) for shape in shapes[:3]]}; expected one")
@@ -268,7 +213,7 @@ def _tensor(wanted: Wanted, value: Any) -> Array:
     except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
         raise wanted.bad(
             f"{wanted.name} is a tensor of dtype {getattr(value, 'dtype', '?')} that NumPy cannot hold:"
-            f" {_first_line(error)}; expected numbers of dtype {wanted.dtype.name}"
+            f" {first_line(error)}; expected numbers of dtype {wanted.dtype.name}"
         ) from error
     return np.asarray(array)
 
@@ -297,7 +242,7 @@ def _foreign(wanted: Wanted, value: Any) -> Array:
     except Exception as error:
         # What another library's objects raise when they are asked for their numbers.
         raise wanted.bad(
-            f"{wanted.name} is a {type(value).__name__} that is not an array: {_first_line(error)}"
+            f"{wanted.name} is a {type(value).__name__} that is not an array: {first_line(error)}"
         ) from error
     labels = _labels(value)
     if labels is not None and array.ndim and (wanted.columns or set(labels) == set(wanted.names)):
@@ -342,7 +287,7 @@ def _frame(wanted: Wanted, frame: Any) -> Array:
     columns = [_column(wanted, frame.get_column(names[at]), names[at]) for at in order(wanted, names)]
     if wanted.width is None:
         return columns[0]
-    return _stacked(wanted, columns)
+    return stacked(wanted, columns)
 
 
 def _column(wanted: Wanted, series: Any, label: object) -> Array:
@@ -360,7 +305,7 @@ def _column(wanted: Wanted, series: Any, label: object) -> Array:
         raise wanted.bad(
             f"column {label!r} of {wanted.name} has no value at row {first} ({count} of {len(series)}); {_fill()}"
         )
-    return _converted(wanted, series.to_numpy(), label)
+    return converted(wanted, series.to_numpy(), label)
 
 
 def _series(wanted: Wanted, series: Any) -> Array:
@@ -391,82 +336,10 @@ def _series(wanted: Wanted, series: Any) -> Array:
         if not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
             label = labels[at] if labels is not None else at
             raise wanted.bad(
-                f"column {label!r} of {wanted.name} is {_short(value)}; expected a number of dtype {wanted.dtype.name}"
+                f"column {label!r} of {wanted.name} is {short(value)}; expected a number of dtype {wanted.dtype.name}"
             )
     return np.asarray([values[at] for at in taken])
 
 
 def _fill() -> str:
     return "a model takes no gaps: fill it, or leave that row out"
-
-
-# ── numbers ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _converted(wanted: Wanted, array: Array, column: object = None) -> Array:
-    """An array of the wanted dtype.
-
-    Raises:
-        BadTensor: It has no numbers, or some that the dtype has not.
-    """
-    dtype = wanted.dtype
-    if array.dtype == dtype:
-        return array
-    if array.dtype.kind == "O":
-        array = _numbers(wanted, array, _called(wanted, column))
-    elif array.dtype.kind == "V" and array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        array = array.astype(np.float32)
-    kinds = "biuf" if dtype.kind == "f" else "biu" if dtype.kind in "iu" else "b"
-    if array.dtype.kind not in kinds and array.size:
-        raise wanted.bad(f"{_called(wanted, column)} has dtype {array.dtype}; expected {dtype.name}")
-    try:
-        with np.errstate(over="raise", invalid="ignore"):
-            converted: Array = array.astype(dtype)
-    except FloatingPointError:
-        largest = np.max(np.abs(array[np.isfinite(array)]))
-        raise wanted.bad(
-            f"{_called(wanted, column)} has {largest:g} (by size); {dtype.name} ends at {np.finfo(dtype).max:g}"
-        ) from None
-    if dtype.kind in "iu" and array.size and not (converted == array).all():
-        raise wanted.bad(f"{_called(wanted, column)} has values outside {dtype.name}")
-    return converted
-
-
-def _called(wanted: Wanted, column: object) -> str:
-    """What messages call an array, or a column of one."""
-    return wanted.name if column is None else f"column {column!r} of {wanted.name}"
-
-
-def _numbers(wanted: Wanted, array: Array, name: str) -> Array:
-    """An array of objects that are numbers, all of them, as one of numbers."""
-    for index, value in np.ndenumerate(array):
-        if not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
-            at = place(wanted, index, array.shape) if index else ""
-            raise wanted.bad(
-                f"{name} has {_short(value)}{' at ' + at if at else ''} (dtype object);"
-                f" expected numbers of dtype {wanted.dtype.name}"
-            )
-    try:
-        found = np.array(array.tolist())
-        return found.astype(np.float64) if found.dtype == object else found
-    except (ValueError, OverflowError) as error:
-        raise wanted.bad(f"{name} is not an array: {_first_line(error)}") from error
-
-
-def _stacked(wanted: Wanted, columns: Sequence[Array]) -> Array:
-    """Columns along a last axis, each number converted from what its own column has."""
-    if wanted.width is None and len(columns) == 1:
-        return columns[0]
-    shapes = {column.shape for column in columns}
-    if len(shapes) > 1:
-        raise wanted.bad(f"the columns of {wanted.name} have shapes {sorted(map(list, shapes))}; expected one for all")
-    return np.stack([_converted(wanted, column) for column in columns], axis=-1)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return f"{text[:40]}{'…' if len(text) > 40 else ''} of type {type(value).__name__}" if value is not None else "None"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -155,7 +155,7 @@ async def test_shards_spread_over_workers(models_dir: Path, tmp_path: Path, twin
         # Each worker says so; before, all connections go to the first.
         await asyncio.to_thread(server.wait_for, r"(?s)ready: gRPC.*ready: gRPC")
         client = await twin.connect(server.address, settings=Settings(shards=16))
-        assert len({link.info.server_id for link in client._shards.links}) == 2
+        assert len({link.state.info.server_id for link in client._shards.links}) == 2
         pool = await twin.call(client.sessions, MODEL, ids=[f"s{n}" for n in range(SESSIONS)])
         assert (await twin.call(pool.step, ones(SESSIONS)) == 1).all()
         for id in pool.ids:

@@ -27,7 +27,6 @@ from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DETACH,
     DURABILITY_MODE_INTERVAL,
     DURABILITY_MODE_NONE,
-    AckFrame,
     ClosedFrame,
     CloseFrame,
     DurabilityMode,
@@ -36,9 +35,6 @@ from statestream.v1.inference_pb2 import (
     StreamRequest,
 )
 from statestream.v1.tensor_pb2 import RowError
-
-FRAME_ACKS = 1 << 18
-"""The most sessions in a frame that acknowledges."""
 
 FRAME_SESSIONS = 16_384
 """The most sessions in one frame."""
@@ -400,18 +396,3 @@ def _batches(controls: list[Control]) -> Iterator[list[Control]]:
         count += len(control.asked)
     if batch:
         yield batch
-
-
-def acknowledge(table: Table, handles: Ints, number: Callable[[], int]) -> list[StreamRequest]:
-    """Frames that acknowledge replies without a chunk; `number` gives their numbers."""
-    answered = table.acknowledgeable(handles)
-    table.acked[handles] = answered
-    table.unacked[handles] = 0
-    cuts = (slice(low, low + FRAME_ACKS) for low in range(0, len(handles), FRAME_ACKS))
-    return [
-        StreamRequest(
-            frame=number(),
-            ack=AckFrame(handles=handles_column(handles[cut]), acked_positions=positions_column(answered[cut])),
-        )
-        for cut in cuts
-    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import repeat
 
 import numpy as np
@@ -22,29 +22,18 @@ from statestream.core.departures import Departures
 from statestream.core.log import Log
 from statestream.core.opening import Opening, frames, indices, joined
 from statestream.core.redelivery import Redelivery
+from statestream.core.refusals import Refusals
+from statestream.core.reopened import Reopened
 from statestream.core.table import Group, State, Table
-from statestream.core.tickets import JoinedTicket, OpenTicket, again
+from statestream.core.tickets import OpenTicket, again
 from statestream.v1.inference_pb2 import (
     OPEN_MODE_CREATE,
     OPEN_MODE_EITHER,
     OPEN_MODE_REPLACE,
-    OPEN_MODE_RESUME,
     OpenedFrame,
     OpenFrame,
     OpenMode,
 )
-
-MAX_CLAIMS = 8
-"""How often a first open is repeated with a higher incarnation."""
-
-RETRIED = (errors.Unavailable, errors.Overloaded)
-"""Refusals after which a session that was open before is tried again."""
-
-TOGETHER = 3_600_000_000
-"""Claims whose incarnations are of one hour, in microseconds, may share a frame when they are repeated.
-
-The server refuses a frame whose incarnation is far ahead of its clock: who made it has not made that of the others.
-"""
 
 MAX_REOPENS = 4
 """How often a live session is opened again without an answered chunk in between."""
@@ -65,11 +54,10 @@ class Opens:
         self._table = table
         self._log = log
         self._departures = departures
-        self._reopened: list[tuple[Ints, Ints]] = []
+        self.reopened = Reopened(table, log)
+        self.refusals = Refusals(table, log, self.reopened, self.ask, retry_seconds)
         self.on_open: Callable[[Ints], None] = _nothing
         """Hears of sessions that are open for a caller."""
-        self.on_refused: Callable[[int, Opening, Group, StatestreamError], None] = _nothing
-        """Hears of a session that was refused to its caller, or could not be revived: when that is noted."""
 
     def open(
         self,
@@ -90,6 +78,10 @@ class Opens:
             for row, handle in enumerate(handles.tolist()):
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
         self.waiting.extend(frames(whole))
+
+    def ask(self, opening: Opening) -> None:
+        """Asks for it once its time has come."""
+        self.waiting.append(opening)
 
     def revive(self, handles: Ints) -> None:
         """Asks for sessions that failed as they are on the server now; what is submitted meanwhile goes on from there.
@@ -140,7 +132,7 @@ class Opens:
         delay = cause.retry_after if cause.retry_after is not None else 0.05 * (2 ** int(table.attempts[handle]) - 1)
         table.attempts[handle] += 1
         table.incarnation[handle] += 1
-        self.waiting.extend(self._again(np.array([handle]), now + delay))
+        self.waiting.extend(self.reopened.openings(np.array([handle]), now + delay))
 
     def connected(self) -> None:
         """Asks for every session that is open, in columns."""
@@ -148,7 +140,7 @@ class Opens:
         handles = table.live()
         table.state[handles] = State.LOST
         table.incarnation[handles] += 1
-        self.waiting.extend(self._again(handles, 0.0))
+        self.waiting.extend(self.reopened.openings(handles, 0.0))
 
     def left(self, handle: int, error: StatestreamError, now: float) -> bool:
         """A session left the stream while its kept replies were on their way; False where they were not."""
@@ -177,7 +169,7 @@ class Opens:
         waiting.extend(opening for opening in self.waiting if opening.ticket is not None)
         self.waiting = waiting
         self.in_flight.clear()
-        self._reopened.clear()
+        self.reopened.clear()
 
     def ready(self, now: float) -> list[Opening]:
         """Takes those that may leave, in as few frames as possible."""
@@ -248,7 +240,7 @@ class Opens:
             self._log.windows.told(group.model, message.version, message.window_bytes)
             self._departures.max_kept = message.kept_window_bytes or self._departures.max_kept
             if opening.ticket is None:
-                self._bound_again(handles, positions)
+                self.reopened.bound(handles, positions)
             else:
                 rows = self._bound(opening, opening.ticket, handles, positions, epochs, created != 0, message.version)
                 self._bound_history(message, handles)
@@ -256,7 +248,7 @@ class Opens:
                     rows = self.redelivery.expect(frame, opening, handles, rows, kept)
                 opening.ticket.count(rows)
                 self.on_open(handles[self._table.state[handles] == State.OPEN])
-        self._refused(opening, {error.handle: from_status(error.status) for error in message.errors}, now)
+        self.refusals.rows(opening, {error.handle: from_status(error.status) for error in message.errors}, now)
         if not opening.left:
             self.in_flight.pop(frame, None)
         self._replay()
@@ -268,8 +260,7 @@ class Opens:
         opening = self.in_flight.pop(frame, None)
         if opening is None:
             return False
-        if not self._refused_apart(opening, error):
-            self._refused(opening, {handle: again(error) for handle in sorted(opening.left)}, now)
+        self.refusals.frame(opening, error, now)
         self._replay()
         return True
 
@@ -279,11 +270,11 @@ class Opens:
             if opening.ticket is not None:
                 left = opening.left or set(opening.handles.tolist())
                 for handle in left:
-                    self._fail_first(opening, handle, again(error))
+                    self.refusals.tell(opening, handle, again(error))
         self.redelivery.give_up(error)
         self.in_flight.clear()
         self.waiting.clear()
-        self._reopened.clear()
+        self.reopened.clear()
 
     def due(self) -> float | None:
         """When the next one may leave, of those that must wait."""
@@ -339,169 +330,13 @@ class Opens:
                 if cursor:
                     table.cursors[handle] = cursor
 
-    def _bound_again(self, handles: Ints, positions: Ints) -> None:
-        table = self._table
-        short = positions < table.floor[handles]
-        ahead = positions > table.next[handles]
-        for handle, position in zip(handles[short].tolist(), positions[short].tolist(), strict=True):
-            self._log.fail(handle, _lost(table.ids[handle], position, int(table.floor[handle])))
-        for handle, position in zip(handles[ahead].tolist(), positions[ahead].tolist(), strict=True):
-            self._log.fail(
-                handle,
-                errors.SessionMoved(
-                    f"session {table.ids[handle]!r} is at position {position}, this client sent steps up to "
-                    f"{int(table.next[handle])}: another writer stepped it. Open it again to go on from there."
-                ),
-            )
-        good = ~(short | ahead)
-        self._reopened.append((handles[good], positions[good]))
-
-    def go_on(self) -> None:
-        """Has sessions that are bound again go on, whatever becomes of the others."""
-        if self._reopened:
-            self._replay_now()
-
     def _replay(self) -> None:
         # One pass over the buffer for all sessions of a reconnect, not one for every frame of it.
-        if not self._reopened or any(opening.ticket is None for opening in self.in_flight.values()):
+        if any(opening.ticket is None for opening in self.in_flight.values()):
             return
-        if any(opening.ticket is None and not opening.not_before for opening in self.waiting):
-            return
-        self._replay_now()
-
-    def _replay_now(self) -> None:
-        handles = np.concatenate([handles for handles, _ in self._reopened])
-        positions = np.concatenate([positions for _, positions in self._reopened])
-        self._reopened.clear()
-        lost = self._table.state[handles] == State.LOST
-        if lost.any():
-            self._log.replay(handles[lost], positions[lost])
-
-    def _refused(self, opening: Opening, refusals: dict[int, StatestreamError], now: float) -> None:
-        """Tries refused sessions again, all of a frame together, or fails them."""
-        table = self._table
-        opening.since = opening.since or now
-        later: list[int] = []
-        moved: dict[int, list[int]] = {}
-        done: list[int] = []
-        wait = 0.0
-        for handle, error in refusals.items():
-            if handle not in opening.left:
-                continue
-            opening.left.discard(handle)
-            first = opening.ticket is not None
-            if table.state[handle] != (State.OPENING if first else State.LOST):
-                continue  # It waited too long, and failed.
-            again_soon = opening.claims < MAX_CLAIMS if first else now - opening.since < self.retry_seconds
-            if first and not opening.revival and not table.holders[handle]:
-                self._fail_first(opening, handle, error)  # Nobody waits for another try.
-            elif first and isinstance(error, errors.SessionMoved) and again_soon:
-                # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
-                newest = int(error.metadata.get("incarnation", "0"))
-                table.incarnation[handle] = max(int(table.incarnation[handle]), newest) + 1
-                moved.setdefault(newest // TOGETHER, []).append(handle)
-            elif first and opening.uncertain and error.metadata.get("untouched") and again_soon:
-                done.append(handle)
-            elif isinstance(error, errors.Unavailable if first else RETRIED) and again_soon:
-                later.append(handle)
-                wait = max(wait, error.retry_after or min(2.0, 0.1 * 2**opening.claims))
-            elif first:
-                self._fail_first(opening, handle, error)
-            else:
-                self._log.fail(handle, error)
-        for handles in moved.values():
-            table.incarnation[handles] = table.incarnation[handles].max()
-            # The first time nobody waits for nothing; again and again it is a fight, in which each side holds back.
-            self._repeat(opening, handles, now + 0.05 * (2**opening.claims - 1))
-        if done:
-            self._repeat(opening, done, 0.0, done=True)
-        if later and opening.ticket is None:
-            for waiting in self._again(np.array(later, np.int64), now + wait):
-                waiting.claims = min(opening.claims + 1, MAX_CLAIMS)
-                waiting.since = opening.since
-                self.waiting.append(waiting)
-        elif later:
-            self._repeat(opening, later, now + wait)
-
-    def _refused_apart(self, opening: Opening, error: StatestreamError) -> bool:
-        """Whether a frame that cannot be served as a whole is asked for in two parts: one may be what is wrong with it.
-
-        It is another caller's, or another session's, and the others must not pay for it.
-        """
-        if opening.claims and isinstance(error, errors.BadFrame) and error.metadata.get("field") == "incarnation":
-            for handle in sorted(opening.left):
-                if opening.ticket is not None:
-                    self._fail_first(opening, handle, _beyond(self._table, handle, error))
-            return opening.ticket is not None
-        several = len(opening.left) > 1 and (opening.ticket is None or isinstance(opening.ticket, JoinedTicket))
-        if not several or not isinstance(error, errors.InvalidRequest | errors.TooManySessions):
-            return False
-        left = np.flatnonzero(np.isin(opening.handles, np.fromiter(opening.left, np.int64)))
-        for half in (left[: len(left) // 2], left[len(left) // 2 :]):
-            part = opening.part(half)
-            part.apart, part.not_before = True, 0.0
-            self.waiting.append(part)
-        return True
-
-    def _repeat(self, opening: Opening, handles: list[int], not_before: float, *, done: bool = False) -> None:
-        part = opening.part(indices(opening.handles, np.array(handles, np.int64)))
-        part.claims += 1
-        part.not_before = not_before
-        part.done = done
-        self.waiting.append(part)
-
-    def _fail_first(self, opening: Opening, handle: int, error: StatestreamError) -> None:
-        ticket, table = opening.ticket, self._table
-        assert ticket is not None
-        rows = opening.rows[indices(opening.handles, np.array([handle]))]
-        group = table.groups[table.group.item(handle)]
-        ticket.refuse(int(rows[0]), error)
-        if opening.revival:
-            self._log.fail(handle, error, heard=True)
-        else:
-            table.release(np.array([handle]))
-        ticket.count(rows)
-        self.on_refused(handle, opening, group, error)
-
-    def _again(self, handles: Ints, not_before: float) -> Iterator[Opening]:
-        table = self._table
-        if table.leaving:
-            # One whose close was sent may have gone: it must not be made anew to leave once more.
-            going = np.isin(handles, list(table.leaving))
-            yield from self._alike(handles[going], OPEN_MODE_RESUME, not_before)
-            handles = handles[~going]
-        with_initial = [handle for handle in handles.tolist() if handle in table.initial and not table.floor[handle]]
-        for handle in with_initial:
-            # Found nowhere, it must start from the same values again.
-            initial = {name: array[np.newaxis] for name, array in table.initial[handle].items()}
-            yield Opening(np.array([handle]), OPEN_MODE_EITHER, initial=initial, not_before=not_before)
-        plain = handles[~np.isin(handles, with_initial)] if with_initial else handles
-        yield from self._alike(plain, OPEN_MODE_EITHER, not_before)
-
-    def _alike(self, handles: Ints, mode: OpenMode, not_before: float) -> Iterator[Opening]:
-        """Openings of sessions that may share a frame."""
-        table = self._table
-        kinds = np.stack([table.group[handles], table.incarnation[handles]], axis=1)
-        for kind in np.unique(kinds, axis=0):
-            yield from frames(Opening(handles[(kinds == kind).all(axis=1)], mode, not_before=not_before))
-
-
-def _beyond(table: Table, handle: int, error: StatestreamError) -> errors.SessionMoved:
-    return errors.SessionMoved(
-        f"session {table.ids[handle]!r} was claimed with incarnation {int(table.incarnation[handle]) - 1}, so far "
-        f"ahead that no caller can take it over: {error.message}. Whoever made that claim has a clock that is wrong; "
-        "delete the session, or use another id",
-        metadata={"incarnation": str(int(table.incarnation[handle]) - 1)},
-    )
+        if not any(opening.ticket is None and not opening.not_before for opening in self.waiting):
+            self.reopened.go_on()
 
 
 def _nothing(*_: object) -> None:
     """What nobody hears."""
-
-
-def _lost(session_id: str, position: int, floor: int) -> errors.StateLost:
-    return errors.StateLost(
-        f"session {session_id!r} was found at position {position}; this client can replay from {floor} on, "
-        "so steps between are lost. Open it again and feed it from there, or reset it.",
-        metadata={"position": str(position)},
-    )

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
+from statestream.contract.errors import ServerUnavailable
 from statestream.contract.tensors import Ints, Mask
-from statestream.core.controls import Control, Controls
+from statestream.core.buffer import ReplayBuffer
+from statestream.core.controls import Control, Controls, Kind
 from statestream.core.departures import Departures
+from statestream.core.log import Log
 from statestream.core.opens import Opens
 from statestream.core.sharing import Sharing
 from statestream.core.table import State, Table
-from statestream.core.tickets import OpenTicket, Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What is overdue.
-
-    Attributes:
-        sessions: Whose steps are not answered, or that are not open again.
-        opens: First opens.
-        controls: Flushes and closes that were sent.
-        starved: Whose steps wait for room in the replay buffer, and there is none.
-    """
-
-    sessions: Ints
-    opens: list[OpenTicket]
-    controls: list[Control]
-    starved: Ints
-
-    @property
-    def any(self) -> bool:
-        """Whether there is something."""
-        return bool(self.sessions.size or self.opens or self.controls or self.starved.size)
+from statestream.core.tickets import OpenTicket, Ticket, again
 
 
 class Overdue:
@@ -45,52 +26,107 @@ class Overdue:
     """
 
     def __init__(
-        self, table: Table, departures: Departures, opens: Opens, sharing: Sharing, controls: Controls
+        self,
+        table: Table,
+        buffer: ReplayBuffer,
+        log: Log,
+        departures: Departures,
+        opens: Opens,
+        sharing: Sharing,
+        controls: Controls,
+        cancel: Callable[[Ticket], None],
+        seconds: float,
     ) -> None:
+        """`cancel` lets an operation go that nobody waits for any more; `seconds` is how long an answer may take."""
         self._table = table
+        self._buffer = buffer
+        self._log = log
         self._departures = departures
         self._opens = opens
         self._sharing = sharing
         self._controls = controls
+        self._cancel = cancel
+        self._seconds = seconds
         self._left = 0
         self._starved_since = 0.0
         self._since: dict[Ticket | Control, tuple[int, float]] = {}
 
-    def find(self, now: float, seconds: float) -> Found:
-        """What has waited for more than so many seconds; `now` is the time of a monotonic clock."""
+    def check(self, now: float) -> bool:
+        """Tells the callers of what has waited too long; whether there is something. `now` is monotonic."""
         since, self._since = self._since, {}
+
+        def late(one: Ticket | Control, mark: int = 0) -> bool:
+            known = since.get(one)
+            began = known[1] if known is not None and known[0] == mark else now
+            self._since[one] = mark, began
+            return now - began > self._seconds
+
+        sessions, starving = self._sessions(now), self._starving(now)
+        opens = [ticket for ticket in self._asked() if not ticket.done and late(ticket, ticket.left)]
+        controls = [control for control in self._controls.under_way() if late(control)]
+        for handle in sessions.tolist():
+            position, session_id = int(self._table.answered[handle]), self._table.ids[handle]
+            self._log.fail(
+                handle,
+                self._unanswered(
+                    f"a step of session {session_id!r}",
+                    f"Steps from position {position} on may or may not have been applied; open the session again and "
+                    "compare its position.",
+                ),
+            )
+        for ticket in opens:
+            self._expire(ticket)
+        for control in controls:
+            what = "flush" if control.kind is Kind.FLUSH else "close"
+            self._controls.overdue(control, self._unanswered(f"a {what}", "It may be done all the same."))
+        for handle in starving.tolist():
+            error = self._unanswered(
+                "the flush that makes room in the replay buffer",
+                f"The inputs of {self._buffer.bytes:,} bytes are kept until they are durable; a larger "
+                "`replay_buffer_bytes` keeps more. The step was not sent.",
+            )
+            self._log.abandon(handle, self._table.sent.item(handle), error)
+        return bool(sessions.size or opens or controls or starving.size)
+
+    def _asked(self) -> set[OpenTicket]:
+        """First opens that are waited for."""
         tickets = {expected.ticket for expected in self._opens.redelivery.expected()}
         tickets |= {wish.ticket for wishes in self._sharing.waiting.values() for wish in wishes}
         for opening in [*self._opens.waiting, *self._opens.in_flight.values()]:
             for asker in opening.ticket.askers if opening.ticket is not None else ():
                 if opening.revival or not asker.dropped:
                     tickets.add(asker)
+        return tickets
 
-        def late(one: Ticket | Control, mark: int = 0) -> bool:
-            known = since.get(one)
-            began = known[1] if known is not None and known[0] == mark else now
-            self._since[one] = mark, began
-            return now - began > seconds
+    def _expire(self, ticket: OpenTicket) -> None:
+        """Tells who waits for an open that it does not come; what comes of it all the same is let go."""
+        reviving = ticket.dropped
+        first = self._table.ids[ticket.handles.item(int(np.flatnonzero(~ticket.settled)[0]))]
+        error = self._unanswered(f"the open of session {first!r}", "It may be done.")
+        for handle in ticket.handles[~ticket.settled].tolist() if reviving else ():
+            self._log.fail(handle, again(error), heard=True)
+        ticket.finish(error=error)
+        if not reviving:
+            self._cancel(ticket)
 
-        return Found(
-            self._sessions(now, seconds),
-            [ticket for ticket in tickets if not ticket.done and late(ticket, ticket.left)],
-            [control for control in self._controls.under_way() if late(control)],
-            self._starving(now, seconds),
+    def _unanswered(self, what: str, then: str) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"the server did not answer {what} for {self._seconds:g} s (`retry_timeout`), though the connection "
+            f"stands. {then}"
         )
 
-    def _starving(self, now: float, seconds: float) -> Ints:
+    def _starving(self, now: float) -> Ints:
         """The sessions whose next chunk has waited for room all the time, since nothing left."""
         departures, table = self._departures, self._table
         if not departures.starved or departures.left != self._left:
             self._left, self._starved_since = departures.left, now
-        if now - self._starved_since <= seconds:
+        if now - self._starved_since <= self._seconds:
             return table.live()[:0]
         live = table.live()
         waits: Mask = (table.state[live] == State.OPEN) & (table.next[live] > table.sent[live])
         return live[waits]
 
-    def _sessions(self, now: float, seconds: float) -> Ints:
+    def _sessions(self, now: float) -> Ints:
         table = self._table
         size, stamp = table.size, 1 + int(now * 1000)
         state, answered, epoch = table.state[:size], table.answered[:size], table.epoch[:size]
@@ -102,4 +138,4 @@ class Overdue:
         same = waits & (stalled > 0) & (table.stalled_at[:size] == answered) & (table.stalled_epoch[:size] == epoch)
         stalled[:] = np.where(waits, np.where(same, stalled, stamp), 0)
         table.stalled_at[:size], table.stalled_epoch[:size] = answered, epoch
-        return np.flatnonzero(waits & (stamp - stalled > seconds * 1000))
+        return np.flatnonzero(waits & (stamp - stalled > self._seconds * 1000))

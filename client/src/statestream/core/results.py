@@ -8,7 +8,14 @@ import numpy as np
 
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError, from_status
-from statestream.contract.tensors import Ints, from_tensors, read_handles, read_positions
+from statestream.contract.tensors import (
+    Ints,
+    from_tensors,
+    handles_column,
+    positions_column,
+    read_handles,
+    read_positions,
+)
 from statestream.core.blocks import Block, answer, ranges, span
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.departures import SUSPECT, Departures
@@ -16,7 +23,7 @@ from statestream.core.log import Log
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
 from statestream.core.tickets import Outputs, again
-from statestream.v1.inference_pb2 import MARK_RESET, ResultFrame
+from statestream.v1.inference_pb2 import MARK_RESET, AckFrame, ResultFrame, StreamRequest
 from statestream.v1.tensor_pb2 import RowError
 
 TRANSIENT = (errors.Unavailable, errors.Overloaded)
@@ -27,6 +34,9 @@ REOPEN = (errors.NotOwner, errors.SessionNotFound, errors.PositionGap)
 
 FATAL = (errors.SessionMoved, errors.StateLost, errors.ModelChanged, errors.ModelNotFound, errors.Unauthenticated)
 """Refusals after which the session cannot be used by this client any more."""
+
+FRAME_ACKS = 1 << 18
+"""The most sessions in a frame that acknowledges."""
 
 MAX_FAULTS = 4
 """How many streams in a row may end by a fault of the server while chunks of a session are in flight."""
@@ -296,3 +306,18 @@ def behind(error: StatestreamError, start: int) -> StatestreamError:
         metadata=error.metadata,
         retry_after=error.retry_after,
     )
+
+
+def acknowledge(table: Table, handles: Ints, number: Callable[[], int]) -> list[StreamRequest]:
+    """Frames that acknowledge replies without a chunk; `number` gives their numbers."""
+    answered = table.acknowledgeable(handles)
+    table.acked[handles] = answered
+    table.unacked[handles] = 0
+    cuts = (slice(low, low + FRAME_ACKS) for low in range(0, len(handles), FRAME_ACKS))
+    return [
+        StreamRequest(
+            frame=number(),
+            ack=AckFrame(handles=handles_column(handles[cut]), acked_positions=positions_column(answered[cut])),
+        )
+        for cut in cuts
+    ]

@@ -6,22 +6,20 @@ It does no I/O, starts no threads and reads no clock: the edges call `connected`
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from statestream.contract.errors import Draining, NotOwner, ServerUnavailable, StatestreamError, from_status
+from statestream.contract.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.contract.tensors import Array, Ints, read_handles, read_positions
-from statestream.core.blocks import Block, Draft
 from statestream.core.buffer import ReplayBuffer
 from statestream.core.closings import Closings
-from statestream.core.controls import Control, Controls, Kind, acknowledge
+from statestream.core.controls import Controls, Kind
 from statestream.core.departures import Departures
 from statestream.core.feeds import left_out
 from statestream.core.log import Log
-from statestream.core.opening import Opening
 from statestream.core.opens import Opens
+from statestream.core.outbox import Outbox
 from statestream.core.overdue import Overdue
 from statestream.core.partial import Parts
 from statestream.core.results import Results
@@ -30,14 +28,12 @@ from statestream.core.table import Group, State, Table
 from statestream.core.tickets import (
     ANSWER_BYTES,
     ControlTicket,
-    Lane,
     OpenTicket,
     Outputs,
     PartsTicket,
     PoolTicket,
     StepTicket,
     Ticket,
-    again,
 )
 from statestream.v1.inference_pb2 import (
     DURABILITY_MODE_NONE,
@@ -49,9 +45,6 @@ from statestream.v1.inference_pb2 import (
     StreamResponse,
 )
 from statestream.v1.server_pb2 import Limits
-
-FLUSH_EVERY = 1.0
-"""Seconds between requests to make room by a flush."""
 
 
 class StreamCore:
@@ -84,12 +77,22 @@ class StreamCore:
         self.opens = Opens(self.table, self.log, self.departures, writer, incarnation, retry_seconds)
         self.sharing = Sharing(self.table, self.opens)
         self.opens.on_open = self.opens.redelivery.on_open = self.sharing.opened
-        self.opens.on_refused = self.sharing.refused
+        self.opens.refusals.on_refused = self.sharing.refused
         self.controls = Controls(self.table, self.log, retry_seconds)
         self.controls.on_gone = self.sharing.settled
         self.log.on_rebase = self.controls.rebase
         self.closings = Closings(self.table, self.controls)
-        self.overdue = Overdue(self.table, self.departures, self.opens, self.sharing, self.controls)
+        self.overdue = Overdue(
+            self.table,
+            self.buffer,
+            self.log,
+            self.departures,
+            self.opens,
+            self.sharing,
+            self.controls,
+            self.cancel,
+            retry_seconds,
+        )
         self.retry_seconds = retry_seconds
         self.received_at = float("-inf")
         """When the last answer came, or the stream."""
@@ -97,12 +100,9 @@ class StreamCore:
         self.online = False
         self.going_away = False
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
-        self._frame = 0
         self._answers = 0
         self._parts = Parts()
-        self._outbox: deque[Block | StreamRequest] = deque()
-        self._drafts: dict[Lane, Draft] = {}
-        self._flushed_at = float("-inf")
+        self.outbox = Outbox(self.table, self.log, self.departures, self.opens, self.controls, self.results)
 
     # ── operations ─────────────────────────────────────────────────────────────────────────────
 
@@ -220,7 +220,7 @@ class StreamCore:
         and none of them answered, fails with it: they may be what the server does not survive.
         """
         self.online = False
-        self._outbox.clear()
+        self.outbox.frames.clear()
         if fault is not None:
             self.results.blame(fault)
         self.log.lost()
@@ -236,21 +236,12 @@ class StreamCore:
 
         It has to be written, or serialised, before the next call: a message may be used again.
         """
-        outbox = self._outbox
-        while True:
-            if not outbox:
-                if not self.pending or not self.online or self.going_away:
-                    return None
-                self._fill(now)
-                if not outbox:
-                    return None
-            item = outbox.popleft()
-            if not isinstance(item, Block):
-                return item
-            # One without a number was settled before it was written: the server let its session go meanwhile.
-            if item.frame:
-                # Chunks are written as late as possible, so that the acknowledgements are the newest.
-                return item.request(self.table, self._drafts)
+        outbox = self.outbox
+        while outbox.frames or (self.pending and self.online and not self.going_away and outbox.fill(now)):
+            request = outbox.take()
+            if request is not None:
+                return request
+        return None
 
     def receive(self, response: StreamResponse, now: float) -> None:
         """Takes an answer; tickets that it completes are notified from in here."""
@@ -291,14 +282,18 @@ class StreamCore:
     def drained(self) -> bool:
         """The server is leaving, and nothing that it still has to answer is under way."""
         return self.going_away and not (
-            self._outbox or self.log.awaited or self.opens.in_flight or self.opens.redelivery or self.controls.in_flight
+            self.outbox.frames
+            or self.log.awaited
+            or self.opens.in_flight
+            or self.opens.redelivery
+            or self.controls.in_flight
         )
 
     @property
     def pending(self) -> bool:
         """Whether `next_request` may have something, now or once answers have come."""
         return bool(
-            self._outbox
+            self.outbox.frames
             or self.log.unsent
             or self.log.singles.lanes
             or self.opens.waiting
@@ -333,7 +328,7 @@ class StreamCore:
         times = [*self.log.holds.values()]
         times += [due for due in (self.opens.due(), self.controls.due()) if due is not None]
         if self.departures.starved:
-            times.append(self._flushed_at + FLUSH_EVERY)
+            times.append(self.outbox.flush_due)
         return min(times, default=None)
 
     def check(self, now: float) -> bool:
@@ -344,48 +339,8 @@ class StreamCore:
         Returns:
             Whether the stream is of no use any more: callers waited, and nothing at all came.
         """
-        self.opens.go_on()
-        found = self.overdue.find(now, self.retry_seconds)
-        for handle in found.sessions.tolist():
-            position, session_id = int(self.table.answered[handle]), self.table.ids[handle]
-            self.log.fail(
-                handle,
-                self._unanswered(
-                    f"a step of session {session_id!r}",
-                    f"Steps from position {position} on may or may not have been applied; open the session again and "
-                    "compare its position.",
-                ),
-            )
-        for ticket in found.opens:
-            self._expire(ticket)
-        for control in found.controls:
-            what = "flush" if control.kind is Kind.FLUSH else "close"
-            self.controls.overdue(control, self._unanswered(f"a {what}", "It may be done all the same."))
-        for handle in found.starved.tolist():
-            error = self._unanswered(
-                "the flush that makes room in the replay buffer",
-                f"The inputs of {self.buffer.bytes:,} bytes are kept until they are durable; a larger "
-                "`replay_buffer_bytes` keeps more. The step was not sent.",
-            )
-            self.log.abandon(handle, self.table.sent.item(handle), error)
-        return found.any and now - self.received_at > self.retry_seconds
-
-    def _expire(self, ticket: OpenTicket) -> None:
-        """Tells who waits for an open that it does not come; what comes of it all the same is let go."""
-        reviving = ticket.dropped
-        first = self.table.ids[ticket.handles.item(int(np.flatnonzero(~ticket.settled)[0]))]
-        error = self._unanswered(f"the open of session {first!r}", "It may be done.")
-        for handle in ticket.handles[~ticket.settled].tolist() if reviving else ():
-            self.log.fail(handle, again(error), heard=True)
-        ticket.finish(error=error)
-        if not reviving:
-            self.cancel(ticket)
-
-    def _unanswered(self, what: str, then: str) -> ServerUnavailable:
-        return ServerUnavailable(
-            f"the server did not answer {what} for {self.retry_seconds:g} s (`retry_timeout`), though the connection "
-            f"stands. {then}"
-        )
+        self.opens.reopened.go_on()
+        return self.overdue.check(now) and now - self.received_at > self.retry_seconds
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
@@ -397,50 +352,6 @@ class StreamCore:
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────
 
-    def _fill(self, now: float) -> None:
-        opens, controls, outbox = self.opens, self.controls, self._outbox
-        self._unbind()  # Before anything about another session that has one of their handles.
-        if opens.waiting:
-            for opening in opens.ready(now):
-                outbox.append(self._open_frame(opening))
-        for block in self.departures.fill(now):
-            self.log.sent(self._number(), block)
-            outbox.append(block)
-        if self.departures.starved and now >= self._flushed_at + FLUSH_EVERY:
-            self._flushed_at = now
-            controls.flush_for_room()
-        if controls.waiting:
-            for batch in controls.ready(now):
-                outbox.append(self._control_frame(batch))
-        self._unbind()  # What failed just now: its handle may be taken again from the next time on.
-        if self.results.acks_due:
-            self._acknowledge()
-
-    def _unbind(self) -> None:
-        if self.controls.failed:
-            self._outbox.append(self.controls.unbind(self._number()))
-
-    def _open_frame(self, opening: Opening) -> StreamRequest:
-        frame = self._number()
-        return StreamRequest(frame=frame, open=self.opens.sent(frame, opening))
-
-    def _control_frame(self, batch: list[Control]) -> StreamRequest:
-        if batch[0].lets_go:
-            sent = np.concatenate([control.asked for control in batch])
-            handles = np.unique(sent[self.table.acked[sent] != self.table.acknowledgeable(sent)])
-            if handles.size:
-                self._outbox.extend(acknowledge(self.table, handles, self._number))
-        return self.controls.encode(batch, self._number())
-
-    def _acknowledge(self) -> None:
-        table = self.table
-        self.results.acks_due = False
-        state = table.state[: table.size]
-        least, self.results.acks_all = 1 if self.results.acks_all else self.results.ack_after, False
-        handles = np.flatnonzero((table.unacked[: table.size] >= least) & (state == State.OPEN))
-        if handles.size:
-            self._outbox.extend(acknowledge(table, handles, self._number))
-
     def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
         return self.closings.ask(kind, handles)
 
@@ -450,10 +361,6 @@ class StreamCore:
         failed = handles[self.table.state[handles] == State.FAILED]
         if failed.size:
             self.opens.revive(failed)
-
-    def _number(self) -> int:
-        self._frame += 1
-        return self._frame
 
     def _forsake(self) -> None:
         forsaken, self.sharing.forsaken = np.unique(np.array(self.sharing.forsaken, np.int64)), []
