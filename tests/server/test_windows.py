@@ -162,7 +162,7 @@ async def test_a_client_with_random_frames_never_hears_of_load(models_dir: Path,
             async def breaks() -> None:
                 for _ in range(3):
                     await asyncio.sleep(0.02)
-                    await asyncio.gather(*(link.renew(link.stream) for link in client._shards.links))
+                    await asyncio.gather(*(link.renew(link.state.streams) for link in client._shards.links))
 
             pools = [counts([f"{pool} {row}" for row in range(draw.randrange(1, 40))]) for pool in range(4)]
             async with asyncio.timeout(DEADLINE):
