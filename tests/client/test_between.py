@@ -203,7 +203,7 @@ class Program:
         opens, controls, log = core.opens, core.controls, core.log
         left = [table.failures, table.untaken, table.unheard, table.leaving, table.initial, controls.joined]
         left += [core.sharing.waiting, core.sharing.forsaken, opens.waiting, opens.in_flight, controls.waiting]
-        left += [controls.in_flight, log.unsent, log.in_flight, log.singles.lanes]
+        left += [controls.in_flight, log.unsent, log.in_flight, log.lanes]
         assert not any(left), left
         assert (core.log.windows.held, core.log.sessions_in_flight) == (0, 0)
         core.buffer.admits(1 << 40)

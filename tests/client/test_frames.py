@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream.core import Group, Lane, Table
+from statestream.core import Group, Lane, StepTicket, Table
 from statestream.core.blocks import Block, Draft, Single
 from statestream.core.sinks import DISCARD
 from statestream.v1 import inference_pb2 as pb
@@ -211,7 +211,9 @@ def test_a_frame_that_is_filled_in_anew_is_as_one_made_anew(
     drafts: dict[Lane, Draft] = {}
     for frame, (lane, handle, start, length, answered, data) in enumerate(steps, start=1):
         inputs = tuple((data * 3)[: length * size] for size in ((8,) if len(lane.names) == 1 else (4, 1)))
-        single = Single(lane, handle, start, length, inputs, DISCARD)
+        ticket = StepTicket(lane, handle, inputs, length, single=False)
+        ticket.start = start
+        single = Single(ticket)
         block = Block(lane, np.array([handle]), np.array([start]), length, inputs, DISCARD)
         single.frame = block.frame = frame
         for table in tables:

@@ -48,6 +48,7 @@ class Connection:
         self._budget = RetryBudget(settings.retry_timeout, route.addresses, route.label)
         self._began = 0.0
         self._answers = 0
+        self._answered = False
         self._moved = False
 
     @property
@@ -86,17 +87,17 @@ class Connection:
         """A stream begins."""
         self.streams += 1
         self.renewing = self.silent = self._moved = False
-        self._began, self._answers = now, self.core.progress
+        self._began, self._answers, self._answered = now, self.core.progress, False
         self.core.connected(self.info.limits, self.info.durability, now)
 
     def received(self, response: StreamResponse, now: float) -> bool:
         """An answer came; whether the stream is over, because its server is leaving."""
         core = self.core
         core.receive(response, now)
-        if core.progress != self._answers:
-            self._answers = core.progress
+        if not self._answered and core.progress != self._answers:
+            self._answered = True
             self._backoff.succeeded()
-        self._moved = core.drained
+        self._moved = core.going_away and core.drained
         return self._moved
 
     def is_useless(self, now: float) -> bool:

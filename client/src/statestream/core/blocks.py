@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream.contract.tensors import Ints, Mask, handles_column, positions_column, read_positions
-from statestream.core.sinks import DISCARD, One, Singles, Sink
+from statestream.core.sinks import DISCARD, Singles, Sink
 from statestream.core.table import Table
-from statestream.core.tickets import OVERHEAD, Lane
+from statestream.core.tickets import OVERHEAD, Lane, StepTicket
+from statestream.core.windows import Window
 from statestream.v1.inference_pb2 import ChunkFrame, StreamRequest
 from statestream.v1.tensor_pb2 import Tensor
 
@@ -42,7 +43,9 @@ class Block:
         nbytes: What it takes in the replay buffer, about.
         load: Bytes that are under way with it: inputs, and outputs as far as the signature tells.
         fresh: Of single steps, how many sessions had nothing else in flight when it left.
-        weight: Its bytes, as far as they count against those in flight.
+        window: Where its bytes count while they are under way.
+        weight: How many of them do.
+        every: All of its rows.
         durable_at: When it was found to be durable.
         cursors: [N] those that go with the chunks, b"" for none; None where none has one.
     """
@@ -53,6 +56,7 @@ class Block:
         "dead",
         "durable_at",
         "ends",
+        "every",
         "frame",
         "fresh",
         "handle_bytes",
@@ -69,6 +73,7 @@ class Block:
         "starts",
         "waiting",
         "weight",
+        "window",
     )
 
     def __init__(
@@ -102,6 +107,8 @@ class Block:
         self.inputs = inputs
         self.sink = sink
         self.left = count
+        self.every = slice(0, count)
+        self.window: Window | None = None
         self.waiting: Mask | None = None
         self.dead: Mask | None = None
         self.kept = False
@@ -136,7 +143,7 @@ class Block:
         """It leaves."""
         table.sent[self.at] = self.ends
         table.in_flight[self.at] += 1
-        if isinstance(self.lengths, int) and self.lengths == 1 and isinstance(self.sink, Singles | One):
+        if isinstance(self.lengths, int) and self.lengths == 1 and isinstance(self.sink, Singles | StepTicket):
             self.fresh = int(np.count_nonzero(table.in_flight[self.at] == 1))
 
     def acknowledge(self, table: Table) -> bytes:
@@ -267,20 +274,13 @@ class Single(Block):
 
     __slots__ = ("end", "handle", "start")
 
-    def __init__(
-        self,
-        lane: Lane,
-        handle: int,
-        start: int,
-        steps: int,
-        inputs: tuple[bytes, ...],
-        sink: Sink,
-        cursors: list[bytes] | None = None,
-    ) -> None:
-        self.handle = handle
-        self.start = start
-        self.end = start + steps
-        self._begin(lane, 1, steps, inputs, sink, cursors)
+    def __init__(self, ticket: StepTicket) -> None:
+        lane, steps = ticket.lane, ticket.steps
+        ticket.framed = True
+        self.handle = ticket.handle
+        self.start = ticket.start
+        self.end = ticket.start + steps
+        self._begin(lane, 1, steps, ticket.inputs, ticket, [ticket.cursor] if lane.cursors else None)
 
     def __getattr__(self, name: str) -> Ints:
         """Makes the columns; Python asks only for what is not there yet."""

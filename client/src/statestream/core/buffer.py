@@ -47,7 +47,7 @@ class ReplayBuffer:
 
     def admits(self, nbytes: int) -> bool:
         """Whether so many bytes fit, once what may be dropped for them is."""
-        return self.has_room(nbytes) or self._make_room(nbytes)
+        return self.bytes + nbytes <= self.limit or self._make_room(nbytes)
 
     def add(self, block: Block) -> None:
         """Keeps a block."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from statestream.contract.tensors import Ints, Mask
-from statestream.core.blocks import Block, span
+from statestream.core.blocks import Block, Single, span
 from statestream.core.buffer import ReplayBuffer
-from statestream.core.forming import FRAME_BYTES, alone, gather
+from statestream.core.forming import FRAME_BYTES, gather
 from statestream.core.log import Log
 from statestream.core.sinks import DISCARD
 from statestream.core.table import State, Table
@@ -62,9 +62,9 @@ class Departures:
         self.starved = False
         ready: list[Block] = []
         full = self._fill_blocks(ready) if log.unsent else ()
-        for lane, tickets in [*log.singles.lanes.items()]:
+        for lane, tickets in [*log.lanes.items()]:
             window = log.windows.of(lane)
-            if window.full or self.starved or self._gathering(len(tickets)):
+            if window.full or self.starved or (len(log.in_flight) >= BUSY_FRAMES and self._gathering(len(tickets))):
                 continue
             if len(tickets) == 1:
                 self._fill_single(tickets[0], window, ready)
@@ -134,7 +134,7 @@ class Departures:
             rest = [ticket for ticket, chosen in zip(tickets, flags, strict=True) if not chosen]
             tickets = [ticket for ticket, chosen in zip(tickets, flags, strict=True) if chosen]
             handles, starts = handles[ok], starts[ok]
-            if not tickets or self._gathering(len(tickets)):
+            if not tickets or (len(log.in_flight) >= BUSY_FRAMES and self._gathering(len(tickets))):
                 return
         longest = max([ticket.steps for ticket in tickets])
         fit = self._fit(tickets, longest, window)
@@ -143,14 +143,14 @@ class Departures:
             tickets, handles, starts = tickets[:fit], handles[:fit], starts[:fit]
             if not tickets:
                 return
-        log.singles.keep(lane, rest)
+        log.keep(lane, rest)
         most = FRAME_BYTES // max(1, lane.step_bytes * longest)
         most = max(1, min(most, FRAME_SINGLES, lane.answer_steps(log.max_answer)))
         if len(tickets) >= HALVED_SINGLES and not log.in_flight:
             most = min(most, -(-len(tickets) // 2))
         for low in range(0, len(tickets), most):
             part = slice(low, low + most)
-            self._frame(tickets[part], gather(tickets[part], handles[part], starts[part]), window, ready)
+            self._depart(gather(tickets[part], handles[part], starts[part]), window, ready)
 
     def _fit(self, tickets: list[StepTicket], longest: int, window: Window) -> int:
         """How many of some single chunks have room, in the window and in the buffer."""
@@ -180,17 +180,12 @@ class Departures:
             if not self._buffer.admits(ticket.nbytes):
                 self.starved = True
                 return
-            self._log.singles.keep(ticket.lane, [])
-            self._frame([ticket], alone(ticket), window, ready)
+            del self._log.lanes[ticket.lane]
+            self._depart(Single(ticket), window, ready)
 
     def _gathering(self, steps: int) -> bool:
         """Whether so many single steps wait until others join them."""
-        return len(self._log.in_flight) >= BUSY_FRAMES and steps * GATHER < self._log.sessions_in_flight
-
-    def _frame(self, tickets: list[StepTicket], block: Block, window: Window, ready: list[Block]) -> None:
-        for ticket in tickets:
-            ticket.framed = True
-        self._depart(block, window, ready)
+        return steps * GATHER < self._log.sessions_in_flight
 
     def _narrow(self, lane: Lane) -> bool:
         """Whether more than the window of chunks may hold a chunk back: the bytes of kept replies, or a suspicion."""
@@ -236,10 +231,11 @@ class Departures:
         if not block.kept and block.sink is not DISCARD:
             self._buffer.add(block)
         block.depart(self._table)
-        block.weight = block.load
+        block.window, block.weight = window, block.load
         window.held += block.load
         self._log.sessions_in_flight += block.fresh
-        self._log.singles.departed(block)
+        if self._log.behind:
+            self._log.departed(block)
         self.left += 1
         ready.append(block)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from statestream.contract.tensors import Array, Ints
-from statestream.core.blocks import Block, Single, ranges
-from statestream.core.sinks import DISCARD, One, PoolRows, Singles
+from statestream.core.blocks import Block, ranges
+from statestream.core.sinks import DISCARD, PoolRows, Singles
 from statestream.core.tickets import ANSWER_BYTES, Lane, PoolTicket, StepTicket
 
 FRAME_BYTES = 1 << 20
@@ -21,18 +21,13 @@ ROW_BYTES = 4
 def gather(tickets: list[StepTicket], handles: Ints, starts: Ints) -> Block:
     """One block of single chunks of one lane, of different sessions."""
     first = tickets[0]
+    for ticket in tickets:
+        ticket.framed = True
     steps = [ticket.steps for ticket in tickets]
     lengths = first.steps if steps.count(first.steps) == len(steps) else np.array(steps, np.int64)
     inputs = tuple([b"".join(column) for column in zip(*[ticket.inputs for ticket in tickets], strict=True)])
     cursors = [ticket.cursor for ticket in tickets] if first.lane.cursors else None
     return Block(first.lane, handles, starts, lengths, inputs, Singles(tickets), cursors)
-
-
-def alone(ticket: StepTicket) -> Block:
-    """A block of one single chunk."""
-    lane = ticket.lane
-    cursors = [ticket.cursor] if lane.cursors else None
-    return Single(lane, ticket.handle, ticket.start, ticket.steps, ticket.inputs, One(ticket), cursors)
 
 
 def cut(

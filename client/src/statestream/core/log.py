@@ -8,6 +8,7 @@ answer means, `results`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -19,8 +20,7 @@ from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import FRAME_BYTES, cut, rejoined, without
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
-from statestream.core.tickets import ANSWER_BYTES, PoolTicket, StepTicket, again
-from statestream.core.waiting import Waiting
+from statestream.core.tickets import ANSWER_BYTES, Lane, PoolTicket, StepTicket, again
 from statestream.core.windows import Windows
 
 
@@ -31,8 +31,11 @@ class Log:
         self.max_steps = 256
         self.max_step_bytes = 4 << 20
         self.max_answer = ANSWER_BYTES
-        self.singles = Waiting()
-        """Single chunks that no frame has taken yet."""
+        self.lanes: dict[Lane, list[StepTicket]] = {}
+        """Single chunks that no frame has taken and that start where their session stands, or stood when they came; so
+        who fills a frame looks at one of each session, not at all of them. No lane without any."""
+        self.behind: dict[int, deque[StepTicket]] = {}
+        """The single chunks behind others of their session."""
         self.unsent: list[Block] = []
         """Blocks that wait to leave: a pool's, and what is sent again."""
         self.in_flight: dict[int, Block] = {}
@@ -64,7 +67,12 @@ class Log:
         start = table.next.item(handle)
         ticket.start = start
         table.next[handle] = start + ticket.steps
-        self.singles.add(ticket, behind=start != table.sent.item(handle))
+        if start != table.sent.item(handle):
+            self.behind.setdefault(handle, deque()).append(ticket)
+        elif (tickets := self.lanes.get(ticket.lane)) is not None:
+            tickets.append(ticket)
+        else:
+            self.lanes[ticket.lane] = [ticket]
 
     def cancel(self, ticket: StepTicket) -> None:
         """Drops a chunk that is not framed and has nothing behind it; any other stays and runs unheard."""
@@ -73,7 +81,7 @@ class Log:
             return
         table, handle = self._table, ticket.handle
         if table.next[handle] == ticket.start + ticket.steps:
-            self.singles.remove(ticket)
+            self._remove(ticket)
             table.next[handle] = ticket.start
 
     def _submit_pool(self, ticket: PoolTicket) -> None:
@@ -105,6 +113,22 @@ class Log:
 
     # ── on the stream ──────────────────────────────────────────────────────────────────────────
 
+    def keep(self, lane: Lane, tickets: list[StepTicket]) -> None:
+        """Those that stay in a lane."""
+        if tickets:
+            self.lanes[lane] = tickets
+        else:
+            self.lanes.pop(lane, None)
+
+    def departed(self, block: Block) -> None:
+        """Chunks leave: the steps behind them may be next."""
+        for handle, end in zip(block.handles.tolist(), block.ends.tolist(), strict=True):
+            queue = self.behind.get(handle)
+            if queue is not None and queue[0].start == end:
+                self.lanes.setdefault(queue[0].lane, []).append(queue.popleft())
+                if not queue:
+                    del self.behind[handle]
+
     @property
     def awaited(self) -> bool:
         """Whether replies are to come that somebody, or a replay, still needs."""
@@ -125,7 +149,8 @@ class Log:
         self.sessions_in_flight -= block.fresh
         block.fresh = 0
         if not block.left and self.in_flight.pop(block.frame, None) is not None:
-            self.windows.of(block.lane).held -= block.weight
+            assert block.window is not None
+            block.window.held -= block.weight
             block.weight = 0
             block.frame = 0
             # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.
@@ -207,7 +232,7 @@ class Log:
             if row >= 0:
                 block.sink.fail(row, again(error))
                 heard |= not isinstance(block.sink, Discard)
-        for ticket in self.singles.drop(handle):
+        for ticket in self._drop_singles(handle):
             ticket.finish(error=again(error))
             heard = True
         table.next[handle] = table.sent[handle] = start
@@ -238,10 +263,39 @@ class Log:
             for block in self.unsent:
                 block.starts += moved[block.handles]
                 block.ends += moved[block.handles]
-            for ticket in self.singles.of(handles):
+            for ticket in self._singles(handles):
                 ticket.start += moved.item(ticket.handle)
             table.next[handles] += moved[handles]
             self.on_rebase(handles, moved[handles])
+
+    def _remove(self, ticket: StepTicket) -> None:
+        """Forgets a step that has none behind it."""
+        queue = self.behind.get(ticket.handle)
+        if queue is not None:
+            queue.pop()
+            if not queue:
+                del self.behind[ticket.handle]
+            return
+        tickets = self.lanes[ticket.lane]
+        tickets.remove(ticket)
+        self.keep(ticket.lane, tickets)
+
+    def _singles(self, handles: Ints) -> list[StepTicket]:
+        """The steps of some sessions."""
+        wanted = set(handles.tolist())
+        first = [ticket for tickets in self.lanes.values() for ticket in tickets if ticket.handle in wanted]
+        return first + [ticket for handle in wanted for ticket in self.behind.get(handle, ())]
+
+    def _drop_singles(self, handle: int) -> list[StepTicket]:
+        """Forgets all steps of a session, and returns them in order."""
+        dropped: list[StepTicket] = []
+        for lane, tickets in [*self.lanes.items()]:
+            gone = [ticket for ticket in tickets if ticket.handle == handle]
+            if gone:
+                dropped += gone
+                self.keep(lane, [ticket for ticket in tickets if ticket.handle != handle])
+        dropped += self.behind.pop(handle, ())
+        return dropped
 
     def lost(self) -> None:
         """The stream is gone: what was in flight is unsent again."""
@@ -291,7 +345,7 @@ class Log:
         covered = np.zeros(table.size, np.bool_)
         for block in self.unsent:
             covered[block.handles[block.starts == table.sent[block.handles]]] = True
-        for tickets in self.singles.lanes.values():
+        for tickets in self.lanes.values():
             for ticket in tickets:
                 if ticket.start == table.sent[ticket.handle]:
                     covered[ticket.handle] = True

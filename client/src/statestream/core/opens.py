@@ -253,7 +253,7 @@ class Opens:
             self.in_flight.pop(frame, None)
         self._replay()
         # Those whose replies are still to come are no answer yet.
-        return opening.ticket is not None and frame not in self.redelivery
+        return opening.ticket is not None and frame not in self.redelivery.frames
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
         """Refuses every session of a frame; False where the frame opened none."""

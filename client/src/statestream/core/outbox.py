@@ -52,7 +52,8 @@ class Outbox:
     def fill(self, now: float) -> bool:
         """Takes what may leave now; whether there is something."""
         opens, controls, outbox = self._opens, self._controls, self.frames
-        self._unbind()  # Before anything about another session that has one of their handles.
+        if controls.failed:  # Before anything about another session that has one of their handles.
+            self._unbind()
         if opens.waiting:
             for opening in opens.ready(now):
                 outbox.append(self._open_frame(opening))
@@ -65,14 +66,14 @@ class Outbox:
         if controls.waiting:
             for batch in controls.ready(now):
                 outbox.append(self._control_frame(batch))
-        self._unbind()  # What failed just now: its handle may be taken again from the next time on.
+        if controls.failed:  # What failed just now: its handle may be taken again from the next time on.
+            self._unbind()
         if self._results.acks_due:
             self._acknowledge()
         return bool(outbox)
 
     def _unbind(self) -> None:
-        if self._controls.failed:
-            self.frames.append(self._controls.unbind(self._number()))
+        self.frames.append(self._controls.unbind(self._number()))
 
     def _open_frame(self, opening: Opening) -> StreamRequest:
         frame = self._number()

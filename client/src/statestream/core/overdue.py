@@ -90,7 +90,7 @@ class Overdue:
 
     def _asked(self) -> set[OpenTicket]:
         """First opens that are waited for."""
-        tickets = {expected.ticket for expected in self._opens.redelivery.expected()}
+        tickets = {expected.ticket for expected in self._opens.redelivery.frames.values()}
         tickets |= {wish.ticket for wishes in self._sharing.waiting.values() for wish in wishes}
         for opening in [*self._opens.waiting, *self._opens.in_flight.values()]:
             for asker in opening.ticket.askers if opening.ticket is not None else ():

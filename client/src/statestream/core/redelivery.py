@@ -40,27 +40,17 @@ class Redelivery:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._frames: dict[int, Expected] = {}
+        self.frames: dict[int, Expected] = {}
+        """Who waits for replies, by the frame that they answer."""
         self.on_open: Callable[[Ints], None] = lambda _: None
         """Hears of sessions that are open for their callers."""
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def expected(self) -> list[Expected]:
-        """Who waits for replies."""
-        return [*self._frames.values()]
-
-    def __contains__(self, frame: int) -> bool:
-        """Whether replies are to come in answer to a frame."""
-        return frame in self._frames
 
     def expect(self, frame: int, opening: Opening, handles: Ints, rows: Ints, kept: Ints) -> Ints:
         """Waits for the replies of sessions, so many of each; returns the rows of those that have none."""
         waits = kept > 0
         if waits.any():
             assert opening.ticket is not None
-            expected = self._frames.setdefault(frame, Expected(opening, opening.ticket))
+            expected = self.frames.setdefault(frame, Expected(opening, opening.ticket))
             self._table.state[handles[waits]] = State.OPENING
             expected.rows.update(zip(handles[waits].tolist(), rows[waits].tolist(), strict=True))
             expected.left.update(zip(handles[waits].tolist(), kept[waits].tolist(), strict=True))
@@ -68,7 +58,7 @@ class Redelivery:
 
     def result(self, frame: int, result: ResultFrame, outputs: Outputs | None = None) -> bool:
         """Takes replies, or why they do not come; whether a session is open with them."""
-        expected = self._frames[frame]
+        expected = self.frames[frame]
         handles = read_handles(result.handles)
         positions = read_positions(result.positions, len(handles))
         lengths = read_handles(result.lengths) if result.lengths else np.full(len(handles), result.steps)
@@ -94,7 +84,7 @@ class Redelivery:
 
         Its caller hears `error`; where it is to be opened `again`, what has to be asked for is returned.
         """
-        for frame, expected in self._frames.items():
+        for frame, expected in self.frames.items():
             if handle not in expected.left:
                 continue
             opening = None
@@ -111,7 +101,7 @@ class Redelivery:
     def lost(self, fault: StatestreamError | None) -> list[Opening]:
         """The stream is gone: what has to be asked for again. Too many faults in a row are told instead."""
         openings = []
-        for expected in self._frames.values():
+        for expected in self.frames.values():
             opening = expected.opening.part(indices(expected.opening.handles, np.array([*expected.left])))
             opening.faults += fault is not None
             if fault is not None and opening.faults > MAX_FAULTS:
@@ -121,15 +111,15 @@ class Redelivery:
             if opening.mode == OPEN_MODE_CREATE:
                 opening.mode = OPEN_MODE_EITHER
             openings.append(opening)
-        self._frames.clear()
+        self.frames.clear()
         return openings
 
     def give_up(self, error: StatestreamError) -> None:
         """Fails all who wait for replies."""
-        for expected in self._frames.values():
+        for expected in self.frames.values():
             for handle in [*expected.left]:
                 self._refuse(expected, handle, error)
-        self._frames.clear()
+        self.frames.clear()
 
     def _count(self, expected: Expected, handle: int) -> bool:
         """One more of a session came; whether that was the last."""
@@ -159,4 +149,4 @@ class Redelivery:
 
     def _forget(self, frame: int, expected: Expected) -> None:
         if not expected.left:
-            self._frames.pop(frame, None)
+            self.frames.pop(frame, None)

@@ -198,9 +198,9 @@ class Results:
         """The frame answers all of a block, in its order."""
         sink = block.sink
         if block.cursors is not None or block.lane.mark:
-            self._note(block, slice(0, len(block)))
+            self._note(block, block.every)
         self._answered(block, None, block.arrive(self._table, durable))
-        sink.deliver(slice(0, len(block)), outputs, block.lengths)
+        sink.deliver(block.every, outputs, block.lengths)
 
     def _note(self, block: Block, rows: slice | Ints) -> None:
         """What answered chunks say beside their steps; of replays it is known."""

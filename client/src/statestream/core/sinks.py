@@ -1,4 +1,4 @@
-"""Where the rows of a block deliver their outputs."""
+"""Where the rows of a block deliver their outputs; of a block of one chunk that is its ticket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from statestream.contract.errors import StatestreamError
 from statestream.contract.tensors import Array, Ints
-from statestream.core.tickets import Outputs, PoolTicket, StepTicket, value_of
+from statestream.core.tickets import Outputs, PoolTicket, StepTicket
 
 
 class Sink(Protocol):
@@ -72,36 +72,6 @@ class Singles:
     def fail(self, row: int, error: StatestreamError) -> None:
         """Hands one ticket its error."""
         self.tickets[row].finish(error=error)
-
-
-class One:
-    """The step ticket of a block of one chunk."""
-
-    __slots__ = ("ticket",)
-
-    def __init__(self, ticket: StepTicket) -> None:
-        self.ticket = ticket
-
-    def take(self, rows: Ints) -> One:
-        """Itself: there is only one row."""
-        return self
-
-    def deliver(self, rows: slice | Ints, outputs: Outputs, lengths: Ints | int) -> None:
-        """Hands over the steps; they belong to this frame."""
-        if not outputs:  # A mark.
-            self.ticket.finish()
-            return
-        ticket, value = self.ticket, value_of(outputs)
-        if not ticket.single:
-            ticket.finish(value)
-        elif isinstance(value, dict):
-            ticket.finish({name: packed[0, ...] for name, packed in value.items()})
-        else:
-            ticket.finish(value[0, ...])
-
-    def fail(self, row: int, error: StatestreamError) -> None:
-        """Hands over the error."""
-        self.ticket.finish(error=error)
 
 
 class PoolRows:

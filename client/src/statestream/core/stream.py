@@ -249,11 +249,16 @@ class StreamCore:
         kind = response.WhichOneof("response")
         frame = response.frame
         if kind == "result":
-            self._result(frame, response.result, now)
+            if frame in self.opens.redelivery.frames:
+                self._redelivered(frame, response.result)
+            else:
+                self.results.result(frame, response.result, now)
         elif kind == "part":
             whole = self._parts.take(frame, response.part)
-            if whole is not None:
-                self._result(frame, whole.result, now, whole.outputs)
+            if whole is not None and frame in self.opens.redelivery.frames:
+                self._redelivered(frame, whole.result, whole.outputs)
+            elif whole is not None:
+                self.results.result(frame, whole.result, now, whole.outputs)
         elif kind == "opened":
             if response.opened.durability:
                 self._durability(response.opened.durability)
@@ -285,7 +290,7 @@ class StreamCore:
             self.outbox.frames
             or self.log.awaited
             or self.opens.in_flight
-            or self.opens.redelivery
+            or self.opens.redelivery.frames
             or self.controls.in_flight
         )
 
@@ -295,7 +300,7 @@ class StreamCore:
         return bool(
             self.outbox.frames
             or self.log.unsent
-            or self.log.singles.lanes
+            or self.log.lanes
             or self.opens.waiting
             or self.controls.waiting
             or self.controls.failed
@@ -308,11 +313,11 @@ class StreamCore:
         log = self.log
         return bool(
             log.unsent
-            or log.singles.lanes
+            or log.lanes
             or log.awaited
             or self.controls.waiting
             or self.controls.in_flight
-            or self.opens.redelivery
+            or self.opens.redelivery.frames
             or any(opening.ticket for opening in [*self.opens.waiting, *self.opens.in_flight.values()])
         )
 
@@ -378,11 +383,8 @@ class StreamCore:
         if not (self.results.refuse_frame(frame, error, now) or self.opens.refuse_frame(frame, error, now)):
             self.controls.refuse_frame(frame, error, now)
 
-    def _result(self, frame: int, result: ResultFrame, now: float, outputs: Outputs | None = None) -> None:
-        redelivery = self.opens.redelivery
-        if frame not in redelivery:
-            self.results.result(frame, result, now, outputs)
-        elif redelivery.result(frame, result, outputs):
+    def _redelivered(self, frame: int, result: ResultFrame, outputs: Outputs | None = None) -> None:
+        if self.opens.redelivery.result(frame, result, outputs):
             self._answers += 1
 
     def _left(self, handle: int, error: StatestreamError, now: float) -> None:

@@ -117,12 +117,13 @@ class Ticket:
 
 
 class StepTicket(Ticket):
-    """One chunk of one session, or a mark.
+    """One chunk of one session, or a mark; as `sinks.Sink`, where its outputs go.
 
     Attributes:
         inputs: The bytes of every input, in the lane's order.
         single: The caller sent one step without a time axis and wants one back.
         cursor: What the caller says of where it is, in lanes with cursors; b"" for nothing.
+        framed: Whether a block has it.
     """
 
     __slots__ = ("cursor", "framed", "handle", "inputs", "lane", "nbytes", "single", "start", "steps")
@@ -144,6 +145,24 @@ class StepTicket(Ticket):
         self.start = -1
         self.framed = False
         self.nbytes = OVERHEAD + lane.step_bytes * steps
+
+    def take(self, _rows: Ints) -> StepTicket:
+        """As the sink of a block of one chunk: itself."""
+        return self
+
+    def deliver(self, _rows: slice | Ints, outputs: Outputs, _lengths: Ints | int) -> None:
+        """Takes the outputs of its chunk; they belong to this frame."""
+        if not outputs:  # A mark.
+            self.finish()
+        elif len(outputs) == 1:
+            (packed,) = outputs.values()
+            self.finish(packed[0, ...] if self.single else packed)
+        else:
+            self.finish({name: packed[0, ...] for name, packed in outputs.items()} if self.single else outputs)
+
+    def fail(self, _row: int, error: StatestreamError) -> None:
+        """Takes why there are none."""
+        self.finish(error=error)
 
 
 class PartsTicket(Ticket):

@@ -117,8 +117,10 @@ class Link:
 
     def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
         """Submits steps, of a stream unless the step before them failed; what comes back is done when they are."""
+        if self._closed:
+            raise forks.closed(forked=self.copied)
         ticket.waiter = done = Done(self._check)
-        self.do(partial(self.core.step, ticket, before))
+        self._operations.put(partial(self.core.step, ticket, before))
         return done
 
     def forget(self, ticket: Ticket) -> None:
