@@ -9,7 +9,7 @@ from statestream import errors
 from statestream.core import Group, OpenTicket, StreamCore
 from statestream.v1 import inference_pb2 as pb
 from tests.client.wire import Wire
-from tests.client.world import FEATURES, MODEL, World
+from tests.client.world import FEATURES, MODEL, Row, World
 
 EITHER = pb.OPEN_MODE_EITHER
 ONE = np.ones((1, FEATURES), np.float32)
@@ -79,6 +79,21 @@ def test_a_first_open_that_is_sent_again_is_the_newer_claim(wire: Wire) -> None:
     wire.connect()
     wire.send()
     assert wire.requests[0].open.incarnation > first
+
+
+def test_what_a_server_made_that_could_not_say_so_is_found_and_is_the_callers_own(wire: Wire) -> None:
+    """A store that fails behind its write: the second try finds a session that exists, and made it."""
+    wire.world.unsaid = [errors.StoreUnavailable("the store failed")]
+    ticket = wire.core.open(Group(MODEL, 0, False), ["a"], pb.OPEN_MODE_CREATE)
+    wire.settle()
+    assert not ticket.errors
+    assert ticket.created[0]
+    assert wire.world.frames == ["open"] * 3
+    taken = wire.core.open(Group(MODEL, 0, False), ["b"], pb.OPEN_MODE_CREATE)
+    wire.world.rows["b"] = Row(1, b"somebody", 1, False)
+    wire.world.refuse = [errors.StoreUnavailable("the store failed")]
+    wire.settle()
+    assert isinstance(taken.errors[0], errors.SessionExists)
 
 
 def test_start_values_are_cut_at_the_size_of_a_frame(monkeypatch: pytest.MonkeyPatch, wire: Wire) -> None:

@@ -155,6 +155,31 @@ def test_without_durability_a_lost_server_is_state_lost_for_its_sessions_only() 
     assert fine.value[0, 0] == 1
 
 
+def test_without_durability_another_server_has_another_session_even_at_the_same_position() -> None:
+    """Two servers with a memory of their own, which several clients use: the one found there is somebody else's."""
+    wire = Wire(World(pb.DURABILITY_MODE_NONE))
+    wire.connect()
+    used, begun = wire.open("used", "begun")
+    wire.step(used, np.ones((1, FEATURES)))
+    wire.run()
+    begins = wire.step(begun, np.ones((1, FEATURES)))
+    wire.send()
+    wire.cut()
+    other = Wire(World(pb.DURABILITY_MODE_NONE), make_core())
+    other.world.lives = 2
+    other.connect()
+    other.step(other.open("used").item(), np.full((1, FEATURES), 5))
+    other.run()
+    wire.world = other.world
+    wire.connect()
+    wire.run()
+    lost = wire.step(used, np.ones((1, FEATURES)))
+    wire.run()
+    assert isinstance(lost.error, errors.StateLost)
+    assert other.world.rows["used"].position == 1
+    assert begins.value[0, 0] == 1
+
+
 def test_a_session_whose_steps_end_one_stream_after_the_other_fails_though_others_go_on(wire: Wire) -> None:
     bad, good = wire.open("bad", "good")
     fatal = wire.step(bad, np.ones((1, FEATURES)))

@@ -144,6 +144,17 @@ def test_who_joins_an_open_that_is_refused_hears_the_same_or_asks_in_its_own_way
     assert left(wire) == other.handles.tolist()
 
 
+def test_who_joins_an_open_whose_caller_leaves_asks_anew_where_it_was_put_off(wire: Wire) -> None:
+    leader = ask(wire, "a")
+    wire.send()
+    joiner = ask(wire, "a")
+    wire.core.cancel(leader)
+    wire.world.unsaid = [errors.Draining("the server is leaving", retry_after=0.1)]
+    wire.settle()
+    assert not joiner.errors
+    assert left(wire) == joiner.handles.tolist()
+
+
 def test_a_version_that_turns_out_to_be_another_is_refused_to_who_joined(wire: Wire) -> None:
     leader, joiner = ask(wire, "a"), ask(wire, "a", version=2)
     wire.run()

@@ -34,7 +34,7 @@ class Wire:
 
     def connect(self) -> None:
         self.stream = Stream(self.world)
-        self.core.connected(self.world.limits, self.world.durability)
+        self.core.connected(self.world.limits, self.world.durability, 0.0, str(self.world.lives))
 
     def cut(self, fault: errors.StatestreamError | None = None) -> None:
         self.stream = None

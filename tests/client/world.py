@@ -79,6 +79,10 @@ class World:
         self.saved: dict[str, Row] = {}
         self.tombstones: dict[str, tuple[int, int]] = {}
         self.refuse: list[StatestreamError] = []
+        self.lives = 1
+        """How many processes there were."""
+        self.unsaid: list[StatestreamError] = []
+        """What the next opens are answered although they are done."""
         self.most_incarnation = self.most_epoch = 1 << 60
         """Above them an open frame is refused as a whole."""
         self.frames: list[str] = []
@@ -91,6 +95,7 @@ class World:
 
     def restart(self, *, lose_everything: bool = False) -> None:
         """The process is killed and started again."""
+        self.lives += 1
         if lose_everything:
             self.saved.clear()
         claims = {session_id: (row.epoch, row.incarnation, row.writer) for session_id, row in self.rows.items()}
@@ -256,6 +261,9 @@ class Stream:
                 )
             except StatestreamError as error:
                 refused.append(RowError(handle=handle, status=to_status(error)))
+                continue
+            if self.world.unsaid:
+                refused.append(RowError(handle=handle, status=to_status(self.world.unsaid.pop())))
                 continue
             if new and initial is not None:
                 row.state = initial[n].copy()

@@ -10,15 +10,12 @@ import pytest
 
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
-from tests.support.arrays import u32
-from tests.support.calls import failure_of
+from statestream_server.settings import Durability
+from tests.support.arrays import u32, u64
+from tests.support.calls import Failure, failure_of
 from tests.support.counter import numbers, sums
 from tests.support.serving import serving
 from tests.support.speaker import Opened, Speaker
-
-
-def u64(*numbers: int) -> bytes:
-    return np.asarray(numbers, "<u8").tobytes()
 
 
 async def _closed(speaker: Speaker, *handles: int, **more: object) -> list[tuple[int, str]]:
@@ -84,6 +81,40 @@ async def test_a_detach_is_durable_before_it_is_answered(
         (again,) = (await speaker.open("a")).values()
         assert isinstance(again, Opened)
         assert (again.position, again.durable) == (3, 3)
+
+
+@pytest.mark.parametrize("mode", [Durability.INTERVAL, Durability.SYNC])
+async def test_whoever_takes_a_session_over_finds_it_durable(
+    models_dir: Path, tmp_path: Path, mode: Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot send again what another caller sent. A caller that opens its own again waits for nothing."""
+    async with (
+        serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}", checkpoint_interval=600.0, durability=mode) as local,
+        Speaker(local.channel, "counter") as first,
+        Speaker(local.channel, "counter") as second,
+        Speaker(local.channel, "counter") as third,
+    ):
+        await first.open_one("a")
+        await first.step(0, 0, numbers(1, 2))
+        table = local.server.registry.get("counter").table
+        assert table is not None
+        again = await first.open_one("a", replay_positions=u64(0))
+        assert (again.position, again.durable) == (2, 2 if mode == Durability.SYNC else 0)
+        taken = await second.open_one("a")
+        assert (taken.position, taken.durable) == (2, 2)
+        await second.step(0, 2, numbers(4))
+
+        async def failing(records: object) -> object:
+            raise errors.StoreUnavailable("the store does not answer")
+
+        if mode == Durability.INTERVAL:
+            with monkeypatch.context() as patch:
+                patch.setattr(local.server.store, "save", failing)
+                (refused,) = (await third.open("a")).values()
+            assert isinstance(refused, Failure)
+            assert refused.reason == "STORE_UNAVAILABLE"
+        last = await third.open_one("a")
+        assert (last.position, last.durable) == (3, 3)
 
 
 async def test_acknowledgements_pass_by_frames_that_wait_for_the_store(

@@ -37,8 +37,9 @@ class Client:
         self.process, self.oracle = process, oracle
         self._addresses = addresses
         self.ready: asyncio.Future[aio.Client] = process.loop.create_future()
-        self.lines: dict[str, Line] = {}
-        self.holders: dict[str, int] = {}
+        self.lines: dict[tuple[str, int], Line] = {}
+        self.holders: dict[tuple[str, int], int] = {}
+        """How many callers have a session, by id and handle: one that failed stays with those who have not heard."""
 
     async def connect(self) -> None:
         """Connects, however long it takes."""
@@ -48,18 +49,18 @@ class Client:
                 self.ready.set_result(await aio.connect(self._addresses, settings=settings))
                 return
 
-    def joins(self, session: str, sure: tuple[int, ...]) -> Line:
+    def joins(self, session: str, found: aio.Session, sure: tuple[int, ...]) -> Line:
         """A caller has it open, perhaps beside others; `sure` was safe before."""
-        self.holders[session] = self.holders.get(session, 0) + 1
-        if session not in self.lines:
-            self.lines[session] = Line(sure)
-        return self.lines[session]
+        key = session, found._handle
+        self.holders[key] = self.holders.get(key, 0) + 1
+        return self.lines.setdefault(key, Line(sure))
 
-    def leaves(self, session: str, *, broken: bool) -> None:
+    def leaves(self, session: str, found: aio.Session, *, broken: bool) -> None:
         """A caller does not have it any more, or nobody has because it failed."""
-        self.holders[session] = max(0, self.holders.get(session, 0) - 1)
-        if broken or not self.holders[session]:
-            self.lines.pop(session, None)
+        key = session, found._handle
+        self.holders[key] = max(0, self.holders.get(key, 0) - 1)
+        if broken or not self.holders[key]:
+            self.lines.pop(key, None)
 
 
 class Caller:
@@ -71,6 +72,8 @@ class Caller:
         self.loop = client.process.loop
         self._calls = calls
         self._open: dict[str, aio.Session] = {}
+        self._since: dict[str, float] = {}
+        """When it opened them."""
         self.asked: Asked | None = None
 
     async def run(self) -> None:
@@ -88,7 +91,7 @@ class Caller:
     ) -> None:
         """Does one thing, and has the oracle judge how it fails."""
         session = session or self.id(operation.session)
-        self.asked = self.oracle.begin(what, session, self.loop.time())
+        self.asked = self.oracle.begin(what, session, self.loop.time(), self._since.get(session))
         self.loop.trace(what, session)
         task = asyncio.ensure_future(do(operation, session))
         timer = self.loop.call_later(operation.cancel, task.cancel) if operation.cancel is not None else None
@@ -100,7 +103,7 @@ class Caller:
             if operation.cancel is None:
                 self.oracle.violate(f"{what} of {session} was cancelled, and nobody did it")
         except Exception as error:
-            self.loop.trace(what, "failed", type(error).__name__)
+            self.loop.trace(what, "failed", error)
             self.oracle.failed(self.asked, error, self.loop.time(), self.allowed(operation))
             if isinstance(error, StatestreamError) and not isinstance(error, errors.StoreUnavailable):
                 await self._drop(session, broken=True)
@@ -119,28 +122,27 @@ class Caller:
 
     async def _drop(self, session: str, *, broken: bool) -> None:
         gone = self._open.pop(session, None)
+        self._since.pop(session, None)
         if gone is not None:
-            self.client.leaves(session, broken=broken)
+            self.client.leaves(session, gone, broken=broken)
             with contextlib.suppress(StatestreamError):
                 await gone.close()
-        elif broken:
-            self.client.lines.pop(session, None)
 
     async def _session(self, session: str, mode: str = "either", **more: Any) -> aio.Session:
         found = self._open.get(session)
         if found is None:
             sure = self.oracle.known(session).sure
             found = await self._aio.session(MODEL, session, mode=mode, **more)
-            self._open[session] = found
-            self.client.joins(session, sure)
+            self._open[session], self._since[session] = found, self.loop.time()
+            self.client.joins(session, found, sure)
             self._durable(session, found)
         return found
 
-    def _line(self, session: str) -> Line | None:
-        return None if self.oracle.is_wild(session) else self.client.lines.get(session)
+    def _line(self, session: str, found: aio.Session) -> Line | None:
+        return None if self.oracle.is_wild(session) else self.client.lines.get((session, found._handle))
 
     def _durable(self, session: str, found: Any) -> None:
-        line = self._line(session)
+        line = self._line(session, found)
         if (
             line is not None
             and line.history is not None
@@ -151,7 +153,7 @@ class Caller:
     async def _step(self, session: str, found: Any, count: int) -> None:
         asked = self.asked
         assert asked is not None
-        line = self._line(session)
+        line = self._line(session, found)
         numbers = self.oracle.submit(session, self.name, count)
         outputs = await found.step(
             np.asarray(numbers, np.int64)[:, None] if count > 1 else np.asarray(numbers, np.int64)
@@ -165,7 +167,8 @@ class Caller:
         for shorter, longer in pairwise(histories):
             if longer[:-1] != shorter:
                 self.oracle.violate(f"{asked.what}: the steps of one chunk do not follow each other: {histories}")
-        asked = Asked(asked.what, session, asked.began, asked.sure if session == asked.session else ())
+        asked = Asked(asked.what, session, asked.began, asked.sure if session == asked.session else (), asked.since)
+        self.loop.trace(asked.what, session, "answered", *histories[-1])
         self.oracle.answer(asked, numbers, histories[-1], line)
 
     # The operations.
@@ -178,7 +181,8 @@ class Caller:
         await self._step(session, await self._session(session), operation.count)
 
     async def do_stream(self, operation: Operation, session: str) -> None:
-        found, asked, line = await self._session(session), self.asked, self._line(session)
+        found = await self._session(session)
+        asked, line = self.asked, self._line(session, found)
         assert asked is not None
         numbers = self.oracle.submit(session, self.name, 2 * operation.count + 1)
         items = [np.asarray([number], np.int64) for number in numbers]
@@ -189,10 +193,10 @@ class Caller:
 
     async def do_flush(self, operation: Operation, session: str) -> None:
         found = await self._session(session)
-        line = self._line(session)
+        line = self._line(session, found)
         known = line.history if line is not None else None
         durable = await found.flush()
-        if known is not None and line is self._line(session):
+        if known is not None and line is self._line(session, found):
             position = self.oracle.position(session, known)
             if durable < position and self.oracle.plan.durability != Durability.NONE:
                 self.oracle.violate(f"{session} was flushed up to {durable}; {list(known)} was answered before")
@@ -201,7 +205,7 @@ class Caller:
     async def do_close(self, operation: Operation, session: str) -> None:
         found = self._open.pop(session, None)
         if found is not None:
-            self.client.leaves(session, broken=False)
+            self.client.leaves(session, found, broken=False)
             await found.close()
 
     async def do_look(self, operation: Operation, session: str) -> None:
@@ -214,6 +218,7 @@ class Caller:
         assert asked is not None
         others = [self.id(number) for number in range(self.oracle.plan.sessions)]
         ids = [one for one in others if not self.oracle.is_wild(one)][:2] or [session]
+        asked.rows = tuple(ids)
         begun = [self.oracle.begin(asked.what, one, self.loop.time()) for one in ids]
         async with self._aio.sessions(MODEL, ids=ids) as pool:
             for _ in range(operation.count):
@@ -225,7 +230,7 @@ class Caller:
     async def do_fork(self, operation: Operation, session: str) -> None:
         found = await self._session(session)
         await self._step(session, found, 1)
-        line = self._line(session)
+        line = self._line(session, found)
         known = line.history if line is not None and line.history is not None else ()
         copy = self._made_of(session, "f", known)
         forked = await found.fork(copy)
@@ -234,7 +239,7 @@ class Caller:
     async def do_snapshot(self, operation: Operation, session: str) -> None:
         found = await self._session(session)
         await self._step(session, found, 1)
-        line = self._line(session)
+        line = self._line(session, found)
         known = line.history if line is not None and line.history is not None else ()
         copy = self._made_of(session, "r", known)
         data = await found.snapshot()
@@ -250,7 +255,7 @@ class Caller:
     async def _is_made(self, copy: str, known: tuple[int, ...], made: aio.Session) -> None:
         self.oracle.is_made(copy, known)
         self._open[copy] = made
-        self.client.joins(copy, known)
+        self.client.joins(copy, made, known)
         await self._step(copy, made, 1)
 
     async def do_born(self, operation: Operation, session: str) -> None:
@@ -275,7 +280,7 @@ class Caller:
     async def do_delete(self, operation: Operation, session: str) -> None:
         found = await self._session(session)
         self._open.pop(session, None)
-        self.client.leaves(session, broken=True)
+        self.client.leaves(session, found, broken=True)
         await found.delete()
 
     async def do_replace(self, operation: Operation, session: str) -> None:
@@ -290,7 +295,7 @@ class Caller:
         data = await (await self._session(session)).snapshot()
         await self._drop(session, broken=True)
         self._open[session] = await self._aio.restore(data, model=MODEL, id=session)
-        self.client.joins(session, ())
+        self.client.joins(session, self._open[session], ())
 
     async def finish(self) -> None:
         """Everything that is open is flushed: what was answered is safe from then on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from statestream.calls import PoolError
 from statestream.contract import errors
@@ -54,12 +54,16 @@ class Asked:
 
     Attributes:
         sure: What was sure of its session when it began.
+        rows: The sessions of a pool's rows.
+        since: When its caller opened the session, or when it began: the session may have failed since, unheard.
     """
 
     what: str
     session: str
     began: float
     sure: History
+    since: float
+    rows: tuple[str, ...] = ()
 
 
 class Oracle:
@@ -111,9 +115,9 @@ class Oracle:
         """A number for a start value: a step of nobody's."""
         return self.submit(session, START, 1)[0]
 
-    def begin(self, what: str, session: str, now: float) -> Asked:
+    def begin(self, what: str, session: str, now: float, since: float | None = None) -> Asked:
         """An operation begins."""
-        return Asked(what, session, now, self.known(session).sure)
+        return Asked(what, session, now, self.known(session).sure, now if since is None else since)
 
     def answer(self, asked: Asked, submitted: list[int], history: History, line: Line | None) -> None:
         """A step was answered with what the session's history then was."""
@@ -184,16 +188,16 @@ class Oracle:
         """An operation failed."""
         say = f"{asked.what} of {asked.session} at {asked.began:.3f} failed at {now:.3f}: {error!r}"
         if isinstance(error, PoolError) and error.errors:
-            for one in error.errors.values():
-                self.failed(asked, one, now, allowed)
+            for row, one in error.errors.items():
+                self.failed(replace(asked, session=asked.rows[row], rows=()), one, now, allowed)
         elif not isinstance(error, StatestreamError):
             self.violate(f"{say}, which is no error of the library's")
         elif isinstance(error, _NEVER):
             self.violate(f"{say}, which must not happen here")
-        elif isinstance(error, errors.ServerUnavailable):
-            if not any(begin <= now and end >= asked.began - RETRY for begin, end in self.disturbed):
+        elif isinstance(error, errors.ServerUnavailable | errors.Draining):
+            if not any(begin <= now and end >= asked.since - RETRY for begin, end in self.disturbed):
                 self.violate(f"{say}, though nothing was wrong")
-            elif asked.began > self.healed + 2.0:
+            elif asked.since > self.healed + 2.0:
                 self.violate(f"{say}, though everything was well again")
         elif isinstance(error, errors.StoreUnavailable):
             if not any(fault.kind.startswith("store") for fault in self.plan.faults) and self.plan.slow_store < 0.3:
@@ -202,7 +206,7 @@ class Oracle:
             if not self._claimed_by_others(asked.session):
                 self.violate(f"{say}, though nobody else opened it")
         elif isinstance(error, errors.StateLost):
-            if not (self.plan.durability == Durability.NONE and self.plan.crashes):
+            if not (self.plan.durability == Durability.NONE and (self.plan.crashes or self.plan.servers > 1)):
                 self.violate(f"{say}, though nothing may be lost")
         elif not isinstance(error, allowed):
             self.violate(f"{say}, which it may not")

@@ -80,6 +80,11 @@ class Replica:
         self._world.network.servers.pop(self.address, None)
         self._world.network.lost(self.process)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was asked to leave and is still there."""
+        return self._stop.is_set() and self.process.alive
+
     async def leave(self) -> None:
         """SIGTERM; returns when it is gone."""
         process = self.process
@@ -141,6 +146,8 @@ class World:
         faults.heal()
         for replica in self.replicas:
             replica.process.doomed = None
+            if replica.is_leaving:
+                await replica.leave()
             replica.start()
         oracle.healed = loop.time()
         await self._all(running, "")

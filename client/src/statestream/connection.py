@@ -88,7 +88,7 @@ class Connection:
         self.streams += 1
         self.renewing = self.silent = self._moved = False
         self._began, self._answers, self._answered = now, self.core.progress, False
-        self.core.connected(self.info.limits, self.info.durability, now)
+        self.core.connected(self.info.limits, self.info.durability, now, self.info.server_id)
 
     def received(self, response: StreamResponse, now: float) -> bool:
         """An answer came; whether the stream is over, because its server is leaving."""

@@ -30,7 +30,7 @@ class Opening:
         rows: [N] their rows in the ticket.
         initial: Start values, [N, ...] by state.
         not_before: When it may leave.
-        uncertain: It left before on a stream that was lost, and may have been done.
+        uncertain: It left before, and may have been done: its stream was lost, or the server could not answer.
         done: That it was: what is there now was made by it.
         claims: How often it was tried.
         since: When it was refused for the first time.

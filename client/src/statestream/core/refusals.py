@@ -33,8 +33,8 @@ class Refusals:
     def __init__(
         self, table: Table, log: Log, reopened: Reopened, ask: Callable[[Opening], None], retry_seconds: float
     ) -> None:
-        self.on_refused: Callable[[int, Opening, Group, StatestreamError], None] = _nothing
-        """Hears of a session that was refused to its caller, or could not be revived: when that is noted."""
+        self.on_refused: Callable[[int, Opening, Group, StatestreamError | None], None] = _nothing
+        """Hears of a session that was refused to its caller, or not revived, and why; None where its caller left."""
         self._table = table
         self._log = log
         self._reopened = reopened
@@ -63,7 +63,7 @@ class Refusals:
                 continue  # It waited too long, and failed.
             again_soon = opening.claims < MAX_CLAIMS if first else now - opening.since < self._retry_seconds
             if first and not opening.revival and not table.holders[handle]:
-                self.tell(opening, handle, error)  # Nobody waits for another try.
+                self.tell(opening, handle, error, left=True)  # Nobody waits for another try.
             elif first and isinstance(error, errors.SessionMoved) and again_soon:
                 # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
                 newest = int(error.metadata.get("incarnation", "0"))
@@ -90,7 +90,8 @@ class Refusals:
                 waiting.since = opening.since
                 self._ask(waiting)
         elif later:
-            self._repeat(opening, later, now + wait)
+            # Of what a server could not do, or a store behind it, something may have been done.
+            self._repeat(opening, later, now + wait, uncertain=True)
 
     def _apart(self, opening: Opening, error: StatestreamError) -> bool:
         """Whether a frame that cannot be served as a whole is asked for in two parts: one may be what is wrong with it.
@@ -112,15 +113,24 @@ class Refusals:
             self._ask(part)
         return True
 
-    def _repeat(self, opening: Opening, handles: list[int], not_before: float, *, done: bool = False) -> None:
+    def _repeat(
+        self,
+        opening: Opening,
+        handles: list[int],
+        not_before: float,
+        *,
+        done: bool = False,
+        uncertain: bool = False,
+    ) -> None:
         part = opening.part(indices(opening.handles, np.array(handles, np.int64)))
         part.claims += 1
         part.not_before = not_before
         part.done = done
+        part.uncertain |= uncertain
         self._ask(part)
 
-    def tell(self, opening: Opening, handle: int, error: StatestreamError) -> None:
-        """Tells whoever asked for a session that there is none."""
+    def tell(self, opening: Opening, handle: int, error: StatestreamError, *, left: bool = False) -> None:
+        """Tells whoever asked for a session that there is none; or drops it, where they have `left`."""
         ticket, table = opening.ticket, self._table
         assert ticket is not None
         rows = opening.rows[indices(opening.handles, np.array([handle]))]
@@ -131,7 +141,7 @@ class Refusals:
         else:
             table.release(np.array([handle]))
         ticket.count(rows)
-        self.on_refused(handle, opening, group, error)
+        self.on_refused(handle, opening, group, None if left else error)
 
 
 def _beyond(table: Table, handle: int, error: StatestreamError) -> errors.SessionMoved:

@@ -63,6 +63,24 @@ class Reopened:
         good = ~(short | ahead)
         self._bound.append((handles[good], positions[good]))
 
+    def left_behind(self) -> None:
+        """The process that had them in memory, and nowhere else, is not the one that is connected now.
+
+        One that is found there under the same id is another one, even at the same position. What this client can
+        replay whole begins there anew.
+        """
+        table = self._table
+        live = table.live()
+        for handle in live[table.floor[live] > 0].tolist():
+            self._log.fail(
+                handle,
+                StateLost(
+                    f"session {table.ids[handle]!r} was in the memory of another server, which keeps nothing durable; "
+                    f"this client can replay from {int(table.floor[handle])} on, so steps before are lost. Open it "
+                    "again and feed it from there, or reset it."
+                ),
+            )
+
     def go_on(self) -> None:
         """Has those that are bound again go on, whatever becomes of the others."""
         if not self._bound:

@@ -124,11 +124,14 @@ class Sharing:
             for wish in self.waiting.pop(handle):
                 self._take(wish)
 
-    def refused(self, handle: int, opening: Opening, group: Group, error: StatestreamError) -> None:
-        """A first open was refused: who waits for the session hears the same, or asks in their own way."""
+    def refused(self, handle: int, opening: Opening, group: Group, error: StatestreamError | None) -> None:
+        """A first open was refused: who waits for the session hears the same, or asks in their own way.
+
+        So do they where it was dropped, without an error: another try may be granted.
+        """
         wishes = self.waiting.pop(handle, ())
         for wish in wishes:
-            if wish.is_like(opening, group):
+            if error is not None and wish.is_like(opening, group):
                 _refuse(wish, again(error))
         for wish in wishes:
             if not wish.ticket.settled[wish.row]:

@@ -99,6 +99,7 @@ class StreamCore:
         self.results = Results(self.table, self.buffer, self.log, self.departures, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
+        self._server = ""
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self._answers = 0
         self._parts = Parts()
@@ -197,8 +198,11 @@ class StreamCore:
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
 
-    def connected(self, limits: Limits, durability: DurabilityMode, now: float = 0.0) -> None:
-        """A new stream is there; every session is opened again before its chunks go on."""
+    def connected(self, limits: Limits, durability: DurabilityMode, now: float = 0.0, server: str = "") -> None:
+        """A new stream is there; every session is opened again before its chunks go on.
+
+        Where nothing is durable, sessions end with the process that has them; `server` is its name.
+        """
         self.online = True
         self.going_away = False
         self.received_at = now
@@ -211,6 +215,9 @@ class StreamCore:
         log.max_answer = min(ANSWER_BYTES, limits.max_answer_bytes or 64 << 20, departures.max_kept)
         self.results.ack_after = max(1, min(64, departures.window // 2))
         self._durability(durability)
+        if durability == DURABILITY_MODE_NONE and self._server not in ("", server):
+            self.opens.reopened.left_behind()
+        self._server = server
         self.opens.connected()
 
     def disconnected(self, fault: StatestreamError | None = None) -> None:

@@ -81,16 +81,8 @@ class OpenFrames:
         handles = np.asarray(opening.handles)
         failures = [wire.row_error(int(handles[place]), 0, error) for place, error in refused.items()]
         for whole in opened:
-            if opening.replies and self._server.settings.durability == Durability.SYNC:
-                # Replies of steps that no record has yet do not leave: the claim before this one waited for it, too.
-                try:
-                    await self._server.checkpointer.flush(whole.table, whole.rows)
-                except errors.StatestreamError as error:
-                    failures += wire.row_errors(handles[whole.places], error)
-                    self._server.sessions.detach(
-                        whole.table, whole.rows[whole.table.binding[whole.rows] == whole.bindings]
-                    )
-                    continue
+            if not opening.replays or opening.replies:
+                whole = await self._saved(opening, whole, failures)
             whole = await self._awake(opening, whole, failures)
             # While the others were opened, somebody may have claimed some of these again.
             mine = whole.table.binding[whole.rows] == whole.bindings
@@ -109,6 +101,27 @@ class OpenFrames:
             failures = []
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+
+    async def _saved(self, opening: Opening, opened: Opened, failures: list[RowError]) -> Opened:
+        """Sessions that are durable where they stand: who opens them cannot send again what another caller sent.
+
+        One that is too large for a record is open as it is; but a reply that no record has does not leave in mode sync.
+        """
+        table, rows = opened.table, opened.rows
+        behind = np.flatnonzero(table.durable[rows] < table.position[rows])
+        if not len(behind):
+            return opened
+        refused = await self._server.checkpointer.flush_each(table, rows[behind])
+        holds = opening.replies and self._server.settings.durability == Durability.SYNC
+        good = np.ones(len(rows), np.bool_)
+        for place, error in refused.items():
+            if holds or not isinstance(error, errors.RecordTooLarge):
+                good[behind[place]] = False
+                failures += wire.row_errors(np.asarray(opening.handles)[opened.places[behind[[place]]]], error)
+        if not good.all():
+            gone = rows[~good]
+            self._server.sessions.detach(table, gone[table.binding[gone] == opened.bindings[~good]])
+        return opened.some(good)
 
     async def _awake(self, opening: Opening, opened: Opened, failures: list[RowError]) -> Opened:
         """Sessions that were opened, those in memory again that left it before their frame could be answered."""
@@ -166,6 +179,7 @@ class OpenFrames:
             handles,
             request.upgrade,
             request.return_replies,
+            replays=bool(request.replay_positions),
         )
 
     def _opened(self, handles: Array, part: Opened, failures: list[RowError]) -> pb.OpenedFrame:

@@ -89,6 +89,7 @@ class Opening:
         ephemeral: Whether they end with their caller.
         initial_states: One array [N, ...] for every state of new sessions, or None.
         start: The whole state of new sessions, or None.
+        replays: Whether the caller can send again what it sent before: it had them open, and lost them with a stream.
         owner: The stream that opens them, or UNBOUND.
         handles: [N] what that stream calls them.
         upgrade: Whether sessions that are pinned to another version move to this one.
@@ -112,6 +113,7 @@ class Opening:
     upgrade: bool = False
     replies: bool = False
     start: Start | None = None
+    replays: bool = False
 
     def keys(self, places: Iterable[int]) -> list[Key]:
         """The sessions at some places, as the store calls them."""
