@@ -433,16 +433,16 @@ class TestReaders:
 
 async def test_a_warm_up_keeps_no_outputs(wide: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """A history of a million steps has answers that nobody wants."""
-    from statestream_server.engine.work import Work
+    from statestream_server.engine.batch import Batch
 
-    kept = list[int]()
-    scatter = Work.end
+    kept, run = list[int](), Batch.run
 
-    def end(self: Work, places: Any) -> None:
-        kept.append(len(self.outputs))
-        scatter(self, places)
+    def ran(self: Batch) -> float:
+        seconds = run(self)
+        kept.extend(len(part.work.outputs) for part in self.parts)
+        return seconds
 
-    monkeypatch.setattr(Work, "end", end)
+    monkeypatch.setattr(Batch, "run", ran)
     history = pb.History(inputs=[tensor("x", np.zeros((2, 600, 2), np.float32))])
     request = pb.ForecastRequest(model="loop", horizon=2, history=history)
     assert len(await everything(Caller(wide.channel).inference.Forecast(request))) == 2

@@ -41,7 +41,7 @@ async def test_what_a_broken_engine_left_half_way_is_never_saved(
         def commit(*_: object) -> None:
             raise Fault
 
-        monkeypatch.setattr(Intake, "commit", commit)
+        monkeypatch.setattr(Intake, "completed", commit)
         await speaker.send_chunk([0], [2], [numbers(3)])
         with pytest.raises(Fault):
             await asyncio.wait_for(local.running.failed(), DEADLINE)

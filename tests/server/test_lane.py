@@ -9,27 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from statestream.errors import StatestreamError
-from statestream_server.arrays import Ints
-from statestream_server.engine.lane import Lane, Slice
+from statestream_server.engine.lane import Lane
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import Part, Priority, Work
 
 ROWS = 6
-
-
-class Deaf:
-    """A sink that nobody asks."""
-
-    def completed(self, work: Work, places: Ints) -> None:
-        """Not called: there is no engine."""
-
-    def failed(self, work: Work, places: Ints, error: StatestreamError) -> None:
-        """Not called."""
-
-    def behind(self, work: Work, places: Ints) -> None:
-        """Not called."""
 
 
 def oldest(lane: Lane, priority: Priority) -> tuple[int, int] | None:
@@ -38,7 +23,7 @@ def oldest(lane: Lane, priority: Priority) -> tuple[int, int] | None:
 
 
 def work_of(rows: list[int], steps: list[int]) -> Work:
-    return Work(np.asarray(rows, np.int64), Lengths.of(np.asarray(steps)), [], Deaf())
+    return Work(np.asarray(rows, np.int64), Lengths.of(np.asarray(steps)), [])
 
 
 @dataclass(eq=False)
@@ -68,7 +53,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.lane.grow(ROWS)
         self.ages = 0
         self.works = 0
-        self.batch: Slice | None = None
+        self.batch: list[Part] | None = None
+        self.steps = 0
         self.running: list[Chunk] = []
         self.ended: set[tuple[int, int]] = set()
         self.numbers: dict[int, int] = {}
@@ -98,20 +84,20 @@ class LaneMachine(RuleBasedStateMachine):
         assert found is not None
         assert found[0] == min(chunk.ready for chunk in heads), "the group whose head waits longest"
         assert found[1] in {chunk.slice for chunk in heads if chunk.ready == found[0]}
-        self.batch = self.lane.take(priority, found[1], most)
-        chunks = [(part.work, place) for part in self.batch.parts for place in part.places.tolist()]
-        assert len(chunks) == self.batch.count
+        self.steps = found[1]
+        self.batch = list(self.lane.take(priority, self.steps, most).parts)
+        chunks = [(part.work, place) for part in self.batch for place in part.places.tolist()]
         assert 1 <= len(chunks) <= most
         rows = [int(work.rows[place]) for work, place in chunks]
         assert len(set(rows)) == len(rows), "no row twice in a batch"
         self.running = [self.rows[row][0] for row in rows]
-        alike = [chunk for chunk in heads if chunk.slice == self.batch.steps]
+        alike = [chunk for chunk in heads if chunk.slice == self.steps]
         assert len(chunks) == min(most, len(alike)), "all that fit"
         for (work, place), chunk in zip(chunks, self.running, strict=True):
             assert (self.numbers[id(work)], place) == (chunk.work, chunk.place), "only the first may run"
             assert (0 if work.done is None else work.done[place]) == chunk.done
-            assert chunk.slice == self.batch.steps
-            assert self.batch.steps & (self.batch.steps - 1) == 0
+            assert chunk.slice == self.steps
+            assert self.steps & (self.steps - 1) == 0
 
     @precondition(lambda self: self.batch is not None)
     @rule(bad=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
@@ -119,10 +105,10 @@ class LaneMachine(RuleBasedStateMachine):
         assert self.batch is not None
         failed = np.asarray(bad[: len(self.running)])
         self.ages += 1
-        ended, behind = self.lane.advance(self.batch, failed if failed.any() else None, self.ages)
+        ended = self.lane.advance(self.batch, self.steps, failed if failed.any() else None, self.ages)
         expected: tuple[list[Chunk], list[Chunk], list[Chunk]] = ([], [], [])
         for chunk, wrong in zip(self.running, failed.tolist(), strict=True):
-            chunk.done += self.batch.steps
+            chunk.done += self.steps
             chunk.ready = self.ages
             if wrong or chunk.done == chunk.steps:
                 queue = self.rows[chunk.row]
@@ -133,9 +119,9 @@ class LaneMachine(RuleBasedStateMachine):
                     queue.clear()
                 if queue:
                     queue[0].ready = self.ages
-        self._end([Part(one.work, one.finished) for one in ended], expected[0])
-        self._end([Part(one.work, one.failed) for one in ended], expected[1])
-        self._end(behind, expected[2])
+        self._end(ended.finished, expected[0])
+        self._end(ended.failed, expected[1])
+        self._end(ended.behind, expected[2])
         self.batch, self.running = None, []
 
     @rule(rows=st.sets(st.integers(0, ROWS - 1), min_size=1))
@@ -210,8 +196,8 @@ def test_a_chunk_is_cut_into_falling_powers_of_two() -> None:
     while (head := oldest(lane, Priority.LIVE)) is not None:
         age += 1
         batch = lane.take(Priority.LIVE, head[1], 10)
-        slices.append(batch.steps)
-        lane.advance(batch, None, age)
+        slices.append(head[1])
+        lane.advance(batch.parts, head[1], None, age)
     assert slices == [8, 8, 8, 4, 1]
 
 
@@ -226,6 +212,6 @@ def test_thousands_behind_thousands() -> None:
     for work in works:
         batch = lane.take(Priority.LIVE, 1, 2 * count)
         assert [(part.work, part.places.tolist()) for part in batch.parts] == [(work, list(range(count)))]
-        lane.advance(batch, None, 3)
+        lane.advance(batch.parts, 1, None, 3)
     assert lane.queued == 0
     assert lane.idle(np.arange(count)).all()

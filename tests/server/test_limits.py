@@ -108,8 +108,7 @@ class TestLimits:
             assert table.replies.nbytes < 60_000
             for handle in range(20):
                 await greedy.send_ack(handle, 250)
-            intake = local.server.intake
-            intake._clock = lambda: time.time() + 1.0
+            local.server.intake._bounds._clock = lambda: time.time() + 1.0
             await greedy.step(39, 0, numbers(1))
 
     async def test_replies_of_sessions_that_nobody_has_leave_memory(self, models_dir: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ async def test_every_reason_why_a_batch_was_not_larger(local: Local, monkeypatch
     found = await reasons(local, [(0, 0, 1), (1, 0, 1), (2, 0, 1)], sessions=3)
     assert found == [Why.MOST, Why.ALL]
     monkeypatch.undo()
-    costs = local.server.engine._lanes[id(table)].costs
+    costs = table.costs
     monkeypatch.setattr(type(costs), "rows", lambda self, steps, most: 2)
     found = await reasons(local, [(0, 0, 1), (1, 0, 1), (2, 0, 1)], sessions=3)
     assert found == [Why.TIME, Why.ALL]

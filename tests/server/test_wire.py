@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from statestream import errors
 from statestream.signature import DTYPES, TensorSpec
 from statestream.v1.tensor_pb2 import Tensor
-from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc import singles, wire
 from statestream_server.edges.grpc.handles import read_handles
 from statestream_server.shapes import check_graph
 
@@ -83,7 +83,7 @@ def test_inputs_are_arrays_or_a_reason(tensors: list[Tensor], steps: int) -> Non
     assert reason_of(wire.packed_inputs, _SPECS, tensors, steps) in (None, "BAD_TENSOR")
     assert reason_of(wire.inputs_with_axes, _SPECS, tensors, (-1, -1), "series") in (None, "BAD_TENSOR")
     assert reason_of(graph_inputs, tensors) in (None, "BAD_TENSOR")
-    found = wire.packed_bytes(wire.ports(_SPECS), tensors, steps)
+    found = singles.packed_bytes(singles.ports(_SPECS), tensors, steps)
     if found is not None and steps:
         arrays = wire.packed_inputs(_SPECS, tensors, steps)
         assert [array.tobytes() for array in arrays] == found

@@ -29,7 +29,9 @@ CLOCKS: Final = (
     "statestream_server.edges.grpc.chain.monotonic",
     "statestream_server.edges.grpc.outbox.monotonic",
     "statestream_server.edges.grpc.readers.monotonic",
+    "statestream_server.engine.batch.time",
     "statestream_server.engine.engine.time",
+    "statestream_server.engine.predictions.time",
     "statestream_server.housekeeping.time",
     "statestream_server.sessions.lease.time",
 )

@@ -35,6 +35,7 @@ from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
+from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.coalescer import Coalescer
 from statestream_server.sessions.admission.intake import Intake
 from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
@@ -50,7 +51,7 @@ from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.sessions.ownership.versions import Versions
 from statestream_server.sessions.unary import Unary
-from statestream_server.settings import Settings, StartError, threads_for
+from statestream_server.settings import Durability, Settings, StartError, threads_for
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 
@@ -258,7 +259,9 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         quarantine=quarantine,
     )
     placement = Placement(engine, checkpointer, peers, time.monotonic)
-    intake = Intake(engine, checkpointer, settings.limits, time.monotonic, on_crowded=placement.make_way)
+    bounds = Bounds(settings.limits, time.monotonic, placement.make_way)
+    gate = checkpointer if settings.durability is Durability.SYNC else lease
+    intake = Intake(engine, gate, bounds, time.monotonic)
     coalescer = Coalescer(intake, engine)
     versions = Versions(registry, engine, checkpointer, store)
     lines = Turns()

@@ -13,7 +13,8 @@ EVERY: Final = 0.05
 """Seconds between two looks."""
 BUCKETS: Final = 16
 """Lags by powers of two of milliseconds: below 1, 2, 4, … up to 16 s, and above."""
-_FEW: Final = 64
+NOTED_ROWS: Final = 64
+"""What has fewer rows is not worth a note."""
 _SMALL: Final = 1 << 16
 
 
@@ -76,7 +77,7 @@ class TurnLoad:
 
     def note(self, rows: int = 0, errors: int = 0, nbytes: int = 0) -> None:
         """Notes what is done in this turn."""
-        if rows < _FEW and errors < _FEW and nbytes < _SMALL:
+        if rows < NOTED_ROWS and errors < NOTED_ROWS and nbytes < _SMALL:
             return
         if not self._counting:
             self._counting = True

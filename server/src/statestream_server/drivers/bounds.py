@@ -5,7 +5,7 @@ from __future__ import annotations
 from statestream.contract import errors
 from statestream_server.engine.table import Table
 from statestream_server.models.model import Model
-from statestream_server.sessions.admission.intake import too_large
+from statestream_server.sessions.admission.bounds import too_large
 from statestream_server.settings import Limits
 
 

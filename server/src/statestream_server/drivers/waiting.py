@@ -77,8 +77,8 @@ async def run(
     """
     engine.check(table)
     sink = Waiting()
-    work = Work(rows, Lengths.of(steps), inputs, sink, wanted=wanted)
-    engine.submit(table, work, priority)
+    work = Work(rows, Lengths.of(steps), inputs, wanted)
+    engine.submit(table, work, priority, sink)
     try:
         await asyncio.shield(sink.done)
     except asyncio.CancelledError:
@@ -87,4 +87,4 @@ async def run(
         if sink.done.done():
             sink.done.exception()
         raise
-    return work.outputs
+    return list(work.outputs)

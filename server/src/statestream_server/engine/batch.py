@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
-from statestream_server.arrays import Array, Bools, Ints, Positions, every, some
-from statestream_server.engine.lane import Slice
+from statestream_server.arrays import Array, Bools, Ints, Positions, counting, every, some
+from statestream_server.engine.statistics import Why
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import Watch
-from statestream_server.engine.work import NONE, Part
+from statestream_server.engine.work import NONE, Part, Priority
 from statestream_server.models.rows import SCRATCH_ROW
 
 log = logging.getLogger(__name__)
@@ -28,52 +29,60 @@ _MOST_RUNS = 32
 """Runs in which the guilty of one batch are looked for."""
 APART = 8
 """Rows in a batch whose rows run each by itself."""
-_NOBODY: Ints = np.empty(0, np.int64)
 
 
 class Batch:
     """Chunks that run together, each for as many steps."""
 
-    def __init__(self, table: Table, taken: Slice, watch: Watch, *, apart: bool = False) -> None:
-        """Finds out which row each chunk reads and which it writes; shadow rows are allocated here.
+    def __init__(self, table: Table, priority: Priority, steps: int, most: int, watch: Watch) -> None:
+        """Takes what waits longest of a class and slice, as many rows as a batch should have, at most `most`.
 
-        A chunk that takes several slices runs on a shadow row, so that its own row stays as it is until the last.
-        With `apart` each runs by itself. Every run is told to `watch`.
+        Finds out which row each chunk reads and which it writes; shadow rows are allocated here. A chunk that takes
+        several slices runs on a shadow row, so that its own row stays as it is until the last. Suspects run each by
+        itself. Every run is told to `watch`.
         """
-        self.taken = taken
+        self.table = table
+        self.steps = steps
+        self.costs = table.costs
+        self.apart = priority is Priority.SUSPECT
+        fitting = APART if self.apart else table.costs.rows(steps, most=most)
+        self.parts, self.rows, self.why = table.lane.take(priority, steps, fitting)
+        """Its chunks, [count] the rows of their sessions, and why there are not more."""
+        if table.rows.row_by_row:
+            self.why = Why.SERIAL
+        elif self.why is Why.TIME and fitting == most:
+            self.why = Why.MOST
+        self.count = len(self.rows)
+        self.since = self.parts[0].work.since
+        """When the oldest of its works came."""
         self.bad: Bools | None = None
         """[count] which chunks were not committed, in the order of the parts; None for none of them."""
-        self._table = table
-        self._watch = watch
-        self._row_by_row = apart or table.rows.row_by_row
-        self._refusals: dict[int, errors.StatestreamError] = {}
         self.again: Bools | None = None
         """[count] which chunks did not run and wait again, as suspects; None for none of them."""
-        self.apart = apart
-        self._runs = _MOST_RUNS
-        self._put_back: list[int] = []
-        self._suspects: list[str] = []
-        """The inputs that hold NaN or infinity in chunks that were not committed."""
-        parts = taken.parts
-        self.rows: Ints = parts[0].rows if len(parts) == 1 else np.concatenate([part.rows for part in parts])
-        """[count] the rows of the chunks' sessions, in the order of the parts."""
+        self.searched = self.apart
+        """Whether it took more runs than batches of its size take, which says nothing of their cost."""
         self.tags: Array = table.tag[self.rows]
         """[count] what stands for the chunks' sessions where work is noted."""
         self.began: Positions = table.position[self.rows]
         """[count] the positions at which the chunks' sessions are."""
-        rows = [self._rows(part) for part in parts]
-        self._source: Ints
-        self._target: Ints
-        self._source, self._target = (
-            rows[0] if len(rows) == 1 else (np.concatenate(column) for column in zip(*rows, strict=True))
-        )
+        self._watch = watch
+        self._row_by_row = self.apart or table.rows.row_by_row
+        self._refusals: dict[int, errors.StatestreamError] = {}
+        self._runs = _MOST_RUNS
+        self._put_back: list[int] = []
+        self._suspects: list[str] = []
+        """The inputs that hold NaN or infinity in chunks that were not committed."""
+        self._source = self._target = self.rows
+        if not all([part.work.lengths.each == steps and part.work.done is None for part in self.parts]):
+            rows = [self._shadowed(part) for part in self.parts]
+            self._source, self._target = (np.concatenate(column) for column in zip(*rows, strict=True))
 
-    def run(self) -> None:
-        """Gathers, runs the model, commits good rows, keeps the outputs in the works."""
-        parts, steps = self.taken.parts, self.taken.steps
-        inputs = parts[0].gather(steps)
+    def run(self) -> float:
+        """Gathers, runs the model, commits good rows, keeps the outputs in the works; the seconds that it took."""
+        began, parts = time.perf_counter(), self.parts
+        inputs = self._gather(parts[0])
         if len(parts) > 1:
-            gathered = [inputs, *(part.gather(steps) for part in parts[1:])]
+            gathered = [inputs, *(self._gather(part) for part in parts[1:])]
             inputs = [np.concatenate(arrays) for arrays in zip(*gathered, strict=True)]
         found, bad = self._run(self._source, self._target, inputs)
         outputs = found if found is not None else self._no_outputs(inputs)
@@ -83,20 +92,53 @@ class Batch:
             bad &= ~self.again
         if self._refusals:
             bad |= self._target == SCRATCH_ROW
+            self.searched = True
         if some(bad):
-            self.bad, specs = bad, self._table.model.signature.inputs
+            self.bad, specs = bad, self.table.model.signature.inputs
             floats = [
                 (spec.name, array[bad]) for spec, array in zip(specs, inputs, strict=True) if array.dtype.kind == "f"
             ]
             self._suspects = [name for name, array in floats if not every(np.isfinite(array))]
-        if len(parts) == 1:
-            parts[0].scatter(steps, outputs)
-            return
         start = 0
         for part in parts:
-            end = start + len(part.places)
-            part.scatter(steps, [array[start:end] for array in outputs])
-            start = end
+            cut = slice(start, start := start + len(part.places))
+            self._scatter(part, outputs if len(parts) == 1 else [array[cut] for array in outputs])
+        return time.perf_counter() - began
+
+    def _gather(self, part: Part) -> list[Array]:
+        """The next steps of chunks: one array for every input, [n, steps, ...one step]."""
+        work, places, _ = part
+        if work.lengths.each == self.steps and work.done is None:
+            packed = work.inputs if len(places) == len(work.rows) else work.lengths.pack(work.inputs, places)
+            return [array.reshape(len(places), self.steps, *array.shape[1:]) for array in packed]
+        index = self._index(part)
+        return [array[index] for array in work.inputs]
+
+    def _scatter(self, part: Part, outputs: Sequence[Array]) -> None:
+        """Gives a work the outputs [n, steps, ...one step] of what `_gather` gave."""
+        work, places, _ = part
+        if not work.wanted:
+            return
+        straight = work.lengths.each == self.steps and work.done is None
+        if straight:
+            outputs = [array.reshape(-1, *array.shape[2:]) for array in outputs]
+            if len(places) == len(work.rows):
+                work.outputs = outputs
+                return
+        if not work.outputs:
+            lead = 1 if straight else 2
+            work.outputs = [np.zeros((work.lengths.total, *array.shape[lead:]), array.dtype) for array in outputs]
+        index = work.lengths.cut(places) if straight else self._index(part)
+        for mine, array in zip(work.outputs, outputs, strict=True):
+            mine[index] = array
+
+    def _index(self, part: Part) -> Ints:
+        work, places, _ = part
+        starts = work.lengths.offsets[places]
+        if work.done is not None:
+            starts = starts + work.done[places]
+        index: Ints = starts[:, None] + counting(self.steps)
+        return index
 
     def errors_of(self, rows: Ints, places: Ints) -> Iterator[tuple[Ints, errors.StatestreamError]]:
         """Why the chunks of sessions' rows failed: those of `places` that share an error, and the error."""
@@ -110,10 +152,10 @@ class Batch:
         for error, mine in alike.values():
             yield np.asarray(mine), error
 
-    def _rows(self, part: Part) -> tuple[Ints, Ints]:
+    def _shadowed(self, part: Part) -> tuple[Ints, Ints]:
         """The rows that chunks start from and those that they end on."""
-        work, places = part
-        steps, rows = self.taken.steps, part.rows
+        work, places, rows = part
+        steps = self.steps
         if work.done is None and work.lengths.each == steps:
             return rows, rows
         done, shadow = work.column("done")[places], work.column("shadow")
@@ -121,23 +163,15 @@ class Batch:
         fresh = ~last & (shadow[places] == NONE)
         if fresh.any():
             try:
-                shadow[places[fresh]] = self._table.allocate(int(fresh.sum()), scratch=True)
+                shadow[places[fresh]] = self.table.allocate(int(fresh.sum()), scratch=True)
             except errors.TooManySessions as error:
                 # Without a shadow their chunks end here: what they come to goes to the scratch row, and is bad.
                 self._refusals.update(dict.fromkeys(rows[fresh].tolist(), error))
         target = np.where(last, rows, shadow[places])
         return np.where(first, rows, shadow[places]), np.where(target == NONE, SCRATCH_ROW, target)
 
-    @property
-    def searched(self) -> bool:
-        """Whether it took more runs than batches of its size take, which says nothing of their cost."""
-        return self.apart or bool(self._refusals)
-
-    @property
     def refused(self) -> Ints:
         """The rows whose inputs the model itself refused, or may have."""
-        if not self._refusals and self.again is None:
-            return _NOBODY
         rows = np.fromiter(self._refusals, np.int64, len(self._refusals))
         return rows if self.again is None else np.concatenate([rows, self.rows[self.again]])
 
@@ -156,13 +190,13 @@ class Batch:
             )
         self._runs -= 1
         tags, began = self.tags, self.began
-        if len(source) < self.taken.count:
+        if len(source) < self.count:
             tags, began = tags[first : first + len(source)], began[first : first + len(source)]
         try:
             if self.apart:
-                self._watch.check(self._table.mark, int(tags[0]), int(began[0]))
-            self._watch.enter(self._table.mark, tags, began, self._name(first) if self.apart else "")
-            return self._table.rows.step(source, target, inputs)
+                self._watch.check(self.table.mark, int(tags[0]), int(began[0]))
+            self._watch.enter(self.table.mark, tags, began, self._name(first) if self.apart else "")
+            return self.table.rows.step(source, target, inputs)
         except errors.Quarantined as error:
             self._refusals[int(self.rows[first])] = error
             return None, np.ones(1, np.bool_)
@@ -182,7 +216,7 @@ class Batch:
             log.log(
                 logging.DEBUG if self.apart else logging.WARNING,
                 "model %r refused a chunk: %s",
-                self._table.model.name,
+                self.table.model.name,
                 error,
             )
             self._refusals[row] = errors.BadTensor(
@@ -194,13 +228,13 @@ class Batch:
 
     def _name(self, place: int) -> str:
         """The session of the chunk at a place, in words."""
-        name, session = self._table.model.name, self._table.ids[int(self.rows[place])]
+        name, session = self.table.model.name, self.table.ids[int(self.rows[place])]
         return f"a forecast or a text of {name!r}" if session is None else f"session {session!r} of {name!r}"
 
     def _no_outputs(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs that nobody will see, in the shape of real ones."""
         lead = inputs[0].shape[:2]
-        outputs = self._table.model.signature.outputs
+        outputs = self.table.model.signature.outputs
         return [np.zeros((*lead, *np.maximum(step_shape(spec), 1)), numpy_dtype(spec.dtype)) for spec in outputs]
 
 

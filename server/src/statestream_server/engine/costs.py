@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
+BATCH_SECONDS: Final = 2e-3
+"""What a batch is to take at most: newcomers wait that long before they join."""
+BATCH_BYTES: Final = 32 << 20
+"""Outputs of one run, about, as they exist once more while it runs; one step of one row may have more."""
 _WEIGHT = 0.25
 """How much the newest measurement counts."""
 _RUNS = 16
 """Limits are worked out again after so many runs, and when a size was measured for the first time."""
 _FIRST_ROWS = 64
 """The limit while nothing was measured."""
-
-
-class _Curve:
-    """Seconds that runs of one length take, by the power of two nearest below their rows."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-
-    def observe(self, rows: int, seconds: float) -> bool:
-        """Notes a run; says whether it was the first of its size."""
-        bucket = rows.bit_length() - 1
-        scaled = seconds * (1 << bucket) / rows
-        known = self._seconds.get(bucket)
-        self._seconds[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
-        return known is None
-
-    def at_least(self, rows: int) -> float:
-        return max((seconds for bucket, seconds in self._seconds.items() if 1 << bucket <= rows), default=0.0)
-
-    def predict(self, rows: int) -> float:
-        bucket = rows.bit_length() - 1
-        if bucket not in self._seconds:
-            bucket = max((b for b in self._seconds if b < bucket), default=min(self._seconds))
-        return self._seconds[bucket] * rows / (1 << bucket)
 
 
 class Costs:
@@ -44,42 +25,51 @@ class Costs:
     so batches grow in a few runs and never overshoot much; lengths likewise.
     """
 
-    def __init__(self, target: float) -> None:
-        """Batches are to take `target` seconds."""
+    def __init__(self, target: float, step_bytes: int = 0) -> None:
+        """Batches are to take `target` seconds; their outputs have `step_bytes` a step and are to have not too many."""
         self.target = target
-        self._curves: dict[int, _Curve] = {}
+        self._step_bytes = step_bytes
+        self._curves: dict[int, dict[int, float]] = {}
+        """By steps, then by the power of two nearest below the rows."""
         self._limits: dict[tuple[int, int], int] = {}
         self._longest: dict[int, int] = {}
         self._runs = 0
 
-    def observe(self, rows: int, steps: int, seconds: float) -> None:
-        """Notes that a batch took so long; one without rows counts as one."""
+    def observe(self, rows: int, steps: int, seconds: float) -> bool:
+        """Notes that a batch took so long; one without rows counts as one. Whether limits may be others from now on."""
         curve = self._curves.get(steps)
         if curve is None:
-            curve = self._curves[steps] = _Curve()
+            curve = self._curves[steps] = {}
+        rows = rows or 1
+        bucket = rows.bit_length() - 1
+        scaled, known = seconds * (1 << bucket) / rows, curve.get(bucket)
+        curve[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
         self._runs += 1
-        if curve.observe(max(rows, 1), seconds) or self._runs >= _RUNS:
-            self._runs = 0
-            self._limits.clear()
-            self._longest.clear()
+        if known is not None and self._runs < _RUNS:
+            return False
+        self._runs = 0
+        self._limits.clear()
+        self._longest.clear()
+        return True
 
     def predict(self, rows: int, steps: int = 1) -> float:
         """Seconds that a batch will take; infinite while nothing was measured, so that the first holds nobody up."""
         if not self._curves:
             return math.inf
-        known = steps
+        known, rows = steps, rows or 1
         if known not in self._curves:
             known = max((length for length in self._curves if length < steps), default=min(self._curves))
-        return self._curves[known].predict(max(rows, 1)) * steps / known
+        curve, bucket = self._curves[known], rows.bit_length() - 1
+        if bucket not in curve:
+            bucket = max((one for one in curve if one < bucket), default=min(curve))
+        return curve[bucket] * rows / (1 << bucket) * steps / known
 
     def at_least(self, rows: int) -> float:
         """Seconds that a batch of one step takes, going by what smaller ones took; 0 while none was measured."""
-        return self._curves[1].at_least(max(rows, 1)) if 1 in self._curves else 0.0
+        return max((seconds for b, seconds in self._curves.get(1, {}).items() if 1 << b <= max(rows, 1)), default=0.0)
 
     def rows(self, steps: int, *, most: int) -> int:
         """How many rows of `steps` steps fit the target, 1 to `most`."""
-        if not self._curves:
-            return min(_FIRST_ROWS, most)
         limit = self._limits.get((steps, most))
         if limit is None:
             limit = self._limits[steps, most] = self._fitting(steps, most)
@@ -102,6 +92,9 @@ class Costs:
         return found
 
     def _fitting(self, steps: int, most: int) -> int:
+        most = min(most, max(1, BATCH_BYTES // max(1, steps * self._step_bytes)))
+        if not self._curves:
+            return min(_FIRST_ROWS, most)
         best = 1
         while 2 * best <= most and self.predict(2 * best, steps) <= self.target:
             best *= 2

@@ -10,29 +10,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, every
-from statestream_server.engine.batch import APART, Batch
-from statestream_server.engine.costs import Costs
+from statestream_server.engine.batch import Batch
+from statestream_server.engine.costs import BATCH_SECONDS
 from statestream_server.engine.lane import Ended, Lane
 from statestream_server.engine.marks import RESET
 from statestream_server.engine.predictions import Prediction, Predictions, Together
-from statestream_server.engine.scheduler import Choice, Head, Scheduler
-from statestream_server.engine.statistics import Statistics, Why
+from statestream_server.engine.scheduler import Choice, Scheduler
+from statestream_server.engine.statistics import Statistics
 from statestream_server.engine.table import Table
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.watch import Unwatched, Watch
-from statestream_server.engine.work import NONE, Part, Priority, Work
-from statestream_server.lag import TurnLoad
+from statestream_server.engine.work import NONE, Part, Priority, Sink, Work
+from statestream_server.lag import NOTED_ROWS, TurnLoad
 from statestream_server.models.model import Predictor
 
-BATCH_SECONDS = 2e-3
-"""What a batch is to take at most: newcomers wait that long before they join."""
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
 _MANY = 64
@@ -41,18 +39,7 @@ _MOST_TURNS = 16
 """TurnLoad of the loop that a few chunks wait at most, for company that keeps coming."""
 MAX_BATCH = 4096
 """The most rows in a batch, whatever they cost."""
-
-
-@dataclass(slots=True)
-class _Lane:
-    """What the engine knows of one table."""
-
-    table: Table
-    costs: Costs
-    row_by_row: bool
-
-    def heads(self) -> Iterable[Head]:
-        return self.table.lane.heads()
+W = TypeVar("W", bound=Work)
 
 
 class Engine:
@@ -63,13 +50,13 @@ class Engine:
 
         `turns` hears what is done in a turn of the loop, `watch` what runs.
         """
-        self._turns_of_loop = turns or TurnLoad()
+        self._load = turns or TurnLoad()
         self._watch = watch or Unwatched()
         self._statistics = Statistics()
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
         """Called before a batch is chosen: they submit what came since the last one."""
-        self._lanes: dict[int, _Lane] = {}
+        self._tables: dict[Lane, Table] = {}
         self._predictions: dict[int, Predictions] = {}
         self._ages = itertools.count(1)
         self._due = False
@@ -114,15 +101,15 @@ class Engine:
 
     def add(self, table: Table) -> None:
         """Serves a table's rows."""
-        self._lanes[id(table)] = _Lane(table, Costs(BATCH_SECONDS), table.rows.row_by_row)
+        self._tables[table.lane] = table
 
     def remove(self, table: Table) -> None:
         """Serves it no longer; nothing of it may be queued."""
-        del self._lanes[id(table)]
+        del self._tables[table.lane]
 
     def tables(self) -> list[Table]:
         """The tables that are served."""
-        return [lane.table for lane in self._lanes.values()]
+        return list(self._tables.values())
 
     def check(self, table: Table) -> None:
         """Checks that a table is served still: what is submitted to another is never run.
@@ -130,12 +117,12 @@ class Engine:
         Raises:
             ModelNotFound: Its version was unloaded.
         """
-        if id(table) not in self._lanes:
+        if table.lane not in self._tables:
             raise unloaded(table.model.name, table.model.version)
 
-    def submit(self, table: Table, work: Work, priority: Priority) -> None:
-        """Queues a work's chunks behind what their rows have queued."""
-        work.since = time.perf_counter()
+    def submit(self, table: Table, work: W, priority: Priority, sink: Sink[W]) -> None:
+        """Queues a work's chunks behind what their rows have queued; `sink` hears how they end."""
+        work.sink, work.since = sink, time.perf_counter()
         if self._watch.wary:
             suspects = self._watch.suspected(table.mark, table.tag[work.rows])
             if suspects is not None:
@@ -180,7 +167,7 @@ class Engine:
     def cancel(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Takes out what is queued for rows, but for what runs now; the sinks hear `error`."""
         for part in table.lane.cancel(rows):
-            self._end(table, part, error)
+            self._refuse(table, part, error)
 
     async def settled(self, table: Table, rows: Ints) -> None:
         """Waits until all that is queued for rows now has run or was refused; what comes later does not hold it up.
@@ -206,12 +193,12 @@ class Engine:
     @property
     def queued_bytes(self) -> int:
         """Bytes of the inputs of chunks that wait or run."""
-        return sum(lane.table.lane.nbytes for lane in self._lanes.values())
+        return sum(lane.nbytes for lane in self._tables)
 
     @property
     def queued(self) -> int:
         """Chunks that wait or run."""
-        return sum(lane.table.lane.queued for lane in self._lanes.values())
+        return sum(lane.queued for lane in self._tables)
 
     def take_in(self) -> None:
         """Has chunks that just arrived submitted; call it before anything that must come after them."""
@@ -223,7 +210,7 @@ class Engine:
         self._arrived += arrived
         if not self._due and self._loop is not None:
             self._due = True
-            self._loop.call_soon(self._run_next)
+            self._loop.call_soon(self._turn)
 
     def _more_to_come(self) -> bool:
         """Whether a turn that brought something is worth another before a batch runs.
@@ -239,12 +226,12 @@ class Engine:
         self._gathered = self._turns = 0
         return False
 
-    def _run_next(self) -> None:
-        """Runs one batch, if one waits and none is on the thread."""
+    def _turn(self) -> None:
+        """One turn of the loop: takes in what came, chooses a batch, runs it and commits it."""
         if self._loop is None:
             return
         if self._more_to_come():
-            self._loop.call_soon(self._run_next)
+            self._loop.call_soon(self._turn)
             return
         try:
             for hand_over in self.feeds:
@@ -252,42 +239,66 @@ class Engine:
             self._due, self._arrived = False, 0
             if self._on_thread is not None:
                 return
-            queues: list[_Lane | Predictions] = [lane for lane in self._lanes.values() if lane.table.lane.queued]
+            queues: list[Lane | Predictions] = [lane for lane in self._tables if lane.queued]
             queues += [predictions for predictions in self._predictions.values() if len(predictions)]
             choice = self.scheduler.choose(queues)
             if choice is None:
                 return
-            if isinstance(choice.queue, _Lane) and not choice.steps:
-                self._pass_marks(choice.queue.table, choice.priority)
+            batch: Batch | Together
+            if isinstance(choice.queue, Predictions):
+                batch = choice.queue.take(MAX_BATCH)
+            elif choice.steps:
+                batch = Batch(self._tables[choice.queue], choice.priority, choice.steps, MAX_BATCH, self._watch)
+            else:
+                self._pass_marks(self._tables[choice.queue], choice.priority)
                 return
-            run = self._prediction(choice.queue) if isinstance(choice.queue, Predictions) else self._step(choice)
-            if run.predicted < INLINE_SECONDS:
-                self._settle(run, choice.priority, _timed(run.run))
-                return
-            self._statistics.threaded += 1
-            self._on_thread = asyncio.create_task(self._aside(run, choice.priority), name="engine-batch")
+            if batch.costs.predict(batch.count, batch.steps) < INLINE_SECONDS:
+                self._commit(choice, batch, batch.run())
+            else:
+                self._statistics.threaded += 1
+                self._on_thread = asyncio.create_task(self._aside(choice, batch), name="engine-batch")
         except Exception as error:
             self._fail(error)
 
-    async def _aside(self, run: _Run, priority: Priority) -> None:
+    async def _aside(self, choice: Choice[Lane | Predictions], batch: Batch | Together) -> None:
         """Runs a batch on the thread."""
         try:
             async with self._slabs:
-                seconds = await asyncio.get_running_loop().run_in_executor(self._thread, _timed, run.run)
+                seconds = await asyncio.get_running_loop().run_in_executor(self._thread, batch.run)
             self._on_thread = None
-            self._settle(run, priority, seconds)
+            self._commit(choice, batch, seconds)
         except Exception as error:
             self._fail(error)
 
-    def _settle(self, run: _Run, priority: Priority, seconds: float) -> None:
-        """What follows a batch; then the loop gets a turn, so that newcomers join before the next."""
-        if run.batch is None or not run.batch.searched:
-            run.costs.observe(run.rows, run.steps, seconds)
-        self._turns_of_loop.note(run.rows)
-        self._statistics.count(run.rows, run.steps, seconds, run.why, run.waited)
-        self.scheduler.charge(priority, seconds)
-        run.finish()
-        if self.queued or any(map(len, self._predictions.values())):
+    def _commit(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float) -> None:
+        """Notes what a batch cost and tells of it; newcomers join in the turn of the loop before the next."""
+        news = not batch.searched and batch.costs.observe(batch.count, batch.steps, seconds)
+        if batch.count >= NOTED_ROWS:
+            self._load.note(batch.count)
+        waited = time.perf_counter() - seconds - batch.since
+        self._statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
+        self.scheduler.charge(choice.priority, seconds)
+        if isinstance(batch, Together):
+            batch.deliver()
+            # What is not done yet waits behind the others again.
+            assert isinstance(choice.queue, Predictions)
+            for call in batch.again:
+                choice.queue.push(call, next(self._ages))
+        else:
+            table, lane = batch.table, batch.table.lane
+            if news:
+                # A long chunk is cut so that newcomers need not wait for all of it.
+                lane.max_slice = batch.costs.longest(table.max_slice)
+            if batch.searched or batch.again is not None:
+                self._judge(batch)
+            ended = lane.advance(batch.parts, batch.steps, batch.bad, next(self._ages), batch.again)
+            for work, places, _ in ended.finished:
+                work.sink.completed(work, places)
+                if work.shadow is not None:
+                    self._free(table, work, places)
+            if ended.failed:
+                self._refuse_all(batch, ended)
+        if any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values())):
             self.wake()
 
     def _fail(self, error: Exception) -> None:
@@ -295,124 +306,52 @@ class Engine:
             self._failure.set_exception(error)
         self._loop = None  # Rows may be half-way: nothing runs any more.
 
-    def _prediction(self, queue: Predictions) -> _Run:
-        batch = queue.take(MAX_BATCH)
-        waited = time.perf_counter() - batch.calls[0].since
-        finish = partial(self._deliver, queue, batch)
-        return _Run(batch.run, finish, batch.costs, batch.rows, 1, queue.why(batch, MAX_BATCH), waited)
-
-    def _deliver(self, queue: Predictions, batch: Together) -> None:
-        """Hands over what a batch of calls gave; what is not done yet waits behind the others again."""
-        batch.deliver()
-        for call in batch.again:
-            queue.push(call, next(self._ages))
-
-    def _step(self, choice: Choice[_Lane | Predictions]) -> _Run:
-        lane, steps = choice.queue, choice.steps
-        assert isinstance(lane, _Lane)
-        # A long chunk is cut so that newcomers need not wait for all of it.
-        lane.table.lane.max_slice = lane.costs.longest(lane.table.max_slice)
-        apart = choice.priority is Priority.SUSPECT
-        most = APART if apart else lane.costs.rows(steps, most=lane.table.most_rows(steps, MAX_BATCH))
-        taken = lane.table.lane.take(choice.priority, steps, most)
-        why = Why.SERIAL if lane.row_by_row else _why(lane.table.lane, choice, taken.count, most)
-        waited = time.perf_counter() - taken.parts[0].work.since
-        batch = Batch(lane.table, taken, self._watch, apart=apart)
-        return _Run(
-            batch.run, partial(self._finish, lane.table, batch), lane.costs, taken.count, steps, why, waited, batch
-        )
-
-    def _finish(self, table: Table, batch: Batch) -> None:
-        lane = table.lane
+    def _judge(self, batch: Batch) -> None:
+        """Suspects the rows that the model refused, and trusts suspects that ran well a little more."""
+        lane = batch.table.lane
         if batch.apart:
             lane.trust(batch.rows)
-            self._watch.survived(table.mark, batch.tags, batch.began)
-        if len(batch.refused):
-            lane.suspect(batch.refused)
-        ended, behind = lane.advance(batch.taken, batch.bad, next(self._ages), batch.again)
-        self._complete(table, ended)
-        for work, _, failed in ended:
-            if len(failed):
-                for places, error in batch.errors_of(work.rows[failed], failed):
-                    self._end(table, Part(work, places), error)
-        for part in behind:
-            self._statistics.failed += len(part.places)
-            part.work.sink.behind(part.work, part.places)
-            self._free(table, *part)
+            self._watch.survived(batch.table.mark, batch.tags, batch.began)
+        refused = batch.refused()
+        if len(refused):
+            lane.suspect(refused)
+
+    def _refuse_all(self, batch: Batch, ended: Ended) -> None:
+        """Ends the chunks of a batch that failed, and those behind them."""
+        for work, failed, rows in ended.failed:
+            for places, error in batch.errors_of(rows, failed):
+                self._refuse(batch.table, Part.of(work, places), error)
+        for work, places, _ in ended.behind:
+            self._statistics.failed += len(places)
+            work.sink.behind(work, places)
+            self._free(batch.table, work, places)
+
+    def _refuse(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
+        """Ends chunks that were not applied."""
+        work, places, _ = part
+        self._statistics.failed += len(places)
+        work.sink.failed(work, places, error)
+        self._free(table, work, places)
 
     def _pass_marks(self, table: Table, priority: Priority) -> None:
         """Passes the marks that are next on their rows, between two batches: resets take their rows back."""
         began = time.perf_counter()
-        taken = table.lane.take(priority, 0, MAX_BATCH)
-        for work, places in taken.parts:
-            assert work.kinds is not None
-            rows = work.rows[places[work.kinds[places] == RESET]]
-            if len(rows):
-                table.rows.reset(rows)
+        parts, _, _ = table.lane.take(priority, 0, MAX_BATCH)
+        for work, places, rows in parts:
+            assert work.marks is not None
+            reset = rows[work.marks.kinds[places] == RESET]
+            if len(reset):
+                table.rows.reset(reset)
         self.scheduler.charge(priority, time.perf_counter() - began)
-        self._complete(table, table.lane.advance(taken, None, next(self._ages))[0])
+        for work, places, _ in table.lane.advance(parts, 0, None, next(self._ages)).finished:
+            work.sink.completed(work, places)
         self.wake()
-
-    def _complete(self, table: Table, ended: Sequence[Ended]) -> None:
-        """Tells of chunks that ran to their end."""
-        for work, finished, _ in ended:
-            if len(finished):
-                work.sink.completed(work, finished)
-                self._free(table, work, finished)
-
-    def _end(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
-        """Ends chunks that were not applied."""
-        self._statistics.failed += len(part.places)
-        part.work.sink.failed(part.work, part.places, error)
-        self._free(table, part.work, part.places)
 
     def _free(self, table: Table, work: Work, places: Ints) -> None:
         """Lets go of what ended chunks needed to run."""
         if work.shadow is not None:
             shadows = work.shadow[places]
             table.release(shadows[shadows != NONE])
-
-
-@dataclass(slots=True)
-class _Run:
-    """A batch that is about to run.
-
-    Attributes:
-        run: Runs it, here or on the thread.
-        finish: Tells of it, on the loop.
-        costs: What such batches took.
-        rows: Its rows.
-        steps: The steps of each.
-        why: Why it is not larger.
-        waited: Seconds since its oldest work came.
-        batch: The batch of steps that it is, None for predictions.
-    """
-
-    run: Callable[[], None]
-    finish: Callable[[], None]
-    costs: Costs
-    rows: int
-    steps: int
-    why: Why
-    waited: float
-    batch: Batch | None = None
-
-    @property
-    def predicted(self) -> float:
-        """Seconds that it will take."""
-        return self.costs.predict(self.rows, self.steps)
-
-
-def _why(lane: Lane, choice: Choice[_Lane | Predictions], count: int, most: int) -> Why:
-    """Why a batch that was just taken from a lane is not larger."""
-    if lane.queued == count:
-        return Why.ALL
-    others = False
-    for head in lane.heads():
-        if (head.priority, head.steps) == (choice.priority, choice.steps):
-            return Why.MOST if most == MAX_BATCH else Why.TIME
-        others = True
-    return Why.SLICES if others else Why.BUSY
 
 
 def unloaded(model: str, version: int) -> errors.ModelNotFound:
@@ -423,9 +362,3 @@ def unloaded(model: str, version: int) -> errors.ModelNotFound:
 def _resolve(ended: asyncio.Future[None]) -> None:
     if not ended.done():
         ended.set_result(None)
-
-
-def _timed(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started

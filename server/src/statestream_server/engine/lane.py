@@ -16,39 +16,39 @@ from typing import NamedTuple
 
 import numpy as np
 
-from statestream_server.arrays import Bools, Ints, counting, every, grown, some
+from statestream_server.arrays import Bools, Ints, counting, every, grown, some, span
 from statestream_server.engine.scheduler import Head
+from statestream_server.engine.statistics import Why
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
 
 
-@dataclass(slots=True)
-class Slice:
+class Taken(NamedTuple):
     """What one batch takes.
 
     Attributes:
         parts: The chunks, by work; all rows are distinct.
-        steps: How many steps of each chunk.
-        count: How many chunks.
+        rows: [count] their rows, in the order of the parts.
+        why: Why there are not more of them.
     """
 
-    parts: list[Part]
-    steps: int
-    count: int
+    parts: Sequence[Part]
+    rows: Ints
+    why: Why
 
 
 class Ended(NamedTuple):
-    """Chunks of one work that ended with a batch.
+    """How chunks ended with a batch.
 
     Attributes:
-        work: The work.
-        finished: [n] the chunks that ran to their end.
-        failed: [m] the chunks that failed their check.
+        finished: Those that ran to their end.
+        failed: Those that failed their check.
+        behind: Those that were queued behind one that failed.
     """
 
-    work: Work
-    finished: Ints
-    failed: Ints
+    finished: list[Part]
+    failed: list[Part]
+    behind: list[Part]
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Lane:
         self._works: dict[int, Work] = {}
         self._firsts: list[int] = []
         """The first entries of the works, ascending; some that ended may be among them."""
-        self._running: Slice | None = None
+        self._running: Sequence[Part] = ()
         self._suspicion = np.empty(0, np.uint8)
         """How many good runs of each row until it runs among the others again."""
         self._suspects = 0
@@ -124,15 +124,15 @@ class Lane:
             priority: Its class.
             age: Grows with every call; the lowest runs first.
         """
-        count = len(work.rows)
+        count = work.pending = len(work.rows)
         first = work.first = self._entries
-        work.priority = priority
+        work.priority, work.nbytes = priority, sum([array.nbytes for array in work.inputs])
         self._entries += count
         self._works[first] = work
         self._firsts.append(first)
         self.queued += count
         self.nbytes += work.nbytes
-        ready = work.places
+        ready = counting(count)
         if len(self._works) > 1:
             tails = self._tail[work.rows]
             behind = tails != NONE
@@ -162,71 +162,81 @@ class Lane:
         """The head of every group in which chunks wait."""
         return [Head(priority, runs[0].age, steps) for (priority, steps), runs in self._groups.items()]
 
-    def take(self, priority: Priority, steps: int, most: int) -> Slice:
+    def take(self, priority: Priority, steps: int, most: int) -> Taken:
         """Takes the oldest chunks of a group, `most` at the most, for one batch."""
         runs, count = self._groups[priority, steps], 0
-        parts: list[Part] = []
+        parts = list[Part]()
         while runs and count < most:
             run = runs[0]
-            places = run.places
+            work, places = run.work, run.places
             if len(places) > most - count:
                 places, run.places = places[: most - count], places[most - count :]
             else:
                 runs.popleft()
-            parts.append(Part(run.work, places))
+            parts.append(Part(work, places, work.rows if len(places) == len(work.rows) else work.rows[span(places)]))
             count += len(places)
+        why = Why.ALL if count == self.queued else Why.TIME
         if not runs:
             del self._groups[priority, steps]
-        self._running = Slice(parts, steps, count)
-        return self._running
+            if why is Why.TIME:
+                why = Why.SLICES if self._groups else Why.BUSY
+        self._running = parts
+        return Taken(parts, parts[0].rows if len(parts) == 1 else np.concatenate([part.rows for part in parts]), why)
 
     def advance(
-        self, batch: Slice, bad: Bools | None, age: int, again: Bools | None = None
-    ) -> tuple[list[Ended], list[Part]]:
+        self, parts: Sequence[Part], steps: int, bad: Bools | None, age: int, again: Bools | None = None
+    ) -> Ended:
         """Notes that a batch ran.
 
         Chunks with steps left queue up again behind what waits now. What is queued behind a chunk that failed is taken
         out: it cannot be applied either.
 
         Args:
-            batch: What `take` gave.
+            parts: What `take` gave.
+            steps: How many steps of each chunk ran.
             bad: [count] which chunks failed, in the order of the parts; None for none of them.
             age: As for `enqueue`.
             again: [count] which chunks did not run after all, and wait again; None for none of them.
 
         Returns:
-            What ended, and what was taken out.
+            What ended.
         """
-        self._running, start = None, 0
-        ended, behind = list[Ended](), list[Part]()
-        for part in batch.parts:
-            work, places = part
+        self._running, start = (), 0
+        ended = Ended([], [], [])
+        for part in parts:
+            work, places, rows = part
             cut = slice(start, start := start + len(places))
             failed = bad[cut] if bad is not None else None
             if again is not None:
                 self._ready(work, places[again[cut]], age)
-                places, failed = places[~again[cut]], failed[~again[cut]] if failed is not None else None
-                if not len(places):
-                    continue
-            if work.done is not None or work.lengths.each != batch.steps:
+                part = work, places, rows = part.some(~again[cut])
+                failed = failed[~again[cut]] if failed is not None else None
+            if work.done is not None or work.lengths.each != steps:
                 done = work.column("done")
-                done[places] += batch.steps
+                done[places] += steps
                 over = done[places] >= work.lengths.column[places]
                 if failed is not None:
                     over |= failed
                     failed = failed[over]
                 self._ready(work, places[~over], age)
-                places = places[over]
-            if len(places):
-                if failed is None or not some(failed):
-                    ended.append(Ended(work, places, _NOBODY))
-                else:
-                    ended.append(Ended(work, places[~failed], places[failed]))
-                    behind += self._behind(work, places[failed])
-                self._leave(Part(work, places), age)
-        for part in behind:
+                part = work, places, rows = part.some(over)
+            if not len(places):
+                continue
+            if failed is None or not some(failed):
+                ended.finished.append(part)
+            else:
+                if not every(failed):
+                    ended.finished.append(part.some(~failed))
+                ended.failed.append(part.some(failed))
+                ended.behind.extend(self._behind(work, places[failed]))
+            if work.next is None:
+                self._tail[rows] = NONE
+            else:
+                self._follow(work, places, rows, age)
             self._end(part)
-        return ended, behind
+        for part in ended.behind:
+            self._end(part)
+        return ended
 
     def cancel(self, rows: Ints) -> list[Part]:
         """Takes out everything queued for rows, except a chunk that runs now; returns what was taken out."""
@@ -237,7 +247,7 @@ class Lane:
         self._tail[rows] = NONE
         for work in list(self._works.values()):
             chosen = wanted[work.rows] if work.ended is None else wanted[work.rows] & ~work.ended
-            for part in self._running.parts if self._running is not None else ():
+            for part in self._running:
                 if part.work is work:
                     kept = part.places[chosen[part.places]]
                     chosen[kept] = False
@@ -245,10 +255,10 @@ class Lane:
                     if work.next is not None:
                         work.next[kept] = NONE
                     if len(kept):
-                        running.append(Part(work, kept))
+                        running.append(Part.of(work, kept))
             places = np.flatnonzero(chosen)
             if len(places):
-                cancelled.append(Part(work, places))
+                cancelled.append(Part.of(work, places))
         if running:
             _hold(cancelled, running)
         for part in cancelled:
@@ -276,7 +286,7 @@ class Lane:
         while len(entries):
             following = [_NOBODY]
             for other, some_entries, _ in self._located(entries):
-                part = Part(other, np.sort(some_entries - other.first))
+                part = Part.of(other, np.sort(some_entries - other.first))
                 found.append(part)
                 if other.next is not None:
                     following.append(other.next[part.places])
@@ -286,55 +296,53 @@ class Lane:
 
     def _ready(self, work: Work, places: Ints, age: int) -> None:
         """Puts runnable chunks into the groups of their next slice."""
-        if not len(places):
-            return
-        if work.lengths.each and work.done is None:
-            self._push(work, places, min(work.lengths.each, self.max_slice).bit_length(), age)
-            return
+        whole = work.lengths.each if work.done is None else 0
+        slices = [((1 << min(whole, self.max_slice).bit_length()) >> 1, places)] if whole else self._cut(work, places)
+        for steps, mine in slices:
+            waiting = [(work.priority, mine)]
+            if self._suspects:
+                suspects = self._suspicion[work.rows[mine]] > 0
+                if some(suspects):
+                    waiting = [(Priority.SUSPECT, mine[suspects]), (work.priority, mine[~suspects])]
+            for priority, some_places in waiting:
+                if len(some_places):
+                    runs = self._groups.get((priority, steps))
+                    if runs is None:
+                        runs = self._groups[priority, steps] = deque()
+                    runs.append(_Run(age, work, some_places))
+
+    def _cut(self, work: Work, places: Ints) -> list[tuple[int, Ints]]:
+        """The next slices of chunks that differ, or began: the steps of each, and the chunks."""
         remaining = work.lengths.column[places]
         if work.done is not None:
             remaining = remaining - work.done[places]
         # frexp gives the exponent e with 2**(e-1) <= remaining < 2**e.
         bits = np.frexp(np.minimum(remaining, self.max_slice).astype(np.float64))[1]
-        for length in np.unique(bits).tolist():
-            self._push(work, places[bits == length], length, age)
+        return [((1 << length) >> 1, places[bits == length]) for length in np.unique(bits).tolist()]
 
-    def _push(self, work: Work, places: Ints, bits: int, age: int) -> None:
-        waiting = [(work.priority, places)]
-        if self._suspects:
-            suspects = self._suspicion[work.rows[places]] > 0
-            if some(suspects):
-                waiting = [(Priority.SUSPECT, places[suspects]), (work.priority, places[~suspects])]
-        for priority, some_places in waiting:
-            if len(some_places):
-                key = (priority, (1 << bits) >> 1)
-                runs = self._groups.get(key)
-                if runs is None:
-                    runs = self._groups[key] = deque()
-                runs.append(_Run(age, work, some_places))
-
-    def _leave(self, part: Part, age: int) -> None:
-        """Ends the chunks of a batch; what is queued behind them may run."""
-        work, places = part
-        if work.next is None:
-            self._tail[part.rows] = NONE
-        else:
-            following = work.next[places]
-            last = following == NONE
-            self._tail[part.rows[last]] = NONE
-            for other, entries, _ in self._located(following[~last]):
-                self._ready(other, np.sort(entries - other.first), age)
-        self._end(part)
+    def _follow(self, work: Work, places: Ints, rows: Ints, age: int) -> None:
+        """Lets run what is queued behind chunks that end."""
+        following = work.column("next")[places]
+        last = following == NONE
+        self._tail[rows[last]] = NONE
+        for other, entries, _ in self._located(following[~last]):
+            self._ready(other, np.sort(entries - other.first), age)
 
     def _end(self, part: Part) -> None:
-        work, places = part
+        work, places, _ = part
         self.queued -= len(places)
-        work.end(places)
-        if not work.pending:
+        work.pending -= len(places)
+        if work.pending:
+            if work.ended is None:
+                work.ended = np.zeros(len(work.rows), np.bool_)
+            work.ended[places] = True
+        else:
             self.nbytes -= work.nbytes
             del self._works[work.first]
             if len(self._firsts) > 2 * len(self._works) + _STALE:
                 self._firsts = list(self._works)
+        if work.waits is not None:
+            work.waits.ended(places, work.ended if work.pending else None)
 
     def _chain(self, before: Ints, entries: Ints) -> None:
         """Queues entries behind others."""
@@ -365,7 +373,7 @@ def _hold(cancelled: Sequence[Part], running: Sequence[Part]) -> None:
     waiting = [(part.work, found) for part in cancelled if part.work.waits for found in part.work.waits.on(part.places)]
     if waiting:
         at = {
-            int(part.work.rows[place]): Part(part.work, part.places[[index]])
+            int(part.work.rows[place]): Part.of(part.work, part.places[[index]])
             for part in running
             for index, place in enumerate(part.places.tolist())
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,14 +37,11 @@ class Lengths:
 
     @property
     def column(self) -> Ints:
-        """[N] the steps of each chunk."""
+        """[N] the steps of each chunk, not to be written to."""
         if self._column is None:
             self._column = np.full(self.count, self.each, np.int64)
+            self._column.flags.writeable = False
         return self._column
-
-    def tolist(self) -> list[int]:
-        """The steps of each chunk."""
-        return [self.each] * self.count if self.each else self.column.tolist()
 
     @property
     def offsets(self) -> Ints:
@@ -82,3 +80,9 @@ class Lengths:
             return list(arrays)
         cut = self.cut(places)
         return [array[cut] for array in arrays]
+
+
+@functools.lru_cache(64)
+def alike(count: int, each: int) -> Lengths:
+    """The lengths of `count` chunks of `each` steps: one object for all that are so, as the same few come always."""
+    return Lengths(count, each)

@@ -1,9 +1,10 @@
-"""Runs without rows that wait: those of equal shape share a batch, a large one runs in pieces. No I/O, no clock."""
+"""Runs without rows that wait: those of equal shape share a batch, a large one runs in pieces. No I/O."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -111,8 +112,10 @@ class Together:
     Attributes:
         graph: What runs them.
         calls: The calls.
-        rows: The length of the common batch axis.
+        count: The length of the common batch axis.
         costs: What such batches took.
+        why: Why there are not more.
+        since: When the oldest of them came.
         mark: What stands for the model where work is noted.
         watch: Who notes it.
         results: The outputs of each call that ran.
@@ -122,23 +125,28 @@ class Together:
 
     graph: Predictor
     calls: list[Prediction]
-    rows: int
+    count: int
     costs: Costs
+    why: Why
+    since: float
     mark: bytes
     watch: Watch
     results: list[list[Array]] = field(default_factory=list)
     error: errors.StatestreamError | None = None
     again: list[Prediction] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Runs the graph once."""
-        calls = self.calls
+    steps, searched = 1, False
+
+    def run(self) -> float:
+        """Runs the graph once; the seconds that it took."""
+        calls, began = self.calls, time.perf_counter()
         name = f"a call of predict with inputs of {calls[0].inputs[0].shape}" if calls[0].apart else ""
         self.watch.enter(self.mark, np.fromiter((call.tag for call in calls), np.uint64, len(calls)), what=name)
         try:
             self._run(calls)
         finally:
             self.watch.leave()
+        return time.perf_counter() - began
 
     def _run(self, calls: list[Prediction]) -> None:
         if len(calls) == 1:
@@ -169,10 +177,10 @@ class Together:
                 continue
             if not outputs:
                 call.outputs.set_exception(self.error or errors.InternalError("the model gave no outputs"))
-            elif not call.ran and self.rows >= call.rows:
+            elif not call.ran and self.count >= call.rows:
                 call.outputs.set_result(outputs)
             else:
-                call.keep(outputs, self.rows)
+                call.keep(outputs, self.count)
                 if call.rows:
                     self.again.append(call)
                 else:
@@ -180,7 +188,7 @@ class Together:
 
     def _alone(self, call: Prediction) -> list[Array]:
         try:
-            return self.graph.predict(call.piece(self.rows))
+            return self.graph.predict(call.piece(self.count))
         except Exception as error:
             self.error = errors.BadTensor(f"the model cannot run these inputs: {error}", metadata={"field": "inputs"})
             return []
@@ -253,10 +261,11 @@ class Predictions:
         """Takes the oldest call and those behind it that fit into its batch, or of a large call as much as fits."""
         first = self._calls.popleft()
         costs = self.costs(first)
-        limit = min(costs.rows(1, most=most), self._graph.together)
-        if first.axes and first.rows > limit and self._graph.together > 1:
-            return Together(self._graph, [first], limit, costs, self._mark, self._watch)
+        fitting = costs.rows(1, most=most)
+        limit = min(fitting, self._graph.together)
         together, rows, rest = [first], first.rows, deque[Prediction]()
+        if first.axes and first.rows > limit and self._graph.together > 1:
+            rows = limit
         while self._calls and rows < limit and len(rest) < _LOOKED_AT:
             call = self._calls.popleft()
             if call.outputs.done():
@@ -267,14 +276,12 @@ class Predictions:
             else:
                 rest.append(call)
         self._calls.extendleft(reversed(rest))
-        return Together(self._graph, together, rows, costs, self._mark, self._watch)
-
-    def why(self, batch: Together, most: int) -> Why:
-        """Why a batch that was just taken is not larger."""
         if not self._calls:
-            return Why.ALL
-        if self._graph.together == 1:
-            return Why.SERIAL
-        if not any(call.shares(batch.calls[0]) for call in itertools.islice(self._calls, _LOOKED_AT)):
-            return Why.SLICES
-        return Why.MOST if batch.costs.rows(1, most=most) == most else Why.TIME
+            why = Why.ALL
+        elif self._graph.together == 1:
+            why = Why.SERIAL
+        elif not any(call.shares(first) for call in itertools.islice(self._calls, _LOOKED_AT)):
+            why = Why.SLICES
+        else:
+            why = Why.MOST if fitting == most else Why.TIME
+        return Together(self._graph, together, rows, costs, why, first.since, self._mark, self._watch)

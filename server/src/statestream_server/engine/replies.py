@@ -185,7 +185,7 @@ class ReplyWindow:
         self._firsts.append(self._entries)
         self._entries += count
         self._young += count
-        size = block.nbytes
+        size = sum([array.nbytes for array in (*outputs, *inputs)])
         self._young_bytes += size
         self.nbytes += size
         many = len(self._blocks) - self._survivors > _YOUNG_BLOCKS
@@ -195,10 +195,6 @@ class ReplyWindow:
     def acknowledge(self, rows: Ints, acked: Positions) -> None:
         """Forgets the replies of `rows` (distinct) that end at or below the positions `acked`."""
         self.acked[rows] = np.maximum(self.acked[rows], acked)
-
-    def acknowledge_all(self, rows: Ints, positions: Positions) -> None:
-        """Forgets every reply of `rows` (distinct), which were applied up to `positions`."""
-        self.acked[rows] = positions
 
     def drop(self, rows: Ints) -> None:
         """Forgets every reply of `rows` (distinct), and what was acknowledged."""

@@ -69,8 +69,7 @@ class Scheduler:
             return None
         for priority in heads:
             self._virtual[priority] = max(self._virtual[priority], self._now)
-        chosen = min(heads, key=lambda priority: (self._virtual[priority], priority))
-        self._now = self._virtual[chosen]
+        self._now, chosen = min((self._virtual[priority], priority) for priority in heads)
         head, queue = heads[chosen]
         return Choice(queue, chosen, head.steps)
 

@@ -15,6 +15,7 @@ import numpy as np
 from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
+from statestream_server.engine.costs import BATCH_BYTES, BATCH_SECONDS, Costs
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow
 from statestream_server.engine.watch import tags_of
@@ -26,8 +27,6 @@ UNBOUND = 0
 """The owner of a row that no stream has."""
 
 _FIRST_CAPACITY = 1024
-_BATCH_BYTES = 32 << 20
-"""Outputs of one run, about; one step of one row may have more."""
 _NOBODYS: Final[Mapping[str, int]] = {}
 _NUMBERS = (
     "position queued tag durable epoch incarnation request binding owner serial unacknowledged confirmed origin".split()
@@ -58,9 +57,10 @@ class Table:
         """The outputs of marks: no steps of every output."""
         self.mark = model.mark
         """What stands for the model where work is noted."""
-        self.max_slice = min(rows.max_slice, 1 << (max(1, _BATCH_BYTES // max(1, self.output_bytes)).bit_length() - 1))
+        self.max_slice = min(rows.max_slice, 1 << (max(1, BATCH_BYTES // max(1, self.output_bytes)).bit_length() - 1))
         """The most steps of one run: a power of two, fewer where the outputs of so many would be large."""
         self.lane = Lane(self.max_slice)
+        self.costs = Costs(BATCH_SECONDS, self.output_bytes)
         self.replies = ReplyWindow()
         self.capacity = 0
         self.ids: list[str | None] = []
@@ -130,10 +130,6 @@ class Table:
     def acked(self) -> Positions:
         """[capacity] steps whose replies the caller has."""
         return self.replies.acked
-
-    def most_rows(self, steps: int, most: int) -> int:
-        """The most rows of one run of so many steps, at most `most`: outputs exist once more while it runs."""
-        return min(most, max(1, _BATCH_BYTES // max(1, steps * self.output_bytes)))
 
     def allocate(self, count: int, *, scratch: bool = False) -> Ints:
         """Hands out rows; their state is undefined until it is reset, written or copied.

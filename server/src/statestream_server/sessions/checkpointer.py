@@ -171,17 +171,16 @@ class Checkpointer:
         return self._layouts[id(table)][1]
 
     def lets_go(self, table: Table, rows: Ints) -> bool:
-        """Whether everything applied to `rows` so far may be answered at once; else see `release`."""
-        return self.mode != Durability.SYNC and self._lease.lets_go(table, rows)
+        """Whether replies may leave at once: in mode `sync`, where it is asked, never; see `release`."""
+        return False
 
     def release(self, table: Table, rows: Ints, release: Release) -> None:
-        """Calls `release` when everything applied to `rows` so far may be answered."""
-        if self.mode == Durability.SYNC:
-            # What is written was ours when it was written, and whoever takes over has the reply too.
-            self._waiting.append(Waiting.of(table, rows, release))
-            self._wanted.set()
-        else:
-            self._lease.release(table, rows, release)
+        """Calls `release` when everything applied to `rows` so far is written.
+
+        What is written was ours when it was written, and whoever takes over has the reply too.
+        """
+        self._waiting.append(Waiting.of(table, rows, release))
+        self._wanted.set()
 
     def needed(self, table: Table) -> Ints:
         """Rows of a table that must stay in memory although they are not dirty.

@@ -224,7 +224,10 @@ class Lease:
             return False
         if not self._shared:
             return True
-        self._look()
+        now = self._clock()
+        if now - min(self._last, self._seen) > self._limit:
+            self._look()
+        self._seen = now
         # Bytes are compared: on the way of every reply, NumPy's comparison costs a short column ten times as much.
         return self._away or table.confirmed[rows].tobytes() == self._number.to_bytes(8, sys.byteorder) * len(rows)
 

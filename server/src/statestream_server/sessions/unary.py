@@ -13,11 +13,12 @@ from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
-from statestream_server.engine.marks import Marks
+from statestream_server.engine.marks import Marks, ends
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import COPIES, Budget
-from statestream_server.sessions.admission.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
+from statestream_server.sessions.admission.intake import Intake
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.openings import pinned
 from statestream_server.sessions.ownership.sessions import Sessions
@@ -178,11 +179,23 @@ class Unary:
                 start = position if position is not None else self._start(table, row, request)
                 # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
                 acks, starts = np.asarray([max(acked, start)], np.uint64), np.asarray([start], np.uint64)
-                one = np.zeros(1, np.uint32)
                 marks = Marks(np.asarray([mark], np.uint8), [cursor] if cursor else ()) if mark or cursor else None
                 lengths = Lengths(1, steps)
-                chunks = Chunks(table, rows, one, starts, acks, lengths, inputs, request, marks=marks)
-                self._intake.accept(chunks, answer)
+                self._intake.accept(
+                    Chunks(
+                        rows,
+                        lengths,
+                        inputs,
+                        marks=marks,
+                        table=table,
+                        handles=np.zeros(1, np.uint32),
+                        starts=starts,
+                        ends=ends(starts, lengths),
+                        acked=acks,
+                        receiver=answer,
+                        request=request,
+                    )
+                )
             finally:
                 turn.end()
             outputs = await answer.outputs

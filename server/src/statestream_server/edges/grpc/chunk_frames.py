@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.arrays import Array, Ints, Positions, counting, some
 from statestream_server.edges.grpc import answers, wire
@@ -19,39 +17,33 @@ from statestream_server.edges.grpc.handles import UNKNOWN, Group, read_handles, 
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.marks import CURSOR, Marks
+from statestream_server.engine.marks import ends as ends_of
 from statestream_server.engine.replies import Kept
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.sessions.admission.accounts import OVERHEAD, Account, Window
-from statestream_server.sessions.admission.coalescer import Arrival
-from statestream_server.sessions.admission.intake import Chunks, Refusal
+from statestream_server.sessions.admission.chunks import Chunks, Refusal
 
 _RETRY_SECONDS = 0.1
-_REPLY_BYTES = 128
-"""About what a reply has beside its outputs."""
-
-
-class _Known(NamedTuple):
-    """What a stream knows of a model: what one step looks like on the wire, the message that answers it, its window."""
-
-    inputs: tuple[wire.Port, ...]
-    reply: wire.SingleReply
-    each: int
-    window: Window
 
 
 class ChunkFrames:
     """The chunk frames of one stream."""
 
-    def __init__(self, server: Server, bindings: Bindings, outbox: Outbox, account: Account) -> None:
-        """Frames about the sessions of `bindings`, answered through `outbox`; `account` has what is under way."""
+    def __init__(
+        self, server: Server, bindings: Bindings, outbox: Outbox, account: Account, windows: Callable[[Table], Window]
+    ) -> None:
+        """Frames about the sessions of `bindings`, answered through `outbox`; `account` has what is under way.
+
+        `windows` gives the stream's window of a table's model.
+        """
         self._server = server
         self._account = account
+        self._window = windows
         self._handles = bindings.handles
         self._outbox = outbox
         self._wake = bindings.wake
         self._most_steps = server.settings.limits.max_chunk_steps
-        self._models: dict[int, _Known] = {}
 
     async def take(self, frame: int, request: pb.ChunkFrame) -> None:
         """Takes a frame; waits while its sessions sleep, are being claimed, or have the same chunks queued.
@@ -69,75 +61,36 @@ class ChunkFrames:
         lengths = self._lengths(request, count, marks)
         groups = await self._undisputed(handles, starts)
         # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
-        accepted: list[Chunks] = []
+        ends, accepted = ends_of(starts, lengths), list[tuple[Chunks, _Receiver]]()
         for table, rows, places in groups:
             inputs = list[Array]()
             if lengths.total or request.inputs:
                 inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
-            accepted.append(
-                Chunks(table, rows, handles, starts, acked, lengths, inputs, marks=marks)
-                if len(places) == count
-                else Chunks(
-                    table,
-                    rows,
-                    handles[places],
-                    starts[places],
-                    acked[places],
-                    lengths.take(places),
-                    lengths.pack(inputs, places),
-                    marks=marks.take(places) if marks is not None else None,
-                )
+            receiver = _Receiver(self._outbox, self._account, self._window(table), frame)
+            whole = len(places) == count
+            chunks = Chunks(
+                rows,
+                lengths.take(places),
+                lengths.pack(inputs, places),
+                marks=marks if whole or marks is None else marks.take(places),
+                table=table,
+                handles=handles if whole else handles[places],
+                starts=starts if whole else starts[places],
+                ends=ends if whole else ends[places],
+                acked=acked if whole else acked[places],
+                receiver=receiver,
             )
-        taken = sum([array.nbytes for chunks in accepted for array in chunks.inputs])
+            accepted.append((chunks, receiver))
+        taken = sum([array.nbytes for chunks, _ in accepted for array in chunks.inputs])
         self._server.turns.note(count, nbytes=taken)
         strange = unknown_places(groups, count)
         if len(strange):
             self._outbox.refuse(frame, handles[strange], starts[strange], UNKNOWN)
-        for chunks in accepted:
-            window = self._known(chunks.table).window
-            within = self._within(chunks, window, frame)
+        for chunks, receiver in accepted:
+            within = self._within(chunks, receiver.window, frame)
             if within is not None:
-                self._server.intake.accept(within, _Receiver(self._outbox, window, frame, within))
-
-    def take_single(self, frame: int, request: pb.ChunkFrame) -> bool:
-        """Takes a frame with one well-formed chunk the quick way; False where `take` must look at it."""
-        handles, positions, acked = request.handles, request.positions, request.acked_positions
-        if len(handles) != 4 or len(positions) != 8 or len(acked) not in (0, 8) or request.lengths:
-            return False
-        if request.marks or request.cursors:
-            return False
-        found = self._handles.one(int.from_bytes(handles, "little"))
-        steps = request.steps
-        if found is None or not 1 <= steps <= self._most_steps:
-            return False
-        table, row, binding = found
-        ports, reply, each, window = self._known(table)
-        inputs = wire.packed_bytes(ports, request.inputs, steps)
-        start = int.from_bytes(positions, "little")
-        coalescer = self._server.coalescer
-        disputed = table.claiming.item(row) or coalescer.holds(table, row)
-        if inputs is None or disputed or start != table.queued.item(row):
-            return False
-        cost, specs = OVERHEAD + steps * each, table.model.signature.outputs
-        if window.held and window.held + cost > window.most:
-            return False
-        sender = _Single(self._outbox, window, cost, frame, handles, positions, steps, reply, specs)
-        coalescer.put(table, Arrival(row, binding, start, int.from_bytes(acked, "little"), steps, inputs, sender))
-        return True
-
-    def forget(self, table: Table) -> None:
-        """Keeps nothing of a table that is unloaded."""
-        self._models.pop(id(table), None)
-
-    def _known(self, table: Table) -> _Known:
-        found = self._models.get(id(table))
-        if found is None:
-            inputs, outputs = (
-                wire.ports(specs) for specs in (table.model.signature.inputs, table.model.signature.outputs)
-            )
-            each = table.input_bytes + table.output_bytes
-            found = self._models[id(table)] = _Known(inputs, wire.SingleReply(outputs), each, self._account.window())
-        return found
+                receiver.begin(within)
+                self._server.intake.accept(within)
 
     def _within(self, chunks: Chunks, window: Window, frame: int) -> Chunks | None:
         """As many chunks of a frame, from its first one on, as there is room for; the others are refused."""
@@ -226,31 +179,35 @@ class ChunkFrames:
 class _Receiver:
     """Takes the replies to the chunks of one frame and one table; they are under way until then."""
 
-    def __init__(self, outbox: Outbox, window: Window, frame: int, chunks: Chunks) -> None:
+    def __init__(self, outbox: Outbox, account: Account, window: Window, frame: int) -> None:
+        self.window = window
         self._outbox = outbox
-        self._window = window
+        self._account = account
         self._frame = frame
-        self._each = _each(chunks)
-        self._left = len(chunks.rows)
-        window.take(OVERHEAD + self._each * chunks.lengths.total)
+        self._each = self._left = 0
+
+    def begin(self, chunks: Chunks) -> None:
+        """Counts what is under way from now on."""
+        self._each, self._left = _each(chunks), len(chunks.rows)
+        self._account.take(OVERHEAD + self._each * chunks.lengths.total, self.window)
 
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
         specs, durable = chunks.table.model.signature.outputs, chunks.table.durable[chunks.rows]
         found = Results(self._frame, specs, chunks.handles, chunks.starts, durable, chunks.lengths, outputs)
-        answers.put(self._outbox, found, self._window, self._cost(chunks))
+        answers.put(self._outbox, found, self.window, self._cost(chunks))
 
     def repeated(self, chunks: Chunks, entries: Ints) -> None:
-        self._window.give(self._cost(chunks))
+        self._account.give(self._cost(chunks), self.window)
         kept = Kept(counting(len(entries)), entries, chunks.starts, chunks.ends)
         self._outbox.put_in_order(answers.repeated(self._frame, chunks.table, chunks.handles, chunks.rows, [kept]))
 
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
-        self._window.give(self._cost(chunks))
+        self._account.give(self._cost(chunks), self.window)
         self._outbox.refuse(self._frame, chunks.handles, chunks.starts, refusal)
 
     def overtaken(self, chunks: Chunks) -> None:
         # The stream heard of it when its sessions were taken.
-        self._window.give(self._cost(chunks))
+        self._account.give(self._cost(chunks), self.window)
 
     def _cost(self, chunks: Chunks) -> int:
         """What some of the chunks have had of the window, who end now."""
@@ -261,51 +218,3 @@ class _Receiver:
 def _each(chunks: Chunks) -> int:
     """Bytes that each step of some chunks holds until it is answered: its inputs, and the outputs it comes to."""
     return chunks.table.output_bytes + sum([array.nbytes for array in chunks.inputs]) // max(1, chunks.lengths.total)
-
-
-class _Single:
-    """Takes the reply to a frame with one chunk."""
-
-    __slots__ = ("_cost", "_frame", "_handle", "_outbox", "_position", "_reply", "_specs", "_steps", "_window")
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        window: Window,
-        cost: int,
-        frame: int,
-        handle: bytes,
-        position: bytes,
-        steps: int,
-        reply: wire.SingleReply,
-        specs: Sequence[TensorSpec],
-    ) -> None:
-        self._outbox = outbox
-        self._window = window
-        self._cost = cost
-        window.take(cost)
-        self._frame = frame
-        self._handle = handle
-        self._position = position
-        self._steps = steps
-        self._reply = reply
-        self._specs = specs
-
-    def result(self, durable: int, outputs: Sequence[bytes]) -> None:
-        size = _REPLY_BYTES + sum(map(len, outputs))
-        fill = partial(self._reply.fill, self._frame, self._handle, self._position, self._steps, durable, outputs)
-        self._outbox.put_later(fill, size, self._window, self._cost)
-
-    def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
-        handle, start = np.frombuffer(self._handle, "<u4"), np.frombuffer(self._position, "<u8")
-        column = np.asarray([durable], np.uint64)
-        found = Results(self._frame, self._specs, handle, start, column, lengths, outputs)
-        answers.put(self._outbox, found, self._window, self._cost)
-
-    def refused(self, error: errors.StatestreamError) -> None:
-        self._window.give(self._cost)
-        handle, start = np.frombuffer(self._handle, "<u4"), np.frombuffer(self._position, "<u8")
-        self._outbox.refuse(self._frame, handle, start, error)
-
-    def overtaken(self) -> None:
-        self._window.give(self._cost)

@@ -18,7 +18,7 @@ from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.lag import TurnLoad
 from statestream_server.sessions.admission.accounts import Account, Window
-from statestream_server.sessions.admission.intake import Refusal
+from statestream_server.sessions.admission.chunks import Refusal
 
 _MOST_ERRORS = 512
 """Errors in one message."""
@@ -30,10 +30,8 @@ _MOST_BYTES = 8 << 20
 _IN_ORDER: Final = -1
 """In place of a size: a source that nothing overtakes."""
 
-_Entry: TypeAlias = tuple[
-    Callable[[], pb.StreamResponse] | Iterator[pb.StreamResponse], int, Account | Window | None, int
-]
-"""What makes a message, or several; about how many bytes it has; where it counts until it is written, and how much."""
+_Entry: TypeAlias = tuple[Callable[[], pb.StreamResponse] | Iterator[pb.StreamResponse], int, Window | None, int]
+"""What makes a message, or several; about how many bytes it has; the window and the bytes that count until then."""
 
 
 class Outbox:
@@ -52,8 +50,8 @@ class Outbox:
         self._alternate = False
         self._more: asyncio.Future[None] | None = None
         self._ended = False
-        self._full = False
-        """Whether more than `_MOST_BYTES` wait: then `_room` is not set."""
+        self.full = False
+        """Whether the reader is so far behind that its stream is not to be read on; then wait for `room`."""
         self._room = asyncio.Event()
         self._room.set()
         self._errors: list[tuple[int, Array, Positions, Refusal]] = []
@@ -79,15 +77,10 @@ class Outbox:
             self._ended = True
             left, self._messages = self._messages, deque()
             self._sources.clear()
-            for _, _, counted, cost in left:
-                if counted is not None:
-                    counted.give(cost)
+            for _, _, window, cost in left:
+                if cost:
+                    self._account.give(cost, window)
             self._written(self.nbytes)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the reader is so far behind that its stream is not to be read on; then wait for `room`."""
-        return self.nbytes > _MOST_BYTES
 
     async def room(self) -> None:
         """Returns when the reader is not far behind."""
@@ -106,18 +99,17 @@ class Outbox:
         client, who counts until it has it, may have sent the next ones by the time the write is over.
         """
         if self._ended:  # Nobody writes any more.
-            if cost and window is not None:
-                window.give(cost)
+            if cost:
+                self._account.give(cost, window)
             return
-        counted: Account | Window | None = window if cost else None
         if window is None and size:
-            counted, cost = self._account, size
-            counted.take(cost)
+            cost = size
+            self._account.take(cost)
         self.nbytes += size
         if self.nbytes > _MOST_BYTES:
-            self._full = True
+            self.full = True
             self._room.clear()
-        self._messages.append((make, size, counted, cost))
+        self._messages.append((make, size, window, cost))
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
 
@@ -203,7 +195,7 @@ class Outbox:
                     return message, 0
                 sources.popleft()
                 continue
-            make, size, counted, cost = messages[0]
+            make, size, window, cost = messages[0]
             if size == _IN_ORDER and not callable(make):
                 message = next(make, None)
                 if message is not None:
@@ -213,8 +205,8 @@ class Outbox:
             messages.popleft()
             if callable(make):
                 self._alternate = True
-                if counted is not None:
-                    counted.give(cost)
+                if cost:
+                    self._account.give(cost, window)
                 return make(), size
             sources.append(make)
         return None
@@ -224,8 +216,8 @@ class Outbox:
         if not nbytes:
             return
         self.nbytes -= nbytes
-        if self._full and self.nbytes <= _MOST_BYTES:
-            self._full = False
+        if self.full and self.nbytes <= _MOST_BYTES:
+            self.full = False
             self._room.set()
 
     def _rouse(self) -> None:

@@ -28,6 +28,7 @@ from statestream_server.edges.grpc.handles import read_handles
 from statestream_server.edges.grpc.open_frames import OpenFrames
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.edges.grpc.readers import Reading
+from statestream_server.edges.grpc.singles import Singles
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.sessions.ownership.peers import Sleeper
@@ -44,12 +45,14 @@ class Stream:
         self._context = context
         self._caps = caps
         self._number = server.peers.join(self)
-        self._account = server.accounts.open()
+        self._accounts = server.accounts
+        self._account = self._accounts.open()
         """What is under way; the stream is read as long as that is not too much."""
         self._outbox = Outbox(context, reading, self._account, server.turns)
         self._bindings = Bindings(server, self._number, self._outbox)
         self._handles = self._bindings.handles
-        self._chunks = ChunkFrames(server, self._bindings, self._outbox, self._account)
+        self._singles = Singles(server, self._handles, self._outbox, self._account)
+        self._chunks = ChunkFrames(server, self._bindings, self._outbox, self._account, self._singles.window)
         self._opens = OpenFrames(server, self._bindings, self._outbox)
         self._closings = Closings(server, self._bindings, self._outbox, self._account, self._refuse)
         self._last_frame = 0
@@ -64,11 +67,13 @@ class Stream:
             while (request := await self._context.read()) is not grpc.aio.EOF:
                 if isinstance(request, Unreadable):
                     self._refuse(request.frame, request.error)
-                elif self._apart or not self._take_single(request):
+                elif not self._apart and self._singles.take(request, self._last_frame):
+                    self._last_frame = request.frame
+                else:
                     await self._handle(request)
-                if self._outbox.is_behind:
+                if self._outbox.full:
                     await self._outbox.room()
-                if self._account.is_over:
+                if self._accounts.held > self._accounts.most:
                     await self._account.room()
             await self._apart.settled()
             self._server.coalescer.empty()
@@ -115,7 +120,7 @@ class Stream:
     def unloaded(self, table: Table) -> None:
         """A version of a model is gone; its memory must not wait for this stream to end."""
         self._handles.forget(table)
-        self._chunks.forget(table)
+        self._singles.forget(table)
 
     def durable(self, handles: Array, positions: Positions) -> None:
         """Positions became durable."""
@@ -131,16 +136,6 @@ class Stream:
         self._outbox.put(pb.StreamResponse(go_away=pb.GoAwayFrame(grace=duration)))
 
     # The reader.
-
-    def _take_single(self, request: pb.StreamRequest) -> bool:
-        """Takes the frame that comes most often, a single chunk in order, without a coroutine of its own."""
-        frame = request.frame
-        if frame <= self._last_frame or not request.HasField("chunk"):
-            return False
-        taken = self._chunks.take_single(frame, request.chunk)
-        if taken:
-            self._last_frame = frame
-        return taken
 
     async def _handle(self, request: pb.StreamRequest) -> None:
         if request.frame <= self._last_frame:

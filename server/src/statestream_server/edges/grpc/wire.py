@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from statestream.contract import errors
 from statestream.contract.errors import quoted, shortened
-from statestream.contract.signature import TensorSpec, step_shape
+from statestream.contract.signature import TensorSpec
 from statestream.contract.tensors import MAX_CURSOR_BYTES, view_of
-from statestream.v1.inference_pb2 import ResultFrame, StreamResponse
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc.caps import MAX_AXES
 from statestream_server.settings import Settings
-from statestream_server.shapes import check_steps, step_bytes
+from statestream_server.shapes import check_steps
 from statestream_server.stores.base import Mode
 
 
@@ -24,20 +23,6 @@ class _Tensors(Protocol):
     """The tensors of a message."""
 
     def add(self) -> Tensor: ...
-
-
-class Port(NamedTuple):
-    """What one step of an input or output looks like on the wire; -1 in its shape is any length."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-def ports(specs: Sequence[TensorSpec]) -> tuple[Port, ...]:
-    """What one step of inputs or outputs looks like on the wire."""
-    return tuple(Port(spec.name, spec.dtype, step_shape(spec), step_bytes(spec)) for spec in specs)
 
 
 def column(data: bytes, dtype: str, count: int, field: str) -> Array:
@@ -111,29 +96,6 @@ def packed_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Tensor], steps:
     return inputs_with_axes(specs, tensors, (steps,), "steps")
 
 
-def packed_bytes(ports: Sequence[Port], tensors: Sequence[Tensor], steps: int) -> list[bytes] | None:
-    """The bytes of a chunk's inputs where they are as the signature says, in its order; else None.
-
-    The quick way for single chunks; `packed_inputs` takes what this does not, or says what is wrong.
-    """
-    if len(tensors) != len(ports):
-        return None
-    found = []
-    for place, port in enumerate(ports):
-        tensor = tensors[place]
-        data = tensor.data
-        if (
-            tensor.name != port.name
-            or tensor.dtype != port.dtype
-            or len(data) != steps * port.nbytes
-            or len(tensor.shape) != 1 + len(port.shape)
-            or tensor.shape != [steps, *port.shape]
-        ):
-            return None
-        found.append(data)
-    return found
-
-
 def inputs_with_axes(
     specs: Sequence[TensorSpec], tensors: Sequence[Tensor], leading: tuple[int, ...], what: str
 ) -> list[Array]:
@@ -154,36 +116,6 @@ def write(tensors: _Tensors, names: Iterable[str], arrays: Iterable[Array]) -> N
         tensor = tensors.add()
         tensor.name, tensor.dtype, tensor.data = name, array.dtype.name, little.tobytes()
         tensor.shape.extend(array.shape)
-
-
-class SingleReply:
-    """The message that answers a frame with one chunk of one model, used again for the next."""
-
-    def __init__(self, ports: Sequence[Port]) -> None:
-        """A reply with these outputs."""
-        self._message = StreamResponse(
-            result=ResultFrame(
-                steps=1, outputs=[Tensor(name=p.name, dtype=p.dtype, shape=(1, *p.shape)) for p in ports]
-            )
-        )
-        self._result = self._message.result
-        self._outputs = list(self._result.outputs)
-
-    def fill(
-        self, frame: int, handle: bytes, position: bytes, steps: int, durable: int, outputs: Sequence[bytes]
-    ) -> StreamResponse:
-        """The message with these values; they stand until the next call."""
-        result = self._result
-        self._message.frame = frame
-        result.handles, result.positions = handle, position
-        result.durable_positions = durable.to_bytes(8, "little")
-        if result.steps != steps:
-            result.steps = steps
-            for tensor in self._outputs:
-                tensor.shape[0] = steps
-        for tensor, data in zip(self._outputs, outputs, strict=True):
-            tensor.data = data
-        return self._message
 
 
 def durability(settings: Settings) -> str:

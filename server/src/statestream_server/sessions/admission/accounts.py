@@ -29,6 +29,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from statestream.contract import errors
 
@@ -83,18 +84,22 @@ class Account:
         """Bytes under way: those of all its windows, and what else waits for the reader."""
         self._house = house
 
-    def take(self, nbytes: int) -> None:
-        """Counts bytes that came under way."""
+    def take(self, nbytes: int, window: Window | None = None) -> None:
+        """Counts bytes that came under way, of a window those of chunks."""
         house = self._house
         if not self.held:
             house.active += 1
         self.held += nbytes
         house.held += nbytes
+        if window is not None:
+            window.held += nbytes
 
-    def give(self, nbytes: int) -> None:
-        """Counts bytes that are not under way any more."""
+    def give(self, nbytes: int, window: Window | None = None) -> None:
+        """Counts bytes that are not under way any more: those of chunks whose answer is being written, or has been."""
         house = self._house
         self.held -= nbytes
+        if window is not None:
+            window.held -= nbytes
         house.held -= nbytes
         if not self.held:
             house.active -= 1
@@ -112,7 +117,7 @@ class Account:
 
     def window(self) -> Window:
         """The window of one more model."""
-        return Window(self, self._house.window)
+        return Window(self._house.window)
 
     async def room(self) -> None:
         """Returns when the stream may be read on. One task of a stream waits at a time."""
@@ -124,26 +129,17 @@ class Account:
                 self._house.waiting.pop(self, None)
 
 
+@dataclass(slots=True)
 class Window:
-    """What one stream has under way of one model, and how much that may be."""
+    """What one stream has under way of one model, and how much that may be.
 
-    __slots__ = ("_account", "held", "most")
+    Attributes:
+        most: Bytes that may be. One chunk with more has room where there is nothing else.
+        held: Bytes that are.
+    """
 
-    def __init__(self, account: Account, most: int) -> None:
-        """Nothing is under way; `most` bytes may be. One chunk with more has room where there is nothing else."""
-        self.held = 0
-        self.most = most
-        self._account = account
-
-    def take(self, nbytes: int) -> None:
-        """Counts the bytes of chunks that came."""
-        self.held += nbytes
-        self._account.take(nbytes)
-
-    def give(self, nbytes: int) -> None:
-        """Counts bytes of chunks whose answer is being written, or that have none."""
-        self.held -= nbytes
-        self._account.give(nbytes)
+    most: int
+    held: int = 0
 
 
 class Budgets:

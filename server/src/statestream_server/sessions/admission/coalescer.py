@@ -7,24 +7,42 @@ send a thousand frames; those that are ready at the same moment are laid out as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import add
-from typing import Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from operator import add, attrgetter
+from typing import Final, Protocol
 
 import numpy as np
 
 from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, counting, same
 from statestream_server.engine.engine import Engine
-from statestream_server.engine.lengths import Lengths
+from statestream_server.engine.lengths import Lengths, alike
 from statestream_server.engine.table import Table
-from statestream_server.sessions.admission.intake import Chunks, Intake, Refusal, error_at
+from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
+from statestream_server.sessions.admission.intake import Intake
 
 LARGE: Final = 1 << 20
 """Where one of the chunks has outputs of more bytes than that, they are not copied as bytes before they are sent."""
 
 
-class Sender(Protocol):
-    """Who sent one chunk and gets its reply."""
+class Single(Protocol):
+    """One chunk; who sent it gets its reply by one of these methods.
+
+    Attributes:
+        row: The session's row.
+        binding: The claim under which the sender has it.
+        start: The position at which the chunk starts.
+        acked: The position up to which the caller has the replies.
+        steps: Its steps.
+        inputs: The bytes of every input, checked against the signature.
+    """
+
+    row: int
+    binding: int
+    start: int
+    acked: int
+    steps: int
+    inputs: Sequence[bytes]
 
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
         """The chunk was applied: the durable position, and the bytes [steps, ...one step] of every output."""
@@ -39,26 +57,7 @@ class Sender(Protocol):
         """The chunk was applied and gets no reply; see Receiver."""
 
 
-class Arrival(NamedTuple):
-    """One chunk.
-
-    Attributes:
-        row: The session's row.
-        binding: The claim under which the sender has it.
-        start: The position at which the chunk starts.
-        acked: The position up to which the caller has the replies.
-        steps: Its steps.
-        inputs: The bytes of every input, checked against the signature.
-        sender: Who sent it.
-    """
-
-    row: int
-    binding: int
-    start: int
-    acked: int
-    steps: int
-    inputs: Sequence[bytes]
-    sender: Sender
+_COLUMNS: Final = attrgetter("row", "binding", "start", "acked", "steps", "inputs")
 
 
 class Coalescer:
@@ -69,58 +68,63 @@ class Coalescer:
         self._intake = intake
         self._engine = engine
         engine.feeds.append(self.empty)
-        self._arrivals: dict[int, tuple[Table, dict[int, Arrival]]] = {}
+        self._arrived: dict[int, tuple[Table, dict[int, Single]]] = {}
 
-    def put(self, table: Table, arrival: Arrival) -> None:
-        """Takes a chunk of a session that has none here; it goes on with the next turn of the engine."""
+    def put(self, table: Table, single: Single) -> bool:
+        """Takes a chunk, which goes on with the next turn of the engine.
+
+        Returns:
+            False where one of its session lies here already: then `empty` comes before this one.
+        """
+        _, singles = self._arrived.setdefault(id(table), (table, {}))
+        if single.row in singles:
+            return False
+        singles[single.row] = single
         self._engine.wake(1)
-        _, rows = self._arrivals.setdefault(id(table), (table, {}))
-        rows[arrival.row] = arrival
-
-    def holds(self, table: Table, row: int) -> bool:
-        """Whether a chunk of this session lies here already; then `empty` comes before the next."""
-        return id(table) in self._arrivals and row in self._arrivals[id(table)][1]
+        return True
 
     def empty(self) -> None:
         """Passes on what arrived. Call it before anything that must come after."""
-        arrived, self._arrivals = self._arrivals, {}
-        for table, rows in arrived.values():
-            self._accept(table, tuple(rows.values()))
+        arrived, self._arrived = self._arrived, {}
+        for table, singles in arrived.values():
+            self._pass_on(table, tuple(singles.values()))
 
-    def _accept(self, table: Table, arrivals: Sequence[Arrival]) -> None:
-        rows, bindings, starts, acked, steps, inputs, senders = zip(*arrivals, strict=True)
-        column = np.array(rows, np.int64)
-        if not same(table.binding[column], np.array(bindings, np.int64)):
-            here = table.binding[column] == bindings
+    def _pass_on(self, table: Table, singles: Sequence[Single]) -> None:
+        numbers, bindings, starts, acked, steps, inputs = zip(*map(_COLUMNS, singles), strict=True)
+        rows = np.array(numbers, np.int64)
+        if not same(table.binding[rows], np.array(bindings, np.int64)):
+            here = table.binding[rows] == bindings
             moved = errors.SessionMoved("the session left this stream before the chunk ran")
             for place in np.flatnonzero(~here).tolist():
-                senders[place].refused(moved)
-            arrivals = [arrivals[place] for place in np.flatnonzero(here).tolist()]
-            if arrivals:
-                self._accept(table, arrivals)
+                singles[place].refused(moved)
+            singles = [singles[place] for place in np.flatnonzero(here).tolist()]
+            if singles:
+                self._pass_on(table, singles)
             return
         uniform = steps.count(steps[0]) == len(steps)
-        chunks = Chunks(
-            table,
-            column,
-            counting(len(rows)),
-            np.array(starts, np.uint64),
-            np.array(acked, np.uint64),
-            Lengths(len(steps), steps[0]) if uniform else Lengths.of(np.array(steps, np.int64)),
-            [
-                np.frombuffer(b"".join(parts), dtype).reshape(-1, *shape)
-                for (dtype, shape), parts in zip(table.inputs, zip(*inputs, strict=True), strict=True)
-            ],
-            ends=np.array(list(map(add, starts, steps)), np.uint64),
+        self._intake.accept(
+            Chunks(
+                rows,
+                alike(len(steps), steps[0]) if uniform else Lengths.of(np.array(steps, np.int64)),
+                [
+                    np.frombuffer(b"".join(parts), dtype).reshape(-1, *shape)
+                    for (dtype, shape), parts in zip(table.inputs, zip(*inputs, strict=True), strict=True)
+                ],
+                table=table,
+                handles=counting(len(rows)),
+                starts=np.array(starts, np.uint64),
+                ends=np.array(list(map(add, starts, steps)), np.uint64),
+                acked=np.array(acked, np.uint64),
+                receiver=_Senders(singles),
+            )
         )
-        self._intake.accept(chunks, _Turn(senders))
 
 
-class _Turn:
+@dataclass(slots=True)
+class _Senders:
     """Hands replies to those who sent the chunks; the handles of its chunks are places in this list."""
 
-    def __init__(self, senders: Sequence[Sender]) -> None:
-        self._senders = senders
+    singles: Sequence[Single]
 
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
         offset, lengths = 0, chunks.lengths
@@ -128,13 +132,13 @@ class _Turn:
             self._large(chunks, lengths, outputs)
             return
         durable = chunks.table.durable[chunks.rows].tolist()
-        columns = zip(chunks.handles.tolist(), lengths.tolist(), durable, strict=True)
+        steps_of = [lengths.each] * lengths.count if lengths.each else lengths.column.tolist()
         # Cutting bytes costs a tenth of what cutting arrays costs.
         data = [(array.tobytes(), array.nbytes // lengths.total) for array in outputs]
-        for place, steps, position in columns:
+        for place, steps, position in zip(chunks.handles.tolist(), steps_of, durable, strict=True):
             end = offset + steps
             cut = [whole[offset * width : end * width] for whole, width in data]
-            self._senders[place].result(position, cut)
+            self.singles[place].result(position, cut)
             offset = end
 
     def repeated(self, chunks: Chunks, entries: Ints) -> None:
@@ -145,12 +149,12 @@ class _Turn:
         durable = chunks.table.durable[chunks.rows].tolist()
         for place, (sender, position) in enumerate(zip(chunks.handles.tolist(), durable, strict=True)):
             one = np.asarray([place])
-            self._senders[sender].large(position, lengths.take(one), lengths.pack(outputs, one))
+            self.singles[sender].large(position, lengths.take(one), lengths.pack(outputs, one))
 
     def refused(self, chunks: Chunks, refusal: Refusal) -> None:
         for place, sender in enumerate(chunks.handles.tolist()):
-            self._senders[sender].refused(error_at(refusal, place))
+            self.singles[sender].refused(error_at(refusal, place))
 
     def overtaken(self, chunks: Chunks) -> None:
         for sender in chunks.handles.tolist():
-            self._senders[sender].overtaken()
+            self.singles[sender].overtaken()
