@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from statestream.errors import StoreUnavailable
-from statestream_server.sessions import checkpointer
+from statestream_server.sessions import writes
 from statestream_server.stores.base import Record
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
@@ -23,8 +23,8 @@ WRITTEN, CAPTURED = 3, 2
 @pytest.fixture
 async def local(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Local]:
     """A server that saves when it is told to, few rows at a time."""
-    monkeypatch.setattr(checkpointer, "_WRITTEN", WRITTEN)
-    monkeypatch.setattr(checkpointer, "_CAPTURED", CAPTURED)
+    monkeypatch.setattr(writes, "_WRITTEN", WRITTEN)
+    monkeypatch.setattr(writes, "_CAPTURED", CAPTURED)
     async with serving(models_dir, store=f"sqlite:{tmp_path / 'sessions.db'}", checkpoint_interval=60.0) as local:
         yield local
 

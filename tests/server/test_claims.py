@@ -17,7 +17,7 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2
 from statestream_server.edges.grpc import open_frames
-from statestream_server.sessions import checkpointer, records
+from statestream_server.sessions import records, writes
 from statestream_server.sessions.ownership.placement import Promise
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.settings import Durability
@@ -558,7 +558,7 @@ async def test_a_record_that_is_too_large_fails_its_own_session(
     models_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch, mode: Durability
 ) -> None:
     """Others are saved as ever; once its replies are acknowledged, it is saved too, with every step."""
-    monkeypatch.setattr(checkpointer, "MAX_RECORD_BYTES", 400)
+    monkeypatch.setattr(writes, "MAX_RECORD_BYTES", 400)
     monkeypatch.setattr(records, "_SMALL", 0)
     async with (
         serving(models_dir, store=url, durability=mode, checkpoint_interval=0.05) as local,

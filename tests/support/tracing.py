@@ -157,6 +157,7 @@ def _server(folder: Path) -> Iterator[int]:
         loop = asyncio.get_running_loop()
         stop.append(lambda: loop.call_soon_threadsafe(ended.set))
         settings: dict[str, Any] = {"store": f"sqlite:{folder}/store.db", "checkpoint_interval": 30.0}
+        settings["quarantine"] = folder / "quarantine"  # As the command has it.
         async with app.running(free_settings(folder / "models", **settings)) as running:
             ports.append(running.port)
             ready.set()

@@ -246,7 +246,6 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         settings.checkpoint_interval,
         unsaved,
         on_durable=peers.durable,
-        on_fenced=departures.drop,
     )
     registry = Registry(
         settings.models,

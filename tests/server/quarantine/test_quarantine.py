@@ -174,8 +174,8 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog:
     (tmp_path / "file").write_text("")
     quarantine = started(tmp_path / "file" / "folder")
     assert "is not noted" in caplog.text
-    quarantine.enter(MODEL, np.asarray([5], np.uint64))
-    quarantine.leave()
+    quarantine.notes.enter(MODEL, np.asarray([5], np.uint64))
+    quarantine.notes.leave()
     quarantine.close()
 
 

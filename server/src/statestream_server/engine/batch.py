@@ -195,7 +195,7 @@ class Batch:
         try:
             if self.apart:
                 self._watch.check(self.table.mark, int(tags[0]), int(began[0]))
-            self._watch.enter(self.table.mark, tags, began, self._name(first) if self.apart else "")
+            self._watch.notes.enter(self.table.mark, tags, began, self._name(first) if self.apart else "")
             return self.table.rows.step(source, target, inputs)
         except errors.Quarantined as error:
             self._refusals[int(self.rows[first])] = error
@@ -224,7 +224,7 @@ class Batch:
             )
             return None, np.ones(1, np.bool_)
         finally:
-            self._watch.leave()
+            self._watch.notes.leave()
 
     def _name(self, place: int) -> str:
         """The session of the chunk at a place, in words."""

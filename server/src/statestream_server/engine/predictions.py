@@ -141,11 +141,11 @@ class Together:
         """Runs the graph once; the seconds that it took."""
         calls, began = self.calls, time.perf_counter()
         name = f"a call of predict with inputs of {calls[0].inputs[0].shape}" if calls[0].apart else ""
-        self.watch.enter(self.mark, np.fromiter((call.tag for call in calls), np.uint64, len(calls)), what=name)
+        self.watch.notes.enter(self.mark, np.fromiter((call.tag for call in calls), np.uint64, len(calls)), what=name)
         try:
             self._run(calls)
         finally:
-            self.watch.leave()
+            self.watch.notes.leave()
         return time.perf_counter() - began
 
     def _run(self, calls: list[Prediction]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
-from statestream_server.arrays import Bools, Freelist, Ints, Positions, grown
+from statestream_server.arrays import Array, Bools, Freelist, Ints, Positions, grown
 from statestream_server.engine.costs import BATCH_BYTES, BATCH_SECONDS, Costs
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow
@@ -28,9 +29,14 @@ UNBOUND = 0
 
 _FIRST_CAPACITY = 1024
 _NOBODYS: Final[Mapping[str, int]] = {}
-_NUMBERS = (
-    "position queued tag durable epoch incarnation request binding owner serial unacknowledged confirmed origin".split()
+_COLUMNS: Final[Mapping[str, tuple[Any, object]]] = (
+    dict.fromkeys("position tag queued durable origin epoch incarnation request".split(), (np.uint64, 0))
+    | dict.fromkeys("binding owner unacknowledged serial confirmed".split(), (np.int64, 0))
+    | dict.fromkeys("ephemeral dirty claiming".split(), (np.bool_, False))
+    | {"tenant": (np.object_, 0), "writer": ("V16", np.void(bytes(16)))}
+    | {"handle": (np.uint32, 0), "used": (np.float64, 0.0)}
 )
+"""The dtype of every column, and what stands in it where nobody wrote."""
 
 
 class Table:
@@ -39,6 +45,47 @@ class Table:
     All columns have the length `capacity` and grow together, by doubling. Columns of a row that is not
     allocated mean nothing.
     """
+
+    tenant: Array
+    """Whose session the row is, a str; means nothing for scratch rows."""
+    position: Positions
+    """Steps applied."""
+    tag: Positions
+    """What stands for the row's session where work is noted; 0 for scratch rows of which nobody said more."""
+    queued: Positions
+    """Steps applied once everything accepted has run."""
+    durable: Positions
+    """Steps that survive a crash."""
+    origin: Positions
+    """The position behind the last reset, where the present history began."""
+    epoch: Positions
+    """The claim under which the session is here; 0 where another server has it and the row is about to go."""
+    incarnation: Positions
+    """The writer's count of its openings, as it was claimed."""
+    writer: Array
+    """Who claimed it: 16 bytes."""
+    request: Positions
+    """Digest of the last request id; 0 for none."""
+    binding: Ints
+    """A number that no other claim of any row ever had; frames of older claims carry another."""
+    owner: Ints
+    """The stream that has the session, or UNBOUND."""
+    handle: Array
+    """The session's handle on that stream."""
+    ephemeral: Bools
+    """Whether nothing of it is to outlive its row."""
+    dirty: Bools
+    """Whether the store lacks something of the row."""
+    claiming: Bools
+    """Whether a claim is on its way to the store: a save that is refused meanwhile says nothing."""
+    unacknowledged: Ints
+    """Chunks accepted and not acknowledged, or more: bounds.py counts anew where it matters."""
+    serial: Ints
+    """A number that no other use of any row of this table ever had."""
+    confirmed: Ints
+    """The lease (see lease.py) under which the store last said that the epoch stands."""
+    used: npt.NDArray[np.float64]
+    """When it was last opened or stepped, in seconds on a clock that nobody sets."""
 
     def __init__(self, model: Model, rows: Rows, *, max_rows: int) -> None:
         """An empty table that grows up to `max_rows` rows."""
@@ -65,49 +112,14 @@ class Table:
         self.capacity = 0
         self.ids: list[str | None] = []
         """The session of each row; None for scratch and free rows. No `Key` each: a million of them cost 80 MB."""
-        self.tenant = np.empty(0, np.object_)
-        """Whose session the row is, a str; means nothing for scratch rows."""
+        for name, (dtype, _) in _COLUMNS.items():
+            setattr(self, name, np.empty(0, dtype))
+        self.cursors: dict[int, bytes] = {}
+        """The cursors of their callers, by row; few have one."""
         self.sessions = 0
         """Resident sessions."""
         self._rows_of: dict[str, dict[str, int]] = {}
         """The rows of resident sessions, by tenant and id; a tenant without any has no entry."""
-        self.position = np.empty(0, np.uint64)
-        """Steps applied."""
-        self.tag = np.empty(0, np.uint64)
-        """What stands for the row's session where work is noted; 0 for scratch rows of which nobody said more."""
-        self.queued = np.empty(0, np.uint64)
-        """Steps applied once everything accepted has run."""
-        self.durable = np.empty(0, np.uint64)
-        """Steps that survive a crash."""
-        self.origin = np.empty(0, np.uint64)
-        """The position behind the last reset, where the present history began."""
-        self.cursors: dict[int, bytes] = {}
-        """The cursors of their callers, by row; few have one."""
-        self.epoch = np.empty(0, np.uint64)
-        """The claim under which the session is here; 0 where another server has it and the row is about to go."""
-        self.incarnation = np.empty(0, np.uint64)
-        self.writer = np.empty(0, "V16")
-        self.request = np.empty(0, np.uint64)
-        """Digest of the last request id; 0 for none."""
-        self.binding = np.empty(0, np.int64)
-        """A number that no other claim of any row ever had; frames of older claims carry another."""
-        self.owner = np.empty(0, np.int64)
-        """The stream that has the session, or UNBOUND."""
-        self.handle = np.empty(0, np.uint32)
-        """The session's handle on that stream."""
-        self.ephemeral = np.empty(0, np.bool_)
-        self.dirty = np.empty(0, np.bool_)
-        """Whether the store lacks something of the row."""
-        self.claiming = np.empty(0, np.bool_)
-        """Whether a claim is on its way to the store: a save that is refused meanwhile says nothing."""
-        self.unacknowledged = np.empty(0, np.int64)
-        """Chunks accepted and not acknowledged, or more: intake.py counts anew where it matters."""
-        self.serial = np.empty(0, np.int64)
-        """A number that no other use of any row of this table ever had."""
-        self.confirmed = np.empty(0, np.int64)
-        """The lease (see lease.py) under which the store last said that the epoch stands."""
-        self.used = np.empty(0, np.float64)
-        """When it was last opened or stepped, in seconds on a clock that nobody sets."""
         self.promised = 0
         """Rows handed out for sessions that are not there yet."""
         self._free = Freelist(FIRST_ROW)
@@ -257,15 +269,8 @@ class Table:
         self.lane.grow(capacity)
         self.replies.grow(capacity)
         self._free.grow(capacity)
-        for name in _NUMBERS:
-            setattr(self, name, grown(getattr(self, name), capacity, 0))
-        self.writer = grown(self.writer, capacity, np.void(bytes(16)))
-        self.handle = grown(self.handle, capacity, 0)
-        self.tenant = grown(self.tenant, capacity, 0)
-        self.ephemeral = grown(self.ephemeral, capacity, False)
-        self.dirty = grown(self.dirty, capacity, False)
-        self.claiming = grown(self.claiming, capacity, False)
-        self.used = grown(self.used, capacity, 0.0)
+        for name, (_, fill) in _COLUMNS.items():
+            setattr(self, name, grown(getattr(self, name), capacity, fill))
         self.ids.extend([None] * (capacity - len(self.ids)))
         self.capacity = capacity
 

@@ -12,12 +12,8 @@ _ENDS = 4096
 """Bytes of the begin and the end of an input that its tag is made of."""
 
 
-class Watch(Protocol):
-    """What the engine tells of its runs, one at a time, and what it is told of them."""
-
-    @property
-    def wary(self) -> bool:
-        """Whether anything at all is suspected or may not run."""
+class Notes(Protocol):
+    """Where the engine notes what runs, one run at a time."""
 
     def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
         """Work of a model (16 bytes) runs from now on: tags [n] uint64.
@@ -27,6 +23,18 @@ class Watch(Protocol):
 
     def leave(self) -> None:
         """It ended, however it did."""
+
+
+class Watch(Protocol):
+    """What the engine tells of its runs, and what it is told of them."""
+
+    @property
+    def notes(self) -> Notes:
+        """Where runs are noted."""
+
+    @property
+    def wary(self) -> bool:
+        """Whether anything at all is suspected or may not run."""
 
     def suspected(self, model: bytes, tags: Array) -> Bools | None:
         """Which of the tags [n] are to run apart, or not at all: `check` says; None for none of them."""
@@ -43,9 +51,13 @@ class Watch(Protocol):
 
 
 class Unwatched:
-    """Nobody notes anything."""
+    """Nothing is noted or suspected."""
 
     wary = False
+
+    def __init__(self) -> None:
+        """It notes nothing itself."""
+        self.notes: Notes = self
 
     def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
         """Nothing."""

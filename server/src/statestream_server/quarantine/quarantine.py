@@ -24,7 +24,7 @@ import numpy as np
 
 from statestream.contract import errors
 from statestream_server.arrays import Array, Bools
-from statestream_server.quarantine.recorder import Entry, Recorder, deaths
+from statestream_server.quarantine.recorder import Entry, Recorder, Unrecorded, deaths
 
 log = logging.getLogger(__name__)
 
@@ -84,21 +84,15 @@ class Quarantine:
         self._known: dict[Work, Suspicion] = {}
         self._tags: dict[bytes, Array] = {}
         self._recorder: Recorder | None = None
+        self.notes: Recorder | Unrecorded = Unrecorded()
+        """Where the engine notes what runs."""
+        self.wary = False
+        """Whether anything at all is suspected or in quarantine."""
 
     def hear_signals(self) -> None:
         """Has what this process dies of noted too: for whole processes, not for tests."""
         if self._recorder is not None:
             self._recorder.hear_signals()
-
-    def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
-        """Notes that the engine runs work now."""
-        if self._recorder is not None:
-            self._recorder.enter(model, tags, at, what)
-
-    def leave(self) -> None:
-        """Notes that it ended."""
-        if self._recorder is not None:
-            self._recorder.leave()
 
     @contextlib.contextmanager
     def loading(self, model: bytes, what: str) -> Iterator[None]:
@@ -117,7 +111,7 @@ class Quarantine:
         if self._folder is None:
             return
         try:
-            self._recorder = Recorder(self._folder)
+            self.notes = self._recorder = Recorder(self._folder)
             with self._edited():
                 for entries in deaths(self._folder):
                     self._learn(entries)
@@ -128,12 +122,7 @@ class Quarantine:
         """This process leaves in order: what runs now is not suspected."""
         if self._recorder is not None:
             self._recorder.close()
-            self._recorder = None
-
-    @property
-    def wary(self) -> bool:
-        """Whether anything at all is suspected or in quarantine."""
-        return bool(self._known)
+            self._recorder, self.notes = None, Unrecorded()
 
     def __iter__(self) -> Iterator[tuple[Work, Suspicion]]:
         """Everything that is suspected or in quarantine."""
@@ -234,6 +223,7 @@ class Quarantine:
             old = self._clock() - 24 * _REMEMBERED
             self._known = {work: known for work, known in self._known.items() if known.quarantined or known.since > old}
             self._write(self._folder / _FILE)
+        self.wary = bool(self._known)
         self._tags = _by_model(work for work, known in self._known.items() if known.apart or known.quarantined)
 
     @staticmethod

@@ -148,6 +148,16 @@ class Recorder:
         os.close(self._file)
 
 
+class Unrecorded:
+    """In place of a recorder where there is no folder."""
+
+    def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
+        """Notes nothing."""
+
+    def leave(self) -> None:
+        """Notes nothing."""
+
+
 def deaths(folder: Path) -> Iterator[list[Entry]]:
     """What processes that died had under way, a list for each; their files are taken away.
 

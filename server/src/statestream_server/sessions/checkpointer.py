@@ -11,52 +11,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import repeat
-from typing import Final
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Ints, Positions
+from statestream_server.arrays import Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
-from statestream_server.sessions.lease import Asked, Lease, Release, Waiting
+from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.records import Layout
+from statestream_server.sessions.releases import Release, Waiting, rows_of
+from statestream_server.sessions.writes import Writes, too_large
 from statestream_server.settings import Durability
-from statestream_server.stores.base import Record, Store
+from statestream_server.stores.base import Store
 
 log = logging.getLogger(__name__)
 
-Rows = Callable[[Table, Ints], None]
-
-_CAPTURED = 512
-"""Rows captured at a time, so that a checkpoint of many holds the loop up for a millisecond or two only."""
-_CAPTURED_BYTES = 16 << 20
-_WRITTEN = 4096
-"""Rows of one write."""
-_WRITTEN_BYTES = 64 << 20
-MAX_RECORD_BYTES: Final = 64 << 20
-"""The largest record: what is larger keeps those of others waiting, and some stores refuse it."""
-_REST_SECONDS = 0.005
-"""How often it is looked whether writes have ended."""
 _BACKOFF_SECONDS = 0.2
 """How long the checkpointer waits after the store did not answer."""
 _AGAIN_SECONDS = 0.01
 """How long it waits for a claim that is on its way, before it looks at the row again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Capture:
-    """Rows as they were at one instant."""
-
-    rows: Ints
-    serials: Ints
-    epochs: Positions
-    positions: Positions
-    records: list[Record]
 
 
 class Unsaved:
@@ -87,8 +63,7 @@ class Checkpointer:
         interval: float,
         unsaved: Unsaved,
         *,
-        on_durable: Rows,
-        on_fenced: Callable[[Table, Ints, errors.StatestreamError], None],
+        on_durable: Callable[[Table, Ints], None],
     ) -> None:
         """A checkpointer that is not started.
 
@@ -100,23 +75,16 @@ class Checkpointer:
             interval: Seconds between checkpoints in interval mode.
             unsaved: Says that a save is due.
             on_durable: Hears of rows whose durable position rose; in sync mode the replies tell it.
-            on_fenced: Hears of rows whose record a newer owner has.
         """
         self.mode = mode
         self.unsaved = unsaved
         self.failures = 0
         """Writes that the store refused, since the last one that went well."""
-        self._store = store
-        self._engine = engine
+        self.writes = Writes(store, engine, lease, on_durable if mode == Durability.INTERVAL else None)
+        """What is on its way to the store."""
         self._lease = lease
         self._interval = interval
-        self._on_durable = on_durable
-        self._on_fenced = on_fenced
         self._layouts: dict[int, tuple[Table, Layout]] = {}
-        self._large: list[tuple[Table, Ints]] = []
-        """Rows that the present round found too large to be saved."""
-        self._writing: dict[int, tuple[Table, list[_Capture]]] = {}
-        """What each write under way has captured; the store has not answered for it yet."""
         self._waiting: list[Waiting] = []
         self._wanted = unsaved.wanted
         self._cycle: asyncio.Future[None] | None = None
@@ -188,24 +156,13 @@ class Checkpointer:
         Their replies wait, or their record is on its way: where the store has lost the one before, and this one does
         not arrive, nobody else has them.
         """
-        writing = [one.rows for other, captures in self._writing.values() if other is table for one in captures]
-        waiting = [held.waiting for held in self._waiting if held.table is table]
-        return np.concatenate([self._lease.answering(table), *writing, *waiting])
+        return np.concatenate([self._lease.answering(table), self.writes.rows(table), rows_of(table, self._waiting)])
 
     def look_again(self) -> None:
         """A claim that was on its way is not so any more: replies that wait for that may leave."""
         if self._waiting:
             self._wanted.set()
         self._lease.look_again()
-
-    def check_size(self, session: str, size: int) -> None:
-        """Checks that a store takes a record.
-
-        Raises:
-            RecordTooLarge: It does not.
-        """
-        if size > MAX_RECORD_BYTES:
-            raise _too_large(f"session {session!r}", size)
 
     async def released(self) -> None:
         """Returns when every reply that was given to `release` so far has left; later ones hold nobody up."""
@@ -245,8 +202,7 @@ class Checkpointer:
             wanted = table.are_claimed(rows, claims) & (table.durable[rows] < targets)
             wanted[list(failures)] = False
             for place in np.flatnonzero(np.isin(rows, self._too_large(table)) & wanted).tolist():
-                row = rows[place : place + 1]
-                failures[place] = _too_large(f"session {table.ids[int(row[0])]!r}", int(self._sizes(table, row)[0]))
+                failures[place] = self._refusal(table, rows[place:])
                 wanted[place] = False
             if wanted.any():
                 await asyncio.sleep(_AGAIN_SECONDS)
@@ -308,139 +264,18 @@ class Checkpointer:
         large = np.isin(held.waiting, self._too_large(held.table))
         if not large.any():
             return False
-        row = held.waiting[large][:1]
-        error = _too_large(f"session {held.table.ids[int(row[0])]!r}", int(self._sizes(held.table, row)[0]))
-        return held.let_go(large, error)
+        return held.let_go(large, self._refusal(held.table, held.waiting[large]))
 
     def _too_large(self, table: Table) -> Ints:
-        return np.concatenate([np.empty(0, np.int64), *(rows for other, rows in self._large if other is table)])
+        return np.concatenate([np.empty(0, np.int64), *(rows for other, rows in self.writes.large if other is table)])
 
-    def _sizes(self, table: Table, rows: Ints) -> Ints:
-        """[n] the bytes of rows' records, or more where that is little."""
-        return records.sizes(self.layout(table), table.replies, rows)
+    def _refusal(self, table: Table, rows: Ints) -> errors.RecordTooLarge:
+        """Why the first of rows is not saved."""
+        size = int(records.sizes(self.layout(table), table.replies, rows[:1])[0])
+        return too_large(f"session {table.ids[int(rows[0])]!r}", size)
 
     async def _save(self) -> None:
         """Writes every row that is dirty now."""
-        self._large = []
+        self.writes.large = []
         for table, layout in list(self._layouts.values()):
-            await self._save_rows(table, layout, np.flatnonzero(table.dirty & (table.epoch > 0)))
-
-    async def rest(self, moving: Sequence[tuple[Table, Ints]]) -> None:
-        """Returns when no write of these rows is on its way; none begins until they are dirty again.
-
-        For sessions that move to another version: a write of the old one behind the claim would undo the move.
-        """
-        while True:
-            for table, rows in moving:
-                table.dirty[rows] = False
-            if not any(np.isin(rows, self._captured(table)).any() for table, rows in moving):
-                return
-            await asyncio.sleep(_REST_SECONDS)
-
-    def _captured(self, table: Table) -> Ints:
-        """Rows of a table that are captured for a write whose end is not known."""
-        captures = (one.rows for other, some in self._writing.values() if other is table for one in some)
-        return np.concatenate([np.empty(0, np.int64), *captures])
-
-    async def _save_rows(self, table: Table, layout: Layout, dirty: Ints) -> None:
-        """Writes those of the rows that are dirty still when their turn comes."""
-        sizes = self._sizes(table, dirty)
-        for written in _pieces(sizes, _WRITTEN, _WRITTEN_BYTES):
-            part, captures = dirty[written], list[_Capture]()
-            self._writing[id(captures)] = table, captures
-            try:
-                for captured in _pieces(sizes[written], _CAPTURED, _CAPTURED_BYTES):
-                    if captures:
-                        await asyncio.sleep(0)  # The loop and the engine have their turns between two captures.
-                    captures.append(await self._capture(table, layout, part[captured]))
-                asked = self._lease.ask()
-                saved = await self._store.save([record for capture in captures for record in capture.records])
-            except BaseException:
-                for capture in captures:
-                    same = table.serial[capture.rows] == capture.serials
-                    table.dirty[capture.rows[same]] = True
-                raise
-            finally:
-                del self._writing[id(captures)]
-            answers = iter(saved)
-            fenced = [
-                self._settle(table, capture, np.fromiter(answers, np.bool_, len(capture.rows)), asked)
-                for capture in captures
-            ]
-            for rows in fenced:
-                if len(rows):
-                    await self._fence(table, rows)
-
-    async def _fence(self, table: Table, rows: Ints) -> None:
-        """Has the store say why the saves of rows were refused; those that are not ours any more are dropped."""
-        await self._lease.check(table, rows)
-
-    async def _capture(self, table: Table, layout: Layout, rows: Ints) -> _Capture:
-        """Takes those of the rows that are dirty, between two batches; they are not dirty any more."""
-        async with self._engine.still():
-            if self._engine.broken:
-                raise errors.InternalError("the engine stopped in the midst of a batch; its rows are not saved")
-            rows = rows[table.dirty[rows] & (table.epoch[rows] > 0)]
-            large = self._sizes(table, rows) > MAX_RECORD_BYTES
-            if large.any():
-                self._large.append((table, rows[large]))
-                rows = rows[~large]
-            serials, epochs, positions = table.serial[rows], table.epoch[rows], table.position[rows]
-            states, replies = table.rows.read(rows), table.replies
-            blobs = records.encode(
-                layout, states, table.acked[rows], table.request[rows], replies, rows,
-                origins=table.origin[rows], cursors=table.cursors_of(rows),
-            )  # fmt: skip
-            columns = zip(
-                table.keys(rows),
-                repeat(table.model.version),
-                epochs.tolist(),
-                positions.tolist(),
-                table.writer[rows].tolist(),
-                table.incarnation[rows].tolist(),
-                table.ephemeral[rows].tolist(),
-                blobs,
-                repeat(0.0),
-                repeat(self._lease.owner),
-                repeat(0),
-                repeat(True),
-            )
-            capture = _Capture(rows, serials, epochs, positions, list(map(Record._make, columns)))
-            table.dirty[rows] = False
-            return capture
-
-    def _settle(self, table: Table, capture: _Capture, saved: np.ndarray, asked: Asked) -> Ints:
-        """Notes what a save came to; the rows that were refused although nobody claims them here."""
-        rows = capture.rows
-        same = table.serial[rows] == capture.serials
-        current = same & (table.epoch[rows] == capture.epochs)
-        kept = rows[current & saved]
-        self._lease.answered(asked, table, kept)
-        table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
-        # A row that was claimed anew meanwhile has another epoch. What its claim found stored it counts as durable;
-        # where this save came after, it was refused.
-        table.dirty[rows[same & ~current & (table.durable[rows] < table.position[rows])]] = True
-        table.dirty[rows[same & ~saved]] = True
-        if len(kept) and self.mode == Durability.INTERVAL:
-            self._on_durable(table, kept)
-        fenced: Ints = rows[current & ~saved & ~table.claiming[rows]]
-        return fenced
-
-
-def _too_large(what: str, size: int) -> errors.RecordTooLarge:
-    return errors.RecordTooLarge(
-        f"the record of {what} has {size} bytes; the largest that is stored has {MAX_RECORD_BYTES}. What was applied is"
-        " in memory alone: acknowledge its replies, or send shorter chunks, and it is saved again",
-        metadata={"bytes": str(size), "most": str(MAX_RECORD_BYTES)},
-    )
-
-
-def _pieces(sizes: Ints, most: int, most_bytes: int) -> Iterator[slice]:
-    """Cuts rows into pieces of so many rows and bytes at most; one that is larger alone is a piece."""
-    start, ends = 0, np.cumsum(sizes)
-    while start < len(sizes):
-        before = int(ends[start - 1]) if start else 0
-        fit = int(np.searchsorted(ends, before + most_bytes, side="right"))
-        end = min(start + most, max(start + 1, fit))
-        yield slice(start, end)
-        start = end
+            await self.writes.save(table, layout, np.flatnonzero(table.dirty & (table.epoch > 0)))

@@ -18,20 +18,17 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Bools, Ints, Positions
+from statestream_server.arrays import Ints
 from statestream_server.engine.table import Table
+from statestream_server.sessions.releases import Release, Waiting, rows_of
 from statestream_server.stores.base import Store
 
 log = logging.getLogger(__name__)
-
-Release = Callable[[Ints, errors.StatestreamError | None], None]
-"""Lets the replies at some places of the rows leave that it was given with, or refuses them."""
 
 _CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 _SLICE = 4096
@@ -53,53 +50,6 @@ class Asked(NamedTuple):
     at: float
     lease: int
     stops: int
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Replies to rows that wait.
-
-    Attributes:
-        table: The table.
-        rows: [n] the rows.
-        claims: What they were claimed as.
-        targets: [n] their positions with what is answered.
-        places: Which of them wait still.
-    """
-
-    table: Table
-    rows: Ints
-    release: Release
-    claims: tuple[Ints, Positions]
-    targets: Positions
-    places: Ints
-
-    @classmethod
-    def of(cls, table: Table, rows: Ints, release: Release) -> Waiting:
-        """Everything applied to rows so far."""
-        return cls(table, rows, release, table.claims(rows), table.position[rows].copy(), np.arange(len(rows)))
-
-    @property
-    def waiting(self) -> Ints:
-        """The rows whose replies wait still."""
-        rows: Ints = self.rows[self.places]
-        return rows
-
-    def let_go(self, which: Bools, error: errors.StatestreamError | None = None) -> bool:
-        """Lets those of the waiting replies leave, or refuses them, that the mask [len(places)] names.
-
-        Returns:
-            Whether none is left.
-        """
-        going, self.places = self.places[which], self.places[~which]
-        if len(going):
-            self.release(going, error)
-        return not len(self.places)
-
-    def still(self) -> Bools:
-        """Which of the rows that wait are claimed as they were."""
-        serials, epochs = self.claims
-        return self.table.are_claimed(self.waiting, (serials[self.places], epochs[self.places]))
 
 
 class Lease:
@@ -246,7 +196,7 @@ class Lease:
 
     def answering(self, table: Table) -> Ints:
         """Rows of a table whose replies wait."""
-        return np.concatenate([np.empty(0, np.int64), *(held.waiting for held in self._held if held.table is table)])
+        return rows_of(table, self._held)
 
     async def released(self) -> None:
         """Returns when every reply that was given to `release` so far has left; later ones hold nobody up."""
@@ -366,7 +316,7 @@ class Lease:
             return
         stops = self._stops
         for table in {id(held.table): held.table for held in self._held[:count]}.values():
-            rows = np.unique(np.concatenate([held.waiting for held in self._held[:count] if held.table is table]))
+            rows = np.unique(rows_of(table, self._held[:count]))
             rows = rows[table.confirmed[rows] != self._number]
             for start in range(0, len(rows), _SLICE):
                 await self.check(table, rows[start : start + _SLICE])

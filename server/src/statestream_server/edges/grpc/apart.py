@@ -29,37 +29,34 @@ class Apart:
         """Nothing waits; `waits` tells whether the answer to a frame would have to."""
         self._answer = answer
         self._waits = waits
-        self._waiting: dict[asyncio.Task[None], set[int | str]] = {}
+        self.waiting: dict[asyncio.Task[None], set[int | str]] = {}
+        """The frames that wait, and what they name."""
         self._bytes = 0
-
-    def __bool__(self) -> bool:
-        """Whether anything waits."""
-        return bool(self._waiting)
 
     async def take(self, request: pb.StreamRequest) -> None:
         """Answers a frame, or has it wait; returns when the next one may come."""
         named, before = set[int | str](), list[asyncio.Task[None]]()
-        if self._waiting:
+        if self.waiting:
             named = _named(request)
-            before = [task for task, others in self._waiting.items() if not named.isdisjoint(others)]
+            before = [task for task, others in self.waiting.items() if not named.isdisjoint(others)]
             # Its handles may stand for ids, and ids for handles, that only those before it name.
-            named = named.union(*map(self._waiting.__getitem__, before))
+            named = named.union(*map(self.waiting.__getitem__, before))
         if not before and request.WhichOneof("request") not in _ASIDE and not self._waits(request):
             await self._answer(request)
             return
         self._begin(request, named or _named(request), before)
         # One that is large by itself holds nobody up.
-        while self._bytes > _MOST_BYTES and len(self._waiting) > 1:
-            await asyncio.wait([*self._waiting], return_when=asyncio.FIRST_COMPLETED)
+        while self._bytes > _MOST_BYTES and len(self.waiting) > 1:
+            await asyncio.wait([*self.waiting], return_when=asyncio.FIRST_COMPLETED)
 
     async def settled(self) -> None:
         """Returns when nothing waits any more."""
-        while self._waiting:
-            await asyncio.wait([*self._waiting])
+        while self.waiting:
+            await asyncio.wait([*self.waiting])
 
     def cancel(self) -> None:
         """Drops everything that waits."""
-        for task in self._waiting:
+        for task in self.waiting:
             task.cancel()
 
     def _begin(self, request: pb.StreamRequest, named: set[int | str], before: Sequence[asyncio.Task[None]]) -> None:
@@ -71,11 +68,11 @@ class Apart:
             await self._answer(request)
 
         def ended(task: asyncio.Task[None]) -> None:
-            del self._waiting[task]
+            del self.waiting[task]
             self._bytes -= size
 
         task = asyncio.create_task(answer(), name="stream-apart")
-        self._waiting[task] = named
+        self.waiting[task] = named
         self._bytes += size
         task.add_done_callback(ended)
 

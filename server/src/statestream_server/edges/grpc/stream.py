@@ -67,7 +67,7 @@ class Stream:
             while (request := await self._context.read()) is not grpc.aio.EOF:
                 if isinstance(request, Unreadable):
                     self._refuse(request.frame, request.error)
-                elif not self._apart and self._singles.take(request, self._last_frame):
+                elif not self._apart.waiting and self._singles.take(request, self._last_frame):
                     self._last_frame = request.frame
                 else:
                     await self._handle(request)
@@ -153,7 +153,7 @@ class Stream:
         except errors.StatestreamError as error:
             self._refuse(request.frame, error)
             return
-        if request.HasField("ack") and self._apart and self._acked(request):
+        if request.HasField("ack") and self._apart.waiting and self._acked(request):
             return
         await self._apart.take(request)
 

@@ -16,7 +16,7 @@ from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.row_graphs import Item
 from statestream_server.models.graphs.runtime import Binding, Device
 from statestream_server.models.memory.device_slab import DeviceSlab
-from statestream_server.models.memory.step_graph import StepGraph
+from statestream_server.models.memory.fused_rows import StepGraph
 from statestream_server.models.rows import columns_of, max_slice_of, start_values
 
 

@@ -1,18 +1,31 @@
-"""Rows that one wrapped graph gathers, steps and commits in place, on the CPU; see step_graph.py."""
+"""Rows that one wrapped graph gathers, steps and commits in place, on the CPU; and that graph, on any device.
+
+To bind an array takes ONNX Runtime's interface several microseconds; a small model runs a row in not many more. So
+arrays stay bound, a set for each shape of batch that came lately, and a batch is copied into them and out of them. Of
+a large batch the run takes so long that the copies do not show.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
+import numpy as np
 import onnx
 
-from statestream.contract.signature import Signature
+from statestream.contract.signature import Signature, TensorSpec, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.models.graphs.runtime import Binding, Device
+from statestream_server.models.graphs.fusion import Names, fuse
+from statestream_server.models.graphs.runtime import Binding, Device, Graph
+from statestream_server.models.memory.checks import InputCheck
 from statestream_server.models.memory.slab import Slab
-from statestream_server.models.memory.step_graph import StepGraph
-from statestream_server.models.rows import columns_of, max_slice_of, start_values
+from statestream_server.models.rows import SCRATCH_ROW, columns_of, max_slice_of, start_values
+
+_MOST_STAGES: Final = 64
+"""Sets of arrays that are kept for batches to come."""
+_MOST_BYTES: Final = 4 << 20
+"""Bytes of all that are kept."""
 
 
 class FusedRows:
@@ -77,3 +90,117 @@ class FusedRows:
     def _bind(self, binding: Binding) -> None:
         for slab, array in zip(self._graph.slabs, self._slab.arrays, strict=True):
             binding.fix(slab.before, slab.after, array.reshape(self._slab.capacity * slab.parts, *slab.item))
+
+
+class StepGraph:
+    """A wrapped graph (see fusion.py) and what is bound to it. For one caller at a time.
+
+    Attributes:
+        slabs: What the graph calls the columns, in their order.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool | Mapping[str, str]
+    ) -> None:
+        """Wraps and loads a graph as its author wrote it.
+
+        Args:
+            model: The graph, weights included; it stays as it is.
+            signature: Its signature, which fits it.
+            device: What it runs on.
+            check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
+
+        Raises:
+            FusionError: The graph cannot be wrapped.
+            GraphError: ONNX Runtime does not take the wrapped graph.
+        """
+        wrapped, self._names = fuse(model, signature)
+        self.slabs = self._names.slabs
+        columns = {slab.before for slab in self.slabs}
+        self._touching = {node.name for node in wrapped.graph.node if columns & set(node.input)}
+        self._graph = Graph(wrapped.SerializeToString(), device)
+        self._signature = signature
+        self._input_check = InputCheck(signature, wanted=check_inputs)
+        self._stages: dict[tuple[int, int], _Stage] = {}
+        self._nbytes = 0
+
+    def strangers(self) -> list[str]:
+        """Which of the nodes that touch rows run elsewhere than on the device, by name."""
+        return self._graph.elsewhere(self._touching)
+
+    @property
+    def bound(self) -> list[tuple[int, int]]:
+        """Rows and steps of the batches whose arrays are bound, oldest first."""
+        return list(self._stages)
+
+    def unbind(self) -> None:
+        """Lets go of everything that is bound; call it before the slab moves."""
+        self._stages.clear()
+        self._nbytes = 0
+
+    def step(
+        self, source: Ints, target: Ints, inputs: Sequence[Array], bind: Callable[[Binding], None]
+    ) -> tuple[list[Array], Bools]:
+        """One run; see `Rows.step`.
+
+        Args:
+            source: [n] rows to read.
+            target: [n] rows to write.
+            inputs: In the signature's order.
+            bind: Binds the slab, where batches of this shape have nothing bound yet.
+
+        Raises:
+            GraphError: ONNX Runtime refused the values or failed.
+        """
+        refused = self._input_check(inputs)
+        if refused is not None:
+            target = np.where(refused, SCRATCH_ROW, target)
+        shape = inputs[0].shape[:2]
+        outputs, bad = (self._stages.get(shape) or self._stage(shape, bind)).run(source, target, inputs)
+        return outputs, bad if refused is None else bad | refused
+
+    def _stage(self, shape: tuple[int, int], bind: Callable[[Binding], None]) -> _Stage:
+        stage = self._stages[shape] = _Stage(self._graph, self._names, self._signature, *shape)
+        bind(stage.binding)
+        self._nbytes += stage.nbytes
+        while self._nbytes > _MOST_BYTES or len(self._stages) > _MOST_STAGES:
+            self._nbytes -= self._stages.pop(next(iter(self._stages))).nbytes
+        return stage
+
+
+class _Stage:
+    """The arrays for batches of `count` rows and `steps` steps, and the graph with them bound to it."""
+
+    def __init__(self, graph: Graph, names: Names, signature: Signature, count: int, steps: int) -> None:
+        self._source, self._target = np.empty(count, np.int64), np.empty(count, np.int64)
+        self._inputs = [_batch(spec, count, steps) for spec in signature.inputs]
+        self._outputs = [_batch(spec, count, steps) for spec in signature.outputs]
+        self._bad = np.zeros(count, np.bool_)
+        self.nbytes = sum(array.nbytes for array in (*self._inputs, *self._outputs))
+        self.binding = Binding(graph)
+        self._names = names
+        self._travels = graph.device.apart
+        self._give()
+        for name, array in zip(names.outputs, self._outputs, strict=True):
+            self.binding.take(name, array)
+        if names.bad:
+            self.binding.take(names.bad, self._bad[np.newaxis])
+
+    def run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        self._source[:], self._target[:] = source, target
+        for mine, array in zip(self._inputs, inputs, strict=True):
+            mine[...] = array
+        if self._travels:
+            self._give()  # A device took its copy of what was in the arrays then.
+        self.binding.run()
+        return [array.copy() for array in self._outputs], self._bad.copy()
+
+    def _give(self) -> None:
+        self.binding.give(self._names.source, self._source)
+        self.binding.give(self._names.target, self._target)
+        for name, array in zip(self._names.inputs, self._inputs, strict=True):
+            self.binding.give(name, array)
+
+
+def _batch(spec: TensorSpec, count: int, steps: int) -> Array:
+    return np.empty((count, steps, *step_shape(spec)), numpy_dtype(spec.dtype))

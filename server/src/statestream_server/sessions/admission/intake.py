@@ -20,7 +20,7 @@ from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
 from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.chunks import Chunks, Refusal
-from statestream_server.sessions.lease import Release
+from statestream_server.sessions.releases import Release
 
 
 class Gate(Protocol):

@@ -32,6 +32,7 @@ from statestream_server.sessions.ownership.openings import (
 from statestream_server.sessions.ownership.placement import Placement, Promise
 from statestream_server.sessions.ownership.turns import Turn, Turns
 from statestream_server.sessions.ownership.versions import Move, Versions
+from statestream_server.sessions.writes import check_size
 from statestream_server.stores.base import NEWER, Claim, Claimed, Mode, Store, Verdict
 
 
@@ -139,7 +140,7 @@ class Claims:
             if opening.upgrade:
                 moving = [(source, rows) for source, _, rows in held.by_table() if source is not table]
                 resting += [_Resting(source, rows, source.serial[rows]) for source, rows in moving]
-                await self._checkpointer.rest(moving)
+                await self._checkpointer.writes.rest(moving)
                 moves, unfit = await self._versions.prepare(opening, table, held)
                 refused |= unfit
                 if self._registry.table(opening.model, table.model.version) is not table:
@@ -147,7 +148,7 @@ class Claims:
             places = np.delete(np.arange(len(opening.ids)), [*refused])
             carried = self._carried(opening, table, moves)
             for place, state in carried.items():
-                self._checkpointer.check_size(opening.ids[place], len(state.blob or b""))
+                check_size(opening.ids[place], len(state.blob or b""))
             claims = claims_of(opening, table.model.version, places, held, self._lease.owner, carried)
         except BaseException:
             if promise is not None:

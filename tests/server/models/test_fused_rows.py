@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream_server.models.graphs.runtime import Binding, Graph, providers_for
-from statestream_server.models.memory import step_graph
-from statestream_server.models.memory.fused_rows import FusedRows
+from statestream_server.models.memory import fused_rows
+from statestream_server.models.memory.fused_rows import FusedRows, StepGraph
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.slab import Slab
-from statestream_server.models.memory.step_graph import StepGraph
 from statestream_server.models.rows import FIRST_ROW, columns_of, start_values
 from tests.server.models import graphs
 
@@ -65,11 +64,11 @@ def test_few_arrays_stay_bound_and_large_ones_not_at_all(monkeypatch: pytest.Mon
         rows = np.arange(FIRST_ROW, FIRST_ROW + count)
         graph.step(rows, rows, [np.zeros((count, steps, width), np.float32)], bind)
 
-    monkeypatch.setattr(step_graph, "_MOST_STAGES", 2)
+    monkeypatch.setattr(fused_rows, "_MOST_STAGES", 2)
     for shape in ((1, 1), (2, 1), (1, 1), (3, 1)):
         run(*shape)
     assert graph.bound == [(2, 1), (3, 1)]
-    monkeypatch.setattr(step_graph, "_MOST_BYTES", 4 * width * 5)
+    monkeypatch.setattr(fused_rows, "_MOST_BYTES", 4 * width * 5)
     run(4, 64)
     assert graph.bound == []
     run(1, 1)
