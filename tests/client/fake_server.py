@@ -312,7 +312,7 @@ class Fake(
     def GetServerInfo(self, request: Any, context: grpc.ServicerContext) -> Any:
         return server_pb2.GetServerInfoResponse(
             version="0.0.0",
-            protocol=1,
+            protocol=self.world.protocol,
             server_id="fake",
             limits=self.world.limits,
             durability=self.world.durability,

@@ -79,6 +79,7 @@ class World:
         self.saved: dict[str, Row] = {}
         self.tombstones: dict[str, tuple[int, int]] = {}
         self.refuse: list[StatestreamError] = []
+        self.protocol = 1
         self.lives = 1
         """How many processes there were."""
         self.unsaid: list[StatestreamError] = []

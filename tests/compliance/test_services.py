@@ -276,6 +276,32 @@ async def test_server_info(channel: object) -> None:
     assert (info.durability == pb.DURABILITY_MODE_NONE) == (info.store.kind == "memory")
 
 
+@pytest.mark.parametrize(("newest", "oldest", "spoken"), [(0, 0, 1), (1, 1, 1), (7, 1, 1), (7, 2, 0)])
+async def test_one_version_of_the_protocol_is_agreed_on(channel: object, newest: int, oldest: int, spoken: int) -> None:
+    """The newest that both speak; where there is none the answer is UNSUPPORTED and has the server's range."""
+    stub = server_pb2_grpc.ServerServiceStub(channel)
+    request = server_pb2.GetServerInfoRequest(protocol=newest, oldest_protocol=oldest, client="a test")
+    if spoken:
+        assert (await stub.GetServerInfo(request)).protocol == spoken
+        return
+    failure = await failing(stub.GetServerInfo(request))
+    assert (failure.code, failure.reason) == ("FAILED_PRECONDITION", "UNSUPPORTED")
+    assert failure.metadata["newest_protocol"] == failure.metadata["oldest_protocol"] == "1"
+
+
+@pytest.mark.parametrize("version", ["1", "2", "1.0", "-1", "9" * 12])
+async def test_a_call_in_a_version_that_is_not_spoken_is_refused(channel: object, version: str) -> None:
+    """Its metadata `x-statestream-protocol` says which one it is written in."""
+    call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
+        server_pb2.GetServerInfoRequest(), metadata=(("x-statestream-protocol", version),)
+    )
+    if version == "1":
+        assert (await call).protocol == 1
+        return
+    failure = await failing(call)
+    assert (failure.code, failure.reason) == ("FAILED_PRECONDITION", "UNSUPPORTED")
+
+
 async def test_health(channel: object) -> None:
     """grpc.health.v1 for the server and each service; an unknown service is NOT_FOUND."""
     stub = health_pb2_grpc.HealthStub(channel)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from statestream.backoff import MOST, Backoff, tell
 from statestream.budget import RetryBudget, is_fault, silence
 from statestream.calls import unavailable
-from statestream.contract import errors
+from statestream.contract import errors, protocol
 from statestream.contract.errors import StatestreamError
 from statestream.core import StreamCore
 from statestream.settings import Settings
@@ -42,6 +42,7 @@ class Connection:
         self.renewing = False
         self.silent = False
         self._settings = settings
+        self._route = route
         self._label = route.label
         self._on_reconnect = on_reconnect
         self._backoff = Backoff(route.addresses, min(MOST, settings.retry_timeout / 4))
@@ -61,10 +62,20 @@ class Connection:
         """The same, as messages say it."""
         return self._backoff.address + self._label
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries: the route key, and the version of the protocol that it is written in."""
+        return (*self._route.metadata, (protocol.HEADER, str(self.info.protocol or protocol.OLDEST)))
+
     # ── dialling ───────────────────────────────────────────────────────────────────────────────
 
     def dialled(self, info: GetServerInfoResponse) -> bool:
-        """A server answered; whether it needs another channel, on which longer messages are received."""
+        """A server answered; whether it needs another channel, on which longer messages are received.
+
+        Raises:
+            Unsupported: It speaks no version of the protocol that this release speaks.
+        """
+        protocol.agreed(info.protocol, info.protocol)
         if self.streams:
             tell(self._on_reconnect, self._backoff, self._label)
         self.info = info

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
 from statestream import arguments, calls, views
+from statestream.contract import protocol
 from statestream.layout import Layout
 from statestream.v1 import (
     inference_pb2,
@@ -104,11 +107,19 @@ def unload_model(name: str, version: int | None) -> UnaryCall[None]:
 # ── the server ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@cache
+def server_info_request() -> server_pb2.GetServerInfoRequest:
+    """Asks what a server is, and says what this client speaks."""
+    return server_pb2.GetServerInfoRequest(
+        protocol=protocol.NEWEST, oldest_protocol=protocol.OLDEST, client=f"statestream {version('statestream')}"
+    )
+
+
 def get_server() -> UnaryCall[views.ServerInfo]:
     """Version, limits, durability and device."""
     return UnaryCall(
         lambda channel: server_pb2_grpc.ServerServiceStub(channel).GetServerInfo,
-        server_pb2.GetServerInfoRequest(),
+        server_info_request(),
         views.read_server,
     )
 

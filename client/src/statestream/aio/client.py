@@ -56,6 +56,7 @@ def connect(
 
     Raises:
         ServerUnavailable: Nothing answered within `connect_timeout`; says where and why.
+        Unsupported: The server speaks no version of the protocol that this release speaks.
         TypeError: An argument is of another type; so for every call, before anything is sent.
         ValueError: An argument has a value that it cannot have; likewise.
     """

@@ -24,7 +24,8 @@ from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
 from statestream.settings import Settings
 from statestream.shards import Route
-from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
+from statestream.unary import server_info_request
+from statestream.v1 import inference_pb2_grpc, server_pb2_grpc
 
 
 class Link:
@@ -44,7 +45,6 @@ class Link:
     ) -> None:
         self.settings = settings
         self.core = core
-        self.metadata = route.metadata
         self.state = Connection(core, route, settings, on_reconnect)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -60,6 +60,11 @@ class Link:
         forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return self.state.metadata
 
     def start(self) -> None:
         """Begins to connect; `connected` tells when that is done."""
@@ -239,14 +244,15 @@ class Link:
         try:
             timeout = min(5.0, self.settings.connect_timeout)
             call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
-                server_pb2.GetServerInfoRequest(), timeout=timeout, metadata=self.metadata
+                server_info_request(), timeout=timeout, metadata=self.metadata
             )
             call.add_done_callback(lambda _: self._wakeup.set())
             await self._pump(timeout + 1.0, stop=call.done)
             longer = state.dialled(await call)
-        except grpc.RpcError as error:
+        except (grpc.RpcError, errors.Unsupported) as error:
             await channel.close()
-            delay = state.refused(read_rpc_error(error, state.where))
+            cause = error if isinstance(error, errors.Unsupported) else read_rpc_error(error, state.where)
+            delay = state.refused(cause)
             self._closed |= state.hopeless
             await self._pump(delay)
             return None

@@ -28,7 +28,8 @@ from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ti
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.sync.waiting import Attempt, Done
-from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
+from statestream.unary import server_info_request
+from statestream.v1 import inference_pb2_grpc, server_pb2_grpc
 from statestream.v1.inference_pb2 import StreamRequest
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
@@ -58,7 +59,6 @@ class Link:
     ) -> None:
         self.settings = settings
         self.core = core
-        self.metadata = route.metadata
         self.state = Connection(core, route, settings, on_reconnect)
         self._operations: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -76,6 +76,11 @@ class Link:
         forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return self.state.metadata
 
     def start(self) -> None:
         """Begins to connect; `wait` tells when that is done."""
@@ -247,7 +252,7 @@ class Link:
         state = self.state
         channel = self._new_channel()
         try:
-            request = server_pb2.GetServerInfoRequest()
+            request = server_info_request()
             timeout = min(5.0, self.settings.connect_timeout)
             pending = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo.future(
                 request, timeout=timeout, metadata=self.metadata
@@ -259,9 +264,10 @@ class Link:
                 channel.close()
                 return None
             longer = state.dialled(pending.result())
-        except grpc.RpcError as error:
+        except (grpc.RpcError, errors.Unsupported) as error:
             channel.close()
-            delay = state.refused(read_rpc_error(error, state.where))
+            cause = error if isinstance(error, errors.Unsupported) else read_rpc_error(error, state.where)
+            delay = state.refused(cause)
             self._closed |= state.hopeless
             self._pump(delay)
             return None

@@ -46,8 +46,14 @@ class FreeQuarantinedResponse(_message.Message):
     def __init__(self, freed: _Optional[_Union[Suspect, _Mapping]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("protocol", "oldest_protocol", "client")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    oldest_protocol: int
+    client: str
+    def __init__(self, protocol: _Optional[int] = ..., oldest_protocol: _Optional[int] = ..., client: _Optional[str] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
     __slots__ = ("version", "protocol", "server_id", "limits", "durability", "store", "device", "fingerprint", "draining")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import statestream_server
-from statestream.contract import errors
+from statestream.contract import errors, protocol
 from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
 from statestream_server.edges.grpc import wire
@@ -14,8 +15,8 @@ from statestream_server.engine.statistics import Why
 from statestream_server.quarantine.quarantine import Suspicion, name_of
 from statestream_server.server import Server
 
-PROTOCOL = 1
 _MOST_SUSPECTS = 1000
+_log = logging.getLogger(__name__)
 
 
 class ServerServicer(grpc_stubs.ServerServiceServicer):
@@ -61,11 +62,13 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
         return pb.FreeQuarantinedResponse(freed=_suspect(request.name, known))
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
-        """Tells what this server is."""
+        """Tells what this server is, to a client that speaks a version of the protocol that it speaks, too."""
+        spoken = protocol.agreed(request.protocol, request.oldest_protocol)
+        _log.debug("asked by %s, with version %d of the protocol", request.client or "a client", spoken)
         server, survives = self._server, self._server.store.survives
         return pb.GetServerInfoResponse(
             version=statestream_server.__version__,
-            protocol=PROTOCOL,
+            protocol=spoken,
             server_id=server.id,
             limits=pb.Limits(**dataclasses.asdict(server.settings.limits)),
             durability=wire.durability(server.settings),

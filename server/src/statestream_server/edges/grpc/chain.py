@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
+from statestream.contract import protocol
 from statestream_server import caller
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.decoding import DecodeBudget, Unreadable, decoder
@@ -67,7 +68,11 @@ class Chain(grpc.GenericRpcHandler):
         handler = self._methods.get(handler_call_details.method)
         if handler is not None:
             try:
-                caller.current.set(identify(handler_call_details.invocation_metadata))
+                metadata = handler_call_details.invocation_metadata
+                for name, value in metadata:
+                    if name == protocol.HEADER:
+                        protocol.check_written_in(value)
+                caller.current.set(identify(metadata))
             except Exception as error:
                 return _refusing(error)
         return handler
