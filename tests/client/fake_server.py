@@ -159,6 +159,13 @@ class Fake(
             for out in self._open:
                 out.put(inference_pb2.StreamResponse(go_away=inference_pb2.GoAwayFrame()))
 
+    def ask_to_move(self, *handles: int) -> None:
+        """Asks that sessions be taken elsewhere."""
+        frame = inference_pb2.MoveFrame(handles=np.asarray(handles, "<u4").tobytes())
+        with self._lock:
+            for out in self._open:
+                out.put(inference_pb2.StreamResponse(move=frame))
+
     def restart(self, *, lose_everything: bool = False) -> None:
         """Killed and started again: what was not saved is gone."""
         self.stop()

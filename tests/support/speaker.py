@@ -81,6 +81,7 @@ class Speaker:
         notices: Row errors of notices, as they came.
         pushed: The newest durable position of each handle that the server told unasked.
         go_away: Set when the server said that it leaves.
+        moves: The handles of every move that the server asked for.
     """
 
     channel: grpc.aio.Channel
@@ -89,6 +90,7 @@ class Speaker:
     notices: list[Refusal] = field(default_factory=list)
     pushed: dict[int, int] = field(default_factory=dict)
     go_away: asyncio.Event = field(default_factory=asyncio.Event)
+    moves: list[list[int]] = field(default_factory=list)
 
     async def __aenter__(self) -> Speaker:
         self._call = inference_pb2_grpc.InferenceServiceStub(self.channel).Stream()
@@ -128,6 +130,8 @@ class Speaker:
                 self.pushed.update(zip(handles, positions, strict=True))
             elif kind == "go_away":
                 self.go_away.set()
+            elif kind == "move":
+                self.moves.append(np.frombuffer(response.move.handles, "<u4").tolist())
             self._unasked.notify_all()
         return kind != "refused"
 

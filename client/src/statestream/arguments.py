@@ -74,6 +74,15 @@ def check_seconds(name: str, value: object) -> float:
     return float(value)
 
 
+def check_share(share: object) -> float:
+    """A part of a whole, above 0."""
+    if isinstance(share, bool) or not isinstance(share, int | float):
+        raise TypeError(f"share is {came(share)}; expected a number above 0, at most 1")
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share:g}; expected a number above 0, at most 1, as 0.5 for half")
+    return share
+
+
 def check_flag(name: str, value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):

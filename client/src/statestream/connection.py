@@ -102,7 +102,7 @@ class Connection:
         self.core.connected(self.info.limits, self.info.durability, now, self.info.server_id)
 
     def received(self, response: StreamResponse, now: float) -> bool:
-        """An answer came; whether the stream is over, because its server is leaving."""
+        """An answer came; whether the stream is over, because its server asked for that."""
         core = self.core
         core.receive(response, now)
         if not self._answered and core.progress != self._answers:
@@ -127,7 +127,7 @@ class Connection:
     def after(self, now: float) -> float:
         """Seconds until the next one is dialled."""
         if self._moved:
-            log.info("%s is leaving; moving on", self.where)
+            log.info("%s asked to be left; moving on", self.where)
             self._backoff.leave()
             return 0.0
         if self.renewing:

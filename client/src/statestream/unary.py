@@ -143,6 +143,18 @@ def free_quarantined(name: str) -> UnaryCall[views.Suspect]:
     )
 
 
+def move_sessions(share: float, model: str | None) -> UnaryCall[views.MoveAsked]:
+    """Asks connected clients to take a share of their sessions elsewhere."""
+    arguments.check_share(share)
+    if model is not None:
+        arguments.check_text("model", model)
+    return UnaryCall(
+        lambda channel: server_pb2_grpc.ServerServiceStub(channel).MoveSessions,
+        server_pb2.MoveSessionsRequest(share=share, model=model or ""),
+        lambda response: views.MoveAsked(response.sessions, response.streams),
+    )
+
+
 def get_statistics() -> UnaryCall[views.Statistics]:
     """What the engine did since the process started."""
     return UnaryCall(

@@ -177,6 +177,19 @@ def read_suspect(message: server_pb2.Suspect) -> Suspect:
     return Suspect(message.name, message.what, message.deaths, message.crashes, message.since, message.quarantined)
 
 
+@dataclass(frozen=True, slots=True)
+class MoveAsked:
+    """What clients were asked to take to other servers.
+
+    Attributes:
+        sessions: The sessions in memory that were asked for.
+        streams: The streams that have them.
+    """
+
+    sessions: int
+    streams: int
+
+
 def read_statistics(message: server_pb2.GetStatisticsResponse) -> Statistics:
     """Reads what a server's engine did."""
     return Statistics(

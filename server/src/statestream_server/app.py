@@ -44,6 +44,7 @@ from statestream_server.sessions.ownership.activation import Activation
 from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.departures import Departures
+from statestream_server.sessions.ownership.moves import Moves
 from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.placement import Placement
 from statestream_server.sessions.ownership.sessions import Sessions
@@ -297,6 +298,7 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
         sessions,
         deletions,
         departures,
+        Moves(peers, time.monotonic),
         tasks,
         Activation(sessions, engine, store, lease),
         Unary(

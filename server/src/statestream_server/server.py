@@ -20,6 +20,7 @@ from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.activation import Activation
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.departures import Departures
+from statestream_server.sessions.ownership.moves import Moves
 from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.tasks import Tasks
@@ -53,6 +54,7 @@ class Server:
     sessions: Sessions
     deletions: Deletions
     departures: Departures
+    moves: Moves
     tasks: Tasks
     activation: Activation
     unary: Unary

@@ -12,7 +12,7 @@ from statestream.aio.waiting import Cache
 from statestream.arguments import check_text
 from statestream.contract.errors import BadTensor
 from statestream.layout import Layout, require_kind
-from statestream.views import Model, ServerInfo, SessionInfo, Statistics, Suspect
+from statestream.views import Model, MoveAsked, ServerInfo, SessionInfo, Statistics, Suspect
 
 T = TypeVar("T")
 
@@ -73,6 +73,19 @@ class Catalogue:
             NotFound: Nothing in quarantine has that name.
         """
         return await answer(self._link, unary.free_quarantined(name))
+
+    async def move_sessions(self, share: float, model: str | None = None) -> MoveAsked:
+        """Asks the server's clients to take a share of their sessions, in (0, 1], to other servers.
+
+        For a server that has more than its part after another one joined, or that is to have less. The quietest streams
+        are asked first; each finishes what is under way, and goes on elsewhere. It returns once they are asked.
+
+        Raises:
+            ValueError: It is no share.
+            ModelNotFound: No such model is served.
+            Unsupported: The server stores nothing.
+        """
+        return await answer(self._link, unary.move_sessions(share, model))
 
     async def statistics(self) -> Statistics:
         """What the server's engine did since its process started: its batches, and why they were not larger."""

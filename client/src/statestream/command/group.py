@@ -18,6 +18,7 @@ OWN: Final[Mapping[str, str]] = {
     "health": "Ask a server for its health, by the standard gRPC protocol.",
     "info": "Show version, durability, device and limits of a server.",
     "models": "List the models of a server.",
+    "move": "Ask a server's clients to take a share of their sessions to other servers.",
     "quarantine": "Show the work that was running when servers died, and whether it is refused since.",
     "sessions": "List the sessions of a server.",
     "stats": "Show what a server's engine did: its batches by size and wait, and why they were not larger.",

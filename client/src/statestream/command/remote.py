@@ -186,6 +186,21 @@ def quarantine(address: str, as_json: bool, timeout: float, free: str | None) ->
 
 @click.command()
 @_asks_server
+@click.option(
+    "--share", type=click.FloatRange(0, 1, min_open=True), required=True, help="How many of them: 0.5 for half."
+)
+@click.option("--model", default=None, help="Only the sessions of this model.")
+def move(address: str, as_json: bool, timeout: float, share: float, model: str | None) -> None:
+    """Ask a server's clients to take a share of their sessions to other servers."""
+    asked = _ask(address, timeout, lambda client: client.move_sessions(share, model))
+    if as_json:
+        _print_json(_plain(asked))
+    else:
+        click.echo(f"asked for {asked.sessions:,} sessions of {asked.streams:,} streams")
+
+
+@click.command()
+@_asks_server
 @click.option("--service", default="", help="The service or model to ask about; the whole server if left out.")
 def health(address: str, as_json: bool, timeout: float, service: str) -> None:
     """Ask a server for its health, by the standard gRPC protocol. Exit code 0 if it serves, else 1."""

@@ -138,11 +138,12 @@ class Controls:
         for handle in joined.tolist():
             self.joined.setdefault(handle, []).append(ticket)
 
-    def flush_for_room(self) -> None:
-        """Asks for everything to be made durable that takes room in the replay buffer until then."""
-        table = self._table
+    def save(self) -> ControlTicket:
+        """Asks for all that is answered to be made durable: until then it takes room in the replay buffer."""
+        table, ticket = self._table, ControlTicket()
         handles = np.flatnonzero((table.durable < table.answered) & (table.state == State.OPEN))
-        self.waiting.extend(controls_for(ControlTicket(), table.answered, (Kind.FLUSH, handles)))
+        self.submit(ticket, controls_for(ticket, table.answered, (Kind.FLUSH, handles)), handles[:0])
+        return ticket
 
     def rebase(self, handles: Ints, moved: Ints) -> None:
         """Positions that are not sent yet have moved: so have the ends of what stands behind them."""

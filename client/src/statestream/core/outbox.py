@@ -62,7 +62,7 @@ class Outbox:
             outbox.append(block)
         if self._departures.starved and now >= self.flush_due:
             self.flush_due = now + FLUSH_EVERY
-            controls.flush_for_room()
+            controls.save()
         if controls.waiting:
             for batch in controls.ready(now):
                 outbox.append(self._control_frame(batch))

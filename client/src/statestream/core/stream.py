@@ -18,6 +18,7 @@ from statestream.core.controls import Controls, Kind
 from statestream.core.departures import Departures
 from statestream.core.feeds import left_out
 from statestream.core.log import Log
+from statestream.core.moving import Moving
 from statestream.core.opens import Opens
 from statestream.core.outbox import Outbox
 from statestream.core.overdue import Overdue
@@ -99,6 +100,8 @@ class StreamCore:
         self.results = Results(self.table, self.buffer, self.log, self.departures, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
+        """Nothing more leaves on this stream; the next one goes elsewhere once what is under way is answered."""
+        self.moving = Moving(self.table, self.controls, self._go_away)
         self._server = ""
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self._answers = 0
@@ -205,6 +208,7 @@ class StreamCore:
         """
         self.online = True
         self.going_away = False
+        self.moving.end()
         self.received_at = now
         log, departures = self.log, self.departures
         log.max_steps = limits.max_chunk_steps or 256
@@ -286,13 +290,15 @@ class StreamCore:
             for row_error in response.notice.errors:
                 self._left(row_error.handle, from_status(row_error.status), now)
         elif kind == "go_away":
-            self.going_away = True
+            self._go_away()
+        elif kind == "move":
+            self.moving.asked(read_handles(response.move.handles))
         if self.sharing.forsaken:
             self._forsake()
 
     @property
     def drained(self) -> bool:
-        """The server is leaving, and nothing that it still has to answer is under way."""
+        """The stream is to go elsewhere, and nothing that the server still has to answer is under way."""
         return self.going_away and not (
             self.outbox.frames
             or self.log.awaited
@@ -380,6 +386,9 @@ class StreamCore:
         alone = (self.table.holders[forsaken] == 0) & (self.table.closing[forsaken] == 0)
         self.close(forsaken[live & alone], delete=False)
         self.sharing.settled(forsaken[~(live & alone)])  # Somebody has it by now: who wanted another one is told.
+
+    def _go_away(self) -> None:
+        self.going_away = True
 
     def _durability(self, mode: DurabilityMode) -> None:
         self.durability = mode

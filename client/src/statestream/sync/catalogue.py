@@ -13,7 +13,7 @@ from statestream.layout import Layout, require_kind
 from statestream.sync.calling import answer
 from statestream.sync.link import Link
 from statestream.sync.waiting import Cache
-from statestream.views import Model, ServerInfo, SessionInfo, Statistics, Suspect
+from statestream.views import Model, MoveAsked, ServerInfo, SessionInfo, Statistics, Suspect
 
 T = TypeVar("T")
 
@@ -73,6 +73,19 @@ class Catalogue:
             NotFound: Nothing in quarantine has that name.
         """
         return answer(self._link, unary.free_quarantined(name))
+
+    def move_sessions(self, share: float, model: str | None = None) -> MoveAsked:
+        """Asks the server's clients to take a share of their sessions, in (0, 1], to other servers.
+
+        For a server that has more than its part after another one joined, or that is to have less. The quietest streams
+        are asked first; each finishes what is under way, and goes on elsewhere. It returns once they are asked.
+
+        Raises:
+            ValueError: It is no share.
+            ModelNotFound: No such model is served.
+            Unsupported: The server stores nothing.
+        """
+        return answer(self._link, unary.move_sessions(share, model))
 
     def statistics(self) -> Statistics:
         """What the server's engine did since its process started: its batches, and why they were not larger."""

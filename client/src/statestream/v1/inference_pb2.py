@@ -27,21 +27,21 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from statestream.v1 import tensor_pb2 as statestream_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estatestream/v1/inference.proto\x12\x0estatestream.v1\x1a\x17google/rpc/status.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bstatestream/v1/tensor.proto\"i\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12&\n\x06inputs\x18\x03 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\x0f\n\x07outputs\x18\x04 \x03(\t\"K\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\'\n\x07outputs\x18\x02 \x03(\x0b\x32\x16.statestream.v1.Tensor\"\x84\x02\n\rStreamRequest\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.statestream.v1.OpenFrameH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.statestream.v1.ChunkFrameH\x00\x12\'\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x18.statestream.v1.AckFrameH\x00\x12+\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x1a.statestream.v1.CloseFrameH\x00\x12+\n\x05\x66lush\x18\x06 \x01(\x0b\x32\x1a.statestream.v1.FlushFrameH\x00\x42\t\n\x07request\"\xa4\x03\n\x0eStreamResponse\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12-\n\x06opened\x18\x02 \x01(\x0b\x32\x1b.statestream.v1.OpenedFrameH\x00\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1b.statestream.v1.ResultFrameH\x00\x12-\n\x06\x63losed\x18\x04 \x01(\x0b\x32\x1b.statestream.v1.ClosedFrameH\x00\x12/\n\x07\x64urable\x18\x05 \x01(\x0b\x32\x1c.statestream.v1.DurableFrameH\x00\x12/\n\x07refused\x18\x06 \x01(\x0b\x32\x1c.statestream.v1.RefusedFrameH\x00\x12-\n\x06notice\x18\x07 \x01(\x0b\x32\x1b.statestream.v1.NoticeFrameH\x00\x12.\n\x07go_away\x18\x08 \x01(\x0b\x32\x1b.statestream.v1.GoAwayFrameH\x00\x12)\n\x04part\x18\t \x01(\x0b\x32\x19.statestream.v1.PartFrameH\x00\x42\n\n\x08response\"\xca\x02\n\tOpenFrame\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07handles\x18\x03 \x01(\x0c\x12\x0b\n\x03ids\x18\x04 \x03(\t\x12&\n\x04mode\x18\x05 \x01(\x0e\x32\x18.statestream.v1.OpenMode\x12\x0e\n\x06writer\x18\x06 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x07 \x01(\x04\x12\x13\n\x0bseen_epochs\x18\x08 \x01(\x0c\x12\x18\n\x10replay_positions\x18\t \x01(\x0c\x12\x17\n\x0f\x61\x63ked_positions\x18\n \x01(\x0c\x12\x11\n\tephemeral\x18\x0b \x01(\x08\x12.\n\x0einitial_states\x18\x0c \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\x16\n\x0ereturn_replies\x18\r \x01(\x08\x12\x0f\n\x07upgrade\x18\x0e \x01(\x08\"\xbd\x02\n\x0bOpenedFrame\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0f\n\x07handles\x18\x02 \x01(\x0c\x12\x0e\n\x06\x65pochs\x18\x03 \x01(\x0c\x12\x11\n\tpositions\x18\x04 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63reated\x18\x06 \x01(\x0c\x12\x32\n\ndurability\x18\x07 \x01(\x0e\x32\x1e.statestream.v1.DurabilityMode\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.statestream.v1.RowError\x12\x0c\n\x04kept\x18\t \x01(\x0c\x12\x14\n\x0cwindow_bytes\x18\n \x01(\x04\x12\x0f\n\x07origins\x18\x0b \x01(\x0c\x12\x0f\n\x07\x63ursors\x18\x0c \x03(\x0c\x12\x19\n\x11kept_window_bytes\x18\r \x01(\x04\"\xb1\x01\n\nChunkFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\x12\x17\n\x0f\x61\x63ked_positions\x18\x03 \x01(\x0c\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0f\n\x07lengths\x18\x05 \x01(\x0c\x12&\n\x06inputs\x18\x06 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\r\n\x05marks\x18\x07 \x01(\x0c\x12\x0f\n\x07\x63ursors\x18\x08 \x03(\x0c\"\xbf\x01\n\x0bResultFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0f\n\x07lengths\x18\x04 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x05 \x01(\x0c\x12\'\n\x07outputs\x18\x06 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12(\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x18.statestream.v1.RowError\"\xc8\x01\n\tPartFrame\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0c\n\x04part\x18\x03 \x01(\r\x12\r\n\x05parts\x18\x04 \x01(\r\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\r\n\x05steps\x18\x08 \x01(\r\x12\'\n\x07outputs\x18\t \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\x18\n\x10\x64urable_position\x18\n \x01(\x04\"4\n\x08\x41\x63kFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61\x63ked_positions\x18\x02 \x01(\x0c\"m\n\nCloseFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12+\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x1b.statestream.v1.CloseAction\x12\x11\n\tpositions\x18\x03 \x01(\x0c\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\x0c\"H\n\x0b\x43losedFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12(\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x18.statestream.v1.RowError\"0\n\nFlushFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\"d\n\x0c\x44urableFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x02 \x01(\x0c\x12(\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x18.statestream.v1.RowError\"2\n\x0cRefusedFrame\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"7\n\x0bNoticeFrame\x12(\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x18.statestream.v1.RowError\"7\n\x0bGoAwayFrame\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x95\x02\n\x0bStepRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12&\n\x04mode\x18\x04 \x01(\x0e\x32\x18.statestream.v1.OpenMode\x12\x15\n\x08position\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x61\x63ked_position\x18\x06 \x01(\x04\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12&\n\x06inputs\x18\x08 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\"\n\x04mark\x18\t \x01(\x0e\x32\x14.statestream.v1.Mark\x12\x0e\n\x06\x63ursor\x18\n \x01(\x0c\x42\x0b\n\t_position\"\x83\x01\n\x0cStepResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x18\n\x10\x64urable_position\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\'\n\x07outputs\x18\x05 \x03(\x0b\x32\x16.statestream.v1.Tensor\"\x8e\x01\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\nsession_id\x18\x03 \x01(\tH\x00\x12*\n\x07history\x18\x04 \x01(\x0b\x32\x17.statestream.v1.HistoryH\x00\x12\x0f\n\x07horizon\x18\x05 \x01(\rB\x08\n\x06source\"1\n\x07History\x12&\n\x06inputs\x18\x01 \x03(\x0b\x32\x16.statestream.v1.Tensor\"K\n\x10\x46orecastResponse\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\'\n\x07outputs\x18\x02 \x03(\x0b\x32\x16.statestream.v1.Tensor\"S\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\"H\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x17\n\x0flog_probability\x18\x03 \x01(\x02*~\n\x08OpenMode\x12\x19\n\x15OPEN_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10OPEN_MODE_CREATE\x10\x01\x12\x14\n\x10OPEN_MODE_RESUME\x10\x02\x12\x14\n\x10OPEN_MODE_EITHER\x10\x03\x12\x15\n\x11OPEN_MODE_REPLACE\x10\x04*\x83\x01\n\x0e\x44urabilityMode\x12\x1f\n\x1b\x44URABILITY_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_MODE_NONE\x10\x01\x12\x1c\n\x18\x44URABILITY_MODE_INTERVAL\x10\x02\x12\x18\n\x14\x44URABILITY_MODE_SYNC\x10\x03*=\n\x04Mark\x12\x14\n\x10MARK_UNSPECIFIED\x10\x00\x12\x0e\n\nMARK_RESET\x10\x01\x12\x0f\n\x0bMARK_CURSOR\x10\x02*]\n\x0b\x43loseAction\x12\x1c\n\x18\x43LOSE_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43LOSE_ACTION_DETACH\x10\x01\x12\x17\n\x13\x43LOSE_ACTION_DELETE\x10\x02\x32\x90\x03\n\x10InferenceService\x12J\n\x07Predict\x12\x1e.statestream.v1.PredictRequest\x1a\x1f.statestream.v1.PredictResponse\x12K\n\x06Stream\x12\x1d.statestream.v1.StreamRequest\x1a\x1e.statestream.v1.StreamResponse(\x01\x30\x01\x12\x41\n\x04Step\x12\x1b.statestream.v1.StepRequest\x1a\x1c.statestream.v1.StepResponse\x12O\n\x08\x46orecast\x12\x1f.statestream.v1.ForecastRequest\x1a .statestream.v1.ForecastResponse0\x01\x12O\n\x08Generate\x12\x1f.statestream.v1.GenerateRequest\x1a .statestream.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estatestream/v1/inference.proto\x12\x0estatestream.v1\x1a\x17google/rpc/status.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bstatestream/v1/tensor.proto\"i\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12&\n\x06inputs\x18\x03 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\x0f\n\x07outputs\x18\x04 \x03(\t\"K\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\'\n\x07outputs\x18\x02 \x03(\x0b\x32\x16.statestream.v1.Tensor\"\x84\x02\n\rStreamRequest\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.statestream.v1.OpenFrameH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.statestream.v1.ChunkFrameH\x00\x12\'\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x18.statestream.v1.AckFrameH\x00\x12+\n\x05\x63lose\x18\x05 \x01(\x0b\x32\x1a.statestream.v1.CloseFrameH\x00\x12+\n\x05\x66lush\x18\x06 \x01(\x0b\x32\x1a.statestream.v1.FlushFrameH\x00\x42\t\n\x07request\"\xcf\x03\n\x0eStreamResponse\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12-\n\x06opened\x18\x02 \x01(\x0b\x32\x1b.statestream.v1.OpenedFrameH\x00\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1b.statestream.v1.ResultFrameH\x00\x12-\n\x06\x63losed\x18\x04 \x01(\x0b\x32\x1b.statestream.v1.ClosedFrameH\x00\x12/\n\x07\x64urable\x18\x05 \x01(\x0b\x32\x1c.statestream.v1.DurableFrameH\x00\x12/\n\x07refused\x18\x06 \x01(\x0b\x32\x1c.statestream.v1.RefusedFrameH\x00\x12-\n\x06notice\x18\x07 \x01(\x0b\x32\x1b.statestream.v1.NoticeFrameH\x00\x12.\n\x07go_away\x18\x08 \x01(\x0b\x32\x1b.statestream.v1.GoAwayFrameH\x00\x12)\n\x04part\x18\t \x01(\x0b\x32\x19.statestream.v1.PartFrameH\x00\x12)\n\x04move\x18\n \x01(\x0b\x32\x19.statestream.v1.MoveFrameH\x00\x42\n\n\x08response\"\xca\x02\n\tOpenFrame\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07handles\x18\x03 \x01(\x0c\x12\x0b\n\x03ids\x18\x04 \x03(\t\x12&\n\x04mode\x18\x05 \x01(\x0e\x32\x18.statestream.v1.OpenMode\x12\x0e\n\x06writer\x18\x06 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x07 \x01(\x04\x12\x13\n\x0bseen_epochs\x18\x08 \x01(\x0c\x12\x18\n\x10replay_positions\x18\t \x01(\x0c\x12\x17\n\x0f\x61\x63ked_positions\x18\n \x01(\x0c\x12\x11\n\tephemeral\x18\x0b \x01(\x08\x12.\n\x0einitial_states\x18\x0c \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\x16\n\x0ereturn_replies\x18\r \x01(\x08\x12\x0f\n\x07upgrade\x18\x0e \x01(\x08\"\xbd\x02\n\x0bOpenedFrame\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0f\n\x07handles\x18\x02 \x01(\x0c\x12\x0e\n\x06\x65pochs\x18\x03 \x01(\x0c\x12\x11\n\tpositions\x18\x04 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63reated\x18\x06 \x01(\x0c\x12\x32\n\ndurability\x18\x07 \x01(\x0e\x32\x1e.statestream.v1.DurabilityMode\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.statestream.v1.RowError\x12\x0c\n\x04kept\x18\t \x01(\x0c\x12\x14\n\x0cwindow_bytes\x18\n \x01(\x04\x12\x0f\n\x07origins\x18\x0b \x01(\x0c\x12\x0f\n\x07\x63ursors\x18\x0c \x03(\x0c\x12\x19\n\x11kept_window_bytes\x18\r \x01(\x04\"\xb1\x01\n\nChunkFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\x12\x17\n\x0f\x61\x63ked_positions\x18\x03 \x01(\x0c\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0f\n\x07lengths\x18\x05 \x01(\x0c\x12&\n\x06inputs\x18\x06 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\r\n\x05marks\x18\x07 \x01(\x0c\x12\x0f\n\x07\x63ursors\x18\x08 \x03(\x0c\"\xbf\x01\n\x0bResultFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0f\n\x07lengths\x18\x04 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x05 \x01(\x0c\x12\'\n\x07outputs\x18\x06 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12(\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x18.statestream.v1.RowError\"\xc8\x01\n\tPartFrame\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0c\n\x04part\x18\x03 \x01(\r\x12\r\n\x05parts\x18\x04 \x01(\r\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\r\n\x05steps\x18\x08 \x01(\r\x12\'\n\x07outputs\x18\t \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\x18\n\x10\x64urable_position\x18\n \x01(\x04\"4\n\x08\x41\x63kFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61\x63ked_positions\x18\x02 \x01(\x0c\"m\n\nCloseFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12+\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x1b.statestream.v1.CloseAction\x12\x11\n\tpositions\x18\x03 \x01(\x0c\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\x0c\"H\n\x0b\x43losedFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12(\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x18.statestream.v1.RowError\"0\n\nFlushFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tpositions\x18\x02 \x01(\x0c\"d\n\x0c\x44urableFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x19\n\x11\x64urable_positions\x18\x02 \x01(\x0c\x12(\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x18.statestream.v1.RowError\"2\n\x0cRefusedFrame\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"7\n\x0bNoticeFrame\x12(\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x18.statestream.v1.RowError\"\x1c\n\tMoveFrame\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\"7\n\x0bGoAwayFrame\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x95\x02\n\x0bStepRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12&\n\x04mode\x18\x04 \x01(\x0e\x32\x18.statestream.v1.OpenMode\x12\x15\n\x08position\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x61\x63ked_position\x18\x06 \x01(\x04\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12&\n\x06inputs\x18\x08 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\"\n\x04mark\x18\t \x01(\x0e\x32\x14.statestream.v1.Mark\x12\x0e\n\x06\x63ursor\x18\n \x01(\x0c\x42\x0b\n\t_position\"\x83\x01\n\x0cStepResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x18\n\x10\x64urable_position\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\'\n\x07outputs\x18\x05 \x03(\x0b\x32\x16.statestream.v1.Tensor\"\x8e\x01\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\nsession_id\x18\x03 \x01(\tH\x00\x12*\n\x07history\x18\x04 \x01(\x0b\x32\x17.statestream.v1.HistoryH\x00\x12\x0f\n\x07horizon\x18\x05 \x01(\rB\x08\n\x06source\"1\n\x07History\x12&\n\x06inputs\x18\x01 \x03(\x0b\x32\x16.statestream.v1.Tensor\"K\n\x10\x46orecastResponse\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\'\n\x07outputs\x18\x02 \x03(\x0b\x32\x16.statestream.v1.Tensor\"S\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\"H\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x17\n\x0flog_probability\x18\x03 \x01(\x02*~\n\x08OpenMode\x12\x19\n\x15OPEN_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10OPEN_MODE_CREATE\x10\x01\x12\x14\n\x10OPEN_MODE_RESUME\x10\x02\x12\x14\n\x10OPEN_MODE_EITHER\x10\x03\x12\x15\n\x11OPEN_MODE_REPLACE\x10\x04*\x83\x01\n\x0e\x44urabilityMode\x12\x1f\n\x1b\x44URABILITY_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_MODE_NONE\x10\x01\x12\x1c\n\x18\x44URABILITY_MODE_INTERVAL\x10\x02\x12\x18\n\x14\x44URABILITY_MODE_SYNC\x10\x03*=\n\x04Mark\x12\x14\n\x10MARK_UNSPECIFIED\x10\x00\x12\x0e\n\nMARK_RESET\x10\x01\x12\x0f\n\x0bMARK_CURSOR\x10\x02*]\n\x0b\x43loseAction\x12\x1c\n\x18\x43LOSE_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43LOSE_ACTION_DETACH\x10\x01\x12\x17\n\x13\x43LOSE_ACTION_DELETE\x10\x02\x32\x90\x03\n\x10InferenceService\x12J\n\x07Predict\x12\x1e.statestream.v1.PredictRequest\x1a\x1f.statestream.v1.PredictResponse\x12K\n\x06Stream\x12\x1d.statestream.v1.StreamRequest\x1a\x1e.statestream.v1.StreamResponse(\x01\x30\x01\x12\x41\n\x04Step\x12\x1b.statestream.v1.StepRequest\x1a\x1c.statestream.v1.StepResponse\x12O\n\x08\x46orecast\x12\x1f.statestream.v1.ForecastRequest\x1a .statestream.v1.ForecastResponse0\x01\x12O\n\x08Generate\x12\x1f.statestream.v1.GenerateRequest\x1a .statestream.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statestream.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPENMODE']._serialized_start=3639
-  _globals['_OPENMODE']._serialized_end=3765
-  _globals['_DURABILITYMODE']._serialized_start=3768
-  _globals['_DURABILITYMODE']._serialized_end=3899
-  _globals['_MARK']._serialized_start=3901
-  _globals['_MARK']._serialized_end=3962
-  _globals['_CLOSEACTION']._serialized_start=3964
-  _globals['_CLOSEACTION']._serialized_end=4057
+  _globals['_OPENMODE']._serialized_start=3712
+  _globals['_OPENMODE']._serialized_end=3838
+  _globals['_DURABILITYMODE']._serialized_start=3841
+  _globals['_DURABILITYMODE']._serialized_end=3972
+  _globals['_MARK']._serialized_start=3974
+  _globals['_MARK']._serialized_end=4035
+  _globals['_CLOSEACTION']._serialized_start=4037
+  _globals['_CLOSEACTION']._serialized_end=4130
   _globals['_PREDICTREQUEST']._serialized_start=136
   _globals['_PREDICTREQUEST']._serialized_end=241
   _globals['_PREDICTRESPONSE']._serialized_start=243
@@ -49,47 +49,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMREQUEST']._serialized_start=321
   _globals['_STREAMREQUEST']._serialized_end=581
   _globals['_STREAMRESPONSE']._serialized_start=584
-  _globals['_STREAMRESPONSE']._serialized_end=1004
-  _globals['_OPENFRAME']._serialized_start=1007
-  _globals['_OPENFRAME']._serialized_end=1337
-  _globals['_OPENEDFRAME']._serialized_start=1340
-  _globals['_OPENEDFRAME']._serialized_end=1657
-  _globals['_CHUNKFRAME']._serialized_start=1660
-  _globals['_CHUNKFRAME']._serialized_end=1837
-  _globals['_RESULTFRAME']._serialized_start=1840
-  _globals['_RESULTFRAME']._serialized_end=2031
-  _globals['_PARTFRAME']._serialized_start=2034
-  _globals['_PARTFRAME']._serialized_end=2234
-  _globals['_ACKFRAME']._serialized_start=2236
-  _globals['_ACKFRAME']._serialized_end=2288
-  _globals['_CLOSEFRAME']._serialized_start=2290
-  _globals['_CLOSEFRAME']._serialized_end=2399
-  _globals['_CLOSEDFRAME']._serialized_start=2401
-  _globals['_CLOSEDFRAME']._serialized_end=2473
-  _globals['_FLUSHFRAME']._serialized_start=2475
-  _globals['_FLUSHFRAME']._serialized_end=2523
-  _globals['_DURABLEFRAME']._serialized_start=2525
-  _globals['_DURABLEFRAME']._serialized_end=2625
-  _globals['_REFUSEDFRAME']._serialized_start=2627
-  _globals['_REFUSEDFRAME']._serialized_end=2677
-  _globals['_NOTICEFRAME']._serialized_start=2679
-  _globals['_NOTICEFRAME']._serialized_end=2734
-  _globals['_GOAWAYFRAME']._serialized_start=2736
-  _globals['_GOAWAYFRAME']._serialized_end=2791
-  _globals['_STEPREQUEST']._serialized_start=2794
-  _globals['_STEPREQUEST']._serialized_end=3071
-  _globals['_STEPRESPONSE']._serialized_start=3074
-  _globals['_STEPRESPONSE']._serialized_end=3205
-  _globals['_FORECASTREQUEST']._serialized_start=3208
-  _globals['_FORECASTREQUEST']._serialized_end=3350
-  _globals['_HISTORY']._serialized_start=3352
-  _globals['_HISTORY']._serialized_end=3401
-  _globals['_FORECASTRESPONSE']._serialized_start=3403
-  _globals['_FORECASTRESPONSE']._serialized_end=3478
-  _globals['_GENERATEREQUEST']._serialized_start=3480
-  _globals['_GENERATEREQUEST']._serialized_end=3563
-  _globals['_GENERATERESPONSE']._serialized_start=3565
-  _globals['_GENERATERESPONSE']._serialized_end=3637
-  _globals['_INFERENCESERVICE']._serialized_start=4060
-  _globals['_INFERENCESERVICE']._serialized_end=4460
+  _globals['_STREAMRESPONSE']._serialized_end=1047
+  _globals['_OPENFRAME']._serialized_start=1050
+  _globals['_OPENFRAME']._serialized_end=1380
+  _globals['_OPENEDFRAME']._serialized_start=1383
+  _globals['_OPENEDFRAME']._serialized_end=1700
+  _globals['_CHUNKFRAME']._serialized_start=1703
+  _globals['_CHUNKFRAME']._serialized_end=1880
+  _globals['_RESULTFRAME']._serialized_start=1883
+  _globals['_RESULTFRAME']._serialized_end=2074
+  _globals['_PARTFRAME']._serialized_start=2077
+  _globals['_PARTFRAME']._serialized_end=2277
+  _globals['_ACKFRAME']._serialized_start=2279
+  _globals['_ACKFRAME']._serialized_end=2331
+  _globals['_CLOSEFRAME']._serialized_start=2333
+  _globals['_CLOSEFRAME']._serialized_end=2442
+  _globals['_CLOSEDFRAME']._serialized_start=2444
+  _globals['_CLOSEDFRAME']._serialized_end=2516
+  _globals['_FLUSHFRAME']._serialized_start=2518
+  _globals['_FLUSHFRAME']._serialized_end=2566
+  _globals['_DURABLEFRAME']._serialized_start=2568
+  _globals['_DURABLEFRAME']._serialized_end=2668
+  _globals['_REFUSEDFRAME']._serialized_start=2670
+  _globals['_REFUSEDFRAME']._serialized_end=2720
+  _globals['_NOTICEFRAME']._serialized_start=2722
+  _globals['_NOTICEFRAME']._serialized_end=2777
+  _globals['_MOVEFRAME']._serialized_start=2779
+  _globals['_MOVEFRAME']._serialized_end=2807
+  _globals['_GOAWAYFRAME']._serialized_start=2809
+  _globals['_GOAWAYFRAME']._serialized_end=2864
+  _globals['_STEPREQUEST']._serialized_start=2867
+  _globals['_STEPREQUEST']._serialized_end=3144
+  _globals['_STEPRESPONSE']._serialized_start=3147
+  _globals['_STEPRESPONSE']._serialized_end=3278
+  _globals['_FORECASTREQUEST']._serialized_start=3281
+  _globals['_FORECASTREQUEST']._serialized_end=3423
+  _globals['_HISTORY']._serialized_start=3425
+  _globals['_HISTORY']._serialized_end=3474
+  _globals['_FORECASTRESPONSE']._serialized_start=3476
+  _globals['_FORECASTRESPONSE']._serialized_end=3551
+  _globals['_GENERATEREQUEST']._serialized_start=3553
+  _globals['_GENERATEREQUEST']._serialized_end=3636
+  _globals['_GENERATERESPONSE']._serialized_start=3638
+  _globals['_GENERATERESPONSE']._serialized_end=3710
+  _globals['_INFERENCESERVICE']._serialized_start=4133
+  _globals['_INFERENCESERVICE']._serialized_end=4533
 # @@protoc_insertion_point(module_scope)

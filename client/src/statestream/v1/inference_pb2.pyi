@@ -91,7 +91,7 @@ class StreamRequest(_message.Message):
     def __init__(self, frame: _Optional[int] = ..., open: _Optional[_Union[OpenFrame, _Mapping]] = ..., chunk: _Optional[_Union[ChunkFrame, _Mapping]] = ..., ack: _Optional[_Union[AckFrame, _Mapping]] = ..., close: _Optional[_Union[CloseFrame, _Mapping]] = ..., flush: _Optional[_Union[FlushFrame, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("frame", "opened", "result", "closed", "durable", "refused", "notice", "go_away", "part")
+    __slots__ = ("frame", "opened", "result", "closed", "durable", "refused", "notice", "go_away", "part", "move")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class StreamResponse(_message.Message):
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     GO_AWAY_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     frame: int
     opened: OpenedFrame
     result: ResultFrame
@@ -110,7 +111,8 @@ class StreamResponse(_message.Message):
     notice: NoticeFrame
     go_away: GoAwayFrame
     part: PartFrame
-    def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ...) -> None: ...
+    move: MoveFrame
+    def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ..., move: _Optional[_Union[MoveFrame, _Mapping]] = ...) -> None: ...
 
 class OpenFrame(_message.Message):
     __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies", "upgrade")
@@ -293,6 +295,12 @@ class NoticeFrame(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
     def __init__(self, errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
+
+class MoveFrame(_message.Message):
+    __slots__ = ("handles",)
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    handles: bytes
+    def __init__(self, handles: _Optional[bytes] = ...) -> None: ...
 
 class GoAwayFrame(_message.Message):
     __slots__ = ("grace",)

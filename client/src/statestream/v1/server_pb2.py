@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from statestream.v1 import inference_pb2 as statestream_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstatestream/v1/server.proto\x12\x0estatestream.v1\x1a\x1estatestream/v1/inference.proto\"\x17\n\x15ListQuarantineRequest\"C\n\x16ListQuarantineResponse\x12)\n\x08suspects\x18\x01 \x03(\x0b\x32\x17.statestream.v1.Suspect\"j\n\x07Suspect\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65\x61ths\x18\x03 \x01(\r\x12\x0f\n\x07\x63rashes\x18\x04 \x01(\r\x12\r\n\x05since\x18\x05 \x01(\x01\x12\x13\n\x0bquarantined\x18\x06 \x01(\x08\"&\n\x16\x46reeQuarantinedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x17\x46reeQuarantinedResponse\x12&\n\x05\x66reed\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Suspect\"Q\n\x14GetServerInfoRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x17\n\x0foldest_protocol\x18\x02 \x01(\r\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\"\x8a\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12&\n\x06limits\x18\x04 \x01(\x0b\x32\x16.statestream.v1.Limits\x12\x32\n\ndurability\x18\x05 \x01(\x0e\x32\x1e.statestream.v1.DurabilityMode\x12(\n\x05store\x18\x06 \x01(\x0b\x32\x19.statestream.v1.StoreInfo\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"\xa9\x03\n\x06Limits\x12\x17\n\x0fmax_chunk_steps\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12!\n\x19max_unacknowledged_chunks\x18\x03 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x04 \x01(\x04\x12\x18\n\x10max_queued_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bmax_horizon\x18\x06 \x01(\r\x12\x18\n\x10max_answer_bytes\x18\x07 \x01(\x04\x12\x16\n\x0emax_kept_bytes\x18\x08 \x01(\x04\x12\x18\n\x10max_window_bytes\x18\x14 \x01(\x04\x12\x18\n\x10max_frame_chunks\x18\x15 \x01(\r\x12\x1a\n\x12max_frame_sessions\x18\x16 \x01(\r\x12\x16\n\x0emax_name_bytes\x18\x17 \x01(\r\x12\x18\n\x10max_text_symbols\x18\x18 \x01(\r\x12\x1b\n\x13max_forecast_series\x18\x19 \x01(\r\x12\x17\n\x0fmax_driven_rows\x18\x1a \x01(\r\x12\x19\n\x11max_replies_bytes\x18\x1b \x01(\x04\"p\n\tStoreInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x1d\n\x15survives_process_kill\x18\x02 \x01(\x08\x12\x1b\n\x13survives_power_loss\x18\x03 \x01(\x08\x12\x19\n\x11survives_failover\x18\x04 \x01(\x08\"\x16\n\x14GetStatisticsRequest\"\xf6\x03\n\x15GetStatisticsResponse\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x15\n\rfailed_chunks\x18\x04 \x01(\x04\x12\x15\n\rmodel_seconds\x18\x05 \x01(\x01\x12\x18\n\x10threaded_batches\x18\x06 \x01(\x04\x12U\n\x11\x62\x61tches_by_reason\x18\x07 \x03(\x0b\x32:.statestream.v1.GetStatisticsResponse.BatchesByReasonEntry\x12\x17\n\x0f\x62\x61tches_by_size\x18\x08 \x03(\x04\x12\x17\n\x0f\x62\x61tches_by_wait\x18\t \x03(\x04\x12\x43\n\x07\x63lasses\x18\n \x03(\x0b\x32\x32.statestream.v1.GetStatisticsResponse.ClassesEntry\x12\x15\n\rqueued_chunks\x18\x0b \x01(\x04\x1a\x36\n\x14\x42\x61tchesByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1aJ\n\x0c\x43lassesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.statestream.v1.ClassShare:\x02\x38\x01\".\n\nClassShare\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\x04\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x32\x90\x03\n\rServerService\x12\\\n\rGetServerInfo\x12$.statestream.v1.GetServerInfoRequest\x1a%.statestream.v1.GetServerInfoResponse\x12\\\n\rGetStatistics\x12$.statestream.v1.GetStatisticsRequest\x1a%.statestream.v1.GetStatisticsResponse\x12_\n\x0eListQuarantine\x12%.statestream.v1.ListQuarantineRequest\x1a&.statestream.v1.ListQuarantineResponse\x12\x62\n\x0f\x46reeQuarantined\x12&.statestream.v1.FreeQuarantinedRequest\x1a\'.statestream.v1.FreeQuarantinedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstatestream/v1/server.proto\x12\x0estatestream.v1\x1a\x1estatestream/v1/inference.proto\"3\n\x13MoveSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"9\n\x14MoveSessionsResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x04\x12\x0f\n\x07streams\x18\x02 \x01(\x04\"\x17\n\x15ListQuarantineRequest\"C\n\x16ListQuarantineResponse\x12)\n\x08suspects\x18\x01 \x03(\x0b\x32\x17.statestream.v1.Suspect\"j\n\x07Suspect\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65\x61ths\x18\x03 \x01(\r\x12\x0f\n\x07\x63rashes\x18\x04 \x01(\r\x12\r\n\x05since\x18\x05 \x01(\x01\x12\x13\n\x0bquarantined\x18\x06 \x01(\x08\"&\n\x16\x46reeQuarantinedRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x17\x46reeQuarantinedResponse\x12&\n\x05\x66reed\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Suspect\"Q\n\x14GetServerInfoRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x17\n\x0foldest_protocol\x18\x02 \x01(\r\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\"\x8a\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12&\n\x06limits\x18\x04 \x01(\x0b\x32\x16.statestream.v1.Limits\x12\x32\n\ndurability\x18\x05 \x01(\x0e\x32\x1e.statestream.v1.DurabilityMode\x12(\n\x05store\x18\x06 \x01(\x0b\x32\x19.statestream.v1.StoreInfo\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"\xa9\x03\n\x06Limits\x12\x17\n\x0fmax_chunk_steps\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12!\n\x19max_unacknowledged_chunks\x18\x03 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x04 \x01(\x04\x12\x18\n\x10max_queued_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bmax_horizon\x18\x06 \x01(\r\x12\x18\n\x10max_answer_bytes\x18\x07 \x01(\x04\x12\x16\n\x0emax_kept_bytes\x18\x08 \x01(\x04\x12\x18\n\x10max_window_bytes\x18\x14 \x01(\x04\x12\x18\n\x10max_frame_chunks\x18\x15 \x01(\r\x12\x1a\n\x12max_frame_sessions\x18\x16 \x01(\r\x12\x16\n\x0emax_name_bytes\x18\x17 \x01(\r\x12\x18\n\x10max_text_symbols\x18\x18 \x01(\r\x12\x1b\n\x13max_forecast_series\x18\x19 \x01(\r\x12\x17\n\x0fmax_driven_rows\x18\x1a \x01(\r\x12\x19\n\x11max_replies_bytes\x18\x1b \x01(\x04\"p\n\tStoreInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x1d\n\x15survives_process_kill\x18\x02 \x01(\x08\x12\x1b\n\x13survives_power_loss\x18\x03 \x01(\x08\x12\x19\n\x11survives_failover\x18\x04 \x01(\x08\"\x16\n\x14GetStatisticsRequest\"\xf6\x03\n\x15GetStatisticsResponse\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x15\n\rfailed_chunks\x18\x04 \x01(\x04\x12\x15\n\rmodel_seconds\x18\x05 \x01(\x01\x12\x18\n\x10threaded_batches\x18\x06 \x01(\x04\x12U\n\x11\x62\x61tches_by_reason\x18\x07 \x03(\x0b\x32:.statestream.v1.GetStatisticsResponse.BatchesByReasonEntry\x12\x17\n\x0f\x62\x61tches_by_size\x18\x08 \x03(\x04\x12\x17\n\x0f\x62\x61tches_by_wait\x18\t \x03(\x04\x12\x43\n\x07\x63lasses\x18\n \x03(\x0b\x32\x32.statestream.v1.GetStatisticsResponse.ClassesEntry\x12\x15\n\rqueued_chunks\x18\x0b \x01(\x04\x1a\x36\n\x14\x42\x61tchesByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1aJ\n\x0c\x43lassesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.statestream.v1.ClassShare:\x02\x38\x01\".\n\nClassShare\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\x04\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x32\xeb\x03\n\rServerService\x12\\\n\rGetServerInfo\x12$.statestream.v1.GetServerInfoRequest\x1a%.statestream.v1.GetServerInfoResponse\x12\\\n\rGetStatistics\x12$.statestream.v1.GetStatisticsRequest\x1a%.statestream.v1.GetStatisticsResponse\x12_\n\x0eListQuarantine\x12%.statestream.v1.ListQuarantineRequest\x1a&.statestream.v1.ListQuarantineResponse\x12\x62\n\x0f\x46reeQuarantined\x12&.statestream.v1.FreeQuarantinedRequest\x1a\'.statestream.v1.FreeQuarantinedResponse\x12Y\n\x0cMoveSessions\x12#.statestream.v1.MoveSessionsRequest\x1a$.statestream.v1.MoveSessionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,34 +36,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATISTICSRESPONSE_BATCHESBYREASONENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATISTICSRESPONSE_CLASSESENTRY']._loaded_options = None
   _globals['_GETSTATISTICSRESPONSE_CLASSESENTRY']._serialized_options = b'8\001'
-  _globals['_LISTQUARANTINEREQUEST']._serialized_start=79
-  _globals['_LISTQUARANTINEREQUEST']._serialized_end=102
-  _globals['_LISTQUARANTINERESPONSE']._serialized_start=104
-  _globals['_LISTQUARANTINERESPONSE']._serialized_end=171
-  _globals['_SUSPECT']._serialized_start=173
-  _globals['_SUSPECT']._serialized_end=279
-  _globals['_FREEQUARANTINEDREQUEST']._serialized_start=281
-  _globals['_FREEQUARANTINEDREQUEST']._serialized_end=319
-  _globals['_FREEQUARANTINEDRESPONSE']._serialized_start=321
-  _globals['_FREEQUARANTINEDRESPONSE']._serialized_end=386
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=388
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=469
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=472
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=738
-  _globals['_LIMITS']._serialized_start=741
-  _globals['_LIMITS']._serialized_end=1166
-  _globals['_STOREINFO']._serialized_start=1168
-  _globals['_STOREINFO']._serialized_end=1280
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=1282
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=1304
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=1307
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=1809
-  _globals['_GETSTATISTICSRESPONSE_BATCHESBYREASONENTRY']._serialized_start=1679
-  _globals['_GETSTATISTICSRESPONSE_BATCHESBYREASONENTRY']._serialized_end=1733
-  _globals['_GETSTATISTICSRESPONSE_CLASSESENTRY']._serialized_start=1735
-  _globals['_GETSTATISTICSRESPONSE_CLASSESENTRY']._serialized_end=1809
-  _globals['_CLASSSHARE']._serialized_start=1811
-  _globals['_CLASSSHARE']._serialized_end=1857
-  _globals['_SERVERSERVICE']._serialized_start=1860
-  _globals['_SERVERSERVICE']._serialized_end=2260
+  _globals['_MOVESESSIONSREQUEST']._serialized_start=79
+  _globals['_MOVESESSIONSREQUEST']._serialized_end=130
+  _globals['_MOVESESSIONSRESPONSE']._serialized_start=132
+  _globals['_MOVESESSIONSRESPONSE']._serialized_end=189
+  _globals['_LISTQUARANTINEREQUEST']._serialized_start=191
+  _globals['_LISTQUARANTINEREQUEST']._serialized_end=214
+  _globals['_LISTQUARANTINERESPONSE']._serialized_start=216
+  _globals['_LISTQUARANTINERESPONSE']._serialized_end=283
+  _globals['_SUSPECT']._serialized_start=285
+  _globals['_SUSPECT']._serialized_end=391
+  _globals['_FREEQUARANTINEDREQUEST']._serialized_start=393
+  _globals['_FREEQUARANTINEDREQUEST']._serialized_end=431
+  _globals['_FREEQUARANTINEDRESPONSE']._serialized_start=433
+  _globals['_FREEQUARANTINEDRESPONSE']._serialized_end=498
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=500
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=581
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=584
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=850
+  _globals['_LIMITS']._serialized_start=853
+  _globals['_LIMITS']._serialized_end=1278
+  _globals['_STOREINFO']._serialized_start=1280
+  _globals['_STOREINFO']._serialized_end=1392
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=1394
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=1416
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=1419
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=1921
+  _globals['_GETSTATISTICSRESPONSE_BATCHESBYREASONENTRY']._serialized_start=1791
+  _globals['_GETSTATISTICSRESPONSE_BATCHESBYREASONENTRY']._serialized_end=1845
+  _globals['_GETSTATISTICSRESPONSE_CLASSESENTRY']._serialized_start=1847
+  _globals['_GETSTATISTICSRESPONSE_CLASSESENTRY']._serialized_end=1921
+  _globals['_CLASSSHARE']._serialized_start=1923
+  _globals['_CLASSSHARE']._serialized_end=1969
+  _globals['_SERVERSERVICE']._serialized_start=1972
+  _globals['_SERVERSERVICE']._serialized_end=2463
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class MoveSessionsRequest(_message.Message):
+    __slots__ = ("model", "share")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    share: float
+    def __init__(self, model: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
+class MoveSessionsResponse(_message.Message):
+    __slots__ = ("sessions", "streams")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    sessions: int
+    streams: int
+    def __init__(self, sessions: _Optional[int] = ..., streams: _Optional[int] = ...) -> None: ...
+
 class ListQuarantineRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -55,6 +55,11 @@ class ServerServiceStub(object):
                 request_serializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedRequest.SerializeToString,
                 response_deserializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedResponse.FromString,
                 _registered_method=True)
+        self.MoveSessions = channel.unary_unary(
+                '/statestream.v1.ServerService/MoveSessions',
+                request_serializer=statestream_dot_v1_dot_server__pb2.MoveSessionsRequest.SerializeToString,
+                response_deserializer=statestream_dot_v1_dot_server__pb2.MoveSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer(object):
@@ -89,6 +94,14 @@ class ServerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveSessions(self, request, context):
+        """Asks connected clients to take a share of their sessions to other servers, whole streams and the quietest first. It
+        answers once they are asked. UNSUPPORTED where nothing is stored, since no other server could go on with them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +124,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.FreeQuarantined,
                     request_deserializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedRequest.FromString,
                     response_serializer=statestream_dot_v1_dot_server__pb2.FreeQuarantinedResponse.SerializeToString,
+            ),
+            'MoveSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveSessions,
+                    request_deserializer=statestream_dot_v1_dot_server__pb2.MoveSessionsRequest.FromString,
+                    response_serializer=statestream_dot_v1_dot_server__pb2.MoveSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +240,33 @@ class ServerService(object):
             '/statestream.v1.ServerService/FreeQuarantined',
             statestream_dot_v1_dot_server__pb2.FreeQuarantinedRequest.SerializeToString,
             statestream_dot_v1_dot_server__pb2.FreeQuarantinedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.v1.ServerService/MoveSessions',
+            statestream_dot_v1_dot_server__pb2.MoveSessionsRequest.SerializeToString,
+            statestream_dot_v1_dot_server__pb2.MoveSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

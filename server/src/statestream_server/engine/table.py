@@ -34,7 +34,7 @@ _COLUMNS: Final[Mapping[str, tuple[Any, object]]] = (
     | dict.fromkeys("binding owner unacknowledged serial confirmed".split(), (np.int64, 0))
     | dict.fromkeys("ephemeral dirty claiming".split(), (np.bool_, False))
     | {"tenant": (np.object_, 0), "writer": ("V16", np.void(bytes(16)))}
-    | {"handle": (np.uint32, 0), "used": (np.float64, 0.0)}
+    | {"handle": (np.uint32, 0), "used": (np.float64, 0.0), "asked": (np.float64, -np.inf)}
 )
 """The dtype of every column, and what stands in it where nobody wrote."""
 
@@ -86,6 +86,8 @@ class Table:
     """The lease (see lease.py) under which the store last said that the epoch stands."""
     used: npt.NDArray[np.float64]
     """When it was last opened or stepped, in seconds on a clock that nobody sets."""
+    asked: Array
+    """When its stream was last asked to take it elsewhere, by that clock; -inf for never."""
 
     def __init__(self, model: Model, rows: Rows, *, max_rows: int) -> None:
         """An empty table that grows up to `max_rows` rows."""
@@ -251,7 +253,7 @@ class Table:
         ):  # fmt: skip
             column[rows] = 0
         self.unacknowledged[rows] = 0
-        self.dirty[rows], self.ephemeral[rows] = False, False
+        self.dirty[rows], self.ephemeral[rows], self.asked[rows] = False, False, -np.inf
 
     def cursors_of(self, rows: Ints) -> list[bytes]:
         """[n] the cursors of rows, b"" for none; no items where none of them has one."""

@@ -14,6 +14,7 @@ from statestream_server.edges.grpc.failures import Context
 from statestream_server.engine.statistics import Why
 from statestream_server.quarantine.quarantine import Suspicion, name_of
 from statestream_server.server import Server
+from statestream_server.settings import Durability
 
 _MOST_SUSPECTS = 1000
 _log = logging.getLogger(__name__)
@@ -60,6 +61,21 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
                 f"nothing in quarantine is called {errors.quoted(request.name)}; ListQuarantine tells the names"
             )
         return pb.FreeQuarantinedResponse(freed=_suspect(request.name, known))
+
+    async def MoveSessions(self, request: pb.MoveSessionsRequest, context: Context) -> pb.MoveSessionsResponse:
+        """Asks streams to take sessions elsewhere."""
+        server = self._server
+        if not 0 < request.share <= 1:
+            raise errors.BadFrame(
+                f"share is {request.share:g}; expected more than 0, at most 1", metadata={"field": "share"}
+            )
+        if server.settings.durability is Durability.NONE:
+            raise errors.Unsupported(
+                "durability is none: nothing of a session is stored, so no other server could go on with it"
+            )
+        tables = server.registry.tables(request.model) if request.model else server.checkpointer.tables()
+        asked = server.moves.ask(tables, request.share)
+        return pb.MoveSessionsResponse(sessions=asked.sessions, streams=asked.streams)
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         """Tells what this server is, to a client that speaks a version of the protocol that it speaks, too."""

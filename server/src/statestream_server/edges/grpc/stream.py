@@ -129,6 +129,12 @@ class Stream:
         )
         self._outbox.put(pb.StreamResponse(durable=frame))
 
+    def move(self, handles: Array, *, sleepers: bool) -> None:
+        """Sessions are to be taken elsewhere."""
+        if sleepers and self._handles.asleep:
+            handles = np.concatenate([handles, np.fromiter(self._handles.asleep, np.uint32)])
+        self._outbox.put(pb.StreamResponse(move=pb.MoveFrame(handles=handles.astype("<u4").tobytes())))
+
     def leave(self, grace: float) -> None:
         """The server is about to leave."""
         duration = duration_pb2.Duration()

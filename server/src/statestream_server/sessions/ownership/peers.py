@@ -51,6 +51,9 @@ class Peer(Protocol):
     def durable(self, handles: Array, positions: Positions) -> None:
         """Positions became durable."""
 
+    def move(self, handles: Array, *, sleepers: bool) -> None:
+        """Sessions are to be taken elsewhere; with `sleepers` those that left memory, too."""
+
 
 class Peers:
     """The connected streams by their number."""
@@ -152,6 +155,12 @@ class Peers:
             peer = self._peers.get(owner)
             if peer is not None:
                 peer.durable(table.handle[mine], table.durable[mine])
+
+    def move(self, number: int, handles: Array, *, whole: bool) -> None:
+        """Asks a stream to take sessions elsewhere; all that it has where they are the whole of it."""
+        peer = self._peers.get(number)
+        if peer is not None:
+            peer.move(handles, sleepers=whole)
 
 
 def _moved() -> errors.SessionMoved:
