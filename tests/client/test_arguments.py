@@ -91,6 +91,10 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
     },
     "client.free_quarantined": {"name": ([*NOT_TEXT, ""], (TypeError, ValueError))},
+    "client.move_sessions": {
+        "share": (["half", None, True, 0, -0.1, 1.5, float("nan")], (TypeError, ValueError)),
+        "model": ([5, b"sum", ["sum"], ""], (TypeError, ValueError)),
+    },
     "client.list_sessions": {"model": ([5, b"sum", ["sum"], ""], (TypeError, ValueError))},
     "session.step": {
         "x": ([None, "x", b"x", {1.0}, object(), Later()], statestream.BadTensor),
@@ -131,6 +135,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "client.generate": {"model": "upper", "text": "king"},
     "client.load_model": {"name": "sum"},
     "client.unload_model": {"name": "sum"},
+    "client.move_sessions": {"share": 0.5},
     "session.step": {"x": ones()},
     "session.stream": {"items": [ones()]},
     "pool.step": {"x": ones(2)},
