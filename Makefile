@@ -14,7 +14,7 @@ STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu simulate install stubs
-.PHONY: twins clean
+.PHONY: lessons twins clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make check         format, lint, types, layers, stubs, twins and protos"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
+	@echo "make lessons       trains, measures and draws what docs/lessons shows, some three minutes"
 	@echo "make simulate      runs simulated schedules by seed; ARGS='--first 0 --seeds 1000'"
 	@echo "make gpu           tests, a small chaos and the benchmark of devices on this machine's GPU"
 	@echo "make install       makes .venv anew from constraints.txt"
@@ -108,6 +109,9 @@ chaos: $(STAMP)
 
 simulate: $(STAMP)
 	@$(RUN) -m tests.simulation $(ARGS)
+
+lessons: $(STAMP)
+	@$(RUN) -m statestream_export.lessons --out docs/lessons $(ARGS)
 
 # Ten minutes at most; docs/devices.md says what has to be installed.
 gpu: $(STAMP)

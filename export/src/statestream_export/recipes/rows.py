@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -79,12 +80,19 @@ class Way:
 
 @dataclass(slots=True)
 class Trained:
-    """What one way gave: its curve, and the largest and the median gradient norm of every epoch, before clipping."""
+    """What one way gave.
+
+    Attributes:
+        way: The way.
+        curve: The losses of every epoch, of what trains and of the tenth that is held back.
+        accuracies: Of every epoch, on that tenth.
+        norms: Of every step's gradient, before clipping.
+    """
 
     way: Way
     curve: Curve = field(default_factory=Curve)
-    largest: list[float] = field(default_factory=list)
-    median: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
 
 class Readers(nn.Module):
@@ -104,7 +112,7 @@ class Rows:
     kind: ClassVar[type[nn.RNN | nn.LSTM | nn.GRU]] = nn.RNN
     goal: ClassVar[float] = 0.97
     rate: ClassVar[float] = 2e-3
-    batch: ClassVar[int] = 128
+    batch: ClassVar[int] = 64
     epochs: ClassVar[int] = 40
 
     def __init__(self) -> None:
@@ -132,12 +140,12 @@ class Rows:
         many = len(data.images) >= 10_000
         if module.plain is not None:
             way = Way("as in the notes: Adam .001, batches of 8", 1e-3, 8, 10 if many else 40)
-            module.trained.append(_trained(module.plain, data, run, way))
+            module.trained.append(fitted(module.plain, data, run, way))
         batch, epochs = (self.batch, self.epochs) if many else (8, 40)
         rate = self.rate if many else 3e-3
         title = f"norm at most 1, rate falls from {rate:g}, batches of {batch}"
         way = Way(title, rate, batch, epochs, clip=1.0, falls=True)
-        module.trained.append(_trained(module.reader, data, run, way))
+        module.trained.append(fitted(module.reader, data, run, way))
         return module.trained[-1].curve
 
     def metrics(self, module: Readers, data: Images) -> dict[str, float | int | str]:
@@ -153,6 +161,9 @@ class Rows:
         if module.plain is not None:
             plain = _right(WholeImage(module.plain)(data.test_images.float()), data.test_labels)
             figures["test_accuracy_as_in_the_notes"] = plain
+            for done, how in zip(module.trained, ("_as_in_the_notes", ""), strict=True):
+                figures[f"largest_gradient_norm{how}"] = max(done.norms)
+                figures[f"median_gradient_norm{how}"] = statistics.median(done.norms)
         return figures | {
             "test_accuracy_row_by_row": _right(said, data.test_labels),
             "stream_difference": float((whole - said).abs().max()),
@@ -202,7 +213,8 @@ def _right(scores: Tensor, labels: Tensor) -> float:
     return float((scores.argmax(-1) == labels).numpy().mean())
 
 
-def _trained(reader: RowReader, data: Images, run: Run, way: Way) -> Trained:
+def fitted(reader: RowReader, data: Images, run: Run, way: Way) -> Trained:
+    """Trains a reader one way on nine tenths of what trains; it keeps the weights with the least loss on the rest."""
     whole, done = WholeImage(reader), Trained(way)
     count = len(data.images) - max(1, len(data.images) // 10)
     optimizer = torch.optim.Adam(reader.parameters(), lr=way.rate)
@@ -210,44 +222,52 @@ def _trained(reader: RowReader, data: Images, run: Run, way: Way) -> Trained:
     rate = falling(optimizer, steps) if way.falls else None
 
     def epoch() -> float:
-        total, norms = 0.0, list[float]()
+        total = 0.0
         for chosen in torch.split(torch.randperm(count), way.batch):
             loss = nn.functional.nll_loss(whole(data.images[chosen].float()), data.labels[chosen])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
-            norms.append(float(nn.utils.clip_grad_norm_(reader.parameters(), way.clip)))
+            done.norms.append(float(nn.utils.clip_grad_norm_(reader.parameters(), way.clip)))
             optimizer.step()
             if rate is not None:
                 rate.step()
             total += float(loss.item()) * len(chosen)
-        done.largest.append(max(norms))
-        done.median.append(sorted(norms)[len(norms) // 2])
         return total / count
 
     def score() -> float:
-        return float(nn.functional.nll_loss(whole(data.images[count:].float()), data.labels[count:]))
+        scores, labels = whole(data.images[count:].float()), data.labels[count:]
+        done.accuracies.append(_right(scores, labels))
+        return float(nn.functional.nll_loss(scores, labels))
 
     done.curve = run.fit(reader, epoch, epochs=way.epochs, score=score)
     return done
 
 
 def _curves(name: str, trained: list[Trained], source: str) -> Figure:
-    """Above the losses, below the norms of the gradients, one column for every way."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    """One column for every way, over its steps: losses, accuracy, and the norms of the gradients."""
+    figure = Figure(figsize=(10, 8), layout="constrained")
     figure.suptitle(f"{name}, {source}: the same weights at the start")
-    grid = figure.subplots(2, len(trained), sharey="row", squeeze=False)
-    for (above, below), done in zip(grid.T, trained, strict=True):
-        epochs = range(1, len(done.curve.losses) + 1)
-        above.plot(epochs, done.curve.losses, label="loss of what trains")
-        above.plot(epochs, done.curve.scores, label="loss of a tenth held back")
-        above.axvline(done.curve.best + 1, color="grey", linestyle=":", label="kept")
-        above.set(title=done.way.title, yscale="log")
-        below.plot(epochs, done.largest[: len(epochs)], label="largest gradient norm of the epoch")
-        below.plot(epochs, done.median[: len(epochs)], label="median")
-        below.axhline(1, color="grey", linestyle=":")
-        below.set(xlabel="epoch", yscale="log")
-        above.legend()
-        below.legend()
+    grid = figure.subplots(3, len(trained), sharex="col", sharey="row", squeeze=False)
+    for (losses, accuracy, norms), done in zip(grid.T, trained, strict=True):
+        epochs = len(done.curve.losses)
+        each = len(done.norms) // max(1, epochs)
+        ends = [each * (epoch + 1) for epoch in range(epochs)]
+        losses.plot(ends, done.curve.losses, label="loss of what trains")
+        losses.plot(ends, done.curve.scores, label="loss of a tenth held back")
+        losses.set(title=done.way.title, yscale="log")
+        accuracy.plot(ends, done.accuracies[:epochs], color="tab:orange", label="accuracy on the tenth held back")
+        for axes in (losses, accuracy):
+            axes.axvline(each * (done.curve.best + 1), color="grey", linestyle=":", label="kept")
+        many = max(1, len(done.norms) // 400)
+        some = [done.norms[at : at + many] for at in range(0, len(done.norms), many)]
+        steps = [many * at for at in range(len(some))]
+        norms.plot(steps, [max(block) for block in some], linewidth=0.8, label=f"largest gradient norm of {many} steps")
+        norms.plot(steps, [statistics.median(block) for block in some], color="black", label="median")
+        if math.isfinite(done.way.clip):
+            norms.axhline(done.way.clip, color="red", label="longer ones are cut to this")
+        norms.set(xlabel="step", yscale="log")
+        for axes in (losses, accuracy, norms):
+            axes.legend(loc="best")
     return figure
 
 
