@@ -53,7 +53,7 @@ def test_a_recorded_run_was_full_and_of_the_recipe_as_it_is(name: str) -> None:
 def test_what_has_published_data_is_recorded_on_it_and_on_what_stands_for_it(name: str) -> None:
     data = {published.name for published, names in catalogue.RECIPES if name in names}
     assert listing.read(RECORDED)[name]["metrics"]["data"] in data
-    built_in = listing.read(RECORDED, listing.STANDS_IN).get(name)
+    built_in = listing.read(RECORDED)[name].get(listing.STANDS_IN)
     if name == "fashion":
         assert built_in is None
         return

@@ -185,7 +185,7 @@ def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
 
     if markdown:
         try:
-            click.echo(listing.markdown(listing.read(runs), listing.read(runs, listing.STANDS_IN)), nl=False)
+            click.echo(listing.markdown(listing.read(runs)), nl=False)
         except RecipeError as error:
             raise click.ClickException(str(error)) from error
         return

@@ -24,8 +24,8 @@ FAMILIES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 }
 """The pages of docs/recipes: their file names, titles, and the recipes on them."""
 _COLUMNS = ("recipe", "task", "data", "cell", "kind", "mode", "must reach", "reached", "from torch")
-STANDS_IN: Final = "built-in.json"
-"""The report of a run on built-in data, beside metrics.json of one on the published data."""
+STANDS_IN: Final = "built_in"
+"""In recorded metrics.json, beside what a run on the published data reports: the report of one on built-in data."""
 _BESIDE = ("test_accuracy", "test_accuracy_as_in_the_notes", "frozen_accuracy", "fine_tuned_accuracy", "mse")
 """Metrics that are shown beside a target that compares."""
 
@@ -33,7 +33,7 @@ Report = Mapping[str, Any]
 """What metrics.json says of one run."""
 
 
-def read(folder: Path, file: str = "metrics.json") -> dict[str, Report]:
+def read(folder: Path) -> dict[str, Report]:
     """The reports by recipe: the last FOLDER/<name>/<number>/metrics.json, or FOLDER/<name>/metrics.json.
 
     Raises:
@@ -43,7 +43,7 @@ def read(folder: Path, file: str = "metrics.json") -> dict[str, Report]:
         raise RecipeError(f"there is no folder {folder}; give the one that `statestream train --runs` wrote to")
     reports = dict[str, Report]()
     for name in NAMES:
-        path = last_run(folder / name) / file
+        path = last_run(folder / name) / "metrics.json"
         if path.is_file():
             try:
                 reports[name] = json.loads(path.read_text("utf-8"))
@@ -58,13 +58,8 @@ def last_run(folder: Path) -> Path:
     return folder / str(max(numbers)) if numbers else folder
 
 
-def markdown(reports: Mapping[str, Report], standing_in: Mapping[str, Report] | None = None) -> str:
-    """The list of all recipes, one table a family, with what the reports say they reached.
-
-    Args:
-        reports: By recipe.
-        standing_in: The same of runs on built-in data, where that stands for published data.
-    """
+def markdown(reports: Mapping[str, Report]) -> str:
+    """The list of all recipes, one table a family, with what the reports, by recipe, say they reached."""
     parts = [
         "# Recipes",
         "",
@@ -86,8 +81,8 @@ def markdown(reports: Mapping[str, Report], standing_in: Mapping[str, Report] | 
         for name in names:
             card = load(name).card
             reached, apart = ("not run", "–") if name not in reports else _reached(card, reports[name])
-            if standing_in and name in standing_in:
-                reached += f"; {_reached(card, standing_in[name])[0]}"
+            if stands_in := reports.get(name, {}).get(STANDS_IN):
+                reached += f"; {_reached(card, stands_in)[0]}"
             link = f"[{name}](recipes/{page}.md#{name})"
             mode = card.mode or "–"
             parts.append(
