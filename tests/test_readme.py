@@ -1,4 +1,4 @@
-"""The README and the documents do what they say: their commands run, their Python prints what they show.
+"""The READMEs and the documents do what they say: their commands run, their Python prints what they show.
 
     ```bash run       runs in a temporary folder
     ```bash serve     starts the server that the Python blocks call
@@ -7,7 +7,8 @@
     ```python         runs; all blocks of one file in one interpreter, as if typed
     ```output         what the block before it prints
 
-The blocks run as they stand, but for the port; the models are all there when the server starts. In what they print,
+The blocks run as they stand, but for the port; the models are all there when the server starts, of which each page has
+one of its own. The Chinese README has the code of the English one, but for comments. In what they print,
 a number with a decimal point may differ by `TOLERANCE` of it and one unit: forecasts come from a network that was
 trained here, and training ends in other bits on another processor. All else must be equal.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,11 +29,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+READMES = ["README.md", "README.zh-CN.md"]
+SERVED = [*READMES, "docs/lessons/modes.md"]
+LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "lessons").glob("*.md"))
 TOLERANCE = 0.2
 FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 DECIMAL = re.compile(r"-?\d+\.\d+")
 # Printed before each block, so that what it prints can be told from what the next one prints.
 MARK = "\x1e"
+COMMENT = re.compile(r"(^|\s+)# .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,11 @@ def outputs(parts: list[Block], address: str, folder: Path, before: str = "") ->
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's commands ran. They train at the same time: one thread each."""
-    place = tmp_path_factory.mktemp("readme")
-    lines = [line for block in chosen(ROOT / "README.md", "bash", "run") for line in block.text.splitlines()]
-    all_at_once(lines, place)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the pages' commands ran, each once. They train at the same time: one thread each."""
+    place = tmp_path_factory.mktemp("trained")
+    text = "".join(block.text for page in SERVED for block in chosen(ROOT / page, "bash", "run"))
+    all_at_once(list(dict.fromkeys(COMMENT.sub("", text).splitlines())), place)
     return place
 
 
@@ -131,16 +137,29 @@ def started(line: str, place: Path, **more: Any) -> Iterator[subprocess.Popen[st
             process.kill()
 
 
+@dataclass(frozen=True)
+class Served:
+    """A page, and the server that it starts: where that is, and the folder it runs in."""
+
+    page: Path
+    address: str
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
-    """The server that the README starts."""
-    (block,) = chosen(ROOT / "README.md", "bash", "serve")
-    with (folder / "server.log").open("w") as log, started("exec " + block.text, folder, stderr=log) as server:
+def served(request: pytest.FixtureRequest, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server that a page starts, on copies of the models and with no sessions."""
+    page = ROOT / request.param
+    folder = tmp_path_factory.mktemp(page.stem)
+    shutil.copytree(trained / "models", folder / "models")
+    (block,) = chosen(page, "bash", "serve")
+    line = COMMENT.sub("", block.text).strip()
+    with (folder / "server.log").open("w") as log, started("exec " + line, folder, stderr=log) as server:
         assert server.stdout is not None
         ready = server.stdout.readline()
         port = re.search(r"gRPC on 127\.0\.0\.1:(\d+)", ready)
         assert port, f"{ready!r}; {(folder / 'server.log').read_text()}"
-        yield f"127.0.0.1:{port.group(1)}"
+        yield Served(page, f"127.0.0.1:{port.group(1)}", folder)
         server.terminate()
         server.communicate(timeout=30)
 
@@ -154,19 +173,37 @@ def check(path: Path, parts: list[Block], printed: list[str]) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_readme_prints_what_it_shows(folder: Path, address: str) -> None:
-    path = ROOT / "README.md"
-    parts = chosen(path, "python", "")
-    assert len(parts) > 5
-    check(path, parts, outputs(parts, address, folder))
+@pytest.mark.parametrize("served", SERVED, indirect=True)
+def test_page_prints_what_it_shows(served: Served) -> None:
+    parts = chosen(served.page, "python", "")
+    assert len(parts) > 3
+    check(served.page, parts, outputs(parts, served.address, served.folder))
 
 
 @pytest.mark.timeout(400)
-def test_readme_commands_answer(folder: Path, address: str) -> None:
-    (block,) = chosen(ROOT / "README.md", "bash", "ask")
-    lines = block.text.replace("localhost:8001", address).splitlines()
-    for line, said in zip(lines, all_at_once(lines, folder), strict=True):
+@pytest.mark.parametrize("served", READMES, indirect=True)
+def test_readme_commands_answer(served: Served) -> None:
+    (block,) = chosen(served.page, "bash", "ask")
+    lines = COMMENT.sub("", block.text).replace("localhost:8001", served.address).splitlines()
+    for line, said in zip(lines, all_at_once(lines, served.folder), strict=True):
         assert said.strip(), line
+
+
+def test_readmes_differ_in_prose_alone() -> None:
+    english, chinese = ((ROOT / name).read_text("utf-8") for name in READMES)
+
+    def code(page: str) -> list[tuple[str, ...]]:
+        return [
+            (block.language, block.role, COMMENT.sub("", block.text), block.output or "")
+            for block in blocks(ROOT / page)
+        ]
+
+    assert code("README.md") == code("README.zh-CN.md")
+    for what in (r"^#+ ", r"^\| ", r"^!\["):
+        assert len(re.findall(what, english, re.MULTILINE)) == len(re.findall(what, chinese, re.MULTILINE)), what
+    for what in (r"\]\(([^)]+)\)", r"`([^`\n]+)`", r"\d+(?:[.,]\d+)+"):
+        found = [sorted(set(re.findall(what, FENCE.sub("", text))) - set(READMES)) for text in (english, chinese)]
+        assert found[0] == found[1], what
 
 
 def test_protocol_example_has_these_bytes(tmp_path: Path) -> None:
@@ -195,20 +232,21 @@ def test_protocol_table_has_every_reason_and_its_code() -> None:
 
 
 @pytest.mark.timeout(400)
-def test_snapshot_reads_as_described(folder: Path, address: str) -> None:
+@pytest.mark.parametrize("served", READMES[:1], indirect=True)
+def test_snapshot_reads_as_described(served: Served) -> None:
     path = ROOT / "docs" / "snapshots.md"
     before = f"""
 import statestream
 from statestream_export.recipes.sunspots import TEST_FROM, series
-client = statestream.connect("{address}")
+client = statestream.connect("{served.address}")
 past = series().numbers[: series().at(TEST_FROM), None]
 snapshot = client.session("sunspots", history=past).snapshot()
 """
     parts = chosen(path, "python", "")
-    check(path, parts, outputs(parts, address, folder, before))
+    check(path, parts, outputs(parts, served.address, served.folder, before))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md", "docs/snapshots.md"])
+@pytest.mark.parametrize("name", [*READMES, *LESSONS, "docs/protocol.md", "docs/snapshots.md"])
 def test_links_lead_somewhere(name: str) -> None:
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8")):

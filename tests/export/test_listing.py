@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from statestream_export import RecipeError, catalogue, listing
 from statestream_export.cli import recipes, train
-from statestream_export.recipes import NAMES, load
+from statestream_export.recipes import NAMES, load, rows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDED = DOCS / "recipes"
@@ -61,6 +61,15 @@ def test_what_has_published_data_is_recorded_on_it_and_on_what_stands_for_it(nam
     assert built_in["training"]["built_in"]
     assert built_in["target_reached"]
     assert built_in["metrics"]["data"] not in data
+
+
+def test_rows_is_trained_in_the_way_that_does_best_on_held_back_images() -> None:
+    choice = json.loads((RECORDED / "rows" / "choice.json").read_text("utf-8"))
+    best = min(choice["ways"], key=lambda way: way["held_back_loss"])
+    assert (rows.Rows.rate, rows.Rows.batch, rows.Rows.epochs) == (best["rate"], best["batch"], best["epochs"])
+    report = listing.read(RECORDED)["rows"]
+    assert choice["seed"] not in report["seeds"]["seeds"]
+    assert choice["data"] == report["metrics"]["data"]
 
 
 def test_another_figure_is_another_list(tmp_path: Path) -> None:
