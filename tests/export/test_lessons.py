@@ -22,7 +22,7 @@ from torch import nn
 from statestream_export import lessons
 from statestream_export.lessons import __main__ as command
 from statestream_export.lessons import gates, neighbours, vanishing
-from statestream_export.training import Run
+from statestream_export.training import Run, reproducible
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "lessons"
 LARGEST = 150_000
@@ -151,7 +151,7 @@ def test_the_page_of_the_neighbours_says_what_was_measured() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gates", "neighbours"])
 def test_the_recorded_figures_come_again(name: str) -> None:
-    with command.reproducible(0):
+    with reproducible(0):
         shown = lessons.load(name).show(Run(False, 0, Console(file=io.StringIO())))
     came, kept = (dict(leaves(figures)) for figures in (shown.figures, recorded(name)[0]))
     assert came == pytest.approx(kept, rel=0.2)
@@ -174,6 +174,9 @@ def test_unknown_lessons_and_places_are_refused(tmp_path: Path) -> None:
     refused = CliRunner().invoke(command.main, ["gates", "--out", str(tmp_path / "file")])
     assert refused.exit_code == 2
     assert not (tmp_path / "out").exists()
+    below = CliRunner().invoke(command.main, ["gates", "--out", str(tmp_path / "file" / "out")])
+    assert below.exit_code == 1
+    assert "cannot be made" in below.output  # before anything is trained
 
 
 def test_ctrl_c_in_training_leaves_no_file(tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ from statestream_export.training import Run, reproducible
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same figures.")
 def main(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> None:
     """Train, measure and draw what the lessons show: all, or those named. Ctrl-C ends it and leaves nothing half."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(
+            f"{out} cannot be made ({error}); give a folder that can be written: --out DIR"
+        ) from None
     console = Console(stderr=True)
     for name in dict.fromkeys(names or lessons.NAMES):
         console.print(f"[bold]{name}[/bold]")
@@ -43,7 +49,6 @@ def main(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> None:
 
 def keep(shown: lessons.Shown, name: str, out: Path) -> None:
     """Writes both files under other names and then moves them to their own, so that neither is ever there in part."""
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as place:
         figures, picture = Path(place) / f"{name}.json", Path(place) / f"{name}.png"
         figures.write_text(json.dumps(shown.figures, indent=2, ensure_ascii=False) + "\n", "utf-8")

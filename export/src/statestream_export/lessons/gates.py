@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -54,11 +53,12 @@ def inside(layer: Layer, x: Tensor) -> dict[str, Tensor]:
 
     `state h` is what the layer says.
     """
-    from_x = x @ layer.weight_ih_l0.T + layer.bias_ih_l0
+    w, u, b, d = layer.all_weights[0]
+    from_x = x @ w.T + b
     h = c = torch.zeros(layer.hidden_size)
     found = dict[str, list[Tensor]]()
     for row in from_x:
-        from_h = layer.weight_hh_l0 @ h + layer.bias_hh_l0
+        from_h = u @ h + d
         if isinstance(layer, nn.LSTM):
             i, f, g, o = (row + from_h).chunk(4)
             i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
@@ -97,7 +97,7 @@ def show(run: Run) -> Shown:
     kept = []
     for kind in (nn.RNN, nn.LSTM, nn.GRU):
         torch.manual_seed(run.seed)
-        module = Keeper(cast("type[Layer]", kind))
+        module = Keeper(kind)
         curve = _train(module, run)
         with torch.no_grad():
             error = float(nn.functional.mse_loss(module(test[0]), test[1]))

@@ -38,8 +38,9 @@ class First(nn.Module):
         if bias is not None:
             # Four gates of H rows, the forget gate's the second; torch adds the two biases.
             with torch.no_grad():
-                self.layer.bias_ih_l0[HIDDEN : 2 * HIDDEN] = bias
-                self.layer.bias_hh_l0[HIDDEN : 2 * HIDDEN] = 0
+                _, _, first, second = self.layer.all_weights[0]
+                first[HIDDEN : 2 * HIDDEN] = bias
+                second[HIDDEN : 2 * HIDDEN] = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """From zeros."""
