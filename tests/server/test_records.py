@@ -143,7 +143,7 @@ def test_a_record_of_a_newer_format_is_named_refused_and_not_called_damaged() ->
     newer = b"SSR7" + blob[8:] + b"and more"
     newer = newer[:4] + zlib.crc32(newer).to_bytes(4, "little") + newer[4:]
     with pytest.raises(
-        errors.StoreUnavailable, match=r"session 'a' is of format 7, .* reads format 3; nothing is lost"
+        errors.StoreUnavailable, match=r"session 'a' is of format 7, .* reads format 1; nothing is lost"
     ):
         records.decode(LAYOUT, newer, what="session 'a'")
 

@@ -16,7 +16,7 @@ from statestream.errors import StoreUnavailable
 from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Key, Record, Store, Survival, Verdict
 from statestream_server.stores.sqlite import SqliteStore
-from statestream_server.stores.sqlite_tables import APPLICATION, SCHEMA
+from statestream_server.stores.sqlite_tables import SCHEMA
 from tests.server.stores.compliance import StoreCompliance
 from tests.server.stores.compliance.asking import (
     KEY,
@@ -24,7 +24,6 @@ from tests.server.stores.compliance.asking import (
     claim,
     claim_of,
     created_and_saved,
-    epochs_of,
     loaded,
     replace,
 )
@@ -101,44 +100,6 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
         database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     database.close()
     await _refused(path, f"schema {SCHEMA + 1}", "use the newer release")
-
-
-@pytest.mark.parametrize("schema", [1, 2])
-async def test_a_file_of_an_earlier_schema_is_brought_up_to_date(path: Path, schema: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dead = Key(KEY.tenant, KEY.model, "dead")
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
-        database.execute("INSERT INTO meta VALUES ('generation', 'first')")
-        database.execute(
-            "CREATE TABLE session (tenant TEXT NOT NULL, model TEXT NOT NULL, id TEXT NOT NULL, live INTEGER NOT NULL,"
-            " version INTEGER NOT NULL, epoch INTEGER NOT NULL, position INTEGER NOT NULL, writer BLOB NOT NULL,"
-            " incarnation INTEGER NOT NULL, ephemeral INTEGER NOT NULL, saved_at REAL NOT NULL, blob BLOB,"
-            " UNIQUE (tenant, model, id))"
-        )
-        database.execute(
-            f"INSERT INTO session VALUES ({', '.join('?' * 12)})", (*KEY, 1, 2, 3, 5, A, 10, 1, 100.0, b"s")
-        )
-        database.execute(
-            f"INSERT INTO session VALUES ({', '.join('?' * 12)})", (*dead, 0, 1, 8, 5, A, 10, 0, 100.0, None)
-        )
-        if schema == 2:
-            database.execute("ALTER TABLE session ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
-            database.execute("UPDATE session SET owner = 'somebody'")
-            database.execute("CREATE TABLE server (owner TEXT PRIMARY KEY, address TEXT NOT NULL, until REAL NOT NULL)")
-        database.execute(f"PRAGMA application_id = {APPLICATION}")
-        database.execute(f"PRAGMA user_version = {schema}")
-    database.close()
-    store = SqliteStore(path)
-    await store.start()
-    assert await store.generation() == "first"
-    owner = "somebody" if schema == 2 else ""
-    record = Record(KEY, 2, 3, 5, A, 10, ephemeral=True, blob=b"s", saved_at=100.0, owner=owner, fence=3)
-    assert await store.load([KEY, dead]) == [record, None]
-    assert epochs_of(await store.heads([KEY, dead])) == [3, 8]
-    await store.beat("one", "here:1", 60)
-    assert await store.address_of("one") == "here:1"
-    await store.close()
 
 
 async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:

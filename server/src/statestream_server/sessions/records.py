@@ -2,14 +2,14 @@
 
 Written for many rows at once, read one at a time. All numbers are little-endian.
 
-    header   magic "SSR3" · crc32 of the magic and all that follows · digest of the model (16 bytes) ·
+    header   magic "SSR1" · crc32 of the magic and all that follows · digest of the model (16 bytes) ·
              fingerprint of the runtime (8 bytes) · acknowledged position · last request · replies · bytes of
              a row · digests of the row's columns and of the outputs (8 bytes each)
     row      every column of the slab, one after the other, C order
     replies  each: start · steps, 0 for a mark · digest · then every output, one after the other, C order
     tail     cursor · origin · bytes of the cursor (2 bytes)
 
-Most sessions have neither cursor nor origin; without the tail a record is of format 2, which is read as ever.
+Most sessions have neither cursor nor origin: the highest bit of the number of replies says whether there is a tail.
 
 Epoch, position and writer are columns of the store's record, because its rules compare them. Every format begins
 with magic and crc32, so that a record of a newer release is told from a damaged one. The digests of columns and outputs
@@ -36,10 +36,10 @@ from statestream_server.models.model import Model
 from statestream_server.models.rows import Column
 
 _FAMILY: Final = b"SSR"
-FORMAT: Final = 3
-"""The newest format written and read; CONTRIBUTING.md says what to do when it changes."""
-_MAGIC: Final = b"SSR2"
-_MAGIC_TAILED: Final = b"%s%d" % (_FAMILY, FORMAT)
+FORMAT: Final = 1
+"""The format written and read; CONTRIBUTING.md says what to do when it changes."""
+_MAGIC: Final = b"%s%d" % (_FAMILY, FORMAT)
+_TAILED: Final = 1 << 31
 _TAIL: Final = struct.Struct("<QH")
 _HEADER = np.dtype(
     [
@@ -55,6 +55,7 @@ _HEADER = np.dtype(
         ("outputs", "<u8"),
     ]
 )
+_REPLIES_AT: Final = _HEADER.fields["replies"][1] if _HEADER.fields else 0
 _REPLY = np.dtype([("start", "<u8"), ("steps", "<u8"), ("digest", "<u8")])
 # The same for reading one at a time, where NumPy's records cost ten times as much.
 _HEADER_FIELDS: Final = struct.Struct("<4sI16sQQQIIQQ")
@@ -177,12 +178,18 @@ def encode(
 
 
 def _tailed(blob: bytes, origin: int, cursor: bytes) -> bytes:
-    return _sealed(b"".join([_MAGIC_TAILED, blob[4:], cursor, _TAIL.pack(origin, len(cursor))]))
+    said = (_replies(blob) | _TAILED).to_bytes(4, "little")
+    head, rest = blob[:_REPLIES_AT], blob[_REPLIES_AT + 4 :]
+    return _sealed(b"".join([head, said, rest, cursor, _TAIL.pack(origin, len(cursor))]))
+
+
+def _replies(blob: bytes) -> int:
+    return int.from_bytes(blob[_REPLIES_AT : _REPLIES_AT + 4], "little")
 
 
 def tail(blob: bytes) -> tuple[int, bytes]:
     """The origin and the cursor in a record that is whole."""
-    if blob[:4] != _MAGIC_TAILED:
+    if not _replies(blob) & _TAILED:
         return 0, b""
     origin, length = _TAIL.unpack_from(blob, len(blob) - _TAIL.size)
     end = len(blob) - _TAIL.size
@@ -285,13 +292,14 @@ def read_header(blob: bytes, *, what: str) -> Header:
         raise errors.StateLost(f"the record of {what} is damaged: it does not begin as a record")
     if _checksum(blob) != int.from_bytes(blob[4:_CHECKED_FROM], "little"):
         raise errors.StateLost(f"the record of {what} is damaged: its checksum does not match")
-    if blob[:4] not in (_MAGIC, _MAGIC_TAILED):
+    if blob[:4] != _MAGIC:
         raise errors.StoreUnavailable(
             f"the record of {what} is of format {chr(blob[3])}, this release reads format {FORMAT}; nothing is lost:"
             " open the session on a server of the release that wrote it"
         )
     _, *fields = _HEADER_FIELDS.unpack_from(blob)
-    return Header(*fields)
+    header = Header(*fields)
+    return header._replace(replies=header.replies & ~_TAILED)
 
 
 def decode(layout: Layout, blob: bytes, *, what: str, moving: bool = False) -> Stored:

@@ -11,8 +11,7 @@ import hashlib
 from typing import NamedTuple
 
 _PRELUDE = """
-local FORMAT, SIZE, HEADER = 3, 88, '<BBxxxxxxI8I8I8I8dc16c16I8'
-local SIZE_2, HEADER_2 = 80, '<BBxxxxxxI8I8I8I8dc16c16'
+local FORMAT, SIZE, HEADER = 1, 88, '<BBxxxxxxI8I8I8I8dc16c16I8'
 local LIVE, EPHEMERAL, BLOB = 1, 2, 4
 local index, tombs = KEYS[1], KEYS[2]
 
@@ -20,16 +19,10 @@ local function read(key)
   local text = redis.call('GETRANGE', key, 0, SIZE - 1)
   if text == '' then return nil end
   local format = string.byte(text)
-  local r = {text = text, size = SIZE}
+  local r = {text = text}
   if format == FORMAT and #text >= SIZE then
     r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer, r.owner, r.fence =
       struct.unpack(HEADER, text)
-  elseif format == 2 and #text >= SIZE_2 then
-    r.size = SIZE_2
-    r.text = string.sub(text, 1, SIZE_2)
-    r.format, r.flags, r.version, r.epoch, r.position, r.incarnation, r.saved_at, r.writer, r.owner =
-      struct.unpack(HEADER_2, text)
-    r.fence = r.epoch
   else
     -- Above every epoch and younger than every time: nothing is written over it, and it does not expire.
     return {unknown = true, live = false, epoch = math.huge, fence = math.huge, saved_at = math.huge}
@@ -42,15 +35,6 @@ end
 
 local function header(flags, version, epoch, position, incarnation, saved_at, writer, owner, fence)
   return struct.pack(HEADER, FORMAT, flags, version, epoch, position, incarnation, saved_at, writer, owner, fence)
-end
-
--- Writes a new header before what is stored.
-local function rewrite(key, stored, head)
-  if stored.size == SIZE then
-    redis.call('SETRANGE', key, 0, head)
-  else
-    redis.call('SET', key, head .. redis.call('GETRANGE', key, stored.size, -1))
-  end
 end
 """
 
@@ -97,7 +81,7 @@ for i = 1, #KEYS - 2 do
       fence = stored.fence
     end
     if kept and not carries then
-      rewrite(key, stored,
+      redis.call('SETRANGE', key, 0,
         header(stored.flags, stored.version, epoch, stored.position, incarnation, now, writer, owner, fence))
     else
       if kept then ephemeral = stored.ephemeral and 1 or 0 end
@@ -212,7 +196,7 @@ for i = 1, #KEYS - 2 do
   local epoch = struct.unpack('<I8', ARGV[2 * i + 1])
   local stored = read(key)
   if stored and stored.live and stored.fence <= epoch then
-    rewrite(key, stored, header(stored.flags, stored.version, stored.epoch, stored.position, stored.incarnation, now,
+    redis.call('SETRANGE', key, 0, header(stored.flags, stored.version, stored.epoch, stored.position, stored.incarnation, now,
       stored.writer, stored.owner, stored.fence))
   end
 end

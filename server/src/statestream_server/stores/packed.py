@@ -2,8 +2,7 @@
 
 The header has 88 bytes, little-endian: format (uint8), flags (uint8), 6 unused, version, epoch, position,
 incarnation (uint64 each), the Unix time of the last claim or save (float64), writer (16 bytes), owner (16
-bytes of ASCII, zeros behind it), fence (uint64). lua.py reads and writes the same header. Format 2, which is read
-too, has no fence: it is the epoch.
+bytes of ASCII, zeros behind it), fence (uint64). lua.py reads and writes the same header.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ import struct
 from statestream_server.stores.base import Record
 from statestream_server.stores.rules import Columns
 
-FORMAT = 3
+FORMAT = 1
 """The format of the header that is written; a store that finds an unknown one was written by another release."""
 LIVE, EPHEMERAL, BLOB = 1, 2, 4
 """Flags: not a tombstone; ends with its caller; a blob follows (an empty one too)."""
 HEADER = struct.Struct("<BB6xQQQQd16s16sQ")
-_HEADER_2 = struct.Struct("<BB6xQQQQd16s16s")
-_SIZES = {FORMAT: HEADER.size, 2: _HEADER_2.size}
 
 
 def pack(columns: Columns, blob: bytes | None) -> bytes:
@@ -51,7 +48,7 @@ def pack_record(record: Record, now: float) -> bytes:
 
 def is_known(value: bytes) -> bool:
     """Whether bytes are a packed record of a format that is known."""
-    return bool(value) and len(value) >= _SIZES.get(value[0], len(value) + 1)
+    return len(value) >= HEADER.size and value[0] == FORMAT
 
 
 def unpack(value: bytes) -> Columns:
@@ -63,11 +60,7 @@ def unpack(value: bytes) -> Columns:
     if not is_known(value):
         found = f"format {value[0]}" if value else "nothing"
         raise ValueError(f"a packed record of format {FORMAT} was expected, {found} in {len(value)} bytes was found")
-    if value[0] == FORMAT:
-        _, flags, version, epoch, position, incarnation, saved_at, writer, owner, fence = HEADER.unpack_from(value)
-    else:
-        _, flags, version, epoch, position, incarnation, saved_at, writer, owner = _HEADER_2.unpack_from(value)
-        fence = epoch
+    _, flags, version, epoch, position, incarnation, saved_at, writer, owner, fence = HEADER.unpack_from(value)
     name = owner.rstrip(b"\0").decode()
     live, ephemeral = bool(flags & LIVE), bool(flags & EPHEMERAL)
     return Columns(live, version, epoch, position, writer, incarnation, ephemeral, saved_at, name, fence)
@@ -75,4 +68,4 @@ def unpack(value: bytes) -> Columns:
 
 def unpack_blob(value: bytes) -> bytes | None:
     """The blob of a packed record."""
-    return value[_SIZES[value[0]] :] if value[1] & BLOB else None
+    return value[HEADER.size :] if value[1] & BLOB else None

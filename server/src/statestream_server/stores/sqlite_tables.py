@@ -22,7 +22,7 @@ from statestream_server.stores.rules import Columns, Decision, bury, decide, rec
 
 APPLICATION = 0x53545354
 """Marks a file as ours (PRAGMA application_id)."""
-SCHEMA = 4
+SCHEMA = 1
 """The version of the tables (PRAGMA user_version)."""
 
 _META = "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
@@ -116,7 +116,7 @@ def check(database: sqlite3.Connection, path: Path) -> int:
 
 
 def create(database: sqlite3.Connection, path: Path) -> None:
-    """Makes the tables where they are missing, and brings those of an earlier schema up to date.
+    """Makes the tables where they are missing.
 
     Raises:
         StoreUnavailable: It cannot be used.
@@ -124,34 +124,11 @@ def create(database: sqlite3.Connection, path: Path) -> None:
     schema = check(database, path)
     if schema == SCHEMA:
         return
-    if not schema:
-        for statement in (_META, _SERVER, _SESSION):
-            database.execute(statement)
-        database.execute("INSERT INTO meta VALUES ('generation', ?)", (uuid.uuid4().hex,))
-        database.execute(f"PRAGMA application_id = {APPLICATION}")
-    if schema == 1:
-        database.execute("ALTER TABLE session ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
-        database.execute(_SERVER)
-    if schema in (1, 2):
-        _gather_heads(database)
-    if schema == 3:  # Schema 4: a head ends with the fence, which was the epoch.
-        database.execute("UPDATE session SET head = CAST(head || substr(head, 1, 8) AS BLOB)")
+    for statement in (_META, _SERVER, _SESSION):
+        database.execute(statement)
+    database.execute("INSERT INTO meta VALUES ('generation', ?)", (uuid.uuid4().hex,))
+    database.execute(f"PRAGMA application_id = {APPLICATION}")
     database.execute(f"PRAGMA user_version = {SCHEMA}")
-
-
-def _gather_heads(database: sqlite3.Connection) -> None:
-    """Schema 3: what the rules compare is one column, `head`, in place of one for each number."""
-    database.execute("ALTER TABLE session RENAME TO session_2")
-    database.execute(_SESSION)
-    rows = database.execute(
-        "SELECT epoch, position, incarnation, version, writer, owner,"
-        " tenant, model, id, live, ephemeral, saved_at, blob FROM session_2 ORDER BY rowid"
-    )
-    database.executemany(
-        f"INSERT INTO session (head, tenant, model, id, live, ephemeral, saved_at, blob) VALUES ({', '.join('?' * 8)})",
-        ((_HEAD.pack(*row[:5], row[5].encode(), row[0]), *row[6:]) for row in rows),
-    )
-    database.execute("DROP TABLE session_2")
 
 
 def check_writable(database: sqlite3.Connection) -> None:
