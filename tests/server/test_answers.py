@@ -191,7 +191,7 @@ class TestTooLarge:
             free.inputs.append(tensor("x", np.ones((1, 60_000), np.float32)))
             failure = await failing(caller.inference.Predict(free))
             assert (failure.reason, failure.metadata["size"]) == ("ANSWER_TOO_LARGE", str(60_000 * 64 * 4))
-            assert local.server.engine.statistics().failed == 0
+            assert local.server.engine.statistics.failed == 0
 
     async def test_forecasts_of_too_many_series_are_refused(self, wide_dir: Path) -> None:
         limits = {"max_answer_bytes": 1 << 16}

@@ -22,6 +22,7 @@ from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
 from statestream_server.engine.predictions import Prediction, Predictions
 from statestream_server.models.model import BatchPolicy
+from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.settings import Durability
 from tests.server.models import test_sharing
 from tests.support import models
@@ -163,7 +164,7 @@ async def test_batches_on_the_thread_are_like_those_on_the_loop(
                         assert await speaker.flush(seed) == {seed: position}
 
         await asyncio.gather(*(one(seed) for seed in range(8)))
-        assert local.server.engine.statistics().threaded == local.server.engine.statistics().batches
+        assert local.server.engine.statistics.threaded == local.server.engine.statistics.batches
 
 
 async def test_classes_share_the_engine(local: Local) -> None:
@@ -225,7 +226,7 @@ async def test_predictions_of_one_shape_share_a_run(local: Local) -> None:
     caller, rng = Caller(local.channel), np.random.default_rng(0)
     inputs = [rng.standard_normal((rows, 4)).astype(np.float32) for rows in (1, 3, 0, 2, 1)]
     whole = models.Whole(local.server.settings.models / "scores" / "1" / "model.onnx")
-    statistics = local.server.engine.statistics()
+    statistics = local.server.engine.statistics
     before = statistics.batches
     with local.engine_held():
         calls = [
@@ -277,7 +278,7 @@ async def test_predictions_are_taken_oldest_first_and_alike() -> None:
         def predict(self, inputs: Any) -> Any:
             return list(inputs)
 
-    queue = Predictions(Echo(), 1.0)
+    queue = Predictions(Echo(), 1.0, bytes(16), Quarantine(None))
     widths = [2, 3, 2, 3, 2]
     calls = [
         Prediction([np.full((1, width), float(i))], [0], [0], loop.create_future()) for i, width in enumerate(widths)
@@ -308,7 +309,7 @@ async def test_a_large_prediction_runs_in_pieces_and_lets_others_pass() -> None:
             widest.append(inputs[0].shape[1])
             return [2 * inputs[0], inputs[1].T + 1]
 
-    queue, age = Predictions(Double(), 1.0), itertools.count()
+    queue, age = Predictions(Double(), 1.0, bytes(16), Quarantine(None)), itertools.count()
     large = [np.arange(300.0).reshape(3, 100), np.arange(200.0).reshape(100, 2)]
     small = [array[:, :1] if number == 0 else array[:1] for number, array in enumerate(large)]
     calls = [Prediction(inputs, [1, 0], [1, 1], loop.create_future()) for inputs in (large, small)]
@@ -352,7 +353,11 @@ def test_of_predictions_that_are_refused_together_the_guilty_alone_are_refused(
                     raise ValueError("a bad token")
                 return [inputs[0] + 1]
 
-        loop, queue, age = asyncio.get_running_loop(), Predictions(Picky(), 1.0), itertools.count()
+        loop, queue, age = (
+            asyncio.get_running_loop(),
+            Predictions(Picky(), 1.0, bytes(16), Quarantine(None)),
+            itertools.count(),
+        )
         calls = []
         for number, count in enumerate(rows):
             value = np.full((count, 1), -1 if number in guilty else number)

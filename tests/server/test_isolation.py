@@ -15,8 +15,8 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server.engine.batch import Batch
-from statestream_server.engine.costs import Costs
 from statestream_server.engine.lane import SUSPICION
+from statestream_server.engine.scheduler import Costs
 from statestream_server.engine.table import Table
 from statestream_server.sessions.admin import snapshots
 from statestream_server.sessions.admin.snapshots import Snapshot

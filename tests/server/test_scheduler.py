@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream_server.engine.costs import Costs
-from statestream_server.engine.scheduler import SHARES, Head, Scheduler
+from statestream_server.engine.scheduler import SHARES, Costs, Head, Scheduler
 from statestream_server.engine.work import Priority
 
 

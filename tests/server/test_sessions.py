@@ -304,7 +304,7 @@ class TestCallersThatGoAway:
     async def test_a_prediction_whose_caller_went_away_is_not_run(self, local: Local) -> None:
         caller = Caller(local.channel)
         request = pb.PredictRequest(model="scores", inputs=[tensor("x", np.ones((1, 4), np.float32))])
-        batches = local.server.engine.statistics().batches
+        batches = local.server.engine.statistics.batches
         with local.engine_held():
             calls = [caller.inference.Predict(request) for _ in range(3)]
             queues = local.server.engine._predictions
@@ -312,7 +312,7 @@ class TestCallersThatGoAway:
             calls[0].cancel()
             await local.until(lambda: any(c.outputs.done() for q in queues.values() for c in q._calls))
         assert len((await calls[1]).outputs) == len((await calls[2]).outputs) == 2
-        statistics = local.server.engine.statistics()
+        statistics = local.server.engine.statistics
         assert statistics.batches == batches + 1
         assert statistics.rows >= 2
 

@@ -15,7 +15,7 @@ import statestream
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.edges.http.metrics import ServerCollector
 from statestream_server.engine import engine as engines
-from statestream_server.engine.statistics import SIZES, WAITS, Statistics, Why
+from statestream_server.engine.scheduler import SIZES, WAITS, Statistics, Why
 from statestream_server.engine.work import Priority
 from statestream_server.models.memory.policies import SerialisedRows
 from tests.support.arrays import tensor
@@ -30,7 +30,7 @@ def ones(steps: int = 1) -> dict[str, np.ndarray]:
 
 async def reasons(local: Local, chunks: list[tuple[int, int, int]], *, sessions: int) -> list[Why]:
     """Queues chunks (handle, position, steps) of new sessions while nothing runs; why its batches were not larger."""
-    table, statistics = local.table("counter"), local.server.engine.statistics()
+    table, statistics = local.table("counter"), local.server.engine.statistics
     async with Speaker(local.channel, "counter") as speaker:
         for handle in range(sessions):
             await speaker.open_one(fresh_id(), handle=handle)
@@ -63,7 +63,7 @@ async def test_every_reason_why_a_batch_was_not_larger(local: Local, monkeypatch
 
 
 async def test_slices_of_other_lengths_are_a_reason(local: Local) -> None:
-    table, statistics = local.table("lstm"), local.server.engine.statistics()
+    table, statistics = local.table("lstm"), local.server.engine.statistics
     async with Speaker(local.channel, "lstm") as speaker:
         for handle in range(2):
             await speaker.open_one(fresh_id(), handle=handle)
@@ -78,7 +78,7 @@ async def test_slices_of_other_lengths_are_a_reason(local: Local) -> None:
 
 
 async def test_predictions_of_other_shapes_are_a_reason(local: Local) -> None:
-    caller, statistics = Caller(local.channel), local.server.engine.statistics()
+    caller, statistics = Caller(local.channel), local.server.engine.statistics
     before = list(statistics.why)
     with local.engine_held():
         calls = [
@@ -99,9 +99,9 @@ async def test_the_server_tells_what_its_engine_did(local: Local) -> None:
     await reasons(local, [(0, 0, 1), (1, 0, 1), (0, 1, 1)], sessions=2)
     async with statestream.aio.connect(local.address) as client:
         found = await client.statistics()
-    own = local.server.engine.statistics()
+    own = local.server.engine.statistics
     assert found.batches == own.batches == sum(found.reasons.values()) == sum(found.sizes) == sum(found.waits)
-    assert found.classes["live"] == (own.batches, local.server.engine.scheduler.statistics()[Priority.LIVE].seconds)
+    assert found.classes["live"] == (own.batches, local.server.engine.scheduler.had[Priority.LIVE].seconds)
     assert found.sizes[:2] == (1, 1), "a batch of one and one of two"
     assert found.queued_chunks == 0
     registry = CollectorRegistry(auto_describe=False)

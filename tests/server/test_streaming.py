@@ -121,11 +121,11 @@ async def test_many_tasks_share_batches(local: Local) -> None:
             await speaker.open_one(fresh_id())
             return joined([await speaker.step(0, at, cut(sequence, at, at + 1)) for at in range(12)])["y"]
 
-    before = local.server.engine.statistics().batches
+    before = local.server.engine.statistics.batches
     found = await asyncio.gather(*(one(sequence) for sequence in inputs))
     for sequence, outputs in zip(inputs, found, strict=True):
         np.testing.assert_allclose(outputs, whole.run(sequence)["y"], rtol=1e-5, atol=1e-5)
-    assert local.server.engine.statistics().batches - before < 40 * 12, "rows that wait together run together"
+    assert local.server.engine.statistics.batches - before < 40 * 12, "rows that wait together run together"
 
 
 async def test_an_exported_lstm_streams_as_torch_computes_it(tmp_path: Path) -> None:

@@ -36,8 +36,7 @@ from statestream_server.server import Readiness, Server
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
 from statestream_server.sessions.admission.bounds import Bounds
-from statestream_server.sessions.admission.coalescer import Coalescer
-from statestream_server.sessions.admission.intake import Intake
+from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.activation import Activation
@@ -285,7 +284,6 @@ def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
     budgets = Budgets(settings.limits.max_queued_bytes)
     return Server(
         lease.owner,
-        writer,
         fingerprint,
         device.name,
         settings,

@@ -191,64 +191,35 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
     models_dir: Path,
-    host: str,
-    insecure: bool,
-    port: int,
-    http_port: int,
     http: bool,
-    advertise: str,
+    http_port: int,
     workers: int,
     store: str,
     durability: str | None,
-    checkpoint_interval: float,
-    device: str,
     threads: int,
     batch_policy: str,
-    drain_grace: float,
-    hibernate_after: float,
-    retention: float,
-    max_sessions: int,
-    max_queued_bytes: int,
     quarantine: str,
     load_timeout: float,
     load_memory: int,
-    max_message_bytes: int,
-    max_answer_bytes: int,
-    max_kept_bytes: int,
-    reader_timeout: float,
     log_level: str,
+    **flags: Any,
 ) -> None:
     """Serves the models in MODELS_DIR/<model>/<version>/ over gRPC."""
     mode = Durability[(durability or ("none" if store == "memory" else "interval")).upper()]
     if store == "memory" and mode != Durability.NONE:
         raise click.ClickException("the memory store keeps nothing over a restart: only --durability none fits it")
+    limits = {name: flags.pop(name) for name in [*flags] if hasattr(_LIMITS, name)}
     settings = Settings(
         models_dir,
-        host,
-        port,
-        http_port if http else None,
-        store,
-        mode,
-        checkpoint_interval,
-        device,
-        BatchPolicy(batch_policy),
-        drain_grace,
-        hibernate_after,
-        retention,
+        http_port=http_port if http else None,
+        store=store,
+        durability=mode,
+        batch_policy=BatchPolicy(batch_policy),
         threads=threads or threads_for(workers),
-        advertise=advertise,
         quarantine=None if quarantine == "none" else Path(quarantine) if quarantine else default_folder(store),
         trial=TrialLimits(load_timeout, load_memory),
-        insecure=insecure,
-        reader_timeout=reader_timeout,
-        limits=dataclasses.replace(
-            _LIMITS,
-            max_sessions=max_sessions,
-            max_queued_bytes=max_queued_bytes,
-            max_message_bytes=max_message_bytes,
-            max_answer_bytes=max_answer_bytes,
-            max_kept_bytes=max_kept_bytes,
-        ),
+        limits=dataclasses.replace(_LIMITS, **limits),
+        **flags,
     )
     if http and http_port and http_port + workers - 1 > _LAST_PORT:
         raise click.ClickException(

@@ -13,8 +13,7 @@ from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
-from statestream_server.sessions.admission.coalescer import Coalescer
-from statestream_server.sessions.admission.intake import Intake
+from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.activation import Activation
@@ -35,13 +34,11 @@ class Server:
 
     Attributes:
         id: A random name for this process; records name their owner by it.
-        writer: 16 bytes that stand for this process where callers name no writer.
         fingerprint: Runtime, provider and hardware, for people.
         device: Where models run: "cpu", "cuda:0".
     """
 
     id: str
-    writer: bytes
     fingerprint: str
     device: str
     settings: Settings

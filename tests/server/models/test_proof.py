@@ -17,6 +17,7 @@ from statestream_server.models.memory.policies import PaddedRows, SerialisedRows
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.proof import proof
 from statestream_server.models.proof.draws import Draws
+from statestream_server.models.proof.wiring import proved
 from statestream_server.models.rows import Rows, is_batched
 from tests.server.models import graphs
 
@@ -36,7 +37,7 @@ def invariance(made: Made, clock: Callable[[], float] | None = None) -> proof.In
 
 
 def wiring(made: Made, signature: Signature | None = None) -> Draws:
-    return proof.wiring(Graph(made[0].SerializeToString(), CPU), signature or made[1], "m.onnx", lambda way: way)
+    return proved(Graph(made[0].SerializeToString(), CPU), signature or made[1], "m.onnx", lambda way: way)
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])

@@ -11,7 +11,7 @@ import numpy as np
 from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints, Positions, counting, every, some
-from statestream_server.engine.statistics import Why
+from statestream_server.engine.scheduler import Why
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part, Priority

@@ -18,15 +18,13 @@ from typing import TypeVar
 from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import Batch
-from statestream_server.engine.costs import BATCH_SECONDS
 from statestream_server.engine.lane import Ended, Lane
 from statestream_server.engine.marks import RESET
 from statestream_server.engine.predictions import Prediction, Predictions, Together
-from statestream_server.engine.scheduler import Choice, Scheduler
-from statestream_server.engine.statistics import Statistics
+from statestream_server.engine.scheduler import BATCH_SECONDS, Choice, Scheduler, Statistics
 from statestream_server.engine.table import Table
 from statestream_server.engine.tickets import Ticket
-from statestream_server.engine.watch import Unwatched, Watch
+from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part, Priority, Sink, Work
 from statestream_server.lag import NOTED_ROWS, TurnLoad
 from statestream_server.models.model import Predictor
@@ -45,14 +43,15 @@ W = TypeVar("W", bound=Work)
 class Engine:
     """Runs everything that steps or predicts, one batch at a time."""
 
-    def __init__(self, turns: TurnLoad | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, turns: TurnLoad, watch: Watch) -> None:
         """An engine without tables; `start` sets it going.
 
         `turns` hears what is done in a turn of the loop, `watch` what runs.
         """
-        self._load = turns or TurnLoad()
-        self._watch = watch or Unwatched()
-        self._statistics = Statistics()
+        self._load = turns
+        self._watch = watch
+        self.statistics = Statistics()
+        """What it did so far; the numbers go on."""
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
         """Called before a batch is chosen: they submit what came since the last one."""
@@ -66,10 +65,6 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: asyncio.Future[None] | None = None
         self._on_thread: asyncio.Task[None] | None = None
-
-    def statistics(self) -> Statistics:
-        """What it did so far; the numbers go on."""
-        return self._statistics
 
     def start(self) -> None:
         """Begins to run batches."""
@@ -255,7 +250,7 @@ class Engine:
             if batch.costs.predict(batch.count, batch.steps) < INLINE_SECONDS:
                 self._commit(choice, batch, batch.run())
             else:
-                self._statistics.threaded += 1
+                self.statistics.threaded += 1
                 self._on_thread = asyncio.create_task(self._aside(choice, batch), name="engine-batch")
         except Exception as error:
             self._fail(error)
@@ -276,7 +271,7 @@ class Engine:
         if batch.count >= NOTED_ROWS:
             self._load.note(batch.count)
         waited = time.perf_counter() - seconds - batch.since
-        self._statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
+        self.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
         self.scheduler.charge(choice.priority, seconds)
         if isinstance(batch, Together):
             batch.deliver()
@@ -322,14 +317,14 @@ class Engine:
             for places, error in batch.errors_of(rows, failed):
                 self._refuse(batch.table, Part.of(work, places), error)
         for work, places, _ in ended.behind:
-            self._statistics.failed += len(places)
+            self.statistics.failed += len(places)
             work.sink.behind(work, places)
             self._free(batch.table, work, places)
 
     def _refuse(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
         """Ends chunks that were not applied."""
         work, places, _ = part
-        self._statistics.failed += len(places)
+        self.statistics.failed += len(places)
         work.sink.failed(work, places, error)
         self._free(table, work, places)
 

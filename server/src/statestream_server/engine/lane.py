@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream_server.arrays import Bools, Ints, counting, every, grown, some, span
-from statestream_server.engine.scheduler import Head
-from statestream_server.engine.statistics import Why
+from statestream_server.engine.scheduler import Head, Why
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
 

@@ -13,10 +13,8 @@ import numpy as np
 
 from statestream.contract import errors
 from statestream_server.arrays import Array
-from statestream_server.engine.costs import Costs
-from statestream_server.engine.scheduler import Head
-from statestream_server.engine.statistics import Why
-from statestream_server.engine.watch import Unwatched, Watch, tag_of_arrays
+from statestream_server.engine.scheduler import Costs, Head, Why
+from statestream_server.engine.watch import Watch, tag_of_arrays
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import Predictor
 
@@ -197,11 +195,11 @@ class Together:
 class Predictions:
     """The waiting calls of one graph."""
 
-    def __init__(self, graph: Predictor, target: float, mark: bytes = bytes(16), watch: Watch | None = None) -> None:
+    def __init__(self, graph: Predictor, target: float, mark: bytes, watch: Watch) -> None:
         """An empty queue, of which a batch is to take `target` seconds; `watch` is told of runs, as those of `mark`."""
         self._graph = graph
         self._mark = mark
-        self._watch = watch or Unwatched()
+        self._watch = watch
         self._target = target
         self._calls: deque[Prediction] = deque()
         self._costs: dict[tuple[object, ...], Costs] = {}

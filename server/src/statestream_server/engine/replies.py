@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from statestream_server.arrays import Array, Bools, Ints, Positions, counting, grown
-from statestream_server.engine import digests
+from statestream_server.engine.blocks import Block, join
 from statestream_server.engine.lengths import Lengths
 
 NONE = -1
@@ -63,66 +62,6 @@ class Kept(NamedTuple):
     ends: Positions
 
 
-@dataclass(slots=True)
-class _Block:
-    """Replies that came together.
-
-    Attributes:
-        entries: [n] their numbers, ascending.
-        rows: [n] their rows.
-        before: [n] the entry before each on its row.
-        starts, ends: [n] from where to where each goes.
-        lengths: The steps of each; they are packed in this order.
-        outputs: One packed array for every output.
-        inputs: One packed array for every input, until the digests are known.
-        digests: [n] the digests of the inputs, once they were asked for.
-    """
-
-    entries: Ints
-    rows: Ints
-    before: Ints
-    starts: Positions
-    ends: Positions
-    lengths: Lengths
-    outputs: Sequence[Array]
-    inputs: Sequence[Array]
-    digests: Positions | None
-
-    @property
-    def nbytes(self) -> int:
-        return sum([array.nbytes for array in (*self.outputs, *self.inputs)])
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of one step of every array; a model may leave it to its callers."""
-        return [array.shape[1:] for array in (*self.outputs, *self.inputs)]
-
-    def digested(self) -> Positions:
-        """The digests; the inputs are not needed any more."""
-        if self.digests is None:
-            self.digests, self.inputs = digests.of_chunks(self.lengths, self.inputs), ()
-        return self.digests
-
-    def places(self, entries: Ints) -> Ints:
-        first = int(self.entries[0])
-        if int(self.entries[-1]) - first + 1 == len(self.entries):
-            return entries - first
-        return np.searchsorted(self.entries, entries)
-
-    def take(self, places: Ints) -> _Block:
-        return _Block(
-            self.entries[places],
-            self.rows[places],
-            self.before[places],
-            self.starts[places],
-            self.ends[places],
-            self.lengths.take(places),
-            self.lengths.pack(self.outputs, places),
-            self.lengths.pack(self.inputs, places),
-            None if self.digests is None else self.digests[places],
-        )
-
-
 class ReplyWindow:
     """The kept replies of all rows of one table."""
 
@@ -133,7 +72,7 @@ class ReplyWindow:
         self._last = np.empty(0, np.int64)
         self._oldest = np.empty(0, np.int64)
         self._entries = 0
-        self._blocks: list[_Block] = []
+        self._blocks: list[Block] = []
         self._firsts: list[int] = []
         self._young = 0
         self._young_bytes = 0
@@ -179,7 +118,7 @@ class ReplyWindow:
         if not count:
             return
         entries = counting(count, self._entries)
-        block = _Block(entries, rows, self._last[rows], starts, ends, lengths, outputs, inputs, digests)
+        block = Block(entries, rows, self._last[rows], starts, ends, lengths, outputs, inputs, digests)
         self._last[rows] = entries
         self._blocks.append(block)
         self._firsts.append(self._entries)
@@ -320,7 +259,7 @@ class ReplyWindow:
             yield places, entries
             entries = before
 
-    def _located(self, entries: Ints) -> Iterator[tuple[Ints, _Block, Ints]]:
+    def _located(self, entries: Ints) -> Iterator[tuple[Ints, Block, Ints]]:
         """Groups entries by block: indices into `entries`, the block, places in it (beyond it where not there)."""
         if not self._firsts or not len(entries):
             return
@@ -342,11 +281,11 @@ class ReplyWindow:
         lengths, outputs = self.views(entry)
         return Reply(int(block.starts[place]), lengths.total, int(block.digested()[place]), outputs)
 
-    def _alive(self, block: _Block) -> Bools:
+    def _alive(self, block: Block) -> Bools:
         rows = block.rows
         return np.asarray((block.ends > self.acked[rows]) & (block.entries >= self._oldest[rows]))
 
-    def _living(self, blocks: Sequence[_Block]) -> Iterator[_Block]:
+    def _living(self, blocks: Sequence[Block]) -> Iterator[Block]:
         """What is alive of some blocks.
 
         Where sessions step by themselves there are many blocks of one reply each, so all are compared at once.
@@ -383,39 +322,15 @@ class ReplyWindow:
         self._young = self._young_bytes = 0
         self.nbytes = sum([block.nbytes for block in survivors])
 
-    def _swept(self, blocks: Sequence[_Block]) -> list[_Block]:
+    def _swept(self, blocks: Sequence[Block]) -> list[Block]:
         """What is alive of neighbouring blocks, in fewer of them."""
-        joined, group, size, shapes = list[_Block](), list[_Block](), 0, None
+        joined, group, size, shapes = list[Block](), list[Block](), 0, None
         for block in self._living(blocks):
             size += len(block.entries)
             if group and (size > _BLOCK_ENTRIES or block.shapes != shapes):
-                joined.append(_join(group))
+                joined.append(join(group))
                 group, size = [], len(block.entries)
             if not group:
                 shapes = block.shapes
             group.append(block)
-        return [*joined, _join(group)] if group else joined
-
-
-def _join(blocks: Sequence[_Block]) -> _Block:
-    """Neighbouring blocks whose arrays are alike as one, which keeps digests instead of inputs."""
-    joined = blocks[0]
-    if len(blocks) > 1:
-        columns = (
-            (block.entries, block.rows, block.before, block.starts, block.ends, block.lengths.column)
-            for block in blocks
-        )
-        entries, rows, before, starts, ends, lengths = map(np.concatenate, zip(*columns, strict=True))
-        joined = _Block(
-            entries,
-            rows,
-            before,
-            starts,
-            ends,
-            Lengths.of(lengths),
-            [np.concatenate(arrays) for arrays in zip(*(block.outputs for block in blocks), strict=True)],
-            [np.concatenate(arrays) for arrays in zip(*(block.inputs for block in blocks), strict=True)],
-            None if joined.digests is None else np.concatenate([block.digested() for block in blocks]),
-        )
-    joined.digested()
-    return joined
+        return [*joined, join(group)] if group else joined

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Freelist, Ints, Positions, grown
-from statestream_server.engine.costs import BATCH_BYTES, BATCH_SECONDS, Costs
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow
+from statestream_server.engine.scheduler import BATCH_BYTES, BATCH_SECONDS, Costs
 from statestream_server.engine.watch import tags_of
 from statestream_server.models.model import Model
 from statestream_server.models.rows import FIRST_ROW, Rows

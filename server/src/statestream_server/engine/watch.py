@@ -50,31 +50,6 @@ class Watch(Protocol):
         """
 
 
-class Unwatched:
-    """Nothing is noted or suspected."""
-
-    wary = False
-
-    def __init__(self) -> None:
-        """It notes nothing itself."""
-        self.notes: Notes = self
-
-    def enter(self, model: bytes, tags: Array, at: Array | int = 0, what: str = "") -> None:
-        """Nothing."""
-
-    def leave(self) -> None:
-        """Nothing."""
-
-    def suspected(self, model: bytes, tags: Array) -> Bools | None:
-        """None."""
-
-    def survived(self, model: bytes, tags: Array, at: Array | int = 0) -> None:
-        """Nothing."""
-
-    def check(self, model: bytes, tag: int, at: int | None = None) -> None:
-        """Everything may run."""
-
-
 def tag_of(*parts: str | bytes) -> int:
     """A number that stands for a session or a call in every process, never 0.
 

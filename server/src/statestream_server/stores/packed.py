@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 
-from statestream_server.stores.base import Record
-from statestream_server.stores.rules import Columns
+from statestream_server.stores.base import Key, Record
+from statestream_server.stores.rules import Columns, newer_of, record_of
 
 FORMAT = 1
 """The format of the header that is written; a store that finds an unknown one was written by another release."""
@@ -69,3 +69,13 @@ def unpack(value: bytes) -> Columns:
 def unpack_blob(value: bytes) -> bytes | None:
     """The blob of a packed record."""
     return value[HEADER.size :] if value[1] & BLOB else None
+
+
+def read_record(key: Key, value: bytes | None, *, blob: bool) -> Record | None:
+    """The live record that bytes hold, None for a tombstone or nothing; of a later format only that it is there."""
+    if value is None:
+        return None
+    if not is_known(value):
+        return newer_of(key)
+    columns = unpack(value)
+    return record_of(key, columns, unpack_blob(value) if blob else None) if columns.live else None

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
 from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, TOUCH, Script
-from statestream_server.stores.packed import HEADER, is_known, pack_record, unpack, unpack_blob
+from statestream_server.stores.packed import HEADER, is_known, pack_record, read_record, unpack, unpack_blob
 from statestream_server.stores.redis_keys import (
     BUCKETS,
     GENERATION,
@@ -43,17 +43,8 @@ T = TypeVar("T")
 _CLAIM = struct.Struct("<BBBB4xQQQQQQd16s16sQQ")
 _TOUCH = struct.Struct("<Q")
 _DELETE = struct.Struct("<QQ")
-_VERDICTS = {
-    b"C": Verdict.CREATED,
-    b"H": Verdict.HELD,
-    b"T": Verdict.TAKEN,
-    b"E": Verdict.EXISTS,
-    b"M": Verdict.MISSING,
-    b"R": Verdict.REFUSED,
-    b"L": Verdict.LOST,
-    b"O": Verdict.OTHER,
-    b"U": Verdict.UNKNOWN,
-}
+_VERDICTS = {verdict.name[:1].encode(): verdict for verdict in Verdict}
+"""What the script answers with: no two begin alike."""
 _SLICE_HEADS = 1024
 _PAGE = 256
 
@@ -206,7 +197,7 @@ class RedisStore:
             )
             for (_, indices), values in zip(slice_, answers, strict=True):
                 for index, value in zip(indices, values, strict=True):
-                    found[index] = _record(keys[index], value, blob=True)
+                    found[index] = read_record(keys[index], value, blob=True)
         return found
 
     @_awaited_by_close
@@ -277,7 +268,7 @@ class RedisStore:
                 part = names[first : first + SLICE_COMMANDS]
                 headers = await self._link.run([("GETRANGE", name.record, 0, HEADER.size - 1) for name in part])
                 for name, header in zip(part, headers, strict=True):
-                    record = _record(Key(*name.member.decode().split("\0", 2)), header or None, blob=False)
+                    record = read_record(Key(*name.member.decode().split("\0", 2)), header or None, blob=False)
                     if record is not None:  # else it was deleted meanwhile
                         found.append(record)
         return found
@@ -396,15 +387,6 @@ _YES = ord("1")
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _record(key: Key, value: bytes | None, *, blob: bool) -> Record | None:
-    if value is None:
-        return None
-    if not is_known(value):
-        return newer_of(key)
-    columns = unpack(value)
-    return record_of(key, columns, unpack_blob(value) if blob else None) if columns.live else None
 
 
 def _claimed(key: Key, answer: bytes) -> Claimed:

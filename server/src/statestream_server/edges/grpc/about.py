@@ -11,7 +11,7 @@ from statestream.v1 import server_pb2 as pb
 from statestream.v1 import server_pb2_grpc as grpc_stubs
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
-from statestream_server.engine.statistics import Why
+from statestream_server.engine.scheduler import Why
 from statestream_server.quarantine.quarantine import Suspicion, name_of
 from statestream_server.server import Server
 from statestream_server.settings import Durability
@@ -30,7 +30,7 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
     async def GetStatistics(self, request: pb.GetStatisticsRequest, context: Context) -> pb.GetStatisticsResponse:
         """Tells what the engine did."""
         engine = self._server.engine
-        found = engine.statistics()
+        found = engine.statistics
         return pb.GetStatisticsResponse(
             batches=found.batches,
             rows=found.rows,
@@ -43,7 +43,7 @@ class ServerServicer(grpc_stubs.ServerServiceServicer):
             batches_by_wait=found.waits,
             classes={
                 priority.name.lower(): pb.ClassShare(batches=share.batches, seconds=share.seconds)
-                for priority, share in engine.scheduler.statistics().items()
+                for priority, share in engine.scheduler.had.items()
             },
             queued_chunks=engine.queued,
         )

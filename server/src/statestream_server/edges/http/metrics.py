@@ -13,8 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from statestream_server.engine.scheduler import Scheduler
-from statestream_server.engine.statistics import Statistics, Why
+from statestream_server.engine.scheduler import Scheduler, Statistics, Why
 from statestream_server.server import Server
 
 
@@ -28,7 +27,7 @@ class ServerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All figures as they are now."""
         engine = self._server.engine
-        statistics = engine.statistics()
+        statistics = engine.statistics
         for name, text, value in (
             ("batches", "Batches run", statistics.batches),
             ("steps", "Steps run", statistics.steps),
@@ -115,7 +114,7 @@ def _classes(scheduler: Scheduler) -> Iterator[Metric]:
     """What each class of work had of the engine."""
     batches = CounterMetricFamily("statestream_class_batches", "Batches of a class of work", labels=["class"])
     seconds = CounterMetricFamily("statestream_class_seconds", "Seconds that they ran", labels=["class"])
-    for priority, share in scheduler.statistics().items():
+    for priority, share in scheduler.had.items():
         batches.add_metric([priority.name.lower()], share.batches)
         seconds.add_metric([priority.name.lower()], share.seconds)
     yield from (batches, seconds)

@@ -24,7 +24,7 @@ from statestream_server.models.memory.fused_rows import FusedRows
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.models.proof import draws, hiding, proof, sharing, warming
+from statestream_server.models.proof import draws, hiding, proof, sharing, warming, wiring
 from statestream_server.models.proof.draws import Draws
 from statestream_server.models.proof.sharing import SharedGraph, Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
@@ -77,7 +77,7 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD) -> 
         else:
             graph = _graph(file, device)
             watch.doing("running it as its author wrote it")
-            verdict = proof.wiring(
+            verdict = wiring.proved(
                 graph,
                 file.signature,
                 str(file.path),
@@ -92,9 +92,9 @@ def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[
     """What was found of a graph without memory, and how its inputs are drawn."""
     graph, where = _graph(file, device), str(file.path)
     watch.doing("running it as its author wrote it")
-    way = proof.wiring(graph, file.signature, where, lambda way: way)
+    way = wiring.proved(graph, file.signature, where, lambda way: way)
     if not is_batched(file.signature):
-        proof.first_runs(graph, way)
+        wiring.first_runs(graph, way)
     watch.doing("running batches of calls")
     return sharing.shared(graph, way, policy, where)[1], way
 
