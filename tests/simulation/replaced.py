@@ -25,7 +25,6 @@ CLOCKS: Final = (
     "statestream.aio.link.time",
     "statestream.aio.session.time",
     "statestream.shards.time",
-    "statestream_server.app.time",
     "statestream_server.edges.grpc.chain.monotonic",
     "statestream_server.edges.grpc.outbox.monotonic",
     "statestream_server.edges.grpc.readers.monotonic",
@@ -33,14 +32,15 @@ CLOCKS: Final = (
     "statestream_server.engine.engine.time",
     "statestream_server.engine.predictions.time",
     "statestream_server.housekeeping.time",
+    "statestream_server.server.time",
     "statestream_server.sessions.lease.time",
 )
 DRAWS: Final = (
     "statestream.arguments.uuid",
     "statestream.shards.os",
     "statestream.shards.uuid",
-    "statestream_server.app.secrets",
-    "statestream_server.app.uuid",
+    "statestream_server.server.secrets",
+    "statestream_server.server.uuid",
 )
 NETWORK: Final = ("grpc.aio.insecure_channel", "grpc.aio.server")
 STORE: Final = ("statestream_server.app.open_store",)

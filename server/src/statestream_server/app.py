@@ -7,11 +7,8 @@ import contextlib
 import gc
 import logging
 import os
-import secrets
 import signal
 import socket
-import time
-import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,36 +19,10 @@ import numpy.ma  # np.unique would import it with the first chunk, and hold the 
 
 from statestream.contract import errors
 from statestream_server import housekeeping
-from statestream_server.drivers.forecast import Forecaster
-from statestream_server.drivers.generate import Generator
-from statestream_server.drivers.predict import Predictor
 from statestream_server.edges.grpc.port import Grpc
-from statestream_server.engine.engine import Engine
-from statestream_server.lag import Lag, TurnLoad
-from statestream_server.models.files import repository
-from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
-from statestream_server.registry import Registry
 from statestream_server.server import Readiness, Server
-from statestream_server.sessions.admin.copies import Copies
-from statestream_server.sessions.admission.accounts import Accounts, Budgets
-from statestream_server.sessions.admission.bounds import Bounds
-from statestream_server.sessions.admission.intake import Coalescer, Intake
-from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
-from statestream_server.sessions.lease import Lease
-from statestream_server.sessions.ownership.activation import Activation
-from statestream_server.sessions.ownership.claims import Claims
-from statestream_server.sessions.ownership.deletions import Deletions
-from statestream_server.sessions.ownership.departures import Departures
-from statestream_server.sessions.ownership.moves import Moves
-from statestream_server.sessions.ownership.peers import Peers
-from statestream_server.sessions.ownership.placement import Placement
-from statestream_server.sessions.ownership.sessions import Sessions
-from statestream_server.sessions.ownership.tasks import Tasks
-from statestream_server.sessions.ownership.turns import Turns
-from statestream_server.sessions.ownership.versions import Versions
-from statestream_server.sessions.unary import Unary
-from statestream_server.settings import Durability, Settings, StartError, threads_for
+from statestream_server.settings import Settings, StartError
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 
@@ -158,7 +129,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         quarantine = Quarantine(settings.quarantine)
         quarantine.start()
         leaving.callback(quarantine.close)
-        server = _rooms(settings, store, quarantine)
+        server = Server(settings, store, quarantine)
         leaving.callback(server.registry.close)
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
         readiness = Readiness()
@@ -213,114 +184,6 @@ def _store(settings: Settings) -> Store:
         return open_store(settings.store)
     except (ValueError, ImportError) as error:
         raise StartError(str(error)) from error
-
-
-def _rooms(settings: Settings, store: Store, quarantine: Quarantine) -> Server:
-    """Wires the rooms; no model is loaded yet."""
-    try:
-        device = runtime.providers_for(settings.device, settings.threads or threads_for(1))
-    except runtime.DeviceError as error:
-        raise StartError(str(error)) from error
-    if device.note:
-        log.info("device %s is the CPU: %s", settings.device, device.note)
-    if not settings.models.is_dir():
-        raise StartError(f"{settings.models} is no folder; expected {repository.LAYOUT}")
-    fingerprint = runtime.fingerprint(device)
-    turns = TurnLoad()
-    engine, peers, writer = Engine(turns, quarantine), Peers(), uuid.uuid4().bytes
-    tasks = Tasks()
-    departures, unsaved = Departures(engine, peers, tasks), Unsaved(engine.tables)
-    lease = Lease(
-        store,
-        secrets.token_hex(8),
-        settings.checkpoint_interval,
-        tables=engine.tables,
-        on_fenced=departures.drop,
-        on_reset=unsaved.everything,
-    )
-    checkpointer = Checkpointer(
-        store,
-        engine,
-        lease,
-        settings.durability,
-        settings.checkpoint_interval,
-        unsaved,
-        on_durable=peers.durable,
-    )
-    registry = Registry(
-        settings.models,
-        engine,
-        checkpointer,
-        device=device,
-        batch_policy=settings.batch_policy,
-        max_sessions=settings.limits.max_sessions,
-        limits=settings.trial,
-        quarantine=quarantine,
-    )
-    placement = Placement(engine, checkpointer, peers, time.monotonic)
-    bounds = Bounds(settings.limits, time.monotonic, placement.make_way)
-    gate = checkpointer if settings.durability is Durability.SYNC else lease
-    intake = Intake(engine, gate, bounds, time.monotonic)
-    coalescer = Coalescer(intake, engine)
-    versions = Versions(registry, engine, checkpointer, store)
-    lines = Turns()
-    claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, departures, lines)
-    sessions = Sessions(registry, peers, placement, claims, lines, tasks, time.time)
-    deletions = Deletions(engine, store, checkpointer, lease, departures, lines, tasks)
-    copies = Copies(
-        registry,
-        sessions,
-        claims,
-        deletions,
-        engine,
-        store,
-        checkpointer,
-        lease,
-        writer,
-        most_answer=settings.limits.max_answer_bytes,
-        alone=not settings.reuse_port,
-        unix=lambda used: time.time() - time.monotonic() + used,
-    )
-    budgets = Budgets(settings.limits.max_queued_bytes)
-    return Server(
-        lease.owner,
-        fingerprint,
-        device.name,
-        settings,
-        store,
-        engine,
-        lease,
-        checkpointer,
-        peers,
-        registry,
-        sessions,
-        deletions,
-        departures,
-        Moves(peers, time.monotonic),
-        tasks,
-        Activation(sessions, engine, store, lease),
-        Unary(
-            sessions,
-            engine,
-            checkpointer,
-            intake,
-            copies,
-            budgets.steps,
-            writer,
-            most_steps=settings.limits.max_chunk_steps,
-        ),
-        copies,
-        intake,
-        coalescer,
-        Accounts(settings.limits.max_queued_bytes, settings.limits.max_window_bytes),
-        budgets,
-        quarantine,
-        Lag(),
-        turns,
-        Predictor(registry, engine, settings.limits, budgets.predictions),
-        Forecaster(engine, settings.limits, budgets.forecasts),
-        Generator(registry, engine, settings.limits, budgets.texts),
-    )
 
 
 def _advertised(host: str, port: int) -> str:

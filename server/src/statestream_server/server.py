@@ -1,7 +1,11 @@
-"""The server's rooms, wired together: what the edges call. Starting and stopping is app.py's."""
+"""The rooms of one server process, wired together: what the edges call. Starting and stopping is app.py's."""
 
 from __future__ import annotations
 
+import logging
+import secrets
+import time
+import uuid
 from dataclasses import dataclass
 
 from statestream_server.drivers.forecast import Forecaster
@@ -9,26 +13,34 @@ from statestream_server.drivers.generate import Generator
 from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, TurnLoad
+from statestream_server.models.files import repository
+from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
+from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.intake import Coalescer, Intake
-from statestream_server.sessions.checkpointer import Checkpointer
+from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.activation import Activation
+from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.departures import Departures
 from statestream_server.sessions.ownership.moves import Moves
 from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.placement import Placement
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.tasks import Tasks
+from statestream_server.sessions.ownership.turns import Turns
+from statestream_server.sessions.ownership.versions import Versions
 from statestream_server.sessions.unary import Unary
-from statestream_server.settings import Settings
+from statestream_server.settings import Durability, Settings, StartError, threads_for
 from statestream_server.stores.base import Store
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
+
 class Server:
     """One server process.
 
@@ -38,34 +50,87 @@ class Server:
         device: Where models run: "cpu", "cuda:0".
     """
 
-    id: str
-    fingerprint: str
-    device: str
-    settings: Settings
-    store: Store
-    engine: Engine
-    lease: Lease
-    checkpointer: Checkpointer
-    peers: Peers
-    registry: Registry
-    sessions: Sessions
-    deletions: Deletions
-    departures: Departures
-    moves: Moves
-    tasks: Tasks
-    activation: Activation
-    unary: Unary
-    copies: Copies
-    intake: Intake
-    coalescer: Coalescer
-    accounts: Accounts
-    budgets: Budgets
-    quarantine: Quarantine
-    lag: Lag
-    turns: TurnLoad
-    predictor: Predictor
-    forecaster: Forecaster
-    generator: Generator
+    def __init__(self, settings: Settings, store: Store, quarantine: Quarantine) -> None:
+        """Wires the rooms; no model is loaded yet.
+
+        Raises:
+            StartError: A device or the models folder is missing.
+        """
+        device, limits, clock = _device(settings), settings.limits, time.monotonic
+        self.id, self.fingerprint, self.device = secrets.token_hex(8), runtime.fingerprint(device), device.name
+        self.settings, self.store, self.quarantine = settings, store, quarantine
+        self.lag, self.turns = Lag(), TurnLoad()
+        self.engine = engine = Engine(self.turns, quarantine)
+        self.peers, self.tasks = peers, tasks = Peers(), Tasks()
+        self.departures = departures = Departures(engine, peers, tasks)
+        unsaved, interval = Unsaved(engine.tables), settings.checkpoint_interval
+        self.lease = lease = Lease(
+            store, self.id, interval, tables=engine.tables, on_fenced=departures.drop, on_reset=unsaved.everything
+        )
+        self.checkpointer = checkpointer = Checkpointer(
+            store, engine, lease, settings.durability, interval, unsaved, on_durable=peers.durable
+        )
+        self.registry = registry = Registry(
+            settings.models,
+            engine,
+            checkpointer,
+            device=device,
+            batch_policy=settings.batch_policy,
+            max_sessions=limits.max_sessions,
+            limits=settings.trial,
+            quarantine=quarantine,
+        )
+        placement = Placement(engine, checkpointer, peers, clock)
+        gate = checkpointer if settings.durability is Durability.SYNC else lease
+        self.intake = Intake(engine, gate, Bounds(limits, clock, placement.make_way), clock)
+        self.coalescer = Coalescer(self.intake, engine)
+        versions, lines = Versions(registry, engine, checkpointer, store), Turns()
+        claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, departures, lines)
+        self.sessions = Sessions(registry, peers, placement, claims, lines, tasks, time.time)
+        self.deletions = Deletions(engine, store, checkpointer, lease, departures, lines, tasks)
+        self.moves, self.activation = Moves(peers, clock), Activation(self.sessions, engine, store, lease)
+        writer = uuid.uuid4().bytes  # Of those who name none.
+        self.copies = Copies(
+            registry,
+            self.sessions,
+            claims,
+            self.deletions,
+            engine,
+            store,
+            checkpointer,
+            lease,
+            writer,
+            most_answer=limits.max_answer_bytes,
+            alone=not settings.reuse_port,
+            unix=lambda used: time.time() - time.monotonic() + used,
+        )
+        self.accounts = Accounts(limits.max_queued_bytes, limits.max_window_bytes)
+        self.budgets = budgets = Budgets(limits.max_queued_bytes)
+        self.unary = Unary(
+            self.sessions,
+            engine,
+            checkpointer,
+            self.intake,
+            self.copies,
+            budgets.steps,
+            writer,
+            most_steps=limits.max_chunk_steps,
+        )
+        self.predictor = Predictor(registry, engine, limits, budgets.predictions)
+        self.forecaster = Forecaster(engine, limits, budgets.forecasts)
+        self.generator = Generator(registry, engine, limits, budgets.texts)
+
+
+def _device(settings: Settings) -> runtime.Device:
+    try:
+        device = runtime.providers_for(settings.device, settings.threads or threads_for(1))
+    except runtime.DeviceError as error:
+        raise StartError(str(error)) from error
+    if device.note:
+        log.info("device %s is the CPU: %s", settings.device, device.note)
+    if not settings.models.is_dir():
+        raise StartError(f"{settings.models} is no folder; expected {repository.LAYOUT}")
+    return device
 
 
 @dataclass(slots=True)
