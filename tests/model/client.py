@@ -48,7 +48,11 @@ def open_session(state: State, rules: Rules, *, rises: bool = True) -> State:
     """Asks for the session on the connection that is there."""
     client = state.client
     client = client._replace(
-        phase=st.OPENING, incarnation=client.incarnation + rises, sent=client.delivered, got=client.delivered
+        phase=st.OPENING,
+        incarnation=client.incarnation + rises,
+        sent=client.delivered,
+        got=client.delivered,
+        moving=False,
     )
     mode = st.REPLACE if client.intent == st.RESET else st.EITHER
     oldest, got = (place(rules, client.inputs, index) for index in (client.floor, client.delivered))
@@ -76,7 +80,7 @@ def _uncertain(state: State, rules: Rules) -> State:
 def send(state: State, rules: Rules) -> State | None:
     """Sends the next chunk, with what is acknowledged by now."""
     client = state.client
-    if client.phase != st.READY or client.intent != st.STEP:
+    if client.phase != st.READY or client.intent != st.STEP or client.moving:
         return None
     if client.sent == len(client.inputs) or client.sent - client.got >= state.ahead:
         return None
@@ -94,6 +98,18 @@ def acknowledge(state: State, rules: Rules) -> State | None:
         return None
     acked = place(rules, client.inputs, client.delivered)
     return say(state._replace(client=client._replace(acked=client.delivered)), (st.ACK, acked))
+
+
+def leave(state: State) -> State | None:
+    """Asked to move, and answered: goes on elsewhere. What was saved before spares sending it again."""
+    client = state.client
+    return disconnected(state) if client.moving and client.sent == client.got else None
+
+
+def stay(state: State) -> State | None:
+    """Asked to move: stays, as it may."""
+    client = state.client
+    return state._replace(client=client._replace(moving=False)) if client.moving else None
 
 
 def receive(state: State, rules: Rules) -> State | None:
@@ -117,7 +133,9 @@ def receive(state: State, rules: Rules) -> State | None:
         return _refused(state, rules, message[1], message[2])
     if client.phase != st.READY or client.intent != st.STEP:
         return state
-    if kind == st.DURABLE:
+    if kind == st.MOVE:
+        client = client._replace(moving=True)
+    elif kind == st.DURABLE:
         durable = begun(rules, client.inputs, client.delivered) + message[1]
         client = client._replace(durable=max(client.durable, durable))
     elif kind == st.RESULT:
@@ -274,7 +292,7 @@ def disconnected(state: State, *, heard: bool = False) -> State:
     left = state.left
     if wire.up or heard:
         left = (*left, wire._replace(down=(), heard=heard))
-    return state._replace(wire=None, left=left, client=client._replace(phase=st.OFF, owed=0))
+    return state._replace(wire=None, left=left, client=client._replace(phase=st.OFF, owed=0, moving=False))
 
 
 def restarted(state: State, *, changed: bool, twin: bool = False) -> State | None:

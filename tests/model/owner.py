@@ -215,6 +215,15 @@ def refuse(state: State, at: int) -> State | None:
     return state
 
 
+def move(state: State, rules: Rules, at: int) -> State | None:
+    """An owner wants its session to be elsewhere."""
+    owner = state.owners[at]
+    row = owner.row
+    if row is None or not row.bound or owner.claim is not None or owner.asleep:
+        return None
+    return answer(state, row.bound, (st.MOVE,)) if rules.moves_are_asked else _drop(state, at, row)
+
+
 def _delete(state: State, rules: Rules, at: int, number: int, row: Row) -> State | None:
     if state.store.away or row.queue:
         return None  # What was sent before runs first.
@@ -317,7 +326,7 @@ def _drop(state: State, at: int, row: Row) -> State:
 def crash(state: State, at: int) -> State:
     """The process dies and starts again, empty."""
     if state.wire is not None and state.wire.owner == at:
-        state = state._replace(wire=None, client=state.client._replace(phase=st.OFF, owed=0))
+        state = state._replace(wire=None, client=state.client._replace(phase=st.OFF, owed=0, moving=False))
     left = tuple(wire for wire in state.left if wire.owner != at)
     store = state.store
     record, late = store.record, store.late

@@ -75,6 +75,8 @@ class Rules:
     resets_take_positions: bool = True
     """A reset is a mark among the chunks: it takes one position and is kept, saved and replayed as they are. Without
     the rule it takes the session back to position 0, in its turn."""
+    moves_are_asked: bool = True
+    """An owner that wants its session to be elsewhere asks its client, and has it until the client opens it there."""
 
     def without(self, *names: str) -> Rules:
         """These rules but for some."""
@@ -127,6 +129,8 @@ class Faults(NamedTuple):
     """Another task of the client opens the session over the same connection, under another handle."""
     refuse: int = 0
     """An owner refuses a chunk, and what is queued behind it; the application sends it again."""
+    move: int = 0
+    """An owner wants its session to be elsewhere."""
 
 
 PLAIN: Final = 0

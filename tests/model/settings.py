@@ -72,6 +72,7 @@ SHOWN_BY: dict[str, Setting] = {
     "returned_replies_wait": Setting(1, Faults(restart=1), sync=True),
     "poison_is_quarantined": Setting(1, Faults(), poison=True),
     "resets_take_positions": Setting(2, Faults(), mark=1),
+    "moves_are_asked": Setting(1, Faults(move=1)),
 }
 """The least faults under which leaving a rule out shows."""
 
@@ -120,6 +121,11 @@ HOLDS: tuple[Setting, ...] = (
     Setting(1, Faults(crash=1, restart=1), mark=1),
     Setting(2, Faults(cut=1), mark=1, sync=True),
     Setting(3, Faults(refuse=1), mark=1, ahead=3),
+    Setting(2, Faults(move=1)),
+    Setting(1, Faults(move=1, sleep=1)),
+    Setting(1, Faults(move=1, crash=1)),
+    Setting(1, Faults(move=1, doze=1, delete=1)),
+    Setting(2, Faults(move=1), sync=True),
 )
 """Searches that end within seconds, every reachable state seen."""
 
@@ -154,6 +160,10 @@ HOLDS_LONGER: tuple[Setting, ...] = (
     Setting(1, Faults(cut=1, crash=1, visit=1), sync=True),
     Setting(2, Faults(cut=1, crash=1), mark=1),
     Setting(2, Faults(cut=1, refuse=1), mark=1, ahead=3),
+    Setting(2, Faults(move=2)),
+    Setting(1, Faults(move=1, lost=1, visit=1)),
+    Setting(1, Faults(move=1, cut=1, lost=1)),
+    Setting(1, Faults(move=1, cut=1, crash=1)),
     Setting(2, Faults(cut=1, crash=1, sleep=1), 28),
 )
 """Searches that take minutes; the last one up to a depth."""

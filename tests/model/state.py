@@ -47,6 +47,8 @@ MADE: Final = 15
 """(MADE,)"""
 OTHER: Final = 16
 """(OTHER,): what the first of two handles of a connection hears, a reply or an error"""
+MOVE: Final = 17
+"""(MOVE,): the session is to be taken elsewhere"""
 
 # Modes.
 CREATE: Final = 1
@@ -122,6 +124,8 @@ class Client(NamedTuple):
     """The session was deleted and must start at position 0."""
     changed: bool = False
     """Its inputs are not those that an earlier run sent."""
+    moving: bool = False
+    """Whether it was asked to go elsewhere, and sends no more here."""
     owed: int = 0
     """The end of what the first of two handles has sent, while it waits for the reply."""
     told: str = ""

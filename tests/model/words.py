@@ -25,6 +25,8 @@ _FAULTS = {
     "twin": "the client hangs, listening; it is started a second time, with other inputs",
     "restore": "the application restores the session from a snapshot",
     "again": "another task of the client opens the session over the same connection",
+    "leave": "the client, asked to, goes on elsewhere",
+    "stay": "the client stays where it is",
     "land": "the store decides a claim for which nobody waits any more",
 }
 
@@ -90,6 +92,7 @@ def _sentence(state: State, event: Event) -> str:
         "install": f"the store's answer reaches {who}: the session is open there",
         "lost": f"the store's answer to {who} is lost: a deadline, a cancel or an error",
         "visit": f"another client asks {who} for the session, and leaves",
+        "move": f"{who} wants the session to be elsewhere",
         "doze": f"the session leaves {who}'s memory; its connection keeps it",
         "put": f"{who} puts the state into the row",
         "unary": f"{who} takes a chunk that came as a call of its own; it waits out the claim",
@@ -128,6 +131,7 @@ def _message(message: Any) -> str:
         return f"the reply to chunk {len(rest[1]) - 1}: output of {begin}{list(rest[1])}, durable {rest[2]}"
     if kind == st.DURABLE:
         return f"durable {rest[0]}"
-    if kind in (st.CLOSED, st.MADE, st.OTHER):
-        return {st.CLOSED: "closed", st.MADE: "made", st.OTHER: "what its first handle waited for"}[kind]
+    if kind in (st.CLOSED, st.MADE, st.OTHER, st.MOVE):
+        other, move = "what its first handle waited for", "the request to take the session elsewhere"
+        return {st.CLOSED: "closed", st.MADE: "made", st.OTHER: other, st.MOVE: move}[kind]
     return str(rest[0])

@@ -98,6 +98,7 @@ STEPS = ("decide", "install", "put", "revalidate", "unpark", "run", "deliver", "
 FAIR: tuple[Event, ...] = (
     ("receive", 0),
     *((name, at) for name in STEPS for at in (0, 1)),
+    ("leave", 0),
     ("send", 0),
     ("acknowledge", 0),
     ("connect", 0),
@@ -135,6 +136,9 @@ def _possible(state: State) -> Iterator[Event]:
                 yield "duplicate", wire.owner
         yield "send", 0
         yield "acknowledge", 0
+        if client.moving:
+            yield "leave", 0
+            yield "stay", 0
         if faults.reset:
             yield "reset", 0
         if faults.delete:
@@ -173,6 +177,8 @@ def _possible(state: State) -> Iterator[Event]:
                 yield "doze", at
             if faults.refuse:
                 yield "refuse", at
+            if faults.move:
+                yield "move", at
             yield "capture", at
             yield "revalidate", at
         if owner.writing is not None:
@@ -212,6 +218,10 @@ def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
         return cl.send(state, rules)
     if name == "acknowledge":
         return cl.acknowledge(state, rules)
+    if name == "leave":
+        return cl.leave(state) if len(state.left) < MOST_LEFT else None
+    if name == "stay":
+        return cl.stay(state)
     if name == "connect":
         return cl.connect(state, rules, at) if state.client.incarnation < MOST_OPENS else None
     if name == "deliver":
@@ -301,6 +311,8 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
         return ow.park(state, at)
     if name == "refuse":
         return ow.refuse(state, at)
+    if name == "move":
+        return ow.move(state, rules, at)
     if name == "doze":
         return ow.doze(state, at)
     return cl.restarted(state, changed=name != "restart", twin=name == "twin")
