@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -46,7 +45,23 @@ class ChunkFrames:
         self._most_steps = server.settings.limits.max_chunk_steps
 
     async def take(self, frame: int, request: pb.ChunkFrame) -> None:
-        """Takes a frame; waits while its sessions sleep, are being claimed, or have the same chunks queued.
+        """Takes a frame once its sessions are awake, nobody is claiming them, and no same chunks are queued.
+
+        Raises:
+            BadFrame, BadTensor: The frame cannot be read; nothing of it was applied.
+        """
+        handles = read_handles(request.handles)
+        await self._wake(handles)
+        while not self.take_now(frame, request):
+            starts = np.frombuffer(request.positions, "<u8")
+            for table, rows, places in self._handles.resolve(handles):
+                racing = self._server.intake.racing(table, rows, starts[places])
+                await self._server.sessions.undisputed(table, rows)
+                await self._server.engine.settled(table, racing)
+            await self._wake(handles)
+
+    def take_now(self, frame: int, request: pb.ChunkFrame) -> bool:
+        """Takes a frame of sessions that are awake; False where it has to wait: then nothing of it is done.
 
         Raises:
             BadFrame, BadTensor: The frame cannot be read; nothing of it was applied.
@@ -59,8 +74,10 @@ class ChunkFrames:
         acked = wire.optional_column(request.acked_positions, "<u8", count, "acked_positions")
         marks = self._marks(request, count)
         lengths = self._lengths(request, count, marks)
-        groups = await self._undisputed(handles, starts)
-        # From here on nothing is awaited: the claims that were checked now are those that the chunks run under.
+        groups = self._handles.resolve(handles)
+        if self._disputed(groups, starts):
+            return False
+        # Nothing is awaited here: the claims that were checked now are those that the chunks run under.
         ends, accepted = ends_of(starts, lengths), list[tuple[Chunks, _Receiver]]()
         for table, rows, places in groups:
             inputs = list[Array]()
@@ -91,6 +108,7 @@ class ChunkFrames:
             if within is not None:
                 receiver.begin(within)
                 self._server.intake.accept(within)
+        return True
 
     def _within(self, chunks: Chunks, window: Window, frame: int) -> Chunks | None:
         """As many chunks of a frame, from its first one on, as there is room for; the others are refused."""
@@ -111,27 +129,14 @@ class ChunkFrames:
             self._outbox.refuse(frame, chunks.handles[beyond], chunks.starts[beyond], error)
         return None if beyond[0] else chunks.take(np.flatnonzero(~beyond))
 
-    async def _undisputed(self, handles: Array, starts: Positions) -> list[Group]:
-        """The rows of a chunk frame, once nothing speaks against its chunks."""
-        while True:
-            await self._wake(handles)
-            groups = self._handles.resolve(handles)
-            disputes = self._disputes(groups, starts)
-            if not disputes:
-                return groups
-            for dispute in disputes:
-                await dispute
-
-    def _disputes(self, groups: Sequence[Group], starts: Positions) -> list[Coroutine[Any, Any, None]]:
-        """What a chunk frame must wait for: sessions that are being claimed, the same chunks that are queued."""
-        waits: list[Coroutine[Any, Any, None]] = []
+    def _disputed(self, groups: Sequence[Group], starts: Positions) -> bool:
+        """Whether a chunk frame must wait: for sessions that are being claimed, for the same chunks that are queued."""
         for table, rows, places in groups:
             if some(table.claiming[rows]):
-                waits.append(self._server.sessions.undisputed(table, rows))
-            racing = self._server.intake.racing(table, rows, starts[places] if len(places) < len(starts) else starts)
-            if len(racing):
-                waits.append(self._server.engine.settled(table, racing))
-        return waits
+                return True
+            if len(self._server.intake.racing(table, rows, starts[places] if len(places) < len(starts) else starts)):
+                return True
+        return False
 
     @staticmethod
     def _marks(request: pb.ChunkFrame, count: int) -> Marks | None:

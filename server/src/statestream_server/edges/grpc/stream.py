@@ -1,8 +1,8 @@
 """One connected stream: frames in, frames out. The rules of chunks and sessions live in the middle.
 
 Frames are handled in the order they come, but for those that wait, and what names the same sessions (apart.py). A
-frame that cannot be read is answered by `refused` and changes nothing. While a reader is slow, its stream is not read
-either, so what waits for it stays bounded.
+frame that cannot be read is answered by `refused` and changes nothing. The reader waits for no frame. It stops where
+too much is under way (accounts.py), and while what it said is not read, so that what waits stays bounded.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Stream:
         self._opens = OpenFrames(server, self._bindings, self._outbox)
         self._closings = Closings(server, self._bindings, self._outbox, self._account, self._refuse)
         self._last_frame = 0
-        self._apart = Apart(self._answer, self._waits)
+        self._apart = Apart(self._answer_now, self._answer, self._account)
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
@@ -70,7 +70,7 @@ class Stream:
                 elif not self._apart.waiting and self._singles.take(request, self._last_frame):
                     self._last_frame = request.frame
                 else:
-                    await self._handle(request)
+                    self._handle(request)
                 if self._outbox.full:
                     await self._outbox.room()
                 if self._accounts.held > self._accounts.most:
@@ -143,7 +143,7 @@ class Stream:
 
     # The reader.
 
-    async def _handle(self, request: pb.StreamRequest) -> None:
+    def _handle(self, request: pb.StreamRequest) -> None:
         if request.frame <= self._last_frame:
             self._refuse(
                 request.frame,
@@ -161,7 +161,7 @@ class Stream:
             return
         if request.HasField("ack") and self._apart.waiting and self._acked(request):
             return
-        await self._apart.take(request)
+        self._apart.take(request)
 
     def _waits(self, request: pb.StreamRequest) -> bool:
         """Whether a frame names sessions that sleep, or that somebody is about to claim."""
@@ -174,8 +174,29 @@ class Stream:
             return True
         return any(table.claiming[rows].any() for table, rows, _ in self._handles.resolve(handles))
 
+    def _answer_now(self, request: pb.StreamRequest) -> bool:
+        """Answers a frame; False where that would have to wait: then nothing of it is done."""
+        if self._waits(request):
+            return False
+        try:
+            kind = request.WhichOneof("request")
+            self._server.coalescer.empty()
+            if kind == "chunk":
+                return self._chunks.take_now(request.frame, request.chunk)
+            if kind == "ack":
+                self._acknowledge(*self._acks(request.ack))
+            elif kind == "flush":
+                self._closings.begin(request.frame, request.flush)
+            else:
+                raise errors.BadFrame(
+                    "the frame is empty; expected open, chunk, ack, close or flush", metadata={"field": "request"}
+                )
+        except Exception as error:
+            self._refuse(request.frame, error)
+        return True
+
     async def _answer(self, request: pb.StreamRequest) -> None:
-        """Answers a frame."""
+        """Answers a frame, beside the reader."""
         try:
             kind = request.WhichOneof("request")
             self._server.coalescer.empty()
@@ -184,15 +205,13 @@ class Stream:
             elif kind == "open":
                 await self._opens.take(request.frame, request.open)
             elif kind == "ack":
-                await self._ack(request.ack)
+                handles, acked = self._acks(request.ack)
+                await self._bindings.wake(handles)
+                self._acknowledge(handles, acked)
             elif kind == "close":
                 await self._closings.close(request.frame, request.close, self._number)
-            elif kind == "flush":
-                self._closings.begin(request.frame, request.flush)
             else:
-                raise errors.BadFrame(
-                    "the frame is empty; expected open, chunk, ack, close or flush", metadata={"field": "request"}
-                )
+                self._closings.begin(request.frame, request.flush)
         except Exception as error:
             self._refuse(request.frame, error)
 
@@ -206,8 +225,7 @@ class Stream:
         The frames that wait may wait for the very room that this makes, and what was answered is no affair of theirs.
         """
         try:
-            handles = read_handles(request.ack.handles)
-            acked = wire.column(request.ack.acked_positions, "<u8", len(handles), "acked_positions")
+            handles, acked = self._acks(request.ack)
         except errors.BadFrame as error:
             self._refuse(request.frame, error)
             return True
@@ -216,10 +234,12 @@ class Stream:
             self._server.intake.acknowledge(table, rows[still], acked[places[still]])
         return not self._waits(request)
 
-    async def _ack(self, request: pb.AckFrame) -> None:
+    @staticmethod
+    def _acks(request: pb.AckFrame) -> tuple[Array, Positions]:
         handles = read_handles(request.handles)
-        acked = wire.column(request.acked_positions, "<u8", len(handles), "acked_positions")
-        await self._bindings.wake(handles)
+        return handles, wire.column(request.acked_positions, "<u8", len(handles), "acked_positions")
+
+    def _acknowledge(self, handles: Array, acked: Positions) -> None:
         for table, rows, places in self._handles.resolve(handles):
             self._server.intake.acknowledge(table, rows, acked[places])
 
