@@ -62,6 +62,17 @@ class Kept(NamedTuple):
     ends: Positions
 
 
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Returning:
+    """Rows whose kept replies are on their way to a caller; they stay in memory while somebody has this.
+
+    Attributes:
+        rows: [n] the rows.
+    """
+
+    rows: Ints
+
+
 class ReplyWindow:
     """The kept replies of all rows of one table."""
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Freelist, Ints, Positions, grown
 from statestream_server.engine.lane import Lane
-from statestream_server.engine.replies import ReplyWindow
+from statestream_server.engine.replies import ReplyWindow, Returning
 from statestream_server.engine.scheduler import BATCH_BYTES, BATCH_SECONDS, Costs
 from statestream_server.engine.watch import tags_of
 from statestream_server.models.model import Model
@@ -122,6 +123,7 @@ class Table:
         """Resident sessions."""
         self._rows_of: dict[str, dict[str, int]] = {}
         """The rows of resident sessions, by tenant and id; a tenant without any has no entry."""
+        self._returning = WeakSet[Returning]()
         self.promised = 0
         """Rows handed out for sessions that are not there yet."""
         self._free = Freelist(FIRST_ROW)
@@ -134,6 +136,16 @@ class Table:
     def resident(self) -> Ints:
         """The rows of all resident sessions."""
         return np.fromiter(chain.from_iterable(rows.values() for rows in self._rows_of.values()), np.int64)
+
+    def returning(self, rows: Ints) -> Returning:
+        """Has rows stay in memory, whose kept replies are on their way, for as long as somebody has what it gives."""
+        returning = Returning(rows)
+        self._returning.add(returning)
+        return returning
+
+    def rows_returning(self) -> Ints:
+        """The rows whose kept replies are on their way."""
+        return np.concatenate([np.empty(0, np.int64), *[returning.rows for returning in self._returning]])
 
     @property
     def allocated(self) -> int:

@@ -21,7 +21,7 @@ from statestream_server.arrays import Array, Bools, Ints, Positions, span
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
-from statestream_server.engine.replies import Kept
+from statestream_server.engine.replies import Kept, Returning
 from statestream_server.engine.table import Table
 from statestream_server.sessions.admission.accounts import Window
 
@@ -143,12 +143,17 @@ def repeated(
         rows: [n] their rows; the claim under which they are answered is that of now.
         rounds: What is kept, as `ReplyWindow.kept` gives it.
     """
-    claims = table.claims(rows)
-    return _repeated(frame, table, handles, rows, rounds, claims)
+    return _repeated(frame, table, handles, rows, rounds, table.claims(rows), table.returning(rows))
 
 
 def _repeated(
-    frame: int, table: Table, handles: Array, rows: Ints, rounds: Sequence[Kept], claims: tuple[Ints, Positions]
+    frame: int,
+    table: Table,
+    handles: Array,
+    rows: Ints,
+    rounds: Sequence[Kept],
+    claims: tuple[Ints, Positions],
+    _returning: Returning,  # Until the last was drawn, or nobody draws them any more.
 ) -> Iterator[pb.StreamResponse]:
     for places, entries, starts, ends in rounds:
         sizes = np.cumsum((ends - starts).astype(np.int64) * table.output_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,12 +54,20 @@ class OpenFrames:
         parts = (
             opening.some(range(first, min(first + most, count)), opening.version) for first in range(0, count, most)
         )
-        await self._open_some(frame, next(parts))  # Where nothing can be opened, the frame is refused as one.
+        drawn = await self._open_some(frame, next(parts))  # Where nothing can be opened, the frame is refused as one.
 
         async def others() -> None:
             for part in parts:
                 await asyncio.sleep(0)
                 await self._open_part(frame, part)
+
+        if opening.replies:
+            # They keep their sessions in memory until they are read: the next may need that room.
+            for part in parts:
+                for each in drawn:
+                    await each.wait()
+                drawn = await self._open_part(frame, part)
+            return
 
         # While one is installed here, the store decides on the next.
         async with asyncio.TaskGroup() as group:
@@ -67,15 +75,18 @@ class OpenFrames:
             await asyncio.sleep(0)
             group.create_task(others(), name="stream-open")
 
-    async def _open_part(self, frame: int, part: Opening) -> None:
+    async def _open_part(self, frame: int, part: Opening) -> list[asyncio.Event]:
         """Opens a part of a frame; whatever is wrong with it is told of its sessions and of no others."""
         try:
-            await self._open_some(frame, part)
+            return await self._open_some(frame, part)
         except Exception as error:
             failures = wire.row_errors(np.asarray(part.handles), told(error, "on this frame"))
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+            return []
 
-    async def _open_some(self, frame: int, opening: Opening) -> None:
+    async def _open_some(self, frame: int, opening: Opening) -> list[asyncio.Event]:
+        """Opens sessions; what it gives is set when their kept replies were drawn."""
+        drawn = list[asyncio.Event]()
         self._server.turns.note(len(opening.ids))
         opened, refused = await self._server.sessions.open(opening)
         handles = np.asarray(opening.handles)
@@ -97,10 +108,13 @@ class OpenFrames:
                 message.kept = _counts(rounds, len(part.rows))
             self._outbox.put(pb.StreamResponse(frame=frame, opened=message))
             if rounds:
-                self._outbox.put_from(answers.repeated(frame, part.table, called, part.rows, rounds))
+                drawn.append(asyncio.Event())
+                source = answers.repeated(frame, part.table, called, part.rows, rounds)
+                self._outbox.put_from(_telling(source, drawn[-1]))
             failures = []
         if failures or not opened:
             self._outbox.put(pb.StreamResponse(frame=frame, opened=pb.OpenedFrame(errors=failures)))
+        return drawn
 
     async def _saved(self, opening: Opening, opened: Opened, failures: list[RowError]) -> Opened:
         """Sessions that are durable where they stand: who opens them cannot send again what another caller sent.
@@ -199,6 +213,11 @@ class OpenFrames:
             kept_window_bytes=self._server.settings.limits.max_kept_bytes,
             errors=failures,
         )
+
+
+def _telling(source: Iterator[pb.StreamResponse], drawn: asyncio.Event) -> Iterator[pb.StreamResponse]:
+    yield from source
+    drawn.set()
 
 
 def _counts(rounds: Sequence[Kept], count: int) -> bytes:

@@ -382,7 +382,7 @@ class Placement:
         self._engine.take_in()
         rows = table.resident()
         clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
-        clean &= ~np.isin(rows, self._checkpointer.needed(table))
+        clean &= ~np.isin(rows, self._checkpointer.needed(table)) & ~np.isin(rows, table.rows_returning())
         resting: Ints = rows[clean & table.lane.idle(rows)]
         return resting
 
