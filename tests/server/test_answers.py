@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
 from statestream_server.edges.grpc import answers
 from statestream_server.edges.grpc.answers import PART, WHOLE, Results
+from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.engine.lengths import Lengths
 from statestream_server.settings import Durability
@@ -387,13 +389,19 @@ class TestReaders:
     ) -> None:
         """No write is under way any more when the call ends: else gRPC sends nothing, and the caller waits for ever."""
 
-        async def fail(self: Stream, request: pb.StreamRequest) -> None:
+        turns = itertools.count()
+
+        def write(self: Stream, request: pb.StreamRequest) -> None:
             self._outbox.put(pb.StreamResponse(frame=request.frame, refused=pb.RefusedFrame()))
-            for _ in range(request.frame % 7):
+            self._outbox.full = True  # The reader waits for room.
+
+        async def fail(self: Outbox) -> None:
+            for _ in range(next(turns) % 7):
                 await asyncio.sleep(0)
             raise errors.Unsupported("it is over")
 
-        monkeypatch.setattr(Stream, "_handle", fail)
+        monkeypatch.setattr(Stream, "_handle", write)
+        monkeypatch.setattr(Outbox, "room", fail)
         stub, calls = inference_pb2_grpc.InferenceServiceStub(wide.channel), list[Any]()
         for number in range(140):
             call = stub.Stream(timeout=15)
