@@ -86,12 +86,13 @@ def install(state: State, rules: Rules, at: int) -> State | None:
     else:
         if old is not None and state.store.holder == at and len(old.memory) > len(record.memory):
             raise Violation(LOST_STEPS)
-        _, epoch, _, incarnation, base, memory, acked, oldest, _ = record
+        _, epoch, _, incarnation, base, memory, acked, oldest, *_ = record
         if not rules.records_hold_replies:
             oldest = durable
         row = Row(epoch, epoch, incarnation, base, memory, acked, oldest, durable, False, bound, durable, queue)
     acked = max(row.acked, min(asked.acked, len(row.memory)))
     row = row._replace(acked=acked, oldest=max(row.oldest, acked))
+    behind = record.cursor if claim.verdict == st.TAKEN else -1
     later = claim.verdict == st.CREATED and asked.begin is not None and not rules.claims_carry_state
     if later and asked.begin is not None and bound:
         row = row._replace(base=asked.begin[0], dirty=True)
@@ -115,7 +116,7 @@ def install(state: State, rules: Rules, at: int) -> State | None:
         if rules.other_handles_are_told or not same:
             state = answer(state, old.bound, (st.ERROR, st.MOVED, -1))
     opened: Message = (
-        (st.MADE,) if not bound else (st.OPENED, row.epoch, len(row.memory), durable, row.base, row.memory)
+        (st.MADE,) if not bound else (st.OPENED, row.epoch, len(row.memory), durable, row.base, row.memory, behind)
     )
     if later:
         unsaid = Unsaid(number, opened, asked.begin if not bound else None)

@@ -165,8 +165,14 @@ def _pruned(client: Client, rules: Rules) -> Client:
     return client._replace(floor=max(client.floor, until))
 
 
-def _opened(state: State, rules: Rules, epoch: int, position: int, durable: int, base: int, memory: st.Memory) -> State:
+def _opened(
+    state: State, rules: Rules, epoch: int, position: int, durable: int, base: int, memory: st.Memory, cursor: int
+) -> State:
     client = state.client
+    if cursor >= 0:
+        raise Violation(
+            "a cursor comes back that is of another moment than the state: who reads on there leaves inputs out"
+        )
     if not rules.resets_take_positions:  # It can only be believed to be of the history that the client is in.
         history = begun(rules, client.inputs, client.delivered)
         position, durable = history + position, history + durable
@@ -209,7 +215,7 @@ def _refused(state: State, rules: Rules, reason: str, start: int) -> State:
         if client.intent == st.FORKED:
             return _make(state, st.CREATE)
         return _uncertain(state, rules) if client.intent == st.RESTORE else open_session(state, rules)
-    if reason in (st.GAP, st.UNKNOWN, st.REFUSED):
+    if reason in (st.GAP, st.UNKNOWN, st.REFUSED, st.FULL):
         return open_session(state, rules) if client.phase == st.READY else state
     if reason == st.APPLIED:
         if start >= client.delivered:

@@ -82,6 +82,11 @@ def chunk(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
 
 def _chunk(state: State, rules: Rules, at: int, number: int, start: int, value: int, row: Row) -> State | None:
     applied, accepted = len(row.memory), row.next
+    if start == accepted and state.kept and accepted - row.oldest >= state.kept:
+        if not rules.kept_replies_stop_no_reading:
+            return None
+        state = with_owner(state, at, state.owners[at]._replace(row=row))
+        return answer(state, number, (st.ERROR, st.FULL, start))
     if start == accepted:
         back = value == st.MARK and not rules.resets_take_positions
         row = row._replace(queue=(*row.queue, (number, value)), next=0 if back else accepted + 1)
@@ -123,7 +128,7 @@ def wake(state: State, rules: Rules, at: int, number: int, frame: Any) -> State 
         return answer(state, number, (st.ERROR, st.UNKNOWN if record is None else st.MOVED, -1))
     if any(other.epoch > sleeper.epoch for other in left):
         raise Violation("a session is brought back for a claim that is over")
-    _, epoch, _, incarnation, base, memory, acked, oldest, _ = record
+    _, epoch, _, incarnation, base, memory, acked, oldest, *_ = record
     count = len(memory)
     row = Row(epoch, epoch, incarnation, base, memory, acked, oldest, count, False, number, count)
     state = with_owner(state._replace(store=state.store._replace(holder=at)), at, state.owners[at]._replace(row=row))
@@ -236,13 +241,15 @@ def _delete(state: State, rules: Rules, at: int, number: int, row: Row) -> State
     return answer(state, number, (st.CLOSED,) if told else (st.ERROR, st.MOVED, -1))
 
 
-def capture(state: State, at: int) -> State | None:
+def capture(state: State, rules: Rules, at: int) -> State | None:
     """A checkpoint begins: state, position and replies of one instant."""
     owner = state.owners[at]
     row = owner.row
     if row is None or not row.dirty or owner.writing is not None:
         return None
     copy = Copy(True, row.epoch, row.began, row.incarnation, row.base, row.memory, row.acked, row.oldest, at)
+    if not rules.cursors_are_of_the_state and row.next > len(row.memory):
+        copy = copy._replace(cursor=row.next)
     owner = owner._replace(row=row._replace(dirty=False), writing=copy, waiting=(), going=owner.waiting)
     return with_owner(state, at, owner)
 

@@ -77,6 +77,10 @@ class Rules:
     the rule it takes the session back to position 0, in its turn."""
     moves_are_asked: bool = True
     """An owner that wants its session to be elsewhere asks its client, and has it until the client opens it there."""
+    cursors_are_of_the_state: bool = True
+    """The cursor that is saved is that of the last chunk that was applied, not of the last that came."""
+    kept_replies_stop_no_reading: bool = True
+    """A chunk whose reply has no room beside those that are kept is refused; what comes behind it is read."""
 
     def without(self, *names: str) -> Rules:
         """These rules but for some."""
@@ -153,6 +157,7 @@ class Setting(NamedTuple):
         poison: Whether the first input ends the process that runs it.
         mark: The place among the inputs where a reset is, -1 for none.
         ahead: How many chunks are on their way at a time, at most.
+        kept: How many replies an owner keeps for the session, at most; 0 for any number.
     """
 
     chunks: int
@@ -163,3 +168,4 @@ class Setting(NamedTuple):
     poison: bool = False
     mark: int = -1
     ahead: int = 2
+    kept: int = 0

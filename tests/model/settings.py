@@ -73,6 +73,8 @@ SHOWN_BY: dict[str, Setting] = {
     "poison_is_quarantined": Setting(1, Faults(), poison=True),
     "resets_take_positions": Setting(2, Faults(), mark=1),
     "moves_are_asked": Setting(1, Faults(move=1)),
+    "cursors_are_of_the_state": Setting(2, Faults(crash=1)),
+    "kept_replies_stop_no_reading": Setting(2, Faults(), kept=1),
 }
 """The least faults under which leaving a rule out shows."""
 
@@ -126,6 +128,7 @@ HOLDS: tuple[Setting, ...] = (
     Setting(1, Faults(move=1, crash=1)),
     Setting(1, Faults(move=1, doze=1, delete=1)),
     Setting(2, Faults(move=1), sync=True),
+    Setting(2, Faults(crash=1), kept=1),
 )
 """Searches that end within seconds, every reachable state seen."""
 
@@ -160,6 +163,7 @@ HOLDS_LONGER: tuple[Setting, ...] = (
     Setting(1, Faults(cut=1, crash=1, visit=1), sync=True),
     Setting(2, Faults(cut=1, crash=1), mark=1),
     Setting(2, Faults(cut=1, refuse=1), mark=1, ahead=3),
+    Setting(2, Faults(cut=1), kept=1),
     Setting(2, Faults(move=2)),
     Setting(1, Faults(move=1, lost=1, visit=1)),
     Setting(1, Faults(move=1, cut=1, lost=1)),

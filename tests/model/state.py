@@ -34,7 +34,7 @@ MAKE: Final = 4
 
 # Frames to the client.
 OPENED: Final = 10
-"""(OPENED, epoch, position, durable position)"""
+"""(OPENED, epoch, position, durable position, base, memory, cursor: -1 where it is the position)"""
 RESULT: Final = 11
 """(RESULT, base, output, durable position)"""
 DURABLE: Final = 12
@@ -66,6 +66,7 @@ EXISTS: Final = "SESSION_EXISTS"
 UNAVAILABLE: Final = "STORE_UNAVAILABLE"
 POISONED: Final = "QUARANTINED"
 REFUSED: Final = "NON_FINITE_STATE"
+FULL: Final = "WINDOW_FULL"
 
 # How a claim goes that is granted.
 CREATED: Final = 0
@@ -181,6 +182,8 @@ class Copy(NamedTuple):
     oldest: int
     owner: int
     """Who claimed it, -1 for a process that is dead."""
+    cursor: int = -1
+    """The input that its caller is to read next, where that is not the one behind its memory."""
 
 
 class Claim(NamedTuple):
@@ -280,6 +283,8 @@ class State(NamedTuple):
     """How often the first input ended the process that ran it, -1 where it does not."""
     ahead: int = 2
     """How many chunks are on their way at a time, at most."""
+    kept: int = 0
+    """How many replies an owner keeps, at most; 0 for any number."""
 
 
 class Violation(Exception):
@@ -295,7 +300,7 @@ def start(setting: Setting) -> State:
     if setting.born == FORK:
         inputs = (900, *client.inputs)
         client = client._replace(intent=FORKED, inputs=inputs, delivered=1, floor=1, sent=1, got=1)
-    nothing = Store(), setting.faults, 0, setting.sync, setting.poison - 1, setting.ahead
+    nothing = Store(), setting.faults, 0, setting.sync, setting.poison - 1, setting.ahead, setting.kept
     return State(client, None, (), (Owner(), Owner()), *nothing)
 
 

@@ -102,8 +102,8 @@ def save(rules: Rules, stored: Copy | None, copy: Copy) -> Copy | None:
     if copy.epoch < fence(rules, stored) or len(copy.memory) < len(stored.memory):
         return None
     # What a later claim has put there stays.
-    _, _, _, _, base, memory, acked, oldest, _ = copy
-    return stored._replace(base=base, memory=memory, acked=acked, oldest=oldest)
+    _, _, _, _, base, memory, acked, oldest, _, cursor = copy
+    return stored._replace(base=base, memory=memory, acked=acked, oldest=oldest, cursor=cursor)
 
 
 def moved(rules: Rules, stored: Copy | None, row: Row) -> bool:

@@ -55,6 +55,7 @@ def faults(setting: Setting) -> str:
     kind = (
         ["", ", initial states", ", a fork"][setting.born] + ", mode sync" * setting.sync + ", poison" * setting.poison
     )
+    kind += f", {setting.kept} replies kept" * (setting.kept > 0)
     kind += f", a reset at {setting.mark}" * (setting.mark >= 0) + f", {setting.ahead} ahead" * (setting.ahead != 2)
     return f"{setting.chunks} chunk{'s' * (setting.chunks > 1)}{kind}, {', '.join(budget) or 'no fault'}"
 

@@ -240,7 +240,7 @@ def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
     if name == "run":
         return ow.run(state, rules, at)
     if name == "capture":
-        return ow.capture(state, at)
+        return ow.capture(state, rules, at)
     if name == "write":
         return ow.write(state, rules, at)
     if name == "decide":
