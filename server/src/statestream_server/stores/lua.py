@@ -196,8 +196,9 @@ for i = 1, #KEYS - 2 do
   local epoch = struct.unpack('<I8', ARGV[2 * i + 1])
   local stored = read(key)
   if stored and stored.live and stored.fence <= epoch then
-    redis.call('SETRANGE', key, 0, header(stored.flags, stored.version, stored.epoch, stored.position, stored.incarnation, now,
-      stored.writer, stored.owner, stored.fence))
+    redis.call('SETRANGE', key, 0,
+      header(stored.flags, stored.version, stored.epoch, stored.position, stored.incarnation, now, stored.writer,
+        stored.owner, stored.fence))
   end
 end
 return string.rep('1', #KEYS - 2)
