@@ -203,6 +203,9 @@ class Oracle:
             if not any(fault.kind.startswith("store") for fault in self.plan.faults) and self.plan.slow_store < 0.3:
                 self.violate(f"{say}, though the store was there")
         elif isinstance(error, errors.SessionMoved):
+            if error.message.startswith("another writer stepped session"):
+                # Whoever steps has claimed before, and fenced the claim under which this was refused.
+                self.violate(f"{say}: a chunk was applied under a claim that was not the newest")
             if not self._claimed_by_others(asked.session):
                 self.violate(f"{say}, though nobody else opened it")
         elif isinstance(error, errors.StateLost):

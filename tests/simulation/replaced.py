@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import inspect
 import random
 import secrets
 import time
@@ -117,7 +118,7 @@ def replacing(stand_ins: dict[str, Any]) -> Iterator[None]:
         for name, value in stand_ins.items():
             owner, _, attribute = name.rpartition(".")
             where = resolve(owner)
-            before.append((where, attribute, getattr(where, attribute)))
+            before.append((where, attribute, inspect.getattr_static(where, attribute)))
             setattr(where, attribute, value)
         yield
     finally:
