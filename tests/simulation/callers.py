@@ -337,30 +337,60 @@ class Unary(Caller):
             await channel.close()
 
     async def do_unary_step(self, operation: Operation, session: str) -> None:
+        # The call may be applied after the next one: each is a caller of its own.
+        await self._call(session, self.oracle.submit(session, object(), operation.count), operation.deadline)
+
+    async def do_unary_twice(self, operation: Operation, session: str) -> None:
+        """Of a chunk that says where it starts two copies are under way: it is applied once."""
+        position = await self._call(session, self.oracle.submit(session, object(), 1), 3.0)
+        if position is None:
+            return
+        numbers = self.oracle.submit(session, object(), operation.count)
+        wait = self.loop.own.choice((0.0, 0.001, 0.02, 0.3))
+        copies = [
+            asyncio.ensure_future(self._copy(session, numbers, operation.deadline, position, when))
+            for when in (0.0, wait)
+        ]
+        try:
+            await asyncio.wait(copies)
+        finally:
+            for copy in copies:
+                copy.cancel()
+        for copy in copies:
+            copy.result()
+
+    async def _copy(self, session: str, numbers: list[int], deadline: float, position: int, when: float) -> None:
+        await asyncio.sleep(when)
+        with contextlib.suppress(StatestreamError):  # Others step it, too, and servers forget.
+            await self._call(session, numbers, deadline, position)
+
+    async def _call(self, session: str, numbers: list[int], deadline: float, position: int | None = None) -> int | None:
+        """One call; where the session stands behind it, None where no answer came."""
         asked = self.asked
         assert asked is not None
-        # The call may be applied after the next one: each is a caller of its own.
-        numbers = self.oracle.submit(session, object(), operation.count)
         request = pb.StepRequest(
             model=MODEL,
             session_id=session,
             request_id=f"{self.name}-{numbers[0]}",
             inputs=[to_tensor("x", np.asarray(numbers, np.int64)[:, None])],
             mode=pb.OPEN_MODE_EITHER,
+            position=position,
         )
         async with self._channel() as channel:
-            response = await inference_pb2_grpc.InferenceServiceStub(channel).Step(request, timeout=3.0)
+            response = await inference_pb2_grpc.InferenceServiceStub(channel).Step(request, timeout=deadline)
             outputs = np.frombuffer(response.outputs[0].data, np.int64)
             self._took(asked, session, numbers, outputs, None)
             last = history(outputs.reshape(len(numbers), -1)[-1])
             if response.position != len(last) and not self.oracle.is_wild(session):
                 self.oracle.violate(f"{asked.what} of {session} stands at {response.position}; its history is {last}")
             self.oracle.durable(session, last, min(response.durable_position, len(last)))
+            return int(response.position)
+        return None
 
     async def do_unary_flush(self, operation: Operation, session: str) -> None:
         async with self._channel() as channel:
             await session_pb2_grpc.SessionServiceStub(channel).FlushSession(
-                session_pb2.FlushSessionRequest(model=MODEL, session_id=session), timeout=3.0
+                session_pb2.FlushSessionRequest(model=MODEL, session_id=session), timeout=operation.deadline
             )
 
     async def do_unary_fork(self, operation: Operation, session: str) -> None:
@@ -368,14 +398,15 @@ class Unary(Caller):
         copy = self._made_of(session, "u", sure)
         async with self._channel() as channel:
             await session_pb2_grpc.SessionServiceStub(channel).ForkSession(
-                session_pb2.ForkSessionRequest(model=MODEL, session_id=session, fork_id=copy), timeout=3.0
+                session_pb2.ForkSessionRequest(model=MODEL, session_id=session, fork_id=copy),
+                timeout=operation.deadline,
             )
             self.oracle.is_made(copy, sure)
 
     async def do_unary_delete(self, operation: Operation, session: str) -> None:
         async with self._channel() as channel:
             await session_pb2_grpc.SessionServiceStub(channel).DeleteSession(
-                session_pb2.DeleteSessionRequest(model=MODEL, session_id=session), timeout=3.0
+                session_pb2.DeleteSessionRequest(model=MODEL, session_id=session), timeout=operation.deadline
             )
 
     async def finish(self) -> None:

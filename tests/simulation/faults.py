@@ -123,6 +123,12 @@ class Faults:
         self._world.replicas[fault.target].ahead = (fault.number - 0.5) * 3600
         self._world.replicas[fault.target].process.ahead = (fault.number - 0.5) * 3600
 
+    async def client_clock(self, fault: Fault) -> None:
+        """A client's wall clock, which orders its claims, jumps as far."""
+        client = self._world.clients.get(fault.target)
+        if client is not None:
+            client.process.ahead += (fault.number - 0.5) * 3600
+
     async def stop(self, fault: Fault) -> None:
         """A server stops for a while, or its machine is suspended."""
         replica = self._world.replicas[fault.target]

@@ -353,6 +353,7 @@ class StreamedCall(Call):
             self.add_done_callback(lambda _: timer.cancel())
 
     def _late(self) -> None:
+        self.loop.trace("late", self.process.name)
         if self.connection is not None:
             self.connection.send(self.out, self.left)
         self.end(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")

@@ -203,16 +203,26 @@ class Oracle:
             if not any(fault.kind.startswith("store") for fault in self.plan.faults) and self.plan.slow_store < 0.3:
                 self.violate(f"{say}, though the store was there")
         elif isinstance(error, errors.SessionMoved):
-            if error.message.startswith("another writer stepped session"):
-                # Whoever steps has claimed before, and fenced the claim under which this was refused.
+            if error.message.startswith("another writer stepped session") and not self.plan.faults:
+                # Whoever steps has claimed before, and fenced the claim under which this was refused; only a client
+                # whose connection broke claims anew and sends again what another has overtaken.
                 self.violate(f"{say}: a chunk was applied under a claim that was not the newest")
             if not self._claimed_by_others(asked.session):
                 self.violate(f"{say}, though nobody else opened it")
         elif isinstance(error, errors.StateLost):
-            if not (self.plan.durability == Durability.NONE and (self.plan.crashes or self.plan.servers > 1)):
+            forgets = self.plan.durability == Durability.NONE and (self.plan.crashes or self.plan.servers > 1)
+            if not forgets and not self._made_anew(asked.session):
                 self.violate(f"{say}, though nothing may be lost")
         elif not isinstance(error, allowed):
             self.violate(f"{say}, which it may not")
+
+    def _made_anew(self, session: str) -> bool:
+        """Whether a plan has the session deleted or replaced: whoever had it before may meet a shorter one."""
+        operations = (one for caller in self.plan.callers for one in caller.operations)
+        return self.is_wild(session) and any(
+            one.kind in ("delete", "unary_delete", "replace", "restore") and session == f"w{one.session}"
+            for one in operations
+        )
 
     def _claimed_by_others(self, session: str) -> bool:
         number = int(session[1]) if session[1].isdigit() else 0

@@ -25,6 +25,7 @@ class Operation:
         count: Steps.
         mode: How it is opened.
         cancel: Seconds after which it is cancelled, None for never.
+        deadline: Seconds of a call without a client.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Operation:
     count: int = 1
     mode: str = "either"
     cancel: float | None = None
+    deadline: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ _QUIET = {
     "born": 1,
 }
 _WILD = _QUIET | {"reset": 3, "delete": 2, "replace": 1, "restore": 1, "begin": 3}
-_UNARY = {"unary_step": 6, "unary_flush": 1, "unary_fork": 1}
+_UNARY = {"unary_step": 4, "unary_twice": 3, "unary_flush": 1, "unary_fork": 1}
 _UNARY_WILD = _UNARY | {"unary_delete": 1}
 _FAULTS = {
     "crash": 4,
@@ -159,7 +161,8 @@ _FAULTS = {
     "store_fails": 4,
     "store_pauses": 3,
     "store_slow": 2,
-    "clock": 1,
+    "clock": 2,
+    "client_clock": 2,
     "stop": 2,
     "client_dies": 1,
 }
@@ -219,12 +222,13 @@ def _operation(
         r.choice((1, 1, 1, 2, 3)),
         r.choice(("either", "either", "either", "create", "resume")),
         r.choice((0.0, 0.001, 0.005, 0.02, 0.2)) if r.random() < 0.15 else None,
+        r.choice((0.01, 0.05, 0.3)) if r.random() < 0.3 else 3.0,
     )
 
 
 def _fault(r: random.Random, kinds: list[str], servers: int, clients: int) -> Fault:
     kind = r.choices(kinds, [_FAULTS[one] for one in kinds])[0]
-    targets = clients if kind == "client_dies" else servers
+    targets = clients if kind.startswith("client_") else servers
     return Fault(
         kind,
         r.choice((0.02, 0.1, 0.5, 2.0)) * (0.2 + r.random()),
