@@ -49,6 +49,7 @@ def open_session(state: State, rules: Rules, *, rises: bool = True) -> State:
     client = state.client
     client = client._replace(
         phase=st.OPENING,
+        intent=st.STEP if client.intent == st.CLOSING else client.intent,
         incarnation=client.incarnation + rises,
         sent=client.delivered,
         got=client.delivered,
@@ -127,11 +128,13 @@ def receive(state: State, rules: Rules) -> State | None:
         return open_session(state._replace(client=made._replace(intent=st.STEP)), rules)
     if kind == st.OTHER:
         return state._replace(client=client._replace(owed=0))
+    if kind == st.CLOSED and client.intent == st.CLOSING:
+        return _closed(state)
     if kind == st.CLOSED and client.intent == st.FORGET:
         return _deleted(state, rules)
     if kind == st.ERROR:
         return _refused(state, rules, message[1], message[2])
-    if client.phase != st.READY or client.intent != st.STEP:
+    if client.phase != st.READY or client.intent not in (st.STEP, st.CLOSING):
         return state
     if kind == st.MOVE:
         client = client._replace(moving=True)
@@ -280,6 +283,24 @@ def again(state: State, rules: Rules) -> State | None:
     wire = wire._replace(number=number, before=wire.number, down=())
     client = client._replace(owed=client.sent)
     return open_session(state._replace(client=client, wire=wire, connections=number), rules)
+
+
+def close(state: State) -> State | None:
+    """The application closes the session behind all that it has sent."""
+    client = state.client
+    if client.phase != st.READY or client.intent != st.STEP or client.moving or client.sent < len(client.inputs):
+        return None
+    return say(state._replace(client=client._replace(intent=st.CLOSING)), (st.CLOSE,))
+
+
+def _closed(state: State) -> State:
+    """It is closed: the application ends, and its inputs with it."""
+    client, record = state.client, state.store.record
+    count = len(client.inputs)
+    saved = record is not None and record.live and len(record.memory) == count
+    if client.got < count or not (saved or state.store.forgot):
+        raise Violation("the application was told that its session is closed, and steps of it are not in the store")
+    return state._replace(client=client._replace(phase=st.TOLD, told="closed"))
 
 
 def delete(state: State) -> State | None:

@@ -62,7 +62,7 @@ def chunk(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
     row = owner.row
     if owner.unsure and rules.replies_are_fenced:
         return None
-    if owner.claim is not None and (rules.fence_lasts or frame[0] == st.DELETE):
+    if owner.claim is not None and (rules.fence_lasts or frame[0] in (st.DELETE, st.CLOSE)):
         return None  # It waits to see whose the session is.
     if row is None and any(sleeper.number == number for sleeper in owner.sleepers):
         return wake(state, rules, at, number, frame)
@@ -70,6 +70,11 @@ def chunk(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
         return answer(state, number, (st.ERROR, st.UNKNOWN, frame[1] if frame[0] == st.CHUNK else 0))
     if frame[0] == st.DELETE:
         return _delete(state, rules, at, number, row)
+    if frame[0] == st.CLOSE:
+        saved = not row.dirty and row.durable == len(row.memory)
+        if row.queue or (rules.detaches_are_durable and not saved):
+            return None
+        return answer(with_owner(state, at, owner._replace(row=row._replace(bound=0))), number, (st.CLOSED,))
     # What was never applied cannot be acknowledged.
     acked = max(row.acked, min(int(frame[-1]), len(row.memory)))
     row = row._replace(acked=acked, oldest=max(row.oldest, acked))

@@ -81,6 +81,8 @@ class Rules:
     """The cursor that is saved is that of the last chunk that was applied, not of the last that came."""
     kept_replies_stop_no_reading: bool = True
     """A chunk whose reply has no room beside those that are kept is refused; what comes behind it is read."""
+    detaches_are_durable: bool = True
+    """A close is answered when all that was applied is in the store: who closed sends nothing again."""
 
     def without(self, *names: str) -> Rules:
         """These rules but for some."""
@@ -135,6 +137,8 @@ class Faults(NamedTuple):
     """An owner refuses a chunk, and what is queued behind it; the application sends it again."""
     move: int = 0
     """An owner wants its session to be elsewhere."""
+    close: int = 0
+    """The application closes the session, right behind its last chunk, and ends once that is answered."""
 
 
 PLAIN: Final = 0

@@ -74,6 +74,7 @@ SHOWN_BY: dict[str, Setting] = {
     "resets_take_positions": Setting(2, Faults(), mark=1),
     "moves_are_asked": Setting(1, Faults(move=1)),
     "cursors_are_of_the_state": Setting(2, Faults(crash=1)),
+    "detaches_are_durable": Setting(1, Faults(close=1)),
     "kept_replies_stop_no_reading": Setting(2, Faults(), kept=1),
 }
 """The least faults under which leaving a rule out shows."""
@@ -129,6 +130,10 @@ HOLDS: tuple[Setting, ...] = (
     Setting(1, Faults(move=1, doze=1, delete=1)),
     Setting(2, Faults(move=1), sync=True),
     Setting(2, Faults(crash=1), kept=1),
+    Setting(1, Faults(close=1, cut=1)),
+    Setting(2, Faults(close=1, refuse=1)),
+    Setting(1, Faults(close=1, crash=1, doze=1)),
+    Setting(1, Faults(close=1, lost=1, visit=1)),
 )
 """Searches that end within seconds, every reachable state seen."""
 

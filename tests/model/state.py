@@ -31,6 +31,8 @@ DELETE: Final = 3
 """(DELETE,)"""
 MAKE: Final = 4
 """(MAKE, mode, incarnation, state): a fork (mode create) or a restore (mode replace), a call of its own"""
+CLOSE: Final = 5
+"""(CLOSE,)"""
 
 # Frames to the client.
 OPENED: Final = 10
@@ -85,6 +87,7 @@ RESET: Final = 1
 FORGET: Final = 2
 FORKED: Final = 3
 RESTORE: Final = 4
+CLOSING: Final = 6
 UNCERTAIN: Final = 5
 """It goes on after a restore that failed: with the session as it was, or as it was to be."""
 

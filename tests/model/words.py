@@ -20,6 +20,7 @@ _FAULTS = {
     "return": "the store answers again",
     "reset": "the application opens the session with mode replace, with inputs of a new history",
     "delete": "the application deletes the session and opens it again, with inputs of a new history",
+    "close": "the application closes the session",
     "restart": "the client is killed and started again; it asks for the replies that it lacks",
     "change": "the client is killed and started again; inputs without a reply are others now",
     "twin": "the client hangs, listening; it is started a second time, with other inputs",
@@ -121,6 +122,8 @@ def _message(message: Any) -> str:
         return f"{what} {rest[0]} (input {rest[1]}, acknowledged {rest[2]})"
     if kind == st.ACK:
         return f"the acknowledgement of {rest[0]}"
+    if kind == st.CLOSE:
+        return "the close"
     if kind == st.DELETE:
         return "the delete"
     if kind == st.OPENED:

@@ -143,6 +143,8 @@ def _possible(state: State) -> Iterator[Event]:
             yield "reset", 0
         if faults.delete:
             yield "delete", 0
+        if faults.close:
+            yield "close", 0
         if faults.restore:
             yield "restore", 0
         if faults.again:
@@ -299,6 +301,8 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
         return cl.reset(state, rules)
     if name == "delete":
         return cl.delete(state)
+    if name == "close":
+        return cl.close(state)
     if name == "restore":
         return cl.restore(state)
     if name == "again":
