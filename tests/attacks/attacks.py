@@ -213,6 +213,19 @@ async def thousands_wait_for_one(found: Arena) -> None:
 
 
 @attack()
+async def the_same_chunk_again_and_again(found: Arena) -> None:
+    """Thousands of repetitions of chunks that are still queued, each with a session more that waits behind them."""
+    async with _speaker(found) as speaker:
+        await speaker.open(*(fresh_id() for _ in range(200)))
+        x = tensor("x", np.ones((2 * _CHUNK, 1), np.float32))
+        for turn in range(4000):
+            chunk = pb.ChunkFrame(handles=u32(0, 1 + turn % 199), positions=u64(0, 0), steps=_CHUNK, inputs=[x])
+            await speaker.send(chunk=chunk)
+        assert len(await speaker.answers(8000)) == 8000
+        await _goes_on(found, speaker)
+
+
+@attack()
 async def an_open_behind_a_long_queue(found: Arena) -> None:
     """A claim on sessions that have as much queued as their window takes; others open meanwhile."""
     ids, steps = [fresh_id() for _ in range(40)], 256
