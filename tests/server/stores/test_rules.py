@@ -152,7 +152,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     def expected(self, claim: Claim) -> tuple[Verdict, Record | None]:
         entry, live = self.entries.get(claim.key), self.live(claim.key)
-        if entry is not None and entry.record.incarnation > claim.incarnation:
+        if entry is not None and (
+            entry.record.incarnation > claim.incarnation
+            or (
+                not entry.dead and entry.record.incarnation == claim.incarnation and entry.record.writer != claim.writer
+            )
+        ):
             return Verdict.REFUSED, entry.record._replace(blob=None)
         if claim.held_epoch < max(1, claim.seen_epoch) or (entry is not None and entry.dead):
             held = False

@@ -41,7 +41,7 @@ class Claim(NamedTuple):
         key: The session.
         mode: Whether it must be new, must exist, may be either, or starts anew.
         writer: 16 bytes that stand for the caller.
-        incarnation: Orders claims; one lower than the stored one is refused.
+        incarnation: Orders claims; one lower than the stored one is refused, or equal to another writer's.
         seen_epoch: The last epoch that the caller saw, 0 for none.
         replay_position: The oldest position from which the caller can replay.
         held_epoch: The epoch of the row that this process holds, 0 where it holds none.
@@ -87,7 +87,7 @@ class Verdict(enum.IntEnum):
     MISSING = 5
     """Mode was RESUME and there is no session."""
     REFUSED = 6
-    """A claim with a higher incarnation came first."""
+    """A claim with a higher incarnation, or another writer's with the same, came first."""
     LOST = 7
     """What is left ends below the position from which the caller can replay."""
     OTHER = 8

@@ -57,7 +57,8 @@ for i = 1, #KEYS - 2 do
   local answer
   if stored and stored.unknown then
     answer = 'U'
-  elseif stored and incarnation < stored.incarnation then
+  elseif stored and (incarnation < stored.incarnation
+      or stored.live and incarnation == stored.incarnation and writer ~= stored.writer) then
     answer = 'R' .. stored.text
   elseif mode == CREATE and (live or held) then
     answer = 'E' .. as_it_stands

@@ -76,8 +76,9 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
         now: Unix time to be noted as the time of the claim.
     """
     seen = max(claim.held_epoch, claim.seen_epoch)
-    # A newer writer came first.
-    if stored is not None and claim.incarnation < stored.incarnation:
+    # A newer writer came first. Of two with the same incarnation it is the first: one that outbids takes the next
+    # number, as one that connects again does.
+    if stored is not None and (claim.incarnation < stored.incarnation or _is_anothers(claim, stored)):
         return Decision(Verdict.REFUSED, stored)
     # A record below an epoch that was seen came back from before it: the store forgot what was between.
     live = stored if stored is not None and stored.live and stored.epoch >= seen else None
@@ -122,6 +123,10 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
     )
     verdict = Verdict.CREATED if not goes_on else Verdict.HELD if held else Verdict.TAKEN
     return Decision(verdict, columns, write=True, keeps=kept is not None and not carries, carries=carries)
+
+
+def _is_anothers(claim: Claim, stored: Columns) -> bool:
+    return stored.live and claim.incarnation == stored.incarnation and claim.writer != stored.writer
 
 
 def _fence(claim: Claim, kept: Columns | None, epoch: int, *, held: bool) -> int:

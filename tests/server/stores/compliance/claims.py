@@ -67,7 +67,9 @@ class Claims:
 
     async def test_held_keeps_what_is_stored_and_raises_the_epoch(self, store: Store) -> None:
         saved = await created_and_saved(store)
-        answer = await claim(store, writer=B, held_epoch=saved.epoch, held_position=9, replay_position=9)
+        answer = await claim(
+            store, writer=B, incarnation=11, held_epoch=saved.epoch, held_position=9, replay_position=9
+        )
         assert answer.verdict is Verdict.HELD
         assert answer.record is not None
         assert answer.record.blob is None
@@ -136,6 +138,13 @@ class Claims:
     async def test_an_equal_incarnation_is_not_refused(self, store: Store) -> None:
         await created_and_saved(store)
         assert (await claim(store)).verdict is Verdict.TAKEN
+
+    async def test_of_two_writers_with_one_incarnation_the_first_stays(self, store: Store) -> None:
+        saved = await created_and_saved(store)
+        answer = await claim(store, writer=B, seen_epoch=saved.epoch)
+        assert answer.verdict is Verdict.REFUSED
+        assert answer.record is not None
+        assert (answer.record.epoch, answer.record.writer) == (saved.epoch, saved.writer)
 
     async def test_a_tombstone_refuses_a_lower_incarnation_and_raises_the_epoch(self, store: Store) -> None:
         saved = await created_and_saved(store)
