@@ -56,9 +56,9 @@ def rendered(page: str) -> str:
     """The page with the figures of now."""
     runs = read()
     steps, broken = sum(run.steps for run in runs), sorted({seed for run in runs for seed in run.broken})
-    found = f"{len(broken)} schedules: seeds {', '.join(map(str, broken))}" if broken else "none"
+    found = f"{len(broken)}: {', '.join(map(str, broken))}" if broken else "none"
     lines = (
-        "| schedules run | distinct seeds | steps answered and judged | schedules with a complaint, when they ran |\n"
+        "| schedules run | distinct seeds | steps answered and judged | seeds with a complaint, at the time |\n"
         "| ---: | ---: | ---: | --- |\n"
         f"| {sum(run.schedules for run in runs):,} | {distinct(runs):,} | {steps:,} | {found} |\n"
     )
