@@ -72,6 +72,18 @@ def test_rows_is_trained_in_the_way_that_does_best_on_held_back_images() -> None
     assert choice["data"] == report["metrics"]["data"]
 
 
+def test_the_page_tells_of_rows_over_five_seeds() -> None:
+    page = (RECORDED / "images.md").read_text("utf-8")
+    report = listing.read(RECORDED)["rows"]
+    for key in ("test_accuracy_as_in_the_notes", "test_accuracy"):
+        figure = report["seeds"]["figures"][key]
+        each = ", ".join(f"{100 * value:.2f}" for value in figure["values"])
+        assert len(figure["values"]) == 5
+        assert f"| {100 * figure['mean']:.2f} ± {100 * figure['deviation']:.2f} % | {each} |" in page
+    largest, median = (report["metrics"][f"{which}_gradient_norm_as_in_the_notes"] for which in ("largest", "median"))
+    assert f"up to {largest:.0f} where the median is {median:.0f}," in page
+
+
 def test_another_figure_is_another_list(tmp_path: Path) -> None:
     shutil.copytree(RECORDED / "linear", tmp_path / "linear" / "7")
     path = tmp_path / "linear" / "7" / "metrics.json"

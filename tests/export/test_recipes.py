@@ -171,6 +171,20 @@ def test_a_full_run_of_a_slow_one_reaches_the_figure(tmp_path: Path, name: str) 
     assert run(name, tmp_path, quick=False).reached
 
 
+def test_ctrl_c_in_the_first_training_of_rows_ends_the_run_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "randperm", stopped)
+    result = run("rows", tmp_path, quick=True)
+    assert result.curve.interrupted
+    assert not result.reached
+    report = json.loads((result.folder / "metrics.json").read_text("utf-8"))
+    assert report["training"]["interrupted"]
+
+
 def test_the_network_by_hand_is_exact_in_the_exported_file(tmp_path: Path) -> None:
     graph = session(run("srn-linear", tmp_path, quick=True).model / "model.onnx")
     h, said = np.zeros((1, 2), np.float32), []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from statestream_export.training import Run
+    from statestream_export.training import Curve, Run
 
 NAMES: Final = ("gates", "vanishing", "neighbours")
 """The lessons; each lives in a module of its name and has a page of its name."""
@@ -26,19 +26,27 @@ class Shown:
     Attributes:
         figures: What the page says of it, as JSON has it.
         picture: What the page shows.
-        interrupted: Whether Ctrl-C ended a training early: nothing is kept then.
     """
 
     figures: Mapping[str, Any]
     picture: Figure
-    interrupted: bool = False
 
 
 class Lesson(Protocol):
     """A module of a lesson."""
 
     def show(self, run: Run) -> Shown:
-        """Trains, measures and draws. The same seed gives the same figures."""
+        """Trains, measures and draws. The same seed gives the same figures; Ctrl-C in a training ends it all."""
+
+
+def finished(curve: Curve) -> None:
+    """Goes on where a training came to its end.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended it: what was learnt till then says nothing.
+    """
+    if curve.interrupted:
+        raise KeyboardInterrupt
 
 
 def load(name: str) -> Lesson:

@@ -41,8 +41,6 @@ def main(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> None:
         console.print(f"[bold]{name}[/bold]")
         with reproducible(seed):
             shown = lessons.load(name).show(Run(quick, seed, console))
-        if shown.interrupted:
-            raise click.Abort
         keep(shown, name, out)
         click.echo(out / f"{name}.png")
 

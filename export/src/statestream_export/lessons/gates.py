@@ -9,8 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from statestream_export.lessons import Shown
-from statestream_export.training import Curve, Run
+from statestream_export.lessons import Shown, finished
+from statestream_export.training import Run
 
 HIDDEN, STEPS, BATCH, LENGTH = 4, 1500, 64, 40
 MARK = 0.15
@@ -83,8 +83,6 @@ class Kept:
     """One trained layer: its error on new sequences, and what it does inside over one of them."""
 
     name: str
-    module: Keeper
-    curve: Curve
     error: float
     values: dict[str, Tensor]
     said: Tensor
@@ -98,10 +96,10 @@ def show(run: Run) -> Shown:
     for kind in (nn.RNN, nn.LSTM, nn.GRU):
         torch.manual_seed(run.seed)
         module = Keeper(kind)
-        curve = _train(module, run)
+        _train(module, run)
         with torch.no_grad():
             error = float(nn.functional.mse_loss(module(test[0]), test[1]))
-            kept.append(Kept(kind.__name__, module, curve, error, inside(module.layer, x), module(x[None])[0]))
+            kept.append(Kept(kind.__name__, error, inside(module.layer, x), module(x[None])[0]))
     marks = x[:, 1] > 0.5
     figures: dict[str, object] = {"mean_squared_error": {one.name: one.error for one in kept}}
     figures["guessing"] = float(test[1].var())
@@ -111,10 +109,10 @@ def show(run: Run) -> Shown:
                 values = one.values[name]
                 key = f"{one.name} {name}"
                 figures[key] = {"marked": float(values[marks].mean()), "not_marked": float(values[~marks].mean())}
-    return Shown(figures, _picture(x, wanted, kept), any(one.curve.interrupted for one in kept))
+    return Shown(figures, _picture(x, wanted, kept))
 
 
-def _train(module: Keeper, run: Run) -> Curve:
+def _train(module: Keeper, run: Run) -> None:
     generator = torch.Generator().manual_seed(run.seed)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
 
@@ -130,7 +128,7 @@ def _train(module: Keeper, run: Run) -> Curve:
             losses.append(float(loss.item()))
         return sum(losses) / len(losses)
 
-    return run.fit(module, epoch, epochs=30)
+    finished(run.fit(module, epoch, epochs=30))
 
 
 def _picture(x: Tensor, wanted: Tensor, kept: list[Kept]) -> Figure:

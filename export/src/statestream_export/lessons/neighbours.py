@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from statestream_export.lessons import Shown
+from statestream_export.lessons import Shown, finished
 from statestream_export.recipes import sentiment
 from statestream_export.recipes.sentiment import QUALITIES, SUBJECTS, VOCABULARY
 from statestream_export.training import Run
@@ -63,7 +63,7 @@ class Embedded:
 
 def show(run: Run) -> Shown:
     """Trains the recipe twice: from torch's start, N(0, 1), and from a tenth of that."""
-    found, interrupted = list[Embedded](), False
+    found = list[Embedded]()
     for title, scale in (("start N(0, 1), as torch has it", 1.0), (f"start {SMALL:g} times that", SMALL)):
         torch.manual_seed(run.seed)
         data = sentiment.recipe.data(run)
@@ -71,7 +71,7 @@ def show(run: Run) -> Shown:
         with torch.no_grad():
             module.words.weight *= scale
             before = module.words.weight[1:].clone()
-        interrupted = interrupted or sentiment.recipe.train(module, data, run).interrupted
+        finished(sentiment.recipe.train(module, data, run))
         with torch.no_grad():
             accuracy = float(sentiment.recipe.metrics(module, data)["test_accuracy"])
             found.append(Embedded(title, before, module.words.weight[1:].clone(), accuracy))
@@ -88,7 +88,7 @@ def show(run: Run) -> Shown:
             for one in found
         ],
     }
-    return Shown(figures, _picture(found), interrupted)
+    return Shown(figures, _picture(found))
 
 
 def _picture(found: list[Embedded]) -> Figure:

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from statestream_export.lessons import Shown
+from statestream_export.lessons import Shown, finished
 from statestream_export.training import Run
 
 HIDDEN, BATCH, STEPS = 32, 64, 400
@@ -69,7 +69,7 @@ def reach(module: First, length: int, generator: torch.Generator) -> list[float]
 def show(run: Run) -> Shown:
     """Every way: gradients before training by distance; accuracy after equal training by length."""
     lengths = LENGTHS[:2] if run.quick else LENGTHS
-    gradients, accuracies, interrupted = dict[str, list[float]](), dict[str, dict[str, list[float]]](), False
+    gradients, accuracies = dict[str, list[float]](), dict[str, dict[str, list[float]]]()
     for name, (kind, bias, _) in WAYS.items():
         found = []
         for seed in range(SEEDS):
@@ -80,12 +80,9 @@ def show(run: Run) -> Shown:
         ]
         accuracies[name] = {}
         for length in lengths:
-            accuracies[name][str(length)] = []
-            for seed in range(run.seed, run.seed + SEEDS):
-                if interrupted:
-                    break
-                accuracy, interrupted = _learnt(name, length, seed, run)
-                accuracies[name][str(length)].append(accuracy)
+            accuracies[name][str(length)] = [
+                _learnt(name, length, seed, run) for seed in range(run.seed, run.seed + SEEDS)
+            ]
     figures = {
         "seeds": SEEDS,
         "share_of_gradient": {
@@ -93,11 +90,11 @@ def show(run: Run) -> Shown:
         },
         "accuracy": accuracies,
     }
-    return Shown(figures, _picture(gradients, accuracies), interrupted)
+    return Shown(figures, _picture(gradients, accuracies))
 
 
-def _learnt(name: str, length: int, seed: int, run: Run) -> tuple[float, bool]:
-    """The accuracy on new sequences after training at one length, and whether Ctrl-C ended that."""
+def _learnt(name: str, length: int, seed: int, run: Run) -> float:
+    """The accuracy on new sequences after training at one length."""
     torch.manual_seed(seed)
     module, generator = First(*WAYS[name][:2]), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.003)
@@ -114,10 +111,10 @@ def _learnt(name: str, length: int, seed: int, run: Run) -> tuple[float, bool]:
             losses.append(float(loss.item()))
         return sum(losses) / len(losses)
 
-    curve = run.fit(module, epoch, epochs=20)
+    finished(run.fit(module, epoch, epochs=20))
     x, labels = sequences(1000, length, torch.Generator().manual_seed(1_000_000 + seed))
     with torch.no_grad():
-        return float(((module(x) > 0) == (labels > 0.5)).float().mean()), curve.interrupted
+        return float(((module(x) > 0) == (labels > 0.5)).float().mean())
 
 
 def _picture(gradients: dict[str, list[float]], accuracies: dict[str, dict[str, list[float]]]) -> Figure:
@@ -128,8 +125,7 @@ def _picture(gradients: dict[str, list[float]], accuracies: dict[str, dict[str, 
     left.set(title="The gradient before training", xlabel="steps before the last", yscale="log")
     left.set_ylabel("gradient by that step's input, the last's = 1")
     for name, by_length in accuracies.items():
-        lengths = [int(length) for length, values in by_length.items() if values]
-        values = [values for values in by_length.values() if values]
+        lengths, values = [int(length) for length in by_length], list(by_length.values())
         right.plot(
             lengths, [statistics.median(some) for some in values], "o-", color=WAYS[name][2], label=f"{name}, median"
         )

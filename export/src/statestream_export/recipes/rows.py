@@ -87,12 +87,14 @@ class Trained:
         curve: The losses of every epoch, of what trains and of the tenth that is held back.
         accuracies: Of every epoch, on that tenth.
         norms: Of every step's gradient, before clipping.
+        each: Steps an epoch.
     """
 
     way: Way
     curve: Curve = field(default_factory=Curve)
     accuracies: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    each: int = 1
 
 
 class Readers(nn.Module):
@@ -141,6 +143,8 @@ class Rows:
         if module.plain is not None:
             way = Way("as in the notes: Adam .001, batches of 8", 1e-3, 8, 10 if many else 40)
             module.trained.append(fitted(module.plain, data, run, way))
+            if module.trained[-1].curve.interrupted:
+                return module.trained[-1].curve
         batch, epochs = (self.batch, self.epochs) if many else (8, 40)
         rate = self.rate if many else 3e-3
         title = f"norm at most 1, rate falls from {rate:g}, batches of {batch}"
@@ -161,9 +165,9 @@ class Rows:
         if module.plain is not None:
             plain = _right(WholeImage(module.plain)(data.test_images.float()), data.test_labels)
             figures["test_accuracy_as_in_the_notes"] = plain
-            for done, how in zip(module.trained, ("_as_in_the_notes", ""), strict=True):
-                figures[f"largest_gradient_norm{how}"] = max(done.norms)
-                figures[f"median_gradient_norm{how}"] = statistics.median(done.norms)
+            for done, how in zip(module.trained, ("_as_in_the_notes", ""), strict=False):
+                figures[f"largest_gradient_norm{how}"] = max(done.norms, default=0.0)
+                figures[f"median_gradient_norm{how}"] = statistics.median(done.norms or [0.0])
         return figures | {
             "test_accuracy_row_by_row": _right(said, data.test_labels),
             "stream_difference": float((whole - said).abs().max()),
@@ -218,8 +222,8 @@ def fitted(reader: RowReader, data: Images, run: Run, way: Way) -> Trained:
     whole, done = WholeImage(reader), Trained(way)
     count = len(data.images) - max(1, len(data.images) // 10)
     optimizer = torch.optim.Adam(reader.parameters(), lr=way.rate)
-    steps = run.epochs(way.epochs) * math.ceil(count / way.batch)
-    rate = falling(optimizer, steps) if way.falls else None
+    done.each = math.ceil(count / way.batch)
+    rate = falling(optimizer, run.epochs(way.epochs) * done.each) if way.falls else None
 
     def epoch() -> float:
         total = 0.0
@@ -249,8 +253,7 @@ def _curves(name: str, trained: list[Trained], source: str) -> Figure:
     figure.suptitle(f"{name}, {source}: the same weights at the start")
     grid = figure.subplots(3, len(trained), sharex="col", sharey="row", squeeze=False)
     for (losses, accuracy, norms), done in zip(grid.T, trained, strict=True):
-        epochs = len(done.curve.losses)
-        each = len(done.norms) // max(1, epochs)
+        epochs, each = len(done.curve.losses), done.each
         ends = [each * (epoch + 1) for epoch in range(epochs)]
         losses.plot(ends, done.curve.losses, label="loss of what trains")
         losses.plot(ends, done.curve.scores, label="loss of a tenth held back")
