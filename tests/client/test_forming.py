@@ -8,9 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream.core import Lane
+from statestream.contract.tensors import MAX_CURSOR_BYTES
+from statestream.core import Lane, PoolTicket
 from statestream.core.blocks import Block
-from statestream.core.forming import rejoined
+from statestream.core.forming import cut, rejoined
 from statestream.core.sinks import DISCARD
 
 LANES = (
@@ -93,3 +94,21 @@ def test_a_replay_longer_than_a_chunk_may_be_comes_in_rounds() -> None:
 
 def test_nothing_to_replay_is_no_block() -> None:
     assert rejoined([], 256, 1 << 20) == []
+
+
+def test_frames_with_cursors_stay_as_large_as_others() -> None:
+    """A cursor is many times what a small step is, and each is a field: servers take 65,536 of them in a message."""
+    count = 70_000
+    lane = LANES[0].with_cursors()
+    handles, inputs = np.arange(count), (bytes(2 * count),)
+    ticket = PoolTicket(lane, handles, inputs, 1, 1, cursors=[bytes(MAX_CURSOR_BYTES)] * count)
+    blocks = cut(ticket, np.zeros(count, np.int64), 256, 1 << 20)
+    for block in blocks:
+        block.sink = DISCARD
+    again = rejoined(blocks, 256, 1 << 20)
+    for found in (blocks, again):
+        assert sum(map(len, found)) == count
+        assert all(block.cursors is not None and sum(map(len, block.cursors)) <= 1 << 20 for block in found)
+    plain = PoolTicket(lane, handles, inputs, 1, 1, cursors=[b""] * count)
+    (block,) = cut(plain, np.zeros(count, np.int64), 256, 1 << 20)
+    assert block.cursors is None, "who has no cursors sends none"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from statestream.contract.tensors import Array, Ints
+from statestream.contract.tensors import MAX_CURSOR_BYTES, Array, Ints
 from statestream.core.blocks import Block, ranges
 from statestream.core.sinks import DISCARD, PoolRows, Singles
 from statestream.core.tickets import ANSWER_BYTES, Lane, PoolTicket, StepTicket
@@ -16,6 +16,9 @@ FRAME_BYTES = 1 << 20
 
 ROW_BYTES = 4
 """A row counts as so many bytes at least: servers take 262,144 rows in a frame, and more are no gain."""
+
+CURSOR_BYTES = MAX_CURSOR_BYTES
+"""A row of a frame with cursors counts as so many more: servers take only so many bytes, and fields, in a message."""
 
 
 def gather(tickets: list[StepTicket], handles: Ints, starts: Ints) -> Block:
@@ -37,10 +40,11 @@ def cut(
     blocks = []
     lane, count = ticket.lane, len(ticket.handles)
     max_steps = min(max_steps, lane.answer_steps(max_answer))
+    beside = CURSOR_BYTES if any(ticket.cursors) else 0
     for offset in range(0, ticket.steps, max_steps):
         steps = min(max_steps, ticket.steps - offset)
-        rows_each = min(max_bytes // max(ROW_BYTES, steps * lane.step_bytes), lane.answer_steps(max_answer) // steps)
-        rows_each = max(1, rows_each)
+        row_bytes = beside + max(ROW_BYTES, steps * lane.step_bytes)
+        rows_each = max(1, min(max_bytes // row_bytes, lane.answer_steps(max_answer) // steps))
         for low in range(0, count, rows_each):
             rows = slice(low, min(low + rows_each, count))
             if isinstance(ticket.lengths, int):
@@ -58,7 +62,7 @@ def _even(ticket: PoolTicket, starts: Ints, rows: slice, offset: int, steps: int
     sink = PoolRows(ticket, rows, offset)
     cursors = None
     if ticket.lane.cursors and offset + steps == ticket.steps:
-        cursors = [*ticket.cursors[rows]]
+        cursors = _said(ticket.cursors[rows])
     return Block(ticket.lane, ticket.handles[rows], starts[rows] + offset, steps, inputs, sink, cursors)
 
 
@@ -74,9 +78,14 @@ def _ragged(ticket: PoolTicket, starts: Ints, rows: slice, offset: int, steps: i
     if ticket.lane.cursors:
         last = lengths[present] <= offset + steps
         named = zip(places.tolist(), last.tolist(), strict=True)
-        cursors = [ticket.cursors[place] if ends else b"" for place, ends in named]
+        cursors = _said([ticket.cursors[place] if ends else b"" for place, ends in named])
     lane, handles = ticket.lane, ticket.handles[places]
     return Block(lane, handles, starts[places] + offset, remaining[present], inputs, sink, cursors)
+
+
+def _said(cursors: Sequence[bytes]) -> list[bytes] | None:
+    """The cursors of a block; None where none of its rows has one."""
+    return [*cursors] if any(cursors) else None
 
 
 def _pieces(ticket: PoolTicket, rows: slice, offset: int, steps: int) -> list[Array]:
@@ -143,13 +152,13 @@ def _rejoined(lane: Lane, blocks: list[Block], max_steps: int, max_bytes: int) -
         last = np.searchsorted(ends, begins[first] + most, side="right")
         last = np.maximum(first + 1, np.minimum(last, stops[first]))
         sizes = ends[last - 1] - begins[first]
-        for rows in _framed(np.maximum(sizes * lane.step_bytes, ROW_BYTES), max_bytes):
+        for rows in _framed(np.maximum(sizes * lane.step_bytes, ROW_BYTES) + (CURSOR_BYTES if said else 0), max_bytes):
             index = ranges(begins[first[rows]], sizes[rows])
             inputs = tuple([column[index].tobytes() for column in steps])
             cursors = None
             if said:
                 spans = zip(first[rows].tolist(), last[rows].tolist(), strict=True)
-                cursors = [next(filter(None, reversed(said[low:high])), b"") for low, high in spans]
+                cursors = _said([next(filter(None, reversed(said[low:high])), b"") for low, high in spans])
             yield Block(lane, handles[first[rows]], starts[first[rows]], sizes[rows], inputs, DISCARD, cursors)
         left = last < over
         first, over = last[left], over[left]
