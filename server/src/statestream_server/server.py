@@ -17,7 +17,7 @@ from statestream_server.models.files import repository
 from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
-from statestream_server.sessions.admin.copies import Copies
+from statestream_server.sessions.admin.admin import Admin
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
 from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.intake import Coalescer, Intake
@@ -26,7 +26,7 @@ from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.activation import Activation
 from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
-from statestream_server.sessions.ownership.departures import Departures
+from statestream_server.sessions.ownership.evictions import Evictions
 from statestream_server.sessions.ownership.moves import Moves
 from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.placement import Placement
@@ -62,10 +62,10 @@ class Server:
         self.lag, self.turns = Lag(), TurnLoad()
         self.engine = engine = Engine(self.turns, quarantine)
         self.peers, self.tasks = peers, tasks = Peers(), Tasks()
-        self.departures = departures = Departures(engine, peers, tasks)
+        self.evictions = evictions = Evictions(engine, peers, tasks)
         unsaved, interval = Unsaved(engine.tables), settings.checkpoint_interval
         self.lease = lease = Lease(
-            store, self.id, interval, tables=engine.tables, on_fenced=departures.drop, on_reset=unsaved.everything
+            store, self.id, interval, tables=engine.tables, on_fenced=evictions.drop, on_reset=unsaved.everything
         )
         self.checkpointer = checkpointer = Checkpointer(
             store, engine, lease, settings.durability, interval, unsaved, on_durable=peers.durable
@@ -85,12 +85,12 @@ class Server:
         self.intake = Intake(engine, gate, Bounds(limits, clock, placement.make_way), clock)
         self.coalescer = Coalescer(self.intake, engine)
         versions, lines = Versions(registry, engine, checkpointer, store), Turns()
-        claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, departures, lines)
+        claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, evictions, lines)
         self.sessions = Sessions(registry, peers, placement, claims, lines, tasks, time.time)
-        self.deletions = Deletions(engine, store, checkpointer, lease, departures, lines, tasks)
+        self.deletions = Deletions(engine, store, checkpointer, lease, evictions, lines, tasks)
         self.moves, self.activation = Moves(peers, clock), Activation(self.sessions, engine, store, lease)
         writer = uuid.uuid4().bytes  # Of those who name none.
-        self.copies = Copies(
+        self.admin = Admin(
             registry,
             self.sessions,
             claims,
@@ -111,7 +111,7 @@ class Server:
             engine,
             checkpointer,
             self.intake,
-            self.copies,
+            self.admin,
             budgets.steps,
             writer,
             most_steps=limits.max_chunk_steps,

@@ -206,13 +206,13 @@ async def test_a_session_that_moved_under_a_running_batch_is_dropped_once(slow: 
     async with Speaker(slow.channel, MODEL) as speaker:
         await speaker.open_one(fresh_id())
         await speaker.step(0, 0, numbers(1))
-        table, departures = slow.table(MODEL), slow.server.departures
+        table, evictions = slow.table(MODEL), slow.server.evictions
         rows = np.asarray(list(table.rows_of("").values()))
         with slow.engine_held():
             await speaker.send_chunk([0], [1], [numbers(2)])
             await slow.until(lambda: not table.lane.idle(rows).all())
-            departures.drop(table, rows, SessionMoved("a test took it"))
-            departures.drop(table, rows, SessionMoved("a test took it"))
+            evictions.drop(table, rows, SessionMoved("a test took it"))
+            evictions.drop(table, rows, SessionMoved("a test took it"))
         await slow.until(lambda: table.sessions == 0)
         (late,) = await speaker.rows(1)
         assert isinstance(late, Refusal)

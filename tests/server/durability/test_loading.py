@@ -13,7 +13,7 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2 as model
-from statestream_server.edges.grpc import apart
+from statestream_server.edges.grpc import parked
 from statestream_server.models.proof import loading
 from statestream_server.stores.base import TENANT, Key
 from tests.support import models
@@ -197,7 +197,7 @@ async def test_a_stream_whose_opens_wait_for_a_version_is_not_read_on_without_en
     """What waits counts as under way: beyond what the server holds, the stream that has most of it is not read on."""
     models.write_counter(folder, 2, factor=10)
     async with (
-        serving(folder, limits={"max_queued_bytes": 3 * apart.FRAME_BYTES}) as local,
+        serving(folder, limits={"max_queued_bytes": 3 * parked.FRAME_BYTES}) as local,
         Speaker(local.channel, MODEL) as speaker,
     ):
         await speaker.open_one("here", 9)

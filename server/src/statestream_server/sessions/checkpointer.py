@@ -22,7 +22,7 @@ from statestream_server.engine.table import Table
 from statestream_server.sessions import records
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.records import Layout
-from statestream_server.sessions.releases import Release, Waiting, rows_of
+from statestream_server.sessions.releases import Release, Withheld, rows_of
 from statestream_server.sessions.writes import Writes, too_large
 from statestream_server.settings import Durability
 from statestream_server.stores.base import Store
@@ -85,7 +85,7 @@ class Checkpointer:
         self._lease = lease
         self._interval = interval
         self._layouts: dict[int, tuple[Table, Layout]] = {}
-        self._waiting: list[Waiting] = []
+        self._waiting: list[Withheld] = []
         self._wanted = unsaved.wanted
         self._cycle: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -147,7 +147,7 @@ class Checkpointer:
 
         What is written was ours when it was written, and whoever takes over has the reply too.
         """
-        self._waiting.append(Waiting.of(table, rows, release))
+        self._waiting.append(Withheld.of(table, rows, release))
         self._wanted.set()
 
     def needed(self, table: Table) -> Ints:
@@ -253,7 +253,7 @@ class Checkpointer:
             if cycle is not None:
                 cycle.set_result(None)
 
-    def _let_go(self, held: Waiting) -> bool:
+    def _let_go(self, held: Withheld) -> bool:
         """Lets those replies leave that are durable, or not their callers' any more; whether none is left.
 
         What remains is of rows whose claim is on its way, or cannot be saved: that is refused.

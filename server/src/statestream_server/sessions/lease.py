@@ -25,7 +25,7 @@ import numpy as np
 from statestream.contract import errors
 from statestream_server.arrays import Ints
 from statestream_server.engine.table import Table
-from statestream_server.sessions.releases import Release, Waiting, rows_of
+from statestream_server.sessions.releases import Release, Withheld, rows_of
 from statestream_server.stores.base import Store
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Lease:
         self._next_beat = 0.0
         self._generation = ""
         self._away = False
-        self._held: list[Waiting] = []
+        self._held: list[Withheld] = []
         self._turn: asyncio.Future[None] | None = None
         self._wanted = asyncio.Event()
         self._patrolled: dict[int, int] = {}
@@ -186,7 +186,7 @@ class Lease:
         if self.lets_go(table, rows):
             release(np.arange(len(rows)), None)
             return
-        self._held.append(Waiting.of(table, rows, release))
+        self._held.append(Withheld.of(table, rows, release))
         self._wanted.set()
 
     def look_again(self) -> None:
@@ -329,7 +329,7 @@ class Lease:
     def _let_go(self, count: int, *, whatever: bool = False) -> None:
         """Lets the oldest replies leave, but for those of rows whose claim is on its way."""
         going, self._held = self._held[:count], self._held[count:]
-        left = list[Waiting]()
+        left = list[Withheld]()
         for held in going:
             waits = held.table.claiming[held.waiting] & held.still() & (not whatever)
             if not held.let_go(~waits):

@@ -16,7 +16,7 @@ Release = Callable[[Ints, errors.StatestreamError | None], None]
 
 
 @dataclass(slots=True)
-class Waiting:
+class Withheld:
     """Replies to rows that wait.
 
     Attributes:
@@ -35,7 +35,7 @@ class Waiting:
     places: Ints
 
     @classmethod
-    def of(cls, table: Table, rows: Ints, release: Release) -> Waiting:
+    def of(cls, table: Table, rows: Ints, release: Release) -> Withheld:
         """Everything applied to rows so far."""
         return cls(table, rows, release, table.claims(rows), table.position[rows].copy(), np.arange(len(rows)))
 
@@ -62,6 +62,6 @@ class Waiting:
         return self.table.are_claimed(self.waiting, (serials[self.places], epochs[self.places]))
 
 
-def rows_of(table: Table, some: Iterable[Waiting]) -> Ints:
+def rows_of(table: Table, some: Iterable[Withheld]) -> Ints:
     """The rows of a table whose replies wait; one may come several times."""
     return np.concatenate([np.empty(0, np.int64), *(held.waiting for held in some if held.table is table)])

@@ -15,7 +15,7 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.marks import Marks, ends
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.admin.copies import Copies
+from statestream_server.sessions.admin.admin import Admin
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
 from statestream_server.sessions.admission.intake import Intake
@@ -67,7 +67,7 @@ class Unary:
         engine: Engine,
         checkpointer: Checkpointer,
         intake: Intake,
-        copies: Copies,
+        admin: Admin,
         budget: Budget,
         writer: bytes,
         *,
@@ -80,7 +80,7 @@ class Unary:
         self._engine = engine
         self._checkpointer = checkpointer
         self._intake = intake
-        self._copies = copies
+        self._admin = admin
         self._writer = writer
         self._order = Turns()
 
@@ -105,7 +105,7 @@ class Unary:
             ModelChanged: It is pinned to another version than `version`, if that is not 0.
             StatestreamError: It is not to be had.
         """
-        await self._copies.check_owner(key)
+        await self._admin.check_owner(key)
         where = self._sessions.find(key)
         found = _target(*where) if where is not None else await self._claim(key, 0, Mode.RESUME)
         if version not in (0, found.table.model.version):

@@ -46,14 +46,14 @@ class Bindings:
             return
         models = {asleep[handle].key.model for handle in handles.tolist() if handle in asleep}
         for model in models:
-            waking = [h for h in handles.tolist() if h in asleep and asleep[h].key.model == model]
+            sleeping = [h for h in handles.tolist() if h in asleep and asleep[h].key.model == model]
             opened, refused = await self._server.activation.wake(
-                [asleep[handle] for handle in waking],
+                [asleep[handle] for handle in sleeping],
                 self.number,
-                np.asarray(waking, np.uint32),
+                np.asarray(sleeping, np.uint32),
                 keep=[(group.table, group.rows) for group in self.handles.resolve(handles)],
             )
             for part in opened:
-                self.bind(np.asarray(waking)[part.places], part)
+                self.bind(np.asarray(sleeping)[part.places], part)
             for place, error in refused.items():
-                self.lost(waking[place], error)
+                self.lost(sleeping[place], error)

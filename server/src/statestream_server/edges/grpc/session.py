@@ -12,7 +12,7 @@ from statestream_server import caller
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.server import Server
-from statestream_server.sessions.admin.copies import Description
+from statestream_server.sessions.admin.admin import Description
 from statestream_server.stores.base import Key
 
 _Request = (
@@ -32,17 +32,17 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
 
     def __init__(self, server: Server) -> None:
         """Calls go to the server's rooms."""
-        self._copies = server.copies
+        self._admin = server.admin
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Opens a session for callers of Step."""
         mode = wire.open_mode(request.mode)
-        described, created = await self._copies.open(_key(request), request.version, mode, upgrade=request.upgrade)
+        described, created = await self._admin.open(_key(request), request.version, mode, upgrade=request.upgrade)
         return pb.OpenSessionResponse(session=_message(described), created=created)
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:
         """Describes a session."""
-        described = await self._copies.describe(_key(request))
+        described = await self._admin.describe(_key(request))
         return pb.GetSessionResponse(session=_message(described))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
@@ -53,33 +53,33 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
             )
         size = request.page_size or _DEFAULT_PAGE
         tenant, after = caller.current.get().tenant, _read_token(request.page_token)
-        found = await self._copies.page(tenant, request.model, after, size)
+        found = await self._admin.page(tenant, request.model, after, size)
         token = _write_token(found[-1]) if len(found) == size else ""
         return pb.ListSessionsResponse(sessions=[_message(each) for each in found], next_page_token=token)
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
         """Copies a session."""
-        made = await self._copies.fork(_key(request), request.fork_id, ephemeral=request.ephemeral)
+        made = await self._admin.fork(_key(request), request.fork_id, ephemeral=request.ephemeral)
         return pb.ForkSessionResponse(session=_message(made))
 
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
         """Reads a session out."""
-        data, position = await self._copies.snapshot(_key(request))
+        data, position = await self._admin.snapshot(_key(request))
         return pb.SnapshotSessionResponse(snapshot=data, position=position)
 
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:
         """Makes a session of a snapshot."""
-        made = await self._copies.restore(_key(request), request.snapshot, request.version, upgrade=request.upgrade)
+        made = await self._admin.restore(_key(request), request.snapshot, request.version, upgrade=request.upgrade)
         return pb.RestoreSessionResponse(session=_message(made))
 
     async def FlushSession(self, request: pb.FlushSessionRequest, context: Context) -> pb.FlushSessionResponse:
         """Makes a session durable."""
-        durable = await self._copies.flush(_key(request))
+        durable = await self._admin.flush(_key(request))
         return pb.FlushSessionResponse(durable_position=durable)
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """Deletes a session."""
-        await self._copies.delete(_key(request))
+        await self._admin.delete(_key(request))
         return pb.DeleteSessionResponse()
 
 

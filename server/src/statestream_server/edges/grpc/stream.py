@@ -1,6 +1,6 @@
 """One connected stream: frames in, frames out. The rules of chunks and sessions live in the middle.
 
-Frames are handled in the order they come, but for those that wait, and what names the same sessions (apart.py). A
+Frames are handled in the order they come, but for those that wait, and what names the same sessions (parked.py). A
 frame that cannot be read is answered by `refused` and changes nothing. The reader waits for no frame. It stops where
 too much is under way (accounts.py), and while what it said is not read, so that what waits stays bounded.
 """
@@ -17,7 +17,6 @@ from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.edges.grpc import wire
-from statestream_server.edges.grpc.apart import Apart
 from statestream_server.edges.grpc.bindings import Bindings
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chunk_frames import ChunkFrames
@@ -27,6 +26,7 @@ from statestream_server.edges.grpc.failures import Context, told
 from statestream_server.edges.grpc.handles import read_handles
 from statestream_server.edges.grpc.open_frames import OpenFrames
 from statestream_server.edges.grpc.outbox import Outbox
+from statestream_server.edges.grpc.parked import Parked
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.singles import Singles
 from statestream_server.engine.table import Table
@@ -56,7 +56,7 @@ class Stream:
         self._opens = OpenFrames(server, self._bindings, self._outbox)
         self._closings = Closings(server, self._bindings, self._outbox, self._account, self._refuse)
         self._last_frame = 0
-        self._apart = Apart(self._answer_now, self._answer, self._account)
+        self._parked = Parked(self._answer_now, self._answer, self._account)
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
@@ -67,7 +67,7 @@ class Stream:
             while (request := await self._context.read()) is not grpc.aio.EOF:
                 if isinstance(request, Unreadable):
                     self._refuse(request.frame, request.error)
-                elif not self._apart.waiting and self._singles.take(request, self._last_frame):
+                elif not self._parked.waiting and self._singles.take(request, self._last_frame):
                     self._last_frame = request.frame
                 else:
                     self._handle(request)
@@ -75,7 +75,7 @@ class Stream:
                     await self._outbox.room()
                 if self._accounts.held > self._accounts.most:
                     await self._account.room()
-            await self._apart.settled()
+            await self._parked.settled()
             self._server.coalescer.empty()
             for rows in self._open_rows():
                 await self._server.engine.settled(*rows)
@@ -89,7 +89,7 @@ class Stream:
             await asyncio.wait([writer])
             if not writer.cancelled():
                 writer.exception()  # A write failed because the client is gone; reading tells.
-            self._apart.cancel()
+            self._parked.cancel()
             self._closings.cancel()
             self._server.peers.leave(self._number, self._server.checkpointer.tables())
             self.ended.set()
@@ -159,9 +159,9 @@ class Stream:
         except errors.StatestreamError as error:
             self._refuse(request.frame, error)
             return
-        if request.HasField("ack") and self._apart.waiting and self._acked(request):
+        if request.HasField("ack") and self._parked.waiting and self._acked(request):
             return
-        self._apart.take(request)
+        self._parked.take(request)
 
     def _waits(self, request: pb.StreamRequest) -> bool:
         """Whether a frame names sessions that sleep, or that somebody is about to claim."""

@@ -17,7 +17,7 @@ from statestream_server.registry import Registry
 from statestream_server.sessions import records
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
-from statestream_server.sessions.ownership.departures import Departures
+from statestream_server.sessions.ownership.evictions import Evictions
 from statestream_server.sessions.ownership.held import Held
 from statestream_server.sessions.ownership.openings import (
     Carried,
@@ -100,7 +100,7 @@ class Claims:
         placement: Placement,
         versions: Versions,
         lease: Lease,
-        departures: Departures,
+        evictions: Evictions,
         turns: Turns,
     ) -> None:
         """Nothing is claimed."""
@@ -111,7 +111,7 @@ class Claims:
         self._placement = placement
         self._versions = versions
         self._lease = lease
-        self._departures = departures
+        self._evictions = evictions
         self._turns = turns
         self._starts: dict[int, tuple[Table, list[Array]]] = {}
 
@@ -219,7 +219,7 @@ class Claims:
                 fences = [0 if head is None else head.fence if head.live else head.epoch + 1 for head in heads]
                 stale = rows[table.are_claimed(rows, claims) & (np.asarray(fences, np.uint64) > claims[1])]
                 dropped |= len(stale) > 0
-                self._departures.drop(table, stale, errors.SessionMoved("another server took the session over"))
+                self._evictions.drop(table, stale, errors.SessionMoved("another server took the session over"))
         return dropped
 
     def _drop_stale(self, held: Held, places: Ints, answers: Sequence[Claimed]) -> None:
@@ -233,7 +233,7 @@ class Claims:
         for table, at, rows in held.by_table():
             stale = rows[fences[at] > table.epoch[rows]]
             if len(stale):
-                self._departures.drop(table, stale, errors.SessionMoved("another server took the session over"))
+                self._evictions.drop(table, stale, errors.SessionMoved("another server took the session over"))
 
     async def _with_start(self, opening: Opening, table: Table) -> Opening:
         """An opening that says the whole state of new sessions, where it says anything of it."""

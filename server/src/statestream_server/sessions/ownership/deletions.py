@@ -14,7 +14,7 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import UNBOUND, Claiming, Table
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
-from statestream_server.sessions.ownership.departures import Departures
+from statestream_server.sessions.ownership.evictions import Evictions
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.stores.base import Key, Store
@@ -33,7 +33,7 @@ class Deletions:
         store: Store,
         checkpointer: Checkpointer,
         lease: Lease,
-        departures: Departures,
+        evictions: Evictions,
         turns: Turns,
         tasks: Tasks,
     ) -> None:
@@ -42,7 +42,7 @@ class Deletions:
         self._store = store
         self._checkpointer = checkpointer
         self._lease = lease
-        self._departures = departures
+        self._evictions = evictions
         self._turns = turns
         self._tasks = tasks
         self._asking: set[asyncio.Task[None]] = set()
@@ -86,7 +86,7 @@ class Deletions:
                     ):
                         left = rows[here() & which]
                         if len(left):
-                            self._departures.let_go(table, left, error, asker if which is done else UNBOUND)
+                            self._evictions.let_go(table, left, error, asker if which is done else UNBOUND)
                 return done
             except errors.StoreUnavailable:
                 claiming.end()

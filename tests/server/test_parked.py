@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from statestream.v1 import inference_pb2 as pb
-from statestream_server.edges.grpc.apart import Apart
+from statestream_server.edges.grpc.parked import Parked
 from statestream_server.sessions.admission.accounts import Accounts
 from tests.support.arrays import tensor, u32, u64
 from tests.support.counter import numbers, sums
@@ -33,7 +33,7 @@ class Frames:
         self.answered: list[int] = []
         self.gates: dict[int, asyncio.Event] = {}
         self.accounts = Accounts(1 << 30, 1 << 30)
-        self.apart = Apart(self._now, self._answer, self.accounts.open())
+        self.parked = Parked(self._now, self._answer, self.accounts.open())
 
     def _now(self, request: pb.StreamRequest) -> bool:
         self.answered.append(request.frame)
@@ -52,44 +52,44 @@ class Frames:
 
 async def test_only_what_names_the_same_waits() -> None:
     frames = Frames()
-    frames.apart.take(opening(1, a=1))
-    frames.apart.take(chunk(2, 2))
-    frames.apart.take(chunk(3, 1, 4))
-    frames.apart.take(chunk(4, 4))  # Behind 3, which is behind 1.
-    frames.apart.take(opening(5, a=7))  # Handle 4 may be "a".
-    frames.apart.take(chunk(6, 8))
+    frames.parked.take(opening(1, a=1))
+    frames.parked.take(chunk(2, 2))
+    frames.parked.take(chunk(3, 1, 4))
+    frames.parked.take(chunk(4, 4))  # Behind 3, which is behind 1.
+    frames.parked.take(opening(5, a=7))  # Handle 4 may be "a".
+    frames.parked.take(chunk(6, 8))
     assert frames.answered == [2, 6]
     await frames.let_go(5, 4, 3)
     assert frames.answered == [2, 6]
     await frames.let_go(1)
     assert frames.answered == [2, 6, 1, 3, 4, 5]
-    assert not frames.apart.waiting
+    assert not frames.parked.waiting
     assert frames.accounts.held == frames.accounts.active == 0
 
 
 async def test_a_frame_that_names_what_several_wait_for_waits_for_all_of_them() -> None:
     frames = Frames()
-    frames.apart.take(opening(1, a=1))
-    frames.apart.take(opening(2, b=2))
-    frames.apart.take(chunk(3, 1, 2))
-    frames.apart.take(chunk(4, 2))
+    frames.parked.take(opening(1, a=1))
+    frames.parked.take(opening(2, b=2))
+    frames.parked.take(chunk(3, 1, 2))
+    frames.parked.take(chunk(4, 2))
     await frames.let_go(4, 3, 2)
     assert frames.answered == [2]
-    frames.apart.take(opening(5, b=6))
+    frames.parked.take(opening(5, b=6))
     await frames.let_go(5, 1)
     assert frames.answered == [2, 1, 3, 4, 5]
     assert frames.accounts.held == 0
-    frames.apart.take(chunk(6, 1))
+    frames.parked.take(chunk(6, 1))
     assert frames.answered[-1] == 6
 
 
 async def test_what_a_stream_leaves_behind_is_not_counted_any_more() -> None:
     frames = Frames()
     for number in range(5):
-        frames.apart.take(opening(number + 1, a=number))
+        frames.parked.take(opening(number + 1, a=number))
     assert frames.accounts.held > 5 * 4096
-    frames.apart.cancel()
-    await frames.apart.settled()
+    frames.parked.cancel()
+    await frames.parked.settled()
     assert frames.accounts.held == frames.accounts.active == 0
     assert not frames.answered
 
@@ -100,12 +100,12 @@ async def test_many_frames_about_many_sessions_cost_what_they_name() -> None:
     for number in range(40):
         handles = np.arange(1000 * number, 1000 * (number + 1) + 1, dtype="<u4")
         close = pb.CloseFrame(handles=handles.tobytes())
-        frames.apart.take(pb.StreamRequest(frame=number + 1, close=close))
-    lines = set(frames.apart._lines.values())
-    assert sum(len(line.names) for line in lines) == len(frames.apart._lines) == 40_001
-    frames.apart.cancel()
-    await frames.apart.settled()
-    assert not frames.apart._lines
+        frames.parked.take(pb.StreamRequest(frame=number + 1, close=close))
+    lines = set(frames.parked._lines.values())
+    assert sum(len(line.names) for line in lines) == len(frames.parked._lines) == 40_001
+    frames.parked.cancel()
+    await frames.parked.settled()
+    assert not frames.parked._lines
 
 
 async def test_a_duplicate_of_a_queued_chunk_holds_up_nobody_else(local: Local) -> None:

@@ -1,4 +1,4 @@
-"""Departures: rows whose sessions are another server's, or deleted, leave memory; the store is not touched."""
+"""Evictions: rows whose sessions are another server's, or deleted, leave memory; the store is not touched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.tasks import Tasks
 
 
-class Departures:
+class Evictions:
     """Lets rows go, at once or after the batch that runs them."""
 
     def __init__(self, engine: Engine, peers: Peers, tasks: Tasks) -> None:

@@ -30,7 +30,7 @@ class _Line:
     names: list[int | str] = field(default_factory=list)
 
 
-class Apart:
+class Parked:
     """Keeps the order of each session while the stream goes on with others: its reader waits for no frame.
 
     A frame that names a handle, or opens an id, of a frame that still waits, waits behind it, all of it; what names one
@@ -86,7 +86,7 @@ class Apart:
                     del self._lines[name]
                 self._account.give(NAME_BYTES * len(line.names))
 
-        task = line.last = asyncio.create_task(answer(), name="stream-apart")
+        task = line.last = asyncio.create_task(answer(), name="stream-parked")
         self.waiting.add(task)
         task.add_done_callback(ended)
 

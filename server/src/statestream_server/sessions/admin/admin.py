@@ -66,7 +66,7 @@ class _Copy(NamedTuple):
     cursor: bytes = b""
 
 
-class Copies:
+class Admin:
     """Reads sessions out and makes sessions of what was read."""
 
     def __init__(
