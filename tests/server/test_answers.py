@@ -264,7 +264,7 @@ class TestKept:
             await first.open_one("a")
             for position in range(0, 60, 10):
                 await first.step(0, position, ones(10))
-        await wide.until(lambda: not len(wide.server.peers))
+        await wide.until(lambda: not len(wide.server.streams))
         call = inference_pb2_grpc.InferenceServiceStub(wide.channel).Stream()
         frame = pb.OpenFrame(
             model="wide",
@@ -300,7 +300,7 @@ class TestKept:
             await first.open_one("a")
             for position in range(0, 70, 10):
                 await first.step(0, position, ones(10))
-        await wide.until(lambda: not len(wide.server.peers))
+        await wide.until(lambda: not len(wide.server.streams))
         call = inference_pb2_grpc.InferenceServiceStub(wide.channel).Stream()
         frame = pb.OpenFrame(
             model="wide",
@@ -311,8 +311,8 @@ class TestKept:
             return_replies=True,
         )
         await call.write(pb.StreamRequest(frame=1, open=frame))
-        await wide.until(lambda: len(wide.server.peers) == 1)
-        (peer,) = wide.server.peers._peers.values()
+        await wide.until(lambda: len(wide.server.streams) == 1)
+        (peer,) = wide.server.streams._streams.values()
         await wide.until(lambda: peer._outbox._sources)
         assert peer._outbox.nbytes < 1000
         call.cancel()
@@ -377,7 +377,7 @@ class TestReaders:
                 await call.write(pb.StreamRequest(frame=2, chunk=chunk))
                 calls.append(call)
             await local.until(lambda: local.server.accounts.held > 0)
-            await local.until(lambda: not len(local.server.peers))
+            await local.until(lambda: not len(local.server.streams))
             assert not local.server.accounts.held
             found = await asyncio.gather(*[failing(read_on(call)) for call in calls])
             assert {failure.reason for failure in found} == {"SLOW_READER"}
@@ -436,7 +436,7 @@ class TestReaders:
         await everything(caller.inference.Forecast(pb.ForecastRequest(model="loop", horizon=3, history=history)))
         async with Speaker(wide.channel, "counter") as speaker:
             await speaker.open_one("a")
-        await wide.until(lambda: not len(wide.server.peers))
+        await wide.until(lambda: not len(wide.server.streams))
 
 
 async def test_a_warm_up_keeps_no_outputs(wide: Local, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ async def test_a_stream_that_ends_while_it_opens_leaves_the_sessions_to_nobody(
         )
         async with asyncio.timeout(DEADLINE):
             await stop.reached.wait()
-    await local.until(lambda: not len(local.server.peers))
+    await local.until(lambda: not len(local.server.streams))
     stop.go_on()
     await local.until(lambda: "a" in table.rows_of(""))
     assert int(table.owner[table.rows_of("")["a"]]) == 0
@@ -649,7 +649,7 @@ async def test_a_large_frame_is_opened_in_parts_of_which_one_may_fail(
             left = [await stops.get() for _ in range(2)]
         opening.cancel()
     async with asyncio.timeout(DEADLINE):
-        while len(local.server.peers):  # noqa: ASYNC110 - nothing tells of it
+        while len(local.server.streams):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
     for stop in left:
         stop.set_result(None)

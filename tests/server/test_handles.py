@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestream_server.edges.grpc.handles import Handles, unknown_places
-from statestream_server.sessions.ownership.peers import Sleeper
+from statestream_server.sessions.ownership.streams import Sleeper
 from statestream_server.stores.base import Key
 
 ROWS = 40

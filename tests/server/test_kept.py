@@ -46,7 +46,7 @@ async def keep(local: Local) -> None:
             for handle in range(SESSIONS):
                 await speaker.step(handle, position, {"x": np.ones((STEPS, 1), np.float32)})
         await speaker.flush(*range(SESSIONS))
-    await local.until(lambda: not len(local.server.peers))
+    await local.until(lambda: not len(local.server.streams))
 
 
 def ids() -> list[str]:
@@ -188,7 +188,7 @@ async def test_a_reader_that_leaves_keeps_nothing_in_memory(wide: Local) -> None
     table = wide.table("wide")
     assert len(table.rows_returning()) == SESSIONS
     reader.call.cancel()
-    await wide.until(lambda: not len(wide.server.peers) and not len(table.rows_returning()))
+    await wide.until(lambda: not len(wide.server.streams) and not len(table.rows_returning()))
     await wide.server.sessions.hibernate(table, float("inf"))
     assert table.sessions == 0
 
@@ -218,7 +218,7 @@ async def test_an_open_that_is_cancelled_lets_the_sessions_go(wide: Local) -> No
     """Whoever asks next has them with all that is kept."""
     async with await aio.connect(wide.address) as client:
         opening = asyncio.ensure_future(_pool(client))
-        await wide.until(lambda: len(wide.server.peers) == 1 and wide.table("wide").owner.any())
+        await wide.until(lambda: len(wide.server.streams) == 1 and wide.table("wide").owner.any())
         opening.cancel()
         await asyncio.wait([opening])
         await wide.until(lambda: not wide.table("wide").owner.any())

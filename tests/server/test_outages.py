@@ -114,7 +114,7 @@ class TestStoreUnavailable:
             monkeypatch.setattr(local.server.store, "load", slowly)
             await speaker.send(flush=pb.FlushFrame(handles=b"\0" * 4))
             await reached.wait()
-            (stream,) = local.server.peers._peers.values()
+            (stream,) = local.server.streams._streams.values()
             await speaker.send_chunk([0], [1], [numbers(2)])
             await local.until(lambda: stream._last_frame == 5)
             go_on.set()

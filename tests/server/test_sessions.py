@@ -168,7 +168,7 @@ class TestHibernation:
         async with Speaker(local.channel, "counter") as speaker:
             await speaker.open_one("gone", 0, ephemeral=True)
             await speaker.open_one("kept", 1)
-        await local.until(lambda: len(local.server.peers) == 0)
+        await local.until(lambda: len(local.server.streams) == 0)
         await housekeeping.tidy(local.server, 1e12, refresh=False)
         request = sessions.ListSessionsRequest(model="counter")
         listed = (await Caller(local.channel).sessions.ListSessions(request)).sessions
@@ -363,8 +363,8 @@ class TestCallersThatGoAway:
                     await slow.write(pb.StreamRequest(frame=number + 2, chunk=chunk))
 
             flooding = asyncio.create_task(flood())
-            await local.until(lambda: len(local.server.peers) == 1)
-            (peer,) = local.server.peers._peers.values()
+            await local.until(lambda: len(local.server.streams) == 1)
+            (peer,) = local.server.streams._streams.values()
             await local.until(lambda: peer._account.is_over)
             await local.until(lambda: not local.server.engine.queued)
             async with Speaker(local.channel, "counter") as speaker:

@@ -111,7 +111,7 @@ async def tidy(server: Server, now: float, *, refresh: bool, unix: float | None 
 
 async def _refresh_sleepers(server: Server) -> None:
     """Tells the store of the sessions that sleep and that connected streams have."""
-    sleepers = server.peers.sleepers()
+    sleepers = server.streams.sleepers()
     for start in range(0, len(sleepers), _SLICE):
         part = sleepers[start : start + _SLICE]
         await server.store.touch([sleeper.key for sleeper in part], [sleeper.epoch for sleeper in part])

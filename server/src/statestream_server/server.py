@@ -28,9 +28,9 @@ from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.evictions import Evictions
 from statestream_server.sessions.ownership.moves import Moves
-from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.placement import Placement
 from statestream_server.sessions.ownership.sessions import Sessions
+from statestream_server.sessions.ownership.streams import Streams
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.sessions.ownership.versions import Versions
@@ -61,14 +61,14 @@ class Server:
         self.settings, self.store, self.quarantine = settings, store, quarantine
         self.lag, self.turns = Lag(), TurnLoad()
         self.engine = engine = Engine(self.turns, quarantine)
-        self.peers, self.tasks = peers, tasks = Peers(), Tasks()
-        self.evictions = evictions = Evictions(engine, peers, tasks)
+        self.streams, self.tasks = streams, tasks = Streams(), Tasks()
+        self.evictions = evictions = Evictions(engine, streams, tasks)
         unsaved, interval = Unsaved(engine.tables), settings.checkpoint_interval
         self.lease = lease = Lease(
             store, self.id, interval, tables=engine.tables, on_fenced=evictions.drop, on_reset=unsaved.everything
         )
         self.checkpointer = checkpointer = Checkpointer(
-            store, engine, lease, settings.durability, interval, unsaved, on_durable=peers.durable
+            store, engine, lease, settings.durability, interval, unsaved, on_durable=streams.durable
         )
         self.registry = registry = Registry(
             settings.models,
@@ -80,15 +80,15 @@ class Server:
             limits=settings.trial,
             quarantine=quarantine,
         )
-        placement = Placement(engine, checkpointer, peers, clock)
+        placement = Placement(engine, checkpointer, streams, clock)
         gate = checkpointer if settings.durability is Durability.SYNC else lease
         self.intake = Intake(engine, gate, Bounds(limits, clock, placement.make_way), clock)
         self.coalescer = Coalescer(self.intake, engine)
         versions, lines = Versions(registry, engine, checkpointer, store), Turns()
         claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, evictions, lines)
-        self.sessions = Sessions(registry, peers, placement, claims, lines, tasks, time.time)
+        self.sessions = Sessions(registry, streams, placement, claims, lines, tasks, time.time)
         self.deletions = Deletions(engine, store, checkpointer, lease, evictions, lines, tasks)
-        self.moves, self.activation = Moves(peers, clock), Activation(self.sessions, engine, store, lease)
+        self.moves, self.activation = Moves(streams, clock), Activation(self.sessions, engine, store, lease)
         writer = uuid.uuid4().bytes  # Of those who name none.
         self.admin = Admin(
             registry,

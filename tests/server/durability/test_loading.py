@@ -201,7 +201,7 @@ async def test_a_stream_whose_opens_wait_for_a_version_is_not_read_on_without_en
         Speaker(local.channel, MODEL) as speaker,
     ):
         await speaker.open_one("here", 9)
-        (stream,) = local.server.peers._peers.values()
+        (stream,) = local.server.streams._streams.values()
         hold(gate)
         frames = [await speaker.send(open=asked(speaker, [handle], [f"s{handle}"], version=1)) for handle in range(6)]
         await gate.reached()

@@ -15,7 +15,7 @@ from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, counting, every, grown, same, some
 from statestream_server.engine.table import Table
 from statestream_server.models.rows import SCRATCH_ROW
-from statestream_server.sessions.ownership.peers import Sleeper
+from statestream_server.sessions.ownership.streams import Sleeper
 
 UNKNOWN: Final = errors.SessionNotFound("the handle stands for no session on this stream; open it first")
 """What is said of a handle that stands for nothing; one error for all of them, as they may be many."""

@@ -31,7 +31,7 @@ from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.singles import Singles
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
-from statestream_server.sessions.ownership.peers import Sleeper
+from statestream_server.sessions.ownership.streams import Sleeper
 
 
 class Stream:
@@ -44,7 +44,7 @@ class Stream:
         self._server = server
         self._context = context
         self._caps = caps
-        self._number = server.peers.join(self)
+        self._number = server.streams.join(self)
         self._accounts = server.accounts
         self._account = self._accounts.open()
         """What is under way; the stream is read as long as that is not too much."""
@@ -91,7 +91,7 @@ class Stream:
                 writer.exception()  # A write failed because the client is gone; reading tells.
             self._parked.cancel()
             self._closings.cancel()
-            self._server.peers.leave(self._number, self._server.checkpointer.tables())
+            self._server.streams.leave(self._number, self._server.checkpointer.tables())
             self.ended.set()
 
     @property

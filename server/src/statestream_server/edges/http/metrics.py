@@ -44,8 +44,8 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily(
             "statestream_queued_bytes", "Bytes of chunks that wait or run", value=engine.queued_bytes
         )
-        yield GaugeMetricFamily("statestream_streams", "Connected streams", value=len(self._server.peers))
-        yield GaugeMetricFamily("statestream_handles", "Handles of all streams", value=self._server.peers.handles)
+        yield GaugeMetricFamily("statestream_streams", "Connected streams", value=len(self._server.streams))
+        yield GaugeMetricFamily("statestream_handles", "Handles of all streams", value=self._server.streams.handles)
         lag, turns = self._server.lag, self._server.turns
         yield _histogram("loop_lag_seconds", "How late wake-ups of the event loop were", lag.counts, 1e-3, lag.total)
         yield GaugeMetricFamily("statestream_loop_lag_most_seconds", "The latest wake-up so far", value=lag.most)

@@ -13,8 +13,8 @@ from statestream_server.engine.table import Table
 from statestream_server.sessions.lease import Asked, Lease
 from statestream_server.sessions.ownership.held import Held
 from statestream_server.sessions.ownership.openings import Opened, Opening, claims_of, unloadable
-from statestream_server.sessions.ownership.peers import Sleeper
 from statestream_server.sessions.ownership.sessions import Sessions
+from statestream_server.sessions.ownership.streams import Sleeper
 from statestream_server.stores.base import Claimed, Mode, Record, Store, Verdict
 
 

@@ -6,17 +6,17 @@ from statestream.contract import errors
 from statestream_server.arrays import Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.streams import Streams
 from statestream_server.sessions.ownership.tasks import Tasks
 
 
 class Evictions:
     """Lets rows go, at once or after the batch that runs them."""
 
-    def __init__(self, engine: Engine, peers: Peers, tasks: Tasks) -> None:
+    def __init__(self, engine: Engine, streams: Streams, tasks: Tasks) -> None:
         """Nothing leaves."""
         self._engine = engine
-        self._peers = peers
+        self._streams = streams
         self._tasks = tasks
 
     def drop(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
@@ -27,7 +27,7 @@ class Evictions:
         """Releases rows; whoever has them, or chunks queued for them, hears why, but for the stream that asked."""
         table.epoch[rows] = 0  # From now on no reply of theirs leaves and nothing of them is saved.
         self._engine.cancel(table, rows.tolist(), error)
-        self._peers.evict(table, rows, error, asker=asker)
+        self._streams.evict(table, rows, error, asker=asker)
         idle = table.lane.idle(rows)
         table.release(rows[idle])
         if not idle.all():

@@ -12,7 +12,7 @@ import numpy as np
 
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.streams import Streams
 
 REST_SECONDS: Final = 60.0
 """A session that was asked for is not asked for again before: its client may have nowhere to go."""
@@ -33,9 +33,9 @@ class Asked(NamedTuple):
 class Moves:
     """Asks for moves."""
 
-    def __init__(self, peers: Peers, clock: Callable[[], float]) -> None:
+    def __init__(self, streams: Streams, clock: Callable[[], float]) -> None:
         """Nothing was asked for; `clock` is the one by which rows are used."""
-        self._peers = peers
+        self._streams = streams
         self._clock = clock
 
     def ask(self, tables: Sequence[Table], share: float) -> Asked:
@@ -73,7 +73,7 @@ class Moves:
         chosen = chosen[np.argsort(index[chosen], kind="stable")]
         named_of, firsts = np.unique(index[chosen], return_index=True)
         for stream, places in zip(named_of.tolist(), np.split(chosen, firsts[1:]), strict=True):
-            self._peers.move(int(streams[stream]), handles[places], whole=bool(whole[stream]))
+            self._streams.move(int(streams[stream]), handles[places], whole=bool(whole[stream]))
         return Asked(len(chosen), len(named_of))
 
 

@@ -23,7 +23,7 @@ from statestream_server.sessions import records
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.held import NOWHERE, Held
 from statestream_server.sessions.ownership.openings import Opened, Opening, Start, refusal
-from statestream_server.sessions.ownership.peers import Peers
+from statestream_server.sessions.ownership.streams import Streams
 from statestream_server.sessions.ownership.versions import Move
 from statestream_server.sessions.records import Stored
 from statestream_server.settings import Durability
@@ -115,7 +115,7 @@ class Placement:
         self,
         engine: Engine,
         checkpointer: Checkpointer,
-        peers: Peers,
+        streams: Streams,
         clock: Callable[[], float],
     ) -> None:
         """`clock` gives seconds and is never set."""
@@ -124,7 +124,7 @@ class Placement:
         self._reported: set[tuple[str, int, int]] = set()
         self._engine = engine
         self._checkpointer = checkpointer
-        self._peers = peers
+        self._streams = streams
         self._clock = clock
         self._making_way: dict[int, asyncio.Task[None]] = {}
         self._promises: dict[int, set[asyncio.Future[None]]] = {}
@@ -260,8 +260,8 @@ class Placement:
         table, places, records, kept = group.table, group.places, group.records, group.kept
         rows = self._rows(opening, group, held, promise)
         handles = opening.handles[places] if opening.handles is not None else np.zeros(len(rows), np.uint32)
-        bindings = self._peers.bind(table, rows, opening.owner, handles)
-        self._peers.claimed(records.keys, opening.owner, handles)
+        bindings = self._streams.bind(table, rows, opening.owner, handles)
+        self._streams.claimed(records.keys, opening.owner, handles)
         table.clear_columns(rows[~kept])
         fresh = ~kept
         fresh[[*group.stored]] = False
@@ -301,7 +301,7 @@ class Placement:
             gone = np.isin(at, places) if other is not table else np.zeros(len(at), np.bool_)
             if gone.any():
                 handles = opening.handles[at[gone]] if opening.handles is not None else np.zeros(gone.sum(), np.uint32)
-                self._peers.take(other, theirs[gone], opening.owner, handles)
+                self._streams.take(other, theirs[gone], opening.owner, handles)
                 other.release(theirs[gone])
         table.bind_ids(new, opening.tenant, [opening.ids[place] for place in places.tolist()])
         return rows
@@ -388,7 +388,7 @@ class Placement:
 
     def hibernate(self, table: Table, rows: Ints) -> None:
         """Frees rows that are `idle`; their streams keep the handles and wake the sessions by using them."""
-        self._peers.hibernate(table, rows)
+        self._streams.hibernate(table, rows)
         table.release(rows)
 
     def make_way(self, table: Table) -> None:

@@ -20,8 +20,8 @@ from statestream_server.sessions.ownership.openings import (
     check_numbers,
     unloadable,
 )
-from statestream_server.sessions.ownership.peers import Peers
 from statestream_server.sessions.ownership.placement import Placement
+from statestream_server.sessions.ownership.streams import Streams
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.stores.base import Key, Mode
@@ -33,7 +33,7 @@ class Sessions:
     def __init__(
         self,
         registry: Registry,
-        peers: Peers,
+        streams: Streams,
         placement: Placement,
         claims: Claims,
         turns: Turns,
@@ -45,7 +45,7 @@ class Sessions:
         self.turns = turns
         self.placement = placement
         self._registry = registry
-        self._peers = peers
+        self._streams = streams
         self._claims = claims
         self._tasks = tasks
         self._clock = clock
@@ -117,7 +117,7 @@ class Sessions:
         self._registry.unload(model, version)
         for table in tables:
             self._claims.forget(table)
-            self._peers.unloaded(table)
+            self._streams.unloaded(table)
 
     async def undisputed(self, table: Table, rows: Ints) -> None:
         """Returns when no claim on these rows that is on its way now is so any more: see then who has them."""

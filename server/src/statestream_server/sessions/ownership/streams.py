@@ -26,7 +26,7 @@ class Sleeper(NamedTuple):
     epoch: int
 
 
-class Peer(Protocol):
+class Connected(Protocol):
     """A connected stream."""
 
     @property
@@ -55,38 +55,38 @@ class Peer(Protocol):
         """Sessions are to be taken elsewhere; with `sleepers` those that left memory, too."""
 
 
-class Peers:
+class Streams:
     """The connected streams by their number."""
 
     def __init__(self) -> None:
         """Nobody is connected."""
-        self._peers: dict[int, Peer] = {}
+        self._streams: dict[int, Connected] = {}
         self._numbers = itertools.count(UNBOUND + 1)
         self._next_binding = 1
         self._asleep: dict[Key, tuple[int, int]] = {}
         """Which stream has a session that left memory, and under which handle; it may have let it go since."""
 
     def __len__(self) -> int:
-        return len(self._peers)
+        return len(self._streams)
 
     @property
     def handles(self) -> int:
         """Handles of all streams."""
-        return sum(peer.handles for peer in self._peers.values())
+        return sum(stream.handles for stream in self._streams.values())
 
     def sleepers(self) -> list[Sleeper]:
         """Sessions that left memory while a stream has them."""
-        return [sleeper for peer in self._peers.values() for sleeper in peer.sleepers()]
+        return [sleeper for stream in self._streams.values() for sleeper in stream.sleepers()]
 
-    def join(self, peer: Peer) -> int:
+    def join(self, stream: Connected) -> int:
         """Takes a stream in; its number is the `owner` of its rows."""
         number = next(self._numbers)
-        self._peers[number] = peer
+        self._streams[number] = stream
         return number
 
     def leave(self, number: int, tables: list[Table]) -> None:
         """A stream ended: its rows in any of the tables are nobody's, and stay."""
-        for sleeper in self._peers.pop(number).sleepers():
+        for sleeper in self._streams.pop(number).sleepers():
             if self._asleep.get(sleeper.key, (UNBOUND, 0))[0] == number:
                 del self._asleep[sleeper.key]
         for table in tables:
@@ -99,7 +99,7 @@ class Peers:
         Returns:
             The new bindings [n].
         """
-        if owner not in self._peers:
+        if owner not in self._streams:
             owner = UNBOUND
         self.take(table, rows, owner, handles)
         bindings = np.arange(self._next_binding, self._next_binding + len(rows))
@@ -116,17 +116,17 @@ class Peers:
         """Takes rows from whoever has them and says why, but for the stream that asked for it."""
         owners = table.owner[rows]
         for row in rows[(owners != UNBOUND) & (owners != asker)].tolist():
-            peer = self._peers.get(int(table.owner[row]))
-            if peer is not None:
-                peer.lost(int(table.handle[row]), error)
+            stream = self._streams.get(int(table.owner[row]))
+            if stream is not None:
+                stream.lost(int(table.handle[row]), error)
         table.owner[rows], table.binding[rows] = UNBOUND, 0
 
     def hibernate(self, table: Table, rows: Ints) -> None:
         """Tells the streams that rows leave memory; the sessions stay theirs."""
         for row in rows[table.owner[rows] != UNBOUND].tolist():
-            peer, key = self._peers.get(int(table.owner[row])), table.key(row)
-            if peer is not None and key is not None:
-                peer.asleep(int(table.handle[row]), Sleeper(key, int(table.epoch[row])))
+            stream, key = self._streams.get(int(table.owner[row])), table.key(row)
+            if stream is not None and key is not None:
+                stream.asleep(int(table.handle[row]), Sleeper(key, int(table.epoch[row])))
                 self._asleep[key] = int(table.owner[row]), int(table.handle[row])
 
     def claimed(self, keys: Iterable[Key], owner: int, handles: Array) -> None:
@@ -135,32 +135,32 @@ class Peers:
             return
         for key, handle in zip(keys, handles.tolist(), strict=True):
             number, before = self._asleep.pop(key, (UNBOUND, 0))
-            peer = self._peers.get(number)
-            if peer is None or (number, before) == (owner, handle):
+            stream = self._streams.get(number)
+            if stream is None or (number, before) == (owner, handle):
                 continue
-            sleeper = peer.sleeper(before)
+            sleeper = stream.sleeper(before)
             if sleeper is not None and sleeper.key == key:
-                peer.lost(before, _moved())
+                stream.lost(before, _moved())
 
     def unloaded(self, table: Table) -> None:
         """Tells the streams that a table without sessions is gone."""
-        for peer in self._peers.values():
-            peer.unloaded(table)
+        for stream in self._streams.values():
+            stream.unloaded(table)
 
     def durable(self, table: Table, rows: Ints) -> None:
         """Tells the streams that rows became durable."""
         owners = table.owner[rows]
         for owner in np.unique(owners[owners != UNBOUND]).tolist():
             mine = rows[owners == owner]
-            peer = self._peers.get(owner)
-            if peer is not None:
-                peer.durable(table.handle[mine], table.durable[mine])
+            stream = self._streams.get(owner)
+            if stream is not None:
+                stream.durable(table.handle[mine], table.durable[mine])
 
     def move(self, number: int, handles: Array, *, whole: bool) -> None:
         """Asks a stream to take sessions elsewhere; all that it has where they are the whole of it."""
-        peer = self._peers.get(number)
-        if peer is not None:
-            peer.move(handles, sleepers=whole)
+        stream = self._streams.get(number)
+        if stream is not None:
+            stream.move(handles, sleepers=whole)
 
 
 def _moved() -> errors.SessionMoved:
