@@ -12,7 +12,7 @@ from statestream_server.arrays import Array, Ints, Positions, counting, some
 from statestream_server.edges.grpc import answers, wire
 from statestream_server.edges.grpc.answers import Results
 from statestream_server.edges.grpc.bindings import Bindings
-from statestream_server.edges.grpc.handles import UNKNOWN, Group, read_handles, unknown_places
+from statestream_server.edges.grpc.handles import UNKNOWN, Resolved, read_handles, unknown_places
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.marks import CURSOR, Marks
@@ -129,7 +129,7 @@ class ChunkFrames:
             self._outbox.refuse(frame, chunks.handles[beyond], chunks.starts[beyond], error)
         return None if beyond[0] else chunks.take(np.flatnonzero(~beyond))
 
-    def _disputed(self, groups: Sequence[Group], starts: Positions) -> bool:
+    def _disputed(self, groups: Sequence[Resolved], starts: Positions) -> bool:
         """Whether a chunk frame must wait: for sessions that are being claimed, for the same chunks that are queued."""
         for table, rows, places in groups:
             if some(table.claiming[rows]):

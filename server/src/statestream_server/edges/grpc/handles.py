@@ -29,7 +29,7 @@ _SPARE: Final = 1024
 """A column may be so much longer than twice the handles that are in use."""
 
 
-class Group(NamedTuple):
+class Resolved(NamedTuple):
     """Handles of one frame whose sessions are in one table.
 
     Attributes:
@@ -165,13 +165,13 @@ class Handles:
                 tables[place], rows[place], bindings[place] = found
         return tables, rows, bindings
 
-    def resolve(self, handles: Array) -> list[Group]:
+    def resolve(self, handles: Array) -> list[Resolved]:
         """The rows that handles stand for, by table; see `unknown_places` for those that stand for nothing."""
         if len(self.tables) == 1 and int(handles.max(initial=0)) < len(self._row):
             table, rows = self.tables[0], self._row[handles]
             # A handle that stands for nothing has no binding either.
             if same(table.binding[rows], self._binding[handles]):
-                return [Group(table, rows, counting(len(handles)))]
+                return [Resolved(table, rows, counting(len(handles)))]
         tables, found, bindings = self._find(handles)
         groups = []
         for index, table in enumerate(self.tables):
@@ -179,11 +179,11 @@ class Handles:
             rows = found[places]
             current = table.binding[rows] == bindings[places]
             if some(current):
-                groups.append(Group(table, rows[current], places[current]))
+                groups.append(Resolved(table, rows[current], places[current]))
         return groups
 
 
-def unknown_places(groups: Sequence[Group], count: int) -> Ints:
+def unknown_places(groups: Sequence[Resolved], count: int) -> Ints:
     """The places, of `count`, that are in no group: their handles stand for nothing, or their claim is over."""
     if sum([len(group.places) for group in groups]) == count:
         return counting(0)
