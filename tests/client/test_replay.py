@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pytest
 
 from statestream import errors
 from statestream.contract.tensors import read_handles, read_positions
 from statestream.core import Group
+from statestream.core.blocks import Block, Single
+from statestream.core.table import Table
 from statestream.v1 import inference_pb2 as pb
 from tests.client.wire import Wire, make_core
 from tests.client.world import FEATURES, MODEL, World
@@ -243,6 +248,53 @@ def test_a_full_buffer_may_lose_by_choice() -> None:
     wire.connect()
     wire.run()
     assert isinstance(wire.step(handle, np.ones((1, FEATURES))).error, errors.StateLost)
+
+
+@pytest.mark.parametrize("lose_when_full", [False, True])
+def test_a_full_buffer_is_not_gone_through_at_every_turn(lose_when_full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for room asks for it at every turn; a buffer of small steps has a hundred thousand blocks."""
+    wire = Wire(core=make_core(replay_buffer_bytes=100_000, keep_seconds=0.0, lose_when_full=lose_when_full))
+    wire.connect()
+    handles = wire.open(*(f"s{number}" for number in range(100)))
+    while wire.core.buffer.bytes < 99_000:
+        wire.step(handles[0], np.ones((1, FEATURES)))
+        wire.run()
+    blocks, looks = len(wire.core.buffer), list[Block]()
+
+    def counted(told: Callable[[Any, Table], bool]) -> Callable[[Any, Table], bool]:
+        def is_durable(block: Block, table: Table) -> bool:
+            looks.append(block)
+            return told(block, table)
+
+        return is_durable
+
+    for kind in (Block, Single):
+        monkeypatch.setattr(kind, "is_durable", counted(kind.is_durable))
+    tickets = []
+    for handle in handles:
+        tickets.append(wire.step(handle, np.ones((1, FEATURES))))
+        wire.send()
+    assert len(looks) < 3 * blocks
+    for _ in range(5):
+        wire.run()
+        wire.now += 1.0
+    assert all(ticket.done and ticket.error is None for ticket in tickets)
+
+
+def test_a_buffer_that_is_full_takes_what_is_behind_a_session_that_failed() -> None:
+    """Nobody saves what is kept of it; its room is there at the next turn."""
+    wire = Wire(core=make_core(replay_buffer_bytes=2000, keep_seconds=0.0))
+    wire.connect()
+    lost, other = wire.open("a", "b")
+    while wire.core.buffer.admits(600):
+        wire.step(lost, np.ones((1, FEATURES)))
+        wire.run()
+    ticket = wire.step(other, np.ones((1, FEATURES)))
+    wire.send()
+    assert not ticket.framed
+    wire.core.log.fail(lost, errors.SessionMoved("somebody has it"))
+    wire.run()
+    assert ticket.value[0, 0] == 1
 
 
 def test_durable_positions_that_come_unasked_free_the_buffer() -> None:

@@ -30,6 +30,7 @@ class ReplayBuffer:
         self.ephemeral_server = False
         self.lose_when_full = False
         self.bytes = 0
+        self._full = False
         self._table = table
         self._grace: deque[Block] = deque()
         self._blocks: deque[Block] = deque()
@@ -47,7 +48,15 @@ class ReplayBuffer:
 
     def admits(self, nbytes: int) -> bool:
         """Whether so many bytes fit, once what may be dropped for them is."""
-        return self.bytes + nbytes <= self.limit or self._make_room(nbytes)
+        return self.bytes + nbytes <= self.limit or (not self._full and self._make_room(nbytes)) or not self.bytes
+
+    def look_again(self) -> None:
+        """What is kept may be needed no longer.
+
+        Callers who wait for room ask for it at every turn, and a buffer of small steps has a hundred thousand blocks:
+        so they are gone through in vain once, and not again before this.
+        """
+        self._full = False
 
     def add(self, block: Block) -> None:
         """Keeps a block."""
@@ -57,6 +66,7 @@ class ReplayBuffer:
 
     def forget(self, handles: Ints) -> None:
         """The histories of sessions that have nothing under way end here: none of their chunks is replayed again."""
+        self.look_again()
         gone = np.zeros(self._table.size, np.bool_)
         gone[handles] = True
         for block in self:
@@ -82,6 +92,8 @@ class ReplayBuffer:
         It is called with every answer, so that it keeps up and none of them waits for all that became durable.
         """
         blocks, grace = self._blocks, self._grace
+        if self.ephemeral_server or self.lose_when_full:  # An answer is enough to make room.
+            self.look_again()
         for _ in range(_AT_ONCE):
             if not blocks:
                 break
@@ -89,6 +101,7 @@ class ReplayBuffer:
             if block.left or not (self.ephemeral_server or block.is_durable(self._table)):
                 break
             blocks.popleft()
+            self._full = False
             if self.keep_seconds and not self.ephemeral_server:
                 block.durable_at = now
                 grace.append(block)
@@ -106,15 +119,17 @@ class ReplayBuffer:
             self._drop(self._grace.popleft())
         if self.has_room(nbytes):
             return True
-        kept: deque[Block] = deque()
-        for block in self._blocks:
-            releasable = self.ephemeral_server or block.is_durable(self._table)
-            if not block.left and (releasable or (self.lose_when_full and not self.has_room(nbytes))):
+        kept = list[Block]()
+        blocks = self._blocks
+        while blocks and not (self.lose_when_full and self.has_room(nbytes)):
+            block = blocks.popleft()
+            if not block.left and (self.ephemeral_server or self.lose_when_full or block.is_durable(self._table)):
                 self._drop(block)
             else:
                 kept.append(block)
-        self._blocks = kept
-        return self.has_room(nbytes)
+        blocks.extendleft(reversed(kept))
+        self._full = not self.has_room(nbytes)
+        return not self._full
 
     def _drop(self, block: Block) -> None:
         self.bytes -= block.nbytes

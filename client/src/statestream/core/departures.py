@@ -74,6 +74,10 @@ class Departures:
             window.full = False
         return ready
 
+    def look_again(self) -> None:
+        """Has the next turn look for room in the replay buffer, whatever is known of it."""
+        self._buffer.look_again()
+
     def _fill_blocks(self, ready: list[Block]) -> list[Window]:
         """Has blocks leave in their order; returns the windows that have no room for the next of theirs."""
         log = self._log

@@ -247,6 +247,7 @@ class Log:
         if not self.abandon(handle, int(table.answered[handle]), error) and not heard:
             table.unheard[handle] = safe
         table.durable[handle] = DURABLE_FOREVER
+        self._buffer.look_again()
         self.holds.pop(handle, None)
         self.held_since.pop(handle, None)
 

@@ -63,6 +63,7 @@ class Outbox:
         if self._departures.starved and now >= self.flush_due:
             self.flush_due = now + FLUSH_EVERY
             controls.save()
+            self._departures.look_again()
         if controls.waiting:
             for batch in controls.ready(now):
                 outbox.append(self._control_frame(batch))

@@ -93,8 +93,10 @@ class Results:
             self._complete(block, outputs, result.durable_positions)
         elif result.handles:
             self._match(block, result, outputs)
-        for row_error in result.errors:
-            self._refused_row(frame, row_error, now)
+        if result.errors:
+            self._buffer.look_again()
+            for row_error in result.errors:
+                self._refused_row(frame, row_error, now)
         self._buffer.advance(now)
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:

@@ -259,6 +259,8 @@ class StreamCore:
         self.received_at = now
         kind = response.WhichOneof("response")
         frame = response.frame
+        if kind not in ("result", "part"):
+            self.buffer.look_again()
         if kind == "result":
             if frame in self.opens.redelivery.frames:
                 self._redelivered(frame, response.result)
