@@ -253,6 +253,22 @@ def test_closing_a_session_that_failed_costs_what_is_sent_beside_it_nothing() ->
     assert lost not in wire.stream.bound
 
 
+def test_a_flush_that_overtakes_replies_is_done_behind_them(wire: Wire) -> None:
+    """Replies to what is sent again after a break come as the server has room for them."""
+    (handle,) = handles = wire.open("a")
+    wire.step(handle, np.ones((1, FEATURES)))
+    flush = wire.core.flush(handles)
+    while wire.send() or wire.serve():
+        pass
+    wire.responses.reverse()
+    assert wire.deliver()
+    assert not flush.done
+    wire.run()
+    assert flush.done
+    assert not flush.errors
+    assert wire.core.table.answered[handle] == 1
+
+
 def test_a_close_waits_for_steps_that_wait_for_room() -> None:
     wire = Wire(core=make_core(replay_buffer_bytes=1200))
     wire.connect()

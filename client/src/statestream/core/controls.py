@@ -278,7 +278,22 @@ class Controls:
     def _answered(self, frame: int, refusals: Iterable[RowError], now: float) -> None:
         found = {refusal.handle: from_status(refusal.status) for refusal in refusals}
         batch = self.in_flight.pop(frame, [])
-        self._finish([one for one in batch if not found or not self._refused(one, found, now)])
+        self._finish([one for one in batch if not (found and self._refused(one, found, now)) and not self._early(one)])
+
+    def _early(self, control: Control) -> bool:
+        """Whether a flush is answered before what it is about: replies to what was sent again may come behind it.
+
+        Whoever flushed then finds `position` where it will stand.
+        """
+        reached = self._table.answered[control.handles]
+        if (
+            control.kind is not Kind.FLUSH
+            or (reached >= np.minimum(control.ends, self._table.next[control.handles])).all()
+        ):
+            return False
+        control.kind = Kind.SETTLE
+        self.waiting.append(control)
+        return True
 
     def _refused(self, control: Control, found: dict[int, StatestreamError], now: float) -> bool:
         """Notes what was refused of an operation; True where it is asked for again."""
