@@ -155,7 +155,12 @@ class StoreMachine(RuleBasedStateMachine):
         if entry is not None and (
             entry.record.incarnation > claim.incarnation
             or (
-                not entry.dead and entry.record.incarnation == claim.incarnation and entry.record.writer != claim.writer
+                not entry.dead
+                and entry.record.writer != claim.writer
+                and (
+                    entry.record.incarnation == claim.incarnation
+                    or (claim.mode is Mode.RESUME and 0 < claim.seen_epoch < entry.record.epoch)
+                )
             )
         ):
             return Verdict.REFUSED, entry.record._replace(blob=None)

@@ -58,7 +58,8 @@ for i = 1, #KEYS - 2 do
   if stored and stored.unknown then
     answer = 'U'
   elseif stored and (incarnation < stored.incarnation
-      or stored.live and incarnation == stored.incarnation and writer ~= stored.writer) then
+      or stored.live and writer ~= stored.writer and (incarnation == stored.incarnation
+        or mode == RESUME and seen > 0 and seen < stored.epoch)) then
     answer = 'R' .. stored.text
   elseif mode == CREATE and (live or held) then
     answer = 'E' .. as_it_stands

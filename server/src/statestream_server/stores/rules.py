@@ -126,7 +126,12 @@ def decide(claim: Claim, stored: Columns | None, now: float) -> Decision:
 
 
 def _is_anothers(claim: Claim, stored: Columns) -> bool:
-    return stored.live and claim.incarnation == stored.incarnation and claim.writer != stored.writer
+    """Whether a session is another writer's, who must not be overtaken by what this claim comes from."""
+    if not stored.live or claim.writer == stored.writer:
+        return False
+    # Who resumes with an epoch does so to end what it began: a close whose answer was lost with a stream, or with two.
+    overtaken = claim.mode is Mode.RESUME and 0 < claim.seen_epoch < stored.epoch
+    return overtaken or claim.incarnation == stored.incarnation
 
 
 def _fence(claim: Claim, kept: Columns | None, epoch: int, *, held: bool) -> int:
