@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import sys
+import tempfile
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -185,8 +186,11 @@ async def arena(models: Path, *options: str) -> AsyncIterator[Arena]:
 
 @contextlib.contextmanager
 def _process(models: Path, *options: str) -> Iterator[Process]:
-    with process(models, "--http", "--http-port", "0", *options) as server:
-        yield server
+    # A store of its own: the usual one is the user's.
+    with tempfile.TemporaryDirectory() as folder:
+        store = () if "--store" in options else ("--store", f"sqlite:{folder}/sessions.db")
+        with process(models, "--http", "--http-port", "0", *store, *options) as server:
+            yield server
 
 
 @contextlib.asynccontextmanager
