@@ -157,6 +157,12 @@ class World:
         probe = Probe(last)
         await self._all({probe: last.process.create(probe.run())}, "at the very end")
 
+    def forget(self) -> None:
+        """Lets the clients go: what ends one that nobody has any more would keep the whole world in memory."""
+        for client in self.clients.values():
+            if client.ready.done() and not client.ready.cancelled():
+                client.ready.result()._abandoning.detach()
+
     async def _all(self, running: dict[Caller, asyncio.Task[None]], when: str) -> None:
         until = self.loop.time() + PATIENCE
         while any(_lives(caller, task) for caller, task in running.items()):
@@ -263,6 +269,7 @@ def simulate(plan: Plan, *, log: bool = False) -> Outcome:
                 loop.everywhere.context.run(_complete, loop, world)
             except RuntimeError as error:
                 world.oracle.violate(f"the schedule stood still: {error}")
+            world.forget()
             oracle = world.oracle
             found = tuple(dict.fromkeys([*oracle.violations, *told.texts, *loop.errors]))
             loop.trace("end", oracle.answered)

@@ -91,7 +91,8 @@ class Client(Runs):
         self._closed = False
         self._address = address
         self.settings = settings
-        weakref.finalize(self, abandon_all, links).atexit = False
+        self._abandoning = weakref.finalize(self, abandon_all, links)
+        self._abandoning.atexit = False
 
     async def __aenter__(self) -> Client:
         return self
