@@ -253,6 +253,25 @@ def test_closing_a_session_that_failed_costs_what_is_sent_beside_it_nothing() ->
     assert lost not in wire.stream.bound
 
 
+def test_a_flush_that_was_put_off_waits_for_answers_and_not_for_a_time_that_is_over(wire: Wire) -> None:
+    """Else whoever writes would be woken for it at once, again and again."""
+    (handle,) = handles = wire.open("a")
+    wire.world.refuse = [errors.Overloaded("full", retry_after=5.0)]
+    step = wire.step(handle, np.ones((1, FEATURES)))
+    flush = wire.core.flush(handles)
+    wire.run()
+    assert not step.done
+    assert not flush.done
+    for _ in range(3):
+        wire.now += 1.0
+        wire.run()
+        due = wire.core.due()
+        assert due is None or due > wire.now
+    wire.settle()
+    assert flush.done
+    assert not flush.errors
+
+
 def test_a_flush_that_overtakes_replies_is_done_behind_them(wire: Wire) -> None:
     """Replies to what is sent again after a break come as the server has room for them."""
     (handle,) = handles = wire.open("a")

@@ -170,7 +170,9 @@ class Controls:
                 control.keep(~failed)
                 failed = failed[~failed]
             control.asked = control.handles[~failed]
-            if control.not_before > now or not self._turn(control, control.ends[~failed]):
+            if control.not_before <= now:
+                control.not_before = 0.0  # What else it waits for comes as an answer.
+            if control.not_before or not self._turn(control, control.ends[~failed]):
                 rest.append(control)
             elif control.kind is Kind.SETTLE or not control.asked.size:
                 done.append(control)

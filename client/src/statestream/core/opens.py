@@ -176,7 +176,9 @@ class Opens:
         due, rest = list[Opening](), list[Opening]()
         for opening in self.waiting:
             late = opening.revival and self._table.in_flight[opening.handles].any()
-            (rest if late or opening.not_before > now else due).append(opening)
+            if opening.not_before <= now:
+                opening.not_before = 0.0
+            (rest if late or opening.not_before else due).append(opening)
         self.waiting = rest
         return joined(due, self._table)
 
