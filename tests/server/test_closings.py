@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.support.arrays import u32, u64
 from tests.support.calls import Failure, failure_of
 from tests.support.counter import numbers, sums
 from tests.support.serving import serving
-from tests.support.speaker import Opened, Speaker
+from tests.support.speaker import Opened, Speaker, next_incarnation
 
 
 async def _closed(speaker: Speaker, *handles: int, **more: object) -> list[tuple[int, str]]:
@@ -115,6 +116,41 @@ async def test_whoever_takes_a_session_over_finds_it_durable(
             assert refused.reason == "STORE_UNAVAILABLE"
         last = await third.open_one("a")
         assert (last.position, last.durable) == (3, 3)
+
+
+async def test_a_stream_that_ends_while_what_it_takes_over_is_saved_leaves_the_session_to_nobody(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is claimed by then. Nobody waits for the stream, and what was answered before is in the state."""
+    async with (
+        serving(models_dir, store=f"sqlite:{tmp_path / 's.db'}", checkpoint_interval=600.0) as local,
+        Speaker(local.channel, "counter") as first,
+        Speaker(local.channel, "counter") as last,
+    ):
+        await first.open_one("a")
+        await first.step(0, 0, numbers(1, 2))
+        table, saving, go = local.table("counter"), asyncio.Event(), asyncio.Event()
+        save = local.server.store.save
+
+        async def hanging(*records: Any) -> object:
+            saving.set()
+            await go.wait()
+            return await save(*records)
+
+        monkeypatch.setattr(local.server.store, "save", hanging)
+        async with Speaker(local.channel, "counter") as second:
+            await second.send(
+                open=pb.OpenFrame(
+                    model="counter", handles=u32(0), ids=["a"], writer=second.writer, incarnation=next_incarnation()
+                )
+            )
+            await asyncio.wait_for(saving.wait(), 10)
+        await local.until(lambda: len(local.server.streams) == 2)
+        assert int(table.owner[table.rows_of("")["a"]]) == 0
+        go.set()
+        taken = await last.open_one("a")
+        assert (taken.position, taken.durable) == (2, 2)
+        assert sums(await last.step(0, 2, numbers(4))) == [7]
 
 
 async def test_acknowledgements_pass_by_frames_that_wait_for_the_store(
