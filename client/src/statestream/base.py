@@ -162,7 +162,7 @@ class SessionBase(Open[tuple[int, int, int, bytes]]):
         """The steps that survive a crash of the server, as far as this client knows."""
         if self._last is not None:
             return self._last[1]
-        return min(int(self._core.table.durable[self._handle]), self.position)
+        return int(self._core.table.durable_of(self._handles)[0])
 
     @property
     def replies(self) -> list[tuple[int, Any]]:
@@ -277,8 +277,7 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
         """[N] the steps that survive a crash of the server, as far as this client knows."""
         if self._last is not None:
             return self._last[1]
-        durable = gathered(self._parts, lambda part: part.link.core.table.durable[part.handles])
-        return np.minimum(durable, self.positions)
+        return gathered(self._parts, lambda part: part.link.core.table.durable_of(part.handles))
 
     @property
     def replies(self) -> dict[int, list[tuple[int, Any]]]:

@@ -20,7 +20,7 @@ from statestream.aio.waiting import LIVE, Attempt, Done
 from statestream.arguments import check_cursor, check_id, check_items, check_whole, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
 from statestream.calls import check_control, check_done
-from statestream.contract.errors import NotOwner
+from statestream.contract.errors import NotOwner, SessionMoved
 from statestream.core import Ticket
 from statestream.layout import Input
 from statestream.parts import Opened
@@ -187,7 +187,8 @@ class Session(SessionBase):
             Unsupported: The model's signature names no feedback.
         """
         check_whole("h", h)
-        return answers(self._link, unary.forecast(self._layout, self.version, h, self.id), self._attempts)
+        call = unary.forecast(self._layout, self.version, h, self.id)
+        return answers(self._link, call, partial(self._attempts, call.request))
 
     async def fork(self, id: str | None = None) -> Session:
         """Copies the session as it stands; without an id the copy is deleted when it is closed.
@@ -199,12 +200,14 @@ class Session(SessionBase):
             check_id(id)
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
-        await answer(self._link, unary.fork(self.model, self.id, fork_id, ephemeral=id is None), self._attempts)
+        call = unary.fork(self.model, self.id, fork_id, ephemeral=id is None)
+        await answer(self._link, call, partial(self._attempts, call.request))
         return await self._client._adopt(self.model, fork_id, ephemeral=id is None, anew=False)
 
     async def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
-        return await answer(self._link, unary.snapshot(self.model, self.id), self._attempts)
+        call = unary.snapshot(self.model, self.id)
+        return await answer(self._link, call, partial(self._attempts, call.request))
 
     async def delete(self) -> None:
         """Deletes the session on the server and closes this object."""
@@ -227,13 +230,19 @@ class Session(SessionBase):
                 self._check()
             return ticket, self._link.begin(ticket, before)
 
-    def _attempts(self) -> Attempt:
-        """The tries of a call about the session: each once its steps are answered, and after a remedy, if need be."""
-        return partial(self._attempt, self._link.attempts(), iter(self._remedies()))
+    def _attempts(self, request: Any) -> Attempt:
+        """The tries of a call about the session: each once its steps are answered, and after a remedy, if need be.
+
+        The request names the epoch under which the session is open here: nobody else's history is what is meant.
+        """
+        return partial(self._attempt, request, self._link.attempts(), iter(self._remedies()))
 
     @contextlib.asynccontextmanager
-    async def _attempt(self, attempt: Attempt, remedies: Iterator[Remedy]) -> AsyncIterator[grpc.aio.Channel]:
+    async def _attempt(
+        self, request: Any, attempt: Attempt, remedies: Iterator[Remedy]
+    ) -> AsyncIterator[grpc.aio.Channel]:
         await self._settle()
+        request.epoch = self._core.table.epoch.item(self._handle)
         try:
             async with attempt() as channel:
                 yield channel
@@ -242,6 +251,10 @@ class Session(SessionBase):
             if remedy is None:
                 raise
             await remedy(elsewhere)
+        except SessionMoved:
+            await self._settle()  # Tells where the session failed. Where it was opened again, the call is made again.
+            if request.epoch == self._core.table.epoch.item(self._handle):
+                raise
 
     def _remedies(self) -> tuple[Remedy, ...]:
         """First this, then that.

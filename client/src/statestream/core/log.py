@@ -246,6 +246,7 @@ class Log:
         safe = bool(table.durable[handle] >= table.answered[handle])
         if not self.abandon(handle, int(table.answered[handle]), error) and not heard:
             table.unheard[handle] = safe
+        table.durable_then.setdefault(handle, int(table.durable[handle]))
         table.durable[handle] = DURABLE_FOREVER
         self._buffer.look_again()
         self.holds.pop(handle, None)

@@ -94,6 +94,7 @@ class Opens:
         for handle in handles.tolist():
             for known in (table.failures, table.initial, table.untaken, table.unheard):
                 known.pop(handle, None)
+            table.durable[handle] = table.durable_then.pop(handle)
         table.state[handles] = State.OPENING
         table.incarnation[handles] = table.incarnation[handles].max(initial=0) + 1
         self.waiting.extend(frames(Opening(handles, OPEN_MODE_EITHER, ticket, np.arange(len(handles)), revival=True)))

@@ -99,6 +99,8 @@ class Table:
         self.ids: list[str] = []
         self.groups: list[Group] = []
         self.failures: dict[int, StatestreamError] = {}
+        self.durable_then: dict[int, int] = {}
+        """What was known to be durable of sessions that failed; in the column they need no replay any more."""
         self.cursors: dict[int, bytes] = {}
         """The cursors of those that have one: of the last chunk, or mark, of which the caller has the reply."""
         self.initial: dict[int, dict[str, Array]] = {}
@@ -145,6 +147,7 @@ class Table:
             for handle in handles.tolist():
                 self.cursors.pop(handle, None)
                 self.failures.pop(handle, None)
+                self.durable_then.pop(handle, None)
                 self.untaken.pop(handle, None)
                 self.initial.pop(handle, None)
                 self.unheard.pop(handle, None)
@@ -165,6 +168,14 @@ class Table:
         self.unheard.pop(handle, None)
         error = self.failures[handle]
         return type(error)(error.message, metadata=error.metadata, retry_after=error.retry_after)
+
+    def durable_of(self, handles: Ints) -> Ints:
+        """The steps that survive a crash, as far as is known: of a session that failed, as far as was known then."""
+        durable: Ints = self.durable[handles]
+        if self.durable_then:
+            then = [self.durable_then.get(handle, DURABLE_FOREVER) for handle in handles.tolist()]
+            durable = np.minimum(durable, np.array(then, np.int64))
+        return np.minimum(durable, self.answered[handles])
 
     def group_number(self, group: Group) -> int:
         """The number that stands for a group in the column."""

@@ -347,18 +347,20 @@ class StepResponse(_message.Message):
     def __init__(self, position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class ForecastRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "history", "horizon")
+    __slots__ = ("model", "version", "session_id", "history", "horizon", "epoch")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     HORIZON_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
     history: History
     horizon: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., horizon: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., horizon: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class History(_message.Message):
     __slots__ = ("inputs",)

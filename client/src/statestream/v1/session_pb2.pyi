@@ -101,16 +101,18 @@ class ListSessionsResponse(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ForkSessionRequest(_message.Message):
-    __slots__ = ("model", "session_id", "fork_id", "ephemeral")
+    __slots__ = ("model", "session_id", "fork_id", "ephemeral", "epoch")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FORK_ID_FIELD_NUMBER: _ClassVar[int]
     EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     model: str
     session_id: str
     fork_id: str
     ephemeral: bool
-    def __init__(self, model: _Optional[str] = ..., session_id: _Optional[str] = ..., fork_id: _Optional[str] = ..., ephemeral: bool = ...) -> None: ...
+    epoch: int
+    def __init__(self, model: _Optional[str] = ..., session_id: _Optional[str] = ..., fork_id: _Optional[str] = ..., ephemeral: bool = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ForkSessionResponse(_message.Message):
     __slots__ = ("session",)
@@ -119,12 +121,14 @@ class ForkSessionResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
 
 class SnapshotSessionRequest(_message.Message):
-    __slots__ = ("model", "session_id")
+    __slots__ = ("model", "session_id", "epoch")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     model: str
     session_id: str
-    def __init__(self, model: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+    epoch: int
+    def __init__(self, model: _Optional[str] = ..., session_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class SnapshotSessionResponse(_message.Message):
     __slots__ = ("snapshot", "position")

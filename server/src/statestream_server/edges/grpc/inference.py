@@ -94,6 +94,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         if source == "session_id":
             key = caller.key(request.model, request.session_id)
             table, row, _ = await server.unary.resident(key, request.version)
+            await server.admin.check_epoch(key, request.epoch, int(table.epoch[row]))
             steps = forecaster.from_session(table, row, request.horizon)
         elif source == "history":
             table = await server.sessions.table(request.model, request.version)

@@ -59,12 +59,12 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.ForkSessionResponse:
         """Copies a session."""
-        made = await self._admin.fork(_key(request), request.fork_id, ephemeral=request.ephemeral)
+        made = await self._admin.fork(_key(request), request.fork_id, ephemeral=request.ephemeral, epoch=request.epoch)
         return pb.ForkSessionResponse(session=_message(made))
 
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
         """Reads a session out."""
-        data, position = await self._admin.snapshot(_key(request))
+        data, position = await self._admin.snapshot(_key(request), request.epoch)
         return pb.SnapshotSessionResponse(snapshot=data, position=position)
 
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:

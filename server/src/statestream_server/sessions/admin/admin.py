@@ -57,10 +57,11 @@ class Description:
 
 
 class _Copy(NamedTuple):
-    """A session as it was read out: its table, one array for every column, position, origin and cursor."""
+    """A session as it was read out: its table, one array for every column, epoch, position, origin and cursor."""
 
     table: Table
     values: list[Array]
+    epoch: int
     position: int
     origin: int = 0
     cursor: bytes = b""
@@ -190,15 +191,36 @@ class Admin:
             found.append(self._of_row(*where) if where is not None else _of_record(record))
         return found
 
-    async def fork(self, key: Key, fork: str, *, ephemeral: bool = False) -> Description:
-        """Copies a session at its present position; returns when the copy is durable.
+    async def check_epoch(self, key: Key, epoch: int, now: int) -> None:
+        """Makes sure that a state under the epoch `now` has all that was answered under an earlier one; 0 is any.
 
         Raises:
+            SessionMoved: It may lack some of it.
+            StoreUnavailable: That cannot be told.
+        """
+        if epoch in (0, now):
+            return
+        # A claim that goes on with the row before it, or with all that it had saved, leaves the fence where it was.
+        (head,) = await self._store.heads([key])
+        if head is None or not head.live or not head.fence <= epoch <= head.epoch:
+            raise errors.SessionMoved(
+                f"session {key.id!r} was opened under epoch {epoch} and has gone on since without all that was answered"
+                f" then: it is at epoch {now}. Open it again to take it as it is",
+                metadata={"epoch": str(now)},
+            )
+
+    async def fork(self, key: Key, fork: str, *, ephemeral: bool = False, epoch: int = 0) -> Description:
+        """Copies a session at its present position; returns when the copy is durable.
+
+        With an epoch it must have all that was answered under that one.
+
+        Raises:
+            SessionMoved: It has not.
             SessionExists: The id is taken, by something else than this very fork.
             NotOwner: Another server has the session.
             SessionNotFound, ModelNotFound, TooManySessions, StoreUnavailable: Nothing was copied.
         """
-        read = await self._read(key)
+        read = await self._read(key, epoch)
         copy, origin = key._replace(id=fork), _origin(key.id, read.position)
         try:
             return await self._make(read, copy, Mode.CREATE, origin, ephemeral=ephemeral)
@@ -219,15 +241,16 @@ class Admin:
         header = records.read_header(record.blob, what=f"session {fork.id!r}")
         return (record.position, header.request) == (position, origin)
 
-    async def snapshot(self, key: Key) -> tuple[bytes, int]:
-        """A session as a safetensors file, and its position.
+    async def snapshot(self, key: Key, epoch: int = 0) -> tuple[bytes, int]:
+        """A session as a safetensors file, and its position; the epoch is as for `fork`.
 
         Raises:
+            SessionMoved: It has not all that was answered under the epoch.
             NotOwner: Another server has it.
             AnswerTooLarge: It has more bytes than the server sends.
             SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
-        table, values, position, origin, cursor = await self._read(key)
+        table, values, _, position, origin, cursor = await self._read(key, epoch)
         snapshot = Snapshot(key.model, table.model.digest, position, values, origin, cursor)
         data = snapshots.dumps(snapshot, table.rows.columns)
         if len(data) > self._most_answer:
@@ -253,7 +276,7 @@ class Admin:
         match = next((t for t in tables if t.model.digest == digest), None)
         table = match or await self._sessions.table(key.model, version)
         snapshot = snapshots.loads(data, table.rows.columns, table.model.digest, moving=upgrade)
-        read = _Copy(table, list(snapshot.values), snapshot.position, snapshot.origin, snapshot.cursor)
+        read = _Copy(table, list(snapshot.values), 0, snapshot.position, snapshot.origin, snapshot.cursor)
         return await self._make(read, key, Mode.REPLACE)
 
     async def _make(
@@ -271,8 +294,13 @@ class Admin:
         await self._sessions.open_one(key, version, mode, self._writer, ephemeral=ephemeral, start=start)
         return await self.describe(key)
 
-    async def _read(self, key: Key) -> _Copy:
-        """A session, once what it has queued has run."""
+    async def _read(self, key: Key, epoch: int) -> _Copy:
+        """A session, once what it has queued has run, with all that was answered under an epoch."""
+        read = await self._read_out(key)
+        await self.check_epoch(key, epoch, read.epoch)
+        return read
+
+    async def _read_out(self, key: Key) -> _Copy:
         where = await self._resident(key)
         if where is not None:
             table, rows = where[0], np.asarray([where[1]])
@@ -281,15 +309,15 @@ class Admin:
                 if table.rows_of(key.tenant).get(key.id) == where[1]:
                     row, values = where[1], [array[0] for array in table.rows.read(rows)]
                     origin, cursor = int(table.origin[row]), table.cursors.get(row, b"")
-                    return _Copy(table, values, int(table.position[row]), origin, cursor)
+                    return _Copy(table, values, int(table.epoch[row]), int(table.position[row]), origin, cursor)
         record = await self._stored(key)
         served = await self._registry.load(key.model, record.version)
         if served.table is None:
             raise errors.ModelChanged(f"version {record.version} of {key.model!r} has no memory now")
         if record.blob is None:
-            return _Copy(served.table, await self._claims.start(served.table), 0)
+            return _Copy(served.table, await self._claims.start(served.table), record.epoch, 0)
         stored = records.decode(self._checkpointer.layout(served.table), record.blob, what=f"session {key.id!r}")
-        return _Copy(served.table, list(stored.values), record.position, stored.origin, stored.cursor)
+        return _Copy(served.table, list(stored.values), record.epoch, record.position, stored.origin, stored.cursor)
 
     def _of_row(self, table: Table, row: int) -> Description:
         key = table.key(row)
