@@ -108,12 +108,16 @@ class Fake(
         """So many more unary calls fail with UNAVAILABLE."""
         self.not_owner = 0
         """So many more calls about a session are refused, as another server had it."""
+        self.breaks = 0
+        """So many more forks meet a stream that breaks and is opened again before they are looked at."""
         self.routes: list[tuple[str, str]] = []
         """Of every call its method and its route key."""
         self.opened: dict[str, str] = {}
         """Of every session the route key of the stream that opened it last."""
         self.peers: set[str] = set()
         """Where streams came from."""
+        self.reopened = threading.Event()
+        """A session was opened, for the first time or again."""
         self._lock = threading.RLock()
         self._open: set[queue.SimpleQueue[Any]] = set()
         self._server: grpc.Server | None = None
@@ -203,6 +207,8 @@ class Fake(
                         return
                     with self._lock:
                         responses = stream.receive(request)
+                        if request.open.ids:
+                            self.reopened.set()
                         if self.lose_replies and request.WhichOneof("request") == "chunk":
                             self.lose_replies -= 1
                             out.put(None)
@@ -241,7 +247,7 @@ class Fake(
     def Forecast(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         self._answer(context, lambda: self._model(request.model))
         if request.WhichOneof("source") == "session_id":
-            row = self._answer(context, lambda: self._row(request.session_id))
+            row = self._answer(context, lambda: self._row(request.session_id, request.epoch))
             state = row.state[np.newaxis].copy()
         else:
             state = from_tensor(request.history.inputs[0]).sum(axis=1)
@@ -272,7 +278,12 @@ class Fake(
             )
 
     def ForkSession(self, request: Any, context: grpc.ServicerContext) -> Any:
-        row = self._answer(context, lambda: self._row(request.session_id))
+        if self.breaks:
+            self.breaks -= 1
+            self.reopened.clear()
+            self.drop()
+            self.reopened.wait(30)
+        row = self._answer(context, lambda: self._row(request.session_id, request.epoch))
         with self._lock:
             fork = row.copy()
             fork.epoch, fork.incarnation, fork.ephemeral = 1, 0, request.ephemeral
@@ -282,7 +293,7 @@ class Fake(
         return session_pb2.ForkSessionResponse(session=self._describe(request.fork_id, fork))
 
     def SnapshotSession(self, request: Any, context: grpc.ServicerContext) -> Any:
-        row = self._answer(context, lambda: self._row(request.session_id))
+        row = self._answer(context, lambda: self._row(request.session_id, request.epoch))
         blob = row.position.to_bytes(8, "little") + row.state.tobytes()
         return session_pb2.SnapshotSessionResponse(snapshot=blob, position=row.position)
 
@@ -343,13 +354,15 @@ class Fake(
             raise errors.ModelNotFound(f"no model {name!r}")
         return self.models[name]
 
-    def _row(self, session_id: str) -> Row:
+    def _row(self, session_id: str, epoch: int = 0) -> Row:
         if self.not_owner:
             self.not_owner -= 1
             raise errors.NotOwner(f"another server has session {session_id!r}")
         row = self.world.rows.get(session_id)
         if row is None:
             raise errors.SessionNotFound(f"no session {session_id!r}")
+        if epoch not in (0, row.epoch):
+            raise errors.SessionMoved(f"session {session_id!r} is at epoch {row.epoch}, not {epoch}")
         return row
 
     def _answer(self, context: grpc.ServicerContext, make: Any) -> Any:

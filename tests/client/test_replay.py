@@ -52,6 +52,25 @@ def test_answered_steps_that_the_server_lost_are_replayed(wire: Wire) -> None:
     assert last.value[0, 0] == 7
 
 
+def test_what_waits_for_answers_waits_for_the_replay(wire: Wire) -> None:
+    """A fork that left earlier would be made of the state that the server was left with."""
+    (handle,) = wire.open("a")
+    for _ in range(3):
+        wire.step(handle, np.ones((1, FEATURES)))
+    wire.run()
+    wire.cut()
+    wire.world.restart()
+    wire.connect()
+    ticket = wire.core.settle(np.array([handle]))
+    while wire.send():
+        assert not ticket.done
+        wire.serve()
+        assert not ticket.done
+        wire.deliver()
+    assert ticket.done
+    assert wire.world.rows["a"].position == 3
+
+
 def test_replies_to_a_replay_are_acknowledged_before_the_session_is_let_go(wire: Wire) -> None:
     """The server that lost the steps has no acknowledgement of them: else its next caller gets the replies again."""
     (handle,) = wire.open("a")

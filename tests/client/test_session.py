@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from statestream import errors
+from statestream import PoolError, errors
 from tests.client.fake_server import Fake
 from tests.client.twins import Connect, Twin
 from tests.client.world import FEATURES, ones
@@ -192,6 +192,43 @@ async def test_fork_snapshot_restore(connect: Connect, twin: Twin, fake: Fake) -
     assert sorted(fake.world.rows) == ["a", "copy", "what-if"]
     with pytest.raises(errors.SnapshotInvalid):
         await twin.call(client.restore, b"", model="sum")
+
+
+async def test_a_copy_is_made_of_the_history_that_its_caller_has(connect: Connect, twin: Twin, fake: Fake) -> None:
+    session = await twin.call((await connect()).session, "sum", "a")
+    await twin.call(session.step, ones(3))
+    fake.breaks = 1  # The call comes under the epoch of before, and is made again under the new one.
+    assert (await twin.call(session.fork, "copy")).position == 3
+    assert fake.breaks == 0
+    fake.world.rows["a"].epoch += 1  # Somebody took the session, and nobody said so yet.
+    with pytest.raises(errors.SessionMoved, match="epoch"):
+        await twin.call(session.fork, "other")
+    with pytest.raises(errors.SessionMoved, match="epoch"):
+        await twin.call(session.snapshot)
+    assert "other" not in fake.world.rows
+
+
+async def test_a_session_that_failed_says_what_was_durable(connect: Connect, twin: Twin) -> None:
+    """Who reads on from there would leave out what was answered and not saved."""
+    first, second = await connect(), await connect()
+    mine = await twin.call(first.session, "sum", "a")
+    await twin.call(mine.step, ones(2))
+    await twin.call(mine.flush)
+    await twin.call(mine.step, ones(3))
+    pool = await twin.call(first.sessions, "sum", ids=["b"])
+    await twin.call(pool.step, ones(1)[None])
+    for name in "ab":
+        await twin.call(second.session, "sum", name)
+    with pytest.raises(errors.SessionMoved):
+        await twin.call(mine.step, ones())
+    with pytest.raises(PoolError):
+        await twin.call(pool.step, ones(1)[None])
+    assert (mine.position, mine.durable_position) == (5, 2)
+    assert (pool.positions.tolist(), pool.durable_positions.tolist()) == ([1], [0])
+    await twin.call(mine.reset)
+    assert mine.durable_position <= mine.position == 6
+    await twin.call(mine.close)
+    assert mine.durable_position <= 6
 
 
 async def test_outputs_that_a_crashed_caller_never_saw_come_again(connect: Connect, twin: Twin, fake: Fake) -> None:

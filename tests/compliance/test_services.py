@@ -117,6 +117,33 @@ async def test_a_fork_goes_on_as_its_origin_would(caller: Caller, subject: Subje
     assert same_bits(arrays_of(twin.outputs), straight.outputs)
 
 
+async def test_a_copy_with_an_epoch_has_all_that_was_answered_under_it(
+    caller: Caller, subject: Subject, speaker: Speaker
+) -> None:
+    """A claim that goes on with the state is no reason to refuse; one that began anew is, whatever the position."""
+    name = fresh_id()
+    first = await speaker.open_one(name)
+    await speaker.step(0, 0, subject.random(2))
+    second = await speaker.open_one(name)
+    assert second.epoch > first.epoch
+    ask: dict[str, Any] = {"model": subject.name, "session_id": name}
+    for epoch in (0, first.epoch, second.epoch):
+        snapshot = sessions.SnapshotSessionRequest(**ask, epoch=epoch)
+        assert (await caller.sessions.SnapshotSession(snapshot)).position == 2
+        fork = sessions.ForkSessionRequest(**ask, fork_id=fresh_id(), epoch=epoch)
+        assert (await caller.sessions.ForkSession(fork)).session.position == 2
+    await speaker.open_one(name, mode=pb.OPEN_MODE_REPLACE)
+    await speaker.step(0, 0, subject.random(2))
+    for epoch in (first.epoch, second.epoch):
+        snapshot = sessions.SnapshotSessionRequest(**ask, epoch=epoch)
+        assert (await failing(caller.sessions.SnapshotSession(snapshot))).reason == "SESSION_MOVED"
+        fork = sessions.ForkSessionRequest(**ask, fork_id=fresh_id(), epoch=epoch)
+        assert (await failing(caller.sessions.ForkSession(fork))).reason == "SESSION_MOVED"
+        forecast = pb.ForecastRequest(**ask, horizon=1, epoch=epoch)
+        refused = await failing(everything(caller.inference.Forecast(forecast)))
+        assert refused.reason == "SESSION_MOVED"
+
+
 async def test_forking_again_is_harmless_while_nothing_moved(caller: Caller, subject: Subject) -> None:
     """The fork's id is the caller's choice: a repeated call finds the copy; another copy is SESSION_EXISTS."""
     origin, fork = fresh_id(), fresh_id()

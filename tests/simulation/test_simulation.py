@@ -45,6 +45,12 @@ def test_the_same_seed_is_the_same_schedule(seed: int) -> None:
     assert one.callbacks == other.callbacks > 100
 
 
+@pytest.mark.parametrize("seed", [301713, 502267, 9001309])
+def test_schedules_that_broke_a_promise_keep_it(seed: int) -> None:
+    """Forks of a history that their callers never had; a durable position that counted what was never saved."""
+    assert simulate(draw(seed)).violations == ()
+
+
 def test_other_seeds_are_other_schedules() -> None:
     assert len({simulate(draw(seed)).digest for seed in range(8)}) == 8
 

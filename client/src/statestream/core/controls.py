@@ -52,7 +52,7 @@ class Kind(enum.Enum):
     END = "end"
     """A close of sessions that end with their callers: they are deleted."""
     SETTLE = "settle"
-    """All chunks answered, the session bound: nothing is sent."""
+    """All chunks answered, the session bound, and what it was bound without there again: nothing is sent."""
 
 
 @dataclass(eq=False, slots=True)
@@ -267,8 +267,12 @@ class Controls:
         if control.lets_go:
             return bool((table.answered[handles] == table.next[handles]).all()) and not table.in_flight[handles].any()
         # What was given up, or not submitted after all, is not waited for.
-        reached = table.sent[handles] if control.kind is Kind.FLUSH else table.answered[handles]
-        return bool((reached >= np.minimum(ends, table.next[handles])).all())
+        ends = np.minimum(ends, table.next[handles])
+        if (table.sent[handles] < ends).any():
+            return False
+        if control.kind is Kind.FLUSH:
+            return True
+        return bool((table.answered[handles] >= ends).all()) and not self._log.is_replaying(handles)
 
     def _refuse_failed(self, control: Control, handles: Ints) -> None:
         table = self._table

@@ -338,6 +338,13 @@ class Log:
         table.state[handles] = State.OPEN
         self._fail_uncovered(handles)
 
+    def is_replaying(self, handles: Ints) -> bool:
+        """Whether one of these sessions is not yet again on its server what its callers were answered."""
+        if not self._table.in_flight[handles].any():
+            return False
+        replays = (block for block in self.in_flight.values() if block.sink is DISCARD)
+        return any(np.isin(block.handles[block.still_waiting()], handles).any() for block in replays)
+
     def _fail_uncovered(self, handles: Ints) -> None:
         """Fails sessions whose position on the server is not where one of our chunks starts."""
         table = self._table
