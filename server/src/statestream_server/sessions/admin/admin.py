@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -220,7 +219,9 @@ class Admin:
             NotOwner: Another server has the session.
             SessionNotFound, ModelNotFound, TooManySessions, StoreUnavailable: Nothing was copied.
         """
-        read = await self._read(key, epoch)
+        # A process that was stopped and finds the store gone may have a row from before the session moved. What it
+        # answers then is undone at most; a copy of it would stay.
+        read = await self._read(key, epoch, sure=True)
         copy, origin = key._replace(id=fork), _origin(key.id, read.position)
         try:
             return await self._make(read, copy, Mode.CREATE, origin, ephemeral=ephemeral)
@@ -294,14 +295,14 @@ class Admin:
         await self._sessions.open_one(key, version, mode, self._writer, ephemeral=ephemeral, start=start)
         return await self.describe(key)
 
-    async def _read(self, key: Key, epoch: int) -> _Copy:
+    async def _read(self, key: Key, epoch: int, *, sure: bool = False) -> _Copy:
         """A session, once what it has queued has run, with all that was answered under an epoch."""
-        read = await self._read_out(key)
+        read = await self._read_out(key, sure=sure)
         await self.check_epoch(key, epoch, read.epoch)
         return read
 
-    async def _read_out(self, key: Key) -> _Copy:
-        where = await self._resident(key)
+    async def _read_out(self, key: Key, *, sure: bool) -> _Copy:
+        where = await self._resident(key, sure=sure)
         if where is not None:
             table, rows = where[0], np.asarray([where[1]])
             await self._engine.settled(table, rows)
@@ -336,12 +337,21 @@ class Admin:
             table.cursors.get(row, b""),
         )
 
-    async def _resident(self, key: Key) -> tuple[Table, int] | None:
-        """A session's row if it is here, and the store does not say that it moved."""
+    async def _resident(self, key: Key, *, sure: bool = False) -> tuple[Table, int] | None:
+        """A session's row if it is here, and the store does not say that it moved.
+
+        Raises:
+            StoreUnavailable: The store says nothing, and it must be `sure`; else the row is the best that is known.
+        """
         where = self._sessions.find(key)
         if where is not None:
-            with contextlib.suppress(errors.StoreUnavailable):  # Then the row is the best that is known.
-                await self._lease.check(where[0], np.asarray([where[1]]))
+            left = np.asarray([where[1]])
+            try:
+                while left.size:
+                    left = await self._lease.check(where[0], left)
+            except errors.StoreUnavailable:
+                if sure:
+                    raise
             where = self._sessions.find(key)
         return where
 
