@@ -256,7 +256,11 @@ class Caller:
         self.oracle.is_made(copy, known)
         self._open[copy] = made
         self.client.joins(copy, made, known)
-        await self._step(copy, made, 1)
+        try:
+            await self._step(copy, made, 1)
+        except StatestreamError:
+            await self._drop(copy, broken=True)
+            raise
 
     async def do_born(self, operation: Operation, session: str) -> None:
         self.oracle._number += 1
