@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,18 @@ from tests.support.serving import Local
 from tests.support.speaker import Answer, Opened, Refusal, Speaker, fresh_id
 
 CAPS = Caps(Limits())
+
+
+def test_a_map_is_looked_at_entry_by_entry() -> None:
+    """None of our requests has one yet; those of other protocols have."""
+    kept, long = Struct(), "n" * 2000
+    kept.update({"a": 1, "b": {"c": ["d"]}})
+    CAPS.check(kept)
+    for bad in ({long: 1}, {"a": long}, {"a": {"b": long}}, {str(number): number for number in range(1025)}):
+        request = Struct()
+        request.update(bad)
+        with pytest.raises(errors.BadFrame):
+            CAPS.check(request)
 
 
 def requests() -> list[Descriptor]:

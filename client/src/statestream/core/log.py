@@ -1,7 +1,7 @@
 """The log: all that was submitted for each session, in the order of its positions, until nothing needs it any more.
 
-Four marks divide a session's positions: what is answered, what is sent, what is submitted (the table's columns
-`answered <= sent <= next`), and what is durable. Positions are given at submission; so whatever stands behind something
+Four bounds divide a session's positions: what is answered, what is sent, what is submitted (the table's columns
+`answered <= sent <= next`, but while `sent` goes back for a replay), and what is durable. Positions are given at submission; so whatever stands behind something
 names the position at which that ends, and no other order is kept. What may leave when, `departures` decides; what an
 answer means, `results`.
 """

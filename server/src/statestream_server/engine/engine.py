@@ -248,7 +248,7 @@ class Engine:
                 self._pass_marks(self._tables[choice.queue], choice.priority)
                 return
             if batch.costs.predict(batch.count, batch.steps) < INLINE_SECONDS:
-                self._commit(choice, batch, batch.run())
+                self._ended(choice, batch, batch.run())
             else:
                 self.statistics.threaded += 1
                 self._on_thread = asyncio.create_task(self._aside(choice, batch), name="engine-batch")
@@ -261,11 +261,11 @@ class Engine:
             async with self._slabs:
                 seconds = await asyncio.get_running_loop().run_in_executor(self._thread, batch.run)
             self._on_thread = None
-            self._commit(choice, batch, seconds)
+            self._ended(choice, batch, seconds)
         except Exception as error:
             self._fail(error)
 
-    def _commit(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float) -> None:
+    def _ended(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float) -> None:
         """Notes what a batch cost and tells of it; newcomers join in the turn of the loop before the next."""
         news = not batch.searched and batch.costs.observe(batch.count, batch.steps, seconds)
         if batch.count >= NOTED_ROWS:

@@ -95,6 +95,8 @@ class Caps:
         each: _Check | None = texts if text else self.check if field.message_type is not None else None
         if not field.is_repeated:
             return each
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            return self._map(field, most)
 
         def repeated(values: Any) -> None:
             if len(values) > most:
@@ -104,6 +106,22 @@ class Caps:
                     each(value)
 
         return repeated
+
+    def _map(self, field: FieldDescriptor, most: int) -> _Check:
+        """The check of a map, which is read by its keys, not as the entries that travel."""
+        entry = field.message_type.fields_by_name
+        key, value = self._field(entry["key"]), self._field(entry["value"])
+
+        def mapped(values: Any) -> None:
+            if len(values) > most:
+                raise too_many(field.name, len(values), most)
+            for name in values if key is not None or value is not None else ():
+                if key is not None:
+                    key(name)
+                if value is not None:
+                    value(values[name])
+
+        return mapped
 
 
 def too_many(field: str, count: int, most: int, advice: str = "") -> errors.BadFrame:

@@ -113,7 +113,7 @@ class Intake:
             chunks.receiver.refused(chunks.bare(rest), _complaints(chunks, rest, kept=entries[rest] != NONE))
 
     def completed(self, work: Chunks, places: Ints) -> None:
-        """Commits position, reply and durability of chunks that ran; their states are committed already."""
+        """Moves position and reply of chunks that ran; their states are committed already, and saved later."""
         chunks, outputs = work, work.outputs
         if len(places) < len(work.rows):
             chunks, outputs = work.take(places), work.lengths.pack(outputs, places)
