@@ -1,9 +1,9 @@
 """The log: all that was submitted for each session, in the order of its positions, until nothing needs it any more.
 
 Four bounds divide a session's positions: what is answered, what is sent, what is submitted (the table's columns
-`answered <= sent <= next`, but while `sent` goes back for a replay), and what is durable. Positions are given at submission; so whatever stands behind something
-names the position at which that ends, and no other order is kept. What may leave when, `departures` decides; what an
-answer means, `results`.
+`answered <= sent <= next`, but while `sent` goes back for a replay), and what is durable. Positions are given at
+submission; so whatever stands behind something names the position at which that ends, and no other order is kept. What
+may leave when, `departures` decides; what an answer means, `results`.
 """
 
 from __future__ import annotations
