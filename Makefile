@@ -2,7 +2,7 @@
 #
 #   PYTHON             the Python that makes .venv (python3, or the first python3.N that is new enough)
 #   STATESTREAM_TORCH  where torch comes from: a wheel, an index, a requirement (torch==2.13.0)
-#   ARGS               passed on by test, test-compose, chaos, bench and demo
+#   ARGS               passed on by test, test-compose, chaos, bench, dist and demo
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,7 +14,7 @@ STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu simulate install stubs
-.PHONY: lessons twins clean
+.PHONY: lessons twins dist clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make lessons       trains, measures and draws what docs/lessons shows, some three minutes"
 	@echo "make simulate      runs simulated schedules by seed; ARGS='--first 0 --seeds 1000'"
 	@echo "make gpu           tests, a small chaos and the benchmark of devices on this machine's GPU"
+	@echo "make dist          wheels and source archives, their licences and SBOMs, into dist/"
 	@echo "make install       makes .venv anew from constraints.txt"
 	@echo "make stubs         generates the stubs from protos/"
 	@echo "make twins         generates the synchronous client from the asyncio one"
@@ -125,6 +126,9 @@ stubs: $(STAMP)
 twins: $(STAMP)
 	$(RUN) tools/twins.py
 
+dist: $(STAMP)
+	@$(RUN) tools/dist.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools client/dist server/dist export/dist
+	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools dist client/dist server/dist export/dist
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -45,6 +45,14 @@ def test_each_is_named_and_typed(folder: str) -> None:
     assert (ROOT / folder / "src" / name.replace("-", "_") / "py.typed").exists()
 
 
+@pytest.mark.parametrize("folder", DISTRIBUTIONS)
+def test_each_has_the_licence_as_a_file(folder: str) -> None:
+    """A link would lie in the source archive as one, lead nowhere, and leave the wheel without a licence."""
+    path = ROOT / folder / "LICENSE"
+    assert not path.is_symlink()
+    assert path.read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 @pytest.mark.parametrize("folder", ["server", "export"])
 def test_they_ask_for_the_client_of_their_own_version(folder: str) -> None:
     assert f"statestream[cli]=={project('client')['version']}" in project(folder)["dependencies"]

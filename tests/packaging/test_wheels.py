@@ -1,7 +1,9 @@
-"""Each distribution, built as a wheel and installed alone into an empty environment, imports and runs."""
+"""Each distribution, installed alone from what `make dist` made into an empty environment, imports and runs, and has
+there what its SBOM lists."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import setup_venv
+from packaging.utils import canonicalize_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -24,6 +27,13 @@ for name in names:
         importlib.import_module(name)
 print(len(names), *sorted({name.partition(".")[0] for name in sys.modules}))
 """
+
+
+def listed(released: Path, name: str) -> set[str]:
+    """What an SBOM says that an installation has."""
+    bill = json.loads((released / f"sbom-{name}.cdx.json").read_text("utf-8"))
+    parts = [bill["metadata"]["component"], *bill["components"]]
+    return {canonicalize_name(part["name"]) for part in parts}
 
 
 class Environment:
@@ -59,31 +69,11 @@ class Environment:
     def installed(self) -> set[str]:
         command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "list", "--format=freeze"]
         listing = self.run(*command, "--disable-pip-version-check")
-        return {line.split("==")[0].lower() for line in listing.splitlines()}
+        return {canonicalize_name(line.split("==")[0]) for line in listing.splitlines()}
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheels")
-    for name in ("client", "server", "export"):
-        command = [
-            sys.executable,
-            "-m",
-            "build",
-            "--wheel",
-            "--no-isolation",
-            "--outdir",
-            str(folder),
-            str(ROOT / name),
-        ]
-        built = subprocess.run(command, capture_output=True, text=True)
-        assert built.returncode == 0, built.stdout + built.stderr
-    assert len(list(folder.glob("*.whl"))) == 3
-    return folder
-
-
-def test_the_client_alone(wheels: Path, tmp_path: Path) -> None:
-    env = Environment(tmp_path / "venv", wheels)
+def test_the_client_alone(released: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", released)
     env.install("statestream")
     assert not env.installed() & {"onnxruntime", "onnx", "torch", "statestream-server", "click", "rich"}
     env.run(env.bin / "python", "-c", "import statestream; statestream.connect, statestream.aio.connect")
@@ -91,26 +81,28 @@ def test_the_client_alone(wheels: Path, tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "statestream: the command needs click and rich: pip install 'statestream[cli]'\n"
 
-    env.install("statestream[cli]")
+    env.install("statestream[cli,pandas]")
+    assert env.installed() == listed(released, "client")
     assert not env.import_all("statestream") & {"onnxruntime", "torch"}
     assert "health" in env.commands()
     assert not env.commands() & {"serve", "train"}
 
 
-def test_the_server_without_torch(wheels: Path, tmp_path: Path) -> None:
-    env = Environment(tmp_path / "venv", wheels)
+def test_the_server_without_torch(released: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", released)
     env.install("statestream-server")
     assert not env.installed() & {"onnxruntime", "onnxruntime-gpu", "torch"}
     env.run(env.bin / "python", "-c", "import statestream_server")
     assert {"serve", "inspect"} <= env.commands()
 
     env.install("statestream-server[cpu,redis]")
+    assert env.installed() == listed(released, "server")
     assert "torch" not in env.installed()
     assert "torch" not in env.import_all("statestream_server")
 
 
-def test_the_server_without_onnxruntime_says_what_to_install(wheels: Path, tmp_path: Path) -> None:
-    env = Environment(tmp_path / "venv", wheels)
+def test_the_server_without_onnxruntime_says_what_to_install(released: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", released)
     env.install("statestream-server")
     models = tmp_path / "models"
     models.mkdir()
@@ -128,12 +120,13 @@ def test_the_server_without_onnxruntime_says_what_to_install(wheels: Path, tmp_p
     assert "Traceback" not in output
 
 
-def test_the_exporter_alone(wheels: Path, tmp_path: Path) -> None:
-    env = Environment(tmp_path / "venv", wheels)
+def test_the_exporter_alone(released: Path, tmp_path: Path) -> None:
+    env = Environment(tmp_path / "venv", released)
     # torch from where this environment has it, so that a build without CUDA stays one.
     torch = setup_venv.torch_arguments(os.environ.get("STATESTREAM_TORCH", "").strip())
     env.run(sys.executable, "-m", "pip", "--python", str(env.bin / "python"), "install", "--quiet", *torch)
     env.install("statestream-export", constraints=Path(setup_venv.effective_constraints()))
+    assert env.installed() == listed(released, "export")
     assert "statestream-server" not in env.installed()
     assert "statestream_server" not in env.import_all("statestream_export")
     assert {"train", "recipes", "data"} <= env.commands()
