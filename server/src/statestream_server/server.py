@@ -111,7 +111,6 @@ class Server:
             engine,
             checkpointer,
             self.intake,
-            self.admin,
             budgets.steps,
             writer,
             most_steps=limits.max_chunk_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
-from tests.support.arrays import arrays_of, tensor
+from tests.support.arrays import arrays_of, tensor, u64
 from tests.support.calls import Caller, Failure, connected, everything, failing
 from tests.support.counter import numbers
 from tests.support.serving import Local, process, serving
@@ -131,14 +132,20 @@ async def test_a_server_that_left_owns_nothing(models_dir: Path, tmp_path: Path)
         assert (await Caller(stays.channel).sessions.ForkSession(fork)).session.position == 2
 
 
-async def test_a_forecast_of_a_dead_servers_session(models_dir: Path, tmp_path: Path) -> None:
+async def test_a_forecast_of_a_dead_servers_session_takes_it_from_nobody(models_dir: Path, tmp_path: Path) -> None:
+    """Whoever had it there, and connects again after the forecast, goes on with the incarnation of before."""
     store, session = f"sqlite:{tmp_path / 'sessions.db'}", fresh_id()
+    writer, inputs = uuid.uuid4().bytes, {"x": np.ones((3, 2), np.float32)}
     async with serving(models_dir, store=store) as stays:
-        async with serving(models_dir, store=store) as leaves:
-            inputs = {"x": np.ones((3, 2), np.float32)}
-            await Caller(leaves.channel).step(LOOP, session, inputs, mode=pb.OPEN_MODE_CREATE)
-        request = pb.ForecastRequest(model=LOOP, session_id=session, horizon=2)
+        async with serving(models_dir, store=store) as leaves, Speaker(leaves.channel, LOOP, writer) as speaker:
+            opened = await speaker.open_one(session, incarnation=7)
+            await speaker.step(0, 0, inputs)
+            await speaker.flush(0)
+        request = pb.ForecastRequest(model=LOOP, session_id=session, horizon=2, epoch=opened.epoch)
         assert len(await everything(Caller(stays.channel).inference.Forecast(request))) == 2
+        async with Speaker(stays.channel, LOOP, writer) as speaker:
+            again = await speaker.open_one(session, incarnation=8, seen_epochs=u64(opened.epoch))
+            assert (again.position, again.created) == (3, False)
 
 
 async def test_a_killed_server_that_is_back_is_no_other_server(models_dir: Path, tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import tag_of, tag_of_arrays
 from statestream_server.engine.work import Priority
+from statestream_server.sessions.admin.admin import Copy
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.settings import Limits
 from statestream_server.shapes import step_bytes
+from statestream_server.stores.base import Key
 
 
 class Forecaster:
@@ -40,12 +42,12 @@ class Forecaster:
         if not 1 <= horizon <= limit:
             raise errors.BadFrame(f"horizon is {horizon}; expected 1 to {limit}", metadata={"field": "horizon"})
 
-    async def from_session(self, table: Table, row: int, horizon: int) -> AsyncGenerator[list[Array], None]:
-        """Forecasts from a fork of a session; the session does not move.
+    async def from_session(self, key: Key, copy: Copy, horizon: int) -> AsyncGenerator[list[Array], None]:
+        """Forecasts from a copy of a session; the session does not move.
 
         Args:
-            table: The session's table.
-            row: Its row.
+            key: The session.
+            copy: What was read of it.
             horizon: Steps wanted.
 
         Yields:
@@ -55,30 +57,21 @@ class Forecaster:
             Unsupported: The model has no feedback, or the session took no step yet.
             TooManySessions, Overloaded: With what is under way, this would be more than may be driven.
             AnswerTooLarge: A step has more bytes than the server sends.
-            SessionNotFound: The session left its row before the forecast began.
         """
+        table = copy.table
+        _check(table)
         self._check_answer(table, 1)
+        if copy.position == copy.origin:
+            raise errors.Unsupported("a forecast starts from the session's last output; apply one step at least first")
         with self._budget.holding(0):
-            forks = await self._forked(table, row)
-            async with aclosing(self._roll(table, forks, horizon)) as steps:
+            async with self._engine.still():
+                check_rows(table, 1, self._limits)
+                fork = table.allocate(1, scratch=True)
+                table.tag[fork] = tag_of("forecast", *key)
+                table.rows.write(fork, [value[None] for value in copy.values])
+            async with aclosing(self._roll(table, fork, horizon)) as steps:
                 async for outputs in steps:
                     yield outputs
-
-    async def _forked(self, table: Table, row: int) -> Ints:
-        """A scratch row that stands where a session does once what it has queued has run."""
-        _check(table)
-        rows, serial = np.asarray([row]), int(table.serial[row])
-        await self._engine.settled(table, rows)
-        if table.position[row] == table.origin[row]:
-            raise errors.Unsupported("a forecast starts from the session's last output; apply one step at least first")
-        async with self._engine.still():
-            if int(table.serial[row]) != serial:
-                raise errors.SessionNotFound("the session was closed before its forecast began; ask again")
-            check_rows(table, 1, self._limits)
-            forks = table.allocate(1, scratch=True)
-            table.tag[forks] = tag_of("forecast", table.tag[rows].tobytes())
-            table.rows.copy(rows, forks)
-        return forks
 
     async def from_history(self, table: Table, history: list[Array], horizon: int) -> AsyncGenerator[list[Array], None]:
         """Forecasts from fresh rows that are warmed up on past inputs.

@@ -15,12 +15,10 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.marks import Marks, ends
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.admin.admin import Admin
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
 from statestream_server.sessions.admission.intake import Intake
 from statestream_server.sessions.checkpointer import Checkpointer
-from statestream_server.sessions.ownership.openings import pinned
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.stores.base import Key, Mode
@@ -67,7 +65,6 @@ class Unary:
         engine: Engine,
         checkpointer: Checkpointer,
         intake: Intake,
-        admin: Admin,
         budget: Budget,
         writer: bytes,
         *,
@@ -80,7 +77,6 @@ class Unary:
         self._engine = engine
         self._checkpointer = checkpointer
         self._intake = intake
-        self._admin = admin
         self._writer = writer
         self._order = Turns()
 
@@ -96,21 +92,6 @@ class Unary:
             if int(table.owner[row]) == UNBOUND and table.epoch[row] and version in (0, table.model.version):
                 return _target(table, row)
         return await self._claim(key, version, mode)
-
-    async def resident(self, key: Key, version: int = 0) -> Target:
-        """A session that nobody claims for this; one that is only stored is brought back.
-
-        Raises:
-            NotOwner: Another server has it.
-            ModelChanged: It is pinned to another version than `version`, if that is not 0.
-            StatestreamError: It is not to be had.
-        """
-        await self._admin.check_owner(key)
-        where = self._sessions.find(key)
-        found = _target(*where) if where is not None else await self._claim(key, 0, Mode.RESUME)
-        if version not in (0, found.table.model.version):
-            raise pinned(key.id, found.table.model.version, version)
-        return found
 
     def check_steps(self, steps: int) -> None:
         """Checks how long a chunk is, before its inputs are looked at.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from statestream.contract import errors
@@ -96,7 +96,7 @@ class Caps:
         if not field.is_repeated:
             return each
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            return self._map(field, most)
+            return self._map(name, field.message_type, most)
 
         def repeated(values: Any) -> None:
             if len(values) > most:
@@ -107,14 +107,14 @@ class Caps:
 
         return repeated
 
-    def _map(self, field: FieldDescriptor, most: int) -> _Check:
+    def _map(self, field: str, kind: Descriptor, most: int) -> _Check:
         """The check of a map, which is read by its keys, not as the entries that travel."""
-        entry = field.message_type.fields_by_name
+        entry = kind.fields_by_name
         key, value = self._field(entry["key"]), self._field(entry["value"])
 
         def mapped(values: Any) -> None:
             if len(values) > most:
-                raise too_many(field.name, len(values), most)
+                raise too_many(field, len(values), most)
             for name in values if key is not None or value is not None else ():
                 if key is not None:
                     key(name)

@@ -93,9 +93,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         source = request.WhichOneof("source")
         if source == "session_id":
             key = caller.key(request.model, request.session_id)
-            table, row, _ = await server.unary.resident(key, request.version)
-            await server.admin.check_epoch(key, request.epoch, int(table.epoch[row]))
-            steps = forecaster.from_session(table, row, request.horizon)
+            copy = await server.admin.read(key, request.epoch, version=request.version)
+            table = copy.table
+            steps = forecaster.from_session(key, copy, request.horizon)
         elif source == "history":
             table = await server.sessions.table(request.model, request.version)
             specs = table.model.signature.inputs

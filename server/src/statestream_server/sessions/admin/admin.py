@@ -21,7 +21,7 @@ from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
-from statestream_server.sessions.ownership.openings import Start, newer_record
+from statestream_server.sessions.ownership.openings import Start, newer_record, pinned
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.stores.base import NEWER, Key, Mode, Record, Store
 
@@ -55,8 +55,17 @@ class Description:
     cursor: bytes = b""
 
 
-class _Copy(NamedTuple):
-    """A session as it was read out: its table, one array for every column, epoch, position, origin and cursor."""
+class Copy(NamedTuple):
+    """A session as it was read out.
+
+    Attributes:
+        table: Its table.
+        values: One array for every column, without the row axis.
+        epoch: The claim under which it was.
+        position: Steps and marks applied.
+        origin: The position behind its last reset.
+        cursor: The caller's, b"" for none.
+    """
 
     table: Table
     values: list[Array]
@@ -163,16 +172,6 @@ class Admin:
                 " mean the session as it is now"
             )
 
-    async def check_owner(self, key: Key) -> None:
-        """Makes sure that no other server has a session.
-
-        Raises:
-            NotOwner: Another server has it; `metadata["owner"]` says where.
-            ModelNotFound, SessionNotFound, StoreUnavailable: It cannot be found.
-        """
-        if await self._resident(key) is None:
-            await self._stored(key)
-
     async def page(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Description]:
         """A tenant's sessions above `after`, by model and id, at most `limit`; model "" for all.
 
@@ -190,13 +189,29 @@ class Admin:
             found.append(self._of_row(*where) if where is not None else _of_record(record))
         return found
 
-    async def check_epoch(self, key: Key, epoch: int, now: int) -> None:
-        """Makes sure that a state under the epoch `now` has all that was answered under an earlier one; 0 is any.
+    async def read(self, key: Key, epoch: int = 0, *, version: int = 0, sure: bool = False) -> Copy:
+        """A session as it stands once what it has queued has run.
+
+        Args:
+            key: Which.
+            epoch: It must have all that was answered under this one; 0 for whatever it has.
+            version: The one that it must be pinned to; 0 for any.
+            sure: Whether the store must say that the row here is the session, or the row is the best that is known.
 
         Raises:
-            SessionMoved: It may lack some of it.
-            StoreUnavailable: That cannot be told.
+            SessionMoved: It has not all that was answered under the epoch.
+            NotOwner: Another server has it.
+            ModelChanged: It is of another version.
+            SessionNotFound, ModelNotFound, ModelChanged, StoreUnavailable: It cannot be read.
         """
+        read = await self._read_out(key, sure=sure)
+        if version not in (0, read.table.model.version):
+            raise pinned(key.id, read.table.model.version, version)
+        await self._check_epoch(key, epoch, read.epoch)
+        return read
+
+    async def _check_epoch(self, key: Key, epoch: int, now: int) -> None:
+        """Makes sure that a state under the epoch `now` has all that was answered under an earlier one; 0 is any."""
         if epoch in (0, now):
             return
         # A claim that goes on with the row before it, or with all that it had saved, leaves the fence where it was.
@@ -221,7 +236,7 @@ class Admin:
         """
         # A process that was stopped and finds the store gone may have a row from before the session moved. What it
         # answers then is undone at most; a copy of it would stay.
-        read = await self._read(key, epoch, sure=True)
+        read = await self.read(key, epoch, sure=True)
         copy, origin = key._replace(id=fork), _origin(key.id, read.position)
         try:
             return await self._make(read, copy, Mode.CREATE, origin, ephemeral=ephemeral)
@@ -251,7 +266,7 @@ class Admin:
             AnswerTooLarge: It has more bytes than the server sends.
             SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
-        table, values, _, position, origin, cursor = await self._read(key, epoch)
+        table, values, _, position, origin, cursor = await self.read(key, epoch)
         snapshot = Snapshot(key.model, table.model.digest, position, values, origin, cursor)
         data = snapshots.dumps(snapshot, table.rows.columns)
         if len(data) > self._most_answer:
@@ -277,11 +292,11 @@ class Admin:
         match = next((t for t in tables if t.model.digest == digest), None)
         table = match or await self._sessions.table(key.model, version)
         snapshot = snapshots.loads(data, table.rows.columns, table.model.digest, moving=upgrade)
-        read = _Copy(table, list(snapshot.values), 0, snapshot.position, snapshot.origin, snapshot.cursor)
+        read = Copy(table, list(snapshot.values), 0, snapshot.position, snapshot.origin, snapshot.cursor)
         return await self._make(read, key, Mode.REPLACE)
 
     async def _make(
-        self, read: _Copy, key: Key, mode: Mode, request: int = 0, *, ephemeral: bool = False
+        self, read: Copy, key: Key, mode: Mode, request: int = 0, *, ephemeral: bool = False
     ) -> Description:
         """Claims a session and writes its state, which is one write: there is never one without the other."""
         start = Start(
@@ -295,13 +310,7 @@ class Admin:
         await self._sessions.open_one(key, version, mode, self._writer, ephemeral=ephemeral, start=start)
         return await self.describe(key)
 
-    async def _read(self, key: Key, epoch: int, *, sure: bool = False) -> _Copy:
-        """A session, once what it has queued has run, with all that was answered under an epoch."""
-        read = await self._read_out(key, sure=sure)
-        await self.check_epoch(key, epoch, read.epoch)
-        return read
-
-    async def _read_out(self, key: Key, *, sure: bool) -> _Copy:
+    async def _read_out(self, key: Key, *, sure: bool) -> Copy:
         where = await self._resident(key, sure=sure)
         if where is not None:
             table, rows = where[0], np.asarray([where[1]])
@@ -310,15 +319,15 @@ class Admin:
                 if table.rows_of(key.tenant).get(key.id) == where[1]:
                     row, values = where[1], [array[0] for array in table.rows.read(rows)]
                     origin, cursor = int(table.origin[row]), table.cursors.get(row, b"")
-                    return _Copy(table, values, int(table.epoch[row]), int(table.position[row]), origin, cursor)
+                    return Copy(table, values, int(table.epoch[row]), int(table.position[row]), origin, cursor)
         record = await self._stored(key)
         served = await self._registry.load(key.model, record.version)
         if served.table is None:
             raise errors.ModelChanged(f"version {record.version} of {key.model!r} has no memory now")
         if record.blob is None:
-            return _Copy(served.table, await self._claims.start(served.table), record.epoch, 0)
+            return Copy(served.table, await self._claims.start(served.table), record.epoch, 0)
         stored = records.decode(self._checkpointer.layout(served.table), record.blob, what=f"session {key.id!r}")
-        return _Copy(served.table, list(stored.values), record.epoch, record.position, stored.origin, stored.cursor)
+        return Copy(served.table, list(stored.values), record.epoch, record.position, stored.origin, stored.cursor)
 
     def _of_row(self, table: Table, row: int) -> Description:
         key = table.key(row)
