@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from statestream.contract.errors import StoreUnavailable
-from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival
+from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival
 from statestream_server.stores.memory import MemoryStore
 from tests.simulation.loop import NOWHERE, RUNNING, Loop, Process
 
@@ -137,9 +137,9 @@ class Store:
         """Nothing expires: ages are housekeeping's tests' affair."""
         return 0
 
-    async def beat(self, owner: str, address: str, ttl: float) -> None:
+    async def beat(self, owner: str, address: str, ttl: float, sessions: int = 0) -> None:
         """As of the memory store."""
-        await self._ask("beat", others=(owner, address, ttl))
+        await self._ask("beat", others=(owner, address, ttl, sessions))
 
     async def leave(self, owner: str) -> None:
         """As of the memory store."""
@@ -148,6 +148,11 @@ class Store:
     async def address_of(self, owner: str) -> str | None:
         """As of the memory store."""
         found: str | None = await self._ask("address_of", others=(owner,))
+        return found
+
+    async def peers(self) -> Sequence[Peer]:
+        """As of the memory store."""
+        found: Sequence[Peer] = await self._ask("peers")
         return found
 
 

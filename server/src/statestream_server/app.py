@@ -22,7 +22,7 @@ from statestream_server import housekeeping
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
-from statestream_server.settings import Settings, StartError
+from statestream_server.settings import Durability, Settings, StartError
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 
@@ -151,6 +151,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
         leaving.callback(keeper.cancel)
         await server.lease.start(settings.advertise or _advertised(settings.host, edge.port))
+        if settings.rebalance and settings.durability is not Durability.NONE and server.store.survives.process_kill:
+            balancing = asyncio.create_task(server.balance.keep(), name="balance")
+            leaving.callback(balancing.cancel)
         await edge.start()
         readiness.reason = ""
         yield Running(edge.port, http.port if http is not None else None, server, readiness)

@@ -123,6 +123,11 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 )
 @_option("--drain-grace", type=_Seconds(0), default=10.0, help="Seconds that a stop may take at most.")
 @_option(
+    "--rebalance/--no-rebalance",
+    default=True,
+    help="Whether streams are asked to move when another server over the same store comes, so that it has its share.",
+)
+@_option(
     "--hibernate-after",
     type=_Seconds(1),
     default=900.0,

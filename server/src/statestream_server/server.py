@@ -24,6 +24,7 @@ from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.activation import Activation
+from statestream_server.sessions.ownership.balance import Balance
 from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.evictions import Evictions
@@ -65,7 +66,13 @@ class Server:
         self.evictions = evictions = Evictions(engine, streams, tasks)
         unsaved, interval = Unsaved(engine.tables), settings.checkpoint_interval
         self.lease = lease = Lease(
-            store, self.id, interval, tables=engine.tables, on_fenced=evictions.drop, on_reset=unsaved.everything
+            store,
+            self.id,
+            interval,
+            tables=engine.tables,
+            on_fenced=evictions.drop,
+            on_reset=unsaved.everything,
+            load=lambda: streams.handles,
         )
         self.checkpointer = checkpointer = Checkpointer(
             store, engine, lease, settings.durability, interval, unsaved, on_durable=streams.durable
@@ -89,6 +96,7 @@ class Server:
         self.sessions = Sessions(registry, streams, placement, claims, lines, tasks, time.time)
         self.deletions = Deletions(engine, store, checkpointer, lease, evictions, lines, tasks)
         self.moves, self.activation = Moves(streams, clock), Activation(self.sessions, engine, store, lease)
+        self.balance = Balance(store, lease, streams, self.moves, checkpointer.tables, clock)
         writer = uuid.uuid4().bytes  # Of those who name none.
         self.admin = Admin(
             registry,

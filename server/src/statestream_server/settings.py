@@ -72,6 +72,7 @@ class Settings:
         threads: Processors that one run of a model may use; 0 for two, or one where there are not two for each process.
         batch_policy: What becomes of a model that is not batch-invariant: pad, warn or serialise.
         drain_grace: Seconds that a stop may take at most.
+        rebalance: Whether streams are asked to move when another server comes, so that it has its share.
         hibernate_after: Seconds without a step after which a session leaves memory for the store.
         retention: Seconds that a session is kept in the store without use; 0 for ever.
         ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
@@ -94,6 +95,7 @@ class Settings:
     device: str = "auto"
     batch_policy: BatchPolicy = BatchPolicy.PAD
     drain_grace: float = 10.0
+    rebalance: bool = True
     hibernate_after: float = 900.0
     retention: float = 0.0
     ephemeral_retention: float = 300.0

@@ -64,6 +64,7 @@ class Lease:
         tables: Callable[[], Iterable[Table]],
         on_fenced: Callable[[Table, Ints, errors.StatestreamError], None],
         on_reset: Callable[[], None],
+        load: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Lease that is not started.
@@ -75,6 +76,7 @@ class Lease:
             tables: The tables of all sessions.
             on_fenced: Hears of rows whose session a newer owner has.
             on_reset: Hears that the store was emptied or replaced.
+            load: Tells how many sessions callers have open here, for other processes.
             clock: Gives seconds that never go back.
         """
         self.owner = owner
@@ -90,9 +92,12 @@ class Lease:
         self._limit = 2 * interval
         self._pause = interval / 2
         self._ttl = max(_SHORTEST_TTL, 10 * interval)
+        self.beat_seconds = self._ttl / 4
+        """Seconds between two beats."""
         self._tables = tables
         self._on_fenced = on_fenced
         self._on_reset = on_reset
+        self._load = load
         self._clock = clock
         self._number = 1
         self._stops = 0
@@ -350,8 +355,8 @@ class Lease:
             await self._patrol(table)
 
     async def _beat(self) -> None:
-        await self._store.beat(self.owner, self.address, self._ttl)
-        self._next_beat = self._clock() + self._ttl / 4
+        await self._store.beat(self.owner, self.address, self._ttl, self._load())
+        self._next_beat = self._clock() + self.beat_seconds
 
     async def _patrol(self, table: Table) -> None:
         """Asks about rows that are not confirmed under this lease, or else about the next few."""

@@ -149,6 +149,20 @@ class Survival(NamedTuple):
     failover: bool
 
 
+class Peer(NamedTuple):
+    """A living server process.
+
+    Attributes:
+        owner: Its name in records.
+        address: Where it is reached; of the processes of one server the same.
+        sessions: How many sessions its callers had open when it last said so.
+    """
+
+    owner: str
+    address: str
+    sessions: int
+
+
 class Store(Protocol):
     """One record a session, many processes. Methods run concurrently; each key's change is atomic.
 
@@ -203,11 +217,14 @@ class Store(Protocol):
         Tombstones go by a time of their own, by default the later of the two others.
         """
 
-    async def beat(self, owner: str, address: str, ttl: float) -> None:
-        """Notes that a server process lives and where it is reached; holds for `ttl` seconds."""
+    async def beat(self, owner: str, address: str, ttl: float, sessions: int = 0) -> None:
+        """Notes that a server process lives, where it is reached and what it has; holds for `ttl` seconds."""
 
     async def leave(self, owner: str) -> None:
         """Notes that a server process is gone, before its last beat is over."""
 
     async def address_of(self, owner: str) -> str | None:
         """Where a server process is reached; None where it left, or its last beat is over."""
+
+    async def peers(self) -> Sequence[Peer]:
+        """The server processes that have not left and whose last beat is not over, by owner."""

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
-from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
+from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival, Verdict
 from statestream_server.stores.packed import LIVE, pack, unpack, unpack_blob
 from statestream_server.stores.rules import (
     Columns,
@@ -38,7 +38,7 @@ class MemoryStore:
         self._clock = clock
         self._tables: dict[tuple[str, str], dict[str, bytes]] = {}
         self._generation = uuid.uuid4().hex
-        self._servers: dict[str, tuple[str, float]] = {}
+        self._servers: dict[str, tuple[Peer, float]] = {}
 
     @property
     def kind(self) -> str:
@@ -171,9 +171,9 @@ class MemoryStore:
                 del self._tables[name]
         return count
 
-    async def beat(self, owner: str, address: str, ttl: float) -> None:
+    async def beat(self, owner: str, address: str, ttl: float, sessions: int = 0) -> None:
         """Notes that a server process lives; see `base.Store.beat`."""
-        self._servers[owner] = address, self._clock() + ttl
+        self._servers[owner] = Peer(owner, address, sessions), self._clock() + ttl
 
     async def leave(self, owner: str) -> None:
         """Notes that a server process is gone."""
@@ -181,8 +181,13 @@ class MemoryStore:
 
     async def address_of(self, owner: str) -> str | None:
         """Where a server process is reached; None where it is gone."""
-        address, until = self._servers.get(owner, ("", 0.0))
-        return address if self._clock() < until else None
+        peer, until = self._servers.get(owner, (None, 0.0))
+        return peer.address if peer is not None and self._clock() < until else None
+
+    async def peers(self) -> Sequence[Peer]:
+        """The living server processes; see `base.Store.peers`."""
+        now = self._clock()
+        return sorted(peer for peer, until in self._servers.values() if now < until)
 
 
 def _live_ids(table: dict[str, bytes], above: str | None) -> Iterator[str]:

@@ -12,15 +12,17 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from statestream.contract.errors import StoreUnavailable
-from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival, Verdict
+from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival, Verdict
 from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, TOUCH, Script
 from statestream_server.stores.packed import HEADER, is_known, pack_record, read_record, unpack, unpack_blob
 from statestream_server.stores.redis_keys import (
     BUCKETS,
     GENERATION,
+    SERVERS,
     SLICE_COMMANDS,
     Name,
     index_of,
+    load_key,
     name_of,
     script_call,
     server_key,
@@ -330,13 +332,20 @@ class RedisStore:
         return count
 
     @_awaited_by_close
-    async def beat(self, owner: str, address: str, ttl: float) -> None:
+    async def beat(self, owner: str, address: str, ttl: float, sessions: int = 0) -> None:
         """Notes that a server process lives; see `base.Store.beat`.
 
         Raises:
             StoreUnavailable: Redis does not answer or refuses.
         """
-        await self._link.run([("SET", server_key(owner), address, "PX", max(1, round(ttl * 1000)))])
+        lasts = ("PX", max(1, round(ttl * 1000)))
+        await self._link.run(
+            [
+                ("SET", server_key(owner), address, *lasts),
+                ("SET", load_key(owner), sessions, *lasts),
+                ("SADD", SERVERS, owner),
+            ]
+        )
 
     @_awaited_by_close
     async def leave(self, owner: str) -> None:
@@ -345,7 +354,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis does not answer or refuses.
         """
-        await self._link.run([("DEL", server_key(owner))])
+        await self._link.run([("DEL", server_key(owner)), ("DEL", load_key(owner)), ("SREM", SERVERS, owner)])
 
     @_awaited_by_close
     async def address_of(self, owner: str) -> str | None:
@@ -356,6 +365,26 @@ class RedisStore:
         """
         (value,) = await self._link.run([("GET", server_key(owner))])
         return None if value is None else bytes(value).decode()
+
+    @_awaited_by_close
+    async def peers(self) -> Sequence[Peer]:
+        """The living server processes; see `base.Store.peers`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        (members,) = await self._link.run([("SMEMBERS", SERVERS)])
+        owners = sorted(bytes(member).decode() for member in members)
+        keys = [key for owner in owners for key in (server_key(owner), load_key(owner))]
+        values = await self._link.run([("GET", key) for key in keys]) if keys else []
+        found = dict(zip(owners, zip(values[::2], values[1::2], strict=True), strict=True))
+        if gone := [owner for owner, (address, _) in found.items() if address is None]:
+            await self._link.run([("SREM", SERVERS, *gone)])
+        return [
+            Peer(owner, bytes(address).decode(), int(sessions or 0))
+            for owner, (address, sessions) in found.items()
+            if address is not None
+        ]
 
     async def _expire(self, members: Mapping[int, Sequence[bytes]], times: Sequence[str]) -> int:
         commands = [

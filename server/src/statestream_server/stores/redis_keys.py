@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from statestream_server.stores.base import Key
 from statestream_server.stores.lua import Script
@@ -35,6 +36,10 @@ class Name:
         self.record = b"ss:{b%04d}:r:%s" % (self.bucket, digest[2:].hex().encode())
 
 
+SERVERS: Final = b"ss:servers"
+"""The set of server processes that said they live; those that went without a word are still in it."""
+
+
 def name_of(key: Key) -> Name:
     """Where a session's record lies.
 
@@ -55,6 +60,11 @@ def index_of(bucket: int) -> bytes:
 def server_key(owner: str) -> bytes:
     """The key that holds a living server process' address."""
     return b"ss:server:" + owner.encode()
+
+
+def load_key(owner: str) -> bytes:
+    """The key that holds how many sessions a living server process has."""
+    return b"ss:load:" + owner.encode()
 
 
 def tombs_of(bucket: int) -> bytes:

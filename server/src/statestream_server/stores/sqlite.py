@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores import sqlite_tables
-from statestream_server.stores.base import Claim, Claimed, Key, Record, Survival
+from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival
 from statestream_server.stores.rules import check_claims, check_deletes, check_records, tombs_time
 
 P = ParamSpec("P")
@@ -184,13 +184,13 @@ class SqliteStore:
             took = time.perf_counter() - began
         return count
 
-    async def beat(self, owner: str, address: str, ttl: float) -> None:
+    async def beat(self, owner: str, address: str, ttl: float, sessions: int = 0) -> None:
         """Notes that a server process lives; see `base.Store.beat`.
 
         Raises:
             StoreUnavailable: The file cannot be written.
         """
-        await self._run(sqlite_tables.beat, owner, address, ttl, self._clock)
+        await self._run(sqlite_tables.beat, owner, address, ttl, sessions, self._clock)
 
     async def leave(self, owner: str) -> None:
         """Notes that a server process is gone.
@@ -207,6 +207,14 @@ class SqliteStore:
             StoreUnavailable: The file cannot be read.
         """
         return await self._run(sqlite_tables.address_of, owner, self._clock)
+
+    async def peers(self) -> Sequence[Peer]:
+        """The living server processes; see `base.Store.peers`.
+
+        Raises:
+            StoreUnavailable: The file cannot be read.
+        """
+        return await self._run(sqlite_tables.peers, self._clock)
 
     async def _run(self, task: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from statestream.contract.errors import StoreUnavailable
-from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
+from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Verdict
 from statestream_server.stores.rules import Columns, Decision, bury, decide, record_of
 
 APPLICATION = 0x53545354
@@ -27,6 +27,8 @@ SCHEMA = 1
 
 _META = "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 _SERVER = "CREATE TABLE server (owner TEXT PRIMARY KEY, address TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
+_LOAD = "CREATE TABLE IF NOT EXISTS load (owner TEXT PRIMARY KEY, sessions INTEGER NOT NULL) WITHOUT ROWID"
+"""Beside `server`, which other releases write without it."""
 _SESSION = """
 CREATE TABLE session (
     tenant TEXT NOT NULL,
@@ -122,6 +124,7 @@ def create(database: sqlite3.Connection, path: Path) -> None:
         StoreUnavailable: It cannot be used.
     """
     schema = check(database, path)
+    database.execute(_LOAD)
     if schema == SCHEMA:
         return
     for statement in (_META, _SERVER, _SESSION):
@@ -356,12 +359,16 @@ def expire(
     ).rowcount
 
 
-def beat(database: sqlite3.Connection, owner: str, address: str, ttl: float, clock: Callable[[], float]) -> None:
+def beat(
+    database: sqlite3.Connection, owner: str, address: str, ttl: float, sessions: int, clock: Callable[[], float]
+) -> None:
     """Notes that a server process lives; forgets those whose last beat is over."""
     database.execute("BEGIN IMMEDIATE")
     now = clock()
     database.execute("DELETE FROM server WHERE until <= ?", (now,))
     database.execute("INSERT OR REPLACE INTO server VALUES (?, ?, ?)", (owner, address, now + ttl))
+    database.execute("DELETE FROM load WHERE owner NOT IN (SELECT owner FROM server)")
+    database.execute("INSERT OR REPLACE INTO load VALUES (?, ?)", (owner, sessions))
 
 
 def leave(database: sqlite3.Connection, owner: str) -> None:
@@ -374,3 +381,13 @@ def address_of(database: sqlite3.Connection, owner: str, clock: Callable[[], flo
     """Where a server process is reached; None where it is gone."""
     row = database.execute("SELECT address FROM server WHERE owner = ? AND until > ?", (owner, clock())).fetchone()
     return None if row is None else str(row[0])
+
+
+def peers(database: sqlite3.Connection, clock: Callable[[], float]) -> list[Peer]:
+    """The living server processes."""
+    found = database.execute(
+        "SELECT owner, address, coalesce(sessions, 0) FROM server LEFT JOIN load USING (owner) WHERE until > ?"
+        " ORDER BY owner",
+        (clock(),),
+    )
+    return [Peer(str(owner), str(address), int(sessions)) for owner, address, sessions in found]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from statestream_server.stores.base import Key, Mode, Record, Store
+from statestream_server.stores.base import Key, Mode, Peer, Record, Store
 from tests.server.stores.compliance.asking import (
     KEY,
     A,
@@ -121,6 +121,19 @@ class Keys:
             await store.claim([claim_of(owner=owner)])
         with pytest.raises(ValueError, match="at most 16 ASCII"):
             await store.save([Record(KEY, 1, 1, 1, A, 1, owner=owner)])
+
+    async def test_who_lives_is_told_with_what_it_has(self, store: Store) -> None:
+        assert await store.peers() == []
+        await store.beat("two", "two:8001", 60.0, 7)
+        await store.beat("one", "one:8001", 60.0)
+        assert await store.peers() == [Peer("one", "one:8001", 0), Peer("two", "two:8001", 7)]
+        await store.beat("two", "two:9001", 60.0, 5)
+        await store.beat("three", "three:8001", 0.001, 1)
+        await store.leave("one")
+        async with asyncio.timeout(20):
+            while len(found := await store.peers()) > 1:
+                pass
+        assert found == [Peer("two", "two:9001", 5)]
 
     async def test_a_server_lives_until_its_last_beat_is_over_or_it_leaves(self, store: Store) -> None:
         assert await store.address_of("one") is None

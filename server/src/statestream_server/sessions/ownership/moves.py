@@ -38,14 +38,22 @@ class Moves:
         self._streams = streams
         self._clock = clock
 
-    def ask(self, tables: Sequence[Table], share: float) -> Asked:
-        """Asks for a share, in (0, 1], of the sessions that streams have in some tables, and that have rested.
+    def ask(self, tables: Sequence[Table], share: float = 0.0, *, count: int = 0, newest: int | None = None) -> Asked:
+        """Asks for some of the sessions that streams have in some tables, and that have rested.
 
         Whole streams are asked, the quietest first: a client that takes some sessions elsewhere connects there, and
         takes all that the stream has. Of the last one as many are named as the share is short of, its quietest.
+
+        Args:
+            tables: The tables.
+            share: How many, as a share of them in (0, 1].
+            count: How many, where no share is given.
+            newest: The number of the newest stream that is asked; None for all.
         """
         now = self._clock()
         had = [np.flatnonzero((table.owner != UNBOUND) & (table.asked + REST_SECONDS <= now)) for table in tables]
+        if newest is not None:
+            had = [rows[table.owner[rows] <= newest] for table, rows in zip(tables, had, strict=True)]
         owners = _joined([table.owner[rows] for table, rows in zip(tables, had, strict=True)])
         if not len(owners):
             return Asked(0, 0)
@@ -54,7 +62,7 @@ class Moves:
         streams, index, counts = np.unique(owners, return_inverse=True, return_counts=True)
         last = np.full(len(streams), -np.inf)
         np.maximum.at(last, index, used)
-        left = max(1, round(share * len(owners)))
+        left = min(len(owners), count or max(1, round(share * len(owners))))
         asked, whole = np.zeros(len(owners), np.bool_), np.zeros(len(streams), np.bool_)
         quietest = np.argsort(last, kind="stable").tolist()
         for stream in quietest:

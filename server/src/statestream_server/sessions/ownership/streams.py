@@ -70,6 +70,11 @@ class Streams:
         return len(self._streams)
 
     @property
+    def newest(self) -> int:
+        """The number of the stream that joined last; `UNBOUND` where none is there."""
+        return max(self._streams, default=UNBOUND)
+
+    @property
     def handles(self) -> int:
         """Handles of all streams."""
         return sum(stream.handles for stream in self._streams.values())
