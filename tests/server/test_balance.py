@@ -44,8 +44,9 @@ def test_who_is_alone_or_among_equals_gives_nothing(count: int, sessions: int) -
 
 
 @pytest.fixture
-async def stored(models_dir: Path, tmp_path: Path) -> AsyncIterator[Local]:
+async def stored(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Local]:
     """A server whose looks are the test's."""
+    monkeypatch.setattr(balance, "SETTLING", 0.0)
     store = f"sqlite:{tmp_path / 's.db'}"
     async with serving(models_dir, store=store, checkpoint_interval=600.0, rebalance=False) as local:
         yield local
@@ -91,6 +92,14 @@ async def test_the_processes_of_one_server_are_no_newcomers(stored: Local) -> No
 async def test_who_starts_last_asks_nobody(stored: Local) -> None:
     await stored.server.store.beat("older", "elsewhere:8001", 60.0)
     async with streams(stored, 4):
+        assert await stored.server.balance.look() == 0
+
+
+async def test_a_newcomer_is_given_time_to_listen(stored: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balance, "SETTLING", 60.0)
+    async with streams(stored, 4):
+        await stored.server.balance.look()
+        await stored.server.store.beat("new", "elsewhere:8001", 60.0)
         assert await stored.server.balance.look() == 0
 
 

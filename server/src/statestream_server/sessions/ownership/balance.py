@@ -27,6 +27,8 @@ SLACK: Final = 1.1
 """Up to so many times the mean a server has its share."""
 PORTION: Final = 0.2
 """Of the sessions that a server had when a newcomer came it asks for so many at a time."""
+SETTLING: Final = 5.0
+"""Seconds from the first sight of a newcomer until anybody is asked: it must listen, and a proxy must have found it."""
 PATIENCE: Final = 120.0
 """Seconds after which nobody is asked any more because of a newcomer."""
 
@@ -65,7 +67,7 @@ class Balance:
         self._clock = clock
         self._known: frozenset[str] | None = None
         self._newest = self._portion = 0
-        self._until = -math.inf
+        self._begins = self._until = -math.inf
 
     async def keep(self) -> None:
         """Looks again and again until it is cancelled: two beats apart, so that all have said what they have."""
@@ -91,10 +93,10 @@ class Balance:
         self._known = others
         sessions, now = self._streams.handles, self._clock()
         if came:
-            self._newest, self._until = self._streams.newest, now + PATIENCE
+            self._newest, self._begins, self._until = self._streams.newest, now + SETTLING, now + PATIENCE
             self._portion = math.ceil(PORTION * sessions)
             log.info("%d servers came; some of the %d sessions here are asked to go there", len(came), sessions)
-        if now >= self._until:
+        if not self._begins <= now < self._until:
             return 0
         count = min(excess(self._lease.owner, sessions, peers), self._portion)
         if not count:
