@@ -81,6 +81,24 @@ def test_a_first_open_that_is_sent_again_is_the_newer_claim(wire: Wire) -> None:
     assert wire.requests[0].open.incarnation > first
 
 
+def test_an_open_that_the_store_left_undone_is_asked_for_again_as_the_newer_claim(wire: Wire) -> None:
+    """The store may do it yet, for a server that is left meanwhile; then it must not take the session from the second."""
+    wire.world.unsaid = [errors.StoreUnavailable("away", retry_after=1.0)]
+    ticket = ask(wire, "a")
+    wire.send()
+    first = wire.requests[0].open.incarnation
+    wire.run()
+    assert not ticket.done
+    wire.cut()
+    wire.connect()
+    wire.now += 2.0
+    wire.send()
+    assert wire.requests[0].open.incarnation > first
+    wire.run()
+    assert ticket.done
+    assert not ticket.errors
+
+
 def test_what_a_server_made_that_could_not_say_so_is_found_and_is_the_callers_own(wire: Wire) -> None:
     """A store that fails behind its write: the second try finds a session that exists, and made it."""
     wire.world.unsaid = [errors.StoreUnavailable("the store failed")]

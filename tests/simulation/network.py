@@ -82,6 +82,7 @@ class Connection:
         self.open = True
         self.calls = list[Call]()
         self.held = list[tuple[Process, Callable[[], None]]]()
+        self.releasing = 0
         network.connections.append(self)
 
     def send(self, pipe: _Pipe, deliver: Callable[[], None]) -> None:
@@ -97,14 +98,24 @@ class Connection:
             return
         if self.weather.silent or self.held:
             self.held.append((pipe.target, deliver))
-            return
-        deliver()
+        elif self.releasing:
+            self._release(pipe.target, deliver)  # Not before what was held back.
+        else:
+            deliver()
 
     def release(self, *, whole: bool) -> None:
         """What was held back comes now, all of it or none."""
         held, self.held = self.held, []
         for target, deliver in held if whole else ():
-            self.network.loop.at(self.network.loop.time(), deliver, context=target.context)
+            self._release(target, deliver)
+
+    def _release(self, target: Process, deliver: Callable[[], None]) -> None:
+        def released() -> None:
+            self.releasing -= 1
+            deliver()
+
+        self.releasing += 1
+        self.network.loop.at(self.network.loop.time(), released, context=target.context)
 
     def cut(self) -> None:
         """It breaks; each side hears of it in its time."""

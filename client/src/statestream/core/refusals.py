@@ -90,7 +90,9 @@ class Refusals:
                 waiting.since = opening.since
                 self._ask(waiting)
         elif later:
-            # Of what a server could not do, or a store behind it, something may have been done.
+            # Of what a server could not do, or a store behind it, something may have been done, or be done yet, perhaps by
+            # another server than the one that is asked next: it must count as the older claim.
+            table.incarnation[later] += 1
             self._repeat(opening, later, now + wait, uncertain=True)
 
     def _apart(self, opening: Opening, error: StatestreamError) -> bool:
