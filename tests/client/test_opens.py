@@ -82,7 +82,7 @@ def test_a_first_open_that_is_sent_again_is_the_newer_claim(wire: Wire) -> None:
 
 
 def test_an_open_that_the_store_left_undone_is_asked_for_again_as_the_newer_claim(wire: Wire) -> None:
-    """The store may do it yet, for a server that is left meanwhile; then it must not take the session from the second."""
+    """The store may do it yet, for a server that is left meanwhile: it must not take the session from the second."""
     wire.world.unsaid = [errors.StoreUnavailable("away", retry_after=1.0)]
     ticket = ask(wire, "a")
     wire.send()
