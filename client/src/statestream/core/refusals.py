@@ -90,8 +90,8 @@ class Refusals:
                 waiting.since = opening.since
                 self._ask(waiting)
         elif later:
-            # Of what a server could not do, or a store behind it, something may have been done, or be done yet, even for
-            # another server than the one that is asked next: it must count as the older claim.
+            # Of what a server could not do, or a store behind it, something may have been done, or be done yet, even
+            # for another server than the one that is asked next: it must count as the older claim.
             table.incarnation[later] += 1
             self._repeat(opening, later, now + wait, uncertain=True)
 
