@@ -195,9 +195,6 @@ class Oracle:
         elif isinstance(error, _NEVER):
             self.violate(f"{say}, which must not happen here")
         elif isinstance(error, errors.ServerUnavailable | errors.Draining):
-            bids = self.plan.slow_store >= 0.3 and "did not answer the open" in error.message
-            if bids and any(map(self._claimed_by_others, asked.rows or (asked.session,))):
-                return  # Several outbid each other, and every bid takes its time.
             if not any(begin <= now and end >= asked.since - RETRY for begin, end in self.disturbed):
                 self.violate(f"{say}, though nothing was wrong")
             elif asked.since > self.healed + 2.0:
