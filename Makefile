@@ -14,7 +14,7 @@ STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu simulate install stubs
-.PHONY: lessons twins dist clean
+.PHONY: lessons twins dist example-models clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make chaos         kills servers at random"
 	@echo "make lessons       trains, measures and draws what docs/lessons shows, some three minutes"
+	@echo "make example-models  trains the models in deploy/models anew; ARGS=--check writes nothing"
 	@echo "make simulate      runs simulated schedules by seed; ARGS='--first 0 --seeds 1000'"
 	@echo "make gpu           tests, a small chaos and the benchmark of devices on this machine's GPU"
 	@echo "make dist          wheels and source archives, their licences and SBOMs, into dist/"
@@ -107,6 +108,10 @@ bench: $(STAMP)
 CHAOS ?= tests/chaos tests/model tests/server/durability
 chaos: $(STAMP)
 	$(RUN) -m pytest -m chaos $(CHAOS) $(ARGS)
+
+# Two minutes; the same bytes each time on one machine.
+example-models: $(STAMP)
+	@$(RUN) tools/example_models.py $(ARGS)
 
 simulate: $(STAMP)
 	@$(RUN) -m tests.simulation $(ARGS)

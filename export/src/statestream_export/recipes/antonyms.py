@@ -25,15 +25,15 @@ NO_TOKEN = -100
 
 
 class Encoder(nn.Module):
-    """A word becomes a hidden state: text [B, T] int64 → h [1, B, 128]."""
+    """A word becomes a hidden state: text [B, T] int64 → h [1, B, H]."""
 
     letters: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.register_buffer("letters", torch.eye(len(VOCABULARY)))
         self.drop = nn.Dropout(0.5)
-        self.rnn = nn.RNN(len(VOCABULARY), HIDDEN, batch_first=True)
+        self.rnn = nn.RNN(len(VOCABULARY), hidden, batch_first=True)
 
     def forward(self, text: Tensor, lengths: Tensor | None = None) -> tuple[Tensor]:
         """Words of one length, or padded ones of these lengths: each is read to its own end and not beyond."""
@@ -46,16 +46,16 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The previous letter becomes scores of the next: token [B, T] int64 → logits [B, T, 29], state h [1, B, 128]."""
+    """The previous letter becomes scores of the next: token [B, T] int64 → logits [B, T, 29], state h [1, B, H]."""
 
     letters: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.register_buffer("letters", torch.eye(len(VOCABULARY)))
         self.drop = nn.Dropout(0.5)
-        self.rnn = nn.RNN(len(VOCABULARY), HIDDEN, batch_first=True)
-        self.head = nn.Linear(HIDDEN, len(VOCABULARY))
+        self.rnn = nn.RNN(len(VOCABULARY), hidden, batch_first=True)
+        self.head = nn.Linear(hidden, len(VOCABULARY))
 
     def forward(self, token: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """One-hot happens inside."""
@@ -119,7 +119,11 @@ class Translator(nn.Module):
 
 
 class Antonyms:
-    """Teacher forcing, Adam .001, dropout .5, all six pairs in one batch."""
+    """Teacher forcing, Adam .001, dropout .5, all six pairs in one batch.
+
+    Args:
+        hidden: The units of each RNN.
+    """
 
     card = Card(
         "antonyms",
@@ -130,6 +134,9 @@ class Antonyms:
         mode="asynchronous sequence to sequence",
         target=Target("pairs_exact", "==", len(PAIRS)),
     )
+
+    def __init__(self, hidden: int = HIDDEN) -> None:
+        self.hidden = hidden
 
     def data(self, run: Run) -> Words:
         """The six pairs."""
@@ -144,7 +151,7 @@ class Antonyms:
 
     def module(self, data: Words) -> Translator:
         """Random weights from the run's seed."""
-        return Translator(Encoder(), Decoder())
+        return Translator(Encoder(self.hidden), Decoder(self.hidden))
 
     def train(self, module: Translator, data: Words, run: Run) -> Curve:
         """Ends early once the loss without dropout is small."""
@@ -193,7 +200,7 @@ class Antonyms:
         decoder = export(
             module.decoder,
             {"token": torch.arange(len(VOCABULARY))[None]},
-            states={"h": State(torch.zeros(1, 1, HIDDEN), batch_axis=1, from_encoder="h")},
+            states={"h": State(torch.zeros(1, 1, self.hidden), batch_axis=1, from_encoder="h")},
             outputs=["logits"],
             time_axis=1,
             path=folder / "decoder.onnx",
