@@ -21,7 +21,7 @@ help:
 	@echo "make demo          train, export, serve, stream, crash, go on: the whole of it, in some minutes"
 	@echo "make test          unit, protocol and end-to-end tests"
 	@echo "make test-slow     tests that take longer: wheels into empty environments and the like"
-	@echo "make test-compose  builds the image and runs docker-compose.yml"
+	@echo "make test-compose  builds the images and runs the compose files, 500 sessions under faults"
 	@echo "make test-attacks  hostile callers beside a victim, counted"
 	@echo "make attack        the same, measured: the longest turn of the loop, the victim's steps"
 	@echo "make check         format, lint, types, layers, stubs, twins and protos"

@@ -3,7 +3,8 @@
     ```bash run       runs in a temporary folder
     ```bash serve     starts the server that the Python blocks call
     ```bash ask       runs beside that server
-    ```bash           is only shown: it installs, or needs containers, which other tests do
+    ```bash compose   runs in tests/compose: it needs a container engine
+    ```bash           is only shown: it installs, which other tests do
     ```python         runs; all blocks of one file in one interpreter, as if typed
     ```output         what the block before it prints
 

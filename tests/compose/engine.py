@@ -13,7 +13,13 @@ from tests import leftovers
 from tests.services import absent
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON_IMAGE = "python:3.11-slim-bookworm"
+IMAGES = {
+    "python": "python:3.11.13-slim-bookworm",
+    "redis": "redis:7.2.7-bookworm",
+    "haproxy": "haproxy:2.8.14-bookworm",
+    "prometheus": "prom/prometheus:v2.53.4",
+}
+"""The public images that the files name; where none can be pulled, STATESTREAM_DOCKER_UP has stand-ins for them."""
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120) -> str:
@@ -35,7 +41,8 @@ def require_engine() -> None:
     """Finds a running engine, or has STATESTREAM_DOCKER_UP bring one up, or skips the test."""
     script = os.environ.get("STATESTREAM_DOCKER_UP")
     if script:
-        run(script, f"python={PYTHON_IMAGE}", env=leftovers.to_outlast(), timeout=400)
+        stand_ins = [f"{kind}={image}" for kind, image in IMAGES.items()]
+        run(script, *stand_ins, env=leftovers.to_outlast(), timeout=400)
     elif not succeeds("docker", "info"):
         absent("there is no container engine that answers `docker info`")
 
@@ -49,23 +56,34 @@ def compose_command() -> list[str]:
 
 
 class Deployment:
-    """docker-compose.yml under a project name of its own, so that it meddles with no other."""
+    """A compose file under a project name of its own, so that it meddles with no other."""
 
-    def __init__(self, project: str, settings: Mapping[str, str]) -> None:
-        self._command = [*compose_command(), "--project-name", project, "--file", str(ROOT / "docker-compose.yml")]
+    def __init__(self, project: str, settings: Mapping[str, str], file: str = "docker-compose.yml") -> None:
+        self.project = project
+        self._command = [*compose_command(), "--project-name", project, "--file", str(ROOT / file)]
         self._env = {**os.environ, **settings}
 
     def compose(self, *arguments: str, timeout: float = 120) -> str:
         """Runs compose with these arguments."""
         return run(*self._command, *arguments, env=self._env, timeout=timeout)
 
-    def container(self) -> str:
-        """The id of the server's container."""
-        return self.compose("ps", "--all", "--quiet", "statestream")
+    def containers(self, service: str = "server") -> list[str]:
+        """The ids of a service's containers, those that ended, too."""
+        labels = [f"label=com.docker.compose.{name}" for name in (f"project={self.project}", f"service={service}")]
+        filters = [part for label in labels for part in ("--filter", label)]
+        return run("docker", "ps", "--all", "--quiet", "--no-trunc", *filters).split()
 
-    def wait_healthy(self, seconds: float = 120) -> None:
-        """Returns once the container's own health check passes; fails where the container dies first."""
-        container = self.container()
+    def container(self, service: str = "server") -> str:
+        """The id of a service's only container."""
+        (found,) = self.containers(service)
+        return found
+
+    def wait_healthy(self, service: str = "server", seconds: float = 120) -> None:
+        """Returns once the own health checks of a service's containers pass; fails where one dies first."""
+        for container in self.containers(service):
+            self._wait_healthy(container, seconds)
+
+    def _wait_healthy(self, container: str, seconds: float) -> None:
         since = run("docker", "inspect", "--format", "{{.State.StartedAt}}", container)
         # The engine repeats what happened since the start, then tells what happens, until the deadline.
         command = ["docker", "events", "--since", since, "--until", str(int(time.time() + seconds))]

@@ -16,12 +16,13 @@ _CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 
 @contextlib.contextmanager
 def haproxy(folder: Path, addresses: Sequence[str]) -> Iterator[str]:
-    """Starts it with the configuration in deploy/, waits until it listens, and ends it; yields its address."""
+    """Starts it with the configuration in deploy/, but for names, and ends it; yields its address once it listens."""
     binary, port = require_binary("haproxy"), free_port()
     config = _CONFIG.read_text().replace("bind :8001", f"bind 127.0.0.1:{port}")
-    for n, address in enumerate(addresses):
-        assert f"replica{n}:8001" in config
-        config = config.replace(f"replica{n}:8001", address)
+    config = config.replace("bind :8404", f"bind 127.0.0.1:{free_port()}")
+    template = next(line for line in config.splitlines() if "server-template" in line)
+    servers = [f"    server replica{n} {address}" for n, address in enumerate(addresses, 1)]
+    config = config.replace(template, "\n".join(servers))
     file = folder / "haproxy.cfg"
     file.write_text(config)
     process = subprocess.Popen([binary, "-db", "-f", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -176,9 +176,14 @@ async def test_a_missing_or_wrong_password(tmp_path: Path) -> None:
     with redis_server(tmp_path, "--requirepass", "right") as server:
         await _refused(server.url, "give the right user and password")
         await _refused(f"redis://:secret@127.0.0.1:{server.port}", "give the right user and password")
-        store = RedisStore(f"redis://:right@127.0.0.1:{server.port}")
-        await store.start()
-        await store.close()
+        (tmp_path / "password").write_text("right\n")
+        for url in (
+            f"redis://:right@127.0.0.1:{server.port}",
+            f"redis://127.0.0.1:{server.port}?password_file={tmp_path / 'password'}",
+        ):
+            store = RedisStore(url)
+            await store.start()
+            await store.close()
 
 
 async def test_before_start_and_after_close_there_is_no_store(server: Server) -> None:

@@ -76,8 +76,9 @@ class RedisStore:
     What it survives follows from Redis' own settings: a killed server process always; a power cut of
     the Redis where it runs with `appendonly yes` and `appendfsync always`; a failover where the URL says
     `?wait=N`, which lets each write return after N replicas have it (at most `wait_timeout_ms`, else
-    `StoreUnavailable`). Other options of the URL: `timeout_ms` (2000), and redis-py's `ssl_…`, `username`,
-    `password`, `client_name`, `protocol`, `health_check_interval`, `socket_keepalive`.
+    `StoreUnavailable`). Other options of the URL: `timeout_ms` (2000), `password_file` (the password is its
+    first line), and redis-py's `ssl_…`, `username`, `password`, `client_name`, `protocol`,
+    `health_check_interval`, `socket_keepalive`.
 
     A cancelled call may still be done.
     """

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -78,16 +79,18 @@ class Address(NamedTuple):
             raise ValueError(f"the port in {parts.scheme}://… is no number; expected HOST:PORT") from None
         shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
         own = {"wait": 0, "wait_timeout_ms": 100, "timeout_ms": 2000}
-        others = []
+        others: list[tuple[str, str]] = []
         for name, text in parse_qsl(parts.query, keep_blank_values=True):
             if name in own:
                 if not text.isdecimal() or (name != "wait" and int(text) == 0):
                     raise ValueError(f"the option {name} of {shown} is {text!r}; expected a whole number above 0")
                 own[name] = int(text)
+            elif name == "password_file":
+                others.append(("password", _secret(text, shown)))
             elif name in _PLAIN_OPTIONS or name.startswith("ssl_"):
                 others.append((name, text))
             else:
-                known = ", ".join([*own, *sorted(_PLAIN_OPTIONS), "ssl_…"])
+                known = ", ".join([*own, *sorted({*_PLAIN_OPTIONS, "password_file"}), "ssl_…"])
                 raise ValueError(f"{shown} has an option {name!r}; expected one of {known}")
         plain = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(others), ""))
         return cls(plain, shown, own["wait"], own["wait_timeout_ms"] / 1000, own["timeout_ms"] / 1000)
@@ -261,6 +264,14 @@ class Link:
 
     def _closed(self) -> StoreUnavailable:
         return StoreUnavailable(f"the store {self.address.shown} is not open; start it before use")
+
+
+def _secret(path: str, shown: str) -> str:
+    """The first line of a file that holds a password: what a URL says, every process of the machine may read."""
+    try:
+        return next(iter(Path(path).read_text().splitlines()), "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the password_file of {shown} cannot be read: {error}") from None
 
 
 def _shows(error: Exception, sign: type[Exception] | str) -> bool:

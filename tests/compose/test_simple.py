@@ -1,4 +1,4 @@
-"""docker-compose.yml as a user runs it: built, served, killed, continued, from a client on the host."""
+"""compose.simple.yml as a user runs it: built, served, killed, continued, from a client on the host."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def deployment(tmp_path: Path, ports: list[int]) -> Iterator[Deployment]:
     for folder in (tmp_path, *tmp_path.parents[:2], *(tmp_path / "models").rglob("*")):
         folder.chmod(folder.stat().st_mode | 0o055)  # the server in the container is another user
     settings = {
-        "MODELS_DIR": str(tmp_path / "models"),
+        "MODELS": str(tmp_path / "models"),
         "STATESTREAM_PORT": str(ports[0]),
         "STATESTREAM_HTTP_PORT": str(ports[1]),
     }
-    deployed = Deployment(f"statestream-test-{ports[0]}", settings)
+    deployed = Deployment(f"statestream-test-{ports[0]}", settings, "compose.simple.yml")
     deployed.compose("build", timeout=400)
     try:
         deployed.compose("up", "--detach")
