@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests import leftovers
@@ -101,5 +103,39 @@ class Deployment:
         assert seen[-1:] == ["health_status: healthy"], f"not healthy in {seconds} s: {seen}\n{self.logs()}"
 
     def logs(self) -> str:
-        """The end of what the server printed."""
+        """The end of what the containers printed."""
         return self.compose("logs", "--no-color", "--tail", "50")
+
+    def left(self) -> list[str]:
+        """What there still is of it: containers, volumes (those without a name, too), networks."""
+        mine = f"label=com.docker.compose.project={self.project}"
+        return [
+            f"{kind} {name}"
+            for kind, command in (
+                ("container", ["ps", "--all"]),
+                ("volume", ["volume", "ls"]),
+                ("network", ["network", "ls"]),
+            )
+            for name in run("docker", *command, "--quiet", "--filter", mine).split()
+        ]
+
+
+def volumes() -> set[str]:
+    """All volumes of the engine."""
+    return set(run("docker", "volume", "ls", "--quiet").split())
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody has."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def readable(folder: Path) -> None:
+    """Lets the user of the containers read a folder that pytest made."""
+    for one in (folder, *folder.parents[:3], *folder.rglob("*")):
+        if one.stat().st_uid == os.getuid():
+            one.chmod(one.stat().st_mode | 0o055)

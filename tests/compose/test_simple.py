@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +13,9 @@ from onnx import TensorProto, helper
 
 import statestream
 from statestream import signature
-from tests.compose.engine import Deployment, require_engine, run
+from tests.compose.engine import Deployment, free_ports, readable, require_engine, run
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(540)]
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def save_running_sum(path: Path) -> None:
@@ -56,8 +46,7 @@ def ports() -> list[int]:
 def deployment(tmp_path: Path, ports: list[int]) -> Iterator[Deployment]:
     require_engine()
     save_running_sum(tmp_path / "models" / "running-sum" / "1" / "model.onnx")
-    for folder in (tmp_path, *tmp_path.parents[:2], *(tmp_path / "models").rglob("*")):
-        folder.chmod(folder.stat().st_mode | 0o055)  # the server in the container is another user
+    readable(tmp_path / "models")
     settings = {
         "MODELS": str(tmp_path / "models"),
         "STATESTREAM_PORT": str(ports[0]),

@@ -44,7 +44,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., object])
 
 def _option(name: str, **more: Any) -> Callable[[_Decorated], _Decorated]:
     """A flag that can also come from STATESTREAM_<NAME>."""
-    variable = "STATESTREAM_" + name.removeprefix("--").upper().replace("-", "_")
+    variable = "STATESTREAM_" + name.partition("/")[0].removeprefix("--").upper().replace("-", "_")
     return click.option(name, envvar=variable, show_envvar=True, show_default=more.get("default") is not None, **more)
 
 
