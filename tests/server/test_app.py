@@ -141,9 +141,12 @@ async def test_everything_applied_is_saved_at_the_stop(models_dir: Path, tmp_pat
         assert {one.position for one in opened.values()} == {3}  # type: ignore[union-attr]
 
 
-async def test_an_empty_folder_is_served(tmp_path: Path) -> None:
+async def test_an_empty_folder_is_served_where_that_is_meant(tmp_path: Path) -> None:
     """Models may come later."""
-    async with serving(tmp_path) as local:
+    with pytest.raises(StartError, match="it is empty; expected .*; --allow-empty waits for what comes later"):
+        async with serving(tmp_path):
+            pass
+    async with serving(tmp_path, allow_empty=True) as local:
         listed = await Caller(local.channel).models.ListModels(model_pb2.ListModelsRequest())
         assert not listed.models
 

@@ -185,7 +185,7 @@ async def test_classes_share_the_engine(local: Local) -> None:
 
 async def test_a_text_is_decoded_as_by_hand(local: Local) -> None:
     """The encoder's output starts the decoder, the best token goes in again, until the end token or the limit."""
-    folder = local.server.settings.models / "pair" / "1"
+    folder = local.server.settings.models[0] / "pair" / "1"
     encoder, decoder = models.Whole(folder / "encoder.onnx"), models.Whole(folder / "decoder.onnx")
     decoding = decoder.signature.decoding
     lengths = set()
@@ -225,7 +225,7 @@ async def test_predictions_of_one_shape_share_a_run(local: Local) -> None:
     """Calls that wait together run as one; other shapes run apart; each gets its own rows back."""
     caller, rng = Caller(local.channel), np.random.default_rng(0)
     inputs = [rng.standard_normal((rows, 4)).astype(np.float32) for rows in (1, 3, 0, 2, 1)]
-    whole = models.Whole(local.server.settings.models / "scores" / "1" / "model.onnx")
+    whole = models.Whole(local.server.settings.models[0] / "scores" / "1" / "model.onnx")
     statistics = local.server.engine.statistics
     before = statistics.batches
     with local.engine_held():

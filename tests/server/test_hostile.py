@@ -101,11 +101,11 @@ def test_a_server_that_is_asked_to_leave_leaves_although_a_model_hangs(tmp_path:
 
 
 def test_a_start_over_misplaced_files_says_what_it_found_and_what_it_expects(tmp_path: Path) -> None:
-    graphs.save(models.scores(), tmp_path, "net.onnx")
+    graphs.save(models.scores(), tmp_path / "good" / "1")
+    graphs.save(models.scores(), tmp_path / "net" / "latest")
     with process(tmp_path, "--store", "memory") as server:
         assert server.wait_for(
-            r"WARNING .*net.onnx is not served: it lies in the models folder itself;"
-            r" expected MODELS_DIR/<model>/<version>/model.onnx"
+            r"WARNING .*net/latest/model.onnx is not served: 'latest' is no version; expected NAME.onnx, NAME/"
         )
 
 

@@ -124,7 +124,7 @@ class TestModelsThatRefuseInputs:
             assert isinstance(guilty, Refusal)
             assert (guilty.failure.code, guilty.failure.reason) == ("INVALID_ARGUMENT", "BAD_TENSOR")
             assert guilty.failure.fields == ["inputs"]
-            whole = models.Whole(local.server.settings.models / "tokens" / "1" / "model.onnx")
+            whole = models.Whole(local.server.settings.models[0] / "tokens" / "1" / "model.onnx")
             for handle, row in rows.items():
                 assert isinstance(row, Answer)
                 np.testing.assert_array_equal(row.outputs["y"], whole.run(chunks[handle])["y"])
@@ -135,7 +135,7 @@ class TestModelsThatRefuseInputs:
     async def test_the_chunk_is_the_unit_even_when_its_last_slice_fails(self, local: Local) -> None:
         """Five steps run as four and one; where the one fails, the four are undone."""
         async with Speaker(local.channel, "tokens") as speaker:
-            whole = models.Whole(local.server.settings.models / "tokens" / "1" / "model.onnx")
+            whole = models.Whole(local.server.settings.models[0] / "tokens" / "1" / "model.onnx")
             await speaker.open_one(fresh_id())
             await speaker.step(0, 0, words(4))
             await speaker.send_chunk([0], [1], [words(1, 1, 1, 1, 77)])

@@ -68,7 +68,7 @@ def test_a_taken_port_is_refused(folder: Path) -> None:
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     line = refused(tmp_path / "nowhere", "--store", "memory")
     assert str(tmp_path / "nowhere") in line
-    assert "MODELS_DIR" in line
+    assert "NAME/VERSION/model.onnx" in line
 
 
 @pytest.mark.parametrize("store", ["sqlite:{file}/sessions.db", "sqlite:{folder}", "sqlite:{file}"])
@@ -226,7 +226,7 @@ def test_others_are_let_in_only_where_that_is_said(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "[::1]"])
 def test_this_machine_is_always_let_in(tmp_path: Path, host: str) -> None:
-    check_reach(Settings(tmp_path, host=host))
+    check_reach(Settings((tmp_path,), host=host))
 
 
 def test_a_file_is_described_as_json_too(folder: Path) -> None:

@@ -91,7 +91,7 @@ async def test_streaming_equals_the_whole_sequence(local: Local, plan: Plan) -> 
 
     Within rounding of one run over the whole sequence, and in every bit equal to one step after the other.
     """
-    whole = models.Whole(local.server.settings.models / plan.model / "1" / "model.onnx")
+    whole = models.Whole(local.server.settings.models[0] / plan.model / "1" / "model.onnx")
     rng = np.random.default_rng(plan.seed)
     inputs = [
         {spec.name: random_steps(spec, sum(chunks), rng) for spec in whole.signature.inputs} for chunks in plan.chunks
@@ -112,7 +112,7 @@ async def test_streaming_equals_the_whole_sequence(local: Local, plan: Plan) -> 
 
 async def test_many_tasks_share_batches(local: Local) -> None:
     """A hundred streams with one session each are batched, and each has its own memory."""
-    whole = models.Whole(local.server.settings.models / "gru" / "1" / "model.onnx")
+    whole = models.Whole(local.server.settings.models[0] / "gru" / "1" / "model.onnx")
     rng = np.random.default_rng(1)
     inputs = [{"x": rng.standard_normal((12, 2)).astype(np.float32)} for _ in range(40)]
 

@@ -95,7 +95,7 @@ class Replica:
     async def _main(self) -> None:
         world = self._world
         settings = Settings(
-            models=world.models,
+            models=(world.models,),
             port=8001 + self._number,
             http_port=None,
             durability=world.plan.durability,

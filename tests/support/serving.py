@@ -38,7 +38,7 @@ def free_settings(models: Path, **more: Any) -> Settings:
     store = more.pop("store", "memory")
     durability = more.pop("durability", Durability.NONE if store == "memory" else Durability.INTERVAL)
     base: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": None, "device": "cpu"}
-    return Settings(models, store=store, durability=durability, limits=limits, **(base | more))
+    return Settings((models,), store=store, durability=durability, limits=limits, **(base | more))
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Process:
         lines: What it wrote to stdout and stderr so far.
     """
 
-    models: Path
+    models: Path | tuple[Path, ...]
     options: list[str]
     host: str = "127.0.0.1"
     port: int = 0
@@ -121,7 +121,8 @@ class Process:
     def launch(self) -> None:
         """Starts it without waiting for anything."""
         self.port = self.port or lasting_port(self.host)
-        command = [sys.executable, "-c", _SERVE, str(self.models), "--host", self.host, "--port", str(self.port)]
+        pointed = [self.models] if isinstance(self.models, Path) else self.models
+        command = [sys.executable, "-c", _SERVE, *map(str, pointed), "--host", self.host, "--port", str(self.port)]
         self.lines.clear()
         self._ended = False
         self._news = threading.Condition()
@@ -204,7 +205,7 @@ def lasting_port(host: str = "127.0.0.1") -> int:
 
 
 @contextlib.contextmanager
-def process(models: Path, *options: str, port: int = 0) -> Iterator[Process]:
+def process(models: Path | tuple[Path, ...], *options: str, port: int = 0) -> Iterator[Process]:
     """A server process that is ready; killed at the end if it still runs."""
     with launched(Process(models, list(options), port=port)) as server:
         server.ready()

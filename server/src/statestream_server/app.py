@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             await http.start()
         # Probes are answered meanwhile; the port that callers know is not taken yet.
         await server.registry.load_all()
+        _check_serving(settings, server)
         edge = Grpc(settings, server)
         leaving.push_async_callback(_drain, server, edge, readiness)
         server.engine.start()
@@ -157,6 +159,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await edge.start()
         readiness.reason = ""
         yield Running(edge.port, http.port if http is not None else None, server, readiness)
+
+
+def _check_serving(settings: Settings, server: Server) -> None:
+    """Checks that of files that were named one by one, one serves at least: no other will come."""
+    failures = server.registry.failures
+    if failures and not [*server.registry] and not settings.allow_empty and not any(map(Path.is_dir, settings.models)):
+        raise StartError(next(iter(failures.values())))
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:

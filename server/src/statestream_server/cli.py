@@ -35,6 +35,8 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     unknown = sorted(names.keys() - known)
     if unknown:
         raise click.BadParameter(f"{path}: unknown setting {unknown[0]!r}; `statestream serve --help` lists them")
+    if isinstance(names.get("models"), str):
+        names["models"] = [names["models"]]
     context.default_map = {**(context.default_map or {}), **names}
     return path
 
@@ -68,7 +70,7 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 
 
 @click.command()
-@click.argument("models_dir", type=click.Path(path_type=Path), envvar="STATESTREAM_MODELS_DIR")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), envvar="STATESTREAM_MODELS")
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -193,9 +195,15 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
     default=20.0,
     help="Seconds that an answer waits for a caller who does not read; then its call or stream ends.",
 )
+@_option(
+    "--allow-empty",
+    is_flag=True,
+    default=False,
+    help="Start although there is nothing to serve yet: models are put there later.",
+)
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
-    models_dir: Path,
+    models: tuple[Path, ...],
     http: bool,
     http_port: int,
     workers: int,
@@ -209,13 +217,18 @@ def serve(
     log_level: str,
     **flags: Any,
 ) -> None:
-    """Serves the models in MODELS_DIR/<model>/<version>/ over gRPC."""
+    """Serves models over gRPC.
+
+    MODELS are .onnx files, and folders that hold NAME.onnx, NAME/model.onnx or NAME/VERSION/model.onnx; a pair is an
+    encoder.onnx and a decoder.onnx in place of model.onnx. A file is served as version 1 of its name, model.onnx under
+    that of its folder.
+    """
     mode = Durability[(durability or ("none" if store == "memory" else "interval")).upper()]
     if store == "memory" and mode != Durability.NONE:
         raise click.ClickException("the memory store keeps nothing over a restart: only --durability none fits it")
     limits = {name: flags.pop(name) for name in [*flags] if hasattr(_LIMITS, name)}
     settings = Settings(
-        models_dir,
+        models,
         http_port=http_port if http else None,
         store=store,
         durability=mode,

@@ -1,4 +1,4 @@
-"""The models that are served: loading, finding and unloading versions. Reading the folder is repository.py's."""
+"""The models that are served: loading, finding and unloading versions. Where they lie is repository.py's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Protocol
 from statestream.contract import errors
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
-from statestream_server.models.files import repository
+from statestream_server.models.files import modelfile, repository
 from statestream_server.models.graphs import runtime
 from statestream_server.models.graphs.runtime import Device
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
@@ -51,7 +51,7 @@ class Registry:
 
     def __init__(
         self,
-        folder: Path,
+        places: Sequence[Path],
         engine: Engine,
         checkpointer: TableSaver,
         *,
@@ -61,10 +61,10 @@ class Registry:
         limits: TrialLimits,
         quarantine: Quarantine,
     ) -> None:
-        """An empty registry over a models folder.
+        """An empty registry over the places where models lie.
 
         Args:
-            folder: MODELS_DIR.
+            places: Files, and folders of them.
             engine: Runs the tables.
             checkpointer: Saves them.
             device: What models run on.
@@ -74,7 +74,7 @@ class Registry:
             quarantine: Notes loads, and keeps from loading again what ended servers.
         """
         self._quarantine = quarantine
-        self._folder = folder
+        self._places = places
         self._engine = engine
         self._checkpointer = checkpointer
         self._device = device
@@ -88,28 +88,38 @@ class Registry:
         """Why versions do not serve, by name and version."""
 
     async def load_all(self) -> None:
-        """Loads the highest version of every model in the folder; what fails is kept in `failures`.
+        """Loads the highest version of every model that loads; what fails is kept in `failures`.
 
         Older versions load when a session that is pinned to one, or a caller, asks for them.
         """
-        newest = {found.name: found for found in repository.scan(self._folder)}  # In ascending order.
-        for text in repository.astray(self._folder):
+        told = repository.scan(self._places)
+        for text in repository.shown(told):
             log.warning("%s", text)
-        loads = [self._begin(found) for found in newest.values()]
-        for result in await asyncio.gather(*loads, return_exceptions=True):
-            if isinstance(result, errors.StatestreamError):
-                log.error("%s", result.message)
-            elif isinstance(result, BaseException):
-                raise result
+        for key, text in told.clashes.items():
+            log.error("%s", text)
+            self.failures[key] = text
+        versions = dict[str, list[repository.Found]]()
+        for found in told.found:  # In ascending order.
+            versions.setdefault(found.name, []).append(found)
+        await asyncio.gather(*(self._load_newest(found) for found in versions.values()))
+
+    async def _load_newest(self, versions: Sequence[repository.Found]) -> None:
+        """Loads the highest version that loads: a broken new one keeps no older one from serving."""
+        for found in reversed(versions):
+            try:
+                await asyncio.shield(self._begin(found))
+                return
+            except errors.StatestreamError as error:
+                log.error("%s", error.message)
 
     async def load(self, name: str, version: int = 0) -> Served:
-        """Loads a version, 0 for the highest in the folder; loading a loaded one reads nothing anew.
+        """Loads a version, 0 for the highest that lies there; loading a loaded one reads nothing anew.
 
         Versions load beside each other, each once however many ask for it, while the loop runs on. A load that has
         begun ends, whoever is cancelled: another caller may wait for it.
 
         Raises:
-            ModelNotFound: There is no such folder.
+            ModelNotFound: There is no such file.
             Unsupported: The file cannot be served; the message says why.
         """
         # Every claim of a session asks for its version: only an unknown one is worth a task and a look at the folder.
@@ -147,12 +157,17 @@ class Registry:
             task.exception()  # Its callers have heard; without any left, nobody needs to.
 
     def _find(self, name: str, version: int) -> Served | repository.Found:
-        """A loaded version, or where it lies in the folder."""
-        found = {one.version: one for one in repository.scan(self._folder) if one.name == name}
-        wanted = version or max(found, default=0)
+        """A loaded version, or where it lies."""
+        told = repository.scan(self._places)
+        found = {one.version: one for one in told.found if one.name == name}
+        clashes = {number: text for (model, number), text in told.clashes.items() if model == name}
+        wanted = version or max([*found, *clashes], default=0)
         loaded = self._served.get(name, {}).get(wanted)
         if loaded is not None:
             return loaded
+        if wanted in clashes:
+            self.failures[name, wanted] = clashes[wanted]
+            raise errors.Unsupported(clashes[wanted])
         if wanted not in found:
             raise self._unknown(name, version)
         return found[wanted]
@@ -160,7 +175,14 @@ class Registry:
     def _read(self, found: repository.Found) -> Model | ModelLoadError:
         try:
             with self._quarantine.loading(repository.mark(found), f"the load of model {found.name!r} {found.version}"):
-                return loading.load(*found, device=self._device, batch_policy=self._batch_policy, limits=self._limits)
+                return loading.load_file(
+                    found.path,
+                    name=found.name,
+                    version=found.version,
+                    device=self._device,
+                    batch_policy=self._batch_policy,
+                    limits=self._limits,
+                )
         except ModelLoadError as error:
             return error
         except errors.Quarantined as error:
@@ -231,8 +253,9 @@ class Registry:
         served = self._served.get(name, {}).get(version)
         if served is not None:
             return served.model.rows.columns if served.model.rows is not None else None
-        folder = next((folder for n, v, folder in repository.scan(self._folder) if (n, v) == (name, version)), None)
-        return repository.columns(folder) if folder is not None else None
+        found = repository.scan(self._places).found
+        path = next((path for n, v, path in found if (n, v) == (name, version)), None)
+        return modelfile.columns(path) if path is not None else None
 
     def is_default(self, model: Model) -> bool:
         """Whether it is the version that serves when none is asked for."""

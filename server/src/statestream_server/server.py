@@ -13,7 +13,6 @@ from statestream_server.drivers.generate import Generator
 from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, TurnLoad
-from statestream_server.models.files import repository
 from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
@@ -36,7 +35,7 @@ from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.sessions.ownership.versions import Versions
 from statestream_server.sessions.unary import Unary
-from statestream_server.settings import Durability, Settings, StartError, threads_for
+from statestream_server.settings import Durability, Settings, StartError, check_models, threads_for
 from statestream_server.stores.base import Store
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class Server:
         """Wires the rooms; no model is loaded yet.
 
         Raises:
-            StartError: A device or the models folder is missing.
+            StartError: A device is missing, or nothing lies where models are expected.
         """
         device, limits, clock = _device(settings), settings.limits, time.monotonic
         self.id, self.fingerprint, self.device = secrets.token_hex(8), runtime.fingerprint(device), device.name
@@ -135,8 +134,7 @@ def _device(settings: Settings) -> runtime.Device:
         raise StartError(str(error)) from error
     if device.note:
         log.info("device %s is the CPU: %s", settings.device, device.note)
-    if not settings.models.is_dir():
-        raise StartError(f"{settings.models} is no folder; expected {repository.LAYOUT}")
+    check_models(settings)
     return device
 
 

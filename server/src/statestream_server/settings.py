@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from statestream_server.models.files import repository
 from statestream_server.models.model import BatchPolicy
 from statestream_server.models.proof.verdict import TrialLimits
 
@@ -60,7 +61,7 @@ class Settings:
     """How one server process runs.
 
     Attributes:
-        models: The models folder.
+        models: Where models lie: files, and folders of them; see `repository.scan`.
         host: The address that gRPC and HTTP listen on.
         insecure: Whether others than this machine may reach it there: it asks nobody who they are.
         port: gRPC; 0 for any free one.
@@ -81,11 +82,15 @@ class Settings:
         advertise: HOST:PORT where other processes and callers reach this one; "" for host and port.
         quarantine: The folder where what runs is noted, for the server after this one; None for none.
         reader_timeout: Seconds that an answer waits for its reader; then the call or the stream ends.
+        allow_empty: Whether it serves although nothing can be served yet.
+        watch: Whether what appears among the models is loaded while it runs.
+        proofs: The folder where verdicts of trials are kept for the next start; None for none.
+        trust: The file that lists what may be loaded; None where anything may.
         limits: What the server takes.
         trial: What trying one model before it serves may take.
     """
 
-    models: Path
+    models: tuple[Path, ...]
     host: str = "127.0.0.1"
     port: int = 8001
     http_port: int | None = 8002
@@ -106,6 +111,10 @@ class Settings:
     advertise: str = ""
     quarantine: Path | None = None
     reader_timeout: float = 20.0
+    allow_empty: bool = False
+    watch: bool = False
+    proofs: Path | None = None
+    trust: Path | None = None
     limits: Limits = field(default_factory=Limits)
     trial: TrialLimits = field(default_factory=TrialLimits)
 
@@ -128,6 +137,24 @@ def check_reach(settings: Settings) -> None:
             " it reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the default), or, in"
             " a network that you trust, say --insecure"
         )
+
+
+def check_models(settings: Settings) -> None:
+    """Checks that there is something to serve, unless it may come later.
+
+    Raises:
+        StartError: Nothing can be served, or two of the paths hold one version: what lies there, and what is expected.
+    """
+    told = repository.scan(settings.models)
+    if told.mixed:
+        raise StartError(next(iter(told.clashes.values())))
+    gone = [place for place in settings.models if not place.exists()]
+    if gone and not settings.allow_empty:
+        raise StartError(
+            f"{gone[0]} does not exist; point the server at a file.onnx, or at a folder of {repository.LAYOUTS}"
+        )
+    if not told.found and not told.clashes and not settings.allow_empty:
+        raise StartError(f"{repository.nothing(settings.models, told)}; --allow-empty waits for what comes later")
 
 
 def _is_loopback(host: str) -> bool:

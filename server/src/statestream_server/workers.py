@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from statestream_server import process
-from statestream_server.settings import Settings, StartError, check_reach
+from statestream_server.settings import Settings, StartError, check_models, check_reach
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,11 @@ def run(settings: Settings, count: int, log_level: str) -> int:
         log_level: How much they tell.
 
     Raises:
-        StartError: Others than this machine would reach them, and nobody said that they may.
+        StartError: Others than this machine would reach them, and nobody said that they may; or there are no models.
     """
     process.log_to_stderr(log_level)
     check_reach(settings)
+    check_models(settings)
     # Spawned, not forked: no gRPC object may exist when a process forks.
     context = multiprocessing.get_context("spawn")
     with _reserved(settings) as port:

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from statestream_server.describe import describe
-from statestream_server.models.files import files, modelfile, repository
+from statestream_server.models.files import files, modelfile
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.proof import loading
 from tests.server.models import graphs
@@ -126,36 +126,9 @@ def test_a_file_that_changes_while_it_is_loaded_is_refused(tmp_path: Path, which
 
 def test_the_columns_of_a_version_that_is_not_loaded_are_read_without_risk(tmp_path: Path) -> None:
     path = graphs.save(models.gru(), tmp_path)
-    assert repository.columns(tmp_path)
+    assert modelfile.columns(path)
     path.write_bytes(path.read_bytes()[:-40])
-    assert repository.columns(tmp_path) is None
+    assert modelfile.columns(path) is None
     path.unlink()
     os.mkfifo(path)
-    assert repository.columns(tmp_path) is None
-
-
-def test_what_lies_astray_is_named_with_the_layout(tmp_path: Path) -> None:
-    assert repository.astray(tmp_path) == [
-        f"{tmp_path} is empty, nothing is served; put models there as {repository.LAYOUT} and load them by name"
-    ]
-    for place, said in {
-        "loose.onnx": "it lies in the models folder itself",
-        "plain/model.onnx": "there is no version folder around it (move it to plain/1/model.onnx)",
-        "7/model.onnx": "MODELS_DIR is the folder of one model; give the folder above",
-        "other/1/net.onnx": "it is not called model.onnx",
-        "word/latest/model.onnx": "'latest' is no version",
-        "half/1/encoder.onnx": "its other half, encoder.onnx or decoder.onnx, is missing",
-        ".hidden/1/net.onnx": "",
-    }.items():
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes(b"")
-        told = [text for text in repository.astray(tmp_path) if text.startswith(str(tmp_path / place))]
-        assert told == ([f"{tmp_path / place} is not served: {said}; expected {repository.LAYOUT}"] if said else [])
-    models.write(tmp_path, "counter")
-    assert not [text for text in repository.astray(tmp_path) if "counter" in text]
-
-
-def test_a_folder_of_other_things_is_told(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
-    (told,) = repository.astray(tmp_path)
-    assert "no .onnx file lies there" in told
+    assert modelfile.columns(path) is None

@@ -17,7 +17,7 @@ from statestream import signature as signatures
 from statestream.signature import Decoding, Signature, StateSpec, TensorSpec, Text
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.describe import describe
-from statestream_server.models.files import modelfile, repository
+from statestream_server.models.files import modelfile
 from statestream_server.models.memory.fused_rows import FusedRows
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import PaddedRows, SerialisedRows
@@ -78,20 +78,6 @@ def encoder_decoder(folder: Path, *, hidden: int = 6, handed: str = "memory") ->
         decoding=Decoding(input="token", output="logits", start_token=0, end_token=1, text=text, max_tokens=9),
     )
     graphs.save(b.model(signature), folder, "decoder.onnx")
-
-
-def test_scan_finds_versions_and_ignores_the_rest(tmp_path: Path) -> None:
-    model = classifier()
-    for folder in ("b/1", "a/10", "a/9", "a/x", "a/0", ".hidden/1", "empty/1"):
-        (tmp_path / folder).mkdir(parents=True)
-    for folder in ("b/1", "a/10", "a/9", "a/x", "a/0", ".hidden/1"):
-        graphs.save(model, tmp_path / folder)
-    encoder_decoder(tmp_path / "pair/2")
-    graphs.save(model, tmp_path / "half/1", "encoder.onnx")
-    graphs.save(model, tmp_path, "stray.onnx")
-    found = repository.scan(tmp_path)
-    assert [(f.name, f.version) for f in found] == [("a", 9), ("a", 10), ("b", 1), ("pair", 2)]
-    assert found[0].folder == tmp_path / "a/9"
 
 
 def test_a_model_with_states_is_served_by_sessions(tmp_path: Path) -> None:

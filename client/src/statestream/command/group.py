@@ -42,7 +42,7 @@ ELSEWHERE: Final[Mapping[str, Elsewhere]] = {
     "recipes": Elsewhere(
         "List the recipes: task, data, cell, kind, mode and the figure each must reach.", "statestream-export"
     ),
-    "serve": Elsewhere("Serves the models in MODELS_DIR/<model>/<version>/ over gRPC.", "statestream-server[cpu]"),
+    "serve": Elsewhere("Serves models over gRPC.", "statestream-server[cpu]"),
     "train": Elsewhere("Train RECIPE (a name, or ./my_recipe.py) and export it into MODELS_DIR.", "statestream-export"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.files import files
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
-from statestream_server.models.rows import columns_of, is_checked
+from statestream_server.models.rows import Column, columns_of, is_checked
 
 _MEMORY_NAME = re.compile(
     r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])"
@@ -27,6 +27,7 @@ _MOST_ROW_BYTES = 1 << 30
 """Of one tensor of one session and step."""
 _MOST_BYTES = (1 << 31) - (1 << 20)
 """Protocol Buffers' limit of 2 GiB, less the wrapping."""
+_QUICK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,17 @@ def read(path: Path) -> ModelFile:
     except Exception as error:  # A signature is JSON that anybody may have written: deep, or with absurd numbers.
         raise ModelLoadError(f"{path}: {_one_line(error)}; export it again with statestream_export.export") from error
     return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps)
+
+
+def columns(path: Path) -> Sequence[Column] | None:
+    """The columns of the rows that a version would have, without loading it; None where its file does not say.
+
+    Nothing is run, and a file that is large or wrong says nothing.
+    """
+    try:
+        return columns_of(read(path).signature) if files.stamp(path).size <= _QUICK_BYTES else None
+    except Exception:  # It is only for the words of another error.
+        return None
 
 
 def _check_sizes(signature: Signature) -> None:

@@ -1,113 +1,250 @@
-"""The models folder: which versions there are, what lies astray, and a version's columns without loading it."""
+"""Where models lie: what the paths that a server is pointed at hold, by which name and version, and what lies astray.
+
+One rule names a file, wherever it was found: `NAME.onnx` is version 1 of NAME; model.onnx, or encoder.onnx with its
+decoder.onnx, is called like its folder; and a folder whose name is a number is that version of the folder around it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from statestream_server.models.files import files, modelfile
-from statestream_server.models.rows import Column, columns_of
-
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
-_QUICK_BYTES: Final = 64 << 20
-LAYOUT: Final = f"MODELS_DIR/<model>/<version>/{SINGLE} (or {ENCODER} and {DECODER}), where a version is 1, 2, …"
+LAYOUTS: Final = (
+    f"NAME.onnx, NAME/{SINGLE} or NAME/VERSION/{SINGLE} ({ENCODER} and {DECODER} for a pair; a version is 1, 2, …)"
+)
+_PARTS: Final = (SINGLE, ENCODER, DECODER)
+_SUFFIX: Final = ".onnx"
+_DEPTH: Final = 3
 _MOST_TOLD: Final = 20
+_MOST_SHOWN: Final = 12
 _HIGHEST_VERSION: Final = (1 << 63) - 1
 
 
 class Found(NamedTuple):
-    """One version in the models folder."""
+    """One version of a model.
+
+    Attributes:
+        path: The file that stands for it: its only one, or the decoder of a pair.
+    """
 
     name: str
     version: int
-    folder: Path
+    path: Path
 
 
-def mark(found: Found) -> bytes:
-    """16 bytes that stand for a version while it loads: others once its files are others."""
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found.folder.glob("*"))
-    return hashlib.sha256(repr((found.name, found.version, files)).encode()).digest()[:16]
+class Entry(NamedTuple):
+    """A file beside others, as one look shows it."""
+
+    name: str
+    inode: int
+    size: int
+    changed: int
 
 
-def scan(models_dir: Path) -> list[Found]:
-    """Every `<model>/<version>/` with a model.onnx, or an encoder.onnx and a decoder.onnx; by name, then version.
+@dataclass(slots=True)
+class Scan:
+    """What one look at the paths found.
 
-    Anything else in the folder is ignored, hidden folders too.
-
-    Raises:
-        OSError: The folder cannot be read.
+    Attributes:
+        found: The versions that can be tried, by name, then version.
+        clashes: Two files of one name and version, in words that name both; none of them is served.
+        mixed: Whether a clash is between two of the paths.
+        astray: Files that are not served because of where they lie or how they are called, in words.
+        missing: Paths that are not there, or cannot be read.
     """
-    found = []
-    for folder in models_dir.glob("*/*"):
-        name, number = folder.parent.name, folder.name
-        if not name.startswith(".") and _is_version(number) and _is_servable(folder):
-            found.append(Found(name, int(number), folder))
-    return sorted(found)
+
+    found: list[Found] = field(default_factory=list)
+    clashes: dict[tuple[str, int], str] = field(default_factory=dict)
+    mixed: bool = False
+    astray: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def scan(places: Sequence[Path]) -> Scan:
+    """Finds what lies at files and in folders; nothing is read but names.
+
+    A folder holds models as `LAYOUTS` says, side by side, or is itself that of one model or version. Whatever is hidden
+    is passed over, and a link in a folder that leads out of it is not followed.
+    """
+    told, by_key = Scan(), dict[tuple[str, int], dict[Path, Path]]()
+    for place in places:
+        try:
+            paths = list(_within(place, told)) if place.is_dir() else [_pointed(place, told)]
+        except OSError as error:
+            told.missing.append(f"{place}: {error.strerror or error}")
+            continue
+        for path in paths:
+            if path is not None:
+                by_key.setdefault(_key(path), {}).setdefault(Path(os.path.abspath(path)), place)
+    for (name, version), files in sorted(by_key.items()):
+        paths = list(files)
+        if len(paths) == 1:
+            told.found.append(Found(name, version, paths[0]))
+            continue
+        told.mixed |= len(set(files.values())) > 1
+        told.clashes[name, version] = (
+            f"{paths[0]} and {paths[1]} are both version {version} of {name!r}, and neither is served; rename one, or"
+            f" make it another version ({name}/{version + 1}/{SINGLE})"
+        )
+    return told
+
+
+def _key(path: Path) -> tuple[str, int]:
+    """The name and version of a file, by its place."""
+    whole = Path(os.path.abspath(path))
+    if whole.name not in _PARTS:
+        return whole.stem, 1
+    folder = whole.parent
+    if _is_version(folder.name) and folder.parent.name:
+        return folder.parent.name, int(folder.name)
+    return folder.name or whole.stem, 1
 
 
 def _is_version(number: str) -> bool:
     return number.isascii() and number.isdecimal() and 0 < int(number) <= _HIGHEST_VERSION
 
 
-def _is_servable(folder: Path) -> bool:
-    return (folder / SINGLE).is_file() or ((folder / ENCODER).is_file() and (folder / DECODER).is_file())
+def _pointed(path: Path, told: Scan) -> Path | None:
+    """A file that is meant itself; it need not be a regular one, loading says so."""
+    path.stat()
+    why = _halved(path) or _unnamed(path)
+    if path.suffix != _SUFFIX:
+        why = "it is no .onnx file"
+    if why:
+        told.astray.append(f"{path} is not served: {why}; expected {LAYOUTS}")
+        return None
+    return path.with_name(DECODER) if path.name == ENCODER else path
 
 
-def astray(models_dir: Path) -> list[str]:
-    """What lies in a models folder and is not served because of where it lies or how it is called, in words.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    if not scan(models_dir) and not any(models_dir.iterdir()):
-        return [f"{models_dir} is empty, nothing is served; put models there as {LAYOUT} and load them by name"]
-    told = list[str]()
-    for depth in ("*.onnx", "*/*.onnx", "*/*/*.onnx"):
-        for path in sorted(models_dir.glob(depth)):
-            parts = path.relative_to(models_dir).parts
-            why = "" if any(part.startswith(".") for part in parts) else _astray(path, parts)
-            if why:
-                told.append(f"{path} is not served: {why}; expected {LAYOUT}")
-    if not scan(models_dir) and not told:
-        told.append(f"nothing in {models_dir} is served: no .onnx file lies there; expected {LAYOUT}")
-    if len(told) > _MOST_TOLD:
-        told[_MOST_TOLD:] = [f"{len(told) - _MOST_TOLD} more files are not served because of where they lie"]
-    return told
+def _within(root: Path, told: Scan) -> Iterator[Path]:
+    """The files in a folder that stand for versions."""
+    real = root.resolve()
+    for path, linked in _files(root, _DEPTH):
+        why = _astray(path, path.relative_to(root).parts) or _unnamed(path)
+        if not why and linked and not path.resolve().is_relative_to(real):
+            why = f"a link leads out of {root}, to {path.resolve()}, and is not followed (copy it, or serve that too)"
+        if why:
+            told.astray.append(f"{path} is not served: {why}; expected {LAYOUTS}")
+        elif path.name != ENCODER:
+            yield path
 
 
-def _astray(path: Path, parts: tuple[str, ...]) -> str:
-    """Why a file is not served, by its place; "" where it is, or nobody would expect it to be."""
-    if len(parts) == 1:
-        return "it lies in the models folder itself"
-    if len(parts) == 2:
-        if _is_version(parts[0]):
-            return "MODELS_DIR is the folder of one model; give the folder above"
-        return f"there is no version folder around it (move it to {parts[0]}/1/{SINGLE})"
-    if not _is_version(parts[1]):
+def _files(folder: Path, depth: int, *, linked: bool = False) -> Iterator[tuple[Path, bool]]:
+    """Every .onnx file down to a depth that is not hidden, in order, and whether a link led there."""
+    with os.scandir(folder) as entries:
+        inside = sorted(entries, key=lambda entry: entry.name)
+    for entry in inside:
+        if entry.name.startswith("."):
+            continue
+        link = linked or entry.is_symlink()
+        try:
+            if not entry.is_dir():
+                if entry.name.endswith(_SUFFIX):
+                    yield Path(entry.path), link
+            elif depth > 1:
+                yield from _files(Path(entry.path), depth - 1, linked=link)
+        except OSError:  # It may be gone already, be nobody's business, or a link to itself.
+            continue
+
+
+def _astray(path: Path, parts: Sequence[str]) -> str:
+    """Why a file in a folder is not served, by its place; "" where it is."""
+    if len(parts) == _DEPTH and not _is_version(parts[1]):
         return f"{parts[1]!r} is no version"
-    if _is_servable(path.parent):
-        return ""
-    if parts[2] in (SINGLE, ENCODER, DECODER):
-        return "it is no regular file" if not path.is_file() else f"its other half, {ENCODER} or {DECODER}, is missing"
-    return f"it is not called {SINGLE}"
+    if not path.is_file():
+        return "it is no regular file"
+    if len(parts) > 1 and path.name not in _PARTS:
+        return f"it is not called {SINGLE}"
+    return _halved(path)
+
+
+def _halved(path: Path) -> str:
+    """What is wrong with a file as part of a version; "" where nothing is."""
+    if path.name in (ENCODER, DECODER):
+        if path.with_name(SINGLE).exists():
+            return f"{SINGLE} lies beside it, and a version is one file or a pair"
+        if not (path.with_name(ENCODER).is_file() and path.with_name(DECODER).is_file()):
+            return f"its other half, {ENCODER} or {DECODER}, is missing"
+    return ""
+
+
+def _unnamed(path: Path) -> str:
+    name, _ = _key(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"its name, {name!r}, is not UTF-8"
+    return ""
+
+
+def shown(told: Scan) -> list[str]:
+    """What to warn of beside what is served: files astray, and what is missing."""
+    lines = [*told.missing, *told.astray]
+    if len(lines) > _MOST_TOLD:
+        lines[_MOST_TOLD:] = [f"{len(lines) - _MOST_TOLD} more files are not served because of where they lie"]
+    return lines
+
+
+def nothing(places: Sequence[Path], told: Scan) -> str:
+    """Why nothing is served: what lies there, and what is expected; one line."""
+    if told.missing:
+        return f"{'; '.join(told.missing)}; point the server at a file.onnx, or at a folder of {LAYOUTS}"
+    if told.astray:
+        more = f" (and {len(told.astray) - 1} more like it)" if len(told.astray) > 1 else ""
+        return told.astray[0] + more
+    lying = [name for place in places for name in _listing(place, place.parent)][: _MOST_SHOWN + 1]
+    more = ", …" if len(lying) > _MOST_SHOWN else ""
+    there = f"there is {', '.join(lying[:_MOST_SHOWN])}{more}" if lying else "it is empty"
+    where = " and ".join(map(str, places))
+    return f"nothing in {where} can be served: {there}; expected {LAYOUTS}"
+
+
+def _listing(folder: Path, base: Path, depth: int = _DEPTH) -> Iterator[str]:
+    """What lies in a folder, folders that hold nothing with a slash."""
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return
+    for path in inside:
+        deeper = list(_listing(path, base, depth - 1)) if path.is_dir() and depth > 1 else []
+        yield from deeper or [f"{path.relative_to(base)}{'/' if path.is_dir() else ''}"]
+
+
+def look(path: Path) -> tuple[Entry, ...]:
+    """What a version is made of, as it lies there: another value once any of it is another, or is still written.
+
+    Its file, of a pair both, and whatever lies beside that is no other model: weights, and what settles its states.
+    """
+    own = {ENCODER, DECODER} if path.name in (ENCODER, DECODER) else {path.name}
+    seen = list[Entry]()
+    with os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name in own or not (entry.name.startswith(".") or entry.name.endswith(_SUFFIX)):
+                try:
+                    if entry.is_file():
+                        stat = entry.stat()
+                        seen.append(Entry(entry.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+                except OSError:
+                    continue
+    return tuple(sorted(seen))
+
+
+def mark(found: Found) -> bytes:
+    """16 bytes that stand for a version while it loads: others once its files are others."""
+    own = found.path.name if found.path.name in _PARTS else found.path.stem
+    files = [
+        (entry.name, entry.size, entry.changed)
+        for entry in look(found.path)
+        if found.path.name in _PARTS or entry.name.startswith(own)
+    ]
+    return hashlib.sha256(repr((found.name, found.version, files)).encode()).digest()[:16]
 
 
 def file_of(folder: Path) -> Path:
-    """The file that stands for a version: its only one, or the decoder of a pair."""
+    """The file that stands for a version in a folder of its own: its only one, or the decoder of a pair."""
     return folder / (SINGLE if (folder / SINGLE).is_file() else DECODER)
-
-
-def columns(folder: Path) -> Sequence[Column] | None:
-    """The columns of the rows that a version would have, without loading it; None where its files do not say.
-
-    Nothing is run, and a file that is large or wrong says nothing.
-    """
-    path = file_of(folder)
-    try:
-        if files.stamp(path).size > _QUICK_BYTES:
-            return None
-        return columns_of(modelfile.read(path).signature)
-    except Exception:  # It is only for the words of another error.
-        return None
