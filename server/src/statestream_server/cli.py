@@ -201,6 +201,16 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
     default=False,
     help="Start although there is nothing to serve yet: models are put there later.",
 )
+@_option(
+    "--proof-cache/--no-proof-cache",
+    default=True,
+    help="Whether what trials of models found is kept beside the store, so that the next start tries none again.",
+)
+@_option(
+    "--trust",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of SHA-256, as sha256sum writes it: models and weights that are not in it are not loaded.",
+)
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
 def serve(
     models: tuple[Path, ...],
@@ -214,6 +224,7 @@ def serve(
     quarantine: str,
     load_timeout: float,
     load_memory: int,
+    proof_cache: bool,
     log_level: str,
     **flags: Any,
 ) -> None:
@@ -235,6 +246,7 @@ def serve(
         batch_policy=BatchPolicy(batch_policy),
         threads=threads or threads_for(workers),
         quarantine=None if quarantine == "none" else Path(quarantine) if quarantine else default_folder(store),
+        proofs=default_folder(store, "proofs") if proof_cache else None,
         trial=TrialLimits(load_timeout, load_memory),
         limits=dataclasses.replace(_LIMITS, **limits),
         **flags,

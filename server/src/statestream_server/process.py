@@ -30,7 +30,8 @@ def run(settings: Settings, log_level: str, told: int | None = None) -> None:
         asyncio.run(app.serve(settings, told))
         return
     # The process that tries the models imports ONNX Runtime while this one imports gRPC.
-    trials.shared().prepare()
+    if settings.proofs is None or not any(settings.proofs.glob("*")):
+        trials.shared().prepare()
     try:
         import uvloop
 

@@ -14,10 +14,12 @@ from statestream.contract import errors
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.models.files import modelfile, repository
+from statestream_server.models.files.prints import Trust
 from statestream_server.models.graphs import runtime
 from statestream_server.models.graphs.runtime import Device
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
 from statestream_server.models.proof import loading
+from statestream_server.models.proof.kept import Kept
 from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.models.rows import Column
 from statestream_server.quarantine.quarantine import Quarantine
@@ -60,6 +62,8 @@ class Registry:
         max_sessions: int,
         limits: TrialLimits,
         quarantine: Quarantine,
+        proofs: Path | None = None,
+        trust: Path | None = None,
     ) -> None:
         """An empty registry over the places where models lie.
 
@@ -72,6 +76,8 @@ class Registry:
             max_sessions: The most sessions of one version.
             limits: What trying a version may take.
             quarantine: Notes loads, and keeps from loading again what ended servers.
+            proofs: The folder where verdicts of trials are kept; None for none.
+            trust: The file that lists what may be loaded; None where anything may.
         """
         self._quarantine = quarantine
         self._places = places
@@ -82,6 +88,8 @@ class Registry:
         self._max_sessions = max_sessions
         self._served: dict[str, dict[int, Served]] = {}
         self._limits = limits
+        self._kept = Kept(proofs) if proofs is not None else None
+        self._trust = Trust(trust) if trust is not None else None
         self._threads = ThreadPoolExecutor(_MOST_LOADS, "load")
         self._loads: dict[tuple[str, int], asyncio.Task[Served]] = {}
         self.failures: dict[tuple[str, int], str] = {}
@@ -182,6 +190,8 @@ class Registry:
                     device=self._device,
                     batch_policy=self._batch_policy,
                     limits=self._limits,
+                    kept=self._kept,
+                    trust=self._trust,
                 )
         except ModelLoadError as error:
             return error

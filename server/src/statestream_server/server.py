@@ -85,6 +85,8 @@ class Server:
             max_sessions=limits.max_sessions,
             limits=settings.trial,
             quarantine=quarantine,
+            proofs=settings.proofs,
+            trust=settings.trust,
         )
         placement = Placement(engine, checkpointer, streams, clock)
         gate = checkpointer if settings.durability is Durability.SYNC else lease

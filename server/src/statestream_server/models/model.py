@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from statestream.contract.signature import Signature
@@ -34,6 +35,21 @@ class BatchPolicy(enum.StrEnum):
     """The difference is told, nothing else, as long as it is rounding."""
     SERIALISE = "serialise"
     """Every row and step runs alone."""
+
+
+class Print(Protocol):
+    """A file as it was when it was read; see `files.prints`."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its bytes, in hex."""
+
+    def changed(self) -> bool:
+        """Whether it looks other now: its size, its time, or that it is another file."""
 
 
 class Predictor(Protocol):
@@ -66,6 +82,8 @@ class Model:
         encoder_invariance: The same of the encoder.
         encoder_note: The same of the encoder, one sentence.
         providers: What runs it, as ONNX Runtime names its providers, the preferred one first.
+        files: What it was read from: graphs, and the files with their weights.
+        prints: The same files as they were then, with what settles the signature.
     """
 
     name: str
@@ -82,6 +100,8 @@ class Model:
     encoder_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
     encoder_note: str = ""
     providers: tuple[str, ...] = field(default=())
+    files: tuple[Path, ...] = ()
+    prints: tuple[Print, ...] = ()
 
     @property
     def mark(self) -> bytes:

@@ -18,11 +18,11 @@ def default_path() -> Path:
     return Path(platformdirs.user_state_dir("statestream")) / "sessions.db"
 
 
-def default_folder(url: str) -> Path:
-    """Where the servers of a store note what they run: beside a file, else in the user's state folder."""
+def default_folder(url: str, kind: str = "running") -> Path:
+    """Where the servers of a store note what they run, and more: beside a file, else in the user's state folder."""
     _, colon, rest = url.partition(":")
     file = Path(rest) if url.startswith("sqlite:") and colon and rest else default_path()
-    return file.with_name(f"{file.name}.running")
+    return file.with_name(f"{file.name}.{kind}")
 
 
 def open_store(url: str) -> Store:

@@ -1,17 +1,20 @@
-"""Loading: a version is tried in a process of its own, then built here by what was found."""
+"""Loading: a version is tried in a process of its own, then built here by what was found, now or at another start."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
 from typing import Final
 
-from statestream_server.models.files import files
+from statestream_server.models.files import files, modelfile, prints
+from statestream_server.models.files.prints import Print, Trust
 from statestream_server.models.files.repository import file_of
 from statestream_server.models.graphs.runtime import Device, providers_for
-from statestream_server.models.model import BatchPolicy, Model
+from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
 from statestream_server.models.proof import making, trials
+from statestream_server.models.proof.kept import Kept
 from statestream_server.models.proof.verdict import TrialLimits, Verdict
 
 _log = logging.getLogger(__name__)
@@ -52,18 +55,55 @@ def load_file(
     device: Device | str = "auto",
     batch_policy: BatchPolicy = BatchPolicy.PAD,
     limits: TrialLimits = DEFAULT_LIMITS,
+    kept: Kept | None = None,
+    trust: Trust | None = None,
 ) -> Model:
     """Loads one file, whatever its folder; an encoder.onnx or decoder.onnx brings the other one. See `load`.
+
+    Args:
+        path: The file.
+        name: The model's name.
+        version: Its version.
+        device: What it runs on, or "auto", "cpu", "cuda" or "cuda:<number>".
+        batch_policy: What is done where it answers in other bits alone than in a batch.
+        limits: What the trial may take.
+        kept: Verdicts of earlier trials; None to try it whatever was found before.
+        trust: The list of what may be loaded; None where anything may.
 
     Raises:
         ModelLoadError: It cannot be served: the file, the reason, what to do.
     """
     with making.refusing(path):
         place = providers_for(device) if isinstance(device, str) else device
-        verdict = _tried(path, place, batch_policy, limits)
+        known = [prints.take(one) for one in prints.named(path)]
+        if trust is not None:
+            _check_trusted(known, trust)
+        verdict = kept.find(known, place, batch_policy) if kept is not None else None
+        model = None
+        if verdict is not None:
+            with contextlib.suppress(ModelLoadError):  # Then it is tried, and that says why.
+                model = making.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
+        if verdict is None or model is None:
+            verdict = _tried(path, place, batch_policy, limits)
+            model = making.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
         for level, text in verdict.said:
             _log.log(level, "%s", text)
-        return making.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
+        own = {one.path for one in known}
+        weights = [prints.take(path) for path in model.files if path not in own]
+        for one in known:
+            one.stamp.check()  # What was read is what was looked at.
+        if kept is not None:
+            kept.keep(known, weights, place, batch_policy, verdict)
+        model.prints = (*known, *weights)
+        return model
+
+
+def _check_trusted(known: list[Print], trust: Trust) -> None:
+    """Checks all files of a version; those with weights are named by one that is trusted itself."""
+    trust.check(known)
+    for one in known:
+        if one.path.suffix == ".onnx":
+            trust.check(prints.take(stamp.path) for stamp in modelfile.read(one.path).stamps[1:])
 
 
 def _tried(path: Path, device: Device, policy: BatchPolicy, limits: TrialLimits) -> Verdict:

@@ -209,6 +209,7 @@ def build(
         for one in (file, encoder):
             if one is not None:
                 one.check_unchanged()
+                model.files += tuple(stamp.path for stamp in one.stamps)
         return model
 
 
