@@ -4,7 +4,7 @@
     ```bash serve     starts the server that the Python blocks call
     ```bash ask       runs beside that server
     ```bash compose   runs in tests/compose: it needs a container engine
-    ```bash           is only shown: it installs, which other tests do
+    ```bash           is only shown, or run by a test that the comment above it names (tests/support/pages.py)
     ```python         runs; all blocks of one file in one interpreter, as if typed
     ```output         what the block before it prints
 
@@ -29,41 +29,15 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.pages import COMMENT, FENCE, ROOT, Block, blocks, chosen
+
 READMES = ["README.md", "README.zh-CN.md"]
 SERVED = [*READMES, "docs/lessons/modes.md"]
 LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "lessons").glob("*.md"))
 TOLERANCE = 0.2
-FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 DECIMAL = re.compile(r"-?\d+\.\d+")
 # Printed before each block, so that what it prints can be told from what the next one prints.
 MARK = "\x1e"
-COMMENT = re.compile(r"(^|\s+)# .*$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, the word after that, its text, and the text of the output block behind it."""
-
-    language: str
-    role: str
-    text: str
-    output: str | None = None
-
-
-def blocks(path: Path) -> list[Block]:
-    found: list[Block] = []
-    for language, role, text in FENCE.findall(path.read_text("utf-8")):
-        if language == "output":
-            assert found, f"{path.name}: an output block without a block before it"
-            found[-1] = Block(found[-1].language, found[-1].role, found[-1].text, text)
-        else:
-            found.append(Block(language, role, text))
-    return found
-
-
-def chosen(path: Path, language: str, role: str) -> list[Block]:
-    return [block for block in blocks(path) if (block.language, block.role) == (language, role)]
 
 
 def same(came: str, shown: str) -> bool:

@@ -20,7 +20,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.pages import ROOT, run_by
+
 KINDS = [("THIRD_PARTY_LICENSES", "txt"), ("sbom", "cdx.json")]
 slow = pytest.mark.slow
 
@@ -114,6 +115,15 @@ def test_every_package_of_the_sbom_has_its_licence(released: Path, name: str) ->
     assert titles == {title for title in others if not title.startswith("statestream")}
     assert min(len(section) for section in sections) > 500, "a licence has some sentences"
     assert "not named" not in text
+
+
+@slow
+def test_an_environment_is_described(tmp_path: Path) -> None:
+    """As docs/deploy.md tells."""
+    (line,) = run_by("docs/deploy.md", "tests/packaging/test_dist.py::test_an_environment_is_described").commands()
+    line = line.replace(".venv/bin/python", sys.executable).replace("--out described", f"--out {tmp_path}")
+    subprocess.run(["bash", "-euc", line], check=True, capture_output=True, cwd=ROOT)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{kind}-server.{end}" for kind, end in KINDS}
 
 
 def package(folder: Path, name: str, *lines: str, licence: str | None = None) -> Distribution:

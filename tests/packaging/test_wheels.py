@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import venv
@@ -14,9 +16,10 @@ import pytest
 import setup_venv
 from packaging.utils import canonicalize_name
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+from tests.support import models
+from tests.support.pages import ROOT, run_by
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -130,3 +133,37 @@ def test_the_exporter_alone(released: Path, tmp_path: Path) -> None:
     assert "statestream-server" not in env.installed()
     assert "statestream_server" not in env.import_all("statestream_export")
     assert {"train", "recipes", "data"} <= env.commands()
+
+
+def test_the_server_of_the_unit(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/deploy.md installs it, in another root; what the unit starts there serves, and leaves in order."""
+    block = run_by("docs/deploy.md", "tests/packaging/test_wheels.py::test_the_server_of_the_unit")
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    # The page installs as root, from dist/, with the system's Python.
+    root = {place: f"{tmp_path}{place}" for place in ("/opt/", "/etc/", "/srv/", "/var/")}
+    script = in_root(block.text, root).replace(" dist", f" {released}").replace("python3 ", f"{sys.executable} ", 1)
+    ran = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "opt/statestream/share/doc/statestream/sbom-server.cdx.json").exists()
+    unit = (tmp_path / "etc/systemd/system/statestream.service").read_text("utf-8")
+    (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    models.write(tmp_path / "srv/statestream/models", "counter")
+    monkeypatch.setenv("STATESTREAM_PORT", "0")
+    monkeypatch.setenv("STATESTREAM_HTTP_PORT", "0")
+    command = shlex.split(in_root(start, root))
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline().startswith("ready: gRPC on 127.0.0.1:")
+            server.terminate()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+    assert (tmp_path / "var/lib/statestream/sessions.db").exists()
+
+
+def in_root(text: str, root: dict[str, str]) -> str:
+    for place, moved in root.items():
+        text = re.sub(rf"(?<![\w.]){place}", moved, text)
+    return text
