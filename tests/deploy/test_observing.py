@@ -1,0 +1,83 @@
+"""What Prometheus alarms by and Grafana draws: every metric is one that there is, every panel has its place."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+
+from statestream_server.edges.http.metrics import ServerCollector
+from tests.support import models
+from tests.support.serving import serving
+
+OBSERVE = Path(__file__).resolve().parents[2] / "deploy" / "observe"
+GRAFANA = OBSERVE / "grafana"
+COLUMNS = 24
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((OBSERVE / "alerts.yml").read_text())["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((GRAFANA / "statestream.json").read_text())
+    return found
+
+
+def expressions() -> list[str]:
+    return [rule["expr"] for rule in rules()] + [
+        target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]
+    ]
+
+
+async def test_every_metric_is_one_that_a_server_tells(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    async with serving(models.write(tmp_path)) as local:
+        registry.register(ServerCollector(local.server))
+    told = re.findall(r"^(\w+)(?:\{| )", generate_latest(registry).decode(), re.MULTILINE)
+    named = set(re.findall(r"\bstatestream_\w+", " ".join(expressions())))
+    assert named
+    assert named <= {*told}
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
+def test_an_alert_says_how_bad_it_is_and_what_it_is(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"page", "warn"}
+    assert rule["annotations"]["summary"]
+    if rule["labels"]["severity"] == "page":
+        assert rule["annotations"]["description"], "whoever is woken is told what to look at"
+
+
+def test_panels_have_a_place_of_their_own_and_the_source_that_is_provisioned() -> None:
+    (source,) = yaml.safe_load((GRAFANA / "datasource.yml").read_text())["datasources"]
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = set[tuple[int, int]]()
+    for panel in panels:
+        assert panel["title"]
+        assert panel["type"] in {"stat", "timeseries"}
+        for one in (panel, *panel["targets"]):
+            assert one["datasource"] == {"type": source["type"], "uid": source["uid"]}
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= COLUMNS
+        columns, lines = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        cells = set(itertools.product(columns, lines))
+        assert not cells & taken
+        taken |= cells
+
+
+def test_what_is_provisioned_lies_where_the_containers_look() -> None:
+    compose = (OBSERVE.parents[1] / "docker-compose.yml").read_text()
+    (provider,) = yaml.safe_load((GRAFANA / "dashboards.yml").read_text())["providers"]
+    assert f"statestream.json:{provider['options']['path']}/statestream.json:ro" in compose
+    for file in yaml.safe_load((OBSERVE / "prometheus.yml").read_text())["rule_files"]:
+        assert f"./deploy/observe/{file}:/etc/prometheus/{file}:ro" in compose
