@@ -38,6 +38,7 @@ class Workload:
     Attributes:
         steps: Steps answered so far, of all sessions.
         moving: The sessions that are to move to another version, by number, and to which.
+        think: Seconds for which a session rests after each operation.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Workload:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     sessions: list[statestream.aio.Session] = field(default_factory=list)
     moving: dict[int, int] = field(default_factory=dict)
+    think: float = 0.0
     began: float = 0.0
 
     @property
@@ -117,13 +119,14 @@ async def workload(
     clients: int = 6,
     prefix: str = "s",
     settings: statestream.Settings | None = None,
+    think: float = 0.0,
 ) -> AsyncIterator[Workload]:
     """Sessions that step until `finish` or the end of the block; client k connects to address k first.
 
     They begin with version 1.
     """
     settings = settings or statestream.Settings(retry_timeout=RETRY_SECONDS, connect_timeout=30.0)
-    load = Workload(seed, [], [Track(number, f"{prefix}-{number}") for number in range(sessions)])
+    load = Workload(seed, [], [Track(number, f"{prefix}-{number}") for number in range(sessions)], think=think)
     async with contextlib.AsyncExitStack() as stack:
         for number in range(clients):
             turn = number % len(addresses)
@@ -205,6 +208,8 @@ async def _drive(load: Workload, track: Track, session: statestream.aio.Session)
         assert session.position == track.position, (
             f"seed {seed}: {track.id} is at {session.position}, its caller has {track.position} outputs"
         )
+        if load.think:
+            await asyncio.sleep(load.think)
 
 
 @dataclass(frozen=True)

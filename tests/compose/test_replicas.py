@@ -26,6 +26,8 @@ from tests.compose.engine import Deployment, free_ports, readable, require_engin
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 
 SESSIONS, CLIENTS = 500, 50
+THINK_SECONDS = 0.1
+"""Between two operations of a session: some 3,000 steps a second of all, which leaves processors for what is tested."""
 PAUSE_SECONDS = 2.0
 """The longest that a session may pause, for 99 of 100 of them."""
 SHARE_SECONDS, LEAST_SHARE = 60.0, 0.15
@@ -103,7 +105,7 @@ async def test_500_sessions_lose_nothing_whatever_happens_to_the_containers(depl
     deployment, address, models = deployed
     await asyncio.to_thread(deployment.wait_healthy)
     oracle = Oracle(models, SEED)
-    async with workload([address], seed=SEED, sessions=SESSIONS, clients=CLIENTS) as load:
+    async with workload([address], seed=SEED, sessions=SESSIONS, clients=CLIENTS, think=THINK_SECONDS) as load:
         replicas = Replicas(deployment, load)
         await load.progress()
         first, second = deployment.containers()
