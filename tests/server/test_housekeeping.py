@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from statestream.v1 import session_pb2 as sessions
@@ -23,12 +24,16 @@ HOURS = 3600.0
 
 def test_a_jump_of_the_clock_counts_only_after_a_while() -> None:
     """Time that passes on both clocks counts at once; a step back is believed, so that nothing expires early."""
-    calendar = Calendar(100.0, 1000.0, 0.0)
-    assert calendar.read(1030.0, 30.0) == 1030.0
-    assert calendar.read(1060.0 + 7200, 60.0) == 1060.0
-    assert calendar.read(1090.0 + 7200, 90.0) == 1090.0
-    assert calendar.read(1170.0 + 7200, 170.0) == 1170.0 + 7200
-    assert calendar.read(1200.0, 200.0) == 1200.0
+    calendar = Calendar(1000.0, 0.0)
+
+    def read(unix: float, seconds: float) -> float:
+        return calendar.read(unix, seconds, patience=100.0)
+
+    assert read(1030.0, 30.0) == 1030.0
+    assert read(1060.0 + 7200, 60.0) == 1060.0
+    assert read(1090.0 + 7200, 90.0) == 1090.0
+    assert read(1170.0 + 7200, 170.0) == 1170.0 + 7200
+    assert read(1200.0, 200.0) == 1200.0
 
 
 @pytest.mark.parametrize("asleep", [False, True])
@@ -79,3 +84,24 @@ async def test_tombstones_go_although_sessions_stay_for_ever(models_dir: Path, t
         local.table(MODEL).ephemeral[:] = False
         await housekeeping.tidy(local.server, now, refresh=False, unix=time.time() + 2 * HOURS)
         assert not await tombs(local, ids)
+
+
+async def test_each_model_has_its_retention(models_dir: Path, tmp_path: Path) -> None:
+    """What is said of a model goes before what is said of all; 0 is for ever."""
+    store, hour = f"sqlite:{tmp_path / 's.db'}", HOURS
+    retention = {"retention": 2 * hour, "model_retention": {"counter": hour, "gru": 0.0}}
+    async with serving(models_dir, store=store, **retention) as local:
+        caller, kept = Caller(local.channel), local.server.store
+        for model, size in (("counter", 1), ("gru", 2), ("lstm", 3)):
+            await caller.step(model, "a", {"x": np.ones((1, size), np.float32)})
+            await local.server.sessions.hibernate(local.table(model), float("inf"))
+
+        async def left(hours: float) -> set[str]:
+            """The models of which there are sessions once so many hours have passed."""
+            await housekeeping.tidy(local.server, 0.0, refresh=False, unix=time.time() + hours * hour)
+            return {record.key.model for record in await kept.list("", "", ("", ""), 10)}
+
+        assert await left(0.9) == {"counter", "gru", "lstm"}
+        assert await left(1.1) == {"gru", "lstm"}
+        assert await left(2.1) == {"gru"}
+        assert await left(1e4) == {"gru"}

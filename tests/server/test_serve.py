@@ -8,6 +8,7 @@ import re
 import signal
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
+from statestream_server import process as process_module
 from statestream_server.cli import inspect, serve
 from statestream_server.settings import Settings, check_reach
 from tests.support import models
@@ -128,6 +130,41 @@ def test_times_are_finite(tmp_path: Path, option: str, value: str) -> None:
     assert result.exit_code == 2
     assert f"Invalid value for '{option}'" in result.output
     assert f"{value} is not a finite number of seconds" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "file", "environment", "expected"),
+    [
+        ([], "", "", (0.0, {})),
+        (["--retention", "60"], "", "", (60.0, {})),
+        (["--retention", "a=5", "--retention", "60", "--retention", "b=c=0"], "", "", (60.0, {"a": 5.0, "b=c": 0.0})),
+        ([], "retention = 60", "", (60.0, {})),
+        ([], 'retention = ["60", "a=5"]', "", (60.0, {"a": 5.0})),
+        ([], "", "60 a=5", (60.0, {"a": 5.0})),
+        (["--retention", "a=-1"], "", "", "x>=0"),
+        (["--retention", "=1"], "", "", "names no model"),
+        (["--retention", "a=b"], "", "", "not a valid"),
+    ],
+)
+def test_retention_is_said_for_all_and_for_single_models(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    file: str,
+    environment: str,
+    expected: tuple[float, dict[str, float]] | str,
+) -> None:
+    found = list[tuple[float, Any]]()
+    monkeypatch.setattr(process_module, "run", lambda settings, *_, **__: found.append(
+        (settings.retention, settings.model_retention)))  # fmt: skip
+    (tmp_path / "config.toml").write_text(file)
+    if environment:
+        monkeypatch.setenv("STATESTREAM_RETENTION", environment)
+    result = CliRunner().invoke(serve, [str(tmp_path), "--config", str(tmp_path / "config.toml"), *options])
+    if isinstance(expected, str):
+        assert expected in result.output
+    else:
+        assert found == [expected], result.output
 
 
 def test_a_config_file_is_read_and_checked(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from statestream.contract.errors import StoreUnavailable
@@ -133,7 +133,14 @@ class Store:
         found: list[Record] = await self._ask("list", others=(tenant, model, after, limit))
         return found
 
-    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
+    async def expire(
+        self,
+        before: float,
+        *,
+        ephemeral_before: float,
+        tombs_before: float | None = None,
+        by_model: Mapping[str, float] | None = None,
+    ) -> int:
         """Nothing expires: ages are housekeeping's tests' affair."""
         return 0
 

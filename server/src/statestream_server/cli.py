@@ -31,7 +31,9 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: {error}") from error
     known = {parameter.name for parameter in context.command.params}
+    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
     names = {key.replace("-", "_"): value for key, value in values.items()}
+    names |= {name: [names[name]] for name in several & names.keys() if not isinstance(names[name], list)}
     unknown = sorted(names.keys() - known)
     if unknown:
         raise click.BadParameter(f"{path}: unknown setting {unknown[0]!r}; `statestream serve --help` lists them")
@@ -58,6 +60,20 @@ class _Seconds(click.FloatRange):
         if not math.isfinite(seconds):
             self.fail(f"{value} is not a finite number of seconds", param, ctx)
         return seconds
+
+
+class _Retention(click.ParamType):  # type: ignore[type-arg]  # It is generic only since click 8.5.
+    """Seconds, or a model's name and seconds; of a model "" these are all that are not named."""
+
+    name = "[model=]seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        model, equals, seconds = str(value).rpartition("=")
+        if equals and not model:
+            self.fail(f"{value!r} names no model; expected MODEL=SECONDS", param, ctx)
+        return model, _Seconds(0).convert(seconds, param, ctx)
 
 
 _LIMITS, _TRIAL = Limits(), TrialLimits()
@@ -137,9 +153,11 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 )
 @_option(
     "--retention",
-    type=_Seconds(0),
-    default=0.0,
-    help="Seconds that an unused session is kept in the store; 0 for ever.",
+    type=_Retention(),
+    multiple=True,
+    default=["0"],
+    help="Seconds that an unused session is kept in the store, 0 for ever; MODEL=SECONDS for the sessions of one model."
+    " May be said again.",
 )
 @_option(
     "--max-sessions",
@@ -225,6 +243,7 @@ def serve(
     load_timeout: float,
     load_memory: int,
     proof_cache: bool,
+    retention: tuple[tuple[str, float], ...],
     log_level: str,
     **flags: Any,
 ) -> None:
@@ -248,6 +267,8 @@ def serve(
         quarantine=None if quarantine == "none" else Path(quarantine) if quarantine else default_folder(store),
         proofs=default_folder(store, "proofs") if proof_cache else None,
         trial=TrialLimits(load_timeout, load_memory),
+        retention=dict(retention).get("", 0.0),
+        model_retention={model: seconds for model, seconds in retention if model},
         limits=dataclasses.replace(_LIMITS, **limits),
         **flags,
     )

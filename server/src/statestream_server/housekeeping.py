@@ -25,37 +25,39 @@ _SLICE = 4096
 
 
 class Calendar:
-    """Unix time as far as it can be believed: what it jumps ahead counts only after `patience` seconds."""
+    """Unix time as far as it can be believed: what it jumps ahead counts only after a while."""
 
-    def __init__(self, patience: float, unix: float, seconds: float) -> None:
+    def __init__(self, unix: float, seconds: float) -> None:
         """Begins with what the two clocks show: Unix time, and seconds on a clock that nobody sets."""
-        self._patience = patience
         self._unix = self._now = unix
         self._seconds = self._jumped = seconds
 
-    def read(self, unix: float, seconds: float) -> float:
-        """What time it is; called again and again with what the two clocks show."""
+    def read(self, unix: float, seconds: float, *, patience: float) -> float:
+        """What time it is; called again and again with what the two clocks show.
+
+        A jump counts after `patience` seconds.
+        """
         passed, shown = seconds - self._seconds, unix - self._unix
-        if shown > passed + self._patience / 8:
+        if shown > passed + patience / 8:
             self._jumped = seconds
         self._seconds, self._unix = seconds, unix
-        believed = seconds - self._jumped >= self._patience
+        believed = seconds - self._jumped >= patience
         self._now = unix if believed else min(unix, self._now + passed)
         return self._now
 
 
 async def keep(server: Server) -> None:
     """Looks after the sessions until it is cancelled."""
-    settings = server.settings
-    spans = [settings.hibernate_after, settings.ephemeral_retention, settings.retention or _LONGEST_PAUSE]
-    pause = min(_LONGEST_PAUSE, *(span / 4 for span in spans))
     unix, seconds = time.time(), time.monotonic()
-    calendar, refreshed = Calendar(min(settings.ephemeral_retention, *spans[2:]), unix, seconds), seconds
+    calendar, refreshed = Calendar(unix, seconds), seconds
     while True:
-        await asyncio.sleep(pause)
+        settings = server.settings  # They may be others in each round.
+        soonest = min(settings.retentions, default=_LONGEST_PAUSE)
+        spans = (settings.hibernate_after, settings.ephemeral_retention, soonest)
+        await asyncio.sleep(min(_LONGEST_PAUSE, *(span / 4 for span in spans)))
         seconds = time.monotonic()
-        now = calendar.read(time.time(), seconds)
-        refresh = bool(settings.retention) and seconds - refreshed > settings.retention / 4
+        now = calendar.read(time.time(), seconds, patience=min(settings.ephemeral_retention, soonest))
+        refresh = bool(settings.retentions) and seconds - refreshed > soonest / 4
         try:
             await tidy(server, seconds, refresh=refresh, unix=now)
         except errors.StoreUnavailable as error:
@@ -105,7 +107,8 @@ async def tidy(server: Server, now: float, *, refresh: bool, unix: float | None 
     await server.store.expire(
         unix - settings.retention if settings.retention else 0.0,
         ephemeral_before=unix - settings.ephemeral_retention,
-        tombs_before=unix - max(settings.tombstone_retention, settings.retention),
+        tombs_before=unix - max(settings.tombstone_retention, *settings.retentions, 0.0),
+        by_model={name: unix - span if span else 0.0 for name, span in settings.model_retention.items()},
     )
 
 

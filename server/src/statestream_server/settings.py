@@ -6,6 +6,7 @@ import enum
 import ipaddress
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -76,6 +77,7 @@ class Settings:
         rebalance: Whether streams are asked to move when another server comes, so that it has its share.
         hibernate_after: Seconds without a step after which a session leaves memory for the store.
         retention: Seconds that a session is kept in the store without use; 0 for ever.
+        model_retention: The same for the sessions of some models, by name.
         ephemeral_retention: Seconds that a session which ends with its caller is kept without one.
         tombstone_retention: Seconds that the store remembers a deleted session, so that nothing late brings it back.
         reuse_port: Whether other processes of this server listen on the same port.
@@ -103,6 +105,7 @@ class Settings:
     rebalance: bool = True
     hibernate_after: float = 900.0
     retention: float = 0.0
+    model_retention: Mapping[str, float] = field(default_factory=dict)
     ephemeral_retention: float = 300.0
     tombstone_retention: float = 3600.0
     threads: int = 0
@@ -117,6 +120,11 @@ class Settings:
     trust: Path | None = None
     limits: Limits = field(default_factory=Limits)
     trial: TrialLimits = field(default_factory=TrialLimits)
+
+    @property
+    def retentions(self) -> list[float]:
+        """All times after which some sessions go."""
+        return [seconds for seconds in (self.retention, *self.model_retention.values()) if seconds]
 
 
 def threads_for(processes: int) -> int:

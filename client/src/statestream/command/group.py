@@ -43,6 +43,7 @@ ELSEWHERE: Final[Mapping[str, Elsewhere]] = {
         "List the recipes: task, data, cell, kind, mode and the figure each must reach.", "statestream-export"
     ),
     "serve": Elsewhere("Serves models over gRPC.", "statestream-server[cpu]"),
+    "store": Elsewhere("Back up, restore, check or erase what a store keeps of sessions.", "statestream-server[cpu]"),
     "train": Elsewhere("Train RECIPE (a name, or ./my_recipe.py) and export it into MODELS_DIR.", "statestream-export"),
 }
 

@@ -27,6 +27,7 @@ from statestream_server.arrays import Ints
 from statestream_server.engine.table import Table
 from statestream_server.sessions.releases import Release, Withheld, rows_of
 from statestream_server.stores.base import Store
+from statestream_server.stores.rules import counted
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +263,13 @@ class Lease:
         generation = await self._store.generation()
         self.answered(asked)
         known, self._generation = self._generation, generation
-        if known not in ("", generation):
+        if known in ("", generation):
+            return
+        if counted(known)[0] == counted(generation)[0]:
+            log.warning("sessions were erased in the store: it is asked whose those in memory are")
+            self._next(self._clock())
+            self._wanted.set()
+        else:
             self.resets += 1
             log.warning("the store was emptied or replaced: every session in memory is registered again")
             self._on_reset()

@@ -59,7 +59,10 @@ _REPLIES_AT: Final = _HEADER.fields["replies"][1] if _HEADER.fields else 0
 _REPLY = np.dtype([("start", "<u8"), ("steps", "<u8"), ("digest", "<u8")])
 # The same for reading one at a time, where NumPy's records cost ten times as much.
 _HEADER_FIELDS: Final = struct.Struct("<4sI16sQQQIIQQ")
-_REPLY_FIELDS: Final = struct.Struct("<QQQ")
+HEADER_BYTES: Final = _HEADER.itemsize
+"""Of a record, before its row."""
+REPLY_FIELDS: Final = struct.Struct("<QQQ")
+"""Start, steps and digest before the outputs of a reply."""
 _STEPS: Final = 256
 """Steps of a chunk, at most by default: what a bound of sizes goes by."""
 _SMALL: Final = 1 << 16
@@ -259,7 +262,7 @@ def encode_stored(layout: Layout, stored: Stored) -> bytes:
         part
         for reply in stored.replies
         for part in (
-            _REPLY_FIELDS.pack(reply.start, reply.steps, reply.digest),
+            REPLY_FIELDS.pack(reply.start, reply.steps, reply.digest),
             *(np.ascontiguousarray(output).tobytes() for output in reply.outputs),
         )
     ]
@@ -275,6 +278,16 @@ def _records(first: Array, sections: Sequence[Array | list[bytes]]) -> list[byte
         return _sealed_rows(np.concatenate([first, *tables], axis=1))
     pieces = [_pieces(section) if isinstance(section, np.ndarray) else section for section in sections]
     return [_sealed(b"".join(parts)) for parts in zip(_pieces(first), *pieces, strict=True)]
+
+
+def digest_of(columns: Sequence[Column]) -> int:
+    """What a header says of the columns of a row."""
+    return _digest(columns)
+
+
+def tail_bytes(blob: bytes) -> int:
+    """How many bytes the tail of a whole record has."""
+    return _TAIL.size + len(tail(blob)[1]) if _replies(blob) & _TAILED else 0
 
 
 def read_header(blob: bytes, *, what: str) -> Header:
@@ -329,7 +342,7 @@ def decode(layout: Layout, blob: bytes, *, what: str, moving: bool = False) -> S
         values.append(array)
     replies = list[Reply]()
     for _ in range(header.replies if header.outputs == layout.outputs_digest else 0):
-        (start, steps, digest), offset = _REPLY_FIELDS.unpack_from(blob, offset), offset + _REPLY.itemsize
+        (start, steps, digest), offset = REPLY_FIELDS.unpack_from(blob, offset), offset + _REPLY.itemsize
         outputs = list[Array]()
         for _, dtype, shape in layout.outputs:
             array, offset = _take(blob, offset, dtype, (steps, *shape))

@@ -10,7 +10,7 @@ Claims and records come by the thousand, and are tuples: `map(Record._make, zip(
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 TENANT = ""
@@ -185,7 +185,11 @@ class Store(Protocol):
         """Lets go of everything; pending calls finish first."""
 
     async def generation(self) -> str:
-        """A random name of the store's contents: where it changed, the store was emptied or replaced."""
+        """A random name of the store's contents: where it changed, the store was emptied or replaced.
+
+        A dot and a number behind it count how often sessions were erased beside the servers: where only these changed,
+        servers have to ask whose their sessions are.
+        """
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """Decides every claim by `rules.decide`, in order and atomically for each key; its state is the same write."""
@@ -211,10 +215,18 @@ class Store(Protocol):
     async def list(self, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
         """Live records without blobs, by (model, id), those above `after`; model "" stands for all."""
 
-    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
+    async def expire(
+        self,
+        before: float,
+        *,
+        ephemeral_before: float,
+        tombs_before: float | None = None,
+        by_model: Mapping[str, float] | None = None,
+    ) -> int:
         """Deletes records not claimed or saved since those Unix times, and old tombstones; how many.
 
-        Tombstones go by a time of their own, by default the later of the two others.
+        Tombstones go by a time of their own, by default the later of the two others; sessions of a model in `by_model`
+        by its time in place of `before`.
         """
 
     async def beat(self, owner: str, address: str, ttl: float, sessions: int = 0) -> None:
@@ -228,3 +240,55 @@ class Store(Protocol):
 
     async def peers(self) -> Sequence[Peer]:
         """The server processes that have not left and whose last beat is not over, by owner."""
+
+
+class Scanned(NamedTuple):
+    """What a scan found.
+
+    Attributes:
+        what: Where it is, in words.
+        record: A record or a tombstone, whole; None where none can be read.
+        fault: What is wrong with it, "" for nothing.
+    """
+
+    what: str
+    record: Record | None
+    fault: str = ""
+
+
+class Upkeep(Protocol):
+    """What is done to a store beside its servers, which may serve meanwhile.
+
+    Every method raises `StoreUnavailable` where the store does not answer or cannot be written.
+    """
+
+    async def count(self) -> int:
+        """How many records and tombstones there are, about."""
+
+    def scan(self) -> AsyncIterator[Sequence[Scanned]]:
+        """Every record and every tombstone, blobs included, each whole and at one version; in pieces.
+
+        What comes or goes meanwhile may be among them or not. A record of a newer release has the epoch `NEWER`.
+        """
+
+    async def orphans(self) -> Sequence[str]:
+        """What else is wrong: what no session's name leads to, what is damaged below the records. One text each."""
+
+    async def renew(self) -> None:
+        """Draws a new generation: servers that live save every session that they have."""
+
+    async def recheck(self) -> None:
+        """Counts the generation up: servers that live ask whose their sessions are before they answer for them."""
+
+    async def overwrite(self) -> None:
+        """From now on what this process deletes is written over where it lay, where the store can do that."""
+
+    async def forget(self, keys: Sequence[Key]) -> int:
+        """Removes the tombstones of sessions; how many. Whoever saves such a session late brings it back."""
+
+
+class Lasting(Store, Protocol):
+    """A store that outlives its servers."""
+
+    def upkeep(self) -> Upkeep:
+        """What is done to it beside them; once it is started."""

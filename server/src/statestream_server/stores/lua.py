@@ -167,11 +167,12 @@ return table.concat(answers)
 # Looks at members that were read before; what was claimed or saved since is young, and stays.
 _EXPIRE = """
 local before, ephemeral_before, tombs_before = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local models = cjson.decode(ARGV[4])
 local count = 0
 for i = 1, #KEYS - 2 do
-  local key, member = KEYS[i + 2], ARGV[i + 3]
+  local key, member = KEYS[i + 2], ARGV[i + 4]
   local stored = read(key)
-  local last = before
+  local last = models[string.match(member, '^[^%z]*%z([^%z]*)%z')] or before
   if stored and not stored.live then
     last = tombs_before
   elseif stored and stored.ephemeral then
@@ -207,6 +208,22 @@ return string.rep('1', #KEYS - 2)
 """
 
 
+_FORGET = """
+local count = 0
+for i = 1, #KEYS - 2 do
+  local key, member = KEYS[i + 2], ARGV[i]
+  local stored = read(key)
+  if stored and not stored.live and not stored.unknown then
+    redis.call('UNLINK', key)
+    redis.call('ZREM', tombs, member)
+    redis.call('ZREM', index, member)
+    count = count + 1
+  end
+end
+return count
+"""
+
+
 class Script(NamedTuple):
     """A script and the digest under which Redis keeps it."""
 
@@ -226,7 +243,9 @@ SAVE = _script(_SAVE)
 DELETE = _script(_DELETE)
 """ARGV: the time, then for each record its member, and epoch and incarnation packed. Answers a string of 1 and 0."""
 EXPIRE = _script(_EXPIRE)
-"""ARGV: the three times, then the members. Answers how many records and tombstones went."""
+"""ARGV: the three times, those of models in JSON, then the members. Answers how many records and tombstones went."""
 TOUCH = _script(_TOUCH)
 """ARGV: the time, then for each record its member, and the epoch packed. Answers nothing of interest."""
-SCRIPTS = (CLAIM, SAVE, DELETE, EXPIRE, TOUCH)
+FORGET = _script(_FORGET)
+"""ARGV: the members. Answers how many tombstones went."""
+SCRIPTS = (CLAIM, SAVE, DELETE, EXPIRE, TOUCH, FORGET)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival, Verdict
 from statestream_server.stores.packed import LIVE, pack, unpack, unpack_blob
@@ -159,10 +159,18 @@ class MemoryStore:
             found += [record_of(Key(tenant, name, id_), unpack(table[id_])) for id_ in ids]
         return found
 
-    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
+    async def expire(
+        self,
+        before: float,
+        *,
+        ephemeral_before: float,
+        tombs_before: float | None = None,
+        by_model: Mapping[str, float] | None = None,
+    ) -> int:
         """Deletes old records and tombstones; how many. Looks at every session."""
-        count, times = 0, (before, ephemeral_before, tombs_time(before, ephemeral_before, tombs_before))
+        count, tombs = 0, tombs_time(before, ephemeral_before, tombs_before)
         for name, table in list(self._tables.items()):
+            times = (by_model or {}).get(name[1], before), ephemeral_before, tombs
             old = [id_ for id_, value in table.items() if _is_old(unpack(value), *times)]
             for id_ in old:
                 del table[id_]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import struct
 import time
@@ -30,6 +31,7 @@ from statestream_server.stores.redis_keys import (
     tombs_of,
 )
 from statestream_server.stores.redis_link import Address, Link
+from statestream_server.stores.redis_upkeep import RedisUpkeep
 from statestream_server.stores.rules import (
     check_claims,
     check_deletes,
@@ -300,7 +302,14 @@ class RedisStore:
         return members
 
     @_awaited_by_close
-    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
+    async def expire(
+        self,
+        before: float,
+        *,
+        ephemeral_before: float,
+        tombs_before: float | None = None,
+        by_model: Mapping[str, float] | None = None,
+    ) -> int:
         """Deletes old records and tombstones; how many.
 
         Walks through all indices in small round trips, about ten seconds of them for a million sessions.
@@ -309,7 +318,7 @@ class RedisStore:
             StoreUnavailable: Redis does not answer; what was deleted until then is.
         """
         count, tombs_before = 0, tombs_time(before, ephemeral_before, tombs_before)
-        times = (repr(before), repr(ephemeral_before), repr(tombs_before))
+        times = (repr(before), repr(ephemeral_before), repr(tombs_before), json.dumps(by_model or {}))
         for buckets in _chunks(range(BUCKETS), _PAGE):
             starts: dict[int, bytes] = dict.fromkeys(buckets, b"-")
             while starts:
@@ -386,6 +395,10 @@ class RedisStore:
             for owner, (address, sessions) in found.items()
             if address is not None
         ]
+
+    def upkeep(self) -> RedisUpkeep:
+        """What is done to it beside its servers; see `base.Upkeep`."""
+        return RedisUpkeep(self._link)
 
     async def _expire(self, members: Mapping[int, Sequence[bytes]], times: Sequence[str]) -> int:
         commands = [

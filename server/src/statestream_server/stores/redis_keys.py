@@ -24,6 +24,10 @@ _COMMAND_RECORDS = 1024
 _COMMAND_BYTES = 1 << 20
 
 
+RECORDS = b"ss:{b*}:r:*"
+"""The pattern of all records' keys."""
+
+
 class Name:
     """Where a key's record lies: its bucket, its Redis key, and its member in the bucket's index."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from statestream_server.stores.redis_keys import Command
 log = logging.getLogger(__name__)
 
 _CONNECTIONS = 16
+_SCANNED = 1000
 _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 _PLAIN_OPTIONS = {"client_name", "health_check_interval", "password", "protocol", "socket_keepalive", "username"}
 # redis-py has a class for some refusals and takes their code off the text; others keep it.
@@ -43,7 +44,7 @@ _ADVICE: tuple[tuple[type[Exception] | str, str], ...] = (
     (ReadOnlyError, "it is a replica; name the primary in the URL"),
     (OutOfMemoryError, "its memory is full; raise maxmemory, or delete sessions"),
     (AuthenticationError, "give the right user and password in the URL: redis://USER:PASSWORD@HOST"),
-    (NoPermissionError, "let its user run EVALSHA, SCRIPT, INFO, WAIT, and reads and writes of keys ss:*"),
+    (NoPermissionError, "let its user run EVALSHA, SCRIPT, INFO, WAIT, SCAN, and reads and writes of keys ss:*"),
     ("MISCONF", "it cannot write its data to disk; see its log"),
 )
 
@@ -166,6 +167,30 @@ class Link:
             if isinstance(answer, Exception):
                 raise await self._unavailable(answer)
         return answers
+
+    async def keys(self, pattern: bytes) -> AsyncIterator[Sequence[bytes]]:
+        """All keys that match, of every node, in pieces; one may come twice.
+
+        Raises:
+            StoreUnavailable: It does not answer, or refuses.
+        """
+        client: Any = self._cluster or self._client
+        if client is None:
+            raise self._closed()
+        piece = list[bytes]()
+        found = client.scan_iter(match=pattern, count=_SCANNED)
+        while True:
+            try:
+                async with asyncio.timeout(self.address.timeout):
+                    piece.append(await anext(found))
+            except StopAsyncIteration:
+                break
+            except _FAILURES as error:
+                raise await self._unavailable(error) from error
+            if len(piece) == _SCANNED:
+                yield piece
+                piece = []
+        yield piece
 
     async def _send(self, commands: Sequence[Command], writes: bool) -> list[Any]:
         """Like `run`, with refusals among the answers."""

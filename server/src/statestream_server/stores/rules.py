@@ -215,6 +215,18 @@ def newer_of(key: Key) -> Record:
     return Record(key, 0, NEWER, 0, bytes(WRITER_BYTES), 0, fence=NEWER)
 
 
+def counted(generation: str) -> tuple[str, int]:
+    """A generation's name, and how often sessions were erased since it was drawn."""
+    name, _, count = generation.partition(".")
+    return name, int(count or 0)
+
+
+def erased(generation: str) -> str:
+    """The generation after another erasure."""
+    name, count = counted(generation)
+    return f"{name}.{count + 1}"
+
+
 def tombs_time(before: float, ephemeral_before: float, tombs_before: float | None) -> float:
     """The Unix time before which tombstones go."""
     return max(before, ephemeral_before) if tombs_before is None else tombs_before

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -15,6 +15,7 @@ from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores import sqlite_tables
 from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival
 from statestream_server.stores.rules import check_claims, check_deletes, check_records, tombs_time
+from statestream_server.stores.sqlite_upkeep import SqliteUpkeep
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -166,7 +167,14 @@ class SqliteStore:
         """
         return await self._run(sqlite_tables.select, tenant, model, after, limit)
 
-    async def expire(self, before: float, *, ephemeral_before: float, tombs_before: float | None = None) -> int:
+    async def expire(
+        self,
+        before: float,
+        *,
+        ephemeral_before: float,
+        tombs_before: float | None = None,
+        by_model: Mapping[str, float] | None = None,
+    ) -> int:
         """Deletes old records and tombstones; how many.
 
         Reads the whole file, in pieces of one transaction each, and rests in between: other calls get their turn, and
@@ -180,7 +188,7 @@ class SqliteStore:
         for start in range(0, last, sqlite_tables.EXPIRE_ROWS):
             await asyncio.sleep(_RESTS * took)
             began = time.perf_counter()
-            count += await self._run(sqlite_tables.expire, start, before, ephemeral_before, tombs)
+            count += await self._run(sqlite_tables.expire, start, before, ephemeral_before, tombs, by_model or {})
             took = time.perf_counter() - began
         return count
 
@@ -215,6 +223,10 @@ class SqliteStore:
             StoreUnavailable: The file cannot be read.
         """
         return await self._run(sqlite_tables.peers, self._clock)
+
+    def upkeep(self) -> SqliteUpkeep:
+        """What is done to the file beside its servers; see `base.Upkeep`."""
+        return SqliteUpkeep(self.path, self._run, self._unavailable)
 
     async def _run(self, task: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:

@@ -11,7 +11,7 @@ import sqlite3
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ _HEAD = struct.Struct(">QQQQ16s16sQ")
 """Epoch, position, incarnation, version, writer, owner, fence. Big-endian: numbers compare as their bytes do."""
 _FENCE = _HEAD.size - 7
 """Where the fence begins, as substr counts."""
-_COLUMNS = "live, ephemeral, saved_at, head"
+COLUMNS = "live, ephemeral, saved_at, head"
 EXPIRE_ROWS = 10_000
 """How many rows one transaction of an expiry looks at."""
 _MOST_BYTES = 16 << 20
@@ -56,11 +56,11 @@ _MOST_BYTES = 16 << 20
 # stands for the one id (?4) that JSON cannot carry.
 _EACH = "json_each(?3) each"
 _FOUND = f"{_EACH} CROSS JOIN session ON tenant = ?1 AND model = ?2 AND session.id = coalesce(each.value, ?4)"
-_FIND = f"SELECT each.key, {_COLUMNS} FROM {_FOUND}"
-_READ = f"SELECT each.key, {_COLUMNS}, blob FROM {_FOUND}"
+_FIND = f"SELECT each.key, {COLUMNS} FROM {_FOUND}"
+_READ = f"SELECT each.key, {COLUMNS}, blob FROM {_FOUND}"
 # Then: ephemeral (?5), time (?6), heads (?7), blobs (?8) and the bytes of each (?9).
 _WRITE = f"""
-INSERT INTO session (tenant, model, id, {_COLUMNS}, blob)
+INSERT INTO session (tenant, model, id, {COLUMNS}, blob)
 SELECT ?1, ?2, coalesce(each.value, ?4),
     {{live}}, ?5, ?6, substr(?7, 1 + {_HEAD.size} * each.key, {_HEAD.size}), {{blob}}
 FROM {_EACH} WHERE true
@@ -146,7 +146,8 @@ def generation(database: sqlite3.Connection) -> str:
     return str(value)
 
 
-def _columns(row: Sequence[Any]) -> Columns:
+def columns_of(row: Sequence[Any]) -> Columns:
+    """What a row of `COLUMNS` says."""
     live, ephemeral, saved_at, head = row
     epoch, position, incarnation, version, writer, owner, fence = _HEAD.unpack(head)
     name = owner.rstrip(b"\0").decode()
@@ -185,7 +186,7 @@ def _names(keys: Sequence[Key]) -> tuple[str, str, str, str]:
 
 def _find(database: sqlite3.Connection, keys: Sequence[Key]) -> dict[int, Columns]:
     """What is stored, tombstones too, by place; the keys are those of a part."""
-    return {place: _columns(row) for place, *row in database.execute(_FIND, _names(keys))}
+    return {place: columns_of(row) for place, *row in database.execute(_FIND, _names(keys))}
 
 
 def claim(database: sqlite3.Connection, claims: Sequence[Claim], clock: Callable[[], float]) -> list[Claimed]:
@@ -288,7 +289,7 @@ def load(database: sqlite3.Connection, keys: Sequence[Key]) -> list[Record | Non
     found: list[Record | None] = [None] * len(keys)
     for part in _parts(keys, [0] * len(keys)):
         for place, *row, blob in database.execute(_READ, _names([keys[place] for place in part])):
-            columns = _columns(row)
+            columns = columns_of(row)
             found[part[place]] = record_of(keys[part[place]], columns, blob) if columns.live else None
     return found
 
@@ -335,11 +336,11 @@ def delete(
 def select(database: sqlite3.Connection, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
     """Live records without blobs, by (model, id)."""
     rows = database.execute(
-        f"SELECT model, id, {_COLUMNS} FROM session WHERE tenant = ? AND (model, id) > (?, ?) AND live"
+        f"SELECT model, id, {COLUMNS} FROM session WHERE tenant = ? AND (model, id) > (?, ?) AND live"
         f"{' AND model = ?' if model else ''} ORDER BY model, id LIMIT ?",
         (tenant, *after, *([model] if model else []), limit),
     )
-    return [record_of(Key(tenant, name, id_), _columns(columns)) for name, id_, *columns in rows]
+    return [record_of(Key(tenant, name, id_), columns_of(columns)) for name, id_, *columns in rows]
 
 
 def last_row(database: sqlite3.Connection) -> int:
@@ -349,13 +350,20 @@ def last_row(database: sqlite3.Connection) -> int:
 
 
 def expire(
-    database: sqlite3.Connection, start: int, before: float, ephemeral_before: float, tombs_before: float
+    database: sqlite3.Connection,
+    start: int,
+    before: float,
+    ephemeral_before: float,
+    tombs_before: float,
+    by_model: Mapping[str, float],
 ) -> int:
     """Deletes what is old among `EXPIRE_ROWS` rows after `start`; how many."""
+    models = "".join(" WHEN model = ? THEN ?" for _ in by_model)
+    times = (value for pair in by_model.items() for value in pair)
     return database.execute(
         "DELETE FROM session WHERE rowid > ? AND rowid <= ? "
-        "AND saved_at < CASE WHEN NOT live THEN ? WHEN ephemeral THEN ? ELSE ? END",
-        (start, start + EXPIRE_ROWS, tombs_before, ephemeral_before, before),
+        f"AND saved_at < CASE WHEN NOT live THEN ? WHEN ephemeral THEN ?{models} ELSE ? END",
+        (start, start + EXPIRE_ROWS, tombs_before, ephemeral_before, *times, before),
     ).rowcount
 
 

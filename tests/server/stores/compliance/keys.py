@@ -101,6 +101,14 @@ class Keys:
         assert (await create(store, gone, incarnation=1)).epoch == 1
         assert (await create(store, kept, incarnation=1)).epoch == 1
 
+    async def test_models_have_times_of_their_own(self, store: Store) -> None:
+        for model in ("m", "n", "mn"):
+            at = (await create(store, Key("t", model, "a"))).saved_at
+        assert await store.expire(at - 60, ephemeral_before=at - 60, by_model={"n": at + 60}) == 1
+        assert [record.key.model for record in await store.list("t", "", ("", ""), 10)] == ["m", "mn"]
+        assert await store.expire(at + 60, ephemeral_before=at - 60, by_model={"m": at - 60}) == 1
+        assert [record.key.model for record in await store.list("t", "", ("", ""), 10)] == ["m"]
+
     async def test_a_claim_names_the_owner_and_a_save_tells_it_again(self, store: Store) -> None:
         record = await create(store, owner="0123456789abcdef")
         assert record.owner == "0123456789abcdef"

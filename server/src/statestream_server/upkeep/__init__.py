@@ -1,0 +1,1 @@
+"""What is done to a store beside its servers: backup, restore, check, erasure."""
