@@ -13,6 +13,7 @@ from pathlib import Path
 
 import redis
 
+from tests.chaos.redis_nodes import RedisNodes
 from tests.server.stores.redis_server import free_port
 from tests.services import require_binary
 from tests.support.serving import Process
@@ -118,7 +119,7 @@ class Cluster:
     """Replicas over one store."""
 
     replicas: list[Replica]
-    store: RedisProcess | Path
+    store: RedisProcess | RedisNodes | Path
 
     @property
     def addresses(self) -> list[str]:
@@ -136,15 +137,29 @@ class Cluster:
         assert isinstance(self.store, RedisProcess)
         return self.store
 
+    @property
+    def nodes(self) -> RedisNodes:
+        assert isinstance(self.store, RedisNodes)
+        return self.store
+
 
 @contextlib.asynccontextmanager
 async def cluster(
-    models: Path, folder: Path, *options: str, replicas: int = 1, store: str = "sqlite", durable_redis: bool = True
+    models: Path,
+    folder: Path,
+    *options: str,
+    replicas: int = 1,
+    store: str | RedisNodes = "sqlite",
+    durable_redis: bool = True,
 ) -> AsyncIterator[Cluster]:
-    """Replicas that are ready, over a store of their own; `store` is "sqlite", "redis" or "memory"."""
-    backing: RedisProcess | Path = folder / "sessions.sqlite"
-    url = f"sqlite:{backing}" if store == "sqlite" else store
-    if store == "redis":
+    """Replicas that are ready, over a store of their own; `store` is "sqlite", "redis", "memory" or a Redis Cluster."""
+    backing: RedisProcess | RedisNodes | Path = folder / "sessions.sqlite"
+    if isinstance(store, RedisNodes):
+        backing, url = store, store.url
+        await asyncio.to_thread(store.start)
+    elif store != "redis":
+        url = f"sqlite:{backing}" if store == "sqlite" else store
+    else:
         backing = RedisProcess(folder, durable=durable_redis)
         await asyncio.to_thread(backing.start)
         url = backing.url
@@ -162,5 +177,5 @@ async def cluster(
             with contextlib.suppress(ProcessLookupError):
                 replica.process.signal(signal.SIGCONT)
             await asyncio.to_thread(replica.process.kill)
-        if isinstance(backing, RedisProcess):
+        if not isinstance(backing, Path):
             backing.close()

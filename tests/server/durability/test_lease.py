@@ -250,6 +250,33 @@ async def test_an_emptied_store_gets_every_live_session_again(models_dir: Path, 
         assert speaker.notices == []
 
 
+async def test_a_record_that_was_set_back_is_written_again(models_dir: Path, tmp_path: Path, store: str) -> None:
+    """What a failover to a replica that was behind does: an earlier save, of the same claim, is there again."""
+    async with (
+        serving(models_dir, store=store, checkpoint_interval=0.05) as local,
+        Speaker(local.channel, MODEL) as speaker,
+    ):
+        await speaker.open_one(fresh_id())
+        await speaker.step(0, 0, numbers(1))
+        await speaker.flush(0)
+        with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as database:
+            (before,) = database.execute("SELECT * FROM session").fetchall()
+        await speaker.step(0, 1, numbers(2))
+        await speaker.flush(0)
+        with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db")) as database, database:
+            database.execute("DELETE FROM session")
+            database.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(before))})", before)
+
+        async def position() -> int:
+            (record,) = await local.server.store.list(TENANT, MODEL, ("", ""), 1)
+            return record.position
+
+        async with asyncio.timeout(DEADLINE):
+            while await position() != 2:  # noqa: ASYNC110 — nobody tells
+                await asyncio.sleep(0.02)
+        assert speaker.notices == []
+
+
 async def test_records_of_another_runtime_are_reported_once(
     models_dir: Path, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

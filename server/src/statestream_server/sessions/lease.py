@@ -225,7 +225,7 @@ class Lease:
         if not named or not self._shared:
             return rows[:0]
         rows = np.asarray([row for row, _ in named], np.int64)
-        claims = table.claims(rows)
+        claims, durable = table.claims(rows), table.durable[rows]
         asked = self.ask()
         heads = await self._store.heads([key for _, key in named])
         if not self.answered(asked):
@@ -234,9 +234,11 @@ class Lease:
         fences = np.asarray(
             [0 if head is None else head.fence if head.live else head.epoch + 1 for head in heads], np.uint64
         )
+        positions = np.asarray([0 if head is None else head.position for head in heads], np.uint64)
         same = table.are_claimed(rows, claims)
-        # What the store lost, expired or holds of an earlier claim is saved again under the epoch that it had.
-        behind = (epochs < claims[1]) & (fences <= claims[1])
+        # What the store lost, expired or holds of an earlier claim, or after a failover of an earlier save, is saved
+        # again under the epoch that it had.
+        behind = ((epochs < claims[1]) | (positions < durable)) & (fences <= claims[1])
         table.dirty[rows[same & behind]] = True
         ours = fences <= claims[1]
         table.confirmed[rows[same & ours]] = asked.lease
