@@ -137,13 +137,13 @@ def test_compose_waits_long_enough() -> None:
     assert servers
     for one in servers:
         assert "STATESTREAM_DRAIN_GRACE" not in one["environment"]
-        assert float(one["stop_grace_period"].removesuffix("s")) >= longest(Settings(Path()).drain_grace) + BUSY
+        assert float(one["stop_grace_period"].removesuffix("s")) >= longest(Settings((Path(),)).drain_grace) + BUSY
 
 
 def test_systemd_waits_long_enough() -> None:
     unit = (ROOT / "deploy" / "systemd" / "statestream.service").read_text("utf-8")
     (waits,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
-    assert float(waits) >= longest(Settings(Path()).drain_grace) + BUSY
+    assert float(waits) >= longest(Settings((Path(),)).drain_grace) + BUSY
 
 
 def test_the_page_tells_these_times() -> None:

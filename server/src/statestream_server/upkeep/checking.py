@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from statestream.contract import errors
-from statestream_server.models.files import repository
+from statestream_server.models.files import modelfile, repository
 from statestream_server.sessions import records
 from statestream_server.stores.base import NEWER, Lasting, Record, Scanned
 
@@ -62,7 +62,8 @@ class Models:
 
     def __init__(self, folder: Path | None) -> None:
         """Of a folder, or of none: then nothing is said."""
-        self._found = {(name, version): at for name, version, at in repository.scan(folder)} if folder else None
+        found = repository.scan([folder]).found if folder else None
+        self._found = None if found is None else {(name, version): path for name, version, path in found}
         self._digests: dict[tuple[str, int], int | None] = {}
 
     def fault(self, record: Record, columns: int) -> str:
@@ -73,7 +74,7 @@ class Models:
         if at not in self._found:
             return f"its version {record.version} is not in the models folder"
         if at not in self._digests:
-            found = repository.columns(self._found[at])
+            found = modelfile.columns(self._found[at])
             self._digests[at] = None if found is None else records.digest_of(found)
         if self._digests[at] not in (None, columns):
             return f"version {record.version} in the models folder keeps other columns than the record has"

@@ -84,8 +84,8 @@ async def restore(store: Lasting, archive: Archive, newer: Newer, *, while_servi
     living = await store.peers()
     if living and not while_serving:
         raise StoreInUse(
-            f"{len(living)} servers use the store: {', '.join(sorted({peer.address for peer in living})[:_TOLD])}; stop them, or say"
-            " --while-serving: they then keep what they have in memory, and save it over what is restored"
+            f"{len(living)} servers use the store: {', '.join(sorted({peer.address for peer in living})[:_TOLD])}; stop"
+            " them, or say --while-serving: they then keep what they have in memory, and save it over what is restored"
         )
     total = sum(archive.count)
     if newer is Newer.REFUSE:
