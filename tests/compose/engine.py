@@ -7,8 +7,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests import leftovers
@@ -118,6 +118,17 @@ class Deployment:
             )
             for name in run("docker", *command, "--quiet", "--filter", mine).split()
         ]
+
+
+def until(wanted: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Returns once something holds that only asking tells; what is not reached yet may refuse connections."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(OSError):
+            if wanted():
+                return
+        assert time.monotonic() < deadline, f"waited {seconds} s until {what}"
+        time.sleep(0.5)
 
 
 def volumes() -> set[str]:

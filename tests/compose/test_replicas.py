@@ -26,8 +26,8 @@ from tests.compose.engine import Deployment, free_ports, readable, require_engin
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 
 SESSIONS, CLIENTS = 500, 50
-THINK_SECONDS = 0.1
-"""Between two operations of a session: some 3,000 steps a second of all, which leaves processors for what is tested."""
+THINK_SECONDS = 0.2
+"""Between two operations of a session: some 4,000 steps a second of all, which leaves processors for what is tested."""
 PAUSE_SECONDS = 2.0
 """The longest that a session may pause, for 99 of 100 of them."""
 SHARE_SECONDS, LEAST_SHARE = 60.0, 0.15
