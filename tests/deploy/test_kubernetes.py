@@ -54,7 +54,8 @@ def test_every_file_says_what_was_not_tried(file: Path) -> None:
     assert first == MARKS[expected]
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+# What the others have beside these is of other projects.
+@pytest.mark.parametrize("name", ["overlays/try", "overlays/cluster"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kinds_of_kubernetes_fit_their_schemas(name: str, version: str) -> None:
     checked = [one for one in build(KUBERNETES / name) if one["kind"] not in OTHERS]
