@@ -19,7 +19,7 @@ import numpy as np
 import numpy.ma  # np.unique would import it with the first chunk, and hold the loop up for many batches.
 
 from statestream.contract import errors
-from statestream_server import housekeeping
+from statestream_server import housekeeping, reloading
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
@@ -152,6 +152,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         server.checkpointer.start()
         keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
         leaving.callback(keeper.cancel)
+        if reloading.is_wanted(settings):
+            watcher = asyncio.create_task(reloading.watch(server), name="watch")
+            leaving.callback(watcher.cancel)
         await server.lease.start(settings.advertise or _advertised(settings.host, edge.port))
         if settings.rebalance and settings.durability is not Durability.NONE and server.store.survives.process_kill:
             balancing = asyncio.create_task(server.balance.keep(), name="balance")

@@ -220,6 +220,11 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
     help="Start although there is nothing to serve yet: models are put there later.",
 )
 @_option(
+    "--watch/--no-watch",
+    default=None,
+    help="Whether new models and versions are loaded as they appear. Default: where they lie on this machine.",
+)
+@_option(
     "--proof-cache/--no-proof-cache",
     default=True,
     help="Whether what trials of models found is kept beside the store, so that the next start tries none again.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from statestream_server.quarantine.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
 
+Look = tuple[tuple[repository.Entry, ...], int | None]
+"""How a version lies there, and the list of what is trusted."""
 _MOST_LOADS = 4
 """Versions that load at once; each may have a process in which it is tried."""
 
@@ -92,6 +95,9 @@ class Registry:
         self._trust = Trust(trust) if trust is not None else None
         self._threads = ThreadPoolExecutor(_MOST_LOADS, "load")
         self._loads: dict[tuple[str, int], asyncio.Task[Served]] = {}
+        self._defaults: dict[str, int] = {}
+        self._gone: set[tuple[str, int]] = set()
+        self._tried: dict[tuple[str, int], Look] = {}
         self.failures: dict[tuple[str, int], str] = {}
         """Why versions do not serve, by name and version."""
 
@@ -115,7 +121,7 @@ class Registry:
         """Loads the highest version that loads: a broken new one keeps no older one from serving."""
         for found in reversed(versions):
             try:
-                await asyncio.shield(self._begin(found))
+                await self.load_found(found)
                 return
             except errors.StatestreamError as error:
                 log.error("%s", error.message)
@@ -135,7 +141,35 @@ class Registry:
         if loaded is not None:
             return loaded
         found = self._find(name, version)
-        return found if isinstance(found, Served) else await asyncio.shield(self._begin(found))
+        return found if isinstance(found, Served) else await self.load_found(found)
+
+    async def load_found(self, found: repository.Found) -> Served:
+        """Loads a version that is not loaded; see `load`.
+
+        Raises:
+            Unsupported: The file cannot be served; the message says why.
+        """
+        return await asyncio.shield(self._begin(found))
+
+    def look(self, found: repository.Found) -> Look:
+        """What decides whether a version loads, as it lies there: another value once any of it is another.
+
+        Raises:
+            OSError: It is not there any more.
+        """
+        listed = None
+        if self._trust is not None:
+            with contextlib.suppress(OSError):
+                listed = self._trust.path.stat().st_mtime_ns
+        return repository.look(found.path), listed
+
+    def tried(self, name: str, version: int) -> Look | None:
+        """How a version looked when it was loaded, or failed to; None where it was not tried."""
+        return self._tried.get((name, version))
+
+    def is_loading(self, name: str, version: int) -> bool:
+        """Whether a version is being loaded."""
+        return (name, version) in self._loads
 
     async def settled(self, name: str) -> None:
         """Waits until the loads of a model that were asked for so far have ended."""
@@ -181,6 +215,8 @@ class Registry:
         return found[wanted]
 
     def _read(self, found: repository.Found) -> Model | ModelLoadError:
+        with contextlib.suppress(OSError):
+            self._tried[found.name, found.version] = self.look(found)
         try:
             with self._quarantine.loading(repository.mark(found), f"the load of model {found.name!r} {found.version}"):
                 return loading.load_file(
@@ -206,6 +242,8 @@ class Registry:
         self.failures.pop((name, version), None)
         served = Served(model, self._table(model))
         self._served.setdefault(name, {})[version] = served
+        self._gone.discard((name, version))
+        self._choose(name)
         log.info("serving %s version %d (%s), digest %s", name, version, model.kind, model.digest[:12])
         return served
 
@@ -234,17 +272,19 @@ class Registry:
             if served.table is not None:
                 self._engine.remove(served.table)
                 self._checkpointer.remove(served.table)
+            self._gone.discard((name, number))
         if not self._served[name]:
             del self._served[name]
+        self._choose(name)
 
     def get(self, name: str, version: int = 0) -> Served:
-        """A loaded version, 0 for the highest loaded one.
+        """A loaded version, 0 for the one that serves by default.
 
         Raises:
             ModelNotFound: The name, or the version, is not served.
         """
         versions = self._versions(name)
-        number = version or max(versions)
+        number = version or self._defaults[name]
         if number not in versions:
             raise self._unknown(name, version)
         return versions[number]
@@ -269,7 +309,30 @@ class Registry:
 
     def is_default(self, model: Model) -> bool:
         """Whether it is the version that serves when none is asked for."""
-        return model.version == max(self._served.get(model.name, ()), default=0)
+        return model.version == self._defaults.get(model.name)
+
+    def lies(self, name: str, version: int, *, there: bool) -> None:
+        """Notes whether a loaded version still lies where it was; one that does not serves nobody who names none.
+
+        It stays loaded for those who have it, or name it. Where none lies there any more, the highest serves.
+        """
+        change = self._gone.discard if there else self._gone.add
+        change((name, version))
+        if not there:
+            self._tried.pop((name, version), None)
+        self._choose(name)
+
+    def is_gone(self, name: str, version: int) -> bool:
+        """Whether a loaded version does not lie where it was any more."""
+        return (name, version) in self._gone
+
+    def _choose(self, name: str) -> None:
+        """Decides which version of a model serves by default: the highest loaded one that still lies there."""
+        versions = self._served.get(name)
+        if versions:
+            self._defaults[name] = max([v for v in versions if (name, v) not in self._gone] or versions)
+        else:
+            self._defaults.pop(name, None)
 
     def tables(self, name: str) -> list[Table]:
         """The tables of all loaded versions of a model.

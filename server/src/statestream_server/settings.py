@@ -85,7 +85,7 @@ class Settings:
         quarantine: The folder where what runs is noted, for the server after this one; None for none.
         reader_timeout: Seconds that an answer waits for its reader; then the call or the stream ends.
         allow_empty: Whether it serves although nothing can be served yet.
-        watch: Whether what appears among the models is loaded while it runs.
+        watch: Whether what appears among the models is loaded while it runs; None for where they lie on this machine.
         proofs: The folder where verdicts of trials are kept for the next start; None for none.
         trust: The file that lists what may be loaded; None where anything may.
         limits: What the server takes.
@@ -115,7 +115,7 @@ class Settings:
     quarantine: Path | None = None
     reader_timeout: float = 20.0
     allow_empty: bool = False
-    watch: bool = False
+    watch: bool | None = False
     proofs: Path | None = None
     trust: Path | None = None
     limits: Limits = field(default_factory=Limits)

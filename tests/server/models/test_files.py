@@ -132,3 +132,23 @@ def test_the_columns_of_a_version_that_is_not_loaded_are_read_without_risk(tmp_p
     path.unlink()
     os.mkfifo(path)
     assert modelfile.columns(path) is None
+
+
+def test_weights_that_are_written_over_while_they_serve_change_nothing(tmp_path: Path) -> None:
+    """ONNX Runtime maps files: an answer would have other numbers, and a file cut short would end the process."""
+    many = 1 << 16
+    tensor = onnx.TensorProto(name="w", data_type=hostile.FLOAT, dims=[many], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="w.bin")
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    shape = [hostile.value(name, shape=["n", many]) for name in "xy"]
+    path = hostile.put(hostile.model(nodes, shape[:1], shape[1:], [tensor]), tmp_path, "m")
+    weights = path.parent / "w.bin"
+    weights.write_bytes(np.arange(many, dtype=np.float32).tobytes())
+    graph = loading.load("m", 1, path.parent, device="cpu").graph
+    assert graph is not None
+    x = np.zeros((1, many), np.float32)
+    with weights.open("r+b") as file:
+        file.write(b"\xff" * 4 * many)
+    assert graph.predict([x])[0][0, -1] == many - 1
+    os.truncate(weights, 0)
+    assert graph.predict([x])[0][0, -1] == many - 1

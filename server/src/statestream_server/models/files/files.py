@@ -98,6 +98,27 @@ def outside_weights(path: Path, proto: onnx.ModelProto) -> list[Stamp]:
     return [found[location] for location in sorted(found)]
 
 
+def take_in(path: Path, proto: onnx.ModelProto) -> None:
+    """Reads the weights of a graph that lie in files of their own into it.
+
+    Raises:
+        ModelLoadError: They cannot be read; see `outside_weights`.
+    """
+    for tensor in tensors(proto):
+        if tensor.data_location == _EXTERNAL:
+            location, end = _place(path, tensor)
+            length = next((int(one.value or 0) for one in tensor.external_data if one.key == "length"), 0)
+            place = _inside(path, tensor, location).path
+            try:
+                with place.open("rb") as file:
+                    file.seek(end - length)
+                    tensor.raw_data = file.read(length or -1)
+            except OSError as error:
+                raise ModelLoadError(f"{place}: cannot be read ({_reason(error)}); copy the file there") from error
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+
+
 def _place(path: Path, tensor: onnx.TensorProto) -> tuple[str, int]:
     """Where a weight lies: the file's name, and the byte behind its last."""
     entries = {entry.key: entry.value for entry in tensor.external_data}

@@ -75,9 +75,11 @@ class ModelFile:
         """
         if not self.external:
             return self.proto
-        whole = onnx.load_model(self.path)
-        if whole.ByteSize() > _MOST_BYTES:
-            raise FusionError(f"its weights are {whole.ByteSize()} bytes; one message holds {_MOST_BYTES}")
+        if self.nbytes > _MOST_BYTES:
+            raise FusionError(f"its weights are {self.nbytes} bytes; one message holds {_MOST_BYTES}")
+        whole = onnx.ModelProto()
+        whole.CopyFrom(self.proto)
+        files.take_in(self.path, whole)
         return whole
 
     def digest(self) -> str:
