@@ -14,7 +14,8 @@ import pytest
 
 from tests.compose.engine import IMAGES, ROOT, Deployment, free_ports, require_engine, run, until, volumes
 from tests.deploy.test_observing import expressions, rules
-from tests.test_readme import chosen, outputs, same
+from tests.support.pages import chosen
+from tests.test_readme import outputs, same
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 

@@ -6,25 +6,20 @@ meshes, KServe) have no schema here. Each file says what of it holds for it.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
 import tomllib
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from statestream_server.cli import serve
 from tests.deploy.manifests import KUBERNETES, ROOT, Object, build, containers, documents, pod, sorted_lists, walk
-from tests.server.stores.redis_server import free_port, redis_server
-from tests.support import models
-from tests.support.calls import connected
-from tests.support.serving import Process, launched
+from tests.deploy.running import check_server, server_of
+from tests.server.stores.redis_server import redis_server
 
 BUILT = sorted(str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES.rglob("kustomization.yaml"))
 OVERLAYS = [name for name in BUILT if name.startswith("overlays/")]
@@ -134,17 +129,6 @@ def test_containers_have_no_rights(name: str) -> None:
         assert name == "kserve" or pod(one)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
-def server_of(name: str) -> Object:
-    """The container of the server."""
-    (found,) = [
-        container
-        for one in build(KUBERNETES / name)
-        for container in containers(one)
-        if container["image"].startswith("statestream-server")
-    ]
-    return found
-
-
 @pytest.mark.parametrize("name", [*OVERLAYS, "kserve"])
 def test_settings_are_those_of_the_server(name: str) -> None:
     container = server_of(name)
@@ -157,8 +141,7 @@ def test_settings_are_those_of_the_server(name: str) -> None:
 
 
 def test_the_pod_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The overlay's Valkey settings in a redis-server, the server's environment in a server: the probes answer, the
-    metric of the autoscaler is there, and the drain ends in order."""
+    """The overlay's Valkey settings in a redis-server, the server's environment in a server."""
     objects = build(KUBERNETES / "overlays" / "try")
     (config,) = [one for one in objects if one["kind"] == "ConfigMap"]
     file = tmp_path / "valkey.conf"
@@ -169,52 +152,6 @@ def test_the_pod_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert store.client.config_get("append*")["appendfsync"] == "always"
         assert store.client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         check_server(tmp_path, server_of("overlays/try"), store.url, monkeypatch)
-
-
-def test_the_pod_runs_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As overlays/cluster says that its Secret is: users.acl and a URL with the password."""
-    users = tmp_path / "users.acl"
-    users.write_text("user statestream on >a-password ~* &* +@all\nuser default off\n")
-    with redis_server(tmp_path, "--aclfile", str(users), "--appendonly", "yes") as store:
-        url = f"redis://statestream:a-password@127.0.0.1:{store.port}/0"
-        check_server(tmp_path, server_of("overlays/cluster"), url, monkeypatch)
-
-
-def check_server(tmp_path: Path, container: Object, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for entry in container["env"]:
-        value = str(entry.get("value", "")).replace("$(POD_IP)", "127.0.0.1")
-        monkeypatch.setenv(entry["name"], url if entry["name"] == "STATESTREAM_STORE" else value)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    models.write(tmp_path / "models", "counter")
-    http = free_port()
-    server = Process(tmp_path / "models", ["--http", "--http-port", str(http)])
-    with launched(server):
-        server.ready()
-        live = container["livenessProbe"]["httpGet"]["path"]
-        assert urllib.request.urlopen(f"http://127.0.0.1:{http}{live}", timeout=10).status == 200
-        with urllib.request.urlopen(f"http://127.0.0.1:{http}/metrics", timeout=10) as answer:
-            shown = {line.split()[0].partition("{")[0] for line in answer.read().decode().splitlines()}
-        assert metrics_of_the_autoscaler() <= shown
-        assert asyncio.run(health(server.address)) == health_pb2.HealthCheckResponse.SERVING
-        assert server.stop() == 0, server.output
-    assert "work undone" not in server.output
-
-
-async def health(address: str) -> int:
-    async with connected(address) as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-        return int(answer.status)
-
-
-def metrics_of_the_autoscaler() -> set[str]:
-    (autoscaler,) = documents(KUBERNETES / "autoscaling" / "autoscaler.yaml")
-    (adapter,) = documents(KUBERNETES / "autoscaling" / "prometheus-adapter.yaml")
-    (rule,) = adapter["rules"]["custom"]
-    (metric,) = autoscaler["spec"]["metrics"]
-    name: str = metric["pods"]["metric"]["name"]
-    assert rule["name"]["as"] == name
-    assert rule["seriesQuery"].partition("{")[0] == name
-    return {name}
 
 
 def test_routes_hash_on_the_header_that_clients_send() -> None:
