@@ -127,6 +127,7 @@ def test_containers_have_no_rights(name: str) -> None:
             assert container["livenessProbe"]
             assert container["readinessProbe"]
         assert name == "kserve" or pod(one)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert name == "kserve" or pod(one)["automountServiceAccountToken"] is False
 
 
 @pytest.mark.parametrize("name", [*OVERLAYS, "kserve"])
@@ -138,6 +139,8 @@ def test_settings_are_those_of_the_server(name: str) -> None:
     known = {str(parameter.envvar) for parameter in serve.params}
     told = {entry["name"] for entry in container["env"]}
     assert {one for one in told if one.startswith("STATESTREAM_")} <= known
+    # A Service `statestream` gives pods STATESTREAM_PORT=tcp://…, unless they say otherwise.
+    assert {"STATESTREAM_PORT", "STATESTREAM_HTTP_PORT"} <= told
 
 
 def test_the_pod_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

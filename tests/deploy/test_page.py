@@ -81,16 +81,18 @@ def test_what_kubectl_builds() -> None:
 
 
 def test_the_secret_lets_the_server_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Redis with the users of the page, and a server with its URL and the overlay's environment."""
+    """A Redis with the users of the page, and a server with its password and the overlay's environment."""
     block = run_by("docs/deploy.md", "tests/deploy/test_page.py::test_the_secret_lets_the_server_in")
     subprocess.run(["bash", "-euc", block.text], check=True, cwd=tmp_path)
-    url = (tmp_path / "url").read_text()
-    assert (tmp_path / "url").stat().st_mode & 0o077 == 0
-    users = str(tmp_path / "users.acl")
+    assert {path.name: path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {"password": 0, "users.acl": 0}
+    users, container = str(tmp_path / "users.acl"), server_of("overlays/cluster")
+    (told,) = [entry["value"] for entry in container["env"] if entry["name"] == "STATESTREAM_STORE"]
     with redis_server(tmp_path, "--aclfile", users, "--appendonly", "yes", "--appendfsync", "always") as store:
-        here = url.replace("statestream-redis:6379", f"127.0.0.1:{store.port}")
-        assert here != url
-        check_server(tmp_path, server_of("overlays/cluster"), here, monkeypatch)
+        url = told.replace("statestream-redis:6379", f"127.0.0.1:{store.port}")
+        url = url.replace("/run/secrets/statestream/password", str(tmp_path / "password"))
+        check_server(tmp_path, container, url, monkeypatch)
+        assert "127.0.0.1" in url
+        assert str(tmp_path) in url
 
 
 def test_a_replica_is_emptied(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def kept(tmp_path: Path) -> Iterator[Server]:
         yield store
 
 
-def told(test: str, store: Server, answer: str = "") -> None:
+def run(test: str, store: Server, answer: str = "") -> None:
     """Runs what the page says over the Redis of a test, in the folder of this process."""
     for line in run_by("docs/deploy.md", test).commands():
         name, *arguments = line.replace("redis://redis:6379", store.url).split()
@@ -131,12 +133,12 @@ def told(test: str, store: Server, answer: str = "") -> None:
 
 def test_a_store_is_backed_up(tmp_path: Path, kept: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told("tests/deploy/test_page.py::test_a_store_is_backed_up", kept)
+    run("tests/deploy/test_page.py::test_a_store_is_backed_up", kept)
     assert (tmp_path / "sessions.bak").stat().st_size > 1000
 
 
 def test_a_customer_is_erased(tmp_path: Path, kept: Server) -> None:
-    told("tests/deploy/test_page.py::test_a_customer_is_erased", kept, answer="y\n")
+    run("tests/deploy/test_page.py::test_a_customer_is_erased", kept, answer="y\n")
     with (
         process(tmp_path / "models", "--store", kept.url) as server,
         statestream.connect(server.address) as client,
