@@ -92,6 +92,8 @@ def texts(distribution: Distribution) -> list[tuple[str, str]]:
     found = {str(file): Path(str(file.locate())).read_text("utf-8", errors="replace") for file in files}
     if not found and name in WITHOUT_TEXT:
         found[f"not part of the package; from {WITHOUT_TEXT[name].name}"] = WITHOUT_TEXT[name].read_text("utf-8")
+    if not found and all(".dist-info" in file.parts[0] for file in distribution.files or ()):
+        found["nothing of its own: it only needs others, which are here with their texts"] = ""
     if not found:
         raise InventoryError(f"{name} brings no text of its licence ({licence(distribution)}); see WITHOUT_TEXT")
     return sorted(found.items())
