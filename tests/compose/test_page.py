@@ -14,12 +14,12 @@ import pytest
 
 from tests.compose.engine import IMAGES, ROOT, Deployment, free_ports, require_engine, run, until, volumes
 from tests.deploy.test_observing import expressions, rules
-from tests.support.pages import chosen
+from tests.support.pages import chosen, run_by
 from tests.test_readme import outputs, same
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", "docs/deploy.md"
 TARGETS = 3
 """Two replicas, and the proxy."""
 
@@ -47,7 +47,7 @@ def page() -> Iterator[Page]:
     settings = {"STATESTREAM_PORT": str(port), "PROMETHEUS_PORT": str(prometheus)}
     deployment = Deployment(f"statestream-test-{port}", settings)
     (block,) = chosen(README, "bash", "compose")
-    up, down = (re.sub(r"\s+#.*", "", line).removeprefix("docker compose ") for line in block.text.splitlines())
+    up, down = (line.removeprefix("docker compose ") for line in block.commands())
     try:
         deployment.compose(*up.split(), timeout=400)
         deployment.wait_healthy()
@@ -63,6 +63,12 @@ def test_the_first_example_of_the_readme_runs_through_the_proxy(page: Page, tmp_
     (printed,) = outputs([example], page.address, tmp_path)
     assert example.output is not None
     assert same(printed, example.output), printed
+
+
+def test_the_page_begins_as_the_readme_does(page: Page) -> None:
+    block = run_by(PAGE, "tests/compose/test_page.py::test_the_page_begins_as_the_readme_does")
+    (readme,) = chosen(README, "bash", "compose")
+    assert block.commands() == readme.commands()[:1]
 
 
 def test_containers_run_as_users_without_rights(page: Page) -> None:
@@ -82,7 +88,10 @@ def test_containers_run_as_users_without_rights(page: Page) -> None:
 
 
 def test_prometheus_sees_every_replica_and_every_expression_says_something(page: Page) -> None:
-    page.deployment.compose("--profile", "observe", "up", "--detach", "--no-build", "prometheus")
+    test = "tests/compose/test_page.py::test_prometheus_sees_every_replica_and_every_expression_says_something"
+    (command,) = run_by(PAGE, test).commands()
+    # Alone: of Grafana there is no image where none can be pulled.
+    page.deployment.compose(*command.removeprefix("docker compose ").split(), "--no-build", "prometheus")
     until(lambda: len(up(page)) == TARGETS, "Prometheus has found every target")
     found = {rule["name"] for group in page.ask("rules")["groups"] for rule in group["rules"]}
     assert found == {rule["alert"] for rule in rules()}

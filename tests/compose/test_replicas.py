@@ -22,6 +22,7 @@ from tests.chaos.faults import Mark
 from tests.chaos.oracle import Oracle, write_model
 from tests.chaos.workload import Workload, verify, workload
 from tests.compose.engine import Deployment, free_ports, readable, require_engine, run, volumes
+from tests.support.pages import run_by
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 
@@ -33,6 +34,7 @@ PAUSE_SECONDS = 2.0
 SHARE_SECONDS, LEAST_SHARE = 60.0, 0.15
 """When a replica that was added must have its share: a third but for the chance by which keys are spread."""
 SEED = 12
+TEST = "tests/compose/test_replicas.py::test_500_sessions_lose_nothing_whatever_happens_to_the_containers"
 
 
 class Replicas:
@@ -133,7 +135,8 @@ def _killed(container: str) -> None:
 async def joined(replicas: Replicas, deployment: Deployment, load: Workload) -> float:
     """Adds a replica; returns the share of all sessions that it has once it has enough of them."""
     known = set(deployment.containers())
-    add = ("up", "--detach", "--no-recreate", "--scale", "server=3")
+    (command,) = run_by("docs/deploy.md", TEST).commands()
+    add = command.removeprefix("docker compose ").split()
     await replicas.suffer("join", lambda: deployment.compose(*add))
     (newcomer,) = set(deployment.containers()) - known
     deadline, share = replicas.marks[-1].at + SHARE_SECONDS, 0.0

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 import statestream
 from statestream import signature
 from tests.compose.engine import Deployment, free_ports, readable, require_engine, run
+from tests.support.pages import run_by
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(540)]
 
@@ -52,10 +53,12 @@ def deployment(tmp_path: Path, ports: list[int]) -> Iterator[Deployment]:
         "STATESTREAM_PORT": str(ports[0]),
         "STATESTREAM_HTTP_PORT": str(ports[1]),
     }
-    deployed = Deployment(f"statestream-test-{ports[0]}", settings, "compose.simple.yml")
-    deployed.compose("build", timeout=400)
+    test = "tests/compose/test_simple.py::test_a_session_outlives_its_container"
+    (command,) = run_by("docs/deploy.md", test).commands()
+    file, up = command.removeprefix("docker compose -f ").split(" ", 1)
+    deployed = Deployment(f"statestream-test-{ports[0]}", settings, file)
     try:
-        deployed.compose("up", "--detach")
+        deployed.compose(*up.split(), timeout=400)
         yield deployed
     finally:
         deployed.compose("down", "--volumes", "--timeout", "30")
