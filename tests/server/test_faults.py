@@ -91,7 +91,7 @@ async def test_a_model_may_be_unloaded_during_a_round_of_housekeeping(
         async def unloading(table: Any, before: float) -> None:
             seen.append(table.model.name)
             if not seen[1:]:
-                await local.server.sessions.unload("gru", 0)
+                await local.server.selection.unload("gru", 0)
             await hibernate(table, before)
 
         monkeypatch.setattr(local.server.sessions, "hibernate", unloading)

@@ -35,7 +35,7 @@ class Watched:
     def __init__(self, local: Local) -> None:
         self.local = local
         self.registry = local.server.registry
-        self.reloader = Reloader(self.registry, local.server.settings.models)
+        self.reloader = Reloader(self.registry, local.server.settings.models, local.server.selection.load_found)
         self.now = 0.0
 
     async def look(self, seconds: float = 1.0) -> None:
@@ -324,7 +324,7 @@ async def test_a_look_costs_little(tmp_path: Path) -> None:
         for version in range(1, 4):
             hostile.put(b"", tmp_path, f"m{number}", version)
     async with serving(tmp_path, allow_empty=True) as local:
-        reloader = Reloader(local.server.registry, local.server.settings.models)
+        reloader = Reloader(local.server.registry, local.server.settings.models, local.server.selection.load_found)
         await reloader.look(0.0)
         began = asyncio.get_running_loop().time()
         await reloader.look(1.0)

@@ -93,7 +93,6 @@ def test_an_unusable_store_is_refused(folder: Path, tmp_path: Path, store: str) 
         (("--host", "0.0.0.0", "--workers", "2"), "--insecure"),
         (("--host", "nowhere.invalid"), "nowhere.invalid is no address of this machine"),
         (("--store", "memory", "--device", "tpu"), "tpu"),
-        (("--workers", "3", "--http", "--http-port", "65534"), "HTTP ports 65534 to 65536"),
     ],
 )
 def test_settings_that_contradict_are_refused(folder: Path, options: tuple[str, ...], said: str) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from statestream_server import housekeeping, reloading
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
-from statestream_server.settings import Durability, Settings, StartError
+from statestream_server.settings import Durability, Settings, StartError, changes, reloaded
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
+from statestream_server.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -60,33 +61,45 @@ class Running:
         await _first(self.server.engine.failed(), self.server.checkpointer.failed(), self.server.lease.failed())
 
 
-async def serve(settings: Settings, told: int | None = None) -> None:
+async def serve(
+    settings: Settings,
+    reread: Callable[[], tuple[Settings, str]] | None = None,
+    connected: socket.socket | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains and leaves. A second signal ends the process at once.
+
+    SIGHUP has it read the settings anew, and load the newest version of every model.
 
     Args:
         settings: How.
-        told: A file descriptor that becomes readable when it is to leave as for a first signal.
+        reread: Reads settings and log level anew; None where SIGHUP is not heard.
+        connected: To the process of which this one is a worker.
 
     Raises:
         StartError: A port is taken, the store cannot be used, or a device is missing.
     """
-    stop, hung_up = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
+    worker = Worker(connected) if connected is not None else None
+    hung_up = worker.left if worker is not None else asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_die, stop)
-    if told is not None:
-        loop.add_reader(told, _hear, loop, told, hung_up)
     async with contextlib.AsyncExitStack() as leaving:
-        starting = asyncio.create_task(leaving.enter_async_context(running(settings)), name="start")
+        starting = asyncio.create_task(leaving.enter_async_context(running(settings, worker)), name="start")
         if not await _started(starting, stop, hung_up):
             log.info("leaving before the start was over")
             return
         server = starting.result()
         _spare_the_collector()
         server.server.quarantine.hear_signals()
+        if reread is not None:
+            reloading = Reloading(server.server, settings, reread)
+            loop.add_signal_handler(signal.SIGHUP, reloading.begin)
+            leaving.callback(loop.remove_signal_handler, signal.SIGHUP)
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
         print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
-        await _first(stop.wait(), hung_up.wait(), server.failed())
+        failures = [server.failed()] if worker is None else [server.failed(), worker.failed()]
+        await _first(stop.wait(), hung_up.wait(), *failures)
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)
 
 
@@ -114,8 +127,10 @@ def _spare_the_collector() -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(settings: Settings, worker: Worker | None = None) -> AsyncIterator[Running]:
     """A server that runs inside the `async with` block and is drained at its end.
+
+    A `worker` serves the models that the others of its server serve.
 
     Raises:
         StartError: A port is taken, the store cannot be used, or a device is missing.
@@ -136,13 +151,17 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         readiness = Readiness()
         http = None
         if settings.http_port is not None:
-            from statestream_server.edges.http.port import Http  # Its libraries take a tenth of the start.
+            from statestream_server.edges.http.pages import ServerPages  # Its libraries take a tenth of the start.
+            from statestream_server.edges.http.port import Http
 
-            http = Http(settings, server, readiness)
+            http = Http(settings, ServerPages(server, readiness))
             leaving.push_async_callback(http.close)
             await http.start()
         # Probes are answered meanwhile; the port that callers know is not taken yet.
-        await server.registry.load_all()
+        if worker is None:
+            await server.registry.load_all()
+        else:
+            await worker.join(server, readiness)
         _check_serving(settings, server)
         edge = Grpc(settings, server)
         leaving.push_async_callback(_drain, server, edge, readiness)
@@ -189,9 +208,34 @@ def _stop_or_die(stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _hear(loop: asyncio.AbstractEventLoop, told: int, hung_up: asyncio.Event) -> None:
-    loop.remove_reader(told)
-    hung_up.set()
+class Reloading:
+    """What SIGHUP does to a server of one process."""
+
+    def __init__(self, server: Server, settings: Settings, reread: Callable[[], tuple[Settings, str]]) -> None:
+        """Settings that are read anew may differ from `settings` only where they are reloadable."""
+        self._server = server
+        self._read = settings
+        self._reread = reread
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Begins a reload, unless one is on its way."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self.reload(), name="reload")
+
+    async def reload(self) -> None:
+        """Takes over what changed, all or nothing; then loads the newest version of every model."""
+        try:
+            fresh, level = await asyncio.to_thread(self._reread)
+            changed = changes(self._read, fresh)
+        except StartError as error:
+            log.error("the settings stay as they are: %s", error)
+        else:
+            logging.getLogger().setLevel(level.upper())
+            self._server.settings, self._read = reloaded(self._server.settings, changed), fresh
+            log.info("settings read anew: %s", ", ".join(changed) or "nothing changed")
+        await self._server.selection.reload()
+        log.info("models loaded anew where there are newer ones")
 
 
 def _store(settings: Settings) -> Store:

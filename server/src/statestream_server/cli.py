@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import click
 
 from statestream_server import process
-from statestream_server import workers as multi
 from statestream_server.models.model import BatchPolicy
 from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
@@ -85,7 +84,19 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 """They are part of a record: SQLite takes less than 1 GB, Redis 512 MiB unless it is told otherwise."""
 
 
-@click.command()
+class _Serve(click.Command):
+    """Remembers what it was called with, so that settings can be read anew."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        given = [*args]
+        context = super().make_context(info_name, args, parent, **extra)
+        context.obj = given
+        return context
+
+
+@click.command(cls=_Serve)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), envvar="STATESTREAM_MODELS")
 @click.option(
     "--config",
@@ -113,7 +124,7 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
     "--workers",
     type=click.IntRange(1),
     default=1,
-    help="Processes that share port and store; worker k has HTTP port + k.",
+    help="Processes that share ports, store and models.",
 )
 @_option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
 @_option(
@@ -235,7 +246,37 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
     help="A file of SHA-256, as sha256sum writes it: models and weights that are not in it are not loaded.",
 )
 @_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
-def serve(
+@click.pass_context
+def serve(context: click.Context, /, **flags: Any) -> None:
+    """Serves models over gRPC.
+
+    MODELS are .onnx files, and folders that hold NAME.onnx, NAME/model.onnx or NAME/VERSION/model.onnx; a pair is an
+    encoder.onnx and a decoder.onnx in place of model.onnx. A file is served as version 1 of its name, model.onnx under
+    that of its folder.
+    """
+    settings, workers, log_level = _settings(**flags)
+
+    def reread() -> tuple[Settings, str]:
+        try:
+            fresh, count, level = _settings(**serve.make_context("serve", [*context.obj]).params)
+        except click.ClickException as error:
+            raise StartError(error.format_message()) from error
+        if count != workers:
+            raise StartError(f"workers is {count}, and {workers} run: restart the server, or put it back")
+        return fresh, level
+
+    try:
+        if workers > 1:
+            from statestream_server.workers import parent
+
+            raise SystemExit(parent.run(settings, workers, log_level, reread))
+        process.run(settings, log_level, reread=reread)
+    except (StartError, ImportError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _settings(
+    *,
     models: tuple[Path, ...],
     http: bool,
     http_port: int,
@@ -251,13 +292,8 @@ def serve(
     retention: tuple[tuple[str, float], ...],
     log_level: str,
     **flags: Any,
-) -> None:
-    """Serves models over gRPC.
-
-    MODELS are .onnx files, and folders that hold NAME.onnx, NAME/model.onnx or NAME/VERSION/model.onnx; a pair is an
-    encoder.onnx and a decoder.onnx in place of model.onnx. A file is served as version 1 of its name, model.onnx under
-    that of its folder.
-    """
+) -> tuple[Settings, int, str]:
+    """What the flags say: settings, workers, and the level of the log."""
     mode = Durability[(durability or ("none" if store == "memory" else "interval")).upper()]
     if store == "memory" and mode != Durability.NONE:
         raise click.ClickException("the memory store keeps nothing over a restart: only --durability none fits it")
@@ -277,19 +313,9 @@ def serve(
         limits=dataclasses.replace(_LIMITS, **limits),
         **flags,
     )
-    if http and http_port and http_port + workers - 1 > _LAST_PORT:
-        raise click.ClickException(
-            f"{workers} workers need the HTTP ports {http_port} to {http_port + workers - 1}, and the last port is"
-            f" {_LAST_PORT}; give a lower --http-port, or --no-http"
-        )
     if workers > 1 and store == "memory":
         raise click.ClickException("workers share sessions through the store, and the memory store is each one's own")
-    try:
-        if workers > 1:
-            raise SystemExit(multi.run(settings, workers, log_level))
-        process.run(settings, log_level)
-    except (StartError, ImportError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    return settings, workers, log_level
 
 
 @click.command()

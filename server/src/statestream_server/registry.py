@@ -95,11 +95,59 @@ class Registry:
         self._trust = Trust(trust) if trust is not None else None
         self._threads = ThreadPoolExecutor(_MOST_LOADS, "load")
         self._loads: dict[tuple[str, int], asyncio.Task[Served]] = {}
+        self._chosen = set[tuple[str, int]]()
+        self._prepared: dict[tuple[str, int], Model] = {}
+        self._withdrawn: dict[tuple[str, int], Served] = {}
         self._defaults: dict[str, int] = {}
         self._gone: set[tuple[str, int]] = set()
         self._tried: dict[tuple[str, int], Look] = {}
         self.failures: dict[tuple[str, int], str] = {}
         """Why versions do not serve, by name and version."""
+
+    @property
+    def chosen(self) -> list[tuple[str, int]]:
+        """The loaded versions that somebody chose, not a session that is pinned to one: these serve by default."""
+        return sorted(key for key in self._chosen if self.is_loaded(*key))
+
+    def choose(self, name: str, version: int) -> None:
+        """Counts a version among those of which the highest serves by default."""
+        self._chosen.add((name, version))
+        self._choose(name)
+
+    def newest(self) -> list[tuple[str, int]]:
+        """The highest version of every model that lies there."""
+        return sorted({found.name: found.version for found in repository.scan(self._places).found}.items())
+
+    def find(self, name: str, version: int = 0) -> int:
+        """The version that `load` would load.
+
+        Raises:
+            ModelNotFound: There is no such file.
+            Unsupported: Two files claim to be it.
+        """
+        found = self._find(name, version)
+        return found.model.version if isinstance(found, Served) else found.version
+
+    async def prepare(self, name: str, version: int) -> None:
+        """Makes a version ready to serve, which it does from the next `load` on, or gives it up with `give_up`.
+
+        Raises:
+            ModelNotFound, Unsupported: It cannot be loaded.
+        """
+        found = self._find(name, version)
+        key = name, version
+        if isinstance(found, Served) or key in self._prepared or key in self._withdrawn or key in self._loads:
+            await self.load(name, version)
+            return
+        model = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, found)
+        if isinstance(model, ModelLoadError):
+            self.failures[key] = str(model)
+            raise errors.Unsupported(str(model)) from model
+        self._prepared[key] = model
+
+    def give_up(self, name: str, version: int) -> None:
+        """Forgets what was prepared."""
+        self._prepared.pop((name, version), None)
 
     async def load_all(self) -> None:
         """Loads the highest version of every model that loads; what fails is kept in `failures`.
@@ -122,6 +170,7 @@ class Registry:
         for found in reversed(versions):
             try:
                 await self.load_found(found)
+                self.choose(found.name, found.version)
                 return
             except errors.StatestreamError as error:
                 log.error("%s", error.message)
@@ -190,6 +239,11 @@ class Registry:
         return task
 
     async def _load_aside(self, found: repository.Found) -> Served:
+        key = found.name, found.version
+        if key in self._withdrawn:
+            return self.restore(*key)
+        if (prepared := self._prepared.pop(key, None)) is not None:
+            return self._serve(found, prepared)
         loaded = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, found)
         return self._serve(found, loaded)
 
@@ -247,8 +301,8 @@ class Registry:
         log.info("serving %s version %d (%s), digest %s", name, version, model.kind, model.digest[:12])
         return served
 
-    def unload(self, name: str, version: int = 0) -> None:
-        """Unloads a version, 0 for every one.
+    def idle(self, name: str, version: int = 0) -> list[int]:
+        """A version, 0 for every one, of which no session is in memory.
 
         Raises:
             ModelNotFound: It is not loaded.
@@ -256,26 +310,55 @@ class Registry:
         """
         versions = [self.get(name, version).model.version] if version else list(self._versions(name))
         for number in versions:
-            served = self._served[name][number]
-            table = served.table
+            table = self._served[name][number].table
             if table is not None and (table.sessions or table.promised or table.lane.queued):
                 count = table.sessions + table.promised
                 raise errors.ModelInUse(
                     f"{name!r} version {number} has {count} sessions in memory; close them first",
                     metadata={"sessions": str(count)},
                 )
+        return versions
+
+    def withdraw(self, name: str, version: int = 0) -> list[int]:
+        """Takes a version, 0 for every one, out of service; which these are. They stay in memory.
+
+        `restore` and `load` put them back, at once; `forget` ends them.
+
+        Raises:
+            ModelNotFound: It is not loaded.
+            ModelInUse: It has sessions in memory.
+        """
+        versions = self.idle(name, version)
         for number in versions:
-            served = self._served[name].pop(number)
-            for graph in (served.model.graph, served.model.encoder):
-                if graph is not None:
-                    self._engine.forget(graph, name, number)
-            if served.table is not None:
-                self._engine.remove(served.table)
-                self._checkpointer.remove(served.table)
-            self._gone.discard((name, number))
+            self._withdrawn[name, number] = self._served[name].pop(number)
         if not self._served[name]:
             del self._served[name]
         self._choose(name)
+        return versions
+
+    def restore(self, name: str, version: int) -> Served:
+        """Puts a version that was withdrawn back into service."""
+        served = self._served.setdefault(name, {})
+        if (name, version) in self._withdrawn:
+            served[version] = self._withdrawn.pop((name, version))
+        self._choose(name)
+        return served[version]
+
+    def forget(self, name: str, version: int) -> Table | None:
+        """Ends a version that was withdrawn, and is not in service again; its table, which is gone."""
+        self._chosen.discard((name, version))
+        self._choose(name)
+        served = self._withdrawn.pop((name, version), None)
+        if served is None:
+            return None
+        self._gone.discard((name, version))
+        for graph in (served.model.graph, served.model.encoder):
+            if graph is not None:
+                self._engine.forget(graph, name, version)
+        if served.table is not None:
+            self._engine.remove(served.table)
+            self._checkpointer.remove(served.table)
+        return served.table
 
     def get(self, name: str, version: int = 0) -> Served:
         """A loaded version, 0 for the one that serves by default.
@@ -327,10 +410,14 @@ class Registry:
         return (name, version) in self._gone
 
     def _choose(self, name: str) -> None:
-        """Decides which version of a model serves by default: the highest loaded one that still lies there."""
+        """Decides which version of a model serves by default: the highest that was chosen and still lies there.
+
+        Where none is, it is any that is loaded and lies there, or is loaded.
+        """
         versions = self._served.get(name)
         if versions:
-            self._defaults[name] = max([v for v in versions if (name, v) not in self._gone] or versions)
+            lying = [v for v in versions if (name, v) not in self._gone]
+            self._defaults[name] = max([v for v in lying if (name, v) in self._chosen] or lying or versions)
         else:
             self._defaults.pop(name, None)
 

@@ -1,7 +1,7 @@
 """Reloading: what appears, changes and goes where models lie while the server runs.
 
 Files are looked at once a second, by their sizes and times, and nothing is read before they stood still: whoever copies
-slowly is waited for. Each process of several watches for itself, so all serve the same soon.
+slowly is waited for. Of several processes each watches, and what one finds is loaded in all or in none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -71,7 +71,7 @@ def _file_system(place: Path) -> str:
 
 async def watch(server: Server) -> None:
     """Loads what appears and lets go of what nobody needs any more, until it is cancelled."""
-    reloader = Reloader(server.registry, server.settings.models)
+    reloader = Reloader(server.registry, server.settings.models, server.selection.load_found)
     asked = time.monotonic()
     try:
         while True:
@@ -110,8 +110,9 @@ class _Looks:
 class Reloader:
     """What was seen of the places so far, and what is loading because of it."""
 
-    def __init__(self, registry: Registry, places: Sequence[Path]) -> None:
-        """Nothing is seen yet."""
+    def __init__(self, registry: Registry, places: Sequence[Path], load: Callable[[Found], Awaitable[object]]) -> None:
+        """Nothing is seen yet; `load` has a version served."""
+        self._load_found = load
         self._registry = registry
         self._places = places
         self._seen: dict[Key, _Seen] = {}
@@ -252,7 +253,7 @@ class Reloader:
     async def _load(self, found: Found) -> None:
         key = found.name, found.version
         try:
-            await self._registry.load_found(found)
+            await self._load_found(found)
         except errors.StatestreamError as error:
             tried = self._registry.tried(*key)
             try:
@@ -280,7 +281,7 @@ async def _let_go(server: Server) -> None:
         if not server.registry.is_gone(name, version) or await _needed(server, name, version):
             continue
         try:
-            await server.sessions.unload(name, version)
+            await server.selection.unload(name, version)
             log.info(
                 "%s version %d is unloaded: it does not lie there any more, and no session needs it", name, version
             )

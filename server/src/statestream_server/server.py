@@ -16,6 +16,7 @@ from statestream_server.lag import Lag, TurnLoad
 from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
+from statestream_server.selection import Selection
 from statestream_server.sessions.admin.admin import Admin
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
 from statestream_server.sessions.admission.bounds import Bounds
@@ -95,6 +96,7 @@ class Server:
         versions, lines = Versions(registry, engine, checkpointer, store), Turns()
         claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, evictions, lines)
         self.sessions = Sessions(registry, streams, placement, claims, lines, tasks, time.time)
+        self.selection = Selection(registry, self.sessions)
         self.deletions = Deletions(engine, store, checkpointer, lease, evictions, lines, tasks)
         self.moves, self.activation = Moves(streams, clock), Activation(self.sessions, engine, store, lease)
         self.balance = Balance(store, lease, streams, self.moves, checkpointer.tables, clock)

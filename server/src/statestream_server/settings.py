@@ -7,9 +7,9 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from statestream_server.models.files import repository
 from statestream_server.models.model import BatchPolicy
@@ -125,6 +125,31 @@ class Settings:
     def retentions(self) -> list[float]:
         """All times after which some sessions go."""
         return [seconds for seconds in (self.retention, *self.model_retention.values()) if seconds]
+
+
+RELOADABLE: Final = ("drain_grace", "hibernate_after", "model_retention", "retention")
+"""Settings that may change while a server runs, beside the level of the log."""
+
+
+def changes(before: Settings, after: Settings) -> dict[str, Any]:
+    """What a server that runs with some settings has to change for others.
+
+    Raises:
+        StartError: Something else than what is reloadable differs.
+    """
+    differ = [one.name for one in fields(Settings) if getattr(before, one.name) != getattr(after, one.name)]
+    if fixed := [name.replace("_", "-") for name in differ if name not in RELOADABLE]:
+        known = ", ".join(sorted({"log-level", *(name.replace("_", "-") for name in RELOADABLE)} - {"model-retention"}))
+        raise StartError(
+            f"{', '.join(fixed)} cannot change while the server runs, and nothing was changed; what can is {known}:"
+            " restart the server, or put back what it started with"
+        )
+    return {name: getattr(after, name) for name in differ}
+
+
+def reloaded(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with changes."""
+    return replace(settings, **changes)
 
 
 def threads_for(processes: int) -> int:

@@ -28,7 +28,7 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
     def __init__(self, server: Server) -> None:
         """Calls go to the server's registry."""
         self._registry: Registry = server.registry
-        self._sessions = server.sessions
+        self._selection = server.selection
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Lists loaded versions, and those that failed."""
@@ -46,13 +46,12 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Loads a version."""
-        served = await self._registry.load(request.name, request.version)
+        served = await self._selection.load(request.name, request.version)
         return pb.LoadModelResponse(model=self._message(served))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Unloads a version, after the loads of it that were asked for before."""
-        await self._registry.settled(request.name)
-        await self._sessions.unload(request.name, request.version)
+        await self._selection.unload(request.name, request.version)
         return pb.UnloadModelResponse()
 
     def _message(self, served: Served) -> pb.Model:

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from statestream_server.edges.http.metrics import ServerCollector
-from statestream_server.server import Readiness, Server
 from statestream_server.settings import Settings, StartError
 
 _MOST_CONNECTIONS = 128
 """Connections that may be open; of those without a request the one that is silent for longest goes for a new one."""
 _REQUEST_SECONDS = 10.0
 """How long a connection may take to bring a whole request head."""
-_FRESH_SECONDS = 0.1
-"""How old the text of the metrics may be: making it costs the loop a millisecond or two, whoever asks how often."""
+
+
+class Pages(Protocol):
+    """What the paths answer."""
+
+    def lives(self) -> tuple[bool, str]:
+        """Whether it lives, and what is said of that."""
+
+    def serves(self) -> tuple[bool, str]:
+        """Whether callers may be sent here, and what is said of that."""
+
+    async def metrics(self) -> bytes:
+        """Metrics as Prometheus reads them."""
 
 
 class Http:
     """The HTTP port of a server, on the loop of its process."""
 
-    def __init__(self, settings: Settings, server: Server, readiness: Readiness) -> None:
+    def __init__(self, settings: Settings, pages: Pages) -> None:
         """Takes the port; nobody is answered yet.
 
         Raises:
@@ -39,7 +48,7 @@ class Http:
         self._socket = _listen(settings.host, settings.http_port or 0)
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
-            _Pages(server, readiness).application(),
+            _application(pages),
             http=_Connection,
             ws="none",
             lifespan="off",
@@ -113,38 +122,26 @@ class _Connection(H11Protocol):
             self._timer = None
 
 
-class _Pages:
-    """What the paths answer."""
+def _application(pages: Pages) -> Starlette:
+    async def probe(what: Callable[[], tuple[bool, str]]) -> Response:
+        good, said = what()
+        return PlainTextResponse(f"{said}\n", 200 if good else 503)
 
-    def __init__(self, server: Server, readiness: Readiness) -> None:
-        self._readiness = readiness
-        self._metrics = CollectorRegistry()
-        self._metrics.register(ServerCollector(server))
-        self._text, self._made = b"", float("-inf")
+    async def metrics(request: Request) -> Response:
+        return Response(await pages.metrics(), media_type=CONTENT_TYPE_LATEST)
 
-    def application(self) -> Starlette:
-        pages = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._exposition}
-        routes = [Route(path, page, methods=["GET"]) for path, page in pages.items()]
-        said = f"there is nothing at this path; there are {', '.join(pages)}\n"
+    async def nothing(request: Request, error: Exception) -> Response:
+        return PlainTextResponse(f"there is nothing at this path; there are {', '.join(paths)}\n", 404)
 
-        async def nothing(request: Request, error: Exception) -> Response:
-            return PlainTextResponse(said, 404)
+    async def healthz(request: Request) -> Response:
+        return await probe(pages.lives)
 
-        return Starlette(routes=routes, exception_handlers={404: nothing})
+    async def readyz(request: Request) -> Response:
+        return await probe(pages.serves)
 
-    async def _healthz(self, request: Request) -> Response:
-        """The process lives: its loop answers."""
-        return PlainTextResponse("alive\n")
-
-    async def _readyz(self, request: Request) -> Response:
-        reason = self._readiness.reason
-        return PlainTextResponse(f"not ready: {reason}\n" if reason else "ready\n", 503 if reason else 200)
-
-    async def _exposition(self, request: Request) -> Response:
-        now = time.monotonic()
-        if now - self._made > _FRESH_SECONDS:
-            self._text, self._made = generate_latest(self._metrics), now
-        return Response(self._text, media_type=CONTENT_TYPE_LATEST)
+    paths = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    routes = [Route(path, page, methods=["GET"]) for path, page in paths.items()]
+    return Starlette(routes=routes, exception_handlers={404: nothing})
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Sessions between table and store: found, opened, let go; versions unloaded. What rows mean is table.py's."""
+"""Sessions between table and store: found, opened, let go. What rows mean is table.py's."""
 
 from __future__ import annotations
 
@@ -107,17 +107,10 @@ class Sessions:
         """Whether `table` does not have to load."""
         return not version or self._registry.is_loaded(model, version)
 
-    async def unload(self, model: str, version: int) -> None:
-        """Unloads a version, 0 for every one.
-
-        Raises:
-            ModelNotFound, ModelInUse: It stays as it is.
-        """
-        tables = [table for table in self._registry.tables(model) if version in (0, table.model.version)]
-        self._registry.unload(model, version)
-        for table in tables:
-            self._claims.forget(table)
-            self._streams.unloaded(table)
+    def unloaded(self, table: Table) -> None:
+        """Keeps nothing of a table that is gone."""
+        self._claims.forget(table)
+        self._streams.unloaded(table)
 
     async def undisputed(self, table: Table, rows: Ints) -> None:
         """Returns when no claim on these rows that is on its way now is so any more: see then who has them."""
