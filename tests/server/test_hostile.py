@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 from pathlib import Path
@@ -18,8 +19,8 @@ from statestream_server.models.proof import trials
 from statestream_server.models.proof.verdict import TrialLimits
 from tests.server.models import graphs
 from tests.support import hostile, models
-from tests.support.arrays import tensor
-from tests.support.calls import Caller, everything, failing
+from tests.support.arrays import array_of, tensor
+from tests.support.calls import Caller, connected, everything, failing
 from tests.support.counter import numbers, sums
 from tests.support.serving import Process, launched, process, serves_on, serving
 from tests.support.speaker import Answer, Refusal, Speaker
@@ -98,6 +99,46 @@ def test_a_server_that_is_asked_to_leave_leaves_although_a_model_hangs(tmp_path:
         assert "leaving before the start was over" in server.output
         assert "ready" not in server.output
         assert "Traceback" not in server.output
+
+
+async def test_no_file_that_cannot_be_served_costs_more_than_one_clear_line(tmp_path: Path) -> None:
+    folder = models.write(tmp_path / "models", "counter")
+    for number, (make, _) in enumerate(hostile.REFUSED.values()):
+        hostile.put(make(), folder, f"bad{number}")
+    large = hostile.put(b"", folder, "large")
+    os.truncate(large, (1 << 31) + 1)
+    (tmp_path / "secret.onnx").write_bytes(models.gru().SerializeToString())
+    (folder / "link.onnx").symlink_to(tmp_path / "secret.onnx")
+    limits = ("--load-memory", "256", "--load-timeout", "20")
+    with process(folder, "--store", f"sqlite:{tmp_path / 's.db'}", *limits) as server:
+        said = [line for line in server.lines if re.search("ERROR|WARNING", line)]
+        assert len(said) == len(hostile.REFUSED) + 2
+        for number, (kind, (_, words)) in enumerate(hostile.REFUSED.items()):
+            assert (
+                len([line for line in said if re.search(f"ERROR .*bad{number}/1/model.onnx: .*(?:{words})", line)]) == 1
+            ), kind
+        assert [line for line in said if re.search(r"ERROR .*large/1/model.onnx: \d+ bytes; an ONNX file holds", line)]
+        assert [line for line in said if re.search("WARNING .*link.onnx is not served: a link leads out of", line)]
+        async with connected(server.address) as channel, Speaker(channel, "counter") as speaker:
+            listed = (await Caller(channel).models.ListModels(model_pb2.ListModelsRequest())).models
+            assert [model.name for model in listed if not model.error] == ["counter"]
+            await speaker.open_one("a")
+            assert sums(await speaker.step(0, 0, numbers(1))) == [1]
+        assert server.stop() == 0
+
+
+async def test_weights_that_are_nan_give_what_onnx_runtime_gives_or_are_refused(tmp_path: Path) -> None:
+    hostile.put(hostile.adding(hostile.weight("w", np.asarray([1, np.nan, 3, 4], np.float32))), tmp_path, "nan")
+    graphs.save(models.counter(factor=np.nan), tmp_path / "poisoned")
+    models.write(tmp_path, "gru")
+    async with serving(tmp_path) as local:
+        caller = Caller(local.channel)
+        asked = pb.PredictRequest(model="nan", inputs=[tensor("x", np.ones((1, 4), np.float32))])
+        (answer,) = (await caller.inference.Predict(asked)).outputs
+        np.testing.assert_array_equal(array_of(answer), [[2, np.nan, 4, 5]])
+        failure = await failing(caller.step("poisoned", "a", numbers(1)))
+        assert failure.reason == "NON_FINITE_STATE"
+        await serves_on(local.channel)
 
 
 def test_a_start_over_misplaced_files_says_what_it_found_and_what_it_expects(tmp_path: Path) -> None:

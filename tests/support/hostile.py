@@ -112,6 +112,65 @@ def put(made: onnx.ModelProto | bytes, models_dir: Path, name: str, version: int
     return path
 
 
+def foreign(*, imported: bool) -> onnx.ModelProto:
+    """An operator that only a library of its author has."""
+    made = model([helper.make_node("Wow", ["x"], ["y"], domain="com.example")])
+    if imported:
+        made.opset_import.append(helper.make_opsetid("com.example", 1))
+    return made
+
+
+def unfolding() -> onnx.ModelProto:
+    """Constants of some bytes that become 100 GB."""
+    nodes = [
+        helper.make_node("Expand", ["one", "size"], ["many"]),
+        helper.make_node("ReduceSum", ["many"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    return model(nodes, weights=[weight("one", np.float32(1)), weight("size", [5000, 5000, 1000])])
+
+
+def unending() -> onnx.ModelProto:
+    """One loop without a count, whose condition never ends it."""
+    taken = [value("i", INT64, []), value("c", TensorProto.BOOL, []), value("v")]
+    given = [value("goes", TensorProto.BOOL, []), value("out")]
+    nodes = [helper.make_node("Identity", ["c"], ["goes"]), helper.make_node("Identity", ["v"], ["out"])]
+    body = helper.make_graph(nodes, "turn", taken, given)
+    return model([helper.make_node("Loop", ["", "true", "x"], ["y"], body=body)], weights=[weight("true", True)])
+
+
+def newer(*, ir: int = 8, opset: int = 17) -> onnx.ModelProto:
+    """A graph of a release that is not out yet."""
+    made = model([helper.make_node("Relu", ["x"], ["y"])], opset=opset)
+    made.ir_version = ir
+    return made
+
+
+REFUSED: Final[dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]]] = {
+    "empty": (lambda: b"", "not an ONNX file"),
+    "truncated": (
+        lambda: model([helper.make_node("Relu", ["x"], ["y"])]).SerializeToString()[:60],
+        "not .*export it again",
+    ),
+    "foreign operator": (
+        lambda: foreign(imported=True),
+        r"com.example:Wow\), and libraries of operators are never loaded",
+    ),
+    "foreign, not imported": (lambda: foreign(imported=False), r"com.example:Wow\), and libraries .* are never loaded"),
+    "newer opset": (lambda: newer(opset=99), r"opset 99 of ai.onnx, .* knows up to \d+; export it with opset_version="),
+    "newer ir": (lambda: newer(ir=99), r"IR version 99, .* reads up to \d+; export it with an older onnx"),
+    "unfolds to 100 GB": (unfolding, "needed more than 256 MiB .*raise --load-memory"),
+    "makes 100 GB": (lambda: greedy(25_000_000_000), "needed more than 256 MiB .*raise --load-memory"),
+    "never ends": (unending, "turned more than 65536 times|took longer than"),
+    "weights elsewhere": (
+        lambda: adding(outside("w", "/etc/hostname")),
+        "outside the model's folder, which is never read",
+    ),
+    "weights missing": (lambda: adding(outside("w", "w.bin")), "'w' lies in a file of its own: .* cannot be read"),
+}
+"""Files that nobody can serve, and what is said of them where 256 MiB are allowed."""
+
+
 KILLERS: Final[dict[str, tuple[Callable[[], onnx.ModelProto], str]]] = {
     "crashes": (half_lstm, r"ended by signal 11 \(Segmentation fault\) while .*export it otherwise"),
     "hangs": (endless, r"took longer than 1 s while .*, and was stopped; .*raise --load-timeout"),

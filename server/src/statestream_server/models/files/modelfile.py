@@ -103,11 +103,11 @@ class ModelFile:
         return total.hexdigest()
 
 
-def read(path: Path) -> ModelFile:
-    """Reads an ONNX file.
+def check_size(path: Path) -> files.Stamp:
+    """Looks at an ONNX file without reading it.
 
     Raises:
-        ModelLoadError: It cannot be read, is not ONNX, its signature is wrong, or it has memory and no signature.
+        ModelLoadError: It is no regular file, or larger than an ONNX file can be.
     """
     stamp = files.stamp(path)
     if stamp.size > _MOST_BYTES:
@@ -115,10 +115,20 @@ def read(path: Path) -> ModelFile:
             f"{path}: {stamp.size} bytes; an ONNX file holds {_MOST_BYTES}: export it with its weights in files of"
             " their own"
         )
+    return stamp
+
+
+def read(path: Path) -> ModelFile:
+    """Reads an ONNX file.
+
+    Raises:
+        ModelLoadError: It cannot be read, is not ONNX, its signature is wrong, or it has memory and no signature.
+    """
+    stamp = check_size(path)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(b"".join(files.blocks(path)))
-    except ModelLoadError:
+    except (ModelLoadError, MemoryError):
         raise
     except Exception as error:  # Whatever a parser makes of bytes that are no ONNX.
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from statestream_server.models.files import files, modelfile, prints
+from statestream_server.models.files import modelfile, prints
 from statestream_server.models.files.prints import Print, Trust
 from statestream_server.models.files.repository import file_of
 from statestream_server.models.graphs.runtime import Device, providers_for
@@ -75,6 +75,7 @@ def load_file(
     """
     with making.refusing(path):
         place = providers_for(device) if isinstance(device, str) else device
+        modelfile.check_size(path)
         known = [prints.take(one) for one in prints.named(path)]
         if trust is not None:
             _check_trusted(known, trust)
@@ -107,7 +108,6 @@ def _check_trusted(known: list[Print], trust: Trust) -> None:
 
 
 def _tried(path: Path, device: Device, policy: BatchPolicy, limits: TrialLimits) -> Verdict:
-    files.stamp(path)  # What is plainly no file needs no trial.
     if sys.platform == "win32":
         return making.prove(path, device, policy)
     return trials.shared()(

@@ -24,7 +24,7 @@ from statestream_server.models.memory.fused_rows import FusedRows
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.models.proof import draws, hiding, proof, sharing, warming, wiring
+from statestream_server.models.proof import draws, hiding, proof, refusals, sharing, warming, wiring
 from statestream_server.models.proof.draws import Draws
 from statestream_server.models.proof.sharing import SharedGraph, Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
@@ -62,6 +62,7 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD) -> 
     """
     with refusing(path):
         watch.doing("reading it")
+        watch.sized(_size(path), 0)
         encoder, file = _read(path)
         _check_kind(encoder, file)
         both = [file] if encoder is None else [encoder, file]
@@ -238,6 +239,12 @@ def _arranged(rows: Rows, file: ModelFile, device: Device) -> Rows:
     return rows if is_batched(file.signature) else SerialisedRows(rows, single=False)
 
 
+def _size(path: Path) -> int:
+    """Bytes of the files before they are read; what is too large to be read is refused."""
+    pair = [path.with_name(ENCODER), path.with_name(DECODER)] if path.name in (ENCODER, DECODER) else [path]
+    return sum(modelfile.check_size(each).size for each in pair)
+
+
 def _read(path: Path) -> tuple[ModelFile | None, ModelFile]:
     """The encoder, where there is one, and the file with the memory."""
     if path.name not in (ENCODER, DECODER):
@@ -276,7 +283,7 @@ def _graph(file: ModelFile, device: Device) -> Graph:
     try:
         return Graph(source, device, inputs=names[0], outputs=names[1], folder=file.path.parent)
     except GraphError as error:
-        raise ModelLoadError(f"{file.path}: ONNX Runtime refuses it ({error}); export it again") from error
+        raise ModelLoadError(f"{file.path}: {refusals.told(proto, str(error))}") from error
 
 
 def _order(signature: Signature) -> tuple[list[str], list[str]]:
