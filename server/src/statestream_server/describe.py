@@ -8,7 +8,7 @@ from pathlib import Path
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Quantization, Signature, StateCheck, StateSpec, TensorSpec
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server.models.files import modelfile, repository
+from statestream_server.models.files import repository
 from statestream_server.models.model import Kind, Model
 from statestream_server.models.proof import loading
 
@@ -38,9 +38,8 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
     """
     file = path if path.is_file() or path.suffix else _first(path)
     model = loading.load_file(file, name=path.stem, version=1, device=device)
-    described = modelfile.read(file).described
-    origin = "of the file" if described else "derived: the file has none; first axes of free length are batch axes"
-    lines = [("file", str(file)), ("kind", f"{model.kind}, {_WHY[model.kind]}"), ("signature", origin)]
+    lines = [("file", str(file)), ("kind", f"{model.kind}, {_WHY[model.kind]}")]
+    lines += model.form or [("form", "as the signature in the file says")]
     if model.signature.description:
         lines.append(("about", model.signature.description))
     if model.signature.HasField("quantization"):

@@ -81,6 +81,7 @@ class Model:
         invariance_note: What was tried and what came out, one sentence.
         encoder_invariance: The same of the encoder.
         encoder_note: The same of the encoder, one sentence.
+        form: How a file without a signature became what is served: what each note is about, and a sentence.
         providers: What runs it, as ONNX Runtime names its providers, the preferred one first.
         files: What it was read from: graphs, and the files with their weights.
         prints: The same files as they were then, with what settles the signature.
@@ -99,6 +100,7 @@ class Model:
     invariance_note: str = ""
     encoder_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
     encoder_note: str = ""
+    form: Sequence[tuple[str, str]] = ()
     providers: tuple[str, ...] = field(default=())
     files: tuple[Path, ...] = ()
     prints: tuple[Print, ...] = ()

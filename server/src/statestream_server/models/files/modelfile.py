@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ import onnx
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.files import files
+from statestream_server.models.form.plan import Plan
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.rows import Column, columns_of, is_checked
 
-_MEMORY_NAME = re.compile(
-    r"(^|[^a-z])(h|c|hx|cx|hn|cn|h0|c0|h_?t|c_?t|states?|hidden|cell|memory|cache|past\w*)($|[^a-z])"
-)
 _MOST_AXES = 32
+_MOST_TOLD = 1 << 20
+"""Bytes of a model.toml."""
 _MOST_ROW_BYTES = 1 << 30
 """Of one tensor of one session and step."""
 _MOST_BYTES = (1 << 31) - (1 << 20)
@@ -37,9 +37,13 @@ class ModelFile:
     Attributes:
         path: The file.
         proto: Its contents; weights that lie in files of their own are not in it.
-        signature: What the file says of itself, or what its inputs and outputs say.
+        signature: What the file says of itself; else of its form, or as long as it has none what its inputs and outputs
+            say.
         described: Whether the file has a signature of its own.
         stamps: The file, and those with its weights, as they were when it was read.
+        told: The text of the model.toml beside a file without a signature, and the stamp of that; None where there is
+            none.
+        plan: How the file became what `proto` is; None where it is as it lies on the disk.
     """
 
     path: Path
@@ -47,6 +51,13 @@ class ModelFile:
     signature: Signature
     described: bool
     stamps: tuple[files.Stamp, ...] = ()
+    told: tuple[str, files.Stamp] | None = None
+    plan: Plan | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether its graph is another than the one on the disk."""
+        return self.plan is not None and bool(self.plan.changes)
 
     @property
     def external(self) -> bool:
@@ -66,6 +77,22 @@ class ModelFile:
         """
         for stamp in self.stamps:
             stamp.check()
+        if self.told is not None:
+            self.told[1].check()
+
+    def formed(self, plan: Plan) -> ModelFile:
+        """The file in its normal form.
+
+        Raises:
+            ModelLoadError: The plan was made for another file, or asks for absurd sizes.
+        """
+        try:
+            _check_sizes(plan.signature)
+            return dataclasses.replace(
+                self, proto=plan.applied(self.proto), signature=plan.signature, plan=plan, described=False
+            )
+        except (KeyError, ValueError) as error:
+            raise ModelLoadError(f"{self.path}: {' '.join(str(error).split())}") from error
 
     def whole(self) -> onnx.ModelProto:
         """The graph with all its weights in it.
@@ -99,6 +126,8 @@ class ModelFile:
         for stamp in self.stamps[1:]:
             for block in files.blocks(stamp.path):
                 total.update(block)
+        if self.told is not None and self.plan is None:
+            total.update(self.told[0].encode())
         total.update(_unlabelled(self.signature).SerializeToString(deterministic=True))
         return total.hexdigest()
 
@@ -121,8 +150,10 @@ def check_size(path: Path) -> files.Stamp:
 def read(path: Path) -> ModelFile:
     """Reads an ONNX file.
 
+    A file without a signature is what its inputs and outputs say until it is `formed`.
+
     Raises:
-        ModelLoadError: It cannot be read, is not ONNX, its signature is wrong, or it has memory and no signature.
+        ModelLoadError: It cannot be read, is not ONNX, or its signature is wrong.
     """
     stamp = check_size(path)
     proto = onnx.ModelProto()
@@ -136,19 +167,20 @@ def read(path: Path) -> ModelFile:
     if not proto.graph.node and not proto.graph.output:
         raise ModelLoadError(f"{path}: not an ONNX file, or one without a graph; export it again")
     stamps = (stamp, *files.outside_weights(path, proto))
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    metadata, told = {entry.key: entry.value for entry in proto.metadata_props}, None
     try:
         if signatures.METADATA_KEY in metadata:
             signature = signatures.loads(metadata[signatures.METADATA_KEY])
         else:
             signature = _derived(path, proto.graph)
             signatures.check(signature)
+            told = _told(path)
         _check_sizes(signature)
     except ModelLoadError:
         raise
     except Exception as error:  # A signature is JSON that anybody may have written: deep, or with absurd numbers.
         raise ModelLoadError(f"{path}: {_one_line(error)}; export it again with statestream_export.export") from error
-    return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps)
+    return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps, told)
 
 
 def columns(path: Path) -> Sequence[Column] | None:
@@ -203,17 +235,25 @@ def _one_line(error: Exception) -> str:
     return said if isinstance(error, signatures.SignatureError) else f"its signature is wrong ({said})"
 
 
+def _told(path: Path) -> tuple[str, files.Stamp] | None:
+    """What a person tells beside a file: its model.toml, which has the file's name."""
+    beside = path.with_suffix(".toml")
+    if not beside.exists():
+        return None
+    stamp = files.stamp(beside)
+    if stamp.size > _MOST_TOLD:
+        raise ModelLoadError(f"{beside}: {stamp.size} bytes; expected {_MOST_TOLD} at most")
+    try:
+        return b"".join(files.blocks(beside)).decode(), stamp
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{beside}: is no text ({error}); save it as UTF-8") from error
+
+
 def _derived(path: Path, graph: onnx.GraphProto) -> Signature:
-    """The signature of a file without one: its inputs and outputs, if it clearly has no memory."""
+    """The signature of a file without one: its inputs and outputs."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [_spec(path, value) for value in graph.input if value.name not in weights]
     outputs = [_spec(path, value) for value in graph.output]
-    for spec in inputs:
-        if _MEMORY_NAME.search(spec.name.lower()) and any(_alike(spec, output) for output in outputs):
-            raise ModelLoadError(
-                f"{path}: input {spec.name!r} looks like memory (an output has its type and rank), and the file has no"
-                f" {signatures.METADATA_KEY}; export the model with statestream_export.export, which names its states"
-            )
     return Signature(format=signatures.FORMAT, inputs=inputs, outputs=outputs)
 
 
@@ -239,10 +279,6 @@ def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     if shape and shape[0] < 0:
         spec.batch_axis = 0
     return spec
-
-
-def _alike(one: TensorSpec, other: TensorSpec) -> bool:
-    return one.dtype == other.dtype and len(one.shape) == len(other.shape)
 
 
 def _unlabelled(signature: Signature) -> Signature:

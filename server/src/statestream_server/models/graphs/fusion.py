@@ -172,22 +172,27 @@ class _Wrapper:
         """The name of a row-first array that becomes the author's input."""
         if axes.plain:
             return inner
-        outer = self._fresh()
-        value = self._with_axes(self._before, "Squeeze", outer, axes.drop) if axes.drop else outer
-        self._put(self._before, "Transpose", [value], inner, perm=list(axes.perm))
+        outer, turned = self._fresh(), _turns(axes.perm)
+        value = (
+            self._with_axes(self._before, "Squeeze", outer, axes.drop, "" if turned else inner) if axes.drop else outer
+        )
+        if turned:
+            self._put(self._before, "Transpose", [value], inner, perm=list(axes.perm))
         return outer
 
     def _leave(self, inner: str, axes: Axes) -> str:
         """The name of the row-first array that the author's output becomes."""
         if axes.plain:
             return inner
-        value = self._put(self._after, "Transpose", [inner], perm=list(axes.inverse))
+        value = inner
+        if _turns(axes.perm):
+            value = self._put(self._after, "Transpose", [inner], perm=list(axes.inverse))
         return self._with_axes(self._after, "Unsqueeze", value, axes.drop) if axes.drop else value
 
-    def _with_axes(self, nodes: list[onnx.NodeProto], op: str, value: str, axes: tuple[int, ...]) -> str:
+    def _with_axes(self, nodes: list[onnx.NodeProto], op: str, value: str, axes: tuple[int, ...], out: str = "") -> str:
         if self._opset < 13:
-            return self._put(nodes, op, [value], axes=list(axes))
-        return self._put(nodes, op, [value, self._constant(np.asarray(axes, np.int64))])
+            return self._put(nodes, op, [value], out, axes=list(axes))
+        return self._put(nodes, op, [value, self._constant(np.asarray(axes, np.int64))], out)
 
     def _last(self, output: str) -> str:
         """The last step of [n, T, ...]."""
@@ -341,6 +346,11 @@ class _Wrapper:
     def _fresh(self) -> str:
         self._count += 1
         return f"{self._prefix}{self._count}"
+
+
+def _turns(perm: tuple[int, ...]) -> bool:
+    """Whether a transposition changes anything; of no axes at all ONNX has none."""
+    return perm != tuple(range(len(perm)))
 
 
 def _place(state: StateSpec) -> tuple[int, ...] | None:

@@ -16,6 +16,10 @@ from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models.files import modelfile
 from statestream_server.models.files.modelfile import ModelFile
 from statestream_server.models.files.repository import DECODER, ENCODER
+from statestream_server.models.form import told
+from statestream_server.models.form.draft import drafted
+from statestream_server.models.form.pairs import UnsettledError
+from statestream_server.models.form.plan import Plan
 from statestream_server.models.graphs import guards
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
@@ -24,7 +28,7 @@ from statestream_server.models.memory.fused_rows import FusedRows
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.models.proof import draws, hiding, proof, refusals, sharing, warming, wiring
+from statestream_server.models.proof import draws, forming, hiding, proof, refusals, sharing, warming, wiring
 from statestream_server.models.proof.draws import Draws
 from statestream_server.models.proof.sharing import SharedGraph, Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
@@ -66,27 +70,70 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD) -> 
         encoder, file = _read(path)
         _check_kind(encoder, file)
         both = [file] if encoder is None else [encoder, file]
-        watch.sized(sum(one.nbytes for one in both), sum(column.nbytes for column in columns_of(file.signature)))
-        verdict = Verdict(_digest(encoder, file))
-        if encoder is not None:
-            verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[0]))
-        if not file.signature.states:
-            found, way = _prove_calls(file, device, policy)
-            verdict = dataclasses.replace(
-                verdict, shared=tuple(found), batch_invariance=found.finding, invariance_note=found.note, draws=way.kind
-            )
-        else:
-            graph = _graph(file, device)
-            watch.doing("running it as its author wrote it")
-            verdict = wiring.proved(
-                graph,
-                file.signature,
-                str(file.path),
-                lambda way: _prove_rows(verdict, file, graph, device, policy, way),
-            )
-        for one in both:
-            one.check_unchanged()
-        return verdict
+        nbytes = sum(one.nbytes for one in both)
+        watch.sized(nbytes, sum(column.nbytes for column in columns_of(file.signature)))
+        refused, first = list[str](), None
+        for form in _forms(file, device, refused) if encoder is None else [file]:
+            try:
+                verdict = _prove_form(encoder, form, nbytes, device, policy)
+            except ModelLoadError as error:
+                first = first or error
+                refused.append(str(error).removeprefix(f"{path}: "))
+                continue
+            for one in both:
+                one.check_unchanged()
+            return verdict
+        assert first is not None
+        raise first
+
+
+def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[ModelFile]:
+    """A file as it is proved: as its signature says, or in the forms that it may have, those that allow most first."""
+    if file.described:
+        yield file
+        return
+    beside, found = file.path.with_suffix(".toml").name, 0
+    try:
+        said = told.loads(file.told[0]) if file.told else told.Told()
+        draft = drafted(file.proto, said)
+        if not draft.states:
+            yield file.formed(forming.plain(draft, said))
+            return
+        watch.doing("looking for its axes")
+        changed = file.formed(Plan(file.signature, draft.changes))
+        for plan in forming.plans(draft, said, lambda: _graph(changed, device), refused):
+            found += 1
+            yield file.formed(plan)
+    except told.ToldError as error:
+        raise ModelLoadError(f"{file.path.with_suffix('.toml')}: {error}") from error
+    except UnsettledError as error:
+        if refused and found:
+            return  # What was found against its forms says more.
+        raise ModelLoadError(f"{file.path}: {error}; say in {beside} beside it: {' or '.join(error.lines)}") from error
+
+
+def _prove_form(
+    encoder: ModelFile | None, file: ModelFile, nbytes: int, device: Device, policy: BatchPolicy
+) -> Verdict:
+    """Proves a file as its signature says that it is."""
+    watch.sized(nbytes, sum(column.nbytes for column in columns_of(file.signature)))
+    plan = None if file.plan is None else file.plan.values()
+    verdict = Verdict(_digest(encoder, file), plan=plan)
+    if encoder is not None:
+        verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[0]))
+    if not file.signature.states:
+        found, way = _prove_calls(file, device, policy)
+        return dataclasses.replace(
+            verdict, shared=tuple(found), batch_invariance=found.finding, invariance_note=found.note, draws=way.kind
+        )
+    graph = _graph(file, device)
+    watch.doing("running it as its author wrote it")
+    return wiring.proved(
+        graph,
+        file.signature,
+        str(file.path),
+        lambda way: _prove_rows(verdict, file, graph, device, policy, way),
+    )
 
 
 def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[Sharing, Draws]:
@@ -183,6 +230,8 @@ def build(
     """
     with refusing(path):
         encoder, file = _read(path)
+        if verdict.plan is not None:
+            file = file.formed(Plan.of_values(verdict.plan))
         digest = _digest(encoder, file)
         if digest != verdict.digest:
             raise ModelLoadError(
@@ -192,6 +241,8 @@ def build(
         kind = Kind.GENERATE if encoder is not None else Kind.SESSION if file.signature.states else Kind.PREDICT
         model = Model(name, version, kind, file.signature, digest)
         model.batch_invariance, model.invariance_note = verdict.batch_invariance, verdict.invariance_note
+        if file.plan is not None:
+            model.form = file.plan.notes
         if encoder is not None:
             model.encoder_signature, found = encoder.signature, Sharing(*verdict.encoder_shared)
             model.encoder = SharedGraph(_graph(encoder, device), encoder.signature, found, policy)
@@ -279,7 +330,7 @@ def _graph(file: ModelFile, device: Device) -> Graph:
     except FusionError:  # Too large for one message.
         proto = file.proto
     safe = guards.guarded(proto)
-    source = file.path if safe is file.proto else safe.SerializeToString()
+    source = file.path if safe is file.proto and not file.changed else safe.SerializeToString()
     try:
         return Graph(source, device, inputs=names[0], outputs=names[1], folder=file.path.parent)
     except GraphError as error:

@@ -56,6 +56,7 @@ class Verdict:
         encoder_shared: The same of an encoder.
         draws: How values were drawn that it takes; see `draws.Kind`.
         said: What is worth a line in the log: levels of `logging`, and texts.
+        plan: How a file without a signature becomes what is served, as `Plan.values` writes it; None for others.
     """
 
     digest: str
@@ -69,6 +70,7 @@ class Verdict:
     encoder_shared: tuple[Any, ...] = ()
     draws: str = "noise"
     said: tuple[tuple[int, str], ...] = ()
+    plan: Mapping[str, Any] | None = None
 
     def dumps(self) -> str:
         """As one line of JSON."""

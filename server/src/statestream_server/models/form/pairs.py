@@ -1,0 +1,203 @@
+"""Pairs: which inputs of a graph are memory, and which outputs are their next values. Judged by the graph first.
+
+What types and shapes allow is a candidate where the output is computed from the input, or is what another input held
+(the last values that came). Evidence in the graph decides: a
+recurrent operator or a loop that starts from the input and ends in the output, or a queue of the input's last values.
+Names choose among candidates; the order of inputs and outputs never counts. What stays open is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from statestream_server.models.form.flow import Flow
+from statestream_server.models.form.names import likeness
+
+Dims = tuple[int | str | None, ...]
+
+
+class Tensor(NamedTuple):
+    """An input or output of a graph; a free axis is its name, or None where it has none; `dims` None: nothing said."""
+
+    name: str
+    dtype: str
+    dims: Dims | None
+
+    def __str__(self) -> str:
+        """As in `h float32[1, batch, 5]`."""
+        shape = "?" if self.dims is None else ", ".join("?" if size is None else str(size) for size in self.dims)
+        return f"{self.name} {self.dtype}[{shape}]"
+
+
+class Pair(NamedTuple):
+    """A state: what it is read from, what gives its next value, and why."""
+
+    old: str
+    new: str
+    why: str
+
+
+class UnsettledError(Exception):
+    """It stays open which tensors are memory, or of which shape; the message says what.
+
+    Attributes:
+        lines: The entries of model.toml that settle it, each a choice.
+    """
+
+    def __init__(self, problem: str, lines: Sequence[str]) -> None:
+        """What is open, in words, and what settles it."""
+        super().__init__(problem)
+        self.lines = lines
+
+
+def found(flow: Flow, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Pair]:
+    """The states of a graph; none where it has no memory.
+
+    Raises:
+        UnsettledError: Something may be memory, and the graph does not tell.
+    """
+    if len(inputs) < 2:
+        return []
+    sources = {output.name: flow.sources(output.name) for output in outputs}
+    candidates = {
+        (old.name, new.name)
+        for old in inputs
+        for new in outputs
+        if _fit(old, new)
+        and (old.name in sources[new.name] or flow.moved_to(new.name) & {each.name for each in inputs})
+        and not _grows(old, inputs)
+    }
+    evidence = {pair: why for pair in candidates if (why := _evidence(flow, *pair))}
+    settled = _settled(set(evidence))
+    pairs = [Pair(old, new, evidence[old, new]) for old, new in settled]
+    if tied := _without(set(evidence), settled):
+        raise _asked(tied, inputs, outputs, settled, "the graph carries more than one of them on")
+    candidates = _without(candidates, settled)
+    named = _by_names(candidates)
+    left = (len(inputs) - len(pairs) - len(named), len(outputs) - len(pairs) - len(named))
+    if left[0] > 0 and left[1] > 0:
+        pairs += [Pair(old, new, "the only candidate of its name, type and path") for old, new in named]
+        settled += named
+        candidates = _without(candidates, named)
+    if len(inputs) - len(pairs) < 2:
+        candidates = set()  # What is left is what callers send.
+    if candidates:
+        raise _asked(candidates, inputs, outputs, settled, "nothing in the graph says which")
+    order = [each.name for each in inputs]
+    return sorted(pairs, key=lambda pair: order.index(pair.old))
+
+
+def _fit(old: Tensor, new: Tensor) -> bool:
+    """Whether type and shape allow that one is the next value of the other; a free axis fits any."""
+    if old.dtype != new.dtype or not old.dims:
+        return False
+    if new.dims is None:
+        return True
+    return len(old.dims) == len(new.dims) and all(
+        one == other for one, other in zip(old.dims, new.dims, strict=True)
+        if isinstance(one, int) and isinstance(other, int)
+    )  # fmt: skip
+
+
+def _grows(old: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Whether a tensor has an axis, not its first free one, that another input has: a length callers choose."""
+    free = [size for size in old.dims or () if isinstance(size, str)][1:]
+    others = {
+        size
+        for each in inputs
+        if each.name != old.name
+        for size in [size for size in each.dims or () if isinstance(size, str)][1:]
+    }
+    return bool(others.intersection(free))
+
+
+def _evidence(flow: Flow, old: str, new: str) -> str:
+    """What in the graph says that a value is carried from an input to an output; "" where nothing does."""
+    plain, ends = flow.moved_from(old), flow.moved_to(new)
+    starts = flow.moved_from(old, gated=True)
+    for each in flow.recurrences:
+        if each.start in starts and each.end in ends:
+            return f"{each.kind} starts from it and ends in {new}"
+    for queue in flow.queues():
+        others = [value for value in queue.inputs[1:] if value not in plain]
+        if queue.inputs[0] in plain and others and queue.outputs[0] in ends:
+            return f"{new} holds its last values behind which new ones are put"
+    return ""
+
+
+def _settled(pairs: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs that follow from evidence: an end with one start only, then whatever names alone tell apart."""
+    open_, done = set(pairs), list[tuple[str, str]]()
+    while open_:
+        olds, news = _by(open_, 0), _by(open_, 1)
+        forced = sorted(pair for pair in open_ if len(olds[pair[0]]) == 1 and len(news[pair[1]]) == 1)
+        if not forced:
+            forced = sorted(_by_names(open_))[:1]
+        if not forced:
+            return done
+        for old, new in forced:
+            done.append((old, new))
+        open_ = _without(open_, forced)
+    return done
+
+
+def _without(pairs: set[tuple[str, str]], settled: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The pairs with none of what is settled."""
+    olds, news = {old for old, _ in settled}, {new for _, new in settled}
+    return {(old, new) for old, new in pairs if old not in olds and new not in news}
+
+
+def _by(pairs: set[tuple[str, str]], side: int) -> Mapping[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for pair in pairs:
+        found.setdefault(pair[side], []).append(pair)
+    return found
+
+
+def _by_names(pairs: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs whose names are more alike than those of any other pair with one of them."""
+    score = {pair: likeness(*pair) for pair in pairs}
+
+    def best(pair: tuple[str, str]) -> bool:
+        rivals = [other for other in pairs if other != pair and (other[0] == pair[0] or other[1] == pair[1])]
+        return score[pair] > 0 and all(score[other] < score[pair] for other in rivals)
+
+    return sorted(pair for pair in pairs if best(pair))
+
+
+def _asked(
+    candidates: set[tuple[str, str]],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    settled: Sequence[tuple[str, str]],
+    why: str,
+) -> UnsettledError:
+    told = {tensor.name: str(tensor) for tensor in inputs}
+    results = {tensor.name: str(tensor) for tensor in outputs}
+    texts = [
+        f"input {told[old]} may be memory whose next value is output "
+        + " or ".join(results[new] for _, new in sorted(group))
+        for old, group in sorted(_by(candidates, 0).items())
+    ]
+    first, left = list[tuple[str, str]](), candidates
+    while left and len(settled) + len(first) + 1 < len(inputs):
+        first.append(min(left, key=lambda pair: (-likeness(*pair), pair)))
+        left = _without(left, first)
+    lines = [states_line([*settled, *first])]
+    lines.append(states_line(settled) if settled else "stateless = true")
+    return UnsettledError(f"{', and '.join(texts)}: types and shapes fit, {why}", lines)
+
+
+def states_line(pairs: Sequence[tuple[str, str]]) -> str:
+    """The entry of model.toml that names states."""
+    return "states = { " + ", ".join(f"{quoted(old)} = {quoted(new)}" for old, new in pairs) + " }"
+
+
+def quoted(name: str) -> str:
+    """A name as TOML's string, escaped where that is needed."""
+    escaped = "".join(
+        f"\\u{ord(char):04x}" if ord(char) < 32 or ord(char) == 127 else "\\" + char if char in '"\\' else char
+        for char in name
+    )
+    return f'"{escaped}"'

@@ -1,0 +1,60 @@
+"""The plan: all that turns a file into its normal form. Found once, in a trial; from then on only carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import onnx
+
+from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature
+from statestream_server.models.form import surgery
+from statestream_server.models.form.surgery import Change
+
+FOUND: Final = "found in the graph"
+TOLD: Final = "as model.toml says"
+
+
+class Note(NamedTuple):
+    """Something worth telling of a form: what it is about, and a sentence."""
+
+    about: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a file without a signature of its own becomes.
+
+    Attributes:
+        signature: Of the normal form.
+        changes: What is done to the graph, in order.
+        notes: Why: where it comes from, evidence, what was changed, what is not as good as it could be.
+    """
+
+    signature: Signature
+    changes: Sequence[Change] = ()
+    notes: Sequence[Note] = ()
+
+    def applied(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph in its normal form; the model stays as it is."""
+        return surgery.applied(model, self.changes) if self.changes else model
+
+    def values(self) -> dict[str, Any]:
+        """As values that JSON holds."""
+        return {
+            "signature": signatures.dumps(self.signature),
+            "changes": [list(change) for change in self.changes],
+            "notes": [list(note) for note in self.notes],
+        }
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, Any]) -> Plan:
+        """From what `values` gave."""
+        return cls(
+            signatures.loads(values["signature"]),
+            tuple(Change(*change) for change in values["changes"]),
+            tuple(Note(*note) for note in values["notes"]),
+        )

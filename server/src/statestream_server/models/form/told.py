@@ -1,0 +1,195 @@
+"""What a person tells of a file: the entries of model.toml, read strictly."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, TypeVar
+
+NAME: Final = "model.toml"
+"""The file beside model.onnx."""
+BATCH, TIME = "batch", "time"
+"""The words for axes in shapes."""
+Shape = tuple[int | str, ...]
+_T = TypeVar("_T")
+
+
+class ToldError(ValueError):
+    """What is told contradicts itself or the file; the message says where, and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How many of the last values along an axis an input is given again before new ones; `axis` None: the last."""
+
+    keep: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of a file. All names are those of its graph.
+
+    Attributes:
+        stateless: Whether it has no memory, whatever it looks like.
+        states: The states: the input that takes the old value to the output that gives the new one; None where it is
+            to be found out.
+        start: What states start from: one number, or all of a row in C order; zeros where nothing is said.
+        shapes: The shapes of inputs, outputs and states, all axes: a length, "batch" or "time". Of an input with a
+            window as callers send it.
+        window: Inputs that are given their last values again.
+        constants: Inputs that have one value for all sessions, which becomes part of the graph.
+        session: Inputs that have one value for all of a session: it is opened with one, else this.
+        counters: Inputs that count: what is added at every step.
+        columns: The names of features along an input's or output's last axis.
+    """
+
+    stateless: bool = False
+    states: Mapping[str, str] | None = None
+    start: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    window: Mapping[str, Window] = field(default_factory=dict)
+    constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    session: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    counters: Mapping[str, float] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def check(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        """Checks that all names are of the graph, and that none is told two things.
+
+        Raises:
+            ToldError: One is not.
+        """
+        given, made = list(inputs), list(outputs)
+        for old, new in (self.states or {}).items():
+            _known("states", old, given, "input")
+            _known("states", new, made, "output")
+        for table in ("window", "constants", "session", "counters"):
+            for name in getattr(self, table):
+                _known(table, name, given, "input")
+        for name in (*self.shapes, *self.columns):
+            _known("shapes" if name in self.shapes else "columns", name, [*given, *made], "input or output")
+        roles = [*(self.states or {}), *self.constants, *self.session, *self.counters, *self.window]
+        twice = sorted({name for name in roles if roles.count(name) > 1})
+        if twice:
+            raise ToldError(f"{twice[0]!r} is told two things; an input is one of states, constants, session, counters")
+        kept = [*(self.states or {}), *self.session, *self.counters]
+        for name in self.start:
+            _known("start", name, kept if self.states is not None else given, "state")
+        news = list((self.states or {}).values())
+        if len(set(news)) < len(news):
+            raise ToldError("states: two of them have the same output; each needs its own")
+        if self.stateless and (kept or self.window):
+            raise ToldError("stateless = true, and yet there are states, session, counters or window")
+
+
+def loads(text: str) -> Told:
+    """Reads the text of a model.toml.
+
+    Raises:
+        ToldError: It is no TOML, or an entry is unknown or of a wrong kind.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ToldError(f"is no TOML ({error})") from error
+    known = [each.name for each in fields(Told)]
+    for key in values:
+        if key not in known:
+            raise ToldError(f"unknown entry {key!r}{_meant(key, known)}; there are {', '.join(known)}")
+    stateless = values.pop("stateless", False)
+    if not isinstance(stateless, bool):
+        raise ToldError(f"stateless is {stateless!r}; expected true or false")
+    return Told(
+        stateless,
+        **{key: _table(key, value, _READ[key]) for key, value in values.items()},
+    )
+
+
+def numbers(value: Any, where: str) -> Sequence[float]:
+    """One number, a truth value or a list of them.
+
+    Raises:
+        ToldError: It is something else.
+    """
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(each, int | float) for each in values):
+        raise ToldError(f"{where} is {value!r}; expected a number or a list of numbers")
+    return tuple(int(each) if isinstance(each, bool) else each for each in values)
+
+
+def shape(value: Any, where: str) -> Shape:
+    """Lengths and the words "batch" and "time", each at most once.
+
+    Raises:
+        ToldError: It is something else.
+    """
+    good = isinstance(value, list) and all(
+        each in (BATCH, TIME) if isinstance(each, str) else type(each) is int and each > 0 for each in value
+    )
+    if not good or value.count(BATCH) > 1 or value.count(TIME) > 1:
+        raise ToldError(f'{where} is {value!r}; expected lengths, "batch" and "time", as in ["batch", 512]')
+    return tuple(value)
+
+
+def window(value: Any, where: str) -> Window:
+    """A number of values, or a table with it and the axis.
+
+    Raises:
+        ToldError: It is something else.
+    """
+    table = value if isinstance(value, dict) else {"keep": value}
+    keep, axis = table.get("keep"), table.get("axis")
+    if set(table) - {"keep", "axis"} or type(keep) is not int or keep < 1 or not (axis is None or type(axis) is int):
+        raise ToldError(f"{where} is {value!r}; expected a number of values, or {{ keep = 64, axis = 1 }}")
+    return Window(keep, axis)
+
+
+def _one(value: Any, where: str) -> float:
+    (found, *more) = numbers(value, where)
+    if more or not math.isfinite(found):
+        raise ToldError(f"{where} is {value!r}; expected one number")
+    return found
+
+
+def _name(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ToldError(f"{where} is {value!r}; expected the name of an output")
+    return value
+
+
+def _names(value: Any, where: str) -> Sequence[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        raise ToldError(f"{where} is {value!r}; expected a list of names")
+    return tuple(value)
+
+
+_READ: Final[Mapping[str, Callable[[Any, str], Any]]] = {
+    "states": _name,
+    "start": numbers,
+    "shapes": shape,
+    "window": window,
+    "constants": numbers,
+    "session": numbers,
+    "counters": _one,
+    "columns": _names,
+}
+
+
+def _table(key: str, value: Any, read: Callable[[Any, str], _T]) -> Mapping[str, _T]:
+    if not isinstance(value, dict):
+        raise ToldError(f"{key} is {value!r}; expected a table by the names of tensors")
+    return {name: read(each, f"{key}.{name}") for name, each in value.items()}
+
+
+def _known(table: str, name: str, names: Sequence[str], kind: str) -> None:
+    if name not in names:
+        raise ToldError(f"{table} names {name!r}, which is no {kind}{_meant(name, names)}; there are {sorted(names)}")
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f" (is it {close[0]!r}?)" if close else ""

@@ -1,0 +1,267 @@
+"""Forming: a file without a signature gets its form. The draft says what is memory; axes are seen in small runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from statestream.contract import signature as signatures
+from statestream.contract.signature import FORMAT, Signature, StateSpec, TensorSpec
+from statestream_server.arrays import Array
+from statestream_server.models.form import axes
+from statestream_server.models.form.axes import Guess
+from statestream_server.models.form.draft import Draft
+from statestream_server.models.form.pairs import Tensor, UnsettledError
+from statestream_server.models.form.plan import Note, Plan
+from statestream_server.models.form.told import BATCH, TIME, Shape, Told
+from statestream_server.models.graphs.runtime import Graph, GraphError
+from statestream_server.models.proof import draws
+from statestream_server.models.proof.draws import Draws
+from statestream_server.models.proof.proof import Difference
+from statestream_server.models.rows import Axes
+
+_SIZES, _TIMED = ((2, 1), (3, 1)), ((2, 3), (3, 3), (2, 5))
+_ALONE, _ALONE_TIMED = ((1, 1),), ((1, 3), (1, 5))
+
+
+class MisfitError(Exception):
+    """A graph is not as it was guessed to be; the message says how."""
+
+
+def plain(draft: Draft, said: Told) -> Plan:
+    """The plan for a draft without memory: first axes of free length are batch axes, where nothing else is told."""
+    signature = Signature(format=FORMAT)
+    for specs, tensors in ((signature.inputs, draft.inputs), (signature.outputs, draft.outputs)):
+        for each in tensors:
+            free: Shape = tuple(size if isinstance(size, int) else -1 for size in each.dims or ())
+            if free and free[0] == -1:
+                free = (BATCH, *free[1:])
+            specs.append(_spec(each, draft.shapes.get(each.name, free)))
+    _tell(signature, said)
+    return Plan(signature, draft.changes, draft.notes)
+
+
+def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str]) -> Iterator[Plan]:
+    """Plans for a draft with memory that fit what small runs show, the one that allows most first.
+
+    Args:
+        draft: What the file is to become.
+        said: What a person tells.
+        load: Loads the changed graph.
+        refused: Why guesses were not good enough; whoever tries a plan adds what is found against it.
+
+    Raises:
+        UnsettledError: Shapes are not told and cannot be seen, or no guess fits.
+    """
+    options, graph = axes.guesses(draft), load()
+    for guess in options:
+        try:
+            signature, more = _seen(graph, draft, guess)
+        except (MisfitError, GraphError) as error:
+            refused.append(f"{guess}: {error}")
+            continue
+        _tell(signature, said)
+        notes = [*draft.notes, *more]
+        if guess.alone:
+            notes.append(Note("one at a time", _why_alone(draft, guess, refused)))
+        yield Plan(signature, draft.changes, notes)
+    wide = [each for each in draft.inputs if any(not isinstance(size, int) for size in each.dims or ())]
+    lines = [axes.shapes_line(each, draft.shapes.get(each.name)) for each in wide] or ["stateless = true"]
+    raise UnsettledError(f"it has memory, and no way to run it was found ({'; '.join(refused[:3])})", lines)
+
+
+def _why_alone(draft: Draft, guess: Guess, refused: Sequence[str]) -> str:
+    if refused:
+        return f"sessions do not share runs: {refused[0]}"
+    fixed = [
+        str(tensor)
+        for tensor, shape in (
+            *zip(draft.inputs, guess.inputs, strict=True),
+            *((held.old, shape) for held, shape in zip(draft.states, guess.states, strict=True)),
+        )
+        if all(isinstance(size, int) for size in tensor.dims or ()) or BATCH not in shape
+    ]
+    return f"sessions do not share runs: no free axis for them has {', '.join(fixed)}"
+
+
+def _seen(graph: Graph, draft: Draft, guess: Guess) -> tuple[Signature, list[Note]]:
+    """The signature by a guess, outputs as runs of several sizes show them.
+
+    Raises:
+        MisfitError: New states have other shapes than old ones, or outputs follow nothing.
+        GraphError: It runs with no values that were drawn.
+    """
+    signature = Signature(
+        format=FORMAT,
+        inputs=[_spec(each, shape, alone=guess.alone) for each, shape in zip(draft.inputs, guess.inputs, strict=True)],
+    )
+    for held, shape in zip(draft.states, guess.states, strict=True):
+        state = StateSpec(input=held.old.name, output=held.new, dtype=held.old.dtype, start=held.start)
+        spec = _spec(held.old, shape, alone=guess.alone)
+        state.shape.extend(spec.shape)
+        if spec.HasField("batch_axis"):
+            state.batch_axis = spec.batch_axis
+        signature.states.append(state)
+    if not signature.inputs:
+        raise MisfitError("nothing is left for callers to send")
+    sizes = (_ALONE_TIMED if guess.timed else _ALONE) if guess.alone else _TIMED if guess.timed else _SIZES
+    first: GraphError | None = None
+    for way in draws.ladder(signature):
+        try:
+            return _by(graph, draft, guess, signature, way, sizes)
+        except GraphError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _by(
+    graph: Graph, draft: Draft, guess: Guess, signature: Signature, way: Draws, sizes: Sequence[tuple[int, int]]
+) -> tuple[Signature, list[Note]]:
+    """The same with one way to draw values."""
+    runs = [_run(graph, draft, guess, way, rows, steps) for rows, steps in sizes]
+    found = Signature()
+    found.CopyFrom(signature)
+    for held, shape in zip(draft.states, guess.states, strict=True):
+        for (rows, steps), results in zip(sizes, runs, strict=True):
+            wanted = tuple(axes.lengths(shape, rows, steps))
+            if results[held.new].shape != wanted:
+                raise MisfitError(
+                    f"state {held.old.name!r} of shape {list(wanted)} becomes {list(results[held.new].shape)}"
+                )
+    for each in draft.outputs:
+        shape = _followed(each.name, [results[each.name].shape for results in runs], sizes)
+        if guess.alone and shape and shape[0] == 1 and BATCH not in shape:
+            shape = (BATCH, *shape[1:])
+        if not guess.alone and BATCH not in shape:
+            raise MisfitError(f"output {each.name!r} is of shape {list(shape)}, however many rows there are")
+        found.outputs.append(_spec(each, shape, alone=guess.alone))
+    if guess.timed and not all(spec.HasField("time_axis") for spec in found.outputs):
+        _check_cut(graph, draft, guess, way)
+    return found, _effects(graph, draft, guess, way)
+
+
+def _run(
+    graph: Graph,
+    draft: Draft,
+    guess: Guess,
+    way: Draws,
+    rows: int,
+    steps: int,
+    *,
+    inputs: Sequence[Array] | None = None,
+    states: Sequence[Array] | None = None,
+) -> dict[str, Array]:
+    """Outputs and new states of one run; inputs and states in the graph's axes, drawn and zeros where not given."""
+    rng = np.random.default_rng(0)
+    feeds = dict(zip([each.name for each in draft.inputs], inputs or _drawn(way, rows, steps, rng),
+                     strict=True))  # fmt: skip
+    old = states or [
+        _start(held.start, spec, tuple(axes.lengths(shape, rows, steps)))
+        for held, spec, shape in zip(draft.states, way.signature.states, guess.states, strict=True)
+    ]
+    feeds.update(zip([held.old.name for held in draft.states], old, strict=True))
+    fetches = [each.name for each in draft.outputs] + [held.new for held in draft.states]
+    return dict(zip(fetches, graph.run(feeds, fetches), strict=True))
+
+
+def _drawn(way: Draws, rows: int, steps: int, rng: np.random.Generator) -> list[Array]:
+    specs = way.signature.inputs
+    return [
+        Axes.of_tensor(spec).to_graph(value) for spec, value in zip(specs, way.inputs(rows, steps, rng), strict=True)
+    ]
+
+
+def _start(start: Sequence[float], spec: StateSpec, shape: tuple[int, ...]) -> Array:
+    row = signatures.start_row(spec)
+    if spec.HasField("batch_axis"):
+        row = np.expand_dims(row, spec.batch_axis)
+    return np.array(np.broadcast_to(row, shape))
+
+
+def _followed(name: str, shapes: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, int]]) -> Shape:
+    """What the axes of an output follow, by its shapes in runs of several sizes."""
+    if len({len(shape) for shape in shapes}) > 1:
+        raise MisfitError(f"output {name!r} has now {len(shapes[0])} axes, now others")
+    found = list[int | str]()
+    for axis, lengths in enumerate(zip(*shapes, strict=True)):
+        if len(set(lengths)) == 1:
+            found.append(lengths[0])
+        elif lengths == tuple(rows for rows, _ in sizes):
+            found.append(BATCH)
+        elif lengths == tuple(steps for _, steps in sizes):
+            found.append(TIME)
+        else:
+            told = ", ".join(f"{list(shape)} of {rows} rows and {steps} steps"
+                             for shape, (rows, steps) in zip(shapes, sizes, strict=True))  # fmt: skip
+            raise MisfitError(f"axis {axis} of output {name!r} follows neither rows nor steps: {told}")
+    if found.count(BATCH) > 1 or found.count(TIME) > 1:
+        raise MisfitError(f"output {name!r} has several axes that follow the same: {found}")
+    return tuple(found)
+
+
+def _check_cut(graph: Graph, draft: Draft, guess: Guess, way: Draws) -> None:
+    """Checks that two steps in one run end as two runs of one: else what is taken for steps is none."""
+    rows = 1 if guess.alone else 2
+    inputs = _drawn(way, rows, 2, np.random.default_rng(0))
+    whole = _run(graph, draft, guess, way, rows, 2, inputs=inputs)
+    states, part = None, dict[str, Array]()
+    for step in range(2):
+        cut = [
+            value.take([step], shape.index(TIME)) if TIME in shape else value
+            for value, shape in zip(inputs, guess.inputs, strict=True)
+        ]
+        part = _run(graph, draft, guess, way, rows, 1, inputs=cut, states=states)
+        states = [part[held.new] for held in draft.states]
+    difference = Difference()
+    names = [held.new for held in draft.states]
+    names += [each.name for each in draft.outputs if whole[each.name].shape == part[each.name].shape]
+    difference.note([whole[name] for name in names], [part[name] for name in names])
+    if difference.wrong:
+        raise MisfitError(f"two steps in one run and in two differ by {difference.largest:.3g}: those are no steps")
+
+
+def _effects(graph: Graph, draft: Draft, guess: Guess, way: Draws) -> list[Note]:
+    """Notes on states whose old value was not seen to change anything."""
+    rows, rng, notes = (1 if guess.alone else 2), np.random.default_rng(1), list[Note]()
+    inputs = _drawn(way, rows, 1, rng)
+    before = _run(graph, draft, guess, way, rows, 1, inputs=inputs)
+    starts = [
+        _start(held.start, spec, tuple(axes.lengths(shape, rows, 1)))
+        for held, spec, shape in zip(draft.states, way.signature.states, guess.states, strict=True)
+    ]
+    for place, held in enumerate(draft.states):
+        other = list(starts)
+        other[place] = _other(starts[place], rng)
+        try:
+            after = _run(graph, draft, guess, way, rows, 1, inputs=inputs, states=other)
+        except GraphError:
+            continue  # It has a domain of its own.
+        if all(before[name].tobytes() == after[name].tobytes() for name in before):
+            notes.append(Note("no effect", f"another value of state {held.old.name} changed nothing that was seen"))
+    return notes
+
+
+def _other(value: Array, rng: np.random.Generator) -> Array:
+    """Another value of the same type and shape."""
+    if value.dtype.kind == "f":
+        return rng.standard_normal(value.shape).astype(value.dtype)
+    return ~value if value.dtype.kind == "b" else value + np.asarray(1, value.dtype)
+
+
+def _spec(tensor: Tensor, shape: Shape, *, alone: bool = False) -> TensorSpec:
+    """The entry of a signature for a tensor with such axes."""
+    sizes = [size if isinstance(size, int) else 1 if alone and size == BATCH else -1 for size in shape]
+    spec = TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=sizes)
+    if BATCH in shape:
+        spec.batch_axis = shape.index(BATCH)
+    if TIME in shape:
+        spec.time_axis = shape.index(TIME)
+    return spec
+
+
+def _tell(signature: Signature, said: Told) -> None:
+    for spec in (*signature.inputs, *signature.outputs):
+        spec.columns.extend(said.columns.get(spec.name, ()))
+    signatures.check(signature)

@@ -1,0 +1,266 @@
+"""Forms: what is taken for memory and why; names alone decide nothing, and what stays open is asked with its answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statestream_server.models.files import modelfile
+from statestream_server.models.form import surgery
+from statestream_server.models.form.draft import drafted
+from statestream_server.models.form.names import likeness
+from statestream_server.models.form.pairs import UnsettledError
+from statestream_server.models.form.told import Told, ToldError, loads
+from statestream_server.models.graphs.operators import inner_graphs
+from statestream_server.models.graphs.runtime import providers_for
+from statestream_server.models.model import ModelLoadError
+from statestream_server.models.proof import making
+from statestream_server.models.proof.verdict import Verdict
+from tests.server.models import graphs
+from tests.server.models.form_zoo import CASES, Value, ints, model
+from tests.server.models.graphs import Builder
+
+
+def found(proto: onnx.ModelProto, told: str = "") -> dict[str, str]:
+    """The states of a file."""
+    return {held.old.name: held.new for held in drafted(proto, loads(told)).states}
+
+
+def proved(proto: onnx.ModelProto, folder: Path, told: str = "") -> Verdict:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = graphs.save(proto, folder)
+    if told:
+        (folder / "model.toml").write_text(told)
+    return making.prove(path, providers_for("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("state", "stateN"), ("h", "hn"), ("h0", "hn"), ("conv_cache", "conv_cache_out"), ("r1i", "r1o"),
+     ("cached_key_0", "new_cached_key_0"), ("cache_len", "cache_next_len"), ("input_states_1", "output_states_1"),
+     ("h_in", "h_out"), ("recurrent_in", "recurrent_out"), ("past_key", "present_key"), ("state", "state_out")],
+)  # fmt: skip
+def test_names_of_the_field_agree(old: str, new: str) -> None:
+    assert likeness(old, new) > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("input", "output"), ("input_1", "output_1"), ("x", "y"), ("h_in", "c_out"), ("r1i", "r2o"), ("h", "c"),
+     ("cached_key_0", "new_cached_key_1"), ("mel", "scores"), ("input_3", "tf_op_layer_stack_2")],
+)  # fmt: skip
+def test_names_that_have_no_stem_do_not(old: str, new: str) -> None:
+    assert likeness(old, new) == 0
+
+
+def renamed(proto: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
+    """A copy whose tensors have other names."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+
+    def change(graph: onnx.GraphProto) -> None:
+        for value in (*graph.input, *graph.output):
+            value.name = names[value.name]
+        for tensor in graph.initializer:
+            tensor.name = names[tensor.name]
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+            for inner in inner_graphs(node):
+                change(inner)
+
+    change(copy.graph)
+    return copy
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_other_names_and_another_order_give_the_same_states_or_a_question(data: st.DataObject) -> None:
+    case = CASES[data.draw(st.sampled_from([name for name in CASES if not CASES[name]().told]))]()
+    used = sorted(surgery.taken(case.model.graph) - {""})
+    letters = data.draw(st.lists(st.text("abhcxyn01_", min_size=1, max_size=6), min_size=len(used), max_size=len(used),
+                                 unique=True))  # fmt: skip
+    names = dict(zip(used, letters, strict=True))
+    other = renamed(case.model, names)
+    for values in (other.graph.input, other.graph.output):
+        shuffled = data.draw(st.permutations(list(values)))
+        del values[:]
+        values.extend(shuffled)
+    expected = {names[old]: names[new] for old, new in case.states.items()}
+    draft = None
+    try:
+        draft = drafted(other, Told())
+    except UnsettledError as error:
+        said = f"{error} {error.lines}"
+        assert all(old in said for old in expected)
+        # What is asked is settled by a line in the file beside it.
+        assert found(other, f"[states]\n{''.join(f'{old} = {new!r}' + chr(10) for old, new in expected.items())}")
+    if draft is not None and len(draft.states) == len(expected):
+        states = {held.old.name: held.new for held in draft.states}
+        aliases = {change.made: change.name for change in draft.changes if change.kind == "alias"}
+        assert {old: aliases.get(new, new) for old, new in states.items()} == expected
+    elif draft is not None:
+        raise AssertionError(f"{expected} became {draft.states}")
+
+
+def net(inputs: list[Value], outputs: list[Value], mixes: dict[str, list[str]]) -> onnx.ModelProto:
+    """A graph of matrix products: each output is computed from the inputs named, so that nothing shows what is what."""
+    b = Builder()
+    for name, sources in mixes.items():
+        width = next(dims[-1] for each, _, dims in outputs if each == name)
+        parts = []
+        for source in sources:
+            wide = next(dims[-1] for each, _, dims in inputs if each == source)
+            assert isinstance(wide, int)
+            assert isinstance(width, int)
+            parts.append(b.add("MatMul", [source, b.weight(wide, width)]))
+        b.add("Sum", [*parts, b.constant(np.float32(0.1))], [name])
+    return model(b, inputs, outputs)
+
+
+def f32(name: str, *dims: int | str | None) -> Value:
+    return (name, "float32", dims)
+
+
+STATELESS: dict[str, onnx.ModelProto] = {
+    "an autoencoder": net([f32("h", "b", 4)], [f32("h_out", "b", 4)], {"h_out": ["h"]}),
+    "two inputs, another type": net([f32("x", "b", 4), f32("z", "b", 3)], [f32("y", "b", 2)], {"y": ["x", "z"]}),
+    "ids and a mask": model(
+        (lambda b: (b.add("Cast", [b.add("Mul", ["ids", "mask"])], ["y"], to=1), b)[1])(Builder()),
+        [("ids", "int64", ["b", "t"]), ("mask", "int64", ["b", "t"])],
+        [("y", "float32", ["b", "t"])],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_what_has_no_memory_is_not_taken_for_it(tmp_path: Path, name: str) -> None:
+    assert not found(STATELESS[name])
+    verdict = proved(STATELESS[name], tmp_path)
+    assert verdict.plan is not None
+    assert "states" not in verdict.plan["signature"]
+
+
+def test_what_may_be_memory_is_asked_with_the_lines_that_settle_it(tmp_path: Path) -> None:
+    proto = net(
+        [f32("input_1", "b", 4), f32("input_2", "b", 5)],
+        [f32("output_1", "b", 3), f32("output_2", "b", 5)],
+        {"output_1": ["input_1", "input_2"], "output_2": ["input_1", "input_2"]},
+    )
+    with pytest.raises(ModelLoadError) as caught:
+        proved(proto, tmp_path / "a")
+    said = str(caught.value)
+    assert "input input_2 float32[b, 5] may be memory whose next value is output output_2 float32[b, 5]" in said
+    assert 'say in model.toml beside it: states = { "input_2" = "output_2" } or stateless = true' in said
+    assert "\n" not in said
+    assert "states" in proved(proto, tmp_path / "b", 'states = { "input_2" = "output_2" }').plan["signature"]  # type: ignore[index]
+    assert "states" not in proved(proto, tmp_path / "c", "stateless = true").plan["signature"]  # type: ignore[index]
+
+
+def test_states_of_one_type_that_only_their_order_tells_apart_are_asked() -> None:
+    names = [f"input_{i}" for i in range(4)]
+    proto = net(
+        [f32("x", 1, 6), *(f32(name, 1, 64) for name in names)],
+        [f32("y", 1, 2), *(f32(f"o{i}", 1, 64) for i in range(4))],
+        {"y": ["x", *names], **{f"o{i}": ["x", *names] for i in range(4)}},
+    )
+    with pytest.raises(UnsettledError, match="nothing in the graph says which") as caught:
+        found(proto)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_hidden_and_cell_state_are_told_apart_by_the_graph_whatever_they_are_called() -> None:
+    proto = CASES["lstm"]().model
+    names = {name: name for name in surgery.taken(proto.graph)} | {
+        "h": "c_0",
+        "c": "h_0",
+        "h_out": "h_n",
+        "c_out": "c_n",
+    }
+    assert found(renamed(proto, names)) == {"c_0": "h_n", "h_0": "c_n"}
+
+
+def test_a_queue_is_told_from_its_input_by_which_comes_first() -> None:
+    b = Builder()
+    joined = b.add("Concat", ["a", "z"], axis=1)
+    b.add("Slice", [joined, ints(b, -4), ints(b, 1 << 62), ints(b, 1)], ["q"])
+    b.add("ReduceMean", [joined], ["p"], axes=[1])
+    proto = model(b, [f32("z", "b", 4), f32("a", "b", 4)], [f32("p", "b", 1), f32("q", "b", 4)])
+    assert found(proto) == {"a": "q"}
+
+
+def test_what_looks_ahead_is_refused(tmp_path: Path) -> None:
+    proto, _ = graphs.recurrent("GRU", direction="bidirectional")
+    proto.ClearField("metadata_props")
+    with pytest.raises(ModelLoadError, match=r"looks ahead|no way to run it"):
+        proved(proto, tmp_path)
+
+
+def test_rows_that_influence_each_other_run_one_at_a_time(tmp_path: Path) -> None:
+    b = Builder()
+    mean = b.add("ReduceMean", ["x"], axes=[0], keepdims=1)
+    b.add("Add", [b.add("Mul", ["s", b.constant(np.float32(0.5))]), b.add("Sub", ["x", mean])], ["s_out"])
+    b.add("Mul", ["s_out", b.constant(np.float32(2))], ["y"])
+    proto = model(b, [f32("x", "b", 3), f32("s", "b", 3)], [f32("y", "b", 3), f32("s_out", "b", 3)])
+    verdict = proved(proto, tmp_path)
+    assert verdict.plan is not None
+    notes = dict(verdict.plan["notes"])
+    assert "rows influence each other" in notes["one at a time"]
+
+
+def test_the_verdict_carries_the_plan_and_the_digest_covers_it(tmp_path: Path) -> None:
+    case = CASES["silero"]()
+    verdict = Verdict.loads(json.loads(proved(case.model, tmp_path, case.told).dumps()))
+    made = making.build(tmp_path / "model.onnx", verdict, name="m", version=1, device=providers_for("cpu"))
+    assert made.digest == verdict.digest
+    other = proved(case.model, tmp_path / "other", case.told.replace("16000", "8000"))
+    assert other.digest != verdict.digest
+    (tmp_path / "model.toml").write_text("stateless = true")
+    assert modelfile.read(tmp_path / "model.onnx").told is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("state = { a = 'b' }", r"unknown entry 'state' \(is it 'states'\?\)"),
+        ("states = { inputt = 'stateN' }", r"states names 'inputt', which is no input \(is it 'input'\?\)"),
+        ("states = { state = 'output', input = 'output' }", "two of them have the same output"),
+        ("stateless = 1", "stateless is 1; expected true or false"),
+        ("window = { input = 0 }", "window.input is 0; expected a number of values"),
+        ("shapes = { input = ['batch', 'batch'] }", "shapes.input is .* expected lengths"),
+        ("constants = { sr = 'x' }", "constants.sr is 'x'; expected a number"),
+        ("constants = { sr = [1, 2] }", "is given 2 numbers; expected one or 1"),
+        ("constants = { sr = 1 }\nsession = { sr = 1 }", "'sr' is told two things"),
+        ("stateless = true\nwindow = { input = 4 }", "stateless = true, and yet"),
+        ("a = ", "is no TOML"),
+    ],
+)
+def test_what_is_told_is_read_strictly(text: str, message: str) -> None:
+    with pytest.raises(ToldError, match=message):
+        drafted(CASES["silero"]().model, loads(text))
+
+
+def test_what_needs_lengths_asks_for_them(tmp_path: Path) -> None:
+    case = CASES["video matting"]()
+    with pytest.raises(
+        ModelLoadError, match=r'say in model\.toml beside it: shapes = \{ "src" = \["batch", …, …, …\] \}'
+    ):
+        proved(case.model, tmp_path, "constants = { downsample_ratio = 0.5 }")
+
+
+def test_a_state_that_a_graph_hands_through_is_served(tmp_path: Path) -> None:
+    b = Builder()
+    b.add("Add", ["x", "lang"], ["y"])
+    inputs: Any = [f32("x", "b", 3), f32("lang", "b", 3)]
+    proto = model(b, inputs, [f32("y", "b", 3)])
+    proto.graph.output.append(proto.graph.input[1])
+    verdict = proved(proto, tmp_path, "states = { lang = 'lang' }\nstart = { lang = 2.0 }")
+    assert verdict.plan is not None
+    assert ("part", "lang", "lang_out") in [tuple(change[:3]) for change in verdict.plan["changes"]]
