@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
-import statestream
 from statestream.command import group
 from tests.deploy.manifests import KUBERNETES, build
 from tests.deploy.running import check_server, server_of
-from tests.server.stores.redis_server import Server, redis_server
+from tests.server.stores.redis_server import redis_server
 from tests.support import models, pages
 from tests.support.pages import ROOT, run_by
 from tests.support.serving import process
@@ -103,47 +101,3 @@ def test_a_replica_is_emptied(tmp_path: Path) -> None:
         assert name == "statestream"
         ran = CliRunner().invoke(group.main, arguments)
         assert ran.exit_code == 0, ran.output
-
-
-@pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Server]:
-    """A Redis in which a server that is gone left two sessions of the example model `sunspots`."""
-    shutil.copytree(ROOT / "deploy/models/sunspots", tmp_path / "models" / "sunspots")
-    (tmp_path / "redis").mkdir()
-    with redis_server(tmp_path / "redis") as store:
-        with (
-            process(tmp_path / "models", "--store", store.url, "--durability", "sync") as server,
-            statestream.connect(server.address) as client,
-        ):
-            for name in ("customer-7/a", "customer-8/a"):
-                with client.session("sunspots", id=name) as session:
-                    session.step([5.8])
-            assert server.stop() == 0
-        yield store
-
-
-def run(test: str, store: Server, answer: str = "") -> None:
-    """Runs what the page says over the Redis of a test, in the folder of this process."""
-    for line in run_by("docs/deploy.md", test).commands():
-        name, *arguments = line.replace("redis://redis:6379", store.url).split()
-        assert name == "statestream"
-        ran = CliRunner().invoke(group.main, arguments, input=answer)
-        assert ran.exit_code == 0, ran.output
-
-
-def test_a_store_is_backed_up(tmp_path: Path, kept: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("tests/deploy/test_page.py::test_a_store_is_backed_up", kept)
-    assert (tmp_path / "sessions.bak").stat().st_size > 1000
-
-
-def test_a_customer_is_erased(tmp_path: Path, kept: Server) -> None:
-    run("tests/deploy/test_page.py::test_a_customer_is_erased", kept, answer="y\n")
-    with (
-        process(tmp_path / "models", "--store", kept.url) as server,
-        statestream.connect(server.address) as client,
-    ):
-        with pytest.raises(statestream.errors.SessionNotFound):
-            client.session("sunspots", id="customer-7/a", mode="resume").step([1])
-        with client.session("sunspots", id="customer-8/a") as session:
-            assert session.position == 1

@@ -375,7 +375,7 @@ async def test_processes_switch_to_a_version_that_is_renamed_into_place(tmp_path
             await serves_version(server, 2)
             assert sums(await speaker.step(0, 0, numbers(1))) == [1]
             hostile.put(b"no model", folder, "counter", 3)
-            server.wait_for("(?s)" + r"ERROR .*counter/3/model.onnx: not .*" * int(workers))
+            server.wait_for(r"ERROR .*counter/3/model.onnx: not .*")
             assert sums(await speaker.step(0, 1, numbers(2))) == [3]
         assert await opened_version(server.address, "old") == 1
         assert await opened_version(server.address, "new") == 2

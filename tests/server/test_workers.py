@@ -99,7 +99,7 @@ def three(folder: Path, tmp_path: Path) -> Iterator[Process]:
     """Three workers that are ready, with one HTTP port."""
     config = tmp_path / "config.toml"
     config.write_text("hibernate-after = 1000\n")
-    options = ("--store", f"sqlite:{tmp_path / 'sessions.db'}", "--workers", "3", "--config", str(config))
+    options = ("--store", f"sqlite:{tmp_path / 'sessions.db'}", "--workers", "3", "--no-watch", "--config", str(config))
     with process(folder, *options, "--http", "--http-port", str(lasting_port())) as server:
         server.wait_for(f"(?s){READY}.*{READY}.*{READY}")
         yield server

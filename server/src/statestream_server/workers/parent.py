@@ -52,8 +52,8 @@ def run(settings: Settings, count: int, log_level: str, reread: process.Reread) 
         reread: Reads settings and log level anew.
 
     Raises:
-        StartError: Others than this machine would reach them, and nobody said that they may; a port is taken; or there
-            are no models.
+        StartError: Others than this machine would reach them, and nobody said that they may; or there are no models.
+        OSError: A port is taken.
     """
     process.log_to_stderr(log_level)
     check_reach(settings)
