@@ -27,6 +27,7 @@ from tests.support.serving import process
 from tests.support.speaker import Speaker
 
 ONE = {"x": np.ones((2, 1), np.float32)}
+UNIT = ROOT / "deploy" / "systemd" / "statestream.service"
 SAVE = app._LEAVE_SECONDS
 """For a checkpoint before clients are told, and again for them to leave."""
 LEAVE = 5.0
@@ -40,9 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write(tmp_path_factory.mktemp("models"), "counter")
 
 
-def ready(port: int) -> int:
+def probe(port: int, page: str) -> int:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -62,13 +63,14 @@ async def test_what_stops_when(folder: Path, tmp_path: Path) -> None:
             await speaker.step(0, 0, ONE)
             health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
-            assert await asyncio.to_thread(ready, http) == 200
+            assert await asyncio.to_thread(probe, http, "readyz") == 200
             began = time.monotonic()
             server.signal(signal.SIGTERM)
             async with asyncio.timeout(DEADLINE):
                 assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert time.monotonic() - began < BUSY
-            assert await asyncio.to_thread(ready, http) == 503
+            assert await asyncio.to_thread(probe, http, "readyz") == 503
+            assert await asyncio.to_thread(probe, http, "healthz") == 200
             await late.send(
                 open=pb.OpenFrame(model="counter", handles=u32(0), ids=["b"], writer=late.writer, incarnation=1)
             )
@@ -132,20 +134,32 @@ def grace_of(container: Object) -> float:
 
 
 def test_compose_waits_long_enough() -> None:
+    (waits,) = stopping_of_compose()
+    assert waits >= longest(Settings((Path(),)).drain_grace) + BUSY
+
+
+def stopping_of_compose() -> set[int]:
+    """The seconds that the servers of docker-compose.yml have."""
     composed = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
     servers = [one for one in composed["services"].values() if "statestream-server" in one.get("image", "")]
-    assert servers
-    for one in servers:
-        assert "STATESTREAM_DRAIN_GRACE" not in one["environment"]
-        assert float(one["stop_grace_period"].removesuffix("s")) >= longest(Settings((Path(),)).drain_grace) + BUSY
+    assert not [one for one in servers if "STATESTREAM_DRAIN_GRACE" in one["environment"]], "they have the default"
+    return {int(one["stop_grace_period"].removesuffix("s")) for one in servers}
 
 
 def test_systemd_waits_long_enough() -> None:
-    unit = (ROOT / "deploy" / "systemd" / "statestream.service").read_text("utf-8")
-    (waits,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    (waits,) = re.findall(r"^TimeoutStopSec=(\d+)$", UNIT.read_text("utf-8"), re.MULTILINE)
     assert float(waits) >= longest(Settings((Path(),)).drain_grace) + BUSY
 
 
 def test_the_page_tells_these_times() -> None:
     page = (ROOT / "docs" / "deploy.md").read_text("utf-8")
     assert f"{SAVE:.0f} s + `--drain-grace` + {LEAVE:.0f} s" in page
+    told = dict(re.findall(r"^\| (\w+), `\w+` \| (\d+ s.*?) \|$", page, re.MULTILINE))
+    (one,) = [one for one in build(KUBERNETES / "base") if one["kind"] == "Deployment"]
+    (container,) = containers(one)
+    waits, stops = pod(one)["terminationGracePeriodSeconds"], container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert told["Kubernetes"] == f"{grace_of(container):.0f} s | {waits} s, of which {stops} s `preStop`"
+    default = f"{Settings((Path(),)).drain_grace:.0f} s"
+    (unit,) = re.findall(r"^TimeoutStopSec=(\d+)$", UNIT.read_text("utf-8"), re.MULTILINE)
+    assert told["systemd"] == f"{default}, the default | {unit} s"
+    assert told["Compose"] == f"{default} | {stopping_of_compose().pop()} s"
