@@ -1,14 +1,16 @@
-"""The server's commands: `statestream serve` and `statestream inspect`."""
+"""The server's commands: `statestream serve`, `statestream inspect` and `statestream sign`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -323,19 +325,88 @@ def _settings(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: by name a list of texts.")
 def inspect(file: Path, as_json: bool) -> None:
     """Tells what the server would make of an ONNX file, and why."""
-    try:
-        from statestream_server.describe import describe, facts
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
+    describe = _describing()
     from statestream_server.models.model import ModelLoadError
 
     try:
         if as_json:
             found: dict[str, list[str]] = {}
-            for key, value in facts(file):
+            for key, value in describe.facts(file):
                 found.setdefault(key, []).append(value)
             click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        elif sys.stdout.isatty():
+            describe.show(file)
         else:
-            click.echo(describe(file))
+            click.echo(describe.describe(file))
     except ModelLoadError as error:
         raise click.ClickException(str(error)) from error
+
+
+_MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--state", "states", **_MANY, help="A state: its input, and the output that is its next value.")
+@click.option("--start", **_MANY, help="What a state starts from: one number, or all of a row with commas.")
+@click.option("--shape", "shapes", **_MANY, help='All axes of a tensor with commas: lengths, "batch" and "time".')
+@click.option("--window", **_MANY, help="An input that is given its last values again: how many.")
+@click.option("--constant", "constants", **_MANY, help="An input with one value for everybody.")
+@click.option("--session", **_MANY, help="An input with one value a session, and which it has if nothing is said.")
+@click.option("--counter", "counters", **_MANY, help="An input that counts, and by how much a step.")
+@click.option("--columns", **_MANY, help="The names of features along the last axis, with commas.")
+@click.option("--stateless", is_flag=True, help="It has no memory, whatever it looks like.")
+@click.option("--toml", is_flag=True, help="Write the model.toml beside FILE instead of a signed copy.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the copy is written. Default: FILE with .signed.onnx for its ending.",
+)
+def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries: Sequence[str]) -> None:
+    """Writes a copy of an ONNX file that says what of it is memory, in the form in which it is served.
+
+    What the options do not tell comes from the model.toml beside FILE, and then from its graph. The entries are those
+    of model.toml; each option may come several times.
+    """
+    _describing()
+    from statestream_server.models.form import told
+    from statestream_server.models.model import ModelLoadError
+    from statestream_server.models.proof import loading
+
+    beside = file.with_suffix(".toml")
+    try:
+        known = told.loads(beside.read_text()) if beside.is_file() else told.Told()
+        more = {key: [_entry(key, each) for each in given] for key, given in entries.items() if given}
+        said = told.added(known, more, stateless=stateless)
+        made = loading.signed(file, said)
+        if toml:
+            beside.write_text(told.dumps(said))
+            click.echo(f"{beside}: written")
+            return
+        place = output or file.with_suffix(".signed.onnx")
+        fresh = place.with_name(f".{place.name}.new")
+        fresh.write_bytes(made.SerializeToString())
+        fresh.replace(place)
+        click.echo(f"{place}: written; `statestream inspect` tells what is in it")
+    except told.ToldError as error:
+        raise click.ClickException(f"{beside if beside.is_file() else file}: {error}") from error
+    except (ModelLoadError, OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _entry(kind: str, text: str) -> tuple[str, str]:
+    """An option's NAME=VALUE; a name may have a = in it, and so may an output's."""
+    name, sign, value = text.partition("=") if kind == "states" else text.rpartition("=")
+    if not (name and sign and value):
+        raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint=f"--{kind}")
+    return name, value
+
+
+def _describing() -> ModuleType:
+    """What reads models, which needs ONNX Runtime."""
+    try:
+        from statestream_server import describe
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    return describe

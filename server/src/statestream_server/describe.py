@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Quantization, Signature, StateCheck, StateSpec, TensorSpec
 from statestream.v1.model_pb2 import BatchInvariance
@@ -19,11 +23,32 @@ _WHY = {
 }
 
 
+_GROUPS = {
+    "file": ("file", "kind", "about", "quantised"),
+    "form": ("form", "evidence", "surgery", "left out", "no effect", "one at a time"),
+    "tensors": ("input", "output", "state", "feedback"),
+}
+_WARNED = ("one at a time", "no effect")
+
+
 def describe(path: Path, *, device: str = "auto") -> str:
     """What `facts` finds, a line each."""
     lines = facts(path, device=device)
     width = max(len(key) for key, _ in lines)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+
+
+def show(path: Path, *, device: str = "auto") -> None:
+    """Prints what `facts` finds on a terminal, as a table: the file, why it is what it is, its tensors, the proof."""
+    table, before = Table("what"), ""
+    table.add_column("finding", overflow="fold")
+    for key, value in facts(path, device=device):
+        group = next((name for name, keys in _GROUPS.items() if key.removeprefix("encoder ") in keys), "proof")
+        if before and group != before:
+            table.add_section()
+        table.add_row(Text(key, "bold"), Text(value, "yellow" if key in _WARNED else ""))
+        before = group
+    Console().print(table)
 
 
 def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from statestream_server.models.form.draft import Draft, Held
-from statestream_server.models.form.pairs import Tensor, UnsettledError, quoted
-from statestream_server.models.form.told import BATCH, TIME, Shape
+from statestream_server.models.form.pairs import Tensor, UnsettledError
+from statestream_server.models.form.told import BATCH, TIME, Shape, quoted
 
 
 class Guess(NamedTuple):

@@ -81,7 +81,7 @@ class _Drafting:
         for old, new, why in found:
             start = self._told.start.get(old, ())
             self._states.append(Held(self._given[old], parted.get(new, new), start))
-            self._notes.append(Note("state", f"{old} → {new}: {why}"))
+            self._notes.append(Note("evidence", f"{old} → {new}: {why}"))
         self._set_apart()
         set_apart |= {pair.old for pair in found}
         sent = [self._window(each) for name, each in self._given.items() if name not in set_apart]
@@ -89,7 +89,7 @@ class _Drafting:
         if self._states:
             self._leave_out(outputs, {new: old for old, new in parted.items()})
         origin = Note("form", TOLD if self._told != Told() else FOUND)
-        changed = [Note("change", str(change)) for change in self._changes]
+        changed = [Note("surgery", str(change)) for change in self._changes]
         notes = [origin, *self._notes, *changed]
         return Draft(sent, outputs, self._states, self._changes, self._shapes, notes)
 

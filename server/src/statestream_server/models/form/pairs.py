@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from statestream_server.models.form.flow import Flow
 from statestream_server.models.form.names import likeness
+from statestream_server.models.form.told import quoted
 
 Dims = tuple[int | str | None, ...]
 
@@ -192,12 +193,3 @@ def _asked(
 def states_line(pairs: Sequence[tuple[str, str]]) -> str:
     """The entry of model.toml that names states."""
     return "states = { " + ", ".join(f"{quoted(old)} = {quoted(new)}" for old, new in pairs) + " }"
-
-
-def quoted(name: str) -> str:
-    """A name as TOML's string, escaped where that is needed."""
-    escaped = "".join(
-        f"\\u{ord(char):04x}" if ord(char) < 32 or ord(char) == 127 else "\\" + char if char in '"\\' else char
-        for char in name
-    )
-    return f'"{escaped}"'

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, TypeVar
 
 NAME: Final = "model.toml"
@@ -107,6 +108,70 @@ def loads(text: str) -> Told:
         stateless,
         **{key: _table(key, value, _READ[key]) for key, value in values.items()},
     )
+
+
+def added(told: Told, entries: Mapping[str, Sequence[tuple[str, str]]], *, stateless: bool = False) -> Told:
+    """What is told with more entries, as a command line has them: by table names and texts; lists have commas.
+
+    Raises:
+        ToldError: A value is of a wrong kind.
+    """
+    more: dict[str, Any] = {}
+    for key, given in entries.items():
+        before = getattr(told, key) or {}
+        after = {name: _READ[key](_value(key, text), f"{key}.{name}") for name, text in given}
+        more[key] = {**before, **after}
+    return replace(told, stateless=told.stateless or stateless, **more)
+
+
+def _value(key: str, text: str) -> Any:
+    """What a text of a command line is in TOML."""
+    if key == "states":
+        return text
+    if key == "columns":
+        return text.split(",")
+    values = [_number(each) for each in text.split(",")]
+    return values if key == "shapes" or len(values) > 1 else values[0]
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text.strip()
+
+
+def dumps(told: Told) -> str:
+    """The text of a model.toml that tells the same."""
+    lines = ["stateless = true"] * told.stateless
+    for entry in fields(Told)[1:]:
+        table = getattr(told, entry.name)
+        if table is not None and (table or entry.name == "states"):
+            lines += [
+                f"[{entry.name}]",
+                *(f"{quoted(name)} = {_text(entry.name, value)}" for name, value in table.items()),
+            ]
+    return "\n".join([*lines, ""])
+
+
+def quoted(name: str) -> str:
+    """A name as TOML's string, escaped where that is needed."""
+    escaped = "".join(
+        f"\\u{ord(char):04x}" if ord(char) < 32 or ord(char) == 127 else "\\" + char if char in '"\\' else char
+        for char in name
+    )
+    return f'"{escaped}"'
+
+
+def _text(table: str, value: Any) -> str:
+    if isinstance(value, Window):
+        return str(value.keep) if value.axis is None else f"{{ keep = {value.keep}, axis = {value.axis} }}"
+    if isinstance(value, str):
+        return quoted(value)
+    if not isinstance(value, Sequence):
+        return repr(value)
+    listed = len(value) != 1 or table in ("shapes", "columns")
+    return f"[{', '.join(_text('', each) for each in value)}]" if listed else _text("", value[0])
 
 
 def numbers(value: Any, where: str) -> Sequence[float]:

@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import onnx
+
+from statestream.contract import signature as signatures
 from statestream_server.models.files import modelfile, prints
 from statestream_server.models.files.prints import Print, Trust
 from statestream_server.models.files.repository import file_of
+from statestream_server.models.form import told
+from statestream_server.models.form.plan import Plan
+from statestream_server.models.form.told import Told
 from statestream_server.models.graphs.runtime import Device, providers_for
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
 from statestream_server.models.proof import making, trials
@@ -99,6 +105,32 @@ def load_file(
         return model
 
 
+def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits = DEFAULT_LIMITS) -> onnx.ModelProto:
+    """A file in its normal form, with its signature in it and all weights: whoever reads it needs nothing beside it.
+
+    Args:
+        path: A file without a signature.
+        said: What is told of it, in place of its model.toml.
+        device: What it is tried on.
+        limits: What the trial may take.
+
+    Raises:
+        ModelLoadError: It cannot be served so, has a signature already, or is too large for one file.
+    """
+    with making.refusing(path):
+        place = providers_for(device)
+        file = modelfile.read(path)
+        if file.described:
+            raise ModelLoadError(f"{path}: has a signature already; export it again to change it")
+        verdict = _tried(path, place, BatchPolicy.PAD, limits, told.dumps(said))
+        assert verdict.plan is not None
+        formed = file.formed(Plan.of_values(verdict.plan))
+        made = onnx.ModelProto()
+        made.CopyFrom(formed.whole())
+        made.metadata_props.add(key=signatures.METADATA_KEY, value=signatures.dumps(formed.signature))
+        return made
+
+
 def _check_trusted(known: list[Print], trust: Trust) -> None:
     """Checks all files of a version; those with weights are named by one that is trusted itself."""
     trust.check(known)
@@ -107,9 +139,9 @@ def _check_trusted(known: list[Print], trust: Trust) -> None:
             trust.check(prints.take(stamp.path) for stamp in modelfile.read(one.path).stamps[1:])
 
 
-def _tried(path: Path, device: Device, policy: BatchPolicy, limits: TrialLimits) -> Verdict:
+def _tried(path: Path, device: Device, policy: BatchPolicy, limits: TrialLimits, said: str | None = None) -> Verdict:
     if sys.platform == "win32":
-        return making.prove(path, device, policy)
+        return making.prove(path, device, policy, said=said)
     return trials.shared()(
-        path, device=device.name, threads=device.threads, apart=device.apart, policy=policy, limits=limits
+        path, device=device.name, threads=device.threads, apart=device.apart, policy=policy, limits=limits, said=said
     )

@@ -58,8 +58,14 @@ def refusing(path: Path) -> Iterator[None]:
         raise ModelLoadError(f"{path}: cannot be loaded ({what}); export it again") from error
 
 
-def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD) -> Verdict:
+def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD, *, said: str | None = None) -> Verdict:
     """Loads and tries a version in this process, which it may end; see trials.py.
+
+    Args:
+        path: Its file; of an encoder-decoder either one.
+        device: What it runs on.
+        policy: What is done where it answers in other bits alone than in a batch.
+        said: What is told of the file in place of its model.toml; None for that.
 
     Raises:
         ModelLoadError: It cannot be served: the file, the reason, what to do.
@@ -68,6 +74,8 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD) -> 
         watch.doing("reading it")
         watch.sized(_size(path), 0)
         encoder, file = _read(path)
+        if said is not None:
+            file = dataclasses.replace(file, told=(said, file.stamps[0]))
         _check_kind(encoder, file)
         both = [file] if encoder is None else [encoder, file]
         nbytes = sum(one.nbytes for one in both)

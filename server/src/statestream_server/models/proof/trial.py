@@ -97,7 +97,8 @@ def _answer(request: dict[str, Any], say: Any) -> dict[str, Any]:
         else:
             _bound(limits.bytes_for(0))
         with said:
-            verdict = making.prove(Path(request["path"]), device, BatchPolicy(request["policy"]))
+            policy = BatchPolicy(request["policy"])
+            verdict = making.prove(Path(request["path"]), device, policy, said=request.get("said"))
         return {"verdict": json.loads(verdict.dumps()), "said": said.lines}
     except ModelLoadError as error:
         return {"memory": True} if _NO_MEMORY.search(str(error)) else {"refused": str(error)}

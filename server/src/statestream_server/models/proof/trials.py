@@ -88,7 +88,15 @@ class Trials:
                 self._changed.notify()
 
     def __call__(
-        self, path: Path, *, device: str, threads: int, apart: bool, policy: BatchPolicy, limits: TrialLimits
+        self,
+        path: Path,
+        *,
+        device: str,
+        threads: int,
+        apart: bool,
+        policy: BatchPolicy,
+        limits: TrialLimits,
+        said: str | None = None,
     ) -> Verdict:
         """Tries one model as it would be served.
 
@@ -99,6 +107,7 @@ class Trials:
             apart: Whether the device has memory of its own.
             policy: What is done where it answers in other bits alone than in a batch.
             limits: What the trial may take.
+            said: What is told of the file in place of its model.toml; None for that.
 
         Raises:
             ModelLoadError: It cannot be served, or it ended the trial: the file, the reason, what to do.
@@ -109,6 +118,7 @@ class Trials:
             "threads": threads,
             "policy": policy.value,
             "limits": dataclasses.asdict(limits),
+            "said": said,
         }
         while True:
             try:

@@ -1,0 +1,88 @@
+"""`statestream sign` and `statestream inspect` on files without a signature."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from statestream import signature as signatures
+from statestream_server import describe
+from statestream_server.cli import inspect, sign
+from statestream_server.models.form import told
+from statestream_server.models.form.told import Told, Window
+from tests.server.models.form_zoo import CASES
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "vad.onnx"
+    onnx.save(CASES["silero"]().model, path)
+    return path
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(sign, list(arguments))
+    return done.exit_code, done.output
+
+
+OPTIONS = ("--window", "input=4", "--constant", "sr=16000", "--shape", "input=batch,16")
+
+
+def test_a_signed_copy_is_what_the_file_is_with_its_toml(file: Path) -> None:
+    copy = file.with_name("copy.onnx")
+    assert run(str(file), *OPTIONS, "-o", str(copy))[0] == 0
+    signature = signatures.loads(onnx.load(copy).metadata_props[0].value)
+    assert [(state.input, state.output) for state in signature.states] == [
+        ("state", "stateN"),
+        ("input_last", "input_last_next"),
+    ]
+    assert run(str(file), *OPTIONS, "--toml") == (0, f"{file.with_suffix('.toml')}: written\n")
+    digests = [dict(describe.facts(path, device="cpu"))["digest"] for path in (file, copy)]
+    assert digests[0] == digests[1]
+    code, said = run(str(copy))
+    assert (code, "has a signature already" in said) == (1, True)
+
+
+def test_what_is_missing_or_wrong_is_said(file: Path) -> None:
+    code, said = run(str(file), "--window", "input=4", "--constant", "sr=16000")
+    assert code == 1
+    assert 'say in vad.toml beside it: shapes = { "input" = ["batch", …] }' in said
+    assert "constants names 'rate', which is no input" in run(str(file), "--constant", "rate=1")[1]
+    assert "is not of the form NAME=VALUE" in run(str(file), "--constant", "16000")[1]
+    assert "constants.sr is 'fast'; expected a number" in run(str(file), "--constant", "sr=fast")[1]
+    assert not list(file.parent.glob("*.signed.onnx"))
+
+
+def test_inspect_tells_the_evidence(file: Path) -> None:
+    file.with_suffix(".toml").write_text(CASES["silero"]().told)
+    found = json.loads(CliRunner().invoke(inspect, [str(file), "--json"]).output)
+    assert found["form"] == ["as model.toml says"]
+    assert found["evidence"] == ["state → stateN: LSTM's hidden state starts from it and ends in stateN"]
+    assert "input sr became the constant 16000" in found["surgery"]
+
+
+def test_inspect_prints_a_table_on_a_terminal(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.with_suffix(".toml").write_text(CASES["a rate of each session"]().told)
+    describe.show(file, device="cpu")
+    shown = capsys.readouterr().out
+    assert "one at a time" in shown
+    assert "sr is kept for a session" in shown
+
+
+def test_what_is_told_is_written_as_it_is_read() -> None:
+    said = Told(
+        states={'a "b"': "c\nd"},
+        start={"h": (1.5, 2)},
+        shapes={"x": ("batch", "time", 3)},
+        window={"x": Window(3, 1), "z": Window(2)},
+        constants={"sr": (16000,)},
+        counters={"n": 4},
+        columns={"x": ("a", "b", "c")},
+    )
+    assert told.loads(told.dumps(said)) == said
+    assert told.loads(told.dumps(Told(stateless=True))) == Told(stateless=True)
+    assert told.loads(told.dumps(Told(states={}))) == Told(states={})
