@@ -264,3 +264,35 @@ def test_a_state_that_a_graph_hands_through_is_served(tmp_path: Path) -> None:
     verdict = proved(proto, tmp_path, "states = { lang = 'lang' }\nstart = { lang = 2.0 }")
     assert verdict.plan is not None
     assert ("part", "lang", "lang_out") in [tuple(change[:3]) for change in verdict.plan["changes"]]
+
+
+def test_a_state_of_rank_0_is_found_where_a_scan_carries_it(tmp_path: Path) -> None:
+    assert found(_scan_sum()) == {"initial": "y"}
+    verdict = proved(_scan_sum(), tmp_path)
+    assert verdict.plan is not None
+    assert "one at a time" in dict(verdict.plan["notes"])
+
+
+def _scan_sum() -> onnx.ModelProto:
+    """Sums numbers [5] into one."""
+    f = onnx.TensorProto.FLOAT
+    info = onnx.helper.make_tensor_value_info
+    nodes = [
+        onnx.helper.make_node("Add", ["old", "each"], ["new"]),
+        onnx.helper.make_node("Identity", ["new"], ["out"]),
+    ]
+    body = onnx.helper.make_graph(
+        nodes, "body", [info("old", f, []), info("each", f, [])], [info("new", f, []), info("out", f, [])]
+    )
+    b = Builder()
+    b.nodes.append(onnx.helper.make_node("Scan", ["initial", "x"], ["y", "z"], body=body, num_scan_inputs=1))
+    return model(b, [f32("initial"), f32("x", 5)], [f32("y"), f32("z", 5)])
+
+
+def test_what_has_no_shape_is_asked_for_it(tmp_path: Path) -> None:
+    proto = CASES["lstm"]().model
+    proto.graph.input[1].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelLoadError, match=r"does not say how many axes 'h' has; say .* shapes = \{ \"h\" = "):
+        proved(proto, tmp_path)
+    told = 'shapes = { h = [2, "batch", 6] }'
+    assert "h_out" in str(proved(proto, tmp_path, told).plan)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,19 @@ _SESSIONS, _STEPS = 32, 5
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("zoo")
-    for name, make in CASES.items():
-        case, place = make(), folder / _slug(name) / "1"
+    folder = _written(tmp_path_factory.mktemp("zoo"), CASES)
+    with serving.process(folder, "--store", "memory") as server, statestream.connect(server.address) as client:
+        yield client
+
+
+def _written(folder: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        case, place = CASES[name](), folder / _slug(name) / "1"
         place.mkdir(parents=True)
         onnx.save(case.model, place / "model.onnx")
         if case.told:
             (place / "model.toml").write_text(case.told)
-    with serving.process(folder, "--store", "memory") as server, statestream.connect(server.address) as client:
-        yield client
+    return folder
 
 
 def _slug(name: str) -> str:
@@ -100,3 +105,24 @@ def test_runs_are_shared_where_the_file_allows(client: Any, name: str) -> None:
     (model,) = (each for each in client.models() if each.name == _slug(name))
     batched = all(spec.HasField("batch_axis") and spec.shape[spec.batch_axis] < 0 for spec in model.signature.states)
     assert batched == CASES[name]().batched
+
+
+def test_a_kill_between_steps_loses_nothing(tmp_path: Path) -> None:
+    names = ("silero", "a rate of each session", "zipformer", "half precision", "wenet")
+    folder, store = _written(tmp_path / "models", names), f"sqlite:{tmp_path / 'sessions.db'}"
+    found: dict[str, list[Array]] = {name: [] for name in names}
+    drawn = {name: _drawn(CASES[name](), 1) for name in names}
+    for steps in (range(2), range(2, _STEPS)):
+        with (
+            serving.process(folder, "--store", store, "--durability", "sync") as server,
+            statestream.connect(server.address) as client,
+        ):
+            for name in names:
+                session = client.session(_slug(name), id="a")
+                for step in steps:
+                    sent = {key: value[0, step] for key, value in drawn[name].items()}
+                    found[name].append(_flat(session.step(_sent(sent))))
+            server.kill()
+    for name in names:
+        expected = _wanted(CASES[name](), drawn[name], 0)
+        np.testing.assert_allclose(np.stack(found[name]), expected, rtol=2e-3, atol=1e-5)

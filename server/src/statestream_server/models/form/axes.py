@@ -36,6 +36,9 @@ def guesses(draft: Draft) -> list[Guess]:
     Raises:
         UnsettledError: There are more free axes than sessions and steps need, and nobody told their lengths.
     """
+    for each in (*draft.inputs, *(held.old for held in draft.states)):
+        if each.dims is None and each.name not in draft.shapes:
+            raise UnsettledError(f"the graph does not say how many axes {each.name!r} has", [shapes_line(each, None)])
     free = dict.fromkeys(key for each in draft.inputs for key in _free(each, draft))
     if len(free) > 2:
         wide = max(draft.inputs, key=lambda each: len(_free(each, draft)))
@@ -115,6 +118,8 @@ def _key(size: int | str | None, axis: int) -> str:
 
 def shapes_line(tensor: Tensor, told: Shape | None) -> str:
     """The entry of model.toml that tells a tensor's shape, with "…" for each length to fill in."""
+    if told is None and tensor.dims is None:
+        return f'shapes = {{ {quoted(tensor.name)} = ["batch", …] }}'
     dims = list(told or tensor.dims or ())
     free = [axis for axis, size in enumerate(dims) if not isinstance(size, int)]
     shown = [

@@ -90,11 +90,9 @@ def found(flow: Flow, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> li
 
 
 def _fit(old: Tensor, new: Tensor) -> bool:
-    """Whether type and shape allow that one is the next value of the other; a free axis fits any."""
-    if old.dtype != new.dtype or not old.dims:
-        return False
-    if new.dims is None:
-        return True
+    """Whether type and shape allow that one is the next value of the other; a free axis fits any, no shape does too."""
+    if old.dtype != new.dtype or old.dims is None or new.dims is None:
+        return old.dtype == new.dtype
     return len(old.dims) == len(new.dims) and all(
         one == other for one, other in zip(old.dims, new.dims, strict=True)
         if isinstance(one, int) and isinstance(other, int)

@@ -97,10 +97,12 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD, *, 
 
 def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[ModelFile]:
     """A file as it is proved: as its signature says, or in the forms that it may have, those that allow most first."""
+    beside, found = file.path.with_suffix(".toml").name, 0
     if file.described:
+        if file.path.with_name(beside).exists():
+            _log.warning("%s: its %s is not read, it has a signature of its own", file.path, beside)
         yield file
         return
-    beside, found = file.path.with_suffix(".toml").name, 0
     try:
         said = told.loads(file.told[0]) if file.told else told.Told()
         draft = drafted(file.proto, said)
