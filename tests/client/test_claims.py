@@ -29,6 +29,57 @@ def test_a_newer_writer_takes_the_session_and_a_reconnect_does_not_take_it_back(
     assert ticket.error is None
 
 
+@pytest.mark.parametrize("ends", ["", "close", "delete"])
+@pytest.mark.parametrize("streams", [1, 2, 5])
+def test_who_lost_many_streams_takes_no_session_back_that_another_client_took_in_between(
+    streams: int, ends: str
+) -> None:
+    """Each stream raises the incarnation, above that of the other client; the epoch is the last that was seen."""
+    world = World()
+    first, second = Wire(world), Wire(world, StreamCore(b"2" * 16, 900))
+    first.connect()
+    second.connect()
+    (mine,) = handles = first.open("a")
+    close = first.core.close(handles, delete=ends == "delete") if ends else None
+    first.send()  # A close leaves, and is lost.
+    first.cut()
+    (theirs,) = second.open("a")
+    for _ in range(streams - 1):
+        first.connect()
+        first.send()
+        first.cut()
+    first.connect()
+    first.run()
+    if close is None:
+        assert isinstance(first.step(mine, np.ones((1, FEATURES))).error, errors.SessionMoved)
+    else:
+        assert close.done
+        assert [type(error) for error in close.errors.values()] == [errors.SessionMoved] * (ends == "delete")
+    ticket = second.step(theirs, np.ones((1, FEATURES)))
+    second.run()
+    assert ticket.error is None
+    assert world.rows["a"].writer == b"2" * 16
+
+
+def test_a_reset_takes_back_a_session_that_another_client_took() -> None:
+    """Its caller was told, and wants it all the same: it names the epoch that it was refused with."""
+    world = World()
+    first, second = Wire(world), Wire(world, StreamCore(b"2" * 16, 2000))
+    first.connect()
+    second.connect()
+    (handle,) = handles = first.open("a")
+    first.cut()
+    second.open("a")
+    first.connect()
+    first.run()
+    assert isinstance(first.step(handle, np.ones((1, FEATURES))).error, errors.SessionMoved)
+    reset, step = first.reset(handles), first.step(handle, np.ones((1, FEATURES)))
+    first.settle()
+    assert reset.error is None
+    assert step.error is None
+    assert world.rows["a"].writer == bytes(16)
+
+
 def test_a_caller_who_opens_takes_a_session_from_a_newer_client() -> None:
     world = World()
     first, second = Wire(world), Wire(world, StreamCore(b"2" * 16, 2000))

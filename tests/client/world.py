@@ -126,9 +126,11 @@ class World:
         if row and mode != pb.OPEN_MODE_REPLACE and version not in (0, row.version) and not (upgrade and version != 9):
             raise errors.ModelChanged(f"session {session_id!r} is of version {row.version}")
         epoch, claimed = (row.epoch, row.incarnation) if row else self.tombstones.get(session_id, (0, 0))
-        if incarnation < claimed:
+        unseen = mode in (pb.OPEN_MODE_RESUME, pb.OPEN_MODE_EITHER) and 0 < seen < epoch
+        if incarnation < claimed or (row and row.writer != writer and (incarnation == claimed or unseen)):
             raise errors.SessionMoved(
-                f"incarnation {incarnation} is below {claimed}", metadata={"incarnation": str(claimed)}
+                f"incarnation {incarnation} and epoch {seen} are below {claimed} and {epoch}",
+                metadata={"incarnation": str(claimed), "epoch": str(epoch)},
             )
         if mode == pb.OPEN_MODE_CREATE and row:
             untouched = {"untouched": "true"} if row.writer == writer and not row.position else {}
@@ -358,11 +360,12 @@ class Stream:
 
     def _close(self, frame: pb.CloseFrame) -> pb.StreamResponse:
         refused = []
-        for handle, end in _ends(frame):
+        for (handle, end), epoch in zip(_ends(frame), read_positions(frame.epochs, len(_ends(frame))), strict=True):
             try:
                 session_id = self._session(handle)
                 self._stands(session_id, end)
                 if frame.action == pb.CLOSE_ACTION_DELETE:
+                    assert epoch == self.world.rows[session_id].epoch
                     self.world.delete(session_id)
                 else:
                     self.world.save([session_id])

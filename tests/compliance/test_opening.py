@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from statestream.signature import row_shape
 from statestream.v1 import inference_pb2 as pb
@@ -120,6 +121,23 @@ async def test_a_lower_incarnation_is_refused(speaker: Speaker, other: Speaker, 
     await speaker.step(0, 0, subject.random(1))
     assert not speaker.notices
     await other.open_one(name, incarnation=newer + 1)
+
+
+@pytest.mark.parametrize("mode", [pb.OPEN_MODE_EITHER, pb.OPEN_MODE_RESUME])
+async def test_a_claim_that_another_client_made_meanwhile_is_not_overtaken_unseen(
+    speaker: Speaker, other: Speaker, mode: pb.OpenMode
+) -> None:
+    """Who opens again by itself names the epoch that it saw: SESSION_MOVED; who wants it names the one it hears of."""
+    name = fresh_id()
+    mine = await speaker.open_one(name)
+    theirs = await other.open_one(name)
+    for _ in range(2):
+        failure = await speaker.not_opened(name, mode=mode, seen_epochs=u64(mine.epoch))
+        assert failure.reason == "SESSION_MOVED"
+        assert failure.metadata["epoch"] == str(theirs.epoch)
+    for seen in (theirs.epoch, 0):
+        await speaker.open_one(name, mode=mode, seen_epochs=u64(seen))
+        theirs = await other.open_one(name)
 
 
 async def test_a_replay_position_above_what_is_stored_is_state_lost(speaker: Speaker, subject: Subject) -> None:

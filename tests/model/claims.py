@@ -59,8 +59,10 @@ def _decided(state: State, rules: Rules, claim: Claim) -> tuple[State, Claim | r
     holder = state.store.holder
     if rs.wish(claim).mode == st.REPLACE or (verdict != st.HELD and holder != claim.owner):
         holder = -1
-    visited = state.store.visited or not claim.number
-    state = state._replace(store=state.store._replace(record=record, holder=holder, visited=visited))
+    store = state.store._replace(record=record, holder=holder)
+    if not claim.number:
+        store = store._replace(visited=True, taken=record.epoch)
+    state = state._replace(store=store)
     return state, claim._replace(verdict=verdict, record=record)
 
 
@@ -78,6 +80,7 @@ def install(state: State, rules: Rules, at: int) -> State | None:
         row = old._replace(
             epoch=record.epoch,
             incarnation=record.incarnation,
+            writer=record.writer,
             durable=durable,
             dirty=old.dirty or (durable < len(old.memory) and rules.rows_ahead_are_saved),
             bound=bound,
@@ -89,7 +92,9 @@ def install(state: State, rules: Rules, at: int) -> State | None:
         _, epoch, _, incarnation, base, memory, acked, oldest, *_ = record
         if not rules.records_hold_replies:
             oldest = durable
-        row = Row(epoch, epoch, incarnation, base, memory, acked, oldest, durable, False, bound, durable, queue)
+        row = Row(
+            epoch, epoch, incarnation, base, memory, acked, oldest, durable, False, bound, durable, queue, record.writer
+        )
     acked = max(row.acked, min(asked.acked, len(row.memory)))
     row = row._replace(acked=acked, oldest=max(row.oldest, acked))
     behind = record.cursor if claim.verdict == st.TAKEN else -1

@@ -49,13 +49,14 @@ def open_session(state: State, rules: Rules, *, rises: bool = True) -> State:
     client = state.client
     client = client._replace(
         phase=st.OPENING,
-        intent=st.STEP if client.intent == st.CLOSING else client.intent,
         incarnation=client.incarnation + rises,
         sent=client.delivered,
         got=client.delivered,
         moving=False,
     )
-    mode = st.REPLACE if client.intent == st.RESET else st.EITHER
+    # What its own close, or delete, may have ended must not be made anew to end once more.
+    ending = client.intent in (st.FORGET, st.CLOSING)
+    mode = st.REPLACE if client.intent == st.RESET else st.RESUME if ending else st.EITHER
     oldest, got = (place(rules, client.inputs, index) for index in (client.floor, client.delivered))
     knows = client.seen, oldest, got
     if client.intent == st.UNCERTAIN:
@@ -81,7 +82,7 @@ def _uncertain(state: State, rules: Rules) -> State:
 def send(state: State, rules: Rules) -> State | None:
     """Sends the next chunk, with what is acknowledged by now."""
     client = state.client
-    if client.phase != st.READY or client.intent != st.STEP or client.moving:
+    if client.phase != st.READY or client.intent not in (st.STEP, st.CLOSING) or client.moving:
         return None
     if client.sent == len(client.inputs) or client.sent - client.got >= state.ahead:
         return None
@@ -128,6 +129,8 @@ def receive(state: State, rules: Rules) -> State | None:
         return open_session(state._replace(client=made._replace(intent=st.STEP)), rules)
     if kind == st.OTHER:
         return state._replace(client=client._replace(owed=0))
+    if kind == st.FLUSHED:
+        return _flushed(state, rules)
     if kind == st.CLOSED and client.intent == st.CLOSING:
         return _closed(state)
     if kind == st.CLOSED and client.intent == st.FORGET:
@@ -185,6 +188,9 @@ def _opened(
             client = after
         elif (base, memory) != (client.base, client.inputs[: len(memory)]):
             raise Violation("a restore that failed left neither the session as it was nor the one that was to be")
+    goes_on = client.intent in (st.STEP, st.FORGET, st.CLOSING)
+    if goes_on and 0 < client.seen < state.store.taken < epoch:
+        raise Violation("the client took a session back that another client took since, and nobody asked it to")
     if position < client.floor:
         raise Violation("a silent restart: the session begins again below what the client can replay")
     if client.fresh and position:
@@ -203,14 +209,16 @@ def _opened(
         intent=st.STEP if client.intent in (st.RESET, st.UNCERTAIN) else client.intent,
     )
     state = state._replace(client=client)
-    return say(state, (st.DELETE,)) if client.intent == st.FORGET else state
+    return say(state, (st.DELETE, epoch)) if client.intent == st.FORGET else state
 
 
 def _refused(state: State, rules: Rules, reason: str, start: int) -> State:
     client = state.client
+    if reason == st.BEHIND:
+        return state._replace(client=client._replace(asked=False))
     if start < 0 and client.phase != st.READY:
         return state  # It is of a claim that the open on its way follows.
-    if reason == st.LOST and client.intent == st.FORGET:
+    if client.intent == st.FORGET and (reason == st.LOST or (reason == st.UNKNOWN and client.phase == st.OPENING)):
         return _deleted(state, rules)  # As gone as it was meant to be.
     if reason == st.UNAVAILABLE:
         if client.phase != st.OPENING:
@@ -218,6 +226,8 @@ def _refused(state: State, rules: Rules, reason: str, start: int) -> State:
         if client.intent == st.FORKED:
             return _make(state, st.CREATE)
         return _uncertain(state, rules) if client.intent == st.RESTORE else open_session(state, rules)
+    if reason in (st.GAP, st.REFUSED) and client.intent == st.CLOSING and client.phase == st.READY:
+        return state._replace(client=client._replace(sent=client.got))  # It is sent again as it was.
     if reason in (st.GAP, st.UNKNOWN, st.REFUSED, st.FULL):
         return open_session(state, rules) if client.phase == st.READY else state
     if reason == st.APPLIED:
@@ -240,7 +250,17 @@ def anew(client: Client) -> Client:
     """A client whose application begins a new history, with other inputs."""
     inputs, base = others(client.inputs, 100), client.base and client.base + 1
     return client._replace(
-        base=base, inputs=inputs, delivered=0, floor=0, durable=0, sent=0, got=0, acked=0, changed=False
+        base=base,
+        inputs=inputs,
+        delivered=0,
+        floor=0,
+        durable=0,
+        sent=0,
+        got=0,
+        acked=0,
+        changed=False,
+        wanted=-1,
+        asked=False,
     )
 
 
@@ -285,12 +305,39 @@ def again(state: State, rules: Rules) -> State | None:
     return open_session(state._replace(client=client, wire=wire, connections=number), rules)
 
 
-def close(state: State) -> State | None:
+def close(state: State, rules: Rules) -> State | None:
     """The application closes the session behind all that it has sent."""
     client = state.client
     if client.phase != st.READY or client.intent != st.STEP or client.moving or client.sent < len(client.inputs):
         return None
-    return say(state._replace(client=client._replace(intent=st.CLOSING)), (st.CLOSE,))
+    return ask(state._replace(client=client._replace(intent=st.CLOSING)), rules)
+
+
+def flush(state: State, rules: Rules) -> State | None:
+    """The application asks that all that it has sent be made durable."""
+    client = state.client
+    if client.phase != st.READY or client.intent != st.STEP or client.wanted >= 0 or not client.sent:
+        return None
+    return ask(state._replace(client=client._replace(wanted=client.sent)), rules)
+
+
+def ask(state: State, rules: Rules) -> State | None:
+    """Asks for what the application waits for, again where that was lost or came too early."""
+    client, closes = state.client, state.client.intent == st.CLOSING
+    end = len(client.inputs) if closes else client.wanted
+    if client.phase != st.READY or client.asked or end < 0 or client.sent < end:
+        return None
+    frame = (st.CLOSE if closes else st.FLUSH, place(rules, client.inputs, end))
+    return say(state._replace(client=client._replace(asked=True)), frame)
+
+
+def _flushed(state: State, rules: Rules) -> State:
+    """What was asked for is durable."""
+    client, record = state.client, state.store.record
+    count = len(record.memory) if record is not None and record.live else 0
+    if count < place(rules, client.inputs, client.wanted) and not state.store.forgot:
+        raise Violation("the application was told that its steps are durable, and they are not in the store")
+    return state._replace(client=client._replace(wanted=-1, asked=False))
 
 
 def _closed(state: State) -> State:
@@ -308,7 +355,7 @@ def delete(state: State) -> State | None:
     client = state.client
     if client.phase != st.READY or client.intent != st.STEP or client.sent != client.got or not client.sent:
         return None
-    return say(state._replace(client=client._replace(intent=st.FORGET)), (st.DELETE,))
+    return say(state._replace(client=client._replace(intent=st.FORGET)), (st.DELETE, client.seen))
 
 
 def disconnected(state: State, *, heard: bool = False) -> State:
@@ -319,7 +366,7 @@ def disconnected(state: State, *, heard: bool = False) -> State:
     left = state.left
     if wire.up or heard:
         left = (*left, wire._replace(down=(), heard=heard))
-    return state._replace(wire=None, left=left, client=client._replace(phase=st.OFF, owed=0, moving=False))
+    return state._replace(wire=None, left=left, client=client._replace(phase=st.OFF, owed=0, moving=False, asked=False))
 
 
 def restarted(state: State, *, changed: bool, twin: bool = False) -> State | None:
@@ -341,7 +388,7 @@ def restarted(state: State, *, changed: bool, twin: bool = False) -> State | Non
         inputs = inputs[: client.delivered] + others(inputs[client.delivered :], 10)
     client = client._replace(
         phase=st.OFF, inputs=inputs, changed=client.changed or changed, wants_replies=not changed,
-        seen=0, durable=client.floor, sent=0, got=0, acked=0, bound=False,
+        seen=0, durable=client.floor, sent=0, got=0, acked=0, bound=False, wanted=-1,
     )  # fmt: skip
     # A new run takes its incarnation from the clock, so it is above all before.
     return state._replace(client=client._replace(incarnation=client.incarnation + 1))

@@ -62,18 +62,28 @@ def chunk(state: State, rules: Rules, at: int, number: int, frame: Any) -> State
     row = owner.row
     if owner.unsure and rules.replies_are_fenced:
         return None
-    if owner.claim is not None and (rules.fence_lasts or frame[0] in (st.DELETE, st.CLOSE)):
+    if owner.claim is not None and (rules.fence_lasts or frame[0] in (st.DELETE, st.CLOSE, st.FLUSH)):
         return None  # It waits to see whose the session is.
     if row is None and any(sleeper.number == number for sleeper in owner.sleepers):
         return wake(state, rules, at, number, frame)
     if row is None or (row.bound != number and rules.frames_are_fenced):
         return answer(state, number, (st.ERROR, st.UNKNOWN, frame[1] if frame[0] == st.CHUNK else 0))
     if frame[0] == st.DELETE:
+        # An open that arrives twice raises it too.
+        if row.epoch > frame[1] and row.writer and rules.deletes_name_their_epoch:
+            return answer(state, number, (st.ERROR, st.MOVED, -1))
         return _delete(state, rules, at, number, row)
-    if frame[0] == st.CLOSE:
+    if frame[0] in (st.CLOSE, st.FLUSH):
         saved = not row.dirty and row.durable == len(row.memory)
-        if row.queue or (rules.detaches_are_durable and not saved):
+        if row.queue:
+            return None  # What was sent before runs first.
+        named = rules.closes_name_their_position if frame[0] == st.CLOSE else rules.flushes_name_their_position
+        if len(row.memory) < frame[1] and named:
+            return answer(state, number, (st.ERROR, st.BEHIND, -1))
+        if not saved and (frame[0] == st.FLUSH or rules.detaches_are_durable):
             return None
+        if frame[0] == st.FLUSH:
+            return answer(state, number, (st.FLUSHED,))
         return answer(with_owner(state, at, owner._replace(row=row._replace(bound=0))), number, (st.CLOSED,))
     # What was never applied cannot be acknowledged.
     acked = max(row.acked, min(int(frame[-1]), len(row.memory)))
@@ -135,7 +145,7 @@ def wake(state: State, rules: Rules, at: int, number: int, frame: Any) -> State 
         raise Violation("a session is brought back for a claim that is over")
     _, epoch, _, incarnation, base, memory, acked, oldest, *_ = record
     count = len(memory)
-    row = Row(epoch, epoch, incarnation, base, memory, acked, oldest, count, False, number, count)
+    row = Row(epoch, epoch, incarnation, base, memory, acked, oldest, count, False, number, count, writer=record.writer)
     state = with_owner(state._replace(store=state.store._replace(holder=at)), at, state.owners[at]._replace(row=row))
     return chunk(state, rules, at, number, frame)
 
@@ -239,6 +249,9 @@ def _delete(state: State, rules: Rules, at: int, number: int, row: Row) -> State
         return None  # What was sent before runs first.
     store = state.store
     buried, tombstone = rs.bury(rules, store.record, row)
+    record = store.record
+    if buried and record is not None and record.live and record.writer and record.fence > row.epoch:
+        raise Violation("a delete ended a session that another client had taken since")
     if buried:
         store = store._replace(record=tombstone, buried=True, holder=-1)
     state = with_owner(state._replace(store=store), at, state.owners[at]._replace(row=None, waiting=(), going=()))
@@ -252,7 +265,9 @@ def capture(state: State, rules: Rules, at: int) -> State | None:
     row = owner.row
     if row is None or not row.dirty or owner.writing is not None:
         return None
-    copy = Copy(True, row.epoch, row.began, row.incarnation, row.base, row.memory, row.acked, row.oldest, at)
+    copy = Copy(
+        True, row.epoch, row.began, row.incarnation, row.base, row.memory, row.acked, row.oldest, at, writer=row.writer
+    )
     if not rules.cursors_are_of_the_state and row.next > len(row.memory):
         copy = copy._replace(cursor=row.next)
     owner = owner._replace(row=row._replace(dirty=False), writing=copy, waiting=(), going=owner.waiting)
@@ -338,7 +353,7 @@ def _drop(state: State, at: int, row: Row) -> State:
 def crash(state: State, at: int) -> State:
     """The process dies and starts again, empty."""
     if state.wire is not None and state.wire.owner == at:
-        state = state._replace(wire=None, client=state.client._replace(phase=st.OFF, owed=0, moving=False))
+        state = state._replace(wire=None, client=state.client._replace(phase=st.OFF, owed=0, moving=False, asked=False))
     left = tuple(wire for wire in state.left if wire.owner != at)
     store = state.store
     record, late = store.record, store.late

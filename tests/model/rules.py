@@ -83,6 +83,15 @@ class Rules:
     """A chunk whose reply has no room beside those that are kept is refused; what comes behind it is read."""
     detaches_are_durable: bool = True
     """A close is answered when all that was applied is in the store: who closed sends nothing again."""
+    closes_name_their_position: bool = True
+    """A close stands behind the steps that were sent before it: it closes nothing where one of them was refused."""
+    flushes_name_their_position: bool = True
+    """So does a flush: it is not answered as done where one of them was refused."""
+    deletes_name_their_epoch: bool = True
+    """A delete ends the claim that it was asked under; what a later one has stays."""
+    claims_spare_what_they_never_saw: bool = True
+    """A claim that goes on (mode either, or resume) names the last epoch that its client saw. A later one of another
+    client is not overtaken by it, however high its incarnation is: it was sent by a library, not by a caller."""
 
     def without(self, *names: str) -> Rules:
         """These rules but for some."""
@@ -139,6 +148,8 @@ class Faults(NamedTuple):
     """An owner wants its session to be elsewhere."""
     close: int = 0
     """The application closes the session, right behind its last chunk, and ends once that is answered."""
+    save: int = 0
+    """It asks, behind what it has sent, that all be made durable, and goes on."""
 
 
 PLAIN: Final = 0

@@ -58,7 +58,7 @@ SHOWN_BY: dict[str, Setting] = {
     "replies_are_fenced": Setting(1, Faults(sleep=1, twin=1)),
     "deletes_leave_tombstones": Setting(1, Faults(cut=1, delete=1)),
     "tombstones_are_of_the_row": Setting(1, Faults(flush=1, delete=1)),
-    "refused_deletes_are_told": Setting(1, Faults(visit=1, delete=1)),
+    "refused_deletes_are_told": Setting(1, Faults(visit=1, delete=1, lost=1)),
     "inputs_kept_until_durable": Setting(1, Faults(crash=1)),
     "flushed_rows_are_dirty": Setting(1, Faults(flush=1)),
     "claims_carry_state": Setting(1, Faults(crash=1), born=FORK),
@@ -76,6 +76,10 @@ SHOWN_BY: dict[str, Setting] = {
     "cursors_are_of_the_state": Setting(2, Faults(crash=1)),
     "detaches_are_durable": Setting(1, Faults(close=1)),
     "kept_replies_stop_no_reading": Setting(2, Faults(), kept=1),
+    "closes_name_their_position": Setting(1, Faults(close=1, refuse=1)),
+    "flushes_name_their_position": Setting(1, Faults(save=1, refuse=1)),
+    "deletes_name_their_epoch": Setting(1, Faults(visit=1, delete=1)),
+    "claims_spare_what_they_never_saw": Setting(0, Faults(cut=2, visit=1)),
 }
 """The least faults under which leaving a rule out shows."""
 
@@ -134,10 +138,18 @@ HOLDS: tuple[Setting, ...] = (
     Setting(2, Faults(close=1, refuse=1)),
     Setting(1, Faults(close=1, crash=1, doze=1)),
     Setting(1, Faults(close=1, lost=1, visit=1)),
+    Setting(1, Faults(close=1, cut=1, crash=1)),
+    Setting(1, Faults(save=1, cut=1)),
+    Setting(2, Faults(save=1, refuse=1)),
+    Setting(1, Faults(save=1, crash=1, doze=1)),
 )
 """Searches that end within seconds, every reachable state seen."""
 
 HOLDS_LONGER: tuple[Setting, ...] = (
+    Setting(1, Faults(cut=2, visit=1)),
+    Setting(1, Faults(cut=2, visit=1, delete=1)),
+    Setting(1, Faults(cut=2, visit=1, close=1)),
+    Setting(2, Faults(save=1, cut=1)),
     Setting(2, Faults(cut=1), mark=1),
     Setting(1, Faults(cut=1, change=1), mark=0),
     Setting(2, Faults(cut=1, crash=1)),

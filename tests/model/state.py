@@ -28,11 +28,13 @@ CHUNK: Final = 1
 ACK: Final = 2
 """(ACK, acknowledged position)"""
 DELETE: Final = 3
-"""(DELETE,)"""
+"""(DELETE, the epoch that it ends)"""
 MAKE: Final = 4
 """(MAKE, mode, incarnation, state): a fork (mode create) or a restore (mode replace), a call of its own"""
 CLOSE: Final = 5
-"""(CLOSE,)"""
+"""(CLOSE, the position behind which it stands)"""
+FLUSH: Final = 6
+"""(FLUSH, the position up to which all is to be durable)"""
 
 # Frames to the client.
 OPENED: Final = 10
@@ -51,9 +53,12 @@ OTHER: Final = 16
 """(OTHER,): what the first of two handles of a connection hears, a reply or an error"""
 MOVE: Final = 17
 """(MOVE,): the session is to be taken elsewhere"""
+FLUSHED: Final = 18
+"""(FLUSHED,): all is durable that a flush was about"""
 
 # Modes.
 CREATE: Final = 1
+RESUME: Final = 2
 EITHER: Final = 3
 REPLACE: Final = 4
 
@@ -68,6 +73,7 @@ EXISTS: Final = "SESSION_EXISTS"
 UNAVAILABLE: Final = "STORE_UNAVAILABLE"
 POISONED: Final = "QUARANTINED"
 REFUSED: Final = "NON_FINITE_STATE"
+BEHIND: Final = "POSITION_GAP of a close or a flush"
 FULL: Final = "WINDOW_FULL"
 
 # How a claim goes that is granted.
@@ -130,6 +136,10 @@ class Client(NamedTuple):
     """Its inputs are not those that an earlier run sent."""
     moving: bool = False
     """Whether it was asked to go elsewhere, and sends no more here."""
+    wanted: int = -1
+    """Up to where the application waits for all to be durable, -1 for nowhere."""
+    asked: bool = False
+    """Whether a close, or a flush, is on its way."""
     owed: int = 0
     """The end of what the first of two handles has sent, while it waits for the reply."""
     told: str = ""
@@ -169,6 +179,8 @@ class Row(NamedTuple):
     """The position at which the next chunk that is accepted starts."""
     queue: tuple[tuple[int, int], ...] = ()
     """Accepted chunks: (connection, input)."""
+    writer: int = 0
+    """Who claimed it: 0 for the client, 1 for another one."""
 
 
 class Copy(NamedTuple):
@@ -187,6 +199,8 @@ class Copy(NamedTuple):
     """Who claimed it, -1 for a process that is dead."""
     cursor: int = -1
     """The input that its caller is to read next, where that is not the one behind its memory."""
+    writer: int = 0
+    """Who claimed it: 0 for the client, 1 for another one."""
 
 
 class Claim(NamedTuple):
@@ -268,6 +282,8 @@ class Store(NamedTuple):
     """The owner whose row is the newest there is, -1 where the record is. Nobody knows that; invariants do."""
     visited: bool = False
     """Whether another client's claim was granted."""
+    taken: int = 0
+    """The epoch of the last such claim that the store knows of."""
 
 
 class State(NamedTuple):

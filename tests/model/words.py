@@ -21,6 +21,7 @@ _FAULTS = {
     "reset": "the application opens the session with mode replace, with inputs of a new history",
     "delete": "the application deletes the session and opens it again, with inputs of a new history",
     "close": "the application closes the session",
+    "save": "the application asks that all that it has sent be made durable",
     "restart": "the client is killed and started again; it asks for the replies that it lacks",
     "change": "the client is killed and started again; inputs without a reply are others now",
     "twin": "the client hangs, listening; it is started a second time, with other inputs",
@@ -74,6 +75,8 @@ def _sentence(state: State, event: Event) -> str:
     if name == "send":
         mark = state.client.inputs[state.client.sent] == st.MARK
         return f"the client sends {'the reset' if mark else f'chunk {state.client.sent}'}"
+    if name == "ask":
+        return f"the client asks again for {'the close' if state.client.intent == st.CLOSING else 'the flush'}"
     if name == "acknowledge":
         return f"the client acknowledges position {state.client.delivered}"
     if name == "receive" and wire is not None:
@@ -113,7 +116,7 @@ def _sentence(state: State, event: Event) -> str:
 def _message(message: Any) -> str:
     kind, *rest = message
     if kind == st.OPEN:
-        mode = "replace" if rest[0] == st.REPLACE else "either"
+        mode = {st.REPLACE: "replace", st.RESUME: "resume"}.get(rest[0], "either")
         return f"the open (mode {mode}, incarnation {rest[1]}, seen epoch {rest[2]}, can replay from {rest[3]})"
     if kind == st.MAKE:
         return f"the call to {'fork' if rest[0] == st.CREATE else 'restore'} the session (incarnation {rest[1]})"
@@ -123,9 +126,13 @@ def _message(message: Any) -> str:
     if kind == st.ACK:
         return f"the acknowledgement of {rest[0]}"
     if kind == st.CLOSE:
-        return "the close"
+        return f"the close, behind {rest[0]}"
+    if kind == st.FLUSH:
+        return f"the flush up to {rest[0]}"
+    if kind == st.FLUSHED:
+        return "the answer to the flush"
     if kind == st.DELETE:
-        return "the delete"
+        return f"the delete of epoch {rest[0]}"
     if kind == st.OPENED:
         return f"opened: epoch {rest[0]}, position {rest[1]}, durable {rest[2]}"
     if kind == st.RESULT and (not rest[1] or rest[1][-1] == st.MARK):

@@ -79,7 +79,7 @@ def finished(state: State, rules: Rules) -> bool:
         return True
     count = len(client.inputs)
     told = state.sync or client.durable == count  # In mode sync a reply says so by itself.
-    if client.delivered < count or not told or client.intent != st.STEP or client.owed:
+    if client.delivered < count or not told or client.intent != st.STEP or client.owed or client.wanted >= 0:
         return False
     return record is not None and record.live and len(record.memory) == cl.place(rules, client.inputs, count)
 
@@ -100,6 +100,7 @@ FAIR: tuple[Event, ...] = (
     *((name, at) for name in STEPS for at in (0, 1)),
     ("leave", 0),
     ("send", 0),
+    ("ask", 0),
     ("acknowledge", 0),
     ("connect", 0),
 )
@@ -136,6 +137,9 @@ def _possible(state: State) -> Iterator[Event]:
                 yield "duplicate", wire.owner
         yield "send", 0
         yield "acknowledge", 0
+        yield "ask", 0
+        if faults.save:
+            yield "save", 0
         if client.moving:
             yield "leave", 0
             yield "stay", 0
@@ -218,6 +222,8 @@ def _step(state: State, rules: Rules, name: str, at: int) -> State | None:
         return cl.receive(state, rules)
     if name == "send":
         return cl.send(state, rules)
+    if name == "ask":
+        return cl.ask(state, rules)
     if name == "acknowledge":
         return cl.acknowledge(state, rules)
     if name == "leave":
@@ -302,7 +308,9 @@ def _fault(state: State, rules: Rules, name: str, at: int) -> State | None:
     if name == "delete":
         return cl.delete(state)
     if name == "close":
-        return cl.close(state)
+        return cl.close(state, rules)
+    if name == "save":
+        return cl.flush(state, rules)
     if name == "restore":
         return cl.restore(state)
     if name == "again":
@@ -327,7 +335,7 @@ def _flushed(state: State, rules: Rules) -> State | None:
     if store.record is None or store.away or store.buried:
         return None
     forgot = store.forgot or bool(store.record.memory)
-    state = state._replace(store=store._replace(record=None, forgot=forgot))
+    state = state._replace(store=store._replace(record=None, forgot=forgot, taken=0))
     for at in (0, 1):
         owner = state.owners[at]
         if not rules.flushed_rows_are_dirty:

@@ -159,7 +159,7 @@ class StoreMachine(RuleBasedStateMachine):
                 and entry.record.writer != claim.writer
                 and (
                     entry.record.incarnation == claim.incarnation
-                    or (claim.mode is Mode.RESUME and 0 < claim.seen_epoch < entry.record.epoch)
+                    or (claim.mode in (Mode.RESUME, Mode.EITHER) and 0 < claim.seen_epoch < entry.record.epoch)
                 )
             )
         ):

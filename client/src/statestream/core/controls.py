@@ -212,6 +212,7 @@ class Controls:
             handles=handles_column(asked),
             action=CLOSE_ACTION_DETACH if batch[0].kind is Kind.DETACH else CLOSE_ACTION_DELETE,
             positions=positions_column(self._table.next[asked]),
+            epochs=positions_column(self._table.epoch[asked]),
         )
         return StreamRequest(frame=frame, close=close)
 

@@ -68,6 +68,9 @@ class Refusals:
                 # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
                 newest = int(error.metadata.get("incarnation", "0"))
                 table.incarnation[handle] = max(int(table.incarnation[handle]), newest) + 1
+                if opening.revival:  # Whose it is now is known to the caller, who wants it back.
+                    taken = int(error.metadata.get("epoch", "0"))
+                    table.epoch[handle] = max(table.epoch.item(handle), taken)
                 moved.setdefault(newest // TOGETHER, []).append(handle)
             elif first and opening.uncertain and error.metadata.get("untouched") and again_soon:
                 done.append(handle)

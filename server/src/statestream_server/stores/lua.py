@@ -39,7 +39,7 @@ end
 """
 
 _CLAIM = """
-local CREATE, RESUME, REPLACE, NOBODY = 1, 2, 4, string.rep('\\0', 16)
+local CREATE, RESUME, EITHER, REPLACE, NOBODY = 1, 2, 3, 4, string.rep('\\0', 16)
 local answers = {}
 for i = 1, #KEYS - 2 do
   local key, member = KEYS[i + 2], ARGV[2 * i - 1]
@@ -59,7 +59,7 @@ for i = 1, #KEYS - 2 do
     answer = 'U'
   elseif stored and (incarnation < stored.incarnation
       or stored.live and writer ~= stored.writer and (incarnation == stored.incarnation
-        or mode == RESUME and seen > 0 and seen < stored.epoch)) then
+        or (mode == RESUME or mode == EITHER) and seen > 0 and seen < stored.epoch)) then
     answer = 'R' .. stored.text
   elseif mode == CREATE and (live or held) then
     answer = 'E' .. as_it_stands

@@ -129,8 +129,9 @@ def _is_anothers(claim: Claim, stored: Columns) -> bool:
     """Whether a session is another writer's, who must not be overtaken by what this claim comes from."""
     if not stored.live or claim.writer == stored.writer:
         return False
-    # Who resumes with an epoch does so to end what it began: a close whose answer was lost with a stream, or with two.
-    overtaken = claim.mode is Mode.RESUME and 0 < claim.seen_epoch < stored.epoch
+    # A caller who wants a session back names no epoch, or the one that it was refused with. A lower one is named by a
+    # client that opens again by itself, after any number of streams: it goes on with, or ends, what it had.
+    overtaken = claim.mode in (Mode.RESUME, Mode.EITHER) and 0 < claim.seen_epoch < stored.epoch
     return overtaken or claim.incarnation == stored.incarnation
 
 

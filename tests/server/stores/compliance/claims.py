@@ -146,20 +146,23 @@ class Claims:
         assert answer.record is not None
         assert (answer.record.epoch, answer.record.writer) == (saved.epoch, saved.writer)
 
-    async def test_who_resumes_to_end_what_it_began_takes_nothing_from_another_writer(self, store: Store) -> None:
+    @pytest.mark.parametrize("mode", [Mode.RESUME, Mode.EITHER])
+    async def test_who_opens_again_by_itself_takes_nothing_from_another_writer(self, store: Store, mode: Mode) -> None:
         """It lost two streams before it was answered: its number is above that of who took the session meanwhile."""
         saved = await created_and_saved(store)
         taken = await claim(store, writer=B, incarnation=11)
         assert taken.record is not None
         for incarnation in (12, 13):
-            answer = await claim(store, mode=Mode.RESUME, incarnation=incarnation, seen_epoch=saved.epoch)
+            answer = await claim(store, mode=mode, incarnation=incarnation, seen_epoch=saved.epoch)
             assert answer.verdict is Verdict.REFUSED
             assert answer.record is not None
             assert (answer.record.epoch, answer.record.writer) == (taken.record.epoch, B)
-        own = await claim(store, mode=Mode.RESUME, writer=B, incarnation=14, seen_epoch=saved.epoch)
+        own = await claim(store, mode=mode, writer=B, incarnation=14, seen_epoch=saved.epoch)
         assert own.verdict is Verdict.TAKEN
-        opened = await claim(store, mode=Mode.RESUME, incarnation=15)
-        assert opened.verdict is Verdict.TAKEN
+        assert own.record is not None
+        for incarnation, seen in ((15, 0), (16, own.record.epoch + 1)):
+            back = await claim(store, mode=mode, incarnation=incarnation, seen_epoch=seen)
+            assert back.verdict is Verdict.TAKEN  # A caller wants it, whoever has it.
 
     async def test_a_tombstone_refuses_a_lower_incarnation_and_raises_the_epoch(self, store: Store) -> None:
         saved = await created_and_saved(store)
