@@ -195,7 +195,7 @@ async def test_a_channel_carries_answers_and_errors_and_ends() -> None:
 
     one, other = Channel(answer), Channel(answer)
     running = [asyncio.create_task(one.run(ours)), asyncio.create_task(other.run(theirs))]
-    assert await asyncio.gather(one.ask("a", x=[1, None, "ü"]), other.ask("b")) == [
+    assert [*await asyncio.gather(one.ask("a", x=[1, None, "ü"]), other.ask("b"))] == [
         {"what": "a", "x": [1, None, "ü"]},
         {"what": "b"},
     ]
