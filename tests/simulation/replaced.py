@@ -165,7 +165,6 @@ KEPT: Final = {
     "statestream_server.models.proof.sharing.time": "as above",
     "statestream_server.models.proof.trials.time": "as above",
     "statestream_server.models.proof.warming.time": "as above",
-    "statestream_server.edges.http.port.time": "no HTTP port is open",
     "statestream_server.quarantine.quarantine.time": "a simulated server has no folder for it, and notes nothing",
     "statestream_server.quarantine.recorder.secrets": "as above",
     "statestream_server.stores.memory.time": "when records were used: later than all virtual time, so none expires",
@@ -174,5 +173,12 @@ KEPT: Final = {
     "statestream_server.stores.redis.uuid": "as above",
     "statestream_server.stores.sqlite.time": "as above",
     "statestream_server.stores.sqlite_tables.uuid": "as above",
+    "statestream_server.edges.http.pages.time": "no HTTP port is open",
+    "statestream_server.models.proof.kept.secrets": "files are tried before, see FILES",
+    "statestream_server.models.proof.kept.time": "as above",
+    "statestream_server.reloading.time": "nobody watches the models there, see Settings.watch",
+    "statestream_server.stores.redis_upkeep.uuid": "not the store that is simulated",
+    "statestream_server.stores.sqlite_upkeep.uuid": "as above",
+    "statestream_server.upkeep.copying.time": "a command, beside servers",
 }
 """Where they are reached all the same, and why no schedule depends on it."""
