@@ -79,7 +79,7 @@ def check_share(share: object) -> float:
     if isinstance(share, bool) or not isinstance(share, int | float):
         raise TypeError(f"share is {came(share)}; expected a number above 0, at most 1")
     if not 0 < share <= 1:
-        raise ValueError(f"share is {share:g}; expected a number above 0, at most 1, as 0.5 for half")
+        raise ValueError(f"share is {share!r}; expected a number above 0, at most 1, as 0.5 for half")
     return share
 
 

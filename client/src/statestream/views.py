@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
 from statestream.contract.signature import Signature
 from statestream.v1 import inference_pb2, model_pb2, server_pb2, session_pb2
 
@@ -92,11 +94,11 @@ def read_model(message: model_pb2.Model) -> Model:
         name=message.name,
         version=message.version,
         is_default=message.is_default,
-        kind=_word(model_pb2.ModelKind.Name(message.kind), "MODEL_KIND_"),
+        kind=_word(model_pb2.ModelKind, message.kind, "MODEL_KIND_"),
         digest=message.digest,
         description=message.signature.description,
         signature=message.signature,
-        batch_invariance=_word(model_pb2.BatchInvariance.Name(message.batch_invariance), "BATCH_INVARIANCE_"),
+        batch_invariance=_word(model_pb2.BatchInvariance, message.batch_invariance, "BATCH_INVARIANCE_"),
         resident_sessions=message.resident_sessions,
         error=message.error,
     )
@@ -112,7 +114,7 @@ def read_session(message: session_pb2.Session) -> SessionInfo:
         position=message.position,
         durable_position=message.durable_position,
         epoch=message.epoch,
-        residence=_word(session_pb2.Residence.Name(message.residence), "RESIDENCE_"),
+        residence=_word(session_pb2.Residence, message.residence, "RESIDENCE_"),
         ephemeral=message.ephemeral,
         last_used=used.ToDatetime(tzinfo=UTC) if used.seconds or used.nanos else None,
         origin=message.origin,
@@ -219,7 +221,7 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         version=message.version,
         protocol=message.protocol,
         server_id=message.server_id,
-        durability=_word(inference_pb2.DurabilityMode.Name(message.durability), "DURABILITY_MODE_"),
+        durability=_word(inference_pb2.DurabilityMode, message.durability, "DURABILITY_MODE_"),
         store=store.kind,
         survives=tuple(name for name, does in survives if does),
         device=message.device,
@@ -246,6 +248,7 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
     )
 
 
-def _word(name: str, prefix: str) -> str:
-    word = name.removeprefix(prefix).lower()
+def _word(kind: EnumTypeWrapper, number: int, prefix: str) -> str:
+    """The word of an enum's value; of one that only a newer release knows, its number."""
+    word = kind.Name(number).removeprefix(prefix).lower() if number in kind.values() else str(number)
     return "" if word == "unspecified" else word

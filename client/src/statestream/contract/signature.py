@@ -227,6 +227,8 @@ def _check_state(where: str, spec: StateSpec) -> None:
         )
     if dtype.kind != "f" and any(value != int(value) for value in spec.start):
         raise SignatureError(f"{where}.start has fractions; dtype is {spec.dtype}")
+    if spec.check not in StateCheck.values():
+        raise SignatureError(f"{where}.check is {spec.check}; expected 0 to {max(StateCheck.values())}")
     _check_ranges(where, spec, shape)
     if any(known.counts_steps for known in spec.ranges):
         raise SignatureError(f"{where}.ranges count steps; only inputs may")

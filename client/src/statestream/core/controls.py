@@ -25,8 +25,8 @@ from statestream.core.tickets import ControlTicket, again
 from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DELETE,
     CLOSE_ACTION_DETACH,
-    DURABILITY_MODE_INTERVAL,
     DURABILITY_MODE_NONE,
+    DURABILITY_MODE_SYNC,
     ClosedFrame,
     CloseFrame,
     DurabilityMode,
@@ -189,7 +189,7 @@ class Controls:
         for control in self.waiting:
             handles = control.handles[table.state[control.handles] != State.FAILED]
             idle = bool((table.answered[handles] == table.next[handles]).all())
-            safe = self.durability != DURABILITY_MODE_INTERVAL or not self._behind(handles).any()
+            safe = self.durability in (DURABILITY_MODE_NONE, DURABILITY_MODE_SYNC) or not self._behind(handles).any()
             (done if control.kind is Kind.DETACH and idle and safe else rest).append(control)
         self.waiting = rest
         self._finish(done)

@@ -112,9 +112,10 @@ class Closings:
         """Lets sessions go, or deletes them, once the chunks sent before are applied; a detach once they are durable.
 
         Raises:
-            BadFrame: The frame cannot be read.
+            BadFrame: The frame cannot be read, or there is no such action; all stay open.
             StoreUnavailable, TooManySessions: A session that slept could not be brought back; all stay open.
         """
+        wire.check_enum(request.action, pb.CloseAction, "action")
         handles = read_handles(request.handles)
         count = len(handles)
         ends = wire.column(request.positions, "<u8", count, "positions") if request.positions else None

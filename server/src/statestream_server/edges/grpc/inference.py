@@ -130,9 +130,7 @@ def _mark(request: pb.StepRequest) -> int:
     Raises:
         BadFrame: There is no such mark, it has inputs, or its cursor is too long or missing.
     """
-    mark, most = int(request.mark), max(pb.Mark.values())
-    if not 0 <= mark <= most:
-        raise errors.BadFrame(f"mark is {mark}; expected 0 to {most}", metadata={"field": "mark"})
+    mark = wire.check_enum(request.mark, pb.Mark, "mark")
     if mark and request.inputs:
         raise errors.BadFrame("a mark has inputs; expected none", metadata={"field": "inputs"})
     if not wire.check_cursor(request.cursor, "cursor") and mark == pb.MARK_CURSOR:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from statestream.contract import errors
 from statestream.contract.errors import quoted, shortened
 from statestream.contract.signature import TensorSpec
 from statestream.contract.tensors import MAX_CURSOR_BYTES, view_of
+from statestream.v1.inference_pb2 import OpenMode
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc.caps import MAX_AXES
@@ -129,11 +131,19 @@ def open_mode(number: int) -> Mode:
     Raises:
         BadFrame: There is no such mode.
     """
-    try:
-        return Mode(number or Mode.EITHER)
-    except ValueError as error:
-        most = int(max(Mode))
-        raise errors.BadFrame(f"mode is {number}; expected 0 to {most}", metadata={"field": "mode"}) from error
+    return Mode(check_enum(number, OpenMode, "mode") or Mode.EITHER)
+
+
+def check_enum(number: int, kind: EnumTypeWrapper, field: str) -> int:
+    """The number of an enum's value. What this release does not know asks for what it does not do.
+
+    Raises:
+        BadFrame: It is none of the enum's.
+    """
+    known = kind.values()
+    if number not in known:
+        raise errors.BadFrame(f"{field} is {number}; expected 0 to {max(known)}", metadata={"field": field})
+    return number
 
 
 def row_errors(handles: Array, error: errors.StatestreamError) -> list[RowError]:
