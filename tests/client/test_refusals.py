@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 
 from statestream import errors
 from statestream.core import Lane, StepTicket
+from statestream.core.blocks import Block
 from statestream.v1 import inference_pb2 as pb
 from tests.client.wire import Wire, make_core
 from tests.client.world import FEATURES, MODEL
@@ -89,3 +93,56 @@ def test_a_frame_refused_as_a_whole_fails_its_chunks_only(wire: Wire) -> None:
     again = wire.step(first, np.ones((1, FEATURES)))
     wire.run()
     assert again.value[0, 0] == 1
+
+
+def test_refusals_of_a_whole_pool_are_looked_up_together(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done once for a frame is not done for every row of it: that would grow with the square of the rows."""
+    count, calls = 300, list[str]()
+    handles = wire.open(*(f"s{number}" for number in range(count)))
+
+    def counted(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(self: Block, *given: object) -> object:
+            calls.append(name)
+            return real(self, *given)
+
+        return call
+
+    for name in ("find", "settle", "still_waiting"):
+        monkeypatch.setattr(Block, name, counted(name, getattr(Block, name)))
+    ticket = wire.pool(handles, np.full((count, 1, FEATURES), np.nan, np.float32), 1)
+    wire.run()
+    assert len(ticket.errors) == count
+    assert len({id(error) for error in ticket.errors.values()}) == count, "each caller raises an error of its own"
+    assert len(calls) < 20
+    again = wire.pool(handles, np.ones((count, 1, FEATURES), np.float32), 1)
+    wire.run()
+    assert not again.errors
+    assert (again.value["y"] == 1).all()
+
+
+@pytest.mark.parametrize("sent", [False, True])
+@pytest.mark.parametrize("moves", range(3))
+def test_some_of_a_pool_are_refused_with_others_behind_them(wire: Wire, moves: int, sent: bool) -> None:
+    """Whatever has left by then: what is behind a refused row fails, in flight or not, and nothing else does."""
+    handles = wire.open(*"abcdef")
+    x = np.ones((6, 1, FEATURES), np.float32)
+    x[[1, 2, 4]] = np.nan
+    pool = wire.pool(handles, x, 1)
+    for move in [wire.send, wire.serve][:moves]:
+        move()
+    behind = [wire.step(handles[row], np.ones((1, FEATURES))) for row in (0, 1, 2)]
+    if sent:
+        wire.send()
+    late = wire.pool(handles[2:5], np.ones((3, 1, FEATURES), np.float32), 1)
+    wire.run()
+    assert sorted(pool.errors) == [1, 2, 4]
+    assert behind[0].error is None
+    assert all(isinstance(step.error, errors.NonFiniteState) for step in behind[1:])
+    assert sorted(late.errors) == [0, 2]
+    assert not wire.core.table.stale.any()
+    assert not wire.core.table.in_flight.any()
+    again = wire.pool(handles, np.ones((6, 1, FEATURES), np.float32), 1)
+    wire.run()
+    assert not again.errors
+    rows = [wire.world.rows[name] for name in "abcdef"]
+    assert [row.position for row in rows] == wire.core.table.next[handles].tolist()

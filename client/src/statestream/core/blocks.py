@@ -211,11 +211,11 @@ class Block:
         self.waiting[rows] = False
         self.left = int(np.count_nonzero(self.waiting))
 
-    def kill(self, row: int) -> None:
-        """Gives one chunk up: its reply, if one comes, is discarded."""
+    def kill(self, rows: Ints | int) -> None:
+        """Gives chunks up: their replies, if any come, are discarded."""
         if self.dead is None:
             self.dead = np.zeros(len(self), np.bool_)
-        self.dead[row] = True
+        self.dead[rows] = True
 
     def is_given_up(self) -> bool:
         """Whether all replies that are still to come are of chunks that were given up."""

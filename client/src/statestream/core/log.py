@@ -175,8 +175,7 @@ class Log:
         if block.kept:
             self._buffer.add(part)
         block.settle(rows)
-        for row in rows.tolist():
-            block.kill(row)
+        block.kill(rows)
         return part
 
     def _drop_unsent(self, block: Block, handle: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,6 +34,9 @@ REOPEN = (errors.NotOwner, errors.SessionNotFound, errors.PositionGap)
 
 FATAL = (errors.SessionMoved, errors.StateLost, errors.ModelChanged, errors.ModelNotFound, errors.Unauthenticated)
 """Refusals after which the session cannot be used by this client any more."""
+
+PECULIAR = (errors.PositionConflict, errors.AlreadyApplied, *REOPEN, *TRANSIENT, *FATAL)
+"""Refusals of which more follows than that the chunk, and what is behind it, fails."""
 
 FRAME_ACKS = 1 << 18
 """The most sessions in a frame that acknowledges."""
@@ -95,8 +98,7 @@ class Results:
             self._match(block, result, outputs)
         if result.errors:
             self._buffer.look_again()
-            for row_error in result.errors:
-                self._refused_row(frame, row_error, now)
+            self._refused(frame, result.errors, now)
         self._buffer.advance(now)
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
@@ -104,8 +106,8 @@ class Results:
         block = self._log.in_flight.get(frame)
         if block is None:
             return False
-        for row in np.flatnonzero(block.still_waiting()).tolist():
-            self._refuse(block, row, error, now)
+        rows = np.flatnonzero(block.still_waiting())
+        self._refuse(block, rows, [again(error) for _ in range(len(rows))], now)
         return True
 
     def blame(self, fault: StatestreamError) -> None:
@@ -157,10 +159,8 @@ class Results:
             return
         table = self._table
         left = np.flatnonzero(handles < table.size)
-        candidates = [first] if first is not None else []
-        candidates += [block for block in self._log.in_flight.values() if block is not first]
         lengths: Ints | int = result.steps if not result.lengths else read_handles(result.lengths)
-        for block in candidates:
+        for block in self._candidates(first):
             if not left.size:
                 break
             rows = block.find(handles[left], positions[left], table.scratch)
@@ -234,21 +234,61 @@ class Results:
         self._table.stale[handle] -= 1
         self._log.settled(block)
 
-    def _refused_row(self, frame: int, row_error: RowError, now: float) -> None:
-        in_flight = self._log.in_flight
-        handle, position = row_error.handle, row_error.position
-        if handle >= self._table.size:
-            return
-        first = in_flight.get(frame)
-        candidates = [first] if first is not None else []
-        candidates += [block for block in in_flight.values() if block is not first]
-        for block in candidates:
-            rows = block.find(np.array([handle]), np.array([position]), self._table.scratch)
-            if rows[0] >= 0:
-                self._refuse(block, int(rows[0]), from_status(row_error.status), now)
-                return
+    def _candidates(self, first: Block | None) -> list[Block]:
+        """The blocks in flight, the likeliest one first."""
+        others = [block for block in self._log.in_flight.values() if block is not first]
+        return others if first is None else [first, *others]
 
-    def _refuse(self, block: Block, row: int, error: StatestreamError, now: float) -> None:
+    def _refused(self, frame: int, refusals: Sequence[RowError], now: float) -> None:
+        """Finds the chunks that are refused, all of a block together."""
+        table = self._table
+        handles = np.array([refusal.handle for refusal in refusals], np.int64)
+        positions = np.array([refusal.position for refusal in refusals], np.int64)
+        if len(refusals) > 1 and len(np.unique(handles)) < len(refusals):
+            for refusal in refusals:  # Of one session in their order: what is behind a refused chunk is given up by it.
+                self._refused(frame, [refusal], now)
+            return
+        left = np.flatnonzero(handles < table.size)
+        for block in self._candidates(self._log.in_flight.get(frame)):
+            if not left.size:
+                break
+            rows = block.find(handles[left], positions[left], table.scratch)
+            hit = rows >= 0
+            if hit.any():
+                found = [from_status(refusals[at].status) for at in left[hit].tolist()]
+                self._refuse(block, rows[hit], found, now)
+                left = left[~hit]
+
+    def _refuse(self, block: Block, rows: Ints, refusals: Sequence[StatestreamError], now: float) -> None:
+        """Refuses some chunks of a block: together those of which only their callers hear."""
+        discard, plain = isinstance(block.sink, Discard), list[int]()
+        for at, (row, error) in enumerate(zip(rows.tolist(), refusals, strict=True)):
+            if discard or isinstance(error, PECULIAR) or (block.dead is not None and block.dead[row]):
+                self._refuse_one(block, row, error, now)
+            else:
+                plain.append(at)
+        if plain:
+            self._give_up(block, rows[plain], [refusals[at] for at in plain])
+
+    def _give_up(self, block: Block, rows: Ints, refusals: Sequence[StatestreamError]) -> None:
+        """Tells callers of refused chunks; their sessions go back to where these started."""
+        table, log, sink = self._table, self._log, block.sink
+        handles, starts = block.handles[rows], block.starts[rows]
+        block.settle(rows)
+        block.kill(rows)
+        table.in_flight[handles] -= 1
+        followed = table.next[handles] > block.ends[rows]
+        last = handles[~followed]
+        table.next[last] = table.sent[last] = starts[~followed]
+        for row, error in zip(rows.tolist(), refusals, strict=True):
+            sink.fail(row, error)
+        for at in np.flatnonzero(followed).tolist():
+            log.abandon(handles.item(at), starts.item(at), behind(refusals[at], starts.item(at)))
+        for handle in handles.tolist() if log.held_since else ():
+            log.held_since.pop(handle, None)
+        log.settled(block)
+
+    def _refuse_one(self, block: Block, row: int, error: StatestreamError, now: float) -> None:
         if block.dead is not None and block.dead[row]:
             self._ghost(block, row)
             return
@@ -289,11 +329,8 @@ class Results:
             block.sink.fail(row, error)
             log.fail(handle, error, heard=not discard)
         else:
-            log.held_since.pop(handle, None)
-            self._take_out(block, row)
-            block.kill(row)
-            block.sink.fail(row, error)
-            log.abandon(handle, start, behind(error, start))
+            self._give_up(block, np.array([row]), [error])
+            return
         self._log.settled(block)
 
     def _take_out(self, block: Block, row: int) -> None:
