@@ -14,7 +14,7 @@ STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu simulate install stubs
-.PHONY: lessons twins dist example-models clean
+.PHONY: lessons twins dist example-models scale clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make attack        the same, measured: the longest turn of the loop, the victim's steps"
 	@echo "make check         format, lint, types, layers, stubs, twins and protos"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
+	@echo "make scale         measures costs here, compares a simulated fleet with real ones, asks it for large ones"
 	@echo "make chaos         kills servers at random"
 	@echo "make lessons       trains, measures and draws what docs/lessons shows, some three minutes"
 	@echo "make example-models  trains the models in deploy/models anew; ARGS=--check writes nothing"
@@ -104,6 +105,9 @@ check-protos: $(STAMP)
 
 bench: $(STAMP)
 	@$(RUN) -m benchmarks $(ARGS)
+
+scale: $(STAMP)
+	@$(RUN) -m benchmarks.scale $(ARGS)
 
 CHAOS ?= tests/chaos tests/model tests/server/durability
 chaos: $(STAMP)

@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-_COLOURS = ("#54585f", "#4c78a8", "#f58518", "#e45756", "#54a24b", "#b279a2", "#9d755d")
+COLOURS = ("#54585f", "#4c78a8", "#f58518", "#e45756", "#54a24b", "#b279a2", "#9d755d")
 _REACHED, _MISSED = "#54a24b", "#e45756"
 
 
@@ -43,12 +43,12 @@ def _ratios(results: list[dict[str, Any]], file: Path) -> None:
     axes.set(xlabel="multiple of the target; lines: least and most")
     axes.set_xlim(0, max(1.5, axes.get_xlim()[1]))
     axes.margins(y=0.01)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _throughput(found: dict[str, Any], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
-    for (name, medians), colour in zip(found["steps_per_second"].items(), _COLOURS, strict=False):
+    for (name, medians), colour in zip(found["steps_per_second"].items(), COLOURS, strict=False):
         middle, low, high = zip(*medians, strict=True)
         axes.plot(found["sessions"], middle, marker="o", color=colour, label=name)
         axes.fill_between(found["sessions"], low, high, color=colour, alpha=0.18, linewidth=0)
@@ -56,7 +56,7 @@ def _throughput(found: dict[str, Any], file: Path) -> None:
     axes.set(xlabel="sessions N (a batch of N)", ylabel="steps a second", title="LSTM 8 → 2×64 → 1, single steps")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.legend()
-    _save(figure, file)
+    save(figure, file)
 
 
 def _logarithmic(axes: Axes, sizes: list[int]) -> None:
@@ -70,7 +70,7 @@ def _latency(found: dict[str, Any], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     # The upper end is what matters, so the axis is that of 1 / (1 - quantile).
     at = [1 / (1 - quantile) for quantile in found["quantiles"]]
-    for (name, values), colour in zip(found["milliseconds"].items(), _COLOURS, strict=False):
+    for (name, values), colour in zip(found["milliseconds"].items(), COLOURS, strict=False):
         axes.plot(at, values, color=colour, label=name)
     ticks = [0.5, 0.9, 0.99, 0.999]
     axes.set(xscale="log", yscale="log", xlabel="percentile", ylabel="ms of a single step", title="Round trips")
@@ -79,7 +79,7 @@ def _latency(found: dict[str, Any], file: Path) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, file)
+    save(figure, file)
 
 
 def _profile(found: dict[str, Any], file: Path) -> None:
@@ -87,31 +87,32 @@ def _profile(found: dict[str, Any], file: Path) -> None:
     names = list(found["cases"])[::-1]
     figure, axes = pyplot.subplots(figsize=(10, 0.55 * len(names) + 1.5), layout="constrained")
     left = [0.0] * len(names)
-    for phase, colour in zip(found["phases"], (*_COLOURS[:-1], "#dddddd"), strict=True):
+    for phase, colour in zip(found["phases"], (*COLOURS[:-1], "#dddddd"), strict=True):
         widths = [100 * found["cases"][name]["shares"][phase] for name in names]
         axes.barh(names, widths, left=left, label=phase, color=colour, height=0.7)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set(xlabel="% of the loop thread's time", xlim=(0, 100))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=8, frameon=False)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _soak(found: dict[str, Any], file: Path) -> None:
     """Memory over time, and what is held."""
     figure, (memory, counts) = pyplot.subplots(2, 1, figsize=(10, 5), sharex=True, layout="constrained")
     minutes = [second / 60 for second in found["seconds"]]
-    memory.plot(minutes, [value / 2**20 for value in found["rss"]], color=_COLOURS[1])
+    memory.plot(minutes, [value / 2**20 for value in found["rss"]], color=COLOURS[1])
     memory.axvspan(0, found["warm_up_seconds"] / 60, color="#dddddd", label="warm-up")
     memory.set(ylabel="RSS of the server, MiB", ylim=(0, None), title="Mixed load without pause")
     memory.legend(loc="lower right")
-    for (name, values), colour in zip(found["counts"].items(), _COLOURS[1:], strict=False):
+    for (name, values), colour in zip(found["counts"].items(), COLOURS[1:], strict=False):
         counts.plot(minutes, values, color=colour, label=name, linewidth=1)
     counts.set(xlabel="minutes", ylabel="held by the server", yscale="symlog", xlim=(0, minutes[-1]))
     counts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=6, fontsize=8, frameon=False)
-    _save(figure, file)
+    save(figure, file)
 
 
-def _save(figure: Any, file: Path) -> None:
+def save(figure: Any, file: Path) -> None:
+    """Writes a picture and lets go of it."""
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
