@@ -62,7 +62,7 @@ def size_of(costs: Costs, measured: Mapping[str, Mapping[str, float]], sessions:
     saves = 1 / max(1.0, interval)
     step = costs.frame / SIZE + costs.step
     # How many are saved at once depends on how many a replica has, on which the cost of a call depends.
-    each, replicas = SIZE, 1
+    each, replicas = float(SIZE), 1
     for _ in range(20):
         record = costs.record + costs.call * calls(each) / each
         replicas = max(3, math.ceil(sessions * (step + saves * record) / BUSY))

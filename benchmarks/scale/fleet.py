@@ -186,7 +186,8 @@ class Outcome:
     @property
     def elsewhere(self) -> np.ndarray:
         """How late answers are from the kill on for everybody else."""
-        return self.late[~self.victims & (self.due + self.late > self.setting.kill_at)]
+        found: np.ndarray = self.late[~self.victims & (self.due + self.late > self.setting.kill_at)]
+        return found
 
 
 class Fleet:

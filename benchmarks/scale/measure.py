@@ -144,7 +144,7 @@ async def records(models: Path, folder: Path, rounds: int) -> dict[str, list[flo
                         before = _used(server, redis)
                         await one.pool.flush()
                         used += _used(server, redis) - before
-                    each.append(tuple(used / repeats))  # type: ignore[arg-type]
+                    each.append(tuple(used / repeats))
                     if size == MANY:
                         memory = redis.client.info("memory")["used_memory_dataset"]
                     await one.pool.delete()

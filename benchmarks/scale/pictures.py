@@ -36,9 +36,9 @@ def _prediction(known: dict[str, Any], file: Path) -> None:
         for place, name in enumerate(COMPARED):
             one, at = run["measured"][name], place + 0.25 * (number - (len(runs) - 1) / 2)
             ends = [[one["median"] / one["median"] - one["least"] / one["median"]], [one["most"] / one["median"] - 1]]
-            label = {"label": f"{run['setting']['replicas']} replicas"} if place == 0 else {}
+            label = f"{run['setting']['replicas']} replicas" if place == 0 else None
             height = found[name] / one["median"] - 1
-            axes.bar(at, height, bottom=1, width=0.22, color=COLOURS[number + 1], alpha=0.85, **label)
+            axes.bar(at, height, bottom=1, width=0.22, color=COLOURS[number + 1], alpha=0.85, label=label)
             axes.errorbar(at, 1, yerr=ends, color="#333333", linewidth=1, capsize=3)
     axes.axhline(1, color="#333333", linewidth=0.8)
     axes.set_xticks(range(len(COMPARED)), [_NAMES[name] for name in COMPARED])
@@ -70,10 +70,12 @@ def _pauses(asked: list[dict[str, Any]], file: Path) -> None:
     for place, one in enumerate(asked):
         for number, (name, found) in enumerate(one["lost"].items()):
             at = place + 0.25 * (number - 1)
-            label = {"label": {"one": "one replica", "five": "five replicas", "zone": "a zone of three"}[name]}
+            label = {"one": "one replica", "five": "five replicas", "zone": "a zone of three"}[name]
             low, high = found["pause_p50"], found["pause_max"]
             colour = COLOURS[number + 1]
-            axes.bar(at, high - low, bottom=low, width=0.2, color=colour, alpha=0.8, **(label if place == 0 else {}))
+            axes.bar(
+                at, high - low, bottom=low, width=0.2, color=colour, alpha=0.8, label=label if place == 0 else None
+            )
             axes.plot([at - 0.1, at + 0.1], [found["pause_p99"]] * 2, color="#333333", linewidth=1)
     names = [f"{one['sessions']:.0e}".replace("e+0", "e") + f"\n{one['save_interval']:g} s" for one in asked]
     axes.set_xticks(range(len(asked)), names)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from benchmarks import figures
 from benchmarks.scale import ask, page
-from benchmarks.scale.fleet import BUCKETS, Costs, Fleet, Outcome, Setting, calls, quantile, simulate
+from benchmarks.scale.fleet import Costs, Fleet, Outcome, Setting, calls, quantile, simulate
+from statestream_server.stores.redis_keys import BUCKETS
 
 COSTS = Costs(
     frame=1e-3, step=2e-6, record=1e-5, call=4e-6, claim=4e-5, shard_record=1e-5, shard_call=1e-6, shard_claim=1e-5
