@@ -65,6 +65,7 @@ class Flow:
 
     Attributes:
         recurrences: All values that recurrent operators and loops carry on.
+        queues: The concatenations of two values or more.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -76,6 +77,7 @@ class Flow:
         self._count = 0
         self._known: dict[tuple[str, str], set[str]] = {}
         self._lay(model.graph, {})
+        self.queues = [step for step in self._steps if step.kind == "Concat" and len(step.inputs) > 1]
         self._makers = defaultdict[str, list[Step]](list)
         self._users = defaultdict[str, list[Step]](list)
         for step in self._steps:
@@ -103,10 +105,6 @@ class Flow:
     def moved_to(self, value: str) -> set[str]:
         """The values whose numbers a value holds unchanged, itself included."""
         return self._closure("to", value, lambda name: (each for step in self._makers[name] for each in _moved(step)))
-
-    def queues(self) -> list[Step]:
-        """The concatenations of two values or more."""
-        return [step for step in self._steps if step.kind == "Concat" and len(step.inputs) > 1]
 
     def _closure(self, way: str, first: str, onward: Callable[[str], Iterable[str]]) -> set[str]:
         if (way, first) not in self._known:

@@ -32,7 +32,7 @@ def likeness(old: str, new: str) -> float:
 
 def _short(one: str, other: str) -> float:
     """Of names of a letter or two, a letter that is added or changed is a part: h0 → hn, c → cn."""
-    if max(len(one), len(other)) > 2 or not one or not other or one[0] != other[0] or not one[0].isalpha():
+    if max(len(one), len(other)) > 2 or not one or one[:1] != other[:1] or not other.isalpha():
         return 0.0
     return 1 / max(len(one), len(other))
 

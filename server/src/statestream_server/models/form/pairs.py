@@ -60,13 +60,14 @@ def found(flow: Flow, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> li
     """
     if len(inputs) < 2:
         return []
+    given = {each.name for each in inputs}
     sources = {output.name: flow.sources(output.name) for output in outputs}
     candidates = {
         (old.name, new.name)
         for old in inputs
         for new in outputs
         if _fit(old, new)
-        and (old.name in sources[new.name] or flow.moved_to(new.name) & {each.name for each in inputs})
+        and (old.name in sources[new.name] or not given.isdisjoint(flow.moved_to(new.name)))
         and not _grows(old, inputs)
     }
     evidence = {pair: why for pair in candidates if (why := _evidence(flow, *pair))}
@@ -118,7 +119,7 @@ def _evidence(flow: Flow, old: str, new: str) -> str:
     for each in flow.recurrences:
         if each.start in starts and each.end in ends:
             return f"{each.kind} starts from it and ends in {new}"
-    for queue in flow.queues():
+    for queue in flow.queues:
         others = [value for value in queue.inputs[1:] if value not in plain]
         if queue.inputs[0] in plain and others and queue.outputs[0] in ends:
             return f"{new} holds its last values behind which new ones are put"
@@ -156,13 +157,17 @@ def _by(pairs: set[tuple[str, str]], side: int) -> Mapping[str, list[tuple[str, 
 
 def _by_names(pairs: set[tuple[str, str]]) -> list[tuple[str, str]]:
     """The pairs whose names are more alike than those of any other pair with one of them."""
+    best: dict[tuple[int, str], list[float]] = {}
     score = {pair: likeness(*pair) for pair in pairs}
-
-    def best(pair: tuple[str, str]) -> bool:
-        rivals = [other for other in pairs if other != pair and (other[0] == pair[0] or other[1] == pair[1])]
-        return score[pair] > 0 and all(score[other] < score[pair] for other in rivals)
-
-    return sorted(pair for pair in pairs if best(pair))
+    for pair, value in score.items():
+        for side, name in enumerate(pair):
+            best.setdefault((side, name), []).append(value)
+    alone = {key: max(values) for key, values in best.items() if values.count(max(values)) == 1}
+    return sorted(
+        pair
+        for pair, value in score.items()
+        if value > 0 and all(alone.get((side, name)) == value for side, name in enumerate(pair))
+    )
 
 
 def _asked(
