@@ -199,9 +199,9 @@ def test_only_what_is_trusted_is_read_and_the_line_to_add_is_told(tmp_path: Path
 
 def test_an_encoder_and_what_settles_a_file_are_to_be_trusted_too(tmp_path: Path) -> None:
     folder = models.write(tmp_path, "pair") / "pair" / "1"
-    (folder / "model.toml").write_text("")
+    (folder / "encoder.toml").write_text("")
     listed = tmp_path / "trusted"
-    names = ["decoder.onnx", "encoder.onnx", "model.toml"]
+    names = ["decoder.onnx", "encoder.onnx", "encoder.toml"]
     listed.write_text("".join(f"{prints.take(folder / name).sha256.upper()} *{name}\n" for name in names))
     assert load(folder / "decoder.onnx", tmp_path, trust=Trust(listed)).digest
     for name in names:

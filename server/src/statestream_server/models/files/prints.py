@@ -52,7 +52,7 @@ def take(path: Path) -> Print:
 def named(path: Path) -> list[Path]:
     """What a version is known to be read from before anything of it is: its file, of a pair both; what settles it."""
     pair = [path.with_name(ENCODER), path.with_name(DECODER)] if path.name in (ENCODER, DECODER) else [path]
-    settling = dict.fromkeys([path.with_name("model.toml"), path.with_suffix(".toml")])
+    settling = dict.fromkeys([path.with_name("model.toml"), *(each.with_suffix(".toml") for each in pair)])
     return [*pair, *(toml for toml in settling if toml.is_file())]
 
 
