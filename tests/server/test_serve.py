@@ -250,7 +250,7 @@ def test_others_are_let_in_only_where_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], environment: dict[str, str], config: str
 ) -> None:
     began: list[Settings] = []
-    monkeypatch.setattr("statestream_server.process.run", lambda settings, _level: began.append(settings))
+    monkeypatch.setattr("statestream_server.process.run", lambda settings, _level, **_: began.append(settings))
     file = tmp_path / "statestream.toml"
     file.write_text(config)
     command = [str(tmp_path), "--config", str(file), "--host", "0.0.0.0", "--store", "memory", *options]

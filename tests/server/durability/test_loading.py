@@ -33,17 +33,17 @@ class Gate:
         self.loaded: list[int] = []
         self.held = threading.Event()
         self.open = threading.Event()
-        self._load = loading.load
+        self._load = loading.load_file
         self.inside: set[int] = set()
         """Versions that load now."""
 
-    def load(self, name: str, version: int, *args: Any, **kwargs: Any) -> Any:
+    def load(self, path: Path, *, version: int, **kwargs: Any) -> Any:
         assert version not in self.inside, "one version twice at once"
         self.inside.add(version)
         try:
             self.held.set()
             assert self.open.wait(30)
-            found = self._load(name, version, *args, **kwargs)
+            found = self._load(path, version=version, **kwargs)
             self.loaded.append(version)
             return found
         finally:
@@ -64,7 +64,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Open at first; `open.clear()` holds what is loaded from then on."""
     gate = Gate()
     gate.open.set()
-    monkeypatch.setattr(loading, "load", gate.load)
+    monkeypatch.setattr(loading, "load_file", gate.load)
     yield gate
     gate.open.set()
 
