@@ -27,10 +27,8 @@ from statestream.v1.inference_pb2 import (
     CLOSE_ACTION_DETACH,
     DURABILITY_MODE_NONE,
     DURABILITY_MODE_SYNC,
-    ClosedFrame,
     CloseFrame,
     DurabilityMode,
-    DurableFrame,
     FlushFrame,
     StreamRequest,
 )
@@ -111,7 +109,7 @@ class Controls:
 
     def __init__(self, table: Table, log: Log, retry_seconds: float) -> None:
         self.durability: DurabilityMode = DURABILITY_MODE_NONE
-        self.on_gone: Callable[[Ints], None] = _nothing
+        self.on_gone: Callable[[Ints], None] = lambda *_: None
         """Hears of sessions that were let go, once that is noted."""
         self.failed: list[Ints] = []
         """Sessions that had failed when they were let go: the server may have them on the stream all the same."""
@@ -154,7 +152,7 @@ class Controls:
 
     def lost(self) -> None:
         """The stream is gone: what was in flight waits again."""
-        self.waiting[:0] = [control for batch in self.in_flight.values() for control in batch]
+        self.waiting[:0] = self.under_way()
         self.in_flight.clear()
         self.failed.clear()
 
@@ -221,21 +219,17 @@ class Controls:
         handles, self.failed = np.unique(np.concatenate(self.failed)), []
         return StreamRequest(frame=frame, close=CloseFrame(handles=handles_column(handles), action=CLOSE_ACTION_DETACH))
 
-    def closed(self, frame: int, message: ClosedFrame, now: float) -> None:
-        """The answer to a close. A session that was not open here any more is as closed as it can be."""
-        self._answered(frame, message.errors, now)
-
-    def flushed(self, frame: int, message: DurableFrame, now: float) -> None:
-        """The answer to a flush."""
-        self._answered(frame, message.errors, now)
+    def answered(self, frame: int, refusals: Iterable[RowError], now: float) -> None:
+        """The answer to a close, or to a flush. What was not open here any more is as closed as it can be."""
+        found = {refusal.handle: from_status(refusal.status) for refusal in refusals}
+        batch = self.in_flight.pop(frame, [])
+        self._finish([one for one in batch if not (found and self._refused(one, found, now)) and not self._early(one)])
 
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
         """Refuses an operation, or asks for it again; False where the frame carried none."""
         batch = self.in_flight.pop(frame, None)
-        if batch is None:
-            return False
-        self._abort([control for control in batch if not self._again(control, error, now)], error)
-        return True
+        self._abort([control for control in batch or () if not self._again(control, error, now)], error)
+        return batch is not None
 
     def due(self) -> float | None:
         """When the next one may leave, of those that must wait."""
@@ -282,21 +276,14 @@ class Controls:
             if not (handle in table.leaving and isinstance(table.failures[handle], SessionNotFound)):
                 control.ticket.errors[handle] = table.failure(handle)
 
-    def _answered(self, frame: int, refusals: Iterable[RowError], now: float) -> None:
-        found = {refusal.handle: from_status(refusal.status) for refusal in refusals}
-        batch = self.in_flight.pop(frame, [])
-        self._finish([one for one in batch if not (found and self._refused(one, found, now)) and not self._early(one)])
-
     def _early(self, control: Control) -> bool:
         """Whether a flush is answered before what it is about: replies to what was sent again may come behind it.
 
         Whoever flushed then finds `position` where it will stand.
         """
-        reached = self._table.answered[control.handles]
-        if (
-            control.kind is not Kind.FLUSH
-            or (reached >= np.minimum(control.ends, self._table.next[control.handles])).all()
-        ):
+        table, handles = self._table, control.handles
+        early = table.answered[handles] < np.minimum(control.ends, table.next[handles])
+        if control.kind is not Kind.FLUSH or not early.any():
             return False
         control.kind = Kind.SETTLE
         self.waiting.append(control)
@@ -305,10 +292,7 @@ class Controls:
     def _refused(self, control: Control, found: dict[int, StatestreamError], now: float) -> bool:
         """Notes what was refused of an operation; True where it is asked for again."""
         mine = {handle: found[handle] for handle in control.asked.tolist() if handle in found}
-        for error in mine.values():
-            if self._again(control, error, now):
-                break
-        else:
+        if not any(self._again(control, error, now) for error in mine.values()):
             control.ticket.errors.update((handle, again(error)) for handle, error in mine.items())
             return False
         if control.kind is Kind.FLUSH:
@@ -404,13 +388,8 @@ def deleted_by_another(session_id: str) -> Closed:
     return Closed(f"session {session_id!r} was deleted by another caller of this client; open it again to start anew")
 
 
-def _nothing(*_: object) -> None:
-    """What nobody hears."""
-
-
 def _batches(controls: list[Control]) -> Iterator[list[Control]]:
-    batch: list[Control] = []
-    count = 0
+    batch, count = list[Control](), 0
     for control in controls:
         if batch and count + len(control.asked) > FRAME_SESSIONS:
             yield batch

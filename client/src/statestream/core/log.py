@@ -45,7 +45,7 @@ class Log:
         self.holds: dict[int, float] = {}
         """Until when the next chunk of a session waits that the server could not take."""
         self.held_since: dict[int, float] = {}
-        self.on_rebase: Callable[[Ints, Ints], None] = _nothing
+        self.on_rebase: Callable[[Ints, Ints], None] = lambda *_: None
         """Hears of sessions whose positions that are not sent yet have moved, and by how much."""
         self._table = table
         self._buffer = buffer
@@ -374,7 +374,3 @@ class Log:
             if rows.size and block.still_waiting()[rows[0]] and not (block.dead is not None and block.dead[rows[0]]):
                 found.append((block, int(rows[0])))
         return found
-
-
-def _nothing(*_: object) -> None:
-    """What nobody hears."""

@@ -56,7 +56,7 @@ class Opens:
         self._departures = departures
         self.reopened = Reopened(table, log)
         self.refusals = Refusals(table, log, self.reopened, self.ask, retry_seconds)
-        self.on_open: Callable[[Ints], None] = _nothing
+        self.on_open: Callable[[Ints], None] = lambda *_: None
         """Hears of sessions that are open for a caller."""
 
     def open(
@@ -84,11 +84,15 @@ class Opens:
         self.waiting.append(opening)
 
     def revive(self, handles: Ints) -> None:
-        """Asks for sessions that failed as they are on the server now; what is submitted meanwhile goes on from there.
+        """Asks for those that failed as they are on the server now; what is submitted meanwhile goes on from there.
 
         It waits for the late answers to what was sent before, which must not be taken for those to what is sent then.
         """
-        table, ticket = self._table, OpenTicket(handles)
+        table = self._table
+        handles = handles[table.state[handles] == State.FAILED]
+        if not handles.size:
+            return
+        ticket = OpenTicket(handles)
         ticket.dropped = True  # Its sessions are open whatever becomes of it.
         self._log.forget(handles)
         for handle in handles.tolist():
@@ -339,7 +343,3 @@ class Opens:
             return
         if not any(opening.ticket is None and not opening.not_before for opening in self.waiting):
             self.reopened.go_on()
-
-
-def _nothing(*_: object) -> None:
-    """What nobody hears."""

@@ -33,7 +33,7 @@ class Refusals:
     def __init__(
         self, table: Table, log: Log, reopened: Reopened, ask: Callable[[Opening], None], retry_seconds: float
     ) -> None:
-        self.on_refused: Callable[[int, Opening, Group, StatestreamError | None], None] = _nothing
+        self.on_refused: Callable[[int, Opening, Group, StatestreamError | None], None] = lambda *_: None
         """Hears of a session that was refused to its caller, or not revived, and why; None where its caller left."""
         self._table = table
         self._log = log
@@ -156,7 +156,3 @@ def _beyond(table: Table, handle: int, error: StatestreamError) -> errors.Sessio
         "delete the session, or use another id",
         metadata={"incarnation": str(int(table.incarnation[handle]) - 1)},
     )
-
-
-def _nothing(*_: object) -> None:
-    """What nobody hears."""

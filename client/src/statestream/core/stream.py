@@ -103,7 +103,6 @@ class StreamCore:
         """Nothing more leaves on this stream; the next one goes elsewhere once what is under way is answered."""
         self.moving = Moving(self.table, self.controls, self._go_away)
         self._server = ""
-        self.durability: DurabilityMode = DURABILITY_MODE_NONE
         self._answers = 0
         self._parts = Parts()
         self.outbox = Outbox(self.table, self.log, self.departures, self.opens, self.controls, self.results)
@@ -151,7 +150,7 @@ class StreamCore:
             if self.table.failures and ticket.lane.mark == MARK_RESET:
                 if self.closings.refuses_reset(ticket):
                     return
-                self._revive(ticket)
+                self.opens.revive(np.array([ticket.handle]) if isinstance(ticket, StepTicket) else ticket.handles)
             self.log.submit(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -172,9 +171,17 @@ class StreamCore:
         if not self.busy:
             self._answers += 1  # Nobody waits any more, which is as good as an answer.
 
-    def reclaim(self, handle: int, error: NotOwner, now: float) -> None:
-        """Opens a session again, as a call about it was refused because another server has it."""
-        self._left(handle, error, now)
+    def left(self, handle: int, error: StatestreamError, now: float) -> None:
+        """A session is not on this stream any more, as a notice says, or a call about it; it may be opened again."""
+        table = self.table
+        if self.opens.left(handle, error, now) or handle >= table.size:
+            return
+        if table.state[handle] in (State.OPEN, State.HELD):
+            if isinstance(error, NotOwner | Draining):
+                self.opens.reopen(handle, error, now)
+            else:
+                self.log.fail(handle, error)
+        self.log.unanswered(handle)
 
     def received(self, handles: Ints) -> None:
         """The caller has taken the replies that came again on opening: they may be acknowledged."""
@@ -185,11 +192,11 @@ class StreamCore:
 
     def flush(self, handles: Ints) -> ControlTicket:
         """Makes durable what was submitted before."""
-        return self._control(Kind.FLUSH, handles)
+        return self.closings.ask(Kind.FLUSH, handles)
 
     def settle(self, handles: Ints) -> ControlTicket:
         """Waits until everything submitted before is answered."""
-        return self._control(Kind.SETTLE, handles)
+        return self.closings.ask(Kind.SETTLE, handles)
 
     def close(self, handles: Ints, *, delete: bool) -> ControlTicket:
         """Lets sessions go, or deletes them; their handles are free when the ticket is done.
@@ -197,7 +204,7 @@ class StreamCore:
         A session that other callers have goes on for them, unless it is deleted. It follows what was submitted before.
         What is submitted for them from now on fails with Closed.
         """
-        return self._control(Kind.DELETE if delete else Kind.DETACH, handles)
+        return self.closings.ask(Kind.DELETE if delete else Kind.DETACH, handles)
 
     # ── the stream ─────────────────────────────────────────────────────────────────────────────
 
@@ -238,8 +245,7 @@ class StreamCore:
         self.opens.lost(fault)
         self._parts.clear()
         self.controls.lost()
-        live = self.table.live()
-        self.table.state[live] = State.LOST
+        self.table.state[self.table.live()] = State.LOST
         self.controls.offline()
 
     def next_request(self, now: float) -> StreamRequest | None:
@@ -279,18 +285,18 @@ class StreamCore:
                 self._answers += 1
         elif kind == "closed":
             self._answers += 1
-            self.controls.closed(frame, response.closed, now)
+            self.controls.answered(frame, response.closed.errors, now)
         elif kind == "durable":
             handles = read_handles(response.durable.handles)
             self.results.durable(handles, read_positions(response.durable.durable_positions, len(handles)), now)
             if frame:
                 self._answers += 1
-                self.controls.flushed(frame, response.durable, now)
+                self.controls.answered(frame, response.durable.errors, now)
         elif kind == "refused":
             self._refused(frame, from_status(response.refused.status), now)
         elif kind == "notice":
             for row_error in response.notice.errors:
-                self._left(row_error.handle, from_status(row_error.status), now)
+                self.left(row_error.handle, from_status(row_error.status), now)
         elif kind == "go_away":
             self._go_away()
         elif kind == "move":
@@ -372,16 +378,6 @@ class StreamCore:
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────
 
-    def _control(self, kind: Kind, handles: Ints) -> ControlTicket:
-        return self.closings.ask(kind, handles)
-
-    def _revive(self, ticket: StepTicket | PoolTicket) -> None:
-        """Sessions that failed are opened again as they are on the server, because a reset goes on from there."""
-        handles = np.array([ticket.handle]) if isinstance(ticket, StepTicket) else ticket.handles
-        failed = handles[self.table.state[handles] == State.FAILED]
-        if failed.size:
-            self.opens.revive(failed)
-
     def _forsake(self) -> None:
         forsaken, self.sharing.forsaken = np.unique(np.array(self.sharing.forsaken, np.int64)), []
         live = (self.table.state[forsaken] >= State.OPEN) & (self.table.state[forsaken] <= State.LOST)
@@ -393,7 +389,6 @@ class StreamCore:
         self.going_away = True
 
     def _durability(self, mode: DurabilityMode) -> None:
-        self.durability = mode
         self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE
         self.controls.durability = mode
 
@@ -404,16 +399,3 @@ class StreamCore:
     def _redelivered(self, frame: int, result: ResultFrame, outputs: Outputs | None = None) -> None:
         if self.opens.redelivery.result(frame, result, outputs):
             self._answers += 1
-
-    def _left(self, handle: int, error: StatestreamError, now: float) -> None:
-        table = self.table
-        if self.opens.left(handle, error, now):
-            return
-        if handle >= table.size:
-            return
-        if table.state[handle] in (State.OPEN, State.HELD):
-            if isinstance(error, NotOwner | Draining):
-                self.opens.reopen(handle, error, now)
-            else:
-                self.log.fail(handle, error)
-        self.log.unanswered(handle)

@@ -270,7 +270,7 @@ class Session(SessionBase):
 
     def _claim(self, elsewhere: NotOwner) -> None:
         """Opens the session again on the stream, which moves it to the server that the stream goes to."""
-        self._link.do(lambda: self._core.reclaim(self._handle, elsewhere, time.monotonic()))
+        self._link.do(lambda: self._core.left(self._handle, elsewhere, time.monotonic()))
 
     def _settle(self) -> None:
         """Waits until everything submitted before is answered."""
