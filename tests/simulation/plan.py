@@ -106,6 +106,8 @@ class Plan:
         for number, caller in enumerate(self.callers):
             if any(one.session == session or (one.kind == "pool" and session < 2) for one in caller.operations):
                 who.add(("unary", number) if caller.unary else caller.client)
+                if caller.unary and self.servers > 1:
+                    who.add(("unary elsewhere", number))  # Each server claims for such calls in its own name.
         return len(who) > 1
 
     def smaller(self) -> Iterator[Plan]:
