@@ -126,11 +126,14 @@ def test_an_environment_is_described(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {f"{kind}-server.{end}" for kind, end in KINDS}
 
 
-def package(folder: Path, name: str, *lines: str, licence: str | None = None) -> Distribution:
+def package(folder: Path, name: str, *lines: str, licence: str | None = None, module: bool = True) -> Distribution:
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.4", f"Name: {name}", "Version: 1.0", *lines, ""]))
     record = [f"{info.name}/METADATA,,"]
+    if module:
+        (folder / f"{name}.py").touch()
+        record.append(f"{name}.py,,")
     if licence is not None:
         (info / "LICENSE").write_text(licence)
         record.append(f"{info.name}/LICENSE,,")
@@ -142,6 +145,10 @@ def test_a_package_without_a_licence_text_is_an_error(tmp_path: Path) -> None:
     one = package(tmp_path, "bare", "License: MIT")
     with pytest.raises(inventory.InventoryError, match="bare brings no text of its licence \\(MIT\\)"):
         inventory.licences({"bare": one})
+
+
+def test_a_package_that_only_needs_others_has_no_text_to_bring(tmp_path: Path) -> None:
+    assert "only needs others" in inventory.licences({"meta": package(tmp_path, "meta", module=False)})
 
 
 def test_what_a_requirement_needs_by_its_extras(tmp_path: Path) -> None:
