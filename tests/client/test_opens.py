@@ -8,7 +8,7 @@ import pytest
 from statestream import errors
 from statestream.core import Group, OpenTicket, StreamCore
 from statestream.v1 import inference_pb2 as pb
-from tests.client.wire import Wire
+from tests.client.wire import Wire, make_core
 from tests.client.world import FEATURES, MODEL, Row, World
 
 EITHER = pb.OPEN_MODE_EITHER
@@ -97,6 +97,20 @@ def test_an_open_that_the_store_left_undone_is_asked_for_again_as_the_newer_clai
     wire.run()
     assert ticket.done
     assert not ticket.errors
+
+
+def test_an_open_that_the_store_never_does_fails_with_the_stores_reason() -> None:
+    """Not as one that the server did not answer: it did, again and again."""
+    wire = Wire(core=make_core(retry_seconds=2.0))
+    wire.connect()
+    ticket = ask(wire, "a")
+    while not ticket.done and wire.now < 60:
+        wire.world.unsaid = [errors.StoreUnavailable("a page is damaged")]
+        wire.run()
+        wire.core.check(wire.now)
+        wire.now += 0.1
+    assert isinstance(ticket.errors[0], errors.StoreUnavailable)
+    assert wire.now <= 2.5
 
 
 def test_what_a_server_made_that_could_not_say_so_is_found_and_is_the_callers_own(wire: Wire) -> None:

@@ -75,8 +75,13 @@ class Refusals:
             elif first and opening.uncertain and error.metadata.get("untouched") and again_soon:
                 done.append(handle)
             elif isinstance(error, errors.Unavailable if first else RETRIED) and again_soon:
+                pause = error.retry_after or min(2.0, 0.1 * 2**opening.claims)
+                over = now + pause - opening.since >= self._retry_seconds
+                if first and over and isinstance(error, errors.StoreUnavailable):
+                    self.tell(opening, handle, error)  # Which says more than that time is over.
+                    continue
                 later.append(handle)
-                wait = max(wait, error.retry_after or min(2.0, 0.1 * 2**opening.claims))
+                wait = max(wait, pause)
             elif first:
                 self.tell(opening, handle, error)
             else:
