@@ -254,7 +254,7 @@ class Caller:
 
     async def _is_made(self, copy: str, known: tuple[int, ...], made: aio.Session) -> None:
         self.oracle.is_made(copy, known)
-        self._open[copy] = made
+        self._open[copy], self._since[copy] = made, self.loop.time()
         self.client.joins(copy, made, known)
         try:
             await self._step(copy, made, 1)
@@ -298,7 +298,10 @@ class Caller:
     async def do_restore(self, operation: Operation, session: str) -> None:
         data = await (await self._session(session)).snapshot()
         await self._drop(session, broken=True)
-        self._open[session] = await self._aio.restore(data, model=MODEL, id=session)
+        self._open[session], self._since[session] = (
+            await self._aio.restore(data, model=MODEL, id=session),
+            self.loop.time(),
+        )
         self.client.joins(session, self._open[session], ())
 
     async def finish(self) -> None:
