@@ -67,8 +67,12 @@ class Forecaster:
             async with self._engine.still():
                 check_rows(table, 1, self._limits)
                 fork = table.allocate(1, scratch=True)
-                table.tag[fork] = tag_of("forecast", *key)
-                table.rows.write(fork, [value[None] for value in copy.values])
+                try:
+                    table.tag[fork] = tag_of("forecast", *key)
+                    table.rows.write(fork, [value[None] for value in copy.values])
+                except BaseException:
+                    table.release(fork)
+                    raise
             async with aclosing(self._roll(table, fork, horizon)) as steps:
                 async for outputs in steps:
                     yield outputs

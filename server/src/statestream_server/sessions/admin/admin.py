@@ -201,8 +201,8 @@ class Admin:
         Raises:
             SessionMoved: It has not all that was answered under the epoch.
             NotOwner: Another server has it.
-            ModelChanged: It is of another version.
-            SessionNotFound, ModelNotFound, ModelChanged, StoreUnavailable: It cannot be read.
+            ModelChanged: It is of another version, or its version has no memory now.
+            SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
         read = await self._read_out(key, sure=sure)
         if version not in (0, read.table.model.version):
