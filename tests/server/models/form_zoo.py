@@ -39,6 +39,7 @@ class Case:
         counts: Inputs that grow by so much a step.
         shapes: Shapes of states of one session that the graph does not tell.
         left_out: Outputs that tell of the model only.
+        by_hand: What the loop runs, where ONNX Runtime does not take the file or NumPy not its types; else the file.
     """
 
     model: onnx.ModelProto
@@ -52,11 +53,13 @@ class Case:
     counts: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: Sequence[str] = ()
+    by_hand: onnx.ModelProto | None = None
 
     def loop(self, steps: Sequence[Mapping[str, Array]]) -> list[Array]:
         """What a loop over ONNX Runtime makes of one session's steps, which keeps its state by hand: all outputs."""
-        runtime = onnxruntime.InferenceSession(self.model.SerializeToString(), providers=["CPUExecutionProvider"])
-        given = {value.name: value for value in self.model.graph.input}
+        model = self.by_hand or self.model
+        runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        given = {value.name: value for value in model.graph.input}
         feeds: dict[str, Array] = {}
         for name in self.states:
             dims = given[name].type.tensor_type.shape.dim
@@ -71,11 +74,12 @@ class Case:
         for step in steps:
             for name, value in step.items():
                 rank = len(given[name].type.tensor_type.shape.dim)
-                feeds[name] = value.reshape((1,) * (rank - value.ndim) + value.shape).astype(_dtype(given[name]))
+                shaped = np.reshape(value, (1,) * (rank - np.ndim(value)) + np.shape(value))
+                feeds[name] = np.asarray(shaped, _dtype(given[name]))
                 if name in last:
                     feeds[name] = np.concatenate([last[name], feeds[name]], axis=-1)
                     last[name] = feeds[name][..., -self.window[name] :]
-            results = dict(zip([v.name for v in self.model.graph.output], runtime.run(None, feeds), strict=True))
+            results = dict(zip([v.name for v in model.graph.output], runtime.run(None, feeds), strict=True))
             seen = [name for name in results if name not in (*self.states.values(), *self.left_out)] or results
             told.append(np.concatenate([results[name].reshape(-1) for name in sorted(seen)]))
             feeds.update({old: results[new] for old, new in self.states.items()})

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream_server.models.files import modelfile
-from statestream_server.models.form import surgery
 from statestream_server.models.form.draft import drafted
+from statestream_server.models.form.edits import taken
 from statestream_server.models.form.names import likeness
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.told import Told, ToldError, loads
@@ -84,7 +84,7 @@ def renamed(proto: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
 @given(st.data())
 def test_other_names_and_another_order_give_the_same_states_or_a_question(data: st.DataObject) -> None:
     case = CASES[data.draw(st.sampled_from([name for name in CASES if not CASES[name]().told]))]()
-    used = sorted(surgery.taken(case.model.graph) - {""})
+    used = sorted(taken(case.model.graph) - {""})
     # One word each: no name says anything of another.
     word = st.text("abcdefghijklmnopqrstuvwxyz", min_size=5, max_size=12)
     letters = data.draw(st.lists(word, min_size=len(used), max_size=len(used), unique=True))
@@ -179,7 +179,7 @@ def test_states_of_one_type_that_only_their_order_tells_apart_are_asked() -> Non
 
 def test_hidden_and_cell_state_are_told_apart_by_the_graph_whatever_they_are_called() -> None:
     proto = CASES["lstm"]().model
-    names = {name: name for name in surgery.taken(proto.graph)} | {
+    names = {name: name for name in taken(proto.graph)} | {
         "h": "c_0",
         "c": "h_0",
         "h_out": "h_n",

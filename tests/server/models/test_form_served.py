@@ -18,9 +18,11 @@ import pytest
 import statestream
 from statestream_server.arrays import Array
 from tests.server.models.form_zoo import CASES, Case
+from tests.server.models.form_zoo_edges import EDGES
 from tests.support import serving
 
 _SESSIONS, _STEPS, _KILLED = 32, 5, 3
+ZOO = {**CASES, **EDGES}
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Streamed:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Process]:
     folder = tmp_path_factory.mktemp("zoo")
-    models = _written(folder / "models", CASES)
+    models = _written(folder / "models", ZOO)
     with serving.process(models, "--store", f"sqlite:{folder / 'sessions.db'}") as server:
         yield server
 
@@ -57,7 +59,7 @@ def client(server: serving.Process) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def streamed(server: serving.Process, client: Any) -> dict[str, Streamed]:
     """All files, streamed over a kill: half of what was answered before is durable, the rest is replayed."""
-    found = {name: Streamed() for name in CASES}
+    found = {name: Streamed() for name in ZOO}
     models = {model.name: model for model in client.models()}
 
     def each(do: Callable[[str, Streamed], None]) -> None:
@@ -85,7 +87,7 @@ def streamed(server: serving.Process, client: Any) -> dict[str, Streamed]:
             steps(name, one, range(1, _KILLED))
 
         def steps(name: str, one: Streamed, numbers: Iterable[int]) -> None:
-            drawn, (session, pool) = _drawn(CASES[name](), _SESSIONS), opened[name]
+            drawn, (session, pool) = _drawn(ZOO[name](), _SESSIONS), opened[name]
             for step in numbers:
                 sent = {key: value[:, step] for key, value in drawn.items()}
                 one.alone.append(_flat(session.step(_sent({key: value[0] for key, value in sent.items()}))))
@@ -101,7 +103,7 @@ def streamed(server: serving.Process, client: Any) -> dict[str, Streamed]:
 
 def _written(folder: Path, names: Iterable[str]) -> Path:
     for name in names:
-        case, place = CASES[name](), folder / _slug(name) / "1"
+        case, place = ZOO[name](), folder / _slug(name) / "1"
         place.mkdir(parents=True)
         onnx.save(case.model, place / "model.onnx")
         if case.told:
@@ -116,7 +118,7 @@ def _slug(name: str) -> str:
 def _drawn(case: Case, count: int) -> dict[str, Array]:
     """Steps of so many sessions: [count, steps, *step shape]."""
     rng = np.random.default_rng(5)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in case.model.graph.input}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (case.by_hand or case.model).graph.input}
     drawn = {}
     for name, shape in case.inputs.items():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kinds[name])
@@ -155,9 +157,9 @@ def _same(found: Sequence[Array], wanted: Array, how: str) -> None:
         assert np.stack(found).tobytes() == wanted.tobytes()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ZOO)
 def test_a_session_streams_what_a_loop_by_hand_gives_over_a_kill(streamed: dict[str, Streamed], name: str) -> None:
-    one, case = streamed[name], CASES[name]()
+    one, case = streamed[name], ZOO[name]()
     if one.error is not None:
         raise one.error
     # A loop by hand runs one row, and so does the server for a session that is alone: unless it runs one row as two.
@@ -165,9 +167,9 @@ def test_a_session_streams_what_a_loop_by_hand_gives_over_a_kill(streamed: dict[
     _same(one.alone, _wanted(case, _drawn(case, _SESSIONS), 0), how)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ZOO)
 def test_so_do_32_sessions_at_once(streamed: dict[str, Streamed], name: str) -> None:
-    one, case = streamed[name], CASES[name]()
+    one, case = streamed[name], ZOO[name]()
     if one.error is not None:
         raise one.error
     drawn = _drawn(case, _SESSIONS)
@@ -177,7 +179,7 @@ def test_so_do_32_sessions_at_once(streamed: dict[str, Streamed], name: str) -> 
 
 
 def test_a_session_is_opened_with_its_own_constant(client: Any) -> None:
-    case = CASES["a rate of each session"]()
+    case = ZOO["a rate of each session"]()
     drawn = _drawn(case, 1)
     start = {"sr": np.asarray(8000), "state": np.zeros((2, 8)), "input_last": np.zeros(4)}
     with client.session("a-rate-of-each-session", initial_state=start) as session:
@@ -186,8 +188,16 @@ def test_a_session_is_opened_with_its_own_constant(client: Any) -> None:
     _same(found, _wanted(slower, drawn, 0), "exact")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ZOO)
 def test_runs_are_shared_where_the_file_allows(client: Any, name: str) -> None:
     (model,) = (each for each in client.models() if each.name == _slug(name))
     batched = all(spec.HasField("batch_axis") and spec.shape[spec.batch_axis] < 0 for spec in model.signature.states)
-    assert batched == CASES[name]().batched
+    assert batched == ZOO[name]().batched
+
+
+def test_several_frames_of_a_fixed_length_are_as_many_steps(client: Any) -> None:
+    case = ZOO["frames of a fixed length"]()
+    drawn = _drawn(case, 1)
+    with client.session(_slug("frames of a fixed length")) as session:
+        answer = session.step(drawn["frames"][0])
+    _same(list(answer.reshape(_STEPS, -1)), _wanted(case, drawn, 0), "exact")

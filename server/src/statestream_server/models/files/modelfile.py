@@ -15,6 +15,7 @@ import onnx
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.files import files
+from statestream_server.models.form import narrow
 from statestream_server.models.form.plan import Plan
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
@@ -274,6 +275,7 @@ def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     except KeyError:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dtype = narrow.WIDE if dtype == narrow.NAME else dtype  # So it is in its form.
     shape = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
     spec = TensorSpec(name=value.name, dtype=dtype, shape=shape)
     if shape and shape[0] < 0:

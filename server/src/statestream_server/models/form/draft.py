@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import helper
 
-from statestream_server.models.form import pairs, surgery
+from statestream_server.models.form import narrow, pairs
+from statestream_server.models.form.edits import fresh, taken
 from statestream_server.models.form.flow import Flow
 from statestream_server.models.form.pairs import Dims, Tensor
 from statestream_server.models.form.plan import FOUND, TOLD, Note
-from statestream_server.models.form.surgery import Change
+from statestream_server.models.form.surgery import Change, together
 from statestream_server.models.form.told import TIME, Shape, Told, ToldError
 
 
@@ -64,18 +65,19 @@ class _Drafting:
     """A draft while it is made."""
 
     def __init__(self, model: onnx.ModelProto, told: Told) -> None:
-        graph, self._told, self._flow = model.graph, told, Flow(model)
+        graph, self._model, self._told, self._flow = model.graph, model, told, Flow(model)
         weights = {each.name for each in graph.initializer}
         inputs = [tensor(value) for value in graph.input if value.name not in weights]
         self._given = {each.name: each for each in inputs}
         self._outputs = [tensor(value) for value in graph.output]
         told.check(self._given, [each.name for each in self._outputs])
-        self._used = surgery.taken(graph)
+        self._used = taken(graph)
         self._changes, self._notes = list[Change](), list[Note]()
         self._states, self._shapes = list[Held](), dict(told.shapes)
 
     def draft(self) -> Draft:
         parted = self._part()
+        self._cast(parted)
         set_apart = {*self._told.constants, *self._told.session, *self._told.counters}
         found = self._pairs([each for name, each in self._given.items() if name not in set_apart])
         for old, new, why in found:
@@ -89,7 +91,7 @@ class _Drafting:
         if self._states:
             self._leave_out(outputs, {new: old for old, new in parted.items()})
         origin = Note("form", TOLD if self._told != Told() else FOUND)
-        changed = [Note("surgery", str(change)) for change in self._changes]
+        changed = [Note("surgery", str(change)) for change in together(self._changes)]
         notes = [origin, *self._notes, *changed]
         return Draft(sent, outputs, self._states, self._changes, self._shapes, notes)
 
@@ -98,9 +100,20 @@ class _Drafting:
         parted = {}
         for each in self._outputs:
             if each.name in self._given:
-                parted[each.name] = surgery.fresh(f"{each.name}_out", self._used)
+                parted[each.name] = fresh(f"{each.name}_out", self._used)
                 self._changes.append(Change("part", each.name, parted[each.name]))
         return parted
+
+    def _cast(self, parted: dict[str, str]) -> None:
+        """Gives callers a type that they have, and the graph one that there are operators for."""
+        for each in (*self._given.values(), *self._outputs):
+            if each.dtype == narrow.NAME:
+                name = each.name if self._given.get(each.name) is each else parted.get(each.name, each.name)
+                self._changes.append(Change("cast", name))
+        self._given = {name: _wide(each) for name, each in self._given.items()}
+        self._outputs = [_wide(each) for each in self._outputs]
+        if kinds := narrow.computing(self._model):
+            self._changes.append(Change("widen", ", ".join(kinds)))
 
     def _pairs(self, inputs: Sequence[Tensor]) -> Sequence[pairs.Pair]:
         if self._told.states is not None:
@@ -115,11 +128,11 @@ class _Drafting:
             self._changes.append(Change("freeze", name, "", values))
         for name, values in told.session.items():
             _check_values(self._given[name], values)
-            made = surgery.fresh(f"{name}_next", self._used)
+            made = fresh(f"{name}_next", self._used)
             self._changes.append(Change("hold", name, made))
             self._states.append(Held(self._given[name], made, told.start.get(name, values), alone=True))
         for name, by in told.counters.items():
-            made = surgery.fresh(f"{name}_next", self._used)
+            made = fresh(f"{name}_next", self._used)
             self._changes.append(Change("count", name, made, [by]))
             start, alone = told.start.get(name, ()), not self._given[name].dims
             self._states.append(Held(self._given[name], made, start, alone=alone))
@@ -130,8 +143,8 @@ class _Drafting:
         if window is None:
             return each
         axis = _window_axis(each, window.axis, shape)
-        made = surgery.fresh(f"{each.name}_last", self._used)
-        after = surgery.fresh(f"{made}_next", self._used)
+        made = fresh(f"{each.name}_last", self._used)
+        after = fresh(f"{made}_next", self._used)
         self._changes.append(Change("window", each.name, made, [window.keep, axis]))
         dims = list(each.dims or ())
         before, dims[axis] = dims[axis], window.keep
@@ -154,7 +167,7 @@ class _Drafting:
         if results or not self._states:
             return results
         for each in outputs:
-            made = surgery.fresh(f"{each.name}_state", self._used)
+            made = fresh(f"{each.name}_state", self._used)
             self._changes.append(Change("alias", each.name, made))
             self._states = [replace(state, new=made) if state.new == each.name else state for state in self._states]
             if each.name in self._shapes:
@@ -180,6 +193,10 @@ def tensor(value: onnx.ValueInfoProto) -> Tensor:
     except KeyError:
         dtype = ""
     return Tensor(value.name, dtype, _dims(said) if said.HasField("shape") else None)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor._replace(dtype=narrow.WIDE) if tensor.dtype == narrow.NAME else tensor
 
 
 def _dims(said: onnx.TypeProto.Tensor) -> Dims:
