@@ -25,7 +25,7 @@ _WHY = {
 
 _GROUPS = {
     "file": ("file", "kind", "about", "quantised"),
-    "form": ("form", "evidence", "surgery", "left out", "no effect", "one at a time"),
+    "form": ("form", "wire", "evidence", "surgery", "left out", "no effect", "one at a time"),
     "tensors": ("input", "output", "state", "feedback"),
 }
 _WARNED = ("one at a time", "no effect")
@@ -55,13 +55,13 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
     """Loads a file as the server would and says what it is: kind, inputs, outputs, memory, invariance, digest.
 
     Args:
-        path: An .onnx file (of an encoder-decoder either one), or the folder of one version.
+        path: An .onnx file (of an encoder-decoder either one), the model.toml of a chain, or the folder of one version.
         device: What to run it on; see `loading.load`.
 
     Raises:
         ModelLoadError: The server would refuse it: the file, the reason, what to do.
     """
-    file = path if path.is_file() or path.suffix else _first(path)
+    file = path if path.is_file() or path.suffix else repository.file_of(path)
     model = loading.load_file(file, name=path.stem, version=1, device=device)
     lines = [("file", str(file)), ("kind", f"{model.kind}, {_WHY[model.kind]}")]
     lines += model.form or [("form", "as the signature in the file says")]
@@ -77,11 +77,6 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
     lines += _memory(model)
     lines += [("runs on", model.providers[0]), ("digest", model.digest)]
     return lines
-
-
-def _first(folder: Path) -> Path:
-    single = folder / repository.SINGLE
-    return single if single.is_file() else folder / repository.DECODER
 
 
 def _memory(model: Model) -> Iterator[tuple[str, str]]:

@@ -55,6 +55,11 @@ class Case:
     left_out: Sequence[str] = ()
     by_hand: onnx.ModelProto | None = None
 
+    @property
+    def files(self) -> Mapping[str, onnx.ModelProto]:
+        """What lies in its folder, by name."""
+        return {"model.onnx": self.model}
+
     def loop(self, steps: Sequence[Mapping[str, Array]]) -> list[Array]:
         """What a loop over ONNX Runtime makes of one session's steps, which keeps its state by hand: all outputs."""
         model = self.by_hand or self.model

@@ -18,11 +18,12 @@ import pytest
 import statestream
 from statestream_server.arrays import Array
 from tests.server.models.form_zoo import CASES, Case
+from tests.server.models.form_zoo_chains import CHAINS
 from tests.server.models.form_zoo_edges import EDGES
 from tests.support import serving
 
 _SESSIONS, _STEPS, _KILLED = 32, 5, 3
-ZOO = {**CASES, **EDGES}
+ZOO = {**CASES, **EDGES, **CHAINS}
 
 
 @dataclass
@@ -105,7 +106,8 @@ def _written(folder: Path, names: Iterable[str]) -> Path:
     for name in names:
         case, place = ZOO[name](), folder / _slug(name) / "1"
         place.mkdir(parents=True)
-        onnx.save(case.model, place / "model.onnx")
+        for file, proto in case.files.items():
+            onnx.save(proto, place / file)
         if case.told:
             (place / "model.toml").write_text(case.told)
     return folder

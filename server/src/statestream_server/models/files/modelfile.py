@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,16 @@ from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.files import files
 from statestream_server.models.form import narrow
+from statestream_server.models.form.chain import Joined, joined
+from statestream_server.models.form.edits import opset_of
+from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan
+from statestream_server.models.form.told import ToldError, loads
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.rows import Column, columns_of, is_checked
 
+_TOML = ".toml"
 _MOST_AXES = 32
 _MOST_TOLD = 1 << 20
 """Bytes of a model.toml."""
@@ -41,10 +47,11 @@ class ModelFile:
         signature: What the file says of itself; else of its form, or as long as it has none what its inputs and outputs
             say.
         described: Whether the file has a signature of its own.
-        stamps: The file, and those with its weights, as they were when it was read.
+        stamps: The file, or all of a chain, and those with weights, as they were when it was read.
         told: The text of the model.toml beside a file without a signature, and the stamp of that; None where there is
             none.
         plan: How the file became what `proto` is; None where it is as it lies on the disk.
+        chain: What `proto` was joined from, where that are several files: `path` is the model.toml that names them.
     """
 
     path: Path
@@ -54,16 +61,22 @@ class ModelFile:
     stamps: tuple[files.Stamp, ...] = ()
     told: tuple[str, files.Stamp] | None = None
     plan: Plan | None = None
+    chain: Joined | None = None
 
     @property
     def changed(self) -> bool:
         """Whether its graph is another than the one on the disk."""
-        return self.plan is not None and bool(self.plan.changes)
+        return self.chain is not None or (self.plan is not None and bool(self.plan.changes))
+
+    @property
+    def weights(self) -> tuple[files.Stamp, ...]:
+        """The files that hold weights and no graph."""
+        return self.stamps[len(self.chain.files) if self.chain is not None else 1 :]
 
     @property
     def external(self) -> bool:
         """Whether weights lie in files of their own."""
-        return len(self.stamps) > 1
+        return bool(self.weights)
 
     @property
     def nbytes(self) -> int:
@@ -124,7 +137,7 @@ class ModelFile:
             function.ClearField("value_info")
             _strip_nodes(function.node)
         total.update(bare.SerializeToString(deterministic=True))
-        for stamp in self.stamps[1:]:
+        for stamp in self.weights:
             for block in files.blocks(stamp.path):
                 total.update(block)
         if self.told is not None and self.plan is None:
@@ -148,14 +161,93 @@ def check_size(path: Path) -> files.Stamp:
     return stamp
 
 
-def read(path: Path) -> ModelFile:
-    """Reads an ONNX file.
+def read(path: Path, said: str | None = None) -> ModelFile:
+    """Reads an ONNX file, or the files of a chain that a model.toml names.
 
     A file without a signature is what its inputs and outputs say until it is `formed`.
+
+    Args:
+        path: The file.
+        said: What is told of it in place of its model.toml; None for that.
 
     Raises:
         ModelLoadError: It cannot be read, is not ONNX, or its signature is wrong.
     """
+    if path.suffix == _TOML:
+        return _read_chain(path, said)
+    proto, stamps = _parsed(path)
+    metadata, told = {entry.key: entry.value for entry in proto.metadata_props}, None
+    with _signed(path):
+        if signatures.METADATA_KEY in metadata:
+            signature = signatures.loads(metadata[signatures.METADATA_KEY])
+        else:
+            signature = _derived(path, proto.graph)
+            signatures.check(signature)
+            told = (said, stamps[0]) if said is not None else _told(path)
+        _check_sizes(signature)
+    return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps, told)
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """The graphs that a path stands for: itself, or of a chain those that its model.toml names, if that can be read.
+
+    None of them is looked at.
+    """
+    if path.suffix != _TOML:
+        return (path,)
+    try:
+        text = _told(path)
+        return tuple(path.with_name(name) for name in loads(text[0]).chain) if text is not None else ()
+    except (ModelLoadError, ToldError):
+        return ()  # Reading it says why.
+
+
+def _read_chain(path: Path, said: str | None) -> ModelFile:
+    found = _told(path)
+    if found is None:
+        raise ModelLoadError(f"{path}: there is no such file; it names the files of a chain")
+    told = (said if said is not None else found[0], found[1])
+    try:
+        entries = loads(told[0])
+        if not entries.chain:
+            single = path.with_suffix(".onnx")
+            if single.exists():
+                raise ToldError(f"it tells of {single.name} beside it; serve that")
+            raise ToldError(
+                f"there is no {single.name} beside it, and it names no files; put the model there, or write"
+                ' chain = ["model_1.onnx", "model_2.onnx"]'
+            )
+        read = {name: _part(path.with_name(name)) for name in entries.chain}
+        if len({opset_of(proto) for proto, _ in read.values()}) > 1:
+            for name, (proto, _) in read.items():
+                files.take_in(path.with_name(name), proto)  # What changes versions loses where weights lie.
+        chain = joined({name: proto for name, (proto, _) in read.items()}, entries)
+    except ToldError as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+    except UnsettledError as error:
+        raise ModelLoadError(f"{path}: {error}; say in it: {' or '.join(error.lines)}") from error
+    graphs = [stamps[0] for _, stamps in read.values()]
+    weights = dict.fromkeys(stamp for _, stamps in read.values() for stamp in stamps[1:])
+    with _signed(path):
+        signature = _derived(path, chain.model.graph)
+        signatures.check(signature)
+        _check_sizes(signature)
+    return ModelFile(path, chain.model, signature, False, (*graphs, *weights), told, chain=chain)
+
+
+def _part(path: Path) -> tuple[onnx.ModelProto, tuple[files.Stamp, ...]]:
+    """A file of a chain, which lies in its folder."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ModelLoadError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not real.is_relative_to(path.parent.resolve()):
+        raise ModelLoadError(f"{path}: a link leads out of the chain's folder, to {real}, and is not followed; copy it")
+    return _parsed(path)
+
+
+def _parsed(path: Path) -> tuple[onnx.ModelProto, tuple[files.Stamp, ...]]:
+    """What a file holds, and the stamps of it and of those with its weights."""
     stamp = check_size(path)
     proto = onnx.ModelProto()
     try:
@@ -167,21 +259,18 @@ def read(path: Path) -> ModelFile:
         raise ModelLoadError(f"{path}: not a readable ONNX file ({reason}); export it again") from error
     if not proto.graph.node and not proto.graph.output:
         raise ModelLoadError(f"{path}: not an ONNX file, or one without a graph; export it again")
-    stamps = (stamp, *files.outside_weights(path, proto))
-    metadata, told = {entry.key: entry.value for entry in proto.metadata_props}, None
+    return proto, (stamp, *files.outside_weights(path, proto))
+
+
+@contextlib.contextmanager
+def _signed(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a signature is one line."""
     try:
-        if signatures.METADATA_KEY in metadata:
-            signature = signatures.loads(metadata[signatures.METADATA_KEY])
-        else:
-            signature = _derived(path, proto.graph)
-            signatures.check(signature)
-            told = _told(path)
-        _check_sizes(signature)
+        yield
     except ModelLoadError:
         raise
     except Exception as error:  # A signature is JSON that anybody may have written: deep, or with absurd numbers.
         raise ModelLoadError(f"{path}: {_one_line(error)}; export it again with statestream_export.export") from error
-    return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps, told)
 
 
 def columns(path: Path) -> Sequence[Column] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from statestream_server.models.files import files
+from statestream_server.models.files import files, modelfile
 from statestream_server.models.files.files import Stamp
 from statestream_server.models.files.repository import DECODER, ENCODER
 from statestream_server.models.model import ModelLoadError
@@ -50,7 +50,12 @@ def take(path: Path) -> Print:
 
 
 def named(path: Path) -> list[Path]:
-    """What a version is known to be read from before anything of it is: its file, of a pair both; what settles it."""
+    """What a version is known to be read from before anything of it is: its file, of a pair both; what settles it.
+
+    Of a chain it is the model.toml, and the files that it names.
+    """
+    if path.suffix == ".toml":
+        return [path, *modelfile.parts(path)]
     pair = [path.with_name(ENCODER), path.with_name(DECODER)] if path.name in (ENCODER, DECODER) else [path]
     settling = dict.fromkeys([path.with_name("model.toml"), *(each.with_suffix(".toml") for each in pair)])
     return [*pair, *(toml for toml in settling if toml.is_file())]

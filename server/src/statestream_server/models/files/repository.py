@@ -2,6 +2,7 @@
 
 One rule names a file, wherever it was found: `NAME.onnx` is version 1 of NAME; model.onnx, or encoder.onnx with its
 decoder.onnx, is called like its folder; and a folder whose name is a number is that version of the folder around it.
+A model.toml without any of these beside it names the files of a chain, which are no models of their own.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
+CHAIN: Final = "model.toml"
+"""What stands for files that are one model together."""
 LAYOUTS: Final = (
-    f"NAME.onnx, NAME/{SINGLE} or NAME/VERSION/{SINGLE} ({ENCODER} and {DECODER} for a pair; a version is 1, 2, …)"
+    f"NAME.onnx, NAME/{SINGLE} or NAME/VERSION/{SINGLE} ({ENCODER} and {DECODER} for a pair, {CHAIN} for a chain;"
+    " a version is 1, 2, …)"
 )
 _PARTS: Final = (SINGLE, ENCODER, DECODER)
-_SUFFIX: Final = ".onnx"
+_NAMELESS: Final = (*_PARTS, CHAIN)
+"""What is called like its folder."""
+_SUFFIX, _TOML = ".onnx", ".toml"
 _DEPTH: Final = 3
 _MOST_TOLD: Final = 20
 _MOST_SHOWN: Final = 12
@@ -29,7 +35,7 @@ class Found(NamedTuple):
     """One version of a model.
 
     Attributes:
-        path: The file that stands for it: its only one, or the decoder of a pair.
+        path: The file that stands for it: its only one, the decoder of a pair, or the model.toml of a chain.
     """
 
     name: str
@@ -97,7 +103,7 @@ def scan(places: Sequence[Path]) -> Scan:
 def _key(path: Path) -> tuple[str, int]:
     """The name and version of a file, by its place."""
     whole = Path(os.path.abspath(path))
-    if whole.name not in _PARTS:
+    if whole.name not in _NAMELESS:
         return whole.stem, 1
     folder = whole.parent
     if _is_version(folder.name) and folder.parent.name:
@@ -113,8 +119,8 @@ def _pointed(path: Path, told: Scan) -> Path | None:
     """A file that is meant itself; it need not be a regular one, loading says so."""
     path.stat()
     why = _halved(path) or _unnamed(path)
-    if path.suffix != _SUFFIX:
-        why = "it is no .onnx file"
+    if path.suffix not in (_SUFFIX, _TOML):
+        why = "it is no .onnx file, nor the .toml of a chain"
     if why:
         told.astray.append(f"{path} is not served: {why}; expected {LAYOUTS}")
         return None
@@ -135,16 +141,18 @@ def _within(root: Path, told: Scan) -> Iterator[Path]:
 
 
 def _files(folder: Path, depth: int, *, linked: bool = False) -> Iterator[tuple[Path, bool]]:
-    """Every .onnx file down to a depth that is not hidden, in order, and whether a link led there."""
+    """Every file of a model down to a depth that is not hidden, in order, and whether a link led there."""
     with os.scandir(folder) as entries:
         inside = sorted(entries, key=lambda entry: entry.name)
+    names = {entry.name for entry in inside}
+    chain = CHAIN in names and names.isdisjoint(_PARTS)
     for entry in inside:
         if entry.name.startswith("."):
             continue
         link = linked or entry.is_symlink()
         try:
             if not entry.is_dir():
-                if entry.name.endswith(_SUFFIX):
+                if entry.name == CHAIN if chain else entry.name.endswith(_SUFFIX):
                     yield Path(entry.path), link
             elif depth > 1:
                 yield from _files(Path(entry.path), depth - 1, linked=link)
@@ -158,7 +166,7 @@ def _astray(path: Path, parts: Sequence[str]) -> str:
         return f"{parts[1]!r} is no version"
     if not path.is_file():
         return "it is no regular file"
-    if len(parts) > 1 and path.name not in _PARTS:
+    if len(parts) > 1 and path.name not in _NAMELESS:
         return f"it is not called {SINGLE}"
     return _halved(path)
 
@@ -218,13 +226,15 @@ def _listing(folder: Path, base: Path, depth: int = _DEPTH) -> Iterator[str]:
 def look(path: Path) -> tuple[Entry, ...]:
     """What a version is made of, as it lies there: another value once any of it is another, or is still written.
 
-    Its file, of a pair both, and whatever lies beside that is no other model: weights, and what settles its states.
+    Its file, of a pair both, of a chain all, and whatever lies beside that is no other model: weights, and what settles
+    its states.
     """
+    chain = path.suffix == _TOML
     own = {ENCODER, DECODER} if path.name in (ENCODER, DECODER) else {path.name}
     seen = list[Entry]()
     with os.scandir(path.parent) as entries:
         for entry in entries:
-            if entry.name in own or not (entry.name.startswith(".") or entry.name.endswith(_SUFFIX)):
+            if entry.name in own or not (entry.name.startswith(".") or (entry.name.endswith(_SUFFIX) and not chain)):
                 try:
                     if entry.is_file():
                         stat = entry.stat()
@@ -236,15 +246,16 @@ def look(path: Path) -> tuple[Entry, ...]:
 
 def mark(found: Found) -> bytes:
     """16 bytes that stand for a version while it loads: others once its files are others."""
-    own = found.path.name if found.path.name in _PARTS else found.path.stem
+    whole = found.path.name in _PARTS or found.path.suffix == _TOML
     files = [
         (entry.name, entry.size, entry.changed)
         for entry in look(found.path)
-        if found.path.name in _PARTS or entry.name.startswith(own)
+        if whole or entry.name.startswith(found.path.stem)
     ]
     return hashlib.sha256(repr((found.name, found.version, files)).encode()).digest()[:16]
 
 
 def file_of(folder: Path) -> Path:
-    """The file that stands for a version in a folder of its own: its only one, or the decoder of a pair."""
-    return folder / (SINGLE if (folder / SINGLE).is_file() else DECODER)
+    """The file that stands for a version in a folder of its own."""
+    names = [name for name in (SINGLE, DECODER, CHAIN) if (folder / name).is_file()]
+    return folder / (names[0] if names else DECODER)

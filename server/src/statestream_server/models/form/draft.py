@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx import helper
 
 from statestream_server.models.form import narrow, pairs
+from statestream_server.models.form.chain import Joined
 from statestream_server.models.form.edits import fresh, taken
 from statestream_server.models.form.flow import Flow
-from statestream_server.models.form.pairs import Dims, Tensor
+from statestream_server.models.form.pairs import Tensor, tensor
 from statestream_server.models.form.plan import FOUND, TOLD, Note
 from statestream_server.models.form.surgery import Change, together
 from statestream_server.models.form.told import TIME, Shape, Told, ToldError
@@ -51,25 +51,31 @@ class Draft:
     notes: Sequence[Note]
 
 
-def drafted(model: onnx.ModelProto, told: Told) -> Draft:
+def drafted(model: onnx.ModelProto, told: Told, chain: Joined | None = None) -> Draft:
     """The draft of a file's form.
+
+    Args:
+        model: Its graph.
+        told: What is told of it.
+        chain: What it is made of, where it is several files.
 
     Raises:
         UnsettledError: Something may be memory, and neither the graph nor a person tells.
         ToldError: What is told does not fit the graph.
     """
-    return _Drafting(model, told).draft()
+    return _Drafting(model, told, chain or Joined(model)).draft()
 
 
 class _Drafting:
     """A draft while it is made."""
 
-    def __init__(self, model: onnx.ModelProto, told: Told) -> None:
+    def __init__(self, model: onnx.ModelProto, told: Told, chain: Joined) -> None:
         graph, self._model, self._told, self._flow = model.graph, model, told, Flow(model)
         weights = {each.name for each in graph.initializer}
         inputs = [tensor(value) for value in graph.input if value.name not in weights]
         self._given = {each.name: each for each in inputs}
         self._outputs = [tensor(value) for value in graph.output]
+        self._chain = chain
         told.check(self._given, [each.name for each in self._outputs])
         self._used = taken(graph)
         self._changes, self._notes = list[Change](), list[Note]()
@@ -81,18 +87,25 @@ class _Drafting:
         set_apart = {*self._told.constants, *self._told.session, *self._told.counters}
         found = self._pairs([each for name, each in self._given.items() if name not in set_apart])
         for old, new, why in found:
-            start = self._told.start.get(old, ())
+            start = self._told.start.get(old, self._chain.start.get(old, ()))
             self._states.append(Held(self._given[old], parted.get(new, new), start))
             self._notes.append(Note("evidence", f"{old} → {new}: {why}"))
         self._set_apart()
         set_apart |= {pair.old for pair in found}
         sent = [self._window(each) for name, each in self._given.items() if name not in set_apart]
-        outputs = self._results([each._replace(name=parted.get(each.name, each.name)) for each in self._outputs])
+        outputs = self._results(
+            [
+                each._replace(name=parted.get(each.name, each.name))
+                for each in self._outputs
+                if each.name not in self._chain.wired
+            ]
+        )
         if self._states:
             self._leave_out(outputs, {new: old for old, new in parted.items()})
-        origin = Note("form", TOLD if self._told != Told() else FOUND)
+        origin = Note("form", TOLD if replace(self._told, chain=(), wires=None) != Told() else FOUND)
         changed = [Note("surgery", str(change)) for change in together(self._changes)]
-        notes = [origin, *self._notes, *changed]
+        wires = [Note("wire", text) for text in self._chain.notes]
+        notes = [origin, *wires, *self._notes, *changed]
         return Draft(sent, outputs, self._states, self._changes, self._shapes, notes)
 
     def _part(self) -> dict[str, str]:
@@ -118,7 +131,13 @@ class _Drafting:
     def _pairs(self, inputs: Sequence[Tensor]) -> Sequence[pairs.Pair]:
         if self._told.states is not None:
             return [pairs.Pair(old, new, TOLD) for old, new in self._told.states.items()]
-        return [] if self._told.stateless else pairs.found(self._flow, inputs, self._outputs)
+        if self._told.stateless:
+            return []
+        chain = self._chain
+        signed = [pairs.Pair(old, new, "the signature of its file says so") for old, new in chain.states.items()]
+        open_ = [each for each in inputs if each.name not in chain.signed]
+        outputs = [each for each in self._outputs if each.name not in chain.signed]
+        return [*signed, *pairs.found(self._flow, open_, outputs, chain.whose)]
 
     def _set_apart(self) -> None:
         """Inputs that are neither sent nor computed by the graph: constants, what a session sets, what counts."""
@@ -185,22 +204,8 @@ class _Drafting:
             self._notes.append(Note("left out", f"outputs that no input changes: {left}"))
 
 
-def tensor(value: onnx.ValueInfoProto) -> Tensor:
-    """What a graph says of one of its inputs or outputs."""
-    said = value.type.tensor_type
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(said.elem_type).name
-    except KeyError:
-        dtype = ""
-    return Tensor(value.name, dtype, _dims(said) if said.HasField("shape") else None)
-
-
 def _wide(tensor: Tensor) -> Tensor:
     return tensor._replace(dtype=narrow.WIDE) if tensor.dtype == narrow.NAME else tensor
-
-
-def _dims(said: onnx.TypeProto.Tensor) -> Dims:
-    return tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in said.shape.dim)
 
 
 def _check_values(tensor: Tensor, values: Sequence[float]) -> None:

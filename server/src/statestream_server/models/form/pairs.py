@@ -8,14 +8,19 @@ Names choose among candidates; the order of inputs and outputs never counts. Wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import onnx
+from onnx import helper
 
 from statestream_server.models.form.flow import Flow
 from statestream_server.models.form.names import likeness
 from statestream_server.models.form.told import quoted
 
 Dims = tuple[int | str | None, ...]
+Likeness = Callable[[tuple[str, str]], float]
+"""How much the names of a pair agree; see names.py."""
 
 
 class Tensor(NamedTuple):
@@ -25,10 +30,36 @@ class Tensor(NamedTuple):
     dtype: str
     dims: Dims | None
 
+    @property
+    def kind(self) -> str:
+        """As in `float32[1, batch, 5]`."""
+        shape = "?" if self.dims is None else ", ".join("?" if size is None else str(size) for size in self.dims)
+        return f"{self.dtype}[{shape}]"
+
     def __str__(self) -> str:
         """As in `h float32[1, batch, 5]`."""
-        shape = "?" if self.dims is None else ", ".join("?" if size is None else str(size) for size in self.dims)
-        return f"{self.name} {self.dtype}[{shape}]"
+        return f"{self.name} {self.kind}"
+
+
+def tensor(value: onnx.ValueInfoProto) -> Tensor:
+    """What a graph says of one of its inputs or outputs."""
+    said = value.type.tensor_type
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(said.elem_type).name
+    except KeyError:
+        dtype = ""
+    return Tensor(value.name, dtype, _dims(said) if said.HasField("shape") else None)
+
+
+def _dims(said: onnx.TypeProto.Tensor) -> Dims:
+    return tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in said.shape.dim)
+
+
+class Owner(NamedTuple):
+    """Which of several files a tensor is of, and how it is called there."""
+
+    file: int
+    name: str
 
 
 class Pair(NamedTuple):
@@ -44,39 +75,53 @@ class UnsettledError(Exception):
 
     Attributes:
         lines: The entries of model.toml that settle it, each a choice.
+        settled: The states that are found all the same: input to output.
     """
 
-    def __init__(self, problem: str, lines: Sequence[str]) -> None:
+    def __init__(self, problem: str, lines: Sequence[str], settled: Mapping[str, str] | None = None) -> None:
         """What is open, in words, and what settles it."""
         super().__init__(problem)
-        self.lines = lines
+        self.lines, self.settled = lines, settled or {}
 
 
-def found(flow: Flow, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Pair]:
+def found(
+    flow: Flow, inputs: Sequence[Tensor], outputs: Sequence[Tensor], whose: Mapping[str, Owner] | None = None
+) -> list[Pair]:
     """The states of a graph; none where it has no memory.
+
+    Args:
+        flow: What it computes from what.
+        inputs: Those that may be memory.
+        outputs: Those that may be a next value.
+        whose: By name which of several files an input or output is of: no state is of two.
 
     Raises:
         UnsettledError: Something may be memory, and the graph does not tell.
     """
     if len(inputs) < 2:
         return []
-    given = {each.name for each in inputs}
+    given, whose = {each.name for each in inputs}, whose or {}
+
+    def like(pair: tuple[str, str]) -> float:
+        return likeness(*(whose[name].name if name in whose else name for name in pair))
+
     sources = {output.name: flow.sources(output.name) for output in outputs}
     candidates = {
         (old.name, new.name)
         for old in inputs
         for new in outputs
-        if _fit(old, new)
+        if fits(old, new)
+        and (not whose or whose[old.name].file == whose[new.name].file)
         and (old.name in sources[new.name] or not given.isdisjoint(flow.moved_to(new.name)))
         and not _grows(old, inputs)
     }
     evidence = {pair: why for pair in candidates if (why := _evidence(flow, *pair))}
-    settled = _settled(set(evidence))
+    settled = _settled(set(evidence), like)
     pairs = [Pair(old, new, evidence[old, new]) for old, new in settled]
     if tied := _without(set(evidence), settled):
-        raise _asked(tied, inputs, outputs, settled, "the graph carries more than one of them on")
+        raise _asked(tied, inputs, outputs, settled, like, "the graph carries more than one of them on")
     candidates = _without(candidates, settled)
-    named = _by_names(candidates)
+    named = _by_names(candidates, like)
     left = (len(inputs) - len(pairs) - len(named), len(outputs) - len(pairs) - len(named))
     if left[0] > 0 and left[1] > 0:
         pairs += [Pair(old, new, "the only candidate of its name, type and path") for old, new in named]
@@ -85,13 +130,13 @@ def found(flow: Flow, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> li
     if len(inputs) - len(pairs) < 2:
         candidates = set()  # What is left is what callers send.
     if candidates:
-        raise _asked(candidates, inputs, outputs, settled, "nothing in the graph says which")
+        raise _asked(candidates, inputs, outputs, settled, like, "nothing in the graph says which")
     order = [each.name for each in inputs]
     return sorted(pairs, key=lambda pair: order.index(pair.old))
 
 
-def _fit(old: Tensor, new: Tensor) -> bool:
-    """Whether type and shape allow that one is the next value of the other; a free axis fits any, no shape does too."""
+def fits(old: Tensor, new: Tensor) -> bool:
+    """Whether type and shape allow that one has the other's values; a free axis fits any, no shape does too."""
     if old.dtype != new.dtype or old.dims is None or new.dims is None:
         return old.dtype == new.dtype
     return len(old.dims) == len(new.dims) and all(
@@ -126,14 +171,14 @@ def _evidence(flow: Flow, old: str, new: str) -> str:
     return ""
 
 
-def _settled(pairs: set[tuple[str, str]]) -> list[tuple[str, str]]:
+def _settled(pairs: set[tuple[str, str]], like: Likeness) -> list[tuple[str, str]]:
     """The pairs that follow from evidence: an end with one start only, then whatever names alone tell apart."""
     open_, done = set(pairs), list[tuple[str, str]]()
     while open_:
         olds, news = _by(open_, 0), _by(open_, 1)
         forced = sorted(pair for pair in open_ if len(olds[pair[0]]) == 1 and len(news[pair[1]]) == 1)
         if not forced:
-            forced = sorted(_by_names(open_))[:1]
+            forced = sorted(_by_names(open_, like))[:1]
         if not forced:
             return done
         for old, new in forced:
@@ -155,10 +200,10 @@ def _by(pairs: set[tuple[str, str]], side: int) -> Mapping[str, list[tuple[str, 
     return found
 
 
-def _by_names(pairs: set[tuple[str, str]]) -> list[tuple[str, str]]:
+def _by_names(pairs: set[tuple[str, str]], like: Likeness) -> list[tuple[str, str]]:
     """The pairs whose names are more alike than those of any other pair with one of them."""
     best: dict[tuple[int, str], list[float]] = {}
-    score = {pair: likeness(*pair) for pair in pairs}
+    score = {pair: like(pair) for pair in pairs}
     for pair, value in score.items():
         for side, name in enumerate(pair):
             best.setdefault((side, name), []).append(value)
@@ -175,6 +220,7 @@ def _asked(
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
     settled: Sequence[tuple[str, str]],
+    like: Likeness,
     why: str,
 ) -> UnsettledError:
     told = {tensor.name: str(tensor) for tensor in inputs}
@@ -186,11 +232,11 @@ def _asked(
     ]
     first, left = list[tuple[str, str]](), candidates
     while left and len(settled) + len(first) + 1 < len(inputs):
-        first.append(min(left, key=lambda pair: (-likeness(*pair), pair)))
+        first.append(min(left, key=lambda pair: (-like(pair), pair)))
         left = _without(left, first)
     lines = [states_line([*settled, *first])]
     lines.append(states_line(settled) if settled else "stateless = true")
-    return UnsettledError(f"{', and '.join(texts)}: types and shapes fit, {why}", lines)
+    return UnsettledError(f"{', and '.join(texts)}: types and shapes fit, {why}", lines, dict(settled))
 
 
 def states_line(pairs: Sequence[tuple[str, str]]) -> str:

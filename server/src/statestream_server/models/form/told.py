@@ -8,6 +8,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
 NAME: Final = "model.toml"
@@ -46,6 +47,9 @@ class Told:
         session: Inputs that have one value for all of a session: it is opened with one, else this.
         counters: Inputs that count: what is added at every step.
         columns: The names of features along an input's or output's last axis.
+        chain: The files that are one model, in the order in which they run, where they are several.
+        wires: Of a chain, inputs by the output of an earlier file that they take, or by its input that both take; None
+            where they are to be found out.
     """
 
     stateless: bool = False
@@ -57,6 +61,8 @@ class Told:
     session: Mapping[str, Sequence[float]] = field(default_factory=dict)
     counters: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    chain: Sequence[str] = ()
+    wires: Mapping[str, str] | None = None
 
     def check(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
         """Checks that all names are of the graph, and that none is told two things.
@@ -104,8 +110,12 @@ def loads(text: str) -> Told:
     stateless = values.pop("stateless", False)
     if not isinstance(stateless, bool):
         raise ToldError(f"stateless is {stateless!r}; expected true or false")
+    chain = _chain(values.pop("chain", []))
+    if isinstance(values.get("wires"), dict):
+        values["wires"] = _flat(values["wires"])
     return Told(
         stateless,
+        chain=chain,
         **{key: _table(key, value, _READ[key]) for key, value in values.items()},
     )
 
@@ -126,7 +136,7 @@ def added(told: Told, entries: Mapping[str, Sequence[tuple[str, str]]], *, state
 
 def _value(key: str, text: str) -> Any:
     """What a text of a command line is in TOML."""
-    if key == "states":
+    if key in ("states", "wires"):
         return text
     if key == "columns":
         return text.split(",")
@@ -144,9 +154,11 @@ def _number(text: str) -> int | float | str:
 def dumps(told: Told) -> str:
     """The text of a model.toml that tells the same."""
     lines = ["stateless = true"] * told.stateless
-    for entry in fields(Told)[1:]:
-        table = getattr(told, entry.name)
-        if table is not None and (table or entry.name == "states"):
+    if told.chain:
+        lines.append(f"chain = [{', '.join(map(quoted, told.chain))}]")
+    for entry in fields(Told):
+        table = getattr(told, entry.name) if entry.name not in ("stateless", "chain") else None
+        if table is not None and (table or entry.name in ("states", "wires")):
             lines += [
                 f"[{entry.name}]",
                 *(f"{quoted(name)} = {_text(entry.name, value)}" for name, value in table.items()),
@@ -226,6 +238,25 @@ def _name(value: Any, where: str) -> str:
     return value
 
 
+def _chain(value: Any) -> Sequence[str]:
+    good = isinstance(value, list) and all(
+        isinstance(each, str) and each.endswith(".onnx") and PurePath(each).name == each for each in value
+    )
+    if not good or len(value) == 1:
+        raise ToldError(f'chain is {value!r}; expected files of this folder, as in ["model_1.onnx", "model_2.onnx"]')
+    if len(set(value)) < len(value):
+        raise ToldError("chain: a file stands in it twice; copy it under another name")
+    return tuple(value)
+
+
+def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """A table of wires by whole names: what TOML makes of `model_2.x = …` without quotes is a table in a table."""
+    flat = dict[str, Any]()
+    for key, value in table.items():
+        flat.update(_flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value})
+    return flat
+
+
 def _names(value: Any, where: str) -> Sequence[str]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise ToldError(f"{where} is {value!r}; expected a list of names")
@@ -241,6 +272,7 @@ _READ: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "session": numbers,
     "counters": _one,
     "columns": _names,
+    "wires": _name,
 }
 
 
@@ -250,9 +282,15 @@ def _table(key: str, value: Any, read: Callable[[Any, str], _T]) -> Mapping[str,
     return {name: read(each, f"{key}.{name}") for name, each in value.items()}
 
 
+def unknown(name: str, names: Iterable[str]) -> str:
+    """What there is in place of a name that there is not, and which may be meant."""
+    there = sorted(names)
+    return f"{_meant(name, there)}; there are {there}"
+
+
 def _known(table: str, name: str, names: Sequence[str], kind: str) -> None:
     if name not in names:
-        raise ToldError(f"{table} names {name!r}, which is no {kind}{_meant(name, names)}; there are {sorted(names)}")
+        raise ToldError(f"{table} names {name!r}, which is no {kind}{unknown(name, names)}")
 
 
 def _meant(name: str, names: Sequence[str]) -> str:

@@ -81,7 +81,8 @@ def load_file(
     """
     with making.refusing(path):
         place = providers_for(device) if isinstance(device, str) else device
-        modelfile.check_size(path)
+        for part in modelfile.parts(path):
+            modelfile.check_size(part)
         known = [prints.take(one) for one in prints.named(path)]
         if trust is not None:
             _check_trusted(known, trust)
@@ -119,7 +120,7 @@ def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits 
     """
     with making.refusing(path):
         place = providers_for(device)
-        file = modelfile.read(path)
+        file = modelfile.read(path, told.dumps(said))
         if file.described:
             raise ModelLoadError(f"{path}: has a signature already; export it again to change it")
         verdict = _tried(path, place, BatchPolicy.PAD, limits, told.dumps(said))
@@ -134,9 +135,10 @@ def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits 
 def _check_trusted(known: list[Print], trust: Trust) -> None:
     """Checks all files of a version; those with weights are named by one that is trusted itself."""
     trust.check(known)
-    for one in known:
-        if one.path.suffix == ".onnx":
-            trust.check(prints.take(stamp.path) for stamp in modelfile.read(one.path).stamps[1:])
+    chain = known[0].path.suffix == ".toml"
+    for one in known[:1] if chain else known:
+        if chain or one.path.suffix == ".onnx":
+            trust.check(prints.take(stamp.path) for stamp in modelfile.read(one.path).weights)
 
 
 def _tried(path: Path, device: Device, policy: BatchPolicy, limits: TrialLimits, said: str | None = None) -> Verdict:

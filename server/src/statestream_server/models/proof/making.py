@@ -73,9 +73,7 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD, *, 
     with refusing(path):
         watch.doing("reading it")
         watch.sized(_size(path), 0)
-        encoder, file = _read(path)
-        if said is not None:
-            file = dataclasses.replace(file, told=(said, file.stamps[0]))
+        encoder, file = _read(path, said)
         _check_kind(encoder, file)
         both = [file] if encoder is None else [encoder, file]
         nbytes = sum(one.nbytes for one in both)
@@ -105,7 +103,11 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
         return
     try:
         said = told.loads(file.told[0]) if file.told else told.Told()
-        draft = drafted(file.proto, said)
+        if said.chain and file.chain is None:
+            raise told.ToldError(
+                f"it names a chain, and {file.path.name} beside it is a model; a folder holds one of both"
+            )
+        draft = drafted(file.proto, said, file.chain)
         if not draft.states:
             yield file.formed(forming.plain(draft, said))
             return
@@ -119,7 +121,8 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
     except UnsettledError as error:
         if refused and found:
             return  # What was found against its forms says more.
-        raise ModelLoadError(f"{file.path}: {error}; say in {beside} beside it: {' or '.join(error.lines)}") from error
+        where = "it" if file.chain is not None else f"{beside} beside it"
+        raise ModelLoadError(f"{file.path}: {error}; say in {where}: {' or '.join(error.lines)}") from error
 
 
 def _prove_form(
@@ -302,14 +305,15 @@ def _arranged(rows: Rows, file: ModelFile, device: Device) -> Rows:
 
 def _size(path: Path) -> int:
     """Bytes of the files before they are read; what is too large to be read is refused."""
-    pair = [path.with_name(ENCODER), path.with_name(DECODER)] if path.name in (ENCODER, DECODER) else [path]
-    return sum(modelfile.check_size(each).size for each in pair)
+    pair = path.name in (ENCODER, DECODER)
+    parts = [path.with_name(ENCODER), path.with_name(DECODER)] if pair else modelfile.parts(path)
+    return sum(modelfile.check_size(each).size for each in parts)
 
 
-def _read(path: Path) -> tuple[ModelFile | None, ModelFile]:
+def _read(path: Path, said: str | None = None) -> tuple[ModelFile | None, ModelFile]:
     """The encoder, where there is one, and the file with the memory."""
     if path.name not in (ENCODER, DECODER):
-        return None, modelfile.read(path)
+        return None, modelfile.read(path, said)
     return modelfile.read(path.parent / ENCODER), modelfile.read(path.parent / DECODER)
 
 
