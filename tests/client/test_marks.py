@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statestream import errors
-from statestream.core import PoolTicket, StepTicket
+from statestream.contract.tensors import from_tensor
+from statestream.core import Group, PoolTicket, StepTicket
 from statestream.v1 import inference_pb2 as pb
 from tests.client.fake_server import Fake
 from tests.client.twins import Aio, Twin
 from tests.client.wire import Wire, error_of, make_core
-from tests.client.world import FEATURES, World
+from tests.client.world import FEATURES, MODEL, World
 
 
 def ones(steps: int = 1) -> np.ndarray:
@@ -176,6 +177,25 @@ def test_a_reset_mends_a_session_that_failed(wire: Wire, error: type[errors.Stat
     assert (row.position, row.origin, row.cursor) == (5, 4, b"here")
     assert wire.core.table.cursors[handle] == b"here"
     assert wire.core.table.origin[handle] == 4
+
+
+def test_a_session_that_a_reset_mends_starts_from_its_own_values_where_it_is_found_nowhere() -> None:
+    """What is set once for a session is kept over a reset: where the session is gone the server hears it again."""
+    wire = Wire()
+    wire.connect()
+    start = {"h": np.stack([ones()[0] * 5, ones()[0] * 6])}
+    handles = wire.core.open(Group(MODEL, 0, False), ["a", "b"], pb.OPEN_MODE_REPLACE, start).handles
+    wire.run()
+    for handle in handles.tolist():
+        wire.core.log.fail(handle, errors.StateLost("gone"), heard=True)
+    wire.world.restart(lose_everything=True)
+    wire.reset(handles)
+    opens = list[pb.OpenFrame]()
+    while wire.send() or wire.serve() or wire.deliver():
+        opens += [each.open for each in wire.requests if each.HasField("open") and each.open not in opens]
+    sent = {name: from_tensor(frame.initial_states[0]).tolist() for frame in opens for name in frame.ids}
+    assert sent == {"a": [[5, 5]], "b": [[6, 6]]}
+    assert [first_now(wire, handle) for handle in handles.tolist()] == [1, 1]  # All else is as the model says.
 
 
 def test_what_is_behind_a_refused_mending_fails_with_it_and_another_mends_it(wire: Wire) -> None:

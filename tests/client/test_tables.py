@@ -236,11 +236,11 @@ def test_start_values_are_read_like_inputs() -> None:
         ({"h": ["1", "2", "3"]}, "text|dtype"),
         ({"h": [1, None, 3]}, "None"),
         ({"h": [1e300, 0, 0]}, "1e\\+300"),
-        ({"q": [1]}, "'q'; expected 'h'"),
+        ({"q": [1]}, "'q'; expected any of 'h'"),
     ):
         with pytest.raises(BadTensor, match=says):
             NAMED.initial_states(states, 2)
-    with pytest.raises(TypeError, match="dict with an array for each of 'h'"):
+    with pytest.raises(TypeError, match="dict with an array for any of 'h'"):
         NAMED.initial_states([1, 2, 3], 1)  # type: ignore[arg-type]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from statestream.signature import row_shape
+from statestream.signature import row_shape, start_row
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import server_pb2, server_pb2_grpc, session_pb2
 from tests.support.arrays import same_bits, tensor, u64
-from tests.support.calls import Caller, Failure
+from tests.support.calls import Caller, Failure, failing
 from tests.support.speaker import Opened, Refusal, Speaker, fresh_id, next_incarnation
 from tests.support.subject import Subject
 
@@ -231,6 +233,53 @@ async def test_initial_states_replace_the_start_values(speaker: Speaker, subject
     plain, one, two = [await speaker.step(handle, 0, inputs) for handle in range(3)]
     assert not same_bits(plain.outputs, one.outputs)
     assert same_bits(one.outputs, two.outputs)
+
+
+async def test_a_state_that_is_not_named_starts_as_the_model_says(speaker: Speaker, subject: Subject) -> None:
+    """Of several states some may be named: the others have the values that the signature says."""
+    specs, inputs = subject.signature.states, subject.random(3)
+    named = [tensor(specs[0].input, np.full((1, *row_shape(specs[0])), 0.5, specs[0].dtype))]
+    rest = [tensor(spec.input, start_row(spec)[None]) for spec in specs[1:]]
+    await speaker.open_one(fresh_id(), 0, initial_states=named)
+    await speaker.open_one(fresh_id(), 1, initial_states=[*rest, *named])
+    one, two = [await speaker.step(handle, 0, inputs) for handle in range(2)]
+    assert same_bits(one.outputs, two.outputs)
+
+
+async def test_a_session_for_callers_of_step_has_start_values_too(caller: Caller, subject: Subject) -> None:
+    """OpenSession takes start values by name, and refuses others."""
+    spec, outputs = subject.signature.states[0], []
+    half, inputs = np.full((1, *row_shape(spec)), 0.5, spec.dtype), subject.random(1)
+    for given in ([tensor(spec.input, start_row(spec)[None])], [tensor(spec.input, half)]):
+        ask: dict[str, Any] = {"model": subject.name, "session_id": fresh_id()}
+        opened = await caller.sessions.OpenSession(session_pb2.OpenSessionRequest(**ask, initial_states=given))
+        assert opened.created
+        outputs.append((await caller.step(subject.name, ask["session_id"], inputs)).outputs)
+    assert outputs[0] != outputs[1]
+    wrong = session_pb2.OpenSessionRequest(**ask, initial_states=[tensor("no-state", half)])
+    assert (await failing(caller.sessions.OpenSession(wrong))).reason == "BAD_TENSOR"
+
+
+@pytest.mark.parametrize("times", [0, 2])
+async def test_an_initial_state_that_is_none_or_comes_twice_refuses_the_frame(
+    speaker: Speaker, subject: Subject, times: int
+) -> None:
+    """Names are those of the signature's states, each once at most; else BAD_TENSOR names the field."""
+    spec = subject.signature.states[0]
+    given = [tensor(spec.input if times else "no-state", start_row(spec)[None])] * max(1, times)
+    await speaker.send(
+        open=pb.OpenFrame(
+            model=speaker.model,
+            handles=b"\0\0\0\0",
+            ids=[fresh_id()],
+            writer=speaker.writer,
+            incarnation=next_incarnation(),
+            initial_states=given,
+        )
+    )
+    failure = await speaker.refused()
+    assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "BAD_TENSOR")
+    assert failure.metadata["field"] == "initial_states"
 
 
 async def test_initial_states_of_the_wrong_shape_refuse_the_frame(speaker: Speaker, subject: Subject) -> None:

@@ -113,7 +113,7 @@ def check_opening(
     check_flag("return_replies", return_replies)
     if initial_state is not None and not isinstance(initial_state, Mapping):
         raise TypeError(
-            f"initial_state is of type {type(initial_state).__name__}; expected a dict with an array for each state"
+            f"initial_state is of type {type(initial_state).__name__}; expected a dict with an array for any state"
         )
 
 

@@ -213,24 +213,27 @@ class Layout:
         return inputs, alone
 
     def initial_states(self, states: Mapping[str, Input], count: int) -> dict[str, Array]:
-        """Start values as [count, …one session's state] by the name of the state's input.
+        """Start values as [count, …one session's state] by the name of the state's input; of some states, or all.
 
         Raises:
-            BadTensor: A state is missing, unknown, or has another shape.
+            BadTensor: A state is unknown, or has another shape.
         """
         expected = {state.input: state for state in self.signature.states}
         if not isinstance(states, Mapping):
             raise TypeError(
-                f"initial_state is of type {type(states).__name__}; expected a dict with an array for each of"
+                f"initial_state is of type {type(states).__name__}; expected a dict with an array for any of"
                 f" {listed(sorted(expected))}"
             )
-        if set(states) != set(expected):
+        if unknown := [name for name in states if name not in expected]:
             raise BadTensor(
-                f"initial_state has {listed(states)}; expected {listed(sorted(expected))}",
+                f"initial_state has {listed(unknown)}; expected any of {listed(sorted(expected))}, the others start as"
+                " the model says",
                 metadata={"field": "initial_state"},
             )
         found = {}
         for name, spec in expected.items():
+            if name not in states:
+                continue
             skip = spec.batch_axis if spec.HasField("batch_axis") else None
             shape = tuple(size for axis, size in enumerate(spec.shape) if axis != skip)
             wanted = Wanted(

@@ -139,7 +139,8 @@ class Client(Runs):
             version: The model's version; the session's own or the default one where left out.
             upgrade: The version to move the session to (True for the newest) where it is pinned to another: state,
                 position and unacknowledged outputs go along. A new session starts there.
-            initial_state: Start values by the name of the state's input, for a session that is new.
+            initial_state: Start values by the name of the state's input, for a session that is new; a state that is not
+                named starts as the model says. A constant of the session is set so, once: a reset keeps it.
             history: Past steps [T, F] to warm up a session that is new; their outputs are dropped. Where they are
                 refused there is no session.
             return_replies: Bring the outputs that no caller acknowledged: see `Session.replies`.
@@ -180,7 +181,7 @@ class Client(Runs):
             mode: As for `session`.
             version: As for `session`.
             upgrade: As for `session`; of sessions that are pinned to several versions it makes a pool of one.
-            initial_state: Start values by the name of the state's input, for all or [N, …].
+            initial_state: Start values by the name of the state's input, for all or [N, …], as for `session`.
             return_replies: Bring the outputs that no caller acknowledged: see `Pool.replies`.
 
         Raises:

@@ -23,6 +23,8 @@ from statestream.v1.signature_pb2 import (
     TensorSpec,
     Text,
     ValueRange,
+    Window,
+    WindowStart,
 )
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "TensorSpec",
     "Text",
     "ValueRange",
+    "Window",
+    "WindowStart",
     "check",
     "decode_text",
     "dumps",
@@ -154,6 +158,8 @@ def check(signature: Signature) -> None:
     _check_unique("input", [s.name for s in signature.inputs] + [s.input for s in signature.states])
     _check_unique("output", [s.name for s in signature.outputs] + [s.output for s in signature.states])
     _check_feedback(signature)
+    for window in signature.windows:
+        _check_window(signature, window)
     if signature.HasField("decoding"):
         _check_decoding(signature)
 
@@ -232,6 +238,8 @@ def _check_state(where: str, spec: StateSpec) -> None:
     _check_ranges(where, spec, shape)
     if any(known.counts_steps for known in spec.ranges):
         raise SignatureError(f"{where}.ranges count steps; only inputs may")
+    if spec.constant and spec.from_encoder:
+        raise SignatureError(f"{where} is constant and starts from encoder output {spec.from_encoder!r}; expected one")
 
 
 def _check_unique(kind: str, names: list[str]) -> None:
@@ -255,6 +263,22 @@ def _check_feedback(signature: Signature) -> None:
     fed = {feedback.input for feedback in signature.feedback}
     if fed and fed != set(inputs):
         raise SignatureError(f"feedback feeds {sorted(fed)}; expected every input: {sorted(inputs)}")
+
+
+def _check_window(signature: Signature, window: Window) -> None:
+    where, states = f"windows[{window.input!r}]", {state.input for state in signature.states}
+    if window.input not in {spec.name for spec in signature.inputs}:
+        raise SignatureError(f"{where}: no such input")
+    if window.steps < 2:
+        raise SignatureError(f"{where}.steps is {window.steps}; expected 2 or more")
+    if window.before not in WindowStart.values():
+        raise SignatureError(f"{where}.before is {window.before}; expected 0 to {max(WindowStart.values())}")
+    counted = window.before in (WindowStart.WINDOW_START_PAD, WindowStart.WINDOW_START_HOLD)
+    for field, name in (("state", window.state), ("count", window.count)):
+        if (field == "state" or counted) and name not in states:
+            raise SignatureError(f"{where}.{field} is {name!r}; expected one of the states {sorted(states)}")
+    if window.full and window.full not in {spec.name for spec in signature.outputs}:
+        raise SignatureError(f"{where}.full is {window.full!r}; no such output")
 
 
 def _check_decoding(signature: Signature) -> None:

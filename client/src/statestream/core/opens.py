@@ -29,7 +29,6 @@ from statestream.core.tickets import OpenTicket, again
 from statestream.v1.inference_pb2 import (
     OPEN_MODE_CREATE,
     OPEN_MODE_EITHER,
-    OPEN_MODE_REPLACE,
     OpenedFrame,
     OpenFrame,
     OpenMode,
@@ -74,7 +73,7 @@ class Opens:
         rows = np.arange(len(handles)) if rows is None else rows
         self._table.incarnation[handles] = self.clock
         whole = Opening(handles, mode, ticket, rows, initial, replies=replies, upgrade=upgrade)
-        if initial and mode != OPEN_MODE_REPLACE:
+        if initial:
             for row, handle in enumerate(handles.tolist()):
                 self._table.initial[handle] = {name: array[row] for name, array in initial.items()}
         self.waiting.extend(frames(whole))
@@ -87,6 +86,7 @@ class Opens:
         """Asks for those that failed as they are on the server now; what is submitted meanwhile goes on from there.
 
         It waits for the late answers to what was sent before, which must not be taken for those to what is sent then.
+        One that is found nowhere starts from its own values again: a reset keeps those that are set once.
         """
         table = self._table
         handles = handles[table.state[handles] == State.FAILED]
@@ -96,12 +96,19 @@ class Opens:
         ticket.dropped = True  # Its sessions are open whatever becomes of it.
         self._log.forget(handles)
         for handle in handles.tolist():
-            for known in (table.failures, table.initial, table.untaken, table.unheard):
+            for known in (table.failures, table.untaken, table.unheard):
                 known.pop(handle, None)
             table.durable[handle] = table.durable_then.pop(handle)
         table.state[handles] = State.OPENING
         table.incarnation[handles] = table.incarnation[handles].max(initial=0) + 1
-        self.waiting.extend(frames(Opening(handles, OPEN_MODE_EITHER, ticket, np.arange(len(handles)), revival=True)))
+        rows, own = np.arange(len(handles)), np.isin(handles, list(table.initial))
+        for row in rows[own].tolist():
+            initial = {name: array[np.newaxis] for name, array in table.initial[int(handles[row])].items()}
+            which = np.array([row])
+            self.waiting.append(Opening(handles[which], OPEN_MODE_EITHER, ticket, which, initial, revival=True))
+        if not own.all():
+            left = Opening(handles[~own], OPEN_MODE_EITHER, ticket, rows[~own], revival=True)
+            self.waiting.extend(frames(left))
 
     def withdraw(self, handles: Ints) -> Ints:
         """Asks no more for sessions whose callers have gone; returns those of which nothing is on its way.

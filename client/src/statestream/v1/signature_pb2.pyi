@@ -7,19 +7,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class WindowStart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WINDOW_START_UNSPECIFIED: _ClassVar[WindowStart]
+    WINDOW_START_VALUE: _ClassVar[WindowStart]
+    WINDOW_START_PAD: _ClassVar[WindowStart]
+    WINDOW_START_HOLD: _ClassVar[WindowStart]
+
 class StateCheck(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATE_CHECK_UNSPECIFIED: _ClassVar[StateCheck]
     STATE_CHECK_FINITE: _ClassVar[StateCheck]
     STATE_CHECK_NAN: _ClassVar[StateCheck]
     STATE_CHECK_OFF: _ClassVar[StateCheck]
+WINDOW_START_UNSPECIFIED: WindowStart
+WINDOW_START_VALUE: WindowStart
+WINDOW_START_PAD: WindowStart
+WINDOW_START_HOLD: WindowStart
 STATE_CHECK_UNSPECIFIED: StateCheck
 STATE_CHECK_FINITE: StateCheck
 STATE_CHECK_NAN: StateCheck
 STATE_CHECK_OFF: StateCheck
 
 class Signature(_message.Message):
-    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description", "quantization")
+    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description", "quantization", "windows")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +39,7 @@ class Signature(_message.Message):
     DECODING_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
     format: int
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -36,7 +48,24 @@ class Signature(_message.Message):
     decoding: Decoding
     description: str
     quantization: Quantization
-    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ...) -> None: ...
+    windows: _containers.RepeatedCompositeFieldContainer[Window]
+    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ...) -> None: ...
+
+class Window(_message.Message):
+    __slots__ = ("input", "steps", "state", "before", "count", "full")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    steps: int
+    state: str
+    before: WindowStart
+    count: str
+    full: str
+    def __init__(self, input: _Optional[str] = ..., steps: _Optional[int] = ..., state: _Optional[str] = ..., before: _Optional[_Union[WindowStart, str]] = ..., count: _Optional[str] = ..., full: _Optional[str] = ...) -> None: ...
 
 class Quantization(_message.Message):
     __slots__ = ("dtype", "layers", "loss")
@@ -90,7 +119,7 @@ class ValueRange(_message.Message):
     def __init__(self, lowest: _Optional[float] = ..., highest: _Optional[float] = ..., whole: bool = ..., counts_steps: bool = ...) -> None: ...
 
 class StateSpec(_message.Message):
-    __slots__ = ("input", "output", "dtype", "shape", "batch_axis", "start", "check", "from_encoder", "ranges")
+    __slots__ = ("input", "output", "dtype", "shape", "batch_axis", "start", "check", "from_encoder", "ranges", "constant")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +129,7 @@ class StateSpec(_message.Message):
     CHECK_FIELD_NUMBER: _ClassVar[int]
     FROM_ENCODER_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    CONSTANT_FIELD_NUMBER: _ClassVar[int]
     input: str
     output: str
     dtype: str
@@ -109,7 +139,8 @@ class StateSpec(_message.Message):
     check: StateCheck
     from_encoder: str
     ranges: _containers.RepeatedCompositeFieldContainer[ValueRange]
-    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., start: _Optional[_Iterable[float]] = ..., check: _Optional[_Union[StateCheck, str]] = ..., from_encoder: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ...) -> None: ...
+    constant: bool
+    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., start: _Optional[_Iterable[float]] = ..., check: _Optional[_Union[StateCheck, str]] = ..., from_encoder: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ..., constant: bool = ...) -> None: ...
 
 class Feedback(_message.Message):
     __slots__ = ("output", "input")

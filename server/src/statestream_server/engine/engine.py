@@ -28,6 +28,7 @@ from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part, Priority, Sink, Work
 from statestream_server.lag import NOTED_ROWS, TurnLoad
 from statestream_server.models.model import Predictor
+from statestream_server.models.rows import restart
 
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
@@ -336,7 +337,7 @@ class Engine:
             assert work.marks is not None
             reset = rows[work.marks.kinds[places] == RESET]
             if len(reset):
-                table.rows.reset(reset)
+                restart(table.rows, table.model.signature, reset)
         self.scheduler.charge(priority, time.perf_counter() - began)
         for work, places, _ in table.lane.advance(parts, 0, None, next(self._ages)).finished:
             work.sink.completed(work, places)

@@ -186,6 +186,18 @@ def start_values(signature: Signature) -> list[Array]:
     return states + [np.zeros(column.shape, column.dtype) for column in columns_of(signature)[len(states) :]]
 
 
+def restart(rows: Rows, signature: Signature, which: Ints) -> None:
+    """Sets rows [n] to the signature's start values, but for what is set once for a session: that stays."""
+    constants = [place for place, state in enumerate(signature.states) if state.constant]
+    kept = rows.read(which) if constants else []
+    rows.reset(which)
+    if constants:
+        values = rows.read(which)
+        for place in constants:
+            values[place] = kept[place]
+        rows.write(which, values)
+
+
 def max_slice_of(signature: Signature) -> int:
     """The most steps that one run of the graph can take."""
     specs = [*signature.inputs, *signature.outputs]

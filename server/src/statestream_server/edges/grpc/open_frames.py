@@ -20,7 +20,7 @@ from statestream_server.edges.grpc.handles import OVERTAKEN, check_distinct
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.engine.replies import Kept
 from statestream_server.server import Server
-from statestream_server.sessions.ownership.openings import Opened, Opening, check_ids, check_initial_states
+from statestream_server.sessions.ownership.openings import Opened, Opening, check_ids
 from statestream_server.settings import Durability
 
 _OPENED = 4096
@@ -173,9 +173,7 @@ class OpenFrames:
         states = None
         if request.initial_states:
             table = await self._server.sessions.table(request.model, request.version)
-            names = [spec.input for spec in table.model.signature.states]
-            states = wire.named(request.initial_states, names, "initial_states")
-            check_initial_states(table, states, count)
+            states = wire.initial_states(table, request.initial_states, count)
         return Opening(
             caller.current.get().tenant,
             request.model,

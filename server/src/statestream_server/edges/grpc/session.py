@@ -32,12 +32,18 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
 
     def __init__(self, server: Server) -> None:
         """Calls go to the server's rooms."""
-        self._admin = server.admin
+        self._admin, self._sessions = server.admin, server.sessions
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Context) -> pb.OpenSessionResponse:
         """Opens a session for callers of Step."""
         mode = wire.open_mode(request.mode)
-        described, created = await self._admin.open(_key(request), request.version, mode, upgrade=request.upgrade)
+        states = None
+        if request.initial_states:
+            table = await self._sessions.table(request.model, request.version)
+            states = wire.initial_states(table, request.initial_states, 1)
+        described, created = await self._admin.open(
+            _key(request), request.version, mode, upgrade=request.upgrade, initial_states=states
+        )
         return pb.OpenSessionResponse(session=_message(described), created=created)
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.GetSessionResponse:

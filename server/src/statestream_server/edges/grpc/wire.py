@@ -16,6 +16,8 @@ from statestream.v1.inference_pb2 import OpenMode
 from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc.caps import MAX_AXES
+from statestream_server.engine.table import Table
+from statestream_server.sessions.ownership.openings import check_initial_states
 from statestream_server.settings import Settings
 from statestream_server.shapes import check_steps
 from statestream_server.stores.base import Mode
@@ -109,6 +111,25 @@ def inputs_with_axes(
     arrays = named(tensors, [spec.name for spec in specs], "inputs")
     check_steps(specs, arrays, leading, what)
     return arrays
+
+
+def initial_states(table: Table, tensors: Sequence[Tensor], count: int) -> list[Array | None]:
+    """The start values of `count` new sessions, one item for every state; None where a state starts as the model says.
+
+    Raises:
+        BadTensor: One has the wrong name, dtype or shape.
+    """
+    names, what = [spec.input for spec in table.model.signature.states], "initial_states"
+    given = {tensor.name: tensor for tensor in tensors[: len(names) + 1]}
+    unknown = [name for name in given if name not in names]
+    if unknown or len(given) != len(tensors):
+        wrong = f"{shortened(unknown[0])} is no state" if unknown else "a state comes twice"
+        raise errors.BadTensor(
+            f"{what}: {wrong}; expected any of {', '.join(names)}, each once at most", metadata={"field": what}
+        )
+    arrays = {name: array_of(tensor) for name, tensor in given.items()}
+    check_initial_states(table, arrays, count)
+    return [arrays.get(name) for name in names]
 
 
 def write(tensors: _Tensors, names: Iterable[str], arrays: Iterable[Array]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,13 +123,25 @@ class Admin:
             return self._of_row(*where)
         return _of_record(await self._record(key))
 
-    async def open(self, key: Key, version: int, mode: Mode, *, upgrade: bool = False) -> tuple[Description, bool]:
+    async def open(
+        self,
+        key: Key,
+        version: int,
+        mode: Mode,
+        *,
+        upgrade: bool = False,
+        initial_states: Sequence[Array | None] | None = None,
+    ) -> tuple[Description, bool]:
         """Opens a session for callers without a stream; what it is then, and whether it was made.
+
+        Of `initial_states` see `Opening`.
 
         Raises:
             StatestreamError: It is not to be had; see `Sessions.open`.
         """
-        opened = await self._sessions.open_one(key, version, mode, self._writer, upgrade=upgrade)
+        opened = await self._sessions.open_one(
+            key, version, mode, self._writer, upgrade=upgrade, initial_states=initial_states
+        )
         return await self.describe(key), bool(opened.created[0])
 
     async def flush(self, key: Key) -> int:

@@ -241,7 +241,9 @@ class Claims:
             return opening
         count = len(opening.ids)
         values = [np.repeat(value[None], count, axis=0) for value in await self.start(table)]
-        values[: len(opening.initial_states)] = opening.initial_states
+        for place, given in enumerate(opening.initial_states):
+            if given is not None:
+                values[place] = given
         nothing = np.zeros(count, np.uint64)
         return replace(opening, start=Start(values, nothing, nothing, nothing), initial_states=None)
 

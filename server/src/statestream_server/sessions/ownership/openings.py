@@ -87,7 +87,8 @@ class Opening:
         replay_positions: [N] the oldest position from which it can replay.
         acked_positions: [N] the position up to which it has the replies.
         ephemeral: Whether they end with their caller.
-        initial_states: One array [N, ...] for every state of new sessions, or None.
+        initial_states: For every state of new sessions an array [N, ...], or None where it starts as the model says;
+            None where all do.
         start: The whole state of new sessions, or None.
         replays: Whether the caller can send again what it sent before: it had them open, and lost them with a stream.
         owner: The stream that opens them, or UNBOUND.
@@ -107,7 +108,7 @@ class Opening:
     replay_positions: Positions
     acked_positions: Positions
     ephemeral: bool = False
-    initial_states: Sequence[Array] | None = None
+    initial_states: Sequence[Array | None] | None = None
     owner: int = UNBOUND
     handles: Array | None = None
     upgrade: bool = False
@@ -130,7 +131,7 @@ class Opening:
             seen_epochs=self.seen_epochs[places],
             replay_positions=self.replay_positions[places],
             acked_positions=self.acked_positions[places],
-            initial_states=[array[places] for array in self.initial_states] if self.initial_states else None,
+            initial_states=[None if array is None else array[places] for array in self.initial_states or ()] or None,
             handles=self.handles[places] if self.handles is not None else None,
             start=self.start.some(places) if self.start is not None else None,
         )
@@ -168,20 +169,16 @@ class Opened:
         )
 
 
-def check_initial_states(table: Table, states: Sequence[Array], count: int) -> None:
-    """Checks start values that a caller sent, one array [N, ...] for every state.
+def check_initial_states(table: Table, states: Mapping[str, Array], count: int) -> None:
+    """Checks start values that a caller sent, arrays [N, ...] by the names of states.
 
     Raises:
         BadTensor: One has the wrong dtype or shape.
     """
-    specs = table.model.signature.states
-    if len(states) != len(specs):
-        raise errors.BadTensor(
-            f"{len(states)} initial states came; the model has {len(specs)}: {', '.join(s.input for s in specs)}",
-            metadata={"field": "initial_states"},
-        )
-    for spec, array in zip(specs, states, strict=True):
-        expected = (count, *row_shape(spec))
+    for spec in table.model.signature.states:
+        array, expected = states.get(spec.input), (count, *row_shape(spec))
+        if array is None:
+            continue
         if array.shape != expected or array.dtype != numpy_dtype(spec.dtype):
             raise errors.BadTensor(
                 f"initial state {spec.input!r} is {array.dtype}{list(array.shape)};"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Ints
+from statestream_server.arrays import Array, Ints
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.registry import Registry
 from statestream_server.sessions.ownership.claims import Claims
@@ -127,6 +127,7 @@ class Sessions:
         ephemeral: bool = False,
         upgrade: bool = False,
         start: Start | None = None,
+        initial_states: Sequence[Array | None] | None = None,
     ) -> Opened:
         """Opens one session for a caller that has no stream and no incarnations of its own.
 
@@ -149,6 +150,7 @@ class Sessions:
                 nothing,
                 nothing,
                 ephemeral,
+                initial_states,
                 upgrade=upgrade,
                 start=start,
             )
