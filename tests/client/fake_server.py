@@ -106,6 +106,8 @@ class Fake(
         """Requests of a stream that are taken for lost: nothing happens, nobody is told."""
         self.unary_failures = 0
         """So many more unary calls fail with UNAVAILABLE."""
+        self.draining = False
+        """It says that it is about to leave."""
         self.not_owner = 0
         """So many more calls about a session are refused, as another server had it."""
         self.breaks = 0
@@ -336,6 +338,7 @@ class Fake(
             durability=self.world.durability,
             store=server_pb2.StoreInfo(kind="memory"),
             device="cpu",
+            draining=self.draining,
         )
 
     def GetStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:

@@ -72,6 +72,26 @@ async def test_after_a_go_away_the_client_moves_to_the_next_address(twin: Twin, 
         other.stop()
 
 
+async def test_a_server_that_says_that_it_leaves_gets_no_stream(twin: Twin, fake: Fake) -> None:
+    other = Fake(fake.world)
+    try:
+        fake.draining = True
+        client = await twin.connect(f"{fake.address},{other.address}")
+        session = await twin.call(client.session, "sum", "a")
+        assert (await twin.call(session.step, ones()))[0] == 1
+        assert (fake.streams, other.streams) == (0, 1)
+        other.draining, fake.draining = True, False
+        other.go_away()
+        while not fake.streams:
+            await twin.call(session.step, ones())
+        await twin.call(client.close)
+        fake.draining = True
+        with pytest.raises(errors.ServerUnavailable, match="is leaving"):
+            await twin.connect(fake.address, connect_timeout=0.3)
+    finally:
+        other.stop()
+
+
 @pytest.mark.parametrize("what", ["generate", "forecast"])
 async def test_an_answer_in_parts_is_finished_by_the_next_server(twin: Twin, fake: Fake, what: str) -> None:
     other = Fake(fake.world)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
+from statestream_server.edges.grpc import port
+from statestream_server.edges.grpc.stream import Stream
 from statestream_server.settings import Durability
 from tests.support.calls import DEADLINE, Caller, connected, failing, failure_of
 from tests.support.counter import numbers, sums
-from tests.support.serving import Local, serving
+from tests.support.serving import Local, free_settings, serving
 from tests.support.speaker import Speaker, joined
 
 
@@ -142,6 +144,40 @@ class TestStoreUnavailable:
             answers = await speaker.answers(2)
             assert joined(answers)["y"][:, 0].tolist() == [1, 2, 3]
             assert [answer.durable for answer in answers] == [3, 3] or answers[0].durable == 2
+
+
+class _Leaving:
+    """A stream that notes when it is told to leave."""
+
+    def __init__(self, told: list[_Leaving]) -> None:
+        self.ended = asyncio.Event()
+        self._told = told
+
+    def leave(self, grace: float) -> None:
+        self._told.append(self)
+
+
+async def test_streams_are_told_to_leave_one_after_the_other(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two of them the server works on, and who has left meanwhile is not told; there is an end to it."""
+    told = list[_Leaving]()
+    async with serving(models_dir) as local:
+        edge = port.Grpc(free_settings(models_dir), local.server)
+        streams = [_Leaving(told) for _ in range(5)]
+        edge._streams.update(cast("list[Stream]", streams))
+        with monkeypatch.context() as patched:
+            patched.setattr(port, "_APART", 3600.0)
+            telling = asyncio.create_task(edge.send_away(1.0, 36000.0))
+            await local.until(lambda: told)
+            await asyncio.sleep(0)
+            assert len(told) == 1
+            telling.cancel()
+        gone = next(stream for stream in streams if stream not in told)
+        gone.ended.set()
+        told.clear()
+        await asyncio.wait_for(edge.send_away(1.0, 0.0), DEADLINE)
+        assert len(told) == 4
+        assert gone not in told
+        await edge.stop(None)
 
 
 async def test_draining(models_dir: Path) -> None:

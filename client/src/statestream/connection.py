@@ -74,8 +74,11 @@ class Connection:
 
         Raises:
             Unsupported: It speaks no version of the protocol that this release speaks.
+            Draining: It is about to leave, and would open nothing: another one is to be found.
         """
         protocol.agreed(info.protocol, info.protocol)
+        if info.draining:
+            raise errors.Draining(f"{self.where} is leaving and takes no new sessions")
         if self.streams:
             tell(self._on_reconnect, self._backoff, self._label)
         self.info = info

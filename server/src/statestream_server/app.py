@@ -34,6 +34,8 @@ _COLLECT_EVERY = 5_000
 """Objects that are made and kept before the collector looks for cycles among them."""
 _LEAVE_SECONDS = 1.0
 """How long clients get to leave after the go-away before their streams are ended."""
+_TELLING_SHARE = 0.25
+"""Of `drain_grace`: within so much of it all are told to leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +266,10 @@ async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
     with contextlib.suppress(TimeoutError, errors.StoreUnavailable):
         async with asyncio.timeout(_LEAVE_SECONDS):
             await server.checkpointer.checkpoint()
-    edge.go_away(_LEAVE_SECONDS)
+    grace = server.settings.drain_grace
     try:
-        async with asyncio.timeout(server.settings.drain_grace):
+        async with asyncio.timeout(grace):
+            await edge.send_away(_LEAVE_SECONDS, grace * _TELLING_SHARE)
             await edge.gone(_LEAVE_SECONDS)
             await edge.stop(_LEAVE_SECONDS)
             for served in server.registry:
@@ -277,7 +280,7 @@ async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
             await server.engine.close()
             await server.checkpointer.close()
     except TimeoutError:
-        log.error("leaving after %.0f s with work undone: raise --drain-grace", server.settings.drain_grace)
+        log.error("leaving after %.0f s with work undone: raise --drain-grace", grace)
     except errors.StoreUnavailable as error:
         log.error("leaving with sessions unsaved since the last checkpoint: %s", error)
     except Exception:

@@ -249,9 +249,9 @@ class Link:
             call.add_done_callback(lambda _: self._wakeup.set())
             await self._pump(timeout + 1.0, stop=call.done)
             longer = state.dialled(await call)
-        except (grpc.RpcError, errors.Unsupported) as error:
+        except (grpc.RpcError, StatestreamError) as error:
             await channel.close()
-            cause = error if isinstance(error, errors.Unsupported) else read_rpc_error(error, state.where)
+            cause = error if isinstance(error, StatestreamError) else read_rpc_error(error, state.where)
             delay = state.refused(cause)
             self._closed |= state.hopeless
             await self._pump(delay)

@@ -264,9 +264,9 @@ class Link:
                 channel.close()
                 return None
             longer = state.dialled(pending.result())
-        except (grpc.RpcError, errors.Unsupported) as error:
+        except (grpc.RpcError, StatestreamError) as error:
             channel.close()
-            cause = error if isinstance(error, errors.Unsupported) else read_rpc_error(error, state.where)
+            cause = error if isinstance(error, StatestreamError) else read_rpc_error(error, state.where)
             delay = state.refused(cause)
             self._closed |= state.hopeless
             self._pump(delay)

@@ -41,6 +41,9 @@ _SERVICES: Final = tuple(
     )
 )
 
+_APART: Final = 0.04
+"""Seconds between two streams that are told to leave, where there is time for it."""
+
 
 class Grpc:
     """The gRPC port of a server, on the loop of its process."""
@@ -96,10 +99,22 @@ class Grpc:
         """Has health checks say that nobody should come any more."""
         await self._checks.enter_graceful_shutdown()
 
-    def go_away(self, grace: float) -> None:
-        """Tells connected clients that they have `grace` seconds to leave."""
-        for stream in self._streams:
-            stream.leave(grace)
+    async def send_away(self, grace: float, most: float) -> None:
+        """Tells connected clients, one after the other, that they have `grace` seconds to leave.
+
+        gRPC takes calls one by one, each in a turn of the loop: all who come to another server at once wait there for
+        each other, while it has the steps of those that are in already. Who is not told yet is served here.
+
+        Args:
+            grace: Seconds that each of them has, at least.
+            most: Seconds until all are told.
+        """
+        streams = [*self._streams]
+        for number, stream in enumerate(streams):
+            if number:
+                await asyncio.sleep(min(_APART, most / len(streams)))
+            if not stream.ended.is_set():
+                stream.leave(grace)
 
     async def gone(self, seconds: float) -> None:
         """Returns when the clients that are connected now have left, or after so many seconds."""
