@@ -13,7 +13,7 @@ from statestream import signature as signatures
 from statestream_server import describe
 from statestream_server.cli import inspect, sign
 from statestream_server.models.form import told
-from statestream_server.models.form.told import Told, Window
+from statestream_server.models.form.told import Context, Told
 from tests.server.models.form_zoo import CASES
 
 
@@ -29,7 +29,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-OPTIONS = ("--window", "input=4", "--constant", "sr=16000", "--shape", "input=batch,16")
+OPTIONS = ("--context", "input=4", "--constant", "sr=16000", "--shape", "input=batch,16")
 
 
 def test_a_signed_copy_is_what_the_file_is_with_its_toml(file: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_signed_copy_is_what_the_file_is_with_its_toml(file: Path) -> None:
 
 
 def test_what_is_missing_or_wrong_is_said(file: Path) -> None:
-    code, said = run(str(file), "--window", "input=4", "--constant", "sr=16000")
+    code, said = run(str(file), "--context", "input=4", "--constant", "sr=16000")
     assert code == 1
     assert 'say in vad.toml beside it: shapes = { "input" = ["batch", …] }' in said
     assert "constants names 'rate', which is no input" in run(str(file), "--constant", "rate=1")[1]
@@ -78,7 +78,7 @@ def test_what_is_told_is_written_as_it_is_read() -> None:
         states={'a "b"': "c\nd"},
         start={"h": (1.5, 2)},
         shapes={"x": ("batch", "time", 3)},
-        window={"x": Window(3, 1), "z": Window(2)},
+        context={"x": Context(3, 1), "z": Context(2)},
         constants={"sr": (16000,)},
         counters={"n": 4},
         columns={"x": ("a", "b", "c")},

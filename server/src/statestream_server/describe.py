@@ -10,7 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from statestream.contract import signature as signatures
-from statestream.contract.signature import Quantization, Signature, StateCheck, StateSpec, TensorSpec
+from statestream.contract.signature import (
+    Quantization,
+    Signature,
+    StateCheck,
+    StateSpec,
+    TensorSpec,
+    Window,
+    WindowStart,
+)
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models.files import repository
 from statestream_server.models.model import Kind, Model
@@ -24,11 +32,11 @@ _WHY = {
 
 
 _GROUPS = {
-    "file": ("file", "kind", "about", "quantised"),
-    "form": ("form", "wire", "evidence", "surgery", "left out", "no effect", "one at a time"),
-    "tensors": ("input", "output", "state", "feedback"),
+    "file": ("file", "kind", "sizes", "about", "quantised"),
+    "form": ("form", "wire", "evidence", "follows", "surgery", "left out", "no effect", "one at a time", "a window?"),
+    "tensors": ("input", "output", "state", "window", "feedback"),
 }
-_WARNED = ("one at a time", "no effect")
+_WARNED = ("one at a time", "no effect", "a window?")
 
 
 def describe(path: Path, *, device: str = "auto") -> str:
@@ -62,8 +70,12 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
         ModelLoadError: The server would refuse it: the file, the reason, what to do.
     """
     file = path if path.is_file() or path.suffix else repository.file_of(path)
-    model = loading.load_file(file, name=path.stem, version=1, device=device)
+    sizes = repository.sizes(file)
+    model = loading.load_file(file, name=path.stem, version=1, size=sizes[0] if sizes else "", device=device)
     lines = [("file", str(file)), ("kind", f"{model.kind}, {_WHY[model.kind]}")]
+    if sizes:
+        names = ", ".join(f"NAME-{size}" for size in sizes)
+        lines.append(("sizes", f"served once for each, as {names}; this is what is found of the first"))
     lines += model.form or [("form", "as the signature in the file says")]
     if model.signature.description:
         lines.append(("about", model.signature.description))
@@ -73,6 +85,7 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
         lines += [("encoder " + key, value) for key, value in _tensors(model.encoder_signature)]
     lines += _tensors(model.signature)
     lines += [("state", _state(state)) for state in model.signature.states]
+    lines += [("window", _window(window)) for window in model.signature.windows]
     lines += [("feedback", f"{each.output} → {each.input}") for each in model.signature.feedback]
     lines += _memory(model)
     lines += [("runs on", model.providers[0]), ("digest", model.digest)]
@@ -122,10 +135,22 @@ def _ranges(spec: TensorSpec | StateSpec) -> str:
     return f", values {', '.join(shown)}{more}{counted}"
 
 
+def _window(window: Window) -> str:
+    before = {
+        WindowStart.WINDOW_START_PAD: "before the first step stands that step",
+        WindowStart.WINDOW_START_HOLD: f"outputs are NaN, or 0, before {window.steps} steps came"
+        + (f", as {window.full} tells" if window.full else ""),
+    }
+    told = before.get(window.before, f"before the first step stands what {window.state} starts at")
+    return f"{window.input}: the last {window.steps} steps, of which callers send the newest; {told}"
+
+
 def _state(spec: StateSpec) -> str:
     start = f"from encoder output {spec.from_encoder}" if spec.from_encoder else "starts at "
     if not spec.from_encoder:
         start += f"{spec.start[0]:g}" if len(spec.start) == 1 else "values of its own" if spec.start else "0"
+    if spec.constant:
+        start = start.replace("starts at", "set when a session is opened, else")
     check = StateCheck.Name(spec.check or StateCheck.STATE_CHECK_FINITE).removeprefix("STATE_CHECK_").lower()
     row = list(signatures.row_shape(spec))
     shown = f"{spec.input} → {spec.output} {spec.dtype}{_shape(spec)}"

@@ -277,6 +277,7 @@ class Registry:
                     found.path,
                     name=found.name,
                     version=found.version,
+                    size=found.size,
                     device=self._device,
                     batch_policy=self._batch_policy,
                     limits=self._limits,
@@ -289,7 +290,7 @@ class Registry:
             return ModelLoadError(str(error.message))
 
     def _serve(self, found: repository.Found, model: Model | ModelLoadError) -> Served:
-        name, version, _ = found
+        name, version = found.name, found.version
         if isinstance(model, ModelLoadError):
             self.failures[name, version] = str(model)
             raise errors.Unsupported(str(model)) from model
@@ -387,7 +388,7 @@ class Registry:
         if served is not None:
             return served.model.rows.columns if served.model.rows is not None else None
         found = repository.scan(self._places).found
-        path = next((path for n, v, path in found if (n, v) == (name, version)), None)
+        path = next((one.path for one in found if (one.name, one.version) == (name, version)), None)
         return modelfile.columns(path) if path is not None else None
 
     def is_default(self, model: Model) -> bool:

@@ -35,9 +35,8 @@ class Case:
         batched: Whether sessions share runs.
         start: What states start from, where that is not 0.
         fixed: Inputs that are the same at every step.
-        window: How many values an input is given again.
+        context: How many values an input is given again.
         counts: Inputs that grow by so much a step.
-        shapes: Shapes of states of one session that the graph does not tell.
         left_out: Outputs that tell of the model only.
         by_hand: What the loop runs, where ONNX Runtime does not take the file or NumPy not its types; else the file.
     """
@@ -49,9 +48,8 @@ class Case:
     batched: bool = True
     start: Mapping[str, float] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    window: Mapping[str, int] = field(default_factory=dict)
+    context: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: Sequence[str] = ()
     by_hand: onnx.ModelProto | None = None
 
@@ -68,13 +66,12 @@ class Case:
         feeds: dict[str, Array] = {}
         for name in self.states:
             dims = given[name].type.tensor_type.shape.dim
-            shape = self.shapes.get(name, tuple(size.dim_value or 1 for size in dims))
-            feeds[name] = np.full(shape, self.start.get(name, 0), _dtype(given[name]))
+            feeds[name] = np.full([size.dim_value or 1 for size in dims], self.start.get(name, 0), _dtype(given[name]))
         for name, value in self.fixed.items():
             feeds[name] = np.asarray(value, _dtype(given[name]))
         for name in self.counts:
             feeds[name] = np.zeros((), _dtype(given[name]))
-        last = {name: np.zeros((1, keep), np.float32) for name, keep in self.window.items()}
+        last = {name: np.zeros((1, keep), np.float32) for name, keep in self.context.items()}
         told = list[Array]()
         for step in steps:
             for name, value in step.items():
@@ -83,7 +80,7 @@ class Case:
                 feeds[name] = np.asarray(shaped, _dtype(given[name]))
                 if name in last:
                     feeds[name] = np.concatenate([last[name], feeds[name]], axis=-1)
-                    last[name] = feeds[name][..., -self.window[name] :]
+                    last[name] = feeds[name][..., -self.context[name] :]
             results = dict(zip([v.name for v in model.graph.output], runtime.run(None, feeds), strict=True))
             seen = [name for name in results if name not in (*self.states.values(), *self.left_out)] or results
             told.append(np.concatenate([results[name].reshape(-1) for name in sorted(seen)]))
@@ -122,7 +119,7 @@ def recurrent(op: str, axis: int = 1, time: int = 1) -> Case:
 
 
 def silero(*, sr: bool = True) -> Case:
-    """`state` → `stateN` [2, B, 8] whose output says nothing of its shape, `sr`, and a window before each frame."""
+    """`state` → `stateN` [2, B, 8] whose output says nothing of its shape, `sr`, and a context before each frame."""
     b = Builder(1)
     hidden = 8
     olds = [b.add("Slice", ["state", ints(b, i), ints(b, i + 1), ints(b, 0)]) for i in (0, 1)]
@@ -142,15 +139,31 @@ def silero(*, sr: bool = True) -> Case:
     if sr:
         inputs.append(("sr", "int64", []))
     made = model(b, inputs, [("output", "float32", [None, 1]), ("stateN", "float32", [None, None, None])])
-    told = 'window = { input = 4 }\nshapes = { input = ["batch", 16] }\n' + "constants = { sr = 16000 }\n" * sr
+    told = 'context = { input = 4 }\nshapes = { input = ["batch", 16] }\n' + "constants = { sr = 16000 }\n" * sr
     fixed = {"sr": 16000} if sr else {}
-    return Case(made, {"state": "stateN"}, {"input": (16,)}, told, fixed=fixed, window={"input": 4})
+    return Case(made, {"state": "stateN"}, {"input": (16,)}, told, fixed=fixed, context={"input": 4})
 
 
 def session_constant() -> Case:
     """The same, but each session says its own rate: one row a run."""
     case = silero()
     return dataclasses.replace(case, told=case.told.replace("constants", "session"), batched=False)
+
+
+def language() -> Case:
+    """A recurrent tagger for many languages: each session says its own once, as int64 [B]; sessions share runs."""
+    b = Builder(13)
+    known = b.add("Gather", [b.weight(3, 4), "lang"], axis=0)
+    steps = b.add("Unsqueeze", [b.add("Concat", ["x", known], axis=1), ints(b, 0)])
+    _, new = b.add("GRU", [steps, b.weight(1, 15, 7), b.weight(1, 15, 5), "", "", "h"], 2, hidden_size=5)
+    b.add("Identity", [new], ["hn"])
+    b.add("MatMul", [b.add("Squeeze", [new, ints(b, 0)]), b.weight(5, 2)], ["tags"])
+    f = "float32"
+    made = model(
+        b, [("x", f, ["N", 3]), ("lang", "int64", ["N"]), ("h", f, [1, "N", 5])],
+        [("tags", f, ["N", 2]), ("hn", f, [1, "N", 5])],
+    )  # fmt: skip
+    return Case(made, {"h": "hn"}, {"x": (3,)}, "session = { lang = 1 }", fixed={"lang": [1]})
 
 
 def gtcrn() -> Case:
@@ -178,31 +191,34 @@ def gtcrn() -> Case:
     return Case(made, {name: f"{name}_out" for name in names}, {"mix": (1, 4)}, batched=False)
 
 
-def video_matting() -> Case:
-    """States that are gated by products, found by name alone: `r1i` → `r1o`, with shapes told; and a ratio."""
+def video_matting(sizes: Sequence[tuple[int, int]] = ((4, 6),)) -> Case:
+    """States that are gated by products, found by name alone: `r1i` → `r1o`; they start as [1, 1, 1, 1].
+
+    From then on they have the size of the frame, and half of it; the graph takes frames of any size, and a ratio.
+    """
     b = Builder(3)
-    made = dict[str, str]()
-    pooled = b.add("Mul", ["src", "downsample_ratio"])
+    value, ratio = "src", "downsample_ratio"
     for i in (1, 2):
+        if i == 2:
+            value = b.add("AveragePool", [value], kernel_shape=[2, 2], strides=[2, 2])
+        pooled = b.add("Mul", [value, ratio])
         gate = b.add("Sigmoid", [pooled])
-        kept = b.add("Mul", [gate, f"r{i}i"])
-        made[f"r{i}o"] = b.add("Add", [kept, b.add("Tanh", [pooled])], [f"r{i}o"])
-        pooled = f"r{i}o"
+        # As it is exported: what the state is at first is spread over the frame.
+        old = b.add("Expand", [f"r{i}i", b.add("Shape", [pooled])])
+        value = b.add("Add", [b.add("Mul", [gate, old]), b.add("Tanh", [pooled])], [f"r{i}o"])
     b.add("Sigmoid", ["r2o"], ["pha"])
-    dims: Dims = ["batch", "c", "height", "width"]
+    dims: Dims = ["batch", 3, "height", "width"]
     free: Dims = [None, None, None, None]
     case = model(
         b,
-        [("src", "float32", dims), ("r1i", "float32", free), ("r2i", "float32", free),
-         ("downsample_ratio", "float32", [1])],
+        [("src", "float32", dims), ("r1i", "float32", free), ("r2i", "float32", free), (ratio, "float32", [1])],
         [("pha", "float32", free), ("r1o", "float32", free), ("r2o", "float32", free)],
-    )  # fmt: skip
-    told = "constants = { downsample_ratio = 0.5 }\n[shapes]\n" + "".join(
-        f'{name} = ["batch", 1, 2, 3]\n' for name in ("src", "r1i", "r2i")
     )
-    shapes = {name: (1, 1, 2, 3) for name in ("r1i", "r2i")}
+    listed = [f'["batch", 3, {height}, {width}]' for height, width in sizes]
+    shapes = f"sizes = {{ src = [{', '.join(listed)}] }}" if len(listed) > 1 else f"shapes = {{ src = {listed[0]} }}"
+    told = f"constants = {{ downsample_ratio = 0.5 }}\n{shapes}\n"
     fixed = {"downsample_ratio": [0.5]}
-    return Case(case, {"r1i": "r1o", "r2i": "r2o"}, {"src": (1, 2, 3)}, told, fixed=fixed, shapes=shapes)
+    return Case(case, {"r1i": "r1o", "r2i": "r2o"}, {"src": (3, *sizes[0])}, told, fixed=fixed)
 
 
 def zipformer() -> Case:
@@ -374,6 +390,7 @@ CASES: Final[Mapping[str, Callable[[], Case]]] = {
     "silero": silero,
     "silero without a rate": lambda: silero(sr=False),
     "a rate of each session": session_constant,
+    "a language of each session": language,
     "gtcrn": gtcrn,
     "video matting": video_matting,
     "zipformer": zipformer,

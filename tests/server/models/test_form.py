@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statestream.contract import signature as signatures
 from statestream_server.models.files import modelfile
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.edits import taken
 from statestream_server.models.form.names import likeness
 from statestream_server.models.form.pairs import UnsettledError
-from statestream_server.models.form.told import Told, ToldError, loads
+from statestream_server.models.form.told import Told, ToldError, dumps, loads
 from statestream_server.models.graphs.operators import inner_graphs
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.model import ModelLoadError
@@ -234,11 +235,21 @@ def test_the_verdict_carries_the_plan_and_the_digest_covers_it(tmp_path: Path) -
         ("states = { inputt = 'stateN' }", r"states names 'inputt', which is no input \(is it 'input'\?\)"),
         ("states = { state = 'output', input = 'output' }", "two of them have the same output"),
         ("stateless = 1", "stateless is 1; expected true or false"),
-        ("window = { input = 0 }", "window.input is 0; expected a number of values"),
+        ("context = { input = 0 }", "context.input is 0; expected a number of values"),
         ("shapes = { input = ['batch', 'batch'] }", "shapes.input is .* expected lengths"),
         ("constants = { sr = 'x' }", "constants.sr is 'x'; expected a number"),
         ("constants = { sr = [1, 2] }", "is given 2 numbers; expected one or 1"),
         ("constants = { sr = 1 }\nsession = { sr = 1 }", "'sr' is told two things"),
+        ("stateless = true\ncontext = { input = 4 }", "stateless = true, and yet"),
+        ("window = { input = 1 }", "window.input is 1; expected a number of steps, 2 or more"),
+        ("window = { input = { steps = 4, before = 'zeros' } }", 'where before is "start", "pad" or "hold"'),
+        ("window = { input = { steps = 4, keep = 3 } }", "window.input is .*; expected a number of steps"),
+        ("window = { input = 4 }\ncontext = { input = 4 }", "'input' is told two things"),
+        ("window = { input = { steps = 4, before = 'pad' } }\nstart = { input = 1 }", "and yet there is start.input"),
+        (
+            "window = { input = 64 }\nshapes = { input = ['batch', 512] }",
+            "shapes.input has 2 axes; .* say context, not",
+        ),
         ("stateless = true\nwindow = { input = 4 }", "stateless = true, and yet"),
         ("a = ", "is no TOML"),
     ],
@@ -248,10 +259,123 @@ def test_what_is_told_is_read_strictly(text: str, message: str) -> None:
         drafted(CASES["silero"]().model, loads(text))
 
 
+def series(*dims: int | str) -> onnx.ModelProto:
+    """A net over x of these axes, of which nothing tells what they are."""
+    b = Builder()
+    b.add("ReduceSum", [b.add("Tanh", ["x"]), ints(b, len(dims) - 1)], ["y"], keepdims=0)
+    return model(b, [("x", "float32", dims)], [("y", "float32", dims[:-1])])
+
+
+@pytest.mark.parametrize(
+    ("dims", "told", "message"),
+    [
+        (("B", 6, 6), "6", r"axes \[1, 2\] of x .* may hold its 6 steps; say which: window = .* axis = …"),
+        (("B", 6, 3), "5", r"has no axis of 5 steps; .* context = \{ \"x\" = 5 \}"),
+        (("B", 6, 3), "{ steps = 6, axis = 3 }", "has no axis 3"),
+        (("B", 6, 3), "{ steps = 6, axis = 2 }", "has no axis of 6 steps"),
+    ],
+)
+def test_an_axis_of_steps_that_is_not_clear_is_asked_for(dims: Any, told: str, message: str) -> None:
+    with pytest.raises(ToldError, match=message):
+        drafted(series(*dims), loads(f"window = {{ x = {told} }}"))
+
+
+@pytest.mark.parametrize(
+    ("dims", "told", "step"),
+    [
+        (("B", 6), "6", ("B",)),
+        (("B", 6, 3), "6", ("B", 3)),
+        (("B", 3, 6), "6", ("B", 3)),
+        (("B", "T", 3), "6", ("B", 3)),
+        ((6, 3), "6", (3,)),
+        (("B", 6, 6), "{ steps = 6, axis = 1 }", ("B", 6)),
+        (("B", 6, 6), "{ steps = 6, axis = -1 }", ("B", 6)),
+    ],
+)
+def test_the_only_axis_that_fits_holds_the_steps(dims: Any, told: str, step: Any) -> None:
+    draft = drafted(series(*dims), loads(f"window = {{ x = {told} }}"))
+    assert [each.dims for each in draft.inputs] == [step]
+
+
+def test_a_window_is_asked_about_and_never_taken_for_one(tmp_path: Path) -> None:
+    for number, (told, asked) in enumerate([("", True), ("stateless = true", False)]):
+        verdict = proved(series("B", 24, 3), tmp_path / str(number), told)
+        assert verdict.plan is not None
+        notes = dict(verdict.plan["notes"])
+        assert ("a window?" in notes) == asked
+        assert not asked or 'window = { "x" = 24 }' in notes["a window?"]
+        assert '"states"' not in verdict.plan["signature"]
+
+
+def test_a_window_starts_from_what_is_told(tmp_path: Path) -> None:
+    verdict = proved(series("B", 4), tmp_path, "window = { x = 4 }\nstart = { x = 2.5 }")
+    assert verdict.plan is not None
+    (state,) = signatures.loads(verdict.plan["signature"]).states
+    assert (state.input, list(state.shape), list(state.start)) == ("x_last", [-1, 3], [2.5])
+
+
+def test_windows_are_proved_full_and_serve_from_empty(tmp_path: Path) -> None:
+    """Else nothing would be seen of what is held back."""
+    for before in ("pad", "hold"):
+        told = f'window = {{ x = {{ steps = 4, before = "{before}" }} }}'
+        verdict = proved(series("B", 4), tmp_path / before, told)
+        assert verdict.plan is not None
+        count, _ = signatures.loads(verdict.plan["signature"]).states
+        assert (count.input, list(count.start)) == ("x_count", [])
+
+
+def test_rows_that_influence_each_other_are_seen_through_a_window_that_holds_back(tmp_path: Path) -> None:
+    b = Builder()
+    b.add("Add", ["x", b.add("ReduceMean", ["x"], axes=[0], keepdims=1)], ["y"])
+    both = model(b, [("x", "float32", ["B", 9])], [("y", "float32", ["B", 9])])
+    verdict = proved(both, tmp_path, 'window = { x = { steps = 9, before = "hold" } }')
+    assert verdict.plan is not None
+    assert "rows influence each other" in dict(verdict.plan["notes"])["one at a time"]
+
+
+def test_a_state_that_starts_otherwise_at_its_later_size_is_refused(tmp_path: Path) -> None:
+    b = Builder()
+    # How many numbers the state had is in what comes out.
+    count = b.add("Cast", [b.add("Size", ["r"])], to=onnx.TensorProto.FLOAT)
+    spread = b.add("Expand", ["r", b.add("Shape", ["x"])])
+    b.add("Add", [b.add("Mul", [spread, b.constant(np.float32(0.5))]), b.add("Add", ["x", count])], ["r_out"])
+    b.add("Tanh", ["r_out"], ["y"])
+    inputs: list[Value] = [("x", "float32", ["B", 3, "H", "W"]), ("r", "float32", [None] * 4)]
+    outputs: list[Value] = [("y", "float32", [None] * 4), ("r_out", "float32", [None] * 4)]
+    with pytest.raises(ModelLoadError, match="it answers otherwise where r start in the shape that they have later"):
+        proved(model(b, inputs, outputs), tmp_path, 'states = { r = "r_out" }\nshapes = { x = ["batch", 3, 2, 2] }')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sizes = { x = ['batch', 3] }", "sizes.x is .*; expected shapes"),
+        ("sizes = { x = [['batch', 3]] }", r"sizes has \[1\] shapes; expected .* 2 or more"),
+        ("sizes = { x = [['batch', 3], ['batch', 3]] }", "twice; expected each once"),
+        (
+            "sizes = { x = [['batch', 3], ['batch', 4]] }\nshapes = { x = ['batch', 3] }",
+            "stands in shapes and in sizes",
+        ),
+    ],
+)
+def test_sizes_are_read_strictly(text: str, message: str) -> None:
+    with pytest.raises(ToldError, match=message):
+        loads(text).by_size()
+
+
+def test_each_size_is_told_by_what_sets_it_apart() -> None:
+    said = loads("[sizes]\nx = [['batch', 3, 288, 512], ['batch', 3, 144, 256]]\nz = [['batch', 8], ['batch', 4]]")
+    assert loads(dumps(said)) == said
+    sizes = said.by_size()
+    assert list(sizes) == ["288x512x8", "144x256x4"]
+    assert sizes["144x256x4"].shapes == {"x": ("batch", 3, 144, 256), "z": ("batch", 4)}
+    assert not sizes["144x256x4"].sizes
+
+
 def test_what_needs_lengths_asks_for_them(tmp_path: Path) -> None:
     case = CASES["video matting"]()
     with pytest.raises(
-        ModelLoadError, match=r'say in model\.toml beside it: shapes = \{ "src" = \["batch", …, …, …\] \}'
+        ModelLoadError, match=r'say in model\.toml beside it: shapes = \{ "src" = \["batch", 3, …, …\] \}'
     ):
         proved(case.model, tmp_path, "constants = { downsample_ratio = 0.5 }")
 
@@ -264,6 +388,8 @@ def test_a_state_that_a_graph_hands_through_is_served(tmp_path: Path) -> None:
     proto.graph.output.append(proto.graph.input[1])
     verdict = proved(proto, tmp_path, "states = { lang = 'lang' }\nstart = { lang = 2.0 }")
     assert verdict.plan is not None
+    # Nothing changes it: a session sets it once.
+    assert [state.constant for state in signatures.loads(verdict.plan["signature"]).states] == [True]
     assert ("part", "lang", "lang_out") in [tuple(change[:3]) for change in verdict.plan["changes"]]
 
 

@@ -20,10 +20,11 @@ from statestream_server.arrays import Array
 from tests.server.models.form_zoo import CASES, Case
 from tests.server.models.form_zoo_chains import CHAINS
 from tests.server.models.form_zoo_edges import EDGES
+from tests.server.models.form_zoo_windows import WINDOWS
 from tests.support import serving
 
 _SESSIONS, _STEPS, _KILLED = 32, 5, 3
-ZOO = {**CASES, **EDGES, **CHAINS}
+ZOO = {**CASES, **EDGES, **CHAINS, **WINDOWS}
 
 
 @dataclass
@@ -186,7 +187,7 @@ def test_a_session_is_opened_with_its_own_constant(client: Any) -> None:
     start = {"sr": np.asarray(8000), "state": np.zeros((2, 8)), "input_last": np.zeros(4)}
     with client.session("a-rate-of-each-session", initial_state=start) as session:
         found = [_flat(session.step(drawn["input"][0, step])) for step in range(_STEPS)]
-    slower = Case(case.model, case.states, case.inputs, fixed={"sr": 8000}, window=case.window)
+    slower = Case(case.model, case.states, case.inputs, fixed={"sr": 8000}, context=case.context)
     _same(found, _wanted(slower, drawn, 0), "exact")
 
 

@@ -19,7 +19,7 @@ from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.fused_rows import FusedRows
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import SerialisedRows
-from statestream_server.models.rows import FIRST_ROW, Rows, is_batched
+from statestream_server.models.rows import FIRST_ROW, Rows, is_batched, restart
 from tests.server.models import graphs
 
 CAPACITY = 40
@@ -95,6 +95,21 @@ def same_bits(one: Array, other: Array) -> bool:
         bool((np.isnan(one) == np.isnan(other)).all())
         and np.nan_to_num(one).tobytes() == np.nan_to_num(other).tobytes()
     )
+
+
+def test_a_restart_leaves_what_a_session_set_once(kind: str) -> None:
+    rows, _, signature = pair("LSTM-1-0", kind)
+    rng, which = np.random.default_rng(0), np.arange(FIRST_ROW, FIRST_ROW + 3)
+    before = [rng.random((3, *column.shape)).astype(column.dtype) for column in rows.columns]
+    rows.write(which, before)
+    set_once = Signature()
+    set_once.CopyFrom(signature)
+    set_once.states[1].constant = True
+    restart(rows, set_once, which[:2])
+    after = rows.read(which)
+    for place, (one, other) in enumerate(zip(before, after, strict=True)):
+        kept = one[:2] if place == 1 else np.zeros_like(one[:2])
+        assert same_bits(other, np.concatenate([kept, one[2:]]))
 
 
 def values(rng: np.random.Generator, dtype: np.dtype, shape: tuple[int, ...]) -> Array:

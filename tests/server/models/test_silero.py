@@ -53,7 +53,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         place.mkdir(parents=True)
         shutil.copy(_source(file), place / "model.onnx")
         frame, context = _sizes(rate)
-        told = f'window = {{ input = {context} }}\nshapes = {{ input = ["batch", {frame}] }}\n'
+        told = f'context = {{ input = {context} }}\nshapes = {{ input = ["batch", {frame}] }}\n'
         (place / "model.toml").write_text(told + (f"{table} = {{ sr = {rate} }}\n" if rate else ""))
     with serving.process(folder, "--store", "memory") as server, statestream.connect(server.address) as client:
         yield client

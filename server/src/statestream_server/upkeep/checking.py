@@ -63,7 +63,7 @@ class Models:
     def __init__(self, folder: Path | None) -> None:
         """Of a folder, or of none: then nothing is said."""
         found = repository.scan([folder]).found if folder else None
-        self._found = None if found is None else {(name, version): path for name, version, path in found}
+        self._found = None if found is None else {(one.name, one.version): one.path for one in found}
         self._digests: dict[tuple[str, int], int | None] = {}
 
     def fault(self, record: Record, columns: int) -> str:

@@ -2,17 +2,21 @@
 
 One rule names a file, wherever it was found: `NAME.onnx` is version 1 of NAME; model.onnx, or encoder.onnx with its
 decoder.onnx, is called like its folder; and a folder whose name is a number is that version of the folder around it.
-A model.toml without any of these beside it names the files of a chain, which are no models of their own.
+A model.toml without any of these beside it names the files of a chain, which are no models of their own. What tells
+several sizes is a model for each, NAME-SIZE.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from statestream_server.models.form import told as formed
 
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
 CHAIN: Final = "model.toml"
@@ -28,6 +32,8 @@ _SUFFIX, _TOML = ".onnx", ".toml"
 _DEPTH: Final = 3
 _MOST_TOLD: Final = 20
 _MOST_SHOWN: Final = 12
+_MOST_SETTLING: Final = 1 << 20
+"""Bytes of a model.toml."""
 _HIGHEST_VERSION: Final = (1 << 63) - 1
 
 
@@ -36,11 +42,13 @@ class Found(NamedTuple):
 
     Attributes:
         path: The file that stands for it: its only one, the decoder of a pair, or the model.toml of a chain.
+        size: Which of several sizes of that file it is; "" where there is one.
     """
 
     name: str
     version: int
     path: Path
+    size: str = ""
 
 
 class Entry(NamedTuple):
@@ -72,25 +80,27 @@ class Scan:
 
 
 def scan(places: Sequence[Path]) -> Scan:
-    """Finds what lies at files and in folders; nothing is read but names.
+    """Finds what lies at files and in folders; nothing is read but names, and the sizes that a model.toml tells.
 
     A folder holds models as `LAYOUTS` says, side by side, or is itself that of one model or version. Whatever is hidden
     is passed over, and a link in a folder that leads out of it is not followed.
     """
-    told, by_key = Scan(), dict[tuple[str, int], dict[Path, Path]]()
+    told, by_key = Scan(), dict[tuple[str, int], dict[tuple[Path, str], Path]]()
     for place in places:
         try:
             paths = list(_within(place, told)) if place.is_dir() else [_pointed(place, told)]
         except OSError as error:
             told.missing.append(f"{place}: {error.strerror or error}")
             continue
-        for path in paths:
-            if path is not None:
-                by_key.setdefault(_key(path), {}).setdefault(Path(os.path.abspath(path)), place)
+        for path in filter(None, paths):
+            name, version = _key(path)
+            for size in sizes(path) or [""]:
+                key = f"{name}-{size}" if size else name, version
+                by_key.setdefault(key, {}).setdefault((Path(os.path.abspath(path)), size), place)
     for (name, version), files in sorted(by_key.items()):
-        paths = list(files)
+        paths = [path for path, _ in files]
         if len(paths) == 1:
-            told.found.append(Found(name, version, paths[0]))
+            told.found.append(Found(name, version, *next(iter(files))))
             continue
         told.mixed |= len(set(files.values())) > 1
         told.clashes[name, version] = (
@@ -98,6 +108,25 @@ def scan(places: Sequence[Path]) -> Scan:
             f" make it another version ({name}/{version + 1}/{SINGLE})"
         )
     return told
+
+
+def sizes(path: Path) -> list[str]:
+    """The sizes in which a file is served, by its model.toml; none where that tells none, or cannot be read."""
+    beside = path.with_suffix(".toml")
+    try:
+        stat = beside.stat()
+        return _sizes(beside, stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        return []
+
+
+@functools.lru_cache(1024)
+def _sizes(path: Path, changed: int, size: int) -> list[str]:
+    """The same; read once until it changed."""
+    try:
+        return [*formed.loads(path.read_text()).by_size()] if size <= _MOST_SETTLING else []
+    except (OSError, ValueError):  # Loading says so.
+        return []
 
 
 def _key(path: Path) -> tuple[str, int]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from statestream_server.models.form.draft import Draft, Held
-from statestream_server.models.form.pairs import Tensor, UnsettledError
-from statestream_server.models.form.told import BATCH, TIME, Shape, quoted
+from statestream_server.models.form.pairs import Tensor, UnsettledError, shapes_line
+from statestream_server.models.form.told import BATCH, TIME, Shape
 
 
 class Guess(NamedTuple):
@@ -18,12 +18,15 @@ class Guess(NamedTuple):
         states: The same of the states.
         alone: Whether a run has one row.
         timed: Whether an input has an axis of steps.
+        follow: States of which nobody told the shape and that have free axes beside that of sessions: they start with
+            the length 1 there, and follow the inputs from then on. Only those of a guess whose inputs are all told.
     """
 
     inputs: Sequence[Shape]
     states: Sequence[Shape]
     alone: bool
     timed: bool
+    follow: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         """In words."""
@@ -77,10 +80,19 @@ def _guess(draft: Draft, batch: str | None, time: str | None, *, alone: bool) ->
         if alone and shape and BATCH not in shape and shape[0] == 1:
             shape[0] = BATCH
         inputs.append(tuple(shape))
+    follow = frozenset(each.old.name for each in draft.states if _follows(each, draft))
     states = [_state(each, draft, batch, alone=alone) for each in draft.states]
-    if not alone and not all(BATCH in shape for shape in (*inputs, *states)):
+    known = [shape for each, shape in zip(draft.states, states, strict=True) if each.old.name not in follow]
+    if not alone and not all(BATCH in shape for shape in (*inputs, *known)):
         return None
-    return Guess(inputs, states, alone, any(TIME in shape for shape in inputs))
+    return Guess(inputs, states, alone, any(TIME in shape for shape in inputs), follow)
+
+
+def _follows(held: Held, draft: Draft) -> bool:
+    """Whether a state has the size of what callers send, as frames of any resolution: only a run can tell which."""
+    told = held.old.name in draft.shapes or held.alone
+    free = [size for size in held.old.dims or () if not isinstance(size, int)]
+    return not told and len(free) > 1 and all(each.name in draft.shapes for each in draft.inputs)
 
 
 def _state(held: Held, draft: Draft, batch: str | None, *, alone: bool) -> Shape:
@@ -91,7 +103,7 @@ def _state(held: Held, draft: Draft, batch: str | None, *, alone: bool) -> Shape
     dims = list(tensor.dims or ())
     free = [axis for axis, size in enumerate(dims) if not isinstance(size, int)]
     same = [axis for axis in free if dims[axis] == batch]
-    if held.alone:
+    if held.alone or _follows(held, draft):
         return tuple(size if isinstance(size, int) else 1 for size in dims)
     if len(free) > 1:
         raise UnsettledError(
@@ -114,19 +126,6 @@ def _free(tensor: Tensor, draft: Draft) -> list[str]:
 
 def _key(size: int | str | None, axis: int) -> str:
     return str(size) if size is not None else f"#{axis}"
-
-
-def shapes_line(tensor: Tensor, told: Shape | None) -> str:
-    """The entry of model.toml that tells a tensor's shape, with "…" for each length to fill in."""
-    if told is None and tensor.dims is None:
-        return f'shapes = {{ {quoted(tensor.name)} = ["batch", …] }}'
-    dims = list(told or tensor.dims or ())
-    free = [axis for axis, size in enumerate(dims) if not isinstance(size, int)]
-    shown = [
-        str(size) if isinstance(size, int) else '"batch"' if free and axis == free[0] else "…"
-        for axis, size in enumerate(dims)
-    ]
-    return f"shapes = {{ {quoted(tensor.name)} = [{', '.join(shown)}] }}"
 
 
 def lengths(shape: Shape, rows: int, steps: int) -> Iterator[int]:

@@ -7,27 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import onnx
 
+from statestream.contract.signature import Window, WindowStart
 from statestream_server.models.form import narrow, pairs
 from statestream_server.models.form.chain import Joined
 from statestream_server.models.form.edits import fresh, taken
 from statestream_server.models.form.flow import Flow
-from statestream_server.models.form.pairs import Tensor, tensor
+from statestream_server.models.form.pairs import Tensor, UnsettledError, shapes_line, tensor
 from statestream_server.models.form.plan import FOUND, TOLD, Note
 from statestream_server.models.form.surgery import Change, together
-from statestream_server.models.form.told import TIME, Shape, Told, ToldError
+from statestream_server.models.form.told import (
+    BATCH,
+    HOLD,
+    PAD,
+    START,
+    TIME,
+    Context,
+    Shape,
+    Told,
+    ToldError,
+    quoted,
+)
+from statestream_server.models.form.told import Window as Wished
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A state of the changed graph; `alone` where it has no axis for sessions by what it is."""
+    """A state of the changed graph.
+
+    Attributes:
+        old: The input that takes the old value.
+        new: The output that gives the new one.
+        start: What it starts from; zeros where it is empty.
+        alone: Whether it has no axis for sessions by what it is.
+        constant: Whether it is set once, when a session is opened.
+    """
 
     old: Tensor
     new: str
     start: Sequence[float] = ()
     alone: bool = False
+    constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,7 @@ class Draft:
         changes: What is done to the graph.
         shapes: What is told of shapes, by names of the changed graph.
         notes: Why.
+        windows: Inputs that take a window of past steps.
     """
 
     inputs: Sequence[Tensor]
@@ -49,6 +73,7 @@ class Draft:
     changes: Sequence[Change]
     shapes: dict[str, Shape]
     notes: Sequence[Note]
+    windows: Sequence[Window] = ()
 
 
 def drafted(model: onnx.ModelProto, told: Told, chain: Joined | None = None) -> Draft:
@@ -80,6 +105,7 @@ class _Drafting:
         self._used = taken(graph)
         self._changes, self._notes = list[Change](), list[Note]()
         self._states, self._shapes = list[Held](), dict(told.shapes)
+        self._windows = list[Window]()
 
     def draft(self) -> Draft:
         parted = self._part()
@@ -87,12 +113,12 @@ class _Drafting:
         set_apart = {*self._told.constants, *self._told.session, *self._told.counters}
         found = self._pairs([each for name, each in self._given.items() if name not in set_apart])
         for old, new, why in found:
-            start = self._told.start.get(old, self._chain.start.get(old, ()))
-            self._states.append(Held(self._given[old], parted.get(new, new), start))
+            start, constant = self._told.start.get(old, self._chain.start.get(old, ())), self._flow.same(old, new)
+            self._states.append(Held(self._given[old], parted.get(new, new), start, constant=constant))
             self._notes.append(Note("evidence", f"{old} → {new}: {why}"))
         self._set_apart()
         set_apart |= {pair.old for pair in found}
-        sent = [self._window(each) for name, each in self._given.items() if name not in set_apart]
+        sent = [self._sent(each) for name, each in self._given.items() if name not in set_apart]
         outputs = self._results(
             [
                 each._replace(name=parted.get(each.name, each.name))
@@ -102,11 +128,12 @@ class _Drafting:
         )
         if self._states:
             self._leave_out(outputs, {new: old for old, new in parted.items()})
+        self._mask(outputs)
         origin = Note("form", TOLD if replace(self._told, chain=(), wires=None) != Told() else FOUND)
         changed = [Note("surgery", str(change)) for change in together(self._changes)]
         wires = [Note("wire", text) for text in self._chain.notes]
         notes = [origin, *wires, *self._notes, *changed]
-        return Draft(sent, outputs, self._states, self._changes, self._shapes, notes)
+        return Draft(sent, outputs, self._states, self._changes, self._shapes, notes, self._windows)
 
     def _part(self) -> dict[str, str]:
         """Names for outputs that are inputs, handed through."""
@@ -137,7 +164,8 @@ class _Drafting:
         signed = [pairs.Pair(old, new, "the signature of its file says so") for old, new in chain.states.items()]
         open_ = [each for each in inputs if each.name not in chain.signed]
         outputs = [each for each in self._outputs if each.name not in chain.signed]
-        return [*signed, *pairs.found(self._flow, open_, outputs, chain.whose)]
+        sent = {*self._told.context, *self._told.window}
+        return [*signed, *pairs.found(self._flow, open_, outputs, sent, chain.whose)]
 
     def _set_apart(self) -> None:
         """Inputs that are neither sent nor computed by the graph: constants, what a session sets, what counts."""
@@ -149,35 +177,94 @@ class _Drafting:
             _check_values(self._given[name], values)
             made = fresh(f"{name}_next", self._used)
             self._changes.append(Change("hold", name, made))
-            self._states.append(Held(self._given[name], made, told.start.get(name, values), alone=True))
+            start, alone = told.start.get(name, values), not self._given[name].dims
+            self._states.append(Held(self._given[name], made, start, alone, constant=True))
         for name, by in told.counters.items():
             made = fresh(f"{name}_next", self._used)
             self._changes.append(Change("count", name, made, [by]))
             start, alone = told.start.get(name, ()), not self._given[name].dims
             self._states.append(Held(self._given[name], made, start, alone=alone))
 
-    def _window(self, each: Tensor) -> Tensor:
+    def _sent(self, each: Tensor) -> Tensor:
+        """An input as callers send it."""
+        if each.name in self._told.window:
+            return self._window(each, self._told.window[each.name])
+        return self._context(each, self._told.context[each.name]) if each.name in self._told.context else each
+
+    def _context(self, each: Tensor, context: Context) -> Tensor:
         """An input as callers send it; what it is given again is a state."""
-        window, shape = self._told.window.get(each.name), self._told.shapes.get(each.name)
-        if window is None:
-            return each
-        axis = _window_axis(each, window.axis, shape)
+        shape = self._told.shapes.get(each.name)
+        axis = _context_axis(each, context.axis, shape)
         made = fresh(f"{each.name}_last", self._used)
         after = fresh(f"{made}_next", self._used)
-        self._changes.append(Change("window", each.name, made, [window.keep, axis]))
+        self._changes.append(Change("context", each.name, made, [context.keep, axis]))
         dims = list(each.dims or ())
-        before, dims[axis] = dims[axis], window.keep
-        start = self._told.start.get(made, ())
+        before, dims[axis] = dims[axis], context.keep
+        start = self._told.start.get(each.name, ())
         self._states.append(Held(Tensor(made, each.dtype, tuple(dims)), after, start))
         if shape:
-            self._shapes[made] = tuple(window.keep if at == axis else size for at, size in enumerate(shape))
+            self._shapes[made] = tuple(context.keep if at == axis else size for at, size in enumerate(shape))
         if isinstance(before, int):
-            if before <= window.keep:
-                raise ToldError(f"window: {each} has {before} values, so it cannot be given {window.keep} again")
-            dims[axis] = before - window.keep
+            if before <= context.keep:
+                raise ToldError(f"context: {each} has {before} values, so it cannot be given {context.keep} again")
+            dims[axis] = before - context.keep
         else:
             dims[axis] = before
         return each._replace(dims=tuple(dims))
+
+    def _window(self, each: Tensor, window: Wished) -> Tensor:
+        """An input as callers send it, one step; those before it are a state."""
+        dims, shape, keep = list(each.dims or ()), self._told.shapes.get(each.name), window.steps - 1
+        axis = _window_axis(each, window, shape)
+        del dims[axis]
+        free = [at for at, size in enumerate(dims) if not isinstance(size, int)]
+        if shape is None and len(free) > 1:
+            line = shapes_line(each._replace(dims=tuple(dims)), None)
+            raise UnsettledError(f"a step of {each} has more free axes than sessions need", [line])
+        batch = next((at for at, size in enumerate(shape) if size == BATCH), -1) if shape else (free or [-1])[0]
+        made = fresh(f"{each.name}_last", self._used)
+        after = fresh(f"{made}_next", self._used)
+        entry = Window(input=each.name, steps=window.steps, state=made, before=_BEFORE[window.before])
+        if window.before != START:
+            entry.count = fresh(f"{each.name}_count", self._used)
+            self._tally(each, entry, [*dims[:axis], 1, *dims[axis:]], batch + (batch >= axis))
+        self._changes.append(
+            Change("window", each.name, made, [keep, axis], entry.count if window.before == PAD else "")
+        )
+        last = tuple([*dims[:axis], keep, *dims[axis:]])
+        self._states.append(Held(Tensor(made, each.dtype, last), after, self._told.start.get(each.name, ())))
+        if shape:
+            self._shapes[made] = (*shape[:axis], keep, *shape[axis:])
+        self._windows.append(entry)
+        return each._replace(dims=tuple(dims))
+
+    def _tally(self, each: Tensor, window: Window, dims: Sequence[int | str | None], batch: int) -> None:
+        """A state that counts the steps of a window's input; it is tried as it is when the window is full."""
+        after = fresh(f"{window.count}_next", self._used)
+        self._changes.append(Change("tally", each.name, window.count, [batch]))
+        ones = tuple(size if at == batch else 1 for at, size in enumerate(dims))
+        self._states.append(Held(Tensor(window.count, "int64", ones), after, (window.steps,)))
+        if each.name in self._shapes:
+            self._shapes[window.count] = tuple(BATCH if at == batch else 1 for at in range(len(dims)))
+
+    def _mask(self, outputs: list[Tensor]) -> None:
+        """Has outputs say nothing before a window that holds them back is full; if one has no NaN, another tells."""
+        for window in self._windows:
+            if window.before != WindowStart.WINDOW_START_HOLD:
+                continue
+            batch = next((size for size in self._given[window.input].dims or () if isinstance(size, str)), None)
+            for each in outputs:
+                shape = self._shapes.get(each.name, each.dims)
+                if shape is None:
+                    raise ToldError(
+                        f"window: output {each} is held back; say its shape, as in {shapes_line(each, None)}"
+                    )
+                at = next((at for at, size in enumerate(shape) if size == BATCH or size == batch is not None), 0)
+                self._changes.append(Change("mask", each.name, "", [window.steps, at], window.count))
+            if not all(each.dtype.startswith(("float", "bfloat")) for each in outputs):
+                window.full = fresh("full", self._used)
+                self._changes.append(Change("full", window.input, window.full, [window.steps], window.count))
+                outputs.append(Tensor(window.full, "bool", (batch,)))
 
     def _results(self, outputs: list[Tensor]) -> list[Tensor]:
         """What callers get: outputs that are no states, or where there are no others, those too."""
@@ -217,10 +304,43 @@ def _check_values(tensor: Tensor, values: Sequence[float]) -> None:
         raise ToldError(f"{tensor} is given {len(values)} numbers; expected one or {count}")
 
 
-def _window_axis(tensor: Tensor, axis: int | None, shape: Shape | None) -> int:
+def _window_axis(tensor: Tensor, window: Wished, shape: Shape | None) -> int:
+    """The axis of an input that holds a window's steps."""
+    dims, steps = tensor.dims or (), window.steps
+    entry = f"window = {{ {quoted(tensor.name)} = {{ steps = {steps}, axis = … }} }}"
+    if shape is not None and len(shape) != len(dims) - 1:
+        raise ToldError(
+            f"shapes.{tensor.name} has {len(shape)} axes; with a window it is that of one step as callers send it,"
+            f" {len(dims) - 1} axes. Where the last {steps} values are wanted before new ones, say context, not window"
+        )
+    if window.axis is not None:
+        if not -len(dims) <= window.axis < len(dims):
+            raise ToldError(f"window: {tensor} has no axis {window.axis}")
+        fits = [window.axis % len(dims)]
+    else:
+        free = [axis for axis, size in enumerate(dims) if not isinstance(size, int)]
+        fits = [axis for axis, size in enumerate(dims) if size == steps] or free[len(dims) > 1 :]
+    if len(fits) > 1:
+        raise ToldError(f"window: axes {fits} of {tensor} may hold its {steps} steps; say which: {entry}")
+    if not fits or (isinstance(size := dims[fits[0]], int) and size != steps):
+        raise ToldError(
+            f"window: {tensor} has no axis of {steps} steps; say how many it takes. Where its last {steps} values are"
+            f" wanted before new ones: context = {{ {quoted(tensor.name)} = {steps} }}"
+        )
+    return fits[0]
+
+
+_BEFORE: Final = {
+    START: WindowStart.WINDOW_START_VALUE,
+    PAD: WindowStart.WINDOW_START_PAD,
+    HOLD: WindowStart.WINDOW_START_HOLD,
+}
+
+
+def _context_axis(tensor: Tensor, axis: int | None, shape: Shape | None) -> int:
     rank = len(tensor.dims or ())
     if axis is None:
         axis = shape.index(TIME) if shape and TIME in shape else rank - 1
     if not -rank <= axis < rank:
-        raise ToldError(f"window: {tensor} has no axis {axis}")
+        raise ToldError(f"context: {tensor} has no axis {axis}")
     return axis % rank

@@ -102,6 +102,17 @@ class Flow:
 
         return self._closure("gated" if gated else "from", value, ahead)
 
+    def same(self, value: str, other: str) -> bool:
+        """Whether one value is another that is only called otherwise."""
+        seen = set[str]()
+        while other != value and other not in seen:
+            seen.add(other)
+            made = self._makers[other]  # What a loop or a branch gives has several.
+            if len(made) != 1 or made[0].kind != "Identity":
+                return False
+            (other,) = made[0].inputs
+        return other == value
+
     def moved_to(self, value: str) -> set[str]:
         """The values whose numbers a value holds unchanged, itself included."""
         return self._closure("to", value, lambda name: (each for step in self._makers[name] for each in _moved(step)))

@@ -8,7 +8,7 @@ Names choose among candidates; the order of inputs and outputs never counts. Wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx
@@ -16,7 +16,7 @@ from onnx import helper
 
 from statestream_server.models.form.flow import Flow
 from statestream_server.models.form.names import likeness
-from statestream_server.models.form.told import quoted
+from statestream_server.models.form.told import Shape, quoted
 
 Dims = tuple[int | str | None, ...]
 Likeness = Callable[[tuple[str, str]], float]
@@ -85,7 +85,11 @@ class UnsettledError(Exception):
 
 
 def found(
-    flow: Flow, inputs: Sequence[Tensor], outputs: Sequence[Tensor], whose: Mapping[str, Owner] | None = None
+    flow: Flow,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    sent: Collection[str] = (),
+    whose: Mapping[str, Owner] | None = None,
 ) -> list[Pair]:
     """The states of a graph; none where it has no memory.
 
@@ -93,6 +97,7 @@ def found(
         flow: What it computes from what.
         inputs: Those that may be memory.
         outputs: Those that may be a next value.
+        sent: Inputs of which it is known that they are no memory.
         whose: By name which of several files an input or output is of: no state is of two.
 
     Raises:
@@ -110,7 +115,8 @@ def found(
         (old.name, new.name)
         for old in inputs
         for new in outputs
-        if fits(old, new)
+        if old.name not in sent
+        and fits(old, new)
         and (not whose or whose[old.name].file == whose[new.name].file)
         and (old.name in sources[new.name] or not given.isdisjoint(flow.moved_to(new.name)))
         and not _grows(old, inputs)
@@ -242,3 +248,16 @@ def _asked(
 def states_line(pairs: Sequence[tuple[str, str]]) -> str:
     """The entry of model.toml that names states."""
     return "states = { " + ", ".join(f"{quoted(old)} = {quoted(new)}" for old, new in pairs) + " }"
+
+
+def shapes_line(tensor: Tensor, told: Shape | None) -> str:
+    """The entry of model.toml that tells a tensor's shape, with "…" for each length to fill in."""
+    if told is None and tensor.dims is None:
+        return f'shapes = {{ {quoted(tensor.name)} = ["batch", …] }}'
+    dims = list(told or tensor.dims or ())
+    free = [axis for axis, size in enumerate(dims) if not isinstance(size, int)]
+    shown = [
+        str(size) if isinstance(size, int) else '"batch"' if free and axis == free[0] else "…"
+        for axis, size in enumerate(dims)
+    ]
+    return f"shapes = {{ {quoted(tensor.name)} = [{', '.join(shown)}] }}"

@@ -17,6 +17,22 @@ FOUND: Final = "found in the graph"
 TOLD: Final = "as model.toml says"
 
 
+def counted(signature: Signature, *, full: bool) -> Signature:
+    """A signature whose windows begin empty, as they serve, or full, as they are tried.
+
+    What is held back, or is the first step again and again, would show nothing of the model.
+    """
+    counts = {window.count: window.steps for window in signature.windows}
+    if not any(counts):
+        return signature
+    copy = Signature()
+    copy.CopyFrom(signature)
+    for state in copy.states:
+        if state.input in counts:
+            state.start[:] = [counts[state.input]] * full
+    return copy
+
+
 class Note(NamedTuple):
     """Something worth telling of a form: what it is about, and a sentence."""
 

@@ -7,14 +7,16 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from statestream_server.models.form import narrow
-from statestream_server.models.form.edits import called, fresh, named, opset_of, read_as, taken
+from statestream_server.models.form.edits import called, fresh, made_as, named, opset_of, read_as, taken
 
 _END: Final = (1 << 63) - 1
 _SLICE_OPSET: Final = 10
 """Slice takes its bounds as inputs since."""
+_AXES_OPSET: Final = 13
+"""Unsqueeze takes its axes as an input since."""
 
 
 class Change(NamedTuple):
@@ -22,18 +24,24 @@ class Change(NamedTuple):
 
     Attributes:
         kind: "freeze": an input becomes a value of the graph; "hold": an input is given on as an output; "count": an
-            input and a number become an output; "window": an input is given its last values before new ones; "alias":
+            input and a number become an output; "context": an input is given its last values before new ones; "tally":
+            the steps of an input are counted; "window": an input of one step is put behind the last ones; "mask": an
+            output says nothing before so many steps; "full": whether there were so many becomes an output; "alias":
             an output is given under another name, too; "part": an output called as an input gets a name of its own;
             "cast": an input or output of bfloat16 is float32; "widen": what computes with bfloat16 does in float32.
-        name: The input or output.
-        made: The name of what is added: an output, or of a window its state ("" for freeze).
-        values: The number or numbers of freeze and count; of a window how many values it keeps, and their axis.
+        name: The input or output; of full the input that is counted.
+        made: The name of what is added: an output, or of a context, window or tally its state ("" for freeze).
+        values: The number or numbers of freeze and count; of a context or window how many values or steps it keeps,
+            and their axis; of a tally the axis of sessions, -1 for none; of mask and full how many steps, of mask the
+            axis of sessions, too.
+        tally: The state of the tally by which a window is padded with its first step, or an output is masked.
     """
 
     kind: str
     name: str
     made: str = ""
     values: Sequence[float] = ()
+    tally: str = ""
 
     def __str__(self) -> str:
         """What is done, in words."""
@@ -42,8 +50,13 @@ class Change(NamedTuple):
             "freeze": f"input {self.name} became the constant {numbers}",
             "hold": f"input {self.name} is kept for a session as it was opened with",
             "count": f"input {self.name} is kept and counts up by {numbers} a step",
-            "window": f"the last {self.values[0] if self.values else 0} values of {self.name} are kept and put before"
+            "context": f"the last {self.values[0] if self.values else 0} values of {self.name} are kept and put before"
             " new ones",
+            "tally": f"the steps of {self.name} are counted",
+            "window": f"the last {self.values[0] if self.values else 0} steps of {self.name} are kept and put before"
+            " the new one" + (", the first one where none came yet" if self.tally else ""),
+            "mask": f"output {self.name} says nothing before {numbers.split(',')[0]} steps",
+            "full": f"output {self.made} tells whether {numbers} steps came",
             "alias": f"output {self.name} is a state and an output",
             "part": f"output {self.name} has an input's name and is called {self.made}",
             "cast": f"bfloat16 is float32 where it comes in and goes out: {self.name}",
@@ -98,29 +111,109 @@ def _count(graph: onnx.GraphProto, change: Change, opset: int) -> None:
     graph.output.append(called(value, change.made))
 
 
-def _window(graph: onnx.GraphProto, change: Change, opset: int) -> None:
+def _context(graph: onnx.GraphProto, change: Change, opset: int) -> None:
     value = named(graph.input, change.name)
     keep, axis = map(int, change.values)
-    used = taken(graph)
+    _keep(graph, change, opset, (change.made, change.name), [])
+    size = value.type.tensor_type.shape.dim[axis]
+    if size.HasField("dim_value"):
+        size.dim_value -= keep
+
+
+def _tally(graph: onnx.GraphProto, change: Change, opset: int) -> None:
+    value, one = named(graph.input, change.name), fresh(f"{change.made}_one", taken(graph))
+    state = called(value, change.made)
+    state.type.tensor_type.elem_type = TensorProto.INT64
+    for axis, size in enumerate(state.type.tensor_type.shape.dim):
+        if axis != change.values[0]:
+            size.Clear()
+            size.dim_value = 1
+    graph.initializer.append(numpy_helper.from_array(np.asarray(1, np.int64), one))
+    graph.node.insert(0, helper.make_node("Add", [change.made, one], [f"{change.made}_next"]))
+    graph.input.append(state)
+    graph.output.append(called(state, f"{change.made}_next"))
+
+
+def _window(graph: onnx.GraphProto, change: Change, opset: int) -> None:
+    value, used = named(graph.input, change.name), taken(graph)
+    axis = int(change.values[1])
+    step, past = fresh(f"{change.name}_step", used), change.made
+    nodes = [_with_axis(graph, change.name, step, axis, opset, used)]
+    if change.tally:
+        past, none, zero = (fresh(f"{change.made}_{what}", used) for what in ("padded", "none", "zero"))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(0, np.int64), zero))
+        nodes.append(helper.make_node("Equal", [change.tally, zero], [none]))
+        nodes.append(helper.make_node("Where", [none, step, change.made], [past]))
+    _keep(graph, change, opset, (past, step), nodes)
+    del value.type.tensor_type.shape.dim[axis]
+
+
+def _with_axis(graph: onnx.GraphProto, name: str, made: str, axis: int, opset: int, used: set[str]) -> onnx.NodeProto:
+    if opset < _AXES_OPSET:
+        return helper.make_node("Unsqueeze", [name], [made], axes=[axis])
+    axes = fresh(f"{made}_axes", used)
+    graph.initializer.append(numpy_helper.from_array(np.asarray([axis], np.int64), axes))
+    return helper.make_node("Unsqueeze", [name, axes], [made])
+
+
+def _keep(
+    graph: onnx.GraphProto, change: Change, opset: int, parts: tuple[str, str], nodes: list[onnx.NodeProto]
+) -> None:
+    """Lets what reads an input read two parts in a row, and a state keep the last of them; nodes make the parts."""
+    keep, axis = map(int, change.values)
+    used = taken(graph) | {name for node in nodes for name in node.output}
     joined, after = fresh(f"{change.name}_joined", used), f"{change.made}_next"
     read_as(graph.node, change.name, joined)
-    graph.node.insert(0, helper.make_node("Concat", [change.made, change.name], [joined], axis=axis))
+    nodes.append(helper.make_node("Concat", parts, [joined], axis=axis))
     if opset < _SLICE_OPSET:
-        slicing = helper.make_node("Slice", [joined], [after], starts=[-keep], ends=[_END], axes=[axis])
+        nodes.append(helper.make_node("Slice", [joined], [after], starts=[-keep], ends=[_END], axes=[axis]))
     else:
         bounds = [fresh(f"{change.made}_{what}", used) for what in ("starts", "ends", "axes")]
         for name, bound in zip(bounds, (-keep, _END, axis), strict=True):
             graph.initializer.append(numpy_helper.from_array(np.asarray([bound], np.int64), name))
-        slicing = helper.make_node("Slice", [joined, *bounds], [after])
-    graph.node.insert(1, slicing)
-    state = called(value, change.made)
+        nodes.append(helper.make_node("Slice", [joined, *bounds], [after]))
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    state = called(named(graph.input, change.name), change.made)
     state.type.tensor_type.shape.dim[axis].Clear()
     state.type.tensor_type.shape.dim[axis].dim_value = keep
     graph.input.append(state)
     graph.output.append(called(state, after))
-    size = value.type.tensor_type.shape.dim[axis]
-    if size.HasField("dim_value"):
-        size.dim_value -= keep
+
+
+def _mask(graph: onnx.GraphProto, change: Change, opset: int) -> None:
+    value = named(graph.output, change.name)
+    used, (steps, batch) = taken(graph), map(int, change.values)
+    open_, early, nothing = (fresh(f"{change.name}_{what}", used) for what in ("open", "early", "nothing"))
+    read_as(graph.node, change.name, open_)
+    made_as(graph.node, change.name, open_)
+    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    none = np.asarray(np.nan if dtype.kind not in "iub" else 0).astype(dtype)
+    graph.initializer.append(numpy_helper.from_array(none, nothing))
+    shape = [-1 if axis == batch else 1 for axis in range(len(value.type.tensor_type.shape.dim))]
+    graph.node.extend(_early(graph, change.tally, steps, early, shape, used))
+    graph.node.append(helper.make_node("Where", [early, nothing, open_], [change.name]))
+
+
+def _full(graph: onnx.GraphProto, change: Change, opset: int) -> None:
+    used = taken(graph)
+    early = fresh(f"{change.made}_not", used)
+    graph.node.extend(_early(graph, change.tally, int(change.values[0]), early, [-1], used))
+    graph.node.append(helper.make_node("Not", [early], [change.made]))
+    graph.output.append(helper.make_tensor_value_info(change.made, TensorProto.BOOL, [None]))
+
+
+def _early(
+    graph: onnx.GraphProto, tally: str, steps: int, made: str, shape: Sequence[int], used: set[str]
+) -> list[onnx.NodeProto]:
+    """Nodes that tell of each session whether fewer steps came, in a shape."""
+    least, sizes, less = (fresh(f"{made}_{what}", used) for what in ("least", "shape", "less"))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(steps, np.int64), least))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(shape, np.int64), sizes))
+    return [
+        helper.make_node("Less", [f"{tally}_next", least], [less]),
+        helper.make_node("Reshape", [less, sizes], [made]),
+    ]
 
 
 def _alias(graph: onnx.GraphProto, change: Change, opset: int) -> None:
@@ -139,7 +232,11 @@ _WAYS: Final[Mapping[str, Callable[[onnx.GraphProto, Change, int], None]]] = {
     "freeze": _freeze,
     "hold": _hold,
     "count": _count,
+    "context": _context,
+    "tally": _tally,
     "window": _window,
+    "mask": _mask,
+    "full": _full,
     "alias": _alias,
     "part": _part,
 }

@@ -15,6 +15,8 @@ NAME: Final = "model.toml"
 """The file beside model.onnx."""
 BATCH, TIME = "batch", "time"
 """The words for axes in shapes."""
+START, PAD, HOLD = "start", "pad", "hold"
+"""The words for what stands before the first step of a window."""
 Shape = tuple[int | str, ...]
 _T = TypeVar("_T")
 
@@ -24,11 +26,27 @@ class ToldError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Context:
     """How many of the last values along an axis an input is given again before new ones; `axis` None: the last."""
 
     keep: int
     axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window of past steps that an input takes, while callers send one step at a time.
+
+    Attributes:
+        steps: How many it takes, the newest included.
+        axis: Where they are in the graph; None for the only axis that fits.
+        before: What stands there for steps that did not come yet: the START value, the first step again and again
+            (PAD); or HOLD: there is no answer yet.
+    """
+
+    steps: int
+    axis: int | None = None
+    before: str = START
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +57,13 @@ class Told:
         stateless: Whether it has no memory, whatever it looks like.
         states: The states: the input that takes the old value to the output that gives the new one; None where it is
             to be found out.
-        start: What states start from: one number, or all of a row in C order; zeros where nothing is said.
+        start: What states start from: one number, or all of a row in C order; zeros where nothing is said. What is
+            kept of an input with a context or window has the input's name.
         shapes: The shapes of inputs, outputs and states, all axes: a length, "batch" or "time". Of an input with a
-            window as callers send it.
-        window: Inputs that are given their last values again.
+            context or window as callers send it.
+        sizes: Shapes of inputs, several of each: the file is served once for every one, with its length in its name.
+        context: Inputs that are given their last values again.
+        window: Inputs that take a window of past steps.
         constants: Inputs that have one value for all sessions, which becomes part of the graph.
         session: Inputs that have one value for all of a session: it is opened with one, else this.
         counters: Inputs that count: what is added at every step.
@@ -56,6 +77,8 @@ class Told:
     states: Mapping[str, str] | None = None
     start: Mapping[str, Sequence[float]] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    sizes: Mapping[str, Sequence[Shape]] = field(default_factory=dict)
+    context: Mapping[str, Context] = field(default_factory=dict)
     window: Mapping[str, Window] = field(default_factory=dict)
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
     session: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -74,23 +97,51 @@ class Told:
         for old, new in (self.states or {}).items():
             _known("states", old, given, "input")
             _known("states", new, made, "output")
-        for table in ("window", "constants", "session", "counters"):
+        for table in ("sizes", "context", "window", "constants", "session", "counters"):
             for name in getattr(self, table):
                 _known(table, name, given, "input")
         for name in (*self.shapes, *self.columns):
             _known("shapes" if name in self.shapes else "columns", name, [*given, *made], "input or output")
-        roles = [*(self.states or {}), *self.constants, *self.session, *self.counters, *self.window]
+        roles = [*(self.states or {}), *self.constants, *self.session, *self.counters, *self.context, *self.window]
         twice = sorted({name for name in roles if roles.count(name) > 1})
         if twice:
             raise ToldError(f"{twice[0]!r} is told two things; an input is one of states, constants, session, counters")
-        kept = [*(self.states or {}), *self.session, *self.counters]
+        kept = [*(self.states or {}), *self.session, *self.counters, *self.context, *self.window]
         for name in self.start:
             _known("start", name, kept if self.states is not None else given, "state")
         news = list((self.states or {}).values())
         if len(set(news)) < len(news):
             raise ToldError("states: two of them have the same output; each needs its own")
-        if self.stateless and (kept or self.window):
-            raise ToldError("stateless = true, and yet there are states, session, counters or window")
+        if self.stateless and kept:
+            raise ToldError("stateless = true, and yet there are states, session, counters, context or window")
+        for name, window in self.window.items():
+            if name in self.start and window.before != START:
+                raise ToldError(f"window.{name}: before is {window.before!r}, and yet there is start.{name}")
+
+    def by_size(self) -> dict[str, Told]:
+        """What is told of each of several sizes, by what tells them apart, as in 288x512; nothing where there is one.
+
+        Raises:
+            ToldError: Inputs have not as many of them, or two are the same.
+        """
+        if not self.sizes:
+            return {}
+        counts = {len(shapes) for shapes in self.sizes.values()}
+        if len(counts) > 1 or counts == {1}:
+            raise ToldError(f"sizes has {sorted(counts)} shapes; expected as many of every input, 2 or more")
+        both = next((name for name in self.sizes if name in self.shapes), None)
+        if both is not None:
+            raise ToldError(f"{both!r} stands in shapes and in sizes; expected one of them")
+        places = [(name, axis) for name, shapes in self.sizes.items()
+                  for axis, lengths in enumerate(zip(*shapes, strict=False)) if len(set(lengths)) > 1]  # fmt: skip
+        found = dict[str, Told]()
+        for number in range(*counts):
+            shapes = {name: shapes[number] for name, shapes in self.sizes.items()}
+            key = "x".join(str(shapes[name][axis]) for name, axis in places)
+            if key in found or not key:
+                raise ToldError(f"sizes has {shapes} twice; expected each once")
+            found[key] = replace(self, shapes={**self.shapes, **shapes}, sizes={})
+        return found
 
 
 def loads(text: str) -> Told:
@@ -131,6 +182,8 @@ def added(told: Told, entries: Mapping[str, Sequence[tuple[str, str]]], *, state
         before = getattr(told, key) or {}
         after = {name: _READ[key](_value(key, text), f"{key}.{name}") for name, text in given}
         more[key] = {**before, **after}
+        if key == "shapes":
+            more["sizes"] = {name: shapes for name, shapes in told.sizes.items() if name not in after}
     return replace(told, stateless=told.stateless or stateless, **more)
 
 
@@ -140,6 +193,9 @@ def _value(key: str, text: str) -> Any:
         return text
     if key == "columns":
         return text.split(",")
+    if key == "window":
+        steps, sign, before = text.partition(",")
+        return {"steps": _number(steps)} | ({"before": before} if sign else {})
     values = [_number(each) for each in text.split(",")]
     return values if key == "shapes" or len(values) > 1 else values[0]
 
@@ -176,14 +232,19 @@ def quoted(name: str) -> str:
 
 
 def _text(table: str, value: Any) -> str:
-    if isinstance(value, Window):
+    if isinstance(value, Context):
         return str(value.keep) if value.axis is None else f"{{ keep = {value.keep}, axis = {value.axis} }}"
+    if isinstance(value, Window):
+        entries = [f"steps = {value.steps}", *([] if value.axis is None else [f"axis = {value.axis}"])]
+        entries += [f"before = {quoted(value.before)}"] * (value.before != START)
+        return str(value.steps) if len(entries) == 1 else f"{{ {', '.join(entries)} }}"
     if isinstance(value, str):
         return quoted(value)
     if not isinstance(value, Sequence):
         return repr(value)
-    listed = len(value) != 1 or table in ("shapes", "columns")
-    return f"[{', '.join(_text('', each) for each in value)}]" if listed else _text("", value[0])
+    listed = len(value) != 1 or table in ("shapes", "sizes", "columns")
+    inner = "shapes" if table == "sizes" else ""
+    return f"[{', '.join(_text(inner, each) for each in value)}]" if listed else _text("", value[0])
 
 
 def numbers(value: Any, where: str) -> Sequence[float]:
@@ -212,7 +273,20 @@ def shape(value: Any, where: str) -> Shape:
     return tuple(value)
 
 
-def window(value: Any, where: str) -> Window:
+def several(value: Any, where: str) -> Sequence[Shape]:
+    """A list of shapes.
+
+    Raises:
+        ToldError: It is something else.
+    """
+    if not isinstance(value, list) or not value or len({len(each) for each in value if isinstance(each, list)}) != 1:
+        raise ToldError(
+            f'{where} is {value!r}; expected shapes, as in [["batch", 3, 288, 512], ["batch", 3, 144, 256]]'
+        )
+    return tuple(shape(each, f"{where}[{number}]") for number, each in enumerate(value))
+
+
+def context(value: Any, where: str) -> Context:
     """A number of values, or a table with it and the axis.
 
     Raises:
@@ -222,7 +296,24 @@ def window(value: Any, where: str) -> Window:
     keep, axis = table.get("keep"), table.get("axis")
     if set(table) - {"keep", "axis"} or type(keep) is not int or keep < 1 or not (axis is None or type(axis) is int):
         raise ToldError(f"{where} is {value!r}; expected a number of values, or {{ keep = 64, axis = 1 }}")
-    return Window(keep, axis)
+    return Context(keep, axis)
+
+
+def window(value: Any, where: str) -> Window:
+    """A number of steps, or a table with it, their axis and what stands before the first.
+
+    Raises:
+        ToldError: It is something else.
+    """
+    table = value if isinstance(value, dict) else {"steps": value}
+    steps, axis, before = table.get("steps"), table.get("axis"), table.get("before", START)
+    known = not set(table) - {"steps", "axis", "before"} and before in (START, PAD, HOLD)
+    if not known or type(steps) is not int or steps < 2 or not (axis is None or type(axis) is int):
+        raise ToldError(
+            f"{where} is {value!r}; expected a number of steps, 2 or more, or {{ steps = 24, axis = 1, before ="
+            f' "{PAD}" }}, where before is "{START}", "{PAD}" or "{HOLD}"'
+        )
+    return Window(steps, axis, before)
 
 
 def _one(value: Any, where: str) -> float:
@@ -267,6 +358,8 @@ _READ: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "states": _name,
     "start": numbers,
     "shapes": shape,
+    "sizes": several,
+    "context": context,
     "window": window,
     "constants": numbers,
     "session": numbers,

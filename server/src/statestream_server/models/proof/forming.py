@@ -12,9 +12,9 @@ from statestream_server.arrays import Array
 from statestream_server.models.form import axes
 from statestream_server.models.form.axes import Guess
 from statestream_server.models.form.draft import Draft
-from statestream_server.models.form.pairs import Tensor, UnsettledError
-from statestream_server.models.form.plan import Note, Plan
-from statestream_server.models.form.told import BATCH, TIME, Shape, Told
+from statestream_server.models.form.pairs import Tensor, UnsettledError, shapes_line
+from statestream_server.models.form.plan import Note, Plan, counted
+from statestream_server.models.form.told import BATCH, TIME, Shape, Told, quoted
 from statestream_server.models.graphs.runtime import Graph, GraphError
 from statestream_server.models.proof import draws
 from statestream_server.models.proof.draws import Draws
@@ -24,13 +24,18 @@ from statestream_server.models.rows import Axes
 _SIZES, _TIMED = ((2, 1), (3, 1)), ((2, 3), (3, 3), (2, 5))
 _ALONE, _ALONE_TIMED = ((1, 1),), ((1, 3), (1, 5))
 
+_IMAGE_AXES = 4
+
 
 class MisfitError(Exception):
     """A graph is not as it was guessed to be; the message says how."""
 
 
 def plain(draft: Draft, said: Told) -> Plan:
-    """The plan for a draft without memory: first axes of free length are batch axes, where nothing else is told."""
+    """The plan for a draft without memory: first axes of free length are batch axes, where nothing else is told.
+
+    An axis of it may be one of past steps: nothing in the graph tells, so that is asked.
+    """
     signature = Signature(format=FORMAT)
     for specs, tensors in ((signature.inputs, draft.inputs), (signature.outputs, draft.outputs)):
         for each in tensors:
@@ -39,7 +44,26 @@ def plain(draft: Draft, said: Told) -> Plan:
                 free = (BATCH, *free[1:])
             specs.append(_spec(each, draft.shapes.get(each.name, free)))
     _tell(signature, said)
-    return Plan(signature, draft.changes, draft.notes)
+    notes = (
+        list(draft.notes) if said.stateless else [*draft.notes, *map(_asked, filter(None, map(_window, draft.inputs)))]
+    )
+    return Plan(signature, draft.changes, notes)
+
+
+def _window(tensor: Tensor) -> tuple[Tensor, int] | None:
+    """An axis of an input that may be one of past steps, by its length; None where none may."""
+    dims = tensor.dims or ()
+    fits = [size for size in dims[1:] if isinstance(size, int) and size > 1]
+    return (tensor, fits[0]) if 1 < len(dims) < _IMAGE_AXES and fits else None
+
+
+def _asked(found: tuple[Tensor, int]) -> Note:
+    tensor, steps = found
+    return Note(
+        "a window?",
+        f"{tensor} is sent whole. If its {steps} are past steps, of which callers are to send the newest alone, say"
+        f" window = {{ {quoted(tensor.name)} = {steps} }}; if not, nothing, or stateless = true",
+    )
 
 
 def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str]) -> Iterator[Plan]:
@@ -65,9 +89,9 @@ def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str
         notes = [*draft.notes, *more]
         if guess.alone:
             notes.append(Note("one at a time", _why_alone(draft, guess, refused)))
-        yield Plan(signature, draft.changes, notes)
+        yield Plan(counted(signature, full=False), draft.changes, notes)
     wide = [each for each in draft.inputs if any(not isinstance(size, int) for size in each.dims or ())]
-    lines = [axes.shapes_line(each, draft.shapes.get(each.name)) for each in wide] or ["stateless = true"]
+    lines = [shapes_line(each, draft.shapes.get(each.name)) for each in wide] or ["stateless = true"]
     raise UnsettledError(f"it has memory, and no way to run it was found ({'; '.join(refused[:3])})", lines)
 
 
@@ -92,12 +116,35 @@ def _seen(graph: Graph, draft: Draft, guess: Guess) -> tuple[Signature, list[Not
         MisfitError: New states have other shapes than old ones, or outputs follow nothing.
         GraphError: It runs with no values that were drawn.
     """
+    sizes = (_ALONE_TIMED if guess.timed else _ALONE) if guess.alone else _TIMED if guess.timed else _SIZES
+    first: GraphError | None = None
+    for way in draws.ladder(_drafted(draft, guess)):
+        try:
+            settled, notes = _settled(graph, draft, guess, way, sizes)
+            signature = _drafted(draft, settled)
+            found, more = _by(graph, draft, settled, signature, Draws(signature, way.kind), sizes)
+            return found, [*notes, *more]
+        except GraphError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _drafted(draft: Draft, guess: Guess) -> Signature:
+    """The signature by a guess, without outputs.
+
+    Raises:
+        MisfitError: It has no inputs.
+    """
     signature = Signature(
         format=FORMAT,
         inputs=[_spec(each, shape, alone=guess.alone) for each, shape in zip(draft.inputs, guess.inputs, strict=True)],
+        windows=draft.windows,
     )
     for held, shape in zip(draft.states, guess.states, strict=True):
-        state = StateSpec(input=held.old.name, output=held.new, dtype=held.old.dtype, start=held.start)
+        state = StateSpec(
+            input=held.old.name, output=held.new, dtype=held.old.dtype, start=held.start, constant=held.constant
+        )
         spec = _spec(held.old, shape, alone=guess.alone)
         state.shape.extend(spec.shape)
         if spec.HasField("batch_axis"):
@@ -105,15 +152,41 @@ def _seen(graph: Graph, draft: Draft, guess: Guess) -> tuple[Signature, list[Not
         signature.states.append(state)
     if not signature.inputs:
         raise MisfitError("nothing is left for callers to send")
-    sizes = (_ALONE_TIMED if guess.timed else _ALONE) if guess.alone else _TIMED if guess.timed else _SIZES
-    first: GraphError | None = None
-    for way in draws.ladder(signature):
-        try:
-            return _by(graph, draft, guess, signature, way, sizes)
-        except GraphError as error:
-            first = first or error
-    assert first is not None
-    raise first
+    return signature
+
+
+def _settled(
+    graph: Graph, draft: Draft, guess: Guess, way: Draws, sizes: Sequence[tuple[int, int]]
+) -> tuple[Guess, list[Note]]:
+    """The guess with the shapes of states that follow the inputs: those that they have once they were stepped.
+
+    A row has its later shape from the beginning, filled with what it starts from; that must come to the same.
+
+    Raises:
+        MisfitError: It does not, or their shapes follow nothing.
+    """
+    if not guess.follow:
+        return guess, []
+    runs = [_run(graph, draft, guess, way, rows, steps) for rows, steps in sizes]
+    states = list(guess.states)
+    for place, held in enumerate(draft.states):
+        if held.old.name in guess.follow:
+            states[place] = _followed(held.new, [run[held.new].shape for run in runs], sizes)
+            if guess.alone and states[place][:1] == (1,):
+                states[place] = (BATCH, *states[place][1:])
+            if BATCH not in states[place]:
+                raise MisfitError(f"state {held.old.name!r} becomes {list(states[place])}, however many rows there are")
+    full, difference = guess._replace(states=states, follow=frozenset()), Difference()
+    filled = _run(graph, draft, full, Draws(_drafted(draft, full), way.kind), *sizes[0])
+    difference.note([*runs[0].values()], [*filled.values()])
+    if difference.wrong:
+        raise MisfitError(
+            f"it answers otherwise where {', '.join(sorted(guess.follow))} start in the shape that they have later:"
+            f" {difference.largest:.3g} apart"
+        )
+    shown = (f"{held.old.name} [{', '.join(map(str, shape))}]" for held, shape in zip(draft.states, states, strict=True)
+             if held.old.name in guess.follow)  # fmt: skip
+    return full, [Note("follows", f"states have the size of what is sent: {', '.join(shown)}")]
 
 
 def _by(

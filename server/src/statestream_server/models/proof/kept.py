@@ -50,9 +50,9 @@ class Kept:
         self._code: str | None = None
         self._warned = False
 
-    def find(self, files: Sequence[Print], device: Device, policy: BatchPolicy) -> Verdict | None:
+    def find(self, files: Sequence[Print], size: str, device: Device, policy: BatchPolicy) -> Verdict | None:
         """The verdict of a version in the files that it is known by; None where none is kept, or weights are others."""
-        path = self._path(files, device, policy)
+        path = self._path(files, size, device, policy)
         try:
             if not self._usable() or path.stat().st_size > _MOST_BYTES:
                 return None
@@ -73,18 +73,25 @@ class Kept:
         return verdict
 
     def keep(
-        self, files: Sequence[Print], weights: Sequence[Print], device: Device, policy: BatchPolicy, verdict: Verdict
+        self,
+        files: Sequence[Print],
+        size: str,
+        weights: Sequence[Print],
+        device: Device,
+        policy: BatchPolicy,
+        verdict: Verdict,
     ) -> None:
         """Keeps a verdict; where that cannot be, the next start tries again.
 
         Args:
             files: What the version is known by.
+            size: Which of several sizes it is; "" where there is one.
             weights: What else it was read from.
             device: What it was tried on.
             policy: What was to be done where it answers in other bits alone than in a batch.
             verdict: What was found.
         """
-        path, folder = self._path(files, device, policy), files[0].path.parent
+        path, folder = self._path(files, size, device, policy), files[0].path.parent
         fresh = path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}.new")
         entry: dict[str, Any] = {
             "path": str(files[0].path),
@@ -106,11 +113,11 @@ class Kept:
         except OSError as error:
             self._warn(f"cannot be written ({error.strerror or error})")
 
-    def _path(self, files: Sequence[Print], device: Device, policy: BatchPolicy) -> Path:
+    def _path(self, files: Sequence[Print], size: str, device: Device, policy: BatchPolicy) -> Path:
         """Where the verdict of files is kept: elsewhere for all that may make it another one."""
         if self._code is None:
             self._code = _code()
-        known = [self._code, runtime.fingerprint(device), device.name, policy.value]
+        known = [self._code, runtime.fingerprint(device), device.name, policy.value, size]
         known += [f"{_role(one.path, files[0].path)} {one.sha256}" for one in files]
         return self._folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:48]}{_SUFFIX}"
 

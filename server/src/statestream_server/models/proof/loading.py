@@ -58,6 +58,7 @@ def load_file(
     *,
     name: str,
     version: int,
+    size: str = "",
     device: Device | str = "auto",
     batch_policy: BatchPolicy = BatchPolicy.PAD,
     limits: TrialLimits = DEFAULT_LIMITS,
@@ -70,6 +71,7 @@ def load_file(
         path: The file.
         name: The model's name.
         version: Its version.
+        size: Which of the sizes in its model.toml; "" where that has none.
         device: What it runs on, or "auto", "cpu", "cuda" or "cuda:<number>".
         batch_policy: What is done where it answers in other bits alone than in a batch.
         limits: What the trial may take.
@@ -86,13 +88,13 @@ def load_file(
         known = [prints.take(one) for one in prints.named(path)]
         if trust is not None:
             _check_trusted(known, trust)
-        verdict = kept.find(known, place, batch_policy) if kept is not None else None
+        verdict = kept.find(known, size, place, batch_policy) if kept is not None else None
         model = None
         if verdict is not None:
             with contextlib.suppress(ModelLoadError):  # Then it is tried, and that says why.
                 model = making.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
         if verdict is None or model is None:
-            verdict = _tried(path, place, batch_policy, limits)
+            verdict = _tried(path, place, batch_policy, limits, _of_size(path, size) if size else None)
             model = making.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
         for level, text in verdict.said:
             _log.log(level, "%s", text)
@@ -101,7 +103,7 @@ def load_file(
         for one in known:
             one.stamp.check()  # What was read is what was looked at.
         if kept is not None:
-            kept.keep(known, weights, place, batch_policy, verdict)
+            kept.keep(known, size, weights, place, batch_policy, verdict)
         model.prints = (*known, *weights)
         return model
 
@@ -130,6 +132,15 @@ def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits 
         made.CopyFrom(formed.whole())
         made.metadata_props.add(key=signatures.METADATA_KEY, value=signatures.dumps(formed.signature))
         return made
+
+
+def _of_size(path: Path, size: str) -> str:
+    """The text of a model.toml that tells one size only."""
+    beside = path.with_suffix(".toml")
+    try:
+        return told.dumps(told.loads(beside.read_text()).by_size()[size])
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(f"{beside}: changed while it was read, or tells no size {size} ({error})") from error
 
 
 def _check_trusted(known: list[Print], trust: Trust) -> None:

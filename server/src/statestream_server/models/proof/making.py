@@ -19,7 +19,7 @@ from statestream_server.models.files.repository import DECODER, ENCODER
 from statestream_server.models.form import told
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
-from statestream_server.models.form.plan import Plan
+from statestream_server.models.form.plan import Plan, counted
 from statestream_server.models.graphs import guards
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
@@ -107,6 +107,8 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
             raise told.ToldError(
                 f"it names a chain, and {file.path.name} beside it is a model; a folder holds one of both"
             )
+        if said.by_size():
+            raise told.ToldError(f"sizes has {', '.join(said.by_size())}; tell the shapes of one of them")
         draft = drafted(file.proto, said, file.chain)
         if not draft.states:
             yield file.formed(forming.plain(draft, said))
@@ -130,8 +132,8 @@ def _prove_form(
 ) -> Verdict:
     """Proves a file as its signature says that it is."""
     watch.sized(nbytes, sum(column.nbytes for column in columns_of(file.signature)))
-    plan = None if file.plan is None else file.plan.values()
-    verdict = Verdict(_digest(encoder, file), plan=plan)
+    verdict = Verdict(_digest(encoder, file), plan=None if file.plan is None else file.plan.values())
+    file = dataclasses.replace(file, signature=counted(file.signature, full=True))
     if encoder is not None:
         verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[0]))
     if not file.signature.states:
