@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def model_of(name: str) -> tuple[bytes, Signature]:
     return model.SerializeToString(), signature
 
 
-def made(name: str, kind: type[FusedRows] | type[DeviceRows], **options: bool) -> Rows:
+def made(name: str, kind: type[FusedRows] | type[DeviceRows], **options: Any) -> Rows:
     model, signature = MODELS[name]()
     rows: Rows = kind(model, signature, CPU, check_inputs=True, **options)
     return rows if is_batched(signature) else SerialisedRows(rows, single=False)

@@ -14,7 +14,9 @@ import onnx
 import pytest
 
 import statestream
+from statestream import signature as signatures
 from statestream.signature import WindowStart
+from statestream_server import describe
 from statestream_server.arrays import Array
 from tests.server.models.form_zoo import CASES, Case, video_matting
 from tests.server.models.form_zoo_windows import WINDOWS, Windowed
@@ -95,6 +97,33 @@ def _row(answer: Mapping[str, Array] | Array, row: int) -> Mapping[str, Array] |
     return {key: value[row] for key, value in answer.items()} if isinstance(answer, Mapping) else answer[row]
 
 
+def test_several_steps_run_at_once_with_the_same_bits(client: Any, tmp_path: Path) -> None:
+    """Each step sees a window of its own, laid out as rows of one batch."""
+    case = WINDOWS["tcn"]()
+    onnx.save(case.model, tmp_path / "model.onnx")
+    (tmp_path / "model.toml").write_text(case.told)
+    found = dict(describe.facts(tmp_path / "model.onnx", device="cpu"))
+    assert found["row"].endswith("up to 256 steps in one run")
+    (drawn,) = _drawn(case, 1).values()
+    steps = np.concatenate([drawn[0]] * 40)
+    with client.session("tcn") as one, client.session("tcn") as other:
+        np.testing.assert_array_equal(one.step(steps), [other.step(step) for step in steps])
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 5])
+def test_a_chunk_with_what_is_no_number_is_refused_whole_wherever_it_is(client: Any, poison: float, place: int) -> None:
+    """Behind the last step it would have left the window."""
+    case = WINDOWS["tcn"]()
+    (drawn,) = _drawn(case, 1).values()
+    bad = np.concatenate([drawn[0]] * 2)
+    bad[place, 1] = poison
+    with client.session("tcn") as session:
+        with pytest.raises(statestream.errors.NonFiniteState):
+            session.step(bad)
+        np.testing.assert_array_equal(session.step(drawn[0]), _wanted(case, {"x": drawn}, 0))
+
+
 def test_what_stands_before_the_first_step_is_in_the_signature(client: Any) -> None:
     found = {model.name: [*model.signature.windows] for model in client.models()}
     for name, case in HELD.items():
@@ -104,6 +133,31 @@ def test_what_stands_before_the_first_step_is_in_the_signature(client: Any) -> N
         assert (window.input, window.steps, named.replace("value", "start")) == (given, steps, before)
         assert bool(window.count) == (before != "start")
         assert window.full == ("full" if name == "cnn over a window" else "")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"input": "z"}, "no such input"),
+        ({"steps": 1}, "steps is 1; expected 2 or more"),
+        ({"state": "z"}, "state is 'z'; expected one of the states"),
+        ({"count": ""}, "count is ''; expected one of the states"),
+        ({"full": "z"}, "full is 'z'; no such output"),
+        ({"axis": 3}, "axis is 3; expected that of 3 steps in"),
+        ({"steps": 9}, "axis is 1; expected that of 8 steps in"),
+        ({"before": 9}, "before is 9; expected 0 to 3"),
+    ],
+)
+def test_a_signature_whose_window_contradicts_it_is_refused(client: Any, change: dict[str, Any], says: str) -> None:
+    (model,) = (each for each in client.models() if each.name == "cnn-over-a-window")
+    signature = signatures.Signature()
+    signature.CopyFrom(model.signature)
+    signatures.check(signature)
+    signature.windows[0].MergeFrom(signatures.Window(**change))
+    if "count" in change:
+        signature.windows[0].ClearField("count")
+    with pytest.raises(signatures.SignatureError, match=says):
+        signatures.check(signature)
 
 
 @pytest.mark.parametrize("name", HELD)

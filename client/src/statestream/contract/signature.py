@@ -277,6 +277,11 @@ def _check_window(signature: Signature, window: Window) -> None:
     for field, name in (("state", window.state), ("count", window.count)):
         if (field == "state" or counted) and name not in states:
             raise SignatureError(f"{where}.{field} is {name!r}; expected one of the states {sorted(states)}")
+    (kept,) = (state for state in signature.states if state.input == window.state)
+    if not window.axis < len(kept.shape) or kept.shape[window.axis] != window.steps - 1:
+        raise SignatureError(
+            f"{where}.axis is {window.axis}; expected that of {window.steps - 1} steps in {list(kept.shape)}"
+        )
     if window.full and window.full not in {spec.name for spec in signature.outputs}:
         raise SignatureError(f"{where}.full is {window.full!r}; no such output")
 

@@ -52,20 +52,22 @@ class Signature(_message.Message):
     def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("input", "steps", "state", "before", "count", "full")
+    __slots__ = ("input", "steps", "state", "before", "count", "full", "axis")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
+    AXIS_FIELD_NUMBER: _ClassVar[int]
     input: str
     steps: int
     state: str
     before: WindowStart
     count: str
     full: str
-    def __init__(self, input: _Optional[str] = ..., steps: _Optional[int] = ..., state: _Optional[str] = ..., before: _Optional[_Union[WindowStart, str]] = ..., count: _Optional[str] = ..., full: _Optional[str] = ...) -> None: ...
+    axis: int
+    def __init__(self, input: _Optional[str] = ..., steps: _Optional[int] = ..., state: _Optional[str] = ..., before: _Optional[_Union[WindowStart, str]] = ..., count: _Optional[str] = ..., full: _Optional[str] = ..., axis: _Optional[int] = ...) -> None: ...
 
 class Quantization(_message.Message):
     __slots__ = ("dtype", "layers", "loss")

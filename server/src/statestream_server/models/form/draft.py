@@ -224,7 +224,7 @@ class _Drafting:
         batch = next((at for at, size in enumerate(shape) if size == BATCH), -1) if shape else (free or [-1])[0]
         made = fresh(f"{each.name}_last", self._used)
         after = fresh(f"{made}_next", self._used)
-        entry = Window(input=each.name, steps=window.steps, state=made, before=_BEFORE[window.before])
+        entry = Window(input=each.name, steps=window.steps, state=made, before=_BEFORE[window.before], axis=axis)
         if window.before != START:
             entry.count = fresh(f"{each.name}_count", self._used)
             self._tally(each, entry, [*dims[:axis], 1, *dims[axis:]], batch + (batch >= axis))

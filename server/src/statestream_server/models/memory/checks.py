@@ -53,4 +53,6 @@ class InputCheck:
         return bad
 
 
+EVERYTHING: Final = "nan inf"
+"""All that an input may hold and no number is; see `InputCheck`."""
 _WRONG: Final[Mapping[str, Callable[[Array], Bools]]] = {"nan": np.isnan, "inf": np.isinf}

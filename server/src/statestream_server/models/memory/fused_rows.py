@@ -18,14 +18,21 @@ from statestream.contract.signature import Signature, TensorSpec, numpy_dtype, s
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.graphs.fusion import Names, fuse
 from statestream_server.models.graphs.runtime import Binding, Device, Graph
-from statestream_server.models.memory.checks import InputCheck
+from statestream_server.models.memory.checks import EVERYTHING, InputCheck
 from statestream_server.models.memory.slab import Slab
-from statestream_server.models.rows import SCRATCH_ROW, columns_of, max_slice_of, start_values
+from statestream_server.models.rows import MAX_SLICE, SCRATCH_ROW, columns_of, max_slice_of, start_values
 
 _MOST_STAGES: Final = 64
 """Sets of arrays that are kept for batches to come."""
 _MOST_BYTES: Final = 4 << 20
 """Bytes of all that are kept."""
+_MOST_LAID_OUT: Final = 256 << 10
+"""Bytes of the windows of one row in a run of an unfolded graph."""
+
+
+def unfolded_slice(row_nbytes: int) -> int:
+    """The most steps of a run of an unfolded graph, in which each has a window of its own; a power of two."""
+    return min(MAX_SLICE, 1 << (max(1, _MOST_LAID_OUT // max(1, row_nbytes)).bit_length() - 1))
 
 
 class FusedRows:
@@ -34,7 +41,13 @@ class FusedRows:
     row_by_row = False
 
     def __init__(
-        self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool | Mapping[str, str]
+        self,
+        model: onnx.ModelProto,
+        signature: Signature,
+        device: Device,
+        *,
+        check_inputs: bool | Mapping[str, str],
+        unfolded: tuple[onnx.ModelProto, Signature] | None = None,
     ) -> None:
         """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
 
@@ -43,6 +56,7 @@ class FusedRows:
             signature: Its signature, which fits it.
             device: What it runs on; the CPU.
             check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
+            unfolded: The same for several steps at once, where it takes one; see form/unfold.py.
 
         Raises:
             FusionError: The graph cannot be wrapped.
@@ -53,6 +67,13 @@ class FusedRows:
         self.row_nbytes = self._slab.row_nbytes
         self.max_slice = max_slice_of(signature)
         self._graph = StepGraph(model, signature, device, check_inputs=check_inputs)
+        self._unfolded: StepGraph | None = None
+        if unfolded is not None:
+            # What was not finite would have left the window before anybody looked.
+            whole = {window.input: EVERYTHING for window in signature.windows}
+            checks = check_inputs if check_inputs is True else {**(check_inputs or {}), **whole}
+            self._unfolded = StepGraph(*unfolded, device, check_inputs=checks)
+            self.max_slice = unfolded_slice(self.row_nbytes)
         self._lock = threading.Lock()
 
     @property
@@ -64,6 +85,8 @@ class FusedRows:
         """Makes room; waits for a `step` that runs in another thread."""
         with self._lock:
             self._graph.unbind()
+            if self._unfolded is not None:
+                self._unfolded.unbind()
             self._slab.grow(capacity)
 
     def reset(self, rows: Ints) -> None:
@@ -85,9 +108,12 @@ class FusedRows:
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the wrapped graph; see `Rows.step`."""
         with self._lock:
+            if self._unfolded is not None and inputs[0].shape[1] > 1:
+                return self._unfolded.step(source, target, inputs, self._bind)
             return self._graph.step(source, target, inputs, self._bind)
 
     def _bind(self, binding: Binding) -> None:
+        # Both graphs call the columns alike, as their states are the same.
         for slab, array in zip(self._graph.slabs, self._slab.arrays, strict=True):
             binding.fix(slab.before, slab.after, array.reshape(self._slab.capacity * slab.parts, *slab.item))
 

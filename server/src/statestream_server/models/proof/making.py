@@ -10,21 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import onnx
+
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models.files import modelfile
 from statestream_server.models.files.modelfile import ModelFile
 from statestream_server.models.files.repository import DECODER, ENCODER
-from statestream_server.models.form import told
+from statestream_server.models.form import told, unfold
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan, counted
 from statestream_server.models.graphs import guards
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
+from statestream_server.models.memory.checks import EVERYTHING
 from statestream_server.models.memory.device_rows import DeviceRows
-from statestream_server.models.memory.fused_rows import FusedRows
+from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
@@ -35,6 +38,10 @@ from statestream_server.models.proof.verdict import Verdict, watch
 from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
 
 _log = logging.getLogger(__name__)
+_MOST_TWICE: Final = 32 << 20
+"""Bytes of a file that is loaded once for one step and once for several."""
+_LEAST_STEPS: Final = 8
+"""Steps of one run from which on that is worth it."""
 
 
 @contextlib.contextmanager
@@ -178,6 +185,14 @@ def _prove_rows(
     rows = _arranged(rows, file, device)
     watch.doing("running batches of rows")
     found = proof.invariance(rows, PaddedRows(rows), way, where)
+    if verdict.fused and not device.apart and (wide := _unfolded(file)) is not None:
+        watch.doing("running several steps at once")
+        several = dataclasses.replace(verdict, unfolded=True)
+        with contextlib.suppress(FusionError, GraphError, ModelLoadError):
+            together = _rows(several, file, None, device)
+            same = proof.invariance(together, PaddedRows(together), Draws(wide[1], way.kind), where)
+            if same.finding == found.finding:
+                rows, found, verdict = together, same, several
     arranged = "plain"
     if found.finding == BatchInvariance.BATCH_INVARIANCE_PADDED and policy == BatchPolicy.PAD:
         arranged = "padded"
@@ -196,7 +211,7 @@ def _hidden(file: ModelFile, device: Device, way: Draws) -> Mapping[str, str]:
     try:
         return hiding.hidden(file.whole(), way, device)
     except FusionError:  # Too large to be taken apart: then nothing is let through.
-        return dict.fromkeys((spec.name for spec in file.signature.inputs), hiding.EVERYTHING)
+        return dict.fromkeys((spec.name for spec in file.signature.inputs), EVERYTHING)
 
 
 def _proved(verdict: Verdict, file: ModelFile, graph: Graph, device: Device, way: Draws) -> tuple[Rows, Verdict]:
@@ -287,6 +302,14 @@ _WAYS: Final[Mapping[str, Callable[[Rows], Rows]]] = {
 }
 
 
+def _unfolded(file: ModelFile) -> tuple[onnx.ModelProto, Signature] | None:
+    """A file as it takes several steps at once; None where it cannot, or would take too much memory."""
+    row = sum(column.nbytes for column in columns_of(file.signature))
+    if file.nbytes > _MOST_TWICE or unfolded_slice(row) < _LEAST_STEPS:
+        return None
+    return unfold.unfolded(file.whole(), file.signature)
+
+
 def _rows(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Device) -> Rows:
     """The rows that a verdict speaks of; `graph` only where they are not fused."""
     signature, hides = file.signature, verdict.hides
@@ -294,7 +317,8 @@ def _rows(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Device
         return NumpyRows(graph, signature, check_inputs=hides)
     model = guards.guarded(file.whole())
     if not device.apart:
-        return FusedRows(model, signature, device, check_inputs=hides)
+        unfolded = unfold.unfolded(model, signature) if verdict.unfolded else None
+        return FusedRows(model, signature, device, check_inputs=hides, unfolded=unfolded)
     return DeviceRows(model, signature, device, check_inputs=hides, in_place=verdict.in_place)
 
 

@@ -47,6 +47,7 @@ class Verdict:
     Attributes:
         digest: Of the files that were tried; another one was not.
         fused: Whether the graph itself gathers and commits rows, and gives what it gives alone.
+        unfolded: Whether a model over windows takes several steps at once, with the same bits as one by one.
         in_place: Whether a device commits rows in place.
         policy: How batches run: "plain", "padded" or "serial".
         batch_invariance: Whether sessions answer the same alone and among others.
@@ -61,6 +62,7 @@ class Verdict:
 
     digest: str
     fused: bool = False
+    unfolded: bool = False
     in_place: bool = True
     policy: str = "plain"
     batch_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
