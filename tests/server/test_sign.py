@@ -13,8 +13,9 @@ from statestream import signature as signatures
 from statestream_server import describe
 from statestream_server.cli import inspect, sign
 from statestream_server.models.form import told
-from statestream_server.models.form.told import Context, Told
+from statestream_server.models.form.told import Context, Told, Window
 from tests.server.models.form_zoo import CASES
+from tests.server.models.form_zoo_windows import WINDOWS
 
 
 @pytest.fixture
@@ -45,6 +46,22 @@ def test_a_signed_copy_is_what_the_file_is_with_its_toml(file: Path) -> None:
     assert digests[0] == digests[1]
     code, said = run(str(copy))
     assert (code, "has a signature already" in said) == (1, True)
+
+
+@pytest.mark.parametrize("before", ["start", "pad", "hold"])
+def test_a_window_is_signed_with_what_stands_before_it(tmp_path: Path, before: str) -> None:
+    file, copy = tmp_path / "tcn.onnx", tmp_path / "copy.onnx"
+    onnx.save(WINDOWS["tcn"]().model, file)
+    option = ("--window", "x=4" if before == "start" else f"x=4,{before}")
+    assert run(str(file), *option, "-o", str(copy))[0] == 0
+    (window,) = signatures.loads(onnx.load(copy).metadata_props[0].value).windows
+    assert signatures.WindowStart.Name(window.before).endswith({"start": "VALUE"}.get(before, before.upper()))
+    assert run(str(file), *option, "--toml") == (0, f"{file.with_suffix('.toml')}: written\n")
+    facts = [dict(describe.facts(path, device="cpu")) for path in (file, copy)]
+    for fact in ("digest", "row", "window", "batching"):
+        assert facts[0][fact] == facts[1][fact]
+    assert "expected a number of steps" in run(str(file), "--window", "x=many")[1]
+    assert "expected a number of steps" in run(str(file), "--window", "x=4,never")[1]
 
 
 def test_what_is_missing_or_wrong_is_said(file: Path) -> None:
@@ -79,6 +96,8 @@ def test_what_is_told_is_written_as_it_is_read() -> None:
         start={"h": (1.5, 2)},
         shapes={"x": ("batch", "time", 3)},
         context={"x": Context(3, 1), "z": Context(2)},
+        window={"x": Window(3), "y": Window(3, 1, "pad"), "z": Window(24, before="hold")},
+        sizes={"x": (("batch", 3), ("batch", 4))},
         constants={"sr": (16000,)},
         counters={"n": 4},
         columns={"x": ("a", "b", "c")},
