@@ -33,7 +33,18 @@ _WHY = {
 
 _GROUPS = {
     "file": ("file", "kind", "sizes", "about", "quantised"),
-    "form": ("form", "wire", "evidence", "follows", "surgery", "left out", "no effect", "one at a time", "a window?"),
+    "form": (
+        "form",
+        "wire",
+        "evidence",
+        "follows",
+        "surgery",
+        "left out",
+        "lengths",
+        "no effect",
+        "one at a time",
+        "a window?",
+    ),
     "tensors": ("input", "output", "state", "window", "feedback"),
 }
 _WARNED = ("one at a time", "no effect", "a window?")

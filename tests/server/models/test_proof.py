@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -32,8 +33,7 @@ def rows_of(made: Made) -> Rows:
 
 def invariance(made: Made, clock: Callable[[], float] | None = None) -> proof.Invariance:
     rows = rows_of(made)
-    extra = {} if clock is None else {"clock": clock}
-    return proof.invariance(rows, PaddedRows(rows), Draws(made[1]), "m.onnx", **extra)
+    return proof.invariance(rows, PaddedRows(rows), Draws(made[1]), "m.onnx", clock or time.perf_counter)
 
 
 def wiring(made: Made, signature: Signature | None = None) -> Draws:
@@ -165,3 +165,27 @@ def test_implementations_that_differ_do_not_agree() -> None:
     weight = next(tensor for tensor in other.graph.initializer if len(tensor.dims) == 2)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
     assert not proof.agree(rows_of((other, made[1])), rows_of(made), Draws(made[1]))
+
+
+def test_a_weak_look_ahead_is_no_rounding() -> None:
+    """A thousandth of the next step's input in each answer, less than what rounding may grow to."""
+    model, signature = graphs.recurrent("GRU", features=2, outputs=2)
+    mixed = onnx.ModelProto()
+    mixed.CopyFrom(model)
+    for node in mixed.graph.node:
+        node.output[:] = ["y_alone" if name == "y" else name for name in node.output]
+    ints = {name: numpy_helper.from_array(np.asarray([value], np.int64), name)
+            for name, value in (("one", 1), ("last", 1 << 62), ("none", 0))}  # fmt: skip
+    mixed.graph.initializer.extend([*ints.values(), numpy_helper.from_array(np.asarray(1e-4, np.float32), "little")])
+    pads = numpy_helper.from_array(np.asarray([0, 0, 0, 0, 1, 0], np.int64), "pads")
+    mixed.graph.initializer.append(pads)
+    mixed.graph.node.extend(
+        [
+            helper.make_node("Slice", ["x", "one", "last", "one"], ["rest"]),
+            helper.make_node("Pad", ["rest", "pads"], ["next"]),
+            helper.make_node("Mul", ["next", "little"], ["hint"]),
+            helper.make_node("Add", ["y_alone", "hint"], ["y"]),
+        ]
+    )
+    with pytest.raises(ModelLoadError, match="another last step changes answers to steps before it by up to .*looks"):
+        invariance((mixed, signature))

@@ -38,6 +38,9 @@ _RECURRENT: Final[Mapping[str, Sequence[tuple[int, int]]]] = {
 }
 
 
+_SCAN_OPSET: Final = 9
+
+
 class Step(NamedTuple):
     """One way by which values come from others: `kind` is the operator's type, names are unique over all graphs."""
 
@@ -72,6 +75,9 @@ class Flow:
         """Lays a model open; it stays as it is."""
         if model.functions:
             model = inliner.inline_local_functions(model)
+        # Before opset 9 a Scan had the lengths of sequences before its other inputs, and its states axes for batches.
+        opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        self._before_scan = 1 if opset < _SCAN_OPSET else 0
         self.recurrences = list[Recurrence]()
         self._steps = list[Step]()
         self._count = 0
@@ -155,6 +161,7 @@ class Flow:
             self._lay_body(kind, graphs["body"], given[2:], made, scope, before=2, after=1)
         elif kind == "Scan" and "body" in graphs:
             scanned = next((entry.i for entry in node.attribute if entry.name == "num_scan_inputs"), 0)
+            given = given[self._before_scan :]
             self._lay_body(kind, graphs["body"], given, made, scope, states=len(given) - scanned)
         else:
             self._add(kind, [*given, *(scope.get(name, name) for name in uses(node) if graphs)], made)

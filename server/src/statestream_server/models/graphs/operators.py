@@ -41,3 +41,27 @@ def uses(node: onnx.NodeProto) -> Iterator[str]:
             for part in inner.node:
                 yield from uses(part)
             yield from (value.name for value in inner.output)
+
+
+def rounds_coarsely(model: onnx.ModelProto) -> bool:
+    """Whether something in a graph is rounded to 8 bits, or computed in half precision."""
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+    def coarse(graph: onnx.GraphProto) -> bool:
+        return (
+            any(value.type.tensor_type.elem_type in halves for value in (*graph.input, *graph.output))
+            or any(tensor.data_type in halves for tensor in graph.initializer)
+            or any(_coarse(node, halves) or any(map(coarse, inner_graphs(node))) for node in graph.node)
+        )
+
+    return coarse(model.graph) or any(_coarse(node, halves) for function in model.functions for node in function.node)
+
+
+def _coarse(node: onnx.NodeProto, halves: tuple[int, ...]) -> bool:
+    kind = node.op_type
+    return (
+        "Quantize" in kind
+        or kind.endswith("Integer")
+        or kind.startswith("QLinear")
+        or (kind == "Cast" and any(entry.name == "to" and entry.i in halves for entry in node.attribute))
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from statestream_server.models.form.plan import Note, Plan, counted
 from statestream_server.models.form.told import BATCH, TIME, Shape, Told, quoted
 from statestream_server.models.graphs.runtime import Graph, GraphError
 from statestream_server.models.proof import draws
-from statestream_server.models.proof.draws import Draws
+from statestream_server.models.proof.draws import Draws, Kind
 from statestream_server.models.proof.proof import Difference
 from statestream_server.models.rows import Axes
 
@@ -28,7 +29,16 @@ _IMAGE_AXES = 4
 
 
 class MisfitError(Exception):
-    """A graph is not as it was guessed to be; the message says how."""
+    """A graph is not as it was guessed to be; the message says how.
+
+    Attributes:
+        lines: The entries of model.toml that may help.
+    """
+
+    def __init__(self, problem: str, lines: Sequence[str] = ()) -> None:
+        """What is not as it was guessed, in words, and what may help."""
+        super().__init__(problem)
+        self.lines = lines
 
 
 def plain(draft: Draft, said: Told) -> Plan:
@@ -66,6 +76,19 @@ def _asked(found: tuple[Tensor, int]) -> Note:
     )
 
 
+def freed(plan: Plan, name: str, rank: int) -> Plan:
+    """A plan in which an output's axes are of any length, as they were seen to be other ones than the graph says."""
+    signature = Signature()
+    signature.CopyFrom(plan.signature)
+    spec = next(spec for spec in signature.outputs if spec.name == name)
+    said = [size for size in spec.shape]
+    spec.shape[:] = [-1] * rank
+    if len(said) != rank:
+        spec.ClearField("batch_axis")
+    note = Note("lengths", f"output {name} is said to be of shape {said}, and was seen to be of others")
+    return replace(plan, signature=signature, notes=[*plan.notes, note])
+
+
 def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str]) -> Iterator[Plan]:
     """Plans for a draft with memory that fit what small runs show, the one that allows most first.
 
@@ -78,12 +101,13 @@ def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str
     Raises:
         UnsettledError: Shapes are not told and cannot be seen, or no guess fits.
     """
-    options, graph = axes.guesses(draft), load()
+    options, graph, help = axes.guesses(draft), load(), list[str]()
     for guess in options:
         try:
             signature, more = _seen(graph, draft, guess)
         except (MisfitError, GraphError) as error:
             refused.append(f"{guess}: {error}")
+            help += [line for line in getattr(error, "lines", ()) if line not in help]
             continue
         _tell(signature, said)
         notes = [*draft.notes, *more]
@@ -91,7 +115,7 @@ def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str
             notes.append(Note("one at a time", _why_alone(draft, guess, refused)))
         yield Plan(counted(signature, full=False), draft.changes, notes)
     wide = [each for each in draft.inputs if any(not isinstance(size, int) for size in each.dims or ())]
-    lines = [shapes_line(each, draft.shapes.get(each.name)) for each in wide] or ["stateless = true"]
+    lines = help + [shapes_line(each, draft.shapes.get(each.name)) for each in wide] or ["stateless = true"]
     raise UnsettledError(f"it has memory, and no way to run it was found ({'; '.join(refused[:3])})", lines)
 
 
@@ -210,6 +234,7 @@ def _by(
         if not guess.alone and BATCH not in shape:
             raise MisfitError(f"output {each.name!r} is of shape {list(shape)}, however many rows there are")
         found.outputs.append(_spec(each, shape, alone=guess.alone))
+    _check_values(graph, draft, guess, way, sizes[0], runs[0])
     if guess.timed and not all(spec.HasField("time_axis") for spec in found.outputs):
         _check_cut(graph, draft, guess, way)
     return found, _effects(graph, draft, guess, way)
@@ -272,6 +297,26 @@ def _followed(name: str, shapes: Sequence[tuple[int, ...]], sizes: Sequence[tupl
     if found.count(BATCH) > 1 or found.count(TIME) > 1:
         raise MisfitError(f"output {name!r} has several axes that follow the same: {found}")
     return tuple(found)
+
+
+def _check_values(
+    graph: Graph, draft: Draft, guess: Guess, way: Draws, size: tuple[int, int], results: Mapping[str, Array]
+) -> None:
+    """Checks that shapes follow rows and steps and no values: else a step has no one shape, as of how often to loop."""
+    for kind in (Kind.ZEROS, Kind.ONES):
+        try:
+            others = _run(graph, draft, guess, Draws(way.signature, kind), *size)
+        except GraphError:
+            continue  # They are not of its domain.
+        for name, value in results.items():
+            if others[name].shape != value.shape:
+                counting = [each.name for each in draft.inputs if np.dtype(each.dtype).kind != "f"]
+                raise MisfitError(
+                    f"{name!r} is of shape {list(value.shape)}, and of {list(others[name].shape)} where inputs are"
+                    f" {kind}: a step needs one shape, so what says how much there is has to be a constant",
+                    ["constants = { " + ", ".join(f"{quoted(each)} = …" for each in counting) + " }"] * bool(counting)
+                    + ["stateless = true"],
+                )
 
 
 def _check_cut(graph: Graph, draft: Draft, guess: Guess, way: Draws) -> None:

@@ -22,7 +22,7 @@ from statestream_server.models.form import told, unfold
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan, counted
-from statestream_server.models.graphs import guards
+from statestream_server.models.graphs import guards, operators
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
 from statestream_server.models.memory.checks import EVERYTHING
@@ -139,15 +139,15 @@ def _prove_form(
 ) -> Verdict:
     """Proves a file as its signature says that it is."""
     watch.sized(nbytes, sum(column.nbytes for column in columns_of(file.signature)))
-    verdict = Verdict(_digest(encoder, file), plan=None if file.plan is None else file.plan.values())
     file = dataclasses.replace(file, signature=counted(file.signature, full=True))
-    if encoder is not None:
-        verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[0]))
     if not file.signature.states:
-        found, way = _prove_calls(file, device, policy)
-        return dataclasses.replace(
-            verdict, shared=tuple(found), batch_invariance=found.finding, invariance_note=found.note, draws=way.kind
-        )
+        file, found, way = _prove_calls(file, device, policy)
+        told = None if file.plan is None else file.plan.values()
+        return Verdict(_digest(encoder, file), plan=told, shared=tuple(found), batch_invariance=found.finding,
+                       invariance_note=found.note, draws=way.kind)  # fmt: skip
+    verdict = Verdict(_digest(encoder, file), plan=None if file.plan is None else file.plan.values())
+    if encoder is not None:
+        verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[1]))
     graph = _graph(file, device)
     watch.doing("running it as its author wrote it")
     return wiring.proved(
@@ -158,15 +158,27 @@ def _prove_form(
     )
 
 
-def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[Sharing, Draws]:
-    """What was found of a graph without memory, and how its inputs are drawn."""
+def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[ModelFile, Sharing, Draws]:
+    """A file without memory, what was found of its graph, and how its inputs are drawn.
+
+    A graph that says itself what it is may say lengths of its author's example where they are free.
+    """
     graph, where = _graph(file, device), str(file.path)
     watch.doing("running it as its author wrote it")
-    way = wiring.proved(graph, file.signature, where, lambda way: way)
+    freed = set[str]()
+    while True:
+        try:
+            way = wiring.proved(graph, file.signature, where, lambda way: way)
+            break
+        except wiring.ShapeError as error:
+            if file.plan is None or error.name in freed:
+                raise
+            freed.add(error.name)
+            file = file.formed(forming.freed(file.plan, error.name, error.rank))
     if not is_batched(file.signature):
         wiring.first_runs(graph, way)
     watch.doing("running batches of calls")
-    return sharing.shared(graph, way, policy, where)[1], way
+    return file, sharing.shared(graph, way, policy, where)[1], way
 
 
 def _prove_rows(
@@ -184,13 +196,15 @@ def _prove_rows(
     rows, verdict = _proved(verdict, file, graph, device, way)
     rows = _arranged(rows, file, device)
     watch.doing("running batches of rows")
-    found = proof.invariance(rows, PaddedRows(rows), way, where)
+    found = proof.invariance(rows, PaddedRows(rows), way, where, rounded=_rounded(file))
     if verdict.fused and not device.apart and (wide := _unfolded(file)) is not None:
         watch.doing("running several steps at once")
         several = dataclasses.replace(verdict, unfolded=True)
         with contextlib.suppress(FusionError, GraphError, ModelLoadError):
             together = _rows(several, file, None, device)
-            same = proof.invariance(together, PaddedRows(together), Draws(wide[1], way.kind), where)
+            same = proof.invariance(
+                together, PaddedRows(together), Draws(wide[1], way.kind), where, rounded=_rounded(file)
+            )
             if same.finding == found.finding:
                 rows, found, verdict = together, same, several
     arranged = "plain"
@@ -205,6 +219,10 @@ def _prove_rows(
         watch.doing("warming its device")
         warming.warm(_WAYS[arranged](rows), way, where)
     return verdict
+
+
+def _rounded(file: ModelFile) -> Mapping[str, float]:
+    return proof.COARSE if operators.rounds_coarsely(file.proto) else proof.ROUNDED
 
 
 def _hidden(file: ModelFile, device: Device, way: Draws) -> Mapping[str, str]:
@@ -230,7 +248,8 @@ def _proved(verdict: Verdict, file: ModelFile, graph: Graph, device: Device, way
         _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
         return plain, dataclasses.replace(verdict, fused=False)
     watch.doing("comparing it wrapped and alone")
-    if not proof.agree(fused, plain, way) or (device.apart and not proof.refuses_the_same(fused, plain, way)):
+    same = proof.agree(fused, plain, way, _rounded(file))
+    if not same or (device.apart and not proof.refuses_the_same(fused, plain, way)):
         _log.warning("%s: rows are copied in and out at every step: wrapped, the graph gives other results", file.path)
         return plain, dataclasses.replace(verdict, fused=False)
     return fused, verdict

@@ -7,8 +7,8 @@ step by step instead of as one sequence. Rows are tried as they are served, gath
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -25,11 +25,17 @@ _COPIES, _MOST_BYTES = 4, 256 << 20
 """Batches whose rows, with what is read of them, take more are not tried: states may be large."""
 _BUDGET = 0.1
 """Seconds after which no larger batch is begun."""
-_TOLERANCES = {"float16": 5e-2, "float32": 3e-2, "float64": 1e-6}
+ROUNDED: Final = {"float16": 5e-2, "float32": 1e-3, "float64": 1e-6}
 """A difference beyond this share of the largest value is no rounding but another result, by element type.
 
-Rounding grows over steps; where scales are measured over the batch it is that of 8 bits. A graph in double may have
-parts in single precision, as recurrent layers are."""
+Rounding grows over steps. A graph in double may have parts in single precision, as recurrent layers are."""
+COARSE: Final = {"float16": 5e-2, "float32": 3e-2, "float64": 3e-2}
+"""The same where parts are in half precision, or scales are measured over the batch: that is rounding to 8 bits."""
+_UNTOUCHED: Final = {"float16": 4e-3, "float32": 1e-6, "float64": 1e-14}
+"""The same between two runs of one size in which all that may count is the same: only a transform over all steps, as
+of Fourier, rounds otherwise then."""
+_FAINT: Final = 0.1
+"""Small inputs show what large ones hide where something saturates."""
 
 
 class Invariance(NamedTuple):
@@ -40,7 +46,7 @@ class Invariance(NamedTuple):
     difference: float
 
 
-def agree(rows: Rows, reference: Rows, way: Draws) -> bool:
+def agree(rows: Rows, reference: Rows, way: Draws, rounded: Mapping[str, float] = ROUNDED) -> bool:
     """Whether two implementations of the same model's memory give the same results, but for rounding.
 
     The memories must not have sessions yet; some of their rows are used.
@@ -51,7 +57,7 @@ def agree(rows: Rows, reference: Rows, way: Draws) -> bool:
     rng, count = np.random.default_rng(2), 3 if is_batched(way.signature) else 1
     source = np.arange(FIRST_ROW, FIRST_ROW + count, dtype=np.int64)
     target = source + count
-    found, difference = list[list[Array]](), Difference()
+    found, difference = list[list[Array]](), Difference(rounded)
     inputs = [way.inputs(count, min(2, rows.max_slice), rng) for _ in range(3)]
     for memory in (reference, rows):
         memory.grow(FIRST_ROW + 2 * count)
@@ -146,9 +152,10 @@ class Difference:
             it is no rounding.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rounded: Mapping[str, float] = COARSE) -> None:
+        """`rounded`: what may be rounding, as a share of the largest value by element type."""
         self.exact, self.largest, self.relative = True, 0.0, 0.0
-        self._only_integers = True
+        self._only_integers, self._rounded = True, rounded
 
     @property
     def wrong(self) -> bool:
@@ -173,7 +180,7 @@ class Difference:
                 self._only_integers = False
                 least = float(np.finfo(one.dtype).tiny)
                 scale = float(np.abs(a[np.isfinite(a)]).max(initial=least))
-                self.relative = max(self.relative, gap / scale / _TOLERANCES.get(one.dtype.name, 1e-2))
+                self.relative = max(self.relative, gap / scale / self._rounded.get(one.dtype.name, 1e-2))
 
 
 class _Trial:
@@ -181,6 +188,7 @@ class _Trial:
 
     def __init__(self, rows: Rows, way: Draws, most: int) -> None:
         rng = np.random.default_rng(1)
+        self.way, self.rows = way, most
         self.steps = min(_STEPS, rows.max_slice)
         rows.grow(FIRST_ROW + 2 * most)
         self._source = np.arange(FIRST_ROW, FIRST_ROW + most, dtype=np.int64)
@@ -193,18 +201,35 @@ class _Trial:
         rows.step(self._source, self._source, first)
         self.seconds = time.perf_counter() - began
 
-    def run(self, rows: Rows, chosen: Ints, cuts: Sequence[int]) -> list[Array]:
-        """Outputs and new states of the chosen rows, their steps cut so."""
+    def fade(self, rows: Rows) -> None:
+        """Lets all rows start anew, with small inputs where any numbers are taken."""
+        rows.reset(self._source)
+        for spec, value in zip(self.way.signature.inputs, self._inputs, strict=True):
+            if value.dtype.kind == "f" and not spec.ranges:
+                value *= value.dtype.type(_FAINT)
+
+    def run(self, rows: Rows, chosen: Ints, cuts: Sequence[int], *, last: Ints | None = None) -> list[Array]:
+        """Outputs and new states of the chosen rows, their steps cut so; `last`: with the last steps of other rows."""
         source, target, start, parts = self._source[chosen], self._target[chosen], 0, list[list[Array]]()
+        every = [value[chosen] for value in self._inputs]
+        if last is not None:
+            for value, given in zip(every, self._inputs, strict=True):
+                value[:, -1] = given[last, -1]
         for steps in cuts:
-            inputs = [np.asarray(value[chosen, start : start + steps], order="C") for value in self._inputs]
+            inputs = [np.asarray(value[:, start : start + steps], order="C") for value in every]
             parts.append(rows.step(source, target, inputs)[0])
             source, start = target, start + steps
         return [np.concatenate(pieces, axis=1) for pieces in zip(*parts, strict=True)] + rows.read(target)
 
 
 def invariance(
-    rows: Rows, padded: Rows, way: Draws, where: str, clock: Callable[[], float] = time.perf_counter
+    rows: Rows,
+    padded: Rows,
+    way: Draws,
+    where: str,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    rounded: Mapping[str, float] = ROUNDED,
 ) -> Invariance:
     """Tries whether rows have the same bits alone, among others, and step by step. Uses some rows of the memory.
 
@@ -214,6 +239,7 @@ def invariance(
         way: How inputs are drawn.
         where: The file, for messages.
         clock: Seconds that pass; wider batches are left out once they take too long.
+        rounded: What may be rounding: `ROUNDED`, or `COARSE`.
 
     Raises:
         ModelLoadError: Rows depend on their neighbours, or steps on later ones, by more than rounding.
@@ -225,7 +251,7 @@ def invariance(
     trial = _Trial(rows, way, batches[-1] if batched else 2)
     whole, single = [trial.steps], [1] * trial.steps
     cuts = [whole] if trial.steps == 1 else [single, [4, 2, 1]]
-    alone, pads, among, apart = Difference(), Difference(), Difference(), Difference()
+    alone, pads, among, apart = (Difference(rounded) for _ in range(4))
     widest = 2 if batched else 1
     first = np.arange(widest)
     best = trial.run(rows, first, whole)
@@ -246,17 +272,51 @@ def invariance(
                 wider = trial.run(rows, order, whole if order[0] else single)
                 among.note(best, [value[np.argsort(order)][:widest] for value in wider])
             best, widest = [value[np.argsort(order)] for value in wider], batch
-    _refuse(where, alone, among, apart)
+    _check_steps(where, apart)
+    _check_reach(trial, rows, where, 2 if batched else 1, _UNTOUCHED if rounded is ROUNDED else rounded)
+    _check_rows(where, alone, among)
     return _finding(batched, widest, trial.steps, alone, pads, among, apart)
 
 
-def _refuse(where: str, alone: Difference, among: Difference, apart: Difference) -> None:
+def _check_reach(trial: _Trial, rows: Rows, where: str, count: int, rounded: Mapping[str, float]) -> None:
+    """Checks that the last step changes no answer before it, and a row none beside it, be it ever so little.
+
+    Raises:
+        ModelLoadError: One does.
+    """
+    first, whole, outputs = np.arange(count), [trial.steps], len(trial.way.signature.outputs)
+    ahead, beside = Difference(rounded), Difference(rounded)
+    for faint in (False, True):
+        if faint:
+            trial.fade(rows)
+        best = trial.run(rows, first, whole)
+        if trial.steps > 1:
+            changed = trial.run(rows, first, whole, last=(first + 1) % trial.rows)
+            ahead.note([value[:, :-1] for value in best[:outputs]], [value[:, :-1] for value in changed[:outputs]])
+        if 1 < count < trial.rows:
+            beside.note([value[:1] for value in best], [value[:1] for value in trial.run(rows, first * 2, whole)])
+    if ahead.wrong:
+        raise ModelLoadError(
+            f"{where}: another last step changes answers to steps before it by up to {ahead.largest:.3g}: the model"
+            " looks ahead (is it bidirectional, or does it normalise over steps?), so it cannot answer step by step"
+        )
+    if beside.wrong:
+        raise ModelLoadError(
+            f"{where}: another row changes the answers to the row beside it by up to {beside.largest:.3g}: rows"
+            " influence each other (is a batch axis wrong, or batch normalisation in training mode?)"
+        )
+
+
+def _check_steps(where: str, apart: Difference) -> None:
     if apart.wrong:
         raise ModelLoadError(
             f"{where}: the same steps one by one and as one sequence differ by up to {apart.largest:.3g}: the model"
             " looks ahead (is it bidirectional?), draws random numbers, or a state or the time axis is wrong;"
             " export it again"
         )
+
+
+def _check_rows(where: str, alone: Difference, among: Difference) -> None:
     if alone.wrong or among.wrong:
         raise ModelLoadError(
             f"{where}: the same row alone and in a batch differs by up to {max(alone.largest, among.largest):.3g}:"

@@ -25,6 +25,20 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
+class ShapeError(ModelLoadError):
+    """An output or a new state has another shape than the signature says.
+
+    Attributes:
+        name: The output.
+        rank: How many axes it has.
+    """
+
+    def __init__(self, message: str, name: str, rank: int) -> None:
+        """What it is, in words, and of which output."""
+        super().__init__(message)
+        self.name, self.rank = name, rank
+
+
 def proved(graph: Graph, signature: Signature, where: str, prove: Callable[[Draws], _T]) -> _T:
     """Checks names and types, then runs the graph once and checks the shapes of all that comes out; then proves more.
 
@@ -115,12 +129,12 @@ def _check_run(graph: Graph, way: Draws, where: str) -> bool:
                            (spec.time_axis, steps) if spec.HasField("time_axis") else (-1, 0)):  # fmt: skip
             if axis >= 0:
                 sizes[axis] = size
-        _check_shape(where, f"output {spec.name!r}", results[spec.name], sizes, n, steps)
+        _check_shape(where, "output", spec.name, results[spec.name], sizes, n, steps)
     for state in signature.states:
         sizes = list(state.shape)
         if state.HasField("batch_axis"):
             sizes[state.batch_axis] = n
-        _check_shape(where, f"new state {state.output!r}", results[state.output], sizes, n, steps)
+        _check_shape(where, "new state", state.output, results[state.output], sizes, n, steps)
     return not (
         any(failing(StateCheck.STATE_CHECK_NAN, results[spec.name][None]).any() for spec in signature.outputs)
         or any(failing(state.check, results[state.output][None]).any() for state in signature.states)
@@ -140,10 +154,12 @@ def first_runs(graph: Graph, way: Draws) -> None:
             graph.run(feeds, [spec.name for spec in way.signature.outputs])
 
 
-def _check_shape(where: str, what: str, found: Array, wanted: Sequence[int], n: int, steps: int) -> None:
+def _check_shape(where: str, what: str, name: str, found: Array, wanted: Sequence[int], n: int, steps: int) -> None:
     shape = list(found.shape)
     if len(shape) != len(wanted) or any(w not in (-1, s) for s, w in zip(shape, wanted, strict=True)):
-        raise ModelLoadError(
-            f"{where}: {what} of {n} rows and {steps} steps has shape {shape}, its signature says {list(wanted)};"
-            " export it again with the right batch and time axes"
+        raise ShapeError(
+            f"{where}: {what} {name!r} of {n} rows and {steps} steps has shape {shape}, its signature says"
+            f" {list(wanted)}; export it again with the right batch and time axes",
+            name,
+            len(shape),
         )
