@@ -38,7 +38,7 @@ help:
 	@echo "make twins         generates the synchronous client from the asyncio one"
 	@echo "make clean         removes what was built, .venv too"
 
-$(STAMP): constraints.txt requirements-dev.txt tools/setup_venv.py client/pyproject.toml server/pyproject.toml export/pyproject.toml
+$(STAMP): constraints.txt requirements-dev.txt requirements-models.txt tools/setup_venv.py client/pyproject.toml server/pyproject.toml export/pyproject.toml
 	@command -v $(PYTHON) >/dev/null 2>&1 || { \
 	  echo "Statestream needs Python 3.11 or newer and finds no '$(PYTHON)'; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) tools/setup_venv.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -15,12 +16,12 @@ def require_binary(name: str) -> str:
     would mean that nobody runs it.
     """
     path = shutil.which(name)
-    if path is not None:
-        return path
-    return absent(f"{name} is not on PATH")
+    if path is None:
+        absent(f"{name} is not on PATH")
+    return path
 
 
-def absent(why: str) -> str:
+def absent(why: str) -> NoReturn:
     """Skips the test, or fails it where STATESTREAM_REQUIRE_SERVICES=1."""
     if os.environ.get("STATESTREAM_REQUIRE_SERVICES") == "1":
         pytest.fail(f"{why}, and STATESTREAM_REQUIRE_SERVICES=1 says that it must be there", pytrace=False)

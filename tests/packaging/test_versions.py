@@ -69,8 +69,9 @@ def test_constraints_are_public_versions_of_known_names() -> None:
         assert not line or line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
 
 
-def test_every_tool_of_the_makefile_is_pinned() -> None:
-    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("file", ["requirements-dev.txt", "requirements-models.txt"])
+def test_all_that_make_install_adds_is_pinned(file: str) -> None:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     names = {canonical(line) for line in lines if line and not line.startswith("#")}
     assert names <= constraints().keys()
 
