@@ -88,7 +88,7 @@ def load_file(
         known = [prints.take(one) for one in prints.named(path)]
         if trust is not None:
             _check_trusted(known, trust)
-        verdict = kept.find(known, size, place, batch_policy) if kept is not None else None
+        verdict = found = kept.find(known, size, place, batch_policy) if kept is not None else None
         model = None
         if verdict is not None:
             with contextlib.suppress(ModelLoadError):  # Then it is tried, and that says why.
@@ -102,7 +102,7 @@ def load_file(
         weights = [prints.take(path) for path in model.files if path not in own]
         for one in known:
             one.stamp.check()  # What was read is what was looked at.
-        if kept is not None:
+        if kept is not None and verdict is not found:
             kept.keep(known, size, weights, place, batch_policy, verdict)
         model.prints = (*known, *weights)
         return model
