@@ -101,7 +101,7 @@ async def test_what_is_copied_slowly_is_never_tried_before_it_stands_still(
                 file.write(bytes([byte]))
                 file.flush()
                 await one.look(1.9)
-                assert one.registry.tried("counter", 2) is None
+                assert one.registry.loader.tried("counter", 2) is None
             file.write(data[20:])
         await one.settle()
         assert one.default() == 2
@@ -135,7 +135,7 @@ async def test_a_file_that_is_written_while_it_is_tried_is_no_failure(
         await one.look()
         one.now += 1
         await one.reloader.look(one.now)
-        await one.local.until(lambda: one.registry.tried("m", 1))
+        await one.local.until(lambda: one.registry.loader.tried("m", 1))
         path.write_bytes(models.gru().SerializeToString())
         while one.reloader._loading:
             await asyncio.wait([*one.reloader._loading.values()])

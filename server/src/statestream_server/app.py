@@ -148,7 +148,7 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         quarantine.start()
         leaving.callback(quarantine.close)
         server = Server(settings, store, quarantine)
-        leaving.callback(server.registry.close)
+        leaving.callback(server.registry.loader.close)
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
         readiness = Readiness()
         http = None

@@ -1,12 +1,10 @@
-"""The models that are served: loading, finding and unloading versions. Where they lie is repository.py's."""
+"""The models that are served: which versions, which by default, and which failed. How one is read is loader.py's."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,23 +12,13 @@ from typing import Protocol
 from statestream.contract import errors
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
+from statestream_server.loader import Loader
 from statestream_server.models.files import modelfile, repository
-from statestream_server.models.files.prints import Trust
 from statestream_server.models.graphs import runtime
-from statestream_server.models.graphs.runtime import Device
-from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
-from statestream_server.models.proof import loading
-from statestream_server.models.proof.kept import Kept
-from statestream_server.models.proof.verdict import TrialLimits
+from statestream_server.models.model import Model, ModelLoadError
 from statestream_server.models.rows import Column
-from statestream_server.quarantine.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
-
-Look = tuple[tuple[repository.Entry, ...], int | None]
-"""How a version lies there, and the list of what is trusted."""
-_MOST_LOADS = 4
-"""Versions that load at once; each may have a process in which it is tried."""
 
 
 @dataclass(slots=True)
@@ -59,14 +47,9 @@ class Registry:
         places: Sequence[Path],
         engine: Engine,
         checkpointer: TableSaver,
+        loader: Loader,
         *,
-        device: Device,
-        batch_policy: BatchPolicy,
         max_sessions: int,
-        limits: TrialLimits,
-        quarantine: Quarantine,
-        proofs: Path | None = None,
-        trust: Path | None = None,
     ) -> None:
         """An empty registry over the places where models lie.
 
@@ -74,33 +57,22 @@ class Registry:
             places: Files, and folders of them.
             engine: Runs the tables.
             checkpointer: Saves them.
-            device: What models run on.
-            batch_policy: What becomes of a model that is not batch-invariant.
+            loader: Makes models of files.
             max_sessions: The most sessions of one version.
-            limits: What trying a version may take.
-            quarantine: Notes loads, and keeps from loading again what ended servers.
-            proofs: The folder where verdicts of trials are kept; None for none.
-            trust: The file that lists what may be loaded; None where anything may.
         """
-        self._quarantine = quarantine
         self._places = places
         self._engine = engine
         self._checkpointer = checkpointer
-        self._device = device
-        self._batch_policy = batch_policy
+        self.loader = loader
+        """What reads the versions."""
         self._max_sessions = max_sessions
         self._served: dict[str, dict[int, Served]] = {}
-        self._limits = limits
-        self._kept = Kept(proofs) if proofs is not None else None
-        self._trust = Trust(trust) if trust is not None else None
-        self._threads = ThreadPoolExecutor(_MOST_LOADS, "load")
         self._loads: dict[tuple[str, int], asyncio.Task[Served]] = {}
         self._chosen = set[tuple[str, int]]()
         self._prepared: dict[tuple[str, int], Model] = {}
         self._withdrawn: dict[tuple[str, int], Served] = {}
         self._defaults: dict[str, int] = {}
         self._gone: set[tuple[str, int]] = set()
-        self._tried: dict[tuple[str, int], Look] = {}
         self.failures: dict[tuple[str, int], str] = {}
         """Why versions do not serve, by name and version."""
 
@@ -139,7 +111,7 @@ class Registry:
         if isinstance(found, Served) or key in self._prepared or key in self._withdrawn or key in self._loads:
             await self.load(name, version)
             return
-        model = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, found)
+        model = await self.loader.read(found)
         if isinstance(model, ModelLoadError):
             self.failures[key] = str(model)
             raise errors.Unsupported(str(model)) from model
@@ -200,22 +172,6 @@ class Registry:
         """
         return await asyncio.shield(self._begin(found))
 
-    def look(self, found: repository.Found) -> Look:
-        """What decides whether a version loads, as it lies there: another value once any of it is another.
-
-        Raises:
-            OSError: It is not there any more.
-        """
-        listed = None
-        if self._trust is not None:
-            with contextlib.suppress(OSError):
-                listed = self._trust.path.stat().st_mtime_ns
-        return repository.look(found.path), listed
-
-    def tried(self, name: str, version: int) -> Look | None:
-        """How a version looked when it was loaded, or failed to; None where it was not tried."""
-        return self._tried.get((name, version))
-
     def is_loading(self, name: str, version: int) -> bool:
         """Whether a version is being loaded."""
         return (name, version) in self._loads
@@ -224,10 +180,6 @@ class Registry:
         """Waits until the loads of a model that were asked for so far have ended."""
         if tasks := [task for (model, _), task in self._loads.items() if model == name]:
             await asyncio.wait(tasks)
-
-    def close(self) -> None:
-        """Begins no load any more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, found: repository.Found) -> asyncio.Task[Served]:
         """The task that loads a version, one for all who ask."""
@@ -244,7 +196,7 @@ class Registry:
             return self.restore(*key)
         if (prepared := self._prepared.pop(key, None)) is not None:
             return self._serve(found, prepared)
-        loaded = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, found)
+        loaded = await self.loader.read(found)
         return self._serve(found, loaded)
 
     def _ended(self, key: tuple[str, int], task: asyncio.Task[Served]) -> None:
@@ -267,27 +219,6 @@ class Registry:
         if wanted not in found:
             raise self._unknown(name, version)
         return found[wanted]
-
-    def _read(self, found: repository.Found) -> Model | ModelLoadError:
-        with contextlib.suppress(OSError):
-            self._tried[found.name, found.version] = self.look(found)
-        try:
-            with self._quarantine.loading(repository.mark(found), f"the load of model {found.name!r} {found.version}"):
-                return loading.load_file(
-                    found.path,
-                    name=found.name,
-                    version=found.version,
-                    size=found.size,
-                    device=self._device,
-                    batch_policy=self._batch_policy,
-                    limits=self._limits,
-                    kept=self._kept,
-                    trust=self._trust,
-                )
-        except ModelLoadError as error:
-            return error
-        except errors.Quarantined as error:
-            return ModelLoadError(str(error.message))
 
     def _serve(self, found: repository.Found, model: Model | ModelLoadError) -> Served:
         name, version = found.name, found.version
@@ -403,7 +334,7 @@ class Registry:
         change = self._gone.discard if there else self._gone.add
         change((name, version))
         if not there:
-            self._tried.pop((name, version), None)
+            self.loader.gone(name, version)
         self._choose(name)
 
     def is_gone(self, name: str, version: int) -> bool:
@@ -455,5 +386,5 @@ class Registry:
             return None
         table = Table(model, model.rows, max_rows=self._max_sessions)
         self._engine.add(table)
-        self._checkpointer.add(table, runtime.fingerprint(self._device))
+        self._checkpointer.add(table, runtime.fingerprint(self.loader.device))
         return table

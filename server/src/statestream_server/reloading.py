@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from statestream.contract import errors
+from statestream_server.loader import Look
 from statestream_server.models.files import prints, repository
 from statestream_server.models.files.repository import Found, Scan
 from statestream_server.models.model import Model, ModelLoadError
-from statestream_server.registry import Look, Registry
+from statestream_server.registry import Registry
 from statestream_server.server import Server
 from statestream_server.settings import Settings
 from statestream_server.stores.base import TENANT
@@ -159,7 +160,7 @@ class Reloader:
         looks = _Looks(repository.scan(self._places))
         for found in looks.told.found:
             try:
-                looks.found[found.name, found.version] = found, self._registry.look(found)
+                looks.found[found.name, found.version] = found, self._registry.loader.look(found)
             except OSError:
                 continue  # It went meanwhile.
         for model in loaded:
@@ -243,7 +244,7 @@ class Reloader:
                 key = found.name, found.version
                 if key in self._loading or self._registry.is_loading(*key) or self._registry.is_loaded(*key):
                     break
-                if self._registry.tried(*key) == look:
+                if self._registry.loader.tried(*key) == look:
                     if key not in self._registry.failures:
                         break
                 elif self._still(key, now):
@@ -255,9 +256,9 @@ class Reloader:
         try:
             await self._load_found(found)
         except errors.StatestreamError as error:
-            tried = self._registry.tried(*key)
+            tried = self._registry.loader.tried(*key)
             try:
-                now = await asyncio.to_thread(self._registry.look, found)
+                now = await asyncio.to_thread(self._registry.loader.look, found)
             except OSError:
                 now = None
             if now != tried:

@@ -13,6 +13,7 @@ from statestream_server.drivers.generate import Generator
 from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, TurnLoad
+from statestream_server.loader import Loader
 from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
@@ -77,17 +78,16 @@ class Server:
         self.checkpointer = checkpointer = Checkpointer(
             store, engine, lease, settings.durability, interval, unsaved, on_durable=streams.durable
         )
-        self.registry = registry = Registry(
-            settings.models,
-            engine,
-            checkpointer,
-            device=device,
-            batch_policy=settings.batch_policy,
-            max_sessions=limits.max_sessions,
-            limits=settings.trial,
-            quarantine=quarantine,
+        loader = Loader(
+            device,
+            settings.batch_policy,
+            settings.trial,
+            quarantine,
             proofs=settings.proofs,
             trust=settings.trust,
+        )
+        self.registry = registry = Registry(
+            settings.models, engine, checkpointer, loader, max_sessions=limits.max_sessions
         )
         placement = Placement(engine, checkpointer, streams, clock)
         gate = checkpointer if settings.durability is Durability.SYNC else lease
