@@ -139,13 +139,13 @@ def _prove_form(
 ) -> Verdict:
     """Proves a file as its signature says that it is."""
     watch.sized(nbytes, sum(column.nbytes for column in columns_of(file.signature)))
-    file = dataclasses.replace(file, signature=counted(file.signature, full=True))
     if not file.signature.states:
         file, found, way = _prove_calls(file, device, policy)
         told = None if file.plan is None else file.plan.values()
         return Verdict(_digest(encoder, file), plan=told, shared=tuple(found), batch_invariance=found.finding,
                        invariance_note=found.note, draws=way.kind)  # fmt: skip
     verdict = Verdict(_digest(encoder, file), plan=None if file.plan is None else file.plan.values())
+    file = dataclasses.replace(file, signature=counted(file.signature, full=True))
     if encoder is not None:
         verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[1]))
     graph = _graph(file, device)
