@@ -148,6 +148,7 @@ def _prove_form(
     file = dataclasses.replace(file, signature=counted(file.signature, full=True))
     if encoder is not None:
         verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[1]))
+    file = dataclasses.replace(file, signature=counted(file.signature, full=True))
     graph = _graph(file, device)
     watch.doing("running it as its author wrote it")
     return wiring.proved(
