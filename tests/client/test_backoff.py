@@ -15,7 +15,11 @@ from statestream import Settings
 from statestream.arguments import parse_addresses
 from statestream.backoff import MOST, Backoff
 from statestream.calls import Attempts
+from statestream.connection import Connection
+from statestream.core import StreamCore
 from statestream.errors import BadTensor, Draining, Overloaded, ServerUnavailable, StatestreamError
+from statestream.shards import Route
+from statestream.v1.inference_pb2 import GoAwayFrame, StreamResponse
 
 
 def test_addresses_are_read_and_wrong_ones_named() -> None:
@@ -95,3 +99,17 @@ def test_settings_are_checked_values() -> None:
         Settings(retry_timeout=0)
     with pytest.raises(ValueError, match="on_full"):
         Settings(on_full="explode")  # type: ignore[arg-type]
+
+
+def test_a_stream_that_is_left_without_an_answer_counts_as_a_failure() -> None:
+    core = StreamCore(bytes(16), 1)
+    state = Connection(core, Route(("a:1", "b:2"), "key"), Settings(), None)
+    tried = list[str]()
+    for _ in range(4):
+        tried.append(state.address)
+        state.began(0.0)
+        assert state.received(StreamResponse(go_away=GoAwayFrame()), 0.0)
+        state.ended(closed=False)
+        state.after(60.0)
+    assert tried == ["a:1", "b:2"] * 2
+    assert state._backoff.failures == 4, "so that waits between them grow"

@@ -81,6 +81,23 @@ def test_a_first_open_that_is_sent_again_is_the_newer_claim(wire: Wire) -> None:
     assert wire.requests[0].open.incarnation > first
 
 
+def test_who_opens_on_a_server_that_leaves_asks_the_next_one_at_once(wire: Wire) -> None:
+    (old,) = wire.open("a")
+    wire.world.unsaid = [errors.Draining("the server is leaving", retry_after=60.0)]
+    ticket = wire.core.open(Group(MODEL, 0, False), ["b"], pb.OPEN_MODE_CREATE)
+    wire.run()
+    assert not ticket.done
+    assert wire.core.drained, "the stream is of no use to who waits"
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert not ticket.errors
+    assert ticket.done
+    wire.step(old, np.ones((1, FEATURES)))
+    wire.run()
+    assert wire.world.rows["a"].position == 1
+
+
 def test_an_open_that_the_store_left_undone_is_asked_for_again_as_the_newer_claim(wire: Wire) -> None:
     """The store may do it yet, for a server that is left meanwhile: it must not take the session from the second."""
     wire.world.unsaid = [errors.StoreUnavailable("away", retry_after=1.0)]

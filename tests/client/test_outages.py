@@ -92,6 +92,15 @@ async def test_a_server_that_says_that_it_leaves_gets_no_stream(twin: Twin, fake
         other.stop()
 
 
+async def test_a_server_that_refuses_as_it_leaves_is_left_by_and_by(twin: Twin, fake: Fake) -> None:
+    client = await twin.connect(fake.address)
+    fake.world.unsaid = [errors.Draining("the server is leaving", retry_after=600.0)] * 3
+    session = await asyncio.wait_for(twin.call(client.session, "sum", "a"), 20)
+    assert (await twin.call(session.step, ones()))[0] == 1
+    assert fake.streams == 4
+    await twin.call(client.close)
+
+
 @pytest.mark.parametrize("what", ["generate", "forecast"])
 async def test_an_answer_in_parts_is_finished_by_the_next_server(twin: Twin, fake: Fake, what: str) -> None:
     other = Fake(fake.world)

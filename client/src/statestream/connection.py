@@ -131,6 +131,8 @@ class Connection:
         """Seconds until the next one is dialled."""
         if self._moved:
             log.info("%s asked to be left; moving on", self.where)
+            if not self._answered:
+                return self._backoff.failed()  # It may be the same server, again and again.
             self._backoff.leave()
             return 0.0
         if self.renewing:

@@ -35,6 +35,8 @@ class Refusals:
     ) -> None:
         self.on_refused: Callable[[int, Opening, Group, StatestreamError | None], None] = lambda *_: None
         """Hears of a session that was refused to its caller, or not revived, and why; None where its caller left."""
+        self.on_draining: Callable[[], None] = lambda: None
+        """Hears that the server is leaving, and this stream of no use."""
         self._table = table
         self._log = log
         self._reopened = reopened
@@ -75,7 +77,7 @@ class Refusals:
             elif first and opening.uncertain and error.metadata.get("untouched") and again_soon:
                 done.append(handle)
             elif isinstance(error, errors.Unavailable if first else RETRIED) and again_soon:
-                pause = error.retry_after or min(2.0, 0.1 * 2**opening.claims)
+                pause = self._pause(opening, error)
                 over = now + pause - opening.since >= self._retry_seconds
                 if first and over and isinstance(error, errors.StoreUnavailable):
                     self.tell(opening, handle, error)  # Which says more than that time is over.
@@ -102,6 +104,13 @@ class Refusals:
             # for another server than the one that is asked next: it must count as the older claim.
             table.incarnation[later] += 1
             self._repeat(opening, later, now + wait, uncertain=True)
+
+    def _pause(self, opening: Opening, error: StatestreamError) -> float:
+        """Seconds until it is asked for again; on the next stream at once, where this server is leaving."""
+        if isinstance(error, errors.Draining):
+            self.on_draining()
+            return 0.0
+        return error.retry_after or min(2.0, 0.1 * 2**opening.claims)
 
     def _apart(self, opening: Opening, error: StatestreamError) -> bool:
         """Whether a frame that cannot be served as a whole is asked for in two parts: one may be what is wrong with it.

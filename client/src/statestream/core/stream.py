@@ -79,6 +79,7 @@ class StreamCore:
         self.sharing = Sharing(self.table, self.opens)
         self.opens.on_open = self.opens.redelivery.on_open = self.sharing.opened
         self.opens.refusals.on_refused = self.sharing.refused
+        self.opens.refusals.on_draining = self._go_away
         self.controls = Controls(self.table, self.log, retry_seconds)
         self.controls.on_gone = self.sharing.settled
         self.log.on_rebase = self.controls.rebase
