@@ -21,6 +21,7 @@ from statestream_server import reloading
 from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.reloading import Reloader
 from statestream_server.settings import Settings
+from tests.server.models.form_zoo_chains import preprocessed
 from tests.server.models.graphs import save
 from tests.support import hostile, models
 from tests.support.calls import DEADLINE, Caller, connected
@@ -202,6 +203,35 @@ async def test_a_file_that_is_replaced_in_place_is_refused_and_told_once(
         assert "as another version (counter/2/model.onnx)" in said
         assert one.registry.get("counter").model.digest == digest
         assert sums(await speaker.step(0, 0, numbers(1))) == [1]
+
+
+async def test_a_chain_is_loaded_when_all_its_files_are_there_and_told_when_one_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain = preprocessed()
+    async with watched(tmp_path, allow_empty=True) as one:
+        folder = tmp_path / "scaled" / "1"
+        folder.mkdir(parents=True)
+        (folder / "model.toml").write_text(chain.told)
+        save(chain.files["scale.onnx"], folder, "scale.onnx")
+        await one.settle()
+        assert "cell.onnx: cannot be read" in one.registry.failures["scaled", 1]
+        save(chain.files["cell.onnx"], folder, "cell.onnx")
+        await one.settle()
+        assert one.default("scaled") == 1
+        caplog.clear()
+        save(models.gru(), folder, "cell.onnx")
+        await one.settle()
+        await one.settle()
+        (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        assert said.startswith(f"{folder / 'cell.onnx'}: was replaced while version 1 of scaled serves")
+        assert "(scaled/2/model.toml)" in said
+        newer = shutil.copytree(folder, tmp_path / "scaled" / "2")
+        await one.settle()
+        assert one.default("scaled") == 1, "one of its files is another model, so nothing fits"
+        save(chain.files["cell.onnx"], newer, "cell.onnx")
+        await one.settle()
+        assert one.default("scaled") == 2
 
 
 async def test_a_version_that_goes_is_no_default_and_stays_while_a_session_needs_it(tmp_path: Path) -> None:

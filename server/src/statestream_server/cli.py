@@ -356,6 +356,7 @@ _MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
 @click.option("--session", **_MANY, help="An input with one value a session, and which it has if nothing is said.")
 @click.option("--counter", "counters", **_MANY, help="An input that counts, and by how much a step.")
 @click.option("--columns", **_MANY, help="The names of features along the last axis, with commas.")
+@click.option("--wire", "wires", **_MANY, help="Of a chain: an input, and the output of an earlier file that it takes.")
 @click.option("--stateless", is_flag=True, help="It has no memory, whatever it looks like.")
 @click.option("--toml", is_flag=True, help="Write the model.toml beside FILE instead of a signed copy.")
 @click.option(
@@ -367,8 +368,8 @@ _MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
 def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries: Sequence[str]) -> None:
     """Writes a copy of an ONNX file that says what of it is memory, in the form in which it is served.
 
-    What the options do not tell comes from the model.toml beside FILE, and then from its graph. The entries are those
-    of model.toml; each option may come several times.
+    FILE may be the model.toml of a chain: its files become one. What the options do not tell comes from the model.toml
+    beside FILE, and then from its graph. The entries are those of model.toml; each option may come several times.
     """
     _describing()
     from statestream_server.models.form import told
@@ -398,7 +399,7 @@ def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries
 
 def _entry(kind: str, text: str) -> tuple[str, str]:
     """An option's NAME=VALUE; a name may have a = in it, and so may an output's."""
-    name, sign, value = text.partition("=") if kind == "states" else text.rpartition("=")
+    name, sign, value = text.partition("=") if kind in ("states", "wires") else text.rpartition("=")
     if not (name and sign and value):
         raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint=f"--{kind}")
     return name, value

@@ -219,16 +219,18 @@ class Reloader:
         except (ModelLoadError, OSError):
             return
         self._replacing[key] = look
-        if [one.sha256 for one in fresh] == [one.sha256 for one in model.prints]:
+        others = [new.path for new, old in zip(fresh, model.prints, strict=True) if new.sha256 != old.sha256]
+        if not others:
             model.prints = fresh  # Touched, or copied anew.
             return
+        chain = model.prints[0].path.name == repository.CHAIN
         log.error(
             "%s: was replaced while version %d of %s serves, which goes on as it was loaded, because sessions go by it."
             " Put the new one beside it as another version (%s), or start the server anew",
-            model.prints[0].path,
+            others[0],
             model.version,
             model.name,
-            f"{model.name}/{model.version + 1}/{repository.SINGLE}",
+            f"{model.name}/{model.version + 1}/{repository.CHAIN if chain else repository.SINGLE}",
         )
 
     def _load_new(self, looks: _Looks, now: float) -> None:

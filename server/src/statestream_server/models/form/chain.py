@@ -303,8 +303,13 @@ def _join(parts: Sequence[_Part], wires: Mapping[_End, _End], *, told: bool) -> 
     ends = [_End(n, name) for n, part in enumerate(parts) for name in dict.fromkeys((*part.inputs, *part.outputs))]
     wired = {start for start in wires.values() if start.name in parts[start.part].outputs}
     seen = [end for end in ends if end not in wires and end not in wired]
-    count = Counter(end.name for end in seen)
-    names = {end: end.name if end in seen and count[end.name] == 1 else _written(parts, end) for end in ends}
+    count, whole_count = Counter(end.name for end in seen), Counter(end.name for end in ends if end not in wires)
+    names = {
+        end: end.name
+        if (count if end in seen else whole_count)[end.name] == 1 and end not in wires
+        else _written(parts, end)
+        for end in ends
+    }
     whole, notes = onnx.ModelProto(), list[str]()
     for number, part in enumerate(parts):
         model = compose.add_prefix(part.model, f"{part.stem}/")

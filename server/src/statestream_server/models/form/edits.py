@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import onnx
+from onnx import inliner
 
 from statestream_server.models.graphs.operators import inner_graphs
 
@@ -21,6 +22,12 @@ def fresh(name: str, used: set[str]) -> str:
         found, count = f"{name}_{count}", count + 1
     used.add(found)
     return found
+
+
+def inlined(model: onnx.ModelProto) -> None:
+    """Lays open the functions of a model."""
+    if model.functions:
+        model.CopyFrom(inliner.inline_local_functions(model))
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -9,14 +9,18 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from statestream_server.models.form import narrow
-from statestream_server.models.form.edits import called, fresh, made_as, named, opset_of, read_as, taken
+from statestream_server.models.form import freeing, narrow
+from statestream_server.models.form.edits import called, fresh, inlined, made_as, named, opset_of, read_as, taken
 
 _END: Final = (1 << 63) - 1
 _SLICE_OPSET: Final = 10
 """Slice takes its bounds as inputs since."""
 _AXES_OPSET: Final = 13
 """Unsqueeze takes its axes as an input since."""
+
+
+_FREED: Final = ("shapes inside followed", "constants stand for all sessions")
+"""What is told of the numbers of a batch that was freeing."""
 
 
 class Change(NamedTuple):
@@ -28,9 +32,12 @@ class Change(NamedTuple):
             the steps of an input are counted; "window": an input of one step is put behind the last ones; "mask": an
             output says nothing before so many steps; "full": whether there were so many becomes an output; "alias":
             an output is given under another name, too; "part": an output called as an input gets a name of its own;
-            "cast": an input or output of bfloat16 is float32; "widen": what computes with bfloat16 does in float32.
+            "cast": an input or output of bfloat16 is float32; "widen": what computes with bfloat16 does in float32;
+            "free": an axis of an input or output has any length; "target", "axes", "spread": so has what an operator
+            makes, takes away, or takes for one session; "inline": functions are laid open.
         name: The input or output; of full the input that is counted.
-        made: The name of what is added: an output, or of a context, window or tally its state ("" for freeze).
+        made: The name of what is added: an output, or of a context, window or tally its state ("" for freeze). Of a
+            target and of what is spread the input whose axis, the first of its values, tells how many sessions there are.
         values: The number or numbers of freeze and count; of a context or window how many values or steps it keeps,
             and their axis; of a tally the axis of sessions, -1 for none; of mask and full how many steps, of mask the
             axis of sessions, too.
@@ -61,13 +68,21 @@ class Change(NamedTuple):
             "part": f"output {self.name} has an input's name and is called {self.made}",
             "cast": f"bfloat16 is float32 where it comes in and goes out: {self.name}",
             "widen": f"operators that compute with bfloat16 do so in float32 and round: {self.name}",
+            "free": "the batch of 1 became one of any length"
+            + "".join(f", {count:g} {what}" for count, what in zip(self.values, _FREED, strict=False) if count),
         }[self.kind]
 
 
 def together(changes: Sequence[Change]) -> list[Change]:
     """The changes as they are told: of one kind that says nothing but names, one."""
+    kinds = [change.kind for change in changes]
     names = ", ".join(change.name for change in changes if change.kind == "cast")
-    return [Change("cast", names)] * bool(names) + [change for change in changes if change.kind != "cast"]
+    inner = (kinds.count("target") + kinds.count("axes"), kinds.count("spread"))
+    return (
+        [Change("cast", names)] * bool(names)
+        + [change for change in changes if change.kind not in ("cast", "inline", "target", "axes", "spread", "free")]
+        + [Change("free", "", "", inner)] * ("free" in kinds)
+    )
 
 
 def applied(model: onnx.ModelProto, changes: Iterable[Change]) -> onnx.ModelProto:
@@ -241,8 +256,20 @@ _WAYS: Final[Mapping[str, Callable[[onnx.GraphProto, Change, int], None]]] = {
     "part": _part,
 }
 
+
+def _source(change: Change) -> tuple[tuple[str, int], list[int]]:
+    """Where the sessions of a run are counted, and the other numbers."""
+    axis, *values = map(int, change.values)
+    return (change.made, axis), values
+
+
 _OF_MODELS: Final[Mapping[str, Callable[[onnx.ModelProto, Change], None]]] = {
     "cast": lambda model, change: narrow.cast(model.graph, change.name),
     "widen": lambda model, change: narrow.widen(model),
+    "inline": lambda model, change: inlined(model),
+    "free": lambda model, change: freeing.free(model, change.name, int(change.values[0])),
+    "target": lambda model, change: freeing.retarget(model, change.name, *_source(change)),
+    "spread": lambda model, change: freeing.spread(model, change.name, *_source(change)),
+    "axes": lambda model, change: freeing.squeeze(model, change.name, [int(each) for each in change.values]),
 }
 """Those that need to know more than the graph."""

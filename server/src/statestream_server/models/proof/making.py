@@ -145,7 +145,6 @@ def _prove_form(
         return Verdict(_digest(encoder, file), plan=told, shared=tuple(found), batch_invariance=found.finding,
                        invariance_note=found.note, draws=way.kind)  # fmt: skip
     verdict = Verdict(_digest(encoder, file), plan=None if file.plan is None else file.plan.values())
-    file = dataclasses.replace(file, signature=counted(file.signature, full=True))
     if encoder is not None:
         verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[1]))
     file = dataclasses.replace(file, signature=counted(file.signature, full=True))
