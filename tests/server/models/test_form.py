@@ -166,6 +166,19 @@ def test_what_may_be_memory_is_asked_with_the_lines_that_settle_it(tmp_path: Pat
     assert "states" not in proved(proto, tmp_path / "c", "stateless = true").plan["signature"]  # type: ignore[index]
 
 
+def test_where_one_of_two_is_sent_each_choice_is_shown(tmp_path: Path) -> None:
+    """As in DTLN's second half, whose signal and memory both come out again."""
+    proto = net(
+        [f32("input_4", 1, 4), f32("input_5", 1, 5)],
+        [f32("conv1d_3", 1, 4), f32("stack_5", 1, 5)],
+        {"conv1d_3": ["input_4", "input_5"], "stack_5": ["input_4", "input_5"]},
+    )
+    with pytest.raises(ModelLoadError) as caught:
+        proved(proto, tmp_path)
+    for line in ('states = { "input_4" = "conv1d_3" }', 'states = { "input_5" = "stack_5" }', "stateless = true"):
+        assert line in str(caught.value)
+
+
 def test_states_of_one_type_that_only_their_order_tells_apart_are_asked() -> None:
     names = [f"input_{i}" for i in range(4)]
     proto = net(

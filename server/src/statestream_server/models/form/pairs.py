@@ -9,7 +9,7 @@ Names choose among candidates; the order of inputs and outputs never counts. Wha
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import onnx
 from onnx import helper
@@ -20,6 +20,8 @@ from statestream_server.models.form.told import Shape, quoted
 
 Dims = tuple[int | str | None, ...]
 Likeness = Callable[[tuple[str, str]], float]
+_MOST_CHOICES: Final = 4
+"""What a question shows at most, beside that there is no more memory."""
 """How much the names of a pair agree; see names.py."""
 
 
@@ -236,13 +238,23 @@ def _asked(
         + " or ".join(results[new] for _, new in sorted(group))
         for old, group in sorted(_by(candidates, 0).items())
     ]
-    first, left = list[tuple[str, str]](), candidates
-    while left and len(settled) + len(first) + 1 < len(inputs):
-        first.append(min(left, key=lambda pair: (-like(pair), pair)))
-        left = _without(left, first)
-    lines = [states_line([*settled, *first])]
+    choices = list[list[tuple[str, str]]]()
+    for first in ("", *sorted(_by(candidates, 0))):
+        choice = sorted(_chosen(candidates, len(inputs) - 1 - len(settled), like, first))
+        if choice not in choices:
+            choices.append(choice)
+    lines = [states_line([*settled, *choice]) for choice in choices[:_MOST_CHOICES]]
     lines.append(states_line(settled) if settled else "stateless = true")
     return UnsettledError(f"{', and '.join(texts)}: types and shapes fit, {why}", lines, dict(settled))
+
+
+def _chosen(candidates: set[tuple[str, str]], most: int, like: Likeness, first: str) -> list[tuple[str, str]]:
+    """So many states among candidates that are most alike; before all others that of the input `first`."""
+    chosen, left = list[tuple[str, str]](), candidates
+    while left and len(chosen) < most:
+        chosen.append(min(left, key=lambda pair: (pair[0] != first, -like(pair), pair)))
+        left = _without(left, chosen)
+    return chosen
 
 
 def states_line(pairs: Sequence[tuple[str, str]]) -> str:
