@@ -37,7 +37,8 @@ class Change(NamedTuple):
             makes, takes away, or takes for one session; "inline": functions are laid open.
         name: The input or output; of full the input that is counted.
         made: The name of what is added: an output, or of a context, window or tally its state ("" for freeze). Of a
-            target and of what is spread the input whose axis, the first of its values, tells how many sessions there are.
+            target and of what is spread the input whose axis, the first of its values, tells how many sessions there
+            are.
         values: The number or numbers of freeze and count; of a context or window how many values or steps it keeps,
             and their axis; of a tally the axis of sessions, -1 for none; of mask and full how many steps, of mask the
             axis of sessions, too.
