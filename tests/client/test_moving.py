@@ -12,7 +12,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import RowError
 from tests.client.fake_server import Fake
 from tests.client.twins import Twin
-from tests.client.wire import Wire
+from tests.client.wire import Wire, notice
 from tests.client.world import FEATURES, World, ones
 
 ONE = np.ones((1, FEATURES))
@@ -48,6 +48,25 @@ def test_the_stream_goes_once_what_was_answered_is_saved_and_the_rest_is_answere
     wire.settle()
     assert behind.value[0, 0] == 3
     assert not wire.core.going_away
+
+
+def test_what_is_due_waits_for_the_next_stream(wire: Wire) -> None:
+    """A writer that is told of a time that is over, and is given nothing, would ask again and again."""
+    a, b = wire.open("a", "b").tolist()
+    wire.core.receive(notice(a, errors.NotOwner("another server has it", retry_after=0.5)), wire.now)
+    assert wire.core.due() == wire.now + 0.5
+    wire.step(b, ONE)
+    assert wire.send()
+    ask(wire, a, b)
+    wire.now += 1
+    assert not wire.core.drained
+    assert wire.core.due() is None
+    wire.run()
+    wire.cut()
+    wire.settle()
+    wire.step(a, ONE)
+    wire.run()
+    assert not wire.core.busy
 
 
 def test_with_all_saved_it_goes_at_once(wire: Wire) -> None:

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _BURST = 12
+_STILL = 100_000
+"""Callbacks at one time: more than any schedule has."""
 """Callbacks of one process that run before another may have its turn."""
 
 
@@ -107,6 +109,8 @@ class Loop(asyncio.BaseEventLoop):
         self._heap: list[tuple[float, int, asyncio.Handle]] = []
         self._number = 0
         self._over = False
+        self._still = 0
+        """Callbacks since the time went on."""
         self.set_task_factory(_made)
         self.set_exception_handler(lambda _, told: self.errors.append(_words(told)))
 
@@ -198,6 +202,9 @@ class Loop(asyncio.BaseEventLoop):
             if handle._cancelled:
                 continue
             self.callbacks += 1
+            self._still += 1
+            if self._still > _STILL:
+                raise RuntimeError(f"{process.name} runs for ever at {self._now:.6f}: {handle!r}")
             handle._run()
             if process.doomed is not None:
                 process.doomed -= 1
@@ -219,7 +226,8 @@ class Loop(asyncio.BaseEventLoop):
             heapq.heappop(heap)
         if not heap:
             raise RuntimeError("nothing will ever happen any more")
-        self._now = max(self._now, heap[0][0])
+        if heap[0][0] > self._now:
+            self._now, self._still = heap[0][0], 0
         while heap and heap[0][0] <= self._now:
             handle = heapq.heappop(heap)[2]
             if not handle._cancelled:

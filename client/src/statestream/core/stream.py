@@ -350,8 +350,10 @@ class StreamCore:
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
-        if not (self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting):
-            return None
+        if self.going_away or not (
+            self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting
+        ):
+            return None  # What waits leaves on the next stream: a time that is over would ring for ever.
         times = [*self.log.holds.values()]
         times += [due for due in (self.opens.due(), self.controls.due()) if due is not None]
         if self.departures.starved:
