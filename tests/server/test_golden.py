@@ -10,7 +10,7 @@ import json
 import shutil
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from statestream_server.sessions import records
 from statestream_server.stores import packed
 from statestream_server.stores.base import TENANT, Key, Record
 from statestream_server.stores.redis_keys import name_of
+from statestream_server.upkeep.archive import Archive, Count
+from statestream_server.upkeep.copying import Newer, restore
 from tests.server.golden import make
 from tests.server.stores.redis_server import redis_server
 from tests.support import models
@@ -113,6 +115,20 @@ async def test_a_redis_is_read_and_written_on(file: Path, tmp_path: Path) -> Non
             async with serving(make.MODELS, store=server.url) as local:
                 await check(local)
         assert server.client.get("ss:generation") == generation
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("redis", marks=pytest.mark.service)])
+@pytest.mark.parametrize("file", files("backup-*.bin"), ids=lambda file: file.stem)
+async def test_a_backup_is_restored_and_written_on(file: Path, kind: str, tmp_path: Path) -> None:
+    with redis_server(tmp_path) if kind == "redis" else nullcontext() as server:
+        url = server.patient if server is not None else f"sqlite:{tmp_path / 'sessions.db'}"
+        backup = Archive(file)
+        assert backup.count == Count(sessions=3, tombstones=1)
+        async with make.lasting(url) as store:
+            await restore(store, backup, Newer.REFUSE, while_serving=False, told=lambda *_: None)
+        for check in (goes_on, went_on):
+            async with serving(make.MODELS, store=url) as local:
+                await check(local)
 
 
 @pytest.mark.parametrize("file", files("record-*.bin"), ids=lambda file: file.stem)

@@ -11,10 +11,11 @@ import base64
 import json
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -22,8 +23,9 @@ from statestream.v1 import session_pb2
 from statestream_server.sessions import records
 from statestream_server.sessions.admin import snapshots
 from statestream_server.settings import Durability
-from statestream_server.stores import packed, sqlite_tables
-from statestream_server.stores.base import TENANT, Key
+from statestream_server.stores import open_store, packed, sqlite_tables
+from statestream_server.stores.base import TENANT, Key, Lasting
+from statestream_server.upkeep import archive, copying
 from tests.server.stores.redis_server import redis_server
 from tests.support import models
 from tests.support.calls import Caller
@@ -52,6 +54,8 @@ def present() -> dict[str, Callable[[Path], Awaitable[None]]]:
         f"sqlite-{sqlite_tables.SCHEMA}.db": _sqlite,
         f"redis-{packed.FORMAT}.json": _redis,
         f"{snapshots.FORMAT}.safetensors": _snapshot,
+        # What is in it has formats of its own.
+        f"backup-{archive.FORMAT}-{packed.FORMAT}-{records.FORMAT}.bin": _backup,
     }
 
 
@@ -78,6 +82,26 @@ async def _sqlite(path: Path) -> None:
         async with serving(MODELS, store=f"sqlite:{file}") as local:
             await _write(local)
         shutil.copyfile(file, path)
+
+
+async def _backup(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:{Path(folder) / 'sessions.db'}"
+        async with serving(MODELS, store=url) as local:
+            await _write(local)
+        async with lasting(url) as store:
+            await copying.backup(store, path, lambda *_: None)
+
+
+@asynccontextmanager
+async def lasting(url: str) -> AsyncIterator[Lasting]:
+    """A store of which no server serves."""
+    store = open_store(url)
+    await store.start()
+    try:
+        yield cast("Lasting", store)
+    finally:
+        await store.close()
 
 
 async def _record(path: Path) -> None:
