@@ -108,7 +108,8 @@ def test_a_stream_that_is_left_without_an_answer_counts_as_a_failure() -> None:
     for _ in range(4):
         tried.append(state.address)
         state.began(0.0)
-        assert state.received(StreamResponse(go_away=GoAwayFrame()), 0.0)
+        core.receive(StreamResponse(go_away=GoAwayFrame()), 0.0)
+        assert state.over()
         state.ended(closed=False)
         state.after(60.0)
     assert tried == ["a:1", "b:2"] * 2

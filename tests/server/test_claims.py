@@ -122,7 +122,7 @@ async def test_a_row_whose_claim_the_store_has_forgotten_is_saved_again(
         await speaker.step(0, 0, numbers(1, 2))
         await speaker.flush(0)
         table = local.table(MODEL)
-        local.server.sessions.placement.hibernate(table, np.asarray([table.rows_of("")["a"]]))
+        local.server.sessions.hibernation.hibernate(table, np.asarray([table.rows_of("")["a"]]))
         stop = Stop(store, "claim", "after", monkeypatch)
         call = open_call(Caller(local.channel))
         async with asyncio.timeout(DEADLINE):
@@ -509,9 +509,9 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
     models_dir: Path, url: str, local: Local, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Memory is short: a session is opened, has to leave, and another one is promised its row in the same moment."""
-    table, placement, look_again = (
+    table, hibernation, look_again = (
         local.table(MODEL),
-        local.server.sessions.placement,
+        local.server.sessions.hibernation,
         local.server.checkpointer.look_again,
     )
     promises = list[Promise]()
@@ -520,7 +520,7 @@ async def test_a_row_that_goes_to_another_session_before_its_caller_goes_on(
         look_again()
         if not promises:
             row = np.asarray([table.rows_of("")["a"]])
-            placement.hibernate(table, row)
+            hibernation.hibernate(table, row)
             promised = table.allocate(1)
             assert promised == row
             promises.append(Promise(table, promised))
@@ -547,7 +547,7 @@ async def test_a_step_whose_session_falls_asleep_before_its_turn_is_to_be_sent_a
     before = unary._order.take("", MODEL, ["a"])
     call = asyncio.create_task(caller.step(MODEL, "a", numbers(2)))
     await local.until(lambda: local.server.budgets.steps.held)
-    local.server.sessions.placement.hibernate(table, np.asarray([table.rows_of("")["a"]]))
+    local.server.sessions.hibernation.hibernate(table, np.asarray([table.rows_of("")["a"]]))
     before.end()
     assert (await failing(call)).reason == "SESSION_MOVED"
     assert (await caller.step(MODEL, "a", numbers(2))).position == 2

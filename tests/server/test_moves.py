@@ -83,7 +83,7 @@ async def test_sleepers_go_along_with_the_whole_of_their_stream(stored: Local) -
         await speaker.flush(0, 1, 2)
         table = stored.table("counter")
         row = int(np.flatnonzero((table.owner > 0) & (table.handle == 1))[0])
-        stored.server.sessions.placement.hibernate(table, np.asarray([row]))
+        stored.server.sessions.hibernation.hibernate(table, np.asarray([row]))
         assert await ask(stored, 1.0) == (2, 1)
         await speaker.unasked(lambda: speaker.moves)
         assert [sorted(handles) for handles in speaker.moves] == [[0, 1, 2]]

@@ -15,7 +15,7 @@ from statestream.contract import errors
 from statestream.contract.codes import Code
 from statestream.contract.errors import StatestreamError, Unsupported, from_status
 from statestream.contract.tensors import Array, from_tensor, from_tensors, to_tensor
-from statestream.core import Group, OpenTicket, PoolTicket, Ticket
+from statestream.core import Group, OpenTicket, PoolTicket
 from statestream.layout import Layout
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.server_pb2 import Limits
@@ -169,17 +169,6 @@ def check_opened(ticket: OpenTicket) -> int:
             " or move them to one with upgrade"
         )
     return int(versions[0]) if len(versions) else 0
-
-
-def check_done(layout: Layout, ticket: Ticket, id: str) -> Any:
-    """The outputs of a session's step.
-
-    Raises:
-        StatestreamError: The step's error.
-    """
-    if ticket.error is not None:
-        raise causes.of_step(layout, ticket, id)
-    return ticket.value
 
 
 def check_pool(

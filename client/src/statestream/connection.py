@@ -13,7 +13,6 @@ from statestream.contract.errors import StatestreamError
 from statestream.core import StreamCore
 from statestream.settings import Settings
 from statestream.shards import Route
-from statestream.v1.inference_pb2 import StreamResponse
 from statestream.v1.server_pb2 import GetServerInfoResponse
 
 log = logging.getLogger("statestream")
@@ -28,6 +27,7 @@ class Connection:
         cause: Why there is no stream, or was none.
         streams: How many streams there were, with that of this moment.
         renewing: This stream ends once it is answered, and the next one goes where calls go now.
+        answered: On this stream a caller has had an answer.
         silent: This stream was ended because nothing came on it.
     """
 
@@ -40,6 +40,7 @@ class Connection:
         self.cause: StatestreamError | None = None
         self.streams = 0
         self.renewing = False
+        self.answered = False
         self.silent = False
         self._settings = settings
         self._route = route
@@ -49,7 +50,6 @@ class Connection:
         self._budget = RetryBudget(settings.retry_timeout, route.addresses, route.label)
         self._began = 0.0
         self._answers = 0
-        self._answered = False
         self._moved = False
 
     @property
@@ -101,15 +101,17 @@ class Connection:
         """A stream begins."""
         self.streams += 1
         self.renewing = self.silent = self._moved = False
-        self._began, self._answers, self._answered = now, self.core.progress, False
+        self._began, self._answers, self.answered = now, self.core.progress, False
         self.core.connected(self.info.limits, self.info.durability, now, self.info.server_id)
 
-    def received(self, response: StreamResponse, now: float) -> bool:
-        """An answer came; whether the stream is over, because its server asked for that."""
+    def over(self) -> bool:
+        """Whether the stream is over, because its server asked for that; asked when an answer came.
+
+        Where a caller has had one and the server does not go away, nobody need ask.
+        """
         core = self.core
-        core.receive(response, now)
-        if not self._answered and core.progress != self._answers:
-            self._answered = True
+        if not self.answered and core.progress != self._answers:
+            self.answered = True
             self._backoff.succeeded()
         self._moved = core.going_away and core.drained
         return self._moved
@@ -131,7 +133,7 @@ class Connection:
         """Seconds until the next one is dialled."""
         if self._moved:
             log.info("%s asked to be left; moving on", self.where)
-            if not self._answered:
+            if not self.answered:
                 return self._backoff.failed()  # It may be the same server, again and again.
             self._backoff.leave()
             return 0.0

@@ -20,8 +20,6 @@ from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
 from statestream_server.stores import default_folder
 
-_LEVELS = ["debug", "info", "warning", "error"]
-
 
 def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
     """Makes a TOML file's values the defaults; environment and flags go before them."""
@@ -32,14 +30,12 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: {error}") from error
     known = {parameter.name for parameter in context.command.params}
-    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    several = {each.name for each in context.command.params if getattr(each, "multiple", False) or each.nargs < 0}
     names = {key.replace("-", "_"): value for key, value in values.items()}
     names |= {name: [names[name]] for name in several & names.keys() if not isinstance(names[name], list)}
     unknown = sorted(names.keys() - known)
     if unknown:
         raise click.BadParameter(f"{path}: unknown setting {unknown[0]!r}; `statestream serve --help` lists them")
-    if isinstance(names.get("models"), str):
-        names["models"] = [names["models"]]
     context.default_map = {**(context.default_map or {}), **names}
     return path
 
@@ -122,12 +118,7 @@ class _Serve(click.Command):
 @_option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
 @_option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
 @_option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
-@_option(
-    "--workers",
-    type=click.IntRange(1),
-    default=1,
-    help="Processes that share ports, store and models.",
-)
+@_option("--workers", type=click.IntRange(1), default=1, help="Processes that share ports, store and models.")
 @_option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
 @_option(
     "--durability",
@@ -202,12 +193,7 @@ class _Serve(click.Command):
     default=_TRIAL.megabytes,
     help="MiB that trying one model may take, and eight more for every MiB of its files.",
 )
-@_option(
-    "--max-message-bytes",
-    type=_BYTES,
-    default=_LIMITS.max_message_bytes,
-    help="The most bytes of one request.",
-)
+@_option("--max-message-bytes", type=_BYTES, default=_LIMITS.max_message_bytes, help="The most bytes of one request.")
 @_option(
     "--max-answer-bytes",
     type=_BYTES,
@@ -247,7 +233,9 @@ class _Serve(click.Command):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file of SHA-256, as sha256sum writes it: models and weights that are not in it are not loaded.",
 )
-@_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much to tell.")
+@_option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="How much to tell."
+)
 @click.pass_context
 def serve(context: click.Context, /, **flags: Any) -> None:
     """Serves models over gRPC.

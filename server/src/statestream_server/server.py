@@ -29,6 +29,7 @@ from statestream_server.sessions.ownership.balance import Balance
 from statestream_server.sessions.ownership.claims import Claims
 from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.evictions import Evictions
+from statestream_server.sessions.ownership.hibernation import Hibernation
 from statestream_server.sessions.ownership.moves import Moves
 from statestream_server.sessions.ownership.placement import Placement
 from statestream_server.sessions.ownership.sessions import Sessions
@@ -89,13 +90,14 @@ class Server:
         self.registry = registry = Registry(
             settings.models, engine, checkpointer, loader, max_sessions=limits.max_sessions
         )
-        placement = Placement(engine, checkpointer, streams, clock)
+        hibernation = Hibernation(engine, checkpointer, streams)
+        placement = Placement(engine, checkpointer, streams, hibernation, clock)
         gate = checkpointer if settings.durability is Durability.SYNC else lease
-        self.intake = Intake(engine, gate, Bounds(limits, clock, placement.make_way), clock)
+        self.intake = Intake(engine, gate, Bounds(limits, clock, hibernation.make_way), clock)
         self.coalescer = Coalescer(self.intake, engine)
         versions, lines = Versions(registry, engine, checkpointer, store), Turns()
         claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, evictions, lines)
-        self.sessions = Sessions(registry, streams, placement, claims, lines, tasks, time.time)
+        self.sessions = Sessions(registry, streams, placement, hibernation, claims, lines, tasks, time.time)
         self.selection = Selection(registry, self.sessions)
         self.deletions = Deletions(engine, store, checkpointer, lease, evictions, lines, tasks)
         self.moves, self.activation = Moves(streams, clock), Activation(self.sessions, engine, store, lease)

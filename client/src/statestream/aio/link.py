@@ -271,7 +271,7 @@ class Link:
         return grpc.aio.insecure_channel(self.state.address, options=options)
 
     async def _serve(self, channel: grpc.aio.Channel) -> None:
-        state = self.state
+        state, core = self.state, self.core
         over = self._over = asyncio.Event()
         state.began(time.monotonic())
         call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
@@ -287,9 +287,10 @@ class Link:
                     details = await call.details() or "the stream ended"
                     state.cause = read_code(await call.code(), details, state.where)
                     break
-                if state.received(response, time.monotonic()):
+                core.receive(response, time.monotonic())
+                if (core.going_away or not state.answered) and state.over():
                     break
-                if self.core.pending:
+                if core.pending:
                     self._wakeup.set()
         except grpc.RpcError as error:
             state.cause = read_rpc_error(said[0] if said else error, state.where)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from statestream import unary
+from statestream import causes, unary
 from statestream.aio.calling import answer, answers
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
@@ -19,7 +19,7 @@ from statestream.aio.together import perform
 from statestream.aio.waiting import LIVE, Attempt, Done
 from statestream.arguments import check_cursor, check_id, check_items, check_whole, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
-from statestream.calls import check_control, check_done
+from statestream.calls import check_control
 from statestream.contract.errors import NotOwner, SessionMoved
 from statestream.core import Ticket
 from statestream.layout import Input
@@ -98,7 +98,9 @@ class Session(SessionBase):
         except BaseException:
             self._link.forget(ticket)
             raise
-        return check_done(self._layout, ticket, self.id)
+        if ticket.error is not None:
+            raise causes.of_step(self._layout, ticket, self.id)
+        return ticket.value
 
     def stream(self, items: Iterable[Input] | AsyncIterable[Input], *, ahead: int | None = None) -> AsyncIterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
@@ -173,7 +175,8 @@ class Session(SessionBase):
         except BaseException:
             self._link.forget(ticket)
             raise
-        check_done(self._layout, ticket, self.id)
+        if ticket.error is not None:
+            raise ticket.error
 
     def forecast(self, h: int) -> AsyncIterator[Any]:
         """Forecasts h steps on a copy; the session itself does not move.

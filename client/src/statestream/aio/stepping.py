@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from statestream import causes
 from statestream.aio.link import Link
 from statestream.aio.waiting import Done
-from statestream.calls import check_done, check_pool
+from statestream.calls import check_pool
 from statestream.contract.errors import StatestreamError
 from statestream.core import PoolTicket, Ticket
 from statestream.layout import Layout
@@ -37,7 +38,9 @@ class Stepping:
         except BaseException:
             self.forget()
             raise
-        return check_done(self._layout, self._ticket, self._id)
+        if self._ticket.error is not None:
+            raise causes.of_step(self._layout, self._ticket, self._id)
+        return self._ticket.value
 
     def forget(self) -> None:
         """Drops it where it is not on its way yet and has nothing behind it."""

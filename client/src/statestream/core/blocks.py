@@ -11,7 +11,6 @@ from statestream.contract.tensors import Ints, Mask, handles_column, positions_c
 from statestream.core.sinks import DISCARD, Singles, Sink
 from statestream.core.table import Table
 from statestream.core.tickets import OVERHEAD, Lane, StepTicket
-from statestream.core.windows import Window
 from statestream.v1.inference_pb2 import ChunkFrame, StreamRequest
 from statestream.v1.tensor_pb2 import Tensor
 
@@ -43,8 +42,7 @@ class Block:
         nbytes: What it takes in the replay buffer, about.
         load: Bytes that are under way with it: inputs, and outputs as far as the signature tells.
         fresh: Of single steps, how many sessions had nothing else in flight when it left.
-        window: Where its bytes count while they are under way.
-        weight: How many of them do.
+        weight: Bytes that count in the window of its lane, while they are under way.
         every: All of its rows.
         durable_at: When it was found to be durable.
         cursors: [N] those that go with the chunks, b"" for none; None where none has one.
@@ -73,7 +71,6 @@ class Block:
         "starts",
         "waiting",
         "weight",
-        "window",
     )
 
     def __init__(
@@ -108,7 +105,6 @@ class Block:
         self.sink = sink
         self.left = count
         self.every = slice(0, count)
-        self.window: Window | None = None
         self.waiting: Mask | None = None
         self.dead: Mask | None = None
         self.kept = False

@@ -22,18 +22,10 @@ class Closings:
         self._table = table
         self._controls = controls
 
-    def refuses(self, ticket: StepTicket | PoolTicket) -> bool:
-        """Whether a step comes too late; it fails then."""
-        closing = self._table.closing
-        if isinstance(ticket, StepTicket):
-            if not closing.item(ticket.handle):
-                return False
-            ticket.finish(error=self._late(ticket.handle, "stepped"))
-            return True
-        late = np.flatnonzero(closing[ticket.handles])
-        if late.size:
-            ticket.finish(error=self._late(ticket.handles.item(late.item(0)), "stepped"))
-        return bool(late.size)
+    def refuse(self, ticket: StepTicket | PoolTicket) -> None:
+        """A step comes too late."""
+        handles = np.array([ticket.handle]) if isinstance(ticket, StepTicket) else ticket.handles
+        ticket.finish(error=self._late(handles.item(self._table.closing[handles].astype(np.bool_).argmax()), "stepped"))
 
     def refuses_reset(self, ticket: StepTicket | PoolTicket) -> bool:
         """Whether a reset is of a session that failed and was opened again since; it fails then."""

@@ -6,13 +6,12 @@ import numpy as np
 
 from statestream.contract.tensors import Ints, Mask
 from statestream.core.blocks import Block, Single, span
-from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import FRAME_BYTES, gather
 from statestream.core.log import Log
+from statestream.core.room import ReplayBuffer, Window
 from statestream.core.sinks import DISCARD
 from statestream.core.table import State, Table
 from statestream.core.tickets import OVERHEAD, Lane, StepTicket
-from statestream.core.windows import Window
 
 FRAME_SINGLES = 512
 """The most single steps in a frame."""
@@ -235,7 +234,7 @@ class Departures:
         if not block.kept and block.sink is not DISCARD:
             self._buffer.add(block)
         block.depart(self._table)
-        block.window, block.weight = window, block.load
+        block.weight = block.load
         window.held += block.load
         self._log.sessions_in_flight += block.fresh
         if self._log.behind:

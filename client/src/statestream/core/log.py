@@ -16,12 +16,11 @@ import numpy as np
 from statestream.contract.errors import SessionMoved, StatestreamError
 from statestream.contract.tensors import Ints, Mask
 from statestream.core.blocks import Block
-from statestream.core.buffer import ReplayBuffer
 from statestream.core.forming import FRAME_BYTES, cut, rejoined, without
+from statestream.core.room import ReplayBuffer, Windows
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import DURABLE_FOREVER, State, Table
 from statestream.core.tickets import ANSWER_BYTES, Lane, PoolTicket, StepTicket, again
-from statestream.core.windows import Windows
 
 
 class Log:
@@ -149,8 +148,7 @@ class Log:
         self.sessions_in_flight -= block.fresh
         block.fresh = 0
         if not block.left and self.in_flight.pop(block.frame, None) is not None:
-            assert block.window is not None
-            block.window.held -= block.weight
+            self.windows.of(block.lane).held -= block.weight
             block.weight = 0
             block.frame = 0
             # It stays for replay, which concerns no caller: tickets kept with it would be work for Python's collector.

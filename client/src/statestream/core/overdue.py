@@ -8,11 +8,11 @@ import numpy as np
 
 from statestream.contract.errors import ServerUnavailable
 from statestream.contract.tensors import Ints, Mask
-from statestream.core.buffer import ReplayBuffer
 from statestream.core.controls import Control, Controls, Kind
 from statestream.core.departures import Departures
 from statestream.core.log import Log
 from statestream.core.opens import Opens
+from statestream.core.room import ReplayBuffer
 from statestream.core.sharing import Sharing
 from statestream.core.table import State, Table
 from statestream.core.tickets import OpenTicket, Ticket, again

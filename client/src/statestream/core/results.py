@@ -17,9 +17,9 @@ from statestream.contract.tensors import (
     read_positions,
 )
 from statestream.core.blocks import Block, answer, ranges, span
-from statestream.core.buffer import ReplayBuffer
 from statestream.core.departures import SUSPECT, Departures
 from statestream.core.log import Log
+from statestream.core.room import ReplayBuffer
 from statestream.core.sinks import DISCARD, Discard
 from statestream.core.table import State, Table
 from statestream.core.tickets import Outputs, again

@@ -12,7 +12,6 @@ import numpy as np
 
 from statestream.contract.errors import Draining, NotOwner, StatestreamError, from_status
 from statestream.contract.tensors import Array, Ints, read_handles, read_positions
-from statestream.core.buffer import ReplayBuffer
 from statestream.core.closings import Closings
 from statestream.core.controls import Controls, Kind
 from statestream.core.departures import Departures
@@ -24,6 +23,7 @@ from statestream.core.outbox import Outbox
 from statestream.core.overdue import Overdue
 from statestream.core.partial import Parts
 from statestream.core.results import Results
+from statestream.core.room import ReplayBuffer
 from statestream.core.sharing import Sharing
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import (
@@ -71,8 +71,7 @@ class StreamCore:
         lose_when_full: bool = False,
     ) -> None:
         self.table = Table()
-        self.buffer = ReplayBuffer(self.table, replay_buffer_bytes, keep_seconds)
-        self.buffer.lose_when_full = lose_when_full
+        self.buffer = ReplayBuffer(self.table, replay_buffer_bytes, keep_seconds, lose_when_full=lose_when_full)
         self.log = Log(self.table, self.buffer)
         self.departures = Departures(self.table, self.log, self.buffer)
         self.opens = Opens(self.table, self.log, self.departures, writer, incarnation, retry_seconds)
@@ -103,8 +102,7 @@ class StreamCore:
         self.going_away = False
         """Nothing more leaves on this stream; the next one goes elsewhere once what is under way is answered."""
         self.moving = Moving(self.table, self.controls, self._go_away)
-        self._server = ""
-        self._answers = 0
+        self._server, self._answers = "", 0
         self._parts = Parts()
         self.outbox = Outbox(self.table, self.log, self.departures, self.opens, self.controls, self.results)
 
@@ -142,12 +140,15 @@ class StreamCore:
         In a stream of steps of one session, none is submitted behind one that failed: `before`. A reset of a session
         that has failed makes it usable again.
         """
+        closing = self.table.closing
         if before is not None and before.error is not None:
             ticket.finish(error=left_out(before.error))
         elif isinstance(ticket, PartsTicket):
             for part in ticket.parts:
                 self.step(part)
-        elif not self.closings.refuses(ticket):
+        elif closing.item(ticket.handle) if isinstance(ticket, StepTicket) else closing[ticket.handles].any():
+            self.closings.refuse(ticket)
+        else:
             if self.table.failures and ticket.lane.mark == MARK_RESET:
                 if self.closings.refuses_reset(ticket):
                     return
@@ -294,7 +295,9 @@ class StreamCore:
                 self._answers += 1
                 self.controls.answered(frame, response.durable.errors, now)
         elif kind == "refused":
-            self._refused(frame, from_status(response.refused.status), now)
+            error = from_status(response.refused.status)
+            if not (self.results.refuse_frame(frame, error, now) or self.opens.refuse_frame(frame, error, now)):
+                self.controls.refuse_frame(frame, error, now)
         elif kind == "notice":
             for row_error in response.notice.errors:
                 self.left(row_error.handle, from_status(row_error.status), now)
@@ -394,10 +397,6 @@ class StreamCore:
     def _durability(self, mode: DurabilityMode) -> None:
         self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE
         self.controls.durability = mode
-
-    def _refused(self, frame: int, error: StatestreamError, now: float) -> None:
-        if not (self.results.refuse_frame(frame, error, now) or self.opens.refuse_frame(frame, error, now)):
-            self.controls.refuse_frame(frame, error, now)
 
     def _redelivered(self, frame: int, result: ResultFrame, outputs: Outputs | None = None) -> None:
         if self.opens.redelivery.result(frame, result, outputs):

@@ -282,8 +282,8 @@ class Link:
         return grpc.insecure_channel(self.state.address, options=self.settings.channel_options(self.state.receives))
 
     def _serve(self, channel: grpc.Channel) -> None:
-        state = self.state
-        over = self._over = threading.Event()
+        state, core = self.state, self.core
+        ended = self._over = threading.Event()
         self._stream += 1
         try:
             with self._lock:
@@ -294,8 +294,10 @@ class Link:
             self._online.set()
             for response in self._call:
                 with self._lock:
-                    moved, pending = state.received(response, time.monotonic()), self.core.pending
-                if moved:
+                    core.receive(response, time.monotonic())
+                    over = (core.going_away or not state.answered) and state.over()
+                    pending = core.pending
+                if over:
                     break
                 if pending:
                     self._operations.put(None)
@@ -309,7 +311,7 @@ class Link:
             self._stream += 1
             with self._lock:
                 state.ended(closed=self._closed)
-            over.set()
+            ended.set()
             self._operations.put(None)
             self._call.cancel()
             self._release_channel()

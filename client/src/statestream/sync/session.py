@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from statestream import unary
+from statestream import causes, unary
 from statestream.arguments import check_cursor, check_id, check_items, check_whole, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
-from statestream.calls import check_control, check_done
+from statestream.calls import check_control
 from statestream.contract.errors import NotOwner, SessionMoved
 from statestream.core import Ticket
 from statestream.layout import Input
@@ -99,7 +99,9 @@ class Session(SessionBase):
         except BaseException:
             self._link.forget(ticket)
             raise
-        return check_done(self._layout, ticket, self.id)
+        if ticket.error is not None:
+            raise causes.of_step(self._layout, ticket, self.id)
+        return ticket.value
 
     def stream(self, items: Iterable[Input], *, ahead: int | None = None) -> Iterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
@@ -174,7 +176,8 @@ class Session(SessionBase):
         except BaseException:
             self._link.forget(ticket)
             raise
-        check_done(self._layout, ticket, self.id)
+        if ticket.error is not None:
+            raise ticket.error
 
     def forecast(self, h: int) -> Iterator[Any]:
         """Forecasts h steps on a copy; the session itself does not move.

@@ -25,6 +25,9 @@ FIRST_ROW: Final = 1
 MAX_SLICE: Final = 256
 """The most steps of one run, where the graph has a time axis."""
 
+EVERYTHING: Final = "nan inf"
+"""All that an input may hold and no number is: of which inputs are held to it see `fused_rows.InputCheck`."""
+
 
 class Column(NamedTuple):
     """One array of a model's memory, without the row axis."""

@@ -103,8 +103,8 @@ class Layout:
         return cls(model.mark, number, columns, outputs)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns_digest", _digest(self.columns))
-        object.__setattr__(self, "outputs_digest", _digest(self.outputs))
+        object.__setattr__(self, "columns_digest", digest_of(self.columns))
+        object.__setattr__(self, "outputs_digest", digest_of(self.outputs))
         object.__setattr__(self, "row_bytes", _nbytes(self.columns))
         object.__setattr__(self, "step_bytes", _nbytes(self.outputs))
 
@@ -171,7 +171,24 @@ def encode(
         origins: [n] the positions behind their last resets; None for all 0.
         cursors: [n] the cursors, or no items where none has one.
     """
-    blobs = _encode(layout, values, acked, requests, window, rows)
+    count = len(rows)
+    state = np.concatenate([_raw(array) for array in values], axis=1) if values else np.empty((count, 0), np.uint8)
+    header = np.zeros(count, _HEADER)
+    header["magic"], header["model"] = _MAGIC, np.void(layout.model)
+    header["fingerprint"], header["acked"], header["request"] = layout.fingerprint, acked, requests
+    header["columns"], header["outputs"] = layout.columns_digest, layout.outputs_digest
+    header["row_bytes"], rounds = state.shape[1], window.rounds(rows) if window is not None else []
+    for places, _ in rounds:
+        header["replies"][places] += 1
+    first, depths, blobs = np.concatenate([_raw(header), state], axis=1), header["replies"], [b""] * count
+    for depth in np.flatnonzero(np.bincount(depths)).tolist():
+        # Records with as many replies are made together.
+        chosen = np.flatnonzero(depths == depth)
+        entries = [found[np.searchsorted(places, chosen)] for places, found in rounds[:depth]]
+        heads = first if len(chosen) == count else first[chosen]
+        made = _records(heads, [_section(window, each) for each in entries] if window is not None else [])
+        for place, blob in zip(chosen.tolist(), made, strict=True):
+            blobs[place] = blob
     if cursors or (origins is not None and origins.any()):
         begun = origins.tolist() if origins is not None else [0] * len(rows)
         for place, (origin, cursor) in enumerate(zip(begun, cursors or [b""] * len(rows), strict=True)):
@@ -197,37 +214,6 @@ def tail(blob: bytes) -> tuple[int, bytes]:
     origin, length = _TAIL.unpack_from(blob, len(blob) - _TAIL.size)
     end = len(blob) - _TAIL.size
     return origin, blob[end - length : end]
-
-
-def _encode(
-    layout: Layout,
-    values: Sequence[Array],
-    acked: Positions,
-    requests: Positions,
-    window: ReplyWindow | None,
-    rows: Ints,
-) -> list[bytes]:
-    count = len(rows)
-    state = np.concatenate([_raw(array) for array in values], axis=1) if values else np.empty((count, 0), np.uint8)
-    header = np.zeros(count, _HEADER)
-    header["magic"], header["model"] = _MAGIC, np.void(layout.model)
-    header["fingerprint"], header["acked"], header["request"] = layout.fingerprint, acked, requests
-    header["columns"], header["outputs"] = layout.columns_digest, layout.outputs_digest
-    header["row_bytes"], rounds = state.shape[1], window.rounds(rows) if window is not None else []
-    for places, _ in rounds:
-        header["replies"][places] += 1
-    if window is None:
-        return _sealed_rows(np.concatenate([_raw(header), state], axis=1))
-    first, depths, blobs = np.concatenate([_raw(header), state], axis=1), header["replies"], [b""] * count
-    for depth in np.flatnonzero(np.bincount(depths)).tolist():
-        # Records with as many replies are made together.
-        chosen = np.flatnonzero(depths == depth)
-        entries = [found[np.searchsorted(places, chosen)] for places, found in rounds[:depth]]
-        heads = first if len(chosen) == count else first[chosen]
-        made = _records(heads, [_section(window, each) for each in entries])
-        for place, blob in zip(chosen.tolist(), made, strict=True):
-            blobs[place] = blob
-    return blobs
 
 
 def sizes(layout: Layout, window: ReplyWindow, rows: Ints) -> Ints:
@@ -278,11 +264,6 @@ def _records(first: Array, sections: Sequence[Array | list[bytes]]) -> list[byte
         return _sealed_rows(np.concatenate([first, *tables], axis=1))
     pieces = [_pieces(section) if isinstance(section, np.ndarray) else section for section in sections]
     return [_sealed(b"".join(parts)) for parts in zip(_pieces(first), *pieces, strict=True)]
-
-
-def digest_of(columns: Sequence[Column]) -> int:
-    """What a header says of the columns of a row."""
-    return _digest(columns)
 
 
 def tail_bytes(blob: bytes) -> int:
@@ -356,7 +337,8 @@ def _nbytes(columns: Sequence[Column]) -> int:
     return sum(abs(math.prod(shape)) * dtype.itemsize for _, dtype, shape in columns)
 
 
-def _digest(columns: Sequence[Column]) -> int:
+def digest_of(columns: Sequence[Column]) -> int:
+    """What a header says of the columns of a row, or of the outputs."""
     text = "\n".join(f"{name} {dtype.str} {list(shape)}" for name, dtype, shape in columns)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 

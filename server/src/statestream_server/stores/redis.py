@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import struct
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival, Verdict
-from statestream_server.stores.lua import CLAIM, DELETE, EXPIRE, SAVE, TOUCH, Script
+from statestream_server.stores.lua import CLAIM, DELETE, SAVE, TOUCH, Script
 from statestream_server.stores.packed import HEADER, is_known, pack_record, read_record, unpack, unpack_blob
+from statestream_server.stores.redis_index import Index
 from statestream_server.stores.redis_keys import (
-    BUCKETS,
     GENERATION,
     SERVERS,
     SLICE_COMMANDS,
     Name,
-    index_of,
     load_key,
     name_of,
     script_call,
     server_key,
     sliced,
-    tombs_of,
 )
 from statestream_server.stores.redis_link import Address, Link
 from statestream_server.stores.redis_upkeep import RedisUpkeep
@@ -50,7 +46,6 @@ _DELETE = struct.Struct("<QQ")
 _VERDICTS = {verdict.name[:1].encode(): verdict for verdict in Verdict}
 """What the script answers with: no two begin alike."""
 _SLICE_HEADS = 1024
-_PAGE = 256
 
 
 def _awaited_by_close(
@@ -93,6 +88,7 @@ class RedisStore:
         """
         self._address = Address.parse(url)
         self._link = Link(self._address)
+        self._index = Index(self._link)
         self._closed = True
         self._pending = 0
         self._settled = asyncio.Event()
@@ -265,7 +261,7 @@ class RedisStore:
             start = b"[" + owner + model.encode() + b"\0"
         found: list[Record] = []
         while len(found) < limit:
-            names = [Name(member) for member in await self._members(start, b"(" + end, limit - len(found))]
+            names = [Name(member) for member in await self._index.members(start, b"(" + end, limit - len(found))]
             if not names:
                 break
             start = b"(" + names[-1].member
@@ -277,29 +273,6 @@ class RedisStore:
                     if record is not None:  # else it was deleted meanwhile
                         found.append(record)
         return found
-
-    async def _members(self, start: bytes, end: bytes, limit: int) -> Sequence[bytes]:
-        """The first members of all indices together, between two bounds as ZRANGEBYLEX takes them."""
-        starts = dict.fromkeys(range(BUCKETS), start)
-        members: list[bytes] = []
-        share = min(limit, math.ceil(2 * limit / BUCKETS) + 4)
-        while starts:
-            unread: dict[int, bytes] = {}
-            for buckets in _chunks(list(starts), SLICE_COMMANDS):
-                pages = await self._link.run(
-                    [("ZRANGEBYLEX", index_of(bucket), starts[bucket], end, "LIMIT", 0, share) for bucket in buckets]
-                )
-                for bucket, page in zip(buckets, pages, strict=True):
-                    members += page
-                    if len(page) == share:
-                        unread[bucket] = page[-1]
-            members = sorted(members)[:limit]
-            # What a bucket has not shown yet lies above its last; it matters where that is within the page.
-            starts = {
-                bucket: b"(" + last for bucket, last in unread.items() if len(members) < limit or last < members[-1]
-            }
-            share = min(limit, share * 4)
-        return members
 
     @_awaited_by_close
     async def expire(
@@ -317,29 +290,8 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis does not answer; what was deleted until then is.
         """
-        count, tombs_before = 0, tombs_time(before, ephemeral_before, tombs_before)
-        times = (repr(before), repr(ephemeral_before), repr(tombs_before), json.dumps(by_model or {}))
-        for buckets in _chunks(range(BUCKETS), _PAGE):
-            starts: dict[int, bytes] = dict.fromkeys(buckets, b"-")
-            while starts:
-                pages = await self._link.run(
-                    [
-                        ("ZRANGEBYLEX", index_of(bucket), start, b"+", "LIMIT", 0, _PAGE)
-                        for bucket, start in starts.items()
-                    ]
-                )
-                read = {bucket: page for bucket, page in zip(starts, pages, strict=True) if page}
-                count += await self._expire(read, times)
-                starts = {bucket: b"(" + page[-1] for bucket, page in read.items() if len(page) == _PAGE}
-            tombs = buckets
-            while tombs:
-                pages = await self._link.run(
-                    [("ZRANGEBYSCORE", tombs_of(b), "-inf", f"({tombs_before!r}", "LIMIT", 0, _PAGE) for b in tombs]
-                )
-                read = {bucket: page for bucket, page in zip(tombs, pages, strict=True) if page}
-                count += await self._expire(read, times)
-                tombs = [bucket for bucket, page in read.items() if len(page) == _PAGE]
-        return count
+        tombs_before = tombs_time(before, ephemeral_before, tombs_before)
+        return await self._index.expire(before, ephemeral_before, tombs_before, by_model or {})
 
     @_awaited_by_close
     async def beat(self, owner: str, address: str, ttl: float, sessions: int = 0) -> None:
@@ -400,13 +352,6 @@ class RedisStore:
         """What is done to it beside its servers; see `base.Upkeep`."""
         return RedisUpkeep(self._link)
 
-    async def _expire(self, members: Mapping[int, Sequence[bytes]], times: Sequence[str]) -> int:
-        commands = [
-            script_call(EXPIRE, bucket, [Name(m).record for m in page], [*times, *page])
-            for bucket, page in members.items()
-        ]
-        return sum(await self._link.run(commands, writes=True)) if commands else 0
-
     async def _call(self, script: Script, keys: Sequence[Key], parts: Sequence[bytes], *head: str) -> Sequence[Any]:
         """Runs a script over a batch, one call for each bucket; the answers in the order of the keys."""
         names = [name_of(key) for key in keys]
@@ -426,10 +371,6 @@ class RedisStore:
 
 
 _YES = ord("1")
-
-
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _claimed(key: Key, answer: bytes) -> Claimed:

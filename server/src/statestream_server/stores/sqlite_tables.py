@@ -274,11 +274,10 @@ def _fenced(database: sqlite3.Connection, records: Sequence[Record], now: float)
     if database.execute(_SAVE, (*names, ephemeral, now, heads, data, size)).rowcount == len(records):
         return []
     found = _find(database, keys)
-    ours = zip(epochs, positions, strict=True)
     # What a save is fenced by is above it, or a tombstone: where it stands now, it was written.
     return [
         place
-        for place, (epoch, position) in enumerate(ours)
+        for place, (epoch, position) in enumerate(zip(epochs, positions, strict=True))
         if not found[place].live or found[place].fence > epoch or found[place].position != position
     ]
 

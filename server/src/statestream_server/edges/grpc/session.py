@@ -12,7 +12,7 @@ from statestream_server import caller
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.server import Server
-from statestream_server.sessions.admin.admin import Description
+from statestream_server.sessions.admin.descriptions import Description
 from statestream_server.stores.base import Key
 
 _Request = (

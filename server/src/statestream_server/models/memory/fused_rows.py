@@ -14,13 +14,20 @@ from typing import Final
 import numpy as np
 import onnx
 
-from statestream.contract.signature import Signature, TensorSpec, numpy_dtype, step_shape
-from statestream_server.arrays import Array, Bools, Ints
+from statestream.contract.signature import Signature, StateCheck, TensorSpec, numpy_dtype, step_shape
+from statestream_server.arrays import Array, Bools, Ints, every
 from statestream_server.models.graphs.fusion import Names, fuse
 from statestream_server.models.graphs.runtime import Binding, Device, Graph
-from statestream_server.models.memory.checks import EVERYTHING, InputCheck
 from statestream_server.models.memory.slab import Slab
-from statestream_server.models.rows import MAX_SLICE, SCRATCH_ROW, columns_of, max_slice_of, start_values
+from statestream_server.models.rows import (
+    EVERYTHING,
+    MAX_SLICE,
+    SCRATCH_ROW,
+    columns_of,
+    is_checked,
+    max_slice_of,
+    start_values,
+)
 
 _MOST_STAGES: Final = 64
 """Sets of arrays that are kept for batches to come."""
@@ -33,6 +40,9 @@ _MOST_LAID_OUT: Final = 256 << 10
 def unfolded_slice(row_nbytes: int) -> int:
     """The most steps of a run of an unfolded graph, in which each has a window of its own; a power of two."""
     return min(MAX_SLICE, 1 << (max(1, _MOST_LAID_OUT // max(1, row_nbytes)).bit_length() - 1))
+
+
+_WRONG: Final[Mapping[str, Callable[[Array], Bools]]] = {"nan": np.isnan, "inf": np.isinf}
 
 
 class FusedRows:
@@ -192,6 +202,38 @@ class StepGraph:
         while self._nbytes > _MOST_BYTES or len(self._stages) > _MOST_STAGES:
             self._nbytes -= self._stages.pop(next(iter(self._stages))).nbytes
         return stage
+
+
+class InputCheck:
+    """Holds inputs to the strictest check of the states, where their NaN or infinity would vanish on its way there.
+
+    ONNX Runtime's LSTM, GRU and RNN clamp what enters their gates, and whole numbers know no NaN: it becomes an
+    ordinary number there, the new state would be finite and wrong, and nobody would know.
+    """
+
+    def __init__(self, signature: Signature, *, wanted: bool | Mapping[str, str]) -> None:
+        """`wanted`: by input what of it vanishes ("nan", "inf", "nan inf"; see hiding.py); True for all of each."""
+        checks = {state.check or StateCheck.STATE_CHECK_FINITE for state in signature.states if is_checked(state)}
+        self._checks: list[tuple[int, str]] = []
+        if not checks or not wanted:
+            return
+        finite = min(checks) == StateCheck.STATE_CHECK_FINITE
+        for place, spec in enumerate(signature.inputs):
+            kinds = "nan inf" if wanted is True else wanted.get(spec.name, "")
+            kinds = kinds if finite else kinds.replace("inf", "").strip()
+            if kinds and numpy_dtype(spec.dtype).kind == "f":
+                self._checks.append((place, kinds))
+
+    def __call__(self, inputs: Sequence[Array]) -> Bools | None:
+        """Which rows of inputs [n, T, ...] fail: bool [n], or None where none does."""
+        bad: Bools | None = None
+        for place, kinds in self._checks:
+            value = inputs[place]
+            if not every(np.isfinite(value)):
+                wrong = ~np.isfinite(value) if kinds == "nan inf" else _WRONG[kinds](value)
+                found = np.asarray(wrong.reshape(len(value), -1).any(axis=1), np.bool_)
+                bad = found if bad is None else bad | found
+        return bad
 
 
 class _Stage:

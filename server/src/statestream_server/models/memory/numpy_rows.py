@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from statestream.contract.signature import Signature
+from statestream.contract.signature import Signature, StateCheck
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.graphs.runtime import Graph
-from statestream_server.models.memory.checks import InputCheck, failing
+from statestream_server.models.memory.fused_rows import InputCheck
 from statestream_server.models.memory.slab import Slab
 from statestream_server.models.rows import Axes, columns_of, feedback_outputs, max_slice_of, start_values
 
@@ -93,3 +93,11 @@ class NumpyRows:
             good, states = target[~bad], [state[~bad] for state in states]
         self._slab.write(good, states)
         return outputs, bad
+
+
+def failing(check: StateCheck, values: Array) -> Bools:
+    """Which rows of values [n, ...] fail a check: bool [n]."""
+    if values.dtype.kind != "f" or check == StateCheck.STATE_CHECK_OFF:
+        return np.zeros(len(values), np.bool_)
+    wrong = np.isnan(values) if check == StateCheck.STATE_CHECK_NAN else ~np.isfinite(values)
+    return np.asarray(wrong.reshape(len(values), -1).any(axis=1), np.bool_)

@@ -18,9 +18,8 @@ from statestream.contract.signature import TensorSpec
 from statestream_server.arrays import Array
 from statestream_server.models.graphs.operators import inner_graphs, uses
 from statestream_server.models.graphs.runtime import Device, Graph, GraphError
-from statestream_server.models.memory.checks import EVERYTHING
 from statestream_server.models.proof.draws import Draws
-from statestream_server.models.rows import Axes, is_batched, is_checked, max_slice_of, start_values
+from statestream_server.models.rows import EVERYTHING, Axes, is_batched, is_checked, max_slice_of, start_values
 
 _CLAMPING: Final = frozenset("LSTM GRU RNN QuantizeLinear DynamicQuantizeLinear DynamicQuantizeLSTM".split())
 _POISONS: Final = ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "inf"))

@@ -25,7 +25,6 @@ from statestream_server.models.form.plan import Plan, counted
 from statestream_server.models.graphs import guards, operators
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
-from statestream_server.models.memory.checks import EVERYTHING
 from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
 from statestream_server.models.memory.numpy_rows import NumpyRows
@@ -35,7 +34,7 @@ from statestream_server.models.proof import draws, forming, hiding, proof, refus
 from statestream_server.models.proof.draws import Draws
 from statestream_server.models.proof.sharing import SharedGraph, Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
-from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
+from statestream_server.models.rows import EVERYTHING, FIRST_ROW, Rows, columns_of, is_batched
 
 _log = logging.getLogger(__name__)
 _MOST_TWICE: Final = 32 << 20

@@ -13,7 +13,7 @@ from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateCheck
 from statestream_server.arrays import Array
 from statestream_server.models.graphs.runtime import Graph, GraphError
-from statestream_server.models.memory.checks import failing
+from statestream_server.models.memory.numpy_rows import failing
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.proof import draws
 from statestream_server.models.proof.draws import Draws

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from statestream_server.engine.table import Table
 from statestream_server.registry import Registry
 from statestream_server.sessions import records
 from statestream_server.sessions.admin import snapshots
+from statestream_server.sessions.admin.descriptions import Description, of_record, of_row
 from statestream_server.sessions.admin.snapshots import Snapshot
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
@@ -24,35 +24,6 @@ from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.openings import Start, newer_record, pinned
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.stores.base import NEWER, Key, Mode, Record, Store
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A session as others see it.
-
-    Attributes:
-        key: Which one.
-        version: The version to which it is pinned.
-        position: Steps applied.
-        durable: Steps that survive a crash.
-        epoch: The claim under which it is.
-        resident: Whether it is a row here.
-        ephemeral: Whether it ends with its caller.
-        used: Unix time of its last use.
-        origin: The position behind its last reset.
-        cursor: The caller's, b"" for none.
-    """
-
-    key: Key
-    version: int
-    position: int
-    durable: int
-    epoch: int
-    resident: bool
-    ephemeral: bool
-    used: float
-    origin: int = 0
-    cursor: bytes = b""
 
 
 class Copy(NamedTuple):
@@ -120,8 +91,8 @@ class Admin:
         """
         where = self._sessions.find(key)
         if where is not None:
-            return self._of_row(*where)
-        return _of_record(await self._record(key))
+            return of_row(*where, self._unix)
+        return of_record(await self._record(key))
 
     async def open(
         self,
@@ -198,7 +169,7 @@ class Admin:
                 where = self._sessions.find(record.key)
             except errors.ModelNotFound:
                 where = None
-            found.append(self._of_row(*where) if where is not None else _of_record(record))
+            found.append(of_row(*where, self._unix) if where is not None else of_record(record))
         return found
 
     async def read(self, key: Key, epoch: int = 0, *, version: int = 0, sure: bool = False) -> Copy:
@@ -341,23 +312,6 @@ class Admin:
         stored = records.decode(self._checkpointer.layout(served.table), record.blob, what=f"session {key.id!r}")
         return Copy(served.table, list(stored.values), record.epoch, record.position, stored.origin, stored.cursor)
 
-    def _of_row(self, table: Table, row: int) -> Description:
-        key = table.key(row)
-        if key is None:
-            raise errors.SessionNotFound("the session was closed meanwhile")
-        return Description(
-            key,
-            table.model.version,
-            int(table.position[row]),
-            int(table.durable[row]),
-            int(table.epoch[row]),
-            True,
-            bool(table.ephemeral[row]),
-            self._unix(float(table.used[row])),
-            int(table.origin[row]),
-            table.cursors.get(row, b""),
-        )
-
     async def _resident(self, key: Key, *, sure: bool = False) -> tuple[Table, int] | None:
         """A session's row if it is here, and the store does not say that it moved.
 
@@ -408,17 +362,3 @@ def _one(number: int) -> Positions:
 def _origin(session: str, position: int) -> int:
     """What a fork keeps of where it comes from, until a step with a request id takes its place."""
     return digests.of_text(f"fork\0{session}\0{position}")
-
-
-def _of_record(record: Record) -> Description:
-    return Description(
-        record.key,
-        record.version,
-        record.position,
-        record.position,
-        record.epoch,
-        False,
-        record.ephemeral,
-        record.saved_at,
-        *(records.tail(record.blob) if record.blob is not None else ()),
-    )

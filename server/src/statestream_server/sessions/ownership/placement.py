@@ -1,4 +1,4 @@
-"""Rows of sessions: which rows granted claims get, and which rows go when memory is short.
+"""Rows of sessions: which rows granted claims get.
 
 Nothing here decides whether a claim is granted: that is the store's (stores/rules.py); `grant` sorts its answers.
 """
@@ -18,10 +18,11 @@ from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.marks import ends as ends_of
-from statestream_server.engine.table import UNBOUND, Table
+from statestream_server.engine.table import Table
 from statestream_server.sessions import records
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.held import NOWHERE, Held
+from statestream_server.sessions.ownership.hibernation import Hibernation
 from statestream_server.sessions.ownership.openings import Opened, Opening, Start, refusal
 from statestream_server.sessions.ownership.streams import Streams
 from statestream_server.sessions.ownership.versions import Move
@@ -109,13 +110,14 @@ class Promise:
 
 
 class Placement:
-    """Gives rows to sessions and takes them back."""
+    """Gives rows to sessions."""
 
     def __init__(
         self,
         engine: Engine,
         checkpointer: Checkpointer,
         streams: Streams,
+        hibernation: Hibernation,
         clock: Callable[[], float],
     ) -> None:
         """`clock` gives seconds and is never set."""
@@ -125,8 +127,8 @@ class Placement:
         self._engine = engine
         self._checkpointer = checkpointer
         self._streams = streams
+        self._hibernation = hibernation
         self._clock = clock
-        self._making_way: dict[int, asyncio.Task[None]] = {}
         self._promises: dict[int, set[asyncio.Future[None]]] = {}
         """The promises that are not over, by table."""
 
@@ -147,7 +149,7 @@ class Placement:
         promises = self._promises.setdefault(id(table), set())
         while True:
             try:
-                self.make_room(table, count, keep=keep)
+                self._hibernation.make_room(table, count, keep=keep)
                 async with self._engine.still():
                     promise = Promise(table, table.allocate(count))
                 promises.add(promise.over)
@@ -346,62 +348,6 @@ class Placement:
                 digests=np.asarray([reply.digest for _, reply in replies], np.uint64),
             )
             table.unacknowledged[kept] += 1
-
-    def make_room(self, table: Table, new: int, *, keep: Ints) -> None:
-        """Makes room for `new` sessions; those not used for longest go to the store.
-
-        Args:
-            table: The table.
-            new: How many rows are wanted.
-            keep: Rows that must stay, because the caller is about to use them.
-
-        Raises:
-            TooManySessions: Too few sessions can go: the store is behind of them, or they have work to do.
-        """
-        excess = table.sessions + table.promised + new - table.max_rows
-        if excess <= 0:
-            return
-        rows = self.idle(table)
-        rows = rows[~np.isin(rows, keep)]
-        # A few more than needed, so that the next opening does not sort the table again.
-        count = min(len(rows), excess + table.max_rows // 64)
-        if count < excess:
-            raise errors.TooManySessions(
-                f"{new} more sessions of {table.model.name!r} would make {table.max_rows + excess}; the limit is"
-                f" {table.max_rows} in memory and {len(rows)} can leave it now. Close some, try again after the next"
-                " checkpoint, or raise --max-sessions",
-                retry_after=1.0,
-            )
-        oldest = np.argpartition(table.used[rows], count - 1)[:count]
-        self.hibernate(table, rows[oldest])
-
-    def idle(self, table: Table) -> Ints:
-        """Rows that the store knows as they are and that have nothing to do."""
-        if self._checkpointer.mode == Durability.NONE or not table.sessions:
-            return np.empty(0, np.int64)
-        self._engine.take_in()
-        rows = table.resident()
-        clean = ~table.dirty[rows] & ~table.claiming[rows] & (table.durable[rows] == table.position[rows])
-        clean &= ~np.isin(rows, self._checkpointer.needed(table)) & ~np.isin(rows, table.rows_returning())
-        resting: Ints = rows[clean & table.lane.idle(rows)]
-        return resting
-
-    def hibernate(self, table: Table, rows: Ints) -> None:
-        """Frees rows that are `idle`; their streams keep the handles and wake the sessions by using them."""
-        self._streams.hibernate(table, rows)
-        table.release(rows)
-
-    def make_way(self, table: Table) -> None:
-        """Has sessions that nobody has leave memory, soon and with their replies, as far as the store knows them."""
-        if id(table) not in self._making_way:
-            task = asyncio.create_task(self._hibernate_detached(table), name="make-way")
-            self._making_way[id(table)] = task
-            task.add_done_callback(lambda _: self._making_way.pop(id(table)))
-
-    async def _hibernate_detached(self, table: Table) -> None:
-        rows = self.idle(table)
-        alone = (table.owner[rows] == UNBOUND) & (table.position[rows] > table.acked[rows])
-        self.hibernate(table, rows[alone & ~table.ephemeral[rows]])
 
 
 def _stacked(values: Sequence[Array]) -> Array:

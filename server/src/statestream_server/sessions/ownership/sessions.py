@@ -12,6 +12,7 @@ from statestream_server.arrays import Array, Ints
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.registry import Registry
 from statestream_server.sessions.ownership.claims import Claims
+from statestream_server.sessions.ownership.hibernation import Hibernation
 from statestream_server.sessions.ownership.openings import (
     Opened,
     Opening,
@@ -35,6 +36,7 @@ class Sessions:
         registry: Registry,
         streams: Streams,
         placement: Placement,
+        hibernation: Hibernation,
         claims: Claims,
         turns: Turns,
         tasks: Tasks,
@@ -44,6 +46,7 @@ class Sessions:
         self.draining = False
         self.turns = turns
         self.placement = placement
+        self.hibernation = hibernation
         self._registry = registry
         self._streams = streams
         self._claims = claims
@@ -189,5 +192,5 @@ class Sessions:
 
         Those that end with their caller stay: in the store alone, their time would go on.
         """
-        rows = self.placement.idle(table)
-        self.placement.hibernate(table, rows[(table.used[rows] < before) & ~table.ephemeral[rows]])
+        rows = self.hibernation.idle(table)
+        self.hibernation.hibernate(table, rows[(table.used[rows] < before) & ~table.ephemeral[rows]])
