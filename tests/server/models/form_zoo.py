@@ -289,7 +289,7 @@ def policy(fixed: bool = False) -> Case:
         [("logits", f, [size, 3]), ("h_out", f, [1, size, 6]), ("c_out", f, [1, size, 6])],
     )
     inputs = {"obs": (4,), "starts": ()}
-    return Case(made, {"h_in": "h_out", "c_in": "c_out"}, inputs, batched=not fixed)
+    return Case(made, {"h_in": "h_out", "c_in": "c_out"}, inputs)
 
 
 def ml_agents() -> Case:

@@ -137,9 +137,7 @@ def dtln() -> Chain:
     }
     states = {"input_3": "tf_op_layer_stack_2", "input_5": "tf_op_layer_stack_5"}
     kept = {("model_1.onnx", "input_3"): "tf_op_layer_stack_2", ("model_2.onnx", "input_5"): "tf_op_layer_stack_5"}
-    return Chain(
-        parts["analysis.onnx"], states, {"frame": (1, _FRAME)}, told, False, parts=parts, wires=wires, kept=kept
-    )
+    return Chain(parts["analysis.onnx"], states, {"frame": (1, _FRAME)}, told, parts=parts, wires=wires, kept=kept)
 
 
 def preprocessed() -> Chain:

@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from statestream_server.models.form.edits import fresh, opset_of, taken
-from statestream_server.models.form.places import AXES_AS_INPUT
+from statestream_server.models.form.edits import fresh, taken
 
 _COUNT: Final = "statestream: how many sessions there are"
 """The name of the node that counts them."""
@@ -70,16 +69,6 @@ def spread(model: onnx.ModelProto, node: str, source: tuple[str, int], values: S
     nodes.append(helper.make_node("Expand", [given, shape], [made]))
     graph.node[place].input[operand] = made
     _insert(graph, place, nodes)
-
-
-def squeeze(model: onnx.ModelProto, node: str, axes: Sequence[int]) -> None:
-    """Names the axes that a Squeeze takes away."""
-    found = model.graph.node[_index(model.graph, node)]
-    if opset_of(model) < AXES_AS_INPUT:
-        found.attribute.append(helper.make_attribute("axes", [int(axis) for axis in axes]))
-        return
-    del found.input[1:]
-    found.input.append(_numbers(model.graph, taken(model.graph), axes))
 
 
 def _index(graph: onnx.GraphProto, made: str) -> int:

@@ -45,11 +45,10 @@ class Edit(NamedTuple):
     """What has to change at an operator, named by its first output.
 
     Attributes:
-        kind: "target": the shape that a Reshape makes; "spread": a constant that stands for one session; "axes": those
-            that a Squeeze takes away.
+        kind: "target": the shape that a Reshape makes; "spread": a constant that stands for one session.
         node: The operator's first output.
         values: Of a target: the place of sessions, how much else is there, and all lengths; of a constant: which input
-            it is, the axis, and how many axes it has; the axes.
+            it is, the axis, and how many axes it has.
     """
 
     kind: str
@@ -212,13 +211,9 @@ def _flatten(at: At) -> list[Way]:
 def _squeeze(at: At) -> list[Way]:
     place, shape = at.only(0), at.shape(0)
     given = at.whole(1, "axes")
-    edits = list[Edit]()
-    if given is None:
-        given = [axis for axis, size in enumerate(shape) if size == 1 and axis != place.axis]
-        edits.append(at.edit("axes", *given))
-    axes = {axis % len(shape) for axis in given}
+    axes = {n for n, size in enumerate(shape) if size == 1} if given is None else {n % len(shape) for n in given}
     at.apart(place.axis not in axes)
-    return [Way([place._replace(axis=place.axis - sum(axis < place.axis for axis in axes))], edits)]
+    return at.alike(place._replace(axis=place.axis - sum(axis < place.axis for axis in axes)))
 
 
 def _unsqueeze(at: At) -> list[Way]:

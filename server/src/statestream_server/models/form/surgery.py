@@ -19,8 +19,8 @@ _AXES_OPSET: Final = 13
 """Unsqueeze takes its axes as an input since."""
 
 
-_FREED: Final = ("shapes inside followed", "constants stand for all sessions")
-"""What is told of the numbers of a batch that was freeing."""
+_FREED: Final = ("shapes inside that follow it", "constants that are repeated for all sessions")
+"""What is told of the numbers of a batch that was freed."""
 
 
 class Change(NamedTuple):
@@ -33,8 +33,8 @@ class Change(NamedTuple):
             output says nothing before so many steps; "full": whether there were so many becomes an output; "alias":
             an output is given under another name, too; "part": an output called as an input gets a name of its own;
             "cast": an input or output of bfloat16 is float32; "widen": what computes with bfloat16 does in float32;
-            "free": an axis of an input or output has any length; "target", "axes", "spread": so has what an operator
-            makes, takes away, or takes for one session; "inline": functions are laid open.
+            "free": an axis of an input or output has any length; "target", "spread": so has what an operator makes, or
+            takes for one session; "inline": functions are laid open.
         name: The input or output; of full the input that is counted.
         made: The name of what is added: an output, or of a context, window or tally its state ("" for freeze). Of a
             target and of what is spread the input whose axis, the first of its values, tells how many sessions there
@@ -70,7 +70,7 @@ class Change(NamedTuple):
             "cast": f"bfloat16 is float32 where it comes in and goes out: {self.name}",
             "widen": f"operators that compute with bfloat16 do so in float32 and round: {self.name}",
             "free": "the batch of 1 became one of any length"
-            + "".join(f", {count:g} {what}" for count, what in zip(self.values, _FREED, strict=False) if count),
+            + "".join(f"; {what}: {count:g}" for count, what in zip(self.values, _FREED, strict=False) if count),
         }[self.kind]
 
 
@@ -78,10 +78,10 @@ def together(changes: Sequence[Change]) -> list[Change]:
     """The changes as they are told: of one kind that says nothing but names, one."""
     kinds = [change.kind for change in changes]
     names = ", ".join(change.name for change in changes if change.kind == "cast")
-    inner = (kinds.count("target") + kinds.count("axes"), kinds.count("spread"))
+    inner = (kinds.count("target"), kinds.count("spread"))
     return (
         [Change("cast", names)] * bool(names)
-        + [change for change in changes if change.kind not in ("cast", "inline", "target", "axes", "spread", "free")]
+        + [change for change in changes if change.kind not in ("cast", "inline", "target", "spread", "free")]
         + [Change("free", "", "", inner)] * ("free" in kinds)
     )
 
@@ -271,6 +271,5 @@ _OF_MODELS: Final[Mapping[str, Callable[[onnx.ModelProto, Change], None]]] = {
     "free": lambda model, change: freeing.free(model, change.name, int(change.values[0])),
     "target": lambda model, change: freeing.retarget(model, change.name, *_source(change)),
     "spread": lambda model, change: freeing.spread(model, change.name, *_source(change)),
-    "axes": lambda model, change: freeing.squeeze(model, change.name, [int(each) for each in change.values]),
 }
 """Those that need to know more than the graph."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +14,14 @@ from statestream_server.models.form import axes
 from statestream_server.models.form.axes import Guess
 from statestream_server.models.form.draft import Draft
 from statestream_server.models.form.pairs import Tensor, UnsettledError, shapes_line
+from statestream_server.models.form.places import BoundError
 from statestream_server.models.form.plan import Note, Plan, counted
 from statestream_server.models.form.told import BATCH, TIME, Shape, Told, quoted
+from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Graph, GraphError
-from statestream_server.models.proof import draws
+from statestream_server.models.model import ModelLoadError
+from statestream_server.models.proof import batches, draws
+from statestream_server.models.proof.batches import Source
 from statestream_server.models.proof.draws import Draws, Kind
 from statestream_server.models.proof.proof import Difference
 from statestream_server.models.rows import Axes
@@ -89,19 +93,32 @@ def freed(plan: Plan, name: str, rank: int) -> Plan:
     return replace(plan, signature=signature, notes=[*plan.notes, note])
 
 
-def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str]) -> Iterator[Plan]:
+def plans(draft: Draft, said: Told, source: Source, refused: list[str]) -> Iterator[Plan]:
     """Plans for a draft with memory that fit what small runs show, the one that allows most first.
 
     Args:
         draft: What the file is to become.
         said: What a person tells.
-        load: Loads the changed graph.
+        source: The file.
         refused: Why guesses were not good enough; whoever tries a plan adds what is found against it.
 
     Raises:
         UnsettledError: Shapes are not told and cannot be seen, or no guess fits.
     """
-    options, graph, help = axes.guesses(draft), load(), list[str]()
+    options, graph, help = axes.guesses(draft), source.graph(draft.changes), list[str]()
+    shared = [guess for guess in options if not guess.alone]
+    yield from _fitting(graph, draft, said, shared, refused, help)
+    yield from _widened(draft, said, source, refused, help)
+    yield from _fitting(graph, draft, said, [guess for guess in options if guess.alone], refused, help)
+    wide = [each for each in draft.inputs if any(not isinstance(size, int) for size in each.dims or ())]
+    lines = help + [shapes_line(each, draft.shapes.get(each.name)) for each in wide] or ["stateless = true"]
+    raise UnsettledError(f"it has memory, and no way to run it was found ({'; '.join(refused[:3])})", lines)
+
+
+def _fitting(
+    graph: Graph, draft: Draft, said: Told, options: Sequence[Guess], refused: list[str], help: list[str]
+) -> Iterator[Plan]:
+    """The plans by those guesses that fit what small runs show."""
     for guess in options:
         try:
             signature, more = _seen(graph, draft, guess)
@@ -114,9 +131,18 @@ def plans(draft: Draft, said: Told, load: Callable[[], Graph], refused: list[str
         if guess.alone:
             notes.append(Note("one at a time", _why_alone(draft, guess, refused)))
         yield Plan(counted(signature, full=False), draft.changes, notes)
-    wide = [each for each in draft.inputs if any(not isinstance(size, int) for size in each.dims or ())]
-    lines = help + [shapes_line(each, draft.shapes.get(each.name)) for each in wide] or ["stateless = true"]
-    raise UnsettledError(f"it has memory, and no way to run it was found ({'; '.join(refused[:3])})", lines)
+
+
+def _widened(draft: Draft, said: Told, source: Source, refused: list[str], help: list[str]) -> Iterator[Plan]:
+    """The plans by which a batch of 1 becomes one of any."""
+    try:
+        wide = batches.widened(draft, source)
+        options = [guess for guess in axes.guesses(wide) if not guess.alone]
+        graph = source.graph(wide.changes)
+    except (BoundError, GraphError, FusionError, UnsettledError, ModelLoadError) as error:
+        refused.append(f"its batch of 1 cannot be freed: {error}")
+        return
+    yield from _fitting(graph, wide, said, options, refused, help)
 
 
 def _why_alone(draft: Draft, guess: Guess, refused: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from statestream_server.models.form import told, unfold
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan, counted
+from statestream_server.models.form.surgery import Change
 from statestream_server.models.graphs import guards, operators
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
@@ -99,6 +100,26 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD, *, 
         raise first
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """A file as it is tried; see `batches.Source`."""
+
+    file: ModelFile
+    device: Device
+
+    def graph(self, changes: Sequence[Change]) -> Graph:
+        return _graph(self._formed(changes), self.device)
+
+    def model(self, changes: Sequence[Change]) -> onnx.ModelProto:
+        return self._formed(changes).whole()
+
+    def load(self, model: onnx.ModelProto) -> Graph:
+        return Graph(guards.guarded(model).SerializeToString(), self.device)
+
+    def _formed(self, changes: Sequence[Change]) -> ModelFile:
+        return self.file.formed(Plan(self.file.signature, changes))
+
+
 def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[ModelFile]:
     """A file as it is proved: as its signature says, or in the forms that it may have, those that allow most first."""
     beside, found = file.path.with_suffix(".toml").name, 0
@@ -120,8 +141,7 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
             yield file.formed(forming.plain(draft, said))
             return
         watch.doing("looking for its axes")
-        changed = file.formed(Plan(file.signature, draft.changes))
-        for plan in forming.plans(draft, said, lambda: _graph(changed, device), refused):
+        for plan in forming.plans(draft, said, _Source(file, device), refused):
             found += 1
             yield file.formed(plan)
     except told.ToldError as error:

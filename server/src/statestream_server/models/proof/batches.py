@@ -1,0 +1,180 @@
+"""Batches: a draft whose batch is 1 becomes one of any: its shapes are seen in a run, then its graph is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+import onnx
+
+from statestream.contract import signature as signatures
+from statestream_server.models.form import freed
+from statestream_server.models.form.draft import Draft
+from statestream_server.models.form.pairs import Tensor
+from statestream_server.models.form.places import BoundError
+from statestream_server.models.form.plan import Note
+from statestream_server.models.form.surgery import Change, together
+from statestream_server.models.form.told import BATCH, TIME
+from statestream_server.models.graphs.runtime import Graph, GraphError
+
+_STEPS: Final = 3
+"""How long the axis of steps is in the run."""
+_FREE: Final = "batch"
+"""How the axis of sessions is called then."""
+
+
+class Source(Protocol):
+    """A file as it is tried."""
+
+    def graph(self, changes: Sequence[Change]) -> Graph:
+        """The changed graph, loaded."""
+
+    def model(self, changes: Sequence[Change]) -> onnx.ModelProto:
+        """The changed graph with all its weights."""
+
+    def load(self, model: onnx.ModelProto) -> Graph:
+        """Any graph, loaded."""
+
+
+class _Idea(NamedTuple):
+    """A way to see the axes: by tensor, how long they are with one session, and which may be that of sessions."""
+
+    lengths: Mapping[str, tuple[int, ...]]
+    options: Mapping[str, Sequence[int]]
+
+
+def widened(draft: Draft, source: Source) -> Draft:
+    """A draft with the same memory whose graph takes any batch.
+
+    Raises:
+        BoundError: Its operators do not keep sessions apart, or it has no axis for them.
+        GraphError: It does not run.
+        FusionError: It is too large to be looked at.
+    """
+    before = [*draft.changes, Change("inline", "")]
+    model = source.model(before)
+    first: Exception | None = None
+    for idea in _ideas(draft):
+        try:
+            found = freed.freedom(
+                model,
+                _shapes(model, source, idea.lengths, draft),
+                idea.options,
+                {held.old.name: held.new for held in draft.states},
+                [each.name for each in draft.outputs],
+            )
+        except (BoundError, GraphError) as error:
+            first = first or error
+            continue
+        if not found.edits and all(_open(each, found.axes[each.name]) for each in _tensors(draft)):
+            raise BoundError("nothing in it stands for one session alone")
+        return _changed(draft, before, found)
+    raise first or BoundError("it has no axis for sessions")
+
+
+def _changed(draft: Draft, before: Sequence[Change], found: freed.Freedom) -> Draft:
+    source, axis = draft.inputs[0].name, found.axes[draft.inputs[0].name]
+    more = [Change("free", name, "", [place]) for name, place in found.axes.items()]
+    more += [Change(edit.kind, edit.node, source, [axis, *edit.values]) for edit in found.edits]
+    notes = [Note("surgery", str(change)) for change in together(more)]
+    return replace(
+        draft,
+        inputs=[_free(each, found.axes[each.name]) for each in draft.inputs],
+        states=[replace(held, old=_free(held.old, found.axes[held.old.name])) for held in draft.states],
+        changes=[*before, *more],
+        notes=[*draft.notes, *notes],
+    )
+
+
+def _free(tensor: Tensor, axis: int) -> Tensor:
+    return tensor._replace(dims=tuple(_FREE if place == axis else size for place, size in enumerate(tensor.dims or ())))
+
+
+def _open(tensor: Tensor, axis: int) -> bool:
+    return not isinstance((tensor.dims or ())[axis], int)
+
+
+def _tensors(draft: Draft) -> list[Tensor]:
+    return [*draft.inputs, *(held.old for held in draft.states)]
+
+
+def _ideas(draft: Draft) -> Iterator[_Idea]:
+    """Ways to see the axes: sessions lie along axes of length 1, or along free ones of one name where there are such.
+
+    Raises:
+        BoundError: A tensor has no such axis, or there are more free axes than sessions and steps have.
+    """
+    for held in draft.states:
+        if held.alone:
+            raise BoundError(f"{held.old} has one value for all of a run")
+    told = draft.shapes
+    free = dict.fromkeys(
+        _key(size, axis)
+        for each in draft.inputs
+        if each.name not in told
+        for axis, size in enumerate(each.dims or ())
+        if not isinstance(size, int)
+    )
+    if len(free) > 2:
+        raise BoundError("it has more free axes than sessions and steps have")
+    for batch in [None, *free]:
+        if len(free) - (batch is not None) > 1 or (batch is None and _FREE in free):
+            continue
+        lengths, options = dict[str, tuple[int, ...]](), dict[str, Sequence[int]]()
+        for each in _tensors(draft):
+            sizes = _sizes(each, told.get(each.name), batch)
+            lengths[each.name] = tuple(abs(size) for size in sizes)
+            named = [axis for axis, size in enumerate(sizes) if size < 0]
+            fixed = [axis for axis, size in enumerate(sizes) if size == 1] if each.name not in told else []
+            options[each.name] = named or fixed
+            if not options[each.name]:
+                raise BoundError(f"{each} has no axis of length 1")
+        yield _Idea(lengths, options)
+
+
+def _sizes(tensor: Tensor, told: Sequence[int | str] | None, batch: str | None) -> list[int]:
+    """The lengths of a tensor's axes in a run of one session, that of sessions -1 where it is known."""
+    if told is not None:
+        return [-1 if size == BATCH else _STEPS if size == TIME else int(size) for size in told]
+    return [
+        size if isinstance(size, int) else -1 if batch is not None and _key(size, axis) == batch else _STEPS
+        for axis, size in enumerate(tensor.dims or ())
+    ]
+
+
+def _key(size: int | str | None, axis: int) -> str:
+    return str(size) if size is not None else f"#{axis}"
+
+
+def _shapes(
+    model: onnx.ModelProto, source: Source, lengths: Mapping[str, tuple[int, ...]], draft: Draft
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of all values in a run of one session.
+
+    Raises:
+        GraphError: It takes neither ones nor zeros.
+    """
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    names = list(dict.fromkeys(name for node in probe.graph.node for name in node.output if name))
+    probe.graph.ClearField("output")
+    probe.graph.ClearField("value_info")
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    graph, first = source.load(probe), None
+    for value in (1, 0):
+        feeds = {
+            each.name: np.full(lengths[each.name], value, signatures.numpy_dtype(each.dtype))
+            for each in _tensors(draft)
+        }
+        try:
+            results = graph.run(feeds, names)
+        except GraphError as error:
+            first = first or error
+            continue
+        shapes = {name: each.shape for name, each in zip(names, results, strict=True) if isinstance(each, np.ndarray)}
+        shapes |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        return shapes | dict(lengths)
+    assert first is not None
+    raise first
