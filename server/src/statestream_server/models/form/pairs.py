@@ -1,7 +1,7 @@
 """Pairs: which inputs of a graph are memory, and which outputs are their next values. Judged by the graph first.
 
-What types and shapes allow is a candidate where the output is computed from the input, or is what another input held
-(the last values that came). Evidence in the graph decides: a
+What types and shapes allow is a candidate; first where the output is computed from the input, or is what another input
+held (the last values that came). Evidence in the graph decides: a
 recurrent operator or a loop that starts from the input and ends in the output, or a queue of the input's last values.
 Names choose among candidates; the order of inputs and outputs never counts. What stays open is asked.
 """
@@ -113,32 +113,35 @@ def found(
         return likeness(*(whose[name].name if name in whose else name for name in pair))
 
     sources = {output.name: flow.sources(output.name) for output in outputs}
-    candidates = {
+    fitting = {
         (old.name, new.name)
         for old in inputs
         for new in outputs
         if old.name not in sent
         and fits(old, new)
         and (not whose or whose[old.name].file == whose[new.name].file)
-        and (old.name in sources[new.name] or not given.isdisjoint(flow.moved_to(new.name)))
+        and not given.isdisjoint(sources[new.name])
         and not _grows(old, inputs)
+    }
+    candidates = {
+        (old, new) for old, new in fitting if old in sources[new] or not given.isdisjoint(flow.moved_to(new))
     }
     evidence = {pair: why for pair in candidates if (why := _evidence(flow, *pair))}
     settled = _settled(set(evidence), like)
     pairs = [Pair(old, new, evidence[old, new]) for old, new in settled]
     if tied := _without(set(evidence), settled):
         raise _asked(tied, inputs, outputs, settled, like, "the graph carries more than one of them on")
-    candidates = _without(candidates, settled)
-    named = _by_names(candidates, like)
-    left = (len(inputs) - len(pairs) - len(named), len(outputs) - len(pairs) - len(named))
-    if left[0] > 0 and left[1] > 0:
-        pairs += [Pair(old, new, "the only candidate of its name, type and path") for old, new in named]
-        settled += named
-        candidates = _without(candidates, named)
-    if len(inputs) - len(pairs) < 2:
-        candidates = set()  # What is left is what callers send.
-    if candidates:
-        raise _asked(candidates, inputs, outputs, settled, like, "nothing in the graph says which")
+    # What is kept of a value that is computed from others alone comes last: names may tell it, else it is asked, too.
+    open_ = set[tuple[str, str]]()
+    for group, why in ((candidates, "name, type and path"), (fitting - candidates, "name and type")):
+        named = _by_names(_without(group, settled), like)
+        left = (len(inputs) - len(pairs) - len(named), len(outputs) - len(pairs) - len(named))
+        if left[0] > 0 and left[1] > 0:
+            pairs += [Pair(old, new, f"the only candidate of its {why}") for old, new in named]
+            settled += named
+        open_ = _without(open_ | group, settled)
+    if open_ and len(inputs) - len(pairs) >= 2:  # One that is left is what callers send.
+        raise _asked(open_, inputs, outputs, settled, like, "nothing in the graph says which")
     order = [each.name for each in inputs]
     return sorted(pairs, key=lambda pair: order.index(pair.old))
 
