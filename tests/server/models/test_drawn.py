@@ -21,7 +21,8 @@ import statestream
 from statestream import signature as signatures
 from statestream.errors import StatestreamError
 from statestream_server.arrays import Array
-from tests.server.models.drawn import Drawn, Spec, drawn, specs
+from tests.server.models.drawn import Drawn, Spec, specs
+from tests.server.models.drawn_graphs import drawn
 from tests.support import serving
 
 _SESSIONS, _STEPS = 3, 4
