@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import curves, figures, models, page, processes, profile, quantized, resident, table
+from benchmarks import curves, figures, models, page, processes, profile, quantized, resident, table, voice
 from benchmarks.cases import Bench
 from benchmarks.table import Result
 
@@ -58,9 +58,14 @@ def main(
             known["profile"] = profile.measure(folder / "models", folder, 3 * seconds)
             small = quantized.measure(made, folder, rounds, seconds)
             known["int8"] = quantized.plain(small)
+        if voice.installed() and (not only or only in voice.NAME):
+            spoken, known["voice"] = voice.measure(folder / "voice", rounds, seconds)
+            small += spoken
     found = table.results(rows)
     known["ratios"] = quantized.plain(found)
     _print([*found, *small], machine)
+    if not voice.installed():
+        click.echo(voice.MISSING)
     if out:
         figures.update(known, out)
     if docs:

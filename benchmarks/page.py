@@ -33,6 +33,20 @@ def throughput(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def voice(found: dict[str, Any]) -> str:
+    """Streams a core: ratios, and by the number of calls."""
+    sizes = found["calls"]
+    lines = [
+        ratios(found["rows"]),
+        "",
+        f"| streams a core, by calls at once | {' | '.join(f'{size:,}' for size in sizes)} |",
+    ]
+    lines.append(f"| --- |{' ---: |' * len(sizes)}")
+    for name, medians in found["streams"].items():
+        lines.append(f"| {name} | {' | '.join(f'{middle:,.0f}' for middle, _, _ in medians)} |")
+    return "\n".join(lines)
+
+
 def latency(found: dict[str, Any]) -> str:
     """Round trips at some percentiles."""
     shown = [0.1, 0.5, 0.9, 0.99, 0.999]
@@ -82,6 +96,7 @@ SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "profile": profile,
     "soak": soak,
     "int8": ratios,
+    "voice": voice,
 }
 
 

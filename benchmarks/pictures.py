@@ -111,6 +111,23 @@ def _soak(found: dict[str, Any], file: Path) -> None:
     save(figure, file)
 
 
+def _voice(found: dict[str, Any], file: Path) -> None:
+    """Streams a core by the number of calls at once."""
+    figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    for (name, medians), colour in zip(found["streams"].items(), COLOURS, strict=False):
+        middle, low, high = zip(*medians, strict=True)
+        axes.plot(found["calls"], middle, marker="o", color=colour, label=name)
+        axes.fill_between(found["calls"], low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.axhline(found["rows"][2]["other"], color="#333333", linestyle=":", label="published: 113 µs a frame")
+    axes.set(xlabel="calls at once", ylabel="streams a core", title="Silero VAD, 32 ms a frame", ylim=(0, None))
+    axes.set(xscale="log")
+    axes.set_xticks(found["calls"], [f"{size:,}" for size in found["calls"]])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save(figure, file)
+
+
 def save(figure: Any, file: Path) -> None:
     """Writes a picture and lets go of it."""
     figure.savefig(file, dpi=110)
@@ -123,5 +140,6 @@ PICTURES: Final[Mapping[str, Callable[[Any, Path], None]]] = {
     "latency": _latency,
     "profile": _profile,
     "soak": _soak,
+    "voice": _voice,
 }
 """What draws which section of the figures."""
