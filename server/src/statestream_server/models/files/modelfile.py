@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +14,13 @@ import onnx
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateSpec, TensorSpec
-from statestream_server.models.files import files
+from statestream_server.models.files import digest, files
 from statestream_server.models.form import narrow
 from statestream_server.models.form.chain import Joined, joined
 from statestream_server.models.form.edits import opset_of
 from statestream_server.models.form.pairs import UnsettledError
-from statestream_server.models.form.plan import Plan
+from statestream_server.models.form.plan import Note, Plan
+from statestream_server.models.form.tensors import Tensors, is_tensor, kind, tensors
 from statestream_server.models.form.told import ToldError, loads
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
@@ -52,6 +52,7 @@ class ModelFile:
             none.
         plan: How the file became what `proto` is; None where it is as it lies on the disk.
         chain: What `proto` was joined from, where that are several files: `path` is the model.toml that names them.
+        made: What was done to outputs that are no tensors when it was read.
     """
 
     path: Path
@@ -62,11 +63,12 @@ class ModelFile:
     told: tuple[str, files.Stamp] | None = None
     plan: Plan | None = None
     chain: Joined | None = None
+    made: Sequence[Note] = ()
 
     @property
     def changed(self) -> bool:
         """Whether its graph is another than the one on the disk."""
-        return self.chain is not None or (self.plan is not None and bool(self.plan.changes))
+        return self.chain is not None or bool(self.made) or (self.plan is not None and bool(self.plan.changes))
 
     @property
     def weights(self) -> tuple[files.Stamp, ...]:
@@ -102,11 +104,19 @@ class ModelFile:
         """
         try:
             _check_sizes(plan.signature)
+            self._name_classes(plan.signature)
             return dataclasses.replace(
                 self, proto=plan.applied(self.proto), signature=plan.signature, plan=plan, described=False
             )
         except (KeyError, ValueError) as error:
             raise ModelLoadError(f"{self.path}: {' '.join(str(error).split())}") from error
+
+    def _name_classes(self, signature: Signature) -> None:
+        """Puts the classes that the file tells of into the signature of its form."""
+        told = {spec.name: spec.classes for spec in self.signature.outputs}
+        for spec in signature.outputs:
+            if not spec.classes:
+                spec.classes.extend(told.get(spec.name, ()))
 
     def whole(self) -> onnx.ModelProto:
         """The graph with all its weights in it.
@@ -125,25 +135,8 @@ class ModelFile:
 
     def digest(self) -> str:
         """SHA-256 in hex over graph, weights and signature; labels, comments and the producer do not count."""
-        total = hashlib.sha256()
-        bare = onnx.ModelProto()
-        bare.CopyFrom(self.proto)
-        for field in ("metadata_props", "doc_string", "producer_name", "producer_version", "model_version", "domain"):
-            bare.ClearField(field)
-        _strip(bare.graph)
-        for function in bare.functions:
-            function.ClearField("doc_string")
-            function.ClearField("metadata_props")
-            function.ClearField("value_info")
-            _strip_nodes(function.node)
-        total.update(bare.SerializeToString(deterministic=True))
-        for stamp in self.weights:
-            for block in files.blocks(stamp.path):
-                total.update(block)
-        if self.told is not None and self.plan is None:
-            total.update(self.told[0].encode())
-        total.update(_unlabelled(self.signature).SerializeToString(deterministic=True))
-        return total.hexdigest()
+        told = self.told[0] if self.told is not None and self.plan is None else ""
+        return digest.of(self.proto, [stamp.path for stamp in self.weights], told, self.signature)
 
 
 def check_size(path: Path) -> files.Stamp:
@@ -176,16 +169,15 @@ def read(path: Path, said: str | None = None) -> ModelFile:
     if path.suffix == _TOML:
         return _read_chain(path, said)
     proto, stamps = _parsed(path)
-    metadata, told = {entry.key: entry.value for entry in proto.metadata_props}, None
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
     with _signed(path):
         if signatures.METADATA_KEY in metadata:
             signature = signatures.loads(metadata[signatures.METADATA_KEY])
-        else:
-            signature = _derived(path, proto.graph)
-            signatures.check(signature)
-            told = (said, stamps[0]) if said is not None else _told(path)
-        _check_sizes(signature)
-    return ModelFile(path, proto, signature, signatures.METADATA_KEY in metadata, stamps, told)
+            _check_sizes(signature)
+            return ModelFile(path, proto, signature, True, stamps)
+        made, signature = _derived(path, proto)
+        told = (said, stamps[0]) if said is not None else _told(path)
+    return ModelFile(path, made.model, signature, False, stamps, told, made=made.notes)
 
 
 def parts(path: Path) -> tuple[Path, ...]:
@@ -229,10 +221,8 @@ def _read_chain(path: Path, said: str | None) -> ModelFile:
     graphs = [stamps[0] for _, stamps in read.values()]
     weights = dict.fromkeys(stamp for _, stamps in read.values() for stamp in stamps[1:])
     with _signed(path):
-        signature = _derived(path, chain.model.graph)
-        signatures.check(signature)
-        _check_sizes(signature)
-    return ModelFile(path, chain.model, signature, False, (*graphs, *weights), told, chain=chain)
+        made, signature = _derived(path, chain.model)
+    return ModelFile(path, made.model, signature, False, (*graphs, *weights), told, chain=chain, made=made.notes)
 
 
 def _part(path: Path) -> tuple[onnx.ModelProto, tuple[files.Stamp, ...]]:
@@ -339,27 +329,36 @@ def _told(path: Path) -> tuple[str, files.Stamp] | None:
         raise ModelLoadError(f"{beside}: is no text ({error}); save it as UTF-8") from error
 
 
-def _derived(path: Path, graph: onnx.GraphProto) -> Signature:
-    """The signature of a file without one: its inputs and outputs."""
+def _derived(path: Path, proto: onnx.ModelProto) -> tuple[Tensors, Signature]:
+    """A file without a signature, its outputs tensors, and the signature that its inputs and outputs say."""
+    made = tensors(proto)
+    graph = made.model.graph
     weights = {tensor.name for tensor in graph.initializer}
-    inputs = [_spec(path, value) for value in graph.input if value.name not in weights]
-    outputs = [_spec(path, value) for value in graph.output]
-    return Signature(format=signatures.FORMAT, inputs=inputs, outputs=outputs)
+    inputs = [_spec(path, value, _SENT) for value in graph.input if value.name not in weights]
+    outputs = [_spec(path, value, _GIVEN) for value in graph.output]
+    for spec in outputs:
+        spec.classes.extend(made.classes.get(spec.name, ()))
+    signature = Signature(format=signatures.FORMAT, inputs=inputs, outputs=outputs)
+    signatures.check(signature)
+    _check_sizes(signature)
+    return made, signature
 
 
-def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
+_SENT = (
+    "callers send numbers: train with codes (an OrdinalEncoder outside of the pipeline) in place of text, and with one"
+    " tensor of features in place of maps and sequences"
+)
+_GIVEN = (
+    "only numbers are served, and the graph does not say which it is made of: export it so that it gives tensors (a"
+    " classifier of scikit-learn, with skl2onnx's options={'zipmap': False} and labels that are whole numbers)"
+)
+
+
+def _spec(path: Path, value: onnx.ValueInfoProto, advice: str) -> TensorSpec:
     tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type"):
-        kind = (value.type.WhichOneof("value") or "value of no type").removesuffix("_type")
-        raise ModelLoadError(
-            f"{path}: {value.name!r} is no tensor but a {kind}; only tensors are served, export the model without it (a"
-            " classifier of scikit-learn, with skl2onnx's options={'zipmap': False})"
-        )
-    if tensor.elem_type == onnx.TensorProto.STRING:
-        raise ModelLoadError(
-            f"{path}: {value.name!r} holds text; only numbers and truth values are served: train with codes and labels"
-            " that are whole numbers, and let callers translate them"
-        )
+    if not is_tensor(value):
+        what = "input" if advice is _SENT else "output"
+        raise ModelLoadError(f"{path}: {what} {value.name!r} is {kind(value)}; {advice}")
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     except KeyError:
@@ -370,39 +369,3 @@ def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     if shape and shape[0] < 0:
         spec.batch_axis = 0
     return spec
-
-
-def _unlabelled(signature: Signature) -> Signature:
-    bare = Signature()
-    bare.CopyFrom(signature)
-    bare.ClearField("description")
-    bare.ClearField("quantization")
-    for state in bare.states:
-        state.ClearField("ranges")
-    for spec in (*bare.inputs, *bare.outputs):
-        spec.ClearField("ranges")
-        spec.ClearField("columns")
-        spec.ClearField("classes")
-    return bare
-
-
-def _strip(graph: onnx.GraphProto) -> None:
-    for field in ("doc_string", "metadata_props", "value_info", "name"):
-        graph.ClearField(field)
-    for value in (*graph.input, *graph.output):
-        value.ClearField("doc_string")
-        value.ClearField("metadata_props")
-    for tensor in graph.initializer:
-        tensor.ClearField("doc_string")
-        tensor.ClearField("metadata_props")
-    _strip_nodes(graph.node)
-
-
-def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
-        for field in ("doc_string", "metadata_props", "name"):
-            node.ClearField(field)
-        for attribute in node.attribute:
-            attribute.ClearField("doc_string")
-            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                _strip(graph)

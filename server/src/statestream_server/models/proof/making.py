@@ -137,6 +137,7 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
         if said.by_size():
             raise told.ToldError(f"sizes has {', '.join(said.by_size())}; tell the shapes of one of them")
         draft = drafted(file.proto, said, file.chain)
+        draft = dataclasses.replace(draft, notes=[*draft.notes, *file.made])
         if not draft.states:
             yield file.formed(forming.plain(draft, said))
             return
