@@ -72,18 +72,23 @@ CASES: dict[str, tuple[nn.Module, Any, dict[str, Any], str]] = {
     "projection": (Projected(), SERIES, {"states": {"h": SMALL, "c": SMALL}, "time_axis": 1}, "proj_size=2"),
     "bidirectional with states": (Bidirectional(), SERIES, {"states": {"h": SMALL}, "time_axis": 1}, "bidirectional"),
     "a state too few": (Layered(nn.LSTM), SERIES, {"states": {"h": ROW}, "time_axis": 1, "outputs": ["y"]}, "forward"),
-    "a state too many": (Layered(nn.GRU), SERIES, {"states": {"h": ROW, "c": ROW}, "time_axis": 1}, "forward failed"),
+    "a state too many": (
+        Layered(nn.GRU),
+        SERIES,
+        {"states": {"h": ROW, "c": ROW}, "time_axis": 1},
+        "forward failed",
+    ),
     "outputs miscounted": (
         Layered(nn.GRU),
         SERIES,
         {"states": {"h": ROW}, "time_axis": 1, "outputs": ["a", "b"]},
         "2 tensors, 1 of them new states, so 1 outputs; outputs names 2: a, b",
     ),
-    "an integer state": (
+    "a state of an odd dtype": (
         Layered(nn.GRU),
         SERIES,
-        {"states": {"h": State(torch.zeros(2, 1, 6, dtype=torch.int64), batch_axis=1)}, "time_axis": 1},
-        "int64; expected float16, float32 or float64",
+        {"states": {"h": State(torch.zeros(2, 1, 6).bfloat16(), batch_axis=1)}, "time_axis": 1},
+        r"bfloat16; expected one of bool.*\.float\(\)",
     ),
     "a tensor as state": (Layered(nn.GRU), SERIES, {"states": {"h": torch.zeros(2, 1, 6)}, "time_axis": 1}, "State\\("),
     "a state of the wrong size": (
@@ -167,18 +172,34 @@ def test_refused(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", ["m/x", "x/m.txt", "m/0", "m/new.onnx"])
+@pytest.mark.parametrize("path", ["x/m.txt", "m/0", "m/new.onnx"])
 def test_a_path_that_no_server_finds_is_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "m" / "new.onnx").mkdir(parents=True)
-    with pytest.raises(ExportError, match=r"path is .*expected a file.*<version>/model\.onnx"):
+    with pytest.raises(
+        ExportError, match=r"path is .*expected a file.*<version>/model\.onnx, or the folder of a model"
+    ):
         export(nn.Linear(3, 2), torch.randn(2, 3), path=tmp_path / path)
     assert [each.name for each in tmp_path.rglob("*")] == ["m", "new.onnx"]
 
 
-def test_the_folder_of_a_version_gets_its_model(tmp_path: Path) -> None:
-    made = export(nn.Linear(3, 2), torch.randn(2, 3), path=tmp_path / "m" / "1")
-    assert made.path == tmp_path / "m" / "1" / "model.onnx"
-    assert made.path.is_file()
+@pytest.mark.parametrize("folder", ["m", "m/1", "a model"])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_folder_of_a_model_or_a_version_gets_its_model(tmp_path: Path, folder: str, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / folder).mkdir(parents=True)
+    for _ in range(2):  # The second takes the place of the first.
+        made = export(nn.Linear(3, 2), torch.randn(2, 3), path=tmp_path / folder)
+        assert made.path == tmp_path / folder / "model.onnx"
+        assert made.path.is_file()
+
+
+def test_a_folder_of_several_is_refused_and_the_way_in_is_told(tmp_path: Path) -> None:
+    example = torch.randn(2, 3)
+    export(nn.Linear(3, 2), example, path=tmp_path / "m" / "2")
+    with pytest.raises(ExportError, match=r"a folder of versions \(2\); name the one to write, like '.*m/3'"):
+        export(nn.Linear(3, 2), example, path=tmp_path / "m")
+    with pytest.raises(ExportError, match=r"a folder of models \(m\); name the one to write, like '.*/mine'"):
+        export(nn.Linear(3, 2), example, path=tmp_path)
 
 
 def test_names_that_meet_are_told_apart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -107,8 +108,18 @@ def test_scripted_loops_keep_any_length(tmp_path: Path) -> None:
 
 
 def test_a_python_loop_over_steps_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"frozen in forward \(a Python loop over steps.*torch\.jit\.script\(module\)"):
+    with pytest.raises(
+        GateError, match=r"frozen in forward \(a Python loop over steps.*torch\.jit\.script\(module\)"
+    ) as caught:
         export(Loop(), X, states=ROW, time_axis=1, path=tmp_path / "model.onnx")
+    assert re.search(r"Look at Loop\.forward, line \d+: `for t in range\(x\.size\(1\)\):`\.$", str(caught.value))
+
+
+def test_the_exporter_that_would_pass_is_named(tmp_path: Path) -> None:
+    outer = Outer(torch.jit.script(Loop())).eval()
+    with pytest.raises(ExportError, match=r"\(torch\.export\).* exporter='torchscript' would pass"):
+        export(outer, X, states=ROW, time_axis=1, exporter="torch.export", path=tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_what_torch_says_at_the_end_of_its_causes_is_told(tmp_path: Path) -> None:
@@ -120,6 +131,9 @@ def test_what_torch_says_at_the_end_of_its_causes_is_told(tmp_path: Path) -> Non
 
     with pytest.raises(ExportError, match=r"data-dependent.*torch\.where") as caught:
         export(Branch(), torch.randn(1, 3), states={"h": State(torch.zeros(1, 3))}, path=tmp_path / "model.onnx")
+    assert re.search(r"at fault is line \d+, in forward: `if x\.sum\(\) > 0:`$", str(caught.value))
+    assert caught.value.__cause__ is not None
+    assert "would pass" not in str(caught.value)  # It would, with the branch of the example frozen.
     assert "\x1b" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

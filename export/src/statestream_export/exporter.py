@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -17,27 +17,19 @@ from torch import nn
 from statestream.contract import signature as signatures
 from statestream.contract.signature import (
     Decoding,
-    Feedback,
     Quantization,
     Signature,
-    StateCheck,
-    StateSpec,
-    TensorSpec,
     Text,
 )
-from statestream_export import gate, given, graph, quantization, wrapping
-from statestream_export.domain import Domain, Ranges
+from statestream_export import asked, gate, graph, quantization, scaling, signing, wrapping
+from statestream_export.adapting import Nest, adapted, flat
+from statestream_export.asked import Axes, Example
+from statestream_export.domain import Ranges
 from statestream_export.errors import ExportError, ForwardError
 from statestream_export.gate import GateReport
-from statestream_export.given import Axes, Example
-from statestream_export.interface import Interface, Port, State, describe
+from statestream_export.interface import Interface, Port, describe
 from statestream_export.loss import LIMIT, judge
-
-_CHECKS = {
-    "finite": StateCheck.STATE_CHECK_FINITE,
-    "nan": StateCheck.STATE_CHECK_NAN,
-    "off": StateCheck.STATE_CHECK_OFF,
-}
+from statestream_export.scaling import Scaler
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +56,7 @@ def export(
     example: Example,
     *,
     path: str | os.PathLike[str],
-    states: Mapping[str, State] | None = None,
+    states: Mapping[str, Nest] | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     batch_axis: Axes = 0,
@@ -75,6 +67,7 @@ def export(
     feedback: Mapping[str, str] | None = None,
     decoding: Decoding | None = None,
     ranges: Mapping[str, Ranges] | None = None,
+    scaler: Scaler | Mapping[str, Scaler] | None = None,
     description: str = "",
     exporter: Literal["auto", "torch.export", "torchscript"] = "auto",
     quantize: Literal["int8"] | None = None,
@@ -85,8 +78,8 @@ def export(
 
     The module's forward takes `(inputs..., states...)` and returns `(outputs..., new states...)`, tensors
     all: `forward(self, x, h, c) -> (y, h, c)`. It is exported in eval mode and left in the mode it was in.
-    Scaling, one-hot and the like belong inside forward: callers send and get raw values. Of DataParallel and of what
-    torch.compile gives, the module inside is exported.
+    Scaling, one-hot and the like belong inside forward, or into `scaler`: callers send and get raw values. Of
+    DataParallel and of what torch.compile gives, the module inside is exported.
 
     The file is written only if onnx.checker takes it, its layers became the operators they stand for, and
     ONNX Runtime agrees with torch at batch sizes 1 and 3 and at 1, 2 and 7 steps, from states that the module reaches,
@@ -98,9 +91,11 @@ def export(
         example: The inputs as a tensor, a sequence of tensors, or a mapping by input name. Realistic values, several
             sessions and steps of them: the gate, and the server when it loads the file, try the module with entries of
             the example and values between them. A column of whole numbers (flags, codes) is tried with those it has.
-        path: Where the file goes; a file there is replaced. The folder of a version, `models/name/1`, gets a
-            model.onnx.
-        states: The states by input name, in the order of forward; a new value is called `<name>_out`.
+        path: Where the file goes; a file there is replaced. The folder of a model or a version, `models/name` or
+            `models/name/1`, gets a model.onnx.
+        states: The states by input name, in the order of forward; a new value is called `<name>_out`. Where forward
+            takes and returns several as one tuple, list or dict, so do they come here: `{"hc": (State(…), State(…))}`
+            are the states `hc_0` and `hc_1`.
         inputs: The inputs' names; by default the mapping's, or those of forward's parameters.
         outputs: The outputs' names; by default `y`, or `y0`, `y1`, ….
         batch_axis: The axis of the inputs that holds the sessions, or one for every input by name; None where
@@ -114,6 +109,9 @@ def export(
         ranges: Which values inputs and states may take, by name, where the example does not show them all: a pair
             (lowest, highest), or one pair (or None: as in the example) for each place along the last axis. Two int
             stand for whole numbers: `{"x": [(-3.0, 3.0), (0, 6)]}`.
+        scaler: The fitted scaler of scikit-learn that the module was trained behind, which becomes part of the graph;
+            the example, and what callers send, is raw. Of several inputs by name; that of an output is undone there.
+            Columns are called as in the table that it was fitted on.
         description: One sentence for people.
         exporter: Which of torch's exporters; "auto" chooses by the layers that run, TorchScript's for what is scripted.
         quantize: "int8" makes the layers that cost most smaller and faster, and the answers coarser; see `quantized`.
@@ -125,31 +123,39 @@ def export(
             its own example. `GateError`: the graph does not do what the module does, or quantised loses too much; it
             names the case and the difference. Nothing is written.
     """
-    states, module, target = dict(states or {}), wrapping.unwrapped(module), _target(path)
-    ports = given.ports(module, example, inputs, batch_axis, time_axis)
+    nests, module, target = dict(states or {}), wrapping.unwrapped(module), asked.target(path)
+    known = dict(each for name, nest in nests.items() for each in flat(name, nest))
+    ports = asked.ports(module, example, inputs, batch_axis, time_axis)
     if quantize not in (None, "int8"):
         raise ExportError(f"quantize is {quantize!r}; expected 'int8' or None")
     if calibration is not None and quantize is None:
         raise ExportError("calibration is given and quantize is not; add quantize='int8', or leave calibration out")
-    given.check_states(states, ports)
-    given.check_module(module, ports, bool(states))
-    graph.refuse_layers(module, stateful=bool(states))
+    asked.check_states(known, ports)
+    asked.check_module(module, ports, bool(known))
+    graph.refuse_layers(module, stateful=bool(known))
+    asked.check_count(module, ports, list(nests))
+    scalers = scaling.by_name(scaler, ports)
+    named = scaling.columns(scalers, columns or {})
+    taken, undone = scaling.places(scalers, ports, outputs, feedback or {})
     kept = [
         Port(name, state.value.detach(), state.batch_axis, unknown_start=bool(state.from_encoder))
-        for name, state in states.items()
+        for name, state in known.items()
     ]
-    given.known_ranges(ports, kept, ranges or {})
+    asked.known_ranges(ports, kept, ranges or {})
 
     def signed(interface: Interface) -> Signature:
-        made = _signature(interface, states, columns or {}, classes or {}, text or {}, feedback or {})
+        made = signing.signature(interface, known, named, classes or {}, text or {}, feedback or {})
         made.description = description
         if decoding is not None:
             made.decoding.CopyFrom(decoding)
-        _check_signature(made)
+        signing.check(made)
         return made
 
     with graph.evaluating(module), wrapping.bare(module):
-        made, model = _tried(module, list(_ways(ports)), kept, outputs, exporter, signed, target)
+        whole = adapted(module, nests, len(ports), taken, undone)
+        made, model = _tried(
+            whole.eval() if whole is not module else module, list(_ways(ports)), kept, outputs, exporter, signed, target
+        )
     if quantize is not None:
         return _quantised(made, model, calibration, max_loss)
     _write(_signed(model, made.signature), made.path)
@@ -193,10 +199,25 @@ def _through_the_gate(
     drawn = interface.draw(3, 5, torch.Generator().manual_seed(0))
     layers = graph.layers_run(module, [*drawn[0], *drawn[1]])
     chosen = graph.choose(module, layers) if exporter == "auto" else cast("graph.Exporter", exporter)
-    model = graph.build(module, interface, chosen)
-    operators = graph.check_ops(model, layers)
-    gate.check_file(model)
-    return chosen, model, GateReport(operators, gate.compare(model, module, interface))
+
+    def passed(by: graph.Exporter) -> tuple[graph.Exporter, onnx.ModelProto, GateReport]:
+        model = graph.build(module, interface, by)
+        operators = graph.check_ops(model, layers)
+        gate.check_file(model)
+        return by, model, GateReport(operators, gate.compare(model, module, interface))
+
+    try:
+        return passed(chosen)
+    except ForwardError:
+        raise
+    except ExportError as error:
+        other: graph.Exporter = "torchscript" if chosen == "torch.export" else "torch.export"
+        # What decides by values the other one would freeze as the example has it, and the gate might not see it.
+        if "torch.where" not in str(error):
+            with contextlib.suppress(ExportError):
+                passed(other)
+                error.args = (f"{str(error).rstrip('.')}. exporter={other!r} would pass",)
+        raise
 
 
 def _ways(ports: Sequence[Port]) -> Iterator[list[Port]]:
@@ -213,19 +234,6 @@ def _may_count(port: Port, longest: int) -> bool:
     (known, *more) = port.domain.columns
     single = port.time_axis is None and port.batch_axis is not None and port.example.dim() == 1
     return single and not more and known.whole and known.lowest >= 0 and known.highest <= longest
-
-
-def _target(path: str | os.PathLike[str]) -> Path:
-    """The file that a path stands for: the folder of a version gets a model.onnx."""
-    target = Path(path)
-    if target.name.isdecimal() and target.name.isascii() and int(target.name) > 0 and not target.is_file():
-        return target / "model.onnx"
-    if target.suffix != ".onnx" or target.is_dir():
-        raise ExportError(
-            f"path is {os.fspath(path)!r}, {'a folder' if target.is_dir() else 'no .onnx file'}; expected a file, where"
-            " a server finds it MODELS/<model>/<version>/model.onnx, or such a version's folder, like models/mine/1"
-        )
-    return target
 
 
 def quantized(
@@ -257,7 +265,7 @@ def quantized(
     """
     if made.gate.loss is not None:
         raise ExportError(f"{made.path} is quantised already; quantise the float model")
-    target = replace(made, path=made.path if path is None else _target(path))
+    target = replace(made, path=made.path if path is None else asked.target(path))
     return _quantised(target, onnx.load_model(made.path), calibration, max_loss)
 
 
@@ -271,7 +279,7 @@ def _quantised(made: Export, model: onnx.ModelProto, calibration: Example | None
         raise ExportError(f"max_loss is {max_loss}; expected a share of the outputs' spread, 0 or more, like {LIMIT}")
     known = made.interface
     if calibration is not None:
-        known = replace(known, inputs=given.calibrated(known.inputs, calibration))
+        known = replace(known, inputs=asked.calibrated(known.inputs, calibration))
     small, loss = quantization.apply(model, known, made.interface)
     signature = Signature()
     signature.CopyFrom(made.signature)
@@ -286,84 +294,6 @@ def _quantised(made: Export, model: onnx.ModelProto, calibration: Example | None
 def _signed(model: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
     onnx.helper.set_model_props(model, {signatures.METADATA_KEY: signatures.dumps(signature)})
     return model
-
-
-def _signature(
-    interface: Interface,
-    states: Mapping[str, State],
-    columns: Mapping[str, Sequence[str]],
-    classes: Mapping[str, Sequence[str]],
-    text: Mapping[str, Text],
-    feedback: Mapping[str, str],
-) -> Signature:
-    names = {port.name for port in (*interface.inputs, *interface.outputs)}
-    for output, name in feedback.items():
-        for what, each, ports in (("output", output, interface.outputs), ("input", name, interface.inputs)):
-            known = [port.name for port in ports]
-            if each not in known:
-                raise ExportError(
-                    f"feedback is {{{output!r}: {name!r}}}, and {each!r} is no {what}: {what}s are {', '.join(known)}."
-                    " Outputs are named with outputs=[…]"
-                )
-    for what, said in (("columns", columns), ("classes", classes), ("text", text)):
-        for name in said:
-            if name not in names:
-                raise ExportError(f"{what} names {name!r}; inputs and outputs are {', '.join(sorted(names))}")
-
-    def spec(port: Port) -> TensorSpec:
-        made = TensorSpec(name=port.name, dtype=port.dtype, shape=port.shape)
-        if port.batch_axis is not None:
-            made.batch_axis = port.batch_axis
-        if port.time_axis is not None:
-            made.time_axis = port.time_axis
-        made.columns.extend(columns.get(port.name, ()))
-        made.classes.extend(classes.get(port.name, ()))
-        if port.name in text:
-            made.text.CopyFrom(text[port.name])
-        if any(port is each for each in interface.inputs):
-            made.ranges.extend(port.domain.message(wide=port.wide, counts=port.counts))
-        return made
-
-    return Signature(
-        format=signatures.FORMAT,
-        inputs=[spec(port) for port in interface.inputs],
-        outputs=[spec(port) for port in interface.outputs],
-        states=[
-            _state_spec(old, new, states[old.name], known.domain)
-            for old, new, known in zip(interface.states, interface.new_states, interface.reached, strict=True)
-        ],
-        feedback=[Feedback(output=output, input=name) for output, name in feedback.items()],
-    )
-
-
-def _state_spec(old: Port, new: Port, state: State, known: Domain) -> StateSpec:
-    made = StateSpec(
-        input=old.name,
-        output=new.name,
-        dtype=old.dtype,
-        shape=old.shape,
-        check=_CHECKS[state.check],
-        from_encoder=state.from_encoder,
-    )
-    row = old.example
-    if old.batch_axis is not None:
-        made.batch_axis = old.batch_axis
-        row = row.select(old.batch_axis, 0)
-    start = row.to(torch.float64).numpy().ravel()
-    if np.any(start != 0):
-        made.start.extend([start[0]] if np.all(start == start[0]) else start.tolist())
-    # A state of fractions may go anywhere; one of whole numbers is an index, a count or a flag.
-    moves = any(column.lowest < column.highest for column in known.columns)
-    if known.given or (moves and all(column.whole for column in known.columns)):
-        made.ranges.extend(known.message(wide=False))
-    return made
-
-
-def _check_signature(signature: Signature) -> None:
-    try:
-        signatures.check(signature)
-    except signatures.SignatureError as error:
-        raise ExportError(f"the signature contradicts itself: {error}") from error
 
 
 def _write(model: onnx.ModelProto, path: Path) -> Path:

@@ -11,10 +11,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from statestream_export import blame
 from statestream_export.errors import ForwardError, GateError
 from statestream_export.interface import Interface, Port, run
 from statestream_export.loss import Loss
-from statestream_export.running import Graph
+from statestream_export.running import FROZEN, Graph
 
 BATCHES = (1, 3)
 LENGTHS = (1, 2, 7)
@@ -91,8 +92,12 @@ def compare(model: onnx.ModelProto, module: nn.Module, interface: Interface) -> 
         ForwardError: torch itself refuses what was drawn, or gives NaN.
         ExportError: onnxruntime is missing.
     """
-    with Graph(model, interface) as graph:
-        return _compared(graph, module, interface)
+    try:
+        with Graph(model, interface) as graph:
+            return _compared(graph, module, interface)
+    except GateError as error:
+        error.args = (f"{error}{blame.frozen(module) if FROZEN in str(error) else ''}",)
+        raise
 
 
 def _compared(graph: Graph, module: nn.Module, interface: Interface) -> tuple[Case, ...]:

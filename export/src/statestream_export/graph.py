@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import tempfile
@@ -10,12 +11,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from statestream_export import blame
 from statestream_export.errors import ExportError
 from statestream_export.interface import Interface, Port, one_line
 
@@ -132,7 +134,8 @@ def build(module: nn.Module, interface: Interface, exporter: Exporter) -> onnx.M
             else:
                 model = _torch_export(module, arguments, interface)
     except Exception as error:
-        raise ExportError(f"torch cannot export {type(module).__name__} ({exporter}): {_reason(error)}") from error
+        why = f"{_reason(error)}{blame.raised(error)}"
+        raise ExportError(f"torch cannot export {type(module).__name__} ({exporter}): {why}") from error
     _strip(model)
     for what, entries, ports in (
         ("input", model.graph.input, (*interface.inputs, *interface.states)),
@@ -234,18 +237,27 @@ def _torch_export(module: nn.Module, arguments: tuple[Tensor, ...], interface: I
     shapes = [
         {axis: dims[name] for axis, name in _axes(port).items()} for port in (*interface.inputs, *interface.states)
     ]
+    dynamic: Any = shapes if len(arguments) > 1 or shapes[0] else None
+    if dynamic is not None and _takes_any(module):
+        dynamic = (tuple(shapes),)
     program = torch.onnx.export(
         module,
         arguments,
         dynamo=True,
         input_names=taken,
         output_names=given,
-        dynamic_shapes=shapes if len(arguments) > 1 or shapes[0] else None,
+        dynamic_shapes=dynamic,
         external_data=False,
         verbose=False,
     )
     assert program is not None
     return program.model_proto
+
+
+def _takes_any(module: nn.Module) -> bool:
+    """Whether forward takes all of its tensors as one `*values`."""
+    kinds = [each.kind for each in inspect.signature(module.forward).parameters.values()]
+    return kinds == [inspect.Parameter.VAR_POSITIONAL]
 
 
 @contextlib.contextmanager

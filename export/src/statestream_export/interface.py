@@ -42,7 +42,8 @@ class State:
 
     Attributes:
         value: The state at position 0, with its batch axis (of any length from 1 on; all sessions start
-            alike). A floating dtype. `torch.zeros(2, 1, 64)` is what an LSTM of two layers starts with.
+            alike). Of any dtype that a signature names, int64 and bool too. `torch.zeros(2, 1, 64)` is what an LSTM
+            of two layers starts with.
         batch_axis: The axis that holds the sessions; 1 for the states of torch's recurrent layers,
             whatever their batch_first. None where the module has no batch axis at all.
         check: What a new value must satisfy to be committed: "finite" (no NaN, no infinity), "nan" (no
@@ -213,7 +214,8 @@ def run(module: nn.Module, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not isinstance(item, Tensor):
             raise ExportError(
                 f"{type(module).__name__}.forward gave a {type(item).__name__} as value {number}; expected tensors"
-                " (outputs..., new states...): return (y, h, c) rather than (y, (h, c))"
+                " (outputs..., new states...): return (y, h, c) rather than (y, (h, c)), or say that states come"
+                " together: states={'hc': (State(…), State(…))}"
             )
     return answer
 
@@ -268,7 +270,7 @@ def _reached(module: nn.Module, interface: Interface, generator: torch.Generator
         return ()
     states = interface.start(_SESSIONS)
     for index, port in enumerate(interface.states):
-        if port.wide and port.unknown_start and port.values is None:
+        if port.wide and port.unknown_start and port.values is None and port.example.is_floating_point():
             states[index] = states[index] + 0.5 * torch.randn(states[index].shape, generator=generator).to(port.example)
     found: list[list[Tensor]] = [[_rows(port, value)] for port, value in zip(interface.states, states, strict=True)]
     for _ in range(_RUNS):

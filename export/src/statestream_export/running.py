@@ -74,7 +74,7 @@ class Graph:
         except _GraphError as error:
             raise GateError(
                 f"the graph does not run at batch {batch}, {length} steps; nothing was written: {error}"
-                f"{self._half or _FROZEN}",
+                f"{self._half or _ADVICE}",
                 batch=batch,
                 length=length,
             ) from error
@@ -98,7 +98,9 @@ class Graph:
         return list(found)
 
 
-_FROZEN = (
+FROZEN = "frozen in forward"
+"""Stands in messages where Python may have run what the graph was to hold."""
+_ADVICE = (
     ". Is a length or a batch size frozen in forward (a Python loop over steps, int(x.shape[…]))? Use tensor"
     " operations, script the loop (torch.jit.script(module)), or export one step with time_axis=None"
 )

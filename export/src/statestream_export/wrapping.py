@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from statestream_export.adapting import inner
 from statestream_export.errors import ExportError
 from statestream_export.interface import run
 
@@ -71,16 +72,17 @@ def refuse_memory(module: nn.Module, values: Sequence[Tensor]) -> None:
     Raises:
         ExportError: It gives something else the second time, though random numbers were the same.
     """
-    before = _kept(module)
+    own = inner(module)
+    before = _kept(own)
     runs, changed = [], list[str]()
     try:
         for _ in range(2):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 runs.append(run(module, [value.clone() for value in values]))
-        changed = _changed(before, _kept(module))
+        changed = _changed(before, _kept(own))
     finally:
-        _restore(module, before)
+        _restore(own, before)
     if len(runs[0]) == len(runs[1]) and all(map(_same, *runs)):
         return
     where = f" in {', '.join(repr(name) for name in changed[:3])}" if changed else " (or draws random numbers)"

@@ -123,9 +123,7 @@ def found(
         and not given.isdisjoint(sources[new.name])
         and not _grows(old, inputs)
     }
-    candidates = {
-        (old, new) for old, new in fitting if old in sources[new] or not given.isdisjoint(flow.moved_to(new))
-    }
+    candidates = {(old, new) for old, new in fitting if old in sources[new] or not given.isdisjoint(flow.moved_to(new))}
     evidence = {pair: why for pair in candidates if (why := _evidence(flow, *pair))}
     settled = _settled(set(evidence), like)
     pairs = [Pair(old, new, evidence[old, new]) for old, new in settled]

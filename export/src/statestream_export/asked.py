@@ -1,10 +1,12 @@
-"""What `export` is given, checked: a module, its inputs and states as ports, what values they take, a calibration."""
+"""What export is asked for, checked: a path, inputs, states, ranges, and a module that can be exported at all."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +22,66 @@ Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 _MOST_BYTES = (1 << 31) - (1 << 20)
 """Protocol Buffers' limit of 2 GiB, less the graph around the weights."""
-_CONVERT = ". ONNX files and callers know no other: export module.float() with float32 examples"
+
+
+def target(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for; the folder of a model or a version gets a model.onnx.
+
+    Raises:
+        ExportError: No server would find it there, or the folder is one of several models or versions.
+    """
+    target, shown = Path(path), repr(os.fspath(path))
+    if target.suffix == _SUFFIX and not target.is_dir():
+        return target
+    number = target.name.isdecimal() and target.name.isascii()
+    if target.is_file() or (target.suffix and not target.is_dir() and not number) or (number and not int(target.name)):
+        raise ExportError(f"path is {shown}, no {_SUFFIX} file{_PLACES}")
+    if not target.name or target.suffix == _SUFFIX:
+        raise ExportError(f"path is {shown}, a folder without a model's name{_PLACES}")
+    if not number and target.is_dir():
+        _check_folder(target, shown)
+    return target / _SINGLE
+
+
+_SUFFIX, _SINGLE = ".onnx", "model.onnx"
+_PLACES = (
+    "; expected a file, where a server finds it MODELS/<model>/<version>/model.onnx, or the folder of a model or a"
+    " version, like models/mine or models/mine/1"
+)
+
+
+def _check_folder(folder: Path, shown: str) -> None:
+    """Refuses a folder of versions or of other models: which one is meant is not known."""
+    inside = sorted(folder.iterdir())
+    versions = [int(each.name) for each in inside if each.is_dir() and each.name.isdecimal() and each.name.isascii()]
+    if versions:
+        raise ExportError(
+            f"path is {shown}, a folder of versions ({', '.join(map(str, sorted(versions)))}); name the one to write,"
+            f" like {os.fspath(folder / str(max(versions) + 1))!r}"
+        )
+    others = [each.name for each in inside if each.suffix == _SUFFIX and each.name != _SINGLE]
+    others += [each.parent.name for each in folder.glob(f"*/*{_SUFFIX}")]
+    others += [each.parents[1].name for each in folder.glob(f"*/*/*{_SUFFIX}")]
+    if others:
+        raise ExportError(
+            f"path is {shown}, a folder of models ({', '.join(dict.fromkeys(others))}); name the one to write, like"
+            f" {os.fspath(folder / 'mine')!r}"
+        )
 
 
 def ports(
     module: nn.Module, example: Example, names: Sequence[str] | None, batch_axis: Axes, time_axis: Axes
 ) -> list[Port]:
-    """The inputs, with their examples."""
+    """The inputs, as the example and the caller name them.
+
+    Raises:
+        ExportError: Names, axes or element types do not fit.
+    """
     if isinstance(example, Mapping):
         tensors, own = list(example.values()), list(example)
     else:
         tensors = [example] if isinstance(example, Tensor) else list(example)
-        own = _parameters(module)[: len(tensors)]
+        own = parameters(module)[: len(tensors)]
     names = list(names or own)
     if not tensors:
         raise ExportError("example is empty; expected one tensor for every input")
@@ -52,7 +102,7 @@ def ports(
             raise ExportError(f"batch_axis and time_axis of input {name!r} are both {port.batch_axis}")
         if tensor.dtype not in DTYPES:
             raise ExportError(
-                f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES.values())}{_CONVERT}"
+                f"input {name!r} has dtype {tensor.dtype}; expected one of {', '.join(DTYPES.values())}{CONVERT}"
             )
         if not tensor.numel():
             raise ExportError(f"example of input {name!r} has shape {list(tensor.shape)}: it holds no values")
@@ -60,7 +110,10 @@ def ports(
     return ports
 
 
-def _parameters(module: nn.Module) -> list[str]:
+CONVERT = ". ONNX files and callers know no other: export module.float() with float32 examples"
+
+
+def parameters(module: nn.Module) -> list[str]:
     """The names of forward's arguments."""
     try:
         return list(inspect.signature(module.forward).parameters)
@@ -74,17 +127,16 @@ def _axis(axes: Axes, name: str) -> Axis:
 
 
 def check_states(states: Mapping[str, State], ports: Sequence[Port]) -> None:
-    """Whether states are tensors that a file can have, which start alike for all sessions."""
+    """Refuses states that no session can start from.
+
+    Raises:
+        ExportError: An element type, an axis or a value is none that a state can have.
+    """
     batched = any(port.batch_axis is not None for port in ports)
     for name, state in states.items():
-        if not isinstance(state, State):
+        if state.value.dtype not in DTYPES:
             raise ExportError(
-                f"state {name!r} is a {type(state).__name__}; expected State(torch.zeros(…), batch_axis=…)"
-            )
-        if not state.value.is_floating_point() or state.value.dtype not in DTYPES:
-            raise ExportError(
-                f"state {name!r} has dtype {state.value.dtype}; expected float16, float32 or float64. Keep counters"
-                f" and flags as floating numbers{_CONVERT if state.value.is_floating_point() else ''}"
+                f"state {name!r} has dtype {state.value.dtype}; expected one of {', '.join(DTYPES.values())}{CONVERT}"
             )
         if (state.batch_axis is not None) != batched:
             raise ExportError(
@@ -102,13 +154,55 @@ def check_states(states: Mapping[str, State], ports: Sequence[Port]) -> None:
             raise ExportError(f"the start value of state {name!r} differs between sessions; expected the same for all")
 
 
+def check_count(module: nn.Module, ports: Sequence[Port], states: Sequence[str]) -> None:
+    """Refuses a forward that takes another number of values than there are.
+
+    Raises:
+        ExportError: It does.
+    """
+    try:
+        taken = list(inspect.signature(module.forward).parameters.values())
+    except ValueError:
+        return  # Traced: running it tells.
+    if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in taken):
+        return
+    least = sum(each.default is each.empty and each.kind is not each.KEYWORD_ONLY for each in taken)
+    given = [*(port.name for port in ports), *states]
+    if least <= len(given) <= len(taken):
+        return
+    kind, missing = type(module).__name__, least - len(given)
+    names = ", ".join(each.name for each in taken)
+    if missing > 0:
+        last = taken[-1].name
+        advice = (
+            f"every argument is an input (example={{name: tensor}}) or a state: {last!r} may be memory, then add"
+            f" states={{{last!r}: State(torch.zeros(…), batch_axis=…)}}"
+        )
+    elif len(taken) > len(ports):
+        together = taken[len(ports)].name
+        advice = (
+            "where forward takes several states as one tuple, list or dict, give them so:"
+            f" states={{{together!r}: (State(…), State(…))}}"
+        )
+    else:
+        advice = "it takes no states: take them as arguments, and return their new values behind the outputs"
+    raise ExportError(
+        f"{kind}.forward takes {names or 'nothing'}: {len(taken)} values; there are {len(given)}, inputs and states:"
+        f" {', '.join(given)}. Write forward(inputs..., states...); {advice}"
+    )
+
+
 def check_module(module: nn.Module, ports: Sequence[Port], stateful: bool) -> None:
-    """Whether a module is on the CPU, of dtypes and of a size that a file can have, and steps where it has states."""
+    """Refuses a module that no exporter can write.
+
+    Raises:
+        ExportError: It is not on the CPU, has odd element types, is too large, or its steps are along no axis.
+    """
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if value.device.type != "cpu":
             raise ExportError(f"{name} is on {value.device}; move the module to the CPU first: module.cpu()")
         if value.is_floating_point() and value.dtype not in DTYPES:
-            raise ExportError(f"{name} has dtype {value.dtype}; expected float16, float32 or float64{_CONVERT}")
+            raise ExportError(f"{name} has dtype {value.dtype}; expected float16, float32 or float64{CONVERT}")
     weights = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
     if weights > _MOST_BYTES:
         raise ExportError(
