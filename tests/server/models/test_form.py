@@ -131,7 +131,21 @@ def f32(name: str, *dims: int | str | None) -> Value:
     return (name, "float32", dims)
 
 
+def crnn() -> onnx.ModelProto:
+    """Text recognition: a convolution over a line of text, and an LSTM that reads it both ways."""
+    b = Builder()
+    pictures = b.add("Relu", [b.add("Conv", ["image", b.weight(4, 1, 3, 3)], pads=[1, 1, 1, 1])])
+    columns = b.add("ReduceMean", [pictures], axes=[2], keepdims=0)
+    steps = b.add("Transpose", [columns], perm=[2, 0, 1])
+    read, _, _ = b.add("LSTM", [steps, b.weight(2, 20, 4), b.weight(2, 20, 5)], 3, hidden_size=5,
+                       direction="bidirectional")  # fmt: skip
+    letters = b.add("MatMul", [b.add("ReduceMean", [read], axes=[1], keepdims=0), b.weight(5, 7)])
+    b.add("Transpose", [letters], ["letters"], perm=[1, 0, 2])
+    return model(b, [f32("image", "b", 1, 8, "width")], [f32("letters", "b", "width", 7)])
+
+
 STATELESS: dict[str, onnx.ModelProto] = {
+    "a crnn": crnn(),
     "an autoencoder": net([f32("h", "b", 4)], [f32("h_out", "b", 4)], {"h_out": ["h"]}),
     "two inputs, another type": net([f32("x", "b", 4), f32("z", "b", 3)], [f32("y", "b", 2)], {"y": ["x", "z"]}),
     "ids and a mask": model(
