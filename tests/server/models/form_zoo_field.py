@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
+import onnx
 from onnx import TensorProto
 
 from tests.server.models.form_zoo import Case, Value, ints, model
@@ -146,6 +147,35 @@ def by_order() -> Case:
     return Case(made, names, {"input": (6,)}, told, batched=False)
 
 
+def _double_lstm(*, single: bool) -> onnx.ModelProto:
+    b, given = Builder(57), ["frames", "h", "c"]
+    weights = [b.weight(1, 20, 3, dtype="float32"), b.weight(1, 20, 5, dtype="float32")]
+    b.add("Unsqueeze", ["x", ints(b, 0)], ["frames"])
+    if single:
+        given = [b.add("Cast", [name], to=TensorProto.FLOAT) for name in given]
+    else:
+        weights = [b.add("Cast", [name], to=TensorProto.DOUBLE) for name in weights]
+    made = b.add("LSTM", [given[0], *weights, "", "", *given[1:]], 3, hidden_size=5)
+    if single:
+        made = [b.add("Cast", [name], to=TensorProto.DOUBLE) for name in made]
+    b.add("MatMul", [b.add("Squeeze", [made[0], ints(b, 0, 1)]), b.weight(5, 2, dtype="float64")], ["y"])
+    for name, end in (("hn", made[1]), ("cn", made[2])):
+        b.add("Identity", [end], [name])
+    f = "float64"
+    state: list[int | str | None] = [1, "N", 5]
+    return model(
+        b,
+        [("x", f, ["N", 3]), ("h", f, state), ("c", f, state)],
+        [("y", f, ["N", 2]), ("hn", f, state), ("cn", f, state)],
+    )
+
+
+def double_lstm() -> Case:
+    """An LSTM of float64, which ONNX Runtime has not: by hand, it is one of float32 between casts."""
+    made = _double_lstm(single=False)
+    return Case(made, {"h": "hn", "c": "cn"}, {"x": (3,)}, by_hand=_double_lstm(single=True))
+
+
 FIELD: Final[Mapping[str, Callable[[], Case]]] = {
     "silero 4": silero_4,
     "conformer": conformer,
@@ -153,4 +183,5 @@ FIELD: Final[Mapping[str, Callable[[], Case]]] = {
     "cache-aware": cache_aware,
     "prediction network": prediction,
     "by order": by_order,
+    "double lstm": double_lstm,
 }

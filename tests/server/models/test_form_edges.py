@@ -64,6 +64,7 @@ def test_what_is_done_for_bfloat16_is_told(tmp_path: Path) -> None:
     said = [text for about, text in verdict.plan["notes"] if about == "surgery"]
     assert said == [
         "bfloat16 is float32 where it comes in and goes out: x, h, y, h_next",
-        "operators that compute with bfloat16 do so in float32 and round: Add, MatMul, Tanh",
+        "operators that ONNX Runtime lacks compute in float32 and round: Add of bfloat16, MatMul of bfloat16,"
+        " Tanh of bfloat16",
     ]
     assert verdict.fused

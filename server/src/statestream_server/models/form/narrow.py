@@ -1,7 +1,8 @@
-"""Narrow numbers: bfloat16, which NumPy lacks and ONNX Runtime only moves: float32 at the edges and in operators.
+"""Numbers that ONNX Runtime lacks operators for: they compute in float32, and what comes out has its type again.
 
-Every bfloat16 is a float32, so nothing is lost at an edge or in a state. An operator that computes does so in float32
-and rounds, as processors with bfloat16 do.
+bfloat16, which NumPy lacks too and ONNX Runtime only moves, is float32 at the edges as well: every bfloat16 is one, so
+nothing is lost there or in a state, and an operator rounds as processors with bfloat16 do. Recurrent layers of float64
+are refused by ONNX Runtime, which has them in single precision.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _MOVES: Final = frozenset(
 )
 """Operators that ONNX Runtime has for bfloat16 on the CPU."""
 _NARROW: Final = TensorProto.BFLOAT16
+_LAYERS: Final = frozenset(("RNN", "GRU", "LSTM"))
 
 
 def cast(graph: onnx.GraphProto, name: str) -> None:
@@ -49,27 +51,30 @@ def cast(graph: onnx.GraphProto, name: str) -> None:
 
 
 def computing(model: onnx.ModelProto) -> list[str]:
-    """The kinds of operators of a model that compute with bfloat16."""
+    """The kinds of operators of a model that have to compute in float32, with the type that they are of."""
     if not any(_mentions(model.graph)):
         return []
-    typed = _typed(model)
-    return sorted(
-        {node.op_type for graph, types in _graphs(typed.graph, {}) for node in graph.node if _is_wide(node, types)}
-    )
+    typed, found = _typed(model), set[str]()
+    for graph, types in _graphs(typed.graph, {}):
+        for node in graph.node:
+            if (kind := _lacking(node, types)) is not None:
+                found.add(f"{node.op_type} of {helper.tensor_dtype_to_np_dtype(kind).name}")
+    return sorted(found)
 
 
 def widen(model: onnx.ModelProto) -> None:
-    """Lets what computes with bfloat16 compute in float32 and round."""
+    """Lets what ONNX Runtime has no operators for compute in float32, and gives what comes out its type again."""
     typed = _typed(model)
     used = taken(typed.graph)
     for graph, types in list(_graphs(typed.graph, {})):
         nodes, known = list[onnx.NodeProto](), dict[str, str]()
         for node in graph.node:
-            if not _is_wide(node, types):
+            kind = _lacking(node, types)
+            if kind is None:
                 nodes.append(node)
                 continue
             for place, name in enumerate(node.input):
-                if types.get(name) == _NARROW:
+                if types.get(name) == kind:
                     if name not in known:
                         known[name] = fresh(f"{name}_wide", used)
                         nodes.append(helper.make_node("Cast", [name], [known[name]], to=TensorProto.FLOAT))
@@ -77,9 +82,9 @@ def widen(model: onnx.ModelProto) -> None:
             _widen_attributes(node)
             nodes.append(node)
             for place, name in enumerate(node.output):
-                if types.get(name) == _NARROW:
+                if name and types.get(name, kind) == kind:
                     node.output[place] = fresh(f"{name}_exact", used)
-                    nodes.append(helper.make_node("Cast", [node.output[place]], [name], to=_NARROW))
+                    nodes.append(helper.make_node("Cast", [node.output[place]], [name], to=kind))
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
@@ -114,16 +119,22 @@ def _graphs(graph: onnx.GraphProto, outer: Mapping[str, int]) -> Iterator[tuple[
     yield graph, types
 
 
-def _is_wide(node: onnx.NodeProto, types: Mapping[str, int]) -> bool:
-    """Whether a node computes with bfloat16."""
-    return node.op_type not in _MOVES and any(types.get(name) == _NARROW for name in (*node.input, *node.output))
+def _lacking(node: onnx.NodeProto, types: Mapping[str, int]) -> int | None:
+    """The type with which a node computes and which ONNX Runtime lacks there; None where it has it."""
+    given = [types.get(name) for name in (*node.input, *node.output) if name]
+    if node.op_type not in _MOVES and _NARROW in given:
+        return _NARROW
+    if node.op_type in _LAYERS and node.domain in ("", "ai.onnx"):
+        return TensorProto.DOUBLE if TensorProto.DOUBLE in given else None
+    return None
 
 
 def _mentions(graph: onnx.GraphProto) -> Iterator[bool]:
-    """Whether bfloat16 is spoken of, at every place where a type stands."""
+    """Whether there may be something to do: at every place where a type stands, and at every recurrent layer."""
     yield from (value.type.tensor_type.elem_type == _NARROW for value in (*graph.input, *graph.output))
     yield from (tensor.data_type == _NARROW for tensor in graph.initializer)
     for node in graph.node:
+        yield node.op_type in _LAYERS
         yield from (entry.i == _NARROW for entry in node.attribute if entry.name in ("to", "dtype"))
         yield from (entry.t.data_type == _NARROW for entry in node.attribute if entry.HasField("t"))
         for inner in inner_graphs(node):

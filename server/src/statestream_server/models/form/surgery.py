@@ -32,7 +32,7 @@ class Change(NamedTuple):
             the steps of an input are counted; "window": an input of one step is put behind the last ones; "mask": an
             output says nothing before so many steps; "full": whether there were so many becomes an output; "alias":
             an output is given under another name, too; "part": an output called as an input gets a name of its own;
-            "cast": an input or output of bfloat16 is float32; "widen": what computes with bfloat16 does in float32;
+            "cast": an input or output of bfloat16 is float32; "widen": what ONNX Runtime lacks does in float32;
             "free": an axis of an input or output has any length; "target", "spread": so has what an operator makes, or
             takes for one session; "inline": functions are laid open.
         name: The input or output; of full the input that is counted.
@@ -68,7 +68,7 @@ class Change(NamedTuple):
             "alias": f"output {self.name} is a state and an output",
             "part": f"output {self.name} has an input's name and is called {self.made}",
             "cast": f"bfloat16 is float32 where it comes in and goes out: {self.name}",
-            "widen": f"operators that compute with bfloat16 do so in float32 and round: {self.name}",
+            "widen": f"operators that ONNX Runtime lacks compute in float32 and round: {self.name}",
             "free": "the batch of 1 became one of any length"
             + "".join(f"; {what}: {count:g}" for count, what in zip(self.values, _FREED, strict=False) if count),
         }[self.kind]
