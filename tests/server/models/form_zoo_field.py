@@ -127,7 +127,7 @@ def prediction() -> Case:
         [("targets", "int32", [1, 1]), *((name, _F, state) for name in names)],
         [("outputs", _F, [1, 5, 1]), *((name, _F, state) for name in names.values())],
     )
-    return Case(proto, names, {"targets": (1,)}, batched=False)
+    return Case(proto, names, {"targets": (1,)})
 
 
 def by_order() -> Case:
@@ -144,7 +144,7 @@ def by_order() -> Case:
         [("prob", _F, [1, 1]), *((name, _F, [1, 8]) for name in names.values())],
     )
     told = "[states]\n" + "".join(f'{old} = "{new}"\n' for old, new in names.items())
-    return Case(made, names, {"input": (6,)}, told, batched=False)
+    return Case(made, names, {"input": (6,)}, told)
 
 
 def _double_lstm(*, single: bool) -> onnx.ModelProto:

@@ -48,7 +48,9 @@ class Way:
 
 _CALL, _SESSION = Way("call"), Way("session")
 _LAYOUT: Final = Way("refused", "layout")  # ONNX Runtime has no layout of batches first.
-_NO_TENSOR: Final = Way("refused", "no tensor but")
+_NO_TENSOR: Final = Way(
+    "refused", "is a sequence of tensors; callers send numbers|is an optional value; callers send numbers"
+)
 _NEWER: Final = Way("refused", "it is of opset 27")
 _ASKED: Final = "may be memory whose next value is output"
 _LINEAR = Way("call", _ASKED, "stateless = true")
