@@ -450,3 +450,20 @@ def test_what_has_no_shape_is_asked_for_it(tmp_path: Path) -> None:
         proved(proto, tmp_path)
     told = 'shapes = { h = [2, "batch", 6] }'
     assert "h_out" in str(proved(proto, tmp_path, told).plan)
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "seen"), [((3,), (None,), [-1]), ((3,), (1,), [-1]), (("b", 3), (None, 3), [-1, -1])]
+)
+def test_what_a_graph_says_wrong_of_an_output_without_memory_is_free(
+    tmp_path: Path, given: tuple[Any, ...], said: tuple[Any, ...], seen: list[int]
+) -> None:
+    b = Builder()
+    value = b.add("MatMul", ["x", b.weight(3, 3)])
+    if len(given) > 1:  # A row for each feature, whatever comes in.
+        value = b.add("MatMul", [b.add("Transpose", [value], perm=[1, 0]), value])
+    b.add("Identity", [value], ["y"])
+    verdict = proved(model(b, [f32("x", *given)], [f32("y", *said)]), tmp_path)
+    assert verdict.plan is not None
+    assert signatures.loads(verdict.plan["signature"]).outputs[0].shape == seen
+    assert not signatures.loads(verdict.plan["signature"]).outputs[0].HasField("batch_axis")

@@ -54,7 +54,8 @@ def plain(draft: Draft, said: Told) -> Plan:
     for specs, tensors in ((signature.inputs, draft.inputs), (signature.outputs, draft.outputs)):
         for each in tensors:
             free: Shape = tuple(size if isinstance(size, int) else -1 for size in each.dims or ())
-            if free and free[0] == -1:
+            rows = specs is signature.inputs or any(spec.HasField("batch_axis") for spec in signature.inputs)
+            if free and free[0] == -1 and rows:
                 free = (BATCH, *free[1:])
             specs.append(_spec(each, draft.shapes.get(each.name, free)))
     _tell(signature, said)
@@ -80,17 +81,24 @@ def _asked(found: tuple[Tensor, int]) -> Note:
     )
 
 
-def freed(plan: Plan, name: str, rank: int) -> Plan:
-    """A plan in which an output's axes are of any length, as they were seen to be other ones than the graph says."""
+def freed(plan: Plan, name: str, rank: int, *, rows: bool) -> Plan:
+    """A plan in which an output's axes are of any length, as they were seen to be other ones than the graph says.
+
+    Args:
+        plan: The plan.
+        name: The output.
+        rank: How many axes it was seen to have.
+        rows: Whether one of them may still be that of rows.
+    """
     signature = Signature()
     signature.CopyFrom(plan.signature)
     spec = next(spec for spec in signature.outputs if spec.name == name)
     said = [size for size in spec.shape]
     spec.shape[:] = [-1] * rank
-    if len(said) != rank:
+    if len(said) != rank or not rows:
         spec.ClearField("batch_axis")
     note = Note("lengths", f"output {name} is said to be of shape {said}, and was seen to be of others")
-    return replace(plan, signature=signature, notes=[*plan.notes, note])
+    return replace(plan, signature=signature, notes=[*plan.notes, note] if rows else plan.notes)
 
 
 def plans(draft: Draft, said: Told, source: Source, refused: list[str]) -> Iterator[Plan]:

@@ -185,16 +185,16 @@ def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[
     """
     graph, where = _graph(file, device), str(file.path)
     watch.doing("running it as its author wrote it")
-    freed = set[str]()
+    freed = list[str]()
     while True:
         try:
             way = wiring.proved(graph, file.signature, where, lambda way: way)
             break
         except wiring.ShapeError as error:
-            if file.plan is None or error.name in freed:
+            if file.plan is None or freed.count(error.name) > 1:
                 raise
-            freed.add(error.name)
-            file = file.formed(forming.freed(file.plan, error.name, error.rank))
+            file = file.formed(forming.freed(file.plan, error.name, error.rank, rows=error.name not in freed))
+            freed.append(error.name)
     if not is_batched(file.signature):
         wiring.first_runs(graph, way)
     watch.doing("running batches of calls")
