@@ -467,3 +467,17 @@ def test_what_a_graph_says_wrong_of_an_output_without_memory_is_free(
     assert verdict.plan is not None
     assert signatures.loads(verdict.plan["signature"]).outputs[0].shape == seen
     assert not signatures.loads(verdict.plan["signature"]).outputs[0].HasField("batch_axis")
+
+
+def test_axes_that_are_called_anew_for_each_tensor_are_told_by_their_places(tmp_path: Path) -> None:
+    b = Builder()
+    frames = b.add("Transpose", [b.add("Add", ["x", "m"])], perm=[1, 0, 2])
+    made, last = b.add("GRU", [frames, b.weight(1, 12, 3), b.weight(1, 12, 4), "", "", "h"], 2, hidden_size=4)
+    b.add("Identity", [last], ["hn"])
+    b.add("Transpose", [b.add("Squeeze", [made, ints(b, 1)])], ["y"], perm=[1, 0, 2])
+    inputs = [f32("x", "unk_1", "unk_2", 3), f32("m", "unk_3", "unk_4", 3), f32("h", 1, "unk_5", 4)]
+    verdict = proved(model(b, inputs, [f32("y", None, None, 4), f32("hn", 1, None, 4)]), tmp_path)
+    assert verdict.plan is not None
+    signature = signatures.loads(verdict.plan["signature"])
+    assert [(spec.batch_axis, spec.time_axis) for spec in signature.inputs] == [(0, 1), (0, 1)]
+    assert signature.states[0].batch_axis == 1

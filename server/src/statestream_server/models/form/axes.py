@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from statestream_server.models.form.draft import Draft, Held
@@ -43,6 +44,10 @@ def guesses(draft: Draft) -> list[Guess]:
         if each.dims is None and each.name not in draft.shapes:
             raise UnsettledError(f"the graph does not say how many axes {each.name!r} has", [shapes_line(each, None)])
     free = dict.fromkeys(key for each in draft.inputs for key in _free(each, draft))
+    if len(free) > 2:  # Exporters may call an axis anew for each tensor: then its place tells.
+        placed = replace(draft, inputs=[_unnamed(each) for each in draft.inputs])
+        free = dict.fromkeys(key for each in placed.inputs for key in _free(each, placed))
+        draft = placed if len(free) <= 2 else draft
     if len(free) > 2:
         wide = max(draft.inputs, key=lambda each: len(_free(each, draft)))
         raise UnsettledError(
@@ -122,6 +127,11 @@ def _free(tensor: Tensor, draft: Draft) -> list[str]:
     if tensor.name in draft.shapes:
         return []
     return [_key(size, axis) for axis, size in enumerate(tensor.dims or ()) if not isinstance(size, int)]
+
+
+def _unnamed(tensor: Tensor) -> Tensor:
+    dims = None if tensor.dims is None else tuple(size if isinstance(size, int) else None for size in tensor.dims)
+    return tensor._replace(dims=dims)
 
 
 def _key(size: int | str | None, axis: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import onnx
@@ -57,6 +57,24 @@ class Plan:
     def applied(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph in its normal form; the model stays as it is."""
         return surgery.applied(model, self.changes) if self.changes else model
+
+    def freed(self, name: str, rank: int, *, rows: bool) -> Plan:
+        """The plan with any lengths of an output, which were seen to be other ones than the graph says.
+
+        Args:
+            name: The output.
+            rank: How many axes it was seen to have.
+            rows: Whether one of them may still be that of rows.
+        """
+        signature = Signature()
+        signature.CopyFrom(self.signature)
+        spec = next(spec for spec in signature.outputs if spec.name == name)
+        said = list(spec.shape)
+        spec.shape[:] = [-1] * rank
+        if len(said) != rank or not rows:
+            spec.ClearField("batch_axis")
+        note = Note("lengths", f"output {name} is said to be of shape {said}, and was seen to be of others")
+        return replace(self, signature=signature, notes=[*self.notes, note] if rows else self.notes)
 
     def values(self) -> dict[str, Any]:
         """As values that JSON holds."""

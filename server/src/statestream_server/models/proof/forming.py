@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -79,26 +78,6 @@ def _asked(found: tuple[Tensor, int]) -> Note:
         f"{tensor} is sent whole. If its {steps} are past steps, of which callers are to send the newest alone, say"
         f" window = {{ {quoted(tensor.name)} = {steps} }}; if not, nothing, or stateless = true",
     )
-
-
-def freed(plan: Plan, name: str, rank: int, *, rows: bool) -> Plan:
-    """A plan in which an output's axes are of any length, as they were seen to be other ones than the graph says.
-
-    Args:
-        plan: The plan.
-        name: The output.
-        rank: How many axes it was seen to have.
-        rows: Whether one of them may still be that of rows.
-    """
-    signature = Signature()
-    signature.CopyFrom(plan.signature)
-    spec = next(spec for spec in signature.outputs if spec.name == name)
-    said = [size for size in spec.shape]
-    spec.shape[:] = [-1] * rank
-    if len(said) != rank or not rows:
-        spec.ClearField("batch_axis")
-    note = Note("lengths", f"output {name} is said to be of shape {said}, and was seen to be of others")
-    return replace(plan, signature=signature, notes=[*plan.notes, note] if rows else plan.notes)
 
 
 def plans(draft: Draft, said: Told, source: Source, refused: list[str]) -> Iterator[Plan]:

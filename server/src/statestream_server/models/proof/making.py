@@ -193,7 +193,7 @@ def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[
         except wiring.ShapeError as error:
             if file.plan is None or freed.count(error.name) > 1:
                 raise
-            file = file.formed(forming.freed(file.plan, error.name, error.rank, rows=error.name not in freed))
+            file = file.formed(file.plan.freed(error.name, error.rank, rows=error.name not in freed))
             freed.append(error.name)
     if not is_batched(file.signature):
         wiring.first_runs(graph, way)
