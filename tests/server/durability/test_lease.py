@@ -95,6 +95,16 @@ async def test_a_server_that_slept_through_a_take_over_answers_only_for_what_it_
         assert await new.flush(0) == {0: 3}
 
 
+async def test_a_server_that_was_idle_over_its_own_memory_did_not_stand_still(
+    models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(models_dir, store="memory") as local, Speaker(local.channel, MODEL) as speaker:
+        stop(local)
+        await speaker.open_one(fresh_id())
+        assert sums(await speaker.step(0, 0, numbers(1))) == [1]
+    assert "stood still" not in caplog.text
+
+
 async def test_replies_wait_in_order_until_the_store_has_said_whose_they_are(slow: Local) -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
     heads = slow.server.store.heads

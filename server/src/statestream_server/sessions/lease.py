@@ -278,7 +278,8 @@ class Lease:
 
     def _notice_stop(self) -> None:
         now = self._clock()
-        if now - self._seen > self._limit:
+        # Where nobody else can take a session, nothing looks at the clock meanwhile, and no stop matters.
+        if self._shared and now - self._seen > self._limit:
             log.warning(
                 "this process stood still for %.1f s: the store is asked whose its sessions are", now - self._seen
             )
