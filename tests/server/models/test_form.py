@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from statestream.contract import signature as signatures
 from statestream_server.models.files import modelfile
+from statestream_server.models.form import surgery
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.edits import taken
 from statestream_server.models.form.names import likeness
@@ -481,3 +484,17 @@ def test_axes_that_are_called_anew_for_each_tensor_are_told_by_their_places(tmp_
     signature = signatures.loads(verdict.plan["signature"])
     assert [(spec.batch_axis, spec.time_axis) for spec in signature.inputs] == [(0, 1), (0, 1)]
     assert signature.states[0].batch_axis == 1
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+def test_each_step_of_a_run_is_given_the_last_values_of_the_one_before(opset: int) -> None:
+    given, made = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", "t", 7]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [given], [made])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    changed = surgery.applied(proto, [surgery.Change("context", "x", "x_last", [3, 2, 1])])
+    runtime = onnxruntime.InferenceSession(changed.SerializeToString(), providers=["CPUExecutionProvider"])
+    steps, last = np.arange(40, dtype=np.float32).reshape(2, 5, 4), -np.ones((2, 1, 3), np.float32)
+    read, after = runtime.run(["y", "x_last_next"], {"x": steps, "x_last": last})
+    before = np.concatenate([last, steps[:, :, 1:]], axis=1)
+    np.testing.assert_array_equal(read, np.concatenate([before[:, :5], steps], axis=2))
+    np.testing.assert_array_equal(after, before[:, 5:])

@@ -27,7 +27,7 @@ FILES: Final = {
     "sequence": (
         voice.SEQUENCE,
         16000,
-        "context = { input = { keep = 64, axis = 1 } }\nshapes = { input = [1, 512] }\n",
+        'context = { input = { keep = 64, axis = 1 } }\nshapes = { input = ["time", 512] }\n',
     ),
 }
 
@@ -47,6 +47,15 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_these_are_all_files_of_the_package() -> None:
     folder = voice.source("silero_vad.onnx").parent
     assert {path.name for path in folder.glob("*.onnx")} == {file for file, _, _ in FILES.values()}
+
+
+def test_many_frames_in_one_run_have_the_bits_of_the_packages_wrapper(client: Any) -> None:
+    frames = voice.calls(4)
+    with client.sessions("sequence", 4) as pool:
+        cuts = [(0, 1), (1, 9), (9, 100), (100, frames.shape[1])]
+        found = np.concatenate([pool.step(frames[:, start:end]).reshape(4, -1) for start, end in cuts], axis=1)
+    for call in range(4):
+        np.testing.assert_array_equal(found[call], voice.wrapped(voice.SEQUENCE, frames[call]))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -197,19 +197,25 @@ class _Drafting:
         axis = _context_axis(each, context.axis, shape)
         made = fresh(f"{each.name}_last", self._used)
         after = fresh(f"{made}_next", self._used)
-        self._changes.append(Change("context", each.name, made, [context.keep, axis]))
+        # Where each of a run's steps has values of its own, the last values are those of the step before it.
+        sizes = {axis: context.keep}
+        if shape and TIME in shape and shape.index(TIME) != axis:
+            sizes[shape.index(TIME)] = 1
+        self._changes.append(Change("context", each.name, made, [context.keep, *sizes]))
         dims = list(each.dims or ())
-        before, dims[axis] = dims[axis], context.keep
         start = self._told.start.get(each.name, ())
-        self._states.append(Held(Tensor(made, each.dtype, tuple(dims)), after, start))
+        kept = tuple(sizes.get(at, size) for at, size in enumerate(dims))
+        self._states.append(Held(Tensor(made, each.dtype, kept), after, start))
         if shape:
-            self._shapes[made] = tuple(context.keep if at == axis else size for at, size in enumerate(shape))
-        if isinstance(before, int):
-            if before <= context.keep:
-                raise ToldError(f"context: {each} has {before} values, so it cannot be given {context.keep} again")
-            dims[axis] = before - context.keep
-        else:
-            dims[axis] = before
+            self._shapes[made] = tuple(sizes.get(at, size) for at, size in enumerate(shape))
+        size = dims[axis]
+        if isinstance(size, int):
+            if size <= context.keep:
+                raise ToldError(f"context: {each} has {size} values, so it cannot be given {context.keep} again")
+            dims[axis] = size - context.keep
+        own = shape[axis] if shape else dims[axis]
+        if len(sizes) > 1 and isinstance(own, int) and own < context.keep:
+            raise ToldError(f"context: a step of {each} has {own} values of its own, fewer than the {context.keep}")
         return each._replace(dims=tuple(dims))
 
     def _window(self, each: Tensor, window: Wished) -> Tensor:

@@ -40,8 +40,8 @@ class Change(NamedTuple):
             target and of what is spread the input whose axis, the first of its values, tells how many sessions there
             are.
         values: The number or numbers of freeze and count; of a context or window how many values or steps it keeps,
-            and their axis; of a tally the axis of sessions, -1 for none; of mask and full how many steps, of mask the
-            axis of sessions, too.
+            and their axis, then that of steps where each of a run's has a context; of a tally the axis of sessions,
+            -1 for none; of mask and full how many steps, of mask the axis of sessions, too.
         tally: The state of the tally by which a window is padded with its first step, or an output is masked.
     """
 
@@ -129,8 +129,11 @@ def _count(graph: onnx.GraphProto, change: Change, opset: int) -> None:
 
 def _context(graph: onnx.GraphProto, change: Change, opset: int) -> None:
     value = named(graph.input, change.name)
-    keep, axis = map(int, change.values)
-    _keep(graph, change, opset, (change.made, change.name), [])
+    keep, axis, *steps = map(int, change.values)
+    if steps:
+        _keep_of_each(graph, change, opset)
+    else:
+        _keep(graph, change, opset, (change.made, change.name), [])
     size = value.type.tensor_type.shape.dim[axis]
     if size.HasField("dim_value"):
         size.dim_value -= keep
@@ -181,20 +184,49 @@ def _keep(
     joined, after = fresh(f"{change.name}_joined", used), f"{change.made}_next"
     read_as(graph.node, change.name, joined)
     nodes.append(helper.make_node("Concat", parts, [joined], axis=axis))
+    nodes.append(_cut(graph, joined, after, (-keep, _END, axis), used, opset))
+    _kept(graph, change, nodes, {axis: keep})
+
+
+def _keep_of_each(graph: onnx.GraphProto, change: Change, opset: int) -> None:
+    """The same where a run has many steps, each of which is given the last values of the step before it."""
+    keep, axis, steps = map(int, change.values)
+    used = taken(graph)
+    tails, lasts, before, joined = (fresh(f"{change.made}_{what}", used) for what in ("of", "all", "before", "joined"))
+    read_as(graph.node, change.name, joined)
+    nodes = [
+        _cut(graph, change.name, tails, (-keep, _END, axis), used, opset),
+        helper.make_node("Concat", [change.made, tails], [lasts], axis=steps),
+        _cut(graph, lasts, before, (0, -1, steps), used, opset),
+        helper.make_node("Concat", [before, change.name], [joined], axis=axis),
+        _cut(graph, lasts, f"{change.made}_next", (-1, _END, steps), used, opset),
+    ]
+    _kept(graph, change, nodes, {axis: keep, steps: 1})
+
+
+def _cut(
+    graph: onnx.GraphProto, source: str, made: str, where: tuple[int, int, int], used: set[str], opset: int
+) -> onnx.NodeProto:
+    """A node that cuts a value from a start to an end along an axis."""
     if opset < _SLICE_OPSET:
-        nodes.append(helper.make_node("Slice", [joined], [after], starts=[-keep], ends=[_END], axes=[axis]))
-    else:
-        bounds = [fresh(f"{change.made}_{what}", used) for what in ("starts", "ends", "axes")]
-        for name, bound in zip(bounds, (-keep, _END, axis), strict=True):
-            graph.initializer.append(numpy_helper.from_array(np.asarray([bound], np.int64), name))
-        nodes.append(helper.make_node("Slice", [joined, *bounds], [after]))
+        start, end, axis = where
+        return helper.make_node("Slice", [source], [made], starts=[start], ends=[end], axes=[axis])
+    bounds = [fresh(f"{made}_{what}", used) for what in ("starts", "ends", "axes")]
+    for name, bound in zip(bounds, where, strict=True):
+        graph.initializer.append(numpy_helper.from_array(np.asarray([bound], np.int64), name))
+    return helper.make_node("Slice", [source, *bounds], [made])
+
+
+def _kept(graph: onnx.GraphProto, change: Change, nodes: list[onnx.NodeProto], sizes: Mapping[int, int]) -> None:
+    """Puts nodes before all others, and declares the state that they read and make: the input's, but for some sizes."""
     for node in reversed(nodes):
         graph.node.insert(0, node)
     state = called(named(graph.input, change.name), change.made)
-    state.type.tensor_type.shape.dim[axis].Clear()
-    state.type.tensor_type.shape.dim[axis].dim_value = keep
+    for axis, size in sizes.items():
+        state.type.tensor_type.shape.dim[axis].Clear()
+        state.type.tensor_type.shape.dim[axis].dim_value = size
     graph.input.append(state)
-    graph.output.append(called(state, after))
+    graph.output.append(called(state, f"{change.made}_next"))
 
 
 def _mask(graph: onnx.GraphProto, change: Change, opset: int) -> None:
