@@ -126,6 +126,9 @@ class _Drafting:
                 if each.name not in self._chain.wired
             ]
         )
+        kept = {state.new for state in self._states}
+        wired = [parted.get(name, name) for name in sorted(self._chain.wired)]
+        self._changes += [Change("inner", name) for name in wired if name not in kept]
         if self._states:
             self._leave_out(outputs, {new: old for old, new in parted.items()})
         self._mask(outputs)

@@ -38,6 +38,7 @@ class Freedom(NamedTuple):
 def freedom(
     model: onnx.ModelProto,
     shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, Array],
     options: Mapping[str, Sequence[int]],
     states: Mapping[str, str],
     outputs: Sequence[str],
@@ -47,6 +48,7 @@ def freedom(
     Args:
         model: The graph, without functions.
         shapes: Of all its values, in a run of one session.
+        values: What it computes that no input changes, as far as it is known.
         options: By input, the axes along which sessions may lie.
         states: The states: input to output.
         outputs: What callers get.
@@ -54,7 +56,7 @@ def freedom(
     Raises:
         BoundError: It cannot.
     """
-    return _Search(model, shapes, options, states, outputs).found()
+    return _Search(model, shapes, values, options, states, outputs).found()
 
 
 class _Search:
@@ -64,16 +66,15 @@ class _Search:
         self,
         model: onnx.ModelProto,
         shapes: Mapping[str, tuple[int, ...]],
+        values: Mapping[str, Array],
         options: Mapping[str, Sequence[int]],
         states: Mapping[str, str],
         outputs: Sequence[str],
     ) -> None:
         self.shapes, self.opset = shapes, opset_of(model)
         self._options, self._states, self._outputs = options, states, outputs
-        self._values = {tensor.name: tensor for tensor in model.graph.initializer}
-        for node in model.graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-                self._values[node.output[0]] = node.attribute[0].t
+        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._values = values
         self._with = _with_sessions(model.graph, options)
         self._nodes = _order(model.graph, self._with, [*states.values(), *outputs])
         self._places = dict[str, Place]()
@@ -152,8 +153,9 @@ class _Search:
 
     def constant(self, name: str) -> Array | None:
         """The value of a constant; None where it is computed."""
-        tensor = self._values.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        if name in self._weights:
+            return numpy_helper.to_array(self._weights[name])
+        return self._values.get(name)
 
     def has_sessions(self, name: str) -> bool:
         """Whether a value is another one for every session."""

@@ -34,7 +34,8 @@ class Change(NamedTuple):
             an output is given under another name, too; "part": an output called as an input gets a name of its own;
             "cast": an input or output of bfloat16 is float32; "widen": what ONNX Runtime lacks does in float32;
             "free": an axis of an input or output has any length; "target", "spread": so has what an operator makes, or
-            takes for one session; "inline": functions are laid open.
+            takes for one session; "inline": functions are laid open; "inner": an output is
+            none any more.
         name: The input or output; of full the input that is counted.
         made: The name of what is added: an output, or of a context, window or tally its state ("" for freeze). Of a
             target and of what is spread the input whose axis, the first of its values, tells how many sessions there
@@ -81,7 +82,7 @@ def together(changes: Sequence[Change]) -> list[Change]:
     inner = (kinds.count("target"), kinds.count("spread"))
     return (
         [Change("cast", names)] * bool(names)
-        + [change for change in changes if change.kind not in ("cast", "inline", "target", "spread", "free")]
+        + [change for change in changes if change.kind not in ("cast", "inline", "inner", "target", "spread", "free")]
         + [Change("free", "", "", inner)] * ("free" in kinds)
     )
 
@@ -276,6 +277,10 @@ def _part(graph: onnx.GraphProto, change: Change, opset: int) -> None:
     graph.node.append(helper.make_node("Identity", [change.name], [change.made]))
 
 
+def _inner(graph: onnx.GraphProto, change: Change, opset: int) -> None:
+    graph.output.remove(named(graph.output, change.name))
+
+
 _WAYS: Final[Mapping[str, Callable[[onnx.GraphProto, Change, int], None]]] = {
     "freeze": _freeze,
     "hold": _hold,
@@ -287,6 +292,7 @@ _WAYS: Final[Mapping[str, Callable[[onnx.GraphProto, Change, int], None]]] = {
     "full": _full,
     "alias": _alias,
     "part": _part,
+    "inner": _inner,
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from statestream.contract import signature as signatures
+from statestream_server.arrays import Array
 from statestream_server.models.form import freed
 from statestream_server.models.form.draft import Draft
 from statestream_server.models.form.pairs import Tensor
@@ -17,10 +18,13 @@ from statestream_server.models.form.places import BoundError
 from statestream_server.models.form.plan import Note
 from statestream_server.models.form.surgery import Change, together
 from statestream_server.models.form.told import BATCH, TIME
+from statestream_server.models.graphs.operators import uses
 from statestream_server.models.graphs.runtime import Graph, GraphError
 
 _STEPS: Final = 3
 """How long the axis of steps is in the run."""
+_MOST_KEPT: Final = 4096
+"""Numbers of a value that is looked at: shapes, axes and bounds have few."""
 _FREE: Final = "batch"
 """How the axis of sessions is called then."""
 
@@ -60,7 +64,7 @@ def widened(draft: Draft, source: Source) -> Draft:
         try:
             found = freed.freedom(
                 model,
-                _shapes(model, source, idea.lengths, draft),
+                *_seen(model, source, idea.lengths, draft),
                 idea.options,
                 {held.old.name: held.new for held in draft.states},
                 [each.name for each in draft.outputs],
@@ -119,6 +123,7 @@ def _ideas(draft: Draft) -> Iterator[_Idea]:
     )
     if len(free) > 2:
         raise BoundError("it has more free axes than sessions and steps have")
+    none = ""
     for batch in [None, *free]:
         if len(free) - (batch is not None) > 1 or (batch is None and _FREE in free):
             continue
@@ -130,8 +135,11 @@ def _ideas(draft: Draft) -> Iterator[_Idea]:
             fixed = [axis for axis, size in enumerate(sizes) if size == 1] if each.name not in told else []
             options[each.name] = named or fixed
             if not options[each.name]:
-                raise BoundError(f"{each} has no axis of length 1")
-        yield _Idea(lengths, options)
+                none = none or f"{each} has no axis of length 1"
+        if all(options.values()):
+            yield _Idea(lengths, options)
+    if none:
+        raise BoundError(none)
 
 
 def _sizes(tensor: Tensor, told: Sequence[int | str] | None, batch: str | None) -> list[int]:
@@ -148,10 +156,10 @@ def _key(size: int | str | None, axis: int) -> str:
     return str(size) if size is not None else f"#{axis}"
 
 
-def _shapes(
+def _seen(
     model: onnx.ModelProto, source: Source, lengths: Mapping[str, tuple[int, ...]], draft: Draft
-) -> dict[str, tuple[int, ...]]:
-    """The shapes of all values in a run of one session.
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
+    """The shapes of all values in a run of one session, and small values that no input changes.
 
     Raises:
         GraphError: It takes neither ones nor zeros.
@@ -169,12 +177,17 @@ def _shapes(
             for each in _tensors(draft)
         }
         try:
-            results = graph.run(feeds, names)
+            found = dict(zip(names, graph.run(feeds, names), strict=True))
         except GraphError as error:
             first = first or error
             continue
-        shapes = {name: each.shape for name, each in zip(names, results, strict=True) if isinstance(each, np.ndarray)}
-        shapes |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-        return shapes | dict(lengths)
+        moving = set(lengths)
+        for node in model.graph.node:
+            if any(name in moving for name in uses(node)):
+                moving.update(node.output)
+        arrays = {name: each for name, each in found.items() if isinstance(each, np.ndarray)}
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer} | dict(lengths)
+        shapes |= {name: each.shape for name, each in arrays.items()}
+        return shapes, {n: each for n, each in arrays.items() if n not in moving and each.size <= _MOST_KEPT}
     assert first is not None
     raise first

@@ -127,7 +127,8 @@ def _widened(draft: Draft, said: Told, source: Source, refused: list[str], help:
         options = [guess for guess in axes.guesses(wide) if not guess.alone]
         graph = source.graph(wide.changes)
     except (BoundError, GraphError, FusionError, UnsettledError, ModelLoadError) as error:
-        refused.append(f"its batch of 1 cannot be freed: {error}")
+        if not refused:  # Where an axis was free all along, what was found against that says more.
+            refused.append(f"its batch of 1 cannot be freed: {error}")
         return
     yield from _fitting(graph, wide, said, options, refused, help)
 
