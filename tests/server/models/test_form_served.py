@@ -22,11 +22,12 @@ from tests.server.models.form_zoo_chains import CHAINS
 from tests.server.models.form_zoo_edges import EDGES
 from tests.server.models.form_zoo_field import FIELD
 from tests.server.models.form_zoo_freed import FREED
+from tests.server.models.form_zoo_frameworks import FRAMEWORKS
 from tests.server.models.form_zoo_windows import WINDOWS
 from tests.support import serving
 
 _SESSIONS, _STEPS, _KILLED = 32, 5, 3
-ZOO = {**CASES, **FIELD, **EDGES, **CHAINS, **WINDOWS, **FREED}
+ZOO = {**CASES, **FIELD, **EDGES, **CHAINS, **WINDOWS, **FREED, **FRAMEWORKS}
 
 
 @dataclass
