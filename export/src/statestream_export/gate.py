@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,8 @@ LENGTHS = (1, 2, 7)
 TOLERANCES = {torch.float16: 8e-3, torch.float32: 1e-5, torch.float64: 1e-12}
 """How far ONNX Runtime may be from torch, by the coarsest element type that a value went through: as a share of the
 output's scale, plus as a share of the value itself."""
+_PYTHON = re.compile(f"{FROZEN}|values in Python")
+"""Says that lines of forward that Python runs are at fault."""
 _COARSE = (torch.float16, torch.float32, torch.float64)
 
 Array = np.ndarray
@@ -96,7 +99,7 @@ def compare(model: onnx.ModelProto, module: nn.Module, interface: Interface) -> 
         with Graph(model, interface) as graph:
             return _compared(graph, module, interface)
     except GateError as error:
-        error.args = (f"{error}{blame.frozen(module) if FROZEN in str(error) else ''}",)
+        error.args = (f"{error}{blame.frozen(module) if _PYTHON.search(str(error)) else ''}",)
         raise
 
 

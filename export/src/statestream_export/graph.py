@@ -189,7 +189,7 @@ def check_ops(model: onnx.ModelProto, layers: Sequence[nn.Module]) -> dict[str, 
             others = ", ".join(f"{name}×{number}" for name, number in sorted(found.items()))
             raise ExportError(
                 f"the graph has {found[operator]} {operator} operators; the module's layers call for {count}. It has"
-                f" {others}. Choose the other exporter with exporter=…"
+                f" {others}: this exporter takes the layer apart. Leave exporter out, which chooses by the layers"
             )
     return dict(found)
 

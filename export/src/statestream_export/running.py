@@ -53,7 +53,10 @@ class Graph:
             self._ask(model.SerializeToString())
         except _GraphError as error:
             self.close()
-            raise GateError(f"ONNX Runtime cannot load the graph; nothing was written: {error}{self._half}") from error
+            raise GateError(
+                f"ONNX Runtime cannot load the graph; nothing was written: {error}"
+                f"{self._half or '. Write in forward otherwise what it names, or in float32'}"
+            ) from error
 
     def __enter__(self) -> Graph:
         """Itself."""
