@@ -105,4 +105,11 @@ def check(made: Signature) -> None:
     try:
         signatures.check(made)
     except signatures.SignatureError as error:
-        raise ExportError(f"the signature contradicts itself: {error}") from error
+        advice = _FED if str(error).startswith("feedback") else ""
+        raise ExportError(f"the signature contradicts itself: {error}{advice}") from error
+
+
+_FED = (
+    ". A forecast gives outputs back as the whole of every input: return from forward what the next step takes, or"
+    " leave feedback out and step a fork (session.fork()) with what is known of the future"
+)

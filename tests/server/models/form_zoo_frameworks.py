@@ -211,7 +211,7 @@ def gru_of_batch_1() -> Case:
     b.add("Squeeze", [h, ints(b, 0)], ["StatefulPartitionedCall_1"])
     made = model(b, inputs, [("StatefulPartitionedCall", F, [1, 1, hidden]),
                              ("StatefulPartitionedCall_1", F, [1, hidden])])  # fmt: skip
-    return Case(made, {"serving_default_h": "StatefulPartitionedCall_1"}, {"serving_default_x": (1, 3)}, batched=False)
+    return Case(made, {"serving_default_h": "StatefulPartitionedCall_1"}, {"serving_default_x": (1, 3)})
 
 
 FRAMEWORKS: Final[Mapping[str, Callable[[], Case]]] = {
