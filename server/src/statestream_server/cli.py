@@ -29,11 +29,10 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
         values = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: {error}") from error
-    known = {parameter.name for parameter in context.command.params}
     several = {each.name for each in context.command.params if getattr(each, "multiple", False) or each.nargs < 0}
     names = {key.replace("-", "_"): value for key, value in values.items()}
     names |= {name: [names[name]] for name in several & names.keys() if not isinstance(names[name], list)}
-    unknown = sorted(names.keys() - known)
+    unknown = sorted(names.keys() - {each.name for each in context.command.params})
     if unknown:
         raise click.BadParameter(f"{path}: unknown setting {unknown[0]!r}; `statestream serve --help` lists them")
     context.default_map = {**(context.default_map or {}), **names}
@@ -74,8 +73,7 @@ class _Retention(click.ParamType):  # type: ignore[type-arg]  # It is generic on
 
 
 _LIMITS, _TRIAL = Limits(), TrialLimits()
-_LAST_PORT = 65535
-_PORT = click.IntRange(0, _LAST_PORT)
+_PORT = click.IntRange(0, 65535)
 _BYTES = click.IntRange(1 << 16, 1 << 30)
 """Of one message; gRPC and protobuf end at 2 GiB."""
 _KEPT = click.IntRange(1 << 16, 512 << 20)

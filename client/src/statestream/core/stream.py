@@ -353,10 +353,10 @@ class StreamCore:
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
-        if self.going_away or not (
-            self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting
-        ):
+        if self.going_away:
             return None  # What waits leaves on the next stream: a time that is over would ring for ever.
+        if not (self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting):
+            return None
         times = [*self.log.holds.values()]
         times += [due for due in (self.opens.due(), self.controls.due()) if due is not None]
         if self.departures.starved:
@@ -364,9 +364,7 @@ class StreamCore:
         return min(times, default=None)
 
     def check(self, now: float) -> bool:
-        """Tells callers whose operations the server has not answered for `retry_seconds`, though the stream stands.
-
-        To be called every few seconds.
+        """Tells callers, every few seconds, what the server has not answered for `retry_seconds` on a stream that stands.
 
         Returns:
             Whether the stream is of no use any more: callers waited, and nothing at all came.
@@ -379,8 +377,7 @@ class StreamCore:
         self.sharing.give_up(error)
         self.opens.give_up(error)
         self.results.give_up(error)
-        # Last, because closes that are given up free their sessions.
-        self.controls.give_up(error)
+        self.controls.give_up(error)  # Last, because closes that are given up free their sessions.
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────
 

@@ -7,7 +7,6 @@ a large batch the run takes so long that the copies do not show.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -18,16 +17,8 @@ from statestream.contract.signature import Signature, StateCheck, TensorSpec, nu
 from statestream_server.arrays import Array, Bools, Ints, every
 from statestream_server.models.graphs.fusion import Names, fuse
 from statestream_server.models.graphs.runtime import Binding, Device, Graph
-from statestream_server.models.memory.slab import Slab
-from statestream_server.models.rows import (
-    EVERYTHING,
-    MAX_SLICE,
-    SCRATCH_ROW,
-    columns_of,
-    is_checked,
-    max_slice_of,
-    start_values,
-)
+from statestream_server.models.memory.slab import SlabRows
+from statestream_server.models.rows import EVERYTHING, MAX_SLICE, SCRATCH_ROW, is_checked
 
 _MOST_STAGES: Final = 64
 """Sets of arrays that are kept for batches to come."""
@@ -45,10 +36,8 @@ def unfolded_slice(row_nbytes: int) -> int:
 _WRONG: Final[Mapping[str, Callable[[Array], Bools]]] = {"nan": np.isnan, "inf": np.isinf}
 
 
-class FusedRows:
+class FusedRows(SlabRows):
     """A `Rows` whose `step` is one run of one graph, at a cost that does not grow with the capacity."""
-
-    row_by_row = False
 
     def __init__(
         self,
@@ -72,10 +61,7 @@ class FusedRows:
             FusionError: The graph cannot be wrapped.
             GraphError: ONNX Runtime does not take the wrapped graph.
         """
-        self._slab = Slab(columns_of(signature), start_values(signature))
-        self.columns = self._slab.columns
-        self.row_nbytes = self._slab.row_nbytes
-        self.max_slice = max_slice_of(signature)
+        super().__init__(signature)
         self._graph = StepGraph(model, signature, device, check_inputs=check_inputs)
         self._unfolded: StepGraph | None = None
         if unfolded is not None:
@@ -84,12 +70,6 @@ class FusedRows:
             checks = check_inputs if check_inputs is True else {**(check_inputs or {}), **whole}
             self._unfolded = StepGraph(*unfolded, device, check_inputs=checks)
             self.max_slice = unfolded_slice(self.row_nbytes)
-        self._lock = threading.Lock()
-
-    @property
-    def capacity(self) -> int:
-        """Rows there are."""
-        return self._slab.capacity
 
     def grow(self, capacity: int) -> None:
         """Makes room; waits for a `step` that runs in another thread."""
@@ -98,22 +78,6 @@ class FusedRows:
             if self._unfolded is not None:
                 self._unfolded.unbind()
             self._slab.grow(capacity)
-
-    def reset(self, rows: Ints) -> None:
-        """Sets rows to the start values."""
-        self._slab.reset(rows)
-
-    def read(self, rows: Ints) -> list[Array]:
-        """Copies of rows."""
-        return self._slab.read(rows)
-
-    def write(self, rows: Ints, values: Sequence[Array]) -> None:
-        """Sets rows to values."""
-        self._slab.write(rows, values)
-
-    def copy(self, source: Ints, target: Ints) -> None:
-        """Copies rows to rows."""
-        self._slab.copy(source, target)
 
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the wrapped graph; see `Rows.step`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,14 +10,12 @@ from statestream.contract.signature import Signature, StateCheck
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.graphs.runtime import Graph
 from statestream_server.models.memory.fused_rows import InputCheck
-from statestream_server.models.memory.slab import Slab
-from statestream_server.models.rows import Axes, columns_of, feedback_outputs, max_slice_of, start_values
+from statestream_server.models.memory.slab import SlabRows
+from statestream_server.models.rows import Axes, feedback_outputs
 
 
-class NumpyRows:
+class NumpyRows(SlabRows):
     """A `Rows` of three copies: states out of the slab, through the graph, into the slab."""
-
-    row_by_row = False
 
     def __init__(self, graph: Graph, signature: Signature, *, check_inputs: bool | Mapping[str, str]) -> None:
         """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
@@ -28,11 +25,8 @@ class NumpyRows:
             signature: Its signature, which fits it.
             check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
         """
+        super().__init__(signature)
         self._input_check = InputCheck(signature, wanted=check_inputs)
-        self._slab = Slab(columns_of(signature), start_values(signature))
-        self.columns = self._slab.columns
-        self.row_nbytes = self._slab.row_nbytes
-        self.max_slice = max_slice_of(signature)
         self._graph = graph
         self._feeds = [spec.name for spec in signature.inputs] + [state.input for state in signature.states]
         self._fetches = [spec.name for spec in signature.outputs] + [state.output for state in signature.states]
@@ -42,33 +36,6 @@ class NumpyRows:
         self._checks = [state.check for state in signature.states]
         names = [spec.name for spec in signature.outputs]
         self._feedback = [names.index(name) for name in feedback_outputs(signature)]
-        self._lock = threading.Lock()
-
-    @property
-    def capacity(self) -> int:
-        """Rows there are."""
-        return self._slab.capacity
-
-    def grow(self, capacity: int) -> None:
-        """Makes room; waits for a `step` that runs in another thread."""
-        with self._lock:
-            self._slab.grow(capacity)
-
-    def reset(self, rows: Ints) -> None:
-        """Sets rows to the start values."""
-        self._slab.reset(rows)
-
-    def read(self, rows: Ints) -> list[Array]:
-        """Copies of rows."""
-        return self._slab.read(rows)
-
-    def write(self, rows: Ints, values: Sequence[Array]) -> None:
-        """Sets rows to values."""
-        self._slab.write(rows, values)
-
-    def copy(self, source: Ints, target: Ints) -> None:
-        """Copies rows to rows."""
-        self._slab.copy(source, target)
 
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the graph; see `Rows.step`."""

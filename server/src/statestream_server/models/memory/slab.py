@@ -1,15 +1,17 @@
-"""The slab: the arrays that hold rows in this process's memory, and how they grow without being copied."""
+"""The slab: the arrays that hold rows in this process's memory, and how they grow without being copied; rows in one."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 
+from statestream.contract.signature import Signature
 from statestream_server.arrays import Array, Ints
-from statestream_server.models.rows import Column
+from statestream_server.models.rows import Column, columns_of, max_slice_of, start_values
 
 
 class Slab:
@@ -68,6 +70,46 @@ class Slab:
         """Copies rows source [n] to rows target [n]."""
         for array in self.arrays:
             array[target] = array.take(source, axis=0)
+
+
+class SlabRows:
+    """What every `Rows` in a slab does, however it steps; `step` and `grow` hold the lock."""
+
+    row_by_row = False
+
+    def __init__(self, signature: Signature) -> None:
+        """Rows of a signature; capacity is 0 until `grow`."""
+        self._slab = Slab(columns_of(signature), start_values(signature))
+        self._lock = threading.Lock()
+        self.columns = self._slab.columns
+        self.row_nbytes = self._slab.row_nbytes
+        self.max_slice = max_slice_of(signature)
+
+    @property
+    def capacity(self) -> int:
+        """Rows there are."""
+        return self._slab.capacity
+
+    def grow(self, capacity: int) -> None:
+        """Makes room; waits for a `step` that runs in another thread."""
+        with self._lock:
+            self._slab.grow(capacity)
+
+    def reset(self, rows: Ints) -> None:
+        """Sets rows to the start values."""
+        self._slab.reset(rows)
+
+    def read(self, rows: Ints) -> list[Array]:
+        """Copies of rows."""
+        return self._slab.read(rows)
+
+    def write(self, rows: Ints, values: Sequence[Array]) -> None:
+        """Sets rows to values."""
+        self._slab.write(rows, values)
+
+    def copy(self, source: Ints, target: Ints) -> None:
+        """Copies rows to rows."""
+        self._slab.copy(source, target)
 
 
 class _Memory:
