@@ -364,7 +364,7 @@ class StreamCore:
         return min(times, default=None)
 
     def check(self, now: float) -> bool:
-        """Tells callers, every few seconds, what the server has not answered for `retry_seconds` on a stream that stands.
+        """Tells callers, every few seconds, what a stream that stands has not answered for `retry_seconds`.
 
         Returns:
             Whether the stream is of no use any more: callers waited, and nothing at all came.
