@@ -18,10 +18,12 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2
 from statestream_server import reloading
+from statestream_server.models.model import Kind
 from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.reloading import Reloader
 from statestream_server.settings import Settings
 from tests.server.models.form_zoo_chains import preprocessed
+from tests.server.models.form_zoo_windows import WINDOWS
 from tests.server.models.graphs import save
 from tests.support import hostile, models
 from tests.support.calls import DEADLINE, Caller, connected
@@ -232,6 +234,20 @@ async def test_a_chain_is_loaded_when_all_its_files_are_there_and_told_when_one_
         save(chain.files["cell.onnx"], newer, "cell.onnx")
         await one.settle()
         assert one.default("scaled") == 2
+
+
+async def test_what_settles_a_file_and_comes_after_it_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(WINDOWS["cnn over a window"]().model, tmp_path, "mlp.onnx")
+    async with watched(tmp_path) as one:
+        assert one.registry.get("mlp").model.kind == Kind.PREDICT
+        (tmp_path / "mlp.toml").write_text(WINDOWS["cnn over a window"]().told)
+        await one.settle()
+        await one.settle()
+        (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        assert said.startswith(f"{tmp_path / 'mlp.toml'}: came while version 1 of mlp serves")
+        assert "or start the server anew" in said
 
 
 async def test_a_version_that_goes_is_no_default_and_stays_while_a_session_needs_it(tmp_path: Path) -> None:

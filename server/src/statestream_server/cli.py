@@ -358,13 +358,15 @@ def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries
     beside FILE, and then from its graph. The entries are those of model.toml; each option may come several times.
     """
     _describing()
+    from statestream_server.models.files import files
     from statestream_server.models.form import told
     from statestream_server.models.model import ModelLoadError
     from statestream_server.models.proof import loading
 
     beside = file.with_suffix(".toml")
     try:
-        known = told.loads(beside.read_text()) if beside.is_file() else told.Told()
+        there = files.told(beside)
+        known = told.loads(there[0]) if there is not None else told.Told()
         more = {key: [_entry(key, each) for each in given] for key, given in entries.items() if given}
         said = told.added(known, more, stateless=stateless)
         made = loading.signed(file, said)
@@ -379,7 +381,7 @@ def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries
         click.echo(f"{place}: written; `statestream inspect` tells what is in it")
     except told.ToldError as error:
         raise click.ClickException(f"{beside if beside.is_file() else file}: {error}") from error
-    except (ModelLoadError, OSError, UnicodeDecodeError) as error:
+    except (ModelLoadError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

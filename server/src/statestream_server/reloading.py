@@ -165,7 +165,7 @@ class Reloader:
                 continue  # It went meanwhile.
         for model in loaded:
             key = model.name, model.version
-            if key in looks.found and any(one.changed() for one in model.prints):
+            if key in looks.found and (any(one.changed() for one in model.prints) or _unread(model)):
                 looks.changed.add(key)
         return looks
 
@@ -220,14 +220,18 @@ class Reloader:
             return
         self._replacing[key] = look
         others = [new.path for new, old in zip(fresh, model.prints, strict=True) if new.sha256 != old.sha256]
+        happened = "was replaced"
+        if not others:
+            others, happened = _unread(model), "came"
         if not others:
             model.prints = fresh  # Touched, or copied anew.
             return
         chain = model.prints[0].path.name == repository.CHAIN
         log.error(
-            "%s: was replaced while version %d of %s serves, which goes on as it was loaded, because sessions go by it."
+            "%s: %s while version %d of %s serves, which goes on as it was loaded, because sessions go by it."
             " Put the new one beside it as another version (%s), or start the server anew",
             others[0],
+            happened,
             model.version,
             model.name,
             f"{model.name}/{model.version + 1}/{repository.CHAIN if chain else repository.SINGLE}",
@@ -275,6 +279,14 @@ class Reloader:
 
 def _taken(model: Model) -> tuple[prints.Print, ...]:
     return tuple(prints.take(one.path) for one in model.prints)
+
+
+def _unread(model: Model) -> list[Path]:
+    """What would settle a model that was loaded without, as it came later."""
+    if not model.form:
+        return []  # It has a signature of its own.
+    known = {one.path for one in model.prints}
+    return [path for path in prints.named(model.prints[0].path) if path not in known]
 
 
 async def _let_go(server: Server) -> None:

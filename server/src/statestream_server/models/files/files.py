@@ -14,6 +14,8 @@ from statestream_server.models.model import ModelLoadError
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 _BLOCK = 1 << 20
+_MOST_TOLD = 1 << 20
+"""Bytes of a model.toml."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -76,6 +78,23 @@ def blocks(path: Path) -> Iterator[bytes]:
                 yield block
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read ({_reason(error)}); copy the file there") from error
+
+
+def told(path: Path) -> tuple[str, Stamp] | None:
+    """The text of a model.toml, and how it lies there; None where there is none.
+
+    Raises:
+        ModelLoadError: It cannot be read, is too large, or is no text.
+    """
+    if not os.path.lexists(path):  # A link that leads nowhere is one that somebody means to be read.
+        return None
+    found = stamp(path)
+    if found.size > _MOST_TOLD:
+        raise ModelLoadError(f"{path}: {found.size} bytes; expected {_MOST_TOLD} at most")
+    try:
+        return b"".join(blocks(path)).decode("utf-8-sig"), found
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{path}: is no text ({error}); save it as UTF-8") from error
 
 
 def outside_weights(path: Path, proto: onnx.ModelProto) -> list[Stamp]:

@@ -28,8 +28,6 @@ from statestream_server.models.rows import Column, columns_of, is_checked
 
 _TOML = ".toml"
 _MOST_AXES = 32
-_MOST_TOLD = 1 << 20
-"""Bytes of a model.toml."""
 _MOST_ROW_BYTES = 1 << 30
 """Of one tensor of one session and step."""
 _MOST_BYTES = (1 << 31) - (1 << 20)
@@ -176,7 +174,7 @@ def read(path: Path, said: str | None = None) -> ModelFile:
             _check_sizes(signature)
             return ModelFile(path, proto, signature, True, stamps)
         made, signature = _derived(path, proto)
-        told = (said, stamps[0]) if said is not None else _told(path)
+        told = (said, stamps[0]) if said is not None else files.told(path.with_suffix(_TOML))
     return ModelFile(path, made.model, signature, False, stamps, told, made=made.notes)
 
 
@@ -188,14 +186,14 @@ def parts(path: Path) -> tuple[Path, ...]:
     if path.suffix != _TOML:
         return (path,)
     try:
-        text = _told(path)
+        text = files.told(path.with_suffix(_TOML))
         return tuple(path.with_name(name) for name in loads(text[0]).chain) if text is not None else ()
     except (ModelLoadError, ToldError):
         return ()  # Reading it says why.
 
 
 def _read_chain(path: Path, said: str | None) -> ModelFile:
-    found = _told(path)
+    found = files.told(path.with_suffix(_TOML))
     if found is None:
         raise ModelLoadError(f"{path}: there is no such file; it names the files of a chain")
     told = (said if said is not None else found[0], found[1])
@@ -313,20 +311,6 @@ def _check_start(spec: StateSpec, dtype: np.dtype[np.generic]) -> None:
 def _one_line(error: Exception) -> str:
     said = " ".join(str(error).split())
     return said if isinstance(error, signatures.SignatureError) else f"its signature is wrong ({said})"
-
-
-def _told(path: Path) -> tuple[str, files.Stamp] | None:
-    """What a person tells beside a file: its model.toml, which has the file's name."""
-    beside = path.with_suffix(".toml")
-    if not beside.exists():
-        return None
-    stamp = files.stamp(beside)
-    if stamp.size > _MOST_TOLD:
-        raise ModelLoadError(f"{beside}: {stamp.size} bytes; expected {_MOST_TOLD} at most")
-    try:
-        return b"".join(files.blocks(beside)).decode(), stamp
-    except UnicodeDecodeError as error:
-        raise ModelLoadError(f"{beside}: is no text ({error}); save it as UTF-8") from error
 
 
 def _derived(path: Path, proto: onnx.ModelProto) -> tuple[Tensors, Signature]:

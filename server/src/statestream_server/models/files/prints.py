@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ def named(path: Path) -> list[Path]:
     if path.suffix == ".toml":
         return [path, *modelfile.parts(path)]
     pair = [path.with_name(ENCODER), path.with_name(DECODER)] if path.name in (ENCODER, DECODER) else [path]
-    settling = dict.fromkeys([path.with_name("model.toml"), *(each.with_suffix(".toml") for each in pair)])
-    return [*pair, *(toml for toml in settling if toml.is_file())]
+    settling = [each.with_suffix(".toml") for each in pair]
+    return [*pair, *(toml for toml in settling if os.path.lexists(toml))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from statestream_server.models.files import files
 from statestream_server.models.form import told as formed
+from statestream_server.models.model import ModelLoadError
 
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
 CHAIN: Final = "model.toml"
@@ -32,8 +34,6 @@ _SUFFIX, _TOML = ".onnx", ".toml"
 _DEPTH: Final = 3
 _MOST_TOLD: Final = 20
 _MOST_SHOWN: Final = 12
-_MOST_SETTLING: Final = 1 << 20
-"""Bytes of a model.toml."""
 _HIGHEST_VERSION: Final = (1 << 63) - 1
 
 
@@ -97,12 +97,12 @@ def scan(places: Sequence[Path]) -> Scan:
             for size in sizes(path) or [""]:
                 key = f"{name}-{size}" if size else name, version
                 by_key.setdefault(key, {}).setdefault((Path(os.path.abspath(path)), size), place)
-    for (name, version), files in sorted(by_key.items()):
-        paths = [path for path, _ in files]
+    for (name, version), places_of in sorted(by_key.items()):
+        paths = [path for path, _ in places_of]
         if len(paths) == 1:
-            told.found.append(Found(name, version, *next(iter(files))))
+            told.found.append(Found(name, version, *next(iter(places_of))))
             continue
-        told.mixed |= len(set(files.values())) > 1
+        told.mixed |= len(set(places_of.values())) > 1
         told.clashes[name, version] = (
             f"{paths[0]} and {paths[1]} are both version {version} of {name!r}, and neither is served; rename one, or"
             f" make it another version ({name}/{version + 1}/{SINGLE})"
@@ -112,20 +112,21 @@ def scan(places: Sequence[Path]) -> Scan:
 
 def sizes(path: Path) -> list[str]:
     """The sizes in which a file is served, by its model.toml; none where that tells none, or cannot be read."""
-    beside = path.with_suffix(".toml")
+    beside = path.with_suffix(_TOML)
     try:
         stat = beside.stat()
-        return _sizes(beside, stat.st_mtime_ns, stat.st_size)
+        return _sizes(beside, stat.st_ino, stat.st_mtime_ns, stat.st_size)
     except OSError:
         return []
 
 
-@functools.lru_cache(1024)
-def _sizes(path: Path, changed: int, size: int) -> list[str]:
+@functools.lru_cache(1 << 14)
+def _sizes(path: Path, inode: int, changed: int, size: int) -> list[str]:
     """The same; read once until it changed."""
     try:
-        return [*formed.loads(path.read_text()).by_size()] if size <= _MOST_SETTLING else []
-    except (OSError, ValueError):  # Loading says so.
+        text = files.told(path)
+        return [*formed.loads(text[0]).by_size()] if text is not None else []
+    except (ModelLoadError, formed.ToldError):  # Loading says so.
         return []
 
 
@@ -276,12 +277,12 @@ def look(path: Path) -> tuple[Entry, ...]:
 def mark(found: Found) -> bytes:
     """16 bytes that stand for a version while it loads: others once its files are others."""
     whole = found.path.name in _PARTS or found.path.suffix == _TOML
-    files = [
+    parts = [
         (entry.name, entry.size, entry.changed)
         for entry in look(found.path)
         if whole or entry.name.startswith(found.path.stem)
     ]
-    return hashlib.sha256(repr((found.name, found.version, files)).encode()).digest()[:16]
+    return hashlib.sha256(repr((found.name, found.version, parts)).encode()).digest()[:16]
 
 
 def file_of(folder: Path) -> Path:

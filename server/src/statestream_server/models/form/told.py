@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -18,11 +19,26 @@ BATCH, TIME = "batch", "time"
 START, PAD, HOLD = "start", "pad", "hold"
 """The words for what stands before the first step of a window."""
 Shape = tuple[int | str, ...]
+MOST_SIZES: Final = 64
+"""Of one file: each is a model of its own, with the weights in memory once more."""
+_DEEPEST: Final = 16
+"""Tables and lists in each other; a wire's name without quotes is a table for every dot."""
+_MOST_PARTS: Final = 64
+_LONG_KEY: Final = re.compile(
+    r"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){%d}""" % _MOST_PARTS  # noqa: UP031
+)
+"""A key of many parts: it takes tomllib their cube."""
+_SHOWN: Final = 1000
+_LARGEST: Final = 1 << 64
 _T = TypeVar("_T")
 
 
 class ToldError(ValueError):
     """What is told contradicts itself or the file; the message says where, and what was expected."""
+
+    def __init__(self, text: str) -> None:
+        """What is wrong; of what came in a message as long as a file, its begin and end are shown."""
+        super().__init__(text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} … {text[-_SHOWN:]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +166,7 @@ def loads(text: str) -> Told:
     Raises:
         ToldError: It is no TOML, or an entry is unknown or of a wrong kind.
     """
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ToldError(f"is no TOML ({error})") from error
+    values = _parsed(text)
     known = [each.name for each in fields(Told)]
     for key in values:
         if key not in known:
@@ -169,6 +182,29 @@ def loads(text: str) -> Told:
         chain=chain,
         **{key: _table(key, value, _READ[key]) for key, value in values.items()},
     )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The values of a TOML text, with nothing in them that whoever looks at it would choke on.
+
+    Raises:
+        ToldError: It is none, or there is.
+    """
+    if _LONG_KEY.search(text):
+        raise ToldError(f"has a key of more than {_MOST_PARTS} parts; put a tensor's name in quotes")
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # A number of 5,000 digits is a ValueError.
+        raise ToldError(f"is no TOML ({error})") from error
+    level: list[Any] = [values]
+    for _ in range(_DEEPEST + 1):
+        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
+        if not all(-_LARGEST < each < _LARGEST for each in level if isinstance(each, int)):
+            raise ToldError("has a whole number of more than 64 bits")
+        level = [each for each in level if isinstance(each, dict | list)]
+    if level:
+        raise ToldError(f"has lists or tables more than {_DEEPEST} deep in each other")
+    return values
 
 
 def added(told: Told, entries: Mapping[str, Sequence[tuple[str, str]]], *, stateless: bool = False) -> Told:
@@ -283,6 +319,8 @@ def several(value: Any, where: str) -> Sequence[Shape]:
         raise ToldError(
             f'{where} is {value!r}; expected shapes, as in [["batch", 3, 288, 512], ["batch", 3, 144, 256]]'
         )
+    if len(value) > MOST_SIZES:
+        raise ToldError(f"{where} has {len(value)} shapes; expected {MOST_SIZES} at most: each is a model of its own")
     return tuple(shape(each, f"{where}[{number}]") for number, each in enumerate(value))
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import onnx
 
 from statestream.contract import signature as signatures
-from statestream_server.models.files import modelfile, prints
+from statestream_server.models.files import files, modelfile, prints
 from statestream_server.models.files.prints import Print, Trust
 from statestream_server.models.files.repository import file_of
 from statestream_server.models.form import told
@@ -138,8 +138,9 @@ def _of_size(path: Path, size: str) -> str:
     """The text of a model.toml that tells one size only."""
     beside = path.with_suffix(".toml")
     try:
-        return told.dumps(told.loads(beside.read_text()).by_size()[size])
-    except (OSError, ValueError, KeyError) as error:
+        text = files.told(beside)
+        return told.dumps(told.loads(text[0] if text is not None else "").by_size()[size])
+    except (ModelLoadError, told.ToldError, KeyError) as error:
         raise ModelLoadError(f"{beside}: changed while it was read, or tells no size {size} ({error})") from error
 
 
