@@ -248,15 +248,28 @@ class Fake(
 
     def Forecast(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         self._answer(context, lambda: self._model(request.model))
-        if request.WhichOneof("source") == "session_id":
+        source, columns = request.WhichOneof("source"), []
+        if source == "session_id":
             row = self._answer(context, lambda: self._row(request.session_id, request.epoch))
             state = row.state[np.newaxis].copy()
+            columns = [to_tensor("s", state)]
+        elif source == "start":
+            state = from_tensor(request.start.columns[0])
+        elif request.history.lengths:
+            lengths = np.frombuffer(request.history.lengths, "<u4")
+            parts = np.split(from_tensor(request.history.inputs[0]), np.cumsum(lengths)[:-1])
+            state = np.stack([part.sum(axis=0) for part in parts])
         else:
             state = from_tensor(request.history.inputs[0]).sum(axis=1)
         for offset in range(request.horizon):
             self._halt(offset)
             state = state + state
-            yield inference_pb2.ForecastResponse(offset=offset, outputs=[to_tensor("y", state[:, np.newaxis])])
+            if offset >= request.from_step:
+                response = inference_pb2.ForecastResponse(offset=offset, outputs=[to_tensor("y", state[:, np.newaxis])])
+                if offset == request.from_step:
+                    response.start.version = 1
+                    response.start.columns.extend(columns)
+                yield response
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         self._answer(context, lambda: self._model(request.model))

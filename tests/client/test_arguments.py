@@ -36,6 +36,21 @@ class Later:
 
 CURSORS: Any = ([5, "x", bytearray(2), b"x" * 257], (TypeError, ValueError))
 MANY_CURSORS: Any = ([5, "xy", b"xy", [b"x"], [b"x", "y"], [b"x", b"x" * 257]], (TypeError, ValueError))
+FORECAST: dict[str, tuple[list[Any], Any]] = {
+    "h": ([*NOT_WHOLE, *FEW, 2**32], (TypeError, ValueError)),
+    "quantiles": ([5, "x", [], [0.0], [1.2], [True], [0.5, 0.5]], (TypeError, ValueError)),
+    "level": (["x", [], [0], [100], [120], [None]], (TypeError, ValueError)),
+    "num_samples": (["3", 2.0, True, 0, -1, 2**32], (TypeError, ValueError)),
+    "seed": (["3", 2.0, True, -1, 2**64], (TypeError, ValueError)),
+    "samples": (NOT_FLAGS, TypeError),
+    "bands": (["other", "conformal", 5], ValueError),
+    "until": ([5, "y", ("y", "<", 1.0), ("y", "<=", "1"), ("y", "<=", float("nan"))], ValueError),
+    "future": ([ones(3)], statestream.BadTensor),
+}
+OF_A_MODEL: dict[str, tuple[list[Any], Any]] = {
+    "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+    "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+}
 WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Exception], ...]]]] = {
     # by method: by parameter: values, and what each of them is
     "client.session": {
@@ -69,13 +84,8 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "outputs": (["y", 5, [5], [None], ["y", "y"]], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
     },
-    "client.forecast": {
-        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
-        "h": ([*NOT_WHOLE, *FEW, 2**32], (TypeError, ValueError)),
-        "quantiles": ([[0.5]], statestream.Unsupported),
-        "level": ([[80]], statestream.Unsupported),
-        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
-    },
+    "client.forecast": {**OF_A_MODEL, **FORECAST},
+    "client.forecast_steps": {name: wrong for name, wrong in (OF_A_MODEL | FORECAST).items() if name != "future"},
     "client.generate": {
         "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
         "text": ([5, None, b"king", ["king"], "\ud800"], (TypeError, ValueError)),
@@ -106,7 +116,8 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "items": ([None, 5, "xy", {"x": ones()}], TypeError),
         "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
     },
-    "session.forecast": {"h": ([*NOT_WHOLE, *FEW, 2**32], (TypeError, ValueError))},
+    "session.forecast": {**FORECAST, "past": ([ones(3)], ValueError)},
+    "pool.forecast": {**FORECAST, "past": ([ones(3)], ValueError)},
     "session.fork": {"id": ([5, b"a", "", "x" * 257], (TypeError, ValueError))},
     "pool.step": {
         "x": ([None, "x", object()], statestream.BadTensor),
@@ -132,6 +143,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "client.restore": {"snapshot": b"", "model": "sum"},
     "client.predict": {"model": "double", "x": ones(2)},
     "client.forecast": {"model": "sum", "history": ones(3)},
+    "client.forecast_steps": {"model": "sum", "history": ones(3)},
+    "session.forecast": {"h": 2},
+    "pool.forecast": {"h": 2},
     "client.generate": {"model": "upper", "text": "king"},
     "client.load_model": {"name": "sum"},
     "client.unload_model": {"name": "sum"},
@@ -143,7 +157,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "pool.stream": {"items": [ones(2)]},
 }
 
-UNTESTED = {"client.predict": {"x"}, "client.forecast": {"history"}, "client.session": {"history"}}
+UNTESTED = {
+    "client.predict": {"x"},
+    "client.forecast": {"history"},
+    "client.forecast_steps": {"history", "future"},
+    "client.session": {"history"},
+}
 """Arrays, of which tests/client/test_tables.py has more."""
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from statestream import dataframes
 from statestream.errors import BadTensor
+from statestream.forecasts import Told, Wish
 from statestream.layout import Layout
 from statestream.signature import Signature
 from statestream.v1 import model_pb2
@@ -37,6 +38,7 @@ def layout(*columns: str, width: int = 3, time: bool = True, dtype: str = "float
     spec.columns.extend(columns)
     signature.outputs.add(name="y", dtype="float32", shape=[-1, 1], batch_axis=0)
     signature.states.add(input="h", output="h_out", dtype="float32", shape=[-1, 3], batch_axis=0)
+    signature.feedback.add(output="y", input="x", places=[0])
     kind = model_pb2.ModelKind.MODEL_KIND_SESSION
     return Layout(read_model(model_pb2.Model(name="m", version=1, kind=kind, signature=signature)))
 
@@ -353,11 +355,11 @@ def test_series_in_a_long_table_come_apart_in_the_order_of_time() -> None:
     for table in (long, pl.DataFrame(long.to_dict("list"))):
         history = dataframes.read_history(NAMED, table)
         assert history is not None
-        found = {name: group.inputs["x"][n].tolist() for group in history.groups for n, name in enumerate(group.names)}
-        assert found == {"b": [[1, 0, 10], [2, 0, 20], [3, 0, 30]], "a": [[4, 0, 5]]}
-        forecasts = [np.zeros((len(group.names), 2, 1), np.float32) for group in history.groups]
-        out = dataframes.write_forecast(NAMED, history, forecasts, 2)
-        assert list(out.columns) == ["unique_id", "ds", "y"]
+        assert history.past.inputs["x"].tolist() == [[1, 0, 10], [2, 0, 20], [3, 0, 30], [4, 0, 5]]
+        assert (history.names, history.past.lengths.tolist()) == (["b", "a"], [3, 1])
+        told = Told({"y": np.zeros((2, 2, 1), np.float32)}, {}, {})
+        out = dataframes.write_forecast(NAMED, history, Wish(2), told)
+        assert list(out.columns) == ["unique_id", "ds", NAMED.model.name]
         assert sorted(zip(out["unique_id"], out["ds"], strict=True)) == [("a", 2), ("a", 3), ("b", 4), ("b", 5)]
 
 
@@ -387,9 +389,9 @@ def test_months_go_on_as_months() -> None:
     ):
         history = dataframes.read_history(ONE, pl.DataFrame({"ds": past, "y": [1.0, 2.0, 3.0]}))
         assert history is not None
-        out = dataframes.write_forecast(ONE, history, [np.zeros((1, 2, 1))], 2)
+        out = dataframes.write_forecast(ONE, history, Wish(2), Told({"y": np.zeros((1, 2, 1))}, {}, {}))
         assert [str(day) for day in out["ds"].to_list()] == after
-        assert out.columns == ["ds", "y"]
+        assert out.columns == ["ds", ONE.model.name]
 
 
 async def test_what_is_not_finite_is_named(connect: Connect, twin: Twin, fake: Fake) -> None:

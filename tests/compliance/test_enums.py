@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, session_pb2
 from tests.support.arrays import u32
-from tests.support.calls import Caller, Failure, failing
+from tests.support.calls import Caller, Failure, everything, failing
 from tests.support.speaker import Speaker, fresh_id, next_incarnation
 from tests.support.subject import Subject
 
@@ -60,7 +60,14 @@ async def _session_mode(speaker: Speaker, caller: Caller, subject: Subject, numb
     return await failing(caller.sessions.OpenSession(request))
 
 
+async def _bands(speaker: Speaker, caller: Caller, subject: Subject, number: int) -> Failure:
+    request = pb.ForecastRequest(model=subject.name, session_id=fresh_id(), horizon=1)
+    request.bands = number  # type: ignore[assignment]
+    return await failing(everything(caller.inference.Forecast(request)))
+
+
 REFUSED = {
+    "ForecastRequest.bands": _bands,
     "OpenFrame.mode": _opening,
     "CloseFrame.action": _closing,
     "StepRequest.mode": _step_mode,

@@ -447,7 +447,7 @@ async def test_a_warm_up_keeps_no_outputs(wide: Local, monkeypatch: pytest.Monke
 
     def ran(self: Batch) -> float:
         seconds = run(self)
-        kept.extend(len(part.work.outputs) for part in self.parts)
+        kept.extend(len(part.work.outputs) for part in self.parts if part.work.lengths.total > 2)
         return seconds
 
     monkeypatch.setattr(Batch, "run", ran)

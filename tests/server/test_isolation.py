@@ -104,10 +104,13 @@ class TestNonFiniteState:
                 assert same_bits((await speaker.step(1, 0, good)).outputs, rows[0].outputs)
 
     async def test_a_forecast_from_a_spoilt_history_fails(self, local: Local) -> None:
-        history = pb.History(inputs=[tensor("x", np.full((2, 3, 2), np.nan, np.float32))])
+        spoilt = np.ones((2, 3, 2), np.float32)
+        spoilt[1, 2, 0] = np.nan
+        history = pb.History(inputs=[tensor("x", spoilt)])
         request = pb.ForecastRequest(model="loop", history=history, horizon=3)
         failure = await failing(everything(Caller(local.channel).inference.Forecast(request)))
-        assert failure.reason == "NON_FINITE_STATE"
+        assert failure.reason == "BAD_TENSOR"
+        assert "history is nan in series 1, row 2 of its 3, place [0] of input 'x'" in failure.message
         assert local.table("loop").lane.queued == 0
         await serves_on(local.channel)
 

@@ -13,6 +13,8 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2
 from statestream.v1 import session_pb2 as sessions
+from statestream_server.drivers.bands import Past
+from statestream_server.drivers.forecast import Request
 from tests.server.models.graphs import save
 from tests.support import models
 from tests.support.arrays import same_bits, tensor
@@ -53,8 +55,8 @@ class TestModels:
     async def test_what_outlives_its_model_is_told(self, local: Local) -> None:
         """A forecast between two steps, a text between two tokens, a prediction that waits: none hangs."""
         caller, server = Caller(local.channel), local.server
-        history = [np.ones((1, 2, 2), np.float32)]
-        forecast = server.forecaster.from_history(local.table("loop"), history, 9)
+        past = Past([np.ones((2, 2), np.float32)], np.asarray([2]))
+        forecast = server.forecaster.from_history(local.table("loop"), past, Request(9))
         await anext(forecast)
         pair = server.registry.get("pair")
         text = server.generator.generate(pair.model, pair.table, "ab", 0)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from statestream.contract.errors import Unsupported
 from statestream.contract.tensors import MAX_CURSOR_BYTES
 from statestream.tables import is_table
 from statestream.v1 import inference_pb2 as pb
@@ -26,6 +26,8 @@ MOST_STEPS = 2**32 - 1
 """Of a forecast or a text, on the wire; a server takes fewer."""
 
 MOST_VERSIONS = 2**63 - 1
+
+MOST_SEED = 2**64 - 1
 
 ID_BYTES = 256
 
@@ -237,16 +239,72 @@ def check_outputs(outputs: object) -> list[str]:
     return found
 
 
-def check_forecast(model: object, h: object, quantiles: object, level: object, version: object) -> None:
+def check_forecast(
+    h: object,
+    quantiles: object,
+    level: object,
+    num_samples: object,
+    seed: object,
+    samples: object,
+    bands: object,
+    until: object,
+) -> None:
     """What a forecast is asked with.
 
     Raises:
-        Unsupported: This server's forecasts are single paths.
+        TypeError: One is of another type.
+        ValueError: One has a value that it cannot have, or two do not go together.
     """
-    check_model(model, version)
     check_whole("h", h)
-    if quantiles is not None or level is not None:
-        raise Unsupported("forecasts are single paths here; leave out quantiles and level")
+    if quantiles is not None and level is not None:
+        raise ValueError("both quantiles and level are given; expected one of them: level=[80] is quantiles=[0.1, 0.9]")
+    for name, given, most in (("quantiles", quantiles, 1), ("level", level, 100)):
+        if given is None:
+            continue
+        several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+        listed: list[Any] = list(given) if several else [given] if name == "level" else [None]  # type: ignore[call-overload]
+        numbers = [float(one) for one in listed if _is_real(one)]
+        if len(numbers) < len(listed):
+            raise TypeError(f"{name} is {came(given)}; expected numbers, as in {'[0.1, 0.9]' if most == 1 else '[80]'}")
+        if not numbers:
+            raise ValueError(f"{name} is empty; expected one number at least, or None")
+        wrong = [one for one in numbers if not 0 < one < most]
+        if wrong:
+            raise ValueError(f"{name} has {wrong[0]:g}; expected numbers between 0 and {most}, neither of them")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"{name} has a number twice; expected each once")
+    if num_samples is not None:
+        check_whole("num_samples", num_samples, hint=", or None")
+    if seed is not None:
+        check_whole("seed", seed, 0, MOST_SEED, ", or None")
+    check_flag("samples", samples)
+    _check_bands(bands, quantiles, level, num_samples, samples)
+    _check_until(until)
+
+
+def _check_bands(bands: object, quantiles: object, level: object, num_samples: object, samples: object) -> None:
+    if bands is None:
+        return
+    if bands != "conformal":
+        raise ValueError(f"bands is {bands!r}; expected 'conformal', or None for those of the model's own head")
+    if quantiles is None and level is None:
+        raise ValueError("bands are asked for without quantiles or level; expected one of them, as in level=[80]")
+    if num_samples is not None or samples:
+        raise ValueError("conformal bands are made of past errors, not of paths; leave out num_samples and samples")
+
+
+def _check_until(until: object) -> None:
+    if until is None:
+        return
+    fits = (
+        isinstance(until, tuple) and len(until) == 3 and isinstance(until[0], str) and until[1] in ("<=", ">=")
+    ) and _is_real(until[2])
+    if not fits or np.isnan(until[2]):  # type: ignore[index]
+        raise ValueError(f"until is {came(until)}; expected an output, '<=' or '>=', and a number: ('y', '<=', 0.0)")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def check_generate(model: object, text: object, max_tokens: object, version: object) -> None:

@@ -14,7 +14,7 @@ from statestream import causes
 from statestream.contract import errors
 from statestream.contract.codes import Code
 from statestream.contract.errors import StatestreamError, Unsupported, from_status
-from statestream.contract.tensors import Array, from_tensor, from_tensors, to_tensor
+from statestream.contract.tensors import Array, from_tensors, to_tensor
 from statestream.core import Group, OpenTicket, PoolTicket
 from statestream.layout import Layout
 from statestream.v1 import inference_pb2 as pb
@@ -64,7 +64,12 @@ class Attempts:
     """
 
     def __init__(self, timeout: float, now: float) -> None:
-        self._until = now + timeout
+        self._timeout = timeout
+        self.heard(now)
+
+    def heard(self, now: float) -> None:
+        """Something came: what follows has as much time as a call that starts now."""
+        self._until = now + self._timeout
         self.failures = 0
 
     def after(self, error: StatestreamError, now: float) -> float:
@@ -247,35 +252,3 @@ def read_outputs(tensors: Sequence[Any]) -> Array | dict[str, Array]:
     """One array, or several by name."""
     arrays = from_tensors(tensors)
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-
-
-def forecast_request(
-    layout: Layout, version: int | None, horizon: int, *, session_id: str | None = None, history: Any = None
-) -> pb.ForecastRequest:
-    """A forecast from a session or from arrays by input, [N, T, …]."""
-    request = pb.ForecastRequest(model=layout.model.name, version=version or 0, horizon=horizon)
-    if session_id is not None:
-        request.session_id = session_id
-    else:
-        request.history.inputs.extend(to_tensor(name, array) for name, array in history.items())
-    return request
-
-
-def forecast_rows(response: pb.ForecastResponse) -> list[Array | dict[str, Array]]:
-    """The rows of a part of a session's forecast."""
-    arrays = {tensor.name: from_tensor(tensor)[0] for tensor in response.outputs}
-    count = len(next(iter(arrays.values()))) if arrays else 0
-    rows: list[Array | dict[str, Array]] = []
-    for step in range(count):
-        row = {name: array[step, ...] for name, array in arrays.items()}
-        rows.append(next(iter(row.values())) if len(row) == 1 else row)
-    return rows
-
-
-def join_forecast(responses: Sequence[pb.ForecastResponse], *, alone: bool) -> Array | dict[str, Array]:
-    """The whole forecast: [N, h, …], or [h, …] of one series."""
-    parts = [from_tensors(response.outputs) for response in sorted(responses, key=lambda r: r.offset)]
-    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-    if alone:
-        joined = {name: array[0] for name, array in joined.items()}
-    return next(iter(joined.values())) if len(joined) == 1 else joined

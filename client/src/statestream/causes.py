@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -45,19 +44,6 @@ def of_row(layout: Layout, ticket: PoolTicket, row: int, who: Callable[[int], st
     if not isinstance(ticket.lengths, int):
         arrays = {name: array[: ticket.lengths[row]] for name, array in arrays.items()}
     return _with(error, f"session {who(row)!r}: {_first(layout, arrays, 0) or 'all inputs are finite numbers'}")
-
-
-def of_history(
-    layout: Layout, error: StatestreamError, inputs: Mapping[str, Array], names: Sequence[Any] | None
-) -> StatestreamError:
-    """The error of a forecast from past inputs, [N, T, …]; `names` has the series'."""
-    if not isinstance(error, NonFiniteState):
-        return error
-    for series in range(len(next(iter(inputs.values())))):
-        note = _first(layout, {name: array[series] for name, array in inputs.items()}, 0)
-        if note:
-            return _with(error, f"series {series if names is None else names[series]!r}: {note}")
-    return error
 
 
 def _arrays(lane: Lane, inputs: Sequence[bytes], steps: int, lead: tuple[int, ...] | None = None) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import math
 import warnings
 from dataclasses import dataclass
 from datetime import date
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from statestream.contract.errors import BadTensor
+from statestream.contract.signature import Value, forecast_values, known_places
 from statestream.contract.tensors import Array
+from statestream.forecasts import Past, Told, Wish
 from statestream.layout import Layout
 from statestream.tables import frame_of, order, read
 from statestream.wanted import Wanted, listed
@@ -21,33 +24,23 @@ ID, TIME, TARGET = "unique_id", "ds", "y"
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Histories of one length.
-
-    Attributes:
-        names: The series' names, in the order of the inputs.
-        rows: By series, the numbers of its rows in the table, in the order of time.
-        inputs: [N, T, F].
-    """
-
-    names: list[Any]
-    rows: list[Any]
-    inputs: dict[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
 class History:
     """A table of the past.
 
     Attributes:
         frame: The table, as narwhals has it.
-        target: Whether its only feature is called y.
-        groups: Its series, those of equal length together.
+        rows: By series, the numbers of its rows in the table, in the order of time.
+        past: Its series.
     """
 
     frame: Any
-    target: bool
-    groups: list[Group]
+    rows: list[Any]
+    past: Past
+
+    @property
+    def names(self) -> list[Any]:
+        """The series' names."""
+        return list(self.past.names or ())
 
 
 def read_history(layout: Layout, table: Any) -> History | None:
@@ -57,68 +50,164 @@ def read_history(layout: Layout, table: Any) -> History | None:
     (when). Without ds the rows are in the order of time.
 
     Raises:
-        BadTensor: Columns are missing or unknown, a time comes twice; names them.
+        BadTensor: Columns are missing or unknown, a time comes twice, a number is missing; names them.
     """
     frame = frame_of(table)
     if frame is None:
         return None
-    wanted = layout.wanted[0]
     if not len(frame):
-        raise wanted.bad("the table has no rows; expected the past, a row a step")
-    if len(layout.inputs) != 1:
-        raise BadTensor(
-            f"model {layout.model.name!r} has inputs {listed(layout.names)}; a table serves only one input: give a dict"
-            " with a table for each",
-            metadata={"field": wanted.field},
-        )
-    features = [name for name in frame.columns if str(name) not in (ID, TIME)]
-    target = len(wanted.names) == 1 and [str(name) for name in features] == [TARGET] and wanted.names != [TARGET]
-    if target:
-        wanted = Wanted(wanted.name, wanted.field, wanted.dtype, (TARGET,) if wanted.columns else (), wanted.width)
-    order(wanted, features)
-    values = read(wanted, frame.drop([ID, TIME], strict=False).to_native())
-    names, codes = _codes(wanted, frame)
-    rows = _in_time(wanted, frame, names, codes)
+        raise layout.wanted[0].bad("the table has no rows; expected the past, a row a step")
+    columns = _columns(layout, [str(name) for name in frame.columns if str(name) not in (ID, TIME)])
+    first = layout.wanted[0]
+    names, codes = _codes(first, frame)
+    order_ = _in_time(first, frame, names, codes)
     ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-    by_length: dict[int, list[int]] = {}
-    for number, (low, high) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        by_length.setdefault(int(high - low), []).append(number)
-    groups = []
-    for length, numbers in by_length.items():
-        series = [rows[ends[number] - length : ends[number]] for number in numbers]
-        inputs, _ = layout.history(values[np.stack(series)])
-        groups.append(Group([names[number] for number in numbers], series, inputs))
-    return History(frame, target, groups)
+    inputs = {}
+    for wanted, mine in zip(layout.wanted, columns, strict=True):
+        values = read(mine, frame.select(list(mine.columns)).to_native() if mine.columns else _features(frame))
+        inputs[wanted.name] = values[order_]
+    lengths = np.diff(ends, prepend=0)
+    rows = [order_[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+    return History(frame, rows, Past(inputs, lengths, False, names))
 
 
-def write_forecast(layout: Layout, history: History, forecasts: list[Array], horizon: int) -> Any:
-    """The table of the forecasts, [N, h, …] for each group, of the library that the history came from."""
+def read_future(layout: Layout, history: History, table: Any, h: int) -> dict[str, Array]:
+    """What is known beforehand in a table of the future, by input [N, h, …]; series are found by unique_id.
+
+    Raises:
+        BadTensor: A column is missing, or a series has not so many rows, or they are not after its past; names it.
+    """
+    frame = frame_of(table)
+    if frame is None:
+        return layout.future(table, len(history.rows), h)
+    first = layout.wanted[0]
+    names, codes = _codes(first, frame)
+    order_ = _in_time(first, frame, names, codes)
+    counts = np.bincount(codes, minlength=len(names))
+    ends = np.cumsum(counts)
+    chosen = []
+    for name, past in zip(history.names, history.rows, strict=True):
+        place = names.index(name) if name in names else -1
+        rows = order_[ends[place] - counts[place] : ends[place]] if place >= 0 else order_[:0]
+        if len(rows) < h:
+            whose = f"series {name!r}" if ID in history.frame.columns else "the series"
+            raise BadTensor(
+                f"future has {len(rows)} rows of {whose}; expected {h}, as many as are forecast",
+                metadata={"field": "future", "expected": str(h)},
+            )
+        if TIME in frame.columns and TIME in history.frame.columns:
+            last, begins = history.frame[TIME][int(past[-1])], frame[TIME][int(rows[0])]
+            if not begins > last:
+                raise BadTensor(
+                    f"future of series {name!r} begins at {TIME} {begins}; its past ends at {last}",
+                    metadata={"field": "future"},
+                )
+        chosen.append(rows[:h])
+    places = np.stack(chosen)
+    found: dict[str, Array] = {}
+    for wanted in layout.wanted:
+        known = known_places(layout.signature, wanted.name)
+        if known == []:
+            continue
+        columns = wanted.names if known is None else [wanted.names[place] for place in known]
+        missing = [name for name in columns if name not in frame.columns]
+        if missing:
+            raise BadTensor(
+                f"future has no column {missing[0]!r}, which is known beforehand; it has {listed(frame.columns)}",
+                metadata={"field": "future"},
+            )
+        mine = Wanted(
+            f"future of {wanted.name}", wanted.field, wanted.dtype, tuple(columns), wanted.width and len(columns)
+        )
+        found[wanted.name] = read(mine, frame.select(columns).to_native())[places]
+    return found
+
+
+def write_forecast(layout: Layout, history: History, wish: Wish, told: Told) -> Any:
+    """The table of forecasts, of the library that the history came from: a column each for points, quantiles, paths."""
     import narwhals.stable.v2 as narwhals
 
-    frame, spec = history.frame, layout.signature.outputs[0]
+    frame, h = history.frame, wish.h
     long = ID in frame.columns or TIME in frame.columns
-    columns = Wanted.of(spec).names
-    if long and len(columns) == 1 and history.target:
-        columns = [TARGET]
+    series = len(history.rows)
+    columns: dict[str, Array] = {}
+    for value in forecast_values(layout.signature):
+        names = _value_names(layout, value)
+        if long and len(told.points) == 1 and len(names) == 1:
+            names = [layout.model.name]
+        flat = told.points[value.name].reshape(series, h, -1)
+        columns |= {name: flat[..., place] for place, name in enumerate(names)}
+        if value.name in told.quantiles:
+            wide = told.quantiles[value.name].reshape(series, h, len(names), -1)
+            for place, name in enumerate(names):
+                columns |= {f"{name}{label}": wide[..., place, q] for q, label in enumerate(wish.labels)}
+        if value.name in told.samples:
+            paths = told.samples[value.name].reshape(series, -1, h, len(names))
+            for place, name in enumerate(names):
+                columns |= {f"{name}-sample-{path}": paths[:, path, :, place] for path in range(paths.shape[1])}
     tables = []
     native = frame.to_native()
-    for group, forecast in zip(history.groups, forecasts, strict=True):
-        for name, rows, values in zip(group.names, group.rows, forecast, strict=True):
-            flat = values.reshape(horizon, -1)
-            if len(columns) != flat.shape[1]:
-                columns = [f"{spec.name}_{n}" for n in range(flat.shape[1])]
-            data: dict[str, Any] = {}
-            if ID in frame.columns:
-                data[ID] = [name] * horizon
-            if TIME in frame.columns:
-                data[TIME] = _after(frame[TIME][rows.tolist()].to_native(), horizon)
-            data |= {column: flat[:, n] for n, column in enumerate(columns)}
-            table = narwhals.from_dict(data, backend=frame.implementation)
-            if not long and hasattr(native, "index"):
-                table = narwhals.from_native(table.to_native().set_axis(_after_index(native.index, horizon), axis=0))
-            tables.append(table)
+    for number, (name, rows) in enumerate(zip(history.names, history.rows, strict=True)):
+        data: dict[str, Any] = {}
+        if ID in frame.columns:
+            data[ID] = [name] * h
+        if TIME in frame.columns:
+            data[TIME] = _after(frame[TIME][rows.tolist()].to_native(), h)
+        data |= {column: values[number] for column, values in columns.items()}
+        table = narwhals.from_dict(data, backend=frame.implementation)
+        if not long and hasattr(native, "index"):
+            table = narwhals.from_native(table.to_native().set_axis(_after_index(native.index, h), axis=0))
+        tables.append(table)
     whole = narwhals.concat(tables).to_native()
     return whole.reset_index(drop=True) if long and hasattr(whole, "reset_index") else whole
+
+
+def _value_names(layout: Layout, value: Value) -> list[str]:
+    """What the numbers of a value are called: as the output's columns, or those of the input that it is fed to."""
+    count = math.prod(value.shape)
+    names: list[str] = []
+    if value.head is None:
+        spec = next(spec for spec in layout.signature.outputs if spec.name == value.name)
+        names = list(spec.columns) or ([value.name] if count == 1 else [])
+    for feedback in layout.signature.feedback:
+        if not names and feedback.output == value.name:
+            known = list(layout.inputs[layout.names.index(feedback.input)].columns)
+            names = [known[place] for place in feedback.places] if known and feedback.places else known
+    if len(names) != count:
+        names = [value.name] if count == 1 else [f"{value.name}_{n}" for n in range(count)]
+    return names
+
+
+def _features(frame: Any) -> Any:
+    return frame.drop([ID, TIME], strict=False).to_native()
+
+
+def _columns(layout: Layout, features: list[str]) -> list[Wanted]:
+    """What each input is read for in a table that has these columns beside whose and when."""
+    wanted = layout.wanted
+    if len(wanted) == 1:
+        (only,) = wanted
+        if len(only.names) == 1 and features == [TARGET] and only.names != [TARGET]:
+            only = Wanted(only.name, only.field, only.dtype, (TARGET,) if only.columns else (), only.width)
+        order(only, features)
+        return [only]
+    fed = {feedback.input for feedback in layout.signature.feedback}
+    every = [name for one in wanted for name in one.names]
+    found = []
+    for one in wanted:
+        names = one.names
+        if TARGET in features and TARGET not in every and one.name in fed and len(names) == 1:
+            names = names if names[0] in features else [TARGET]
+        found.append(Wanted(one.name, one.field, one.dtype, tuple(names), one.width))
+    expected = [name for one in found for name in one.columns]
+    missing = [name for name in expected if name not in features]
+    unknown = [name for name in features if name not in expected]
+    if missing or unknown:
+        raise wanted[0].bad(
+            f"the table has the columns {listed(features)}; model {layout.model.name!r} has inputs with the columns"
+            f" {listed(expected)} (missing: {listed(missing)}; unknown: {listed(unknown)})"
+        )
+    return found
 
 
 def _codes(wanted: Wanted, frame: Any) -> tuple[list[Any], Any]:

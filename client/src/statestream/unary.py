@@ -39,13 +39,11 @@ class UnaryCall(Generic[T]):
         method: The method of a stub on a channel, of gRPC's synchronous or asyncio kind.
         request: What is sent.
         read: What the answer means.
-        streamed: It comes in several messages; `read` has the list of them.
     """
 
     method: Callable[[Any], Callable[..., Any]]
     request: Message
     read: Callable[[Any], T]
-    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +54,13 @@ class StreamCall(Generic[T]):
         method: As of a UnaryCall.
         request: What is sent.
         read: The items of one message. Another try brings the same items, if not in the same messages.
+        again: Told before another try how many items came; says how many of them come once more. All where it is None.
     """
 
     method: Callable[[Any], Callable[..., Any]]
     request: Message
     read: Callable[[Any], Sequence[T]]
+    again: Callable[[int], int] | None = None
 
 
 # ── models ─────────────────────────────────────────────────────────────────────────────────────────
@@ -218,15 +218,6 @@ def restore(
     )
 
 
-def forecast(layout: Layout, version: int | None, horizon: int, session_id: str) -> StreamCall[Any]:
-    """Rows [O], or dicts of them by name, that follow where a session stands."""
-    return StreamCall(
-        lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Forecast,
-        calls.forecast_request(layout, version, horizon, session_id=session_id),
-        calls.forecast_rows,
-    )
-
-
 # ── without a session ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -244,24 +235,6 @@ def predict(
         lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict,
         request,
         lambda response: calls.read_outputs(response.outputs),
-    )
-
-
-def forecast_history(
-    layout: Layout, version: int | None, horizon: int, history: Any, limits: Limits, *, alone: bool
-) -> UnaryCall[Any]:
-    """What follows on histories, by input [N, T, …]: [N, h, …], or [h, …] of one that is `alone`.
-
-    Raises:
-        BadTensor: The histories are larger than the server takes.
-    """
-    request = calls.forecast_request(layout, version, horizon, history=history)
-    calls.check_size(request, limits, layout)
-    return UnaryCall(
-        lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Forecast,
-        request,
-        lambda responses: calls.join_forecast(responses, alone=alone),
-        streamed=True,
     )
 
 

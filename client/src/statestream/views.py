@@ -68,6 +68,7 @@ class Limits:
     max_forecast_series: int = 0
     max_driven_rows: int = 0
     max_replies_bytes: int = 0
+    max_forecast_samples: int = 0
     max_answer_bytes: int = 0
     max_kept_bytes: int = 0
 
@@ -242,6 +243,7 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
             max_forecast_series=limits.max_forecast_series,
             max_driven_rows=limits.max_driven_rows,
             max_replies_bytes=limits.max_replies_bytes,
+            max_forecast_samples=limits.max_forecast_samples,
             max_answer_bytes=limits.max_answer_bytes,
             max_kept_bytes=limits.max_kept_bytes,
         ),

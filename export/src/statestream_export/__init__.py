@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from statestream_export.errors import ExportError, GateError, RecipeError
     from statestream_export.exporter import Export, export, quantized
     from statestream_export.gate import Case, GateReport
+    from statestream_export.heads import categorical, gaussian, negative_binomial, quantiles, student_t
     from statestream_export.interface import State
     from statestream_export.loss import Deviation, Loss
 
@@ -23,14 +24,20 @@ __all__ = [
     "Loss",
     "RecipeError",
     "State",
+    "categorical",
     "export",
+    "gaussian",
+    "negative_binomial",
+    "quantiles",
     "quantized",
+    "student_t",
 ]
 
 _ROOMS = {
     "errors": ("ExportError", "GateError", "RecipeError"),
     "exporter": ("Export", "export", "quantized"),
     "gate": ("Case", "GateReport"),
+    "heads": ("categorical", "gaussian", "negative_binomial", "quantiles", "student_t"),
     "interface": ("State",),
     "loss": ("Deviation", "Loss"),
 }

@@ -17,11 +17,12 @@ from torch import nn
 from statestream.contract import signature as signatures
 from statestream.contract.signature import (
     Decoding,
+    Head,
     Quantization,
     Signature,
     Text,
 )
-from statestream_export import asked, gate, graph, quantization, scaling, signing, wrapping
+from statestream_export import asked, forecasting, gate, graph, quantization, scaling, signing, wrapping
 from statestream_export.adapting import Nest, adapted, flat
 from statestream_export.asked import Axes, Example
 from statestream_export.domain import Ranges
@@ -64,7 +65,11 @@ def export(
     columns: Mapping[str, Sequence[str]] | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     text: Mapping[str, Text] | None = None,
-    feedback: Mapping[str, str] | None = None,
+    feedback: Mapping[str, str | tuple[str, Sequence[int | str]]] | None = None,
+    head: Head | Mapping[str, Head] | None = None,
+    horizon_axis: Mapping[str, int] | None = None,
+    ahead: Sequence[str] = (),
+    lookback: int = 0,
     decoding: Decoding | None = None,
     ranges: Mapping[str, Ranges] | None = None,
     scaler: Scaler | Mapping[str, Scaler] | None = None,
@@ -104,7 +109,14 @@ def export(
         columns: Names of the features along the last axis, by input or output.
         classes: Names of the classes that the last axis (scores) or the values (labels) stand for, by output.
         text: How text becomes an input of token numbers, by input.
-        feedback: Which output becomes which input when the model forecasts: `{"y": "x"}`.
+        feedback: Which output, or which head, becomes which input when the model forecasts: `{"y": "x"}`; or which part
+            of one, by places along its last axis or by columns: `{"y": ("x", ["sales"])}`. What nothing is fed to is
+            known beforehand (calendar, prices), and a forecast brings it.
+        head: Which outputs are the parameters of a distribution, by what its value is called; one alone is called "y".
+            See `statestream_export.heads`.
+        horizon_axis: Of an output that has several steps ahead at once, the next first: along which axis.
+        ahead: Inputs known beforehand whose value at a step is that of the step which the model predicts there.
+        lookback: How many steps a forecast needs before it, where the model looks back at a fixed number.
         decoding: How a decoder is driven.
         ranges: Which values inputs and states may take, by name, where the example does not show them all: a pair
             (lowest, highest), or one pair (or None: as in the example) for each place along the last axis. Two int
@@ -136,7 +148,7 @@ def export(
     asked.check_count(module, ports, list(nests))
     scalers = scaling.by_name(scaler, ports)
     named = scaling.columns(scalers, columns or {})
-    taken, undone = scaling.places(scalers, ports, outputs, feedback or {})
+    taken, undone = scaling.places(scalers, ports, outputs, forecasting.whole(feedback or {}, head or {}))
     kept = [
         Port(name, state.value.detach(), state.batch_axis, unknown_start=bool(state.from_encoder))
         for name, state in known.items()
@@ -144,7 +156,8 @@ def export(
     asked.known_ranges(ports, kept, ranges or {})
 
     def signed(interface: Interface) -> Signature:
-        made = signing.signature(interface, known, named, classes or {}, text or {}, feedback or {})
+        made = signing.signature(interface, known, named, classes or {}, text or {})
+        forecasting.describe(made, feedback or {}, head or {}, horizon_axis or {}, ahead, lookback)
         made.description = description
         if decoding is not None:
             made.decoding.CopyFrom(decoding)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from statestream.contract import signature as signatures
-from statestream.contract.signature import Feedback, Signature, StateCheck, StateSpec, TensorSpec, Text
+from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec, Text
 from statestream_export.domain import Domain
 from statestream_export.errors import ExportError
 from statestream_export.interface import Interface, Port, State
@@ -26,22 +26,13 @@ def signature(
     columns: Mapping[str, Sequence[str]],
     classes: Mapping[str, Sequence[str]],
     text: Mapping[str, Text],
-    feedback: Mapping[str, str],
 ) -> Signature:
     """The signature of a module with this interface.
 
     Raises:
-        ExportError: Columns, classes, text or feedback name what is not there.
+        ExportError: Columns, classes or text name what is not there.
     """
     names = {port.name for port in (*interface.inputs, *interface.outputs)}
-    for output, name in feedback.items():
-        for what, each, ports in (("output", output, interface.outputs), ("input", name, interface.inputs)):
-            known = [port.name for port in ports]
-            if each not in known:
-                raise ExportError(
-                    f"feedback is {{{output!r}: {name!r}}}, and {each!r} is no {what}: {what}s are {', '.join(known)}."
-                    " Outputs are named with outputs=[…]"
-                )
     for what, given in (("columns", columns), ("classes", classes), ("text", text)):
         for name in given:
             if name not in names:
@@ -69,7 +60,6 @@ def signature(
             _state_spec(old, new, states[old.name], known.domain)
             for old, new, known in zip(interface.states, interface.new_states, interface.reached, strict=True)
         ],
-        feedback=[Feedback(output=output, input=name) for output, name in feedback.items()],
     )
 
 

@@ -55,6 +55,7 @@ class Limits:
     max_replies_bytes: int = 1 << 30
     max_answer_bytes: int = 64 << 20
     max_kept_bytes: int = 64 << 20
+    max_forecast_samples: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)

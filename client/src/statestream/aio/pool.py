@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from statestream.aio.calling import answers
+from statestream.aio.copying import Copying
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import PoolStepping
@@ -14,10 +18,12 @@ from statestream.aio.waiting import LIVE
 from statestream.arguments import check_flag, check_items, lookahead
 from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
-from statestream.contract.tensors import Ints, Mask
+from statestream.contract.tensors import Array, Ints, Mask
 from statestream.core import ControlTicket, Feed, PoolTicket
+from statestream.forecasts import Past, Told, Wish, asked, cuts, forecast_call, reordered, row, start_bytes, whole
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
+from statestream.unary import StreamCall
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
@@ -142,6 +148,74 @@ class Pool(PoolBase[Link]):
             PoolError: Some rows failed: `errors` by row.
         """
         await self._under_way(self._mark(MARK_CURSOR, rows, cursors), single=True).answer()
+
+    async def forecast(
+        self,
+        h: int,
+        *,
+        quantiles: Sequence[float] | None = None,
+        level: Sequence[float] | float | None = None,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        future: Any = None,
+        samples: bool = False,
+        bands: str | None = None,
+        past: Any = None,
+        until: tuple[str, str, float] | None = None,
+    ) -> Any:
+        """Forecasts h steps of every session on copies, all as rows of the same batches; the sessions do not move.
+
+        Args:
+            h: The number of steps.
+            quantiles: These and the following are as for `client.forecast`.
+            level: In percent.
+            num_samples: Paths that are drawn for each session.
+            seed: What draws begin with: the row's number is that of the series.
+            future: [h, F] for all, or [N, h, F], what is known beforehand; a dict by name for several inputs.
+            samples: Whether the paths themselves are wanted.
+            bands: "conformal"; then `past` is needed, as the server keeps no inputs.
+            past: [N, T, F], or a list of [T, F], the sessions' past inputs, that errors are taken from.
+            until: When a session's forecast ends before the horizon.
+
+        Returns:
+            [N, h, O], with quantiles [N, h, O, Q], with samples [N, S, h, O]; a dict by name for several values.
+
+        Raises:
+            Unsupported: The model cannot forecast, or says nothing of how sure it is; or a session took no step yet.
+            BadTensor: Future or past do not fit the model, are too short, or have a gap.
+        """
+        wish, inputs = asked(
+            self._layout, h, quantiles, level, num_samples, seed, samples, bands, until, len(self.ids), past
+        )
+        known = None if future is None else self._layout.future(future, len(self.ids), h)
+        rows, parts = list[Ints](), list[list[Told]]()
+        for link, mine, call in self._forecasts(wish, inputs, known):
+            copying = Copying(link, mine[1], self._submit)
+            rows.append(mine[0])
+            parts.append([told async for told in answers(link, call, partial(copying.attempts, call.request))])
+        return row(wish, reordered(whole(parts, h), np.concatenate(rows)))
+
+    def _forecasts(
+        self, wish: Wish, past: Past | None, known: Mapping[str, Array] | None
+    ) -> Iterator[tuple[Link, tuple[Ints, Ints], StreamCall[Told]]]:
+        """The calls of a forecast: each shard's sessions, as many at a time as a request brings back elsewhere."""
+        self._live()
+        # Where it started comes back in a request: a row for each session.
+        size = start_bytes(self._layout) + len(max(self.ids, key=len)) * 4
+        for part in self._parts:
+            sizes = np.full(len(part.rows), size, np.int64)
+            for low, high in cuts(part.link.state.info.limits, wish, sizes, self._layout):
+                rows, handles = part.rows[low:high], part.handles[low:high]
+                call = forecast_call(
+                    self._layout,
+                    wish,
+                    self.version,
+                    sessions=[self.ids[each] for each in rows.tolist()],
+                    series=rows,
+                    past=None if past is None else past.some(rows),
+                    future=None if known is None else {name: array[rows] for name, array in known.items()},
+                )
+                yield part.link, (rows, handles), call
 
     async def flush(self) -> Ints:
         """Makes all steps so far durable; returns the durable positions, [N].

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 from statestream import causes, unary
 from statestream.aio.calling import answer, answers
+from statestream.aio.copying import Copying
 from statestream.aio.link import Link
 from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
 from statestream.aio.together import perform
-from statestream.aio.waiting import LIVE, Attempt, Done
-from statestream.arguments import check_cursor, check_id, check_items, check_whole, lookahead
+from statestream.aio.waiting import LIVE, Done
+from statestream.arguments import check_cursor, check_id, check_items, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
 from statestream.calls import check_control
-from statestream.contract.errors import NotOwner, SessionMoved
 from statestream.core import Ticket
+from statestream.forecasts import Told, Wish, asked, forecast_call, row
 from statestream.layout import Input
 from statestream.parts import Opened
+from statestream.unary import StreamCall
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from statestream.aio.client import Client
-
-Remedy: TypeAlias = Callable[[NotOwner], Awaitable[None]]
-"""What helps a call that reached another server than the one that has its session."""
 
 
 class Session(SessionBase):
@@ -58,6 +53,7 @@ class Session(SessionBase):
         super().__init__(opened, session_id, ephemeral=ephemeral, made=made)
         self._client = client
         self._link = opened.parts[0].link
+        self._copying = Copying(self._link, self._handles, self._submit)
 
     async def __aenter__(self) -> Session:
         return self
@@ -178,20 +174,53 @@ class Session(SessionBase):
         if ticket.error is not None:
             raise ticket.error
 
-    def forecast(self, h: int) -> AsyncIterator[Any]:
+    def forecast(
+        self,
+        h: int,
+        *,
+        quantiles: Sequence[float] | None = None,
+        level: Sequence[float] | float | None = None,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        future: Any = None,
+        samples: bool = False,
+        bands: str | None = None,
+        past: Any = None,
+        until: tuple[str, str, float] | None = None,
+    ) -> AsyncIterator[Any]:
         """Forecasts h steps on a copy; the session itself does not move.
 
-        It starts from where the session stands when the first row is asked for.
+        It starts from where the session stands when the first row is asked for. A server that is lost meanwhile is not
+        seen here: the forecast goes on elsewhere from where it started.
+
+        Args:
+            h: The number of steps.
+            quantiles: These and the following are as for `client.forecast`.
+            level: In percent.
+            num_samples: Paths that are drawn.
+            seed: What draws begin with.
+            future: [h, F] what is known beforehand; a dict by name for several inputs.
+            samples: Whether the paths themselves are wanted.
+            bands: "conformal"; then `past` is needed, as the server keeps no inputs.
+            past: [T, F] the session's past inputs, that errors are taken from.
+            until: When it ends before the horizon.
 
         Yields:
-            One row [O] a step, as the server makes them; a dict by name where there are several outputs.
+            One row [O] a step, as the server makes them, with quantiles [O, Q], with samples [S, O]; a dict by name
+            where there are several values.
 
         Raises:
-            Unsupported: The model's signature names no feedback.
+            Unsupported: The model cannot forecast, or says nothing of how sure it is.
+            BadTensor: Future or past do not fit the model, are too short, or have a gap.
         """
-        check_whole("h", h)
-        call = unary.forecast(self._layout, self.version, h, self.id)
-        return answers(self._link, call, partial(self._attempts, call.request))
+        wish, inputs = asked(self._layout, h, quantiles, level, num_samples, seed, samples, bands, until, 1, past)
+        known = None if future is None else self._layout.future(future, 1, h)
+        call = forecast_call(self._layout, wish, self.version, sessions=[self.id], past=inputs, future=known)
+        return self._rows(wish, call)
+
+    async def _rows(self, wish: Wish, call: StreamCall[Told]) -> AsyncIterator[Any]:
+        async for told in answers(self._link, call, partial(self._copying.attempts, call.request)):
+            yield row(wish, told, 0)
 
     async def fork(self, id: str | None = None) -> Session:
         """Copies the session as it stands; without an id the copy is deleted when it is closed.
@@ -204,13 +233,13 @@ class Session(SessionBase):
         # A named copy is opened where its id belongs, as by any other client; an anonymous one stays beside this.
         fork_id = id if id is not None else self._client._shards.beside(self.model, self._link)
         call = unary.fork(self.model, self.id, fork_id, ephemeral=id is None)
-        await answer(self._link, call, partial(self._attempts, call.request))
+        await answer(self._link, call, partial(self._copying.attempts, call.request))
         return await self._client._adopt(self.model, fork_id, ephemeral=id is None, anew=False)
 
     async def snapshot(self) -> bytes:
         """The session as bytes (a safetensors file) that `client.restore` takes."""
         call = unary.snapshot(self.model, self.id)
-        return await answer(self._link, call, partial(self._attempts, call.request))
+        return await answer(self._link, call, partial(self._copying.attempts, call.request))
 
     async def delete(self) -> None:
         """Deletes the session on the server and closes this object."""
@@ -232,54 +261,6 @@ class Session(SessionBase):
             if self._last is not None:
                 self._check()
             return ticket, self._link.begin(ticket, before)
-
-    def _attempts(self, request: Any) -> Attempt:
-        """The tries of a call about the session: each once its steps are answered, and after a remedy, if need be.
-
-        The request names the epoch under which the session is open here: nobody else's history is what is meant.
-        """
-        return partial(self._attempt, request, self._link.attempts(), iter(self._remedies()))
-
-    @contextlib.asynccontextmanager
-    async def _attempt(
-        self, request: Any, attempt: Attempt, remedies: Iterator[Remedy]
-    ) -> AsyncIterator[grpc.aio.Channel]:
-        await self._settle()
-        request.epoch = self._core.table.epoch.item(self._handle)
-        try:
-            async with attempt() as channel:
-                yield channel
-        except NotOwner as elsewhere:
-            remedy = next(remedies, None)
-            if remedy is None:
-                raise
-            await remedy(elsewhere)
-        except SessionMoved:
-            await self._settle()  # Tells where the session failed. Where it was opened again, the call is made again.
-            if request.epoch == self._core.table.epoch.item(self._handle):
-                raise
-
-    def _remedies(self) -> tuple[Remedy, ...]:
-        """First this, then that.
-
-        Someone else may have opened the session elsewhere: it is claimed back. Or a proxy divides its work anew, and
-        calls go elsewhere than the stream does: another stream follows them.
-        """
-        stream = self._link.state.streams
-
-        async def follow(_elsewhere: NotOwner) -> None:
-            await self._link.renew(stream)
-
-        return self._claim, follow
-
-    async def _claim(self, elsewhere: NotOwner) -> None:
-        """Opens the session again on the stream, which moves it to the server that the stream goes to."""
-        self._link.do(lambda: self._core.left(self._handle, elsewhere, time.monotonic()))
-
-    async def _settle(self) -> None:
-        """Waits until everything submitted before is answered."""
-        ticket = await perform(self._link, lambda: self._core.settle(self._handles), self._submit)
-        check_control(ticket.errors)
 
     async def _close(self, *, delete: bool) -> None:
         ticket = await perform(self._link, lambda: self._core.close(self._handles, delete=delete), self._end)

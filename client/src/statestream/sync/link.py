@@ -133,15 +133,15 @@ class Link:
         if not self._closed:
             self.do(partial(self.core.cancel, ticket))
 
-    def attempts(self) -> Attempt:
-        """The tries of one idempotent call, which starts now; each on the channel to the server that answers then.
+    def attempts(self, attempts: Attempts) -> Attempt:
+        """The tries of one idempotent call, as many as `attempts` lets; each on the channel to the server that answers.
 
         Where the server could not answer, leaving waits and swallows the error: the call is to be made again.
 
         Raises:
             StatestreamError: The server's error, or ServerUnavailable after `retry_timeout`.
         """
-        return partial(self._attempt, Attempts(self.settings.retry_timeout, time.monotonic()))
+        return partial(self._attempt, attempts)
 
     @contextlib.contextmanager
     def _attempt(self, attempts: Attempts) -> Iterator[grpc.Channel]:

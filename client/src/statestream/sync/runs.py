@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from statestream import arguments, causes, dataframes, unary
-from statestream.contract.errors import NonFiniteState
+import numpy as np
+
+from statestream import arguments, dataframes, forecasts, unary
+from statestream.contract.tensors import Array
+from statestream.forecasts import Past
 from statestream.layout import Input, Layout
 from statestream.sync.calling import answer, answers
 from statestream.sync.catalogue import Catalogue
@@ -48,43 +51,136 @@ class Runs(Catalogue):
         h: int = 24,
         *,
         quantiles: Sequence[float] | None = None,
-        level: Sequence[float] | None = None,
+        level: Sequence[float] | float | None = None,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        future: Any = None,
+        samples: bool = False,
+        bands: str | None = None,
+        until: tuple[str, str, float] | None = None,
         version: int | None = None,
     ) -> Any:
         """Forecasts h steps from past ones.
 
+        A server that is lost meanwhile is not seen here: the forecast goes on elsewhere, with the same numbers.
+
         Args:
-            model: The model's name; its signature must name a feedback.
-            history: [T, F], [N, T, F], or [T] for one feature; or a DataFrame (pandas, polars) with the model's
-                columns, a row a step, in any order (y will do for a single one). With a column unique_id it has
-                several series, with a column ds their times; rows are put in the order of those.
+            model: The model's name; its signature must name a feedback, a head, or an output of several steps.
+            history: [T, F], [N, T, F], a list of arrays [T, F] that differ in T, or [T] for one feature; or a DataFrame
+                (pandas, polars) with the model's columns, a row a step, in any order (y will do for a single one). With
+                a column unique_id it has several series, with a column ds their times; rows are put in the order of
+                those. A dict by name where the model has several inputs.
             h: The number of steps.
-            quantiles: Not served; must be left out.
-            level: Not served; must be left out.
+            quantiles: Those that are wanted, between 0 and 1: of the paths that are drawn from the model's head, or of
+                a head of quantiles as the model gives them.
+            level: The same as central intervals in percent: 80 is the quantiles 0.1 and 0.9.
+            num_samples: Paths that are drawn for each series; 200 where quantiles are asked for.
+            seed: What draws begin with, 0 to 2**64 - 1. The same seed draws the same paths for the same series,
+                whatever runs beside; without one each call draws others.
+            samples: Whether the paths themselves are wanted.
+            bands: "conformal" has quantiles made of the model's own errors of one to h steps on the past of the same
+                series: for models without a head. At least so much of what is to come lies below each as its quantile
+                says, as far as errors stay as they were.
+            until: When a series ends before the horizon: ("y", "<=", 0.0) with the step of which the point (of paths
+                their mean) is at most that; ">=" with one that is at least that. A column of several is ("y.name", …).
+                What would come later is NaN.
+            future: Inputs that are known beforehand and not fed back: [h, F] for all series, [N, h, F], or a DataFrame
+                with unique_id and ds as the history has them; a dict by name for several.
             version: The model's version; the default one where left out.
 
         Returns:
-            [h, O] or [N, h, O]; a DataFrame for a DataFrame.
+            [h, O] or [N, h, O]: points, of paths their mean. With quantiles [..., O, Q] in their order, with level
+            lower and upper bound of each, with samples [S, h, O] or [N, S, h, O]. A dict by name where several values
+            are forecast. For a DataFrame the same kind of table, with a column for the model, and for each quantile
+            (`-q-10`), level (`-lo-80`, `-hi-80`) and path (`-sample-0`) that was asked for.
 
         Raises:
-            BadTensor: The history does not fit the model.
-            Unsupported: The model cannot forecast, or intervals were asked for.
+            BadTensor: History or future do not fit the model, are too short, or have a gap.
+            Unsupported: The model cannot forecast, or says nothing of how sure it is.
+            BadFrame: The server forecasts no so many steps, series or paths.
+            ValueError: An argument has a value that it cannot have, or two do not go together.
         """
-        arguments.check_forecast(model, h, quantiles, level, version)
+        arguments.check_model(model, version)
+        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
 
         def run(layout: Layout) -> Any:
+            wish = forecasts.wished(
+                layout.signature,
+                h,
+                quantiles=quantiles,
+                level=level,
+                num_samples=num_samples,
+                seed=seed,
+                samples=samples,
+                bands=bands,
+                until=until,
+            )
             table = dataframes.read_history(layout, history)
+            past = table.past if table is not None else Past(*layout.history(history))
+            forecasts.check_past(layout, past)
+            known = None
+            if table is not None and future is not None:
+                known = dataframes.read_future(layout, table, future, h)
+            elif future is not None:
+                known = layout.future(future, len(past.lengths), h)
+            told = forecasts.whole([part for part in self._parts_of(layout, wish, version, past, known)], h)
             if table is not None:
-                found = [
-                    self._forecast(layout, version, h, group.inputs, alone=False, names=group.names)
-                    for group in table.groups
-                ]
-                first = [next(iter(one.values())) if isinstance(one, dict) else one for one in found]
-                return dataframes.write_forecast(layout, table, first, h)
-            inputs, alone = layout.history(history)
-            return self._forecast(layout, version, h, inputs, alone=alone)
+                return dataframes.write_forecast(layout, table, wish, told)
+            return forecasts.row(wish, told, 0 if past.alone else None)
 
         return self._fitting(model, version, "session", run)
+
+    def forecast_steps(
+        self,
+        model: str,
+        history: Any,
+        h: int = 24,
+        *,
+        quantiles: Sequence[float] | None = None,
+        level: Sequence[float] | float | None = None,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        future: Any = None,
+        samples: bool = False,
+        bands: str | None = None,
+        until: tuple[str, str, float] | None = None,
+        version: int | None = None,
+    ) -> Iterator[Any]:
+        """Forecasts step by step, as the server makes them: nothing runs ahead of who reads.
+
+        Arguments and errors are those of `forecast`; arrays alone, no tables, and what one call may have.
+
+        Yields:
+            For each step [O] or [N, O]; with quantiles and samples as `forecast` has them, without the axis of steps.
+        """
+        arguments.check_model(model, version)
+        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+
+        def make(layout: Layout) -> forecasts.Wish:
+            return forecasts.wished(
+                layout.signature,
+                h,
+                quantiles=quantiles,
+                level=level,
+                num_samples=num_samples,
+                seed=seed,
+                samples=samples,
+                bands=bands,
+                until=until,
+            )
+
+        return self._steps(model, version, history, future, make)
+
+    def _steps(
+        self, model: str, version: int | None, history: Any, future: Any, make: Callable[[Layout], forecasts.Wish]
+    ) -> Iterator[Any]:
+        layout = self._layout(model, version, "session")
+        wish, past = make(layout), Past(*layout.history(history))
+        forecasts.check_past(layout, past)
+        known = None if future is None else layout.future(future, len(past.lengths), wish.h)
+        call = forecasts.forecast_call(layout, wish, version, past=past, future=known)
+        for told in answers(self._link, call):
+            yield forecasts.row(wish, told, 0 if past.alone else None)
 
     def generate(
         self, model: str, text: str, *, max_tokens: int | None = None, version: int | None = None
@@ -97,18 +193,24 @@ class Runs(Catalogue):
         """
         return answers(self._link, unary.generate(model, text, max_tokens, version))
 
-    def _forecast(
+    def _parts_of(
         self,
         layout: Layout,
+        wish: forecasts.Wish,
         version: int | None,
-        h: int,
-        inputs: Mapping[str, Any],
-        *,
-        alone: bool,
-        names: Sequence[Any] | None = None,
-    ) -> Any:
-        call = unary.forecast_history(layout, version, h, inputs, self._link.state.info.limits, alone=alone)
-        try:
-            return answer(self._link, call)
-        except NonFiniteState as error:
-            raise causes.of_history(layout, error, inputs, names) from error
+        past: Past,
+        known: Mapping[str, Array] | None,
+    ) -> Iterator[list[forecasts.Told]]:
+        """The steps of some series after the other: as many as fit into one call."""
+        sizes = np.zeros(len(past.lengths), np.int64)
+        for array in past.inputs.values():
+            sizes += past.lengths * (array.nbytes // max(1, len(array)))
+        for array in (known or {}).values():
+            sizes += array.nbytes // len(array)
+        for low, high in forecasts.cuts(self._link.state.info.limits, wish, sizes, layout):
+            part = past if high - low == len(sizes) else past.some(np.arange(low, high))
+            mine = {name: array[low:high] for name, array in (known or {}).items()}
+            call = forecasts.forecast_call(
+                layout, wish, version, past=part, series=np.arange(low, high), future=mine or None
+            )
+            yield [told for told in answers(self._link, call)]

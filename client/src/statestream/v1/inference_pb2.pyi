@@ -38,6 +38,11 @@ class CloseAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLOSE_ACTION_UNSPECIFIED: _ClassVar[CloseAction]
     CLOSE_ACTION_DETACH: _ClassVar[CloseAction]
     CLOSE_ACTION_DELETE: _ClassVar[CloseAction]
+
+class ForecastBands(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FORECAST_BANDS_UNSPECIFIED: _ClassVar[ForecastBands]
+    FORECAST_BANDS_CONFORMAL: _ClassVar[ForecastBands]
 OPEN_MODE_UNSPECIFIED: OpenMode
 OPEN_MODE_CREATE: OpenMode
 OPEN_MODE_RESUME: OpenMode
@@ -53,6 +58,8 @@ MARK_CURSOR: Mark
 CLOSE_ACTION_UNSPECIFIED: CloseAction
 CLOSE_ACTION_DETACH: CloseAction
 CLOSE_ACTION_DELETE: CloseAction
+FORECAST_BANDS_UNSPECIFIED: ForecastBands
+FORECAST_BANDS_CONFORMAL: ForecastBands
 
 class PredictRequest(_message.Message):
     __slots__ = ("model", "version", "inputs", "outputs")
@@ -347,34 +354,98 @@ class StepResponse(_message.Message):
     def __init__(self, position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class ForecastRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "history", "horizon", "epoch")
+    __slots__ = ("model", "version", "session_id", "history", "sessions", "start", "horizon", "epoch", "future", "num_samples", "seed", "quantiles", "return_samples", "bands", "past", "from_step", "series", "stop", "digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     HORIZON_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FUTURE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    QUANTILES_FIELD_NUMBER: _ClassVar[int]
+    RETURN_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    BANDS_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
+    FROM_STEP_FIELD_NUMBER: _ClassVar[int]
+    SERIES_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
     history: History
+    sessions: ForecastSessions
+    start: ForecastStart
     horizon: int
     epoch: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., horizon: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    future: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    num_samples: int
+    seed: int
+    quantiles: _containers.RepeatedScalarFieldContainer[float]
+    return_samples: bool
+    bands: ForecastBands
+    past: History
+    from_step: int
+    series: bytes
+    stop: ForecastStop
+    digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., sessions: _Optional[_Union[ForecastSessions, _Mapping]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., horizon: _Optional[int] = ..., epoch: _Optional[int] = ..., future: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., num_samples: _Optional[int] = ..., seed: _Optional[int] = ..., quantiles: _Optional[_Iterable[float]] = ..., return_samples: bool = ..., bands: _Optional[_Union[ForecastBands, str]] = ..., past: _Optional[_Union[History, _Mapping]] = ..., from_step: _Optional[int] = ..., series: _Optional[bytes] = ..., stop: _Optional[_Union[ForecastStop, _Mapping]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class History(_message.Message):
-    __slots__ = ("inputs",)
+    __slots__ = ("inputs", "lengths")
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    lengths: bytes
+    def __init__(self, inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., lengths: _Optional[bytes] = ...) -> None: ...
+
+class ForecastSessions(_message.Message):
+    __slots__ = ("ids", "epochs")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    epochs: bytes
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., epochs: _Optional[bytes] = ...) -> None: ...
+
+class ForecastStart(_message.Message):
+    __slots__ = ("version", "digest", "columns")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    digest: str
+    columns: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., columns: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+
+class ForecastStop(_message.Message):
+    __slots__ = ("output", "place", "bound", "below")
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    output: str
+    place: int
+    bound: float
+    below: bool
+    def __init__(self, output: _Optional[str] = ..., place: _Optional[int] = ..., bound: _Optional[float] = ..., below: bool = ...) -> None: ...
 
 class ForecastResponse(_message.Message):
-    __slots__ = ("offset", "outputs")
+    __slots__ = ("offset", "outputs", "start", "quantiles", "samples")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    QUANTILES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
     offset: int
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, offset: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    start: ForecastStart
+    quantiles: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    samples: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    def __init__(self, offset: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., quantiles: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("model", "version", "text", "max_tokens")

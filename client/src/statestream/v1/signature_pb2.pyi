@@ -20,6 +20,15 @@ class StateCheck(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATE_CHECK_FINITE: _ClassVar[StateCheck]
     STATE_CHECK_NAN: _ClassVar[StateCheck]
     STATE_CHECK_OFF: _ClassVar[StateCheck]
+
+class HeadKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HEAD_KIND_UNSPECIFIED: _ClassVar[HeadKind]
+    HEAD_KIND_GAUSSIAN: _ClassVar[HeadKind]
+    HEAD_KIND_STUDENT_T: _ClassVar[HeadKind]
+    HEAD_KIND_NEGATIVE_BINOMIAL: _ClassVar[HeadKind]
+    HEAD_KIND_CATEGORICAL: _ClassVar[HeadKind]
+    HEAD_KIND_QUANTILES: _ClassVar[HeadKind]
 WINDOW_START_UNSPECIFIED: WindowStart
 WINDOW_START_VALUE: WindowStart
 WINDOW_START_PAD: WindowStart
@@ -28,9 +37,15 @@ STATE_CHECK_UNSPECIFIED: StateCheck
 STATE_CHECK_FINITE: StateCheck
 STATE_CHECK_NAN: StateCheck
 STATE_CHECK_OFF: StateCheck
+HEAD_KIND_UNSPECIFIED: HeadKind
+HEAD_KIND_GAUSSIAN: HeadKind
+HEAD_KIND_STUDENT_T: HeadKind
+HEAD_KIND_NEGATIVE_BINOMIAL: HeadKind
+HEAD_KIND_CATEGORICAL: HeadKind
+HEAD_KIND_QUANTILES: HeadKind
 
 class Signature(_message.Message):
-    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description", "quantization", "windows")
+    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description", "quantization", "windows", "heads", "lookback")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +55,8 @@ class Signature(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    LOOKBACK_FIELD_NUMBER: _ClassVar[int]
     format: int
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -49,7 +66,9 @@ class Signature(_message.Message):
     description: str
     quantization: Quantization
     windows: _containers.RepeatedCompositeFieldContainer[Window]
-    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ...) -> None: ...
+    heads: _containers.RepeatedCompositeFieldContainer[Head]
+    lookback: int
+    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., lookback: _Optional[int] = ...) -> None: ...
 
 class Window(_message.Message):
     __slots__ = ("input", "steps", "state", "before", "count", "full", "axis")
@@ -87,7 +106,7 @@ class Quantization(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., layers: _Optional[_Mapping[str, int]] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text", "ranges")
+    __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text", "ranges", "ahead", "horizon_axis")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +116,8 @@ class TensorSpec(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    HORIZON_AXIS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -106,7 +127,9 @@ class TensorSpec(_message.Message):
     classes: _containers.RepeatedScalarFieldContainer[str]
     text: Text
     ranges: _containers.RepeatedCompositeFieldContainer[ValueRange]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., time_axis: _Optional[int] = ..., columns: _Optional[_Iterable[str]] = ..., classes: _Optional[_Iterable[str]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ...) -> None: ...
+    ahead: bool
+    horizon_axis: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., time_axis: _Optional[int] = ..., columns: _Optional[_Iterable[str]] = ..., classes: _Optional[_Iterable[str]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ..., ahead: bool = ..., horizon_axis: _Optional[int] = ...) -> None: ...
 
 class ValueRange(_message.Message):
     __slots__ = ("lowest", "highest", "whole", "counts_steps")
@@ -145,12 +168,35 @@ class StateSpec(_message.Message):
     def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., start: _Optional[_Iterable[float]] = ..., check: _Optional[_Union[StateCheck, str]] = ..., from_encoder: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ..., constant: bool = ...) -> None: ...
 
 class Feedback(_message.Message):
-    __slots__ = ("output", "input")
+    __slots__ = ("output", "input", "places")
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     output: str
     input: str
-    def __init__(self, output: _Optional[str] = ..., input: _Optional[str] = ...) -> None: ...
+    places: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, output: _Optional[str] = ..., input: _Optional[str] = ..., places: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Head(_message.Message):
+    __slots__ = ("name", "kind", "parameters", "quantiles", "values")
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    QUANTILES_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: HeadKind
+    parameters: _containers.ScalarMap[str, str]
+    quantiles: _containers.RepeatedScalarFieldContainer[float]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[HeadKind, str]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., quantiles: _Optional[_Iterable[float]] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Text(_message.Message):
     __slots__ = ("vocabulary", "separator", "unknown")

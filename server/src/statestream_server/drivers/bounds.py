@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from statestream.contract import errors
 from statestream_server.engine.table import Table
 from statestream_server.models.model import Model
@@ -9,19 +12,24 @@ from statestream_server.sessions.admission.bounds import too_large
 from statestream_server.settings import Limits
 
 
-def check_rows(table: Table, rows: int, limits: Limits) -> None:
-    """Checks that so many more rows may be driven; sessions are bounded apart from these.
+@contextmanager
+def driving(table: Table, rows: int, limits: Limits) -> Iterator[None]:
+    """Counts so many rows as driven, whether they are needed already or may come to be; sessions are bounded apart.
 
     Raises:
         TooManySessions: With those under way they would be too many.
     """
-    under_way = table.allocated - table.sessions
-    if under_way + rows > limits.max_driven_rows:
+    if table.driven + rows > limits.max_driven_rows:
         raise errors.TooManySessions(
-            f"{rows} rows are needed, forecasts and texts under way have {under_way} of {table.model.name!r}; the limit"
-            f" is {limits.max_driven_rows} together. Ask for fewer at a time, or again later",
+            f"{rows} rows are needed, forecasts and texts under way have {table.driven} of {table.model.name!r}; the"
+            f" limit is {limits.max_driven_rows} together. Ask for fewer at a time, or again later",
             retry_after=1.0,
         )
+    table.driven += rows
+    try:
+        yield
+    finally:
+        table.driven -= rows
 
 
 def check_answer(model: Model, nbytes: int, limits: Limits) -> None:

@@ -1,30 +1,97 @@
-"""The forecast driver: forks that run on, each output becoming the next input."""
+"""The forecast driver: what a caller may ask of a forecast, and the drive that answers it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import Signature
-from statestream_server.arrays import Array, Ints
-from statestream_server.drivers import waiting
-from statestream_server.drivers.bounds import check_answer, check_rows
+from statestream.contract.signature import (
+    Signature,
+    TensorSpec,
+    Value,
+    forecast_outputs,
+    forecast_values,
+    known_places,
+    numpy_dtype,
+    step_shape,
+    steps_before,
+)
+from statestream_server.arrays import Array, Positions
+from statestream_server.drivers import bands, heads
+from statestream_server.drivers.bands import Bands, Past
+from statestream_server.drivers.bounds import check_answer
+from statestream_server.drivers.drive import Drive, roll
+from statestream_server.drivers.paths import Asked, Paths, Stop, Told, has_quantiles, places_of
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
-from statestream_server.engine.watch import tag_of, tag_of_arrays
+from statestream_server.engine.watch import tag_of_arrays
 from statestream_server.engine.work import Priority
-from statestream_server.sessions.admin.admin import Copy
+from statestream_server.models.rows import is_checked
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.settings import Limits
-from statestream_server.shapes import step_bytes
-from statestream_server.stores.base import Key
+
+
+@dataclass(frozen=True, slots=True)
+class StopAt:
+    """When series end before the horizon: see `paths.Stop`; the value by name."""
+
+    output: str
+    place: int
+    bound: float
+    below: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asks, beside the source.
+
+    Attributes:
+        horizon: Steps wanted.
+        samples: Paths drawn for each series; 0 for one of points.
+        seed: What draws begin with.
+        series: [N] uint64, the numbers of the series; None for 0, 1, ….
+        quantiles: Those that are wanted, between 0 and 1.
+        return_samples: Whether the paths are wanted.
+        conformal: Whether quantiles are made of the past's errors.
+        begin: The first step that is told.
+        stop: When series end before the horizon.
+        future: What is known beforehand, by input: [N, horizon, ...what nothing is fed to].
+        past: Of sessions, for conformal quantiles: past inputs.
+    """
+
+    horizon: int
+    samples: int = 0
+    seed: int = 0
+    series: Array | None = None
+    quantiles: Sequence[float] = ()
+    return_samples: bool = False
+    conformal: bool = False
+    begin: int = 0
+    stop: StopAt | None = None
+    future: Mapping[str, Array] = field(default_factory=dict)
+    past: Past | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a forecast starts that has no history: rows as they were read out.
+
+    Attributes:
+        columns: One array for every column of the table, [N, ...].
+        tags: [N] what stands for them where work is noted.
+    """
+
+    columns: list[Array]
+    tags: Array
 
 
 class Forecaster:
-    """Forecasts with models whose signature names a feedback."""
+    """Forecasts with models that feed back, have a head, or give several steps at once."""
 
     def __init__(self, engine: Engine, limits: Limits, budget: Budget) -> None:
         """Forecasts run on `engine`, as rows among the others; `budget` is what they may hold together."""
@@ -32,132 +99,381 @@ class Forecaster:
         self._limits = limits
         self._budget = budget
 
-    def check_horizon(self, horizon: int) -> None:
-        """Checks how many steps are wanted, before anything is done for them.
+    def check(self, request: Request) -> None:
+        """Checks what is asked as far as it needs no model, before anything is done for it.
 
         Raises:
-            BadFrame: Too many, or none.
+            BadFrame: Something has a value that it cannot have; `metadata["field"]` names it.
         """
-        limit = self._limits.max_horizon
-        if not 1 <= horizon <= limit:
-            raise errors.BadFrame(f"horizon is {horizon}; expected 1 to {limit}", metadata={"field": "horizon"})
+        most = self._limits.max_horizon
+        if not 1 <= request.horizon <= most:
+            raise _bad("horizon", f"{request.horizon}; expected 1 to {most}")
+        if request.samples > self._limits.max_forecast_samples:
+            raise _bad("num_samples", f"{request.samples}; expected at most {self._limits.max_forecast_samples}")
+        wrong = [level for level in request.quantiles if not 0 < level < 1]
+        if wrong:
+            raise _bad("quantiles", f"{wrong[0]:g}; expected numbers between 0 and 1, neither of them")
+        if request.begin > request.horizon:
+            raise _bad("from_step", f"{request.begin}; the horizon is {request.horizon}")
+        if request.return_samples and not request.samples:
+            raise _bad("num_samples", "0, and samples are wanted; expected 1 at least")
+        if request.conformal and not request.quantiles:
+            raise _bad("quantiles", "empty, and bands are wanted; expected one at least")
+        if request.conformal and request.samples:
+            raise _bad("num_samples", f"{request.samples} beside conformal bands, which are of errors; expected 0")
+        if request.stop is not None and math.isnan(request.stop.bound):
+            raise _bad("stop", "nan; expected a number")
 
-    async def from_session(self, key: Key, copy: Copy, horizon: int) -> AsyncGenerator[list[Array], None]:
-        """Forecasts from a copy of a session; the session does not move.
-
-        Args:
-            key: The session.
-            copy: What was read of it.
-            horizon: Steps wanted.
-
-        Yields:
-            For every step, one array [1, 1, ...one step] for every fed-back output.
+    def check_series(self, count: int, request: Request, source: str) -> None:
+        """Checks of how many series a forecast is.
 
         Raises:
-            Unsupported: The model has no feedback, or the session took no step yet.
-            TooManySessions, Overloaded: With what is under way, this would be more than may be driven.
-            AnswerTooLarge: A step has more bytes than the server sends.
+            BadFrame: Too many, or other columns have another length.
         """
-        table = copy.table
-        _check(table)
-        self._check_answer(table, 1)
-        if copy.position == copy.origin:
-            raise errors.Unsupported("a forecast starts from the session's last output; apply one step at least first")
-        with self._budget.holding(0):
-            async with self._engine.still():
-                check_rows(table, 1, self._limits)
-                fork = table.allocate(1, scratch=True)
-                try:
-                    table.tag[fork] = tag_of("forecast", *key)
-                    table.rows.write(fork, [value[None] for value in copy.values])
-                except BaseException:
-                    table.release(fork)
-                    raise
-            async with aclosing(self._roll(table, fork, horizon)) as steps:
-                async for outputs in steps:
-                    yield outputs
+        most = self._limits.max_forecast_series
+        if not 1 <= count <= most:
+            raise errors.BadFrame(
+                f"{count} series came; expected 1 to {most} in one forecast. Ask for fewer at a time",
+                metadata={"field": source, "came": str(count), "expected": str(most)},
+            )
+        if request.series is not None and len(request.series) != count:
+            raise _bad("series", f"{len(request.series)} numbers; expected one for each of {count} series")
 
-    async def from_history(self, table: Table, history: list[Array], horizon: int) -> AsyncGenerator[list[Array], None]:
+    async def from_history(self, table: Table, past: Past, request: Request) -> AsyncGenerator[Told, None]:
         """Forecasts from fresh rows that are warmed up on past inputs.
 
         Args:
             table: The model's table.
-            history: One array [N, T, ...one step] for every input, each as the signature says.
-            horizon: Steps wanted.
+            past: The histories.
+            request: What `check` let through.
 
         Yields:
-            For every step, one array [N, 1, ...one step] for every fed-back output.
+            Step by step, as they are read.
 
         Raises:
-            Unsupported: The model has no feedback.
-            BadTensor: The inputs differ in series or steps.
-            BadFrame: There are more series than one forecast may have.
+            Unsupported: The model cannot forecast, or not so.
+            BadTensor: Histories or future inputs do not fit the model; names what, the series and the step.
+            BadFrame: What is asked for does not go with the model.
             TooManySessions, Overloaded: With what is under way, these would be more than may be driven.
             AnswerTooLarge: A step has more bytes than the server sends.
-            NonFiniteState: The history, or the forecast itself, left the finite numbers.
+            NonFiniteState: The forecast left the finite numbers.
         """
-        if len({array.shape[:2] for array in history}) > 1:
-            raise errors.BadTensor("the inputs differ in series or steps", metadata={"field": "history"})
-        self._check_answer(table, len(history[0]))
-        # What came stays in memory as long as the call does, even where only a row is left of it.
-        with self._budget.holding(COPIES * sum(array.nbytes for array in history)):
-            rows = await self._fresh(table, history)
-            async with aclosing(self._roll(table, rows, horizon, history, history[0].shape[1])) as steps:
-                async for outputs in steps:
-                    yield outputs
-
-    async def _fresh(self, table: Table, history: list[Array]) -> Ints:
-        """A scratch row for every series, as new sessions have them."""
-        _check(table)
-        series = len(history[0])
-        if series > self._limits.max_forecast_series:
-            raise errors.BadFrame(
-                f"{series} series came; expected at most {self._limits.max_forecast_series} in one forecast. Ask for"
-                " fewer at a time",
-                metadata={"field": "history", "came": str(series), "expected": str(self._limits.max_forecast_series)},
+        signature, count = table.model.signature, len(past.lengths)
+        window = steps_before(signature)
+        short = np.flatnonzero(past.lengths < window)
+        if len(short):
+            raise errors.BadTensor(
+                f"series {short[0]} has {past.lengths[short[0]]} steps; model {table.model.name!r} looks back"
+                f" {window} before it forecasts",
+                metadata={"field": "history", "series": str(short[0]), "expected": str(window)},
             )
-        check_rows(table, series, self._limits)
-        async with self._engine.still():
-            rows = table.allocate(series, scratch=True)
-            table.tag[rows] = tag_of_arrays(history)
-            table.rows.reset(rows)
-        return rows
+        _check_finite(signature.inputs, past, "history")
+        asked = self._asked(table, request, count, ahead=True)
+        past = _shifted(signature, past, request.future)
+        if request.conformal:
+            bands.check(signature, past, asked.horizon, request.quantiles)
+        tags = np.full(count, tag_of_arrays(past.inputs), np.uint64)
+        # What came stays in memory as long as the call does, even where only a row is left of it.
+        held = COPIES * sum(array.nbytes for array in past.inputs)
+        with self._budget.holding(held + self._driven_bytes(table, asked)):
+            bands_ = await self._bands(table, past, asked, tags, request)
+            drive = self._drive(table, asked)
+            async with drive:
+                await drive.begin(tags, count=count)
+                await drive.warm(past.lengths, past.inputs)
+                async with aclosing(self._roll(drive, asked, request.begin, bands_)) as steps:
+                    async for told in steps:
+                        yield told
 
-    def _check_answer(self, table: Table, series: int) -> None:
-        fed = set(fed_back(table.model.signature))
-        outputs = [spec for spec in table.model.signature.outputs if spec.name in fed]
-        check_answer(table.model, series * sum(map(step_bytes, outputs)), self._limits)
+    async def from_state(self, table: Table, state: State, request: Request) -> AsyncGenerator[Told, None]:
+        """Forecasts from copies of rows, which do not move: of sessions, or of where an earlier call started.
 
-    async def _roll(
-        self, table: Table, rows: Ints, horizon: int, history: list[Array] | None = None, past: int = 0
-    ) -> AsyncGenerator[list[Array], None]:
-        """Steps rows and releases them at the end, whatever ends it."""
+        Args:
+            table: The model's table.
+            state: What the rows held, after `steps_before` at least.
+            request: What `check` let through.
+
+        Yields:
+            As `from_history`.
+
+        Raises:
+            StatestreamError: As `from_history`.
+        """
+        signature, count = table.model.signature, len(state.tags)
+        asked = self._asked(table, request, count, ahead=False)
+        past = request.past
+        if request.conformal:
+            if past is None:
+                raise _bad("past", "missing; of a session the server has no past inputs, which errors are taken from")
+            if len(past.lengths) != count:
+                raise _bad("past", f"of {len(past.lengths)} series; expected one for each of {count} sessions")
+            _check_finite(signature.inputs, past, "past")
+            # The last of them would need the first future value; a session has had it.
+            past = _shifted(signature, past, None)
+            bands.check(signature, past, asked.horizon, request.quantiles)
+        held = COPIES * sum(array.nbytes for array in state.columns)
+        with self._budget.holding(held + self._driven_bytes(table, asked)):
+            bands_ = await self._bands(table, past, asked, state.tags, request)
+            drive = self._drive(table, asked)
+            async with drive:
+                await drive.begin(state.tags, state.columns, count)
+                async with aclosing(self._roll(drive, asked, request.begin, bands_)) as steps:
+                    async for told in steps:
+                        yield told
+
+    def read_start(self, table: Table, columns: Sequence[tuple[str, Array]]) -> State:
+        """Where an earlier call started, as its first message told.
+
+        Raises:
+            BadTensor: These are no columns of the table.
+        """
+        expected = table.rows.columns
+        if [name for name, _ in columns] != [column.name for column in expected]:
+            raise errors.BadTensor(
+                f"start has {', '.join(name for name, _ in columns) or 'nothing'}; expected"
+                f" {', '.join(column.name for column in expected)}",
+                metadata={"field": "start"},
+            )
+        count = len(columns[0][1]) if columns and columns[0][1].ndim else 0
+        checked = {spec.input for spec in table.model.signature.states if is_checked(spec)}
+        for (name, array), column in zip(columns, expected, strict=True):
+            if array.dtype != column.dtype or array.shape != (count, *column.shape):
+                raise errors.BadTensor(
+                    f"start of {name!r} is {array.dtype}{list(array.shape)}; expected {column.dtype}"
+                    f"{[count, *column.shape]}",
+                    metadata={"field": "start"},
+                )
+            if name in checked and np.isnan(array).any():
+                raise errors.BadTensor(f"start of {name!r} has NaN; expected numbers", metadata={"field": "start"})
+        arrays = [array for _, array in columns]
+        return State(arrays, np.full(count, tag_of_arrays(arrays), np.uint64))
+
+    def check_begun(self, table: Table, positions: Positions, origins: Positions, ids: Sequence[str]) -> None:
+        """Checks that sessions have taken the steps that a forecast needs before it.
+
+        Raises:
+            Unsupported: One has not; names it.
+        """
+        window = steps_before(table.model.signature)
+        short = np.flatnonzero(positions - origins < window)
+        if len(short):
+            taken = int(positions[short[0]] - origins[short[0]])
+            raise errors.Unsupported(
+                f"a forecast starts from the session's last output; session {errors.quoted(ids[short[0]])} took"
+                f" {taken} steps: apply {window} at least first"
+            )
+
+    async def _bands(
+        self, table: Table, past: Past | None, asked: Asked, tags: Array, request: Request
+    ) -> Bands | None:
+        if not request.conformal or past is None:
+            return None
+        return await bands.calibrate(self._engine, table, self._limits, past, asked, request.quantiles, tags)
+
+    def _asked(self, table: Table, request: Request, count: int, *, ahead: bool) -> Asked:
+        """What is asked, as far as it goes with the model; `ahead` where future values begin before the first step."""
         signature = table.model.signature
-        states = len(signature.states)
-        ones = np.ones(len(rows), np.int64)
-        places = {feedback.input: index for index, feedback in enumerate(signature.feedback)}
-        try:
-            if history is not None:
-                packed = [array.reshape(-1, *array.shape[2:]) for array in history]
-                await waiting.run(self._engine, table, rows, ones * past, packed, Priority.FORECAST, wanted=False)
-            for step in range(horizon):
-                async with self._engine.still():
-                    last = table.rows.read(rows)[states:]
-                yield [array[:, None] for array in last]
-                if step + 1 < horizon:
-                    inputs = [last[places[spec.name]] for spec in signature.inputs]
-                    await waiting.run(self._engine, table, rows, ones, inputs, Priority.FORECAST, wanted=False)
-        finally:
-            table.release(rows)
-
-
-def fed_back(signature: Signature) -> list[str]:
-    """The outputs that become the next input, which are what a forecast yields, in its order."""
-    return [feedback.output for feedback in signature.feedback]
-
-
-def _check(table: Table) -> None:
-    if not table.model.signature.feedback:
-        raise errors.Unsupported(
-            f"model {table.model.name!r} cannot forecast: its signature names no output that becomes the next input"
+        values = forecast_values(signature)
+        if not values:
+            raise errors.Unsupported(
+                f"model {table.model.name!r} cannot forecast: its signature names no output that becomes the next"
+                " input, no head, and no output of several steps"
+            )
+        each = max(value.steps or 1 for value in values)
+        if request.horizon > each and not signature.feedback:
+            raise errors.BadFrame(
+                f"horizon is {request.horizon}; model {table.model.name!r} gives {each} at most, as its signature names"
+                " no output that becomes the next input",
+                metadata={"field": "horizon", "came": str(request.horizon), "expected": str(each)},
+            )
+        drawn = any(heads.is_drawn(value.head) for value in values)
+        if request.samples and not drawn:
+            raise errors.Unsupported(
+                f"model {table.model.name!r} has no head that paths could be drawn from; bands can be had of its own"
+                ' past errors: bands="conformal"'
+            )
+        if request.quantiles and not request.conformal:
+            given = [value.head for value in values if value.head is not None and has_quantiles(value)]
+            for head in given:
+                for level in request.quantiles:
+                    places_of(head, level)
+            if not given and not drawn:
+                raise errors.Unsupported(
+                    f"model {table.model.name!r} has no head, so it says nothing of how sure it is; bands can be had of"
+                    ' its own past errors: bands="conformal"'
+                )
+            if drawn and not given and not request.samples:
+                raise _bad("num_samples", "0, and quantiles are those of paths; expected 1 at least")
+        self._check_answer(table, values, request, count, each)
+        return Asked(
+            horizon=request.horizon,
+            series=np.arange(count, dtype=np.uint64) if request.series is None else request.series,
+            known=self._known(signature, request, count, each, ahead=ahead),
+            samples=request.samples,
+            seed=request.seed,
+            quantiles=() if request.conformal else request.quantiles,
+            return_samples=request.return_samples,
+            stop=_stop(values, request.stop),
         )
+
+    def _known(self, signature: Signature, request: Request, count: int, each: int, *, ahead: bool) -> dict[str, Array]:
+        """What goes in beside what is fed back, by input: entry k after step k."""
+        wanted = {}
+        for spec in signature.inputs:
+            places = known_places(signature, spec.name)
+            if (places is None or places) and (request.horizon > each or (ahead and spec.ahead)):
+                wanted[spec.name] = places
+        unknown = sorted(set(request.future) - {spec.name for spec in signature.inputs if spec.name in wanted})
+        unknown = [name for name in unknown if known_places(signature, name) == []] if unknown else []
+        if unknown:
+            raise errors.BadTensor(
+                f"future has {errors.quoted(unknown[0])}, which is fed back; expected {', '.join(wanted) or 'nothing'}",
+                metadata={"field": "future"},
+            )
+        found = {}
+        for spec in signature.inputs:
+            if spec.name not in wanted:
+                continue
+            places, array = wanted[spec.name], request.future.get(spec.name)
+            if array is None:
+                raise errors.BadTensor(
+                    f"future has no {spec.name!r}; the model is not fed it, so it has to be known for"
+                    f" {request.horizon} steps",
+                    metadata={"field": "future", "input": spec.name},
+                )
+            step = step_shape(spec) if places is None else (*step_shape(spec)[:-1], len(places))
+            if array.ndim > 1 and array.shape[1] < request.horizon:
+                raise errors.BadTensor(
+                    f"future of {spec.name!r} has {array.shape[1]} steps; expected {request.horizon}, the horizon",
+                    metadata={"field": "future", "input": spec.name, "expected": str(request.horizon)},
+                )
+            expected = (count, request.horizon, *step)
+            if array.dtype != numpy_dtype(spec.dtype) or array.shape != expected:
+                raise errors.BadTensor(
+                    f"future of {spec.name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype}"
+                    f"{list(expected)}",
+                    metadata={"field": "future", "input": spec.name},
+                )
+            gaps = np.argwhere(np.isnan(array)) if array.dtype.kind == "f" else np.empty((0, 0), np.int64)
+            if len(gaps):
+                series, row, *place = gaps[0].tolist()
+                raise errors.BadTensor(
+                    f"future of {spec.name!r} is nan in series {series}, step {row}{_where(spec, place)}",
+                    metadata={"field": "future", "series": str(series), "row": str(row)},
+                )
+            found[spec.name] = array[:, 1:] if spec.ahead else array
+        return found
+
+    def _check_answer(self, table: Table, values: Sequence[Value], request: Request, count: int, each: int) -> None:
+        numbers = sum(math.prod(value.shape) * value.dtype.itemsize for value in values)
+        wide = 1 + len(request.quantiles) + (request.samples if request.return_samples else 0)
+        check_answer(table.model, count * min(each, request.horizon) * numbers * wide, self._limits)
+
+    def _driven_bytes(self, table: Table, asked: Asked) -> int:
+        """What outputs and inputs of all rows hold while they run, about."""
+        return self._rows(table, asked) * 2 * (table.input_bytes + table.output_bytes)
+
+    def _rows(self, table: Table, asked: Asked) -> int:
+        each = max(value.steps or 1 for value in forecast_values(table.model.signature))
+        return len(asked.series) * (max(1, asked.samples) if asked.horizon > each else 1)
+
+    def _drive(self, table: Table, asked: Asked) -> Drive:
+        outputs = forecast_outputs(table.model.signature)
+        return Drive(self._engine, table, self._limits, Priority.FORECAST, outputs, self._rows(table, asked))
+
+    async def _roll(self, drive: Drive, asked: Asked, begin: int, around: Bands | None) -> AsyncGenerator[Told, None]:
+        signature = drive.table.model.signature
+        policy, names = Paths(signature, asked), [value.name for value in forecast_values(signature)]
+        last = await drive.read(len(signature.states))
+        async with aclosing(roll(drive, policy, last, begin // policy.each)) as steps:
+            async for told in steps:
+                if told.offset + policy.each <= begin:
+                    continue
+                if around is not None:
+                    told = around.around(told, names)
+                yield told if told.offset >= begin else _from(told, begin)
+
+
+def _bad(name: str, what: str) -> errors.BadFrame:
+    return errors.BadFrame(f"{name} is {what}", metadata={"field": name})
+
+
+def _from(told: Told, begin: int) -> Told:
+    """The same from a later step on."""
+    cut = begin - told.offset
+    return Told(
+        begin,
+        [array[:, cut:] for array in told.points],
+        {name: array[:, cut:] for name, array in told.quantiles.items()},
+        [array[:, :, cut:] for array in told.samples],
+    )
+
+
+def _stop(values: Sequence[Value], stop: StopAt | None) -> Stop | None:
+    if stop is None:
+        return None
+    names = [value.name for value in values]
+    if stop.output not in names:
+        raise _bad("stop", f"of {errors.quoted(stop.output)}; what is forecast is {', '.join(names)}")
+    value = values[names.index(stop.output)]
+    if stop.place >= math.prod(value.shape):
+        raise _bad("stop", f"of number {stop.place}; {value.name!r} has {math.prod(value.shape)}")
+    return Stop(names.index(stop.output), stop.place, stop.bound, stop.below)
+
+
+def _check_finite(specs: Sequence[TensorSpec], past: Past, what: str) -> None:
+    """Checks that a past has no gaps.
+
+    Raises:
+        BadTensor: Names the first: series, row, input and place.
+    """
+    for spec, array in zip(specs, past.inputs, strict=True):
+        if array.dtype.kind != "f" or not np.isnan(array.sum()):
+            continue
+        gaps = np.argwhere(np.isnan(array))
+        if not len(gaps):
+            continue
+        step, *place = gaps[0].tolist()
+        ends = np.cumsum(past.lengths)
+        series = int(np.searchsorted(ends, step, side="right"))
+        row = step - int(ends[series] - past.lengths[series])
+        raise errors.BadTensor(
+            f"{what} is nan in series {series}, row {row} of its {past.lengths[series]}{_where(spec, place)} of input"
+            f" {spec.name!r} ({len(gaps)} in all). A forecast takes no gaps: fill them, or leave those rows out",
+            metadata={"field": what, "series": str(series), "row": str(row)},
+        )
+
+
+def _where(spec: TensorSpec, place: Sequence[int]) -> str:
+    if not place:
+        return ""
+    if spec.columns and place[-1] < len(spec.columns):
+        return f", column {spec.columns[place[-1]]!r}"
+    return f", place {list(place)}"
+
+
+def _shifted(signature: Signature, past: Past, future: Mapping[str, Array] | None) -> Past:
+    """A past whose inputs that are `ahead` stand by the step that they are for.
+
+    Without a future the last step of each series is given up instead.
+    """
+    if not any(spec.ahead for spec in signature.inputs):
+        return past
+    ends = np.cumsum(past.lengths) - 1
+    inputs = []
+    for spec, array in zip(signature.inputs, past.inputs, strict=True):
+        places = known_places(signature, spec.name)
+        index = (...,) if places is None else (..., places)
+        moved = np.array(array)
+        if spec.ahead:
+            moved[:-1][index] = array[1:][index]
+            if future is not None:
+                last = moved[ends]
+                last[index] = future[spec.name][:, 0]
+                moved[ends] = last
+        inputs.append(moved)
+    if future is not None:
+        return Past(inputs, past.lengths)
+    keep = np.ones(len(inputs[0]), np.bool_)
+    keep[ends] = False
+    return Past([array[keep] for array in inputs], past.lengths - 1)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import encode_text, numpy_dtype
+from statestream.contract.signature import Signature, encode_text, numpy_dtype
 from statestream_server.arrays import Array
-from statestream_server.drivers import waiting
-from statestream_server.drivers.bounds import check_rows
+from statestream_server.drivers.drive import Drive, Move, roll
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import tag_of
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import Model
+from statestream_server.models.rows import start_values
 from statestream_server.registry import Registry
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.settings import Limits
@@ -29,6 +29,31 @@ class Token(NamedTuple):
     text: str
     number: int
     log_probability: float
+
+
+class Greedy:
+    """The policy of one text: the best token, and that in again."""
+
+    def __init__(self, signature: Signature, most: int) -> None:
+        """Decodes at most `most` tokens."""
+        self._decoding = signature.decoding
+        self._dtype = numpy_dtype(signature.inputs[0].dtype)
+        self._most = most
+
+    def next(self, step: int, outputs: Sequence[Array]) -> Move[Token]:
+        """The token that has just been scored; the first step only begins."""
+        decoding = self._decoding
+        if not step:
+            return Move(None, self._inputs(decoding.start_token))
+        scores = outputs[0].reshape(-1).astype(np.float64)
+        token = int(scores.argmax())
+        if token == decoding.end_token:
+            return Move(None)
+        told = Token(decoding.text.vocabulary[token], token, _log_probability(scores, token))
+        return Move(told, self._inputs(token) if step < self._most else None)
+
+    def _inputs(self, token: int) -> list[Array]:
+        return [np.asarray([[token]], self._dtype)]
 
 
 class Generator:
@@ -78,32 +103,18 @@ class Generator:
     async def _decoded(self, model: Model, table: Table, text: str, max_tokens: int) -> AsyncGenerator[Token, None]:
         """The tokens of a text, with the model's decoder in a row of `table`."""
         decoding = model.signature.decoding
-        output = [spec.name for spec in model.signature.outputs].index(decoding.output)
         states = await self._encode(model, text)
-        token, one = decoding.start_token, np.ones(1, np.int64)
-        dtype = numpy_dtype(model.signature.inputs[0].dtype)
-        async with self._engine.still():
-            check_rows(table, 1, self._limits)
-            rows = table.allocate(1, scratch=True)
-            table.tag[rows] = tag_of("text", text)
-        try:
-            async with self._engine.still():
-                table.rows.reset(rows)
-                values = table.rows.read(rows)
-                for index, spec in enumerate(model.signature.states):
-                    if spec.from_encoder:
-                        values[index][0] = states[spec.from_encoder]
-                table.rows.write(rows, values)
-            for _ in range(min(max_tokens or decoding.max_tokens, decoding.max_tokens)):
-                inputs = [np.asarray([token], dtype)]
-                outputs = await waiting.run(self._engine, table, rows, one, inputs, Priority.GENERATE)
-                scores = outputs[output].reshape(-1).astype(np.float64)
-                token = int(scores.argmax())
-                if token == decoding.end_token:
-                    return
-                yield Token(decoding.text.vocabulary[token], token, _log_probability(scores, token))
-        finally:
-            table.release(rows)
+        values = [array[None] for array in start_values(model.signature)]
+        for index, spec in enumerate(model.signature.states):
+            if spec.from_encoder:
+                values[index] = states[spec.from_encoder][None]
+        policy = Greedy(model.signature, min(max_tokens or decoding.max_tokens, decoding.max_tokens))
+        drive = Drive(self._engine, table, self._limits, Priority.GENERATE, [decoding.output], most=1)
+        async with drive:
+            await drive.begin(tag_of("text", text), values)
+            async with aclosing(roll(drive, policy, ())) as tokens:
+                async for token in tokens:
+                    yield token
 
     async def _encode(self, model: Model, text: str) -> dict[str, Array]:
         """The encoder's outputs for a text, by name, without their batch axis."""

@@ -126,6 +126,8 @@ class Table:
         self._returning = WeakSet[Returning]()
         self.promised = 0
         """Rows handed out for sessions that are not there yet."""
+        self.driven = 0
+        """Scratch rows that drives have, or may come to have."""
         self._free = Freelist(FIRST_ROW)
         self._serials = 1
 
@@ -237,13 +239,16 @@ class Table:
         ids = [self.ids[row] for row in rows.tolist()]
         return list(map(Key._make, zip(self.tenant[rows].tolist(), repeat(self.model.name), ids)))
 
-    def release(self, rows: Ints) -> None:
-        """Takes rows back; their queue must be empty."""
+    def release(self, rows: Ints, *, scratch: bool = False) -> None:
+        """Takes rows back; their queue must be empty. What is known to be scratch is not looked at one by one."""
         self.replies.drop(rows)
         self._drop_cursors(rows)
         self.lane.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         self.claiming[rows], self.epoch[rows] = False, 0
+        if scratch:
+            self._free.give(rows)
+            return
         tenants, ids, rows_of = self.tenant[rows].tolist(), self.ids, self._rows_of
         for row, tenant in zip(rows.tolist(), tenants, strict=True):
             session = ids[row]

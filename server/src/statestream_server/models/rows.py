@@ -45,8 +45,8 @@ class Column(NamedTuple):
 class Rows(Protocol):
     """The memory of one model version: for every column an array [capacity, *column.shape].
 
-    Columns are the states in the order of the signature, then for every feedback the last step of its output,
-    named "feedback:<output>", from which a forecast starts.
+    Columns are the states in the order of the signature, then the last step of every output that a forecast starts
+    from (`forecast_outputs`), named "feedback:<output>".
 
     `step` and `grow` exclude each other. The others may run beside a `step` in another thread as long as they
     touch none of its rows, but never beside `grow`. Nothing can be cancelled half-way.
@@ -168,7 +168,7 @@ def columns_of(signature: Signature) -> tuple[Column, ...]:
         for state in signature.states
     ]
     outputs = {spec.name: spec for spec in signature.outputs}
-    for name in feedback_outputs(signature):
+    for name in signatures.forecast_outputs(signature):
         shape = signatures.step_shape(outputs[name])
         if any(size < 0 for size in shape):
             raise signatures.SignatureError(
@@ -176,11 +176,6 @@ def columns_of(signature: Signature) -> tuple[Column, ...]:
             )
         columns.append(Column(f"feedback:{name}", signatures.numpy_dtype(outputs[name].dtype), shape))
     return tuple(columns)
-
-
-def feedback_outputs(signature: Signature) -> list[str]:
-    """The outputs that are fed back, each once, in the signature's order of feedbacks."""
-    return list(dict.fromkeys(feedback.output for feedback in signature.feedback))
 
 
 def start_values(signature: Signature) -> list[Array]:

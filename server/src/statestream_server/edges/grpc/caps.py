@@ -21,6 +21,8 @@ MAX_TENSORS: Final = 1024
 """Tensors in one message, and other parts that repeat."""
 MAX_AXES: Final = 32
 """Axes of a tensor, and other numbers that repeat. NumPy takes 64."""
+MAX_QUANTILES: Final = 199
+"""Quantiles of a forecast: every half percent."""
 _SYMBOL_BYTES: Final = 16
 """What a symbol of a text may have on average, its separator included."""
 _TOKEN_BYTES: Final = 4096
@@ -42,6 +44,8 @@ class Caps:
         self._counts = {
             "statestream.v1.OpenFrame.ids": limits.max_frame_sessions,
             "statestream.v1.ChunkFrame.cursors": limits.max_frame_chunks,
+            "statestream.v1.ForecastSessions.ids": limits.max_forecast_series,
+            "statestream.v1.ForecastRequest.quantiles": MAX_QUANTILES,
         }
         self._plans: dict[object, Sequence[tuple[str, _Check]]] = {}
 

@@ -11,8 +11,7 @@ from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server import caller
 from statestream_server.arrays import Array
-from statestream_server.drivers.forecast import fed_back
-from statestream_server.edges.grpc import wire
+from statestream_server.edges.grpc import forecasting, wire
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
@@ -87,31 +86,10 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     async def Forecast(
         self, request: pb.ForecastRequest, context: Context
     ) -> AsyncGenerator[pb.ForecastResponse, None]:
-        """Forecasts from a session or from histories, one message a step."""
-        server, forecaster = self._server, self._server.forecaster
-        forecaster.check_horizon(request.horizon)
-        source = request.WhichOneof("source")
-        if source == "session_id":
-            key = caller.key(request.model, request.session_id)
-            copy = await server.admin.read(key, request.epoch, version=request.version)
-            table = copy.table
-            steps = forecaster.from_session(key, copy, request.horizon)
-        elif source == "history":
-            table = await server.sessions.table(request.model, request.version)
-            specs = table.model.signature.inputs
-            history = wire.inputs_with_axes(specs, request.history.inputs, (-1, -1), "series, then steps,")
-            steps = forecaster.from_history(table, history, request.horizon)
-        else:
-            raise errors.BadFrame(
-                "a forecast starts from session_id or history; neither came", metadata={"field": "source"}
-            )
-        names, offset = fed_back(table.model.signature), 0
-        async with aclosing(steps):
-            async for outputs in steps:
-                response = pb.ForecastResponse(offset=offset)
-                wire.write(response.outputs, names, outputs)
+        """Forecasts from sessions or from histories, one message a step."""
+        async with aclosing(forecasting.answers(self._server, request)) as responses:
+            async for response in responses:
                 yield response
-                offset += 1
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context

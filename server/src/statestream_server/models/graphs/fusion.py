@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec
 from statestream_server.models.graphs.operators import may_refuse, uses
-from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, feedback_outputs, is_checked
+from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, is_checked
 
 _OLDEST_OPSET = 11
 """ScatterND and negative indices of Gather came with it."""
@@ -200,7 +200,7 @@ class _Wrapper:
 
     def _feedback(self) -> list[int]:
         names = [spec.name for spec in self._signature.outputs]
-        return [names.index(name) for name in feedback_outputs(self._signature)]
+        return [names.index(name) for name in signatures.forecast_outputs(self._signature)]
 
     def _target(self, names: Names, updates: Sequence[str], places: Sequence[tuple[int, ...] | None]) -> str:
         """The rows to write, [n] or [1, n]: the target, or the scratch row for rows that fail their check."""

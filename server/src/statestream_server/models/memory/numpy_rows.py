@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from statestream.contract.signature import Signature, StateCheck
+from statestream.contract.signature import Signature, StateCheck, forecast_outputs
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.graphs.runtime import Graph
 from statestream_server.models.memory.fused_rows import InputCheck
 from statestream_server.models.memory.slab import SlabRows
-from statestream_server.models.rows import Axes, feedback_outputs
+from statestream_server.models.rows import Axes
 
 
 class NumpyRows(SlabRows):
@@ -35,7 +35,7 @@ class NumpyRows(SlabRows):
         self._states = [Axes.of_state(state) for state in signature.states]
         self._checks = [state.check for state in signature.states]
         names = [spec.name for spec in signature.outputs]
-        self._feedback = [names.index(name) for name in feedback_outputs(signature)]
+        self._feedback = [names.index(name) for name in forecast_outputs(signature)]
 
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the graph; see `Rows.step`."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Array, Positions
+from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
@@ -24,6 +24,9 @@ from statestream_server.sessions.ownership.deletions import Deletions
 from statestream_server.sessions.ownership.openings import Start, newer_record, pinned
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.stores.base import NEWER, Key, Mode, Record, Store
+
+_TOGETHER = 4096
+"""Rows that are read in one turn of the loop."""
 
 
 class Copy(NamedTuple):
@@ -193,6 +196,59 @@ class Admin:
         await self._check_epoch(key, epoch, read.epoch)
         return read
 
+    async def read_all(self, keys: Sequence[Key], epochs: Sequence[int], *, version: int = 0) -> list[Copy]:
+        """Sessions of one model as they stand, all of one version: see `read`.
+
+        Those that are rows here are read together, each between two of its chunks.
+
+        Raises:
+            ModelChanged: They are of several versions.
+            StatestreamError: One cannot be read; see `read`.
+        """
+        found: dict[int, Copy] = {}
+        for table, rows, places in self._here(keys):
+            left = rows
+            try:
+                while left.size:
+                    left = await self._lease.check(table, left)
+            except errors.StoreUnavailable:
+                pass  # The row is the best that is known.
+            await self._engine.settled(table, rows)
+            for low in range(0, len(rows), _TOGETHER):
+                async with self._engine.still():
+                    now = rows[low : low + _TOGETHER]
+                    here = [table.key(row) == keys[place] for row, place in zip(now, places[low:], strict=False)]
+                    values = table.rows.read(now)
+                    for number, (row, place) in enumerate(zip(now.tolist(), places[low:], strict=False)):
+                        if here[number]:
+                            found[place] = _of(table, row, [array[number] for array in values])
+        for place, (key, epoch) in enumerate(zip(keys, epochs, strict=True)):
+            if place not in found:
+                found[place] = await self.read(key, epoch, version=version)
+                continue
+            if version not in (0, found[place].table.model.version):
+                raise pinned(key.id, found[place].table.model.version, version)
+            await self._check_epoch(key, epoch, found[place].epoch)
+        copies = [found[place] for place in range(len(keys))]
+        versions = {copy.table.model.version for copy in copies}
+        if len(versions) > 1:
+            raise errors.ModelChanged(
+                f"the sessions are of versions {', '.join(map(str, sorted(versions)))} of {keys[0].model!r}; expected"
+                " one: ask for each, or move them to one with upgrade"
+            )
+        return copies
+
+    def _here(self, keys: Sequence[Key]) -> list[tuple[Table, Ints, list[int]]]:
+        """Of sessions that are rows here: their tables, the rows, and their places among the keys."""
+        grouped: dict[int, tuple[Table, list[int], list[int]]] = {}
+        for place, key in enumerate(keys):
+            where = self._sessions.find(key)
+            if where is not None:
+                _, rows, places = grouped.setdefault(id(where[0]), (where[0], [], []))
+                rows.append(where[1])
+                places.append(place)
+        return [(table, np.asarray(rows), places) for table, rows, places in grouped.values()]
+
     async def _check_epoch(self, key: Key, epoch: int, now: int) -> None:
         """Makes sure that a state under the epoch `now` has all that was answered under an earlier one; 0 is any."""
         if epoch in (0, now):
@@ -300,9 +356,7 @@ class Admin:
             await self._engine.settled(table, rows)
             async with self._engine.still():
                 if table.rows_of(key.tenant).get(key.id) == where[1]:
-                    row, values = where[1], [array[0] for array in table.rows.read(rows)]
-                    origin, cursor = int(table.origin[row]), table.cursors.get(row, b"")
-                    return Copy(table, values, int(table.epoch[row]), int(table.position[row]), origin, cursor)
+                    return _of(table, where[1], [array[0] for array in table.rows.read(rows)])
         record = await self._stored(key)
         served = await self._registry.load(key.model, record.version)
         if served.table is None:
@@ -353,6 +407,12 @@ class Admin:
         if record.epoch == NEWER:
             raise newer_record(key.model, key.id)
         return record
+
+
+def _of(table: Table, row: int, values: list[Array]) -> Copy:
+    """A session whose row was read just now."""
+    origin, cursor = int(table.origin[row]), table.cursors.get(row, b"")
+    return Copy(table, values, int(table.epoch[row]), int(table.position[row]), origin, cursor)
 
 
 def _one(number: int) -> Positions:
