@@ -137,15 +137,16 @@ def test_pool_inputs_and_lengths_are_checked() -> None:
             FLAT.pool(handles, x, lengths)
 
 
-def test_history_has_three_faces() -> None:
+def test_history_has_four_faces() -> None:
     one = layout(("x", "float32", [1]))
-    for x, shape, alone in (
-        (np.zeros(5), (1, 5, 1), True),
-        (np.zeros((5, 1)), (1, 5, 1), True),
-        (np.zeros((2, 5, 1)), (2, 5, 1), False),
+    for x, steps, alone in (
+        (np.zeros(5), [5], True),
+        (np.zeros((5, 1)), [5], True),
+        (np.zeros((2, 5, 1)), [5, 5], False),
+        ([np.zeros(5), np.zeros((3, 1))], [5, 3], False),
     ):
-        inputs, single = one.history(x)
-        assert (inputs["x"].shape, single) == (shape, alone)
+        inputs, lengths, single = one.history(x)
+        assert (inputs["x"].shape, lengths.tolist(), single) == ((sum(steps), 1), steps, alone)
     with pytest.raises(BadTensor):
         FLAT.history(np.zeros(5))
     with pytest.raises(BadTensor):

@@ -13,8 +13,8 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2
 from statestream.v1 import session_pb2 as sessions
+from statestream_server.drivers.asking import Request
 from statestream_server.drivers.bands import Past
-from statestream_server.drivers.forecast import Request
 from tests.server.models.graphs import save
 from tests.support import models
 from tests.support.arrays import same_bits, tensor

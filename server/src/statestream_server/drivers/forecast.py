@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from statestream.contract import errors
 from statestream.contract.signature import (
     Signature,
-    TensorSpec,
     Value,
     forecast_outputs,
     forecast_values,
@@ -23,10 +21,11 @@ from statestream.contract.signature import (
 )
 from statestream_server.arrays import Array, Positions
 from statestream_server.drivers import bands, heads
+from statestream_server.drivers.asking import Request, State, bad, check_finite, shifted, stop_of, where
 from statestream_server.drivers.bands import Bands, Past
 from statestream_server.drivers.bounds import check_answer
 from statestream_server.drivers.drive import Drive, roll
-from statestream_server.drivers.paths import Asked, Paths, Stop, Told, has_quantiles, places_of
+from statestream_server.drivers.paths import Asked, Paths, Told, has_quantiles, places_of
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import tag_of_arrays
@@ -34,60 +33,6 @@ from statestream_server.engine.work import Priority
 from statestream_server.models.rows import is_checked
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.settings import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class StopAt:
-    """When series end before the horizon: see `paths.Stop`; the value by name."""
-
-    output: str
-    place: int
-    bound: float
-    below: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a caller asks, beside the source.
-
-    Attributes:
-        horizon: Steps wanted.
-        samples: Paths drawn for each series; 0 for one of points.
-        seed: What draws begin with.
-        series: [N] uint64, the numbers of the series; None for 0, 1, ….
-        quantiles: Those that are wanted, between 0 and 1.
-        return_samples: Whether the paths are wanted.
-        conformal: Whether quantiles are made of the past's errors.
-        begin: The first step that is told.
-        stop: When series end before the horizon.
-        future: What is known beforehand, by input: [N, horizon, ...what nothing is fed to].
-        past: Of sessions, for conformal quantiles: past inputs.
-    """
-
-    horizon: int
-    samples: int = 0
-    seed: int = 0
-    series: Array | None = None
-    quantiles: Sequence[float] = ()
-    return_samples: bool = False
-    conformal: bool = False
-    begin: int = 0
-    stop: StopAt | None = None
-    future: Mapping[str, Array] = field(default_factory=dict)
-    past: Past | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Where a forecast starts that has no history: rows as they were read out.
-
-    Attributes:
-        columns: One array for every column of the table, [N, ...].
-        tags: [N] what stands for them where work is noted.
-    """
-
-    columns: list[Array]
-    tags: Array
 
 
 class Forecaster:
@@ -107,22 +52,22 @@ class Forecaster:
         """
         most = self._limits.max_horizon
         if not 1 <= request.horizon <= most:
-            raise _bad("horizon", f"{request.horizon}; expected 1 to {most}")
+            raise bad("horizon", f"{request.horizon}; expected 1 to {most}")
         if request.samples > self._limits.max_forecast_samples:
-            raise _bad("num_samples", f"{request.samples}; expected at most {self._limits.max_forecast_samples}")
+            raise bad("num_samples", f"{request.samples}; expected at most {self._limits.max_forecast_samples}")
         wrong = [level for level in request.quantiles if not 0 < level < 1]
         if wrong:
-            raise _bad("quantiles", f"{wrong[0]:g}; expected numbers between 0 and 1, neither of them")
+            raise bad("quantiles", f"{wrong[0]:g}; expected numbers between 0 and 1, neither of them")
         if request.begin > request.horizon:
-            raise _bad("from_step", f"{request.begin}; the horizon is {request.horizon}")
+            raise bad("from_step", f"{request.begin}; the horizon is {request.horizon}")
         if request.return_samples and not request.samples:
-            raise _bad("num_samples", "0, and samples are wanted; expected 1 at least")
+            raise bad("num_samples", "0, and samples are wanted; expected 1 at least")
         if request.conformal and not request.quantiles:
-            raise _bad("quantiles", "empty, and bands are wanted; expected one at least")
+            raise bad("quantiles", "empty, and bands are wanted; expected one at least")
         if request.conformal and request.samples:
-            raise _bad("num_samples", f"{request.samples} beside conformal bands, which are of errors; expected 0")
+            raise bad("num_samples", f"{request.samples} beside conformal bands, which are of errors; expected 0")
         if request.stop is not None and math.isnan(request.stop.bound):
-            raise _bad("stop", "nan; expected a number")
+            raise bad("stop", "nan; expected a number")
 
     def check_series(self, count: int, request: Request, source: str) -> None:
         """Checks of how many series a forecast is.
@@ -137,7 +82,7 @@ class Forecaster:
                 metadata={"field": source, "came": str(count), "expected": str(most)},
             )
         if request.series is not None and len(request.series) != count:
-            raise _bad("series", f"{len(request.series)} numbers; expected one for each of {count} series")
+            raise bad("series", f"{len(request.series)} numbers; expected one for each of {count} series")
 
     async def from_history(self, table: Table, past: Past, request: Request) -> AsyncGenerator[Told, None]:
         """Forecasts from fresh rows that are warmed up on past inputs.
@@ -167,9 +112,9 @@ class Forecaster:
                 f" {window} before it forecasts",
                 metadata={"field": "history", "series": str(short[0]), "expected": str(window)},
             )
-        _check_finite(signature.inputs, past, "history")
+        check_finite(signature.inputs, past, "history")
         asked = self._asked(table, request, count, ahead=True)
-        past = _shifted(signature, past, request.future)
+        past = shifted(signature, past, request.future)
         if request.conformal:
             bands.check(signature, past, asked.horizon, request.quantiles)
         tags = np.full(count, tag_of_arrays(past.inputs), np.uint64)
@@ -204,12 +149,12 @@ class Forecaster:
         past = request.past
         if request.conformal:
             if past is None:
-                raise _bad("past", "missing; of a session the server has no past inputs, which errors are taken from")
+                raise bad("past", "missing; of a session the server has no past inputs, which errors are taken from")
             if len(past.lengths) != count:
-                raise _bad("past", f"of {len(past.lengths)} series; expected one for each of {count} sessions")
-            _check_finite(signature.inputs, past, "past")
+                raise bad("past", f"of {len(past.lengths)} series; expected one for each of {count} sessions")
+            check_finite(signature.inputs, past, "past")
             # The last of them would need the first future value; a session has had it.
-            past = _shifted(signature, past, None)
+            past = shifted(signature, past, None)
             bands.check(signature, past, asked.horizon, request.quantiles)
         held = COPIES * sum(array.nbytes for array in state.columns)
         with self._budget.holding(held + self._driven_bytes(table, asked)):
@@ -303,7 +248,7 @@ class Forecaster:
                     ' its own past errors: bands="conformal"'
                 )
             if drawn and not given and not request.samples:
-                raise _bad("num_samples", "0, and quantiles are those of paths; expected 1 at least")
+                raise bad("num_samples", "0, and quantiles are those of paths; expected 1 at least")
         self._check_answer(table, values, request, count, each)
         return Asked(
             horizon=request.horizon,
@@ -313,7 +258,7 @@ class Forecaster:
             seed=request.seed,
             quantiles=() if request.conformal else request.quantiles,
             return_samples=request.return_samples,
-            stop=_stop(values, request.stop),
+            stop=stop_of(values, request.stop),
         )
 
     def _known(self, signature: Signature, request: Request, count: int, each: int, *, ahead: bool) -> dict[str, Array]:
@@ -358,7 +303,7 @@ class Forecaster:
             if len(gaps):
                 series, row, *place = gaps[0].tolist()
                 raise errors.BadTensor(
-                    f"future of {spec.name!r} is nan in series {series}, step {row}{_where(spec, place)}",
+                    f"future of {spec.name!r} is nan in series {series}, step {row}{where(spec, place)}",
                     metadata={"field": "future", "series": str(series), "row": str(row)},
                 )
             found[spec.name] = array[:, 1:] if spec.ahead else array
@@ -394,10 +339,6 @@ class Forecaster:
                 yield told if told.offset >= begin else _from(told, begin)
 
 
-def _bad(name: str, what: str) -> errors.BadFrame:
-    return errors.BadFrame(f"{name} is {what}", metadata={"field": name})
-
-
 def _from(told: Told, begin: int) -> Told:
     """The same from a later step on."""
     cut = begin - told.offset
@@ -407,73 +348,3 @@ def _from(told: Told, begin: int) -> Told:
         {name: array[:, cut:] for name, array in told.quantiles.items()},
         [array[:, :, cut:] for array in told.samples],
     )
-
-
-def _stop(values: Sequence[Value], stop: StopAt | None) -> Stop | None:
-    if stop is None:
-        return None
-    names = [value.name for value in values]
-    if stop.output not in names:
-        raise _bad("stop", f"of {errors.quoted(stop.output)}; what is forecast is {', '.join(names)}")
-    value = values[names.index(stop.output)]
-    if stop.place >= math.prod(value.shape):
-        raise _bad("stop", f"of number {stop.place}; {value.name!r} has {math.prod(value.shape)}")
-    return Stop(names.index(stop.output), stop.place, stop.bound, stop.below)
-
-
-def _check_finite(specs: Sequence[TensorSpec], past: Past, what: str) -> None:
-    """Checks that a past has no gaps.
-
-    Raises:
-        BadTensor: Names the first: series, row, input and place.
-    """
-    for spec, array in zip(specs, past.inputs, strict=True):
-        if array.dtype.kind != "f" or not np.isnan(array.sum()):
-            continue
-        gaps = np.argwhere(np.isnan(array))
-        if not len(gaps):
-            continue
-        step, *place = gaps[0].tolist()
-        ends = np.cumsum(past.lengths)
-        series = int(np.searchsorted(ends, step, side="right"))
-        row = step - int(ends[series] - past.lengths[series])
-        raise errors.BadTensor(
-            f"{what} is nan in series {series}, row {row} of its {past.lengths[series]}{_where(spec, place)} of input"
-            f" {spec.name!r} ({len(gaps)} in all). A forecast takes no gaps: fill them, or leave those rows out",
-            metadata={"field": what, "series": str(series), "row": str(row)},
-        )
-
-
-def _where(spec: TensorSpec, place: Sequence[int]) -> str:
-    if not place:
-        return ""
-    if spec.columns and place[-1] < len(spec.columns):
-        return f", column {spec.columns[place[-1]]!r}"
-    return f", place {list(place)}"
-
-
-def _shifted(signature: Signature, past: Past, future: Mapping[str, Array] | None) -> Past:
-    """A past whose inputs that are `ahead` stand by the step that they are for.
-
-    Without a future the last step of each series is given up instead.
-    """
-    if not any(spec.ahead for spec in signature.inputs):
-        return past
-    ends = np.cumsum(past.lengths) - 1
-    inputs = []
-    for spec, array in zip(signature.inputs, past.inputs, strict=True):
-        places = known_places(signature, spec.name)
-        index = (...,) if places is None else (..., places)
-        moved = np.array(array)
-        if spec.ahead:
-            moved[:-1][index] = array[1:][index]
-            if future is not None:
-                last = moved[ends]
-                last[index] = future[spec.name][:, 0]
-                moved[ends] = last
-        inputs.append(moved)
-    if future is not None:
-        return Past(inputs, past.lengths)
-    keep = np.ones(len(inputs[0]), np.bool_)
-    keep[ends] = False
-    return Past([array[keep] for array in inputs], past.lengths - 1)

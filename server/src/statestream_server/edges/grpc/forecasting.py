@@ -13,8 +13,8 @@ from statestream.contract.signature import TensorSpec, forecast_values
 from statestream.v1 import inference_pb2 as pb
 from statestream_server import caller
 from statestream_server.arrays import Array, Ints
+from statestream_server.drivers.asking import Request, State, StopAt
 from statestream_server.drivers.bands import Past
-from statestream_server.drivers.forecast import Request, State, StopAt
 from statestream_server.drivers.paths import Told
 from statestream_server.edges.grpc import wire
 from statestream_server.engine.table import Table
