@@ -30,9 +30,9 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert printed.getvalue() == (block.output or "")
         assert server.stop() == 0
     assert (tmp_path / "forecast.png").stat().st_size > 10_000
-    # 80 % of paths; the years that were held out are one draw of twenty-two that depend on each other.
+    # 80 % of paths; the months that were held out depend on each other.
     low, high = names["bands"][:, 0, 0], names["bands"][:, 0, 2]
-    held = names["numbers"][-22:, 0]
+    held = names["sea"][-24:, 0]
     assert ((held >= low) & (held <= high)).mean() > 0.5
 
 

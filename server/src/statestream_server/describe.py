@@ -11,6 +11,8 @@ from rich.text import Text
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import (
+    Head,
+    HeadKind,
     Quantization,
     Signature,
     StateCheck,
@@ -45,7 +47,7 @@ _GROUPS = {
         "one at a time",
         "a window?",
     ),
-    "tensors": ("input", "output", "state", "window", "feedback"),
+    "tensors": ("input", "output", "state", "window", "feedback", "head"),
 }
 _WARNED = ("one at a time", "no effect", "a window?")
 
@@ -98,9 +100,18 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
     lines += [("state", _state(state)) for state in model.signature.states]
     lines += [("window", _window(window)) for window in model.signature.windows]
     lines += [("feedback", f"{each.output} → {each.input}") for each in model.signature.feedback]
+    lines += [("head", _head(head)) for head in model.signature.heads]
     lines += _memory(model)
     lines += [("runs on", model.providers[0]), ("digest", model.digest)]
     return lines
+
+
+def _head(head: Head) -> str:
+    """A distribution, in words."""
+    kind = HeadKind.Name(head.kind).removeprefix("HEAD_KIND_").lower().replace("_", " ")
+    given = ", ".join(f"{name} = {output}" for name, output in sorted(head.parameters.items()))
+    levels = f" at {', '.join(f'{q:g}' for q in head.quantiles)}" if head.quantiles else ""
+    return f"{head.name}: {kind} of {given}{levels}"
 
 
 def _memory(model: Model) -> Iterator[tuple[str, str]]:
