@@ -21,8 +21,8 @@ from tests.server.models.form_zoo import CASES, Case
 from tests.server.models.form_zoo_chains import CHAINS
 from tests.server.models.form_zoo_edges import EDGES
 from tests.server.models.form_zoo_field import FIELD
-from tests.server.models.form_zoo_freed import FREED
 from tests.server.models.form_zoo_frameworks import FRAMEWORKS
+from tests.server.models.form_zoo_freed import FREED
 from tests.server.models.form_zoo_windows import WINDOWS
 from tests.support import serving
 
