@@ -25,6 +25,8 @@ _STEPS: Final = 3
 """How long the axis of steps is in the run."""
 _MOST_KEPT: Final = 4096
 """Numbers of a value that is looked at: shapes, axes and bounds have few."""
+_TOGETHER: Final = (2, 5)
+"""Batches that are compared with each row by itself."""
 _FREE: Final = "batch"
 """How the axis of sessions is called then."""
 
@@ -76,6 +78,37 @@ def widened(draft: Draft, source: Source) -> Draft:
             raise BoundError("nothing in it stands for one session alone")
         return _changed(draft, before, found)
     raise first or BoundError("it has no axis for sessions")
+
+
+def same_bits(draft: Draft, wide: Draft, one: Graph, many: Graph) -> bool:
+    """Whether sessions in one run have the bits that each has in the graph as it was.
+
+    Args:
+        draft: What the file was to become.
+        wide: The same with any batch.
+        one: The graph of the first.
+        many: That of the second.
+
+    Raises:
+        GraphError: One of them does not run.
+    """
+    axes = {change.name: int(change.values[0]) for change in wide.changes if change.kind == "free"}
+    rng, names = np.random.default_rng(8), [*(each.name for each in draft.outputs), *(s.new for s in draft.states)]
+    for rows in _TOGETHER:
+        feeds = dict[str, Array]()
+        for each in _tensors(wide):
+            told = draft.shapes.get(each.name) or [size if isinstance(size, int) else TIME for size in each.dims or ()]
+            shape = [_STEPS if size == TIME else size for size in told]
+            shape[axes[each.name]] = rows
+            drawn = rng.standard_normal([int(size) for size in shape])
+            feeds[each.name] = np.asarray(drawn, signatures.numpy_dtype(each.dtype))
+        together = many.run(feeds, names)
+        for row in range(rows):
+            alone = one.run({name: value.take([row], axes[name]) for name, value in feeds.items()}, names)
+            for name, found, wanted in zip(names, together, alone, strict=True):
+                if found.take([row], axes[name]).tobytes() != wanted.tobytes():
+                    return False
+    return True
 
 
 def _changed(draft: Draft, before: Sequence[Change], found: freed.Freedom) -> Draft:

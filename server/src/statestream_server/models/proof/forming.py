@@ -126,6 +126,9 @@ def _widened(draft: Draft, said: Told, source: Source, refused: list[str], help:
         wide = batches.widened(draft, source)
         options = [guess for guess in axes.guesses(wide) if not guess.alone]
         graph = source.graph(wide.changes)
+        told = any(BATCH in shape for shape in draft.shapes.values())
+        if not told and not batches.same_bits(draft, wide, source.graph(draft.changes), graph):
+            raise BoundError('together rows have other bits than one by one (tell "batch" in shapes, and it is)')
     except (BoundError, GraphError, FusionError, UnsettledError, ModelLoadError) as error:
         if not refused:  # Where an axis was free all along, what was found against that says more.
             refused.append(f"its batch of 1 cannot be freed: {error}")
