@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from statestream_server.models.form.places import BoundError
 from statestream_server.models.form.surgery import Change
 from statestream_server.models.form.told import Told
 from statestream_server.models.graphs.runtime import Graph, providers_for
-from statestream_server.models.proof import batches
+from statestream_server.models.proof import batches, making
+from tests.server.models import graphs
 from tests.server.models.form_zoo import Value, ints, model
 from tests.server.models.graphs import Builder
 
@@ -170,6 +172,25 @@ def test_one_that_does_not_keeps_its_batch_of_1_or_is_right(name: str) -> None:
         return
     with pytest.raises(BoundError, match=why):
         freed(proto)
+
+
+def test_where_rounding_differs_a_person_decides(tmp_path: Path) -> None:
+    """An RNN of ONNX Runtime with 50 hidden units or more has other bits in a batch of one."""
+    b, f = Builder(6), "float32"
+    steps = b.add("Unsqueeze", ["x", ints(b, 0)])
+    b.add("RNN", [steps, b.weight(1, 64, 8), b.weight(1, 64, 64), "", "", "s"], [b.name(), "s_out"], hidden_size=64)
+    b.add("Squeeze", ["s_out", ints(b, 0)], ["y"])
+    state: Value = ("s", f, [1, 1, 64])
+    proto = model(b, [("x", f, [1, 8]), state], [("y", f, [1, 64]), ("s_out", f, [1, 1, 64])])
+    path = graphs.save(proto, tmp_path)
+    found = making.prove(path, providers_for("cpu")).plan
+    assert found is not None
+    assert "together rows have other bits than one by one" in dict(found["notes"])["one at a time"]
+    (tmp_path / "model.toml").write_text("shapes = { x = ['batch', 8] }")
+    found = making.prove(path, providers_for("cpu")).plan
+    assert found is not None
+    assert "one at a time" not in dict(found["notes"])
+    assert ["surgery", "the batch of 1 became one of any length"] in found["notes"]
 
 
 @settings(max_examples=150, deadline=None)
