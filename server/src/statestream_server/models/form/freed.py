@@ -15,8 +15,9 @@ import onnx
 from onnx import numpy_helper
 
 from statestream_server.arrays import Array
+from statestream_server.models.form.apart import RULES
 from statestream_server.models.form.edits import opset_of
-from statestream_server.models.form.places import RULES, At, BoundError, Edit, Place, Way, called
+from statestream_server.models.form.places import At, BoundError, Edit, Place, Way, called
 from statestream_server.models.graphs.operators import uses
 
 _MOST_TRIED: Final = 50_000
