@@ -182,6 +182,16 @@ class Oracle:
         """Something fails for so long; what comes of it may take somewhat longer."""
         self.disturbed.append((now, now + seconds))
 
+    def outage(self, now: float) -> int:
+        """A server is gone; returns the number by which its end is told."""
+        self.disturbed.append((now, float("inf")))
+        return len(self.disturbed) - 1
+
+    def over(self, outage: int, now: float) -> None:
+        """A server is back; what comes of it may take somewhat longer."""
+        began, _ = self.disturbed[outage]
+        self.disturbed[outage] = (began, now + 1.0)
+
     def failed(
         self, asked: Asked, error: BaseException, now: float, allowed: tuple[type[StatestreamError], ...]
     ) -> None:

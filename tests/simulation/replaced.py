@@ -24,7 +24,8 @@ BEGAN: Final = 1_700_000_000.0
 
 CLOCKS: Final = (
     "statestream.aio.link.time",
-    "statestream.aio.session.time",
+    "statestream.aio.calling.time",
+    "statestream.aio.copying.time",
     "statestream.shards.time",
     "statestream_server.edges.grpc.chain.monotonic",
     "statestream_server.edges.grpc.outbox.monotonic",
@@ -38,6 +39,7 @@ CLOCKS: Final = (
 )
 DRAWS: Final = (
     "statestream.arguments.uuid",
+    "statestream.forecasts.secrets",
     "statestream.shards.os",
     "statestream.shards.uuid",
     "statestream_server.server.secrets",
@@ -97,6 +99,10 @@ class Draws:
     def uuid4(self) -> uuid.UUID:
         """A random id."""
         return uuid.UUID(bytes=self.urandom(16), version=4)
+
+    def randbits(self, count: int) -> int:
+        """A random number of so many bits."""
+        return _process().loop.own.getrandbits(count)
 
     def token_hex(self, count: int) -> str:
         """Random hex digits."""

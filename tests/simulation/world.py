@@ -57,6 +57,7 @@ class Replica:
         self._world = world
         self._number = number
         self._lives = 0
+        self._outage: int | None = None
         self.ahead = 0.0
         self.address = f"127.0.0.1:{8001 + number}"
         self.start()
@@ -77,6 +78,8 @@ class Replica:
         self.process.kill()
 
     def _died(self) -> None:
+        # Until the next one is ready, which takes as long as the store lets it.
+        self._outage = self._world.oracle.outage(self._world.loop.time())
         self._world.network.servers.pop(self.address, None)
         self._world.network.lost(self.process)
 
@@ -106,6 +109,8 @@ class Replica:
         try:
             async with app.running(settings) as running:
                 world.loop.trace("ready", self.process.name)
+                if self._outage is not None:
+                    world.oracle.over(self._outage, world.loop.time())
                 await app._first(self._stop.wait(), running.failed())
         except Exception as error:
             world.oracle.violate(f"the server {self.process.name} ended: {error!r}")
