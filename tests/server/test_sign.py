@@ -59,7 +59,8 @@ def test_a_window_is_signed_with_what_stands_before_it(tmp_path: Path, before: s
     assert run(str(file), *option, "--toml") == (0, f"{file.with_suffix('.toml')}: written\n")
     facts = [dict(describe.facts(path, device="cpu")) for path in (file, copy)]
     for fact in ("digest", "row", "window", "batching"):
-        assert facts[0][fact] == facts[1][fact]
+        one, other = (each[fact].partition(" (tried")[0] for each in facts)  # How wide a run was tried is the clock's.
+        assert one == other
     assert "expected a number of steps" in run(str(file), "--window", "x=many")[1]
     assert "expected a number of steps" in run(str(file), "--window", "x=4,never")[1]
 

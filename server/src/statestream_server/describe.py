@@ -23,7 +23,7 @@ from statestream.contract.signature import (
 )
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models.files import repository
-from statestream_server.models.model import Kind, Model
+from statestream_server.models.model import Kind, Model, ModelLoadError
 from statestream_server.models.proof import loading
 
 _WHY = {
@@ -49,6 +49,7 @@ _GROUPS = {
     ),
     "tensors": ("input", "output", "state", "window", "feedback", "head"),
 }
+_MOST_NAMED = 8
 _WARNED = ("one at a time", "no effect", "a window?")
 
 
@@ -82,7 +83,15 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
     Raises:
         ModelLoadError: The server would refuse it: the file, the reason, what to do.
     """
-    file = path if path.is_file() or path.suffix else repository.file_of(path)
+    file = path if path.is_file() or (path.suffix and not path.is_dir()) else repository.file_of(path)
+    if path.is_dir() and not file.exists():
+        told = repository.scan([path])
+        there = ", ".join(str(found.path) for found in told.found[:_MOST_NAMED])
+        raise ModelLoadError(
+            f"{path}: is a folder of {len(told.found)} models; inspect one of them: {there}"
+            if told.found
+            else repository.nothing([path], told)
+        )
     sizes = repository.sizes(file)
     model = loading.load_file(file, name=path.stem, version=1, size=sizes[0] if sizes else "", device=device)
     lines = [("file", str(file)), ("kind", f"{model.kind}, {_WHY[model.kind]}")]

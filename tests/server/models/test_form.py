@@ -25,7 +25,7 @@ from statestream_server.models.form.told import Told, ToldError, dumps, loads
 from statestream_server.models.graphs.operators import inner_graphs
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.model import ModelLoadError
-from statestream_server.models.proof import making
+from statestream_server.models.proof import loading, making
 from statestream_server.models.proof.verdict import Verdict
 from tests.server.models import graphs
 from tests.server.models.form_zoo import CASES, Value, ints, model
@@ -244,7 +244,42 @@ def test_rows_that_influence_each_other_run_one_at_a_time(tmp_path: Path) -> Non
     verdict = proved(proto, tmp_path)
     assert verdict.plan is not None
     notes = dict(verdict.plan["notes"])
-    assert "rows influence each other" in notes["one at a time"]
+    assert "ReduceMean (t1) works across the axis along which sessions lie" in notes["one at a time"]
+
+
+def test_calls_that_influence_each_other_behind_a_threshold_run_one_by_one(tmp_path: Path) -> None:
+    b = Builder()
+    largest = b.add("ReduceMax", ["x"], axes=[0], keepdims=1)
+    b.add("Where", [b.add("Greater", [largest, b.constant(np.float32(1e5))]), largest, "x"], ["y"])
+    graphs.save(model(b, [f32("x", "b", 3)], [f32("y", "b", 3)]), tmp_path)
+    made = loading.load("m", 1, tmp_path, device="cpu")
+    assert made.graph is not None
+    assert made.graph.together == 1
+    assert "ReduceMax (t1) works across" in made.invariance_note
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "Gather", "Slice", "Softmax", "CumSum", "MatMul"])
+def test_rows_that_influence_each_other_behind_a_threshold_run_one_at_a_time(tmp_path: Path, op: str) -> None:
+    b = Builder()
+    b.add("Add", ["x", "s"], ["s_out"])
+    if op == "ReduceMax":
+        seen = b.add(op, ["s_out"], axes=[0], keepdims=1)
+    elif op == "Gather":
+        seen = b.add(op, ["s_out", ints(b, -1)], axis=0)
+    elif op == "Slice":
+        seen = b.add(op, ["s_out", ints(b, 0), ints(b, 1), ints(b, 0)])
+    elif op == "Softmax":
+        seen = b.add("Mul", [b.add(op, ["s_out"], axis=0), "s_out"])
+    elif op == "CumSum":
+        seen = b.add(op, ["s_out", b.constant(np.asarray(0, np.int64))])
+    else:
+        seen = b.add(op, [b.add(op, ["s_out", b.add("Transpose", ["s_out"], perm=[1, 0])]), "s_out"])
+    far = b.add("Greater", [seen, b.constant(np.float32(1e5))])
+    b.add("Where", [far, seen, "s_out"], ["y"])
+    proto = model(b, [f32("x", "b", 3), f32("s", "b", 3)], [f32("y", "b", 3), f32("s_out", "b", 3)])
+    verdict = proved(proto, tmp_path)
+    assert verdict.plan is not None
+    assert f"{op} (" in dict(verdict.plan["notes"])["one at a time"]
 
 
 def test_the_verdict_carries_the_plan_and_the_digest_covers_it(tmp_path: Path) -> None:
@@ -360,7 +395,7 @@ def test_rows_that_influence_each_other_are_seen_through_a_window_that_holds_bac
     both = model(b, [("x", "float32", ["B", 9])], [("y", "float32", ["B", 9])])
     verdict = proved(both, tmp_path, 'window = { x = { steps = 9, before = "hold" } }')
     assert verdict.plan is not None
-    assert "rows influence each other" in dict(verdict.plan["notes"])["one at a time"]
+    assert "ReduceMean (t1) works across" in dict(verdict.plan["notes"])["one at a time"]
 
 
 def test_a_state_that_starts_otherwise_at_its_later_size_is_refused(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from statestream_server import describe
 from statestream_server.models.files import files, repository
 from statestream_server.models.form.told import ToldError, loads
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.proof import loading
-from tests.server.models.form_zoo import CASES
-from tests.server.models.graphs import save
+from tests.server.models.form_zoo import CASES, model
+from tests.server.models.graphs import Builder, save
 
 TEXTS = {
     "lists in lists": f"wires = {'[' * 20_000}{']' * 20_000}",
@@ -64,3 +66,56 @@ def test_a_mark_that_editors_write_before_a_text_is_none_of_it(tmp_path: Path) -
 def test_a_name_with_dots_in_quotes_is_a_name() -> None:
     name = ".".join(["layer"] * 40)
     assert loads(f'states = {{ "{name}" = "{name}" }}\nstart."{name}" = 0.5').start == {name: (0.5,)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ("constants = { k = 2.5 }", "constants: k int8[] is given 2.5, which int8 does not hold"),
+        ("constants = { k = 300 }", "constants: k int8[] is given 300"),
+        ("constants = { k = inf }", "constants: k int8[] is given inf"),
+        ("constants = { k = nan }", "constants.k is nan"),
+        ("session = { k = -129 }", "session: k int8[] is given -129"),
+        ("counters = { k = 0.5 }", "counters: k int8[] is given 0.5"),
+        ("constants = { k = 1 }\nstart = { s = 0.5 }", "start: s int64[b, 3] is given 0.5"),
+        ("constants = { k = 1 }\nstart = { s = 9007199254740993 }", "start: s int64[b, 3] is given 9007199254740993"),
+        ("constants = { k = 1 }\nstart = { s = [1, 2] }", "start: state 's' is given 2 numbers; expected one or 3"),
+        ("constants = { k = 1 }\ncolumns = { x = ['a', 'b'] }", "m.toml: inputs['x'].columns has 2 names"),
+        ("constants = { k = 1 }\ncolumns = { x = ['a', 'b', 'a'] }", "expected a list of names, each once"),
+        ("session = { k = 1 }\nstart = { k = 2 }", "'k' is told two things"),
+    ],
+)
+def test_a_number_that_a_tensor_cannot_hold_is_refused_and_never_cut(tmp_path: Path, entries: str, words: str) -> None:
+    b = Builder()
+    wide = b.add("Cast", ["k"], to=7)
+    b.add("Add", [b.add("Mul", ["x", wide]), "s"], ["s_out"])
+    b.add("Neg", ["s_out"], ["y"])
+    proto = model(
+        b,
+        [("x", "int64", ["b", 3]), ("s", "int64", ["b", 3]), ("k", "int8", [])],
+        [("y", "int64", ["b", 3]), ("s_out", "int64", ["b", 3])],
+    )
+    save(proto, tmp_path, "m.onnx")
+    (tmp_path / "m.toml").write_text(f'{entries}\nstates = {{ s = "s_out" }}\n')
+    with pytest.raises(ModelLoadError) as refused:
+        loading.load_file(tmp_path / "m.onnx", name="m", version=1, device="cpu")
+    assert words in str(refused.value)
+
+
+def test_a_constant_of_64_bits_keeps_all_of_them(tmp_path: Path) -> None:
+    b = Builder()
+    b.add("Add", ["x", "k"], ["y"])
+    save(model(b, [("x", "int64", ["b", 1]), ("k", "int64", [])], [("y", "int64", ["b", 1])]), tmp_path, "m.onnx")
+    (tmp_path / "m.toml").write_text("constants = { k = 9007199254740993 }")
+    made = loading.load_file(tmp_path / "m.onnx", name="m", version=1, device="cpu")
+    assert made.graph is not None
+    (answer,) = made.graph.predict([np.zeros((1, 1), np.int64)])
+    assert answer.item() == 9007199254740993
+
+
+def test_a_folder_that_is_no_version_is_told_with_what_lies_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="it is empty; expected NAME"):
+        describe.describe(tmp_path)
+    save(CASES["lstm"]().model, tmp_path, "talk.onnx")
+    with pytest.raises(ModelLoadError, match=r"is a folder of 1 models; inspect one of them: .*talk\.onnx"):
+        describe.describe(tmp_path)

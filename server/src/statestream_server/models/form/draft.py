@@ -5,10 +5,12 @@ It comes from what is told (model.toml), else from what the graph shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import onnx
 
 from statestream.contract.signature import Window, WindowStart
@@ -110,6 +112,8 @@ class _Drafting:
     def draft(self) -> Draft:
         parted = self._part()
         self._cast(parted)
+        for name, values in self._told.start.items():
+            _check_held("start", self._given[name], values)
         set_apart = {*self._told.constants, *self._told.session, *self._told.counters}
         found = self._pairs([each for name, each in self._given.items() if name not in set_apart])
         for old, new, why in found:
@@ -174,15 +178,16 @@ class _Drafting:
         """Inputs that are neither sent nor computed by the graph: constants, what a session sets, what counts."""
         told = self._told
         for name, values in told.constants.items():
-            _check_values(self._given[name], values)
+            _check_values("constants", self._given[name], values)
             self._changes.append(Change("freeze", name, "", values))
         for name, values in told.session.items():
-            _check_values(self._given[name], values)
+            _check_values("session", self._given[name], values)
             made = fresh(f"{name}_next", self._used)
             self._changes.append(Change("hold", name, made))
-            start, alone = told.start.get(name, values), not self._given[name].dims
-            self._states.append(Held(self._given[name], made, start, alone, constant=True))
+            alone = not self._given[name].dims
+            self._states.append(Held(self._given[name], made, values, alone, constant=True))
         for name, by in told.counters.items():
+            _check_held("counters", self._given[name], [by])
             made = fresh(f"{name}_next", self._used)
             self._changes.append(Change("count", name, made, [by]))
             start, alone = told.start.get(name, ()), not self._given[name].dims
@@ -304,13 +309,28 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor._replace(dtype=narrow.WIDE) if tensor.dtype == narrow.NAME else tensor
 
 
-def _check_values(tensor: Tensor, values: Sequence[float]) -> None:
-    sizes = [size if isinstance(size, int) else 1 for size in tensor.dims or ()]
-    count = 1
-    for size in sizes:
-        count *= size
+def _check_values(where: str, tensor: Tensor, values: Sequence[float]) -> None:
+    """Checks that an input can have the values that are told of it, so that none is cut to another one."""
+    count = math.prod(size if isinstance(size, int) else 1 for size in tensor.dims or ())
     if len(values) not in (1, count):
-        raise ToldError(f"{tensor} is given {len(values)} numbers; expected one or {count}")
+        raise ToldError(f"{where}: {tensor} is given {len(values)} numbers; expected one or {count}")
+    _check_held(where, tensor, values)
+
+
+def _check_held(where: str, tensor: Tensor, values: Sequence[float]) -> None:
+    dtype = np.dtype(tensor.dtype)
+    for value in values:
+        if dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                held = not math.isfinite(value) or bool(np.isfinite(np.asarray(value, np.float64).astype(dtype)))
+        elif dtype.kind == "b":
+            held = value in (0, 1)
+        else:
+            limits = np.iinfo(dtype.name)
+            held = math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+            held = held and (where == "constants" or float(value) == value)  # A signature has doubles.
+        if not held:
+            raise ToldError(f"{where}: {tensor} is given {value}, which {dtype} does not hold; expected numbers of it")
 
 
 def _window_axis(tensor: Tensor, window: Wished, shape: Shape | None) -> int:

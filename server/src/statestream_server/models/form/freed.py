@@ -79,7 +79,7 @@ class _Search:
         self._with = _with_sessions(model.graph, options)
         self._nodes = _order(model.graph, self._with, [*states.values(), *outputs])
         self._places = dict[str, Place]()
-        self._deepest, self._why = -1, ""
+        self._deepest, self._why = -1, BoundError("it computes nothing")
 
     def found(self) -> Freedom:
         """The first places that agree."""
@@ -87,7 +87,7 @@ class _Search:
         edits, tried = list[Sequence[Edit]](), 0
         while True:
             if len(ways) == len(self._nodes) and (why := self._misfit()):
-                self._note(len(ways), why)
+                self._note(len(ways), BoundError(why))
             elif len(ways) == len(self._nodes):
                 axes = {name: self._of_input(name).axis for name in self._options}
                 axes |= {name: self._places[name].axis for name in (*self._states.values(), *self._outputs)}
@@ -113,7 +113,7 @@ class _Search:
                 made.pop()
                 edits.pop()
             if not ways or tried > _MOST_TRIED:
-                raise BoundError(self._why or "it computes nothing")
+                raise self._why
 
     def _ways(self, node: onnx.NodeProto, depth: int) -> Iterator[tuple[dict[str, Place], Way]]:
         """The ways to see a node, each with the places of inputs of the graph that nothing decided before."""
@@ -124,7 +124,7 @@ class _Search:
                 for way in self._seen(node, chosen):
                     yield chosen, way
             except BoundError as error:
-                self._note(depth, str(error))
+                self._note(depth, error)
 
     def _seen(self, node: onnx.NodeProto, chosen: Mapping[str, Place]) -> list[Way]:
         rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -148,7 +148,7 @@ class _Search:
                 return f"sessions lie along another axis in {new} than in {old}"
         return ""
 
-    def _note(self, depth: int, why: str) -> None:
+    def _note(self, depth: int, why: BoundError) -> None:
         if depth > self._deepest:
             self._deepest, self._why = depth, why
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import onnx
@@ -48,6 +48,18 @@ class Edit(NamedTuple):
     kind: str
     node: str
     values: tuple[int, ...]
+
+
+ACROSS: Final = frozenset(
+    "ArgMax ArgMin Concat CumSum Gather Gemm Hardmax LogSoftmax MatMul Pad ReduceL1 ReduceL2 ReduceLogSum"
+    " ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Slice Softmax Split"
+    " TopK".split()
+)
+"""Operators of which it is certain along which axis they work."""
+
+
+class AcrossError(BoundError):
+    """An operator takes one session's values for another's, whatever they are."""
 
 
 class Way(NamedTuple):
@@ -134,7 +146,8 @@ class At:
     def apart(self, good: bool) -> None:
         """Raises BoundError where an operator does not keep sessions apart."""
         if not good:
-            raise BoundError(f"{self.what} works across the axis along which sessions lie")
+            text = f"{self.what} works across the axis along which sessions lie"
+            raise (AcrossError if self.node.op_type in ACROSS else BoundError)(text)
 
     def alike(self, place: Place) -> list[Way]:
         """All outputs have sessions at the same place."""

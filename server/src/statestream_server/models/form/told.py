@@ -125,6 +125,9 @@ class Told:
         kept = [*(self.states or {}), *self.session, *self.counters, *self.context, *self.window]
         for name in self.start:
             _known("start", name, kept if self.states is not None else given, "state")
+        both = sorted({*self.start} & {*self.session})
+        if both:
+            raise ToldError(f"{both[0]!r} is told two things; session says what it is where nothing is said, not start")
         news = list((self.states or {}).values())
         if len(set(news)) < len(news):
             raise ToldError("states: two of them have the same output; each needs its own")
@@ -292,6 +295,8 @@ def numbers(value: Any, where: str) -> Sequence[float]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(each, int | float) for each in values):
         raise ToldError(f"{where} is {value!r}; expected a number or a list of numbers")
+    if any(math.isnan(each) for each in values):
+        raise ToldError(f"{where} is {value!r}; expected numbers, and NaN is none")
     return tuple(int(each) if isinstance(each, bool) else each for each in values)
 
 
@@ -387,8 +392,9 @@ def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _names(value: Any, where: str) -> Sequence[str]:
-    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise ToldError(f"{where} is {value!r}; expected a list of names")
+    good = isinstance(value, list) and all(isinstance(each, str) and each for each in value)
+    if not good or len(set(value)) < len(value):
+        raise ToldError(f"{where} is {value!r}; expected a list of names, each once")
     return tuple(value)
 
 

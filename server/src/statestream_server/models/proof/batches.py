@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
@@ -10,16 +10,20 @@ import numpy as np
 import onnx
 
 from statestream.contract import signature as signatures
+from statestream.contract.signature import Signature
 from statestream_server.arrays import Array
-from statestream_server.models.form import freed
+from statestream_server.models.form import axes, freed
+from statestream_server.models.form.axes import Guess
 from statestream_server.models.form.draft import Draft
 from statestream_server.models.form.pairs import Tensor
-from statestream_server.models.form.places import BoundError
+from statestream_server.models.form.places import AcrossError, BoundError
 from statestream_server.models.form.plan import Note
 from statestream_server.models.form.surgery import Change, together
 from statestream_server.models.form.told import BATCH, TIME
+from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.operators import uses
 from statestream_server.models.graphs.runtime import Graph, GraphError
+from statestream_server.models.model import ModelLoadError
 
 _STEPS: Final = 3
 """How long the axis of steps is in the run."""
@@ -29,6 +33,10 @@ _TOGETHER: Final = (2, 5)
 """Batches that are compared with each row by itself."""
 _FREE: Final = "batch"
 """How the axis of sessions is called then."""
+
+
+Load = Callable[[onnx.ModelProto], Graph]
+"""Loads any graph."""
 
 
 class Source(Protocol):
@@ -66,7 +74,7 @@ def widened(draft: Draft, source: Source) -> Draft:
         try:
             found = freed.freedom(
                 model,
-                *_seen(model, source, idea.lengths, draft),
+                *_seen(model, source.load, idea.lengths, _dtypes(draft)),
                 idea.options,
                 {held.old.name: held.new for held in draft.states},
                 [each.name for each in draft.outputs],
@@ -92,23 +100,72 @@ def same_bits(draft: Draft, wide: Draft, one: Graph, many: Graph) -> bool:
     Raises:
         GraphError: One of them does not run.
     """
-    axes = {change.name: int(change.values[0]) for change in wide.changes if change.kind == "free"}
+    along = {change.name: int(change.values[0]) for change in wide.changes if change.kind == "free"}
     rng, names = np.random.default_rng(8), [*(each.name for each in draft.outputs), *(s.new for s in draft.states)]
     for rows in _TOGETHER:
         feeds = dict[str, Array]()
         for each in _tensors(wide):
             told = draft.shapes.get(each.name) or [size if isinstance(size, int) else TIME for size in each.dims or ()]
             shape = [_STEPS if size == TIME else size for size in told]
-            shape[axes[each.name]] = rows
+            shape[along[each.name]] = rows
             drawn = rng.standard_normal([int(size) for size in shape])
             feeds[each.name] = np.asarray(drawn, signatures.numpy_dtype(each.dtype))
         together = many.run(feeds, names)
         for row in range(rows):
-            alone = one.run({name: value.take([row], axes[name]) for name, value in feeds.items()}, names)
+            alone = one.run({name: value.take([row], along[name]) for name, value in feeds.items()}, names)
             for name, found, wanted in zip(names, together, alone, strict=True):
-                if found.take([row], axes[name]).tobytes() != wanted.tobytes():
+                if found.take([row], along[name]).tobytes() != wanted.tobytes():
                     return False
     return True
+
+
+def across(draft: Draft, guess: Guess, source: Source) -> str:
+    """What in a graph takes one session's values for another's, as it is guessed to be; "" where nothing is known to.
+
+    Small runs show that rows influence each other only where they do for what was drawn: not behind a threshold.
+    """
+    tensors, shapes = _tensors(draft), [*guess.inputs, *guess.states]
+    if guess.follow or not all(BATCH in shape for shape in shapes):
+        return ""
+    named = {each.name: shape for each, shape in zip(tensors, shapes, strict=True)}
+    idea = _Idea(
+        {name: tuple(axes.lengths(shape, 1, _STEPS)) for name, shape in named.items()},
+        {name: [shape.index(BATCH)] for name, shape in named.items()},
+    )
+    states, outputs = {held.old.name: held.new for held in draft.states}, [each.name for each in draft.outputs]
+    changes = [*draft.changes, Change("inline", "")]
+    return _across(lambda: source.model(changes), source.load, idea, _dtypes(draft), states, outputs)
+
+
+def across_calls(signature: Signature, model: Callable[[], onnx.ModelProto], load: Load) -> str:
+    """The same of a graph without memory, all of whose inputs have an axis of rows."""
+    lengths = {
+        spec.name: tuple(
+            1 if axis == spec.batch_axis else _STEPS if size < 0 else size for axis, size in enumerate(spec.shape)
+        )
+        for spec in signature.inputs
+    }
+    idea = _Idea(lengths, {spec.name: [spec.batch_axis] for spec in signature.inputs})
+    dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+    return _across(model, load, idea, dtypes, {}, [spec.name for spec in signature.outputs])
+
+
+def _across(
+    read: Callable[[], onnx.ModelProto],
+    load: Load,
+    idea: _Idea,
+    dtypes: Mapping[str, str],
+    states: Mapping[str, str],
+    outputs: Sequence[str],
+) -> str:
+    try:
+        model = read()
+        freed.freedom(model, *_seen(model, load, idea.lengths, dtypes), idea.options, states, outputs)
+    except AcrossError as error:
+        return str(error)
+    except (BoundError, GraphError, FusionError, ModelLoadError):
+        pass  # Nothing is known of it: what runs show decides.
+    return ""
 
 
 def _changed(draft: Draft, before: Sequence[Change], found: freed.Freedom) -> Draft:
@@ -131,6 +188,10 @@ def _free(tensor: Tensor, axis: int) -> Tensor:
 
 def _open(tensor: Tensor, axis: int) -> bool:
     return not isinstance((tensor.dims or ())[axis], int)
+
+
+def _dtypes(draft: Draft) -> dict[str, str]:
+    return {each.name: each.dtype for each in _tensors(draft)}
 
 
 def _tensors(draft: Draft) -> list[Tensor]:
@@ -190,7 +251,7 @@ def _key(size: int | str | None, axis: int) -> str:
 
 
 def _seen(
-    model: onnx.ModelProto, source: Source, lengths: Mapping[str, tuple[int, ...]], draft: Draft
+    model: onnx.ModelProto, load: Load, lengths: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
     """The shapes of all values in a run of one session, and small values that no input changes.
 
@@ -203,12 +264,9 @@ def _seen(
     probe.graph.ClearField("output")
     probe.graph.ClearField("value_info")
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    graph, first = source.load(probe), None
+    graph, first = load(probe), None
     for value in (1, 0):
-        feeds = {
-            each.name: np.full(lengths[each.name], value, signatures.numpy_dtype(each.dtype))
-            for each in _tensors(draft)
-        }
+        feeds = {name: np.full(lengths[name], value, signatures.numpy_dtype(dtype)) for name, dtype in dtypes.items()}
         try:
             found = dict(zip(names, graph.run(feeds, names), strict=True))
         except GraphError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from statestream_server.models.form.draft import Draft
 from statestream_server.models.form.pairs import Tensor, UnsettledError, shapes_line
 from statestream_server.models.form.places import BoundError
 from statestream_server.models.form.plan import Note, Plan, counted
-from statestream_server.models.form.told import BATCH, TIME, Shape, Told, quoted
+from statestream_server.models.form.told import BATCH, TIME, Shape, Told, ToldError, quoted
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Graph, GraphError
 from statestream_server.models.model import ModelLoadError
@@ -94,7 +95,7 @@ def plans(draft: Draft, said: Told, source: Source, refused: list[str]) -> Itera
     """
     options, graph, help = axes.guesses(draft), source.graph(draft.changes), list[str]()
     shared = [guess for guess in options if not guess.alone]
-    yield from _fitting(graph, draft, said, shared, refused, help)
+    yield from _fitting(graph, draft, said, shared, refused, help, source)
     yield from _widened(draft, said, source, refused, help)
     yield from _fitting(graph, draft, said, [guess for guess in options if guess.alone], refused, help)
     wide = [each for each in draft.inputs if any(not isinstance(size, int) for size in each.dims or ())]
@@ -103,12 +104,20 @@ def plans(draft: Draft, said: Told, source: Source, refused: list[str]) -> Itera
 
 
 def _fitting(
-    graph: Graph, draft: Draft, said: Told, options: Sequence[Guess], refused: list[str], help: list[str]
+    graph: Graph,
+    draft: Draft,
+    said: Told,
+    options: Sequence[Guess],
+    refused: list[str],
+    help: list[str],
+    source: Source | None = None,
 ) -> Iterator[Plan]:
-    """The plans by those guesses that fit what small runs show."""
+    """The plans by those guesses that fit what small runs show; of a source also what its operators are known to do."""
     for guess in options:
         try:
             signature, more = _seen(graph, draft, guess)
+            if source is not None and (why := batches.across(draft, guess, source)):
+                raise MisfitError(why)
         except (MisfitError, GraphError) as error:
             refused.append(f"{guess}: {error}")
             help += [line for line in getattr(error, "lines", ()) if line not in help]
@@ -289,7 +298,12 @@ def _drawn(way: Draws, rows: int, steps: int, rng: np.random.Generator) -> list[
 
 
 def _start(start: Sequence[float], spec: StateSpec, shape: tuple[int, ...]) -> Array:
-    row = signatures.start_row(spec)
+    try:
+        row = signatures.start_row(spec)
+    except ValueError as error:
+        count = math.prod(signatures.row_shape(spec))
+        given = f"state {spec.input!r} is given {len(start)} numbers"
+        raise ToldError(f"start: {given}; expected one or {count}") from error
     if spec.HasField("batch_axis"):
         row = np.expand_dims(row, spec.batch_axis)
     return np.array(np.broadcast_to(row, shape))
@@ -399,4 +413,9 @@ def _spec(tensor: Tensor, shape: Shape, *, alone: bool = False) -> TensorSpec:
 def _tell(signature: Signature, said: Told) -> None:
     for spec in (*signature.inputs, *signature.outputs):
         spec.columns.extend(said.columns.get(spec.name, ()))
-    signatures.check(signature)
+    try:
+        signatures.check(signature)
+    except signatures.SignatureError as error:
+        if said == Told():
+            raise
+        raise ToldError(str(error)) from error

@@ -31,7 +31,7 @@ from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slic
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.models.proof import draws, forming, hiding, proof, refusals, sharing, warming, wiring
+from statestream_server.models.proof import batches, draws, forming, hiding, proof, refusals, sharing, warming, wiring
 from statestream_server.models.proof.draws import Draws
 from statestream_server.models.proof.sharing import SharedGraph, Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
@@ -198,7 +198,12 @@ def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[
     if not is_batched(file.signature):
         wiring.first_runs(graph, way)
     watch.doing("running batches of calls")
-    return file, sharing.shared(graph, way, policy, where)[1], way
+    found = sharing.shared(graph, way, policy, where)[1]
+    if found.rows > 1 and all(spec.HasField("batch_axis") for spec in file.signature.inputs):
+        source = _Source(file, device)
+        why = batches.across_calls(file.signature, file.whole, source.load)
+        found = found.apart(why) if why else found
+    return file, found, way
 
 
 def _prove_rows(

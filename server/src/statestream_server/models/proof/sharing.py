@@ -58,6 +58,11 @@ class Sharing(NamedTuple):
     rows: int = 1
     wrong: bool = False
 
+    def apart(self, why: str) -> Sharing:
+        """The same of a graph that is known to take one row's values for another's, whatever was seen."""
+        note = f"calls run one by one: {why}"
+        return Sharing(BatchInvariance.BATCH_INVARIANCE_APPROXIMATE, note, self.difference, wrong=True)
+
 
 class SharedGraph:
     """A graph without rows as it serves.
