@@ -21,7 +21,7 @@ from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import BucketedRows
 from statestream_server.models.model import Model
-from statestream_server.models.proof import making, proof, warming
+from statestream_server.models.proof import building, making, proof, warming
 from statestream_server.settings import StartError
 from tests.server.models import graphs
 from tests.support.arrays import same_bits
@@ -39,7 +39,7 @@ def device_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(folder: Path) -> Model:
     """Tried in this process, where the CPU is a device apart."""
     path, device = repository.file_of(folder), providers_for("cpu")
-    return making.build(path, making.prove(path, device), name="m", version=1, device=device)
+    return building.build(path, making.prove(path, device), name="m", version=1, device=device)
 
 
 def below(model: Model) -> Any:

@@ -25,7 +25,7 @@ from statestream_server.models.form.told import Told, ToldError, dumps, loads
 from statestream_server.models.graphs.operators import inner_graphs
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.model import ModelLoadError
-from statestream_server.models.proof import loading, making
+from statestream_server.models.proof import building, loading, making
 from statestream_server.models.proof.verdict import Verdict
 from tests.server.models import graphs
 from tests.server.models.form_zoo import CASES, Value, ints, model
@@ -285,7 +285,7 @@ def test_rows_that_influence_each_other_behind_a_threshold_run_one_at_a_time(tmp
 def test_the_verdict_carries_the_plan_and_the_digest_covers_it(tmp_path: Path) -> None:
     case = CASES["silero"]()
     verdict = Verdict.loads(json.loads(proved(case.model, tmp_path, case.told).dumps()))
-    made = making.build(tmp_path / "model.onnx", verdict, name="m", version=1, device=providers_for("cpu"))
+    made = building.build(tmp_path / "model.onnx", verdict, name="m", version=1, device=providers_for("cpu"))
     assert made.digest == verdict.digest
     other = proved(case.model, tmp_path / "other", case.told.replace("16000", "8000"))
     assert other.digest != verdict.digest

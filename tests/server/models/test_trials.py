@@ -20,7 +20,7 @@ import pytest
 from statestream.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.models.proof import loading, making, trials
+from statestream_server.models.proof import building, loading, making, trials
 from statestream_server.models.proof.trials import Trials
 from statestream_server.models.proof.verdict import TrialLimits, Verdict
 from tests.server.models import graphs
@@ -92,7 +92,7 @@ def test_a_file_of_another_kind_than_was_tried_is_not_built(tmp_path: Path) -> N
     verdict = making.prove(path, CPU)
     graphs.save(models.lstm(), tmp_path / "1")
     with pytest.raises(ModelLoadError, match="changed between its trial and now; load it again"):
-        making.build(path, verdict, name="m", version=1, device=CPU)
+        building.build(path, verdict, name="m", version=1, device=CPU)
 
 
 def test_a_verdict_says_all_that_a_model_is_built_from(tmp_path: Path, fresh: Trials) -> None:
@@ -100,7 +100,7 @@ def test_a_verdict_says_all_that_a_model_is_built_from(tmp_path: Path, fresh: Tr
     found = tried(fresh, path)
     assert (found.fused, found.policy, dict(found.hides)) == (True, "padded", {"x": "nan inf"})
     assert Verdict.loads(json.loads(found.dumps())) == found
-    model = making.build(path, found, name="m", version=1, device=CPU)
+    model = building.build(path, found, name="m", version=1, device=CPU)
     assert (model.digest, model.invariance_note) == (found.digest, found.invariance_note)
     assert type(model.rows).__name__ == "PaddedRows"
 

@@ -19,7 +19,7 @@ from statestream_server.models.form.plan import Plan
 from statestream_server.models.form.told import Told
 from statestream_server.models.graphs.runtime import Device, providers_for
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
-from statestream_server.models.proof import making, trials
+from statestream_server.models.proof import building, making, trials
 from statestream_server.models.proof.kept import Kept
 from statestream_server.models.proof.verdict import TrialLimits, Verdict
 
@@ -81,7 +81,7 @@ def load_file(
     Raises:
         ModelLoadError: It cannot be served: the file, the reason, what to do.
     """
-    with making.refusing(path):
+    with building.refusing(path):
         place = providers_for(device) if isinstance(device, str) else device
         for part in modelfile.parts(path):
             modelfile.check_size(part)
@@ -92,10 +92,10 @@ def load_file(
         model = None
         if verdict is not None:
             with contextlib.suppress(ModelLoadError):  # Then it is tried, and that says why.
-                model = making.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
+                model = building.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
         if verdict is None or model is None:
             verdict = _tried(path, place, batch_policy, limits, _of_size(path, size) if size else None)
-            model = making.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
+            model = building.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
         for level, text in verdict.said:
             _log.log(level, "%s", text)
         own = {one.path for one in known}
@@ -120,7 +120,7 @@ def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits 
     Raises:
         ModelLoadError: It cannot be served so, has a signature already, or is too large for one file.
     """
-    with making.refusing(path):
+    with building.refusing(path):
         place = providers_for(device)
         file = modelfile.read(path, told.dumps(said))
         if file.described:

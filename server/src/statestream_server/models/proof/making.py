@@ -1,68 +1,38 @@
-"""Making: a file is proved in a process of its own, and built by what was found where it serves."""
+"""Making: what a trial finds of a file, in a process of its own, becomes its verdict."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import onnx
 
 from statestream.contract import signature as signatures
-from statestream.contract.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server.models.files import modelfile
+from statestream_server.models.files import couples
 from statestream_server.models.files.modelfile import ModelFile
-from statestream_server.models.files.repository import DECODER, ENCODER
-from statestream_server.models.form import told, unfold
+from statestream_server.models.form import told
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan, counted
 from statestream_server.models.form.surgery import Change
 from statestream_server.models.graphs import guards, operators
 from statestream_server.models.graphs.fusion import FusionError
-from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
-from statestream_server.models.memory.device_rows import DeviceRows
-from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
+from statestream_server.models.graphs.runtime import Device, Graph, GraphError
 from statestream_server.models.memory.numpy_rows import NumpyRows
-from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
-from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.models.proof import batches, draws, forming, hiding, proof, refusals, sharing, warming, wiring
+from statestream_server.models.memory.policies import PaddedRows
+from statestream_server.models.model import BatchPolicy, ModelLoadError
+from statestream_server.models.proof import batches, forming, hiding, proof, sharing, warming, wiring
+from statestream_server.models.proof.building import WAYS, graph_of, in_batches, refusing, rows_of, unfolded_model
 from statestream_server.models.proof.draws import Draws
-from statestream_server.models.proof.sharing import SharedGraph, Sharing
+from statestream_server.models.proof.sharing import Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
-from statestream_server.models.rows import EVERYTHING, FIRST_ROW, Rows, columns_of, is_batched
+from statestream_server.models.rows import EVERYTHING, Rows, columns_of, is_batched
 
 _log = logging.getLogger(__name__)
-_MOST_TWICE: Final = 32 << 20
-"""Bytes of a file that is loaded once for one step and once for several."""
-_LEAST_STEPS: Final = 8
-"""Steps of one run from which on that is worth it."""
-
-
-@contextlib.contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file is one line about it."""
-    try:
-        yield
-    except ModelLoadError:
-        raise
-    except (DeviceError, guards.GuardError) as error:
-        raise ModelLoadError(f"{path}: {error}") from error
-    except GraphError as error:
-        raise ModelLoadError(
-            f"{path}: a run that tried it failed ({error}); if it takes only some values, export it with an example of"
-            " real ones"
-        ) from error
-    except MemoryError as error:
-        raise ModelLoadError(f"{path}: there is not enough memory for it; serve fewer or smaller models") from error
-    except Exception as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ModelLoadError(f"{path}: cannot be loaded ({what}); export it again") from error
 
 
 def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD, *, said: str | None = None) -> Verdict:
@@ -79,9 +49,9 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD, *, 
     """
     with refusing(path):
         watch.doing("reading it")
-        watch.sized(_size(path), 0)
-        encoder, file = _read(path, said)
-        _check_kind(encoder, file)
+        watch.sized(couples.size(path), 0)
+        encoder, file = couples.read(path, said)
+        couples.check_kind(encoder, file)
         both = [file] if encoder is None else [encoder, file]
         nbytes = sum(one.nbytes for one in both)
         watch.sized(nbytes, sum(column.nbytes for column in columns_of(file.signature)))
@@ -108,7 +78,7 @@ class _Source:
     device: Device
 
     def graph(self, changes: Sequence[Change]) -> Graph:
-        return _graph(self._formed(changes), self.device)
+        return graph_of(self._formed(changes), self.device)
 
     def model(self, changes: Sequence[Change]) -> onnx.ModelProto:
         return self._formed(changes).whole()
@@ -162,13 +132,13 @@ def _prove_form(
     if not file.signature.states:
         file, found, way = _prove_calls(file, device, policy)
         told = None if file.plan is None else file.plan.values()
-        return Verdict(_digest(encoder, file), plan=told, shared=tuple(found), batch_invariance=found.finding,
+        return Verdict(couples.digest(encoder, file), plan=told, shared=tuple(found), batch_invariance=found.finding,
                        invariance_note=found.note, draws=way.kind)  # fmt: skip
-    verdict = Verdict(_digest(encoder, file), plan=None if file.plan is None else file.plan.values())
+    verdict = Verdict(couples.digest(encoder, file), plan=None if file.plan is None else file.plan.values())
     if encoder is not None:
         verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[1]))
     file = dataclasses.replace(file, signature=counted(file.signature, full=True))
-    graph = _graph(file, device)
+    graph = graph_of(file, device)
     watch.doing("running it as its author wrote it")
     return wiring.proved(
         graph,
@@ -183,7 +153,7 @@ def _prove_calls(file: ModelFile, device: Device, policy: BatchPolicy) -> tuple[
 
     A graph that says itself what it is may say lengths of its author's example where they are free.
     """
-    graph, where = _graph(file, device), str(file.path)
+    graph, where = graph_of(file, device), str(file.path)
     watch.doing("running it as its author wrote it")
     freed = list[str]()
     while True:
@@ -219,14 +189,14 @@ def _prove_rows(
     watch.doing("looking for what hides NaN")
     verdict = dataclasses.replace(verdict, hides=_hidden(file, device, way), draws=way.kind)
     rows, verdict = _proved(verdict, file, graph, device, way)
-    rows = _arranged(rows, file, device)
+    rows = in_batches(rows, file, device)
     watch.doing("running batches of rows")
     found = proof.invariance(rows, PaddedRows(rows), way, where, rounded=_rounded(file))
-    if verdict.fused and not device.apart and (wide := _unfolded(file)) is not None:
+    if verdict.fused and not device.apart and (wide := unfolded_model(file)) is not None:
         watch.doing("running several steps at once")
         several = dataclasses.replace(verdict, unfolded=True)
         with contextlib.suppress(FusionError, GraphError, ModelLoadError):
-            together = _rows(several, file, None, device)
+            together = rows_of(several, file, None, device)
             same = proof.invariance(
                 together, PaddedRows(together), Draws(wide[1], way.kind), where, rounded=_rounded(file)
             )
@@ -242,7 +212,7 @@ def _prove_rows(
     verdict = dataclasses.replace(verdict, policy=arranged, batch_invariance=found.finding, invariance_note=found.note)
     if device.apart:
         watch.doing("warming its device")
-        warming.warm(_WAYS[arranged](rows), way, where)
+        warming.warm(WAYS[arranged](rows), way, where)
     return verdict
 
 
@@ -263,12 +233,12 @@ def _proved(verdict: Verdict, file: ModelFile, graph: Graph, device: Device, way
     watch.doing("wrapping it with its memory")
     verdict = dataclasses.replace(verdict, fused=True)
     try:
-        fused = _rows(verdict, file, None, device)
+        fused = rows_of(verdict, file, None, device)
         if device.apart and not proof.keeps_others(fused, way):
             text = "%s: %s does not commit rows in place; every step copies all of them there"
             _log.warning(text, file.path, device.name)
             verdict = dataclasses.replace(verdict, in_place=False)
-            fused = _rows(verdict, file, None, device)
+            fused = rows_of(verdict, file, None, device)
     except (FusionError, GraphError, MemoryError) as error:
         _log.warning("%s: rows are copied in and out at every step, the graph cannot do it: %s", file.path, error)
         return plain, dataclasses.replace(verdict, fused=False)
@@ -278,165 +248,3 @@ def _proved(verdict: Verdict, file: ModelFile, graph: Graph, device: Device, way
         _log.warning("%s: rows are copied in and out at every step: wrapped, the graph gives other results", file.path)
         return plain, dataclasses.replace(verdict, fused=False)
     return fused, verdict
-
-
-def build(
-    path: Path,
-    verdict: Verdict,
-    *,
-    name: str,
-    version: int,
-    device: Device,
-    policy: BatchPolicy = BatchPolicy.PAD,
-) -> Model:
-    """Builds a version that was tried, without trying it again.
-
-    Args:
-        path: Its file; of an encoder-decoder either one.
-        verdict: What the trial found.
-        name: The model's name.
-        version: Its version.
-        device: What it runs on.
-        policy: What is done where it answers in other bits alone than in a batch.
-
-    Raises:
-        ModelLoadError: The files are not those that were tried, or ONNX Runtime does not take them here.
-    """
-    with refusing(path):
-        encoder, file = _read(path)
-        if verdict.plan is not None:
-            file = file.formed(Plan.of_values(verdict.plan))
-        digest = _digest(encoder, file)
-        if digest != verdict.digest:
-            raise ModelLoadError(
-                f"{path}: changed between its trial and now; load it again once it is written whole (write new"
-                " versions beside, then rename their folder)"
-            )
-        kind = Kind.GENERATE if encoder is not None else Kind.SESSION if file.signature.states else Kind.PREDICT
-        model = Model(name, version, kind, file.signature, digest)
-        model.batch_invariance, model.invariance_note = verdict.batch_invariance, verdict.invariance_note
-        if file.plan is not None:
-            model.form = file.plan.notes
-        if encoder is not None:
-            model.encoder_signature, found = encoder.signature, Sharing(*verdict.encoder_shared)
-            model.encoder = SharedGraph(_graph(encoder, device), encoder.signature, found, policy)
-            model.encoder_invariance, model.encoder_note = found.finding, found.note
-        if kind == Kind.PREDICT:
-            graph = _graph(file, device)
-            model.graph = SharedGraph(graph, file.signature, Sharing(*verdict.shared), policy)
-            model.providers = graph.providers
-        else:
-            alone = None if verdict.fused else _graph(file, device)
-            rows = _arranged(_rows(verdict, file, alone, device), file, device)
-            model.rows, model.providers = _WAYS[verdict.policy](rows), tuple(name for name, _ in device.providers)
-            if device.apart:
-                model.rows.grow(FIRST_ROW + 1)
-                warming.warm(model.rows, Draws(file.signature, draws.Kind(verdict.draws)), str(file.path))
-        for one in (file, encoder):
-            if one is not None:
-                one.check_unchanged()
-                model.files += tuple(stamp.path for stamp in one.stamps)
-        return model
-
-
-_WAYS: Final[Mapping[str, Callable[[Rows], Rows]]] = {
-    "plain": lambda rows: rows,
-    "padded": PaddedRows,
-    "serial": lambda rows: SerialisedRows(rows, single=True),
-}
-
-
-def _unfolded(file: ModelFile) -> tuple[onnx.ModelProto, Signature] | None:
-    """A file as it takes several steps at once; None where it cannot, or would take too much memory."""
-    row = sum(column.nbytes for column in columns_of(file.signature))
-    if file.nbytes > _MOST_TWICE or unfolded_slice(row) < _LEAST_STEPS:
-        return None
-    return unfold.unfolded(file.whole(), file.signature)
-
-
-def _rows(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Device) -> Rows:
-    """The rows that a verdict speaks of; `graph` only where they are not fused."""
-    signature, hides = file.signature, verdict.hides
-    if graph is not None:
-        return NumpyRows(graph, signature, check_inputs=hides)
-    model = guards.guarded(file.whole())
-    if not device.apart:
-        unfolded = unfold.unfolded(model, signature) if verdict.unfolded else None
-        return FusedRows(model, signature, device, check_inputs=hides, unfolded=unfolded)
-    return DeviceRows(model, signature, device, check_inputs=hides, in_place=verdict.in_place)
-
-
-def _arranged(rows: Rows, file: ModelFile, device: Device) -> Rows:
-    """Rows in batches that the device and the graph can take."""
-    if device.apart:
-        rows = BucketedRows(rows)
-    return rows if is_batched(file.signature) else SerialisedRows(rows, single=False)
-
-
-def _size(path: Path) -> int:
-    """Bytes of the files before they are read; what is too large to be read is refused."""
-    pair = path.name in (ENCODER, DECODER)
-    parts = [path.with_name(ENCODER), path.with_name(DECODER)] if pair else modelfile.parts(path)
-    return sum(modelfile.check_size(each).size for each in parts)
-
-
-def _read(path: Path, said: str | None = None) -> tuple[ModelFile | None, ModelFile]:
-    """The encoder, where there is one, and the file with the memory."""
-    if path.name not in (ENCODER, DECODER):
-        return None, modelfile.read(path, said)
-    return modelfile.read(path.parent / ENCODER), modelfile.read(path.parent / DECODER)
-
-
-def _check_kind(encoder: ModelFile | None, file: ModelFile) -> None:
-    if encoder is None:
-        if file.signature.HasField("decoding"):
-            raise ModelLoadError(f"{file.path}: is a decoder; name it {DECODER} and put its {ENCODER} beside it")
-        return
-    if not file.signature.HasField("decoding") or not file.signature.states:
-        raise ModelLoadError(f"{file.path}: signature has no states or no decoding; export it as a decoder")
-    if encoder.signature.states:
-        raise ModelLoadError(f"{encoder.path}: signature has states; an encoder has inputs and outputs only")
-    _check_handover(encoder, file)
-
-
-def _digest(encoder: ModelFile | None, file: ModelFile) -> str:
-    if encoder is None:
-        return file.digest()
-    return hashlib.sha256(f"{encoder.digest()} {file.digest()}".encode()).hexdigest()
-
-
-def _graph(file: ModelFile, device: Device) -> Graph:
-    watch.doing("loading it into ONNX Runtime")
-    names = _order(file.signature)
-    try:
-        # From their own file weights would be mapped: whoever writes over it would change, or end, what serves.
-        proto = file.whole()
-    except FusionError:  # Too large for one message.
-        proto = file.proto
-    safe = guards.guarded(proto)
-    source = file.path if safe is file.proto and not file.changed else safe.SerializeToString()
-    try:
-        return Graph(source, device, inputs=names[0], outputs=names[1], folder=file.path.parent)
-    except GraphError as error:
-        raise ModelLoadError(f"{file.path}: {refusals.told(proto, str(error))}") from error
-
-
-def _order(signature: Signature) -> tuple[list[str], list[str]]:
-    return [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
-
-
-def _check_handover(encoder: ModelFile, decoder: ModelFile) -> None:
-    """Checks that the encoder gives what the decoder's states start from."""
-    outputs = {spec.name: spec for spec in encoder.signature.outputs}
-    for state in decoder.signature.states:
-        if not state.from_encoder:
-            continue
-        where = f"{decoder.path}: state {state.input!r} starts from encoder output {state.from_encoder!r}"
-        if state.from_encoder not in outputs:
-            raise ModelLoadError(f"{where}, which does not exist; the encoder's outputs are {sorted(outputs)}")
-        spec = outputs[state.from_encoder]
-        given, wanted = (spec.dtype, signatures.step_shape(spec)), (state.dtype, signatures.row_shape(state))
-        if given != wanted:
-            raise ModelLoadError(
-                f"{where}, which is {given[0]}{list(given[1])} a row; expected {wanted[0]}{list(wanted[1])}"
-            )

@@ -1,0 +1,173 @@
+"""Building: a model is made of its files by what their trial found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from statestream.contract.signature import Signature
+from statestream_server.models.files import couples
+from statestream_server.models.files.modelfile import ModelFile
+from statestream_server.models.form import unfold
+from statestream_server.models.form.plan import Plan
+from statestream_server.models.graphs import guards
+from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
+from statestream_server.models.memory.device_rows import DeviceRows
+from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
+from statestream_server.models.memory.numpy_rows import NumpyRows
+from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
+from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
+from statestream_server.models.proof import draws, refusals, warming
+from statestream_server.models.proof.draws import Draws
+from statestream_server.models.proof.sharing import SharedGraph, Sharing
+from statestream_server.models.proof.verdict import Verdict, watch
+from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
+
+_MOST_TWICE: Final = 32 << 20
+"""Bytes of a file that is loaded once for one step and once for several."""
+_LEAST_STEPS: Final = 8
+"""Steps of one run from which on that is worth it."""
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file is one line about it."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except (DeviceError, guards.GuardError) as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+    except GraphError as error:
+        raise ModelLoadError(
+            f"{path}: a run that tried it failed ({error}); if it takes only some values, export it with an example of"
+            " real ones"
+        ) from error
+    except MemoryError as error:
+        raise ModelLoadError(f"{path}: there is not enough memory for it; serve fewer or smaller models") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ModelLoadError(f"{path}: cannot be loaded ({what}); export it again") from error
+
+
+def build(
+    path: Path,
+    verdict: Verdict,
+    *,
+    name: str,
+    version: int,
+    device: Device,
+    policy: BatchPolicy = BatchPolicy.PAD,
+) -> Model:
+    """Builds a version that was tried, without trying it again.
+
+    Args:
+        path: Its file; of an encoder-decoder either one.
+        verdict: What the trial found.
+        name: The model's name.
+        version: Its version.
+        device: What it runs on.
+        policy: What is done where it answers in other bits alone than in a batch.
+
+    Raises:
+        ModelLoadError: The files are not those that were tried, or ONNX Runtime does not take them here.
+    """
+    with refusing(path):
+        encoder, file = couples.read(path)
+        if verdict.plan is not None:
+            file = file.formed(Plan.of_values(verdict.plan))
+        digest = couples.digest(encoder, file)
+        if digest != verdict.digest:
+            raise ModelLoadError(
+                f"{path}: changed between its trial and now; load it again once it is written whole (write new"
+                " versions beside, then rename their folder)"
+            )
+        kind = Kind.GENERATE if encoder is not None else Kind.SESSION if file.signature.states else Kind.PREDICT
+        model = Model(name, version, kind, file.signature, digest)
+        model.batch_invariance, model.invariance_note = verdict.batch_invariance, verdict.invariance_note
+        if file.plan is not None:
+            model.form = file.plan.notes
+        if encoder is not None:
+            model.encoder_signature, found = encoder.signature, Sharing(*verdict.encoder_shared)
+            model.encoder = SharedGraph(graph_of(encoder, device), encoder.signature, found, policy)
+            model.encoder_invariance, model.encoder_note = found.finding, found.note
+        if kind == Kind.PREDICT:
+            graph = graph_of(file, device)
+            model.graph = SharedGraph(graph, file.signature, Sharing(*verdict.shared), policy)
+            model.providers = graph.providers
+        else:
+            alone = None if verdict.fused else graph_of(file, device)
+            rows = in_batches(rows_of(verdict, file, alone, device), file, device)
+            model.rows, model.providers = WAYS[verdict.policy](rows), tuple(name for name, _ in device.providers)
+            if device.apart:
+                model.rows.grow(FIRST_ROW + 1)
+                warming.warm(model.rows, Draws(file.signature, draws.Kind(verdict.draws)), str(file.path))
+        for one in (file, encoder):
+            if one is not None:
+                one.check_unchanged()
+                model.files += tuple(stamp.path for stamp in one.stamps)
+        return model
+
+
+WAYS: Final[Mapping[str, Callable[[Rows], Rows]]] = {
+    "plain": lambda rows: rows,
+    "padded": PaddedRows,
+    "serial": lambda rows: SerialisedRows(rows, single=True),
+}
+
+
+def unfolded_model(file: ModelFile) -> tuple[onnx.ModelProto, Signature] | None:
+    """A file as it takes several steps at once; None where it cannot, or would take too much memory."""
+    row = sum(column.nbytes for column in columns_of(file.signature))
+    if file.nbytes > _MOST_TWICE or unfolded_slice(row) < _LEAST_STEPS:
+        return None
+    return unfold.unfolded(file.whole(), file.signature)
+
+
+def rows_of(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Device) -> Rows:
+    """The rows that a verdict speaks of; `graph` only where they are not fused."""
+    signature, hides = file.signature, verdict.hides
+    if graph is not None:
+        return NumpyRows(graph, signature, check_inputs=hides)
+    model = guards.guarded(file.whole())
+    if not device.apart:
+        unfolded = unfold.unfolded(model, signature) if verdict.unfolded else None
+        return FusedRows(model, signature, device, check_inputs=hides, unfolded=unfolded)
+    return DeviceRows(model, signature, device, check_inputs=hides, in_place=verdict.in_place)
+
+
+def in_batches(rows: Rows, file: ModelFile, device: Device) -> Rows:
+    """Rows in batches that the device and the graph can take."""
+    if device.apart:
+        rows = BucketedRows(rows)
+    return rows if is_batched(file.signature) else SerialisedRows(rows, single=False)
+
+
+def graph_of(file: ModelFile, device: Device) -> Graph:
+    """A file's graph as its author wrote it, loaded.
+
+    Raises:
+        ModelLoadError: ONNX Runtime does not take it.
+    """
+    watch.doing("loading it into ONNX Runtime")
+    names = _order(file.signature)
+    try:
+        # From their own file weights would be mapped: whoever writes over it would change, or end, what serves.
+        proto = file.whole()
+    except FusionError:  # Too large for one message.
+        proto = file.proto
+    safe = guards.guarded(proto)
+    source = file.path if safe is file.proto and not file.changed else safe.SerializeToString()
+    try:
+        return Graph(source, device, inputs=names[0], outputs=names[1], folder=file.path.parent)
+    except GraphError as error:
+        raise ModelLoadError(f"{file.path}: {refusals.told(proto, str(error))}") from error
+
+
+def _order(signature: Signature) -> tuple[list[str], list[str]]:
+    return [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
