@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from statestream import signature as signatures
 from statestream_server import describe
 from statestream_server.cli import inspect, sign
-from statestream_server.models.form import told
+from statestream_server.models.form import entries
 from statestream_server.models.form.told import Context, Told, Window
 from tests.server.models.form_zoo import CASES
 from tests.server.models.form_zoo_windows import WINDOWS
@@ -103,6 +103,6 @@ def test_what_is_told_is_written_as_it_is_read() -> None:
         counters={"n": 4},
         columns={"x": ("a", "b", "c")},
     )
-    assert told.loads(told.dumps(said)) == said
-    assert told.loads(told.dumps(Told(stateless=True))) == Told(stateless=True)
-    assert told.loads(told.dumps(Told(states={}))) == Told(states={})
+    assert entries.loads(entries.dumps(said)) == said
+    assert entries.loads(entries.dumps(Told(stateless=True))) == Told(stateless=True)
+    assert entries.loads(entries.dumps(Told(states={}))) == Told(states={})

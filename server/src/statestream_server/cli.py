@@ -351,7 +351,7 @@ _MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where the copy is written. Default: FILE with .signed.onnx for its ending.",
 )
-def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries: Sequence[str]) -> None:
+def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **given: Sequence[str]) -> None:
     """Writes a copy of an ONNX file that says what of it is memory, in the form in which it is served.
 
     FILE may be the model.toml of a chain: its files become one. What the options do not tell comes from the model.toml
@@ -359,19 +359,20 @@ def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries
     """
     _describing()
     from statestream_server.models.files import files
-    from statestream_server.models.form import told
+    from statestream_server.models.form import entries
+    from statestream_server.models.form.told import Told, ToldError
     from statestream_server.models.model import ModelLoadError
     from statestream_server.models.proof import loading
 
     beside = file.with_suffix(".toml")
     try:
         there = files.told(beside)
-        known = told.loads(there[0]) if there is not None else told.Told()
-        more = {key: [_entry(key, each) for each in given] for key, given in entries.items() if given}
-        said = told.added(known, more, stateless=stateless)
+        known = entries.loads(there[0]) if there is not None else Told()
+        more = {key: [_entry(key, each) for each in texts] for key, texts in given.items() if texts}
+        said = entries.added(known, more, stateless=stateless)
         made = loading.signed(file, said)
         if toml:
-            beside.write_text(told.dumps(said))
+            beside.write_text(entries.dumps(said))
             click.echo(f"{beside}: written")
             return
         place = output or file.with_suffix(".signed.onnx")
@@ -379,7 +380,7 @@ def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **entries
         fresh.write_bytes(made.SerializeToString())
         fresh.replace(place)
         click.echo(f"{place}: written; `statestream inspect` tells what is in it")
-    except told.ToldError as error:
+    except ToldError as error:
         raise click.ClickException(f"{beside if beside.is_file() else file}: {error}") from error
     except (ModelLoadError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -16,11 +16,11 @@ from statestream_server import describe
 from statestream_server.cli import inspect, sign
 from statestream_server.models.files import modelfile, prints, repository
 from statestream_server.models.files.prints import Trust
-from statestream_server.models.form import told
+from statestream_server.models.form import entries
 from statestream_server.models.form.chain import Joined, joined
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
-from statestream_server.models.form.told import ToldError
+from statestream_server.models.form.told import Told, ToldError
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.model import Model, ModelLoadError
 from statestream_server.models.proof import loading
@@ -48,7 +48,7 @@ def product(inputs: list[Value], outputs: list[Value], opset: int = 17) -> onnx.
 
 def chained(files: Files, text: str = "") -> tuple[Joined, set[str], set[str], dict[str, str]]:
     """The joined graph, what callers send and get, and its states."""
-    said = told.loads(text)
+    said = entries.loads(text)
     whole = joined(files, said)
     draft = drafted(whole.model, said, whole)
     names = [{each.name for each in tensors} for tensors in (draft.inputs, draft.outputs)]
@@ -178,7 +178,7 @@ def test_what_a_files_own_signature_says_counts() -> None:
     whole, inputs, _, states = chained(files)
     assert (inputs, states) == ({"in"}, {"h": "h_out"})
     assert whole.start == {"h": (0.5,)}
-    text = json.dumps(str(drafted(whole.model, told.Told(), whole).notes))
+    text = json.dumps(str(drafted(whole.model, Told(), whole).notes))
     assert "the signature of its file says so" in text
 
 
@@ -285,9 +285,9 @@ def test_sign_takes_wires_and_writes_them_down(tmp_path: Path) -> None:
     path = written(tmp_path, dtln().files)
     done = CliRunner().invoke(sign, [str(path), "--toml"])
     assert "may take analysis.mag or analysis.re" in done.output
-    wires = told.loads(dtln().told).wires or {}
+    wires = entries.loads(dtln().told).wires or {}
     options = [part for to, source in wires.items() for part in ("--wire", f"{to}={source}")]
     assert CliRunner().invoke(sign, [str(path), "--toml", *options]).exit_code == 0
-    said = told.loads(path.read_text())
+    said = entries.loads(path.read_text())
     assert (said.chain, said.wires) == (tuple(dtln().files), wires)
     assert modelfile.read(path).chain is not None

@@ -19,9 +19,10 @@ from statestream_server.models.files import modelfile
 from statestream_server.models.form import surgery
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.edits import taken
+from statestream_server.models.form.entries import dumps, loads
 from statestream_server.models.form.names import likeness
 from statestream_server.models.form.pairs import UnsettledError
-from statestream_server.models.form.told import Told, ToldError, dumps, loads
+from statestream_server.models.form.told import Told, ToldError
 from statestream_server.models.graphs.operators import inner_graphs
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.model import ModelLoadError

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 import statestream
 from statestream.errors import StatestreamError
-from statestream_server.models.form import told
+from statestream_server.models.form import entries
 from statestream_server.models.form.edits import taken
+from statestream_server.models.form.told import Told
 from tests.server.models.form_zoo import Case
 from tests.server.models.form_zoo_chains import Chain
 from tests.server.models.test_form import renamed
@@ -46,7 +47,7 @@ class Renamed:
         folder.mkdir()
         for file, proto in case.files.items():
             onnx.save(shuffled(renamed(proto, names), seed), folder / file)
-        said = told.loads(case.told)
+        said = entries.loads(case.told)
         if error := self._load(folder, retold(said, names)):
             self.asked += 1
             assert re.search("may be memory|may take", error)
@@ -59,9 +60,9 @@ class Renamed:
         self._client.unload_model(served)
         shutil.rmtree(folder)
 
-    def _load(self, folder: Path, said: told.Told) -> str | None:
-        if said != told.Told():
-            (folder / "model.toml").write_text(told.dumps(said))
+    def _load(self, folder: Path, said: Told) -> str | None:
+        if said != Told():
+            (folder / "model.toml").write_text(entries.dumps(said))
         try:
             self._client.load_model(folder.name)
         except StatestreamError as error:
@@ -85,7 +86,7 @@ class Renamed:
             np.testing.assert_allclose(np.stack(found[row]), wanted, rtol=rounded, atol=rounded)
 
 
-def settled(case: Case, said: told.Told) -> told.Told:
+def settled(case: Case, said: Told) -> Told:
     """What is told, and all memory and wires too."""
     if not isinstance(case, Chain):
         return dataclasses.replace(said, states=said.states or dict(case.states))
@@ -116,7 +117,7 @@ def shuffled(proto: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     return proto
 
 
-def retold(said: told.Told, names: Mapping[str, str]) -> told.Told:
+def retold(said: Told, names: Mapping[str, str]) -> Told:
     """The same is told of the other names; of a chain they may have the file before them."""
 
     def other(name: str) -> str:

@@ -11,7 +11,8 @@ import pytest
 
 from statestream_server import describe
 from statestream_server.models.files import files, repository
-from statestream_server.models.form.told import ToldError, loads
+from statestream_server.models.form.entries import loads
+from statestream_server.models.form.told import ToldError
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.proof import loading
 from tests.server.models.form_zoo import CASES, model

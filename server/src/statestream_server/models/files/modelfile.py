@@ -18,10 +18,11 @@ from statestream_server.models.files import digest, files
 from statestream_server.models.form import narrow
 from statestream_server.models.form.chain import Joined, joined
 from statestream_server.models.form.edits import opset_of
+from statestream_server.models.form.entries import loads
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Note, Plan
 from statestream_server.models.form.tensors import Tensors, is_tensor, kind, tensors
-from statestream_server.models.form.told import ToldError, loads
+from statestream_server.models.form.told import ToldError
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.rows import Column, columns_of, is_checked

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from statestream_server.models.files import files
-from statestream_server.models.form import told as formed
+from statestream_server.models.form import entries
+from statestream_server.models.form.told import ToldError
 from statestream_server.models.model import ModelLoadError
 
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
@@ -125,8 +126,8 @@ def _sizes(path: Path, inode: int, changed: int, size: int) -> list[str]:
     """The same; read once until it changed."""
     try:
         text = files.told(path)
-        return [*formed.loads(text[0]).by_size()] if text is not None else []
-    except (ModelLoadError, formed.ToldError):  # Loading says so.
+        return [*entries.loads(text[0]).by_size()] if text is not None else []
+    except (ModelLoadError, ToldError):  # Loading says so.
         return []
 
 

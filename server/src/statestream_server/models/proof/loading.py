@@ -14,9 +14,9 @@ from statestream.contract import signature as signatures
 from statestream_server.models.files import files, modelfile, prints
 from statestream_server.models.files.prints import Print, Trust
 from statestream_server.models.files.repository import file_of
-from statestream_server.models.form import told
+from statestream_server.models.form import entries
 from statestream_server.models.form.plan import Plan
-from statestream_server.models.form.told import Told
+from statestream_server.models.form.told import Told, ToldError
 from statestream_server.models.graphs.runtime import Device, providers_for
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
 from statestream_server.models.proof import building, making, trials
@@ -122,10 +122,10 @@ def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits 
     """
     with building.refusing(path):
         place = providers_for(device)
-        file = modelfile.read(path, told.dumps(said))
+        file = modelfile.read(path, entries.dumps(said))
         if file.described:
             raise ModelLoadError(f"{path}: has a signature already; export it again to change it")
-        verdict = _tried(path, place, BatchPolicy.PAD, limits, told.dumps(said))
+        verdict = _tried(path, place, BatchPolicy.PAD, limits, entries.dumps(said))
         assert verdict.plan is not None
         formed = file.formed(Plan.of_values(verdict.plan))
         made = onnx.ModelProto()
@@ -139,8 +139,8 @@ def _of_size(path: Path, size: str) -> str:
     beside = path.with_suffix(".toml")
     try:
         text = files.told(beside)
-        return told.dumps(told.loads(text[0] if text is not None else "").by_size()[size])
-    except (ModelLoadError, told.ToldError, KeyError) as error:
+        return entries.dumps(entries.loads(text[0] if text is not None else "").by_size()[size])
+    except (ModelLoadError, ToldError, KeyError) as error:
         raise ModelLoadError(f"{beside}: changed while it was read, or tells no size {size} ({error})") from error
 
 

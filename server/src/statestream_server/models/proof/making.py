@@ -14,7 +14,7 @@ from statestream.contract import signature as signatures
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models.files import couples
 from statestream_server.models.files.modelfile import ModelFile
-from statestream_server.models.form import told
+from statestream_server.models.form import entries, told
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan, counted
@@ -99,7 +99,7 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
         yield file
         return
     try:
-        said = told.loads(file.told[0]) if file.told else told.Told()
+        said = entries.loads(file.told[0]) if file.told else told.Told()
         if said.chain and file.chain is None:
             raise told.ToldError(
                 f"it names a chain, and {file.path.name} beside it is a model; a folder holds one of both"
