@@ -22,7 +22,7 @@ from statestream_server.caller import Caller, Trace
 from statestream_server.edges.grpc import chain
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.edges.identity import identify, trace_of
-from statestream_server.sessions.admin.admin import Admin
+from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.unary import Unary
 from tests.support.arrays import tensor
 from tests.support.calls import failing
@@ -126,7 +126,7 @@ async def test_what_nobody_expected_is_internal_for_every_shape(
         raise RuntimeError("a table has three legs")
 
     monkeypatch.setattr(Unary, "target", broken)
-    monkeypatch.setattr(Admin, "read", broken)
+    monkeypatch.setattr(Copies, "read", broken)
     monkeypatch.setattr(Stream, "serve", broken)
     made = calls(local.channel)
     forecast = pb.ForecastRequest(model="counter", session_id="a", horizon=1)

@@ -19,6 +19,7 @@ from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
 from statestream_server.selection import Selection
 from statestream_server.sessions.admin.admin import Admin
+from statestream_server.sessions.admin.copies import Copies
 from statestream_server.sessions.admission.accounts import Accounts, Budgets
 from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.intake import Coalescer, Intake
@@ -103,18 +104,19 @@ class Server:
         self.moves, self.activation = Moves(streams, clock), Activation(self.sessions, engine, store, lease)
         self.balance = Balance(store, lease, streams, self.moves, checkpointer.tables, clock)
         writer = uuid.uuid4().bytes  # Of those who name none.
+        self.copies = Copies(
+            registry, self.sessions, claims, engine, store, checkpointer, lease, alone=not settings.reuse_port
+        )
         self.admin = Admin(
             registry,
             self.sessions,
-            claims,
+            self.copies,
             self.deletions,
             engine,
             store,
             checkpointer,
-            lease,
             writer,
             most_answer=limits.max_answer_bytes,
-            alone=not settings.reuse_port,
             unix=lambda used: time.time() - time.monotonic() + used,
         )
         self.accounts = Accounts(limits.max_queued_bytes, limits.max_window_bytes)

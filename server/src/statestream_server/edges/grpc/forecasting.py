@@ -78,7 +78,7 @@ async def _sessions(server: Server, request: pb.ForecastRequest, asked: Request)
             raise errors.BadFrame("sessions.ids has one twice; expected each once", metadata={"field": "sessions.ids"})
     server.forecaster.check_series(len(ids), asked, "sessions")
     keys = [caller.key(request.model, id) for id in ids]
-    copies = await server.admin.read_all(keys, epochs, version=request.version)
+    copies = await server.copies.read_all(keys, epochs, version=request.version)
     table = copies[0].table
     server.forecaster.check_begun(
         table,
