@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statestream import series
 from statestream.core import PartsTicket, StepTicket
 from statestream.errors import BadTensor, Unsupported
 from statestream.layout import Layout, require_kind
@@ -145,12 +146,12 @@ def test_history_has_four_faces() -> None:
         (np.zeros((2, 5, 1)), [5, 5], False),
         ([np.zeros(5), np.zeros((3, 1))], [5, 3], False),
     ):
-        inputs, lengths, single = one.history(x)
+        inputs, lengths, single = series.history(one, x)
         assert (inputs["x"].shape, lengths.tolist(), single) == ((sum(steps), 1), steps, alone)
     with pytest.raises(BadTensor):
-        FLAT.history(np.zeros(5))
+        series.history(FLAT, np.zeros(5))
     with pytest.raises(BadTensor):
-        FLAT.history(np.zeros((0, 3)))
+        series.history(FLAT, np.zeros((0, 3)))
 
 
 def test_a_model_called_the_wrong_way_says_the_right_one() -> None:
@@ -180,9 +181,9 @@ def test_errors_tell_the_shape_that_came() -> None:
     with pytest.raises(BadTensor, match=r"rate has shape \[5\]"):
         TWO.pool(np.arange(5), {"audio": np.zeros((5, 3, 4)), "rate": np.zeros(5, np.int64)}, None)
     with pytest.raises(BadTensor, match=r"x has shape \[6, 2\]"):
-        FLAT.history(np.zeros((6, 2)))
+        series.history(FLAT, np.zeros((6, 2)))
     with pytest.raises(BadTensor, match=r"x has shape \[6\]"):
-        FLAT.history(np.zeros(6))
+        series.history(FLAT, np.zeros(6))
 
 
 def test_an_input_without_time_beside_one_that_has_it_may_come_once() -> None:

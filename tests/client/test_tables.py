@@ -20,6 +20,7 @@ from statestream import dataframes
 from statestream.errors import BadTensor
 from statestream.forecasts import Told, Wish
 from statestream.layout import Layout
+from statestream.series import history
 from statestream.signature import Signature
 from statestream.v1 import model_pb2
 from statestream.views import read_model
@@ -83,7 +84,7 @@ ENTRIES: dict[str, Callable[[Layout, Any], bytes]] = {
     "pool": lambda of, x: of.pool(np.arange(len(x)), x, None)[0].inputs[0],
     "pool, a table a row": lambda of, x: of.pool(np.arange(2), [x, x], None)[0].inputs[0],
     "predict": lambda of, x: layout(*WEATHER, time=False).predict(x)["x"].tobytes(),
-    "history": lambda of, x: of.history(x)[0]["x"].tobytes(),
+    "history": lambda of, x: history(of, x)[0]["x"].tobytes(),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from statestream import series
 from statestream.contract.errors import BadTensor
 from statestream.contract.signature import Value, forecast_values, known_places
 from statestream.contract.tensors import Array
@@ -79,7 +80,7 @@ def read_future(layout: Layout, history: History, table: Any, h: int) -> dict[st
     """
     frame = frame_of(table)
     if frame is None:
-        return layout.future(table, len(history.rows), h)
+        return series.future(layout, table, len(history.rows), h)
     first = layout.wanted[0]
     names, codes = _codes(first, frame)
     order_ = _in_time(first, frame, names, codes)

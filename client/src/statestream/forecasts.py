@@ -15,6 +15,7 @@ from statestream.contract.errors import BadTensor, ServerUnavailable, Unsupporte
 from statestream.contract.signature import HeadKind, Signature, forecast_outputs, numpy_dtype, row_shape, step_shape
 from statestream.contract.tensors import Array, Ints, from_tensor, to_tensor
 from statestream.layout import Layout
+from statestream.series import history
 from statestream.unary import StreamCall
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
@@ -165,7 +166,7 @@ def asked(
     )
     if past is None:
         return wish, None
-    inputs = Past(*layout.history(past))
+    inputs = Past(*history(layout, past))
     if len(inputs.lengths) != count:
         raise BadTensor(
             f"past is of {len(inputs.lengths)} series; expected {count}, one for each session",

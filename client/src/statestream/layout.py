@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from statestream.contract.errors import BadTensor, Unsupported
-from statestream.contract.signature import Signature, known_places, numpy_dtype, step_shape
+from statestream.contract.signature import Signature, numpy_dtype, step_shape
 from statestream.contract.tensors import Array, Ints
 from statestream.core import ANSWER_BYTES, Feed, Lane, PartsTicket, PoolTicket, StepTicket
 from statestream.tables import is_table, read
@@ -129,14 +129,14 @@ class Layout:
         """
         count = len(handles)
         came: list[tuple[Array, bool]] = []
-        for name, value in self._by_name(x):
+        for name, value in self.by_name(x):
             index = self.names.index(name)
             array = read(self.wanted[index], value)
             rank = len(self.shapes[index])
             here = array.ndim == rank + 1
             if array.ndim not in (rank + 1, rank + 2) or array.shape[0] != count:
-                raise self._bad(index, array, f"[{count}, …] or [{count}, T, …] with … = {_shape(self.shapes[index])}")
-            self._check_step(index, array, array.shape[1 if here else 2 :])
+                raise self.bad(index, array, f"[{count}, …] or [{count}, T, …] with … = {shown(self.shapes[index])}")
+            self.check_step(index, array, array.shape[1 if here else 2 :])
             came.append((array, here))
         first, single = came[self.leads]
         steps, arrays = 1 if single else first.shape[1], []
@@ -147,7 +147,7 @@ class Layout:
             if self.constant[index] and long.shape[1] == 1:
                 long = np.broadcast_to(long, (count, steps, *long.shape[2:]))
             elif here != single or long.shape[1] != steps:
-                raise self._bad(index, array, f"{steps} steps a row, as {self.names[self.leads]} has")
+                raise self.bad(index, array, f"{steps} steps a row, as {self.names[self.leads]} has")
             arrays.append(long)
         lane = self._lane or self.lane(self._shapes(arrays, 2))
         sizes: Ints | int = steps
@@ -180,114 +180,16 @@ class Layout:
             BadTensor: Names the input, what came, and what was expected.
         """
         inputs = {}
-        for name, value in self._by_name(x):
+        for name, value in self.by_name(x):
             index = self.names.index(name)
             array = read(self.wanted[index], value)
             shape = tuple(self.inputs[index].shape)
             if len(shape) != array.ndim or any(
                 size not in (-1, got) for size, got in zip(shape, array.shape, strict=True)
             ):
-                raise self._bad(index, array, _shape(shape))
+                raise self.bad(index, array, shown(shape))
             inputs[name] = array
         return inputs
-
-    def history(self, x: Input) -> tuple[dict[str, Array], Ints, bool]:
-        """Past inputs of one series or several, one after the other.
-
-        From [T, F…] (one series), [N, T, F…], a list of N arrays [T, F…] that differ in T, or [T] of a model with one
-        feature.
-
-        Returns:
-            The arrays [S, F…] by input, the steps [N] of each series, and whether it was one series.
-
-        Raises:
-            BadTensor: Names the input, what came, and what was expected.
-        """
-        inputs, found = dict[str, Array](), list[tuple[Ints, bool]]()
-        for name, value in self._by_name(x):
-            index = self.names.index(name)
-            ragged = (
-                isinstance(value, list | tuple)
-                and len({len(one) if isinstance(one, np.ndarray) and one.ndim else -1 for one in value}) > 1
-            )
-            parts = [self._series(index, one) for one in (value if ragged else [value])]
-            if ragged and not all(alone for _, alone in parts):
-                raise self._bad(index, parts[0][0], "a list of arrays [T, …], one for each series")
-            first, alone = parts[0]
-            if ragged:
-                lengths = np.asarray([len(one[0]) for one, _ in parts])
-                inputs[name], alone = np.concatenate([one[0] for one, _ in parts]), False
-            else:
-                lengths = np.full(len(first), first.shape[1])
-                inputs[name] = first.reshape(-1, *first.shape[2:])
-            found.append((lengths, alone))
-        lengths, alone = found[0]
-        if any(other.tolist() != lengths.tolist() for other, _ in found):
-            raise BadTensor(
-                f"the inputs {listed(inputs)} differ in series or steps; expected the same of each",
-                metadata={"field": self.names[0]},
-            )
-        return inputs, lengths, alone
-
-    def _series(self, index: int, value: Input) -> tuple[Array, bool]:
-        """[N, T, F…] of one input, and whether it came without N."""
-        array, shape = read(self.wanted[index], value), self.shapes[index]
-        came = array
-        if array.ndim == 1 and math.prod(shape) == 1 and len(shape) == 1:
-            array = array[:, np.newaxis]
-        alone = array.ndim == len(shape) + 1
-        if alone:
-            array = array[np.newaxis]
-        if array.ndim != len(shape) + 2 or not array.shape[0] or not array.shape[1]:
-            raise self._bad(index, came, f"[T, …] or [N, T, …] with … = {_shape(shape)} and T at least 1")
-        self._check_step(index, came, array.shape[2:])
-        return array, alone
-
-    def future(self, x: Input, count: int, h: int) -> dict[str, Array]:
-        """What is known beforehand, by input [N, h, …what nothing is fed to], for N series.
-
-        From [h, …], which holds for all series, or [N, h, …]; a dict by name where several inputs are known. More steps
-        than h are left out.
-
-        Raises:
-            BadTensor: Something is missing, unknown, or too short; names the input.
-        """
-        known = {spec.name: known_places(self.signature, spec.name) for spec in self.inputs}
-        wanted = {name: places for name, places in known.items() if places is None or places}
-        if not wanted:
-            raise BadTensor(
-                f"model {self.model.name!r} is fed all its inputs; leave out future", metadata={"field": "future"}
-            )
-        given = x if isinstance(x, Mapping) and set(x) & set(wanted) else {next(iter(wanted)): x}
-        if set(given) != set(wanted):
-            raise BadTensor(f"future has {listed(given)}; expected {listed(wanted)}", metadata={"field": "future"})
-        found = {}
-        for name, places in wanted.items():
-            index = self.names.index(name)
-            mine, shape = self.wanted[index], self.shapes[index]
-            columns = mine.names
-            if places is not None:
-                shape, columns = (*shape[:-1], len(places)), [columns[place] for place in places]
-            width = shape[-1] if shape else None
-            named = tuple(columns) if mine.columns else ()
-            array = read(Wanted(f"future of {name}", name, mine.dtype, named, width), given[name])
-            if array.ndim == 1 and shape == (1,):
-                array = array[:, np.newaxis]
-            if array.ndim == len(shape) + 1:
-                array = np.broadcast_to(array, (count, *array.shape))
-            if array.ndim != len(shape) + 2 or array.shape[2:] != shape or len(array) != count:
-                raise BadTensor(
-                    f"future of {name} has shape {list(array.shape)}; expected [{count}, {h}, …] or [{h}, …] with … ="
-                    f" {_shape(shape)}",
-                    metadata={"field": "future"},
-                )
-            if array.shape[1] < h:
-                raise BadTensor(
-                    f"future of {name} has {array.shape[1]} steps; expected {h}, as many as are forecast",
-                    metadata={"field": "future", "expected": str(h)},
-                )
-            found[name] = array[:, :h]
-        return found
 
     def initial_states(self, states: Mapping[str, Input], count: int) -> dict[str, Array]:
         """Start values as [count, …one session's state] by the name of the state's input; of some states, or all.
@@ -319,7 +221,7 @@ class Layout:
             value = read(wanted, states[name])
             if value.shape not in (shape, (count, *shape)):
                 raise BadTensor(
-                    f"initial_state[{name!r}] has shape {list(value.shape)}; expected {_shape(shape)}",
+                    f"initial_state[{name!r}] has shape {list(value.shape)}; expected {shown(shape)}",
                     metadata={"field": name},
                 )
             found[name] = np.ascontiguousarray(np.broadcast_to(value, (count, *shape)))
@@ -327,7 +229,7 @@ class Layout:
 
     def _read(self, x: Input) -> tuple[list[Array], int, bool]:
         arrays: list[tuple[Array, bool, int]] = []
-        for name, value in self._by_name(x) if len(self.names) > 1 or isinstance(x, Mapping) else ((self.names[0], x),):
+        for name, value in self.by_name(x) if len(self.names) > 1 or isinstance(x, Mapping) else ((self.names[0], x),):
             index = self.names.index(name)
             array, shape = read(self.wanted[index], value), self.shapes[index]
             if array.ndim == 0 and shape and math.prod(shape) == 1:
@@ -337,8 +239,8 @@ class Layout:
             else:
                 here, count = array.ndim == len(shape), len(array) if array.ndim else 1
                 if array.ndim not in (len(shape), len(shape) + 1):
-                    raise self._bad(index, array, f"{_shape(shape)} for one step or [T, …] for T")
-                self._check_step(index, array, array.shape if here else array.shape[1:])
+                    raise self.bad(index, array, f"{shown(shape)} for one step or [T, …] for T")
+                self.check_step(index, array, array.shape if here else array.shape[1:])
                 if here:
                     count = 1
                 if not count:
@@ -354,9 +256,14 @@ class Layout:
         if self.constant[index] and count == 1:
             one = array if here else array[0]
             return one if single else np.broadcast_to(one, (steps, *one.shape))
-        raise self._bad(index, array, f"{steps} steps, as {self.names[self.leads]} has")
+        raise self.bad(index, array, f"{steps} steps, as {self.names[self.leads]} has")
 
-    def _by_name(self, x: Input) -> list[tuple[str, Input]]:
+    def by_name(self, x: Input) -> list[tuple[str, Input]]:
+        """What came for each input.
+
+        Raises:
+            BadTensor: Inputs are missing, or are none of the model's.
+        """
         if not isinstance(x, Mapping):
             if len(self.names) > 1:
                 raise BadTensor(
@@ -372,15 +279,21 @@ class Layout:
             )
         return [(name, x[name]) for name in self.names]
 
-    def _check_step(self, index: int, array: Array, got: tuple[int, ...]) -> None:
+    def check_step(self, index: int, array: Array, got: tuple[int, ...]) -> None:
+        """Checks the shape `got` of a step of an array that came for an input, by its number.
+
+        Raises:
+            BadTensor: It is not as the model wants it.
+        """
         shape = self.shapes[index]
         if len(got) != len(shape) or any(size not in (-1, here) for size, here in zip(shape, got, strict=True)):
-            raise self._bad(index, array, f"{_shape(shape)} a step")
+            raise self.bad(index, array, f"{shown(shape)} a step")
 
     def _shapes(self, arrays: Sequence[Array], skip: int) -> tuple[tuple[int, ...], ...]:
         return tuple(array.shape[skip:] for array in arrays)
 
-    def _bad(self, index: int, array: Array, expected: str) -> BadTensor:
+    def bad(self, index: int, array: Array, expected: str) -> BadTensor:
+        """The error that says what came for an input, by its number, and what was expected."""
         columns = self.wanted[index].columns
         named = f" (columns {listed(columns)})" if columns else ""
         if array.ndim == 1 and self.shapes[index] == (1,):
@@ -421,5 +334,6 @@ def require_kind(model: Model, kind: str) -> None:
         )
 
 
-def _shape(shape: Sequence[int]) -> str:
+def shown(shape: Sequence[int]) -> str:
+    """A shape as messages show it: ? where it is free."""
     return "[" + ", ".join("?" if size < 0 else str(size) for size in shape) + "]"

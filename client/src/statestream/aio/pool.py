@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from statestream import series
 from statestream.aio.calling import answers
 from statestream.aio.copying import Copying
 from statestream.aio.link import Link
@@ -187,7 +188,7 @@ class Pool(PoolBase[Link]):
         wish, inputs = asked(
             self._layout, h, quantiles, level, num_samples, seed, samples, bands, until, len(self.ids), past
         )
-        known = None if future is None else self._layout.future(future, len(self.ids), h)
+        known = None if future is None else series.future(self._layout, future, len(self.ids), h)
         rows, parts = list[Ints](), list[list[Told]]()
         for link, mine, call in self._forecasts(wish, inputs, known):
             copying = Copying(link, mine[1], self._submit)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments, dataframes, forecasts, unary
+from statestream import arguments, dataframes, forecasts, series, unary
 from statestream.aio.calling import answer, answers
 from statestream.aio.catalogue import Catalogue
 from statestream.contract.tensors import Array
@@ -117,13 +117,13 @@ class Runs(Catalogue):
                 until=until,
             )
             table = dataframes.read_history(layout, history)
-            past = table.past if table is not None else Past(*layout.history(history))
+            past = table.past if table is not None else Past(*series.history(layout, history))
             forecasts.check_past(layout, past)
             known = None
             if table is not None and future is not None:
                 known = dataframes.read_future(layout, table, future, h)
             elif future is not None:
-                known = layout.future(future, len(past.lengths), h)
+                known = series.future(layout, future, len(past.lengths), h)
             told = forecasts.whole([part async for part in self._parts_of(layout, wish, version, past, known)], h)
             if table is not None:
                 return dataframes.write_forecast(layout, table, wish, told)
@@ -176,9 +176,9 @@ class Runs(Catalogue):
         self, model: str, version: int | None, history: Any, future: Any, make: Callable[[Layout], forecasts.Wish]
     ) -> AsyncIterator[Any]:
         layout = await self._layout(model, version, "session")
-        wish, past = make(layout), Past(*layout.history(history))
+        wish, past = make(layout), Past(*series.history(layout, history))
         forecasts.check_past(layout, past)
-        known = None if future is None else layout.future(future, len(past.lengths), wish.h)
+        known = None if future is None else series.future(layout, future, len(past.lengths), wish.h)
         call = forecasts.forecast_call(layout, wish, version, past=past, future=known)
         async for told in answers(self._link, call):
             yield forecasts.row(wish, told, 0 if past.alone else None)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from statestream import causes, unary
+from statestream import causes, series, unary
 from statestream.aio.calling import answer, answers
 from statestream.aio.copying import Copying
 from statestream.aio.link import Link
@@ -214,7 +214,7 @@ class Session(SessionBase):
             BadTensor: Future or past do not fit the model, are too short, or have a gap.
         """
         wish, inputs = asked(self._layout, h, quantiles, level, num_samples, seed, samples, bands, until, 1, past)
-        known = None if future is None else self._layout.future(future, 1, h)
+        known = None if future is None else series.future(self._layout, future, 1, h)
         call = forecast_call(self._layout, wish, self.version, sessions=[self.id], past=inputs, future=known)
         return self._rows(wish, call)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments, dataframes, forecasts, unary
+from statestream import arguments, dataframes, forecasts, series, unary
 from statestream.contract.tensors import Array
 from statestream.forecasts import Past
 from statestream.layout import Input, Layout
@@ -116,13 +116,13 @@ class Runs(Catalogue):
                 until=until,
             )
             table = dataframes.read_history(layout, history)
-            past = table.past if table is not None else Past(*layout.history(history))
+            past = table.past if table is not None else Past(*series.history(layout, history))
             forecasts.check_past(layout, past)
             known = None
             if table is not None and future is not None:
                 known = dataframes.read_future(layout, table, future, h)
             elif future is not None:
-                known = layout.future(future, len(past.lengths), h)
+                known = series.future(layout, future, len(past.lengths), h)
             told = forecasts.whole([part for part in self._parts_of(layout, wish, version, past, known)], h)
             if table is not None:
                 return dataframes.write_forecast(layout, table, wish, told)
@@ -175,9 +175,9 @@ class Runs(Catalogue):
         self, model: str, version: int | None, history: Any, future: Any, make: Callable[[Layout], forecasts.Wish]
     ) -> Iterator[Any]:
         layout = self._layout(model, version, "session")
-        wish, past = make(layout), Past(*layout.history(history))
+        wish, past = make(layout), Past(*series.history(layout, history))
         forecasts.check_past(layout, past)
-        known = None if future is None else layout.future(future, len(past.lengths), wish.h)
+        known = None if future is None else series.future(layout, future, len(past.lengths), wish.h)
         call = forecasts.forecast_call(layout, wish, version, past=past, future=known)
         for told in answers(self._link, call):
             yield forecasts.row(wish, told, 0 if past.alone else None)
