@@ -4,73 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
 from statestream_server import process
+from statestream_server.flags import Retention, Seconds, option, read_config
 from statestream_server.models.model import BatchPolicy
 from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
 from statestream_server.stores import default_folder
-
-
-def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Makes a TOML file's values the defaults; environment and flags go before them."""
-    if path is None:
-        return None
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{path}: {error}") from error
-    several = {each.name for each in context.command.params if getattr(each, "multiple", False) or each.nargs < 0}
-    names = {key.replace("-", "_"): value for key, value in values.items()}
-    names |= {name: [names[name]] for name in several & names.keys() if not isinstance(names[name], list)}
-    unknown = sorted(names.keys() - {each.name for each in context.command.params})
-    if unknown:
-        raise click.BadParameter(f"{path}: unknown setting {unknown[0]!r}; `statestream serve --help` lists them")
-    context.default_map = {**(context.default_map or {}), **names}
-    return path
-
-
-_Decorated = TypeVar("_Decorated", bound=Callable[..., object])
-
-
-def _option(name: str, **more: Any) -> Callable[[_Decorated], _Decorated]:
-    """A flag that can also come from STATESTREAM_<NAME>."""
-    variable = "STATESTREAM_" + name.partition("/")[0].removeprefix("--").upper().replace("-", "_")
-    return click.option(name, envvar=variable, show_envvar=True, show_default=more.get("default") is not None, **more)
-
-
-class _Seconds(click.FloatRange):
-    """Finite seconds in a range; the base class lets NaN through, which no comparison refuses."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        seconds = super().convert(value, param, ctx)
-        if not math.isfinite(seconds):
-            self.fail(f"{value} is not a finite number of seconds", param, ctx)
-        return seconds
-
-
-class _Retention(click.ParamType):  # type: ignore[type-arg]  # It is generic only since click 8.5.
-    """Seconds, or a model's name and seconds; of a model "" these are all that are not named."""
-
-    name = "[model=]seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        if isinstance(value, tuple):
-            return value
-        model, equals, seconds = str(value).rpartition("=")
-        if equals and not model:
-            self.fail(f"{value!r} names no model; expected MODEL=SECONDS", param, ctx)
-        return model, _Seconds(0).convert(seconds, param, ctx)
-
 
 _LIMITS, _TRIAL = Limits(), TrialLimits()
 _PORT = click.IntRange(0, 65535)
@@ -100,138 +47,134 @@ class _Serve(click.Command):
     envvar="STATESTREAM_CONFIG",
     is_eager=True,
     expose_value=False,
-    callback=_read_config,
+    callback=read_config,
     help="A TOML file with the same names as the flags; the environment and flags go before it.",
 )
-@_option(
-    "--host", default="127.0.0.1", help="The address to listen on; one that other machines reach needs --insecure."
-)
-@_option(
+@option("--host", default="127.0.0.1", help="The address to listen on; one that other machines reach needs --insecure.")
+@option(
     "--insecure",
     is_flag=True,
     default=False,
     help="Listen where other machines reach it: there is no authentication, so only in a network that you trust.",
 )
-@_option("--port", type=_PORT, default=8001, help="gRPC; 0 for any free port.")
-@_option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
-@_option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
-@_option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
-@_option("--workers", type=click.IntRange(1), default=1, help="Processes that share ports, store and models.")
-@_option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
-@_option(
+@option("--port", type=_PORT, default=8001, help="gRPC; 0 for any free port.")
+@option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
+@option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
+@option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
+@option("--workers", type=click.IntRange(1), default=1, help="Processes that share ports, store and models.")
+@option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")
+@option(
     "--durability",
     type=click.Choice([mode.name.lower() for mode in Durability]),
     help="When steps become durable: never, once an interval, or before the reply leaves."
     " Default: none for the memory store, else interval.",
 )
-@_option("--checkpoint-interval", type=_Seconds(0.01), default=1.0, help="Seconds between checkpoints.")
-@_option(
-    "--device", default="auto", help="Where models run: auto (CUDA if it runs, else the CPU), cpu, cuda or cuda:N."
-)
-@_option(
+@option("--checkpoint-interval", type=Seconds(0.01), default=1.0, help="Seconds between checkpoints.")
+@option("--device", default="auto", help="Where models run: auto (CUDA if it runs, else the CPU), cpu, cuda or cuda:N.")
+@option(
     "--threads",
     type=click.IntRange(0),
     default=0,
     help="Processors that one run of a model may use; 0 for two, or one where there are not two for each worker.",
 )
-@_option(
+@option(
     "--batch-policy",
     type=click.Choice(["pad", "warn", "serialise"]),
     default="pad",
     help="What becomes of a model that answers in other bits alone than in a batch: a batch of one runs as two where"
     " that mends it, else calls of Predict run alone (pad); it is told only (warn); every row runs alone (serialise).",
 )
-@_option("--drain-grace", type=_Seconds(0), default=10.0, help="Seconds that a stop may take at most.")
-@_option(
+@option("--drain-grace", type=Seconds(0), default=10.0, help="Seconds that a stop may take at most.")
+@option(
     "--rebalance/--no-rebalance",
     default=True,
     help="Whether streams are asked to move when another server over the same store comes, so that it has its share.",
 )
-@_option(
+@option(
     "--hibernate-after",
-    type=_Seconds(1),
+    type=Seconds(1),
     default=900.0,
     help="Seconds without a step after which a session leaves memory.",
 )
-@_option(
+@option(
     "--retention",
-    type=_Retention(),
+    type=Retention(),
     multiple=True,
     default=["0"],
     help="Seconds that an unused session is kept in the store, 0 for ever; MODEL=SECONDS for the sessions of one model."
     " May be said again.",
 )
-@_option(
+@option(
     "--max-sessions",
     type=click.IntRange(1),
     default=_LIMITS.max_sessions,
     help="The most sessions of one model in memory; idle ones make room.",
 )
-@_option(
+@option(
     "--max-queued-bytes",
     type=click.IntRange(1),
     default=_LIMITS.max_queued_bytes,
     help="The most bytes of inputs that wait to run.",
 )
-@_option(
+@option(
     "--quarantine",
     default="",
     help="The folder where what runs is noted, so that what ended a server twice is not run again; none for none."
     " Default: beside the sqlite store, else in the user's state folder.",
 )
-@_option(
+@option(
     "--load-timeout",
-    type=_Seconds(0.1),
+    type=Seconds(0.1),
     default=_TRIAL.seconds,
     help="Seconds that trying one model may take before it is given up, and one more for every 64 MiB of its files.",
 )
-@_option(
+@option(
     "--load-memory",
     type=click.IntRange(64),
     default=_TRIAL.megabytes,
     help="MiB that trying one model may take, and eight more for every MiB of its files.",
 )
-@_option("--max-message-bytes", type=_BYTES, default=_LIMITS.max_message_bytes, help="The most bytes of one request.")
-@_option(
+@option("--max-message-bytes", type=_BYTES, default=_LIMITS.max_message_bytes, help="The most bytes of one request.")
+@option(
     "--max-answer-bytes",
     type=_BYTES,
     default=_LIMITS.max_answer_bytes,
     help="The most bytes of outputs in one answer; what would be larger is refused and changes nothing.",
 )
-@_option(
+@option(
     "--max-kept-bytes",
     type=_KEPT,
     default=_LIMITS.max_kept_bytes,
     help="The most bytes of outputs that are kept for one session until its caller has acknowledged them.",
 )
-@_option(
+@option(
     "--reader-timeout",
-    type=_Seconds(0.1),
+    type=Seconds(0.1),
     default=20.0,
     help="Seconds that an answer waits for a caller who does not read; then its call or stream ends.",
 )
-@_option(
+@option(
     "--allow-empty",
     is_flag=True,
     default=False,
     help="Start although there is nothing to serve yet: models are put there later.",
 )
-@_option(
+@option(
     "--watch/--no-watch",
     default=None,
     help="Whether new models and versions are loaded as they appear. Default: where they lie on this machine.",
 )
-@_option(
+@option(
     "--proof-cache/--no-proof-cache",
     default=True,
     help="Whether what trials of models found is kept beside the store, so that the next start tries none again.",
 )
-@_option(
+@option(
     "--trust",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file of SHA-256, as sha256sum writes it: models and weights that are not in it are not loaded.",
 )
-@_option(
+@option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="How much to tell."
 )
 @click.pass_context
