@@ -8,6 +8,7 @@ import gc
 import linecache
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -80,6 +81,20 @@ def calls(client: statestream.Client, number: int) -> Iterator[tuple[str, Callab
     yield "rows", lambda: pool.step(ones(2))
     yield "close", session.close
     yield "delete", pool.delete
+
+
+def test_a_session_that_nobody_has_is_let_go_at_once_and_not_when_cycles_are_looked_for(fake: Fake) -> None:
+    with statestream.connect(fake.address) as client:
+        session = client.session("sum", "dropped")
+        session.step(ones())
+        session.fork().close()
+        gone = weakref.ref(session)
+        gc.disable()
+        try:
+            del session
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 NAMES = ["session", "anonymous", "pool", "step", "stream", "forecast", "flush", "reset", "snapshot", "fork", "rows"]

@@ -54,7 +54,6 @@ class Session(SessionBase):
         super().__init__(opened, session_id, ephemeral=ephemeral, made=made)
         self._client = client
         self._link = opened.parts[0].link
-        self._copying = Copying(self._link, self._handles, self._submit)
 
     def __enter__(self) -> Session:
         return self
@@ -218,6 +217,11 @@ class Session(SessionBase):
         known = None if future is None else series.future(self._layout, future, 1, h)
         call = forecast_call(self._layout, wish, self.version, sessions=[self.id], past=inputs, future=known)
         return self._rows(wish, call)
+
+    @property
+    def _copying(self) -> Copying:
+        # Made for each call: if it were kept, a session that nobody has any more would be in a cycle, and not let go.
+        return Copying(self._link, self._handles, self._submit)
 
     def _rows(self, wish: Wish, call: StreamCall[Told]) -> Iterator[Any]:
         for told in answers(self._link, call, partial(self._copying.attempts, call.request)):
