@@ -310,7 +310,7 @@ async def test_a_slow_reader_holds_back_its_own_forecast_only(served: Served) ->
 
 
 def test_a_forecast_over_sigkill_has_the_same_bits(written: tuple[Path, Any], tmp_path: Path) -> None:
-    """From histories, a session and a pool, with paths; the session moved on meanwhile."""
+    """From histories and a session, with paths; the session moved on meanwhile."""
     store = f"sqlite:{tmp_path / 's.db'}"
     # More than what is on its way without being read.
     long = np.zeros((5, 600, 2), np.float32)
