@@ -200,6 +200,34 @@ def average(
     return b.model(signature), signature
 
 
+def attending() -> tuple[onnx.ModelProto, Signature]:
+    """One step a run: h = tanh(h + x + mean of memory), which an encoder gave and the graph hands through."""
+    b = Builder()
+    mean = b.add("ReduceMean", ["memory"], axes=[0], keepdims=0)
+    total = b.add("Tanh", [b.add("Add", [b.add("Add", ["h", "x"]), mean])], ["h_out"])
+    b.add("Identity", [total], ["y"])
+    b.add("Identity", [b.add("Identity", ["memory"])], ["memory_out"])
+    spec: dict[str, Any] = {"dtype": "float32", "shape": [-1, 4], "batch_axis": 0}
+    signature = Signature(
+        format=1,
+        inputs=[TensorSpec(name="x", **spec)],
+        outputs=[TensorSpec(name="y", **spec)],
+        states=[
+            StateSpec(input="h", output="h_out", from_encoder="h", **spec),
+            StateSpec(
+                input="memory",
+                output="memory_out",
+                from_encoder="memory",
+                dtype="float32",
+                shape=[3, -1, 4],
+                batch_axis=1,
+                start=[0.5],
+            ),
+        ],
+    )
+    return b.model(signature), signature
+
+
 def lonely() -> tuple[onnx.ModelProto, Signature]:
     """No batch axis: y [T, 2] = x + state, the state adds the last x."""
     b = Builder()

@@ -19,6 +19,7 @@ from statestream.signature import Signature, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Binding, Graph, Memory, providers_for
+from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.device_slab import DeviceSlab
 from statestream_server.models.memory.fused_rows import FusedRows
@@ -31,7 +32,7 @@ from tests.server.models import graphs
 from tests.server.models.test_rows import MODELS, same_bits, values
 
 CPU = providers_for("cpu")
-NAMES = ["LSTM-0-1", "LSTM-1-0", "GRU-2-1", "counter", "delay", "half nan", "double", "lonely"]
+NAMES = ["LSTM-0-1", "LSTM-1-0", "GRU-2-1", "counter", "delay", "half nan", "double", "lonely", "context"]
 """One part a row and several, float and whole numbers, with and without feedback, with and without a batch axis."""
 
 
@@ -264,7 +265,9 @@ class Careless(DeviceRows):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_proof_of_the_check(name: str) -> None:
     model, signature = MODELS[name]()
-    plain: Rows = NumpyRows(Graph(model.SerializeToString(), CPU), signature, check_inputs=True)
+    plain: Rows = NumpyRows(
+        Graph(model.SerializeToString(), CPU), signature, check_inputs=True, context=context_of(model, signature)
+    )
     if not is_batched(signature):
         plain = SerialisedRows(plain, single=False)
     for kind in (DeviceRows, FusedRows):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from statestream.signature import Signature, StateCheck, numpy_dtype, step_shape
 from statestream_server.arrays import Array
 from statestream_server.models.graphs.runtime import Graph, GraphError, providers_for
+from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.fused_rows import FusedRows
 from statestream_server.models.memory.numpy_rows import NumpyRows
@@ -59,6 +60,7 @@ MODELS: dict[str, Maker] = {
     "half nan": functools.partial(graphs.average, "float16", StateCheck.STATE_CHECK_NAN),
     "double": functools.partial(graphs.average, "float64"),
     "lonely": graphs.lonely,
+    "context": graphs.attending,
     "lookup": graphs.lookup,
 }
 
@@ -77,7 +79,9 @@ def pair(name: str, kind: str) -> tuple[Rows, Rows, Signature]:
     model, signature = MODELS[name]()
     both: list[Rows] = [
         KINDS[kind](model, signature, CPU, check_inputs=True),
-        NumpyRows(Graph(model.SerializeToString(), CPU), signature, check_inputs=True),
+        NumpyRows(
+            Graph(model.SerializeToString(), CPU), signature, check_inputs=True, context=context_of(model, signature)
+        ),
     ]
     for rows in both:
         rows.grow(CAPACITY)

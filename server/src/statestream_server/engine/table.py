@@ -246,6 +246,7 @@ class Table:
         self.lane.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         self.claiming[rows], self.epoch[rows] = False, 0
+        self.rows.free(rows)
         if scratch:
             self._free.give(rows)
             return

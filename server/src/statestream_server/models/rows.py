@@ -92,6 +92,9 @@ class Rows(Protocol):
     def copy(self, source: Ints, target: Ints) -> None:
         """Copies rows source [n] to rows target [n]; targets are distinct and no target is a source."""
 
+    def free(self, rows: Ints) -> None:
+        """Has rows [n] let go of what they share with others, as an encoder's output; they are nobody's."""
+
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """Runs the model once: from the states of rows `source` to the states of rows `target`.
 

@@ -8,7 +8,7 @@ whatever the slab's size. Rows whose new state fails its check are written to th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class SlabNames(NamedTuple):
 
     Attributes:
         before: Input: the column as items, shape [capacity × parts, *item].
-        after: Output: the same after the step; bind it to the memory of `before`.
+        after: Output: the same after the step; bind it to the memory of `before`. "" where the step only reads it.
         parts: How many items are one row.
         item: The shape of one.
     """
@@ -60,6 +60,7 @@ class Names:
         outputs: Outputs: for each of the signature's, [n, T, *step shape].
         slabs: Inputs and outputs: the columns.
         bad: Output: which rows failed their check, bool [1, n]; "" where no state is checked.
+        slots: Input: where the rows to read have what they share, int64 [n]; "" where they share nothing.
     """
 
     source: str
@@ -68,14 +69,16 @@ class Names:
     outputs: tuple[str, ...]
     slabs: tuple[SlabNames, ...]
     bad: str
+    slots: str = ""
 
 
-def fuse(model: onnx.ModelProto, signature: Signature) -> tuple[onnx.ModelProto, Names]:
+def fuse(model: onnx.ModelProto, signature: Signature, context: Collection[int] = ()) -> tuple[onnx.ModelProto, Names]:
     """Wraps a graph.
 
     Args:
         model: The graph as its author wrote it, weights included; it stays as it is.
         signature: Its signature, which fits it.
+        context: The places of states that rows share: these are read by slot, and not written.
 
     Raises:
         FusionError: Its opset is too old, an input is also an output, or a graph without a batch axis may refuse values
@@ -84,18 +87,18 @@ def fuse(model: onnx.ModelProto, signature: Signature) -> tuple[onnx.ModelProto,
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < _OLDEST_OPSET:
         raise FusionError(f"opset {opset}; wrapping needs {_OLDEST_OPSET} or higher")
-    return _Wrapper(model, signature, opset).wrap()
+    return _Wrapper(model, signature, opset, frozenset(context)).wrap()
 
 
 class _Wrapper:
     """Adds the nodes of the wrapping to a copy of a graph."""
 
-    def __init__(self, model: onnx.ModelProto, signature: Signature, opset: int) -> None:
+    def __init__(self, model: onnx.ModelProto, signature: Signature, opset: int, context: frozenset[int]) -> None:
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         self._model.ClearField("metadata_props")
         self._graph = self._model.graph
-        self._signature, self._opset = signature, opset
+        self._signature, self._opset, self._context = signature, opset, context
         self._reads: list[onnx.NodeProto] = []
         self._before: list[onnx.NodeProto] = []
         self._after: list[onnx.NodeProto] = []
@@ -106,6 +109,7 @@ class _Wrapper:
 
     def wrap(self) -> tuple[onnx.ModelProto, Names]:
         columns, prefix, states = columns_of(self._signature), self._prefix, self._signature.states
+        own = [place for place in range(len(columns)) if place not in self._context]
         places = [_place(state) for state in states] + [()] * (len(columns) - len(states))
         names = Names(
             source=f"{prefix}source",
@@ -114,22 +118,28 @@ class _Wrapper:
             outputs=tuple(self._leave(spec.name, Axes.of_tensor(spec)) for spec in self._signature.outputs),
             slabs=tuple(
                 SlabNames(
-                    f"{prefix}slab{i}", f"{prefix}slab{i}_out", math.prod(place or ()), column.shape[len(place or ()) :]
+                    f"{prefix}slab{i}",
+                    f"{prefix}slab{i}_out" if i in own else "",
+                    math.prod(place or ()),
+                    column.shape[len(place or ()) :],
                 )
                 for i, (column, place) in enumerate(zip(columns, places, strict=True))
             ),
-            bad=f"{prefix}bad" if any(is_checked(state) for state in states) else "",
+            bad=f"{prefix}bad" if any(is_checked(states[i]) for i in own if i < len(states)) else "",
+            slots=f"{prefix}slots" if self._context else "",
         )
         self._keep_types()
         updates = []
-        for state, slab, place in zip(states, names.slabs, places, strict=False):
+        for i, (state, slab, place) in enumerate(zip(states, names.slabs, places, strict=False)):
             rows = state.input if place is not None else self._enter(state.input, Axes.of_state(state))
-            self._put(self._reads, "Gather", [slab.before, self._items(self._reads, names.source, place)], rows, axis=0)
-            updates.append(state.output if place is not None else self._leave(state.output, Axes.of_state(state)))
+            read = self._items(self._reads, names.source if i in own else names.slots, place)
+            self._put(self._reads, "Gather", [slab.before, read], rows, axis=0)
+            if i in own:
+                updates.append(state.output if place is not None else self._leave(state.output, Axes.of_state(state)))
         target = self._target(names, updates, places)
         updates += [self._last(names.outputs[i]) for i in self._feedback()]
-        for slab, update, place in zip(names.slabs, updates, places, strict=True):
-            indices = self._indices(target, place)
+        for i, update in zip(own, updates, strict=True):
+            slab, indices = names.slabs[i], self._indices(target, places[i])
             self._put(self._after, "ScatterND", [slab.before, indices, update], slab.after)
         self._finish(names)
         return self._model, names
@@ -198,6 +208,10 @@ class _Wrapper:
         """The last step of [n, T, ...]."""
         return self._put(self._after, "Gather", [output, self._constant(np.asarray(-1, np.int64))], axis=1)
 
+    def _written(self) -> list[tuple[int, StateSpec]]:
+        """The states that a step writes, with their places."""
+        return [(i, state) for i, state in enumerate(self._signature.states) if i not in self._context]
+
     def _feedback(self) -> list[int]:
         names = [spec.name for spec in self._signature.outputs]
         return [names.index(name) for name in signatures.forecast_outputs(self._signature)]
@@ -206,7 +220,8 @@ class _Wrapper:
         """The rows to write, [n] or [1, n]: the target, or the scratch row for rows that fail their check."""
         target, checked, sums, wrongs = names.target, list[StateSpec](), list[str](), list[str]()
         alike: dict[tuple[int, np.dtype[np.generic], bool], list[tuple[StateSpec, str]]] = {}
-        for state, value, place in zip(self._signature.states, updates, places, strict=False):
+        for (_, state), value in zip(self._written(), updates, strict=False):
+            place = _place(state)
             if is_checked(state):
                 checked.append(state)
                 finite = state.check != StateCheck.STATE_CHECK_NAN
@@ -265,7 +280,8 @@ class _Wrapper:
         shared = set[str]().union(*(self._ancestors(state.output) for state in checked))
         reads = [node.output[0] for node in self._reads if node.op_type == "Gather"]
         lengths = []
-        for state, place, read in zip(self._signature.states, places, reads, strict=False):
+        for i, state in self._written():
+            place, read = places[i], reads[i]
             if state.input not in self._ancestors(state.output) | shared:
                 shape = self._put(self._after, "Shape", [read])
                 axis = self._constant(np.asarray([len(place or ())], np.int64))
@@ -289,7 +305,7 @@ class _Wrapper:
             for name in node.output
         }
         results: list[tuple[str, TensorSpec | StateSpec]] = [(spec.name, spec) for spec in self._signature.outputs]
-        results += [(state.output, state) for state in self._signature.states]
+        results += [(state.output, state) for _, state in self._written()]
         for name, spec in results:
             if self._ancestors(name) & refusing:
                 if not spec.HasField("batch_axis") or spec.shape[spec.batch_axis] >= 0:
@@ -322,11 +338,14 @@ class _Wrapper:
         outputs = zip(names.outputs, self._signature.outputs, strict=True)
         graph.input.append(_info(names.source, np.dtype(np.int64), ["n"]))
         graph.input.append(_info(names.target, np.dtype(np.int64), ["n"]))
+        if names.slots:
+            graph.input.append(_info(names.slots, np.dtype(np.int64), ["n"]))
         graph.input.extend(_step_info(name, spec) for name, spec in inputs)
         for slab, column in zip(names.slabs, columns_of(self._signature), strict=True):
             shape = ("items", *slab.item)
             graph.input.append(_info(slab.before, column.dtype, shape))
-            graph.output.append(_info(slab.after, column.dtype, shape))
+            if slab.after:
+                graph.output.append(_info(slab.after, column.dtype, shape))
         graph.output.extend(_step_info(name, spec) for name, spec in outputs)
         if names.bad:
             graph.output.append(_info(names.bad, np.dtype(np.bool_), [1, "n"]))

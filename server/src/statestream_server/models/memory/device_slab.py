@@ -133,6 +133,11 @@ class DeviceSlab:
             binding.hold(before, now)
             binding.fill(after, following)
 
+    def hold(self, binding: Binding, names: Sequence[str]) -> None:
+        """Binds the columns to inputs of a graph that only reads them."""
+        for name, now in zip(names, self._now, strict=True):
+            binding.hold(name, now)
+
     def turn(self) -> None:
         """What was written last is the slab from now on."""
         self._now, self._next = self._next, self._now

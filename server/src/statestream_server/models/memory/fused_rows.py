@@ -7,7 +7,7 @@ a large batch the run takes so long that the copies do not show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from statestream.contract.signature import Signature, StateCheck, TensorSpec, nu
 from statestream_server.arrays import Array, Bools, Ints, every
 from statestream_server.models.graphs.fusion import Names, fuse
 from statestream_server.models.graphs.runtime import Binding, Device, Graph
+from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.slab import SlabRows
 from statestream_server.models.rows import EVERYTHING, MAX_SLICE, SCRATCH_ROW, is_checked
 
@@ -61,14 +62,15 @@ class FusedRows(SlabRows):
             FusionError: The graph cannot be wrapped.
             GraphError: ONNX Runtime does not take the wrapped graph.
         """
-        super().__init__(signature)
-        self._graph = StepGraph(model, signature, device, check_inputs=check_inputs)
+        context = context_of(model, signature)
+        super().__init__(signature, context)
+        self._graph = StepGraph(model, signature, device, check_inputs=check_inputs, context=context)
         self._unfolded: StepGraph | None = None
         if unfolded is not None:
             # What was not finite would have left the window before anybody looked.
             whole = {window.input: EVERYTHING for window in signature.windows}
             checks = check_inputs if check_inputs is True else {**(check_inputs or {}), **whole}
-            self._unfolded = StepGraph(*unfolded, device, check_inputs=checks)
+            self._unfolded = StepGraph(*unfolded, device, check_inputs=checks, context=context)
             self.max_slice = unfolded_slice(self.row_nbytes)
 
     def grow(self, capacity: int) -> None:
@@ -82,14 +84,21 @@ class FusedRows(SlabRows):
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
         """One run of the wrapped graph; see `Rows.step`."""
         with self._lock:
-            if self._unfolded is not None and inputs[0].shape[1] > 1:
-                return self._unfolded.step(source, target, inputs, self._bind)
-            return self._graph.step(source, target, inputs, self._bind)
+            graph = self._graph if self._unfolded is None or inputs[0].shape[1] < 2 else self._unfolded
+            if self.contexts is None:
+                return graph.step(source, target, inputs, self._bind)
+            outputs, bad = graph.step(source, target, inputs, self._bind, self.contexts.of(source))
+            self._slab.share(source[~bad], target[~bad])
+            return outputs, bad
 
     def _bind(self, binding: Binding) -> None:
         # Both graphs call the columns alike, as their states are the same.
         for slab, array in zip(self._graph.slabs, self._slab.arrays, strict=True):
-            binding.fix(slab.before, slab.after, array.reshape(self._slab.capacity * slab.parts, *slab.item))
+            items = array.reshape(self._slab.capacity * slab.parts, *slab.item)
+            if slab.after:
+                binding.fix(slab.before, slab.after, items)
+            else:
+                binding.give(slab.before, items)
 
 
 class StepGraph:
@@ -100,7 +109,13 @@ class StepGraph:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, signature: Signature, device: Device, *, check_inputs: bool | Mapping[str, str]
+        self,
+        model: onnx.ModelProto,
+        signature: Signature,
+        device: Device,
+        *,
+        check_inputs: bool | Mapping[str, str],
+        context: Collection[int] = (),
     ) -> None:
         """Wraps and loads a graph as its author wrote it.
 
@@ -109,12 +124,13 @@ class StepGraph:
             signature: Its signature, which fits it.
             device: What it runs on.
             check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
+            context: The places of states that rows share; see contexts.py.
 
         Raises:
             FusionError: The graph cannot be wrapped.
             GraphError: ONNX Runtime does not take the wrapped graph.
         """
-        wrapped, self._names = fuse(model, signature)
+        wrapped, self._names = fuse(model, signature, context)
         self.slabs = self._names.slabs
         columns = {slab.before for slab in self.slabs}
         self._touching = {node.name for node in wrapped.graph.node if columns & set(node.input)}
@@ -139,7 +155,12 @@ class StepGraph:
         self._nbytes = 0
 
     def step(
-        self, source: Ints, target: Ints, inputs: Sequence[Array], bind: Callable[[Binding], None]
+        self,
+        source: Ints,
+        target: Ints,
+        inputs: Sequence[Array],
+        bind: Callable[[Binding], None],
+        slots: Ints | None = None,
     ) -> tuple[list[Array], Bools]:
         """One run; see `Rows.step`.
 
@@ -148,6 +169,7 @@ class StepGraph:
             target: [n] rows to write.
             inputs: In the signature's order.
             bind: Binds the slab, where batches of this shape have nothing bound yet.
+            slots: [n] where those rows have what they share; only where they share something.
 
         Raises:
             GraphError: ONNX Runtime refused the values or failed.
@@ -156,7 +178,7 @@ class StepGraph:
         if refused is not None:
             target = np.where(refused, SCRATCH_ROW, target)
         shape = inputs[0].shape[:2]
-        outputs, bad = (self._stages.get(shape) or self._stage(shape, bind)).run(source, target, inputs)
+        outputs, bad = (self._stages.get(shape) or self._stage(shape, bind)).run(source, target, inputs, slots)
         return outputs, bad if refused is None else bad | refused
 
     def _stage(self, shape: tuple[int, int], bind: Callable[[Binding], None]) -> _Stage:
@@ -205,6 +227,7 @@ class _Stage:
 
     def __init__(self, graph: Graph, names: Names, signature: Signature, count: int, steps: int) -> None:
         self._source, self._target = np.empty(count, np.int64), np.empty(count, np.int64)
+        self._slots = np.empty(count if names.slots else 0, np.int64)
         self._inputs = [_batch(spec, count, steps) for spec in signature.inputs]
         self._outputs = [_batch(spec, count, steps) for spec in signature.outputs]
         self._bad = np.zeros(count, np.bool_)
@@ -218,8 +241,10 @@ class _Stage:
         if names.bad:
             self.binding.take(names.bad, self._bad[np.newaxis])
 
-    def run(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+    def run(self, source: Ints, target: Ints, inputs: Sequence[Array], slots: Ints | None) -> tuple[list[Array], Bools]:
         self._source[:], self._target[:] = source, target
+        if slots is not None:
+            self._slots[:] = slots
         for mine, array in zip(self._inputs, inputs, strict=True):
             mine[...] = array
         if self._travels:
@@ -230,6 +255,8 @@ class _Stage:
     def _give(self) -> None:
         self.binding.give(self._names.source, self._source)
         self.binding.give(self._names.target, self._target)
+        if self._names.slots:
+            self.binding.give(self._names.slots, self._slots)
         for name, array in zip(self._names.inputs, self._inputs, strict=True):
             self.binding.give(name, array)
 

@@ -17,12 +17,13 @@ class _Wrapped:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self.grow, self.reset, self.read, self.write, self.copy = (
+        self.grow, self.reset, self.read, self.write, self.copy, self.free = (
             rows.grow,
             rows.reset,
             rows.read,
             rows.write,
             rows.copy,
+            rows.free,
         )
 
     @property

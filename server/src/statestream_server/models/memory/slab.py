@@ -5,30 +5,34 @@ from __future__ import annotations
 import contextlib
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from statestream.contract.signature import Signature
 from statestream_server.arrays import Array, Ints
+from statestream_server.models.memory.contexts import Contexts
 from statestream_server.models.rows import Column, columns_of, max_slice_of, start_values
 
 
 class Slab:
     """For every column an array [capacity, *shape] in memory that the operating system gives on first touch."""
 
-    def __init__(self, columns: Sequence[Column], start: Sequence[Array]) -> None:
+    def __init__(self, columns: Sequence[Column], start: Sequence[Array], contexts: Contexts | None = None) -> None:
         """An empty slab.
 
         Args:
             columns: The arrays, without the row axis.
             start: One row at position 0, an array of each column's shape.
+            contexts: Which of the columns rows share; None for none.
         """
         self.columns = tuple(columns)
         self.row_nbytes = sum(column.nbytes for column in columns)
         self.capacity = 0
         self.arrays: list[Array] = []
-        """[capacity, *shape] each. Do not keep them: `grow` moves them."""
+        """[capacity, *shape] each, of columns that rows share by slot. Do not keep them: `grow` moves them."""
+        self.contexts = contexts
+        self._shared = frozenset[int]() if contexts is None else contexts.columns
         self._start = list(start)
         self._memory: list[_Memory] = []
 
@@ -51,25 +55,57 @@ class Slab:
             self.arrays = [
                 memory.array(column, self.capacity) for memory, column in zip(self._memory, self.columns, strict=True)
             ]
+        if self.contexts is not None:
+            self.contexts.grow(capacity)
+            for place in self.contexts.columns:
+                self.arrays[place][0] = self._start[place]
 
     def reset(self, rows: Ints) -> None:
         """Sets rows [n] to the start values."""
-        for array, start in zip(self.arrays, self._start, strict=True):
-            array[rows] = start
+        if self.contexts is not None:
+            self.contexts.drop(rows)
+        for place, (array, start) in enumerate(zip(self.arrays, self._start, strict=True)):
+            if place not in self._shared:
+                array[rows] = start
 
     def read(self, rows: Ints) -> list[Array]:
         """Copies of rows [n], for every column [n, *shape]."""
-        return [array.take(rows, axis=0) for array in self.arrays]
+        if self.contexts is None:
+            return [array.take(rows, axis=0) for array in self.arrays]
+        slots = self.contexts.of(rows)
+        return [
+            array.take(slots if place in self.contexts.columns else rows, axis=0)
+            for place, array in enumerate(self.arrays)
+        ]
 
     def write(self, rows: Ints, values: Sequence[Array]) -> None:
         """Sets rows [n] to values, for every column [n, *shape]."""
-        for array, value in zip(self.arrays, values, strict=True):
-            array[rows] = value
+        slots = rows if self.contexts is None else self.contexts.fresh(rows)
+        for place, (array, value) in enumerate(zip(self.arrays, values, strict=True)):
+            array[slots if place in self._shared else rows] = value
+
+    def commit(self, source: Ints, target: Ints, values: Mapping[int, Array]) -> None:
+        """Sets rows target [n] to what a step made of rows source [n]: columns by place; others are shared."""
+        self.share(source, target)
+        for place, value in values.items():
+            self.arrays[place][target] = value
+
+    def share(self, source: Ints, target: Ints) -> None:
+        """Gives rows target [n] what rows source [n] share, where they are others."""
+        if self.contexts is not None and not np.array_equal(source, target):
+            self.contexts.share(source, target)
 
     def copy(self, source: Ints, target: Ints) -> None:
         """Copies rows source [n] to rows target [n]."""
-        for array in self.arrays:
-            array[target] = array.take(source, axis=0)
+        self.share(source, target)
+        for place, array in enumerate(self.arrays):
+            if place not in self._shared:
+                array[target] = array.take(source, axis=0)
+
+    def free(self, rows: Ints) -> None:
+        """Has rows [n] let go of what they share."""
+        if self.contexts is not None:
+            self.contexts.drop(rows)
 
 
 class SlabRows:
@@ -77,9 +113,10 @@ class SlabRows:
 
     row_by_row = False
 
-    def __init__(self, signature: Signature) -> None:
-        """Rows of a signature; capacity is 0 until `grow`."""
-        self._slab = Slab(columns_of(signature), start_values(signature))
+    def __init__(self, signature: Signature, context: Collection[int] = ()) -> None:
+        """Rows of a signature; capacity is 0 until `grow`. Those columns that are `context` rows share."""
+        self.contexts = Contexts(frozenset(context)) if context else None
+        self._slab = Slab(columns_of(signature), start_values(signature), self.contexts)
         self._lock = threading.Lock()
         self.columns = self._slab.columns
         self.row_nbytes = self._slab.row_nbytes
@@ -110,6 +147,10 @@ class SlabRows:
     def copy(self, source: Ints, target: Ints) -> None:
         """Copies rows to rows."""
         self._slab.copy(source, target)
+
+    def free(self, rows: Ints) -> None:
+        """Has rows let go of what they share."""
+        self._slab.free(rows)
 
 
 class _Memory:

@@ -17,6 +17,7 @@ from statestream_server.models.form.plan import Plan
 from statestream_server.models.graphs import guards
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
+from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
 from statestream_server.models.memory.numpy_rows import NumpyRows
@@ -133,7 +134,7 @@ def rows_of(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Devi
     """The rows that a verdict speaks of; `graph` only where they are not fused."""
     signature, hides = file.signature, verdict.hides
     if graph is not None:
-        return NumpyRows(graph, signature, check_inputs=hides)
+        return NumpyRows(graph, signature, check_inputs=hides, context=context_of(file.proto, signature))
     model = guards.guarded(file.whole())
     if not device.apart:
         unfolded = unfold.unfolded(model, signature) if verdict.unfolded else None

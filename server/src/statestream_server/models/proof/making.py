@@ -22,7 +22,6 @@ from statestream_server.models.form.surgery import Change
 from statestream_server.models.graphs import guards, operators
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, Graph, GraphError
-from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.policies import PaddedRows
 from statestream_server.models.model import BatchPolicy, ModelLoadError
 from statestream_server.models.proof import batches, forming, hiding, proof, sharing, warming, wiring
@@ -229,7 +228,7 @@ def _hidden(file: ModelFile, device: Device, way: Draws) -> Mapping[str, str]:
 
 def _proved(verdict: Verdict, file: ModelFile, graph: Graph, device: Device, way: Draws) -> tuple[Rows, Verdict]:
     """Rows that the graph itself gathers and commits, where they lie, if it can; else rows that NumPy does."""
-    plain = NumpyRows(graph, file.signature, check_inputs=verdict.hides)
+    plain = rows_of(dataclasses.replace(verdict, fused=False), file, graph, device)
     watch.doing("wrapping it with its memory")
     verdict = dataclasses.replace(verdict, fused=True)
     try:
