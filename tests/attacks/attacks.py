@@ -294,7 +294,7 @@ async def long_texts(found: Arena) -> None:
     """Texts of 15 MB, and many of the longest that is taken."""
     stub = inference_pb2_grpc.InferenceServiceStub(found.channel)
     for size in (15 << 20, 1 << 18, 4096):
-        request = pb.GenerateRequest(model="pair", text="a" * size, max_tokens=1)
+        request = pb.GenerateRequest(model="pair", texts=["a" * size], max_tokens=1)
         await asyncio.gather(*(found.read(stub.Generate(request)) for _ in range(2 if size > 1 << 20 else 20)))
 
 
@@ -348,7 +348,7 @@ async def errors_that_quote(found: Arena) -> None:
             await found.call(
                 sessions.GetSession(session_pb2.GetSessionRequest(model="counter", session_id="i" * size))
             ),
-            *await found.read(stub.Generate(pb.GenerateRequest(model="pair", text="a" * size + "?"))),
+            *await found.read(stub.Generate(pb.GenerateRequest(model="pair", texts=["a" * size + "?"]))),
         ]
         for answer in answers:
             assert isinstance(answer, Failure)

@@ -154,7 +154,7 @@ def example(kind: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Message
         "PredictRequest": pb.PredictRequest(model="scores", inputs=[scores]),
         "StepRequest": pb.StepRequest(model="counter", session_id="flood", inputs=[X]),
         "ForecastRequest": pb.ForecastRequest(model="loop", horizon=1, history=pb.History(inputs=[loop])),
-        "GenerateRequest": pb.GenerateRequest(model="pair", text="abc", max_tokens=1),
+        "GenerateRequest": pb.GenerateRequest(model="pair", texts=["abc"], max_tokens=1),
         "OpenSessionRequest": session_pb2.OpenSessionRequest(model="counter", session_id="flood"),
         "ForkSessionRequest": session_pb2.ForkSessionRequest(model="counter", session_id="flood", fork_id="fork"),
         "GetModelRequest": model_pb2.GetModelRequest(name="counter"),

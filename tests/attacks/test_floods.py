@@ -35,7 +35,7 @@ def test_every_method_with_a_field_that_grows_is_flooded() -> None:
     """The descriptors were walked: fields of messages in messages, and frames of streams, are there."""
     said = {str(flood) for flood in FLOODS}
     assert {"Stream.chunk.inputs.shape-small", "Stream.open.ids-distinct", "Predict.outputs-distinct"} <= said
-    assert {"Generate.text-long", "RestoreSession.snapshot-zeros", "Forecast.history.inputs-empty"} <= said
+    assert {"Generate.texts-long", "RestoreSession.snapshot-zeros", "Forecast.history.inputs-empty"} <= said
 
 
 @pytest.mark.parametrize("service", SERVICES)

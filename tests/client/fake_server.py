@@ -273,9 +273,24 @@ class Fake(
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         self._answer(context, lambda: self._model(request.model))
-        for number, letter in enumerate(request.text.upper()[: request.max_tokens or None]):
-            self._halt(number)
-            yield inference_pb2.GenerateResponse(text=letter, token=ord(letter))
+        letters = [text.upper()[: request.max_tokens or None] for text in request.texts]
+        if request.stream:
+            for number, letter in enumerate(letters[0]):
+                self._halt(number)
+                if number >= request.from_token:
+                    token = inference_pb2.GeneratedToken(text=letter, token=ord(letter), log_probability=-1.0)
+                    yield inference_pb2.GenerateResponse(tokens=[token])
+            return
+        several = max(1, request.sampling.num_samples, request.beam_search.n_best)
+        for place, whole in enumerate(letters):
+            self._halt(place)
+            tokens = [ord(letter) for letter in whole]
+            text = inference_pb2.GeneratedText(
+                text=whole, tokens=tokens, log_probabilities=[-1.0] * len(tokens), log_probability=-1.0 - len(tokens),
+                score=-1.0, ended=True,
+            )  # fmt: skip
+            source = inference_pb2.GeneratedSource(source=place, texts=[text] * several)
+            yield inference_pb2.GenerateResponse(sources=[source], version=1)
 
     # ── sessions ───────────────────────────────────────────────────────────────────────────────
 

@@ -51,6 +51,21 @@ OF_A_MODEL: dict[str, tuple[list[Any], Any]] = {
     "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
     "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
 }
+NOT_COUNTS: tuple[list[Any], Any] = (["3", 2.0, True, 0, -1, 2**32], (TypeError, ValueError))
+TEXTS: dict[str, tuple[list[Any], Any]] = {
+    "text": ([5, None, b"king", "\ud800", 1.5, ["a", 5], [[1.5]], ["a", [1]], {"a": 1}], (TypeError, ValueError)),
+    "max_tokens": NOT_COUNTS,
+    "temperature": (["1", True, 0, -1.0, float("nan"), float("inf")], (TypeError, ValueError)),
+    "top_k": NOT_COUNTS,
+    "top_p": (["1", True, 0, -0.5, 1.5, float("nan")], (TypeError, ValueError)),
+    "attention": (NOT_FLAGS, TypeError),
+}
+BEAMS: dict[str, tuple[list[Any], Any]] = {
+    "num_beams": NOT_COUNTS,
+    "n_best": ([*NOT_COUNTS[0], 2], (TypeError, ValueError)),
+    "length_penalty": (["1", True, float("nan"), 17, 1.0], (TypeError, ValueError)),
+    "early_stopping": ([*NOT_FLAGS, True], (TypeError, ValueError)),
+}
 WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Exception], ...]]]] = {
     # by method: by parameter: values, and what each of them is
     "client.session": {
@@ -86,12 +101,8 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
     },
     "client.forecast": {**OF_A_MODEL, **FORECAST},
     "client.forecast_steps": {name: wrong for name, wrong in (OF_A_MODEL | FORECAST).items() if name != "future"},
-    "client.generate": {
-        "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
-        "text": ([5, None, b"king", ["king"], "\ud800"], (TypeError, ValueError)),
-        "max_tokens": (["3", 2.0, True, 0, -1, 2**32], (TypeError, ValueError)),
-        "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
-    },
+    "client.generate": {**OF_A_MODEL, **TEXTS, **BEAMS, "num_samples": NOT_COUNTS, "seed": ([5], ValueError)},
+    "client.generate_steps": {**OF_A_MODEL, **TEXTS, "seed": ([5], ValueError)},
     "client.load_model": {
         "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
@@ -147,6 +158,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "session.forecast": {"h": 2},
     "pool.forecast": {"h": 2},
     "client.generate": {"model": "upper", "text": "king"},
+    "client.generate_steps": {"model": "upper", "text": "king"},
     "client.load_model": {"name": "sum"},
     "client.unload_model": {"name": "sum"},
     "client.move_sessions": {"share": 0.5},
@@ -318,3 +330,27 @@ async def test_a_client_says_whose_it_is(connect: Connect, twin: Twin, fake: Fak
     assert repr(client) == f"<Client of {fake.address}>"
     await twin.call(client.close)
     assert repr(client) == f"<Client of {fake.address}, closed>"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num_beams": 2, "n_best": 3}, "n_best is 3; there are 2 beams, expected so many at most"),
+        ({"num_beams": 2, "temperature": 0.5}, "both num_beams and temperature are given; texts are searched or drawn"),
+        ({"num_beams": 2, "num_samples": 2}, "both num_beams and num_samples are given"),
+        ({"n_best": 1}, "n_best goes with num_beams, which is not given"),
+        ({"length_penalty": 0.5}, "length_penalty goes with num_beams"),
+        ({"seed": 5}, "seed is given, and nothing is drawn; expected one of temperature, top_k, top_p"),
+        ({"num_beams": 2, "seed": 5}, "seed is given, and nothing is drawn"),
+    ],
+)
+async def test_ways_that_do_not_go_together(connect: Connect, twin: Twin, given: dict[str, Any], words: str) -> None:
+    client = await connect()
+    with pytest.raises(ValueError, match=words):
+        await twin.call(client.generate, "upper", "king", **given)
+
+
+async def test_tokens_come_of_one_text(connect: Connect, twin: Twin) -> None:
+    client = await connect()
+    with pytest.raises(ValueError, match="tokens come of one text at a time"):
+        await twin.collect(client.generate_steps, "upper", ["king"])

@@ -22,8 +22,9 @@ async def test_predict_generate_models_info_sessions(connect: Connect, twin: Twi
         await twin.call(client.predict, "double", np.ones(3))
     with pytest.raises(errors.BadTensor, match="fewer rows"):
         await twin.call(client.predict, "double", np.zeros((600_000, FEATURES), np.float32))
-    assert "".join(await twin.collect(client.generate, "upper", "king")) == "KING"
-    assert await twin.collect(client.generate, "upper", "king", max_tokens=2) == ["K", "I"]
+    assert await twin.call(client.generate, "upper", "king") == "KING"
+    assert await twin.call(client.generate, "upper", ["king", "up"], max_tokens=2) == ["KI", "UP"]
+    assert "".join(await twin.collect(client.generate_steps, "upper", "king")) == "KING"
     assert [model.name for model in await twin.call(client.models)] == ["sum", "double", "upper"]
     assert (await twin.call(client.load_model, "sum")).kind == "session"
     await twin.call(client.unload_model, "sum")
@@ -81,7 +82,7 @@ async def test_calls_are_repeated_while_the_server_cannot_answer(connect: Connec
     fake.unary_failures = 2
     assert (await twin.call(client.predict, "double", ones(1))).tolist() == [[2, 2]]
     fake.unary_failures = 2
-    assert "".join(await twin.collect(client.generate, "upper", "up")) == "UP"
+    assert await twin.call(client.generate, "upper", "up") == "UP"
 
 
 async def test_all_that_a_client_asks_carries_one_route_key(connect: Connect, twin: Twin, fake: Fake) -> None:

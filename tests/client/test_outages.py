@@ -110,7 +110,7 @@ async def test_an_answer_in_parts_is_finished_by_the_next_server(twin: Twin, fak
         await twin.call(session.step, ones())
         fake.halt = 2
         fake.gate.clear()
-        calls = {"generate": (client.generate, "upper", "abcd"), "forecast": (session.forecast, 4)}
+        calls = {"generate": (client.generate_steps, "upper", "abcd"), "forecast": (session.forecast, 4)}
         answer = asyncio.create_task(twin.collect(*calls[what]))
         await asyncio.to_thread(fake.halted.wait, 20)
         fake.go_away()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -233,30 +235,61 @@ async def test_predict_refuses_models_with_memory_and_unknown_outputs(caller: Ca
 
 
 async def test_generate_gives_symbols_of_the_vocabulary(caller: Caller) -> None:
-    """One token a message, its symbol, a log-probability of at most 0; `max_tokens` cuts; the same text twice."""
+    """A token with its symbol and a log-probability of at most 0; `max_tokens` cuts; the same text twice."""
     model = await _of_kind(caller, model_pb2.MODEL_KIND_GENERATE)
     source, decoding = model.encoder_signature.inputs[0].text, model.signature.decoding
     text = source.separator.join(list(source.vocabulary)[-3:])
     assert encode_text(source, text)
-    whole = await everything(caller.inference.Generate(pb.GenerateRequest(model=model.name, text=text)))
-    assert 0 < len(whole) <= decoding.max_tokens
-    for token in whole:
-        assert decoding.text.vocabulary[token.token] == token.text
-        assert token.token != decoding.end_token
-        assert token.log_probability <= 0
-    short = await everything(caller.inference.Generate(pb.GenerateRequest(model=model.name, text=text, max_tokens=1)))
-    assert [t.token for t in short] == [t.token for t in whole[:1]]
-    again = await everything(caller.inference.Generate(pb.GenerateRequest(model=model.name, text=text)))
-    assert [t.token for t in again] == [t.token for t in whole]
+    whole = await _texts(caller, model=model.name, texts=[text])
+    tokens, separator = list(whole[0].tokens), decoding.text.separator
+    assert 0 < len(tokens) <= decoding.max_tokens
+    assert decoding.end_token not in tokens
+    assert whole[0].text == separator.join(decoding.text.vocabulary[token] for token in tokens)
+    assert max(whole[0].log_probabilities) <= 0
+    short = await _texts(caller, model=model.name, texts=[text], max_tokens=1)
+    assert list(short[0].tokens) == tokens[:1]
+    assert await _texts(caller, model=model.name, texts=[text]) == whole
+    parts = await everything(caller.inference.Generate(pb.GenerateRequest(model=model.name, texts=[text], stream=True)))
+    assert [token.token for part in parts for token in part.tokens] == tokens
+    assert "".join(token.text for part in parts for token in part.tokens) == whole[0].text
+
+
+async def test_generate_takes_tokens_in_place_of_text(caller: Caller) -> None:
+    """The tokens of several sources, one after the other; beams and draws of each."""
+    model = await _of_kind(caller, model_pb2.MODEL_KIND_GENERATE)
+    words = model.encoder_signature.inputs[0].text
+    sources = [list(range(len(words.vocabulary)))[-size:] for size in (2, 3)]
+    given = {
+        "tokens": np.asarray([*sources[0], *sources[1]], "<i8").tobytes(),
+        "lengths": np.asarray([2, 3], "<u4").tobytes(),
+    }
+    texts = [words.separator.join(words.vocabulary[token] for token in source) for source in sources]
+    assert await _texts(caller, model=model.name, **given) == await _texts(caller, model=model.name, texts=texts)
+    search = pb.BeamSearch(num_beams=3, n_best=3)
+    best = await _texts(caller, model=model.name, beam_search=search, **given)
+    assert 2 <= len(best) <= 6
+    sampling = pb.Sampling(num_samples=3, seed=5)
+    drawn = await _texts(caller, model=model.name, sampling=sampling, **given)
+    assert len(drawn) == 6
+    assert await _texts(caller, model=model.name, sampling=sampling, **given) == drawn
 
 
 async def test_generate_refuses_what_it_cannot_encode(caller: Caller, subject: Subject) -> None:
-    """No text, a model that is no encoder-decoder."""
+    """Nothing, no text, a model that is no encoder-decoder."""
     model = await _of_kind(caller, model_pb2.MODEL_KIND_GENERATE)
-    empty = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model=model.name))))
-    assert (empty.code, empty.reason, empty.fields) == ("INVALID_ARGUMENT", "BAD_TENSOR", ["text"])
-    other = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model=subject.name, text="a"))))
+    nothing = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model=model.name))))
+    assert (nothing.code, nothing.reason, nothing.fields) == ("INVALID_ARGUMENT", "BAD_FRAME", ["texts"])
+    empty = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model=model.name, texts=[""]))))
+    assert (empty.code, empty.reason, empty.fields) == ("INVALID_ARGUMENT", "BAD_TENSOR", ["texts"])
+    other = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model=subject.name, texts=["a"]))))
     assert other.reason == "UNSUPPORTED"
+
+
+async def _texts(caller: Caller, **request: Any) -> list[pb.GeneratedText]:
+    """What a call gives, source by source."""
+    parts = await everything(caller.inference.Generate(pb.GenerateRequest(**request)))
+    sources = sorted((source for part in parts for source in part.sources), key=lambda each: each.source)
+    return [text for source in sources for text in source.texts]
 
 
 async def test_outputs_are_named_typed_and_shaped_as_the_signature_says(caller: Caller, subject: Subject) -> None:

@@ -233,9 +233,9 @@ class TestOnAServer:
 
     async def test_forecasts_and_texts_have_limits_of_their_own(self, local: Local) -> None:
         caller = Caller(local.channel)
-        text = pb.GenerateRequest(model="pair", text="a" * (Limits().max_text_symbols + 1))
+        text = pb.GenerateRequest(model="pair", texts=["a" * (Limits().max_text_symbols + 1)])
         failure = await failing(caller.inference.Generate(text).read())
-        assert (failure.reason, failure.metadata["field"]) == ("BAD_FRAME", "text")
+        assert (failure.reason, failure.metadata["field"]) == ("BAD_FRAME", "texts")
         history = tensor("x", np.zeros((Limits().max_forecast_series + 1, 1, 2), np.float32))
         forecast = pb.ForecastRequest(model="loop", horizon=2, history=pb.History(inputs=[history]))
         failure = await failing(caller.inference.Forecast(forecast).read())

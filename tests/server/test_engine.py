@@ -200,10 +200,12 @@ async def test_a_text_is_decoded_as_by_hand(local: Local) -> None:
             if token == decoding.end_token:
                 break
             expected.append((token, float(scores[token] - np.log(np.exp(scores).sum()))))
-        call = Caller(local.channel).inference.Generate(pb.GenerateRequest(model="pair", text=text))
+        call = Caller(local.channel).inference.Generate(pb.GenerateRequest(model="pair", texts=[text], stream=True))
         found = await everything(call)
-        assert [one.token for one in found] == [token for token, _ in expected]
-        np.testing.assert_allclose([one.log_probability for one in found], [p for _, p in expected], rtol=1e-4)
+        assert [one.tokens[0].token for one in found] == [token for token, _ in expected]
+        np.testing.assert_allclose(
+            [one.tokens[0].log_probability for one in found], [p for _, p in expected], rtol=1e-4
+        )
         lengths.add(len(found))
     assert lengths
 
@@ -213,8 +215,8 @@ async def test_texts_are_decoded_side_by_side(local: Local) -> None:
     caller = Caller(local.channel)
 
     async def text(value: str) -> list[int]:
-        found = await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", text=value)))
-        return [one.token for one in found]
+        found = await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", texts=[value])))
+        return list(found[0].sources[0].texts[0].tokens)
 
     values = ["abc", "h", "gfedcba", "bb", "cafe", "dada", "face", "bead"]
     alone = [await text(value) for value in values]

@@ -219,8 +219,8 @@ async def test_values_that_trap_a_processor_are_bad_tensors_for_every_kind_of_mo
         assert (refused.failure.reason, words in refused.failure.message) == ("BAD_TENSOR", True)
         assert answered.outputs["y"].tolist() == [[10]]
         assert (await speaker.step(0, 0, {"x": np.asarray([[15]])})).outputs["y"].tolist() == [[5]]
-        text = pb.GenerateRequest(model="pair", text="01")
+        text = pb.GenerateRequest(model="pair", texts=["01"])
         failure = await failing(everything(caller.inference.Generate(text)))
         assert (failure.reason, words in failure.message) == ("BAD_TENSOR", True)
-        await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", text="21")))
+        await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", texts=["21"])))
         await serves_on(local.channel)

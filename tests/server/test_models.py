@@ -15,6 +15,7 @@ from statestream.v1 import model_pb2
 from statestream.v1 import session_pb2 as sessions
 from statestream_server.drivers.asking import Request
 from statestream_server.drivers.bands import Past
+from statestream_server.drivers.generate import Request as Text
 from tests.server.models.graphs import save
 from tests.support import models
 from tests.support.arrays import same_bits, tensor
@@ -59,7 +60,7 @@ class TestModels:
         forecast = server.forecaster.from_history(local.table("loop"), past, Request(9))
         await anext(forecast)
         pair = server.registry.get("pair")
-        text = server.generator.generate(pair.model, pair.table, "ab", 0)
+        text = server.generator.generate(pair.model, pair.table, Text(["ab"], stream=True))
         await anext(text)
         with local.engine_held():
             predict = pb.PredictRequest(model="scores", inputs=[tensor("x", np.ones((2, 4), np.float32))])
@@ -125,9 +126,9 @@ class TestModels:
 
     async def test_a_text_with_an_unknown_symbol(self, local: Local) -> None:
         caller = Caller(local.channel)
-        failure = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model="pair", text="aZ"))))
-        assert (failure.reason, failure.fields) == ("BAD_TENSOR", ["text"])
-        assert await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", text="ab")))
+        failure = await failing(everything(caller.inference.Generate(pb.GenerateRequest(model="pair", texts=["aZ"]))))
+        assert (failure.reason, failure.fields) == ("BAD_TENSOR", ["texts"])
+        assert await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", texts=["ab"])))
 
 
 class TestModelChanged:

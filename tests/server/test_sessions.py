@@ -273,9 +273,9 @@ class TestCallersThatGoAway:
 
     async def test_a_text_that_nobody_reads_frees_its_row(self, local: Local) -> None:
         caller, table = Caller(local.channel), local.table("pair")
-        await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", text="abc")))
+        await everything(caller.inference.Generate(pb.GenerateRequest(model="pair", texts=["abc"])))
         free = len(table._free)
-        call = caller.inference.Generate(pb.GenerateRequest(model="pair", text="abcdefgh"))
+        call = caller.inference.Generate(pb.GenerateRequest(model="pair", texts=["abcdefgh"], stream=True))
         await call.read()
         call.cancel()
         await local.until(lambda: len(table._free) == free and not table.lane.queued)

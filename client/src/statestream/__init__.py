@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from statestream.settings import Settings
     from statestream.sync import Client, Pool, Session, connect
+    from statestream.texts import Generated, GeneratedToken
     from statestream.views import Limits, Model, ServerInfo, SessionInfo
 
 __version__ = "0.1.0"
@@ -69,6 +70,8 @@ __all__ = [
     "Client",
     "Closed",
     "Draining",
+    "Generated",
+    "GeneratedToken",
     "InternalError",
     "InvalidRequest",
     "Limits",
@@ -115,6 +118,8 @@ __all__ = [
 
 _ROOMS = {
     "Client": "sync",
+    "Generated": "texts",
+    "GeneratedToken": "texts",
     "Limits": "views",
     "Model": "views",
     "Pool": "sync",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -307,14 +308,95 @@ def _is_real(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def check_generate(model: object, text: object, max_tokens: object, version: object) -> None:
-    """What a text is asked with; it may be empty."""
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How tokens are chosen: by beam search, drawn, or greedily where nothing is said."""
+
+    num_beams: Any = None
+    n_best: Any = None
+    length_penalty: Any = None
+    early_stopping: Any = False
+    num_samples: Any = None
+    temperature: Any = None
+    top_k: Any = None
+    top_p: Any = None
+    seed: Any = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether they are drawn."""
+        return any(each is not None for each in (self.num_samples, self.temperature, self.top_k, self.top_p))
+
+
+MOST_PENALTY = 16
+"""Of a length penalty, up and down."""
+
+
+def check_generate(model: object, version: object, ways: Ways, max_tokens: object, attention: object) -> None:
+    """What texts are asked with.
+
+    Raises:
+        TypeError: One is of another type.
+        ValueError: One has a value that it cannot have, or two do not go together.
+    """
     check_model(model, version)
-    if not isinstance(text, str):
-        raise TypeError(f"text is {came(text)}; expected a str")
-    _size("text", text)
     if max_tokens is not None:
         check_whole("max_tokens", max_tokens, hint=", or None")
+    check_flag("attention", attention)
+    check_flag("early_stopping", ways.early_stopping)
+    for name, least, most in (
+        ("num_beams", 1, MOST_STEPS),
+        ("n_best", 1, MOST_STEPS),
+        ("num_samples", 1, MOST_STEPS),
+        ("top_k", 1, MOST_STEPS),
+        ("seed", 0, MOST_SEED),
+    ):
+        if getattr(ways, name) is not None:
+            check_whole(name, getattr(ways, name), least, most, ", or None")
+    for name, low, high, said in (
+        ("temperature", 0, np.inf, "more than 0"),
+        ("top_p", 0, 1, "more than 0, and 1 at most"),
+        ("length_penalty", -MOST_PENALTY, MOST_PENALTY, f"-{MOST_PENALTY} to {MOST_PENALTY}"),
+    ):
+        value = getattr(ways, name)
+        if value is None:
+            continue
+        if not _is_real(value):
+            raise TypeError(f"{name} is {came(value)}; expected a number, {said}, or None")
+        above = low <= value if name == "length_penalty" else low < value
+        if not (above and value <= high and np.isfinite(value)):
+            raise ValueError(f"{name} is {value:g}; expected {said}")
+    _check_ways(ways)
+
+
+def _check_ways(ways: Ways) -> None:
+    """What goes together of beams and draws."""
+    if ways.draws and ways.num_beams is not None:
+        drawn = next(
+            name for name in ("num_samples", "temperature", "top_k", "top_p") if getattr(ways, name) is not None
+        )
+        raise ValueError(f"both num_beams and {drawn} are given; texts are searched or drawn: expected one of them")
+    if ways.num_beams is None:
+        for name in ("n_best", "length_penalty", "early_stopping"):
+            if getattr(ways, name) not in (None, False):
+                raise ValueError(f"{name} goes with num_beams, which is not given; expected both or neither")
+    elif ways.n_best is not None and ways.n_best > ways.num_beams:
+        raise ValueError(f"n_best is {ways.n_best}; there are {ways.num_beams} beams, expected so many at most")
+    if ways.seed is not None and not ways.draws:
+        raise ValueError(
+            "seed is given, and nothing is drawn; expected one of temperature, top_k, top_p and num_samples with it"
+        )
+
+
+def check_source(text: str) -> str:
+    """A text to be encoded; it may be empty."""
+    _size("text", text)
+    return text
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number; neither a bool nor a float is one."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_items(items: object, live: tuple[type, ...], pool: bool = False) -> None:

@@ -17,7 +17,6 @@ from statestream import arguments, calls, views
 from statestream.contract import protocol
 from statestream.layout import Layout
 from statestream.v1 import (
-    inference_pb2,
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
@@ -235,14 +234,4 @@ def predict(
         lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Predict,
         request,
         lambda response: calls.read_outputs(response.outputs),
-    )
-
-
-def generate(model: str, text: str, max_tokens: int | None, version: int | None) -> StreamCall[str]:
-    """The symbols that a text is answered with. Decoding is greedy, so another try says the same again."""
-    arguments.check_generate(model, text, max_tokens, version)
-    return StreamCall(
-        lambda channel: inference_pb2_grpc.InferenceServiceStub(channel).Generate,
-        inference_pb2.GenerateRequest(model=model, version=version or 0, text=text, max_tokens=max_tokens or 0),
-        lambda response: (response.text,),
     )

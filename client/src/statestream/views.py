@@ -71,6 +71,8 @@ class Limits:
     max_forecast_samples: int = 0
     max_answer_bytes: int = 0
     max_kept_bytes: int = 0
+    max_generate_sources: int = 0
+    max_beams: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,8 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
             max_forecast_samples=limits.max_forecast_samples,
             max_answer_bytes=limits.max_answer_bytes,
             max_kept_bytes=limits.max_kept_bytes,
+            max_generate_sources=limits.max_generate_sources,
+            max_beams=limits.max_beams,
         ),
     )
 

@@ -56,6 +56,8 @@ class Limits:
     max_answer_bytes: int = 64 << 20
     max_kept_bytes: int = 64 << 20
     max_forecast_samples: int = 10_000
+    max_generate_sources: int = 1 << 12
+    max_beams: int = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,13 +175,22 @@ def _check_window(signature: Signature, window: Window) -> None:
 
 def _check_decoding(signature: Signature) -> None:
     decoding = signature.decoding
-    size = len(decoding.text.vocabulary)
+    outputs = {spec.name: spec for spec in signature.outputs}
     if [spec.name for spec in signature.inputs] != [decoding.input]:
         raise SignatureError(f"decoding.input is {decoding.input!r}; expected the decoder's only input")
-    if decoding.output not in {spec.name for spec in signature.outputs}:
+    if decoding.output not in outputs:
         raise SignatureError(f"decoding.output is {decoding.output!r}; no such output")
+    if decoding.attention and (decoding.attention not in outputs or not step_shape(outputs[decoding.attention])):
+        raise SignatureError(f"decoding.attention is {decoding.attention!r}; no output with an axis of places")
+    size = step_shape(outputs[decoding.output])[-1] if step_shape(outputs[decoding.output]) else 0
+    if decoding.text.vocabulary:
+        if size >= 0 and size != len(decoding.text.vocabulary):
+            raise SignatureError(
+                f"decoding.text has {len(decoding.text.vocabulary)} symbols; output {decoding.output!r} scores {size}"
+            )
+        size = len(decoding.text.vocabulary)
     for name, token in (("start_token", decoding.start_token), ("end_token", decoding.end_token)):
         if not 0 <= token < size:
-            raise SignatureError(f"decoding.{name} is {token}; the vocabulary has {size} symbols")
+            raise SignatureError(f"decoding.{name} is {token}; there are {size} tokens")
     if not decoding.max_tokens:
         raise SignatureError("decoding.max_tokens is 0; expected 1 or more")

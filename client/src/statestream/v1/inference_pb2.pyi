@@ -448,23 +448,107 @@ class ForecastResponse(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., quantiles: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "version", "text", "max_tokens")
+    __slots__ = ("model", "version", "texts", "max_tokens", "tokens", "lengths", "sampling", "beam_search", "attention", "stream", "numbers", "from_token", "digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SEARCH_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    FROM_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
-    text: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
     max_tokens: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., text: _Optional[str] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    tokens: bytes
+    lengths: bytes
+    sampling: Sampling
+    beam_search: BeamSearch
+    attention: bool
+    stream: bool
+    numbers: bytes
+    from_token: int
+    digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., texts: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., tokens: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., beam_search: _Optional[_Union[BeamSearch, _Mapping]] = ..., attention: bool = ..., stream: bool = ..., numbers: _Optional[bytes] = ..., from_token: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "seed", "num_samples")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    num_samples: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., num_samples: _Optional[int] = ...) -> None: ...
+
+class BeamSearch(_message.Message):
+    __slots__ = ("num_beams", "n_best", "length_penalty", "early_stopping")
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    N_BEST_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOPPING_FIELD_NUMBER: _ClassVar[int]
+    num_beams: int
+    n_best: int
+    length_penalty: float
+    early_stopping: bool
+    def __init__(self, num_beams: _Optional[int] = ..., n_best: _Optional[int] = ..., length_penalty: _Optional[float] = ..., early_stopping: bool = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("text", "token", "log_probability")
+    __slots__ = ("sources", "tokens", "version", "digest")
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    sources: _containers.RepeatedCompositeFieldContainer[GeneratedSource]
+    tokens: _containers.RepeatedCompositeFieldContainer[GeneratedToken]
+    version: int
+    digest: str
+    def __init__(self, sources: _Optional[_Iterable[_Union[GeneratedSource, _Mapping]]] = ..., tokens: _Optional[_Iterable[_Union[GeneratedToken, _Mapping]]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class GeneratedSource(_message.Message):
+    __slots__ = ("source", "texts")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    source: int
+    texts: _containers.RepeatedCompositeFieldContainer[GeneratedText]
+    def __init__(self, source: _Optional[int] = ..., texts: _Optional[_Iterable[_Union[GeneratedText, _Mapping]]] = ...) -> None: ...
+
+class GeneratedText(_message.Message):
+    __slots__ = ("text", "tokens", "log_probabilities", "log_probability", "score", "ended", "attention")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    log_probabilities: _containers.RepeatedScalarFieldContainer[float]
+    log_probability: float
+    score: float
+    ended: bool
+    attention: _tensor_pb2.Tensor
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., log_probabilities: _Optional[_Iterable[float]] = ..., log_probability: _Optional[float] = ..., score: _Optional[float] = ..., ended: bool = ..., attention: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class GeneratedToken(_message.Message):
+    __slots__ = ("text", "token", "log_probability", "attention")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     text: str
     token: int
     log_probability: float
-    def __init__(self, text: _Optional[str] = ..., token: _Optional[int] = ..., log_probability: _Optional[float] = ...) -> None: ...
+    attention: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, text: _Optional[str] = ..., token: _Optional[int] = ..., log_probability: _Optional[float] = ..., attention: _Optional[_Iterable[float]] = ...) -> None: ...

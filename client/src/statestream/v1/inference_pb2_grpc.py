@@ -113,7 +113,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Encodes a source, then decodes it greedily, one token a message.
+        """Encodes sources, then decodes a text for each: greedily, drawn, or by beam search.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

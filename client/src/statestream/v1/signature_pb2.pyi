@@ -209,17 +209,19 @@ class Text(_message.Message):
     def __init__(self, vocabulary: _Optional[_Iterable[str]] = ..., separator: _Optional[str] = ..., unknown: _Optional[str] = ...) -> None: ...
 
 class Decoding(_message.Message):
-    __slots__ = ("input", "output", "start_token", "end_token", "text", "max_tokens")
+    __slots__ = ("input", "output", "start_token", "end_token", "text", "max_tokens", "attention")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     START_TOKEN_FIELD_NUMBER: _ClassVar[int]
     END_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     input: str
     output: str
     start_token: int
     end_token: int
     text: Text
     max_tokens: int
-    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    attention: str
+    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., max_tokens: _Optional[int] = ..., attention: _Optional[str] = ...) -> None: ...

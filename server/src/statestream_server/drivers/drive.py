@@ -74,6 +74,8 @@ class Drive:
         priority: Priority,
         outputs: Sequence[str],
         most: int,
+        *,
+        weight: int = 0,
     ) -> None:
         """A drive without rows yet.
 
@@ -84,12 +86,15 @@ class Drive:
             priority: The class of their work.
             outputs: The outputs that `step` gives, by name.
             most: The most rows that it will have at a time.
+            weight: As how many rows they count where a policy looks at them, if as more.
         """
         self.table = table
         self.rows: Ints = np.empty(0, np.int64)
         """[R] the rows, in the policy's order."""
         self.most = most
         """The most rows that it will have at a time."""
+        self.weight = max(most, weight)
+        """As how many rows they count where a policy looks at them."""
         self._engine = engine
         self._limits = limits
         self._priority = priority
@@ -227,7 +232,7 @@ async def roll(drive: Drive, policy: Policy[T], outputs: Sequence[Array], begin:
     """
     step = 0
     while True:
-        move = await aside(drive.most, policy.next, step, outputs)
+        move = await aside(drive.weight, policy.next, step, outputs)
         if move.told is not None and step >= begin:
             yield move.told
         if move.inputs is None:

@@ -12,6 +12,7 @@ from statestream.contract.signature import Signature
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.arrays import Array
 from statestream_server.models.rows import Rows
+from statestream_server.models.words import Words
 
 
 class ModelLoadError(Exception):
@@ -77,6 +78,8 @@ class Model:
         graph: The graph of a model without memory, else None.
         encoder: The encoder's graph, only of an encoder-decoder.
         encoder_signature: The encoder's inputs and outputs.
+        reads: How the text of an encoder-decoder becomes tokens; None where only tokens do.
+        writes: How tokens become its text; None where they stay tokens.
         batch_invariance: Whether its sessions, or its calls, answer the same alone and among others.
         invariance_note: What was tried and what came out, one sentence.
         encoder_invariance: The same of the encoder.
@@ -96,6 +99,8 @@ class Model:
     graph: Predictor | None = None
     encoder: Predictor | None = None
     encoder_signature: Signature | None = None
+    reads: Words | None = None
+    writes: Words | None = None
     batch_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED
     invariance_note: str = ""
     encoder_invariance: BatchInvariance = BatchInvariance.BATCH_INVARIANCE_UNSPECIFIED

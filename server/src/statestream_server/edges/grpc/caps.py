@@ -38,7 +38,7 @@ class Caps:
         """Caps by `limits`, which GetServerInfo tells."""
         self._limits = limits
         self._texts = {
-            "statestream.v1.GenerateRequest.text": limits.max_text_symbols * _SYMBOL_BYTES,
+            "statestream.v1.GenerateRequest.texts": limits.max_text_symbols * _SYMBOL_BYTES,
             "statestream.v1.ListSessionsRequest.page_token": _TOKEN_BYTES,
         }
         self._counts = {
@@ -46,6 +46,7 @@ class Caps:
             "statestream.v1.ChunkFrame.cursors": limits.max_frame_chunks,
             "statestream.v1.ForecastSessions.ids": limits.max_forecast_series,
             "statestream.v1.ForecastRequest.quantiles": MAX_QUANTILES,
+            "statestream.v1.GenerateRequest.texts": limits.max_generate_sources,
         }
         self._plans: dict[object, Sequence[tuple[str, _Check]]] = {}
 

@@ -11,7 +11,7 @@ from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server import caller
 from statestream_server.arrays import Array
-from statestream_server.edges.grpc import forecasting, wire
+from statestream_server.edges.grpc import forecasting, generating, wire
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
@@ -94,12 +94,10 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Decodes a text, one message a token."""
-        generator = self._server.generator
-        model, table = generator.model(request.model, request.version)
-        async with aclosing(generator.generate(model, table, request.text, request.max_tokens)) as tokens:
-            async for token in tokens:
-                yield pb.GenerateResponse(text=token.text, token=token.number, log_probability=token.log_probability)
+        """Decodes texts: one message a token, or whole ones as they come to be."""
+        async with aclosing(generating.answers(self._server, request)) as responses:
+            async for response in responses:
+                yield response
 
 
 def _mark(request: pb.StepRequest) -> int:

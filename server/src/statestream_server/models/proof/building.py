@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 import onnx
 
 from statestream.contract.signature import Signature
-from statestream_server.models.files import couples
+from statestream_server.models.files import couples, tokenizer
 from statestream_server.models.files.modelfile import ModelFile
 from statestream_server.models.form import unfold
 from statestream_server.models.form.plan import Plan
@@ -28,6 +29,7 @@ from statestream_server.models.proof.draws import Draws
 from statestream_server.models.proof.sharing import SharedGraph, Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
 from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
+from statestream_server.models.words import Vocabulary
 
 _MOST_TWICE: Final = 32 << 20
 """Bytes of a file that is loaded once for one step and once for several."""
@@ -97,6 +99,7 @@ def build(
             model.encoder_signature, found = encoder.signature, Sharing(*verdict.encoder_shared)
             model.encoder = SharedGraph(graph_of(encoder, device), encoder.signature, found, policy)
             model.encoder_invariance, model.encoder_note = found.finding, found.note
+            _give_words(model, path)
         if kind == Kind.PREDICT:
             graph = graph_of(file, device)
             model.graph = SharedGraph(graph, file.signature, Sharing(*verdict.shared), policy)
@@ -113,6 +116,18 @@ def build(
                 one.check_unchanged()
                 model.files += tuple(stamp.path for stamp in one.stamps)
         return model
+
+
+def _give_words(model: Model, path: Path) -> None:
+    """Gives an encoder-decoder what its texts are: the vocabularies of its signatures, else the tokenizer beside it."""
+    assert model.encoder_signature is not None
+    texts = (model.encoder_signature.inputs[0].text, model.signature.decoding.text)
+    read = tokenizer.beside(path) if not all(text.vocabulary for text in texts) else None
+    other = None if read is None else read.words
+    model.reads, model.writes = (Vocabulary(text) if text.vocabulary else other for text in texts)
+    if read is not None:
+        model.files += (read.path,)
+        model.digest = hashlib.sha256(f"{model.digest} {read.digest}".encode()).hexdigest()
 
 
 WAYS: Final[Mapping[str, Callable[[Rows], Rows]]] = {
