@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from statestream import aio, errors
+from statestream.signature import encode_text
 from statestream_export.datasets import tables
 from statestream_export.datasets.files import Source
 from statestream_export.datasets.images import digits
@@ -22,6 +23,7 @@ from statestream_export.training import reproducible
 from tests.export.modules import session
 from tests.export.test_recipes import run
 from tests.support.serving import serving
+from tests.support.texts import Plain
 
 
 @pytest.mark.parametrize("name", ["rows", "rows-lstm"])
@@ -93,6 +95,28 @@ async def test_a_decoder_with_attention_finds_the_memory_in_every_step(tmp_path:
         answers = dict(zip(PAIRS, await asyncio.gather(*map(said, PAIRS)), strict=True))
         assert answers == PAIRS
         assert len(await said("incomprehensibilities")) <= MAX_TOKENS  # longer than the memory: served, not refused
+        await searched_as_by_hand(client, tmp_path / "models/antonyms-attention/1", "antonyms-attention")
+        text = await client.generate("antonyms-attention", "king", attention=True)
+        assert text.attention.shape == (len("queen"), len("king"))
+        np.testing.assert_allclose(text.attention.sum(1), 1, atol=1e-5)
+
+
+async def test_beams_of_a_recipe_are_those_of_a_search_by_hand() -> None:
+    models = Path(__file__).parents[2] / "deploy/models"
+    async with serving(models) as local, aio.connect(local.address) as client:
+        await searched_as_by_hand(client, models / "antonyms/1", "antonyms")
+
+
+async def searched_as_by_hand(client: aio.Client, folder: Path, name: str) -> None:
+    """Score by score, for words that it knows and others."""
+    plain, words = Plain(folder), ["king", "up", "mans", "old", "a"]
+    (spec,) = plain.encoder.signature.inputs
+    for beams, penalty in ((3, 1.0), (6, 0.0)):
+        found = await client.generate(name, words, num_beams=beams, n_best=beams, length_penalty=penalty)
+        for word, texts in zip(words, found, strict=True):
+            expected = plain.search(encode_text(spec.text, word), beams=beams, n_best=beams, penalty=penalty)
+            assert [text.tokens.tolist() for text in texts] == [said.tokens for said in expected]
+            np.testing.assert_allclose([text.score for text in texts], [said.score for said in expected], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["convnet", "credit", "income"])

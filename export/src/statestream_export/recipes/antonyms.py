@@ -110,7 +110,8 @@ class Translator(nn.Module):
         states = self.encoder(torch.tensor([encode_text(LETTERS, word)]))
         token, found = START, list[tuple[int, Tensor]]()
         while len(found) < MAX_TOKENS:
-            logits, *states = self.decoder(torch.tensor([[token]]), *states)
+            logits, *rest = self.decoder(torch.tensor([[token]]), *states)
+            states = rest[-len(states) :]
             token = int(logits[0, -1].argmax())
             if token == END:
                 break

@@ -65,8 +65,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The previous letter and a look at the word become scores of the next.
 
-    token [B, T] int64, states h, c, memory, mask → logits [B, T, 29] and the states. Memory and mask pass through
-    unchanged: they are states only so that every step finds them.
+    token [B, T] int64, states h, c, memory, mask → logits [B, T, 29], where each step looked [B, T, 16] and the states.
+    Memory and mask pass through unchanged: they are states only so that every step finds them.
     """
 
     letters: Tensor
@@ -82,12 +82,12 @@ class Decoder(nn.Module):
 
     def forward(
         self, token: Tensor, h: Tensor, c: Tensor, memory: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One-hot happens inside."""
         hidden, (h, c) = self.rnn(self.drop(self.letters[token]), (h, c))
-        context = self._weights(hidden, memory, mask) @ memory
-        joined = torch.tanh(self.join(torch.cat([hidden, context], -1)))
-        return self.head(self.drop(joined)), h, c, memory, mask
+        weights = self._weights(hidden, memory, mask)
+        joined = torch.tanh(self.join(torch.cat([hidden, weights @ memory], -1)))
+        return self.head(self.drop(joined)), weights, h, c, memory, mask
 
     def attention(self, token: Tensor, h: Tensor, c: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         """How much each step looks at each letter, [B, T, 16]; each row sums to 1."""
@@ -143,7 +143,7 @@ class AntonymsAttention(Antonyms):
                 "memory": State(torch.zeros(1, WINDOW, HIDDEN), from_encoder="memory"),
                 "mask": State(torch.zeros(1, WINDOW), from_encoder="mask"),
             },
-            outputs=["logits"],
+            outputs=["logits", "attention"],
             time_axis=1,
             path=folder / "decoder.onnx",
             classes={"logits": VOCABULARY},
@@ -154,6 +154,7 @@ class AntonymsAttention(Antonyms):
                 end_token=END,
                 text=LETTERS,
                 max_tokens=MAX_TOKENS,
+                attention="attention",
             ),
             description="Spells the antonym of the word that the encoder read, looking back at its letters.",
         )
