@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import curves, figures, models, page, processes, profile, quantized, resident, table, voice
+from benchmarks import curves, figures, models, page, processes, profile, quantized, resident, table, texts, voice
 from benchmarks.cases import Bench
 from benchmarks.table import Result
 
@@ -51,6 +51,7 @@ def main(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         made = models.make(folder / "models")
+        texts.make(folder / "models")
         rows = _compare(folder, rounds, seconds, only, known if with_curves else None)
         if residents:
             rows += resident.rows(folder / "models", folder, residents, rounds, seconds)
@@ -82,7 +83,8 @@ def _compare(folder: Path, rounds: int, seconds: float, only: str | None, known:
             stack.enter_context(processes.naive(folder / "models" / "lstm" / "1" / "model.onnx")),
             folder / "models",
         )
-        rows = [row for row in table.rows(bench, seconds) if not only or only in row.name]
+        every = [*table.rows(bench, seconds), *texts.rows(bench.ours, bench.models, seconds)]
+        rows = [row for row in every if not only or only in row.name]
         for _ in track(range(rounds), "measuring"):
             for row in rows:
                 row.measure()

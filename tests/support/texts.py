@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
+from statestream import signature as signatures
 from statestream.signature import Decoding, Signature, StateSpec, TensorSpec, Text, start_row
 from statestream_server.arrays import Array
 from tests.server.models.graphs import Builder, save
@@ -21,12 +22,31 @@ START, END = 0, 1
 
 
 def write_pair(
-    folder: Path, *, seed: int = 0, letters: int = 8, hidden: int = 5, attends: bool = False, most: int = 9
+    folder: Path,
+    *,
+    seed: int = 0,
+    letters: int = 8,
+    hidden: int = 5,
+    attends: bool = False,
+    most: int = 9,
+    end: float = 0.0,
+    spelt: bool = True,
 ) -> Path:
-    """Writes encoder.onnx and decoder.onnx; the encoder reads a, b, c, …, the decoder writes them too."""
+    """Writes encoder.onnx and decoder.onnx; the encoder reads a, b, c, …, the decoder writes them too.
+
+    `end` is added to the score of the end token; signatures that are not `spelt` have no vocabulary.
+    """
     symbols = [chr(ord("a") + number) for number in range(letters)]
-    save(_encoder(seed, symbols, hidden, attends), folder, "encoder.onnx")
-    save(_decoder(seed + 1, symbols, hidden, attends, most), folder, "decoder.onnx")
+    both = [_encoder(seed, symbols, hidden, attends), _decoder(seed + 1, symbols, hidden, attends, most, end)]
+    for model, name in zip(both, ("encoder.onnx", "decoder.onnx"), strict=True):
+        (entry,) = model.metadata_props
+        signature = signatures.loads(entry.value)
+        if not spelt:
+            signature.inputs[0].ClearField("text")
+            if signature.HasField("decoding"):
+                signature.decoding.ClearField("text")
+            entry.value = signatures.dumps(signature)
+        save(model, folder, name)
     return folder
 
 
@@ -57,7 +77,7 @@ def _encoder(seed: int, symbols: Sequence[str], hidden: int, attends: bool) -> o
     return b.model(signature)
 
 
-def _decoder(seed: int, letters: Sequence[str], hidden: int, attends: bool, most: int) -> onnx.ModelProto:
+def _decoder(seed: int, letters: Sequence[str], hidden: int, attends: bool, most: int, end: float) -> onnx.ModelProto:
     b, symbols, two = Builder(seed), ["<s>", "</s>", *letters], np.asarray([2], np.int64)
     vector = b.add("Gather", [b.weight(len(symbols), hidden, scale=1.5), "token"], axis=0)
     total = b.add("Add", [b.add("MatMul", ["h", b.weight(hidden, hidden, scale=1.5 * hidden**-0.5)]), vector])
@@ -83,7 +103,8 @@ def _decoder(seed: int, letters: Sequence[str], hidden: int, attends: bool, most
     for state in states:
         state.batch_axis = 0
     b.add("Tanh", [total], ["h_out"])
-    b.add("MatMul", ["h_out", b.weight(hidden, len(symbols), scale=3 * hidden**-0.5)], ["scores"])
+    scores = b.add("MatMul", ["h_out", b.weight(hidden, len(symbols), scale=3 * hidden**-0.5)])
+    b.add("Add", [scores, b.constant(np.asarray([0, end, *[0] * len(letters)], np.float32))], ["scores"])
     signature = Signature(
         format=1,
         inputs=[TensorSpec(name="token", dtype="int64", shape=[-1], batch_axis=0)],

@@ -81,7 +81,9 @@ class Draws:
     def _words(self, spec: TensorSpec) -> int:
         """How many values an input of whole numbers has, as far as its text tells."""
         if self.signature.HasField("decoding") and self.signature.decoding.input == spec.name:
-            return len(self.signature.decoding.text.vocabulary)
+            decoding = self.signature.decoding
+            (scores,) = (each for each in self.signature.outputs if each.name == decoding.output)
+            return len(decoding.text.vocabulary) or max(1, signatures.step_shape(scores)[-1])
         return len(spec.text.vocabulary) or 2
 
 
