@@ -286,43 +286,52 @@ _MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
 @click.option("--counter", "counters", **_MANY, help="An input that counts, and by how much a step.")
 @click.option("--columns", **_MANY, help="The names of features along the last axis, with commas.")
 @click.option("--wire", "wires", **_MANY, help="Of a chain: an input, and the output of an earlier file that it takes.")
+@click.option("--generate", **_MANY, help="Of an encoder and its decoder: a token or a length, as end_token=1.")
 @click.option("--stateless", is_flag=True, help="It has no memory, whatever it looks like.")
 @click.option("--toml", is_flag=True, help="Write the model.toml beside FILE instead of a signed copy.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the copy is written. Default: FILE with .signed.onnx for its ending.",
+    help="Where the copy is written; of an encoder and its decoder the folder. Default: FILE with .signed.onnx for its"
+    " ending, the folder signed beside it.",
 )
 def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **given: Sequence[str]) -> None:
     """Writes a copy of an ONNX file that says what of it is memory, in the form in which it is served.
 
-    FILE may be the model.toml of a chain: its files become one. What the options do not tell comes from the model.toml
+    FILE may be the model.toml of a chain: its files become one; or an encoder_model.onnx or decoder_model.onnx: both
+    are written, as encoder.onnx and decoder.onnx. What the options do not tell comes from the model.toml
     beside FILE, and then from its graph. The entries are those of model.toml; each option may come several times.
     """
     _describing()
-    from statestream_server.models.files import files
+    from statestream_server.models.files import files, repository
     from statestream_server.models.form import entries
     from statestream_server.models.form.told import Told, ToldError
     from statestream_server.models.model import ModelLoadError
     from statestream_server.models.proof import loading
 
-    beside = file.with_suffix(".toml")
+    beside, couple = repository.settling(file), repository.pair(file) is not None
     try:
         there = files.told(beside)
         known = entries.loads(there[0]) if there is not None else Told()
         more = {key: [_entry(key, each) for each in texts] for key, texts in given.items() if texts}
         said = entries.added(known, more, stateless=stateless)
-        made = loading.signed(file, said)
+        folder = output or file.parent / "signed"
+        if couple:
+            made = {folder / name: each for name, each in loading.signed_couple(file, said).items()}
+        else:
+            made = {output or file.with_suffix(".signed.onnx"): loading.signed(file, said)}
         if toml:
             beside.write_text(entries.dumps(said))
             click.echo(f"{beside}: written")
             return
-        place = output or file.with_suffix(".signed.onnx")
-        fresh = place.with_name(f".{place.name}.new")
-        fresh.write_bytes(made.SerializeToString())
-        fresh.replace(place)
-        click.echo(f"{place}: written; `statestream inspect` tells what is in it")
+        if couple:
+            folder.mkdir(parents=True, exist_ok=True)
+        for place, each in made.items():
+            fresh = place.with_name(f".{place.name}.new")
+            fresh.write_bytes(each.SerializeToString())
+            fresh.replace(place)
+            click.echo(f"{place}: written; `statestream inspect` tells what is in it")
     except ToldError as error:
         raise click.ClickException(f"{beside if beside.is_file() else file}: {error}") from error
     except (ModelLoadError, OSError) as error:

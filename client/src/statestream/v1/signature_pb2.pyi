@@ -209,7 +209,7 @@ class Text(_message.Message):
     def __init__(self, vocabulary: _Optional[_Iterable[str]] = ..., separator: _Optional[str] = ..., unknown: _Optional[str] = ...) -> None: ...
 
 class Decoding(_message.Message):
-    __slots__ = ("input", "output", "start_token", "end_token", "text", "max_tokens", "attention")
+    __slots__ = ("input", "output", "start_token", "end_token", "text", "max_tokens", "attention", "max_source_tokens")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     START_TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +217,7 @@ class Decoding(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     input: str
     output: str
     start_token: int
@@ -224,4 +225,5 @@ class Decoding(_message.Message):
     text: Text
     max_tokens: int
     attention: str
-    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., max_tokens: _Optional[int] = ..., attention: _Optional[str] = ...) -> None: ...
+    max_source_tokens: int
+    def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., max_tokens: _Optional[int] = ..., attention: _Optional[str] = ..., max_source_tokens: _Optional[int] = ...) -> None: ...

@@ -214,6 +214,12 @@ class Generator:
                     f"text{which} has {len(tokens)} symbols; expected at most {most}",
                     metadata={**where, "came": str(len(tokens)), "expected": str(most)},
                 )
+            if 0 < model.signature.decoding.max_source_tokens < len(tokens):
+                most = model.signature.decoding.max_source_tokens
+                raise errors.BadFrame(
+                    f"text{which} has {len(tokens)} tokens; model {model.name!r} reads {most} at most",
+                    metadata={**where, "came": str(len(tokens)), "expected": str(most)},
+                )
             found.append(tokens)
         return found
 

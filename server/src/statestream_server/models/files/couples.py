@@ -8,22 +8,22 @@ from pathlib import Path
 from statestream.contract import signature as signatures
 from statestream_server.models.files import modelfile
 from statestream_server.models.files.modelfile import ModelFile
-from statestream_server.models.files.repository import DECODER, ENCODER
+from statestream_server.models.files.repository import DECODER, ENCODER, pair
 from statestream_server.models.model import ModelLoadError
 
 
 def size(path: Path) -> int:
     """Bytes of the files before they are read; what is too large to be read is refused."""
-    pair = path.name in (ENCODER, DECODER)
-    parts = [path.with_name(ENCODER), path.with_name(DECODER)] if pair else modelfile.parts(path)
+    parts = pair(path) or modelfile.parts(path)
     return sum(modelfile.check_size(each).size for each in parts)
 
 
 def read(path: Path, said: str | None = None) -> tuple[ModelFile | None, ModelFile]:
     """The encoder, where there is one, and the file with the memory."""
-    if path.name not in (ENCODER, DECODER):
+    both = pair(path)
+    if both is None:
         return None, modelfile.read(path, said)
-    return modelfile.read(path.parent / ENCODER), modelfile.read(path.parent / DECODER)
+    return modelfile.read(both[0], said), modelfile.read(both[1], said)
 
 
 def check_kind(encoder: ModelFile | None, file: ModelFile) -> None:
@@ -36,6 +36,11 @@ def check_kind(encoder: ModelFile | None, file: ModelFile) -> None:
         if file.signature.HasField("decoding"):
             raise ModelLoadError(f"{file.path}: is a decoder; name it {DECODER} and put its {ENCODER} beside it")
         return
+    if encoder.described != file.described:
+        one, other = (encoder, file) if encoder.described else (file, encoder)
+        raise ModelLoadError(f"{one.path}: has a signature, and {other.path.name} has none; export both alike")
+    if not file.described and file.plan is None:
+        return  # It is formed first.
     if not file.signature.HasField("decoding") or not file.signature.states:
         raise ModelLoadError(f"{file.path}: signature has no states or no decoding; export it as a decoder")
     if encoder.signature.states:

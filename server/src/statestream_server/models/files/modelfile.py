@@ -15,6 +15,7 @@ import onnx
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.files import digest, files
+from statestream_server.models.files.repository import settling
 from statestream_server.models.form import narrow
 from statestream_server.models.form.chain import Joined, joined
 from statestream_server.models.form.edits import opset_of
@@ -175,7 +176,7 @@ def read(path: Path, said: str | None = None) -> ModelFile:
             _check_sizes(signature)
             return ModelFile(path, proto, signature, True, stamps)
         made, signature = _derived(path, proto)
-        told = (said, stamps[0]) if said is not None else files.told(path.with_suffix(_TOML))
+        told = (said, stamps[0]) if said is not None else files.told(settling(path))
     return ModelFile(path, made.model, signature, False, stamps, told, made=made.notes)
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from statestream_server.models.files import files, modelfile
+from statestream_server.models.files import files, generation, modelfile
 from statestream_server.models.files.files import Stamp
-from statestream_server.models.files.repository import DECODER, ENCODER
+from statestream_server.models.files.repository import pair, settling
 from statestream_server.models.model import ModelLoadError
 
 _LINE = re.compile(r"\\?([0-9a-fA-F]{64})(?:\s.*)?")
@@ -57,9 +57,11 @@ def named(path: Path) -> list[Path]:
     """
     if path.suffix == ".toml":
         return [path, *modelfile.parts(path)]
-    pair = [path.with_name(ENCODER), path.with_name(DECODER)] if path.name in (ENCODER, DECODER) else [path]
-    settling = [each.with_suffix(".toml") for each in pair]
-    return [*pair, *(toml for toml in settling if os.path.lexists(toml))]
+    couple = pair(path)
+    files = [*couple] if couple else [path]
+    beside = dict.fromkeys(settling(each) for each in files)
+    more = generation.files_of(couple[1]) if couple else ()
+    return [*files, *(each for each in (*beside, *more) if os.path.lexists(each))]
 
 
 @dataclass(frozen=True, slots=True)

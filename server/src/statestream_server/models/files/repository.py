@@ -1,7 +1,8 @@
 """Where models lie: what the paths that a server is pointed at hold, by which name and version, and what lies astray.
 
-One rule names a file, wherever it was found: `NAME.onnx` is version 1 of NAME; model.onnx, or encoder.onnx with its
-decoder.onnx, is called like its folder; and a folder whose name is a number is that version of the folder around it.
+One rule names a file, wherever it was found: `NAME.onnx` is version 1 of NAME; model.onnx, or an encoder with its
+decoder, is called like its folder; and a folder whose name is a number is that version of the folder around it. A pair
+is encoder.onnx and decoder.onnx, or as others export it, encoder_model.onnx and decoder_model.onnx.
 A model.toml without any of these beside it names the files of a chain, which are no models of their own. What tells
 several sizes is a model for each, NAME-SIZE.
 """
@@ -22,13 +23,18 @@ from statestream_server.models.form.told import ToldError
 from statestream_server.models.model import ModelLoadError
 
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
+EXPORTED: Final = "encoder_model.onnx"
+"""The encoder of a pair as Optimum exports it."""
+DECODERS: Final = ("decoder_model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx")
+"""The decoders that it exports: the first that is there stands for the pair."""
 CHAIN: Final = "model.toml"
-"""What stands for files that are one model together."""
+"""What stands for files that are one model together, and tells of a pair as others export it."""
 LAYOUTS: Final = (
     f"NAME.onnx, NAME/{SINGLE} or NAME/VERSION/{SINGLE} ({ENCODER} and {DECODER} for a pair, {CHAIN} for a chain;"
     " a version is 1, 2, …)"
 )
-_PARTS: Final = (SINGLE, ENCODER, DECODER)
+_PAIRED: Final = (ENCODER, DECODER, EXPORTED, *DECODERS)
+_PARTS: Final = (SINGLE, *_PAIRED)
 _NAMELESS: Final = (*_PARTS, CHAIN)
 """What is called like its folder."""
 _SUFFIX, _TOML = ".onnx", ".toml"
@@ -113,7 +119,7 @@ def scan(places: Sequence[Path]) -> Scan:
 
 def sizes(path: Path) -> list[str]:
     """The sizes in which a file is served, by its model.toml; none where that tells none, or cannot be read."""
-    beside = path.with_suffix(_TOML)
+    beside = settling(path)
     try:
         stat = beside.stat()
         return _sizes(beside, stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -155,7 +161,23 @@ def _pointed(path: Path, told: Scan) -> Path | None:
     if why:
         told.astray.append(f"{path} is not served: {why}; expected {LAYOUTS}")
         return None
-    return path.with_name(DECODER) if path.name == ENCODER else path
+    couple = pair(path)
+    return couple[1] if couple else path
+
+
+def pair(path: Path) -> tuple[Path, Path] | None:
+    """The encoder and the decoder that a file is one of, by its name; None where it stands for itself."""
+    if path.name in (ENCODER, DECODER):
+        return path.with_name(ENCODER), path.with_name(DECODER)
+    if path.name in _PAIRED:
+        there = [name for name in DECODERS if path.with_name(name).is_file()]
+        return path.with_name(EXPORTED), path.with_name((there or DECODERS)[0])
+    return None
+
+
+def settling(path: Path) -> Path:
+    """The model.toml of a file, whether it is there or not."""
+    return path.with_name(CHAIN) if path.name in (EXPORTED, *DECODERS) else path.with_suffix(_TOML)
 
 
 def _within(root: Path, told: Scan) -> Iterator[Path]:
@@ -167,7 +189,7 @@ def _within(root: Path, told: Scan) -> Iterator[Path]:
             why = f"a link leads out of {root}, to {path.resolve()}, and is not followed (copy it, or serve that too)"
         if why:
             told.astray.append(f"{path} is not served: {why}; expected {LAYOUTS}")
-        elif path.name != ENCODER:
+        elif path == (pair(path) or (None, path))[1]:
             yield path
 
 
@@ -204,11 +226,15 @@ def _astray(path: Path, parts: Sequence[str]) -> str:
 
 def _halved(path: Path) -> str:
     """What is wrong with a file as part of a version; "" where nothing is."""
-    if path.name in (ENCODER, DECODER):
-        if path.with_name(SINGLE).exists():
-            return f"{SINGLE} lies beside it, and a version is one file or a pair"
-        if not (path.with_name(ENCODER).is_file() and path.with_name(DECODER).is_file()):
-            return f"its other half, {ENCODER} or {DECODER}, is missing"
+    couple = pair(path)
+    if couple is None:
+        return ""
+    if path.with_name(SINGLE).exists():
+        return f"{SINGLE} lies beside it, and a version is one file or a pair"
+    if path.name not in (ENCODER, DECODER) and path.with_name(DECODER).exists():
+        return f"{DECODER} lies beside it, and a version is one pair"
+    if not all(half.is_file() for half in couple):
+        return f"its other half, {' or '.join(half.name for half in couple)}, is missing"
     return ""
 
 
@@ -257,11 +283,11 @@ def _listing(folder: Path, base: Path, depth: int = _DEPTH) -> Iterator[str]:
 def look(path: Path) -> tuple[Entry, ...]:
     """What a version is made of, as it lies there: another value once any of it is another, or is still written.
 
-    Its file, of a pair both, of a chain all, and whatever lies beside that is no other model: weights, and what settles
-    its states.
+    Its file, of a pair those that may be of it, of a chain all, and whatever lies beside that is no other model:
+    weights, and what settles its states.
     """
     chain = path.suffix == _TOML
-    own = {ENCODER, DECODER} if path.name in (ENCODER, DECODER) else {path.name}
+    own = {*_PAIRED} if path.name in _PAIRED else {path.name}
     seen = list[Entry]()
     with os.scandir(path.parent) as entries:
         for entry in entries:
@@ -288,5 +314,5 @@ def mark(found: Found) -> bytes:
 
 def file_of(folder: Path) -> Path:
     """The file that stands for a version in a folder of its own."""
-    names = [name for name in (SINGLE, DECODER, CHAIN) if (folder / name).is_file()]
+    names = [name for name in (SINGLE, DECODER, *DECODERS, CHAIN) if (folder / name).is_file()]
     return folder / (names[0] if names else DECODER)

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from statestream_server.models.form.told import (
     BATCH,
+    GENERATE,
     HOLD,
     PAD,
     START,
@@ -24,6 +25,7 @@ from statestream_server.models.form.told import (
     Window,
     meant,
     quoted,
+    unknown,
 )
 
 MOST_SIZES: Final = 64
@@ -36,6 +38,7 @@ _LONG_KEY: Final = re.compile(
 )
 """A key of many parts: it takes tomllib their cube."""
 _LARGEST: Final = 1 << 64
+_MOST_TOKENS: Final = 1 << 31
 _T = TypeVar("_T")
 
 
@@ -233,6 +236,16 @@ def _one(value: Any, where: str) -> float:
     return found
 
 
+def _count(value: Any, where: str) -> int:
+    entry = where.partition(".")[2]
+    if entry not in GENERATE:
+        raise ToldError(f"{where} is no entry{unknown(entry, GENERATE)}")
+    least = entry.startswith("max")
+    if type(value) is not int or not least <= value < _MOST_TOKENS:
+        raise ToldError(f"{where} is {value!r}; expected a whole number, {int(least)} or more")
+    return value
+
+
 def _name(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise ToldError(f"{where} is {value!r}; expected the name of an output")
@@ -277,6 +290,7 @@ _READ: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "counters": _one,
     "columns": _names,
     "wires": _name,
+    "generate": _count,
 }
 
 

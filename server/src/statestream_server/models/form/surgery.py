@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from statestream_server.models.form import freeing, narrow
+from statestream_server.models.form import freeing, narrow, tokens
 from statestream_server.models.form.edits import called, fresh, inlined, made_as, named, opset_of, read_as, taken
 
 _END: Final = (1 << 63) - 1
@@ -35,7 +35,7 @@ class Change(NamedTuple):
             "cast": an input or output of bfloat16 is float32; "widen": what ONNX Runtime lacks does in float32;
             "free": an axis of an input or output has any length; "target", "spread": so has what an operator makes, or
             takes for one session; "inline": functions are laid open; "inner": an output is
-            none any more.
+            none any more. Those of an encoder and its decoder are in tokens.py.
         name: The input or output; of full the input that is counted.
         made: The name of what is added: an output, or of a context, window or tally its state ("" for freeze). Of a
             target and of what is spread the input whose axis, the first of its values, tells how many sessions there
@@ -55,6 +55,8 @@ class Change(NamedTuple):
     def __str__(self) -> str:
         """What is done, in words."""
         numbers = ", ".join(f"{value:g}" for value in self.values)
+        if self.kind in tokens.SAID:
+            return tokens.SAID[self.kind](self.name, self.made, numbers)
         return {
             "freeze": f"input {self.name} became the constant {numbers}",
             "hold": f"input {self.name} is kept for a session as it was opened with",
@@ -99,6 +101,8 @@ def applied(model: onnx.ModelProto, changes: Iterable[Change]) -> onnx.ModelProt
     for change in changes:
         if change.kind in _OF_MODELS:
             _OF_MODELS[change.kind](copy, change)
+        elif change.kind in tokens.WAYS:
+            tokens.WAYS[change.kind](copy.graph, *change[1:])
         else:
             _WAYS[change.kind](copy.graph, change, opset)
     return copy

@@ -13,6 +13,8 @@ BATCH, TIME = "batch", "time"
 """The words for axes in shapes."""
 START, PAD, HOLD = "start", "pad", "hold"
 """The words for what stands before the first step of a window."""
+GENERATE: Final = ("start_token", "end_token", "pad_token", "max_tokens", "max_source_tokens")
+"""What may be told of how an encoder-decoder generates."""
 Shape = tuple[int | str, ...]
 _SHOWN: Final = 1000
 
@@ -70,7 +72,8 @@ class Told:
         columns: The names of features along an input's or output's last axis.
         chain: The files that are one model, in the order in which they run, where they are several.
         wires: Of a chain, inputs by the output of an earlier file that they take, or by its input that both take; None
-            where they are to be found out.
+            where they are to be found out. Of a pair, the decoder's inputs by the encoder's output.
+        generate: Of a pair, what is not read beside it; see `GENERATE`.
     """
 
     stateless: bool = False
@@ -86,6 +89,7 @@ class Told:
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     chain: Sequence[str] = ()
     wires: Mapping[str, str] | None = None
+    generate: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
         """Checks that all names are of the graph, and that none is told two things.

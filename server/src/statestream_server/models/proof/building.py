@@ -84,6 +84,8 @@ def build(
         encoder, file = couples.read(path)
         if verdict.plan is not None:
             file = file.formed(Plan.of_values(verdict.plan))
+        if encoder is not None and verdict.encoder_plan is not None:
+            encoder = encoder.formed(Plan.of_values(verdict.encoder_plan))
         digest = couples.digest(encoder, file)
         if digest != verdict.digest:
             raise ModelLoadError(

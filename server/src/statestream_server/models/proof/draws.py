@@ -7,14 +7,15 @@ root has a domain. That a graph refuses values which were drawn says nothing aga
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, TensorSpec, ValueRange
-from statestream_server.arrays import Array
+from statestream_server.arrays import Array, Ints
+from statestream_server.models.rows import Rows
 
 _EXACT = 1 << 53
 """Whole numbers up to here are floating numbers, too."""
@@ -40,10 +41,12 @@ class Draws:
     Attributes:
         signature: What is drawn for.
         kind: What is drawn where it tells no range.
+        starts: States that start from something else than the signature says, by their inputs [several, *row shape].
     """
 
     signature: Signature
     kind: Kind = Kind.NOISE
+    starts: Mapping[str, Array] = field(default_factory=dict)
 
     def inputs(self, n: int, steps: int, rng: np.random.Generator) -> list[Array]:
         """[n, steps, *step shape] for every input, and one step where it has no axis for them.
@@ -51,6 +54,20 @@ class Draws:
         Axes of any other length that is free have `steps`, too.
         """
         return [self._input(spec, n, steps, rng) for spec in self.signature.inputs]
+
+    def begin(self, rows: Rows, which: Ints) -> None:
+        """Lets rows [n] start anew."""
+        rows.reset(which)
+        if self.starts:
+            rows.write(which, self.first(rows.read(which)))
+
+    def first(self, values: Sequence[Array]) -> list[Array]:
+        """What rows hold at first, for every column [n, *row shape], of what the signature says."""
+        places, found = [state.input for state in self.signature.states], list(values)
+        for name, given in self.starts.items():
+            place = places.index(name)
+            found[place] = given[np.arange(len(found[place])) % len(given)]
+        return found
 
     def __str__(self) -> str:
         """What is drawn, in words."""
@@ -87,15 +104,15 @@ class Draws:
         return len(spec.text.vocabulary) or 2
 
 
-def ladder(signature: Signature) -> Iterator[Draws]:
-    """Ways to draw, those that tell most of a model first, the safest last."""
-    specs = signature.inputs
+def ladder(signature: Signature, starts: Mapping[str, Array] | None = None) -> Iterator[Draws]:
+    """Ways to draw, those that tell most of a model first, the safest last; `starts` as in `Draws`."""
+    specs, starts = signature.inputs, starts or {}
     if any(not spec.ranges for spec in specs):
-        yield from (Draws(signature, kind) for kind in Kind if kind != Kind.LOWEST)
+        yield from (Draws(signature, kind, starts) for kind in Kind if kind != Kind.LOWEST)
     else:
-        yield Draws(signature)
+        yield Draws(signature, starts=starts)
     if any(spec.ranges for spec in specs):
-        yield Draws(signature, Kind.LOWEST)
+        yield Draws(signature, Kind.LOWEST, starts)
 
 
 def of_ranges(

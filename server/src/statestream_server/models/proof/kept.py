@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 
 from statestream_server import models
-from statestream_server.models.files import prints
+from statestream_server.models.files import prints, repository
 from statestream_server.models.files.prints import Print
 from statestream_server.models.graphs import runtime
 from statestream_server.models.graphs.runtime import Device
@@ -154,8 +154,8 @@ class Kept:
 def _role(path: Path, first: Path) -> str:
     """What a file is to its version; how a single one is called does not matter."""
     if path.suffix != ".onnx":
-        return "settling"
-    return path.name if first != path or path.name in ("encoder.onnx", "decoder.onnx") else "model"
+        return "settling" if path.suffix == ".toml" else path.name
+    return path.name if first != path or repository.pair(path) is not None else "model"
 
 
 def _code() -> str:

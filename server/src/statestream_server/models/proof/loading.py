@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnx
 
 from statestream.contract import signature as signatures
-from statestream_server.models.files import files, modelfile, prints
+from statestream_server.models.files import couples, files, modelfile, prints
+from statestream_server.models.files.modelfile import ModelFile
 from statestream_server.models.files.prints import Print, Trust
-from statestream_server.models.files.repository import file_of
+from statestream_server.models.files.repository import DECODER, ENCODER, file_of, pair, settling
 from statestream_server.models.form import entries
 from statestream_server.models.form.plan import Plan
 from statestream_server.models.form.told import Told, ToldError
@@ -83,7 +85,7 @@ def load_file(
     """
     with building.refusing(path):
         place = providers_for(device) if isinstance(device, str) else device
-        for part in modelfile.parts(path):
+        for part in pair(path) or modelfile.parts(path):
             modelfile.check_size(part)
         known = [prints.take(one) for one in prints.named(path)]
         if trust is not None:
@@ -126,17 +128,46 @@ def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits 
         if file.described:
             raise ModelLoadError(f"{path}: has a signature already; export it again to change it")
         verdict = _tried(path, place, BatchPolicy.PAD, limits, entries.dumps(said))
-        assert verdict.plan is not None
-        formed = file.formed(Plan.of_values(verdict.plan))
-        made = onnx.ModelProto()
-        made.CopyFrom(formed.whole())
-        made.metadata_props.add(key=signatures.METADATA_KEY, value=signatures.dumps(formed.signature))
-        return made
+        return _with_signature(file, verdict.plan)
+
+
+def signed_couple(
+    path: Path, said: Told, *, device: str = "auto", limits: TrialLimits = DEFAULT_LIMITS
+) -> dict[str, onnx.ModelProto]:
+    """An encoder and a decoder in their normal forms, by the names under which they need nothing beside them.
+
+    Args:
+        path: One of both, without a signature.
+        said: What is told of them, in place of their model.toml.
+        device: What they are tried on.
+        limits: What the trial may take.
+
+    Raises:
+        ModelLoadError: They cannot be served so, have signatures already, or are too large for one file each.
+    """
+    with building.refusing(path):
+        place = providers_for(device)
+        encoder, decoder = couples.read(path, entries.dumps(said))
+        if encoder is None or decoder.described:
+            raise ModelLoadError(f"{path}: has a signature already; export it again to change it")
+        verdict = _tried(path, place, BatchPolicy.PAD, limits, entries.dumps(said))
+        return {
+            ENCODER: _with_signature(encoder, verdict.encoder_plan),
+            DECODER: _with_signature(decoder, verdict.plan),
+        }
+
+
+def _with_signature(file: ModelFile, plan: Mapping[str, Any] | None) -> onnx.ModelProto:
+    assert plan is not None
+    formed, made = file.formed(Plan.of_values(plan)), onnx.ModelProto()
+    made.CopyFrom(formed.whole())
+    made.metadata_props.add(key=signatures.METADATA_KEY, value=signatures.dumps(formed.signature))
+    return made
 
 
 def _of_size(path: Path, size: str) -> str:
     """The text of a model.toml that tells one size only."""
-    beside = path.with_suffix(".toml")
+    beside = settling(path)
     try:
         text = files.told(beside)
         return entries.dumps(entries.loads(text[0] if text is not None else "").by_size()[size])

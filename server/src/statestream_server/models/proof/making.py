@@ -12,9 +12,11 @@ import onnx
 
 from statestream.contract import signature as signatures
 from statestream.v1.model_pb2 import BatchInvariance
-from statestream_server.models.files import couples
+from statestream_server.arrays import Array
+from statestream_server.models.files import couples, generation, repository
 from statestream_server.models.files.modelfile import ModelFile
 from statestream_server.models.form import entries, told
+from statestream_server.models.form.couple import GrowingError, coupled
 from statestream_server.models.form.draft import drafted
 from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan, counted
@@ -24,7 +26,17 @@ from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, Graph, GraphError
 from statestream_server.models.memory.policies import PaddedRows
 from statestream_server.models.model import BatchPolicy, ModelLoadError
-from statestream_server.models.proof import batches, forming, hiding, proof, sharing, warming, wiring
+from statestream_server.models.proof import (
+    batches,
+    comparing,
+    coupling,
+    forming,
+    hiding,
+    proof,
+    sharing,
+    warming,
+    wiring,
+)
 from statestream_server.models.proof.building import WAYS, graph_of, in_batches, refusing, rows_of, unfolded_model
 from statestream_server.models.proof.draws import Draws
 from statestream_server.models.proof.sharing import Sharing
@@ -55,9 +67,11 @@ def prove(path: Path, device: Device, policy: BatchPolicy = BatchPolicy.PAD, *, 
         nbytes = sum(one.nbytes for one in both)
         watch.sized(nbytes, sum(column.nbytes for column in columns_of(file.signature)))
         refused, first = list[str](), None
-        for form in _forms(file, device, refused) if encoder is None else [file]:
+        forms = _couples(encoder, file, device, refused) if encoder is not None else _forms(file, device, refused)
+        for reader, form in forms:
             try:
-                verdict = _prove_form(encoder, form, nbytes, device, policy)
+                couples.check_kind(reader, form)
+                verdict = _prove_form(reader, form, nbytes, device, policy)
             except ModelLoadError as error:
                 first = first or error
                 refused.append(str(error).removeprefix(f"{path}: "))
@@ -89,13 +103,16 @@ class _Source:
         return self.file.formed(Plan(self.file.signature, changes))
 
 
-def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[ModelFile]:
-    """A file as it is proved: as its signature says, or in the forms that it may have, those that allow most first."""
+def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[tuple[None, ModelFile]]:
+    """A file as it is proved: as its signature says, or in the forms that it may have, those that allow most first.
+
+    There is no encoder before it.
+    """
     beside, found = file.path.with_suffix(".toml").name, 0
     if file.described:
         if file.path.with_name(beside).exists():
             _log.warning("%s: its %s is not read, it has a signature of its own", file.path, beside)
-        yield file
+        yield None, file
         return
     try:
         said = entries.loads(file.told[0]) if file.told else told.Told()
@@ -108,12 +125,12 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
         draft = drafted(file.proto, said, file.chain)
         draft = dataclasses.replace(draft, notes=[*draft.notes, *file.made])
         if not draft.states:
-            yield file.formed(forming.plain(draft, said))
+            yield None, file.formed(forming.plain(draft, said))
             return
         watch.doing("looking for its axes")
         for plan in forming.plans(draft, said, _Source(file, device), refused):
             found += 1
-            yield file.formed(plan)
+            yield None, file.formed(plan)
     except told.ToldError as error:
         raise ModelLoadError(f"{file.path.with_suffix('.toml')}: {error}") from error
     except UnsettledError as error:
@@ -121,6 +138,46 @@ def _forms(file: ModelFile, device: Device, refused: list[str]) -> Iterator[Mode
             return  # What was found against its forms says more.
         where = "it" if file.chain is not None else f"{beside} beside it"
         raise ModelLoadError(f"{file.path}: {error}; say in {where}: {' or '.join(error.lines)}") from error
+
+
+def _couples(
+    encoder: ModelFile, file: ModelFile, device: Device, refused: list[str]
+) -> Iterator[tuple[ModelFile, ModelFile]]:
+    """An encoder and a decoder as they are proved: as their signatures say, or in the forms that they may have."""
+    if file.described:
+        yield encoder, file
+        return
+    where, found = repository.settling(file.path), False
+    try:
+        said = entries.loads(file.told[0]) if file.told else told.Told()
+        for entry in ("chain", "sizes", "window", "context", "columns", "stateless"):
+            if getattr(said, entry):
+                raise told.ToldError(f"{entry} is not for an encoder and its decoder; serve {file.path.name} alone")
+        watch.doing("looking for what the decoder takes of the encoder")
+        couple = coupled(encoder.proto, file.proto, said)
+        known = generation.bounds(couple, said, generation.read(file.path))
+        pair = comparing.Pair(graph_of(encoder, device), graph_of(file, device), couple, known, said)
+        made = coupling.Coupling(pair, (encoder, file), couple, known, said)
+        pair.decode(pair.drawn(1, 3), [known.start] * 2)  # What grows is seen here, whatever it is called.
+        changes = made.changes()
+        watch.doing("looking for its axes")
+        for first, second in made.forms(_Source(file.formed(Plan(file.signature, changes)), device), changes, refused):
+            reader, form = encoder.formed(first), file.formed(second)
+            watch.doing("comparing it with its files")
+            formed = graph_of(reader, device), graph_of(form, device)
+            if why := pair.compare(*formed, first.signature, second.signature):
+                raise ModelLoadError(f"{file.path}: {why}")
+            found = True
+            yield reader, form
+    except GrowingError as error:
+        raise ModelLoadError(f"{file.path}: {error}") from error
+    except told.ToldError as error:
+        raise ModelLoadError(f"{where if file.told else file.path}: {error}") from error
+    except UnsettledError as error:
+        if refused and found:
+            return  # What was found against its forms says more.
+        lines = " or ".join(error.lines)
+        raise ModelLoadError(f"{file.path}: {error}; say in {where.name} beside it: {lines}") from error
 
 
 def _prove_form(
@@ -134,8 +191,12 @@ def _prove_form(
         return Verdict(couples.digest(encoder, file), plan=told, shared=tuple(found), batch_invariance=found.finding,
                        invariance_note=found.note, draws=way.kind)  # fmt: skip
     verdict = Verdict(couples.digest(encoder, file), plan=None if file.plan is None else file.plan.values())
+    starts = dict[str, Array]()
     if encoder is not None:
-        verdict = dataclasses.replace(verdict, encoder_shared=tuple(_prove_calls(encoder, device, policy)[1]))
+        found, way = _prove_calls(encoder, device, policy)[1:]
+        starts = comparing.contexts(graph_of(encoder, device), encoder.signature, file.signature, way)
+        plan = None if encoder.plan is None else encoder.plan.values()
+        verdict = dataclasses.replace(verdict, encoder_shared=tuple(found), encoder_plan=plan)
     file = dataclasses.replace(file, signature=counted(file.signature, full=True))
     graph = graph_of(file, device)
     watch.doing("running it as its author wrote it")
@@ -144,6 +205,7 @@ def _prove_form(
         file.signature,
         str(file.path),
         lambda way: _prove_rows(verdict, file, graph, device, policy, way),
+        starts,
     )
 
 

@@ -61,7 +61,7 @@ def agree(rows: Rows, reference: Rows, way: Draws, rounded: Mapping[str, float] 
     inputs = [way.inputs(count, min(2, rows.max_slice), rng) for _ in range(3)]
     for memory in (reference, rows):
         memory.grow(FIRST_ROW + 2 * count)
-        memory.reset(np.arange(FIRST_ROW, FIRST_ROW + 2 * count, dtype=np.int64))
+        way.begin(memory, np.arange(FIRST_ROW, FIRST_ROW + 2 * count, dtype=np.int64))
         try:
             outputs = memory.step(source, source, inputs[0])[0] + memory.step(source, target, inputs[1])[0]
             outputs += memory.step(target, target, inputs[2])[0]
@@ -194,7 +194,7 @@ class _Trial:
         self._source = np.arange(FIRST_ROW, FIRST_ROW + most, dtype=np.int64)
         self._target = self._source + most
         self._inputs = way.inputs(most, self.steps, rng)
-        rows.reset(self._source)
+        way.begin(rows, self._source)
         first = way.inputs(most, 1, rng)
         rows.step(self._source[:1], self._source[:1], [value[:1] for value in first])
         began = time.process_time()
@@ -203,7 +203,7 @@ class _Trial:
 
     def fade(self, rows: Rows) -> None:
         """Lets all rows start anew, with small inputs where any numbers are taken."""
-        rows.reset(self._source)
+        self.way.begin(rows, self._source)
         for spec, value in zip(self.way.signature.inputs, self._inputs, strict=True):
             if value.dtype.kind == "f" and not spec.ranges:
                 value *= value.dtype.type(_FAINT)

@@ -58,6 +58,7 @@ class Verdict:
         draws: How values were drawn that it takes; see `draws.Kind`.
         said: What is worth a line in the log: levels of `logging`, and texts.
         plan: How a file without a signature becomes what is served, as `Plan.values` writes it; None for others.
+        encoder_plan: The same of an encoder.
     """
 
     digest: str
@@ -73,6 +74,7 @@ class Verdict:
     draws: str = "noise"
     said: tuple[tuple[int, str], ...] = ()
     plan: Mapping[str, Any] | None = None
+    encoder_plan: Mapping[str, Any] | None = None
 
     def dumps(self) -> str:
         """As one line of JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -39,7 +39,13 @@ class ShapeError(ModelLoadError):
         self.name, self.rank = name, rank
 
 
-def proved(graph: Graph, signature: Signature, where: str, prove: Callable[[Draws], _T]) -> _T:
+def proved(
+    graph: Graph,
+    signature: Signature,
+    where: str,
+    prove: Callable[[Draws], _T],
+    starts: Mapping[str, Array] | None = None,
+) -> _T:
     """Checks names and types, then runs the graph once and checks the shapes of all that comes out; then proves more.
 
     Where the graph refuses what was drawn, all is done again with safer values: it may have a domain. Where a run gives
@@ -50,6 +56,7 @@ def proved(graph: Graph, signature: Signature, where: str, prove: Callable[[Draw
         signature: What it is said to be.
         where: The file, for messages.
         prove: What else is to be seen with the same way of drawing; it may raise GraphError.
+        starts: What states start from; see `Draws`.
 
     Returns:
         What `prove` returns.
@@ -60,7 +67,7 @@ def proved(graph: Graph, signature: Signature, where: str, prove: Callable[[Draw
     _check_names(graph, signature, where)
     sized = all(size >= 0 for spec in signature.inputs for size in signatures.step_shape(spec))
     tried, first, odd = list[str](), None, list[Draws]()
-    ways = draws.ladder(signature)
+    ways = draws.ladder(signature, starts)
     for way in ways:
         try:
             if sized and not _check_run(graph, way, where):
@@ -115,12 +122,11 @@ def _check_run(graph: Graph, way: Draws, where: str) -> bool:
     """Runs the graph once and checks all shapes; whether all that came out are numbers."""
     rng, signature = np.random.default_rng(0), way.signature
     n, steps = (_TRIED_ROWS if is_batched(signature) else 1), (_TRIED_STEPS if max_slice_of(signature) > 1 else 1)
-    start = start_values(signature)
+    start = way.first([np.repeat(value[None], n, 0) for value in start_values(signature)])
     feeds = dict(zip([spec.name for spec in signature.inputs], way.inputs(n, steps, rng), strict=True))
     feeds = {spec.name: Axes.of_tensor(spec).to_graph(feeds[spec.name]) for spec in signature.inputs}
     for state, value in zip(signature.states, start, strict=False):
-        rows = np.broadcast_to(value, (n, *value.shape))
-        feeds[state.input] = Axes.of_state(state).to_graph(rows)
+        feeds[state.input] = Axes.of_state(state).to_graph(value)
     fetches = [spec.name for spec in signature.outputs] + [state.output for state in signature.states]
     results = dict(zip(fetches, graph.run(feeds, fetches), strict=True))
     for spec in signature.outputs:
