@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from statestream_server.cli import inspect, sign
 from statestream_server.models.form import entries
 from statestream_server.models.form.told import Context, Told, Window
 from tests.server.models.form_zoo import CASES
+from tests.server.models.form_zoo_couples import COUPLES
 from tests.server.models.form_zoo_windows import WINDOWS
 
 
@@ -65,6 +67,42 @@ def test_a_window_is_signed_with_what_stands_before_it(tmp_path: Path, before: s
     assert "expected a number of steps" in run(str(file), "--window", "x=4,never")[1]
 
 
+def test_what_forecasts_is_signed_with_it(tmp_path: Path) -> None:
+    file, copy = tmp_path / "beats.onnx", tmp_path / "copy.onnx"
+    onnx.save(WINDOWS["n-beats"]().model, file)
+    shown = [text for key, text in describe.facts(file, device="cpu") if key == "a window?"]
+    assert (
+        'window = { "insample" = 4 } and, if output forecast has steps ahead, horizon = { "forecast" = 1 }' in shown[0]
+    )
+    options = ("--window", "insample=4", "--horizon", "forecast=1", "--feedback", "forecast=insample")
+    assert run(str(file), *options, "-o", str(copy))[0] == 0
+    signature = signatures.loads(onnx.load(copy).metadata_props[0].value)
+    assert (signature.outputs[0].horizon_axis, signature.feedback[0].input) == (1, "insample")
+    assert "horizon.y is 'a'; expected the axis of the steps ahead" in run(str(file), "--horizon", "y=a")[1]
+    assert "horizon names 'y', which is no output" in run(str(file), "--horizon", "y=1")[1]
+    assert "feedback names 'z', which is no input" in run(str(file), "--feedback", "forecast=z")[1]
+    wrong = run(str(file), "--window", "insample=4", "--horizon", "forecast=2")
+    assert "horizon_axis is 2; the tensor has 2 axes" in wrong[1]
+
+
+def test_an_encoder_and_its_decoder_are_signed_together(tmp_path: Path) -> None:
+    couple = dataclasses.replace(COUPLES["lstm"](), config={})
+    file = couple.save(tmp_path / "a")
+    code, said = run(str(file))
+    assert (code, "nobody says what a text begins and ends with" in said) == (1, True)
+    tokens = [f"{key}={value}" for key, value in (("start_token", 0), ("end_token", 1), ("max_tokens", 4))]
+    options = [part for each in tokens for part in ("--generate", each)]
+    code, said = run(str(file.with_name("encoder_model.onnx")), *options, "-o", str(tmp_path / "b"))
+    assert (code, said.count("written")) == (0, 2)
+    assert run(str(file), *options, "--toml") == (0, f"{tmp_path / 'a/model.toml'}: written\n")
+    shown = [describe.facts(tmp_path / name, device="cpu") for name in "ab"]
+    digests = [dict(each)["digest"] for each in shown]
+    assert digests[0] == digests[1]
+    wires = [text for key, text in shown[0] if key == "wire"]
+    assert wires == ["h starts from the encoder's h", "c starts from the encoder's c"]
+    assert "has a signature already" in run(str(tmp_path / "b/decoder.onnx"))[1]
+
+
 def test_what_is_missing_or_wrong_is_said(file: Path) -> None:
     code, said = run(str(file), "--context", "input=4", "--constant", "sr=16000")
     assert code == 1
@@ -102,6 +140,10 @@ def test_what_is_told_is_written_as_it_is_read() -> None:
         constants={"sr": (16000,)},
         counters={"n": 4},
         columns={"x": ("a", "b", "c")},
+        horizon={"y": 1},
+        feedback={"y": "x"},
+        ahead=("season",),
+        generate={"start_token": 0, "max_tokens": 64},
     )
     assert entries.loads(entries.dumps(said)) == said
     assert entries.loads(entries.dumps(Told(stateless=True))) == Told(stateless=True)

@@ -329,8 +329,10 @@ def require_kind(model: Model, kind: str) -> None:
     """
     if model.kind and model.kind != kind:
         calls = {"predict": "client.predict", "session": "client.session", "generate": "client.generate"}
+        window = (model.kind, kind) == ("predict", "session")
         raise Unsupported(
             f"model {model.name!r} is of kind {model.kind!r}; call {calls.get(model.kind, model.kind)} instead"
+            + "; if it takes a window of past steps, say so in its model.toml: [window]" * window
         )
 
 

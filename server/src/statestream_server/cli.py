@@ -286,6 +286,8 @@ _MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
 @click.option("--counter", "counters", **_MANY, help="An input that counts, and by how much a step.")
 @click.option("--columns", **_MANY, help="The names of features along the last axis, with commas.")
 @click.option("--wire", "wires", **_MANY, help="Of a chain: an input, and the output of an earlier file that it takes.")
+@click.option("--horizon", **_MANY, help="An output that has several steps ahead at once, and along which axis.")
+@click.option("--feedback", **_MANY, help="An output, and the input that it becomes when the model forecasts.")
 @click.option("--generate", **_MANY, help="Of an encoder and its decoder: a token or a length, as end_token=1.")
 @click.option("--stateless", is_flag=True, help="It has no memory, whatever it looks like.")
 @click.option("--toml", is_flag=True, help="Write the model.toml beside FILE instead of a signed copy.")
@@ -340,7 +342,7 @@ def sign(file: Path, stateless: bool, toml: bool, output: Path | None, **given: 
 
 def _entry(kind: str, text: str) -> tuple[str, str]:
     """An option's NAME=VALUE; a name may have a = in it, and so may an output's."""
-    name, sign, value = text.partition("=") if kind in ("states", "wires") else text.rpartition("=")
+    name, sign, value = text.partition("=") if kind in ("states", "wires", "feedback") else text.rpartition("=")
     if not (name and sign and value):
         raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint=f"--{kind}")
     return name, value

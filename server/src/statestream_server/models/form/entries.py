@@ -38,6 +38,7 @@ _LONG_KEY: Final = re.compile(
 )
 """A key of many parts: it takes tomllib their cube."""
 _LARGEST: Final = 1 << 64
+_MOST_AXES: Final = 32
 _MOST_TOKENS: Final = 1 << 31
 _T = TypeVar("_T")
 
@@ -57,11 +58,13 @@ def loads(text: str) -> Told:
     if not isinstance(stateless, bool):
         raise ToldError(f"stateless is {stateless!r}; expected true or false")
     chain = _chain(values.pop("chain", []))
+    ahead = _names(values.pop("ahead"), "ahead") if "ahead" in values else ()
     if isinstance(values.get("wires"), dict):
         values["wires"] = _flat(values["wires"])
     return Told(
         stateless,
         chain=chain,
+        ahead=ahead,
         **{key: _table(key, value, _READ[key]) for key, value in values.items()},
     )
 
@@ -107,7 +110,7 @@ def added(told: Told, entries: Mapping[str, Sequence[tuple[str, str]]], *, state
 
 def _value(key: str, text: str) -> Any:
     """What a text of a command line is in TOML."""
-    if key in ("states", "wires"):
+    if key in ("states", "wires", "feedback"):
         return text
     if key == "columns":
         return text.split(",")
@@ -130,8 +133,10 @@ def dumps(told: Told) -> str:
     lines = ["stateless = true"] * told.stateless
     if told.chain:
         lines.append(f"chain = [{', '.join(map(quoted, told.chain))}]")
+    if told.ahead:
+        lines.append(f"ahead = [{', '.join(map(quoted, told.ahead))}]")
     for entry in fields(Told):
-        table = getattr(told, entry.name) if entry.name not in ("stateless", "chain") else None
+        table = getattr(told, entry.name) if entry.name not in ("stateless", "chain", "ahead") else None
         if table is not None and (table or entry.name in ("states", "wires")):
             lines += [
                 f"[{entry.name}]",
@@ -246,6 +251,12 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
+def _axis(value: Any, where: str) -> int:
+    if type(value) is not int or not 0 <= value < _MOST_AXES:
+        raise ToldError(f"{where} is {value!r}; expected the axis of the steps ahead, as in {{ forecast = 1 }}")
+    return value
+
+
 def _name(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise ToldError(f"{where} is {value!r}; expected the name of an output")
@@ -290,6 +301,8 @@ _READ: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "counters": _one,
     "columns": _names,
     "wires": _name,
+    "horizon": _axis,
+    "feedback": _name,
     "generate": _count,
 }
 

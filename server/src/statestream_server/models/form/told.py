@@ -70,6 +70,9 @@ class Told:
         session: Inputs that have one value for all of a session: it is opened with one, else this.
         counters: Inputs that count: what is added at every step.
         columns: The names of features along an input's or output's last axis.
+        horizon: Outputs that have several steps ahead at once, the next one first: along which axis.
+        feedback: Which output becomes which input when it forecasts.
+        ahead: Inputs known beforehand whose value at a step is that of the step which is predicted there.
         chain: The files that are one model, in the order in which they run, where they are several.
         wires: Of a chain, inputs by the output of an earlier file that they take, or by its input that both take; None
             where they are to be found out. Of a pair, the decoder's inputs by the encoder's output.
@@ -87,6 +90,9 @@ class Told:
     session: Mapping[str, Sequence[float]] = field(default_factory=dict)
     counters: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    horizon: Mapping[str, int] = field(default_factory=dict)
+    feedback: Mapping[str, str] = field(default_factory=dict)
+    ahead: Sequence[str] = ()
     chain: Sequence[str] = ()
     wires: Mapping[str, str] | None = None
     generate: Mapping[str, int] = field(default_factory=dict)
@@ -103,6 +109,12 @@ class Told:
             _known("states", new, made, "output")
         for table in ("sizes", "context", "window", "constants", "session", "counters"):
             for name in getattr(self, table):
+                _known(table, name, given, "input")
+        for table in ("horizon", "feedback"):
+            for name in getattr(self, table):
+                _known(table, name, made, "output")
+        for table, names in (("feedback", [*self.feedback.values()]), ("ahead", self.ahead)):
+            for name in names:
                 _known(table, name, given, "input")
         for name in (*self.shapes, *self.columns):
             _known("shapes" if name in self.shapes else "columns", name, [*given, *made], "input or output")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from statestream.contract import signature as signatures
-from statestream.contract.signature import FORMAT, Signature
+from statestream.contract.signature import FORMAT, Feedback, Signature
 from statestream_server.models.form import axes
 from statestream_server.models.form.axes import Guess
 from statestream_server.models.form.draft import Draft
@@ -37,9 +37,8 @@ def plain(draft: Draft, said: Told) -> Plan:
                 free = (BATCH, *free[1:])
             specs.append(entry(each, draft.shapes.get(each.name, free)))
     _tell(signature, said)
-    notes = (
-        list(draft.notes) if said.stateless else [*draft.notes, *map(_asked, filter(None, map(_window, draft.inputs)))]
-    )
+    asked = [] if said.stateless else filter(None, map(_window, draft.inputs))
+    notes = [*draft.notes, *(_asked(found, draft.outputs) for found in asked)]
     return Plan(signature, draft.changes, notes)
 
 
@@ -50,12 +49,14 @@ def _window(tensor: Tensor) -> tuple[Tensor, int] | None:
     return (tensor, fits[0]) if 1 < len(dims) < _IMAGE_AXES and fits else None
 
 
-def _asked(found: tuple[Tensor, int]) -> Note:
+def _asked(found: tuple[Tensor, int], outputs: Sequence[Tensor]) -> Note:
     tensor, steps = found
+    several = [each.name for each in outputs if len(each.dims or ()) > 1]
+    then = f" and, if output {several[0]} has steps ahead, horizon = {{ {quoted(several[0])} = 1 }}" if several else ""
     return Note(
         "a window?",
         f"{tensor} is sent whole. If its {steps} are past steps, of which callers are to send the newest alone, say"
-        f" window = {{ {quoted(tensor.name)} = {steps} }}; if not, nothing, or stateless = true",
+        f" window = {{ {quoted(tensor.name)} = {steps} }}{then}; if not, nothing, or stateless = true",
     )
 
 
@@ -140,6 +141,11 @@ def _why_alone(draft: Draft, guess: Guess, refused: Sequence[str]) -> str:
 def _tell(signature: Signature, said: Told) -> None:
     for spec in (*signature.inputs, *signature.outputs):
         spec.columns.extend(said.columns.get(spec.name, ()))
+        if spec.name in said.horizon:
+            spec.horizon_axis = said.horizon[spec.name]
+    for spec in signature.inputs:
+        spec.ahead = spec.name in said.ahead
+    signature.feedback.extend(Feedback(output=output, input=name) for output, name in said.feedback.items())
     try:
         signatures.check(signature)
     except signatures.SignatureError as error:
