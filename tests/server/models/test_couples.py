@@ -181,6 +181,19 @@ def test_what_the_configuration_says_is_done_or_told(tmp_path: Path) -> None:
     assert "no_repeat_ngram_size = 3" in notes[1]
 
 
+def test_a_text_is_as_long_as_transformers_makes_it(tmp_path: Path) -> None:
+    bare = {key: value for key, value in CONFIG.items() if key != "max_length"}
+    for number, (more, most) in enumerate(
+        [({}, 20), ({"max_length": 7}, 6), ({"max_length": 7, "max_new_tokens": 9}, 9)]
+    ):
+        model = load(dataclasses.replace(COUPLES["lstm"](), config={**bare, **more}).save(tmp_path / str(number)))
+        assert model.signature.decoding.max_tokens == most
+    path = tmp_path / "0"
+    (path / "generation_config.json").write_text('{"max_length": 5, "eos_token_id": 3}')
+    decoding = load(path / "decoder_model.onnx").signature.decoding
+    assert (decoding.max_tokens, decoding.end_token) == (4, 3)
+
+
 def test_a_couple_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
     COUPLES["lstm"]().save(tmp_path / "a")
     growing().save(tmp_path / "b", "decoder_model_merged.onnx")

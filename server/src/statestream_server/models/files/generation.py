@@ -22,7 +22,7 @@ _LENGTHS: Final = ("max_source_positions", "max_position_embeddings", "n_positio
 _MOST: Final = 1 << 31
 """What is longer is said to have no bound."""
 _DEFAULT_LENGTH: Final = 20
-"""What transformers takes for max_length where nothing is said."""
+"""How many transformers makes where nothing is said."""
 _WITHOUT: Final[tuple[Any, ...]] = (None, False, 0, 1, 1.0, [], "")
 """What says that something is not done."""
 _DONE_ELSEWHERE: Final = ("no_repeat_ngram_size", "repetition_penalty", "min_length", "min_new_tokens")
@@ -99,7 +99,7 @@ def _most(whole: Mapping[str, Any], said: bool) -> tuple[int, str] | None:
         return new, "max_new_tokens"
     if (length := _count(whole, "max_length")) is not None:
         return length - 1, "max_length, which counts the start token"
-    return (_DEFAULT_LENGTH - 1, f"no max_length is said, and transformers takes {_DEFAULT_LENGTH}") if said else None
+    return (_DEFAULT_LENGTH, "no max_length is said, and transformers makes so many then") if said else None
 
 
 def _source(whole: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[int, str] | None:
