@@ -53,6 +53,14 @@ def test_beams_have_the_scores_of_the_files(client: Any, couples: tuple[Path, di
             np.testing.assert_allclose(text.log_probs, [logs[at, token] for at, token in enumerate(given)], atol=1e-4)
 
 
+def test_where_a_decoder_looks_is_told(client: Any) -> None:
+    for source, text in zip(SOURCES, client.generate("gru-attention", SOURCES, attention=True), strict=True):
+        assert text.attention.shape == (len(text.tokens), len(source))
+        np.testing.assert_allclose(text.attention.sum(-1), 1, atol=1e-5)
+    with pytest.raises(errors.Unsupported, match="does not say where it looks"):
+        client.generate("lstm", SOURCES, attention=True)
+
+
 def test_a_source_that_is_too_long_is_refused_never_cut(client: Any) -> None:
     with pytest.raises(errors.BadFrame, match="text has 17 tokens; model 'gru-attention' reads 16 at most"):
         client.generate("gru-attention", [2] * 17)

@@ -138,12 +138,14 @@ def _hidden(b: Builder, mask: str, scores: str) -> str:
     return b.add("Softmax", [b.add("Add", [scores, b.add("Unsqueeze", [away, ints(b, 1)])])], axis=-1)
 
 
-def _attend(b: Builder, query: str, memory: str, mask: str = "") -> str:
-    """What a query [B, T, D] finds in a memory [B, S, D]."""
+def _attend(b: Builder, query: str, memory: str, mask: str = "", looks: str = "") -> str:
+    """What a query [B, T, D] finds in a memory [B, S, D]; `looks`: an output of how much it looks at each."""
     scores = b.add(
         "MatMul", [b.add("MatMul", [query, b.weight(D, D, scale=1.0)]), b.add("Transpose", [memory], perm=[0, 2, 1])]
     )
     weights = _hidden(b, mask, scores) if mask else b.add("Softmax", [scores], axis=-1)
+    if looks:
+        _named(b, weights, looks)
     return b.add("MatMul", [weights, memory])
 
 
@@ -156,7 +158,7 @@ _MASK: Final[Value] = ("encoder_attention_mask", "int64", ["batch_size", "encode
 _LAST: Final[Value] = ("last_hidden_state", "float32", ["batch_size", "encoder_sequence", D])
 
 
-def gru_attention(*, mask: bool = True, mixing: bool = False) -> Couple:
+def gru_attention(*, mask: bool = True, mixing: bool = False, looks: bool = False) -> Couple:
     """A GRU that attends to the encoder's outputs, called as Optimum does; its state starts as the encoder's."""
     e = Builder(1)
     whole, state = _read(e)
@@ -174,12 +176,13 @@ def gru_attention(*, mask: bool = True, mixing: bool = False) -> Couple:
     memory = "encoder_hidden_states"
     if mixing:
         memory = b.add("Add", [memory, b.add("ReduceMean", [memory], axes=[0], keepdims=1)])
-    found = _attend(b, query, memory, "encoder_attention_mask" if mask else "")
+    found = _attend(b, query, memory, "encoder_attention_mask" if mask else "", "cross_attentions" if looks else "")
     _logits(b, b.add("Add", [query, found]))
     inputs: list[Value] = [("input_ids", "int64", ["batch_size", 1]), *([_MASK] * mask), _HIDDEN, h]
     outputs: list[Value] = [
         ("logits", "float32", ["batch_size", 1, V]),
         ("hidden_state_out", "float32", [1, "batch_size", D]),
+        *([("cross_attentions", "float32", ["batch_size", 1, "encoder_sequence"])] if looks else []),
     ]
     wires = {"encoder_hidden_states": "last_hidden_state", "hidden_state": "hidden_state"}
     wires |= {"encoder_attention_mask": ""} if mask else {}
@@ -331,7 +334,7 @@ def growing(
 
 
 COUPLES: Final[Mapping[str, Callable[[], Couple]]] = {
-    "gru-attention": gru_attention,
+    "gru-attention": lambda: gru_attention(looks=True),
     "lstm": lstm,
     "static-cache": static_cache,
     "static-shapes": lambda: static_cache(fixed=True),

@@ -188,6 +188,10 @@ def test_a_text_is_as_long_as_transformers_makes_it(tmp_path: Path) -> None:
     ):
         model = load(dataclasses.replace(COUPLES["lstm"](), config={**bare, **more}).save(tmp_path / str(number)))
         assert model.signature.decoding.max_tokens == most
+    long = dataclasses.replace(COUPLES["rereading"](), config={**CONFIG, "max_length": 600, "n_positions": 40})
+    assert load(long.save(tmp_path / "long")).signature.decoding.max_tokens == 40
+    odd = {"bad_words_ids": 3, "suppress_tokens": "x", "pad_token_id": True, "max_length": 1 << 40, "vocab_size": -1}
+    assert load(dataclasses.replace(COUPLES["lstm"](), config={**CONFIG, **odd}).save(tmp_path / "odd"))
     path = tmp_path / "0"
     (path / "generation_config.json").write_text('{"max_length": 5, "eos_token_id": 3}')
     decoding = load(path / "decoder_model.onnx").signature.decoding

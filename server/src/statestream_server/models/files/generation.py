@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from statestream_server.models.files import files, tokenizer
 from statestream_server.models.form.couple import Couple
@@ -75,15 +75,15 @@ def read(decoder: Path) -> Generation:
     whole = {key: value for name in reversed(CONFIGS) for key, value in said[name].items() if value is not None}
     start = _count(whole, "decoder_start_token_id")
     ends = whole.get("eos_token_id")
-    ends = [ends] if isinstance(ends, int) else ends if isinstance(ends, list) else []
-    single = [each[0] for each in whole.get("bad_words_ids") or [] if isinstance(each, list) and len(each) == 1]
-    banned = [each for each in (*single, *(whole.get("suppress_tokens") or [])) if type(each) is int]
+    ends = ends if isinstance(ends, list) else [ends]
+    single = [each[0] for each in _list(whole, "bad_words_ids") if isinstance(each, list) and len(each) == 1]
+    banned = [each for each in (*single, *_list(whole, "suppress_tokens")) if _is_token(each)]
     left = [f"{key} = {whole[key]}" for key in _DONE_ELSEWHERE if whole.get(key) not in _WITHOUT]
     if _count(whole, "forced_bos_token_id") is not None:
         left.append(f"forced_bos_token_id = {whole['forced_bos_token_id']}")
     return Generation(
         start if start is not None else _count(whole, "bos_token_id"),
-        tuple(each for each in ends if type(each) is int),
+        tuple(each for each in ends if _is_token(each)),
         _count(whole, "pad_token_id"),
         _most(whole, any(said[name] for name in CONFIGS)),
         _source(whole, said[_TOKENIZER_CONFIG]),
@@ -106,12 +106,21 @@ def _source(whole: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[int, str
     found = [(value, key) for key in _LENGTHS if (value := _count(whole, key))]
     if (value := _count(said, "model_max_length")) is not None:
         found.append((value, "model_max_length"))
-    return min(((value, key) for value, key in found if 0 < value < _MOST), default=None)
+    return min(((value, key) for value, key in found if value), default=None)
 
 
 def _count(values: Mapping[str, Any], key: str) -> int | None:
     value = values.get(key)
-    return value if type(value) is int and value >= 0 else None
+    return value if _is_token(value) else None
+
+
+def _list(values: Mapping[str, Any], key: str) -> list[Any]:
+    value = values.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _is_token(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _MOST
 
 
 def _values(path: Path) -> Mapping[str, Any]:
@@ -181,6 +190,10 @@ def bounds(couple: Couple, told: Told, known: Generation) -> Bounds:
     length = couple.token.dims[1] if couple.rereads and couple.token.dims is not None else None
     if isinstance(length, int) and not 0 < most <= length:
         most, why = length, "as the decoder takes"
+    if couple.rereads and "max_tokens" not in said:
+        # Each step reads all of them, and there may be no more places.
+        ends = [(most, why), (_MOST_TOKENS, "each step reads all of them"), *([known.source] if known.source else [])]
+        most, why = min(ends, key=lambda each: each[0])
     if most < 1:
         raise ToldError("nobody says how long a text may be; say in model.toml: [generate] max_tokens = 64")
     if couple.rereads and most > _MOST_TOKENS:

@@ -41,6 +41,7 @@ class Couple:
         masks: Its inputs that mark tokens that count.
         token: The decoder's input of tokens.
         scores: Its output of a score for every token.
+        attention: Its output that says how much it looks at each token of the source, where there is one.
         marks: Inputs of the decoder that mark which of its own tokens count, as many as it is given.
         pairs: Its states.
         wires: Inputs by the encoder's output that they take, or start from; `MASK` for the mask of the source.
@@ -54,6 +55,7 @@ class Couple:
     masks: Sequence[Tensor]
     token: Tensor
     scores: Tensor
+    attention: Tensor | None
     marks: Sequence[Tensor]
     pairs: Sequence[Pair]
     wires: Mapping[str, str]
@@ -99,15 +101,20 @@ class _Coupling:
         self._refuse_growth(token, rest)
         found = self._pairs(token, rest)
         scores = self._scores({pair.new for pair in found})
+        attention = self._attention({pair.new for pair in found})
         olds = {pair.old for pair in found}
         length = token.dims[1] if token.dims is not None and len(token.dims) > 1 else 1
         rereads = not found and not counters and length != 1
+        if rereads:
+            attention = None  # It has all tokens so far.
         marks = [each for each in rest if rereads and each.name not in olds and _marks_own(each, token)]
         rest = [each for each in rest if each not in marks]
         wires = self._wires(rest, olds)
         if missing := [each for each in rest if each.name not in wires and each.name not in olds]:
             raise self._missing(missing[0])
-        return Couple(source, masks, token, scores, marks, found, wires, counters, rereads, self._inputs, self._notes)
+        return Couple(
+            source, masks, token, scores, attention, marks, found, wires, counters, rereads, self._inputs, self._notes
+        )
 
     def _source(self) -> tuple[Tensor, list[Tensor]]:
         """The encoder's input of tokens, and its masks."""
@@ -201,6 +208,16 @@ class _Coupling:
                 f"the decoder gives {shown}; expected one output of scores, called logits where there are more"
             )
         return found[0]
+
+    def _attention(self, news: Collection[str]) -> Tensor | None:
+        """The output that is called so; of several layers none says alone where it looks."""
+        found = [
+            each
+            for name, each in self._outputs.items()
+            if "attention" in name and name not in news and each.dtype.startswith("float") and len(each.dims or ()) > 1
+        ]
+        cross = [each for each in found if _OF_ENCODER.search(each.name)] or found
+        return cross[0] if len(cross) == 1 else None
 
     def _wires(self, rest: Sequence[Tensor], olds: Collection[str]) -> dict[str, str]:
         """What of the decoder takes what of the encoder, or starts from it."""

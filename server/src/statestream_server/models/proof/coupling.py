@@ -99,7 +99,7 @@ class Coupling:
         banned = [token for token in self._known.banned if token < self._symbols]
         if banned:
             made.append(Change("ban", couple.scores.name, "", [self._symbols, *banned]))
-        kept = {couple.scores.name, *news}
+        kept = {couple.scores.name, *news} | ({couple.attention.name} if couple.attention else set())
         return made + [Change("inner", value.name) for value in graph.output if value.name not in kept]
 
     def _axes(self) -> _Encoded:
@@ -185,8 +185,7 @@ class Coupling:
     def _decoder_told(self) -> Told:
         """What is known of the changed decoder, as if a person told it."""
         couple, told, shapes = self._couple, self._told, dict(self._told.shapes)
-        length = (couple.source.dims or (None, None))[1]
-        source = length if isinstance(length, int) else self._known.source
+        source = self._places()
         states = {pair.old: pair.new for pair in couple.pairs}
         for change in self.changes():
             if change.kind == "prefix":
@@ -201,6 +200,11 @@ class Coupling:
             wires=None, generate={}, chain=(),
             start={name: values for name, values in told.start.items() if name not in couple.wires},
         )  # fmt: skip
+
+    def _places(self) -> int:
+        """How many places for the tokens of a source the decoder is given."""
+        length = (self._couple.source.dims or (None, None))[1]
+        return length if isinstance(length, int) else self._known.source
 
     def _signed(self, found: Signature, encoder: Signature, mask: str) -> Signature:
         couple, known = self._couple, self._known
@@ -219,6 +223,10 @@ class Coupling:
                 max_tokens=known.most, max_source_tokens=known.source,
             )
         )  # fmt: skip
+        for spec in signature.outputs:
+            looks = couple.attention is not None and spec.name == couple.attention.name
+            if looks and signatures.step_shape(spec)[-1:] == (self._places(),):
+                signature.decoding.attention = spec.name
         try:
             signatures.check(signature)
         except signatures.SignatureError as error:
