@@ -182,8 +182,8 @@ def gru_attention(*, mask: bool = True, mixing: bool = False, looks: bool = Fals
     outputs: list[Value] = [
         ("logits", "float32", ["batch_size", 1, V]),
         ("hidden_state_out", "float32", [1, "batch_size", D]),
-        *([("cross_attentions", "float32", ["batch_size", 1, "encoder_sequence"])] if looks else []),
     ]
+    outputs += [("cross_attentions", "float32", ["batch_size", 1, "encoder_sequence"])] * looks
     wires = {"encoder_hidden_states": "last_hidden_state", "hidden_state": "hidden_state"}
     wires |= {"encoder_attention_mask": ""} if mask else {}
     return Couple(encoder, model(b, inputs, outputs), wires, {"hidden_state": "hidden_state_out"})
