@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from statestream_server.models.form.edits import read_as
 from statestream_server.models.form.told import Told
 from statestream_server.models.model import Kind, Model, ModelLoadError
 from statestream_server.models.proof import loading
+from statestream_server.models.proof.kept import Kept
 from statestream_server.models.rows import FIRST_ROW, is_batched, start_values
 from tests.server.models.form_zoo_couples import CONFIG, COUPLES, Couple, V, growing, gru_attention, rereading
 
@@ -158,6 +160,8 @@ def test_what_nobody_says_is_asked(tmp_path: Path) -> None:
         assert why in refused(path)
     path = dataclasses.replace(lstm, told='window = { "token" = 3 }').save(tmp_path / "d")
     assert "window is not for an encoder and its decoder" in refused(path)
+    (path.parent / "model.toml").write_text('chain = ["encoder_model.onnx", "decoder_model.onnx"]')
+    assert "rename the files of the chain" in refused(path)
     (path.parent / "model.toml").unlink()
     (path.parent / "config.json").write_text("{")
     assert "config.json: is no JSON" in refused(path)
@@ -179,6 +183,31 @@ def test_what_the_configuration_says_is_done_or_told(tmp_path: Path) -> None:
     notes = [text for about, text in model.form if about == "left out"]
     assert notes[0] == "eos_token_id = [1, 2]: only 1 ends a text"
     assert "no_repeat_ngram_size = 3" in notes[1]
+
+
+def test_what_was_found_is_kept_for_these_files(tmp_path: Path) -> None:
+    """A verdict is of both files and of what lies beside them; all of it has to be trusted."""
+    path, tried = COUPLES["lstm"]().save(tmp_path / "m"), list[str]()
+    kept, trusted = Kept(tmp_path / "kept"), tmp_path / "trusted"
+
+    def load() -> Model:
+        return loading.load_file(
+            path, name="m", version=1, device="cpu", kept=kept, trust=prints.Trust(trusted) if tried else None
+        )
+
+    first = load()
+    assert load().digest == first.digest
+    assert len([*(tmp_path / "kept").iterdir()]) == 1
+    (path.parent / "config.json").write_text(json.dumps({**CONFIG, "max_length": 4}))
+    assert load().signature.decoding.max_tokens == 3
+    assert len([*(tmp_path / "kept").iterdir()]) == 2
+    tried.append("with a list")
+    lines = [f"{one.sha256}  {one.path.name}" for one in map(prints.take, [path, path.with_name("encoder_model.onnx")])]
+    trusted.write_text("\n".join(lines))
+    with pytest.raises(ModelLoadError, match=r"config\.json: is not trusted"):
+        load()
+    trusted.write_text("\n".join([*lines, prints.take(path.with_name("config.json")).sha256]))
+    assert load().digest
 
 
 def test_a_text_is_as_long_as_transformers_makes_it(tmp_path: Path) -> None:

@@ -150,7 +150,12 @@ def _couples(
     where, found = repository.settling(file.path), False
     try:
         said = entries.loads(file.told[0]) if file.told else told.Told()
-        for entry in ("chain", "sizes", "window", "context", "columns", "horizon", "feedback", "ahead", "stateless"):
+        if said.chain:
+            raise told.ToldError(
+                f"it names a chain, and {encoder.path.name} with {file.path.name} is an encoder and its decoder; rename"
+                " the files of the chain"
+            )
+        for entry in ("sizes", "window", "context", "columns", "horizon", "feedback", "ahead", "stateless"):
             if getattr(said, entry):
                 raise told.ToldError(f"{entry} is not for an encoder and its decoder; serve {file.path.name} alone")
         watch.doing("looking for what the decoder takes of the encoder")
