@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import models
+from tests.support import forecasters, models
 from tests.support.serving import Local, serving
 from tests.support.speaker import Speaker
 
@@ -16,6 +17,13 @@ from tests.support.speaker import Speaker
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MODELS_DIR with every model of tests/support/models.py; read only."""
     return models.write(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def forecasters_written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """MODELS_DIR with every model of tests/support/forecasters.py, and their modules; read only."""
+    folder = tmp_path_factory.mktemp("forecasters")
+    return folder, forecasters.write(folder)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import torch
 
 import statestream
 from statestream import aio, errors
-from tests.support import forecasters
 from tests.support.serving import Local, process, serving
 
 H = 7
@@ -34,16 +33,10 @@ class Served:
         self.local, self.client, self.modules = local, client, modules
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("forecasters")
-    return folder, forecasters.write(folder)
-
-
 @pytest.fixture
-async def served(written: tuple[Path, Any]) -> AsyncIterator[Served]:
-    async with serving(written[0]) as local, aio.connect(local.address) as client:
-        yield Served(local, client, written[1])
+async def served(forecasters_written: tuple[Path, Any]) -> AsyncIterator[Served]:
+    async with serving(forecasters_written[0]) as local, aio.connect(local.address) as client:
+        yield Served(local, client, forecasters_written[1])
 
 
 def rolled(module: torch.nn.Module, draw: Any, series: slice = slice(None)) -> np.ndarray:
@@ -116,11 +109,11 @@ async def test_the_same_seed_has_the_same_bits_alone_and_in_a_crowd(served: Serv
     assert not np.isclose(other, many).any()
 
 
-async def test_a_call_that_is_cut_draws_the_same(written: tuple[Path, Any], served: Served) -> None:
+async def test_a_call_that_is_cut_draws_the_same(forecasters_written: tuple[Path, Any], served: Served) -> None:
     asked: dict[str, Any] = {"h": H, "future": FUTURE, "samples": True, "num_samples": 30, "seed": 11}
     whole = await served.client.forecast("deep", PAST, **asked)
     async with (
-        serving(written[0], limits={"max_driven_rows": 64}) as local,
+        serving(forecasters_written[0], limits={"max_driven_rows": 64}) as local,
         aio.connect(local.address) as client,
     ):
         assert (await client.forecast("deep", PAST, **asked)).tobytes() == whole.tobytes()
@@ -309,13 +302,13 @@ async def test_a_slow_reader_holds_back_its_own_forecast_only(served: Served) ->
     await served.local.until(lambda: served.local.table("decay").allocated == 0)
 
 
-def test_a_forecast_over_sigkill_has_the_same_bits(written: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_forecast_over_sigkill_has_the_same_bits(forecasters_written: tuple[Path, Any], tmp_path: Path) -> None:
     """From histories and a session, with paths; the session moved on meanwhile."""
     store = f"sqlite:{tmp_path / 's.db'}"
     # More than what is on its way without being read.
     long = np.zeros((5, 600, 2), np.float32)
     asked: dict[str, Any] = {"h": 600, "samples": True, "num_samples": 200, "seed": 3}
-    with process(written[0], "--store", store, "--log-level", "warning") as server:
+    with process(forecasters_written[0], "--store", store, "--log-level", "warning") as server:
         with statestream.connect(server.address) as client, client.session("deep", id="a") as session:
             session.step({"sales": SALES[0], "calendar": CALENDAR[0, 1:21]})
             session.flush()

@@ -48,10 +48,17 @@ class Decay(nn.Module):
         return 0.8 * x, s + 0 * x
 
 
+class Blind(nn.Module):
+    """Two steps ahead of two inputs, of neither of which it says that it is what comes."""
+
+    def forward(self, x: Tensor, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.stack([x, z], 1), s + 0 * x
+
+
 def write(folder: Path) -> dict[str, nn.Module]:
-    """Writes "deep", "ahead" and "decay" as MODELS_DIR/<name>/1; the modules."""
+    """Writes "deep", "ahead", "decay" and "blind" as MODELS_DIR/<name>/1; the modules."""
     torch.manual_seed(3)
-    modules: dict[str, nn.Module] = {"deep": Deep(), "ahead": Ahead(), "decay": Decay()}
+    modules: dict[str, nn.Module] = {"deep": Deep(), "ahead": Ahead(), "decay": Decay(), "blind": Blind()}
     zeros = torch.zeros(1, 1, 8)
     export(
         modules["deep"],
@@ -82,5 +89,13 @@ def write(folder: Path) -> dict[str, nn.Module]:
         states={"s": State(torch.zeros(1, 1))},
         feedback={"y": "x"},
         path=folder / "decay" / "1",
+    )
+    export(
+        modules["blind"],
+        {"x": torch.randn(16, 1), "z": torch.randn(16, 1)},
+        states={"s": State(torch.zeros(1, 1))},
+        outputs=["y"],
+        horizon_axis={"y": 1},
+        path=folder / "blind" / "1",
     )
     return modules

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statestream import aio, errors
+    from statestream.backtests import Backtest
     from statestream.base import PoolStep
     from statestream.calls import PoolError
     from statestream.contract.errors import (
@@ -65,6 +66,7 @@ __all__ = [
     "AlreadyApplied",
     "AlreadyOpen",
     "AnswerTooLarge",
+    "Backtest",
     "BadFrame",
     "BadTensor",
     "Client",
@@ -117,6 +119,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Backtest": "backtests",
     "Client": "sync",
     "Generated": "texts",
     "GeneratedToken": "texts",

@@ -283,6 +283,14 @@ def check_forecast(
     _check_until(until)
 
 
+def check_windows(step: object, n_windows: object) -> None:
+    """How a backtest rolls."""
+    if step is not None:
+        check_whole("step", step, hint=", or None for h")
+    if n_windows is not None:
+        check_whole("n_windows", n_windows, hint=", or None for as many as there are")
+
+
 def _check_bands(bands: object, quantiles: object, level: object, num_samples: object, samples: object) -> None:
     if bands is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -12,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from statestream import series
-from statestream.contract.errors import BadTensor
-from statestream.contract.signature import Value, forecast_values, known_places
-from statestream.contract.tensors import Array
-from statestream.forecasts import Past, Told, Wish
+from statestream.contract.errors import BadTensor, Unsupported
+from statestream.contract.signature import Value, forecast_values, is_spread, known_places
+from statestream.contract.tensors import Array, Ints
+from statestream.forecasts import Told, Wish
 from statestream.layout import Layout
+from statestream.series import Past
 from statestream.tables import frame_of, order, read
 from statestream.wanted import Wanted, listed
 
-ID, TIME, TARGET = "unique_id", "ds", "y"
-"""The columns of a table of many series: whose, when, and what a single feature may be called."""
+ID, TIME, TARGET, CUTOFF = "unique_id", "ds", "y", "cutoff"
+"""The columns of a table of many series: whose, when, what a single feature may be called, where a forecast began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +132,7 @@ def write_forecast(layout: Layout, history: History, wish: Wish, told: Told) -> 
 
     frame, h = history.frame, wish.h
     long = ID in frame.columns or TIME in frame.columns
-    series = len(history.rows)
-    columns: dict[str, Array] = {}
-    for value in forecast_values(layout.signature):
-        names = _value_names(layout, value)
-        if long and len(told.points) == 1 and len(names) == 1:
-            names = [layout.model.name]
-        flat = told.points[value.name].reshape(series, h, -1)
-        columns |= {name: flat[..., place] for place, name in enumerate(names)}
-        if value.name in told.quantiles:
-            wide = told.quantiles[value.name].reshape(series, h, len(names), -1)
-            for place, name in enumerate(names):
-                columns |= {f"{name}{label}": wide[..., place, q] for q, label in enumerate(wish.labels)}
-        if value.name in told.samples:
-            paths = told.samples[value.name].reshape(series, -1, h, len(names))
-            for place, name in enumerate(names):
-                columns |= {f"{name}-sample-{path}": paths[:, path, :, place] for path in range(paths.shape[1])}
+    columns = _told_columns(layout, wish, told, len(history.rows), long)
     tables = []
     native = frame.to_native()
     for number, (name, rows) in enumerate(zip(history.names, history.rows, strict=True)):
@@ -161,6 +148,113 @@ def write_forecast(layout: Layout, history: History, wish: Wish, told: Told) -> 
         tables.append(table)
     whole = narwhals.concat(tables).to_native()
     return whole.reset_index(drop=True) if long and hasattr(whole, "reset_index") else whole
+
+
+def write_backtest(
+    layout: Layout, history: History, wish: Wish, cutoffs: Ints, told: Told, came: Mapping[str, Array]
+) -> Any:
+    """The table of a backtest, of the library that the history came from, with Nixtla's columns.
+
+    A row for each step of each window: unique_id where the history has it, ds, cutoff (the last time before), y (or, of
+    several numbers, the names of each) and what `write_forecast` has. Without ds a step's time is its number.
+
+    Args:
+        layout: The model's.
+        history: The past.
+        wish: What was asked.
+        cutoffs: [N, W] after how many steps of its series each forecast starts.
+        told: The forecasts, of N W series.
+        came: By value what came, [N, W, h, ...].
+    """
+    import narwhals.stable.v2 as narwhals
+
+    frame, (count, windows), h = history.frame, cutoffs.shape, wish.h
+    steps = cutoffs[..., None] + np.arange(h)
+    rows = np.concatenate([rows[mine.reshape(-1)] for rows, mine in zip(history.rows, steps, strict=True)])
+    last = np.concatenate([rows[mine - 1] for rows, mine in zip(history.rows, cutoffs, strict=True)]).repeat(h)
+    values = {value.name: value for value in forecast_values(layout.signature)}
+    found: dict[str, Array] = {}
+    for name, array in came.items():
+        names = _value_names(layout, values[name])
+        names = [TARGET] if len(came) == len(names) == 1 else names
+        flat = array.reshape(count * windows, h, -1)
+        found |= {label: flat[..., place] for place, label in enumerate(names)}
+    forecast = _told_columns(layout, wish, told, count * windows, long=True)
+    taken = {ID, TIME, CUTOFF, *found} & set(forecast)
+    if taken:
+        raise Unsupported(
+            f"the table would have two columns {min(taken)!r}, as the model's own name is one that tables of backtests"
+            " have; give its history as an array"
+        )
+    data: dict[str, Any] = {}
+    if ID in frame.columns:
+        data[ID] = frame[ID][rows.tolist()]
+    times = _times(frame)
+    data[TIME] = np.asarray(steps).reshape(-1) if times is None else times[rows.tolist()]
+    data[CUTOFF] = (cutoffs - 1).reshape(-1).repeat(h) if times is None else times[last.tolist()]
+    data |= {name: array.reshape(-1) for name, array in (found | forecast).items()}
+    made = [
+        narwhals.new_series(name, column, backend=frame.implementation)
+        if isinstance(column, np.ndarray)
+        else column.alias(name)
+        for name, column in data.items()
+    ]
+    whole = narwhals.concat([_bare(one.to_frame()) for one in made], how="horizontal")
+    return whole.to_native()
+
+
+def _bare(table: Any) -> Any:
+    """The same without the labels of its rows, which pandas would join by."""
+    import narwhals.stable.v2 as narwhals
+
+    native = table.to_native()
+    return narwhals.from_native(native.reset_index(drop=True)) if hasattr(native, "reset_index") else table
+
+
+def _times(frame: Any) -> Any:
+    """The column of times, or what a table of pandas has as its index; None where rows are in the order of time."""
+    import narwhals.stable.v2 as narwhals
+
+    if TIME in frame.columns:
+        return frame[TIME]
+    index = getattr(frame.to_native(), "index", None)
+    if index is None or type(index).__name__ == "RangeIndex":
+        return None
+    return narwhals.from_native(index.to_series(), series_only=True)
+
+
+def _told_columns(layout: Layout, wish: Wish, told: Told, count: int, long: bool) -> dict[str, Array]:
+    """By name the columns of what was told of so many series, [N, h]: points, quantiles and paths of every value.
+
+    In a long table they are called as the model; where it has a point and quantiles of it, those go together.
+    """
+    h, columns = wish.h, dict[str, Array]()
+    values = forecast_values(layout.signature)
+    fed = {feedback.output for feedback in layout.signature.feedback}
+    spread = [value for value in values if is_spread(value) and value.name not in fed]
+    points = [value for value in values if value not in spread]
+    around: dict[str, str] = {}
+    if long and len(points) == len(spread) == 1 and points[0].shape == spread[0].shape:
+        values, around = points, {points[0].name: spread[0].name}
+    for value in values:
+        names = _value_names(layout, value)
+        if long:
+            alone = len(values) == len(names) == 1
+            names = [layout.model.name if alone else f"{layout.model.name}-{name}" for name in names]
+        flat = told.points[value.name].reshape(count, h, -1)
+        columns |= {name: flat[..., place] for place, name in enumerate(names)}
+        quantiles = around.get(value.name, value.name)
+        if quantiles not in told.quantiles:
+            quantiles = value.name
+        if quantiles in told.quantiles:
+            wide = told.quantiles[quantiles].reshape(count, h, len(names), -1)
+            for place, name in enumerate(names):
+                columns |= {f"{name}{label}": wide[..., place, q] for q, label in enumerate(wish.labels)}
+        if value.name in told.samples:
+            paths = told.samples[value.name].reshape(count, -1, h, len(names))
+            for place, name in enumerate(names):
+                columns |= {f"{name}-sample-{path}": paths[:, path, :, place] for path in range(paths.shape[1])}
+    return columns
 
 
 def _value_names(layout: Layout, value: Value) -> list[str]:

@@ -15,7 +15,7 @@ from statestream.contract.errors import BadTensor, ServerUnavailable, Unsupporte
 from statestream.contract.signature import HeadKind, Signature, forecast_outputs, numpy_dtype, row_shape, step_shape
 from statestream.contract.tensors import Array, Ints, from_tensor, to_tensor
 from statestream.layout import Layout
-from statestream.series import history
+from statestream.series import Past, check_past, history
 from statestream.unary import StreamCall
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
@@ -50,32 +50,6 @@ class Wish:
     seed: int = 0
     conformal: bool = False
     until: pb.ForecastStop | None = None
-
-
-class Past(NamedTuple):
-    """Past inputs of some series, one series after the other.
-
-    Attributes:
-        inputs: By name, [S, ...one step].
-        lengths: [N] the steps of each.
-        alone: Whether it is one series, given without an axis for series.
-        names: The series' names, where they have some.
-    """
-
-    inputs: Mapping[str, Array]
-    lengths: Ints
-    alone: bool
-    names: Sequence[Any] | None = None
-
-    def some(self, series: Ints) -> Past:
-        """Some of the series, by number."""
-        ends = np.cumsum(self.lengths)
-        lengths = self.lengths[series]
-        ends_here = np.cumsum(lengths)
-        steps = np.repeat(ends[series] - ends_here, lengths) + np.arange(int(ends_here[-1]))
-        inputs = {name: array[steps] for name, array in self.inputs.items()}
-        names = None if self.names is None else [self.names[each] for each in series.tolist()]
-        return Past(inputs, self.lengths[series], self.alone, names)
 
 
 class Told(NamedTuple):
@@ -255,6 +229,7 @@ def forecast_call(
     sessions: Sequence[str] | None = None,
     series: Ints | None = None,
     future: Mapping[str, Array] | None = None,
+    cutoffs: Ints | None = None,
 ) -> StreamCall[Told]:
     """A forecast from histories, or from sessions: then `past` is what errors are taken from.
 
@@ -266,6 +241,7 @@ def forecast_call(
         sessions: The sessions' ids.
         series: [N] the numbers of the series, where they are not 0, 1, ….
         future: What is known beforehand, by input [N, h, ...].
+        cutoffs: [N, W] after how many steps of the histories forecasts start; behind the last where left out.
     """
     request = pb.ForecastRequest(
         model=layout.model.name,
@@ -278,6 +254,7 @@ def forecast_call(
         bands=pb.FORECAST_BANDS_CONFORMAL if wish.conformal else pb.FORECAST_BANDS_UNSPECIFIED,
         stop=wish.until,
         series=b"" if series is None else series.astype("<u8").tobytes(),
+        cutoffs=b"" if cutoffs is None else cutoffs.astype("<u4").tobytes(),
     )
     if sessions is not None and len(sessions) == 1:
         request.session_id = sessions[0]
@@ -300,7 +277,7 @@ def forecast_call(
     )
 
 
-def cuts(limits: Limits, wish: Wish, sizes: Array, layout: Layout) -> Iterator[tuple[int, int]]:
+def cuts(limits: Limits, wish: Wish, sizes: Array, layout: Layout, windows: int = 1) -> Iterator[tuple[int, int]]:
     """How many series are asked for in one call: as many as fit into a message, and as rows into the server.
 
     Args:
@@ -308,13 +285,14 @@ def cuts(limits: Limits, wish: Wish, sizes: Array, layout: Layout) -> Iterator[t
         wish: What is asked.
         sizes: [N] the bytes that each series takes in a request.
         layout: The model's.
+        windows: Forecasts of each series.
 
     Raises:
         BadTensor: One series alone is larger than what the server takes.
     """
-    most = limits.max_forecast_series or len(sizes)
+    most = max(1, (limits.max_forecast_series or len(sizes) * windows) // windows)
     if limits.max_driven_rows:
-        most = min(most, max(1, limits.max_driven_rows // max(1, wish.num_samples)))
+        most = min(most, max(1, limits.max_driven_rows // (windows * max(1, wish.num_samples))))
     room = (limits.max_message_bytes or 1 << 62) - _ROOM
     if len(sizes) and int(sizes.max()) > room:
         raise BadTensor(
@@ -371,26 +349,3 @@ def start_bytes(layout: Layout) -> int:
     outputs = {spec.name: spec for spec in layout.signature.outputs}
     kept = [outputs[name] for name in forecast_outputs(layout.signature)]
     return states + sum(numpy_dtype(spec.dtype).itemsize * max(1, math.prod(step_shape(spec))) for spec in kept)
-
-
-def check_past(layout: Layout, past: Past) -> None:
-    """Checks that a past has no gaps.
-
-    Raises:
-        BadTensor: Names the series, the row and the column of the first.
-    """
-    for name, array in past.inputs.items():
-        if array.dtype.kind != "f" or not np.isnan(array).any():
-            continue
-        step, *place = np.argwhere(np.isnan(array))[0].tolist()
-        ends = np.cumsum(past.lengths)
-        series = int(np.searchsorted(ends, step, side="right"))
-        row = step - int(ends[series] - past.lengths[series])
-        columns = layout.wanted[layout.names.index(name)].columns
-        where = f", column {columns[place[-1]]!r}" if place and columns else f", at {place}" if place else ""
-        whose = series if past.names is None else past.names[series]
-        raise BadTensor(
-            f"history is nan in series {whose!r}, row {row} of {past.lengths[series]}{where} of {name}; a forecast"
-            " takes no gaps: fill them, or leave those rows out",
-            metadata={"field": "history", "series": str(whose), "row": str(row)},
-        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,32 @@ from statestream.contract.tensors import Array, Ints
 from statestream.layout import Input, Layout, shown
 from statestream.tables import read
 from statestream.wanted import Wanted, listed
+
+
+class Past(NamedTuple):
+    """Past inputs of some series, one series after the other.
+
+    Attributes:
+        inputs: By name, [S, ...one step].
+        lengths: [N] the steps of each.
+        alone: Whether it is one series, given without an axis for series.
+        names: The series' names, where they have some.
+    """
+
+    inputs: Mapping[str, Array]
+    lengths: Ints
+    alone: bool
+    names: Sequence[Any] | None = None
+
+    def some(self, series: Ints) -> Past:
+        """Some of the series, by number."""
+        ends = np.cumsum(self.lengths)
+        lengths = self.lengths[series]
+        ends_here = np.cumsum(lengths)
+        steps = np.repeat(ends[series] - ends_here, lengths) + np.arange(int(ends_here[-1]))
+        inputs = {name: array[steps] for name, array in self.inputs.items()}
+        names = None if self.names is None else [self.names[each] for each in series.tolist()]
+        return Past(inputs, self.lengths[series], self.alone, names)
 
 
 def history(layout: Layout, x: Input) -> tuple[dict[str, Array], Ints, bool]:
@@ -114,3 +141,26 @@ def future(layout: Layout, x: Input, count: int, h: int) -> dict[str, Array]:
             )
         found[name] = array[:, :h]
     return found
+
+
+def check_past(layout: Layout, past: Past) -> None:
+    """Checks that a past has no gaps.
+
+    Raises:
+        BadTensor: Names the series, the row and the column of the first.
+    """
+    for name, array in past.inputs.items():
+        if array.dtype.kind != "f" or not np.isnan(array).any():
+            continue
+        step, *place = np.argwhere(np.isnan(array))[0].tolist()
+        ends = np.cumsum(past.lengths)
+        series = int(np.searchsorted(ends, step, side="right"))
+        row = step - int(ends[series] - past.lengths[series])
+        columns = layout.wanted[layout.names.index(name)].columns
+        where = f", column {columns[place[-1]]!r}" if place and columns else f", at {place}" if place else ""
+        whose = series if past.names is None else past.names[series]
+        raise BadTensor(
+            f"history is nan in series {whose!r}, row {row} of {past.lengths[series]}{where} of {name}; a forecast"
+            " takes no gaps: fill them, or leave those rows out",
+            metadata={"field": "history", "series": str(whose), "row": str(row)},
+        )

@@ -21,9 +21,10 @@ from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.contract.tensors import Array, Ints, Mask
 from statestream.core import ControlTicket, Feed, PoolTicket
-from statestream.forecasts import Past, Told, Wish, asked, cuts, forecast_call, reordered, row, start_bytes, whole
+from statestream.forecasts import Told, Wish, asked, cuts, forecast_call, reordered, row, start_bytes, whole
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
+from statestream.series import Past
 from statestream.unary import StreamCall
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
 

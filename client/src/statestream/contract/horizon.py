@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -79,9 +80,19 @@ def forecast_values(signature: Signature) -> list[Value]:
     return [value_of(signature, name) for name in dict.fromkeys(names)]
 
 
+def is_spread(value: Value) -> bool:
+    """Whether the model gives quantiles of it."""
+    return value.head is not None and value.head.kind == HeadKind.HEAD_KIND_QUANTILES
+
+
 def steps_before(signature: Signature) -> int:
     """How many steps a forecast needs before it, 1 at least."""
     return max(1, signature.lookback, *[window.steps for window in signature.windows])
+
+
+def errors_needed(quantiles: Sequence[float]) -> int:
+    """How many past errors it takes until some of them are at these quantiles: what conformal bands are made of."""
+    return max(math.ceil(max(q, 1 - q) / min(q, 1 - q) - 1e-9) for q in quantiles)
 
 
 def forecast_outputs(signature: Signature) -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments, dataframes, forecasts, series, texts, unary
+from statestream import arguments, backtests, dataframes, forecasts, series, texts, unary
 from statestream.contract.tensors import Array
-from statestream.forecasts import Past
 from statestream.layout import Input, Layout
+from statestream.series import Past
 from statestream.sync.calling import answer, answers
 from statestream.sync.catalogue import Catalogue
 
@@ -117,7 +117,7 @@ class Runs(Catalogue):
             )
             table = dataframes.read_history(layout, history)
             past = table.past if table is not None else Past(*series.history(layout, history))
-            forecasts.check_past(layout, past)
+            series.check_past(layout, past)
             known = None
             if table is not None and future is not None:
                 known = dataframes.read_future(layout, table, future, h)
@@ -176,11 +176,87 @@ class Runs(Catalogue):
     ) -> Iterator[Any]:
         layout = self._layout(model, version, "session")
         wish, past = make(layout), Past(*series.history(layout, history))
-        forecasts.check_past(layout, past)
+        series.check_past(layout, past)
         known = None if future is None else series.future(layout, future, len(past.lengths), wish.h)
         call = forecasts.forecast_call(layout, wish, version, past=past, future=known)
         for told in answers(self._link, call):
             yield forecasts.row(wish, told, 0 if past.alone else None)
+
+    def backtest(
+        self,
+        model: str,
+        history: Any,
+        h: int = 24,
+        step: int | None = None,
+        *,
+        n_windows: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        level: Sequence[float] | float | None = None,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        samples: bool = False,
+        bands: str | None = None,
+        version: int | None = None,
+    ) -> Any:
+        """Forecasts from many moments of a past, where what came then is known: rolling origin, cross-validation.
+
+        The server walks once through each history, and every forecast is a fork of that walk. Each is what `forecast`
+        gives, with the same seed, of a history that ends at its cutoff: nothing that came later is seen, but for
+        inputs that are known beforehand, which are in the history.
+
+        Args:
+            model: The model's name; as of `forecast`.
+            history: As of `forecast`, the inputs that are known beforehand too.
+            h: The steps of each forecast.
+            step: Steps from one cutoff to the next; h where left out, then no two forecasts overlap.
+            n_windows: Forecasts of each series, the last of which ends with it; as many as fit into the shortest where
+                left out.
+            quantiles: As of `forecast`.
+            level: As of `forecast`.
+            num_samples: As of `forecast`.
+            seed: As of `forecast`.
+            samples: As of `forecast`.
+            bands: As of `forecast`; only errors that were known at a cutoff are used there.
+            version: The model's version; the default one where left out.
+
+        Returns:
+            For a DataFrame the same kind of table, with Nixtla's columns: unique_id where the history has it, ds,
+            cutoff (the last ds before the forecast), y, and those of `forecast`. For arrays a `Backtest`: cutoffs
+            [N, W], y [N, W, h, O], forecast [N, W, h, O] (or as `forecast` has quantiles and samples); of one series
+            without N.
+
+        Raises:
+            BadTensor: The history does not fit the model, has a gap, or is too short for so many; names the series.
+            Unsupported: The model cannot forecast, says nothing of how sure it is, or not which input it forecasts.
+            BadFrame: The server forecasts no so many steps or paths.
+            ValueError: An argument has a value that it cannot have, or two do not go together.
+        """
+        arguments.check_model(model, version)
+        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, None)
+        arguments.check_windows(step, n_windows)
+
+        def run(layout: Layout) -> Any:
+            wish = forecasts.wished(
+                layout.signature,
+                h,
+                quantiles=quantiles,
+                level=level,
+                num_samples=num_samples,
+                seed=seed,
+                samples=samples,
+                bands=bands,
+            )
+            backtests.truths(layout)
+            table = dataframes.read_history(layout, history)
+            past = table.past if table is not None else Past(*series.history(layout, history))
+            series.check_past(layout, past)
+            cutoffs = backtests.moments(layout, past, wish, step or h, n_windows)
+            limits = self._link.state.info.limits
+            calls = backtests.backtest_calls(layout, wish, version, past, cutoffs, limits)
+            parts = [[told for told in answers(self._link, call)] for call in calls]
+            return backtests.outcome(layout, wish, past, cutoffs, forecasts.whole(parts, h), table)
+
+        return self._fitting(model, version, "session", run)
 
     def generate(
         self,

@@ -354,7 +354,7 @@ class StepResponse(_message.Message):
     def __init__(self, position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class ForecastRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "history", "sessions", "start", "horizon", "epoch", "future", "num_samples", "seed", "quantiles", "return_samples", "bands", "past", "from_step", "series", "stop", "digest")
+    __slots__ = ("model", "version", "session_id", "history", "sessions", "start", "horizon", "epoch", "future", "num_samples", "seed", "quantiles", "return_samples", "bands", "past", "from_step", "series", "stop", "digest", "cutoffs")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -374,6 +374,7 @@ class ForecastRequest(_message.Message):
     SERIES_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CUTOFFS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
@@ -393,7 +394,8 @@ class ForecastRequest(_message.Message):
     series: bytes
     stop: ForecastStop
     digest: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., sessions: _Optional[_Union[ForecastSessions, _Mapping]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., horizon: _Optional[int] = ..., epoch: _Optional[int] = ..., future: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., num_samples: _Optional[int] = ..., seed: _Optional[int] = ..., quantiles: _Optional[_Iterable[float]] = ..., return_samples: bool = ..., bands: _Optional[_Union[ForecastBands, str]] = ..., past: _Optional[_Union[History, _Mapping]] = ..., from_step: _Optional[int] = ..., series: _Optional[bytes] = ..., stop: _Optional[_Union[ForecastStop, _Mapping]] = ..., digest: _Optional[str] = ...) -> None: ...
+    cutoffs: bytes
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., sessions: _Optional[_Union[ForecastSessions, _Mapping]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., horizon: _Optional[int] = ..., epoch: _Optional[int] = ..., future: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., num_samples: _Optional[int] = ..., seed: _Optional[int] = ..., quantiles: _Optional[_Iterable[float]] = ..., return_samples: bool = ..., bands: _Optional[_Union[ForecastBands, str]] = ..., past: _Optional[_Union[History, _Mapping]] = ..., from_step: _Optional[int] = ..., series: _Optional[bytes] = ..., stop: _Optional[_Union[ForecastStop, _Mapping]] = ..., digest: _Optional[str] = ..., cutoffs: _Optional[bytes] = ...) -> None: ...
 
 class History(_message.Message):
     __slots__ = ("inputs", "lengths")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import Signature, TensorSpec, Value, known_places
-from statestream_server.arrays import Array
+from statestream.contract.signature import Signature, TensorSpec, Value, known_places, steps_before
+from statestream_server.arrays import Array, Ints
 from statestream_server.drivers.bands import Past
-from statestream_server.drivers.paths import Stop
+from statestream_server.drivers.paths import Known, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Request:
         stop: When series end before the horizon.
         future: What is known beforehand, by input: [N, horizon, ...what nothing is fed to].
         past: Of sessions, for conformal quantiles: past inputs.
+        cutoffs: [N, W] after how many steps of each series of a history forecasts start; None behind the last.
     """
 
     horizon: int
@@ -54,6 +55,7 @@ class Request:
     stop: StopAt | None = None
     future: Mapping[str, Array] = field(default_factory=dict)
     past: Past | None = None
+    cutoffs: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +150,45 @@ def shifted(signature: Signature, past: Past, future: Mapping[str, Array] | None
     keep = np.ones(len(inputs[0]), np.bool_)
     keep[ends] = False
     return Past([array[keep] for array in inputs], past.lengths - 1)
+
+
+def of_cutoffs(signature: Signature, past: Past, request: Request, cutoffs: Ints) -> tuple[Request, dict[str, Known]]:
+    """A request for forecasts from moments of its histories, each as if it were of a history that ends there.
+
+    Returns:
+        The request, of a series for each of them, and what is known beforehand there.
+
+    Raises:
+        BadFrame: Cutoffs do not ascend, or something came that goes with none.
+        BadTensor: One is where too few steps come before it, or behind it; names the series and what there is.
+    """
+    if request.future:
+        raise bad("future", "sent beside cutoffs; what is known beforehand is taken from the history there")
+    _check_cutoffs(cutoffs, past.lengths, steps_before(signature), request.horizon)
+    numbers = np.arange(len(cutoffs), dtype=np.uint64) if request.series is None else request.series
+    request = replace(request, series=np.repeat(numbers, cutoffs.shape[1]))
+    starts = ((np.cumsum(past.lengths) - past.lengths)[:, None] + cutoffs).reshape(-1)
+    known = {}
+    for spec, array in zip(signature.inputs, past.inputs, strict=True):
+        places = known_places(signature, spec.name)
+        if places is None or places:
+            # Lies where it came: for every forecast by itself it could be far more than what was sent.
+            known[spec.name] = Known(array if places is None else array[..., places], starts + bool(spec.ahead))
+    return request, known
+
+
+def _check_cutoffs(cutoffs: Ints, lengths: Ints, before: int, horizon: int) -> None:
+    """Checks cutoffs [N, W] of series of `lengths` [N]: `before` steps come before each, `horizon` behind it."""
+    wrong = np.argwhere(np.diff(cutoffs, axis=1) <= 0)
+    if len(wrong):
+        series, place = wrong[0].tolist()
+        raise bad("cutoffs", f"{cutoffs[series, place + 1]} behind {cutoffs[series, place]}; expected them to ascend")
+    wrong = np.argwhere((cutoffs < before) | (cutoffs + horizon > lengths[:, None]))
+    if len(wrong):
+        series, place = wrong[0].tolist()
+        raise errors.BadTensor(
+            f"series {series} has {lengths[series]} steps, which are no {before} before its cutoff at"
+            f" {cutoffs[series, place]} and {horizon} behind it. Bring more of the past, or ask for fewer steps or"
+            " cutoffs",
+            metadata={"field": "history", "series": str(series), "expected": str(before + horizon)},
+        )

@@ -16,10 +16,19 @@ from typing import NamedTuple
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import Signature, forecast_outputs, forecast_values, known_places, steps_before
+from statestream.contract.signature import (
+    Signature,
+    Value,
+    errors_needed,
+    forecast_outputs,
+    forecast_values,
+    known_places,
+    steps_before,
+)
 from statestream_server.arrays import Array, Ints
-from statestream_server.drivers.drive import Drive, roll
-from statestream_server.drivers.paths import Asked, Paths, Told
+from statestream_server.drivers.drive import Drive, aside, roll
+from statestream_server.drivers.paths import Asked, Known, Paths, Told
+from statestream_server.drivers.walks import walk
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
@@ -29,6 +38,8 @@ ERRORS = 256
 """The most past errors of a series that are looked at, the newest."""
 _ROWS = 8192
 """Rows that run at a time, about."""
+_NUMBERS = 1 << 20
+"""Errors that are looked at at a time, about."""
 
 
 class Past(NamedTuple):
@@ -60,13 +71,8 @@ class Bands:
         return told._replace(quantiles=found)
 
 
-def needed(quantiles: Sequence[float]) -> int:
-    """How many past errors it takes until some of them are at these quantiles."""
-    return max(math.ceil(max(q, 1 - q) / min(q, 1 - q) - 1e-9) for q in quantiles)
-
-
-def check(signature: Signature, past: Past, horizon: int, quantiles: Sequence[float]) -> None:
-    """Checks that bands can be had at all.
+def check(signature: Signature, cutoffs: Ints, horizon: int, quantiles: Sequence[float]) -> None:
+    """Checks that bands can be had at all, for forecasts that start after `cutoffs` [N, W] steps of their series.
 
     Raises:
         Unsupported: Nothing is fed back, so no past input says what a forecast should have been.
@@ -76,19 +82,43 @@ def check(signature: Signature, past: Past, horizon: int, quantiles: Sequence[fl
         raise errors.Unsupported(
             "conformal bands need to know which input a forecast should have been; the signature names no feedback"
         )
-    least = steps_before(signature) + horizon + needed(quantiles) - 1
-    short = np.flatnonzero(past.lengths < least)
+    needed = errors_needed(quantiles)
+    least = steps_before(signature) + horizon + needed - 1
+    short = np.argwhere(cutoffs < least)
     if len(short):
+        series, window = short[0].tolist()
         raise errors.BadTensor(
-            f"series {short[0]} has {past.lengths[short[0]]} past steps; conformal bands of these quantiles take"
-            f" {needed(quantiles)} past errors of {horizon} steps, which are in {least}. Bring more of the past, ask"
+            f"series {series} has {cutoffs[series, window]} past steps; conformal bands of these quantiles take"
+            f" {needed} past errors of {horizon} steps, which are in {least}. Bring more of the past, ask"
             " for fewer steps, or for quantiles nearer to 0.5",
-            metadata={"field": "history", "series": str(short[0]), "expected": str(least)},
+            metadata={"field": "history", "series": str(series), "expected": str(least)},
+        )
+
+
+def check_bytes(values: Sequence[Value], count: int, horizon: int, quantiles: Sequence[float], most: int) -> None:
+    """Checks that the bands of so many forecasts are no more than the server keeps.
+
+    Raises:
+        BadFrame: They are.
+    """
+    nbytes = count * horizon * len(quantiles) * 8 * sum(math.prod(value.shape) for value in values)
+    if nbytes > most:
+        raise errors.BadFrame(
+            f"bands of {count} forecasts, {horizon} steps and {len(quantiles)} quantiles have {nbytes} bytes; expected"
+            f" at most {most}. Ask for fewer series, steps or quantiles at a time",
+            metadata={"field": "bands", "came": str(nbytes), "expected": str(most)},
         )
 
 
 async def calibrate(
-    engine: Engine, table: Table, limits: Limits, past: Past, asked: Asked, quantiles: Sequence[float], tags: Array
+    engine: Engine,
+    table: Table,
+    limits: Limits,
+    past: Past,
+    cutoffs: Ints,
+    asked: Asked,
+    quantiles: Sequence[float],
+    tags: Array,
 ) -> Bands:
     """Forecasts `asked.horizon` steps from each of the newest moments of the past, and compares.
 
@@ -97,73 +127,86 @@ async def calibrate(
         table: The model's.
         limits: How many rows may be driven.
         past: What `check` let through.
-        asked: The forecast that bands are wanted for.
+        cutoffs: [N, W] after how many steps of their series the forecasts start that bands are wanted for.
+        asked: Those forecasts.
         quantiles: Which.
         tags: [N] what stands for the series where work is noted.
+
+    Returns:
+        Bands of N W forecasts.
 
     Raises:
         TooManySessions: With the rows under way these would be too many.
         NonFiniteState: The past left the finite numbers.
     """
-    window, horizon = steps_before(table.model.signature), asked.horizon
-    counts = np.minimum(past.lengths - horizon - window + 1, ERRORS)
-    ends = np.cumsum(past.lengths)
-    block = max(1, _ROWS // int(counts.max()))
+    window, most = steps_before(table.model.signature), max(ERRORS, min(_ROWS, _NUMBERS // asked.horizon))
+    whose, parts = list[int](), list[_Part]()
+    for series, mine in enumerate(cutoffs):
+        # What one series takes may be too much at a time, but never what one cutoff takes.
+        waiting = [mine]
+        while waiting:
+            part = _Part(waiting.pop(), asked.horizon, window)
+            if len(part.begins) > most:
+                middle = len(part.cutoffs) // 2
+                waiting += [part.cutoffs[middle:], part.cutoffs[:middle]]
+            else:
+                whose.append(series)
+                parts.append(part)
+    starts = np.cumsum(past.lengths) - past.lengths
+    block = max(1, most // max(len(part.begins) for part in parts))
     found: dict[str, list[Array]] = {}
-    for low in range(0, len(counts), block):
-        chosen = slice(low, min(low + block, len(counts)))
-        part = _Calibration(table, past, ends[chosen] - past.lengths[chosen], past.lengths[chosen], counts[chosen])
-        for name, values in (await part.run(engine, limits, asked, quantiles, tags[chosen])).items():
+    for low in range(0, len(parts), block):
+        chosen = slice(low, min(low + block, len(parts)))
+        series_ = np.asarray(whose[chosen])
+        calibration = _Calibration(table, past, starts[series_], parts[chosen])
+        for name, values in (await calibration.run(engine, limits, asked, quantiles, tags[series_])).items():
             found.setdefault(name, []).append(values)
     return Bands({name: np.concatenate(values) for name, values in found.items()})
+
+
+class _Part:
+    """Cutoffs of a series, and the moments from which errors are taken for them."""
+
+    def __init__(self, cutoffs: Ints, horizon: int, window: int) -> None:
+        self.cutoffs = cutoffs
+        last = (cutoffs - horizon).tolist()
+        # For each the newest whose truth was known there.
+        self.begins = np.unique(np.concatenate([np.arange(max(window, at - ERRORS + 1), at + 1) for at in last]))
+        self.horizon = horizon
+
+    def errors(self, off: Array) -> list[Array]:
+        """Of the errors at all moments [m, h, ...] those for each cutoff."""
+        ends = np.searchsorted(self.begins, self.cutoffs - self.horizon, side="right").tolist()
+        return [off[max(0, end - ERRORS) : end] for end in ends]
 
 
 class _Calibration:
     """Some series."""
 
-    def __init__(self, table: Table, past: Past, starts: Ints, lengths: Ints, counts: Ints) -> None:
+    def __init__(self, table: Table, past: Past, starts: Ints, parts: Sequence[_Part]) -> None:
         self._table = table
         self._signature = table.model.signature
         self._past = past
         self._starts = starts
-        self._lengths = lengths
-        self._counts = counts
+        self._parts = parts
 
     async def run(
         self, engine: Engine, limits: Limits, asked: Asked, quantiles: Sequence[float], tags: Array
     ) -> dict[str, Array]:
-        """By value what is added to points, [n, h, ...one step, Q]."""
-        series, total = len(self._counts), int(self._counts.sum())
+        """By value what is added to points, [n W, h, ...one step, Q]."""
+        series, counts = len(self._parts), np.asarray([len(part.begins) for part in self._parts])
+        total, begins = int(counts.sum()), np.concatenate([part.begins for part in self._parts])
         outputs = forecast_outputs(self._signature)
-        names = [spec.name for spec in self._signature.inputs]
-        # Of series i the forks begin after first[i], first[i] + 1, … steps.
-        first = self._lengths - asked.horizon - self._counts + 1
-        whose: list[Ints] = []
-        begins: list[Ints] = []
         base = Drive(engine, self._table, limits, Priority.FORECAST, outputs, series)
         forks = Drive(engine, self._table, limits, Priority.FORECAST, outputs, total)
-        async with base, forks:
-            await base.begin(tags, count=series)
-            await base.warm(first, [array[_ranges(self._starts, first)] for array in self._past.inputs])
-            left = np.arange(series)
-            for number in range(int(self._counts.max())):
-                await forks.add(base.rows)
-                whose.append(left)
-                begins.append(self._starts[left] + first[left] + number)
-                on = np.flatnonzero(self._counts[left] > number + 1)
-                if not len(on):
-                    break
-                if len(on) < len(left):
-                    await base.follow(on)
-                left = left[on]
-                at = self._starts[left] + first[left] + number
-                await base.step([array[at][:, None] for array in self._past.inputs])
-            at = np.concatenate(begins)
-            places = at[:, None] + np.arange(asked.horizon)
-            known = {name: array[places] for name, array in zip(names, self._past.inputs, strict=True)}
+        async with forks:
+            async with base:
+                await base.begin(tags, count=series)
+                await walk(base, forks, self._past.inputs, self._starts, counts, begins)
+            at = np.repeat(self._starts, counts) + begins
             mine = replace(
                 asked,
-                known=self._known(known),
+                known=self._known(at),
                 series=np.zeros(total, np.uint64),
                 stop=None,
             )
@@ -172,32 +215,29 @@ class _Calibration:
             async with aclosing(roll(forks, Paths(self._signature, mine), last)) as steps:
                 async for one in steps:
                     told.append(one)
-        return self._offsets(np.concatenate(whose), known, told, quantiles)
+        return await aside(total, self._offsets, counts, at, told, quantiles)
 
-    def _known(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What of the inputs nothing is fed to."""
+    def _known(self, at: Ints) -> dict[str, Known]:
+        """What of the inputs nothing is fed to, behind the moments at `at`."""
         found = {}
-        for name, array in inputs.items():
-            places = known_places(self._signature, name)
+        for spec, array in zip(self._signature.inputs, self._past.inputs, strict=True):
+            places = known_places(self._signature, spec.name)
             if places is None or places:
-                found[name] = array if places is None else array[..., places]
+                found[spec.name] = Known(array if places is None else array[..., places], at)
         return found
 
-    def _offsets(
-        self, whose: Ints, actual: Mapping[str, Array], told: list[Told], quantiles: Sequence[float]
-    ) -> dict[str, Array]:
-        values = forecast_values(self._signature)
-        order = np.argsort(whose, kind="stable")
-        cuts = np.cumsum(self._counts)[:-1]
+    def _offsets(self, counts: Ints, at: Ints, told: list[Told], quantiles: Sequence[float]) -> dict[str, Array]:
+        values = [value.name for value in forecast_values(self._signature)]
+        inputs = [spec.name for spec in self._signature.inputs]
         found: dict[str, Array] = {}
         for feedback in self._signature.feedback:
-            place = [value.name for value in values].index(feedback.output)
-            forecast = np.concatenate([one.points[place] for one in told], 1).astype(np.float64)
-            truth = actual[feedback.input].astype(np.float64)
+            forecast = np.concatenate([one.points[values.index(feedback.output)] for one in told], 1)
+            truth = self._past.inputs[inputs.index(feedback.input)]
             if feedback.places:
                 truth = truth[..., list(feedback.places)]
-            off = (truth - forecast)[order]
-            found[feedback.output] = np.stack([_at(errors_, quantiles) for errors_ in np.split(off, cuts)])
+            off = truth[at[:, None] + np.arange(forecast.shape[1])].astype(np.float64) - forecast
+            cut = zip(self._parts, np.split(off, np.cumsum(counts)[:-1]), strict=True)
+            found[feedback.output] = np.stack([_at(one, quantiles) for part, mine in cut for one in part.errors(mine)])
         return found
 
 
@@ -206,10 +246,3 @@ def _at(off: Array, quantiles: Sequence[float]) -> Array:
     ordered, count = np.sort(off, 0), len(off)
     ranks = [math.ceil(q * (count + 1) - 1e-9) if q >= 0.5 else math.floor(q * (count + 1) + 1e-9) for q in quantiles]
     return np.stack([ordered[min(max(rank, 1), count) - 1] for rank in ranks], -1)
-
-
-def _ranges(starts: Ints, lengths: Ints) -> Ints:
-    """The places start … start + length - 1 of each, one after the other."""
-    ends = np.cumsum(lengths)
-    found: Ints = np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]))
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -14,18 +14,29 @@ from statestream.contract.signature import (
     Value,
     forecast_outputs,
     forecast_values,
+    is_spread,
     known_places,
     numpy_dtype,
     step_shape,
     steps_before,
 )
-from statestream_server.arrays import Array, Positions
+from statestream_server.arrays import Array, Ints, Positions
 from statestream_server.drivers import bands, heads
-from statestream_server.drivers.asking import Request, State, bad, check_finite, shifted, stop_of, where
+from statestream_server.drivers.asking import (
+    Request,
+    State,
+    bad,
+    check_finite,
+    of_cutoffs,
+    shifted,
+    stop_of,
+    where,
+)
 from statestream_server.drivers.bands import Bands, Past
 from statestream_server.drivers.bounds import check_answer
 from statestream_server.drivers.drive import Drive, roll
-from statestream_server.drivers.paths import Asked, Paths, Told, has_quantiles, places_of
+from statestream_server.drivers.paths import Asked, Known, Paths, Told, places_of
+from statestream_server.drivers.walks import walk
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import tag_of_arrays
@@ -83,6 +94,11 @@ class Forecaster:
             )
         if request.series is not None and len(request.series) != count:
             raise bad("series", f"{len(request.series)} numbers; expected one for each of {count} series")
+        if request.cutoffs is not None and request.cutoffs.size > most:
+            raise errors.BadFrame(
+                f"{request.cutoffs.size} cutoffs came; expected 1 to {most} in one forecast. Ask for fewer at a time",
+                metadata={"field": "cutoffs", "came": str(request.cutoffs.size), "expected": str(most)},
+            )
 
     async def from_history(self, table: Table, past: Past, request: Request) -> AsyncGenerator[Told, None]:
         """Forecasts from fresh rows that are warmed up on past inputs.
@@ -113,19 +129,28 @@ class Forecaster:
                 metadata={"field": "history", "series": str(short[0]), "expected": str(window)},
             )
         check_finite(signature.inputs, past, "history")
-        asked = self._asked(table, request, count, ahead=True)
-        past = shifted(signature, past, request.future)
+        if request.cutoffs is None:
+            asked = self._asked(table, request, count, ahead=True)
+            past, cutoffs = shifted(signature, past, request.future), past.lengths[:, None]
+        else:
+            cutoffs = request.cutoffs
+            request, known = of_cutoffs(signature, past, request, cutoffs)
+            asked = self._asked(table, request, cutoffs.size, ahead=True, known=known)
+            past = shifted(signature, past, None)
         if request.conformal:
-            bands.check(signature, past, asked.horizon, request.quantiles)
+            bands.check(signature, cutoffs, asked.horizon, request.quantiles)
         tags = np.full(count, tag_of_arrays(past.inputs), np.uint64)
         # What came stays in memory as long as the call does, even where only a row is left of it.
         held = COPIES * sum(array.nbytes for array in past.inputs)
         with self._budget.holding(held + self._driven_bytes(table, asked)):
-            bands_ = await self._bands(table, past, asked, tags, request)
+            bands_ = await self._bands(table, past, cutoffs, asked, tags, request)
             drive = self._drive(table, asked)
             async with drive:
-                await drive.begin(tags, count=count)
-                await drive.warm(past.lengths, past.inputs)
+                if request.cutoffs is None:
+                    await drive.begin(tags, count=count)
+                    await drive.warm(past.lengths, past.inputs)
+                else:
+                    await self._walk(drive, past, cutoffs, tags)
                 async with aclosing(self._roll(drive, asked, request.begin, bands_)) as steps:
                     async for told in steps:
                         yield told
@@ -155,10 +180,11 @@ class Forecaster:
             check_finite(signature.inputs, past, "past")
             # The last of them would need the first future value; a session has had it.
             past = shifted(signature, past, None)
-            bands.check(signature, past, asked.horizon, request.quantiles)
+            bands.check(signature, past.lengths[:, None], asked.horizon, request.quantiles)
         held = COPIES * sum(array.nbytes for array in state.columns)
         with self._budget.holding(held + self._driven_bytes(table, asked)):
-            bands_ = await self._bands(table, past, asked, state.tags, request)
+            cutoffs = None if past is None else past.lengths[:, None]
+            bands_ = await self._bands(table, past, cutoffs, asked, state.tags, request)
             drive = self._drive(table, asked)
             async with drive:
                 await drive.begin(state.tags, state.columns, count)
@@ -208,15 +234,29 @@ class Forecaster:
                 f" {taken} steps: apply {window} at least first"
             )
 
-    async def _bands(
-        self, table: Table, past: Past | None, asked: Asked, tags: Array, request: Request
-    ) -> Bands | None:
-        if not request.conformal or past is None:
-            return None
-        return await bands.calibrate(self._engine, table, self._limits, past, asked, request.quantiles, tags)
+    async def _walk(self, drive: Drive, past: Past, cutoffs: Ints, tags: Array) -> None:
+        """Gives a drive its rows: forks of one walk through the past."""
+        count, windows = cutoffs.shape
+        base = Drive(self._engine, drive.table, self._limits, Priority.FORECAST, (), count)
+        async with base:
+            await base.begin(tags, count=count)
+            starts = np.cumsum(past.lengths) - past.lengths
+            await walk(base, drive, past.inputs, starts, np.full(count, windows), cutoffs.reshape(-1))
 
-    def _asked(self, table: Table, request: Request, count: int, *, ahead: bool) -> Asked:
-        """What is asked, as far as it goes with the model; `ahead` where future values begin before the first step."""
+    async def _bands(
+        self, table: Table, past: Past | None, cutoffs: Ints | None, asked: Asked, tags: Array, request: Request
+    ) -> Bands | None:
+        if not request.conformal or past is None or cutoffs is None:
+            return None
+        return await bands.calibrate(self._engine, table, self._limits, past, cutoffs, asked, request.quantiles, tags)
+
+    def _asked(
+        self, table: Table, request: Request, count: int, *, ahead: bool, known: Mapping[str, Known] | None = None
+    ) -> Asked:
+        """What is asked, as far as it goes with the model; `ahead` where future values begin before the first step.
+
+        `known` is what is known beforehand where it does not come with the request.
+        """
         signature = table.model.signature
         values = forecast_values(signature)
         if not values:
@@ -231,6 +271,8 @@ class Forecaster:
                 " no output that becomes the next input",
                 metadata={"field": "horizon", "came": str(request.horizon), "expected": str(each)},
             )
+        if request.conformal:
+            bands.check_bytes(values, count, request.horizon, request.quantiles, self._budget.most)
         drawn = any(heads.is_drawn(value.head) for value in values)
         if request.samples and not drawn:
             raise errors.Unsupported(
@@ -238,7 +280,7 @@ class Forecaster:
                 ' past errors: bands="conformal"'
             )
         if request.quantiles and not request.conformal:
-            given = [value.head for value in values if value.head is not None and has_quantiles(value)]
+            given = [value.head for value in values if value.head is not None and is_spread(value)]
             for head in given:
                 for level in request.quantiles:
                     places_of(head, level)
@@ -253,7 +295,7 @@ class Forecaster:
         return Asked(
             horizon=request.horizon,
             series=np.arange(count, dtype=np.uint64) if request.series is None else request.series,
-            known=self._known(signature, request, count, each, ahead=ahead),
+            known=self._known(signature, request, count, each, ahead=ahead) if known is None else known,
             samples=request.samples,
             seed=request.seed,
             quantiles=() if request.conformal else request.quantiles,
@@ -261,8 +303,8 @@ class Forecaster:
             stop=stop_of(values, request.stop),
         )
 
-    def _known(self, signature: Signature, request: Request, count: int, each: int, *, ahead: bool) -> dict[str, Array]:
-        """What goes in beside what is fed back, by input: entry k after step k."""
+    def _known(self, signature: Signature, request: Request, count: int, each: int, *, ahead: bool) -> dict[str, Known]:
+        """What goes in beside what is fed back, by input."""
         wanted = {}
         for spec in signature.inputs:
             places = known_places(signature, spec.name)
@@ -306,7 +348,8 @@ class Forecaster:
                     f"future of {spec.name!r} is nan in series {series}, step {row}{where(spec, place)}",
                     metadata={"field": "future", "series": str(series), "row": str(row)},
                 )
-            found[spec.name] = array[:, 1:] if spec.ahead else array
+            starts = np.arange(count) * request.horizon + bool(spec.ahead)
+            found[spec.name] = Known(array.reshape(-1, *array.shape[2:]), starts)
         return found
 
     def _check_answer(self, table: Table, values: Sequence[Value], request: Request, count: int, each: int) -> None:

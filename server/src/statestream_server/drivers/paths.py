@@ -16,6 +16,7 @@ from statestream.contract.signature import (
     Value,
     forecast_outputs,
     forecast_values,
+    is_spread,
     known_places,
     numpy_dtype,
     step_shape,
@@ -58,13 +59,30 @@ class Stop(NamedTuple):
     below: bool
 
 
+class Known(NamedTuple):
+    """What is known beforehand of an input, where it lies.
+
+    Attributes:
+        values: [S, ...what nothing is fed to], the steps of all series.
+        starts: [N] the place of each series' entry 0, which goes in with what is fed back after step 0.
+    """
+
+    values: Array
+    starts: Ints
+
+    def of(self, series: Ints, offset: int, count: int) -> Array:
+        """The entries of some series from one on, [n, count, ...]."""
+        found: Array = self.values[(self.starts[series] + offset)[:, None] + np.arange(count)]
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked of a forecast, beside where it starts.
 
     Attributes:
         horizon: Steps.
-        known: What is known beforehand, by input [N, h, ...]: entry k goes in with what is fed back after step k.
+        known: What is known beforehand, by input.
         samples: Paths of each series; 0 for one of points.
         seed: What draws begin with.
         series: [N] uint64, the numbers of the series.
@@ -75,7 +93,7 @@ class Asked:
 
     horizon: int
     series: Array
-    known: Mapping[str, Array] = field(default_factory=dict)
+    known: Mapping[str, Known] = field(default_factory=dict)
     samples: int = 0
     seed: int = 0
     quantiles: Sequence[float] = ()
@@ -103,7 +121,7 @@ class Paths:
         asked, offset = self._asked, step * self.each
         count = min(self.each, asked.horizon - offset)
         paths = [self._paths_of(number, value, outputs, offset) for number, value in enumerate(self._values)]
-        given = {value.name: self._given(value, outputs) for value in self._values if has_quantiles(value)}
+        given = {value.name: self._given(value, outputs) for value in self._values if is_spread(value)}
         told, alive = self._told(offset, count, paths, given)
         if offset + count >= asked.horizon or not len(alive):
             return Move(told)
@@ -212,8 +230,8 @@ class Paths:
             shape, dtype, known = step_shape(spec), numpy_dtype(spec.dtype), self._known[spec.name]
             array = np.empty((series, self._paths, self.each, *shape), dtype)
             if known is None or known:
-                values = self._asked.known[spec.name][self._alive, None, offset : offset + self.each]
-                array[... if known is None else (..., known)] = values
+                values = self._asked.known[spec.name].of(self._alive, offset, self.each)
+                array[... if known is None else (..., known)] = values[:, None]
             for feedback in self._signature.feedback:
                 if feedback.input == spec.name:
                     value: Array = fed[feedback.output]
@@ -222,11 +240,6 @@ class Paths:
                     array[(..., list(feedback.places)) if feedback.places else ...] = value
             made.append(array.reshape(series * self._paths, self.each, *shape))
         return made
-
-
-def has_quantiles(value: Value) -> bool:
-    """Whether the model gives quantiles of it."""
-    return value.head is not None and value.head.kind == HeadKind.HEAD_KIND_QUANTILES
 
 
 def places_of(head: Head, wanted: float) -> int:

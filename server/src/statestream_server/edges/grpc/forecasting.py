@@ -45,12 +45,15 @@ async def answers(server: Server, request: pb.ForecastRequest) -> AsyncGenerator
     elif source == "history":
         table = await server.sessions.table(request.model, request.version)
         past = _past(table.model.signature.inputs, request.history, "history")
+        asked = replace(asked, cutoffs=_cutoffs(request.cutoffs, len(past.lengths)))
         forecaster.check_series(len(past.lengths), asked, "history")
     else:
         raise errors.BadFrame(
             "a forecast starts from session_id, sessions, history or start; none of them came",
             metadata={"field": "source"},
         )
+    if request.cutoffs and source != "history":
+        raise errors.BadFrame(f"cutoffs came for {source}; expected a history", metadata={"field": "cutoffs"})
     _check_digest(table, request.digest)
     asked = _fitting(table, request, asked)
     start.version, start.digest = table.model.version, table.model.digest
@@ -143,6 +146,19 @@ def _past(specs: Sequence[TensorSpec], history: pb.History, field: str) -> Past:
             metadata={"field": field},
         )
     return Past(wire.inputs_with_axes(specs, history.inputs, (int(lengths.sum()),), "the steps of all series"), lengths)
+
+
+def _cutoffs(data: bytes, count: int) -> Ints | None:
+    """[count, W] after how many steps forecasts start, as many for each series; None where it is not said."""
+    if not data:
+        return None
+    if len(data) % (4 * count):
+        raise errors.BadFrame(
+            f"cutoffs has {len(data)} bytes; expected 4 for each, as many for each of {count} series",
+            metadata={"field": "cutoffs"},
+        )
+    found: Ints = np.frombuffer(data, "<u4").reshape(count, -1).astype(np.int64)
+    return found
 
 
 def _check_digest(table: Table, digest: str) -> None:
