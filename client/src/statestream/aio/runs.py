@@ -11,8 +11,8 @@ from statestream import arguments, backtests, dataframes, forecasts, series, tex
 from statestream.aio.calling import answer, answers
 from statestream.aio.catalogue import Catalogue
 from statestream.contract.tensors import Array
-from statestream.series import Past
 from statestream.layout import Input, Layout
+from statestream.series import Past
 
 
 class Runs(Catalogue):
