@@ -23,6 +23,7 @@ from statestream.contract.horizon import (
     steps_before,
     value_of,
 )
+from statestream.contract.observations import as_sent, check_observations, expectations, score_outputs
 from statestream.contract.specs import (
     DTYPES,
     SignatureError,
@@ -36,9 +37,11 @@ from statestream.contract.specs import (
 )
 from statestream.v1.signature_pb2 import (
     Decoding,
+    Elapsed,
     Feedback,
     Head,
     HeadKind,
+    Missing,
     Quantization,
     Signature,
     StateCheck,
@@ -55,9 +58,11 @@ __all__ = [
     "FORMAT",
     "METADATA_KEY",
     "Decoding",
+    "Elapsed",
     "Feedback",
     "Head",
     "HeadKind",
+    "Missing",
     "Quantization",
     "Signature",
     "SignatureError",
@@ -69,11 +74,13 @@ __all__ = [
     "ValueRange",
     "Window",
     "WindowStart",
+    "as_sent",
     "check",
     "decode_text",
     "dumps",
     "encode_text",
     "errors_needed",
+    "expectations",
     "forecast_outputs",
     "forecast_values",
     "is_spread",
@@ -81,6 +88,7 @@ __all__ = [
     "loads",
     "numpy_dtype",
     "row_shape",
+    "score_outputs",
     "start_row",
     "step_shape",
     "steps_before",
@@ -150,6 +158,7 @@ def check(signature: Signature) -> None:
     check_unique("input", [s.name for s in signature.inputs] + [s.input for s in signature.states])
     check_unique("output", [s.name for s in signature.outputs] + [s.output for s in signature.states])
     check_forecast(signature)
+    check_observations(signature)
     for window in signature.windows:
         _check_window(signature, window)
     if signature.HasField("decoding"):

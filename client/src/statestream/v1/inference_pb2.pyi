@@ -184,7 +184,7 @@ class OpenedFrame(_message.Message):
     def __init__(self, version: _Optional[int] = ..., handles: _Optional[bytes] = ..., epochs: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., created: _Optional[bytes] = ..., durability: _Optional[_Union[DurabilityMode, str]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ..., kept: _Optional[bytes] = ..., window_bytes: _Optional[int] = ..., origins: _Optional[bytes] = ..., cursors: _Optional[_Iterable[bytes]] = ..., kept_window_bytes: _Optional[int] = ...) -> None: ...
 
 class ChunkFrame(_message.Message):
-    __slots__ = ("handles", "positions", "acked_positions", "steps", "lengths", "inputs", "marks", "cursors")
+    __slots__ = ("handles", "positions", "acked_positions", "steps", "lengths", "inputs", "marks", "cursors", "score")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ACKED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +193,7 @@ class ChunkFrame(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     MARKS_FIELD_NUMBER: _ClassVar[int]
     CURSORS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     positions: bytes
     acked_positions: bytes
@@ -201,7 +202,8 @@ class ChunkFrame(_message.Message):
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     marks: bytes
     cursors: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., marks: _Optional[bytes] = ..., cursors: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    score: bool
+    def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., marks: _Optional[bytes] = ..., cursors: _Optional[_Iterable[bytes]] = ..., score: bool = ...) -> None: ...
 
 class ResultFrame(_message.Message):
     __slots__ = ("handles", "positions", "steps", "lengths", "durable_positions", "outputs", "errors")
@@ -316,7 +318,7 @@ class GoAwayFrame(_message.Message):
     def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs", "mark", "cursor")
+    __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs", "mark", "cursor", "score")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +329,7 @@ class StepRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     MARK_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
@@ -337,7 +340,8 @@ class StepRequest(_message.Message):
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     mark: Mark
     cursor: bytes
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., position: _Optional[int] = ..., acked_position: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., mark: _Optional[_Union[Mark, str]] = ..., cursor: _Optional[bytes] = ...) -> None: ...
+    score: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., position: _Optional[int] = ..., acked_position: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., mark: _Optional[_Union[Mark, str]] = ..., cursor: _Optional[bytes] = ..., score: bool = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("position", "durable_position", "epoch", "version", "outputs")

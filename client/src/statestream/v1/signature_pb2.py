@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estatestream/v1/signature.proto\x12\x0estatestream.v1\"\xa0\x03\n\tSignature\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12+\n\x07outputs\x18\x03 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12)\n\x06states\x18\x04 \x03(\x0b\x32\x19.statestream.v1.StateSpec\x12*\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x05 \x03(\x0b\x32\x18.statestream.v1.Feedback\x12*\n\x08\x64\x65\x63oding\x18\x06 \x01(\x0b\x32\x18.statestream.v1.Decoding\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x32\n\x0cquantization\x18\x08 \x01(\x0b\x32\x1c.statestream.v1.Quantization\x12\'\n\x07windows\x18\t \x03(\x0b\x32\x16.statestream.v1.Window\x12#\n\x05heads\x18\n \x03(\x0b\x32\x14.statestream.v1.Head\x12\x10\n\x08lookback\x18\x0b \x01(\r\"\x8d\x01\n\x06Window\x12\r\n\x05input\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12+\n\x06\x62\x65\x66ore\x18\x04 \x01(\x0e\x32\x1b.statestream.v1.WindowStart\x12\r\n\x05\x63ount\x18\x05 \x01(\t\x12\x0c\n\x04\x66ull\x18\x06 \x01(\t\x12\x0c\n\x04\x61xis\x18\x07 \x01(\r\"\x94\x01\n\x0cQuantization\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x38\n\x06layers\x18\x02 \x03(\x0b\x32(.statestream.v1.Quantization.LayersEntry\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x1a-\n\x0bLayersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xb3\x02\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x17\n\nbatch_axis\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\ttime_axis\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x0f\n\x07\x63lasses\x18\x07 \x03(\t\x12\"\n\x04text\x18\x08 \x01(\x0b\x32\x14.statestream.v1.Text\x12*\n\x06ranges\x18\t \x03(\x0b\x32\x1a.statestream.v1.ValueRange\x12\r\n\x05\x61head\x18\n \x01(\x08\x12\x19\n\x0chorizon_axis\x18\x0b \x01(\x05H\x02\x88\x01\x01\x42\r\n\x0b_batch_axisB\x0c\n\n_time_axisB\x0f\n\r_horizon_axis\"R\n\nValueRange\x12\x0e\n\x06lowest\x18\x01 \x01(\x01\x12\x0f\n\x07highest\x18\x02 \x01(\x01\x12\r\n\x05whole\x18\x03 \x01(\x08\x12\x14\n\x0c\x63ounts_steps\x18\x04 \x01(\x08\"\xfe\x01\n\tStateSpec\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x17\n\nbatch_axis\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05start\x18\x06 \x03(\x01\x12)\n\x05\x63heck\x18\x07 \x01(\x0e\x32\x1a.statestream.v1.StateCheck\x12\x14\n\x0c\x66rom_encoder\x18\x08 \x01(\t\x12*\n\x06ranges\x18\t \x03(\x0b\x32\x1a.statestream.v1.ValueRange\x12\x10\n\x08\x63onstant\x18\n \x01(\x08\x42\r\n\x0b_batch_axis\"9\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0e\n\x06places\x18\x03 \x03(\r\"\xcc\x01\n\x04Head\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.statestream.v1.HeadKind\x12\x38\n\nparameters\x18\x03 \x03(\x0b\x32$.statestream.v1.Head.ParametersEntry\x12\x11\n\tquantiles\x18\x04 \x03(\x01\x12\x0e\n\x06values\x18\x05 \x03(\x01\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x04Text\x12\x12\n\nvocabulary\x18\x01 \x03(\t\x12\x11\n\tseparator\x18\x02 \x01(\t\x12\x0f\n\x07unknown\x18\x03 \x01(\t\"\xb7\x01\n\x08\x44\x65\x63oding\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x13\n\x0bstart_token\x18\x03 \x01(\x03\x12\x11\n\tend_token\x18\x04 \x01(\x03\x12\"\n\x04text\x18\x05 \x01(\x0b\x32\x14.statestream.v1.Text\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x11\n\tattention\x18\x07 \x01(\t\x12\x19\n\x11max_source_tokens\x18\x08 \x01(\r*p\n\x0bWindowStart\x12\x1c\n\x18WINDOW_START_UNSPECIFIED\x10\x00\x12\x16\n\x12WINDOW_START_VALUE\x10\x01\x12\x14\n\x10WINDOW_START_PAD\x10\x02\x12\x15\n\x11WINDOW_START_HOLD\x10\x03*k\n\nStateCheck\x12\x1b\n\x17STATE_CHECK_UNSPECIFIED\x10\x00\x12\x16\n\x12STATE_CHECK_FINITE\x10\x01\x12\x13\n\x0fSTATE_CHECK_NAN\x10\x02\x12\x13\n\x0fSTATE_CHECK_OFF\x10\x03*\xab\x01\n\x08HeadKind\x12\x19\n\x15HEAD_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12HEAD_KIND_GAUSSIAN\x10\x01\x12\x17\n\x13HEAD_KIND_STUDENT_T\x10\x02\x12\x1f\n\x1bHEAD_KIND_NEGATIVE_BINOMIAL\x10\x03\x12\x19\n\x15HEAD_KIND_CATEGORICAL\x10\x04\x12\x17\n\x13HEAD_KIND_QUANTILES\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estatestream/v1/signature.proto\x12\x0estatestream.v1\"\xb4\x03\n\tSignature\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12+\n\x07outputs\x18\x03 \x03(\x0b\x32\x1a.statestream.v1.TensorSpec\x12)\n\x06states\x18\x04 \x03(\x0b\x32\x19.statestream.v1.StateSpec\x12*\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x05 \x03(\x0b\x32\x18.statestream.v1.Feedback\x12*\n\x08\x64\x65\x63oding\x18\x06 \x01(\x0b\x32\x18.statestream.v1.Decoding\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x32\n\x0cquantization\x18\x08 \x01(\x0b\x32\x1c.statestream.v1.Quantization\x12\'\n\x07windows\x18\t \x03(\x0b\x32\x16.statestream.v1.Window\x12#\n\x05heads\x18\n \x03(\x0b\x32\x14.statestream.v1.Head\x12\x10\n\x08lookback\x18\x0b \x01(\r\x12\x12\n\nscore_past\x18\x0c \x01(\r\"\x8d\x01\n\x06Window\x12\r\n\x05input\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12+\n\x06\x62\x65\x66ore\x18\x04 \x01(\x0e\x32\x1b.statestream.v1.WindowStart\x12\r\n\x05\x63ount\x18\x05 \x01(\t\x12\x0c\n\x04\x66ull\x18\x06 \x01(\t\x12\x0c\n\x04\x61xis\x18\x07 \x01(\r\"\x94\x01\n\x0cQuantization\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x38\n\x06layers\x18\x02 \x03(\x0b\x32(.statestream.v1.Quantization.LayersEntry\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x1a-\n\x0bLayersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x87\x03\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x17\n\nbatch_axis\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\ttime_axis\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x0f\n\x07\x63lasses\x18\x07 \x03(\t\x12\"\n\x04text\x18\x08 \x01(\x0b\x32\x14.statestream.v1.Text\x12*\n\x06ranges\x18\t \x03(\x0b\x32\x1a.statestream.v1.ValueRange\x12\r\n\x05\x61head\x18\n \x01(\x08\x12\x19\n\x0chorizon_axis\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12(\n\x07missing\x18\x0c \x01(\x0e\x32\x17.statestream.v1.Missing\x12(\n\x07\x65lapsed\x18\r \x01(\x0b\x32\x17.statestream.v1.ElapsedB\r\n\x0b_batch_axisB\x0c\n\n_time_axisB\x0f\n\r_horizon_axis\")\n\x07\x45lapsed\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\r\n\x05\x66irst\x18\x02 \x01(\x01\"R\n\nValueRange\x12\x0e\n\x06lowest\x18\x01 \x01(\x01\x12\x0f\n\x07highest\x18\x02 \x01(\x01\x12\r\n\x05whole\x18\x03 \x01(\x08\x12\x14\n\x0c\x63ounts_steps\x18\x04 \x01(\x08\"\xfe\x01\n\tStateSpec\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x17\n\nbatch_axis\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05start\x18\x06 \x03(\x01\x12)\n\x05\x63heck\x18\x07 \x01(\x0e\x32\x1a.statestream.v1.StateCheck\x12\x14\n\x0c\x66rom_encoder\x18\x08 \x01(\t\x12*\n\x06ranges\x18\t \x03(\x0b\x32\x1a.statestream.v1.ValueRange\x12\x10\n\x08\x63onstant\x18\n \x01(\x08\x42\r\n\x0b_batch_axis\"9\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0e\n\x06places\x18\x03 \x03(\r\"\xcc\x01\n\x04Head\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.statestream.v1.HeadKind\x12\x38\n\nparameters\x18\x03 \x03(\x0b\x32$.statestream.v1.Head.ParametersEntry\x12\x11\n\tquantiles\x18\x04 \x03(\x01\x12\x0e\n\x06values\x18\x05 \x03(\x01\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x04Text\x12\x12\n\nvocabulary\x18\x01 \x03(\t\x12\x11\n\tseparator\x18\x02 \x01(\t\x12\x0f\n\x07unknown\x18\x03 \x01(\t\"\xb7\x01\n\x08\x44\x65\x63oding\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x13\n\x0bstart_token\x18\x03 \x01(\x03\x12\x11\n\tend_token\x18\x04 \x01(\x03\x12\"\n\x04text\x18\x05 \x01(\x0b\x32\x14.statestream.v1.Text\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x11\n\tattention\x18\x07 \x01(\t\x12\x19\n\x11max_source_tokens\x18\x08 \x01(\r*p\n\x0bWindowStart\x12\x1c\n\x18WINDOW_START_UNSPECIFIED\x10\x00\x12\x16\n\x12WINDOW_START_VALUE\x10\x01\x12\x14\n\x10WINDOW_START_PAD\x10\x02\x12\x15\n\x11WINDOW_START_HOLD\x10\x03*]\n\x07Missing\x12\x17\n\x13MISSING_UNSPECIFIED\x10\x00\x12\x12\n\x0eMISSING_REFUSE\x10\x01\x12\x10\n\x0cMISSING_HOLD\x10\x02\x12\x13\n\x0fMISSING_PREDICT\x10\x03*k\n\nStateCheck\x12\x1b\n\x17STATE_CHECK_UNSPECIFIED\x10\x00\x12\x16\n\x12STATE_CHECK_FINITE\x10\x01\x12\x13\n\x0fSTATE_CHECK_NAN\x10\x02\x12\x13\n\x0fSTATE_CHECK_OFF\x10\x03*\xab\x01\n\x08HeadKind\x12\x19\n\x15HEAD_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12HEAD_KIND_GAUSSIAN\x10\x01\x12\x17\n\x13HEAD_KIND_STUDENT_T\x10\x02\x12\x1f\n\x1bHEAD_KIND_NEGATIVE_BINOMIAL\x10\x03\x12\x19\n\x15HEAD_KIND_CATEGORICAL\x10\x04\x12\x17\n\x13HEAD_KIND_QUANTILES\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUANTIZATION_LAYERSENTRY']._serialized_options = b'8\001'
   _globals['_HEAD_PARAMETERSENTRY']._loaded_options = None
   _globals['_HEAD_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_WINDOWSTART']._serialized_start=1931
-  _globals['_WINDOWSTART']._serialized_end=2043
-  _globals['_STATECHECK']._serialized_start=2045
-  _globals['_STATECHECK']._serialized_end=2152
-  _globals['_HEADKIND']._serialized_start=2155
-  _globals['_HEADKIND']._serialized_end=2326
+  _globals['_WINDOWSTART']._serialized_start=2078
+  _globals['_WINDOWSTART']._serialized_end=2190
+  _globals['_MISSING']._serialized_start=2192
+  _globals['_MISSING']._serialized_end=2285
+  _globals['_STATECHECK']._serialized_start=2287
+  _globals['_STATECHECK']._serialized_end=2394
+  _globals['_HEADKIND']._serialized_start=2397
+  _globals['_HEADKIND']._serialized_end=2568
   _globals['_SIGNATURE']._serialized_start=51
-  _globals['_SIGNATURE']._serialized_end=467
-  _globals['_WINDOW']._serialized_start=470
-  _globals['_WINDOW']._serialized_end=611
-  _globals['_QUANTIZATION']._serialized_start=614
-  _globals['_QUANTIZATION']._serialized_end=762
-  _globals['_QUANTIZATION_LAYERSENTRY']._serialized_start=717
-  _globals['_QUANTIZATION_LAYERSENTRY']._serialized_end=762
-  _globals['_TENSORSPEC']._serialized_start=765
-  _globals['_TENSORSPEC']._serialized_end=1072
-  _globals['_VALUERANGE']._serialized_start=1074
-  _globals['_VALUERANGE']._serialized_end=1156
-  _globals['_STATESPEC']._serialized_start=1159
-  _globals['_STATESPEC']._serialized_end=1413
-  _globals['_FEEDBACK']._serialized_start=1415
-  _globals['_FEEDBACK']._serialized_end=1472
-  _globals['_HEAD']._serialized_start=1475
-  _globals['_HEAD']._serialized_end=1679
-  _globals['_HEAD_PARAMETERSENTRY']._serialized_start=1630
-  _globals['_HEAD_PARAMETERSENTRY']._serialized_end=1679
-  _globals['_TEXT']._serialized_start=1681
-  _globals['_TEXT']._serialized_end=1743
-  _globals['_DECODING']._serialized_start=1746
-  _globals['_DECODING']._serialized_end=1929
+  _globals['_SIGNATURE']._serialized_end=487
+  _globals['_WINDOW']._serialized_start=490
+  _globals['_WINDOW']._serialized_end=631
+  _globals['_QUANTIZATION']._serialized_start=634
+  _globals['_QUANTIZATION']._serialized_end=782
+  _globals['_QUANTIZATION_LAYERSENTRY']._serialized_start=737
+  _globals['_QUANTIZATION_LAYERSENTRY']._serialized_end=782
+  _globals['_TENSORSPEC']._serialized_start=785
+  _globals['_TENSORSPEC']._serialized_end=1176
+  _globals['_ELAPSED']._serialized_start=1178
+  _globals['_ELAPSED']._serialized_end=1219
+  _globals['_VALUERANGE']._serialized_start=1221
+  _globals['_VALUERANGE']._serialized_end=1303
+  _globals['_STATESPEC']._serialized_start=1306
+  _globals['_STATESPEC']._serialized_end=1560
+  _globals['_FEEDBACK']._serialized_start=1562
+  _globals['_FEEDBACK']._serialized_end=1619
+  _globals['_HEAD']._serialized_start=1622
+  _globals['_HEAD']._serialized_end=1826
+  _globals['_HEAD_PARAMETERSENTRY']._serialized_start=1777
+  _globals['_HEAD_PARAMETERSENTRY']._serialized_end=1826
+  _globals['_TEXT']._serialized_start=1828
+  _globals['_TEXT']._serialized_end=1890
+  _globals['_DECODING']._serialized_start=1893
+  _globals['_DECODING']._serialized_end=2076
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,13 @@ class WindowStart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WINDOW_START_PAD: _ClassVar[WindowStart]
     WINDOW_START_HOLD: _ClassVar[WindowStart]
 
+class Missing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MISSING_UNSPECIFIED: _ClassVar[Missing]
+    MISSING_REFUSE: _ClassVar[Missing]
+    MISSING_HOLD: _ClassVar[Missing]
+    MISSING_PREDICT: _ClassVar[Missing]
+
 class StateCheck(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATE_CHECK_UNSPECIFIED: _ClassVar[StateCheck]
@@ -33,6 +40,10 @@ WINDOW_START_UNSPECIFIED: WindowStart
 WINDOW_START_VALUE: WindowStart
 WINDOW_START_PAD: WindowStart
 WINDOW_START_HOLD: WindowStart
+MISSING_UNSPECIFIED: Missing
+MISSING_REFUSE: Missing
+MISSING_HOLD: Missing
+MISSING_PREDICT: Missing
 STATE_CHECK_UNSPECIFIED: StateCheck
 STATE_CHECK_FINITE: StateCheck
 STATE_CHECK_NAN: StateCheck
@@ -45,7 +56,7 @@ HEAD_KIND_CATEGORICAL: HeadKind
 HEAD_KIND_QUANTILES: HeadKind
 
 class Signature(_message.Message):
-    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description", "quantization", "windows", "heads", "lookback")
+    __slots__ = ("format", "inputs", "outputs", "states", "feedback", "decoding", "description", "quantization", "windows", "heads", "lookback", "score_past")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +68,7 @@ class Signature(_message.Message):
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     LOOKBACK_FIELD_NUMBER: _ClassVar[int]
+    SCORE_PAST_FIELD_NUMBER: _ClassVar[int]
     format: int
     inputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -68,7 +80,8 @@ class Signature(_message.Message):
     windows: _containers.RepeatedCompositeFieldContainer[Window]
     heads: _containers.RepeatedCompositeFieldContainer[Head]
     lookback: int
-    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., lookback: _Optional[int] = ...) -> None: ...
+    score_past: int
+    def __init__(self, format: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[StateSpec, _Mapping]]] = ..., feedback: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., description: _Optional[str] = ..., quantization: _Optional[_Union[Quantization, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., heads: _Optional[_Iterable[_Union[Head, _Mapping]]] = ..., lookback: _Optional[int] = ..., score_past: _Optional[int] = ...) -> None: ...
 
 class Window(_message.Message):
     __slots__ = ("input", "steps", "state", "before", "count", "full", "axis")
@@ -106,7 +119,7 @@ class Quantization(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., layers: _Optional[_Mapping[str, int]] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text", "ranges", "ahead", "horizon_axis")
+    __slots__ = ("name", "dtype", "shape", "batch_axis", "time_axis", "columns", "classes", "text", "ranges", "ahead", "horizon_axis", "missing", "elapsed")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +131,8 @@ class TensorSpec(_message.Message):
     RANGES_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
     HORIZON_AXIS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -129,7 +144,17 @@ class TensorSpec(_message.Message):
     ranges: _containers.RepeatedCompositeFieldContainer[ValueRange]
     ahead: bool
     horizon_axis: int
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., time_axis: _Optional[int] = ..., columns: _Optional[_Iterable[str]] = ..., classes: _Optional[_Iterable[str]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ..., ahead: bool = ..., horizon_axis: _Optional[int] = ...) -> None: ...
+    missing: Missing
+    elapsed: Elapsed
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., batch_axis: _Optional[int] = ..., time_axis: _Optional[int] = ..., columns: _Optional[_Iterable[str]] = ..., classes: _Optional[_Iterable[str]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[ValueRange, _Mapping]]] = ..., ahead: bool = ..., horizon_axis: _Optional[int] = ..., missing: _Optional[_Union[Missing, str]] = ..., elapsed: _Optional[_Union[Elapsed, _Mapping]] = ...) -> None: ...
+
+class Elapsed(_message.Message):
+    __slots__ = ("seconds", "first")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    first: float
+    def __init__(self, seconds: _Optional[float] = ..., first: _Optional[float] = ...) -> None: ...
 
 class ValueRange(_message.Message):
     __slots__ = ("lowest", "highest", "whole", "counts_steps")

@@ -1,4 +1,4 @@
-"""Heads: the distributions that outputs describe. Points, draws and likelihoods, for arrays of parameters.
+"""Heads: draws from the distributions that outputs describe; `models.distributions` has their points and likelihoods.
 
 Draws take a fixed number of uniform numbers, or as many as it takes by rejection, each attempt from numbers of its own:
 so that a path is a function of its counter (`randoms`). Parameters and results are computed in float64.
@@ -7,13 +7,24 @@ so that a path is a function of its counter (`randoms`). Parameters and results 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from statestream.contract.signature import Head, HeadKind
 from statestream_server.arrays import Array
 from statestream_server.drivers.randoms import Draws, Floats
+from statestream_server.models.distributions import (
+    chances_of,
+    log_gamma,
+    log_prob,
+    mean_of,
+    parameters,
+    point,
+    total_of,
+)
+
+__all__ = ["is_drawn", "log_gamma", "log_prob", "parameters", "point", "sample"]
 
 _ATTEMPTS = 64
 """Rejections of one draw, after which the last proposal is taken: more than ever come."""
@@ -21,29 +32,9 @@ _SEARCHED = 12.0
 """Poisson means up to which a draw is searched upwards from 0."""
 
 
-def parameters(head: Head, outputs: Sequence[Array]) -> dict[str, Floats]:
-    """A head's parameters of its outputs, in the order of their names: as `value_of(...).outputs` lists them."""
-    return {name: np.asarray(array, np.float64) for name, array in zip(sorted(head.parameters), outputs, strict=True)}
-
-
 def is_drawn(head: Head | None) -> bool:
     """Whether anything can be drawn from it."""
     return head is not None and head.kind != HeadKind.HEAD_KIND_QUANTILES
-
-
-def point(head: Head, given: Mapping[str, Floats]) -> Floats:
-    """What stands for the distribution: its mean, of classes without values the likeliest, of quantiles the median."""
-    if head.kind == HeadKind.HEAD_KIND_NEGATIVE_BINOMIAL:
-        return _mean(given)
-    if head.kind == HeadKind.HEAD_KIND_CATEGORICAL:
-        chances = _chances(given)
-        if head.values:
-            return np.asarray((chances * np.asarray(head.values)).sum(-1))
-        return np.asarray(chances.argmax(-1), np.float64)
-    if head.kind == HeadKind.HEAD_KIND_QUANTILES:
-        middle = min(range(len(head.quantiles)), key=lambda place: abs(head.quantiles[place] - 0.5))
-        return given["quantiles"][..., middle]
-    return given["loc"]
 
 
 def sample(head: Head, given: Mapping[str, Floats], draws: Draws) -> Floats:
@@ -62,9 +53,9 @@ def sample(head: Head, given: Mapping[str, Floats], draws: Draws) -> Floats:
         shape = shape[:-1]
     count = math.prod(shape[2:])
     if head.kind == HeadKind.HEAD_KIND_NEGATIVE_BINOMIAL:
-        return _counts(_total(given), _mean(given), draws)
+        return _counts(total_of(given), mean_of(given), draws)
     if head.kind == HeadKind.HEAD_KIND_CATEGORICAL:
-        bounds = np.cumsum(_chances(given), -1)
+        bounds = np.cumsum(chances_of(given), -1)
         drawn = draws.uniforms(count).reshape(shape)[..., None] * bounds[..., -1:]
         classes = np.minimum((drawn >= bounds).sum(-1), bounds.shape[-1] - 1)
         return np.asarray(head.values)[classes] if head.values else np.asarray(classes, np.float64)
@@ -76,67 +67,6 @@ def sample(head: Head, given: Mapping[str, Floats], draws: Draws) -> Floats:
         return np.asarray(given["loc"] + given["scale"] * np.sqrt(df * np.expm1(-2 / df * np.log(first))) * angle)
     # Box and Muller, 1958.
     return np.asarray(given["loc"] + given["scale"] * np.sqrt(-2 * np.log(first)) * angle)
-
-
-def log_prob(head: Head, given: Mapping[str, Floats], value: Array) -> Floats:
-    """The logarithm of the density, or of the probability, of values; the parameters and they are of one shape.
-
-    Raises:
-        ValueError: It is a head of quantiles, which say nothing of density.
-    """
-    x = np.asarray(value, np.float64)
-    if head.kind == HeadKind.HEAD_KIND_GAUSSIAN:
-        z = (x - given["loc"]) / given["scale"]
-        return np.asarray(-0.5 * z * z - np.log(given["scale"]) - 0.5 * math.log(2 * math.pi))
-    if head.kind == HeadKind.HEAD_KIND_STUDENT_T:
-        df, z = given["df"], (x - given["loc"]) / given["scale"]
-        whole = log_gamma((df + 1) / 2) - log_gamma(df / 2) - 0.5 * np.log(df * np.pi) - np.log(given["scale"])
-        return np.asarray(whole - (df + 1) / 2 * np.log1p(z * z / df))
-    if head.kind == HeadKind.HEAD_KIND_NEGATIVE_BINOMIAL:
-        total, mean = _total(given), _mean(given)
-        ways = log_gamma(x + total) - log_gamma(total) - log_gamma(x + 1)
-        return np.asarray(ways + x * np.log(mean / (total + mean)) + total * np.log(total / (total + mean)))
-    if head.kind == HeadKind.HEAD_KIND_CATEGORICAL:
-        chances = _chances(given)
-        places = x if not head.values else np.abs(x[..., None] - np.asarray(head.values)).argmin(-1)
-        found = np.take_along_axis(chances, np.asarray(places, np.int64)[..., None], -1)[..., 0]
-        return np.asarray(np.log(found) - np.log(chances.sum(-1)))
-    raise ValueError("a head of quantiles has no density")
-
-
-def log_gamma(x: Array) -> Floats:
-    """The logarithm of the gamma function of positive numbers: Stirling's series, from 9 on."""
-    z, shift = np.array(x, np.float64), np.zeros(np.shape(x))
-    for _ in range(9):
-        low = z < 9
-        shift[low] -= np.log(z[low])
-        z[low] += 1
-    series = (1 / 12 - (1 / 360 - (1 / 1260 - 1 / (1680 * z * z)) / (z * z)) / (z * z)) / z
-    return np.asarray(shift + (z - 0.5) * np.log(z) - z + 0.5 * math.log(2 * math.pi) + series)
-
-
-# ── parameters ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _chances(given: Mapping[str, Floats]) -> Floats:
-    """Of classes, as far as they go: not summed up to 1."""
-    if "probs" in given:
-        return given["probs"]
-    logits = given["logits"]
-    return np.asarray(np.exp(logits - logits.max(-1, keepdims=True)))
-
-
-def _total(given: Mapping[str, Floats]) -> Floats:
-    return given["total_count"]
-
-
-def _mean(given: Mapping[str, Floats]) -> Floats:
-    """Of a negative binomial."""
-    if "mean" in given:
-        return given["mean"]
-    if "logits" in given:
-        return given["total_count"] * np.exp(given["logits"])
-    return given["total_count"] * given["probs"] / (1 - given["probs"])
 
 
 # ── counts ─────────────────────────────────────────────────────────────────────────────────────────
