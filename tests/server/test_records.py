@@ -15,7 +15,7 @@ from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.replies import ReplyWindow
 from statestream_server.models.rows import Column
 from statestream_server.sessions import records
-from statestream_server.sessions.records import Layout
+from statestream_server.sessions.layouts import Layout
 
 LAYOUT = Layout(
     model=bytes(range(16)),

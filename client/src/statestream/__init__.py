@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Unsupported,
         WindowFull,
     )
+    from statestream.scores import Scored, Scores
     from statestream.settings import Settings
     from statestream.sync import Client, Pool, Session, connect
     from statestream.texts import Generated, GeneratedToken
@@ -94,6 +95,8 @@ __all__ = [
     "PositionGap",
     "Quarantined",
     "RecordTooLarge",
+    "Scored",
+    "Scores",
     "ServerInfo",
     "ServerUnavailable",
     "Session",
@@ -128,6 +131,8 @@ _ROOMS = {
     "Pool": "sync",
     "PoolError": "calls",
     "PoolStep": "base",
+    "Scored": "scores",
+    "Scores": "scores",
     "ServerInfo": "views",
     "Session": "sync",
     "SessionInfo": "views",

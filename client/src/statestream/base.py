@@ -12,12 +12,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from statestream.arguments import check_cursors, session_ids
+from statestream.arguments import check_cursors, check_flag, session_ids
 from statestream.contract.errors import Closed
 from statestream.contract.tensors import Ints, Mask
-from statestream.core import Feed, PoolTicket, value_of
+from statestream.core import Feed, PoolTicket
 from statestream.layout import Input
 from statestream.parts import Division, Opened, Openings, Share, gathered
+from statestream.scores import answered
 from statestream.shards import Doer, L
 from statestream.v1.inference_pb2 import MARK_CURSOR
 
@@ -39,12 +40,14 @@ class PoolStep:
         rows: [N] which sessions (indices, or a mask over all); all of them where left out.
         lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
         cursors: [N] where the caller is behind the steps of each row, at most 256 bytes each; None for rows without.
+        score: Whether the steps are to be scored.
     """
 
     x: Input
     rows: Sequence[int] | Ints | Mask | None = None
     lengths: Sequence[int] | Ints | None = None
     cursors: Sequence[bytes | None] | None = None
+    score: bool = False
 
 
 class Open(ABC, Generic[S]):
@@ -120,7 +123,7 @@ class SessionBase(Open[tuple[int, int, int, bytes]]):
         self._openings: Openings[Any] = opened.openings
         super().__init__()
         self._handle = int(ticket.handles[0])
-        self._replies = [(position, value_of(outputs)) for position, outputs in ticket.replies.get(0, ())]
+        self._replies = [(position, answered(outputs)) for position, outputs in ticket.replies.get(0, ())]
         self.model = layout.model.name
         self.version = layout.model.version
         self.id = session_id
@@ -227,7 +230,7 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
         # What the layout makes chunks for: handles, or, of several shards, the rows that are to be divided among them.
         self._handles = np.arange(len(ids)) if self._division else parts[0].handles
         self._replies = {
-            row: [(position, value_of(outputs)) for position, outputs in replies]
+            row: [(position, answered(outputs)) for position, outputs in replies]
             for row, replies in sorted(ticket.replies.items())
         }
         self.model = layout.model.name
@@ -296,7 +299,8 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
 
     def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
         handles = self._live(step.rows)
-        return self._layout.pool(handles, step.x, step.lengths, feed, check_cursors(step.cursors, len(handles)))
+        cursors = check_cursors(step.cursors, len(handles))
+        return self._layout.pool(handles, step.x, step.lengths, feed, cursors, check_flag("score", step.score))
 
     def _mark(
         self,

@@ -178,7 +178,7 @@ def check_opened(ticket: OpenTicket) -> int:
 
 def check_pool(
     layout: Layout, ticket: PoolTicket, single: bool, who: Callable[[int], str], *, return_errors: bool
-) -> Array | dict[str, Array] | PoolError:
+) -> Any:
     """A pool's outputs; the PoolError of rows that failed where that is an answer.
 
     Raises:

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from statestream.contract.errors import BadTensor, Unsupported
-from statestream.contract.signature import Signature, numpy_dtype, step_shape
+from statestream.contract.signature import Signature, numpy_dtype, score_outputs, step_shape
 from statestream.contract.tensors import Array, Ints
-from statestream.core import ANSWER_BYTES, Feed, Lane, PartsTicket, PoolTicket, StepTicket
+from statestream.core import ANSWER_BYTES, Feed, Lane, PartsTicket, PoolTicket, StepTicket, value_of
+from statestream.scores import scored, unscored
 from statestream.tables import is_table, read
 from statestream.views import Model
 from statestream.wanted import Wanted, listed
@@ -39,16 +40,19 @@ class Layout:
         timed = [spec.HasField("time_axis") for spec in self.inputs]
         self.constant = [any(timed) and not one for one in timed]
         self.leads = self.constant.index(False) if self.inputs else 0
-        answers = [(step_shape(spec), numpy_dtype(spec.dtype)) for spec in model.signature.outputs]
+        self.scores = score_outputs(model.signature)
+        answers = [(step_shape(spec), numpy_dtype(spec.dtype)) for spec in (*model.signature.outputs, *self.scores)]
         self._answer_bytes = sum(
             math.prod(shape) * dtype.itemsize for shape, dtype in answers if min(shape, default=0) >= 0
         )
         self._odd: dict[Lane | int, Lane] = {}
+        self._scored: dict[Lane, Lane] = {}
         self._lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
         fixed = all(size >= 0 for shape in self.shapes for size in shape)
         self._lane = self.lane(self.shapes) if fixed else None
         # The common case, one step of one input as the model wants it, skips all checks but these.
-        self._plain = (self._lane, self.shapes[0], self.dtypes[0]) if self._lane and len(self.shapes) == 1 else None
+        alone = len(self.shapes) == 1 and not self.wanted[0].times
+        self._plain = (self._lane, self.shapes[0], self.dtypes[0]) if self._lane and alone else None
 
     def lane(self, shapes: tuple[tuple[int, ...], ...]) -> Lane:
         """The lane of chunks whose steps have these shapes."""
@@ -73,6 +77,22 @@ class Layout:
             self._odd[like] = lane
         return lane
 
+    def scored(self, like: Lane) -> Lane:
+        """The lane of chunks like those of another that are to be scored.
+
+        Raises:
+            Unsupported: The model expects nothing that they could be scored by.
+        """
+        lane = self._scored.get(like)
+        if lane is None:
+            if not self.scores:
+                raise Unsupported(
+                    f"model {self.model.name!r} expects nothing of its next input, so no step of it can be scored;"
+                    " export it with feedback={output: input}, and with a head for likelihoods"
+                )
+            lane = self._scored[like] = like.with_scores()
+        return lane
+
     def mark(self, handle: int, kind: int, cursor: bytes = b"") -> StepTicket:
         """A mark of a session; `cursor` is checked already."""
         return StepTicket(self.odd(kind), handle, (), 1, single=True, cursor=cursor)
@@ -82,7 +102,13 @@ class Layout:
         return PoolTicket(self.odd(kind), handles, (), 1, 1, cursors=cursors or [b""] * len(handles))
 
     def chunk(
-        self, handle: int, x: Input, max_steps: int, max_answer: int = ANSWER_BYTES, cursor: bytes = b""
+        self,
+        handle: int,
+        x: Input,
+        max_steps: int,
+        max_answer: int = ANSWER_BYTES,
+        cursor: bytes = b"",
+        score: bool = False,
     ) -> StepTicket | PartsTicket:
         """The chunk of `x`: one step of shape [F…], or T ≥ 1 steps of shape [T, F…]. The data is copied.
 
@@ -91,12 +117,15 @@ class Layout:
 
         Raises:
             BadTensor: Names the input, what came, and what was expected.
+            Unsupported: They are to be scored, and the model expects nothing.
         """
         plain = self._plain
-        if plain is not None and type(x) is np.ndarray and x.shape == plain[1] and x.dtype == plain[2] and not cursor:
+        usual = plain is not None and not cursor and not score
+        if usual and plain is not None and type(x) is np.ndarray and x.shape == plain[1] and x.dtype == plain[2]:
             return StepTicket(plain[0], handle, (x.tobytes(),), 1, single=True)
         arrays, steps, single = self._read(x)
         lane = self._lane or self.lane(self._shapes(arrays, 0 if single else 1))
+        lane = self.scored(lane) if score else lane
         most = min(max_steps, max(1, CHUNK_BYTES // max(1, lane.step_bytes)), lane.answer_steps(max_answer))
         if steps <= most:
             lane = self.odd(lane) if cursor else lane
@@ -118,6 +147,7 @@ class Layout:
         lengths: Sequence[int] | Ints | None,
         feed: Feed | None = None,
         cursors: Sequence[bytes] = (),
+        score: bool = False,
     ) -> tuple[PoolTicket, bool]:
         """The chunks of a pool: [N, F…] for a step each, [N, T, F…] for T; and whether it was a step each.
 
@@ -126,6 +156,7 @@ class Layout:
 
         Raises:
             BadTensor: Names the input, what came, and what was expected.
+            Unsupported: They are to be scored, and the model expects nothing.
         """
         count = len(handles)
         came: list[tuple[Array, bool]] = []
@@ -150,13 +181,14 @@ class Layout:
                 raise self.bad(index, array, f"{steps} steps a row, as {self.names[self.leads]} has")
             arrays.append(long)
         lane = self._lane or self.lane(self._shapes(arrays, 2))
+        lane = self.scored(lane) if score else lane
         sizes: Ints | int = steps
         if lengths is not None:
             sizes = _lengths(lengths, count, steps)
         inputs = tuple([array.tobytes() for array in arrays])
         return PoolTicket(self.odd(lane) if cursors else lane, handles, inputs, sizes, steps, feed, cursors), single
 
-    def pool_outputs(self, ticket: PoolTicket, single: bool) -> Array | dict[str, Array]:
+    def pool_outputs(self, ticket: PoolTicket, single: bool) -> Any:
         """A pool's outputs as the caller wants them; zeros where no row has any, for sizes that are free none."""
         values: dict[str, Array] = ticket.value or {
             spec.name: np.zeros(
@@ -165,9 +197,23 @@ class Layout:
             )
             for spec in self.signature.outputs
         }
+        if ticket.lane.scored:
+            values = self._scores(ticket, values)
         if single:
             values = {name: array[:, 0] for name, array in values.items()}
-        return next(iter(values.values())) if len(values) == 1 else values
+        return scored(values) if ticket.lane.scored else value_of(values)
+
+    def _scores(self, ticket: PoolTicket, values: dict[str, Array]) -> dict[str, Array]:
+        """A pool's outputs and scores, with NaN in the scores of steps that were not applied."""
+        lead = len(ticket.handles), ticket.steps
+        gone = np.zeros(lead, np.bool_)
+        gone[list(ticket.errors)] = True
+        if not isinstance(ticket.lengths, int):
+            gone |= np.arange(ticket.steps) >= ticket.lengths[:, np.newaxis]
+        for spec in self.scores:
+            if spec.name not in values:
+                values[spec.name] = np.full((*lead, *step_shape(spec)), np.nan, np.float32)
+        return unscored(values, gone)
 
     def items(self, items: Any) -> Any:
         """What a stream of steps iterates over: of a table its rows, in the order of the model's columns."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from statestream.contract.errors import BadTensor
 from statestream.contract.tensors import Array
+from statestream.times import nanoseconds
 from statestream.wanted import Wanted, converted, first_line, listed, place, short, stacked
 
 _SCALARS = (bool, int, float, complex, np.generic)
@@ -34,6 +35,8 @@ def read(wanted: Wanted, value: Any) -> Array:
     Raises:
         BadTensor: Names the column or the entry, what came, and what was expected.
     """
+    if wanted.times:
+        return nanoseconds(wanted, value)
     array: Array
     kind = type(value)
     if kind is np.ndarray:

@@ -26,6 +26,7 @@ class Wanted:
         dtype: What it becomes.
         columns: Names along the last axis; none where the signature has none.
         width: Length of the last axis, -1 where it is free; None where a step is a single number.
+        times: Whether it is the time of a step, that the server tells the model as the time since the one before.
     """
 
     name: str
@@ -33,12 +34,14 @@ class Wanted:
     dtype: np.dtype[Any]
     columns: tuple[str, ...] = ()
     width: int | None = None
+    times: bool = False
 
     @staticmethod
     def of(spec: TensorSpec) -> Wanted:
         """An input of a model."""
         shape = step_shape(spec)
-        return Wanted(spec.name, spec.name, numpy_dtype(spec.dtype), tuple(spec.columns), shape[-1] if shape else None)
+        width, times = shape[-1] if shape else None, spec.HasField("elapsed")
+        return Wanted(spec.name, spec.name, numpy_dtype(spec.dtype), tuple(spec.columns), width, times)
 
     @property
     def names(self) -> list[str]:

@@ -22,7 +22,7 @@ from statestream.contract.signature import (
     Signature,
     Text,
 )
-from statestream_export import asked, forecasting, gate, graph, quantization, scaling, signing, wrapping
+from statestream_export import asked, forecasting, gate, graph, observing, quantization, scaling, signing, wrapping
 from statestream_export.adapting import Nest, adapted, flat
 from statestream_export.asked import Axes, Example
 from statestream_export.domain import Ranges
@@ -70,6 +70,9 @@ def export(
     horizon_axis: Mapping[str, int] | None = None,
     ahead: Sequence[str] = (),
     lookback: int = 0,
+    missing: Mapping[str, observing.Policy] | None = None,
+    elapsed: Mapping[str, observing.Unit] | None = None,
+    score_past: int = 0,
     decoding: Decoding | None = None,
     ranges: Mapping[str, Ranges] | None = None,
     scaler: Scaler | Mapping[str, Scaler] | None = None,
@@ -117,6 +120,12 @@ def export(
         horizon_axis: Of an output that has several steps ahead at once, the next first: along which axis.
         ahead: Inputs known beforehand whose value at a step is that of the step which the model predicts there.
         lookback: How many steps a forecast needs before it, where the model looks back at a fixed number.
+        missing: What becomes of NaN, by input: "refuse", "hold" (the last value stands in) or "predict" (what the
+            model itself predicted does, by `feedback`). Where nothing is said the module gets it, and the server
+            refuses what would reach the memory.
+        elapsed: Inputs that are the time since the step before, by their unit: "s", "ms", "min", "h", "D" or a number
+            of seconds; or a pair of that and what a first step is given, else 0. Callers send the time of each step.
+        score_past: How many scores a session keeps, that later ones are compared with; 255 where it is 0.
         decoding: How a decoder is driven.
         ranges: Which values inputs and states may take, by name, where the example does not show them all: a pair
             (lowest, highest), or one pair (or None: as in the example) for each place along the last axis. Two int
@@ -158,6 +167,7 @@ def export(
     def signed(interface: Interface) -> Signature:
         made = signing.signature(interface, known, named, classes or {}, text or {})
         forecasting.describe(made, feedback or {}, head or {}, horizon_axis or {}, ahead, lookback)
+        observing.describe(made, missing or {}, elapsed or {}, score_past)
         made.description = description
         if decoding is not None:
             made.decoding.CopyFrom(decoding)

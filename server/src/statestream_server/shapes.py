@@ -68,3 +68,11 @@ def known_bytes(specs: Iterable[TensorSpec], rows: int) -> int:
         if min(shape, default=0) >= 0:
             size += numpy_dtype(spec.dtype).itemsize * math.prod(shape)
     return size
+
+
+def unscored(model: str) -> errors.Unsupported:
+    """Why steps of a model are not scored."""
+    return errors.Unsupported(
+        f"model {model!r} expects nothing of its next input, so no step of it can be scored; export it with feedback="
+        "{output: input}, and with a head for likelihoods"
+    )

@@ -67,6 +67,7 @@ class Pool(PoolBase[Link]):
         lengths: Sequence[int] | Ints | None = None,
         *,
         cursors: Sequence[bytes | None] | None = None,
+        score: bool = False,
     ) -> Any:
         """Applies a step, or several, to every row at once.
 
@@ -75,15 +76,17 @@ class Pool(PoolBase[Link]):
             rows: [N] which sessions (indices, or a mask over all); all of them where left out.
             lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
             cursors: [N] where the caller is behind the steps of each row, see `Session.step`; None for rows without.
+            score: Whether to tell how likely what arrived was, see `Session.step`.
 
         Returns:
-            Y: [N, O] or [N, T, O]; zeros past a row's length. A dict by name for several outputs.
+            Y: [N, O] or [N, T, O]; zeros past a row's length. A dict by name for several outputs. With `score` the pair
+                of that and the `Scores`, [N] or [N, T]: NaN past a row's length, and of rows that failed.
 
         Raises:
             BadTensor: Wrong name, dtype or shape; nothing was sent.
             PoolError: Some rows failed: `errors` by row. The others were applied; `outputs` has theirs.
         """
-        return await self._begin(PoolStep(x, rows, lengths, cursors)).answer()
+        return await self._begin(PoolStep(x, rows, lengths, cursors, score)).answer()
 
     def stream(
         self,
@@ -91,6 +94,7 @@ class Pool(PoolBase[Link]):
         *,
         ahead: int | None = None,
         return_errors: bool = False,
+        score: bool = False,
     ) -> AsyncIterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
@@ -108,6 +112,7 @@ class Pool(PoolBase[Link]):
                 should not wait with them.
             return_errors: A step of which rows failed yields its PoolError, in place of raising it, and the stream
                 goes on; the steps behind it have an error for those rows as well.
+            score: As for `step`; of a `PoolStep` what that says counts.
 
         Raises:
             BadTensor: Wrong name, dtype or shape of an item; raised in its turn, it ends the stream; it was not sent.
@@ -118,7 +123,8 @@ class Pool(PoolBase[Link]):
         feed = Feed()
 
         def send(item: Input) -> PoolStepping:
-            return self._begin(item if isinstance(item, PoolStep) else PoolStep(item), feed, return_errors)
+            one = item if isinstance(item, PoolStep) else PoolStep(item, score=score)
+            return self._begin(one, feed, return_errors)
 
         return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD, LIVE))
 

@@ -52,7 +52,7 @@ def expectations(signature: Signature) -> list[Expected]:
 
 def score_outputs(signature: Signature) -> list[TensorSpec]:
     """The scores of a step, as further outputs of [S, ...one step] float32; none where the model expects nothing."""
-    expected = expectations(signature) if signature.states else []
+    expected = expectations(signature) if signature.states and not signature.HasField("decoding") else []
     specs = []
     if any(each.likely for each in expected):
         specs += [_spec(LOG_LIKELIHOOD, ()), _spec(P_VALUE, ())]
@@ -99,9 +99,10 @@ def check_observations(signature: Signature) -> None:
                 raise SignatureError(f"{where}.missing is set, and it holds {spec.dtype}; expected an input of floats")
             if not signature.states:
                 raise SignatureError(f"{where}.missing is set, and the model has no memory; fill gaps before the call")
-            if spec.missing == Missing.MISSING_PREDICT and spec.name not in {e.input for e in expectations(signature)}:
+            fed = {each.input for each in expectations(signature)}
+            if spec.missing == Missing.MISSING_PREDICT and spec.name not in fed:
                 raise SignatureError(
-                    f"{where}.missing is MISSING_PREDICT, and nothing is fed back to it; name what stands in in feedback"
+                    f"{where}.missing is MISSING_PREDICT, and nothing is fed back to it; say in feedback what stands in"
                 )
         if spec.HasField("elapsed"):
             _check_elapsed(signature, spec, where, floats)
@@ -111,8 +112,8 @@ def _check_elapsed(signature: Signature, spec: TensorSpec, where: str, floats: b
     seconds, first = spec.elapsed.seconds, spec.elapsed.first
     if not (math.isfinite(seconds) and seconds > 0 and math.isfinite(first) and first >= 0):
         raise SignatureError(
-            f"{where}.elapsed has {seconds:g} seconds and first {first:g}; expected a unit above 0 and a first step of 0"
-            " or more"
+            f"{where}.elapsed has {seconds:g} seconds and first {first:g}; expected a unit above 0, and 0 or more"
+            " for the first step"
         )
     shape = step_shape(spec)
     if not signature.states or batch_axis_of(spec) is None:

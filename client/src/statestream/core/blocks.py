@@ -179,6 +179,8 @@ class Block:
         if self.lane.mark:
             frame.marks = bytes((self.lane.mark,)) * count
             return request
+        if self.lane.scored:
+            frame.score = True
         if isinstance(self.lengths, int):
             frame.steps = self.lengths
             total = count * self.lengths

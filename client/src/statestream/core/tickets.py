@@ -36,7 +36,7 @@ class Lane:
     """Chunks that may share a frame: one model version, the same inputs (dtypes by name), the same shape of a step.
 
     A step has `step_bytes` of inputs and `answer_bytes` of outputs. A lane of marks has their kind in `mark`; they have
-    no inputs, and count as one step. One whose chunks or marks carry cursors says so.
+    no inputs, and count as one step. One whose chunks or marks carry cursors says so, and one whose chunks are scored.
     """
 
     model: str
@@ -48,10 +48,15 @@ class Lane:
     answer_bytes: int = 0
     mark: int = 0
     cursors: bool = False
+    scored: bool = False
 
     def with_cursors(self) -> Lane:
         """The same for chunks that carry cursors."""
         return replace(self, cursors=True)
+
+    def with_scores(self) -> Lane:
+        """The same for chunks that are to be scored."""
+        return replace(self, scored=True)
 
     def answer_steps(self, most: int) -> int:
         """How many steps have outputs of about `most` bytes, one at least."""

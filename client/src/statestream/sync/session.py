@@ -15,6 +15,7 @@ from statestream.core import Ticket
 from statestream.forecasts import Told, Wish, asked, forecast_call, row
 from statestream.layout import Input
 from statestream.parts import Opened
+from statestream.scores import scored
 from statestream.sync.calling import answer, answers
 from statestream.sync.copying import Copying
 from statestream.sync.link import Link
@@ -64,7 +65,7 @@ class Session(SessionBase):
         if not self.closed:
             self.close()
 
-    def step(self, x: Input, *, cursor: bytes | None = None) -> Any:
+    def step(self, x: Input, *, cursor: bytes | None = None, score: bool = False) -> Any:
         """Applies one step, or several, and returns their outputs.
 
         A connection that breaks, or a server that restarts, is not seen here: the chunk is sent again and applied once.
@@ -77,18 +78,23 @@ class Session(SessionBase):
                 float32 too. More steps than the server takes at once are cut and joined again.
             cursor: Where the caller is behind these steps in what it reads, in its own words: at most 256 bytes, kept
                 with the session and there again as `cursor` when it is resumed. Without one the last stays.
+            score: Whether to tell how likely x was, as the model expected it after the step before: see `Scores`. What
+                is scored is what later scores are compared with; steps that are not leave no trace there.
 
         Returns:
-            y: [O] or [T, O]; a dict by name where the model has several outputs.
+            y: [O] or [T, O]; a dict by name where the model has several outputs. With `score` the pair of that and
+                the `Scores`.
 
         Raises:
-            BadTensor: Wrong name, dtype or shape; nothing was sent.
+            BadTensor: Wrong name, dtype or shape, and nothing was sent; or a gap that nothing stands in for, a time
+                before that of the last step, and the chunk was refused: the session stays where it was.
+            Unsupported: It is to be scored, and the model expects nothing; nothing was sent.
             NonFiniteState: The chunk was refused; the session stays where it was.
             SessionMoved: Another client opened the session.
             StateLost: The server lost steps that this client cannot replay.
             ServerUnavailable: No server for `retry_timeout`; compare `position` before sending again.
         """
-        ticket, done = self._send(x, cursor=check_cursor(cursor) if cursor is not None else b"")
+        ticket, done = self._send(x, cursor=check_cursor(cursor) if cursor is not None else b"", score=score)
         try:
             done.wait()
         except BaseException:
@@ -96,9 +102,9 @@ class Session(SessionBase):
             raise
         if ticket.error is not None:
             raise causes.of_step(self._layout, ticket, self.id)
-        return ticket.value
+        return scored(ticket.value) if score else ticket.value
 
-    def stream(self, items: Iterable[Input], *, ahead: int | None = None) -> Iterator[Any]:
+    def stream(self, items: Iterable[Input], *, ahead: int | None = None, score: bool = False) -> Iterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
         The first error ends it, in its turn; steps behind a refused one are not applied. When left early, steps that
@@ -109,6 +115,7 @@ class Session(SessionBase):
             ahead: How many items are sent before the first output is waited for. By default 32 for lists and
                 arrays, and 1 for other iterables: these may wait for the world, and an output
                 should not wait with them.
+            score: As for `step`.
         """
         check_items(items, LIVE)
         most = lookahead(items, ahead, LOOKAHEAD, LIVE)
@@ -116,9 +123,9 @@ class Session(SessionBase):
 
         def send(x: Input) -> Stepping:
             nonlocal before
-            ticket, done = self._send(x, before)
+            ticket, done = self._send(x, before, score=score)
             before = ticket
-            return Stepping(self._link, self._layout, self.id, ticket, done)
+            return Stepping(self._link, self._layout, self.id, ticket, done, score)
 
         return pipeline(self._layout.items(items), send, most)
 
@@ -260,8 +267,11 @@ class Session(SessionBase):
         if not self.closed and not self._link.copied:
             self._close(delete=False)
 
-    def _send(self, x: Input, before: Ticket | None = None, cursor: bytes = b"") -> tuple[Ticket, Done]:
-        ticket = self._layout.chunk(self._handle, x, self._core.log.max_steps, self._core.log.max_answer, cursor)
+    def _send(
+        self, x: Input, before: Ticket | None = None, cursor: bytes = b"", score: bool = False
+    ) -> tuple[Ticket, Done]:
+        log = self._core.log
+        ticket = self._layout.chunk(self._handle, x, log.max_steps, log.max_answer, cursor, score)
         with self._turn:
             if self._last is not None:
                 self._check()

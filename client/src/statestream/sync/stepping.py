@@ -12,6 +12,7 @@ from statestream.contract.errors import StatestreamError
 from statestream.core import PoolTicket, Ticket
 from statestream.layout import Layout
 from statestream.parts import Share, merge
+from statestream.scores import scored
 from statestream.sync.link import Link
 from statestream.sync.waiting import Done
 
@@ -19,14 +20,15 @@ from statestream.sync.waiting import Done
 class Stepping:
     """A step of a session under way."""
 
-    __slots__ = ("_done", "_id", "_layout", "_link", "_ticket")
+    __slots__ = ("_done", "_id", "_layout", "_link", "_score", "_ticket")
 
-    def __init__(self, link: Link, layout: Layout, id: str, ticket: Ticket, done: Done) -> None:
+    def __init__(self, link: Link, layout: Layout, id: str, ticket: Ticket, done: Done, score: bool = False) -> None:
         self._link = link
         self._layout = layout
         self._id = id
         self._ticket = ticket
         self._done = done
+        self._score = score
 
     def answer(self) -> Any:
         """Waits until it is done; its outputs."""
@@ -37,7 +39,7 @@ class Stepping:
             raise
         if self._ticket.error is not None:
             raise causes.of_step(self._layout, self._ticket, self._id)
-        return self._ticket.value
+        return scored(self._ticket.value) if self._score else self._ticket.value
 
     def forget(self) -> None:
         """Drops it where it is not on its way yet and has nothing behind it."""

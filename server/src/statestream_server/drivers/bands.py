@@ -211,7 +211,7 @@ class _Calibration:
                 stop=None,
             )
             told: list[Told] = []
-            last = await forks.read(len(self._signature.states))
+            last = await forks.last()
             async with aclosing(roll(forks, Paths(self._signature, mine), last)) as steps:
                 async for one in steps:
                     told.append(one)

@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
+from statestream.contract.signature import forecast_outputs
 from statestream_server.arrays import Array, Ints
 from statestream_server.drivers import waiting
 from statestream_server.drivers.bounds import driving
@@ -126,7 +127,7 @@ class Drive:
 
         Args:
             tags: [R] or one: what stands for them where work is noted.
-            values: What they hold, for every column [R, ...]; where left out they are as new sessions.
+            values: What they hold, for every column but sparse ones [R, ...]; where left out they are as new sessions.
             count: R.
 
         Raises:
@@ -142,15 +143,18 @@ class Drive:
                 else:
                     self.table.rows.write(self.rows[cut], [value[cut] for value in values])
 
-    async def read(self, first: int = 0) -> list[Array]:
-        """What the rows hold: states, then the last outputs that forecasts start from, for every column [R, ...].
+    async def last(self) -> list[Array]:
+        """The last step of every output that forecasts start from, [R, ...] each."""
+        signature = self.table.model.signature
+        return await self.read(len(signature.states), len(forecast_outputs(signature)))
 
-        Those before the `first` column are left out.
-        """
+    async def read(self, first: int = 0, count: int | None = None) -> list[Array]:
+        """What the rows hold, for `count` columns from the `first` on [R, ...]; see `Rows`."""
+        chosen = slice(first, None if count is None else first + count)
         parts = []
         for cut in _slices(len(self.rows)):
             async with self._engine.still():
-                parts.append(self.table.rows.read(self.rows[cut])[first:])
+                parts.append(self.table.rows.read(self.rows[cut])[chosen])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     async def warm(self, steps: Ints, inputs: Sequence[Array]) -> None:

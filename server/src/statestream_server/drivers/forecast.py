@@ -198,7 +198,7 @@ class Forecaster:
         Raises:
             BadTensor: These are no columns of the table.
         """
-        expected = table.rows.columns
+        expected = table.dense_columns
         if [name for name, _ in columns] != [column.name for column in expected]:
             raise errors.BadTensor(
                 f"start has {', '.join(name for name, _ in columns) or 'nothing'}; expected"
@@ -372,7 +372,7 @@ class Forecaster:
     async def _roll(self, drive: Drive, asked: Asked, begin: int, around: Bands | None) -> AsyncGenerator[Told, None]:
         signature = drive.table.model.signature
         policy, names = Paths(signature, asked), [value.name for value in forecast_values(signature)]
-        last = await drive.read(len(signature.states))
+        last = await drive.last()
         async with aclosing(roll(drive, policy, last, begin // policy.each)) as steps:
             async for told in steps:
                 if told.offset + policy.each <= begin:

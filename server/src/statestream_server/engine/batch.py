@@ -72,6 +72,9 @@ class Batch:
         self._put_back: list[int] = []
         self._suspects: list[str] = []
         """The inputs that hold NaN or infinity in chunks that were not committed."""
+        self._blamed: dict[int, errors.StatestreamError] = {}
+        """By row, what was wrong with what arrived, where it was seen before the model ran."""
+        self._scored = table.is_scored and any([part.work.scored for part in self.parts])
         self._source = self._target = self.rows
         if not all([part.work.lengths.each == steps and part.work.done is None for part in self.parts]):
             rows = [self._shadowed(part) for part in self.parts]
@@ -84,6 +87,7 @@ class Batch:
         if len(parts) > 1:
             gathered = [inputs, *(self._gather(part) for part in parts[1:])]
             inputs = [np.concatenate(arrays) for arrays in zip(*gathered, strict=True)]
+        before = self._expected() if self._scored else None
         found, bad = self._run(self._source, self._target, inputs)
         outputs = found if found is not None else self._no_outputs(inputs)
         if self._put_back:
@@ -99,11 +103,51 @@ class Batch:
                 (spec.name, array[bad]) for spec, array in zip(specs, inputs, strict=True) if array.dtype.kind == "f"
             ]
             self._suspects = [name for name, array in floats if not every(np.isfinite(array))]
-        start = 0
+            if self.table.observed is not None:
+                self._blame(bad, inputs)
+        scores = self._scores(before, found, inputs, bad) if before is not None else []
+        start = seen = 0
         for part in parts:
             cut = slice(start, start := start + len(part.places))
-            self._scatter(part, outputs if len(parts) == 1 else [array[cut] for array in outputs])
+            mine = outputs if len(parts) == 1 else [array[cut] for array in outputs]
+            if scores and part.work.scored:
+                at = slice(seen, seen := seen + len(part.places))
+                mine = [*mine, *(array[at] for array in scores)]
+            self._scatter(part, mine)
         return time.perf_counter() - began
+
+    def _asked(self) -> Ints:
+        """[m] the places of chunks that are to be scored."""
+        ends = np.cumsum([len(part.places) for part in self.parts]).tolist()
+        spans = zip([0, *ends], ends, self.parts, strict=False)
+        return np.concatenate([np.arange(low, high) for low, high, part in spans if part.work.scored])
+
+    def _expected(self) -> dict[str, Array]:
+        """What the rows to be scored expect, before they run."""
+        assert self.table.observed is not None
+        return self.table.observed.expected(self._source[self._asked()])
+
+    def _scores(
+        self, before: dict[str, Array], outputs: Sequence[Array] | None, inputs: Sequence[Array], bad: Bools
+    ) -> list[Array]:
+        """The scores of the chunks that are to be scored: for each [m, steps, ...]; their past is committed."""
+        assert self.table.observed is not None
+        asked, specs = self._asked(), self.table.answers[-len(self.table.observed.score_specs) :]
+        if outputs is None:
+            return [np.full((len(asked), self.steps, *step_shape(spec)), np.nan, np.float32) for spec in specs]
+        good = ~(bad if self.again is None else bad | self.again)[asked]
+        return self.table.observed.score(
+            before, self._source[asked], self._target[asked], good,
+            [array[asked] for array in inputs], [array[asked] for array in outputs],
+        )  # fmt: skip
+
+    def _blame(self, bad: Bools, inputs: Sequence[Array]) -> None:
+        """Finds out which of the chunks that were not committed had gaps, or times, that are refused."""
+        assert self.table.observed is not None
+        found = self.table.observed.blame(self._source[bad], [array[bad] for array in inputs])
+        for row, why in zip(self.rows[bad].tolist(), found, strict=True):
+            if why is not None:
+                self._blamed[row] = errors.BadTensor(why, metadata={"field": "inputs"})
 
     def _gather(self, part: Part) -> list[Array]:
         """The next steps of chunks: one array for every input, [n, steps, ...one step]."""
@@ -142,12 +186,13 @@ class Batch:
 
     def errors_of(self, rows: Ints, places: Ints) -> Iterator[tuple[Ints, errors.StatestreamError]]:
         """Why the chunks of sessions' rows failed: those of `places` that share an error, and the error."""
-        blamed = np.isin(rows, np.fromiter(self._refusals, np.int64, len(self._refusals)))
+        told = {**self._blamed, **self._refusals}
+        blamed = np.isin(rows, np.fromiter(told, np.int64, len(told)))
         if not every(blamed):
             yield places[~blamed], errors.NonFiniteState(_NOT_FINITE + _named(self._suspects))
         alike = dict[int, tuple[errors.StatestreamError, list[int]]]()
         for row, place in zip(rows[blamed].tolist(), places[blamed].tolist(), strict=True):
-            error = self._refusals[row]
+            error = told[row]
             alike.setdefault(id(error), (error, []))[1].append(place)
         for error, mine in alike.values():
             yield np.asarray(mine), error

@@ -1,4 +1,4 @@
-"""Marks: what stands among chunks and is none, and the cursors that come with chunks and marks."""
+"""Marks: what stands among chunks and is none, and what some chunks and marks come with: cursors, a wish for scores."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ CURSOR: Final = 2
 """A mark that only carries a cursor."""
 
 _ODD: Final = np.uint64(0xD6E8_FEB8_6659_FD93)
+_SCORED: Final = np.uint64(0xA076_1D64_78BD_642F)
 
 
 class Marks(NamedTuple):
@@ -26,19 +27,24 @@ class Marks(NamedTuple):
     Attributes:
         kinds: [n] uint8: 0 a chunk, RESET or CURSOR.
         cursors: [n] the cursors, b"" for none; no items where none has one.
+        scored: Whether the chunks are to be scored.
     """
 
     kinds: Array
     cursors: Sequence[bytes]
+    scored: bool = False
 
     def take(self, places: Ints) -> Marks:
         """Those of some places."""
-        return Marks(self.kinds[places], [self.cursors[place] for place in places.tolist()] if self.cursors else ())
+        cursors = [self.cursors[place] for place in places.tolist()] if self.cursors else ()
+        return Marks(self.kinds[places], cursors, self.scored)
 
     def digests(self, lengths: Lengths, inputs: Sequence[Array]) -> Positions:
         """[n] the digests of the chunks: those of their inputs, where they have nothing beside them."""
         found = digests.of_chunks(lengths, inputs if lengths.total else ())
         found = found + self.kinds.astype(np.uint64) * _ODD
+        if self.scored:
+            found = found + _SCORED
         for place, cursor in enumerate(self.cursors):
             if cursor:
                 mixed = int.from_bytes(hashlib.blake2b(cursor, digest_size=8).digest(), "little")

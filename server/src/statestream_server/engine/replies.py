@@ -39,7 +39,7 @@ class Reply(NamedTuple):
         start: The position at which the chunk started.
         steps: How many steps it has; 0 for a mark, which takes one position.
         digest: The digest of its inputs.
-        outputs: One array for every output, [steps, ...one step].
+        outputs: One array for every output, of a scored chunk for every score too, [steps, ...one step].
     """
 
     start: int
@@ -169,7 +169,10 @@ class ReplyWindow:
         return found
 
     def outputs(self, entries: Ints) -> tuple[Lengths, list[Array]]:
-        """The outputs of entries (one at least), in their order: lengths, and one packed array for every output."""
+        """The outputs of entries (one at least), in their order: lengths, and one packed array for every output.
+
+        They have as many outputs, see `alike`; marks have none.
+        """
         lengths, packed = Lengths.of(self._spans(entries)[1]), list[Array]()
         for at, block, places in self._located(entries):
             order = np.argsort(places)
@@ -181,6 +184,15 @@ class ReplyWindow:
             for mine, part in zip(packed, parts, strict=True):
                 mine[index] = part
         return lengths, packed
+
+    def alike(self, entries: Ints) -> Sequence[Ints | slice]:
+        """Entries that have as many outputs, together: their indices. Those of scored chunks have the scores, too."""
+        found = dict[int, list[Ints]]()
+        for at, block, _ in self._located(entries):
+            found.setdefault(len(block.outputs), []).append(at)
+        if len(found) <= 1:
+            return [slice(None)]
+        return [np.sort(np.concatenate(parts)) for parts in found.values()]
 
     def views(self, entry: int) -> tuple[Lengths, list[Array]]:
         """What `outputs` has of one entry, not copied."""

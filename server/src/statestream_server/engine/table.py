@@ -21,6 +21,7 @@ from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow, Returning
 from statestream_server.engine.scheduler import BATCH_BYTES, BATCH_SECONDS, Costs
 from statestream_server.engine.watch import tags_of
+from statestream_server.models.memory.observed import ObservedRows
 from statestream_server.models.model import Model
 from statestream_server.models.rows import FIRST_ROW, Rows
 from statestream_server.stores.base import Key
@@ -95,15 +96,25 @@ class Table:
         self.model = model
         self.rows = rows
         self.max_rows = max_rows
+        self.observed = rows if isinstance(rows, ObservedRows) else None
+        """The same, where callers send observations."""
+        scores = self.observed.score_specs if self.observed is not None else ()
+        self.dense_columns = [column for column in rows.columns if not column.sparse]
+        """The columns of its rows that a copy which runs on by itself needs."""
+        self.answers = [*model.signature.outputs, *scores]
+        """The outputs, then the scores: those have the answers to chunks that are scored."""
+        self.is_scored = len(scores) > 0
+        """Whether steps can be scored."""
         self.inputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.inputs]
         """Dtype and shape of one step of every input."""
-        outputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
+        outputs = [(numpy_dtype(spec.dtype), step_shape(spec)) for spec in self.answers]
         self.input_bytes, self.output_bytes = (
             sum(dtype.itemsize * math.prod(shape) for dtype, shape in ports if min(shape, default=0) >= 0)
             for ports in (self.inputs, outputs)
         )
-        """Bytes of one step of all inputs, of all outputs; what has a free shape counts as nothing."""
-        self.no_outputs = [np.zeros((0, *np.maximum(shape, 0)), dtype) for dtype, shape in outputs]
+        """Bytes of one step of all inputs, of all outputs and scores; what has a free shape counts as nothing."""
+        count = len(model.signature.outputs)
+        self.no_outputs = [np.zeros((0, *np.maximum(shape, 0)), dtype) for dtype, shape in outputs[:count]]
         """The outputs of marks: no steps of every output."""
         self.mark = model.mark
         """What stands for the model where work is noted."""

@@ -59,8 +59,9 @@ class Work:
         lengths: The steps of each chunk.
         inputs: One packed array for every input, [S, ...one step].
         wanted: Whether anybody wants the outputs; else they are not kept.
-        marks: What of them are marks, and the cursors that come with them; None where there is nothing of it.
-        outputs: One packed array for every output, [S, ...one step]; empty until the first batch ran.
+        marks: What of them are marks, what some come with; None where there is nothing of it.
+        outputs: One packed array for every output, of scored chunks for every score too, [S, ...one step]; empty until
+            the first batch ran.
         sink: Who hears of it, once it is queued; so with the next three.
         priority: Its class.
         since: When it was queued, by the performance counter.
@@ -91,6 +92,11 @@ class Work:
     next: Ints | None = field(default=None, init=False)
     ended: Bools | None = field(default=None, init=False)
     waits: Waits | None = field(default=None, init=False)
+
+    @property
+    def scored(self) -> bool:
+        """Whether its chunks are to be scored."""
+        return self.marks is not None and self.marks.scored
 
     def column(self, name: str) -> Ints:
         """The column `done` (zeros at first), `shadow` or `next` (NONE at first), made where it is missing."""

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from statestream.contract import signature as signatures
-from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec
+from statestream.contract.observations import SCORE_PAST
+from statestream.contract.signature import Missing, Signature, StateCheck, StateSpec, TensorSpec
 from statestream_server.arrays import Array, Bools, Ints
 
 SCRATCH_ROW: Final = 0
@@ -30,11 +31,19 @@ EVERYTHING: Final = "nan inf"
 
 
 class Column(NamedTuple):
-    """One array of a model's memory, without the row axis."""
+    """One array of a model's memory, without the row axis.
+
+    Attributes:
+        name: What it is called.
+        dtype: Its element type.
+        shape: Of one row.
+        sparse: Whether most rows have nothing but zeros there, so that nothing is kept for them.
+    """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
+    sparse: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +55,7 @@ class Rows(Protocol):
     """The memory of one model version: for every column an array [capacity, *column.shape].
 
     Columns are the states in the order of the signature, then the last step of every output that a forecast starts
-    from (`forecast_outputs`), named "feedback:<output>".
+    from (`forecast_outputs`), named "feedback:<output>", then what is kept of observations (memory/observed.py).
 
     `step` and `grow` exclude each other. The others may run beside a `step` in another thread as long as they
     touch none of its rows, but never beside `grow`. Nothing can be cancelled half-way.
@@ -63,7 +72,7 @@ class Rows(Protocol):
 
     @property
     def columns(self) -> Sequence[Column]:
-        """The arrays: states in order, then feedbacks."""
+        """The arrays: states in order, then feedbacks, then what is kept of observations."""
 
     @property
     def row_nbytes(self) -> int:
@@ -81,16 +90,19 @@ class Rows(Protocol):
         """
 
     def reset(self, rows: Ints) -> None:
-        """Sets rows [n] to the signature's start values, feedback columns to zeros."""
+        """Sets rows [n] to the signature's start values, feedback columns to NaN where they are of floats."""
 
     def read(self, rows: Ints) -> list[Array]:
         """Copies of rows [n], for every column [n, *shape]."""
 
     def write(self, rows: Ints, values: Sequence[Array]) -> None:
-        """Sets rows [n] to values, for every column [n, *shape]."""
+        """Sets rows [n] to values, for every column [n, *shape]; sparse ones may be left out, they are zeros then."""
 
     def copy(self, source: Ints, target: Ints) -> None:
-        """Copies rows source [n] to rows target [n]; targets are distinct and no target is a source."""
+        """Copies rows source [n] to rows target [n]; targets are distinct and no target is a source.
+
+        Copies run on by themselves (a forecast's): what scores are compared with is left out.
+        """
 
     def free(self, rows: Ints) -> None:
         """Has rows [n] let go of what they share with others, as an encoder's output; they are nobody's."""
@@ -161,7 +173,7 @@ class Axes:
 
 
 def columns_of(signature: Signature) -> tuple[Column, ...]:
-    """The columns of a model's rows.
+    """The columns that the graph itself reads and writes.
 
     Raises:
         SignatureError: A fed-back output has an axis of free length, so that its last step is no fixed-shape row.
@@ -181,10 +193,34 @@ def columns_of(signature: Signature) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def observed_columns(signature: Signature) -> tuple[Column, ...]:
+    """The columns that hold what is kept of observations, behind those of `columns_of`; see memory/observed.py."""
+    columns = list[Column]()
+    for spec in signature.inputs:
+        if spec.HasField("elapsed"):
+            columns.append(Column(f"time:{spec.name}", np.dtype("<i8"), ()))
+        elif spec.missing == Missing.MISSING_HOLD:
+            dtype, shape = signatures.numpy_dtype(spec.dtype), signatures.step_shape(spec)
+            columns.append(Column(f"held:{spec.name}", dtype, shape))
+    if signatures.score_outputs(signature):
+        expected = signatures.expectations(signature)
+        series = int(any(each.likely for each in expected))
+        series += sum(int(np.prod(each.value.shape, dtype=np.int64)) for each in expected if not each.likely)
+        size = signature.score_past or SCORE_PAST
+        columns.append(Column("score:seen", np.dtype("<u4"), (series,), sparse=True))
+        columns.append(Column("score:past", np.dtype("<f4"), (series, size), sparse=True))
+    return tuple(columns)
+
+
 def start_values(signature: Signature) -> list[Array]:
-    """One row at position 0, for every column an array of its shape."""
+    """One row at position 0, for every column of the graph's memory an array of its shape."""
     states = [signatures.start_row(state) for state in signature.states]
-    return states + [np.zeros(column.shape, column.dtype) for column in columns_of(signature)[len(states) :]]
+    return states + [nothing(column) for column in columns_of(signature)[len(states) :]]
+
+
+def nothing(column: Column) -> Array:
+    """What stands in a column where nothing came yet: NaN, 0 where its type has none."""
+    return np.full(column.shape, np.nan if column.dtype.kind == "f" and not column.sparse else 0, column.dtype)
 
 
 def restart(rows: Rows, signature: Signature, which: Ints) -> None:

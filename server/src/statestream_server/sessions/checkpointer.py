@@ -20,8 +20,8 @@ from statestream_server.arrays import Ints
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
+from statestream_server.sessions.layouts import Layout
 from statestream_server.sessions.lease import Lease
-from statestream_server.sessions.records import Layout
 from statestream_server.sessions.releases import Release, Withheld, rows_of
 from statestream_server.sessions.writes import Writes, too_large
 from statestream_server.settings import Durability

@@ -5,11 +5,14 @@ Written for many rows at once, read one at a time. All numbers are little-endian
     header   magic "SSR1" · crc32 of the magic and all that follows · digest of the model (16 bytes) ·
              fingerprint of the runtime (8 bytes) · acknowledged position · last request · replies · bytes of
              a row · digests of the row's columns and of the outputs (8 bytes each)
-    row      every column of the slab, one after the other, C order
+    row      every column of the slab, one after the other, C order; sparse ones last, and only where one is not zero
     replies  each: start · steps, 0 for a mark · digest · then every output, one after the other, C order
+    scores   of each reply that has some, every score, one after the other, C order; then their bytes (4 bytes)
     tail     cursor · origin · bytes of the cursor (2 bytes)
 
-Most sessions have neither cursor nor origin: the highest bit of the number of replies says whether there is a tail.
+Most sessions have neither cursor nor origin: the highest bit of the number of replies says whether there is a tail. The
+next one says whether there are scores, and the highest bit of the steps of a reply that some are of it. The bytes of
+the row say whether the sparse columns are there.
 
 Epoch, position and writer are columns of the store's record, because its rules compare them. Every format begins
 with magic and crc32, so that a record of a newer release is told from a damaged one. The digests of columns and outputs
@@ -18,28 +21,28 @@ let another version of the model read a record whose own version is not there an
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import numpy_dtype, step_shape
-from statestream_server.arrays import Array, Ints, Positions
+from statestream_server.arrays import Array, Bools, Ints, Positions
 from statestream_server.engine.replies import Reply, ReplyWindow
-from statestream_server.models.model import Model
-from statestream_server.models.rows import Column
+from statestream_server.sessions import kept
+from statestream_server.sessions.kept import REPLY_FIELDS, SCORES, pieces_of, raw_bytes, read_reply, scores_of
+from statestream_server.sessions.layouts import Layout
 
 _FAMILY: Final = b"SSR"
 FORMAT: Final = 1
 """The format written and read; CONTRIBUTING.md says what to do when it changes."""
 _MAGIC: Final = b"%s%d" % (_FAMILY, FORMAT)
 _TAILED: Final = 1 << 31
+_WITH_SCORES: Final = 1 << 30
 _TAIL: Final = struct.Struct("<QH")
 _HEADER = np.dtype(
     [
@@ -56,57 +59,16 @@ _HEADER = np.dtype(
     ]
 )
 _REPLIES_AT: Final = _HEADER.fields["replies"][1] if _HEADER.fields else 0
-_REPLY = np.dtype([("start", "<u8"), ("steps", "<u8"), ("digest", "<u8")])
 # The same for reading one at a time, where NumPy's records cost ten times as much.
 _HEADER_FIELDS: Final = struct.Struct("<4sI16sQQQIIQQ")
 HEADER_BYTES: Final = _HEADER.itemsize
 """Of a record, before its row."""
-REPLY_FIELDS: Final = struct.Struct("<QQQ")
-"""Start, steps and digest before the outputs of a reply."""
 _STEPS: Final = 256
 """Steps of a chunk, at most by default: what a bound of sizes goes by."""
 _SMALL: Final = 1 << 16
 """Bytes of replies that are not counted one by one."""
 _CHECKED_FROM: Final = 8
 """The checksum covers the magic and what follows the checksum itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What the bytes of one model's records mean.
-
-    Attributes:
-        model: The first 16 bytes of the model's digest.
-        fingerprint: Stands for runtime, provider and hardware: outputs are the same bits where it is equal.
-        columns: The columns of its slab.
-        outputs: One step of every output.
-        columns_digest: Stands for names, dtypes and shapes of the columns.
-        outputs_digest: Stands for those of the outputs.
-        row_bytes: Bytes of a row.
-        step_bytes: Bytes of one step of all outputs.
-    """
-
-    model: bytes
-    fingerprint: int
-    columns: Sequence[Column]
-    outputs: Sequence[Column]
-    columns_digest: int = field(init=False)
-    outputs_digest: int = field(init=False)
-    row_bytes: int = field(init=False)
-    step_bytes: int = field(init=False)
-
-    @classmethod
-    def of(cls, model: Model, columns: Sequence[Column], fingerprint: str) -> Layout:
-        """The records of a model's sessions; `fingerprint` names runtime, provider and hardware."""
-        outputs = [Column(spec.name, numpy_dtype(spec.dtype), step_shape(spec)) for spec in model.signature.outputs]
-        number = int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "little")
-        return cls(model.mark, number, columns, outputs)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "columns_digest", digest_of(self.columns))
-        object.__setattr__(self, "outputs_digest", digest_of(self.outputs))
-        object.__setattr__(self, "row_bytes", _nbytes(self.columns))
-        object.__setattr__(self, "step_bytes", _nbytes(self.outputs))
 
 
 class Header(NamedTuple):
@@ -171,8 +133,15 @@ def encode(
         origins: [n] the positions behind their last resets; None for all 0.
         cursors: [n] the cursors, or no items where none has one.
     """
+    if layout.dense < len(layout.columns):
+        there = np.zeros(len(rows), np.bool_)
+        for value in values[layout.dense :]:
+            there |= value.reshape(len(value), -1).any(axis=1)
+        if there.any() and not there.all():
+            return _encode_apart(layout, values, acked, requests, window, rows, origins, cursors, there)
+        values = values if there.any() else values[: layout.dense]
     count = len(rows)
-    state = np.concatenate([_raw(array) for array in values], axis=1) if values else np.empty((count, 0), np.uint8)
+    state = np.concatenate([raw_bytes(array) for array in values], axis=1) if values else np.empty((count, 0), np.uint8)
     header = np.zeros(count, _HEADER)
     header["magic"], header["model"] = _MAGIC, np.void(layout.model)
     header["fingerprint"], header["acked"], header["request"] = layout.fingerprint, acked, requests
@@ -180,13 +149,19 @@ def encode(
     header["row_bytes"], rounds = state.shape[1], window.rounds(rows) if window is not None else []
     for places, _ in rounds:
         header["replies"][places] += 1
-    first, depths, blobs = np.concatenate([_raw(header), state], axis=1), header["replies"], [b""] * count
+    depths, blobs = header["replies"].copy(), [b""] * count
+    scores = scores_of(layout, window, rounds) if window is not None and layout.scores else {}
+    header["replies"][[*scores]] |= _WITH_SCORES
+    first = np.concatenate([raw_bytes(header), state], axis=1)
     for depth in np.flatnonzero(np.bincount(depths)).tolist():
         # Records with as many replies are made together.
         chosen = np.flatnonzero(depths == depth)
         entries = [found[np.searchsorted(places, chosen)] for places, found in rounds[:depth]]
         heads = first if len(chosen) == count else first[chosen]
-        made = _records(heads, [_section(window, each) for each in entries] if window is not None else [])
+        sections = [kept.section(layout, window, each) for each in entries] if window is not None else []
+        if scores:
+            sections.append([scores.get(place, b"") for place in chosen.tolist()])
+        made = _records(heads, sections)
         for place, blob in zip(chosen.tolist(), made, strict=True):
             blobs[place] = blob
     if cursors or (origins is not None and origins.any()):
@@ -194,6 +169,35 @@ def encode(
         for place, (origin, cursor) in enumerate(zip(begun, cursors or [b""] * len(rows), strict=True)):
             if origin or cursor:
                 blobs[place] = _tailed(blobs[place], origin, cursor)
+    return blobs
+
+
+def _encode_apart(
+    layout: Layout,
+    values: Sequence[Array],
+    acked: Positions,
+    requests: Positions,
+    window: ReplyWindow | None,
+    rows: Ints,
+    origins: Positions | None,
+    cursors: Sequence[bytes],
+    there: Bools,
+) -> list[bytes]:
+    """The records of rows of which some, `there` [n], have something in sparse columns."""
+    blobs = [b""] * len(rows)
+    for places in (np.flatnonzero(there), np.flatnonzero(~there)):
+        made = encode(
+            layout,
+            [value[places] for value in values],
+            acked[places],
+            requests[places],
+            window,
+            rows[places],
+            origins=None if origins is None else origins[places],
+            cursors=[cursors[place] for place in places.tolist()] if cursors else (),
+        )
+        for place, blob in zip(places.tolist(), made, strict=True):
+            blobs[place] = blob
     return blobs
 
 
@@ -220,18 +224,21 @@ def sizes(layout: Layout, window: ReplyWindow, rows: Ints) -> Ints:
     """[n] how many bytes the records of rows have, or a bound where all of them are small."""
     state = _HEADER.itemsize + layout.row_bytes
     counts = window.counts(rows)
-    most = int(counts.max(initial=0)) * (_REPLY.itemsize + _STEPS * layout.step_bytes)
+    most = int(counts.max(initial=0)) * (REPLY_FIELDS.size + _STEPS * layout.step_bytes)
     if most <= _SMALL:
         return np.full(len(rows), state + most)
     found = np.full(len(rows), state)
     for places, entries in window.rounds(rows):
-        found[places] += _REPLY.itemsize + window.columns(entries)[1] * layout.step_bytes
+        found[places] += REPLY_FIELDS.size + window.columns(entries)[1] * layout.step_bytes
     return found
 
 
 def encode_stored(layout: Layout, stored: Stored) -> bytes:
     """The record of one session that was read back, as `layout` has it."""
-    state = b"".join(np.ascontiguousarray(value).tobytes() for value in stored.values)
+    sparse = any(value.any() for value in stored.values[layout.dense :])
+    values = stored.values if sparse else stored.values[: layout.dense]
+    state = b"".join(np.ascontiguousarray(value).tobytes() for value in values)
+    replies, scores = kept.encoded(layout, stored.replies)
     header = _HEADER_FIELDS.pack(
         _MAGIC,
         0,
@@ -239,20 +246,12 @@ def encode_stored(layout: Layout, stored: Stored) -> bytes:
         stored.fingerprint,
         stored.acked,
         stored.request,
-        len(stored.replies),
+        len(stored.replies) | _WITH_SCORES * bool(scores),
         len(state),
         layout.columns_digest,
         layout.outputs_digest,
     )
-    replies = [
-        part
-        for reply in stored.replies
-        for part in (
-            REPLY_FIELDS.pack(reply.start, reply.steps, reply.digest),
-            *(np.ascontiguousarray(output).tobytes() for output in reply.outputs),
-        )
-    ]
-    blob = _sealed(b"".join([header, state, *replies]))
+    blob = _sealed(b"".join([header, state, replies, scores]))
     return _tailed(blob, stored.origin, stored.cursor) if stored.origin or stored.cursor else blob
 
 
@@ -262,13 +261,17 @@ def _records(first: Array, sections: Sequence[Array | list[bytes]]) -> list[byte
     if len(tables) == len(sections):
         # The replies have the same lengths in every record, so that they are the rows of one table.
         return _sealed_rows(np.concatenate([first, *tables], axis=1))
-    pieces = [_pieces(section) if isinstance(section, np.ndarray) else section for section in sections]
-    return [_sealed(b"".join(parts)) for parts in zip(_pieces(first), *pieces, strict=True)]
+    pieces = [pieces_of(section) if isinstance(section, np.ndarray) else section for section in sections]
+    return [_sealed(b"".join(parts)) for parts in zip(pieces_of(first), *pieces, strict=True)]
 
 
 def tail_bytes(blob: bytes) -> int:
-    """How many bytes the tail of a whole record has."""
-    return _TAIL.size + len(tail(blob)[1]) if _replies(blob) & _TAILED else 0
+    """How many bytes a whole record has behind its replies: their scores, and its tail."""
+    size = _TAIL.size + len(tail(blob)[1]) if _replies(blob) & _TAILED else 0
+    if _replies(blob) & _WITH_SCORES:
+        at = len(blob) - size - SCORES.size
+        size += SCORES.size + (SCORES.unpack_from(blob, at)[0] if at >= 0 else 0)
+    return size
 
 
 def read_header(blob: bytes, *, what: str) -> Header:
@@ -293,7 +296,7 @@ def read_header(blob: bytes, *, what: str) -> Header:
         )
     _, *fields = _HEADER_FIELDS.unpack_from(blob)
     header = Header(*fields)
-    return header._replace(replies=header.replies & ~_TAILED)
+    return header._replace(replies=header.replies & ~_TAILED & ~_WITH_SCORES)
 
 
 def decode(layout: Layout, blob: bytes, *, what: str, moving: bool = False) -> Stored:
@@ -318,66 +321,33 @@ def decode(layout: Layout, blob: bytes, *, what: str, moving: bool = False) -> S
             f" {layout.model.hex()}…; serve that version again, or start the session anew"
         )
     offset, values = _HEADER.itemsize, list[Array]()
+    sparse = header.row_bytes == layout.row_bytes
     for column in layout.columns:
+        if column.sparse and not sparse:
+            values.append(np.zeros(column.shape, column.dtype))
+            continue
         array, offset = _take(blob, offset, column.dtype, column.shape)
         values.append(array)
-    replies = list[Reply]()
+    replies, scored = list[Reply](), list[Reply]()
     for _ in range(header.replies if header.outputs == layout.outputs_digest else 0):
-        (start, steps, digest), offset = REPLY_FIELDS.unpack_from(blob, offset), offset + _REPLY.itemsize
+        (start, steps, digest, has_scores), offset = read_reply(blob, offset), offset + REPLY_FIELDS.size
         outputs = list[Array]()
-        for _, dtype, shape in layout.outputs:
-            array, offset = _take(blob, offset, dtype, (steps, *shape))
+        for column in layout.outputs:
+            array, offset = _take(blob, offset, column.dtype, (steps, *column.shape))
             outputs.append(array)
         replies.append(Reply(start, steps, digest, outputs))
+        if has_scores:
+            scored.append(replies[-1])
+    for reply in scored:
+        for column in layout.scores:
+            array, offset = _take(blob, offset, column.dtype, (reply.steps, *column.shape))
+            reply.outputs.append(array)
     same_bits = header.fingerprint == layout.fingerprint
     return Stored(values, replies, header.acked, header.request, same_bits, header.fingerprint, *tail(blob))
 
 
-def _nbytes(columns: Sequence[Column]) -> int:
-    return sum(abs(math.prod(shape)) * dtype.itemsize for _, dtype, shape in columns)
-
-
-def digest_of(columns: Sequence[Column]) -> int:
-    """What a header says of the columns of a row, or of the outputs."""
-    text = "\n".join(f"{name} {dtype.str} {list(shape)}" for name, dtype, shape in columns)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 def _checksum(blob: bytes) -> int:
     return zlib.crc32(memoryview(blob)[_CHECKED_FROM:], zlib.crc32(blob[:4]))
-
-
-def _raw(array: Array) -> Array:
-    """[n, ...] as [n, bytes of one item] uint8; n may be 0."""
-    flat = np.ascontiguousarray(array).reshape(len(array), math.prod(array.shape[1:]))
-    return flat.view(np.uint8)
-
-
-def _pieces(raw: Array) -> list[bytes]:
-    """[n, k] uint8 as n byte strings."""
-    data, width = raw.tobytes(), raw.shape[1]
-    return [data[start : start + width] for start in range(0, len(data), width)]
-
-
-def _section(window: ReplyWindow, entries: Ints) -> Array | list[bytes]:
-    """Replies [n] in their stored form: as [n, k] uint8 where all have the same steps."""
-    starts, steps, digests = window.columns(entries)
-    heads = np.zeros(len(entries), _REPLY)
-    heads["start"], heads["steps"], heads["digest"] = starts, steps, digests
-    blocks = window.by_block(entries)
-    if (steps == steps[0]).all():
-        span = np.arange(int(steps[0]))
-        parts = [(at, [_raw(array[offsets[:, None] + span]) for array in outputs]) for at, offsets, outputs in blocks]
-        table = np.empty((len(entries), _REPLY.itemsize + sum(raw.shape[1] for raw in parts[0][1])), np.uint8)
-        table[:, : _REPLY.itemsize] = _raw(heads)
-        for at, raws in parts:
-            table[at, _REPLY.itemsize :] = np.concatenate(raws, axis=1)
-        return table
-    pieces = _pieces(_raw(heads))
-    for at, offsets, outputs in blocks:
-        for place, offset, count in zip(at.tolist(), offsets.tolist(), steps[at].tolist(), strict=True):
-            pieces[place] += b"".join(array[offset : offset + count].tobytes() for array in outputs)
-    return pieces
 
 
 def _sealed_rows(table: Array) -> list[bytes]:
@@ -387,7 +357,7 @@ def _sealed_rows(table: Array) -> list[bytes]:
     ends = range(width, count * width + 1, width)
     sums = [crc32(data[end - width + _CHECKED_FROM : end], after) for end in ends]
     table[:, 4:_CHECKED_FROM] = np.asarray(sums, "<u4")[:, None].view(np.uint8)
-    return _pieces(table)
+    return pieces_of(table)
 
 
 def _sealed(blob: bytes) -> bytes:

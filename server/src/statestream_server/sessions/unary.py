@@ -128,6 +128,7 @@ class Unary:
         request_id: str,
         mark: int = 0,
         cursor: bytes = b"",
+        scored: bool = False,
     ) -> Step:
         """Applies one chunk, or a mark, in the order of the calls.
 
@@ -142,6 +143,7 @@ class Unary:
             request_id: The caller's name for the call, "" for none: one that comes twice is answered twice.
             mark: A mark in place of a chunk, which has no steps and no inputs.
             cursor: The caller's, b"" to leave it as it is.
+            scored: Whether the chunk is to be scored.
 
         Raises:
             SessionMoved: The session was opened anew: the chunk was not applied, or is and its reply may not leave.
@@ -160,7 +162,9 @@ class Unary:
                 start = position if position is not None else self._start(table, row, request)
                 # Without an acknowledgement, asking for the next chunk acknowledges the replies before it.
                 acks, starts = np.asarray([max(acked, start)], np.uint64), np.asarray([start], np.uint64)
-                marks = Marks(np.asarray([mark], np.uint8), [cursor] if cursor else ()) if mark or cursor else None
+                marks = None
+                if mark or cursor or scored:
+                    marks = Marks(np.asarray([mark], np.uint8), [cursor] if cursor else (), scored)
                 lengths = Lengths(1, steps)
                 self._intake.accept(
                     Chunks(

@@ -15,8 +15,8 @@ from statestream_server.arrays import Ints, Positions
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.sessions import records
+from statestream_server.sessions.layouts import Layout
 from statestream_server.sessions.lease import Asked, Lease
-from statestream_server.sessions.records import Layout
 from statestream_server.stores.base import Record, Store
 
 _CAPTURED = 512

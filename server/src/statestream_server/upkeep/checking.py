@@ -9,7 +9,7 @@ from typing import Final
 
 from statestream.contract import errors
 from statestream_server.models.files import modelfile, repository
-from statestream_server.sessions import records
+from statestream_server.sessions import kept, layouts, records
 from statestream_server.stores.base import NEWER, Lasting, Record, Scanned
 
 Told = Callable[[int, int], None]
@@ -75,7 +75,7 @@ class Models:
             return f"its version {record.version} is not in the models folder"
         if at not in self._digests:
             found = modelfile.columns(self._found[at])
-            self._digests[at] = None if found is None else records.digest_of(found)
+            self._digests[at] = None if found is None else layouts.digest_of(found)
         if self._digests[at] not in (None, columns):
             return f"version {record.version} in the models folder keeps other columns than the record has"
         return ""
@@ -151,12 +151,12 @@ def _replies_fit(blob: bytes, header: records.Header, size: int, position: int) 
 
     How many bytes a step's outputs have the record does not say; they must come out as the same for all replies.
     """
-    fields, count = records.REPLY_FIELDS, header.replies
+    fields, count = kept.REPLY_FIELDS, header.replies
     outputs = size - count * fields.size
     if not count or outputs < 0:
         return size == 0
     at = records.HEADER_BYTES + header.row_bytes
-    positions = position - fields.unpack_from(blob, at)[0]
+    positions = position - kept.read_reply(blob, at)[0]
     # Marks take a position each and have no steps.
     for marks in range(max(0, count - positions), min(count, positions) + 1) if positions >= 0 else ():
         steps = positions - marks
@@ -168,11 +168,11 @@ def _replies_fit(blob: bytes, header: records.Header, size: int, position: int) 
 
 
 def _follow(blob: bytes, at: int, count: int, step_bytes: int, position: int) -> bool:
-    fields, due = records.REPLY_FIELDS, -1
+    fields, due = kept.REPLY_FIELDS, -1
     for _ in range(count):
         if at + fields.size > len(blob):
             return False
-        start, steps, _ = fields.unpack_from(blob, at)
+        start, steps, _, _ = kept.read_reply(blob, at)
         if due not in (-1, start):
             return False
         due, at = start + max(1, steps), at + fields.size + steps * step_bytes

@@ -177,10 +177,13 @@ def _repeated(
 def _again(
     frame: int, table: Table, handles: Array, rows: Ints, places: Ints, entries: Ints, starts: Positions
 ) -> Iterator[pb.StreamResponse]:
-    lengths, outputs = table.replies.views(int(entries[0])) if len(entries) == 1 else table.replies.outputs(entries)
-    specs, durable = table.model.signature.outputs, table.durable[rows[places]]
-    for make, _ in cut(Results(frame, specs, handles[places], starts, durable, lengths, outputs)):
-        yield make()
+    durable = table.durable[rows[places]]
+    for at in table.replies.alike(entries):
+        mine = entries[at]
+        lengths, outputs = table.replies.views(int(mine[0])) if len(mine) == 1 else table.replies.outputs(mine)
+        specs = table.answers[: len(outputs)]
+        for make, _ in cut(Results(frame, specs, handles[places][at], starts[at], durable[at], lengths, outputs)):
+            yield make()
 
 
 def _gone(frame: int, handles: Array, starts: Positions, here: Bools, kept: Bools) -> pb.StreamResponse:

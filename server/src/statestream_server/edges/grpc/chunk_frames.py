@@ -22,6 +22,7 @@ from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.sessions.admission.accounts import OVERHEAD, Account, Window
 from statestream_server.sessions.admission.chunks import Chunks, Refusal
+from statestream_server.shapes import unscored
 
 _RETRY_SECONDS = 0.1
 
@@ -83,6 +84,9 @@ class ChunkFrames:
             inputs = list[Array]()
             if lengths.total or request.inputs:
                 inputs = wire.packed_inputs(table.model.signature.inputs, request.inputs, lengths.total)
+            if request.score and not table.is_scored:
+                self._outbox.refuse(frame, handles[places], starts[places], unscored(table.model.name))
+                continue
             receiver = _Receiver(self._outbox, self._account, self._window(table), frame)
             whole = len(places) == count
             chunks = Chunks(
@@ -140,12 +144,12 @@ class ChunkFrames:
 
     @staticmethod
     def _marks(request: pb.ChunkFrame, count: int) -> Marks | None:
-        """The marks and cursors of a frame; None where it has none.
+        """What a frame has beside steps: marks, cursors, a wish for scores; None where it has nothing of it.
 
         Raises:
             BadFrame: There is no such mark, a cursor is too long, or a mark that carries one has none.
         """
-        if not request.marks and not request.cursors:
+        if not request.marks and not request.cursors and not request.score:
             return None
         kinds, cursors = wire.optional_column(request.marks, "u1", count, "marks"), list(request.cursors)
         if cursors and len(cursors) != count:
@@ -157,7 +161,7 @@ class ChunkFrames:
         wire.check_cursor(max(cursors, key=len, default=b""), "cursors")
         if any(not (cursors and cursors[place]) for place in np.flatnonzero(kinds == CURSOR).tolist()):
             raise errors.BadFrame("a mark that carries a cursor has none", metadata={"field": "cursors"})
-        return Marks(kinds, cursors)
+        return Marks(kinds, cursors, request.score)
 
     def _lengths(self, request: pb.ChunkFrame, count: int, marks: Marks | None) -> Lengths:
         most, least = request.steps, request.steps
@@ -197,7 +201,7 @@ class _Receiver:
         self._account.take(OVERHEAD + self._each * chunks.lengths.total, self.window)
 
     def results(self, chunks: Chunks, outputs: Sequence[Array]) -> None:
-        specs, durable = chunks.table.model.signature.outputs, chunks.table.durable[chunks.rows]
+        specs, durable = chunks.table.answers[: len(outputs)], chunks.table.durable[chunks.rows]
         found = Results(self._frame, specs, chunks.handles, chunks.starts, durable, chunks.lengths, outputs)
         answers.put(self._outbox, found, self.window, self._cost(chunks))
 

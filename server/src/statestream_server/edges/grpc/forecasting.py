@@ -34,7 +34,7 @@ async def answers(server: Server, request: pb.ForecastRequest) -> AsyncGenerator
     start = pb.ForecastStart()
     if source in ("session_id", "sessions"):
         table, state = await _sessions(server, request, asked)
-        names = [column.name for column in table.rows.columns]
+        names = [column.name for column in table.dense_columns]
         if sum(array.nbytes for array in state.columns) + _BESIDE <= server.settings.limits.max_message_bytes:
             wire.write(start.columns, names, state.columns)
     elif source == "start":
@@ -89,7 +89,8 @@ async def _sessions(server: Server, request: pb.ForecastRequest, asked: Request)
         np.asarray([copy.origin for copy in copies], np.uint64),
         ids,
     )
-    columns = [np.stack(column) for column in zip(*(copy.values for copy in copies), strict=True)]
+    kept = len(table.dense_columns)
+    columns = [np.stack(column) for column in zip(*(copy.values[:kept] for copy in copies), strict=True)]
     tags = np.asarray([tag_of("forecast", *key) for key in keys], np.uint64)
     return table, State(columns, tags)
 

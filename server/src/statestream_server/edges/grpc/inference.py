@@ -17,6 +17,7 @@ from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.server import Server
+from statestream_server.shapes import unscored
 
 
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):
@@ -59,6 +60,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         target = await unary.target(key, request.version, wire.open_mode(request.mode))
         steps, signature = _first_length(request.inputs), target.table.model.signature
         mark, inputs = _mark(request), list[Array]()
+        if request.score and not target.table.is_scored:
+            raise unscored(target.table.model.name)
         if not mark:
             unary.check_steps(steps)
             inputs = wire.packed_inputs(signature.inputs, request.inputs, steps)
@@ -72,6 +75,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             request_id=request.request_id,
             mark=mark,
             cursor=request.cursor,
+            scored=request.score,
         )
         response = pb.StepResponse(
             position=step.position,
@@ -80,7 +84,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             version=target.table.model.version,
         )
         if not mark:
-            wire.write(response.outputs, [spec.name for spec in signature.outputs], step.outputs)
+            specs = target.table.answers[: len(step.outputs)]
+            wire.write(response.outputs, [spec.name for spec in specs], step.outputs)
         return response
 
     async def Forecast(

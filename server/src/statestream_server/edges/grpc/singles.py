@@ -78,7 +78,7 @@ class Singles:
         handles, positions, acked, steps = chunk.handles, chunk.positions, chunk.acked_positions, chunk.steps
         if len(handles) != 4 or len(positions) != 8 or len(acked) not in (0, 8) or not 1 <= steps <= self._most_steps:
             return False
-        if chunk.lengths or chunk.marks or chunk.cursors:
+        if chunk.lengths or chunk.marks or chunk.cursors or chunk.score:
             return False
         found = self._handles.one(int.from_bytes(handles, "little"))
         if found is None:

@@ -26,7 +26,7 @@ from statestream_server.models.form.tensors import Tensors, is_tensor, kind, ten
 from statestream_server.models.form.told import ToldError
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
-from statestream_server.models.rows import Column, columns_of, is_checked
+from statestream_server.models.rows import Column, columns_of, is_checked, observed_columns
 
 _TOML = ".toml"
 _MOST_AXES = 32
@@ -269,7 +269,10 @@ def columns(path: Path) -> Sequence[Column] | None:
     Nothing is run, and a file that is large or wrong says nothing.
     """
     try:
-        return columns_of(read(path).signature) if files.stamp(path).size <= _QUICK_BYTES else None
+        if files.stamp(path).size > _QUICK_BYTES:
+            return None
+        signature = read(path).signature
+        return (*columns_of(signature), *observed_columns(signature))
     except Exception:  # It is only for the words of another error.
         return None
 

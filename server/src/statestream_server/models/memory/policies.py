@@ -10,7 +10,7 @@ from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models.rows import SCRATCH_ROW, Column, Rows
 
 
-class _Wrapped:
+class Wrapped:
     """Rows that leave everything but `step` to other rows."""
 
     row_by_row = False
@@ -47,7 +47,7 @@ class _Wrapped:
         return self._rows.max_slice
 
 
-class PaddedRows(_Wrapped):
+class PaddedRows(Wrapped):
     """Runs a batch of one as two: the row twice, the second result into the scratch row."""
 
     def step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
@@ -62,7 +62,7 @@ class PaddedRows(_Wrapped):
         return [value[:1] for value in outputs], bad[:1]
 
 
-class BucketedRows(_Wrapped):
+class BucketedRows(Wrapped):
     """Runs every batch with a power of two of rows: its first row again and again, those results to the scratch row.
 
     A device prepares for every shape that it meets; so it meets few.
@@ -87,7 +87,7 @@ def bucket(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-class SerialisedRows(_Wrapped):
+class SerialisedRows(Wrapped):
     """Runs every row alone; with `single`, every step too."""
 
     row_by_row = True

@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 
-from statestream.contract.signature import Signature
+from statestream.contract.signature import Signature, as_sent
 from statestream_server.models.files import couples, tokenizer
 from statestream_server.models.files.modelfile import ModelFile
 from statestream_server.models.form import unfold
@@ -22,6 +22,7 @@ from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
 from statestream_server.models.memory.numpy_rows import NumpyRows
+from statestream_server.models.memory.observed import observed
 from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
 from statestream_server.models.proof import draws, refusals, warming
@@ -113,6 +114,8 @@ def build(
             if device.apart:
                 model.rows.grow(FIRST_ROW + 1)
                 warming.warm(model.rows, Draws(file.signature, draws.Kind(verdict.draws)), str(file.path))
+            if kind == Kind.SESSION:
+                model.rows, model.signature = observed(model.rows, file.signature), as_sent(file.signature)
         for one in (file, encoder):
             if one is not None:
                 one.check_unchanged()
