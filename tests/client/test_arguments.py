@@ -120,12 +120,14 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
     "session.step": {
         "x": ([None, "x", b"x", {1.0}, object(), Later()], statestream.BadTensor),
         "cursor": CURSORS,
+        "score": (NOT_FLAGS, TypeError),
     },
     "session.reset": {"cursor": CURSORS},
     "session.mark": {"cursor": ([*CURSORS[0], None, b""], CURSORS[1])},
     "session.stream": {
         "items": ([None, 5, "xy", {"x": ones()}], TypeError),
         "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
+        "score": (NOT_FLAGS, TypeError),
     },
     "session.forecast": {**FORECAST, "past": ([ones(3)], ValueError)},
     "pool.forecast": {**FORECAST, "past": ([ones(3)], ValueError)},
@@ -135,6 +137,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "rows": ([5, "01", [0, 0], [9], [0.5], [True]], (ValueError, IndexError, statestream.BadTensor)),
         "lengths": ([5, "11", [1], [2.0, 1.0], [True, False], [9, 9]], statestream.BadTensor),
         "cursors": MANY_CURSORS,
+        "score": (NOT_FLAGS, TypeError),
     },
     "pool.reset": {"rows": ([5, "01", [0, 0], [9], [0.5]], (ValueError, IndexError)), "cursors": MANY_CURSORS},
     "pool.mark": {
@@ -145,6 +148,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "items": ([None, 5, "xy", {"x": ones(2)}, pd.DataFrame({"a": [1.0]})], TypeError),
         "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
         "return_errors": (NOT_FLAGS, TypeError),
+        "score": (NOT_FLAGS, TypeError),
     },
 }
 

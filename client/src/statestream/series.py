@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from statestream.contract.errors import BadTensor
-from statestream.contract.signature import known_places
+from statestream.contract.signature import Missing, known_places
 from statestream.contract.tensors import Array, Ints
 from statestream.layout import Input, Layout, shown
 from statestream.tables import read
@@ -144,13 +144,14 @@ def future(layout: Layout, x: Input, count: int, h: int) -> dict[str, Array]:
 
 
 def check_past(layout: Layout, past: Past) -> None:
-    """Checks that a past has no gaps.
+    """Checks that a past has no gaps, but for those that the server fills.
 
     Raises:
         BadTensor: Names the series, the row and the column of the first.
     """
     for name, array in past.inputs.items():
-        if array.dtype.kind != "f" or not np.isnan(array).any():
+        filled = layout.inputs[layout.names.index(name)].missing in (Missing.MISSING_HOLD, Missing.MISSING_PREDICT)
+        if array.dtype.kind != "f" or filled or not np.isnan(array).any():
             continue
         step, *place = np.argwhere(np.isnan(array))[0].tolist()
         ends = np.cumsum(past.lengths)

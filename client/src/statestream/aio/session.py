@@ -14,7 +14,7 @@ from statestream.aio.pipeline import pipeline
 from statestream.aio.stepping import Stepping
 from statestream.aio.together import perform
 from statestream.aio.waiting import LIVE, Done
-from statestream.arguments import check_cursor, check_id, check_items, lookahead
+from statestream.arguments import check_cursor, check_flag, check_id, check_items, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
 from statestream.calls import check_control
 from statestream.core import Ticket
@@ -93,6 +93,8 @@ class Session(SessionBase):
             StateLost: The server lost steps that this client cannot replay.
             ServerUnavailable: No server for `retry_timeout`; compare `position` before sending again.
         """
+        if score is not False:
+            check_flag("score", score)
         ticket, done = self._send(x, cursor=check_cursor(cursor) if cursor is not None else b"", score=score)
         try:
             await done
@@ -119,6 +121,7 @@ class Session(SessionBase):
             score: As for `step`.
         """
         check_items(items, LIVE)
+        check_flag("score", score)
         most = lookahead(items, ahead, LOOKAHEAD, LIVE)
         before: Ticket | None = None
 

@@ -121,6 +121,7 @@ class Pool(PoolBase[Link]):
         """
         check_items(items, LIVE, pool=True)
         check_flag("return_errors", return_errors)
+        check_flag("score", score)
         feed = Feed()
 
         def send(item: Input) -> PoolStepping:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statestream import causes, series, unary
-from statestream.arguments import check_cursor, check_id, check_items, lookahead
+from statestream.arguments import check_cursor, check_flag, check_id, check_items, lookahead
 from statestream.base import LOOKAHEAD, SessionBase
 from statestream.calls import check_control
 from statestream.core import Ticket
@@ -94,6 +94,8 @@ class Session(SessionBase):
             StateLost: The server lost steps that this client cannot replay.
             ServerUnavailable: No server for `retry_timeout`; compare `position` before sending again.
         """
+        if score is not False:
+            check_flag("score", score)
         ticket, done = self._send(x, cursor=check_cursor(cursor) if cursor is not None else b"", score=score)
         try:
             done.wait()
@@ -118,6 +120,7 @@ class Session(SessionBase):
             score: As for `step`.
         """
         check_items(items, LIVE)
+        check_flag("score", score)
         most = lookahead(items, ahead, LOOKAHEAD, LIVE)
         before: Ticket | None = None
 

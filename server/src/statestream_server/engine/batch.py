@@ -145,9 +145,17 @@ class Batch:
         """Finds out which of the chunks that were not committed had gaps, or times, that are refused."""
         assert self.table.observed is not None
         found = self.table.observed.blame(self._source[bad], [array[bad] for array in inputs])
-        for row, why in zip(self.rows[bad].tolist(), found, strict=True):
-            if why is not None:
-                self._blamed[row] = errors.BadTensor(why, metadata={"field": "inputs"})
+        rows = self.rows[bad].tolist()
+        if not found:
+            return
+        columns = [
+            (np.zeros(len(places), np.int64) if work.done is None else work.done[places], work.lengths.column[places])
+            for work, places, _ in self.parts
+        ]
+        begun, steps = (np.concatenate(column)[bad] for column in zip(*columns, strict=True))
+        for place, (step, why) in found.items():
+            where = f"step {begun[place] + step} of the chunk: " if steps[place] > 1 else ""
+            self._blamed[rows[place]] = errors.BadTensor(where + why, metadata={"field": "inputs"})
 
     def _gather(self, part: Part) -> list[Array]:
         """The next steps of chunks: one array for every input, [n, steps, ...one step]."""

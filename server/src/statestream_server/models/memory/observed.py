@@ -131,6 +131,11 @@ class _Predicted:
         self.place = place
         self.spec = spec
         self._expected = [each for each in expected if each.input == spec.name]
+        self.names = [name for each in self._expected for name in each.value.outputs]
+        """The outputs that its predictions are made of."""
+        self._fed = np.zeros(signatures.step_shape(spec), np.bool_)
+        for each in self._expected:
+            self._fed[(..., list(each.places)) if each.places else ...] = True
 
     def fill(self, values: Array, outputs: dict[str, Array]) -> Array:
         """One step [n, 1, ...], of the outputs of the step before it [n, ...]."""
@@ -142,6 +147,24 @@ class _Predicted:
             part = filled[at]
             filled[at] = np.where(np.isnan(part), found, part)
         return filled
+
+    def why(self, values: Array, begun: bool) -> tuple[int, str] | None:
+        """Which step [T, ...] of a row has a gap that nothing stands in for, and what it is."""
+        gone = np.isnan(values)
+        for step in np.flatnonzero(_rows(gone)).tolist():
+            unfed = gone[step] & ~self._fed
+            if unfed.any():
+                named = _gap(self.spec, np.where(unfed, np.nan, 0.0))
+                return (
+                    step,
+                    f"{named}, and nothing is fed back there that could stand in; fill it, or leave the step out",
+                )
+            if not step and not begun:
+                return step, (
+                    f"{_gap(self.spec, values[step])}, and a session's first step has no prediction that could stand"
+                    " in; begin with values that are there"
+                )
+        return None
 
 
 class ObservedRows(Wrapped):
@@ -310,29 +333,26 @@ class ObservedRows(Wrapped):
             self._inner.write(target[bad], [value[bad] for value in before])
         return [np.concatenate(arrays, axis=1) for arrays in zip(*told, strict=True)], bad
 
-    def blame(self, source: Ints, inputs: Sequence[Array]) -> list[str | None]:
-        """[n] why rows were refused, as far as it was what arrived of their observations; of few rows.
+    def blame(self, source: Ints, inputs: Sequence[Array]) -> dict[int, tuple[int, str]]:
+        """Why rows were refused, as far as it was what arrived of their observations: by place a step, and what it has.
 
         Args:
             source: [n] the rows that they started from, as they were then.
             inputs: What arrived, for every input [n, T, ...].
         """
-        why: list[str | None] = [None] * len(source)
+        why = dict[int, tuple[int, str]]()
         for place, filler in self._fillers.items():
             last, values = self._last(filler, source), inputs[place]
-            found = filler.fill(last, values).bad
-            for row in np.flatnonzero(found.any(axis=1)).tolist() if found is not None else ():
-                step = int(np.argmax(found[row])) if found is not None else 0
-                why[row] = why[row] or _at(step, values.shape[1]) + filler.why(last[row], values[row], step)
+            bad = filler.fill(last, values).bad
+            for row in np.flatnonzero(bad.any(axis=1)).tolist() if bad is not None else ():
+                step = int(np.argmax(bad[row])) if bad is not None else 0
+                why.setdefault(row, (step, filler.why(last[row], values[row], step)))
         for each in self._predicted:
-            values = inputs[each.place]
-            gone = _steps(np.isnan(values))
-            for row in np.flatnonzero(gone.any(axis=1)).tolist():
-                step = int(np.argmax(gone[row]))
-                why[row] = why[row] or (
-                    f"{_at(step, values.shape[1])}{_gap(each.spec, values[row, step])}, and there is no prediction that"
-                    " could stand in: of a session's first step, or of what nothing is fed back to"
-                )
+            values, expected = inputs[each.place], self.expected(source)
+            for row in np.flatnonzero(_rows(np.isnan(values))).tolist():
+                known = all(not np.isnan(expected[name][row]).all() for name in each.names)
+                if (found := each.why(values[row], known)) is not None:
+                    why.setdefault(row, found)
         return why
 
     # ── scores ─────────────────────────────────────────────────────────────────────────────────
@@ -384,10 +404,6 @@ def _steps(which: Array) -> Bools:
 def _rows(which: Array) -> Bools:
     """[n] the rows in which something is true of [n, ...]."""
     return np.asarray(which.reshape(len(which), -1).any(axis=1), np.bool_)
-
-
-def _at(step: int, steps: int) -> str:
-    return f"step {step} of the chunk: " if steps > 1 else ""
 
 
 def _gap(spec: TensorSpec, value: Array) -> str:
