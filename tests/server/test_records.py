@@ -16,6 +16,7 @@ from statestream_server.engine.replies import ReplyWindow
 from statestream_server.models.rows import Column
 from statestream_server.sessions import records
 from statestream_server.sessions.layouts import Layout
+from statestream_server.upkeep.checking import _replies_fit
 
 LAYOUT = Layout(
     model=bytes(range(16)),
@@ -98,6 +99,47 @@ def test_what_was_written_is_read(seed: int, replies: list[list[int]]) -> None:
         assert [(r.start, r.steps, r.digest) for r in found.replies] == [kept[:3] for kept in made.kept[index]]
         for reply, (_, _, _, outputs) in zip(found.replies, made.kept[index], strict=True):
             assert [array.tobytes() for array in reply.outputs] == [array.tobytes() for array in outputs]
+
+
+SCORED = Layout(
+    model=LAYOUT.model,
+    fingerprint=LAYOUT.fingerprint,
+    columns=[*LAYOUT.columns, Column("score:past", np.dtype("<f4"), (3, 4), sparse=True)],
+    outputs=LAYOUT.outputs,
+    scores=[Column("score:p_value", np.dtype("<f4"), ())],
+)
+
+
+@given(st.integers(0, 2**32), _REPLIES, st.sets(st.integers(0, 3)), st.booleans())
+def test_scores_stand_behind_the_replies_that_have_some(
+    seed: int, replies: list[list[int]], scored: set[int], cursors: bool
+) -> None:
+    """Beside others that have none; and the past that they go by is there only where it is not empty."""
+    made, rng = world(seed, replies), np.random.default_rng(seed)
+    for turn, block in enumerate(made.window._blocks):
+        if turn in scored:
+            block.outputs = [*block.outputs, rng.random(block.lengths.total).astype("<f4")]
+    past = np.where(rng.random((len(replies), 1, 1)) < 0.5, rng.random((len(replies), 3, 4)), 0).astype("<f4")
+    said = [b"there" * (place % 2) for place in range(len(replies))] if cursors else []
+    blobs = records.encode(
+        SCORED, [*made.values, past], made.acked, made.requests, made.window, made.rows, cursors=said
+    )
+    plain = made.encode() if not scored else blobs
+    for index, blob in enumerate(blobs):
+        found = records.decode(SCORED, blob, what="it")
+        assert found.values[-1].tobytes() == past[index].tobytes()
+        expected = made.window.replies(int(made.rows[index]))
+        assert [[a.tobytes() for a in r.outputs] for r in found.replies] == [
+            [a.tobytes() for a in r.outputs] for r in expected
+        ]
+        assert records.encode_stored(SCORED, found) == blob
+        header = records.read_header(blob, what="it")
+        assert (header.row_bytes == SCORED.row_bytes) == bool(past[index].any())
+        rest = len(blob) - records.HEADER_BYTES - header.row_bytes - records.tail_bytes(blob)
+        end = made.kept[index][-1][0] + made.kept[index][-1][1] if made.kept[index] else 0
+        assert _replies_fit(blob, header, rest, end)
+        if not scored and not past[index].any() and not cursors:
+            assert len(plain[index]) == len(blob)
 
 
 @settings(max_examples=20)

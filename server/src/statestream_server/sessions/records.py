@@ -136,7 +136,7 @@ def encode(
     if layout.dense < len(layout.columns):
         there = np.zeros(len(rows), np.bool_)
         for value in values[layout.dense :]:
-            there |= value.reshape(len(value), -1).any(axis=1)
+            there |= value.any(axis=tuple(range(1, value.ndim)))
         if there.any() and not there.all():
             return _encode_apart(layout, values, acked, requests, window, rows, origins, cursors, there)
         values = values if there.any() else values[: layout.dense]
