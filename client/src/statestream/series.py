@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from statestream.contract.errors import BadTensor
-from statestream.contract.signature import Missing, known_places
+from statestream.contract.observations import is_filled
+from statestream.contract.signature import known_places
 from statestream.contract.tensors import Array, Ints
 from statestream.layout import Input, Layout, shown
 from statestream.tables import read
@@ -150,7 +151,7 @@ def check_past(layout: Layout, past: Past) -> None:
         BadTensor: Names the series, the row and the column of the first.
     """
     for name, array in past.inputs.items():
-        filled = layout.inputs[layout.names.index(name)].missing in (Missing.MISSING_HOLD, Missing.MISSING_PREDICT)
+        filled = is_filled(layout.inputs[layout.names.index(name)])
         if array.dtype.kind != "f" or filled or not np.isnan(array).any():
             continue
         step, *place = np.argwhere(np.isnan(array))[0].tolist()

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from statestream.contract.signature import Elapsed, Missing, Signature
+from statestream.contract.observations import POLICIES, UNITS
+from statestream.contract.signature import Elapsed, Signature
 from statestream_export.errors import ExportError
 
 Policy: TypeAlias = Literal["refuse", "hold", "predict"]
 Unit: TypeAlias = "str | float | tuple[str | float, float]"
-
-_POLICIES: Final[Mapping[str, Missing]] = {
-    "refuse": Missing.MISSING_REFUSE,
-    "hold": Missing.MISSING_HOLD,
-    "predict": Missing.MISSING_PREDICT,
-}
-_UNITS: Final[Mapping[str, float]] = {
-    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "D": 86_400, "W": 604_800,
-}  # fmt: skip
 
 
 def describe(signature: Signature, missing: Mapping[str, Policy], elapsed: Mapping[str, Unit], score_past: int) -> None:
@@ -34,15 +26,15 @@ def describe(signature: Signature, missing: Mapping[str, Policy], elapsed: Mappi
             if name not in inputs:
                 raise ExportError(f"{option} names {name!r}, which is no input; inputs are {', '.join(inputs)}")
     for name, policy in missing.items():
-        if policy not in _POLICIES:
-            raise ExportError(f"missing[{name!r}] is {policy!r}; expected {', '.join(map(repr, _POLICIES))}")
-        inputs[name].missing = _POLICIES[policy]
+        if policy not in POLICIES:
+            raise ExportError(f"missing[{name!r}] is {policy!r}; expected {', '.join(map(repr, POLICIES))}")
+        inputs[name].missing = POLICIES[policy]
     for name, told in elapsed.items():
         unit, first = told if isinstance(told, tuple) else (told, 0.0)
-        seconds = _UNITS.get(unit) if isinstance(unit, str) else unit
+        seconds = UNITS.get(unit) if isinstance(unit, str) else unit
         if seconds is None or isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0):
             raise ExportError(
-                f"elapsed[{name!r}] is in {unit!r}; expected {', '.join(map(repr, _UNITS))} or a number of seconds"
+                f"elapsed[{name!r}] is in {unit!r}; expected {', '.join(map(repr, UNITS))} or a number of seconds"
             )
         inputs[name].elapsed.CopyFrom(Elapsed(seconds=seconds, first=first))
     if isinstance(score_past, bool) or not isinstance(score_past, int) or score_past < 0:

@@ -285,6 +285,11 @@ _MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
 @click.option("--session", **_MANY, help="An input with one value a session, and which it has if nothing is said.")
 @click.option("--counter", "counters", **_MANY, help="An input that counts, and by how much a step.")
 @click.option("--columns", **_MANY, help="The names of features along the last axis, with commas.")
+@click.option("--feedback", **_MANY, help="An output, and the input that it becomes when the model forecasts.")
+@click.option("--missing", **_MANY, help="What becomes of NaN in an input: refuse, hold or predict.")
+@click.option(
+    "--elapsed", **_MANY, help="An input that is the time since the step before: its unit; after a comma the first."
+)
 @click.option("--wire", "wires", **_MANY, help="Of a chain: an input, and the output of an earlier file that it takes.")
 @click.option("--horizon", **_MANY, help="An output that has several steps ahead at once, and along which axis.")
 @click.option("--feedback", **_MANY, help="An output, and the input that it becomes when the model forecasts.")

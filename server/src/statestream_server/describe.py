@@ -13,6 +13,7 @@ from statestream.contract import signature as signatures
 from statestream.contract.signature import (
     Head,
     HeadKind,
+    Missing,
     Quantization,
     Signature,
     StateCheck,
@@ -20,6 +21,7 @@ from statestream.contract.signature import (
     TensorSpec,
     Window,
     WindowStart,
+    score_outputs,
 )
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models.files import repository
@@ -47,7 +49,12 @@ _GROUPS = {
         "one at a time",
         "a window?",
     ),
-    "tensors": ("input", "output", "state", "window", "feedback", "head"),
+    "tensors": ("input", "output", "state", "window", "missing", "time", "feedback", "head", "scores"),
+}
+_FILLED = {
+    "refuse": "the step is refused",
+    "hold": "the last one stands in",
+    "predict": "what the model predicted stands in",
 }
 _MOST_NAMED = 8
 _WARNED = ("one at a time", "no effect", "a window?")
@@ -108,11 +115,24 @@ def facts(path: Path, *, device: str = "auto") -> list[tuple[str, str]]:
     lines += _tensors(model.signature)
     lines += [("state", _state(state)) for state in model.signature.states]
     lines += [("window", _window(window)) for window in model.signature.windows]
+    lines += [line for spec in model.signature.inputs for line in _observed(spec)]
     lines += [("feedback", f"{each.output} → {each.input}") for each in model.signature.feedback]
     lines += [("head", _head(head)) for head in model.signature.heads]
+    if scores := score_outputs(model.signature):
+        lines.append(("scores", ", ".join(spec.name.removeprefix("score:") for spec in scores)))
     lines += _memory(model)
     lines += [("runs on", model.providers[0]), ("digest", model.digest)]
     return lines
+
+
+def _observed(spec: TensorSpec) -> Iterator[tuple[str, str]]:
+    """What becomes of an input on its way to the model, in words."""
+    if spec.missing:
+        policy = Missing.Name(spec.missing).removeprefix("MISSING_").lower()
+        yield "missing", f"{spec.name}: where it is NaN {_FILLED[policy]}"
+    if spec.HasField("elapsed"):
+        told = f"the model is told the time since the step before, in units of {spec.elapsed.seconds:g} s"
+        yield "time", f"{spec.name}: that of each step in ns; {told}, {spec.elapsed.first:g} at first"
 
 
 def _head(head: Head) -> str:

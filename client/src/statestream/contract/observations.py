@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from statestream.contract.horizon import Value, known_places, value_of
@@ -19,6 +20,16 @@ Z: Final = SCORE + "z:"
 """Before the name of an output: how far what arrived was from it."""
 SCORE_PAST: Final = 255
 """How many scores a session keeps where its signature does not say."""
+POLICIES: Final[Mapping[str, Missing]] = {
+    "refuse": Missing.MISSING_REFUSE,
+    "hold": Missing.MISSING_HOLD,
+    "predict": Missing.MISSING_PREDICT,
+}
+"""What becomes of a missing value, by the words for it."""
+UNITS: Final[Mapping[str, float]] = {
+    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "D": 86_400.0, "W": 604_800.0,
+}  # fmt: skip
+"""Units of time by NumPy's words for them, "min" for a minute: how many seconds they have."""
 MOST_PAST: Final = 65_535
 """And how many at most."""
 
@@ -61,6 +72,11 @@ def score_outputs(signature: Signature) -> list[TensorSpec]:
 
 def _spec(name: str, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=(-1, -1, *shape), batch_axis=0, time_axis=1)
+
+
+def is_filled(spec: TensorSpec) -> bool:
+    """Whether the server fills what is missing of an input."""
+    return spec.missing in (Missing.MISSING_HOLD, Missing.MISSING_PREDICT)
 
 
 def as_sent(signature: Signature) -> Signature:

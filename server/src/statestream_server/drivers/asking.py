@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import Missing, Signature, TensorSpec, Value, known_places, steps_before
+from statestream.contract.observations import is_filled
+from statestream.contract.signature import Signature, TensorSpec, Value, known_places, steps_before
 from statestream_server.arrays import Array, Ints
 from statestream_server.drivers.bands import Past
 from statestream_server.drivers.paths import Known, Stop
-
-_FILLED = (Missing.MISSING_HOLD, Missing.MISSING_PREDICT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ def check_finite(specs: Sequence[TensorSpec], past: Past, what: str) -> None:
         BadTensor: Names the first: series, row, input and place.
     """
     for spec, array in zip(specs, past.inputs, strict=True):
-        if array.dtype.kind != "f" or spec.missing in _FILLED or not np.isnan(array.sum()):
+        if array.dtype.kind != "f" or is_filled(spec) or not np.isnan(array.sum()):
             continue
         gaps = np.argwhere(np.isnan(array))
         if not len(gaps):

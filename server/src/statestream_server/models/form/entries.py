@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
+from statestream.contract.observations import POLICIES, UNITS
 from statestream_server.models.form.told import (
     BATCH,
     GENERATE,
@@ -19,6 +20,7 @@ from statestream_server.models.form.told import (
     START,
     TIME,
     Context,
+    Elapsed,
     Shape,
     Told,
     ToldError,
@@ -110,8 +112,11 @@ def added(told: Told, entries: Mapping[str, Sequence[tuple[str, str]]], *, state
 
 def _value(key: str, text: str) -> Any:
     """What a text of a command line is in TOML."""
-    if key in ("states", "wires", "feedback"):
+    if key in ("states", "wires", "feedback", "missing"):
         return text
+    if key == "elapsed":
+        unit, sign, first = text.partition(",")
+        return {"unit": _number(unit)} | ({"first": _number(first)} if sign else {})
     if key == "columns":
         return text.split(",")
     if key == "window":
@@ -152,6 +157,9 @@ def _text(table: str, value: Any) -> str:
         entries = [f"steps = {value.steps}", *([] if value.axis is None else [f"axis = {value.axis}"])]
         entries += [f"before = {quoted(value.before)}"] * (value.before != START)
         return str(value.steps) if len(entries) == 1 else f"{{ {', '.join(entries)} }}"
+    if isinstance(value, Elapsed):
+        unit = quoted(value.unit) if isinstance(value.unit, str) else repr(value.unit)
+        return f"{{ unit = {unit}, first = {value.first!r} }}" if value.first else unit
     if isinstance(value, str):
         return quoted(value)
     if not isinstance(value, Sequence):
@@ -234,6 +242,37 @@ def window(value: Any, where: str) -> Window:
     return Window(steps, axis, before)
 
 
+def elapsed(value: Any, where: str) -> Elapsed:
+    """A unit of time, or a table with it and what a session's first step is told.
+
+    Raises:
+        ToldError: It is something else.
+    """
+    table = value if isinstance(value, dict) else {"unit": value}
+    unit: Any = table.get("unit")
+    first: Any = table.get("first", 0.0)
+    known = unit in UNITS if isinstance(unit, str) else type(unit) in (int, float) and math.isfinite(unit) and unit > 0
+    good = type(first) in (int, float) and math.isfinite(first) and first >= 0
+    if set(table) - {"unit", "first"} or not known or not good:
+        raise ToldError(
+            f"{where} is {value!r}; expected one of {', '.join(UNITS)} or a number of seconds, or"
+            ' { unit = "h", first = 24 }'
+        )
+    return Elapsed(unit, float(first))
+
+
+def _policy(value: Any, where: str) -> str:
+    if value not in POLICIES:
+        raise ToldError(f"{where} is {value!r}; expected {', '.join(POLICIES)}")
+    return str(value)
+
+
+def _fed(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ToldError(f"{where} is {value!r}; expected the name of the input that it becomes")
+    return value
+
+
 def _one(value: Any, where: str) -> float:
     (found, *more) = numbers(value, where)
     if more or not math.isfinite(found):
@@ -300,9 +339,11 @@ _READ: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "session": numbers,
     "counters": _one,
     "columns": _names,
+    "feedback": _fed,
+    "missing": _policy,
+    "elapsed": elapsed,
     "wires": _name,
     "horizon": _axis,
-    "feedback": _name,
     "generate": _count,
 }
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from statestream.contract.observations import UNITS
+
 NAME: Final = "model.toml"
 """The file beside model.onnx."""
 BATCH, TIME = "batch", "time"
@@ -52,6 +54,19 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Elapsed:
+    """In which unit an input is the time since the step before, and what a session's first step is told."""
+
+    unit: str | float
+    first: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How many seconds the unit has."""
+        return UNITS[self.unit] if isinstance(self.unit, str) else self.unit
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """What is told of a file. All names are those of its graph.
 
@@ -71,8 +86,10 @@ class Told:
         counters: Inputs that count: what is added at every step.
         columns: The names of features along an input's or output's last axis.
         horizon: Outputs that have several steps ahead at once, the next one first: along which axis.
-        feedback: Which output becomes which input when it forecasts.
+        feedback: Which output becomes which input when it forecasts; what arrives there is scored by it.
         ahead: Inputs known beforehand whose value at a step is that of the step which is predicted there.
+        missing: What becomes of NaN in inputs: "refuse", "hold" or "predict".
+        elapsed: Inputs that are the time since the step before.
         chain: The files that are one model, in the order in which they run, where they are several.
         wires: Of a chain, inputs by the output of an earlier file that they take, or by its input that both take; None
             where they are to be found out. Of a pair, the decoder's inputs by the encoder's output.
@@ -93,6 +110,8 @@ class Told:
     horizon: Mapping[str, int] = field(default_factory=dict)
     feedback: Mapping[str, str] = field(default_factory=dict)
     ahead: Sequence[str] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    elapsed: Mapping[str, Elapsed] = field(default_factory=dict)
     chain: Sequence[str] = ()
     wires: Mapping[str, str] | None = None
     generate: Mapping[str, int] = field(default_factory=dict)
@@ -107,7 +126,7 @@ class Told:
         for old, new in (self.states or {}).items():
             _known("states", old, given, "input")
             _known("states", new, made, "output")
-        for table in ("sizes", "context", "window", "constants", "session", "counters"):
+        for table in ("sizes", "context", "window", "constants", "session", "counters", "missing", "elapsed"):
             for name in getattr(self, table):
                 _known(table, name, given, "input")
         for table in ("horizon", "feedback"):

@@ -8,163 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
 from statestream.contract import signature as signatures
-from statestream.contract.observations import Expected
-from statestream.contract.signature import Elapsed, Missing, Signature, TensorSpec
+from statestream.contract.signature import Missing, Signature
 from statestream_server.arrays import Array, Bools, Ints
+from statestream_server.models.memory.fillers import NEVER, Filler, Held, Predicted, Refused, Times, any_of_rows
 from statestream_server.models.memory.policies import Wrapped
-from statestream_server.models.memory.scores import Memory, Scoring, point
+from statestream_server.models.memory.scores import Memory, Scoring
 from statestream_server.models.memory.slab import Slab
 from statestream_server.models.rows import SCRATCH_ROW, Column, Rows, nothing, observed_columns
-
-_NEVER: Final = np.iinfo(np.int64).min
-"""The time of no step; NumPy's NaT."""
-
-
-class Filled(NamedTuple):
-    """An input as the model takes it.
-
-    Attributes:
-        values: [n, T, ...] what it takes.
-        last: [n, ...] what is kept of it.
-        bad: [n, T] which steps are refused; None where none is.
-    """
-
-    values: Array
-    last: Array | None = None
-    bad: Bools | None = None
-
-
-class _Filler(Protocol):
-    """What becomes of one input on its way to the model. A row's depends on the row alone."""
-
-    column: str
-    """What it is kept in; "" where nothing is."""
-
-    def fill(self, last: Array, values: Array) -> Filled:
-        """Of what was kept of it [n, ...] and what arrived [n, T, ...]."""
-
-    def why(self, last: Array, values: Array, step: int) -> str:
-        """Why a step of one row is refused: what was kept [...], what arrived [T, ...]."""
-
-
-class _Times:
-    """Times, which become the time since the step before."""
-
-    def __init__(self, spec: TensorSpec) -> None:
-        self.column = f"time:{spec.name}"
-        self._elapsed: Elapsed = spec.elapsed
-        self._dtype, self._shape = signatures.numpy_dtype(spec.dtype), signatures.step_shape(spec)
-        self._name = spec.name
-
-    def fill(self, last: Array, values: Array) -> Filled:
-        before = np.concatenate([last[:, np.newaxis], values[:, :-1]], axis=1)
-        first = before == _NEVER
-        # Whole nanoseconds apart are exact far beyond any session; so the same steps come to the same bits.
-        apart = np.where(first, 0, values - np.where(first, 0, before))
-        bad = _steps((values == _NEVER) | (apart < 0))
-        told = np.where(first, self._elapsed.first, apart * (1e-9 / self._elapsed.seconds))
-        told = np.where(bad, 0.0, told).astype(self._dtype).reshape(*values.shape, *self._shape)
-        return Filled(told, values[:, -1], bad if bad.any() else None)
-
-    def why(self, last: Array, values: Array, step: int) -> str:
-        now, before = int(values[step]), int(values[step - 1] if step else last)
-        if now == _NEVER:
-            return f"{self._name} has no time (NaT)"
-        return (
-            f"{self._name} is {_time(now)}, before {_time(before)}, the time of the step before it; steps come in the"
-            " order of their times: sort them, or leave late ones out"
-        )
-
-
-class _Held:
-    """An input whose last value stands in for one that is missing."""
-
-    def __init__(self, spec: TensorSpec) -> None:
-        self.column = f"held:{spec.name}"
-        self._spec = spec
-
-    def fill(self, last: Array, values: Array) -> Filled:
-        if not np.isnan(values).any():
-            return Filled(values, values[:, -1])
-        known = np.concatenate([last[:, np.newaxis], values], axis=1)
-        steps = np.arange(known.shape[1]).reshape(1, -1, *[1] * (known.ndim - 2))
-        newest = np.maximum.accumulate(np.where(np.isnan(known), 0, steps), axis=1)
-        filled = np.take_along_axis(known, newest, axis=1)[:, 1:]
-        gone = _steps(np.isnan(filled))
-        return Filled(filled, filled[:, -1], gone if gone.any() else None)
-
-    def why(self, last: Array, values: Array, step: int) -> str:
-        return (
-            f"{_gap(self._spec, values[step])}, and no value of this session came before it that could be held; begin"
-            " with values that are there"
-        )
-
-
-class _Refused:
-    """An input of which nothing may be missing."""
-
-    column = ""
-
-    def __init__(self, spec: TensorSpec) -> None:
-        self._spec = spec
-
-    def fill(self, last: Array, values: Array) -> Filled:
-        gone = _steps(np.isnan(values))
-        return Filled(values, None, gone if gone.any() else None)
-
-    def why(self, last: Array, values: Array, step: int) -> str:
-        return (
-            f"{_gap(self._spec, values[step])}; the model refuses gaps. Fill it, or leave the step out; export(...,"
-            ' missing={…: "hold"}) has the server fill it'
-        )
-
-
-class _Predicted:
-    """An input for whose missing values the model's own predictions stand in; they are not known beforehand."""
-
-    def __init__(self, place: int, spec: TensorSpec, expected: Sequence[Expected]) -> None:
-        self.place = place
-        self.spec = spec
-        self._expected = [each for each in expected if each.input == spec.name]
-        self.names = [name for each in self._expected for name in each.value.outputs]
-        """The outputs that its predictions are made of."""
-        self._fed = np.zeros(signatures.step_shape(spec), np.bool_)
-        for each in self._expected:
-            self._fed[(..., list(each.places)) if each.places else ...] = True
-
-    def fill(self, values: Array, outputs: dict[str, Array]) -> Array:
-        """One step [n, 1, ...], of the outputs of the step before it [n, ...]."""
-        filled = values.copy()
-        for each in self._expected:
-            names = list(each.value.outputs)
-            found = point(each, outputs, [outputs[name][:, np.newaxis] for name in names], names)
-            at = (..., list(each.places)) if each.places else ...
-            part = filled[at]
-            filled[at] = np.where(np.isnan(part), found, part)
-        return filled
-
-    def why(self, values: Array, begun: bool) -> tuple[int, str] | None:
-        """Which step [T, ...] of a row has a gap that nothing stands in for, and what it is."""
-        gone = np.isnan(values)
-        for step in np.flatnonzero(_rows(gone)).tolist():
-            unfed = gone[step] & ~self._fed
-            if unfed.any():
-                named = _gap(self.spec, np.where(unfed, np.nan, 0.0))
-                return (
-                    step,
-                    f"{named}, and nothing is fed back there that could stand in; fill it, or leave the step out",
-                )
-            if not step and not begun:
-                return step, (
-                    f"{_gap(self.spec, values[step])}, and a session's first step has no prediction that could stand"
-                    " in; begin with values that are there"
-                )
-        return None
 
 
 class ObservedRows(Wrapped):
@@ -177,20 +31,20 @@ class ObservedRows(Wrapped):
         self._lock = threading.Lock()
         self.row_by_row = rows.row_by_row
         expected = signatures.expectations(signature)
-        self._fillers: dict[int, _Filler] = {}
-        self._predicted = list[_Predicted]()
+        self._fillers: dict[int, Filler] = {}
+        self._predicted = list[Predicted]()
         for place, spec in enumerate(signature.inputs):
             if spec.HasField("elapsed"):
-                self._fillers[place] = _Times(spec)
+                self._fillers[place] = Times(spec)
             elif spec.missing == Missing.MISSING_HOLD:
-                self._fillers[place] = _Held(spec)
+                self._fillers[place] = Held(spec)
             elif spec.missing == Missing.MISSING_REFUSE:
-                self._fillers[place] = _Refused(spec)
+                self._fillers[place] = Refused(spec)
             elif spec.missing == Missing.MISSING_PREDICT:
-                self._predicted.append(_Predicted(place, spec, expected))
+                self._predicted.append(Predicted(place, spec, expected))
         own = observed_columns(signature)
         kept = [column for column in own if not column.sparse]
-        self._slab = Slab(kept, [np.asarray(_NEVER) if c.dtype.kind == "i" else nothing(c) for c in kept])
+        self._slab = Slab(kept, [np.asarray(NEVER) if c.dtype.kind == "i" else nothing(c) for c in kept])
         self._places = {column.name: place for place, column in enumerate(kept)}
         self.scoring = Scoring(signature) if signatures.score_outputs(signature) else None
         """What scores there are; None where the model expects nothing."""
@@ -280,7 +134,7 @@ class ObservedRows(Wrapped):
             self._slab.arrays[self._places[name]][target[good]] = value[good]
         return outputs, bad
 
-    def _last(self, filler: _Filler, rows: Ints) -> Array:
+    def _last(self, filler: Filler, rows: Ints) -> Array:
         """What is kept of an input; nothing of one of which nothing is."""
         return self._slab.arrays[self._places[filler.column]].take(rows, axis=0) if filler.column else rows
 
@@ -290,7 +144,7 @@ class ObservedRows(Wrapped):
         for each in self._predicted:
             gone = np.isnan(inputs[each.place])
             if gone.any():
-                rows = _rows(gone)
+                rows = any_of_rows(gone)
                 found = rows if found is None else found | rows
         return found
 
@@ -320,7 +174,7 @@ class ObservedRows(Wrapped):
                 outputs = self.expected(now)
                 for each in self._predicted:
                     values[each.place] = filled = each.fill(values[each.place], outputs)
-                    bad |= _rows(np.isnan(filled))
+                    bad |= any_of_rows(np.isnan(filled))
                 outputs_of, wrong = self._inner.step(now, target, [np.ascontiguousarray(value) for value in values])
                 told.append(outputs_of)
                 bad |= wrong
@@ -349,7 +203,7 @@ class ObservedRows(Wrapped):
                 why.setdefault(row, (step, filler.why(last[row], values[row], step)))
         for each in self._predicted:
             values, expected = inputs[each.place], self.expected(source)
-            for row in np.flatnonzero(_rows(np.isnan(values))).tolist():
+            for row in np.flatnonzero(any_of_rows(np.isnan(values))).tolist():
                 known = all(not np.isnan(expected[name][row]).all() for name in each.names)
                 if (found := each.why(values[row], known)) is not None:
                     why.setdefault(row, found)
@@ -394,25 +248,3 @@ def observed(rows: Rows, signature: Signature) -> Rows:
     """Rows as their callers use them: observed, where the signature has anything of it."""
     asks = any(spec.missing or spec.HasField("elapsed") for spec in signature.inputs)
     return ObservedRows(rows, signature) if asks or signatures.score_outputs(signature) else rows
-
-
-def _steps(which: Array) -> Bools:
-    """[n, T] the steps in which something is true of [n, T, ...]."""
-    return np.asarray(which.reshape(*which.shape[:2], -1).any(axis=-1), np.bool_)
-
-
-def _rows(which: Array) -> Bools:
-    """[n] the rows in which something is true of [n, ...]."""
-    return np.asarray(which.reshape(len(which), -1).any(axis=1), np.bool_)
-
-
-def _gap(spec: TensorSpec, value: Array) -> str:
-    """What of an input's step is missing."""
-    gone = np.argwhere(np.isnan(value))[0].tolist() if value.ndim else []
-    if gone and gone[-1] < len(spec.columns):
-        return f"column {spec.columns[gone[-1]]!r} of {spec.name} is missing (NaN)"
-    return f"{spec.name} is missing (NaN){f' at {gone}' if value.size > 1 else ''}"
-
-
-def _time(nanoseconds: int) -> str:
-    return f"{nanoseconds / 1e9:.9g} s" if abs(nanoseconds) < 10**17 else str(np.datetime64(nanoseconds, "ns"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from statestream.contract import signature as signatures
-from statestream.contract.signature import FORMAT, Feedback, Signature
+from statestream.contract.observations import POLICIES
+from statestream.contract.signature import FORMAT, Elapsed, Feedback, Signature
 from statestream_server.models.form import axes
 from statestream_server.models.form.axes import Guess
 from statestream_server.models.form.draft import Draft
@@ -145,6 +146,11 @@ def _tell(signature: Signature, said: Told) -> None:
             spec.horizon_axis = said.horizon[spec.name]
     for spec in signature.inputs:
         spec.ahead = spec.name in said.ahead
+        if spec.name in said.missing:
+            spec.missing = POLICIES[said.missing[spec.name]]
+        if spec.name in said.elapsed:
+            told = said.elapsed[spec.name]
+            spec.elapsed.CopyFrom(Elapsed(seconds=told.seconds, first=told.first))
     signature.feedback.extend(Feedback(output=output, input=name) for output, name in said.feedback.items())
     try:
         signatures.check(signature)

@@ -48,8 +48,12 @@ class Snapshot:
 
 
 def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
-    """Writes a snapshot."""
-    tensors = {column.name: np.ascontiguousarray(value) for column, value in zip(columns, snapshot.values, strict=True)}
+    """Writes a snapshot; sparse columns are in it where they have something."""
+    tensors = {
+        column.name: np.ascontiguousarray(value)
+        for column, value in zip(columns, snapshot.values, strict=True)
+        if value.any() or not column.sparse
+    }
     metadata = {
         "format": FORMAT,
         "model": snapshot.model,
@@ -91,6 +95,7 @@ def loads(data: bytes, columns: Sequence[Column], digest: str, *, moving: bool =
         tensors = {
             column.name: np.frombuffer(raw[column.name]["data"], column.dtype).reshape(column.shape)
             for column in columns
+            if column.name in raw or not column.sparse
         }
     except (SafetensorError, KeyError, ValueError) as error:
         raise errors.SnapshotInvalid(f"the snapshot is damaged: {error}") from error
@@ -98,7 +103,8 @@ def loads(data: bytes, columns: Sequence[Column], digest: str, *, moving: bool =
     origin, cursor = _history(metadata, position)
     if _checksum(position, tensors, origin, cursor) != metadata["checksum"]:
         raise errors.SnapshotInvalid("the snapshot is damaged: its checksum does not match")
-    return Snapshot(metadata["model"], digest, position, [tensors[column.name] for column in columns], origin, cursor)
+    values = [tensors.get(column.name, np.zeros(column.shape, column.dtype)) for column in columns]
+    return Snapshot(metadata["model"], digest, position, values, origin, cursor)
 
 
 def _history(metadata: dict[str, str], position: int) -> tuple[int, bytes]:
@@ -160,6 +166,8 @@ def _check_columns(data: bytes, columns: Sequence[Column]) -> None:
         name: (tensor["dtype"], list(tensor["shape"]))
         for name, tensor in read_safetensors(write_safetensors(zeros))  # type: ignore[no-untyped-call]
     }
+    for name in {column.name for column in columns if column.sparse} - {*came}:
+        del expected[name]
     for name in [*expected, *came]:
         if came.get(name) != expected.get(name):
             shown = [f"{found[0]}{found[1]}" if found else "nothing" for found in (came.get(name), expected.get(name))]
