@@ -53,7 +53,7 @@ async def test_a_file_of_ones_own_is_told_what_arrives(tmp_path: Path) -> None:
         session = await client.session("mean")
         first = await session.step({"x": [8.0], "dt": 100})
         assert (first["y"].tolist(), first["told"].tolist()) == ([4], [2])
-        found, scores = await session.step({"x": np.float32([[np.nan], [1]]), "dt": [130, 160]}, score=True)
+        found, scores = await session.step({"x": np.array([[np.nan], [1]], np.float32), "dt": [130, 160]}, score=True)
         assert found["y"][:, 0].tolist() == [4, 2.5], "4 stood in"
         assert found["told"][:, 0].tolist() == [0.5, 0.5]
         assert scores.z.shape == (2, 1)

@@ -32,6 +32,10 @@ UNITS: Final[Mapping[str, float]] = {
 """Units of time by NumPy's words for them, "min" for a minute: how many seconds they have."""
 MOST_PAST: Final = 65_535
 """And how many at most."""
+MOST_KEPT: Final = 1 << 18
+"""Numbers that a session keeps of its past scores, over all that is scored apart: of what is wide fewer are kept."""
+LEAST_PAST: Final = 8
+"""Scores without which a median says nothing."""
 
 
 class Expected(NamedTuple):
@@ -61,9 +65,21 @@ def expectations(signature: Signature) -> list[Expected]:
     return found
 
 
-def score_outputs(signature: Signature) -> list[TensorSpec]:
-    """The scores of a step, as further outputs of [S, ...one step] float32; none where the model expects nothing."""
+def score_memory(signature: Signature) -> tuple[int, int]:
+    """How many series of scores a session has, and how many it keeps of each; 0 of both where nothing is scored."""
     expected = expectations(signature) if signature.states and not signature.HasField("decoding") else []
+    series = sum(math.prod(each.value.shape) for each in expected if not each.likely)
+    series += any(each.likely for each in expected)
+    kept = min(signature.score_past or SCORE_PAST, MOST_KEPT // max(1, series))
+    return (series, kept) if series and kept >= min(LEAST_PAST, signature.score_past or SCORE_PAST) else (0, 0)
+
+
+def score_outputs(signature: Signature) -> list[TensorSpec]:
+    """The scores of a step, as further outputs of [S, ...one step] float32; none where the model expects nothing.
+
+    Nor where what it expects is so wide that a session could not keep what scores are compared with.
+    """
+    expected = expectations(signature) if score_memory(signature)[0] else []
     specs = []
     if any(each.likely for each in expected):
         specs += [_spec(LOG_LIKELIHOOD, ()), _spec(P_VALUE, ())]

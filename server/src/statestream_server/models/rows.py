@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from statestream.contract import signature as signatures
-from statestream.contract.observations import SCORE_PAST
+from statestream.contract.observations import score_memory
 from statestream.contract.signature import Missing, Signature, StateCheck, StateSpec, TensorSpec
 from statestream_server.arrays import Array, Bools, Ints
 
@@ -202,11 +202,8 @@ def observed_columns(signature: Signature) -> tuple[Column, ...]:
         elif spec.missing == Missing.MISSING_HOLD:
             dtype, shape = signatures.numpy_dtype(spec.dtype), signatures.step_shape(spec)
             columns.append(Column(f"held:{spec.name}", dtype, shape))
-    if signatures.score_outputs(signature):
-        expected = signatures.expectations(signature)
-        series = int(any(each.likely for each in expected))
-        series += sum(int(np.prod(each.value.shape, dtype=np.int64)) for each in expected if not each.likely)
-        size = signature.score_past or SCORE_PAST
+    series, size = score_memory(signature)
+    if series:
         columns.append(Column("score:seen", np.dtype("<u4"), (series,), sparse=True))
         columns.append(Column("score:past", np.dtype("<f4"), (series, size), sparse=True))
     return tuple(columns)

@@ -19,15 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from statestream.contract import signature as signatures
-from statestream.contract.observations import Expected
+from statestream.contract.observations import LEAST_PAST, Expected, score_memory
 from statestream.contract.signature import Signature, TensorSpec
 from statestream_server.arrays import Array, Bools, Ints
 from statestream_server.models import distributions
 from statestream_server.models.distributions import Floats
-from statestream_server.models.rows import observed_columns
 
-_LEAST: Final = 8
-"""Residuals without which a median says nothing: until then there is no score."""
 _MAD: Final = 1.482602218505602
 """The standard deviation of a normal distribution in its median absolute deviations."""
 _MEAN: Final = 1.2533141373155003
@@ -69,6 +66,9 @@ class Past:
         """Copies of the memory of rows [n]."""
         with self._lock:
             places = self._places[rows]
+            if not places.any():  # The usual case, of which nothing is copied.
+                shapes = [(len(rows), *array.shape[1:]) for array in (self._seen, self._ring)]
+                return Memory(np.broadcast_to(np.uint32(0), shapes[0]), np.broadcast_to(np.float32(0), shapes[1]))
             return Memory(self._seen[places], self._ring[places])
 
     def write(self, rows: Ints, memory: Memory) -> None:
@@ -114,8 +114,7 @@ class Scoring:
         self._outputs = [spec.name for spec in signature.outputs]
         self._likely = [each for each in self.expected if each.likely]
         self._values = [each for each in self.expected if not each.likely]
-        series, size = observed_columns(signature)[-1].shape
-        self.past = Past(series, size)
+        self.past = Past(*score_memory(signature))
 
     def scores(
         self, before: Mapping[str, Array], inputs: Sequence[Array], outputs: Sequence[Array], memory: Memory
@@ -234,7 +233,7 @@ def robust(value: Singles, ring: Singles, held: Bools) -> Floats:
         spread = np.where(flat, _MEAN * mean, spread)
     off = value - middle
     z = np.where(off == 0, 0.0, off / spread)
-    return np.where(count < _LEAST, np.nan, np.where(np.isnan(value), np.nan, z))
+    return np.where(count < LEAST_PAST, np.nan, np.where(np.isnan(value), np.nan, z))
 
 
 def _middle(ordered: Singles, count: Ints) -> Floats:
