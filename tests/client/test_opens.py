@@ -186,7 +186,7 @@ def test_kept_replies_come_on_request_and_are_acknowledged_once_they_are_taken(o
     wire.run()
     assert step.value[0, 0] == 7
     assert sorted(orphan.rows["a"].replies) == [2, 4, 6]
-    wire.core.received(ticket.handles)
+    wire.core.results.received(ticket.handles)
     wire.run()
     assert not orphan.rows["a"].replies
 

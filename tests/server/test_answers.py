@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statestream import errors
+from statestream.contract import partial
+from statestream.contract.partial import PART
 from statestream.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
 from statestream_server.edges.grpc import answers
-from statestream_server.edges.grpc.answers import PART, WHOLE, Results
+from statestream_server.edges.grpc.answers import WHOLE, Results
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.engine.lengths import Lengths
@@ -84,6 +86,7 @@ def test_answers_of_any_sizes_are_cut_and_put_together(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "WHOLE", whole)
         patch.setattr(answers, "PART", part)
+        patch.setattr(partial, "PART", part)
         messages = [make() for make, _ in answers.cut(results)]
     speaker, rows = Speaker(None, "m"), list[Any]()  # type: ignore[arg-type]
     speaker._parts = {}

@@ -20,7 +20,8 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
-from statestream_server.engine.predictions import Prediction, Predictions
+from statestream_server.engine.calls import Calls, Waiting
+from statestream_server.engine.predictions import Predictions
 from statestream_server.models.model import BatchPolicy
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.settings import Durability
@@ -270,9 +271,14 @@ async def test_a_call_has_the_bits_that_it_has_alone(tmp_path: Path, made: Any, 
                 assert found.tobytes() == expected.tobytes()
 
 
+def outputs_of(calls: Calls) -> asyncio.Future[list[np.ndarray]]:
+    """What becomes of a call that somebody waits for."""
+    assert isinstance(calls.sink, Waiting)
+    return calls.sink.outputs
+
+
 async def test_predictions_are_taken_oldest_first_and_alike() -> None:
     """The oldest call decides the shape; calls of another shape keep their order."""
-    loop = asyncio.get_running_loop()
 
     class Echo:
         together = 4096
@@ -282,12 +288,10 @@ async def test_predictions_are_taken_oldest_first_and_alike() -> None:
 
     queue = Predictions(Echo(), 1.0, bytes(16), Quarantine(None))
     widths = [2, 3, 2, 3, 2]
-    calls = [
-        Prediction([np.full((1, width), float(i))], [0], [0], loop.create_future()) for i, width in enumerate(widths)
-    ]
+    calls = [Calls([np.full((1, width), float(i))], [0], [0], [1], Waiting()) for i, width in enumerate(widths)]
     for age, call in enumerate(calls):
         queue.push(call, age)
-    calls[2].outputs.cancel()
+    outputs_of(calls[2]).cancel()
     taken = []
     while list(queue.heads()):
         batch = queue.take(100)
@@ -297,12 +301,12 @@ async def test_predictions_are_taken_oldest_first_and_alike() -> None:
     assert taken == [[0, 4], [1, 3]]
     for number, call in enumerate(calls):
         if number != 2:
-            assert call.outputs.result()[0].tolist() == [[float(number)] * widths[number]]
+            assert outputs_of(call).result()[0].tolist() == [[float(number)] * widths[number]]
 
 
 async def test_a_large_prediction_runs_in_pieces_and_lets_others_pass() -> None:
     """Whatever axes it has, the pieces make the whole; a call that comes meanwhile waits for one of them only."""
-    loop, widest = asyncio.get_running_loop(), list[int]()
+    widest = list[int]()
 
     class Double:
         together = 16
@@ -314,7 +318,7 @@ async def test_a_large_prediction_runs_in_pieces_and_lets_others_pass() -> None:
     queue, age = Predictions(Double(), 1.0, bytes(16), Quarantine(None)), itertools.count()
     large = [np.arange(300.0).reshape(3, 100), np.arange(200.0).reshape(100, 2)]
     small = [array[:, :1] if number == 0 else array[:1] for number, array in enumerate(large)]
-    calls = [Prediction(inputs, [1, 0], [1, 1], loop.create_future()) for inputs in (large, small)]
+    calls = [Calls(inputs, [1, 0], [1, 1], [len(inputs[1])], Waiting()) for inputs in (large, small)]
     queue.push(calls[0], next(age))
     finished = list[int]()
     while list(queue.heads()):
@@ -325,11 +329,11 @@ async def test_a_large_prediction_runs_in_pieces_and_lets_others_pass() -> None:
             queue.push(call, next(age))
         if len(widest) == 1:
             queue.push(calls[1], next(age))
-        finished += [number for number, call in enumerate(calls) if call.outputs.done() and number not in finished]
+        finished += [number for number, call in enumerate(calls) if outputs_of(call).done() and number not in finished]
     assert max(widest) <= 16
     assert finished == [1, 0]
     for call, inputs in zip(calls, (large, small), strict=True):
-        found = call.outputs.result()
+        found = outputs_of(call).result()
         np.testing.assert_array_equal(found[0], 2 * inputs[0])
         np.testing.assert_array_equal(found[1], inputs[1].T + 1)
 
@@ -355,15 +359,11 @@ def test_of_predictions_that_are_refused_together_the_guilty_alone_are_refused(
                     raise ValueError("a bad token")
                 return [inputs[0] + 1]
 
-        loop, queue, age = (
-            asyncio.get_running_loop(),
-            Predictions(Picky(), 1.0, bytes(16), Quarantine(None)),
-            itertools.count(),
-        )
+        queue, age = Predictions(Picky(), 1.0, bytes(16), Quarantine(None)), itertools.count()
         calls = []
         for number, count in enumerate(rows):
             value = np.full((count, 1), -1 if number in guilty else number)
-            calls.append(Prediction([value], [0], [0], loop.create_future()))
+            calls.append(Calls([value], [0], [0], [count], Waiting()))
             queue.push(calls[-1], next(age))
         while list(queue.heads()):
             batch, before = queue.take(4096), turns
@@ -374,9 +374,9 @@ def test_of_predictions_that_are_refused_together_the_guilty_alone_are_refused(
                 queue.push(call, next(age))
         for number, call in enumerate(calls):
             if number in guilty:
-                assert isinstance(call.outputs.exception(), errors.BadTensor)
+                assert isinstance(outputs_of(call).exception(), errors.BadTensor)
             else:
-                assert call.outputs.result()[0].tolist() == [[number + 1]] * rows[number]
+                assert outputs_of(call).result()[0].tolist() == [[number + 1]] * rows[number]
 
     asyncio.run(run())
 

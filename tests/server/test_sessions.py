@@ -310,7 +310,7 @@ class TestCallersThatGoAway:
             queues = local.server.engine._predictions
             await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == 3)
             calls[0].cancel()
-            await local.until(lambda: any(c.outputs.done() for q in queues.values() for c in q._calls))
+            await local.until(lambda: any(not c.sink.wanted for q in queues.values() for c in q._calls))
         assert len((await calls[1]).outputs) == len((await calls[2]).outputs) == 2
         statistics = local.server.engine.statistics
         assert statistics.batches == batches + 1

@@ -181,7 +181,7 @@ class SessionBase(Open[tuple[int, int, int, bytes]]):
         """
         with self._turn:
             if self._replies and not self.closed:
-                self._doer.do(partial(self._core.received, self._handles))
+                self._doer.do(partial(self._core.results.received, self._handles))
         return list(self._replies)
 
     def _let_go(self, *, delete: bool) -> None:
@@ -287,7 +287,7 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
         """By row, what `Session.replies` has of each session; asking acknowledges all."""
         with self._turn:
             for part in self._parts if self._replies and not self.closed else ():
-                part.link.do(partial(part.link.core.received, part.handles))
+                part.link.do(partial(part.link.core.results.received, part.handles))
         return {row: list(replies) for row, replies in self._replies.items()}
 
     def _stand(self) -> tuple[Ints, Ints, Ints, list[bytes | None]]:

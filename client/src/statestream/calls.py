@@ -15,7 +15,7 @@ from statestream.contract import errors
 from statestream.contract.codes import Code
 from statestream.contract.errors import StatestreamError, Unsupported, from_status
 from statestream.contract.tensors import Array, from_tensors, to_tensor
-from statestream.core import Group, OpenTicket, PoolTicket
+from statestream.core import Group, OpenTicket, PoolTicket, PredictTicket
 from statestream.layout import Layout
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.server_pb2 import Limits
@@ -225,7 +225,19 @@ def check_size(request: Message, limits: Limits, layout: Layout) -> None:
     Raises:
         BadTensor: Says how large it is, and how large it may be.
     """
-    size, most = request.ByteSize(), limits.max_message_bytes
+    _check_size(request.ByteSize(), limits.max_message_bytes, layout)
+
+
+def check_call(ticket: PredictTicket, limits: Limits, layout: Layout) -> None:
+    """The same of a call on a stream, by its inputs.
+
+    Raises:
+        BadTensor: Says how large it is, and how large it may be.
+    """
+    _check_size(ticket.kind.row_bytes * ticket.rows, limits.max_message_bytes, layout)
+
+
+def _check_size(size: int, most: int, layout: Layout) -> None:
     if most and size > most:
         raise errors.BadTensor(
             f"the request to model {layout.model.name!r} has {size:,} bytes; this server takes at most {most:,} "

@@ -11,7 +11,17 @@ import numpy as np
 from statestream.contract.errors import BadTensor, Unsupported
 from statestream.contract.signature import Signature, numpy_dtype, score_outputs, step_shape
 from statestream.contract.tensors import Array, Ints
-from statestream.core import ANSWER_BYTES, Feed, Lane, PartsTicket, PoolTicket, StepTicket, value_of
+from statestream.core import (
+    ANSWER_BYTES,
+    Feed,
+    Lane,
+    PartsTicket,
+    PoolTicket,
+    PredictKind,
+    PredictTicket,
+    StepTicket,
+    value_of,
+)
 from statestream.scores import scored, unscored
 from statestream.tables import is_table, read
 from statestream.views import Model
@@ -22,6 +32,10 @@ Input: TypeAlias = Any
 
 CHUNK_BYTES = 1 << 20
 """Chunks are cut so that their inputs stay below this."""
+
+
+_KINDS = 256
+"""Kinds of calls that a layout remembers: where an axis is free, there may be very many."""
 
 
 class Layout:
@@ -45,6 +59,9 @@ class Layout:
         self._answer_bytes = sum(
             math.prod(shape) * dtype.itemsize for shape, dtype in answers if min(shape, default=0) >= 0
         )
+        specs = [*self.inputs, *model.signature.outputs]
+        self._first = all(spec.HasField("batch_axis") and spec.batch_axis == 0 for spec in specs)
+        self._kinds: dict[tuple[Any, ...], PredictKind] = {}
         self._odd: dict[Lane | int, Lane] = {}
         self._scored: dict[Lane, Lane] = {}
         self._lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
@@ -236,6 +253,39 @@ class Layout:
                 raise self.bad(index, array, shown(shape))
             inputs[name] = array
         return inputs
+
+    def call(self, x: Input, outputs: tuple[str, ...], version: int) -> PredictTicket:
+        """One run of a model without memory, of which some outputs are wanted, all where there are no names.
+
+        The data is copied. Calls share frames where the model has its batch axes first.
+
+        Raises:
+            BadTensor: Names the input, what came, and what was expected.
+        """
+        arrays = [*self.predict(x).values()]
+        rows = len(arrays[0]) if self._first and all(len(array) == len(arrays[0]) for array in arrays) else -1
+        shapes = tuple([array.shape[1:] if rows >= 0 else array.shape for array in arrays])
+        kind = self._kinds.get((version, outputs, rows < 0, shapes))
+        if kind is None:
+            kind = self._kind(version, outputs, shapes, shares=rows >= 0)
+        return PredictTicket(kind, tuple([array.tobytes() for array in arrays]), rows if rows >= 0 else 1)
+
+    def _kind(
+        self, version: int, outputs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], *, shares: bool
+    ) -> PredictKind:
+        """What calls share whose inputs have these shapes; of those that share frames without the batch axis."""
+        if len(self._kinds) >= _KINDS:
+            self._kinds.clear()
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, self.dtypes, strict=True)]
+        answer = 0
+        for spec in self.signature.outputs:
+            shape = [*spec.shape][1 if shares else 0 :]
+            if min(shape, default=0) >= 0 and (not outputs or spec.name in outputs):
+                answer += math.prod(shape) * numpy_dtype(spec.dtype).itemsize
+        dtypes = tuple(spec.dtype for spec in self.inputs)
+        kind = PredictKind(self.model.name, version, self.names, dtypes, shapes, outputs, shares, sum(sizes), answer)
+        self._kinds[version, outputs, not shares, shapes] = kind
+        return kind
 
     def initial_states(self, states: Mapping[str, Input], count: int) -> dict[str, Array]:
         """Start values as [count, …one session's state] by the name of the state's input; of some states, or all.

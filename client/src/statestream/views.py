@@ -69,6 +69,7 @@ class Limits:
     max_driven_rows: int = 0
     max_replies_bytes: int = 0
     max_forecast_samples: int = 0
+    max_frame_calls: int = 0
     max_answer_bytes: int = 0
     max_kept_bytes: int = 0
     max_generate_sources: int = 0
@@ -246,6 +247,7 @@ def read_server(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
             max_driven_rows=limits.max_driven_rows,
             max_replies_bytes=limits.max_replies_bytes,
             max_forecast_samples=limits.max_forecast_samples,
+            max_frame_calls=limits.max_frame_calls,
             max_answer_bytes=limits.max_answer_bytes,
             max_kept_bytes=limits.max_kept_bytes,
             max_generate_sources=limits.max_generate_sources,

@@ -58,6 +58,7 @@ class Limits:
     max_forecast_samples: int = 10_000
     max_generate_sources: int = 1 << 12
     max_beams: int = 64
+    max_frame_calls: int = 4096
 
 
 @dataclass(frozen=True, slots=True)

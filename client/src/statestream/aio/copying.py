@@ -82,7 +82,7 @@ class Copying:
     async def _claim(self, elsewhere: NotOwner) -> None:
         """Opens the sessions again on the stream, which moves them to the server that the stream goes to."""
         for handle in self._handles.tolist():
-            self._link.do(partial(self._link.core.left, handle, elsewhere, time.monotonic()))
+            self._link.do(partial(self._link.core.opens.left, handle, elsewhere, time.monotonic()))
 
     async def _settle(self) -> None:
         """Waits until everything submitted before is answered."""

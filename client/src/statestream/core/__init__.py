@@ -2,6 +2,8 @@
 
 from statestream.core.controls import Kind
 from statestream.core.feeds import Feed
+from statestream.core.flights import Kind as PredictKind
+from statestream.core.flights import PredictTicket
 from statestream.core.leaving import leave
 from statestream.core.stream import StreamCore
 from statestream.core.table import Group, State, Table
@@ -27,6 +29,8 @@ __all__ = [
     "OpenTicket",
     "PartsTicket",
     "PoolTicket",
+    "PredictKind",
+    "PredictTicket",
     "State",
     "StepTicket",
     "StreamCore",

@@ -154,15 +154,22 @@ class Opens:
         table.incarnation[handles] += 1
         self.waiting.extend(self.reopened.openings(handles, 0.0))
 
-    def left(self, handle: int, error: StatestreamError, now: float) -> bool:
-        """A session left the stream while its kept replies were on their way; False where they were not."""
+    def left(self, handle: int, error: StatestreamError, now: float) -> None:
+        """A session is not on this stream any more, as a notice says, or a call about it; it may be opened again."""
         elsewhere = isinstance(error, errors.NotOwner | errors.Draining)
         opening = self.redelivery.left(handle, error, again=elsewhere)
         if isinstance(opening, Opening):
             self._table.incarnation[handle] += 1
             opening.not_before = now + (error.retry_after or 0.05)
             self.waiting.append(opening)
-        return opening is not False
+        if opening is not False or handle >= self._table.size:
+            return
+        if self._table.state[handle] in (State.OPEN, State.HELD):
+            if elsewhere:
+                self.reopen(handle, error, now)
+            else:
+                self._log.fail(handle, error)
+        self._log.unanswered(handle)
 
     def lost(self, fault: StatestreamError | None = None) -> None:
         """The stream is gone: first opens wait to be sent again; the others start anew with the next stream."""

@@ -12,6 +12,7 @@ from statestream.core.departures import Departures
 from statestream.core.log import Log
 from statestream.core.opening import Opening
 from statestream.core.opens import Opens
+from statestream.core.predictions import Predictions
 from statestream.core.results import Results, acknowledge
 from statestream.core.table import State, Table
 from statestream.core.tickets import Lane
@@ -22,10 +23,17 @@ FLUSH_EVERY = 1.0
 
 
 class Outbox:
-    """Frames on their way to the server: opens, then chunks, then flushes and closes, then acknowledgements."""
+    """Frames on their way to the server: opens, chunks, flushes and closes, acknowledgements, then a predict frame."""
 
     def __init__(
-        self, table: Table, log: Log, departures: Departures, opens: Opens, controls: Controls, results: Results
+        self,
+        table: Table,
+        log: Log,
+        departures: Departures,
+        opens: Opens,
+        controls: Controls,
+        results: Results,
+        predictions: Predictions,
     ) -> None:
         self.frames: deque[Block | StreamRequest] = deque()
         """Those that have their number; a block is written as late as possible."""
@@ -39,6 +47,7 @@ class Outbox:
         self._opens = opens
         self._controls = controls
         self._results = results
+        self._predictions = predictions
 
     def take(self) -> StreamRequest | None:
         """The next frame, None where it is not needed any more; it has to be written before the next call."""
@@ -71,6 +80,8 @@ class Outbox:
             self._unbind()
         if self._results.acks_due:
             self._acknowledge()
+        if self._predictions.ready and (request := self._predictions.next(now, self._number)) is not None:
+            outbox.append(request)
         return bool(outbox)
 
     def _unbind(self) -> None:

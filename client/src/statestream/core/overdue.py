@@ -12,6 +12,7 @@ from statestream.core.controls import Control, Controls, Kind
 from statestream.core.departures import Departures
 from statestream.core.log import Log
 from statestream.core.opens import Opens
+from statestream.core.predictions import Predictions
 from statestream.core.room import ReplayBuffer
 from statestream.core.sharing import Sharing
 from statestream.core.table import State, Table
@@ -34,6 +35,7 @@ class Overdue:
         opens: Opens,
         sharing: Sharing,
         controls: Controls,
+        predictions: Predictions,
         cancel: Callable[[Ticket], None],
         seconds: float,
     ) -> None:
@@ -45,6 +47,7 @@ class Overdue:
         self._opens = opens
         self._sharing = sharing
         self._controls = controls
+        self._predictions = predictions
         self._cancel = cancel
         self._seconds = seconds
         self._left = 0
@@ -64,6 +67,7 @@ class Overdue:
         sessions, starving = self._sessions(now), self._starving(now)
         opens = [ticket for ticket in self._asked() if not ticket.done and late(ticket, ticket.left)]
         controls = [control for control in self._controls.under_way() if late(control)]
+        calls = [ticket for ticket in self._predictions.unanswered() if late(ticket)]
         for handle in sessions.tolist():
             position, session_id = int(self._table.answered[handle]), self._table.ids[handle]
             self._log.fail(
@@ -79,6 +83,9 @@ class Overdue:
         for control in controls:
             what = "flush" if control.kind is Kind.FLUSH else "close"
             self._controls.overdue(control, self._unanswered(f"a {what}", "It may be done all the same."))
+        for call in calls:
+            error = self._unanswered(f"a call of model {call.kind.model!r}", "It may have run; nothing is left of it.")
+            self._predictions.expire(call, error)
         for handle in starving.tolist():
             error = self._unanswered(
                 "the flush that makes room in the replay buffer",
@@ -86,7 +93,7 @@ class Overdue:
                 "`replay_buffer_bytes` keeps more. The step was not sent.",
             )
             self._log.abandon(handle, self._table.sent.item(handle), error)
-        return bool(sessions.size or opens or controls or starving.size)
+        return bool(sessions.size or opens or controls or calls or starving.size)
 
     def _asked(self) -> set[OpenTicket]:
         """First opens that are waited for."""

@@ -2,61 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from statestream.contract.errors import BadFrame
-from statestream.contract.signature import DTYPES, numpy_dtype
-from statestream.contract.tensors import HANDLE, POSITION, Array
+from statestream.contract.partial import Partial
+from statestream.contract.tensors import HANDLE, POSITION
 from statestream.core.tickets import Outputs
-from statestream.v1.inference_pb2 import PartFrame, ResultFrame
+from statestream.v1.inference_pb2 import PartFrame, PredictedFrame, ResultFrame
 
 
 class Whole(NamedTuple):
-    """An answer of which all parts came: the result frame that it would have been, and its outputs."""
+    """An answer of which all parts came: its first part, without data, its last part, and its outputs."""
 
-    result: ResultFrame
+    first: PartFrame
+    last: PartFrame
     outputs: Outputs
 
+    @property
+    def result(self) -> ResultFrame:
+        """The result frame that it would have been, but for the outputs."""
+        return ResultFrame(
+            handles=np.array([self.first.handle], HANDLE).tobytes(),
+            positions=np.array([self.first.position], POSITION).tobytes(),
+            steps=self.first.steps,
+            durable_positions=np.array([self.last.durable_position], POSITION).tobytes(),
+        )
 
-class _Partial:
-    """The parts that came so far, put where they belong."""
-
-    def __init__(self, first: PartFrame) -> None:
-        self.steps = first.steps
-        self.came = 0
-        self.outputs: Outputs = {}
-        self._bytes: list[Array] = []
-        for tensor in first.outputs:
-            if tensor.dtype not in DTYPES or min(tensor.shape, default=0) < 0:
-                raise BadFrame(f"output {tensor.name} is {tensor.dtype}{list(tensor.shape)}, which no output can be")
-        size = sum(math.prod(tensor.shape) * numpy_dtype(tensor.dtype).itemsize for tensor in first.outputs)
-        if size != first.size:
-            raise BadFrame(f"an answer in parts has {first.size} bytes; its outputs have {size}")
-        for tensor in first.outputs:
-            array = np.empty(tensor.shape, numpy_dtype(tensor.dtype).newbyteorder("<"))
-            self.outputs[tensor.name] = array
-            self._bytes.append(array.reshape(-1).view(np.uint8))
-
-    def put(self, part: PartFrame) -> None:
-        """Takes the next part."""
-        data, at, begin = np.frombuffer(part.data, np.uint8), part.offset, 0
-        for target in self._bytes:
-            end = begin + len(target)
-            low, high = max(at, begin), min(at + len(data), end)
-            if low < high:
-                target[low - begin : high - begin] = data[low - at : high - at]
-            begin = end
-        self.came += len(data)
+    @property
+    def predicted(self) -> PredictedFrame:
+        """The same of a prediction."""
+        return PredictedFrame(version=self.first.version, calls=np.array([self.first.handle], HANDLE).tobytes())
 
 
 class Parts:
-    """Answers whose last part is still to come, by frame, session and position."""
+    """Answers whose last part is still to come, by frame, session (or call) and position."""
 
     def __init__(self) -> None:
-        self._partial: dict[tuple[int, int, int], tuple[int, _Partial]] = {}
+        self._partial: dict[tuple[int, int, int], tuple[PartFrame, Partial]] = {}
 
     def __len__(self) -> int:
         return len(self._partial)
@@ -72,24 +56,16 @@ class Parts:
             BadFrame: It is not the part that had to come, or does not fit the first one.
         """
         key = (frame, part.handle, part.position)
-        number, partial = self._partial.pop(key, (0, None))
+        found = self._partial.pop(key, None)
         if part.part == 0:
-            number, partial = 0, _Partial(part)
-        if partial is None or part.part != number or part.offset != partial.came:
-            raise BadFrame(
-                f"part {part.part} of {part.parts} came, from byte {part.offset} on; expected part {number}, from byte"
-                f" {partial.came if partial is not None else 0} on"
+            first = PartFrame(
+                handle=part.handle, position=part.position, steps=part.steps, version=part.version, outputs=part.outputs
             )
-        partial.put(part)
-        if number + 1 < part.parts:
-            self._partial[key] = number + 1, partial
-            return None
-        if partial.came != part.size:
-            raise BadFrame(f"the parts of an answer have {partial.came} bytes; expected {part.size}")
-        result = ResultFrame(
-            handles=np.array([part.handle], HANDLE).tobytes(),
-            positions=np.array([part.position], POSITION).tobytes(),
-            steps=partial.steps,
-            durable_positions=np.array([part.durable_position], POSITION).tobytes(),
-        )
-        return Whole(result, partial.outputs)
+            found = first, Partial(first.outputs, "output")
+        if found is None:
+            raise BadFrame(f"part {part.part} of {part.parts} came, from byte {part.offset} on; expected part 0")
+        first, partial = found
+        if partial.put(part):
+            return Whole(first, part, partial.arrays)
+        self._partial[key] = found
+        return None

@@ -101,6 +101,13 @@ class Results:
             self._refused(frame, result.errors, now)
         self._buffer.advance(now)
 
+    def received(self, handles: Ints) -> None:
+        """The caller has taken the replies that came again on opening: they may be acknowledged."""
+        for handle in handles.tolist():
+            if self._table.untaken.pop(handle, None) is not None:
+                self._table.unacked[handle] = self.ack_after
+                self.acks_due = True
+
     def refuse_frame(self, frame: int, error: StatestreamError, now: float) -> bool:
         """Refuses every chunk of a frame; False where the frame carried none."""
         block = self._log.in_flight.get(frame)

@@ -10,18 +10,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statestream.contract.errors import Draining, NotOwner, StatestreamError, from_status
+from statestream.contract.errors import StatestreamError, from_status
 from statestream.contract.tensors import Array, Ints, read_handles, read_positions
 from statestream.core.closings import Closings
 from statestream.core.controls import Controls, Kind
 from statestream.core.departures import Departures
 from statestream.core.feeds import left_out
+from statestream.core.flights import PredictTicket
 from statestream.core.log import Log
 from statestream.core.moving import Moving
 from statestream.core.opens import Opens
 from statestream.core.outbox import Outbox
 from statestream.core.overdue import Overdue
 from statestream.core.partial import Parts
+from statestream.core.predictions import Predictions
 from statestream.core.results import Results
 from statestream.core.room import ReplayBuffer
 from statestream.core.sharing import Sharing
@@ -70,41 +72,35 @@ class StreamCore:
         retry_seconds: float = 60.0,
         lose_when_full: bool = False,
     ) -> None:
-        self.table = Table()
-        self.buffer = ReplayBuffer(self.table, replay_buffer_bytes, keep_seconds, lose_when_full=lose_when_full)
-        self.log = Log(self.table, self.buffer)
-        self.departures = Departures(self.table, self.log, self.buffer)
-        self.opens = Opens(self.table, self.log, self.departures, writer, incarnation, retry_seconds)
-        self.sharing = Sharing(self.table, self.opens)
-        self.opens.on_open = self.opens.redelivery.on_open = self.sharing.opened
-        self.opens.refusals.on_refused = self.sharing.refused
-        self.opens.refusals.on_draining = self._go_away
-        self.controls = Controls(self.table, self.log, retry_seconds)
-        self.controls.on_gone = self.sharing.settled
-        self.log.on_rebase = self.controls.rebase
-        self.closings = Closings(self.table, self.controls)
+        table = self.table = Table()
+        buffer = ReplayBuffer(table, replay_buffer_bytes, keep_seconds, lose_when_full=lose_when_full)
+        log = self.log = Log(table, buffer)
+        departures = self.departures = Departures(table, log, buffer)
+        opens = self.opens = Opens(table, log, departures, writer, incarnation, retry_seconds)
+        sharing = self.sharing = Sharing(table, opens)
+        controls = self.controls = Controls(table, log, retry_seconds)
+        predictions = self.predictions = Predictions(retry_seconds)
+        results = self.results = Results(table, buffer, log, departures, opens.reopen, retry_seconds)
+        self.buffer = buffer
+        opens.on_open = opens.redelivery.on_open = sharing.opened
+        opens.refusals.on_refused = sharing.refused
+        opens.refusals.on_draining = self._go_away
+        controls.on_gone = sharing.settled
+        log.on_rebase = controls.rebase
+        self.closings = Closings(table, controls)
         self.overdue = Overdue(
-            self.table,
-            self.buffer,
-            self.log,
-            self.departures,
-            self.opens,
-            self.sharing,
-            self.controls,
-            self.cancel,
-            retry_seconds,
+            table, buffer, log, departures, opens, sharing, controls, predictions, self.cancel, retry_seconds
         )
         self.retry_seconds = retry_seconds
         self.received_at = float("-inf")
         """When the last answer came, or the stream."""
-        self.results = Results(self.table, self.buffer, self.log, self.departures, self.opens.reopen, retry_seconds)
         self.online = False
         self.going_away = False
         """Nothing more leaves on this stream; the next one goes elsewhere once what is under way is answered."""
-        self.moving = Moving(self.table, self.controls, self._go_away)
+        self.moving = Moving(table, controls, self._go_away)
         self._server, self._answers = "", 0
         self._parts = Parts()
-        self.outbox = Outbox(self.table, self.log, self.departures, self.opens, self.controls, self.results)
+        self.outbox = Outbox(table, log, departures, opens, controls, results, predictions)
 
     # ── operations ─────────────────────────────────────────────────────────────────────────────
 
@@ -155,6 +151,10 @@ class StreamCore:
                 self.opens.revive(np.array([ticket.handle]) if isinstance(ticket, StepTicket) else ticket.handles)
             self.log.submit(ticket)
 
+    def predict(self, ticket: PredictTicket) -> None:
+        """Asks for a run of a model without memory; those that are asked for at one moment share frames."""
+        self.predictions.submit(ticket)
+
     def cancel(self, ticket: Ticket) -> None:
         """Stops waiting. A chunk, or a mark, that is framed or has others behind it happens anyway.
 
@@ -170,27 +170,10 @@ class StreamCore:
                 self.log.cancel(part)
         elif isinstance(ticket, StepTicket):
             self.log.cancel(ticket)
+        elif isinstance(ticket, PredictTicket):
+            self.predictions.cancel(ticket)
         if not self.busy:
             self._answers += 1  # Nobody waits any more, which is as good as an answer.
-
-    def left(self, handle: int, error: StatestreamError, now: float) -> None:
-        """A session is not on this stream any more, as a notice says, or a call about it; it may be opened again."""
-        table = self.table
-        if self.opens.left(handle, error, now) or handle >= table.size:
-            return
-        if table.state[handle] in (State.OPEN, State.HELD):
-            if isinstance(error, NotOwner | Draining):
-                self.opens.reopen(handle, error, now)
-            else:
-                self.log.fail(handle, error)
-        self.log.unanswered(handle)
-
-    def received(self, handles: Ints) -> None:
-        """The caller has taken the replies that came again on opening: they may be acknowledged."""
-        for handle in handles.tolist():
-            if self.table.untaken.pop(handle, None) is not None:
-                self.table.unacked[handle] = self.results.ack_after
-                self.results.acks_due = True
 
     def flush(self, handles: Ints) -> ControlTicket:
         """Makes durable what was submitted before."""
@@ -227,6 +210,7 @@ class StreamCore:
         departures.max_kept = limits.max_kept_bytes or 64 << 20
         log.max_answer = min(ANSWER_BYTES, limits.max_answer_bytes or 64 << 20, departures.max_kept)
         self.results.ack_after = max(1, min(64, departures.window // 2))
+        self.predictions.connected(limits.max_frame_calls, limits.max_window_bytes, log.max_step_bytes)
         self._durability(durability)
         if durability == DURABILITY_MODE_NONE and self._server not in ("", server):
             self.opens.reopened.left_behind()
@@ -245,6 +229,7 @@ class StreamCore:
             self.results.blame(fault)
         self.log.lost()
         self.opens.lost(fault)
+        self.predictions.lost(fault)
         self._parts.clear()
         self.controls.lost()
         self.table.state[self.table.live()] = State.LOST
@@ -267,7 +252,7 @@ class StreamCore:
         self.received_at = now
         kind = response.WhichOneof("response")
         frame = response.frame
-        if kind not in ("result", "part"):
+        if kind not in ("result", "part", "predicted"):
             self.buffer.look_again()
         if kind == "result":
             if frame in self.opens.redelivery.frames:
@@ -278,8 +263,12 @@ class StreamCore:
             whole = self._parts.take(frame, response.part)
             if whole is not None and frame in self.opens.redelivery.frames:
                 self._redelivered(frame, whole.result, whole.outputs)
+            elif whole is not None and frame in self.predictions.in_flight:
+                self.predictions.predicted(frame, whole.predicted, now, whole.outputs)
             elif whole is not None:
                 self.results.result(frame, whole.result, now, whole.outputs)
+        elif kind == "predicted":
+            self.predictions.predicted(frame, response.predicted, now)
         elif kind == "opened":
             if response.opened.durability:
                 self._durability(response.opened.durability)
@@ -296,11 +285,12 @@ class StreamCore:
                 self.controls.answered(frame, response.durable.errors, now)
         elif kind == "refused":
             error = from_status(response.refused.status)
-            if not (self.results.refuse_frame(frame, error, now) or self.opens.refuse_frame(frame, error, now)):
-                self.controls.refuse_frame(frame, error, now)
+            for room in (self.results, self.opens, self.predictions, self.controls):
+                if room.refuse_frame(frame, error, now):
+                    break
         elif kind == "notice":
             for row_error in response.notice.errors:
-                self.left(row_error.handle, from_status(row_error.status), now)
+                self.opens.left(row_error.handle, from_status(row_error.status), now)
         elif kind == "go_away":
             self._go_away()
         elif kind == "move":
@@ -317,6 +307,7 @@ class StreamCore:
             or self.opens.in_flight
             or self.opens.redelivery.frames
             or self.controls.in_flight
+            or self.predictions.in_flight
         )
 
     @property
@@ -330,6 +321,7 @@ class StreamCore:
             or self.controls.waiting
             or self.controls.failed
             or self.results.acks_due
+            or self.predictions.ready
         )
 
     @property
@@ -340,6 +332,7 @@ class StreamCore:
             log.unsent
             or log.lanes
             or log.awaited
+            or self.predictions.callers
             or self.controls.waiting
             or self.controls.in_flight
             or self.opens.redelivery.frames
@@ -349,16 +342,18 @@ class StreamCore:
     @property
     def progress(self) -> int:
         """Grows with every answer that a caller waited for: not with those to replays and opens by the library."""
-        return self.results.answers + self._answers
+        return self.results.answers + self.predictions.answers + self._answers
 
     def due(self) -> float | None:
         """When `next_request` may have something without an answer or an operation before; None for never."""
         if self.going_away:
             return None  # What waits leaves on the next stream: a time that is over would ring for ever.
-        if not (self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting):
+        waits = self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting
+        if not (waits or self.predictions.ready):
             return None
         times = [*self.log.holds.values()]
-        times += [due for due in (self.opens.due(), self.controls.due()) if due is not None]
+        found = self.opens.due(), self.controls.due(), self.predictions.due()
+        times += [due for due in found if due is not None]
         if self.departures.starved:
             times.append(self.outbox.flush_due)
         return min(times, default=None)
@@ -375,6 +370,7 @@ class StreamCore:
     def give_up(self, error: StatestreamError) -> None:
         """Fails everything under way. Sessions with unanswered chunks fail; they can be opened again."""
         self.sharing.give_up(error)
+        self.predictions.give_up(error)
         self.opens.give_up(error)
         self.results.give_up(error)
         self.controls.give_up(error)  # Last, because closes that are given up free their sessions.
@@ -390,6 +386,7 @@ class StreamCore:
 
     def _go_away(self) -> None:
         self.going_away = True
+        self.predictions.hold_back()
 
     def _durability(self, mode: DurabilityMode) -> None:
         self.buffer.ephemeral_server = mode == DURABILITY_MODE_NONE

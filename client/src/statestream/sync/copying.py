@@ -81,7 +81,7 @@ class Copying:
     def _claim(self, elsewhere: NotOwner) -> None:
         """Opens the sessions again on the stream, which moves them to the server that the stream goes to."""
         for handle in self._handles.tolist():
-            self._link.do(partial(self._link.core.left, handle, elsewhere, time.monotonic()))
+            self._link.do(partial(self._link.core.opens.left, handle, elsewhere, time.monotonic()))
 
     def _settle(self) -> None:
         """Waits until everything submitted before is answered."""

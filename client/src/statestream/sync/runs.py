@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from statestream import arguments, backtests, dataframes, forecasts, series, texts, unary
+from statestream import arguments, backtests, calls, dataframes, forecasts, series, texts, unary
 from statestream.contract.tensors import Array
+from statestream.core import PredictTicket
 from statestream.layout import Input, Layout
 from statestream.series import Past
 from statestream.sync.calling import answer, answers
@@ -40,9 +42,26 @@ class Runs(Catalogue):
         limits = self._link.state.info.limits
 
         def run(layout: Layout) -> Any:
-            return answer(self._link, unary.predict(layout, x, wanted, version, limits))
+            if not limits.max_frame_calls:
+                return answer(self._link, unary.predict(layout, x, wanted, version, limits))
+            return self._call(layout.call(x, tuple(wanted), version or 0), layout)
 
         return self._fitting(model, version, "predict", run)
+
+    def _call(self, ticket: PredictTicket, layout: Layout) -> Any:
+        """What comes of a call on the stream, shared with those that are made at the same moment."""
+        link = self._link
+        calls.check_call(ticket, link.state.info.limits, layout)
+        ticket.waiter = done = link.done()
+        try:
+            link.do(partial(link.core.predict, ticket))
+            done.wait()
+        except BaseException:
+            link.forget(ticket)
+            raise
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.value
 
     def forecast(
         self,

@@ -82,23 +82,27 @@ class PredictResponse(_message.Message):
     def __init__(self, version: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("frame", "open", "chunk", "ack", "close", "flush")
+    __slots__ = ("frame", "open", "chunk", "ack", "close", "flush", "predict", "part")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     FLUSH_FIELD_NUMBER: _ClassVar[int]
+    PREDICT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     frame: int
     open: OpenFrame
     chunk: ChunkFrame
     ack: AckFrame
     close: CloseFrame
     flush: FlushFrame
-    def __init__(self, frame: _Optional[int] = ..., open: _Optional[_Union[OpenFrame, _Mapping]] = ..., chunk: _Optional[_Union[ChunkFrame, _Mapping]] = ..., ack: _Optional[_Union[AckFrame, _Mapping]] = ..., close: _Optional[_Union[CloseFrame, _Mapping]] = ..., flush: _Optional[_Union[FlushFrame, _Mapping]] = ...) -> None: ...
+    predict: PredictFrame
+    part: PartFrame
+    def __init__(self, frame: _Optional[int] = ..., open: _Optional[_Union[OpenFrame, _Mapping]] = ..., chunk: _Optional[_Union[ChunkFrame, _Mapping]] = ..., ack: _Optional[_Union[AckFrame, _Mapping]] = ..., close: _Optional[_Union[CloseFrame, _Mapping]] = ..., flush: _Optional[_Union[FlushFrame, _Mapping]] = ..., predict: _Optional[_Union[PredictFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("frame", "opened", "result", "closed", "durable", "refused", "notice", "go_away", "part", "move")
+    __slots__ = ("frame", "opened", "result", "closed", "durable", "refused", "notice", "go_away", "part", "move", "predicted")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +113,7 @@ class StreamResponse(_message.Message):
     GO_AWAY_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     MOVE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
     frame: int
     opened: OpenedFrame
     result: ResultFrame
@@ -119,7 +124,8 @@ class StreamResponse(_message.Message):
     go_away: GoAwayFrame
     part: PartFrame
     move: MoveFrame
-    def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ..., move: _Optional[_Union[MoveFrame, _Mapping]] = ...) -> None: ...
+    predicted: PredictedFrame
+    def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ..., move: _Optional[_Union[MoveFrame, _Mapping]] = ..., predicted: _Optional[_Union[PredictedFrame, _Mapping]] = ...) -> None: ...
 
 class OpenFrame(_message.Message):
     __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies", "upgrade")
@@ -223,8 +229,36 @@ class ResultFrame(_message.Message):
     errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
     def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
 
+class PredictFrame(_message.Message):
+    __slots__ = ("model", "version", "inputs", "outputs", "rows", "parts")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    rows: bytes
+    parts: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., rows: _Optional[bytes] = ..., parts: _Optional[int] = ...) -> None: ...
+
+class PredictedFrame(_message.Message):
+    __slots__ = ("version", "calls", "outputs", "errors")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    calls: bytes
+    outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
+    errors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowError]
+    def __init__(self, version: _Optional[int] = ..., calls: _Optional[bytes] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
+
 class PartFrame(_message.Message):
-    __slots__ = ("handle", "position", "part", "parts", "offset", "data", "size", "steps", "outputs", "durable_position")
+    __slots__ = ("handle", "position", "part", "parts", "offset", "data", "size", "steps", "outputs", "durable_position", "version")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +269,7 @@ class PartFrame(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     DURABLE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     handle: int
     position: int
     part: int
@@ -245,7 +280,8 @@ class PartFrame(_message.Message):
     steps: int
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     durable_position: int
-    def __init__(self, handle: _Optional[int] = ..., position: _Optional[int] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., size: _Optional[int] = ..., steps: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., durable_position: _Optional[int] = ...) -> None: ...
+    version: int
+    def __init__(self, handle: _Optional[int] = ..., position: _Optional[int] = ..., part: _Optional[int] = ..., parts: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., size: _Optional[int] = ..., steps: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., durable_position: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
 
 class AckFrame(_message.Message):
     __slots__ = ("handles", "acked_positions")

@@ -94,7 +94,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., protocol: _Optional[int] = ..., server_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., durability: _Optional[_Union[_inference_pb2.DurabilityMode, str]] = ..., store: _Optional[_Union[StoreInfo, _Mapping]] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., draining: bool = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_chunk_steps", "max_message_bytes", "max_unacknowledged_chunks", "max_sessions", "max_queued_bytes", "max_horizon", "max_answer_bytes", "max_kept_bytes", "max_window_bytes", "max_frame_chunks", "max_frame_sessions", "max_name_bytes", "max_text_symbols", "max_forecast_series", "max_driven_rows", "max_replies_bytes", "max_forecast_samples", "max_generate_sources", "max_beams")
+    __slots__ = ("max_chunk_steps", "max_message_bytes", "max_unacknowledged_chunks", "max_sessions", "max_queued_bytes", "max_horizon", "max_answer_bytes", "max_kept_bytes", "max_window_bytes", "max_frame_chunks", "max_frame_sessions", "max_name_bytes", "max_text_symbols", "max_forecast_series", "max_driven_rows", "max_replies_bytes", "max_forecast_samples", "max_generate_sources", "max_beams", "max_frame_calls")
     MAX_CHUNK_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_UNACKNOWLEDGED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class Limits(_message.Message):
     MAX_FORECAST_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_GENERATE_SOURCES_FIELD_NUMBER: _ClassVar[int]
     MAX_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_FRAME_CALLS_FIELD_NUMBER: _ClassVar[int]
     max_chunk_steps: int
     max_message_bytes: int
     max_unacknowledged_chunks: int
@@ -133,7 +134,8 @@ class Limits(_message.Message):
     max_forecast_samples: int
     max_generate_sources: int
     max_beams: int
-    def __init__(self, max_chunk_steps: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_unacknowledged_chunks: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_horizon: _Optional[int] = ..., max_answer_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_window_bytes: _Optional[int] = ..., max_frame_chunks: _Optional[int] = ..., max_frame_sessions: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_text_symbols: _Optional[int] = ..., max_forecast_series: _Optional[int] = ..., max_driven_rows: _Optional[int] = ..., max_replies_bytes: _Optional[int] = ..., max_forecast_samples: _Optional[int] = ..., max_generate_sources: _Optional[int] = ..., max_beams: _Optional[int] = ...) -> None: ...
+    max_frame_calls: int
+    def __init__(self, max_chunk_steps: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_unacknowledged_chunks: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_horizon: _Optional[int] = ..., max_answer_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_window_bytes: _Optional[int] = ..., max_frame_chunks: _Optional[int] = ..., max_frame_sessions: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_text_symbols: _Optional[int] = ..., max_forecast_series: _Optional[int] = ..., max_driven_rows: _Optional[int] = ..., max_replies_bytes: _Optional[int] = ..., max_forecast_samples: _Optional[int] = ..., max_generate_sources: _Optional[int] = ..., max_beams: _Optional[int] = ..., max_frame_calls: _Optional[int] = ...) -> None: ...
 
 class StoreInfo(_message.Message):
     __slots__ = ("kind", "survives_process_kill", "survives_power_loss", "survives_failover")

@@ -18,9 +18,10 @@ from typing import TypeVar
 from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import Batch
+from statestream_server.engine.calls import Calls, Waiting
 from statestream_server.engine.lane import Ended, Lane
 from statestream_server.engine.marks import RESET
-from statestream_server.engine.predictions import Prediction, Predictions, Together
+from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.scheduler import BATCH_SECONDS, Choice, Scheduler, Statistics
 from statestream_server.engine.table import Table
 from statestream_server.engine.tickets import Ticket
@@ -145,14 +146,20 @@ class Engine:
             BadTensor: The graph refuses the inputs.
             Quarantined: Such a call was running in deaths of a server.
         """
-        if id(graph) not in self._predictions:
-            self._predictions[id(graph)] = Predictions(graph, BATCH_SECONDS, mark, self._watch)
-        outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
-        call = Prediction(list(inputs), axes, output_axes, outputs, since=time.perf_counter())
-        self._predictions[id(graph)].check(call)
-        self._predictions[id(graph)].push(call, next(self._ages))
-        self.wake(1)
-        return await outputs
+        waiting = Waiting()
+        rows = [inputs[0].shape[axes[0]]] if axes else [1]
+        self.call(graph, Calls(list(inputs), axes, output_axes, rows, waiting), mark)
+        return await waiting.outputs
+
+    def call(self, graph: Predictor, calls: Calls, mark: bytes) -> None:
+        """Queues calls of a graph without rows; their sink hears how they end, some perhaps at once."""
+        queue = self._predictions.get(id(graph))
+        if queue is None:
+            queue = self._predictions[id(graph)] = Predictions(graph, BATCH_SECONDS, mark, self._watch)
+        calls.since = time.perf_counter()
+        for group in queue.checked(calls):
+            queue.push(group, next(self._ages))
+        self.wake(len(calls.rows))
 
     def forget(self, graph: Predictor, model: str, version: int) -> None:
         """Runs the graph of a version no longer; calls that wait end with ModelNotFound."""
@@ -278,8 +285,8 @@ class Engine:
             batch.deliver()
             # What is not done yet waits behind the others again.
             assert isinstance(choice.queue, Predictions)
-            for call in batch.again:
-                choice.queue.push(call, next(self._ages))
+            for calls in batch.again:
+                choice.queue.push(calls, next(self._ages))
         else:
             table, lane = batch.table, batch.table.lane
             if news:

@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from statestream.contract import errors
+from statestream.contract.partial import PART, Cut
 from statestream.contract.signature import TensorSpec
 from statestream.v1 import inference_pb2 as pb
-from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.arrays import Array, Bools, Ints, Positions, span
 from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.outbox import Outbox
@@ -26,15 +26,12 @@ from statestream_server.engine.table import Table
 from statestream_server.sessions.admission.accounts import Window
 
 WHOLE: Final = 2 << 20
-"""Outputs of so many bytes leave in one message."""
-
-PART: Final = 1 << 20
-"""What is larger is cut into messages of so many."""
+"""Outputs of so many bytes leave in one message; what is larger is cut into messages of `PART`."""
 
 _ROWS: Final = 1024
 """Kept replies that are looked at in one turn."""
 
-_OVERHEAD: Final = 128
+OVERHEAD: Final = 128
 """About what a message has beside its outputs and columns."""
 
 _COLUMNS: Final = 20
@@ -99,7 +96,7 @@ def put(outbox: Outbox, results: Results, window: Window, cost: int) -> None:
     """Sends results, in as many messages as they take; the last one gives the window back what they have had of it."""
     size = results.nbytes
     if size <= WHOLE:
-        outbox.put_later(results.message, size + _OVERHEAD + _COLUMNS * len(results.handles), window, cost)
+        outbox.put_later(results.message, size + OVERHEAD + _COLUMNS * len(results.handles), window, cost)
         return
     messages = [*cut(results)]
     for make, size in messages[:-1]:
@@ -123,11 +120,9 @@ def cut(results: Results) -> Iterator[tuple[Callable[[], pb.StreamResponse], int
         chosen = results.some(np.arange(first, beyond))
         size = int(ends[beyond - 1]) - before
         if size > WHOLE:
-            answer = _Parts(chosen)
-            for number in range(answer.count):
-                yield partial(answer.message, number), min(PART, size - number * PART) + _OVERHEAD
+            yield from _parts(chosen).messages()
         else:
-            yield chosen.message, size + _OVERHEAD
+            yield chosen.message, size + OVERHEAD
         first = beyond
 
 
@@ -197,42 +192,35 @@ def _gone(frame: int, handles: Array, starts: Positions, here: Bools, kept: Bool
     return pb.StreamResponse(frame=frame, result=pb.ResultFrame(errors=rows))
 
 
-class _Parts:
-    """The answer to one chunk, in parts."""
+class Parts:
+    """The answer to one chunk, or one call, in parts."""
 
-    def __init__(self, results: Results) -> None:
-        self._results = results
-        self._outputs = [array.astype(array.dtype.newbyteorder("<"), copy=False) for array in results.outputs]
-        self._data = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in self._outputs]
-        self._size = results.nbytes
-        self.count = -(-self._size // PART)
+    def __init__(self, frame: int, first: pb.PartFrame, last: pb.PartFrame, cut: Cut) -> None:
+        """What the first part says and what the last says, beside the bytes; every one says what it is about."""
+        self.count = max(1, cut.count)
+        self._frame, self._first, self._last, self._cut = frame, first, last, cut
 
     def message(self, number: int) -> pb.StreamResponse:
         """One part."""
-        results = self._results
-        low = number * PART
-        frame = pb.PartFrame(
-            handle=int(results.handles[0]),
-            position=int(results.starts[0]),
-            part=number,
-            parts=self.count,
-            offset=low,
-            size=self._size,
-            data=self._bytes(low, low + PART),
-        )
+        response, first = pb.StreamResponse(frame=self._frame, part=self._cut.part(number)), self._first
+        part = response.part
+        part.handle, part.position = first.handle, first.position
         if number == 0:
-            frame.steps = results.lengths.total
-            for spec, array in zip(results.specs, self._outputs, strict=True):
-                frame.outputs.append(Tensor(name=spec.name, dtype=array.dtype.name, shape=array.shape))
+            part.MergeFrom(first)
+            part.outputs.extend(self._cut.tensors())
         if number == self.count - 1:
-            frame.durable_position = int(results.durable[0])
-        return pb.StreamResponse(frame=results.frame, part=frame)
+            part.MergeFrom(self._last)
+        return response
 
-    def _bytes(self, low: int, high: int) -> bytes:
-        pieces, begin = [], 0
-        for data in self._data:
-            end = begin + len(data)
-            if begin < high and low < end:
-                pieces.append(data[max(low - begin, 0) : high - begin].tobytes())
-            begin = end
-        return b"".join(pieces)
+    def messages(self) -> Iterator[tuple[Callable[[], pb.StreamResponse], int]]:
+        """What makes each part, and about how many bytes it has."""
+        for number in range(self.count):
+            yield partial(self.message, number), min(PART, self._cut.size - number * PART) + OVERHEAD
+
+
+def _parts(results: Results) -> Parts:
+    """The answer to one chunk, in parts."""
+    handle, start = int(results.handles[0]), int(results.starts[0])
+    first = pb.PartFrame(handle=handle, position=start, steps=results.lengths.total)
+    last = pb.PartFrame(durable_position=int(results.durable[0]))
+    return Parts(results.frame, first, last, Cut([spec.name for spec in results.specs], results.outputs))

@@ -63,13 +63,19 @@ class Caps:
             check(getattr(message, field))
 
     def check_frame(self, request: pb.StreamRequest) -> None:
-        """Checks a frame of a stream: how many sessions it is about, then the rest.
+        """Checks a frame of a stream: how many sessions or calls it is about, then the rest.
 
         Raises:
             BadFrame: Something is more than it may be; `metadata["field"]` names it.
         """
         kind = request.WhichOneof("request")
         if kind is None:
+            return
+        if kind in ("predict", "part"):
+            if len(request.predict.rows) // 4 > self._limits.max_frame_calls:
+                count, most = len(request.predict.rows) // 4, self._limits.max_frame_calls
+                raise too_many("rows", count, most, "Send several frames")
+            self.check(getattr(request, kind))
             return
         most = self._limits.max_frame_chunks if kind in ("chunk", "ack") else self._limits.max_frame_sessions
         count = len(getattr(request, kind).handles) // 4

@@ -37,10 +37,10 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         """Runs a model without memory."""
         predictor = self._server.predictor
         model = predictor.model(request.model, request.version)
-        names = [spec.name for spec in model.signature.inputs]
-        found = await predictor.predict(model, wire.named(request.inputs, names, "inputs"), request.outputs)
+        asked = predictor.asked(model, request.outputs)
+        inputs = wire.named(request.inputs, [spec.name for spec in model.signature.inputs], "inputs")
         response = pb.PredictResponse(version=model.version)
-        wire.write(response.outputs, [spec.name for spec, _ in found], [array for _, array in found])
+        wire.write(response.outputs, [spec.name for spec in asked.specs], await predictor.predict(asked, inputs))
         return response
 
     async def Stream(self, _unused: object, context: Context) -> None:

@@ -20,9 +20,9 @@ from statestream_server.lag import TurnLoad
 from statestream_server.sessions.admission.accounts import Account, Window
 from statestream_server.sessions.admission.chunks import Refusal
 
-_MOST_ERRORS = 512
+MOST_ERRORS = 512
 """Errors in one message."""
-_ERROR_BYTES = 320
+ERROR_BYTES = 320
 """About what an error has."""
 _MOST_BYTES = 8 << 20
 """Bytes that may wait for a slow reader before its stream is no longer read."""
@@ -157,10 +157,10 @@ class Outbox:
             self.put(pb.StreamResponse(notice=pb.NoticeFrame(errors=notices)))
         pending, self._errors = self._errors, []
         for frame, handles, starts, why in pending:
-            for first in range(0, len(handles), _MOST_ERRORS):
-                cut = slice(first, first + _MOST_ERRORS)
+            for first in range(0, len(handles), MOST_ERRORS):
+                cut = slice(first, first + MOST_ERRORS)
                 make = partial(self._refusals, frame, handles[cut], starts[cut], why, first)
-                self.put_later(make, _ERROR_BYTES * len(handles[cut]))
+                self.put_later(make, ERROR_BYTES * len(handles[cut]))
 
     def _refusals(self, frame: int, handles: Array, starts: Positions, why: Refusal, first: int) -> pb.StreamResponse:
         """The frame that says why some chunks were not applied; the first of them is at place `first` for `why`."""

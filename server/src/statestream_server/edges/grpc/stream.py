@@ -27,6 +27,7 @@ from statestream_server.edges.grpc.handles import read_handles
 from statestream_server.edges.grpc.open_frames import OpenFrames
 from statestream_server.edges.grpc.outbox import Outbox
 from statestream_server.edges.grpc.parked import Parked
+from statestream_server.edges.grpc.predict_frames import PredictFrames
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.singles import Singles
 from statestream_server.engine.table import Table
@@ -55,6 +56,7 @@ class Stream:
         self._chunks = ChunkFrames(server, self._bindings, self._outbox, self._account, self._singles.window)
         self._opens = OpenFrames(server, self._bindings, self._outbox)
         self._closings = Closings(server, self._bindings, self._outbox, self._account, self._refuse)
+        self._predictions = PredictFrames(server, self._outbox, self._account)
         self._last_frame = 0
         self._parked = Parked(self._answer_now, self._answer, self._account)
 
@@ -76,6 +78,7 @@ class Stream:
                 if self._accounts.held > self._accounts.most:
                     await self._account.room()
             await self._parked.settled()
+            await self._predictions.settled()
             self._server.coalescer.empty()
             for rows in self._open_rows():
                 await self._server.engine.settled(*rows)
@@ -91,6 +94,7 @@ class Stream:
                 writer.exception()  # A write failed because the client is gone; reading tells.
             self._parked.cancel()
             self._closings.cancel()
+            self._predictions.cancel()
             self._server.streams.leave(self._number, self._server.checkpointer.tables())
             self.ended.set()
 
@@ -144,7 +148,8 @@ class Stream:
     # The reader.
 
     def _handle(self, request: pb.StreamRequest) -> None:
-        if request.frame <= self._last_frame:
+        kind = request.WhichOneof("request")
+        if request.frame <= self._last_frame and kind != "part":
             self._refuse(
                 request.frame,
                 errors.BadFrame(
@@ -153,13 +158,19 @@ class Stream:
                 ),
             )
             return
-        self._last_frame = request.frame
+        self._last_frame = max(request.frame, self._last_frame)
         try:
             self._caps.check_frame(request)
-        except errors.StatestreamError as error:
+            if kind == "predict":
+                self._predictions.take(request.frame, request.predict)
+                return
+            if kind == "part":
+                self._predictions.part(request.frame, request.part)
+                return
+        except Exception as error:
             self._refuse(request.frame, error)
             return
-        if request.HasField("ack") and self._parked.waiting and self._acked(request):
+        if kind == "ack" and self._parked.waiting and self._acked(request):
             return
         self._parked.take(request)
 
@@ -189,7 +200,8 @@ class Stream:
                 self._closings.begin(request.frame, request.flush)
             else:
                 raise errors.BadFrame(
-                    "the frame is empty; expected open, chunk, ack, close or flush", metadata={"field": "request"}
+                    "the frame is empty; expected open, chunk, ack, close, flush or predict",
+                    metadata={"field": "request"},
                 )
         except Exception as error:
             self._refuse(request.frame, error)
