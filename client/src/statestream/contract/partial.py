@@ -38,7 +38,7 @@ class Cut:
         ]
         self._data = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for _, array in self._arrays]
         self.size = sum(map(len, self._data))
-        self.count = -(-self.size // PART)
+        self.count = max(1, -(-self.size // PART))
 
     def tensors(self) -> list[Tensor]:
         """The arrays without their data."""

@@ -80,7 +80,7 @@ class Outbox:
             self._unbind()
         if self._results.acks_due:
             self._acknowledge()
-        if self._predictions.ready and (request := self._predictions.next(now, self._number)) is not None:
+        if self._predictions.waiting and (request := self._predictions.next(now, self._number)) is not None:
             outbox.append(request)
         return bool(outbox)
 

@@ -36,19 +36,14 @@ class Predictions:
         self.callers = 0
         """How many calls somebody waits for."""
         self.waiting = 0
-        """How many calls were not sent yet."""
+        """How many calls were not sent yet, or not whole, or are to be sent again: then `next` may have something."""
         self._lines: dict[Kind, Line] = {}
         self._windows: dict[tuple[str, int], Window] = {}
         self._held: dict[PredictTicket, float] = {}
         self._sending: Flight | None = None
         self._max_calls, self._window, self._frame_bytes = 0, MOST, FRAME_BYTES
         self._retry_seconds = retry_seconds
-        self._suspicious = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether `next` may have something, now or once answers have come."""
-        return bool(self.waiting or self._held or self._sending is not None)
+        self._suspicious = self._others = False
 
     def submit(self, ticket: PredictTicket) -> None:
         """Asks for a call."""
@@ -68,7 +63,8 @@ class Predictions:
         self._leave(ticket)
 
     def _leave(self, ticket: PredictTicket) -> None:
-        self._held.pop(ticket, None)
+        if self._held.pop(ticket, None) is not None:
+            self.waiting -= 1
         line = self._lines.get(ticket.kind)
         if line is not None and ticket in line.waiting:
             del line.waiting[ticket]
@@ -94,7 +90,8 @@ class Predictions:
 
     def lost(self, fault: StatestreamError | None = None) -> None:
         """The stream is gone: what was in flight waits again, before all others."""
-        flights, self.in_flight, self._sending = [*self.in_flight.values()], {}, None
+        self._sent()
+        flights, self.in_flight = [*self.in_flight.values()], {}
         self._windows.clear()
         for line in self._lines.values():
             line.frames = line.calls = 0
@@ -135,23 +132,15 @@ class Predictions:
         if self._held:
             for ticket in [ticket for ticket, due in self._held.items() if due <= now]:
                 del self._held[ticket]
+                self.waiting -= 1
                 self._wait(ticket)
-        sending = self._sending
-        if sending is not None:
-            part = sending.next_part()
+        sending, self._others = self._sending, not self._others
+        request = self._next(number) if sending is None or self._others else None
+        if request is None and sending is not None:
+            request = sending.next_part()
             if sending.part < 0:
-                self._sending = None
-            return part
-        for kind, line in [*self._lines.items()]:
-            flight = self._form(kind, line) if line.waiting else None
-            if flight is not None:
-                self._lines[kind] = self._lines.pop(kind)  # The others have their turn first.
-                flight.frame = number()
-                self.in_flight[flight.frame] = flight
-                line.frames += 1
-                line.calls += flight.left
-                return flight.request()
-        return None
+                self._sent()
+        return request
 
     def due(self) -> float | None:
         """When the next of the calls may leave that were refused for a while."""
@@ -203,6 +192,18 @@ class Predictions:
         if first:
             line.waiting.move_to_end(ticket, last=False)
 
+    def _next(self, number: Callable[[], int]) -> StreamRequest | None:
+        for kind, line in [*self._lines.items()]:
+            flight = self._form(kind, line) if line.waiting else None
+            if flight is not None:
+                self._lines[kind] = self._lines.pop(kind)  # The others have their turn first.
+                flight.frame = number()
+                self.in_flight[flight.frame] = flight
+                line.frames += 1
+                line.calls += flight.left
+                return flight.request()
+        return None
+
     def _form(self, kind: Kind, line: Line) -> Flight | None:
         """The calls of the next frame, taken out of their line; None where they have to wait."""
         waiting = line.waiting
@@ -221,6 +222,8 @@ class Predictions:
         if window is None:
             window = self._windows[kind.model, kind.version] = Window()
             window.most = self._window
+        if self._sending is not None and next(iter(waiting)).rows * kind.row_bytes > self._frame_bytes:
+            return None
         each, weight, nbytes = kind.row_bytes + kind.answer_bytes, OVERHEAD, 0
         tickets, rows = list[PredictTicket | None](), list[int]()
         for ticket in waiting:
@@ -242,6 +245,7 @@ class Predictions:
         flight = Flight(kind, tickets, rows, len(tickets), weight)
         if kind.row_bytes * rows[0] > self._frame_bytes:
             flight.part, self._sending = 0, flight
+            self.waiting += 1
         return flight
 
     def _deliver(self, flight: Flight, places: Iterable[int], outputs: Outputs) -> None:
@@ -278,6 +282,7 @@ class Predictions:
             self._finish(ticket, error=error)
         else:
             self._held[ticket] = now + delay
+            self.waiting += 1
 
     def _finish(self, ticket: PredictTicket, value: object = None, error: StatestreamError | None = None) -> None:
         if not ticket.done:
@@ -293,7 +298,13 @@ class Predictions:
         line.calls -= len(flight.tickets)
         self._tidy(kind, line)
         if self._sending is flight:
+            self._sent()
+
+    def _sent(self) -> None:
+        """Nothing more is sent in parts."""
+        if self._sending is not None:
             self._sending = None
+            self.waiting -= 1
 
     def _tidy(self, kind: Kind, line: Line) -> None:
         """Keeps nothing of a kind of which nothing is under way."""

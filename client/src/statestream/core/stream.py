@@ -321,7 +321,7 @@ class StreamCore:
             or self.controls.waiting
             or self.controls.failed
             or self.results.acks_due
-            or self.predictions.ready
+            or self.predictions.waiting
         )
 
     @property
@@ -349,7 +349,7 @@ class StreamCore:
         if self.going_away:
             return None  # What waits leaves on the next stream: a time that is over would ring for ever.
         waits = self.log.holds or self.opens.waiting or self.departures.starved or self.controls.waiting
-        if not (waits or self.predictions.ready):
+        if not (waits or self.predictions.waiting):
             return None
         times = [*self.log.holds.values()]
         found = self.opens.due(), self.controls.due(), self.predictions.due()

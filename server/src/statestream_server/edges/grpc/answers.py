@@ -197,7 +197,7 @@ class Parts:
 
     def __init__(self, frame: int, first: pb.PartFrame, last: pb.PartFrame, cut: Cut) -> None:
         """What the first part says and what the last says, beside the bytes; every one says what it is about."""
-        self.count = max(1, cut.count)
+        self.count = cut.count
         self._frame, self._first, self._last, self._cut = frame, first, last, cut
 
     def message(self, number: int) -> pb.StreamResponse:
