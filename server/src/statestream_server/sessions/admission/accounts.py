@@ -4,12 +4,12 @@ What is under way on a stream is counted: inputs that came and have not been ans
 to, until those are written, and whatever else waits for its reader. All of it drains without another word from the
 client.
 
-Of each model a stream has a window of such bytes, and one more for predictions. The open tells it, both sides count alike, and the client's count
-begins before the server's and ends after it: so a client that keeps its windows is never refused for load. What exceeds
-one is refused, OVERLOADED, and costs nobody else anything. Where all streams together have more under way than the
-server holds, those that have most of it are not read on, until enough has drained. What drains only by acknowledgements
-is in none of this, or their reading would wait for themselves: the replies kept for a session have a window of their
-own.
+Of each model a stream has a window of such bytes, and one more for predictions. The open tells it, both sides count
+alike, and the client's count begins before the server's and ends after it: so a client that keeps its windows is never
+refused for load. What exceeds one is refused, OVERLOADED, and costs nobody else anything. Where all streams together
+have more under way than the server holds, those that have most of it are not read on, until enough has drained. What
+drains only by acknowledgements is in none of this, or their reading would wait for themselves: the replies kept for a
+session have a window of their own.
 
 Calls without a stream (unary steps, predictions, forecasts, texts) have a budget for each kind: one that is used up
 refuses more of that kind, OVERLOADED with the time after which to try again, and no other.
