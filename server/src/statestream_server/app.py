@@ -21,6 +21,7 @@ import numpy.ma  # np.unique would import it with the first chunk, and hold the 
 from statestream.contract import errors
 from statestream_server import housekeeping, reloading
 from statestream_server.edges.grpc.port import Grpc
+from statestream_server.edges.h2.port import H2
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import Durability, Settings, StartError, changes, reloaded
@@ -165,7 +166,7 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         else:
             await worker.join(server, readiness)
         _check_serving(settings, server)
-        edge = Grpc(settings, server)
+        edge = _edge(settings, server)
         leaving.push_async_callback(_drain, server, edge, readiness)
         server.engine.start()
         server.lag.start()
@@ -183,6 +184,12 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         await edge.start()
         readiness.reason = ""
         yield Running(edge.port, http.port if http is not None else None, server, readiness)
+
+
+def _edge(settings: Settings, server: Server) -> Grpc | H2:
+    if settings.edge == "h2":
+        return H2(settings, server)
+    return Grpc(settings, server)
 
 
 def _check_serving(settings: Settings, server: Server) -> None:
@@ -254,7 +261,7 @@ def _advertised(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-async def _drain(server: Server, edge: Grpc, readiness: Readiness) -> None:
+async def _drain(server: Server, edge: Grpc | H2, readiness: Readiness) -> None:
     """No new sessions, finish what came, save, leave. Where the engine stopped, leave: the store has the truth."""
     server.sessions.draining, readiness.reason = True, "leaving"
     await edge.leaving()

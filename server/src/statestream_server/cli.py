@@ -58,6 +58,12 @@ class _Serve(click.Command):
     help="Listen where other machines reach it: there is no authentication, so only in a network that you trust.",
 )
 @option("--port", type=_PORT, default=8001, help="gRPC; 0 for any free port.")
+@option(
+    "--edge",
+    type=click.Choice(["grpcio", "h2"]),
+    default="grpcio",
+    help="What is under gRPC: the library grpcio, or HTTP/2 on the server's own loop, faster for calls of one step.",
+)
 @option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
 @option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
 @option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")

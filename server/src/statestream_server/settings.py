@@ -70,6 +70,7 @@ class Settings:
         host: The address that gRPC and HTTP listen on.
         insecure: Whether others than this machine may reach it there: it asks nobody who they are.
         port: gRPC; 0 for any free one.
+        edge: What is under gRPC's methods: grpcio, or h2 for HTTP/2 of our own.
         http_port: Metrics; 0 for any free one, None for none.
         store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
         durability: How steps become durable.
@@ -99,6 +100,7 @@ class Settings:
     models: tuple[Path, ...]
     host: str = "127.0.0.1"
     port: int = 8001
+    edge: str = "grpcio"
     http_port: int | None = 8002
     store: str = "sqlite"
     durability: Durability = Durability.INTERVAL

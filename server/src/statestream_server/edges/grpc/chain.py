@@ -14,7 +14,7 @@ nothing that can be measured. A stream is one call: none of it runs for its mess
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from time import monotonic
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 
 from statestream.contract import protocol
 from statestream_server import caller
+from statestream_server.caller import Caller
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.decoding import DecodeBudget, Unreadable, decoder
 from statestream_server.edges.grpc.failures import Context, abort
@@ -65,17 +66,17 @@ class Chain(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """What serves a call; gRPC asks in the call's own task. None for a method that does not exist."""
-        handler = self._methods.get(handler_call_details.method)
+        handler = self.method(handler_call_details.method)
         if handler is not None:
             try:
-                metadata = handler_call_details.invocation_metadata
-                for name, value in metadata:
-                    if name == protocol.HEADER:
-                        protocol.check_written_in(value)
-                caller.current.set(identify(metadata))
+                caller.current.set(admit(handler_call_details.invocation_metadata))
             except Exception as error:
-                return _refusing(error)
+                return refusing(error)
         return handler
+
+    def method(self, name: str) -> Handler | None:
+        """What serves `/service/method`; whoever calls it is admitted before."""
+        return self._methods.get(name)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Generated code offers every handler twice; see below."""
@@ -97,6 +98,18 @@ class Chain(grpc.GenericRpcHandler):
             decode = self._decoded.bounded(decode)
             call = limited(written(method, self._readers) if yields else method, self._caps, budget)
         return of(answered(call), request_deserializer=decode, response_serializer=handler.response_serializer)
+
+
+def admit(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+    """Who calls.
+
+    Raises:
+        StatestreamError: The caller may not, or speaks a version of the protocol that is not spoken here.
+    """
+    for name, value in metadata:
+        if name == protocol.HEADER:
+            protocol.check_written_in(value)
+    return identify(metadata)
 
 
 def limited(call: Call, caps: Caps, budget: Budget | None = None) -> Call:
@@ -188,7 +201,7 @@ def _shape(handler: Handler) -> Callable[..., Handler]:
     return grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
 
 
-def _refusing(error: Exception) -> Handler:
+def refusing(error: Exception) -> Handler:
     """What serves a call that is refused, whatever its shape: it waits for no message."""
 
     async def refuse(_requests: object, context: Context) -> None:

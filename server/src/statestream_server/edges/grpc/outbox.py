@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
+
+import grpc
 
 from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
@@ -49,6 +51,10 @@ class Outbox:
         self._sources: deque[Iterator[pb.StreamResponse]] = deque()
         self._alternate = False
         self._more: asyncio.Future[None] | None = None
+        self._pulls = False
+        """Whether the edge draws by itself."""
+        self._drawn = 0
+        """What the message counted that is being written."""
         self._ended = False
         self.full = False
         """Whether the reader is so far behind that its stream is not to be read on; then wait for `room`."""
@@ -59,20 +65,21 @@ class Outbox:
 
     async def write(self) -> None:
         """Writes messages until `end`. Where it is cancelled, what waits is dropped; gRPC ends the write under way."""
-        write, reading = self._context.write, self._reading
-        messages, sources = self._messages, self._sources
+        pull = getattr(self._context, "pull", None)
         try:
-            while True:
-                while (messages or sources) and (drawn := self._next()) is not None:
-                    message, size = drawn
-                    reading.since = monotonic()
-                    await write(message)
-                    reading.since = None
-                    self._written(size)
-                if self._ended:
-                    return
-                self._more = asyncio.get_running_loop().create_future()
-                await self._more
+            if pull is not None:
+                self._pulls = True
+                await pull(self.draw, self._reading)
+                return
+            write, reading = self._context.write, self._reading
+            while (message := self.draw()) is not grpc.aio.EOF:
+                if message is None:
+                    self._more = asyncio.get_running_loop().create_future()
+                    await self._more
+                    continue
+                reading.since = monotonic()
+                await write(message)
+                reading.since = None
         finally:
             self._ended = True
             left, self._messages = self._messages, deque()
@@ -110,7 +117,10 @@ class Outbox:
             self.full = True
             self._room.clear()
         self._messages.append((make, size, window, cost))
-        if self._more is not None and not self._more.done():
+        # As in `_rouse`: this is each answer's way.
+        if self._pulls:
+            self._context.rouse()  # type: ignore[attr-defined]
+        elif self._more is not None and not self._more.done():
             self._more.set_result(None)
 
     def put_from(self, source: Iterator[pb.StreamResponse]) -> None:
@@ -184,22 +194,26 @@ class Outbox:
         self._ended = True
         self._rouse()
 
-    def _next(self) -> tuple[pb.StreamResponse, int] | None:
-        """The next message, and what it counted while it waited; None while there is none."""
+    def draw(self) -> Any:
+        """The next message, when the one before it has been written; None while there is none, EOF after the last."""
+        self.nbytes -= self._drawn
+        self._drawn = 0
+        if self.full:
+            self._written(0)
         messages, sources = self._messages, self._sources
         while messages or sources:
             if sources and (self._alternate or not messages):
                 self._alternate = False
                 message = next(sources[0], None)
                 if message is not None:
-                    return message, 0
+                    return message
                 sources.popleft()
                 continue
             make, size, window, cost = messages[0]
             if size == _IN_ORDER and not callable(make):
                 message = next(make, None)
                 if message is not None:
-                    return message, 0
+                    return message
                 messages.popleft()
                 continue
             messages.popleft()
@@ -207,21 +221,22 @@ class Outbox:
                 self._alternate = True
                 if cost:
                     self._account.give(cost, window)
-                return make(), size
+                self._drawn = size
+                return make()
             sources.append(make)
-        return None
+        return grpc.aio.EOF if self._ended else None
 
     def _written(self, nbytes: int) -> None:
         """Counts bytes that do not wait any more."""
-        if not nbytes:
-            return
         self.nbytes -= nbytes
         if self.full and self.nbytes <= _MOST_BYTES:
             self.full = False
             self._room.set()
 
     def _rouse(self) -> None:
-        if self._more is not None and not self._more.done():
+        if self._pulls:
+            self._context.rouse()  # type: ignore[attr-defined]
+        elif self._more is not None and not self._more.done():
             self._more.set_result(None)
 
     def _soon(self) -> None:

@@ -1,51 +1,15 @@
-"""The gRPC port: its services behind one chain, its health, and the clients that are connected to it."""
+"""grpcio under the table of methods."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Final
-
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from statestream.v1 import (
-    inference_pb2,
-    inference_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-)
-from statestream_server.edges.grpc.about import ServerServicer
-from statestream_server.edges.grpc.caps import Caps
-from statestream_server.edges.grpc.chain import Chain
-from statestream_server.edges.grpc.decoding import requests_of
-from statestream_server.edges.grpc.inference import InferenceServicer
-from statestream_server.edges.grpc.model import ModelServicer
-from statestream_server.edges.grpc.readers import Readers
-from statestream_server.edges.grpc.session import SessionServicer
-from statestream_server.edges.grpc.stream import Stream
+from statestream_server.edges.grpc.table import Methods
 from statestream_server.server import Server
 from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError
 
-_SERVICES: Final = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (inference_pb2, "InferenceService"),
-        (session_pb2, "SessionService"),
-        (model_pb2, "ModelService"),
-        (server_pb2, "ServerService"),
-    )
-)
 
-_APART: Final = 0.04
-"""Seconds between two streams that are told to leave, where there is time for it."""
-
-
-class Grpc:
+class Grpc(Methods):
     """The gRPC port of a server, on the loop of its process."""
 
     def __init__(self, settings: Settings, server: Server) -> None:
@@ -54,31 +18,10 @@ class Grpc:
         Raises:
             StartError: The port is taken, or the address is not this machine's.
         """
-        self._streams = set[Stream]()
-        self._checks = health.aio.HealthServicer()
+        super().__init__(settings, server)
         self._server = grpc.aio.server(options=_options(settings))
-        self._server.add_generic_rpc_handlers((self._chain(settings, server),))
+        self._server.add_generic_rpc_handlers((self.chain,))
         self.port = self._listen(f"{settings.host}:{settings.port}")
-
-    def _chain(self, settings: Settings, server: Server) -> Chain:
-        readers, caps = Readers(settings.reader_timeout), Caps(settings.limits)
-        budgets, inference = server.budgets, _SERVICES[0]
-        chain = Chain(
-            requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2, reflection_pb2),
-            caps,
-            readers,
-            {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
-        )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(server, self._streams, caps, readers), chain
-        )
-        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), chain)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), chain)
-        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), chain)
-        health_pb2_grpc.add_HealthServicer_to_server(self._checks, chain)
-        names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), chain)
-        return chain
 
     def _listen(self, address: str) -> int:
         try:
@@ -92,37 +35,7 @@ class Grpc:
     async def start(self) -> None:
         """Begins to answer; health checks say so."""
         await self._server.start()
-        for service in ("", *_SERVICES):
-            await self._checks.set(service, health_pb2.HealthCheckResponse.SERVING)
-
-    async def leaving(self) -> None:
-        """Has health checks say that nobody should come any more."""
-        await self._checks.enter_graceful_shutdown()
-
-    async def send_away(self, grace: float, most: float) -> None:
-        """Tells connected clients, one after the other, that they have `grace` seconds to leave.
-
-        gRPC takes calls one by one, each in a turn of the loop: all who come to another server at once wait there for
-        each other, while it has the steps of those that are in already. Who is not told yet is served here.
-
-        Args:
-            grace: Seconds that each of them has, at least.
-            most: Seconds until all are told.
-        """
-        streams = [*self._streams]
-        for number, stream in enumerate(streams):
-            if number:
-                await asyncio.sleep(min(_APART, most / len(streams)))
-            if not stream.ended.is_set():
-                stream.leave(grace)
-
-    async def gone(self, seconds: float) -> None:
-        """Returns when the clients that are connected now have left, or after so many seconds."""
-        waits = [asyncio.create_task(stream.ended.wait()) for stream in self._streams]
-        if waits:
-            _, left = await asyncio.wait(waits, timeout=seconds)
-            for task in left:
-                task.cancel()
+        await self.serving()
 
     async def stop(self, grace: float | None) -> None:
         """Takes no more calls; ends those that are under way after `grace` seconds, or at once."""

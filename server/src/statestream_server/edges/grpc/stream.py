@@ -8,6 +8,8 @@ too much is under way (accounts.py), and while what it said is not read, so that
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -66,13 +68,7 @@ class Stream:
         await self._context.send_initial_metadata(())
         writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
-            while (request := await self._context.read()) is not grpc.aio.EOF:
-                if isinstance(request, Unreadable):
-                    self._refuse(request.frame, request.error)
-                elif not self._parked.waiting and self._singles.take(request, self._last_frame):
-                    self._last_frame = request.frame
-                else:
-                    self._handle(request)
+            while await feed(self._context, self._take):
                 if self._outbox.full:
                     await self._outbox.room()
                 if self._accounts.held > self._accounts.most:
@@ -146,6 +142,16 @@ class Stream:
         self._outbox.put(pb.StreamResponse(go_away=pb.GoAwayFrame(grace=duration)))
 
     # The reader.
+
+    def _take(self, request: pb.StreamRequest | Unreadable) -> bool:
+        """Handles a frame; whether the next may come: False where there is too much, then wait."""
+        if isinstance(request, Unreadable):
+            self._refuse(request.frame, request.error)
+        elif not self._parked.waiting and self._singles.take(request, self._last_frame):
+            self._last_frame = request.frame
+        else:
+            self._handle(request)
+        return not self._outbox.full and self._accounts.held <= self._accounts.most
 
     def _handle(self, request: pb.StreamRequest) -> None:
         kind = request.WhichOneof("request")
@@ -257,3 +263,19 @@ class Stream:
 
     def _open_rows(self) -> list[tuple[Table, Ints]]:
         return [(table, np.flatnonzero(table.owner == self._number)) for table in self._handles.tables]
+
+
+async def feed(context: Context, take: Callable[[Any], bool]) -> bool:
+    """Has `take` handle the messages of a call as they come, until it says that it wants no more for now.
+
+    An edge that can has it handle each where it arrives, without a task that wakes for it.
+
+    Returns:
+        Whether more may come: False once the client has half-closed.
+    """
+    if (fed := getattr(context, "feed", None)) is not None:
+        return bool(await fed(take))
+    while (message := await context.read()) is not grpc.aio.EOF:
+        if not take(message):
+            return True
+    return False

@@ -1,0 +1,588 @@
+"""One call: its messages put together and taken apart, its task, its end. Servicers have it as their context."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context, copy_context
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import grpc
+from h2.errors import ErrorCodes
+from h2.stream import H2Stream, StreamState
+
+from statestream_server import caller
+from statestream_server.edges.grpc.chain import admit, refusing
+from statestream_server.edges.grpc.readers import Reading
+from statestream_server.edges.h2 import heads
+from statestream_server.edges.h2.floods import STREAM_WINDOW
+from statestream_server.edges.h2.heads import Head, Metadata
+
+if TYPE_CHECKING:
+    from statestream_server.edges.h2.connection import Connection
+
+_CODE: Final = grpc.StatusCode
+_log = logging.getLogger(__name__)
+
+
+class Call:
+    """A call of a connection, from its first frame to its last."""
+
+    __slots__ = (
+        "_began", "_callbacks", "_code", "_connection", "_context", "_cut", "_deadline", "_details", "_draw", "_due",
+        "_ended", "_handler", "_head", "_held", "_inbox", "_left", "_parts", "_pulled", "_reading", "_room",
+        "_streams", "_take", "_task", "_trailing", "_until", "_waiter", "_wire", "number", "over", "pending",
+        "promised", "since", "stream", "usual", "window",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
+        """A call that began with `head`."""
+        self.number: int = stream.stream_id
+        self.stream = stream
+        self.window = stream._inbound_window_manager
+        self.usual = False
+        """Whether the short path may take its DATA."""
+        self.pending: deque[memoryview] = deque()
+        """What waits for room to be written."""
+        self.since = 0.0
+        """When what waits last moved, by `time.monotonic`."""
+        self.promised = 0
+        """Bytes of a long message that may come beyond the window that every stream has."""
+        self.over = False
+        """Whether all is said but what waits for room."""
+        self._connection = connection
+        self._wire = connection.wire
+        self._head = head
+        self._handler = handler = head.handler
+        """As grpcio has handlers; None where there is none, and the head says why."""
+        self._streams = handler is not None and handler.request_streaming
+        self._parts: bytearray | None = None
+        self._inbox: deque[tuple[bytes, int]] = deque()
+        """Messages that are not taken yet, and how many bytes of the window each had."""
+        self._held = 0
+        """Bytes of the window that came and are not taken."""
+        self._ended = False
+        """Whether the client has said all."""
+        self._waiter: asyncio.Future[bool] | None = None
+        """Resolved when there is something to read; False for an end."""
+        self._room: asyncio.Future[None] | None = None
+        self._take: Callable[[Any], bool] | None = None
+        self._draw: Callable[[], Any] | None = None
+        self._pulled: asyncio.Future[None] | None = None
+        self._reading: Reading | None = None
+        self._due = False
+        """Whether it is drawn from at the end of the turn."""
+        self._began = False
+        """Whether the headers of the answer were written."""
+        self._cut = False
+        """Whether a part of the first message that waits was written."""
+        self._left: heads.Block | None = None
+        """The trailers, while they wait; empty for the usual ones."""
+        self._task: asyncio.Task[None] | None = None
+        self._context: Context | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._until: float | None = None
+        self._code, self._details = _CODE.OK, ""
+        self._trailing: Metadata = ()
+        self._callbacks: list[Callable[[Any], None]] | None = None
+
+    # What the wire tells.
+
+    def begin(self) -> None:
+        """It may be served."""
+        if self._head.refusal is not None:
+            self.over, self._left = True, self._head.refusal
+            self._leave_in_turn()
+            return
+        if self._head.timeout is not None:
+            loop = self._connection.loop
+            self._until = loop.time() + self._head.timeout
+            self._deadline = loop.call_at(self._until, self._late)
+        if self._streams:
+            self._start(self)
+
+    def arrived(self, data: bytes, begin: int, end: int) -> None:
+        """Bytes of messages came."""
+        if self.over:
+            return
+        size = end - begin
+        self._held += size
+        if self._parts is None:
+            if (
+                size >= 5
+                and data[begin] == 0
+                and int.from_bytes(data[begin + 1 : begin + 5], "big") == size - 5 <= self._connection.most_in
+            ):
+                self._came(data[begin + 5 : end], size)
+                return
+            self._parts = bytearray()
+        parts, at = self._parts, 0
+        parts += data[begin:end]
+        whole = len(parts)
+        while whole - at >= 5 and not self.over:
+            size = 5 + int.from_bytes(parts[at + 1 : at + 5], "big")
+            if size - 5 > self._connection.most_in:
+                self._refuse(
+                    _CODE.RESOURCE_EXHAUSTED,
+                    f"Received message larger than max ({size - 5} vs. {self._connection.most_in})",
+                )
+                return
+            if at + size > whole:
+                self._promise(at + size - whole)
+                break
+            with memoryview(parts) as view:
+                message: bytes | None = bytes(view[at + 5 : at + size])
+            if parts[at] and (message := self._inflated(parts[at], message or b"")) is None:
+                return
+            at += size
+            if self.promised:
+                self._connection.kept(self)
+            self._came(message or b"", size)
+        if at == whole:
+            self._parts = None
+        elif at:
+            del parts[:at]
+
+    def half_closed(self) -> None:
+        """The client has said all."""
+        if self._ended or self.over:
+            return
+        self._ended = True
+        if self._parts is not None:
+            self._refuse(_CODE.INTERNAL, "the call ended within a message")
+        elif self._streams:
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(False)
+        elif self._inbox:
+            message, _ = self._inbox.popleft()
+            self._start(self._handler.request_deserializer(message))
+        else:
+            self._refuse(_CODE.INTERNAL, "the call has no message; expected one")
+
+    def lost(self) -> None:
+        """The client gave it up, or its connection is gone."""
+        self.over = True
+        self.pending.clear()
+        self._left = None
+        self._closed()
+        if self._task is not None:
+            self._task.cancel()
+
+    def go_on(self) -> None:
+        """There may be room to write again."""
+        self._push()
+        if self.pending or self._wire.paused:
+            return
+        self._wire.blocked.pop(self, None)
+        if self._left is not None:
+            self._leave()
+            return
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        if self._draw is not None:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws what is to be said, as far as there is room."""
+        self._due = False
+        if self._draw is None or self.over:
+            return
+        wire, reading = self._wire, self._reading
+        assert reading is not None
+        assert self._pulled is not None
+        try:
+            while not self.pending and not wire.paused:
+                message = self._draw()
+                if message is None:
+                    reading.since = None
+                    return
+                if message is grpc.aio.EOF:
+                    self._draw = None
+                    self._pulled.set_result(None)
+                    return
+                self._put(message)
+        except Exception as error:
+            self._draw = None
+            if not self._pulled.done():
+                self._pulled.set_exception(error)
+            return
+        wire.blocked[self] = None
+        if reading.since is None:
+            reading.since = monotonic()
+
+    def end(self, code: grpc.StatusCode, details: str) -> None:
+        """Ends it from outside, whatever it does."""
+        if not self.over:
+            self._refuse(code, details)
+            if self._task is not None:
+                self._task.cancel()
+
+    # What servicers use.
+
+    async def feed(self, take: Callable[[Any], bool]) -> bool:
+        """Has `take` handle each message where it arrives, until it says that it wants no more for now.
+
+        Returns:
+            Whether more may come: False once the client has half-closed.
+        """
+        while self._inbox:
+            if not take(self._next()):
+                return True
+        if self._ended:
+            return False
+        self._take = take
+        self._waiter = self._connection.loop.create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._take = self._waiter = None
+
+    async def pull(self, draw: Callable[[], Any], reading: Reading) -> None:
+        """Draws messages whenever there is room and `rouse` was called: `draw` gives the next, or None, or EOF.
+
+        `reading` is told since when there is no room.
+        """
+        self._pulled = self._connection.loop.create_future()
+        self._draw, self._reading = draw, reading
+        self.rouse()
+        try:
+            await self._pulled
+        finally:
+            self._draw = None
+
+    def rouse(self) -> None:
+        """Has it drawn from at the end of the turn."""
+        if not self._due:
+            self._due = True
+            self._connection.ready(self)
+
+    async def read(self) -> Any:
+        """The next message; `grpc.aio.EOF` once the client has half-closed."""
+        while not self._inbox:
+            if self._ended:
+                return grpc.aio.EOF
+            self._waiter = self._connection.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._next()
+
+    def __aiter__(self) -> Call:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return message
+
+    async def write(self, message: Any) -> None:
+        """Writes a message, and returns when there is room for another."""
+        if self.over:
+            raise asyncio.CancelledError
+        self._put(message)
+        if self.pending or self._wire.paused:
+            self._wire.blocked[self] = None
+            self._room = self._connection.loop.create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
+
+    async def send_initial_metadata(self, metadata: Metadata) -> None:
+        """Begins the answer."""
+        if not self._began and not self.over:
+            self._begin(metadata)
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        """Ends the call with a status.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+        if code is _CODE.OK:
+            code, details = _CODE.UNKNOWN, "a call was aborted with OK"
+        self._code, self._details, self._trailing = code, details, trailing_metadata
+        raise grpc.aio.AbortError
+
+    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """Ends the call with a status.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+        await self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    def invocation_metadata(self) -> Metadata:
+        """What the caller sent beside its messages."""
+        return self._head.metadata
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        """Says what goes with the status."""
+        self._trailing = trailing_metadata
+
+    def trailing_metadata(self) -> Metadata:
+        """What goes with the status."""
+        return self._trailing
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Says the status."""
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        """The status."""
+        return self._code
+
+    def set_details(self, details: str) -> None:
+        """Says what goes with the status."""
+        self._details = details
+
+    def details(self) -> str:
+        """What goes with the status."""
+        return self._details
+
+    def peer(self) -> str:
+        """Who calls, as grpcio writes it."""
+        return self._connection.peer
+
+    def auth_context(self) -> Mapping[str, list[bytes]]:
+        """What TLS knows of the caller."""
+        return self._connection.identity
+
+    def time_remaining(self) -> float | None:
+        """Seconds until it is to be over."""
+        return None if self._until is None else max(0.0, self._until - self._connection.loop.time())
+
+    def cancelled(self) -> bool:
+        """Whether the caller has given it up."""
+        return self.over and self._task is not None and self._code is _CODE.CANCELLED
+
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self.over
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Calls something when it is over."""
+        self._callbacks = [*(self._callbacks or ()), callback]
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """Answers are never compressed."""
+
+    def disable_next_message_compression(self) -> None:
+        """Answers are never compressed."""
+
+    # In.
+
+    def _start(self, request: Any) -> None:
+        handler, self._context = self._handler, copy_context()
+        try:
+            self._context.run(caller.current.set, admit(self._head.metadata))
+        except Exception as error:
+            handler = refusing(error)
+        method = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        self._task = self._connection.loop.create_task(self._serve(method, request), context=self._context)
+
+    async def _serve(self, method: Callable[[Any, Call], Awaitable[Any]], request: Any) -> None:
+        try:
+            answer = await method(request, self)
+            del request
+            if not self._handler.response_streaming:
+                self._put_answer(answer)
+            self._finish()
+        except grpc.aio.AbortError:
+            self._finish()
+        except asyncio.CancelledError:
+            self._refuse(_CODE.CANCELLED, "the server gave the call up")
+        except Exception as error:
+            _log.exception("the server failed in a call")
+            self._refuse(_CODE.UNKNOWN, f"Unexpected {type(error)}")
+        finally:
+            self._task = None
+
+    def _came(self, message: bytes, size: int) -> None:
+        """A message is whole; it took `size` bytes of the window."""
+        take = self._take
+        if take is not None:
+            assert self._context is not None
+            assert self._waiter is not None
+            try:
+                more = self._context.run(take, self._handler.request_deserializer(message))
+            except Exception as error:
+                self._take = None
+                self._waiter.set_exception(error)
+            else:
+                if not more:
+                    self._take = None
+                    self._waiter.set_result(True)
+            self._taken(size)
+            return
+        if self._inbox and not self._streams:
+            self._refuse(_CODE.UNIMPLEMENTED, "the call has several messages; expected one")
+            return
+        self._inbox.append((message, size))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
+
+    def _next(self) -> Any:
+        message, size = self._inbox.popleft()
+        self._taken(size)
+        return self._handler.request_deserializer(message)
+
+    def _taken(self, size: int) -> None:
+        """So many bytes of the window are free again: the client hears so when they are half of it."""
+        self._held -= size
+        free = STREAM_WINDOW - self.window.current_window_size - self._held
+        if free >= STREAM_WINDOW // 2:
+            self._wire.grant(self, free)
+
+    def _promise(self, missing: int) -> None:
+        """Lets the rest of a message come that is longer than the window."""
+        want = missing - self.window.current_window_size
+        if want > 0 and not self.promised:
+            self._connection.promise(self, want)
+
+    def _inflated(self, flag: int, message: bytes) -> bytes | None:
+        """A compressed message as it was; None where it is refused."""
+        if flag != 1 or not self._head.gzip:
+            self._refuse(_CODE.INTERNAL, "a message is marked as compressed, and grpc-encoding does not say how")
+            return None
+        most = self._connection.most_in
+        try:
+            stream = zlib.decompressobj(wbits=31)
+            found = stream.decompress(message, most + 1)
+            whole = stream.eof and not stream.unused_data
+        except zlib.error:
+            found, whole = b"", False
+        if len(found) > most:
+            self._refuse(_CODE.RESOURCE_EXHAUSTED, f"Received message larger than max (more than {most}, unpacked)")
+            return None
+        if not whole:
+            self._refuse(_CODE.INTERNAL, "a message is no gzip")
+            return None
+        return found
+
+    # Out.
+
+    def _put_answer(self, answer: Any) -> None:
+        """Writes the answer of a call that has one."""
+        if answer is None:
+            if self._code is _CODE.OK:
+                self._code, self._details = _CODE.UNKNOWN, "the servicer gave no answer"
+        elif not self.over:
+            self._put(answer)
+
+    def _put(self, message: Any) -> None:
+        """Writes a message, or keeps it until there is room."""
+        data, wire = self._handler.response_serializer(message), self._wire
+        size = len(data)
+        if size > self._connection.most_out:
+            self._refuse(
+                _CODE.RESOURCE_EXHAUSTED, f"Sent message larger than max ({size} vs. {self._connection.most_out})"
+            )
+            return
+        if not self._began:
+            self._begin(())
+        if wire.fits(self, size + 5):
+            wire.message(self, data)
+            self._connection.soon()
+            return
+        self.pending.append(memoryview(b"\0" + size.to_bytes(4, "big") + data))
+        self.since = monotonic()
+        self._push()
+
+    def _push(self) -> None:
+        """Writes of what waits as much as there is room for."""
+        pending = self.pending
+        while pending:
+            view = pending[0]
+            written = self._wire.data(self, view)
+            if written:
+                self.since = monotonic()
+                self._connection.soon()
+            if written < len(view):
+                pending[0], self._cut = view[written:], self._cut or written > 0
+                # Behind the others that wait.
+                self._wire.blocked.pop(self, None)
+                self._wire.blocked[self] = None
+                return
+            self._cut = False
+            pending.popleft()
+
+    def _begin(self, metadata: Metadata) -> None:
+        self._began = True
+        wire = self._wire
+        if metadata or wire.resized:
+            wire.encode(self, heads.began(metadata), end=False)
+        else:
+            wire.headers(self, heads.BEGAN, end=False)
+        self._connection.soon()
+
+    def _refuse(self, code: grpc.StatusCode, details: str) -> None:
+        """Ends the call with an error that no servicer decided."""
+        if not self.over:
+            self._code, self._details, self._trailing = code, details, ()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Says the status, behind what waits; an error behind no more of it than a message that was begun."""
+        if self.over:
+            return
+        self.over = True
+        code = self._code
+        if code is _CODE.OK and not self._details and not self._trailing and self._began:
+            self._left = []
+        elif self._began:
+            self._left = heads.trailers(code, self._details, self._trailing)
+        else:
+            self._left = heads.ended(code, self._details, self._trailing)
+        if code is not _CODE.OK:
+            kept = self.pending[0] if self._cut else None
+            self.pending.clear()
+            if kept is not None:
+                self.pending.append(kept)
+        self._leave_in_turn()
+
+    def _leave_in_turn(self) -> None:
+        """Writes the status, now or when there is room."""
+        if self.pending or self._wire.paused:
+            self._wire.blocked[self] = None
+            self.since = monotonic()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Writes the status: the end of the call."""
+        wire, left = self._wire, self._left
+        self._left = None
+        if left or wire.resized:
+            wire.encode(self, left or heads.trailers(_CODE.OK, ""), end=True)
+        else:
+            wire.headers(self, heads.ENDED, end=True)
+        if self.stream.state_machine.state != StreamState.CLOSED:
+            # RFC 9113 §8.1: nobody reads the rest of what the client may still say.
+            wire.reset(self.number, ErrorCodes.NO_ERROR)
+        wire.forget(self)
+        self._closed()
+        self._connection.soon()
+
+    def _closed(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self.promised:
+            self._connection.kept(self)
+        self._parts = None
+        self._inbox.clear()
+        self._connection.closed(self)
+        callbacks, self._callbacks = self._callbacks or (), None
+        for callback in callbacks:
+            callback(self)
+
+    def _late(self) -> None:
+        self._deadline = None
+        self.end(_CODE.DEADLINE_EXCEEDED, "Deadline Exceeded")

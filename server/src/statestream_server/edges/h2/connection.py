@@ -1,0 +1,237 @@
+"""One connection: what its socket brings, what leaves at the end of a turn, and the calls that it has."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from h2.errors import ErrorCodes
+from h2.stream import H2Stream
+
+from statestream_server.edges.h2.call import Call
+from statestream_server.edges.h2.floods import ANSWER_SECONDS, PREFACE_SECONDS, PROMISES, QUIET_SECONDS
+from statestream_server.edges.h2.heads import Head, ended
+from statestream_server.edges.h2.wire import Peer, Wire
+
+if TYPE_CHECKING:
+    from statestream_server.edges.h2.port import H2
+
+_EVERY: Final = 2**31 - 1
+"""In place of a stream in a GOAWAY: all that come on their way are still answered."""
+
+
+class Connection(asyncio.Protocol, Peer):
+    """A client's connection."""
+
+    def __init__(self, edge: H2) -> None:
+        """Not connected yet."""
+        self.loop = edge.loop
+        self.most_in, self.most_out = edge.most_in, edge.most_out
+        self.wire = Wire(self)
+        self.peer = ""
+        self.identity: Mapping[str, list[bytes]] = {}
+        self._edge = edge
+        self._transport: asyncio.Transport | None = None
+        self._ready: list[Call] = []
+        self._due = False
+        self._promised = 0
+        self._asked: dict[Call, int] = {}
+        self._since = self._heard = monotonic()
+
+    def connection_made(self, transport: Any) -> None:
+        """Says the settings."""
+        self._transport = transport
+        self._edge.connections.add(self)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            if tls.selected_alpn_protocol() != "h2":  # RFC 9113 §3.3.
+                transport.abort()
+                return
+            self.identity = _identity(tls)
+        self.peer = _name(transport.get_extra_info("peername"))
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Handles all that one read brought; what it is answered with leaves together."""
+        wire = self.wire
+        self._heard = monotonic()
+        wire.receive(data)
+        if wire.widened:
+            wire.widened = False
+            for call in [*wire.blocked]:
+                call.go_on()
+        if wire.out and not self._due:
+            self.soon()
+        if wire.ended:
+            self._end()
+
+    def eof_received(self) -> bool:
+        """The client says nothing any more: it is gone."""
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Ends its calls."""
+        self._transport = None
+        self.wire.ended = True
+        self._edge.connections.discard(self)
+        for call in [*self.wire.calls.values()]:
+            self.wire.forget(call)
+            call.lost()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self.wire.paused = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self.wire.paused = False
+        self.wire.widened = True
+        self.soon()
+
+    # What the wire asks.
+
+    def opened(self, stream: H2Stream, head: Head) -> Call:
+        """A call began: who serves it."""
+        if head.handler is None and head.refusal is None:
+            head.handler = self._edge.chain.method(head.method)
+            if head.handler is None:
+                head.refusal = ended(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        return Call(self, stream, head)
+
+    # What calls ask.
+
+    def ready(self, call: Call) -> None:
+        """A call is drawn from at the end of the turn."""
+        self._ready.append(call)
+        if not self._due:
+            self.soon()
+
+    def soon(self) -> None:
+        """Something leaves at the end of the turn."""
+        if not self._due:
+            self._due = True
+            self._edge.soon(self)
+
+    def flush(self) -> None:
+        """The end of the turn: draws, and writes all there is."""
+        self._due = True
+        wire = self.wire
+        if wire.widened:
+            wire.widened = False
+            for call in [*wire.blocked]:
+                call.go_on()
+        ready, self._ready = self._ready, []
+        for call in ready:
+            call.draw()
+        self._due = False
+        transport = self._transport
+        if wire.out and transport is not None:
+            data = b"".join(wire.out)
+            wire.out.clear()
+            transport.write(data)
+
+    def promise(self, call: Call, want: int) -> None:
+        """Lets a long message come, once there is room for it."""
+        call.promised = want
+        if self._promised and self._promised + want > PROMISES:
+            self._asked[call] = want
+            return
+        self._promised += want
+        self.wire.grant(call, want)
+
+    def kept(self, call: Call) -> None:
+        """A long message is there, or nobody waits for it any more."""
+        want, call.promised = call.promised, 0
+        if self._asked.pop(call, None) is None:
+            self._promised -= want
+        while self._asked:
+            call, want = next(iter(self._asked.items()))
+            if self._promised and self._promised + want > PROMISES:
+                return
+            del self._asked[call]
+            self._promised += want
+            self.wire.grant(call, want)
+
+    def closed(self, call: Call) -> None:
+        """A call is over."""
+        if self.wire.leaving and not self.wire.calls:
+            self._end()
+
+    # What the edge asks.
+
+    def look(self, now: float, reader_seconds: float) -> None:
+        """Ends what takes too long: a preface, an answer to a ping, a reader of what was answered."""
+        wire, quiet = self.wire, now - self._heard
+        if not wire.settled:
+            if now - self._since > PREFACE_SECONDS:
+                self.refuse(ErrorCodes.ENHANCE_YOUR_CALM, f"no preface and SETTINGS came in {PREFACE_SECONDS:g} s")
+            return
+        if wire.pinged and quiet > ANSWER_SECONDS and now - self._since > ANSWER_SECONDS:
+            self.refuse(ErrorCodes.NO_ERROR, f"no answer to a PING in {ANSWER_SECONDS:g} s")
+            return
+        if not wire.pinged and quiet > QUIET_SECONDS:
+            self._since = now
+            wire.ask()
+            self.flush()
+        for call in [*wire.blocked]:
+            if call.over and now - call.since > reader_seconds:
+                wire.reset(call.number, ErrorCodes.CANCEL)
+                wire.forget(call)
+                call.lost()
+                self.soon()
+
+    def leave(self) -> None:
+        """Tells the client to begin its next calls elsewhere; those under way, and on their way, are answered."""
+        self.wire.leave(_EVERY, "the server is leaving")
+        self.flush()
+
+    def close(self) -> None:
+        """Takes no more calls; ends when those that are there have ended."""
+        if not self.wire.leaving:
+            self.wire.leaving = True
+            self.wire.leave(self.wire.highest_inbound_stream_id, "the server is leaving")
+            self.flush()
+        if not self.wire.calls:
+            self._end()
+
+    def refuse(self, code: int, reason: str) -> None:
+        """Ends it with a reason."""
+        self.wire.end(code, reason)
+        self.flush()
+        self._end()
+
+    def _end(self) -> None:
+        """Closes the socket once what is written has left, or at once where the client does not read."""
+        transport = self._transport
+        if transport is not None:
+            if self.wire.out:
+                self.flush()
+            if self.wire.paused:
+                transport.abort()
+            else:
+                transport.close()
+
+
+def _name(address: Any) -> str:
+    """An address as grpcio writes it."""
+    if not isinstance(address, tuple):
+        return "unix:"
+    host, port = address[:2]
+    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+def _identity(tls: ssl.SSLObject) -> Mapping[str, list[bytes]]:
+    """What TLS knows of a client, by the names that grpcio gives it."""
+    found: dict[str, list[bytes]] = {"transport_security_type": [b"ssl"]}
+    certificate: dict[str, Any] = tls.getpeercert() or {}
+    for part in certificate.get("subject", ()):
+        for key, value in part:
+            if key == "commonName":
+                found.setdefault("x509_common_name", []).append(str(value).encode())
+    for _, value in certificate.get("subjectAltName", ()):
+        found.setdefault("x509_subject_alternative_name", []).append(str(value).encode())
+    return found

@@ -1,0 +1,161 @@
+"""Header lists of gRPC over HTTP/2: what a call says of itself, and what its answer begins and ends with.
+
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md has the rules.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import grpc
+
+from statestream_server.edges.h2.floods import HEADER_LIST
+
+Metadata = Sequence[tuple[str, str | bytes]]
+Block = list[tuple[bytes, bytes]]
+
+_TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
+_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_KEY: Final = re.compile(r"[0-9a-z_.\-]+")
+_RESERVED: Final = (
+    b"te",
+    b"content-type",
+    b"grpc-timeout",
+    b"grpc-encoding",
+    b"grpc-accept-encoding",
+    b"content-length",
+)
+_UNPRINTED: Final = re.compile(rb"[^ -$&-~]")
+_ENCODINGS: Final = b"identity, gzip"
+
+
+class Head:
+    """What a call says of itself.
+
+    Attributes:
+        method: `/service/method`.
+        metadata: Names and values; bytes where the name ends in -bin.
+        timeout: Seconds until it is to be over, None for ever.
+        gzip: Whether its messages may be compressed.
+        refusal: The headers that answer it where it is no call of gRPC, or None.
+        plain: Whether another stream that begins with the same bytes is the same call.
+        handler: What serves it; kept here so that it is looked for once.
+    """
+
+    __slots__ = ("gzip", "handler", "metadata", "method", "plain", "refusal", "timeout")
+
+    def __init__(self) -> None:
+        """A call that says nothing."""
+        self.method = ""
+        self.metadata: Metadata = ()
+        self.timeout: float | None = None
+        self.gzip = False
+        self.refusal: Block | None = None
+        self.plain = True
+        self.handler: Any = None
+
+
+def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
+    """What a call says of itself, in headers that are well-formed (the library saw to that)."""
+    head, metadata, size = Head(), list[tuple[str, str | bytes]](), 0
+    verb = kind = encoding = b""
+    for name, value in headers:
+        size += len(name) + len(value) + 32
+        if name == b":path":
+            head.method = value.decode("latin-1")
+        elif name == b":method":
+            verb = value
+        elif name == b"content-type":
+            kind = value
+        elif name == b"grpc-timeout":
+            found = _TIMEOUT.fullmatch(value)
+            if found is None:
+                head.refusal = ended(grpc.StatusCode.INTERNAL, f"grpc-timeout is {shown(value)}; expected 1S, 100m, …")
+            else:
+                head.timeout = int(found[1]) * _UNITS[found[2]]
+        elif name == b"grpc-encoding":
+            encoding = value
+        elif name == b"content-length":
+            head.plain = False  # The library counts against it.
+        elif name[:1] != b":" and name not in _RESERVED:
+            metadata.append((name.decode("latin-1"), value.decode("latin-1")))
+    try:
+        head.metadata = tuple(_binary(metadata))
+    except (binascii.Error, ValueError):
+        head.refusal = ended(grpc.StatusCode.INTERNAL, "metadata whose name ends in -bin is no base64")
+    if encoding == b"gzip":
+        head.gzip = True
+    elif encoding not in (b"", b"identity"):
+        head.refusal = ended(
+            grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding is {shown(encoding)}; expected {_ENCODINGS.decode()}"
+        )
+        head.refusal.append((b"grpc-accept-encoding", _ENCODINGS))
+    if size > HEADER_LIST:
+        head.refusal = ended(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, f"the metadata has {size} bytes; expected at most {HEADER_LIST}"
+        )
+    if verb != b"POST":
+        head.refusal = [(b":status", b"405"), (b"allow", b"POST"), (b"content-length", b"0")]
+    elif kind != b"application/grpc" and kind[:17] not in (b"application/grpc+", b"application/grpc;"):
+        head.refusal = [(b":status", b"415"), (b"content-length", b"0")]
+    return head
+
+
+def shown(value: bytes) -> str:
+    """A value of somebody else's, for a message."""
+    return repr(value[:40].decode("latin-1"))
+
+
+def began(metadata: Metadata) -> Block:
+    """The headers that begin an answer."""
+    return [(b":status", b"200"), (b"content-type", b"application/grpc"), *_written(metadata)]
+
+
+def trailers(code: grpc.StatusCode, message: str, metadata: Metadata = ()) -> Block:
+    """The headers that end an answer that has begun."""
+    block = [(b"grpc-status", b"%d" % code.value[0])]
+    if message:
+        block.append((b"grpc-message", _UNPRINTED.sub(_escaped, message.encode("utf-8", "replace"))))
+    return [*block, *_written(metadata)]
+
+
+def ended(code: grpc.StatusCode, message: str, metadata: Metadata = ()) -> Block:
+    """The headers of an answer that ends as it begins."""
+    return [*began(()), *trailers(code, message, metadata)]
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % found[0][0]
+
+
+def _binary(metadata: Metadata) -> Iterable[tuple[str, str | bytes]]:
+    for name, value in metadata:
+        if name.endswith("-bin"):
+            # Several values of one name may stand in one header, with commas.
+            for part in str(value).split(","):
+                bare = part.strip().rstrip("=")
+                yield name, base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+        else:
+            yield name, value
+
+
+def _written(metadata: Metadata) -> Iterable[tuple[bytes, bytes]]:
+    for name, value in metadata:
+        if not _KEY.fullmatch(name) or (name.startswith("grpc-") and name != "grpc-status-details-bin"):
+            raise ValueError(f"metadata cannot be called {name!r}")
+        if name.endswith("-bin"):
+            data = value if isinstance(value, bytes) else value.encode()
+            yield name.encode(), base64.b64encode(data).rstrip(b"=")
+        else:
+            yield name.encode(), value.encode("latin-1") if isinstance(value, str) else value
+
+
+# Blocks of HPACK that neither look into a table nor change one (RFC 7541 §6.2.2), but for the static one.
+BEGAN: Final = b"\x88\x0f\x10\x10application/grpc"
+"""`:status: 200`, `content-type: application/grpc`."""
+ENDED: Final = b"\x00\x0bgrpc-status\x010"
+"""`grpc-status: 0`."""

@@ -1,0 +1,126 @@
+"""The port of the HTTP/2 edge: its sockets, its connections, and how they are told to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from time import monotonic
+from typing import Any, Final
+
+from statestream_server.edges.grpc.table import Methods
+from statestream_server.edges.h2.connection import Connection
+from statestream_server.server import Server
+from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError
+
+_LOOKS: Final = 2.0
+"""Seconds between two looks at what takes too long."""
+_HANDSHAKE_SECONDS: Final = 10.0
+_BACKLOG: Final = 1024
+_ROUND_TRIP: Final = 0.5
+"""Seconds for calls that are on their way when clients are told to begin no more."""
+
+
+class H2(Methods):
+    """The gRPC port of a server, on the loop of its process."""
+
+    def __init__(self, settings: Settings, server: Server) -> None:
+        """Takes the port; nobody is answered yet.
+
+        Raises:
+            StartError: The port is taken, or the address is not this machine's; or there is no such certificate.
+        """
+        super().__init__(settings, server)
+        self.loop = asyncio.get_running_loop()
+        self.most_in, self.most_out = (
+            settings.limits.max_message_bytes,
+            settings.limits.max_answer_bytes + ANSWER_OVERHEAD,
+        )
+        self.connections = set[Connection]()
+        self._reader_seconds = settings.reader_timeout
+        self._tls = None
+        self._sockets = _listening(settings)
+        self.port = int(self._sockets[0].getsockname()[1])
+        self._servers: list[asyncio.Server] = []
+        self._due: list[Connection] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Begins to answer; health checks say so."""
+        for listener in self._sockets:
+            more: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS} if self._tls else {}
+            self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=listener, **more))
+        self._look_later()
+        await self.serving()
+
+    def soon(self, connection: Connection) -> None:
+        """A connection has something to write at the end of the turn."""
+        self._due.append(connection)
+        if len(self._due) == 1:
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for connection in due:
+            connection.flush()
+
+    async def stop(self, grace: float | None) -> None:
+        """Takes no more calls; ends those that are under way after `grace` seconds, or at once."""
+        for server in self._servers:
+            server.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if grace:
+            for connection in [*self.connections]:
+                connection.leave()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await asyncio.sleep(min(_ROUND_TRIP, grace / 2))
+                    for connection in [*self.connections]:
+                        connection.close()
+                    await self._gone()
+        for connection in [*self.connections]:
+            connection.refuse(0, "the server left")
+
+    async def _gone(self) -> None:
+        while self.connections:  # noqa: ASYNC110  # Only here anybody waits for them.
+            await asyncio.sleep(0.02)
+
+    def _look_later(self) -> None:
+        self._timer = self.loop.call_later(_LOOKS, self._look)
+
+    def _look(self) -> None:
+        now = monotonic()
+        for connection in [*self.connections]:
+            connection.look(now, self._reader_seconds)
+        self._look_later()
+
+
+def _listening(settings: Settings) -> list[socket.socket]:
+    """Sockets for all addresses of the host, on one port.
+
+    Raises:
+        StartError: The port is taken, or the address is not this machine's.
+    """
+    host, port = settings.host.strip("[]"), settings.port
+    found = list[socket.socket]()
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            both = host in ("::", "") and family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+            listener = socket.create_server(
+                (address[0], port), family=family, backlog=_BACKLOG, reuse_port=settings.reuse_port, dualstack_ipv6=both
+            )
+            port = int(listener.getsockname()[1])
+            found.append(listener)
+            if both:
+                break
+    except OSError as error:
+        for listener in found:
+            listener.close()
+        raise StartError(
+            f"cannot listen on {settings.host}:{port}: the port is taken, or the address is not this machine's; is"
+            f" another server running there? ({error})"
+        ) from error
+    return found
