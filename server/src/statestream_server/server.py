@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from statestream_server.drivers.forecast import Forecaster
@@ -64,6 +65,8 @@ class Server:
         self.id, self.fingerprint, self.device = secrets.token_hex(8), runtime.fingerprint(device), device.name
         self.settings, self.store, self.quarantine = settings, store, quarantine
         self.lag, self.turns = Lag(), TurnLoad()
+        self.connected: Callable[[], tuple[int, int]] | None = None
+        """How many connections and calls there are; None where the edge does not know."""
         self.engine = engine = Engine(self.turns, quarantine)
         self.streams, self.tasks = streams, tasks = Streams(), Tasks()
         self.evictions = evictions = Evictions(engine, streams, tasks)

@@ -567,6 +567,7 @@ class Call:
             # RFC 9113 §8.1: nobody reads the rest of what the client may still say.
             wire.reset(self.number, ErrorCodes.NO_ERROR)
         wire.forget(self)
+        wire.resets.give()
         self._closed()
         self._connection.soon()
 

@@ -20,6 +20,8 @@ from statestream_server.edges.h2.wire import Peer, Wire
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
 
+_LINGER_SECONDS: Final = 1.0
+"""How long a connection that was ended may take to hear of it."""
 _EVERY: Final = 2**31 - 1
 """In place of a stream in a GOAWAY: all that come on their way are still answered."""
 
@@ -41,6 +43,7 @@ class Connection(asyncio.Protocol, Peer):
         self._promised = 0
         self._asked: dict[Call, int] = {}
         self._since = self._heard = monotonic()
+        self._ending = False
 
     def connection_made(self, transport: Any) -> None:
         """Says the settings."""
@@ -205,15 +208,23 @@ class Connection(asyncio.Protocol, Peer):
         self._end()
 
     def _end(self) -> None:
-        """Closes the socket once what is written has left, or at once where the client does not read."""
+        """Closes the socket once what is written has left and the client closed it, too, or soon.
+
+        Bytes that nobody reads would have the kernel end the connection in a way that loses the GOAWAY (RFC 9113 §9.1).
+        """
         transport = self._transport
-        if transport is not None:
-            if self.wire.out:
-                self.flush()
-            if self.wire.paused:
-                transport.abort()
-            else:
-                transport.close()
+        if transport is None or self._ending:
+            return
+        self._ending = self.wire.ended = True
+        if self.wire.out:
+            self.flush()
+        if self.wire.paused:
+            transport.abort()
+        elif transport.can_write_eof():
+            transport.write_eof()
+            self.loop.call_later(_LINGER_SECONDS, transport.abort)
+        else:
+            transport.close()
 
 
 def _name(address: Any) -> str:

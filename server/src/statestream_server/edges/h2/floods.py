@@ -10,8 +10,8 @@ from h2.exceptions import ProtocolError
 
 MOST_STREAMS: Final = 1024
 """Calls of one connection at a time; those beyond are refused (REFUSED_STREAM), which clients take as "later"."""
-STREAM_WINDOW: Final = 256 << 10
-"""Bytes that may come on a stream before they are taken."""
+STREAM_WINDOW: Final = 64 << 10
+"""Bytes that may come on a stream before they are taken; as many for each stream are a connection's most."""
 PROMISES: Final = 64 << 20
 """Bytes that the long messages of a connection may have beyond it, together."""
 HEADER_LIST: Final = 16 << 10
@@ -50,6 +50,11 @@ class Budget:
         self._most = most
         self._each_second = each_second
         self._filled = monotonic()
+
+    def give(self) -> None:
+        """Something good came: one more is left."""
+        if self.left < self._most:
+            self.left += 1
 
     def take(self, what: str, cost: float = 1) -> None:
         """Takes of it.

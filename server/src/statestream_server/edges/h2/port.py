@@ -37,6 +37,7 @@ class H2(Methods):
             settings.limits.max_answer_bytes + ANSWER_OVERHEAD,
         )
         self.connections = set[Connection]()
+        server.connected = self._connected
         self._reader_seconds = settings.reader_timeout
         self._tls = None
         self._sockets = _listening(settings)
@@ -85,6 +86,9 @@ class H2(Methods):
     async def _gone(self) -> None:
         while self.connections:  # noqa: ASYNC110  # Only here anybody waits for them.
             await asyncio.sleep(0.02)
+
+    def _connected(self) -> tuple[int, int]:
+        return len(self.connections), sum(len(connection.wire.calls) for connection in self.connections)
 
     def _look_later(self) -> None:
         self._timer = self.loop.call_later(_LOOKS, self._look)

@@ -29,6 +29,7 @@ from h2.events import (
 from h2.exceptions import FrameTooLargeError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamClosedBy, StreamState
+from hpack.exceptions import HPACKError
 from hyperframe.frame import GoAwayFrame
 
 from statestream_server.edges.h2.floods import (
@@ -48,13 +49,12 @@ if TYPE_CHECKING:
 _CONNECTION_WINDOW: Final = 16 << 20
 _MOST_FRAME: Final = 64 << 10
 _LARGEST_WINDOW: Final = 2**31 - 1
-_LITTLE: Final = 256
-"""Bytes of room that are not worth a frame."""
+_MOST_OWED: Final = 4096
 _MOST_BLOCKS: Final = 256
 _LONGEST_BLOCK: Final = 2048
 """Header blocks that are remembered, and the bytes of one."""
 
-_DATA, _HEADERS, _SETTINGS, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 4, 7, 8, 9
+_DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 4, 6, 7, 8, 9
 _END_STREAM, _END_HEADERS = 1, 4
 _NAMES: Final = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
                  "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
@@ -124,8 +124,11 @@ class Wire(H2Connection):
         self._blocks: dict[bytes, Head] = {}
         self._came = 0
         """Bytes that came and are not given back to the connection's window."""
+        self._owed = 64
+        """WINDOW_UPDATE and PING frames that what was written before may be answered with; more are useless."""
         self._useless = Budget(2000, 100)
-        self._resets = Budget(1000, 100)
+        self.resets = Budget(1000, 100)
+        """Calls that are given up; each that is answered makes good for one."""
         self.initiate_connection()
         self.increment_flow_control_window(_CONNECTION_WINDOW - 65535)
         self._window = self._inbound_flow_control_window_manager
@@ -143,7 +146,9 @@ class Wire(H2Connection):
         try:
             self._receive(data)
         except ProtocolError as error:
-            self.end(error.error_code, str(error))
+            # §4.3: the library calls it a protocol error.
+            packed = isinstance(error.__cause__, HPACKError) and error.error_code == ErrorCodes.PROTOCOL_ERROR
+            self.end(ErrorCodes.COMPRESSION_ERROR if packed else error.error_code, str(error))
         except Exception:
             _log.exception("the server failed on a frame")
             self.end(ErrorCodes.INTERNAL_ERROR, "the server failed on a frame; its log has the details")
@@ -243,8 +248,9 @@ class Wire(H2Connection):
 
     def _widen(self, number: int, by: int) -> bool:
         """§6.9.1: more may be written; False where the library is to say what is wrong."""
-        if not by:
+        if not by or self._owed <= 0:
             return False
+        self._owed -= 1
         if number == 0:
             if self.outbound_flow_control_window + by > _LARGEST_WINDOW:
                 return False
@@ -255,8 +261,6 @@ class Wire(H2Connection):
         if call is None or call.stream.outbound_flow_control_window + by > _LARGEST_WINDOW:
             return False
         call.stream.outbound_flow_control_window += by
-        if by < _LITTLE:
-            self._useless.take(f"WINDOW_UPDATE frames of less than {_LITTLE} bytes", 0.25)
         if call.pending:
             call.go_on()
         return True
@@ -279,7 +283,10 @@ class Wire(H2Connection):
             self._split = not flags & _END_HEADERS
             if not self._split:
                 self._block = 0
-        elif kind != _DATA or len(frame) == 9:
+        elif kind == _PING and self._owed > 0:
+            # grpc-go measures the round trip with one each time.
+            self._owed -= 1
+        elif kind != _DATA:
             self._useless.take(f"{_NAMES[kind] if kind < len(_NAMES) else 'unknown'} frames")
         table = self.decoder.header_table
         entries = table.dynamic_entries
@@ -309,15 +316,17 @@ class Wire(H2Connection):
             self._opened(self.streams[event.stream_id], head)
         elif isinstance(event, DataReceived):
             self._came += event.flow_controlled_length or 0
+            data = event.data or b""
+            if not data and not event.stream_ended:
+                self._useless.take("DATA frames without data")
             if call is not None:
-                data = event.data or b""
                 call.arrived(data, 0, len(data))
         elif isinstance(event, StreamEnded):
             if call is not None:
                 call.usual = False
                 call.half_closed()
         elif isinstance(event, StreamReset):
-            self._resets.take("resets of streams")
+            self.resets.take("resets of streams")
             if call is not None:
                 self.forget(call)
                 call.lost()
@@ -337,7 +346,7 @@ class Wire(H2Connection):
     def _opened(self, stream: H2Stream, head: Head) -> None:
         """Begins the call of a new stream, or refuses it."""
         if len(self.calls) >= MOST_STREAMS or self.leaving:
-            self._resets.take("calls beyond those that are served at a time")
+            self.resets.take("calls beyond those that are served at a time")
             self.reset(stream.stream_id, ErrorCodes.REFUSED_STREAM)
             return
         call = self._peer.opened(stream, head)
@@ -385,6 +394,8 @@ class Wire(H2Connection):
     def message(self, call: Call, message: bytes) -> None:
         """Writes a message that `fits`, in one frame."""
         size = len(message)
+        if self._owed < _MOST_OWED:
+            self._owed += 4
         self.outbound_flow_control_window -= size + 5
         call.stream.outbound_flow_control_window -= size + 5
         self.out += (_MESSAGE.pack((size + 5) << 8, 0, call.number, 0, size), message)
@@ -401,6 +412,8 @@ class Wire(H2Connection):
             )
             if size <= 0:
                 break
+            if self._owed < _MOST_OWED:
+                self._owed += 4
             self.outbound_flow_control_window -= size
             stream.outbound_flow_control_window -= size
             self.out += (_FRAME.pack(size << 8, 0, call.number), bytes(data[written : written + size]))

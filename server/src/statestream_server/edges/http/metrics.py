@@ -52,6 +52,10 @@ class ServerCollector(Collector):
         for name, value in (("rows", turns.rows), ("errors", turns.errors), ("bytes", turns.nbytes)):
             text = f"The most {name} that one turn of the event loop had to do with so far"
             yield GaugeMetricFamily(f"statestream_turn_most_{name}", text, value=value)
+        if self._server.connected is not None:
+            connections, calls = self._server.connected()
+            yield GaugeMetricFamily("statestream_edge_connections", "Connections to the gRPC port", value=connections)
+            yield GaugeMetricFamily("statestream_edge_calls", "Calls and streams on them", value=calls)
         accounts = self._server.accounts
         yield GaugeMetricFamily("statestream_stream_bytes", "Bytes under way on streams", value=accounts.held)
         yield GaugeMetricFamily(
