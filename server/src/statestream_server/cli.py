@@ -21,6 +21,7 @@ from statestream_server.stores import default_folder
 
 _LIMITS, _TRIAL = Limits(), TrialLimits()
 _PORT = click.IntRange(0, 65535)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _BYTES = click.IntRange(1 << 16, 1 << 30)
 """Of one message; gRPC and protobuf end at 2 GiB."""
 _KEPT = click.IntRange(1 << 16, 512 << 20)
@@ -64,6 +65,12 @@ class _Serve(click.Command):
     default="grpcio",
     help="What is under gRPC: the library grpcio, or HTTP/2 on the server's own loop, faster for calls of one step.",
 )
+@option("--unix", default="", help="A Unix socket where gRPC is spoken, too, without TLS.")
+@option(
+    "--tls-certificate", type=_FILE, help="PEM of the server's certificate and what signed it: gRPC is in TLS then."
+)
+@option("--tls-key", type=_FILE, help="PEM of the certificate's key.")
+@option("--tls-clients", type=_FILE, help="PEM of authorities; callers without a certificate of theirs are refused.")
 @option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
 @option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
 @option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
@@ -250,6 +257,8 @@ def _settings(
         limits=dataclasses.replace(_LIMITS, **limits),
         **flags,
     )
+    if workers > 1 and settings.unix:
+        raise click.ClickException("a Unix socket is one process', and --workers are several: leave one of them out")
     if workers > 1 and store == "memory":
         raise click.ClickException("workers share sessions through the store, and the memory store is each one's own")
     return settings, workers, log_level

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from statestream_server.models.proof import trials
-from statestream_server.settings import Settings, check_reach
+from statestream_server.settings import Settings, check_reach, check_tls
 
 Reread = Callable[[], tuple[Settings, str]]
 """Reads the settings and the level of the log anew, from where they came."""
@@ -32,6 +32,7 @@ def run(
     """
     log_to_stderr(log_level)
     check_reach(settings)
+    check_tls(settings)
     heard = None if on_terminal() else reread
     if sys.platform == "win32":
         from statestream_server import app

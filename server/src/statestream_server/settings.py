@@ -71,6 +71,10 @@ class Settings:
         insecure: Whether others than this machine may reach it there: it asks nobody who they are.
         port: gRPC; 0 for any free one.
         edge: What is under gRPC's methods: grpcio, or h2 for HTTP/2 of our own.
+        unix: The path of a Unix socket where gRPC is spoken, too; "" for none.
+        tls_certificate: PEM of the server's certificate and what signed it; None for a port without TLS.
+        tls_key: PEM of its key.
+        tls_clients: PEM of the authorities whose certificates callers must have; None where anybody may call.
         http_port: Metrics; 0 for any free one, None for none.
         store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
         durability: How steps become durable.
@@ -101,6 +105,10 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8001
     edge: str = "grpcio"
+    unix: str = ""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_clients: Path | None = None
     http_port: int | None = 8002
     store: str = "sqlite"
     durability: Durability = Durability.INTERVAL
@@ -170,12 +178,25 @@ def check_reach(settings: Settings) -> None:
     Raises:
         StartError: Others do: says what to choose from.
     """
-    if not settings.insecure and not _is_loopback(settings.host):
+    if not settings.insecure and settings.tls_clients is None and not _is_loopback(settings.host):
         raise StartError(
             f"--host {settings.host} lets other machines in, and this server asks nobody who they are: whoever reaches"
-            " it reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the default), or, in"
-            " a network that you trust, say --insecure"
+            " it reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the default), ask"
+            " callers for certificates (--tls-clients), or, in a network that you trust, say --insecure"
         )
+
+
+def check_tls(settings: Settings) -> None:
+    """Checks that what TLS needs was told together.
+
+    Raises:
+        StartError: Something is missing: says what.
+    """
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        missing = "--tls-key" if settings.tls_key is None else "--tls-certificate"
+        raise StartError(f"{missing} is missing: a certificate and its key belong together")
+    if settings.tls_clients is not None and settings.tls_certificate is None:
+        raise StartError("--tls-clients asks callers for certificates, which needs --tls-certificate and --tls-key")
 
 
 def check_models(settings: Settings) -> None:

@@ -21,10 +21,14 @@ class Grpc(Methods):
         super().__init__(settings, server)
         self._server = grpc.aio.server(options=_options(settings))
         self._server.add_generic_rpc_handlers((self.chain,))
-        self.port = self._listen(f"{settings.host}:{settings.port}")
+        self.port = self._listen(f"{settings.host}:{settings.port}", _credentials(settings))
+        if settings.unix:
+            self._listen(f"unix:{settings.unix}", None)
 
-    def _listen(self, address: str) -> int:
+    def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
+            if credentials is not None:
+                return self._server.add_secure_port(address, credentials)
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise StartError(
@@ -40,6 +44,17 @@ class Grpc(Methods):
     async def stop(self, grace: float | None) -> None:
         """Takes no more calls; ends those that are under way after `grace` seconds, or at once."""
         await self._server.stop(grace)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    clients = settings.tls_clients
+    return grpc.ssl_server_credentials(
+        [(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())],
+        root_certificates=None if clients is None else clients.read_bytes(),
+        require_client_auth=clients is not None,
+    )
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from time import monotonic
 from typing import Any, Final
 
@@ -39,7 +40,8 @@ class H2(Methods):
         self.connections = set[Connection]()
         server.connected = self._connected
         self._reader_seconds = settings.reader_timeout
-        self._tls = None
+        self._tls = _tls(settings)
+        self._unix = settings.unix
         self._sockets = _listening(settings)
         self.port = int(self._sockets[0].getsockname()[1])
         self._servers: list[asyncio.Server] = []
@@ -51,6 +53,8 @@ class H2(Methods):
         for listener in self._sockets:
             more: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS} if self._tls else {}
             self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=listener, **more))
+        if self._unix:
+            self._servers.append(await self.loop.create_unix_server(lambda: Connection(self), self._unix))
         self._look_later()
         await self.serving()
 
@@ -98,6 +102,31 @@ class H2(Methods):
         for connection in [*self.connections]:
             connection.look(now, self._reader_seconds)
         self._look_later()
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """TLS as HTTP/2 wants it (RFC 9113 §9.2): 1.2 at least, and the protocol agreed on in the handshake.
+
+    Raises:
+        StartError: A file is no certificate or key.
+    """
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        if settings.tls_clients is not None:
+            context.load_verify_locations(settings.tls_clients)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (ssl.SSLError, OSError) as error:
+        raise StartError(
+            f"{settings.tls_certificate} and {settings.tls_key} are no certificate and its key: {error}"
+        ) from error
+    return context
 
 
 def _listening(settings: Settings) -> list[socket.socket]:
