@@ -1,0 +1,187 @@
+"""The doors of a gRPC port, on either edge: TLS, certificates of callers, Unix sockets; and calls over HTTP/2 of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from statestream.v1 import inference_pb2 as pb
+from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
+from statestream_server.settings import StartError, check_reach, check_tls
+from tests.support.arrays import tensor
+from tests.support.calls import DEADLINE, connected, failing
+from tests.support.serving import free_settings, serving
+
+EDGES = ("grpcio", "h2")
+INFO = server_pb2.GetServerInfoRequest(protocol=1, oldest_protocol=1)
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority and certificates of a server and a client that it signed."""
+    folder = tmp_path_factory.mktemp("papers")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2")
+    for name, more in (("server", "subjectAltName=IP:127.0.0.1,DNS:localhost"), ("client", "subjectAltName=DNS:me")):
+        (folder / "more").write_text(more)
+        openssl("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "more")
+        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
+    return folder
+
+
+def _tls(papers: Path, **more: Any) -> dict[str, Any]:
+    return {"tls_certificate": papers / "server.pem", "tls_key": papers / "server.key", **more}
+
+
+async def _info(channel: Any) -> server_pb2.GetServerInfoResponse:
+    answer: server_pb2.GetServerInfoResponse = await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
+        INFO, timeout=DEADLINE
+    )
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def _secured(address: str, papers: Path, *, shown: bool) -> AsyncIterator[Any]:
+    mine = ((papers / "client.key").read_bytes(), (papers / "client.pem").read_bytes()) if shown else (None, None)
+    credentials = grpc.ssl_channel_credentials((papers / "ca.pem").read_bytes(), *mine)
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        yield channel
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_port_in_tls_is_spoken_to_in_tls_alone(edge: str, models_dir: Path, papers: Path) -> None:
+    async with serving(models_dir, edge=edge, **_tls(papers)) as local:
+        async with _secured(local.address, papers, shown=False) as channel:
+            assert (await _info(channel)).server_id == local.server.id
+        with pytest.raises(grpc.aio.AioRpcError):
+            await server_pb2_grpc.ServerServiceStub(local.channel).GetServerInfo(INFO, timeout=2)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_callers_without_a_certificate_are_refused(edge: str, models_dir: Path, papers: Path) -> None:
+    async with serving(models_dir, edge=edge, **_tls(papers, tls_clients=papers / "ca.pem")) as local:
+        async with _secured(local.address, papers, shown=True) as channel:
+            assert (await _info(channel)).server_id == local.server.id
+        async with _secured(local.address, papers, shown=False) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(INFO, timeout=2)
+            assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_unix_socket_leads_to_the_same_server(edge: str, models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "door"
+    async with serving(models_dir, edge=edge, unix=str(path)) as local, connected(f"unix:{path}") as channel:
+        assert (await _info(channel)).server_id == local.server.id
+
+
+async def test_another_protocol_in_tls_is_not_answered(models_dir: Path, papers: Path) -> None:
+    """Without h2 agreed on in the handshake nothing says that HTTP/2 is meant (RFC 9113 §3.3)."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=str(papers / "ca.pem"))
+    async with serving(models_dir, edge="h2", **_tls(papers)) as local:
+        reader, writer = await asyncio.open_connection("127.0.0.1", local.running.port, ssl=context)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), DEADLINE) == b""
+        writer.close()
+
+
+def test_what_tls_needs_is_asked_for_by_name(tmp_path: Path, papers: Path) -> None:
+    with pytest.raises(StartError, match="--tls-key is missing"):
+        check_tls(free_settings(tmp_path, tls_certificate=papers / "server.pem"))
+    with pytest.raises(StartError, match="--tls-certificate and --tls-key"):
+        check_tls(free_settings(tmp_path, tls_clients=papers / "ca.pem"))
+    with pytest.raises(StartError, match="--tls-clients"):
+        check_reach(free_settings(tmp_path, host="0.0.0.0"))
+    check_reach(free_settings(tmp_path, host="0.0.0.0", **_tls(papers, tls_clients=papers / "ca.pem")))
+
+
+async def test_files_that_are_no_certificate_stop_the_start(models_dir: Path, papers: Path) -> None:
+    wrong = {"tls_certificate": papers / "server.pem", "tls_key": papers / "client.key"}
+    with pytest.raises(StartError, match="no certificate and its key"):
+        async with serving(models_dir, edge="h2", **wrong):
+            pass
+
+
+async def test_a_port_that_is_taken_stops_the_start(models_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError, match="the port is taken"):
+        async with serving(models_dir, edge="h2", port=taken.getsockname()[1]):
+            pass
+
+
+async def test_compressed_messages_and_binary_metadata_arrive(models_dir: Path) -> None:
+    async with serving(models_dir, edge="h2") as local:
+        stub = inference_pb2_grpc.InferenceServiceStub(local.channel)
+        request = pb.StepRequest(model="lstm", session_id="g", inputs=[tensor("x", np.zeros((1, 3), np.float32))])
+        metadata = (("some-bin", b"\x00\xff"), ("words", "a, b"))
+        call = stub.Step(request, compression=grpc.Compression.Gzip, metadata=metadata, timeout=DEADLINE)
+        assert (await call).position == 1
+        assert await call.code() == grpc.StatusCode.OK
+
+
+async def test_errors_carry_their_details(models_dir: Path) -> None:
+    async with serving(models_dir, edge="h2") as local:
+        stub = inference_pb2_grpc.InferenceServiceStub(local.channel)
+        failure = await failing(stub.Predict(pb.PredictRequest(model="näbel %")))
+        assert failure.reason == "MODEL_NOT_FOUND"
+        assert "näbel %" in failure.message
+
+
+async def test_a_deadline_ends_a_call_that_waits(models_dir: Path) -> None:
+    async with serving(models_dir, edge="h2") as local:
+        stub = inference_pb2_grpc.InferenceServiceStub(local.channel)
+        request = pb.StepRequest(model="lstm", session_id="d", inputs=[tensor("x", np.zeros((1, 3), np.float32))])
+        with local.engine_held():
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Step(request, timeout=0.3)
+            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            await local.until(lambda: local.server.connected()[1] == 0)
+
+
+async def test_a_message_that_is_longer_than_its_limit_is_refused_by_its_length(models_dir: Path) -> None:
+    async with serving(models_dir, edge="h2", limits={"max_message_bytes": 1 << 16}) as local:
+        stub = inference_pb2_grpc.InferenceServiceStub(local.channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Predict(pb.PredictRequest(model="x" * (1 << 20)), timeout=DEADLINE)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await _info(local.channel)).server_id == local.server.id
+
+
+async def test_health_and_reflection_are_behind_the_same_table(models_dir: Path) -> None:
+    async with serving(models_dir, edge="h2") as local:
+        checks = health_pb2_grpc.HealthStub(local.channel)
+        answer = await checks.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await checks.Check(health_pb2.HealthCheckRequest(service="none"), timeout=DEADLINE)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        call = reflection_pb2_grpc.ServerReflectionStub(local.channel).ServerReflectionInfo(timeout=DEADLINE)
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        found = await call.read()
+        assert "statestream.v1.InferenceService" in {one.name for one in found.list_services_response.service}
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_method_that_is_not_there_is_refused(models_dir: Path) -> None:
+    async with serving(models_dir, edge="h2") as local:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await local.channel.unary_unary("/no.Such/Method")(b"", timeout=DEADLINE)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
