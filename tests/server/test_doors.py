@@ -1,4 +1,4 @@
-"""The doors of a gRPC port, on either edge: TLS, certificates of callers, Unix sockets; and calls over HTTP/2 of our own."""
+"""The doors of a gRPC port, on either edge: TLS, certificates of callers, Unix sockets; calls over our own HTTP/2."""
 
 from __future__ import annotations
 
