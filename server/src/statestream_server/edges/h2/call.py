@@ -6,10 +6,11 @@ import asyncio
 import logging
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import Context, copy_context
+from collections.abc import Awaitable, Callable
+from contextvars import Context as Variables
+from contextvars import copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from h2.errors import ErrorCodes
@@ -19,6 +20,7 @@ from statestream_server import caller
 from statestream_server.edges.grpc.chain import admit, refusing
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.h2 import heads
+from statestream_server.edges.h2.context import Context
 from statestream_server.edges.h2.floods import STREAM_WINDOW
 from statestream_server.edges.h2.heads import Head, Metadata
 
@@ -29,66 +31,48 @@ _CODE: Final = grpc.StatusCode
 _log = logging.getLogger(__name__)
 
 
-class Call:
+class Call(Context):
     """A call of a connection, from its first frame to its last."""
 
     __slots__ = (
-        "_began", "_callbacks", "_code", "_connection", "_context", "_cut", "_deadline", "_details", "_draw", "_due",
-        "_ended", "_handler", "_head", "_held", "_inbox", "_left", "_parts", "_pulled", "_reading", "_room",
-        "_streams", "_take", "_task", "_trailing", "_until", "_waiter", "_wire", "number", "over", "pending",
+        "_began", "_context", "_cut", "_deadline", "_draw", "_due",
+        "_ended", "_handler", "_held", "_inbox", "_left", "_parts", "_pulled", "_reading", "_room",
+        "_streams", "_take", "_task", "_waiter", "_wire", "number", "pending",
         "promised", "since", "stream", "usual", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
         """A call that began with `head`."""
+        super().__init__(connection, head)
         self.number: int = stream.stream_id
         self.stream = stream
         self.window = stream._inbound_window_manager
-        self.usual = False
-        """Whether the short path may take its DATA."""
-        self.pending: deque[memoryview] = deque()
-        """What waits for room to be written."""
-        self.since = 0.0
-        """When what waits last moved, by `time.monotonic`."""
-        self.promised = 0
-        """Bytes of a long message that may come beyond the window that every stream has."""
-        self.over = False
-        """Whether all is said but what waits for room."""
-        self._connection = connection
+        self.usual = False  # Whether the short path may take its DATA.
+        self.pending: deque[memoryview] = deque()  # What waits for room to be written.
+        self.since = 0.0  # When what waits last moved, by `time.monotonic`.
+        self.promised = 0  # Bytes of a long message that may come beyond the window that every stream has.
         self._wire = connection.wire
-        self._head = head
         self._handler = handler = head.handler
         """As grpcio has handlers; None where there is none, and the head says why."""
         self._streams = handler is not None and handler.request_streaming
         self._parts: bytearray | None = None
         self._inbox: deque[tuple[bytes, int]] = deque()
         """Messages that are not taken yet, and how many bytes of the window each had."""
-        self._held = 0
-        """Bytes of the window that came and are not taken."""
-        self._ended = False
-        """Whether the client has said all."""
-        self._waiter: asyncio.Future[bool] | None = None
-        """Resolved when there is something to read; False for an end."""
+        self._held = 0  # Bytes of the window that came and are not taken.
+        self._ended = False  # Whether the client has said all.
+        self._waiter: asyncio.Future[bool] | None = None  # Resolved when there is something to read; False for an end.
         self._room: asyncio.Future[None] | None = None
         self._take: Callable[[Any], bool] | None = None
         self._draw: Callable[[], Any] | None = None
         self._pulled: asyncio.Future[None] | None = None
         self._reading: Reading | None = None
-        self._due = False
-        """Whether it is drawn from at the end of the turn."""
-        self._began = False
-        """Whether the headers of the answer were written."""
-        self._cut = False
-        """Whether a part of the first message that waits was written."""
-        self._left: heads.Block | None = None
-        """The trailers, while they wait; empty for the usual ones."""
+        self._due = False  # Whether it is drawn from at the end of the turn.
+        self._began = False  # Whether the headers of the answer were written.
+        self._cut = False  # Whether a part of the first message that waits was written.
+        self._left: heads.Block | None = None  # The trailers, while they wait; empty for the usual ones.
         self._task: asyncio.Task[None] | None = None
-        self._context: Context | None = None
+        self._context: Variables | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._until: float | None = None
-        self._code, self._details = _CODE.OK, ""
-        self._trailing: Metadata = ()
-        self._callbacks: list[Callable[[Any], None]] | None = None
 
     # What the wire tells.
 
@@ -165,7 +149,7 @@ class Call:
 
     def lost(self) -> None:
         """The client gave it up, or its connection is gone."""
-        self.over = True
+        self.over, self._code = True, _CODE.CANCELLED
         self.pending.clear()
         self._left = None
         self._closed()
@@ -298,83 +282,6 @@ class Call:
         """Begins the answer."""
         if not self._began and not self.over:
             self._begin(metadata)
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        """Ends the call with a status.
-
-        Raises:
-            grpc.aio.AbortError: Always.
-        """
-        if code is _CODE.OK:
-            code, details = _CODE.UNKNOWN, "a call was aborted with OK"
-        self._code, self._details, self._trailing = code, details, trailing_metadata
-        raise grpc.aio.AbortError
-
-    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
-        """Ends the call with a status.
-
-        Raises:
-            grpc.aio.AbortError: Always.
-        """
-        await self.abort(status.code, status.details, status.trailing_metadata or ())
-
-    def invocation_metadata(self) -> Metadata:
-        """What the caller sent beside its messages."""
-        return self._head.metadata
-
-    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        """Says what goes with the status."""
-        self._trailing = trailing_metadata
-
-    def trailing_metadata(self) -> Metadata:
-        """What goes with the status."""
-        return self._trailing
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """Says the status."""
-        self._code = code
-
-    def code(self) -> grpc.StatusCode:
-        """The status."""
-        return self._code
-
-    def set_details(self, details: str) -> None:
-        """Says what goes with the status."""
-        self._details = details
-
-    def details(self) -> str:
-        """What goes with the status."""
-        return self._details
-
-    def peer(self) -> str:
-        """Who calls, as grpcio writes it."""
-        return self._connection.peer
-
-    def auth_context(self) -> Mapping[str, list[bytes]]:
-        """What TLS knows of the caller."""
-        return self._connection.identity
-
-    def time_remaining(self) -> float | None:
-        """Seconds until it is to be over."""
-        return None if self._until is None else max(0.0, self._until - self._connection.loop.time())
-
-    def cancelled(self) -> bool:
-        """Whether the caller has given it up."""
-        return self.over and self._task is not None and self._code is _CODE.CANCELLED
-
-    def done(self) -> bool:
-        """Whether it is over."""
-        return self.over
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Calls something when it is over."""
-        self._callbacks = [*(self._callbacks or ()), callback]
-
-    def set_compression(self, compression: grpc.Compression) -> None:
-        """Answers are never compressed."""
-
-    def disable_next_message_compression(self) -> None:
-        """Answers are never compressed."""
 
     # In.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +33,6 @@ class Connection(asyncio.Protocol, Peer):
         self.most_in, self.most_out = edge.most_in, edge.most_out
         self.wire = Wire(self)
         self.peer = ""
-        self.identity: Mapping[str, list[bytes]] = {}
         self._edge = edge
         self._transport: asyncio.Transport | None = None
         self._ready: list[Call] = []
@@ -50,11 +47,9 @@ class Connection(asyncio.Protocol, Peer):
         self._transport = transport
         self._edge.connections.add(self)
         tls = transport.get_extra_info("ssl_object")
-        if tls is not None:
-            if tls.selected_alpn_protocol() != "h2":  # RFC 9113 §3.3.
-                transport.abort()
-                return
-            self.identity = _identity(tls)
+        if tls is not None and tls.selected_alpn_protocol() != "h2":  # RFC 9113 §3.3.
+            transport.abort()
+            return
         self.peer = _name(transport.get_extra_info("peername"))
         self.flush()
 
@@ -233,16 +228,3 @@ def _name(address: Any) -> str:
         return "unix:"
     host, port = address[:2]
     return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
-
-
-def _identity(tls: ssl.SSLObject) -> Mapping[str, list[bytes]]:
-    """What TLS knows of a client, by the names that grpcio gives it."""
-    found: dict[str, list[bytes]] = {"transport_security_type": [b"ssl"]}
-    certificate: dict[str, Any] = tls.getpeercert() or {}
-    for part in certificate.get("subject", ()):
-        for key, value in part:
-            if key == "commonName":
-                found.setdefault("x509_common_name", []).append(str(value).encode())
-    for _, value in certificate.get("subjectAltName", ()):
-        found.setdefault("x509_subject_alternative_name", []).append(str(value).encode())
-    return found

@@ -95,40 +95,27 @@ class Wire(H2Connection):
         )
         self.max_inbound_frame_size = _MOST_FRAME
         self.decoder.max_header_list_size = HEADER_MOST
-        self.calls: dict[int, Call] = {}
-        """By stream: those whose answer has not left."""
-        self.out: list[bytes] = []
-        """What is to be written."""
-        self.paused = False
-        """Whether the socket takes no more."""
-        self.blocked: dict[Call, None] = {}
-        """Calls that wait for room to write."""
-        self.widened = False
-        """Whether there may be room for those."""
-        self.pinged = False
-        """Whether a PING of ours is not answered yet."""
-        self.settled = False
-        """Whether the client's first SETTINGS came."""
-        self.leaving = False
-        """Whether new calls are refused, because the client was told to go elsewhere."""
-        self.ended = False
-        """Whether nothing is read any more."""
+        self.calls: dict[int, Call] = {}  # By stream: those whose answer has not left.
+        self.out: list[bytes] = []  # What is to be written.
+        self.paused = False  # Whether the socket takes no more.
+        self.blocked: dict[Call, None] = {}  # Calls that wait for room to write.
+        self.widened = False  # Whether there may be room for those.
+        self.pinged = False  # Whether a PING of ours is not answered yet.
+        self.settled = False  # Whether the client's first SETTINGS came.
+        self.leaving = False  # Whether new calls are refused, because the client was told to go elsewhere.
+        self.ended = False  # Whether nothing is read any more.
         self._peer = peer
         self._short = short
         self._rest = b""
         self._preface = 24
-        self._block = 0
-        """Bytes of the header block that is coming in several frames."""
-        self._split = False
-        """Whether such a block is coming, and nothing else may (§4.3)."""
+        self._block = 0  # Bytes of the header block that is coming in several frames.
+        self._split = False  # Whether such a block is coming, and nothing else may (§4.3).
         self._blocks: dict[bytes, Head] = {}
-        self._came = 0
-        """Bytes that came and are not given back to the connection's window."""
+        self._came = 0  # Bytes that came and are not given back to the connection's window.
         self._owed = 64
         """WINDOW_UPDATE and PING frames that what was written before may be answered with; more are useless."""
         self._useless = Budget(2000, 100)
-        self.resets = Budget(1000, 100)
-        """Calls that are given up; each that is answered makes good for one."""
+        self.resets = Budget(1000, 100)  # Calls that are given up; each that is answered makes good for one.
         self.initiate_connection()
         self.increment_flow_control_window(_CONNECTION_WINDOW - 65535)
         self._window = self._inbound_flow_control_window_manager
