@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextvars import Context as Variables
 from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -20,9 +18,8 @@ from statestream_server import caller
 from statestream_server.edges.grpc.chain import admit, refusing
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.h2 import heads
-from statestream_server.edges.h2.context import Context
-from statestream_server.edges.h2.floods import STREAM_WINDOW
 from statestream_server.edges.h2.heads import Head, Metadata
+from statestream_server.edges.h2.messages import Messages
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.connection import Connection
@@ -31,38 +28,21 @@ _CODE: Final = grpc.StatusCode
 _log = logging.getLogger(__name__)
 
 
-class Call(Context):
+class Call(Messages):
     """A call of a connection, from its first frame to its last."""
 
     __slots__ = (
-        "_began", "_context", "_cut", "_deadline", "_draw", "_due",
-        "_ended", "_handler", "_held", "_inbox", "_left", "_parts", "_pulled", "_reading", "_room",
-        "_streams", "_take", "_task", "_waiter", "_wire", "number", "pending",
-        "promised", "since", "stream", "usual", "window",
+        "_began", "_cut", "_deadline", "_draw", "_due", "_left", "_pulled", "_reading", "_room", "_task", "pending",
+        "since", "usual",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
         """A call that began with `head`."""
-        super().__init__(connection, head)
-        self.number: int = stream.stream_id
-        self.stream = stream
-        self.window = stream._inbound_window_manager
+        super().__init__(connection, stream, head)
         self.usual = False  # Whether the short path may take its DATA.
         self.pending: deque[memoryview] = deque()  # What waits for room to be written.
         self.since = 0.0  # When what waits last moved, by `time.monotonic`.
-        self.promised = 0  # Bytes of a long message that may come beyond the window that every stream has.
-        self._wire = connection.wire
-        self._handler = handler = head.handler
-        """As grpcio has handlers; None where there is none, and the head says why."""
-        self._streams = handler is not None and handler.request_streaming
-        self._parts: bytearray | None = None
-        self._inbox: deque[tuple[bytes, int]] = deque()
-        """Messages that are not taken yet, and how many bytes of the window each had."""
-        self._held = 0  # Bytes of the window that came and are not taken.
-        self._ended = False  # Whether the client has said all.
-        self._waiter: asyncio.Future[bool] | None = None  # Resolved when there is something to read; False for an end.
         self._room: asyncio.Future[None] | None = None
-        self._take: Callable[[Any], bool] | None = None
         self._draw: Callable[[], Any] | None = None
         self._pulled: asyncio.Future[None] | None = None
         self._reading: Reading | None = None
@@ -71,7 +51,6 @@ class Call(Context):
         self._cut = False  # Whether a part of the first message that waits was written.
         self._left: heads.Block | None = None  # The trailers, while they wait; empty for the usual ones.
         self._task: asyncio.Task[None] | None = None
-        self._context: Variables | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     # What the wire tells.
@@ -88,48 +67,6 @@ class Call(Context):
             self._deadline = loop.call_at(self._until, self._late)
         if self._streams:
             self._start(self)
-
-    def arrived(self, data: bytes, begin: int, end: int) -> None:
-        """Bytes of messages came."""
-        if self.over:
-            return
-        size = end - begin
-        self._held += size
-        if self._parts is None:
-            if (
-                size >= 5
-                and data[begin] == 0
-                and int.from_bytes(data[begin + 1 : begin + 5], "big") == size - 5 <= self._connection.most_in
-            ):
-                self._came(data[begin + 5 : end], size)
-                return
-            self._parts = bytearray()
-        parts, at = self._parts, 0
-        parts += data[begin:end]
-        whole = len(parts)
-        while whole - at >= 5 and not self.over:
-            size = 5 + int.from_bytes(parts[at + 1 : at + 5], "big")
-            if size - 5 > self._connection.most_in:
-                self._refuse(
-                    _CODE.RESOURCE_EXHAUSTED,
-                    f"Received message larger than max ({size - 5} vs. {self._connection.most_in})",
-                )
-                return
-            if at + size > whole:
-                self._promise(at + size - whole)
-                break
-            with memoryview(parts) as view:
-                message: bytes | None = bytes(view[at + 5 : at + size])
-            if parts[at] and (message := self._inflated(parts[at], message or b"")) is None:
-                return
-            at += size
-            if self.promised:
-                self._connection.kept(self)
-            self._came(message or b"", size)
-        if at == whole:
-            self._parts = None
-        elif at:
-            del parts[:at]
 
     def half_closed(self) -> None:
         """The client has said all."""
@@ -207,24 +144,6 @@ class Call(Context):
 
     # What servicers use.
 
-    async def feed(self, take: Callable[[Any], bool]) -> bool:
-        """Has `take` handle each message where it arrives, until it says that it wants no more for now.
-
-        Returns:
-            Whether more may come: False once the client has half-closed.
-        """
-        while self._inbox:
-            if not take(self._next()):
-                return True
-        if self._ended:
-            return False
-        self._take = take
-        self._waiter = self._connection.loop.create_future()
-        try:
-            return await self._waiter
-        finally:
-            self._take = self._waiter = None
-
     async def pull(self, draw: Callable[[], Any], reading: Reading) -> None:
         """Draws messages whenever there is room and `rouse` was called: `draw` gives the next, or None, or EOF.
 
@@ -244,27 +163,6 @@ class Call(Context):
             self._due = True
             self._connection.ready(self)
 
-    async def read(self) -> Any:
-        """The next message; `grpc.aio.EOF` once the client has half-closed."""
-        while not self._inbox:
-            if self._ended:
-                return grpc.aio.EOF
-            self._waiter = self._connection.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._next()
-
-    def __aiter__(self) -> Call:
-        return self
-
-    async def __anext__(self) -> Any:
-        message = await self.read()
-        if message is grpc.aio.EOF:
-            raise StopAsyncIteration
-        return message
-
     async def write(self, message: Any) -> None:
         """Writes a message, and returns when there is room for another."""
         if self.over:
@@ -282,8 +180,6 @@ class Call(Context):
         """Begins the answer."""
         if not self._began and not self.over:
             self._begin(metadata)
-
-    # In.
 
     def _start(self, request: Any) -> None:
         handler, self._context = self._handler, copy_context()
@@ -311,70 +207,6 @@ class Call(Context):
         finally:
             self._task = None
 
-    def _came(self, message: bytes, size: int) -> None:
-        """A message is whole; it took `size` bytes of the window."""
-        take = self._take
-        if take is not None:
-            assert self._context is not None
-            assert self._waiter is not None
-            try:
-                more = self._context.run(take, self._handler.request_deserializer(message))
-            except Exception as error:
-                self._take = None
-                self._waiter.set_exception(error)
-            else:
-                if not more:
-                    self._take = None
-                    self._waiter.set_result(True)
-            self._taken(size)
-            return
-        if self._inbox and not self._streams:
-            self._refuse(_CODE.UNIMPLEMENTED, "the call has several messages; expected one")
-            return
-        self._inbox.append((message, size))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(True)
-
-    def _next(self) -> Any:
-        message, size = self._inbox.popleft()
-        self._taken(size)
-        return self._handler.request_deserializer(message)
-
-    def _taken(self, size: int) -> None:
-        """So many bytes of the window are free again: the client hears so when they are half of it."""
-        self._held -= size
-        free = STREAM_WINDOW - self.window.current_window_size - self._held
-        if free >= STREAM_WINDOW // 2:
-            self._wire.grant(self, free)
-
-    def _promise(self, missing: int) -> None:
-        """Lets the rest of a message come that is longer than the window."""
-        want = missing - self.window.current_window_size
-        if want > 0 and not self.promised:
-            self._connection.promise(self, want)
-
-    def _inflated(self, flag: int, message: bytes) -> bytes | None:
-        """A compressed message as it was; None where it is refused."""
-        if flag != 1 or not self._head.gzip:
-            self._refuse(_CODE.INTERNAL, "a message is marked as compressed, and grpc-encoding does not say how")
-            return None
-        most = self._connection.most_in
-        try:
-            stream = zlib.decompressobj(wbits=31)
-            found = stream.decompress(message, most + 1)
-            whole = stream.eof and not stream.unused_data
-        except zlib.error:
-            found, whole = b"", False
-        if len(found) > most:
-            self._refuse(_CODE.RESOURCE_EXHAUSTED, f"Received message larger than max (more than {most}, unpacked)")
-            return None
-        if not whole:
-            self._refuse(_CODE.INTERNAL, "a message is no gzip")
-            return None
-        return found
-
-    # Out.
-
     def _put_answer(self, answer: Any) -> None:
         """Writes the answer of a call that has one."""
         if answer is None:
@@ -394,8 +226,7 @@ class Call(Context):
             return
         if not self._began:
             self._begin(())
-        if wire.fits(self, size + 5):
-            wire.message(self, data)
+        if wire.message(self, data):
             self._connection.soon()
             return
         self.pending.append(memoryview(b"\0" + size.to_bytes(4, "big") + data))

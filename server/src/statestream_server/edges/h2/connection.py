@@ -13,7 +13,7 @@ from h2.stream import H2Stream
 from statestream_server.edges.h2.call import Call
 from statestream_server.edges.h2.floods import ANSWER_SECONDS, PREFACE_SECONDS, PROMISES, QUIET_SECONDS
 from statestream_server.edges.h2.heads import Head, ended
-from statestream_server.edges.h2.wire import Peer, Wire
+from statestream_server.edges.h2.wire import Wire
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
@@ -24,7 +24,7 @@ _EVERY: Final = 2**31 - 1
 """In place of a stream in a GOAWAY: all that come on their way are still answered."""
 
 
-class Connection(asyncio.Protocol, Peer):
+class Connection(asyncio.Protocol):
     """A client's connection."""
 
     def __init__(self, edge: H2) -> None:
@@ -184,21 +184,21 @@ class Connection(asyncio.Protocol, Peer):
 
     def leave(self) -> None:
         """Tells the client to begin its next calls elsewhere; those under way, and on their way, are answered."""
-        self.wire.leave(_EVERY, "the server is leaving")
+        self.wire.goaway(0, "the server is leaving", _EVERY)
         self.flush()
 
     def close(self) -> None:
         """Takes no more calls; ends when those that are there have ended."""
         if not self.wire.leaving:
             self.wire.leaving = True
-            self.wire.leave(self.wire.highest_inbound_stream_id, "the server is leaving")
+            self.wire.goaway(0, "the server is leaving", self.wire.highest_inbound_stream_id)
             self.flush()
         if not self.wire.calls:
             self._end()
 
     def refuse(self, code: int, reason: str) -> None:
         """Ends it with a reason."""
-        self.wire.end(code, reason)
+        self.wire.goaway(code, reason)
         self.flush()
         self._end()
 

@@ -1,19 +1,16 @@
-"""One connection's HTTP/2 without I/O: the library h2, and a short path over its objects for the frames that come most.
+"""One connection's HTTP/2, what comes: the library h2, and a short path over its objects for the frames that come most.
 
-The short path takes DATA without padding on an open stream, HEADERS whose block was seen before, and WINDOW_UPDATE; and
-it writes header blocks that never change, DATA and trailers. It does to the library's objects what the library does, so
-either may take the next frame; whatever is not as usual is the library's, refusals too. Numbers behind rules are
-sections of RFC 9113. tests/server/edges/test_wire.py compares both by random frames.
+The short path takes DATA without padding on an open stream, HEADERS whose block was seen before, and WINDOW_UPDATE. It
+does to the library's objects what the library does, so either may take the next frame; whatever is not as usual is the
+library's, refusals too. Numbers behind rules are sections of RFC 9113. tests/server/edges/test_wire.py compares both by
+random frames.
 """
 
 from __future__ import annotations
 
 import logging
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
@@ -23,87 +20,45 @@ from h2.events import (
     RequestReceived,
     StreamEnded,
     StreamReset,
-    TrailersReceived,
     WindowUpdated,
 )
 from h2.exceptions import FrameTooLargeError, ProtocolError
-from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream, StreamClosedBy, StreamState
 from hpack.exceptions import HPACKError
-from hyperframe.frame import GoAwayFrame
 
-from statestream_server.edges.h2.floods import (
-    BLOCK_MOST,
-    HEADER_MOST,
-    MOST_SETTINGS,
-    MOST_STREAMS,
-    STREAM_WINDOW,
-    Budget,
-    TooMuch,
-)
+from statestream_server.edges.h2.floods import BLOCK_MOST, MOST_SETTINGS, MOST_STREAMS, Budget, TooMuch
 from statestream_server.edges.h2.heads import Head, read
+from statestream_server.edges.h2.writer import CONFIG, CONNECTION_WINDOW, FRAME, MOST_FRAME, Writer
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.call import Call
 
-_CONNECTION_WINDOW: Final = 16 << 20
-_MOST_FRAME: Final = 64 << 10
 _LARGEST_WINDOW: Final = 2**31 - 1
-_MOST_OWED: Final = 4096
 _MOST_BLOCKS: Final = 256
 _LONGEST_BLOCK: Final = 2048
 """Header blocks that are remembered, and the bytes of one."""
-
 _DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 4, 6, 7, 8, 9
 _END_STREAM, _END_HEADERS = 1, 4
 _NAMES: Final = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
                  "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
-_FRAME: Final = Struct(">IBI")
-"""A frame's header: its length and type as one number, flags, stream (§4.1)."""
-_MESSAGE: Final = Struct(">IBIBI")
-"""The header of a DATA frame and of the gRPC message that is all of it."""
-_CONFIG: Final = H2Configuration(
-    client_side=False, header_encoding=None, normalize_outbound_headers=False, validate_outbound_headers=False
-)
 _log = logging.getLogger(__name__)
 
 
-class Peer:
+class Peer(Protocol):
     """What a wire asks: who serves a call. The connection that it belongs to."""
 
     def opened(self, stream: H2Stream, head: Head) -> Call:
         """A call began: what has it from now on."""
-        raise NotImplementedError
 
 
-class Wire(H2Connection):
+class Wire(Writer):
     """The frames of one connection, in and out."""
-
-    MAX_CLOSED_STREAMS = 4 * MOST_STREAMS
 
     def __init__(self, peer: Peer, *, short: bool = True) -> None:
         """A connection that has said its own settings; `short` is False in tests, where the library takes all."""
-        super().__init__(_CONFIG)
-        self.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS,
-                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                SettingCodes.MAX_FRAME_SIZE: _MOST_FRAME,
-                SettingCodes.MAX_HEADER_LIST_SIZE: HEADER_MOST,
-            },
-        )
-        self.max_inbound_frame_size = _MOST_FRAME
-        self.decoder.max_header_list_size = HEADER_MOST
-        self.calls: dict[int, Call] = {}  # By stream: those whose answer has not left.
-        self.out: list[bytes] = []  # What is to be written.
-        self.paused = False  # Whether the socket takes no more.
-        self.blocked: dict[Call, None] = {}  # Calls that wait for room to write.
-        self.widened = False  # Whether there may be room for those.
+        super().__init__()
         self.pinged = False  # Whether a PING of ours is not answered yet.
         self.settled = False  # Whether the client's first SETTINGS came.
-        self.leaving = False  # Whether new calls are refused, because the client was told to go elsewhere.
-        self.ended = False  # Whether nothing is read any more.
         self._peer = peer
         self._short = short
         self._rest = b""
@@ -112,19 +67,8 @@ class Wire(H2Connection):
         self._split = False  # Whether such a block is coming, and nothing else may (§4.3).
         self._blocks: dict[bytes, Head] = {}
         self._came = 0  # Bytes that came and are not given back to the connection's window.
-        self._owed = 64
-        """WINDOW_UPDATE and PING frames that what was written before may be answered with; more are useless."""
         self._useless = Budget(2000, 100)
         self.resets = Budget(1000, 100)  # Calls that are given up; each that is answered makes good for one.
-        self.initiate_connection()
-        self.increment_flow_control_window(_CONNECTION_WINDOW - 65535)
-        self._window = self._inbound_flow_control_window_manager
-        self._take_out()
-
-    @property
-    def open_inbound_streams(self) -> int:
-        """None for the library, which would end the connection over one call too many: `_opened` refuses that call."""
-        return 0
 
     def receive(self, data: bytes) -> None:
         """Takes what one read brought. What is refused ends the connection: GOAWAY with the reason waits in `out`."""
@@ -135,14 +79,13 @@ class Wire(H2Connection):
         except ProtocolError as error:
             # §4.3: the library calls it a protocol error.
             packed = isinstance(error.__cause__, HPACKError) and error.error_code == ErrorCodes.PROTOCOL_ERROR
-            self.end(ErrorCodes.COMPRESSION_ERROR if packed else error.error_code, str(error))
+            self.goaway(ErrorCodes.COMPRESSION_ERROR if packed else error.error_code, str(error))
         except Exception:
             _log.exception("the server failed on a frame")
-            self.end(ErrorCodes.INTERNAL_ERROR, "the server failed on a frame; its log has the details")
-        if self._came > _CONNECTION_WINDOW // 4 and not self.ended:
+            self.goaway(ErrorCodes.INTERNAL_ERROR, "the server failed on a frame; its log has the details")
+        if self._came > CONNECTION_WINDOW // 4 and not self.ended:
             came, self._came = self._came, 0
             self.increment_flow_control_window(came)
-            self._take_out()
 
     def _receive(self, data: bytes) -> None:
         if self._rest:
@@ -152,12 +95,12 @@ class Wire(H2Connection):
             at = min(self._preface, end)
             self._preface -= at
             self.receive_data(data[:at])
-        calls, window, unpack = self.calls, self._window, _FRAME.unpack_from
+        calls, window, unpack = self.calls, self.window, FRAME.unpack_from
         while end - at >= 9:
             head, flags, number = unpack(data, at)
             size, kind = head >> 8, head & 255
-            if size > _MOST_FRAME:
-                raise FrameTooLargeError(f"a frame of {size} bytes; at most {_MOST_FRAME} are taken")  # §4.2
+            if size > MOST_FRAME:
+                raise FrameTooLargeError(f"a frame of {size} bytes; at most {MOST_FRAME} are taken")  # §4.2
             begin, after = at + 9, at + 9 + size
             if after > end:
                 break
@@ -213,7 +156,7 @@ class Wire(H2Connection):
     def _open(self, number: int, head: Head, ended: int) -> None:
         """A stream begins, in the state in which the library has one that began."""
         settings = self.local_settings
-        stream = H2Stream(number, _CONFIG, settings.initial_window_size, self.remote_settings.initial_window_size)
+        stream = H2Stream(number, CONFIG, settings.initial_window_size, self.remote_settings.initial_window_size)
         stream.max_outbound_frame_size = self.max_outbound_frame_size
         machine = stream.state_machine
         machine.client, machine.headers_received = False, True
@@ -235,9 +178,9 @@ class Wire(H2Connection):
 
     def _widen(self, number: int, by: int) -> bool:
         """§6.9.1: more may be written; False where the library is to say what is wrong."""
-        if not by or self._owed <= 0:
+        if not by or self.owed <= 0:
             return False
-        self._owed -= 1
+        self.owed -= 1
         if number == 0:
             if self.outbound_flow_control_window + by > _LARGEST_WINDOW:
                 return False
@@ -270,9 +213,9 @@ class Wire(H2Connection):
             self._split = not flags & _END_HEADERS
             if not self._split:
                 self._block = 0
-        elif kind == _PING and self._owed > 0:
+        elif kind == _PING and self.owed > 0:
             # grpc-go measures the round trip with one each time.
-            self._owed -= 1
+            self.owed -= 1
         elif kind != _DATA:
             self._useless.take(f"{_NAMES[kind] if kind < len(_NAMES) else 'unknown'} frames")
         table = self.decoder.header_table
@@ -282,7 +225,6 @@ class Wire(H2Connection):
         same = before[0] is (entries[0] if entries else None) and before[1:] == (len(entries), table.maxsize)
         if not same:
             self._blocks.clear()
-        self._take_out()
         for event in events:
             head = self._tell(event)
             if head is not None and same and kind == _HEADERS and flags | _END_STREAM == _END_HEADERS | _END_STREAM:
@@ -317,15 +259,12 @@ class Wire(H2Connection):
             if call is not None:
                 self.forget(call)
                 call.lost()
-        elif isinstance(event, TrailersReceived):
-            pass  # gRPC's clients have none; StreamEnded follows.
         elif isinstance(event, WindowUpdated):
             self.widened = True
         elif isinstance(event, RemoteSettingsChanged):
-            self.settled = True
+            self.settled = self.widened = True
             if len(self.remote_settings) > MOST_SETTINGS:
                 raise TooMuch(f"more than {MOST_SETTINGS} kinds of settings")
-            self.widened = True
         elif isinstance(event, PingAckReceived):
             self.pinged = False
         return head
@@ -341,130 +280,7 @@ class Wire(H2Connection):
         self.calls[stream.stream_id] = call
         call.begin()
 
-    def _terminate_connection(self, error_code: Any) -> None:
-        """The library would say GOAWAY without a reason; `receive` says it with one."""
-
-    # Out.
-
-    def headers(self, call: Call, block: bytes, *, end: bool) -> None:
-        """Writes a block that changes no table, and is the same on every connection: the begin or end of an answer."""
-        machine = call.stream.state_machine
-        flags = _END_HEADERS
-        if machine.headers_sent:
-            machine.trailers_sent = True
-        machine.headers_sent = True
-        if end:
-            flags |= _END_STREAM
-            self._end_stream(machine)
-        self.out += (_FRAME.pack(len(block) << 8 | _HEADERS, flags, call.number), block)
-
-    def encode(self, call: Call, headers: list[tuple[bytes, bytes]], *, end: bool) -> None:
-        """Writes other headers, as the library does."""
-        self.send_headers(call.number, headers, end_stream=end)
-        self._take_out()
-
-    @property
-    def resized(self) -> bool:
-        """Whether the next header block has to say the size of its table (RFC 7541 §4.2), which only `encode` does."""
-        return bool(self.encoder.table_size_changes)
-
-    def fits(self, call: Call, size: int) -> bool:
-        """Whether so many bytes of a call can be written now, in one frame."""
-        return (
-            size <= self.outbound_flow_control_window
-            and size <= call.stream.outbound_flow_control_window
-            and size <= self.max_outbound_frame_size
-            and not self.paused
-            and not call.pending
-        )
-
-    def message(self, call: Call, message: bytes) -> None:
-        """Writes a message that `fits`, in one frame."""
-        size = len(message)
-        if self._owed < _MOST_OWED:
-            self._owed += 4
-        self.outbound_flow_control_window -= size + 5
-        call.stream.outbound_flow_control_window -= size + 5
-        self.out += (_MESSAGE.pack((size + 5) << 8, 0, call.number, 0, size), message)
-
-    def data(self, call: Call, data: memoryview) -> int:
-        """Writes as much of some bytes as the windows take; how much that was (§6.9.1)."""
-        stream, written = call.stream, 0
-        while not self.paused:
-            size = min(
-                self.outbound_flow_control_window,
-                stream.outbound_flow_control_window,
-                self.max_outbound_frame_size,
-                len(data) - written,
-            )
-            if size <= 0:
-                break
-            if self._owed < _MOST_OWED:
-                self._owed += 4
-            self.outbound_flow_control_window -= size
-            stream.outbound_flow_control_window -= size
-            self.out += (_FRAME.pack(size << 8, 0, call.number), bytes(data[written : written + size]))
-            written += size
-        return written
-
-    def reset(self, number: int, code: ErrorCodes) -> None:
-        """Ends a stream whatever its state."""
-        stream = self.streams.get(number)
-        if stream is not None:
-            if not stream.closed:
-                self.reset_stream(number, code)
-                self._take_out()
-            self._drop(stream)
-
-    def forget(self, call: Call) -> None:
-        """Lets go of a call that is over on both sides, or was reset."""
-        self.calls.pop(call.number, None)
-        self.blocked.pop(call, None)
-        call.usual = False
-        self._drop(call.stream)
-
-    def grant(self, call: Call, size: int) -> None:
-        """Lets more bytes come on a stream."""
-        if call.stream.state_machine.state in (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL) and not self.ended:
-            self.increment_flow_control_window(size, call.number)
-            self._take_out()
-
     def ask(self) -> None:
         """Asks whether the client is there."""
         self.pinged = True
         self.ping(b"presence")
-        self._take_out()
-
-    def leave(self, last: int, reason: str) -> None:
-        """Tells the client to go elsewhere; calls up to stream `last` are still answered.
-
-        §6.8: the library ends with its GOAWAY, this one is only written.
-        """
-        if not self.ended:
-            self._goaway(last, ErrorCodes.NO_ERROR, reason)
-
-    def end(self, code: int, reason: str) -> None:
-        """Ends the connection with a reason; nothing is read any more."""
-        if not self.ended:
-            self.ended = True
-            self.clear_outbound_data_buffer()
-            self._goaway(self.highest_inbound_stream_id, code, reason)
-
-    def _goaway(self, last: int, code: int, reason: str) -> None:
-        frame = GoAwayFrame(0, last, code, reason.encode()[:512])
-        self.out.append(frame.serialize())
-
-    def _drop(self, stream: H2Stream) -> None:
-        if self.streams.pop(stream.stream_id, None) is not None:
-            self._closed_streams[stream.stream_id] = stream.closed_by
-
-    @staticmethod
-    def _end_stream(machine: Any) -> None:
-        if machine.state == StreamState.OPEN:
-            machine.state = StreamState.HALF_CLOSED_LOCAL
-        else:
-            machine.state, machine.stream_closed_by = StreamState.CLOSED, StreamClosedBy.SEND_END_STREAM
-
-    def _take_out(self) -> None:
-        if self._data_to_send:
-            self.out.append(self.data_to_send())
