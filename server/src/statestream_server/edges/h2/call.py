@@ -116,7 +116,7 @@ class Call(Messages):
         assert reading is not None
         assert self._pulled is not None
         try:
-            while not self.pending and not wire.paused:
+            while not self.pending and not wire.paused and not self.over:
                 message = self._draw()
                 if message is None:
                     reading.since = None
@@ -131,16 +131,9 @@ class Call(Messages):
             if not self._pulled.done():
                 self._pulled.set_exception(error)
             return
-        wire.blocked[self] = None
-        if reading.since is None:
-            reading.since = monotonic()
-
-    def end(self, code: grpc.StatusCode, details: str) -> None:
-        """Ends it from outside, whatever it does."""
         if not self.over:
-            self._refuse(code, details)
-            if self._task is not None:
-                self._task.cancel()
+            wire.blocked[self] = None
+            reading.since = reading.since or monotonic()
 
     # What servicers use.
 
@@ -194,8 +187,8 @@ class Call(Messages):
         try:
             answer = await method(request, self)
             del request
-            if not self._handler.response_streaming:
-                self._put_answer(answer)
+            if not self._handler.response_streaming and not self.over:
+                self._put(answer)
             self._finish()
         except grpc.aio.AbortError:
             self._finish()
@@ -206,14 +199,6 @@ class Call(Messages):
             self._refuse(_CODE.UNKNOWN, f"Unexpected {type(error)}")
         finally:
             self._task = None
-
-    def _put_answer(self, answer: Any) -> None:
-        """Writes the answer of a call that has one."""
-        if answer is None:
-            if self._code is _CODE.OK:
-                self._code, self._details = _CODE.UNKNOWN, "the servicer gave no answer"
-        elif not self.over:
-            self._put(answer)
 
     def _put(self, message: Any) -> None:
         """Writes a message, or keeps it until there is room."""
@@ -265,6 +250,8 @@ class Call(Messages):
         if not self.over:
             self._code, self._details, self._trailing = code, details, ()
             self._finish()
+            if self._task is not None and self._task is not asyncio.current_task():
+                self._task.cancel()
 
     def _finish(self) -> None:
         """Says the status, behind what waits; an error behind no more of it than a message that was begun."""
@@ -324,4 +311,4 @@ class Call(Messages):
 
     def _late(self) -> None:
         self._deadline = None
-        self.end(_CODE.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        self._refuse(_CODE.DEADLINE_EXCEEDED, "Deadline Exceeded")

@@ -13,6 +13,7 @@ from h2.stream import H2Stream
 from statestream_server.edges.h2.call import Call
 from statestream_server.edges.h2.floods import ANSWER_SECONDS, PREFACE_SECONDS, PROMISES, QUIET_SECONDS
 from statestream_server.edges.h2.heads import Head, ended
+from statestream_server.edges.h2.messages import Messages
 from statestream_server.edges.h2.wire import Wire
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Connection(asyncio.Protocol):
         self._ready: list[Call] = []
         self._due = False
         self._promised = 0
-        self._asked: dict[Call, int] = {}
+        self._asked: dict[Messages, int] = {}
         self._since = self._heard = monotonic()
         self._ending = False
 
@@ -132,7 +133,7 @@ class Connection(asyncio.Protocol):
             wire.out.clear()
             transport.write(data)
 
-    def promise(self, call: Call, want: int) -> None:
+    def promise(self, call: Messages, want: int) -> None:
         """Lets a long message come, once there is room for it."""
         call.promised = want
         if self._promised and self._promised + want > PROMISES:
@@ -141,7 +142,7 @@ class Connection(asyncio.Protocol):
         self._promised += want
         self.wire.grant(call, want)
 
-    def kept(self, call: Call) -> None:
+    def kept(self, call: Messages) -> None:
         """A long message is there, or nobody waits for it any more."""
         want, call.promised = call.promised, 0
         if self._asked.pop(call, None) is None:

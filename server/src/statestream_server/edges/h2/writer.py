@@ -20,6 +20,7 @@ from statestream_server.edges.h2.floods import HEADER_MOST, MOST_STREAMS, STREAM
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.call import Call
+    from statestream_server.edges.h2.messages import Messages
 
 CONNECTION_WINDOW: Final = 16 << 20
 MOST_FRAME: Final = 64 << 10
@@ -152,7 +153,7 @@ class Writer(H2Connection):
         call.usual = False
         self._drop(call.stream)
 
-    def grant(self, call: Call, size: int) -> None:
+    def grant(self, call: Messages, size: int) -> None:
         """Lets more bytes come on a stream."""
         if call.stream.state_machine.state in (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL) and not self.ended:
             self.increment_flow_control_window(size, call.number)
