@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
             call.draw()
         self._due = False
         transport = self._transport
-        if wire.out and transport is not None:
+        if wire.out and transport is not None and not self._ending:
             data = b"".join(wire.out)
             wire.out.clear()
             transport.write(data)
@@ -211,9 +211,9 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._ending:
             return
-        self._ending = self.wire.ended = True
-        if self.wire.out:
-            self.flush()
+        self.wire.ended = True
+        self.flush()
+        self._ending = True
         if self.wire.paused:
             transport.abort()
         elif transport.can_write_eof():
