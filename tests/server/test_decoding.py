@@ -58,7 +58,7 @@ def test_many_elements_are_refused_before_they_are_made() -> None:
         nested(b"\x32\x00" * (MOST_ELEMENTS + 1)),
         pb.StreamRequest(frame=9, open=pb.OpenFrame(ids=["a"] * (MOST_ELEMENTS + 1))).SerializeToString(),
         pb.StreamRequest(
-            frame=9, chunk=pb.ChunkFrame(inputs=[Tensor(shape=[1] * (MOST_ELEMENTS + 1))])
+            frame=9, chunk=pb.ChunkFrame(inputs=[Tensor(shape=[1] * (16 * MOST_ELEMENTS + 16))])
         ).SerializeToString(),
     ):
         found = decode_frame(data)

@@ -161,7 +161,7 @@ async def test_streams_are_told_to_leave_one_after_the_other(models_dir: Path, m
     """Between two of them the server works on, and who has left meanwhile is not told; there is an end to it."""
     told = list[_Leaving]()
     async with serving(models_dir) as local:
-        edge = port.Grpc(free_settings(models_dir), local.server)
+        edge = port.Grpc(free_settings(models_dir), local.server, local.running.readiness)
         streams = [_Leaving(told) for _ in range(5)]
         edge._streams.update(cast("list[Stream]", streams))
         with monkeypatch.context() as patched:

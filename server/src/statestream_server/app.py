@@ -166,7 +166,7 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         else:
             await worker.join(server, readiness)
         _check_serving(settings, server)
-        edge = _edge(settings, server)
+        edge = _edge(settings, server, readiness)
         leaving.push_async_callback(_drain, server, edge, readiness)
         server.engine.start()
         server.lag.start()
@@ -186,10 +186,10 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         yield Running(edge.port, http.port if http is not None else None, server, readiness)
 
 
-def _edge(settings: Settings, server: Server) -> Grpc | H2:
+def _edge(settings: Settings, server: Server, readiness: Readiness) -> Grpc | H2:
     if settings.edge == "h2":
-        return H2(settings, server)
-    return Grpc(settings, server)
+        return H2(settings, server, readiness)
+    return Grpc(settings, server, readiness)
 
 
 def _check_serving(settings: Settings, server: Server) -> None:

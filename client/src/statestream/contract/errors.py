@@ -11,7 +11,7 @@ raises them again, so a reason has one class on both sides.
     ├── PositionError       PositionGap · AlreadyApplied · PositionConflict
     ├── NonFiniteState
     ├── ModelChanged
-    ├── Unsupported
+    ├── Unsupported         Unimplemented
     ├── AnswerTooLarge
     ├── SlowReader
     ├── ModelInUse
@@ -176,6 +176,13 @@ class Unsupported(StatestreamError):
 
     reason = "UNSUPPORTED"
     code = Code.FAILED_PRECONDITION
+
+
+class Unimplemented(Unsupported):
+    """The protocol has this call, or this way of saying it; this server does not. The message says what to use."""
+
+    reason = "UNIMPLEMENTED"
+    code = Code.UNIMPLEMENTED
 
 
 class AnswerTooLarge(StatestreamError):

@@ -129,6 +129,7 @@ class Unary:
         mark: int = 0,
         cursor: bytes = b"",
         scored: bool = False,
+        durable: bool = False,
     ) -> Step:
         """Applies one chunk, or a mark, in the order of the calls.
 
@@ -144,6 +145,8 @@ class Unary:
             mark: A mark in place of a chunk, which has no steps and no inputs.
             cursor: The caller's, b"" to leave it as it is.
             scored: Whether the chunk is to be scored.
+            durable: Whether the chunk is durable before this returns, though the caller says where it starts: of a
+                caller that cannot replay.
 
         Raises:
             SessionMoved: The session was opened anew: the chunk was not applied, or is and its reply may not leave.
@@ -184,7 +187,7 @@ class Unary:
             finally:
                 turn.end()
             outputs = await answer.outputs
-        if position is None:
+        if position is None or durable:
             await self._checkpointer.flush(table, rows)
             if not table.are_claimed(rows, claims).all():
                 raise errors.SessionMoved(_OVERTAKEN)

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
+from statestream_server.edges.oip.oip_pb2 import InferTensorContents
 from statestream_server.settings import Limits
 
 MAX_TENSORS: Final = 1024
@@ -23,6 +24,8 @@ MAX_AXES: Final = 32
 """Axes of a tensor, and other numbers that repeat. NumPy takes 64."""
 MAX_QUANTILES: Final = 199
 """Quantiles of a forecast: every half percent."""
+MAX_CONTENTS: Final = 1 << 18
+"""Elements of a tensor that come as numbers of a message, each of which is an object for a moment; not as bytes."""
 _SYMBOL_BYTES: Final = 16
 """What a symbol of a text may have on average, its separator included."""
 _TOKEN_BYTES: Final = 4096
@@ -47,6 +50,7 @@ class Caps:
             "statestream.v1.ForecastSessions.ids": limits.max_forecast_series,
             "statestream.v1.ForecastRequest.quantiles": MAX_QUANTILES,
             "statestream.v1.GenerateRequest.texts": limits.max_generate_sources,
+            **{field.full_name: MAX_CONTENTS for field in InferTensorContents.DESCRIPTOR.fields},
         }
         self._plans: dict[object, Sequence[tuple[str, _Check]]] = {}
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from statestream.contract import protocol
+from statestream.contract import errors, protocol
 from statestream_server import caller
 from statestream_server.caller import Caller
 from statestream_server.edges.grpc.caps import Caps
@@ -62,6 +62,7 @@ class Chain(grpc.GenericRpcHandler):
         self._readers = readers
         self._budgets = budgets
         self._methods: dict[str, Handler] = {}
+        self._others: dict[str, Handler] = {}
         self._decoded = DecodeBudget()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
@@ -76,7 +77,11 @@ class Chain(grpc.GenericRpcHandler):
 
     def method(self, name: str) -> Handler | None:
         """What serves `/service/method`; whoever calls it is admitted before."""
-        return self._methods.get(name)
+        return self._methods.get(name) or self._others.get(name.rpartition("/")[0])
+
+    def refuse_others(self, service: str, why: str) -> None:
+        """Says why the other methods of a service are not there."""
+        self._others[f"/{service}"] = refusing(errors.Unimplemented(why))
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Generated code offers every handler twice; see below."""

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from statestream.contract import errors
 
 MOST_ELEMENTS: Final = 1 << 16
-"""Fields of one message, of those in it too, and bytes of its lists of numbers; a column counts as one."""
+"""Fields of one message, of those in it too, and 16 bytes each of its lists of numbers; a column counts as one."""
 TURN_BYTES: Final = 32 << 20
 """Bytes of calls that are decoded in one turn of the loop; more of them would hold everybody up."""
 _RETRY_SECONDS: Final = 0.1
@@ -163,7 +163,7 @@ def _weight(data: bytes, plan: _Plan) -> int:
                     end, plan = at + size, inner
                     continue
                 if tag in plan.packed:
-                    weight += size
+                    weight += size >> 4
                 at += size
             elif wire == _VARINT:
                 _, at = _varint(data, at)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import grpc
 
 from statestream_server.edges.grpc.table import Methods
-from statestream_server.server import Server
+from statestream_server.server import Readiness, Server
 from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError
 
 
 class Grpc(Methods):
     """The gRPC port of a server, on the loop of its process."""
 
-    def __init__(self, settings: Settings, server: Server) -> None:
-        """Takes the port; nobody is answered yet.
+    def __init__(self, settings: Settings, server: Server, readiness: Readiness) -> None:
+        """Takes the port; nobody is answered yet. `readiness` says whether callers may be sent here.
 
         Raises:
             StartError: The port is taken, or the address is not this machine's.
         """
-        super().__init__(settings, server)
+        super().__init__(settings, server, readiness)
         self._server = grpc.aio.server(options=_options(settings))
         self._server.add_generic_rpc_handlers((self.chain,))
         self.port = self._listen(f"{settings.host}:{settings.port}", _credentials(settings))

@@ -18,6 +18,7 @@ from statestream.v1 import (
     session_pb2,
     session_pb2_grpc,
 )
+from statestream_server.edges.grpc import oip
 from statestream_server.edges.grpc.about import ServerServicer
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chain import Chain
@@ -27,7 +28,7 @@ from statestream_server.edges.grpc.model import ModelServicer
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.session import SessionServicer
 from statestream_server.edges.grpc.stream import Stream
-from statestream_server.server import Server
+from statestream_server.server import Readiness, Server
 from statestream_server.settings import Settings
 
 _SERVICES: Final = tuple(
@@ -47,17 +48,19 @@ _APART: Final = 0.04
 class Methods:
     """The methods of a server. What lies under them, a port, is a class of its own over this one."""
 
-    def __init__(self, settings: Settings, server: Server) -> None:
-        """All methods; nobody is answered yet."""
+    def __init__(self, settings: Settings, server: Server, readiness: Readiness) -> None:
+        """All methods; nobody is answered yet. `readiness` says whether callers may be sent here."""
         self._streams = set[Stream]()
         self._checks = health.aio.HealthServicer()
-        self.chain = self._chain(settings, server)
+        self.chain = self._chain(settings, server, readiness)
 
-    def _chain(self, settings: Settings, server: Server) -> Chain:
+    def _chain(self, settings: Settings, server: Server, readiness: Readiness) -> Chain:
         readers, caps = Readers(settings.reader_timeout), Caps(settings.limits)
         budgets, inference = server.budgets, _SERVICES[0]
+        kinds = requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2, reflection_pb2)
+        kinds[oip.SERVICE] = oip.requests()
         chain = Chain(
-            requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2, reflection_pb2),
+            kinds,
             caps,
             readers,
             {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
@@ -68,6 +71,7 @@ class Methods:
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), chain)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), chain)
         server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), chain)
+        oip.register(oip.OipServicer(server, readiness, caps, readers), chain)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, chain)
         names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), chain)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from statestream_server.edges.grpc.table import Methods
 from statestream_server.edges.h2.connection import Connection
-from statestream_server.server import Server
+from statestream_server.server import Readiness, Server
 from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError
 
 _LOOKS: Final = 2.0
@@ -25,13 +25,13 @@ _ROUND_TRIP: Final = 0.5
 class H2(Methods):
     """The gRPC port of a server, on the loop of its process."""
 
-    def __init__(self, settings: Settings, server: Server) -> None:
-        """Takes the port; nobody is answered yet.
+    def __init__(self, settings: Settings, server: Server, readiness: Readiness) -> None:
+        """Takes the port; nobody is answered yet. `readiness` says whether callers may be sent here.
 
         Raises:
             StartError: The port is taken, or the address is not this machine's; or there is no such certificate.
         """
-        super().__init__(settings, server)
+        super().__init__(settings, server, readiness)
         self.loop = asyncio.get_running_loop()
         self.most_in, self.most_out = (
             settings.limits.max_message_bytes,

@@ -1,0 +1,259 @@
+"""Inference: a request of the protocol, however it came, is a run of a model or the next steps of a session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from statestream.contract import errors
+from statestream.contract.errors import quoted, shortened
+from statestream.contract.signature import TensorSpec
+from statestream_server import caller
+from statestream_server.arrays import Array
+from statestream_server.edges.oip import datatypes, parameters, steps
+from statestream_server.engine import digests
+from statestream_server.models.model import Kind, Model
+from statestream_server.server import Server
+from statestream_server.sessions.unary import Step, Target
+from statestream_server.stores.base import Key, Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked.
+
+    Attributes:
+        model: The model's name.
+        version: Its version, 0 for the default one.
+        id: What the caller calls the request, "" for nothing.
+        inputs: By name, with the graph's own axes.
+        outputs: Those that are wanted, none for all, with how many classes are told in place of the values, 0 for the
+            values.
+        parameters: As they came.
+    """
+
+    model: str
+    version: int
+    id: str
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, int]
+    parameters: Mapping[str, parameters.Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is answered.
+
+    Attributes:
+        version: The version that ran.
+        outputs: Name, datatype and array of each output, in the order in which they were asked for.
+        parameters: Of a sequence its id and where it stands.
+    """
+
+    version: int
+    outputs: Sequence[tuple[str, str, Array]]
+    parameters: Mapping[str, parameters.Value] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Asked:
+    """What was asked of one version over this protocol.
+
+    Attributes:
+        runs: Rows of runs and steps of sequences.
+        good, bad: Requests that were answered, and that were not.
+        good_seconds, bad_seconds: How long they took together.
+        last: When the last one ended, in Unix time.
+    """
+
+    runs: int = 0
+    good: int = 0
+    bad: int = 0
+    good_seconds: float = 0.0
+    bad_seconds: float = 0.0
+    last: float = 0.0
+
+
+class Inference:
+    """Answers requests."""
+
+    def __init__(self, server: Server) -> None:
+        """With what `server` has; nothing was asked yet."""
+        self._server = server
+        self.asked: dict[tuple[str, int], Asked] = {}
+
+    async def infer(self, request: Request) -> Response:
+        """Runs a model, or applies the next steps of a sequence.
+
+        A step is durable before this returns (see `Unary.step`), and one that comes twice under one id, or at one
+        `sequence_position`, is applied once and answered twice. Cancelled, a step may have been applied.
+
+        Raises:
+            StatestreamError: Nothing was run, or what was may not be told.
+        """
+        model = self._server.registry.get(request.model, request.version).model
+        asked = self.asked.setdefault((model.name, model.version), Asked())
+        began = time.perf_counter()
+        try:
+            response = await self._answer(model, request)
+        except errors.StatestreamError:
+            asked.bad += 1
+            asked.bad_seconds += time.perf_counter() - began
+            raise
+        finally:
+            asked.last = time.time()
+        asked.good += 1
+        asked.good_seconds += time.perf_counter() - began
+        asked.runs += _rows(model, request)
+        return response
+
+    async def _answer(self, model: Model, request: Request) -> Response:
+        sequence = parameters.sequence_of(request.parameters)
+        if model.kind == Kind.SESSION:
+            if sequence is None:
+                raise errors.BadFrame(
+                    f"model {model.name!r} has memory; expected the parameter sequence_id (a number other than 0, or a"
+                    " text), with sequence_start on its first request",
+                    metadata={"field": "sequence_id"},
+                )
+            return await self._step(model, request, sequence)
+        if sequence is not None:
+            raise errors.BadFrame(
+                f"model {model.name!r} has no memory, and the request names sequence {quoted(sequence.session)};"
+                " expected no sequence_id",
+                metadata={"field": "sequence_id"},
+            )
+        inputs = _in_order(model.signature.inputs, request.inputs)
+        predictor = self._server.predictor
+        found = await predictor.predict(predictor.model(model.name, model.version), inputs, list(request.outputs))
+        return Response(model.version, [_output(spec, array, request) for spec, array in found])
+
+    async def _step(self, model: Model, request: Request, sequence: parameters.Sequence) -> Response:
+        unary, signature = self._server.unary, model.signature
+        count, inputs = steps.packed(signature.inputs, _in_order(signature.inputs, request.inputs))
+        unary.check_steps(count)
+        wanted = _wanted(signature.outputs, request.outputs)
+        steps.check_one_step(wanted, count)
+        key = caller.key(request.model, sequence.session)
+        target = await self._target(key, request, sequence, count)
+        try:
+            step = await self._applied(target, key, request, sequence, inputs, count)
+        except errors.PositionConflict:
+            # Of a sequence that starts anew where an older one of that name stands just behind its first steps.
+            if not sequence.start:
+                raise
+            target = await unary.target(key, request.version, Mode.REPLACE)
+            step = await self._applied(target, key, request, sequence, inputs, count)
+        if sequence.end:
+            await self._server.admin.delete(key)
+        arrays = dict(zip((spec.name for spec in signature.outputs), step.outputs, strict=True))
+        told: dict[str, parameters.Value] = {"sequence_id": sequence.id, "sequence_position": step.position}
+        outputs = [_output(spec, steps.unpacked(spec, arrays[spec.name]), request) for spec in wanted]
+        return Response(target.table.model.version, outputs, told)
+
+    async def _target(self, key: Key, request: Request, sequence: parameters.Sequence, count: int) -> Target:
+        """The session of a sequence.
+
+        A start makes it anew. One that may be a repetition (it counts, or has an id) goes on with what the first one
+        made: where that stands behind just these steps, or was this very request.
+
+        Raises:
+            BadFrame: The sequence did not start.
+        """
+        unary = self._server.unary
+        if not sequence.start:
+            try:
+                return await unary.target(key, request.version, Mode.RESUME)
+            except errors.SessionNotFound as error:
+                raise errors.BadFrame(
+                    f"sequence {quoted(sequence.session)} of model {request.model!r} has not started, or has ended;"
+                    " expected sequence_start on its first request",
+                    metadata={"field": "sequence_start"},
+                ) from error
+        if request.id or sequence.position is not None:
+            target = await unary.target(key, request.version, Mode.EITHER)
+            position, name = int(target.table.position[target.row]), int(target.table.request[target.row])
+            again = request.id and name == digests.of_text(request.id)
+            if not position or again or (sequence.position is not None and position == count):
+                return target
+        return await unary.target(key, request.version, Mode.REPLACE)
+
+    async def _applied(
+        self,
+        target: Target,
+        key: Key,
+        request: Request,
+        sequence: parameters.Sequence,
+        inputs: Sequence[Array],
+        count: int,
+    ) -> Step:
+        position = sequence.position
+        return await self._server.unary.step(
+            target, key, count, inputs, position=position, acked=position or 0, request_id=request.id, durable=True
+        )
+
+
+def _in_order(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
+    """The inputs in the order of a signature.
+
+    Raises:
+        BadTensor: One is missing or unknown.
+    """
+    names = [spec.name for spec in specs]
+    if inputs.keys() != set(names):
+        came = ", ".join(shortened(name) for name in list(inputs)[:16]) or "none"
+        raise errors.BadTensor(f"inputs are {came}; expected {', '.join(names)}", metadata={"field": "inputs"})
+    return [inputs[name] for name in names]
+
+
+def _wanted(specs: Sequence[TensorSpec], asked: Mapping[str, int]) -> list[TensorSpec]:
+    """The outputs that are asked for, none for all.
+
+    Raises:
+        BadTensor: One does not exist.
+    """
+    found = {spec.name: spec for spec in specs}
+    unknown = [name for name in asked if name not in found]
+    if unknown:
+        raise errors.BadTensor(
+            f"output {quoted(unknown[0])} does not exist; the model has {', '.join(found)}",
+            metadata={"field": "outputs"},
+        )
+    return [found[name] for name in asked] or list(specs)
+
+
+def _output(spec: TensorSpec, array: Array, request: Request) -> tuple[str, str, Array]:
+    classes = request.outputs.get(spec.name, 0)
+    if classes:
+        return spec.name, datatypes.BYTES, _likeliest(spec, array, classes)
+    return spec.name, datatypes.datatype_of(spec.dtype), array
+
+
+def _likeliest(spec: TensorSpec, array: Array, count: int) -> Array:
+    """The classes of the highest scores along the last axis, the highest first, as `score:number[:name]`."""
+    if not array.ndim or array.dtype.kind not in "fiu":
+        raise errors.BadTensor(
+            f"output {spec.name!r} is {array.dtype}{list(array.shape)}; expected numbers with an axis of classes for"
+            " the parameter classification",
+            metadata={"field": spec.name},
+        )
+    flat = array.reshape(-1, array.shape[-1]) if array.size else array.reshape(0, array.shape[-1])
+    places = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :count]
+    told = [
+        f"{row[place]:f}:{place}" + (f":{spec.classes[place]}" if place < len(spec.classes) else "")
+        for row, chosen in zip(flat, places.tolist(), strict=True)
+        for place in chosen
+    ]
+    return datatypes.texts(told, (*array.shape[:-1], places.shape[1]))
+
+
+def _rows(model: Model, request: Request) -> int:
+    spec = model.signature.inputs[0]
+    array = request.inputs.get(spec.name)
+    axis = spec.time_axis if model.kind == Kind.SESSION and spec.HasField("time_axis") else None
+    if axis is None and model.kind == Kind.PREDICT and spec.HasField("batch_axis"):
+        axis = spec.batch_axis
+    return array.shape[axis] if array is not None and axis is not None else 1
