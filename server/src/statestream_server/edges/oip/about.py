@@ -81,7 +81,7 @@ def config(model: Model) -> pb.ModelConfig:
     return made
 
 
-def _type(dtype: str) -> pb.DataType:
+def _type(dtype: str) -> str:
     return datatypes.config_type(datatypes.datatype_of(dtype))
 
 

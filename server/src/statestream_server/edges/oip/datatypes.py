@@ -14,7 +14,6 @@ import numpy as np
 from statestream.contract import errors
 from statestream.contract.errors import quoted
 from statestream_server.arrays import Array
-from statestream_server.edges.oip import oip_pb2 as pb
 
 BYTES: Final = "BYTES"
 BF16: Final = "BF16"
@@ -41,9 +40,9 @@ def datatype_of(dtype: str) -> str:
     return _NAMES[dtype]
 
 
-def config_type(datatype: str) -> pb.DataType:
-    """The number of a datatype in a model's configuration."""
-    return pb.DataType.Value(f"TYPE_{'STRING' if datatype == BYTES else datatype}")
+def config_type(datatype: str) -> str:
+    """The name of a datatype in a model's configuration."""
+    return f"TYPE_{'STRING' if datatype == BYTES else datatype}"
 
 
 def array_of(name: str, datatype: str, shape: tuple[int, ...], data: bytes) -> Array:

@@ -128,8 +128,10 @@ class Inference:
             )
         inputs = _in_order(model.signature.inputs, request.inputs)
         predictor = self._server.predictor
-        found = await predictor.predict(predictor.model(model.name, model.version), inputs, list(request.outputs))
-        return Response(model.version, [_output(spec, array, request) for spec, array in found])
+        wanted = predictor.asked(predictor.model(model.name, model.version), list(request.outputs))
+        found = await predictor.predict(wanted, inputs)
+        outputs = [_output(spec, array, request) for spec, array in zip(wanted.specs, found, strict=True)]
+        return Response(model.version, outputs)
 
     async def _step(self, model: Model, request: Request, sequence: parameters.Sequence) -> Response:
         unary, signature = self._server.unary, model.signature
