@@ -26,7 +26,7 @@ class TrialLimits:
 
     def seconds_for(self, nbytes: int, row: int = 0, *, apart: bool) -> float:
         """Seconds that a model of so many bytes, with rows of so many, may take."""
-        rows = min(_ROWS * row, _ROWS_SECONDS * _BYTES_A_SECOND)
+        rows = min(ROWS * row, _ROWS_SECONDS * _BYTES_A_SECOND)
         return self.seconds + (nbytes + rows) / _BYTES_A_SECOND + (_DEVICE_SECONDS if apart else 0.0)
 
     def bytes_for(self, nbytes: int) -> int:
@@ -36,7 +36,9 @@ class TrialLimits:
 
 _BYTES_A_SECOND: Final = 64 << 20
 _DEVICE_SECONDS: Final = 60.0
-_ROWS, _ROWS_SECONDS = 64, 60
+ROWS: Final = 64
+"""Rows of a trial's largest batch: each of their bytes takes the time of one of a file's."""
+_ROWS_SECONDS: Final = 60
 _COPIES: Final = 8
 
 
