@@ -13,6 +13,7 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server.edges.grpc import port
+from statestream_server.edges.grpc import table as methods
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.settings import Durability
 from tests.support.calls import DEADLINE, Caller, connected, failing, failure_of
@@ -165,7 +166,7 @@ async def test_streams_are_told_to_leave_one_after_the_other(models_dir: Path, m
         streams = [_Leaving(told) for _ in range(5)]
         edge._streams.update(cast("list[Stream]", streams))
         with monkeypatch.context() as patched:
-            patched.setattr(port, "_APART", 3600.0)
+            patched.setattr(methods, "_APART", 3600.0)
             telling = asyncio.create_task(edge.send_away(1.0, 36000.0))
             await local.until(lambda: told)
             await asyncio.sleep(0)

@@ -133,7 +133,7 @@ class Call(Messages):
             return
         if not self.over:
             wire.blocked[self] = None
-            reading.since = reading.since or monotonic()
+            reading.since = monotonic()
 
     # What servicers use.
 
@@ -226,6 +226,8 @@ class Call(Messages):
             written = self._wire.data(self, view)
             if written:
                 self.since = monotonic()
+                if self._reading is not None and self._reading.since is not None:
+                    self._reading.since = self.since
                 self._connection.soon()
             if written < len(view):
                 pending[0], self._cut = view[written:], self._cut or written > 0

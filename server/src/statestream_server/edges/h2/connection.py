@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LINGER_SECONDS: Final = 1.0
 """How long a connection that was ended may take to hear of it."""
+_STATUS_SECONDS: Final = 10.0
+"""How much longer a status waits behind a message that its reader has begun."""
 _EVERY: Final = 2**31 - 1
 """In place of a stream in a GOAWAY: all that come on their way are still answered."""
 
@@ -177,7 +179,7 @@ class Connection(asyncio.Protocol):
             wire.ask()
             self.flush()
         for call in [*wire.blocked]:
-            if call.over and now - call.since > reader_seconds:
+            if call.over and now - call.since > reader_seconds + _STATUS_SECONDS:
                 wire.reset(call.number, ErrorCodes.CANCEL)
                 wire.forget(call)
                 call.lost()
