@@ -188,7 +188,10 @@ class Wire(Writer):
             self.widened = True
             return True
         call = self.calls.get(number)
-        if call is None or call.stream.outbound_flow_control_window + by > _LARGEST_WINDOW:
+        if call is None:
+            # §5.1: a stream that was answered meanwhile; C-core sends three for each call.
+            return bool(number & 1) and number <= self.highest_inbound_stream_id and number not in self.streams
+        if call.stream.outbound_flow_control_window + by > _LARGEST_WINDOW:
             return False
         call.stream.outbound_flow_control_window += by
         if call.pending:
