@@ -20,6 +20,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--model", default=None, help="a session model that it serves; else STATESTREAM_TARGET_MODEL")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is asked of a server is asked of one with each edge; a target that runs has its own."""
+    if "edge" in metafunc.fixturenames:
+        metafunc.parametrize("edge", [""] if _told(metafunc.config) else serving.EDGES, scope="session")
+
+
+def _told(config: pytest.Config) -> str | None:
+    told: str | None = config.getoption("--target", default=None) or os.environ.get("STATESTREAM_TARGET")
+    return told
+
+
 @dataclass(frozen=True)
 class Target:
     """A server, and the session model that is stepped there."""
@@ -29,8 +40,8 @@ class Target:
 
 
 @pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    address = request.config.getoption("--target", default=None) or os.environ.get("STATESTREAM_TARGET")
+def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, edge: str) -> Iterator[Target]:
+    address = _told(request.config)
     model = request.config.getoption("--model", default=None) or os.environ.get("STATESTREAM_TARGET_MODEL")
     if address:
         if not model:
@@ -40,7 +51,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("compliance")
     store = f"sqlite:{folder / 'sessions.db'}"
     options = ("--store", store, "--durability", "interval", "--checkpoint-interval", "0.2", "--log-level", "warning")
-    with serving.process(models.write_loops(models.write(folder / "models")), *options) as server:
+    with serving.process(models.write_loops(models.write(folder / "models")), *options, edge=edge) as server:
         yield Target(server.address, "loop")
 
 

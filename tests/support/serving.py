@@ -30,6 +30,10 @@ _READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
 _SERVE = "import sys; from statestream_server.cli import serve; sys.argv[0] = 'statestream serve'; serve()"
 TEST_DEVICE: Final = os.environ.get("STATESTREAM_TEST_DEVICE", "cpu")
 """Where the models of started servers run; `make gpu` sets it."""
+TEST_EDGE: Final = os.environ.get("STATESTREAM_EDGE", "")
+"""The edge of started servers, "" for the usual one; the server's command takes it from there, too."""
+EDGES: Final = (TEST_EDGE,) if TEST_EDGE else ("h2", "grpcio")
+"""The edges that what is said of each of them is tested on."""
 
 
 def free_settings(models: Path, **more: Any) -> Settings:
@@ -38,6 +42,8 @@ def free_settings(models: Path, **more: Any) -> Settings:
     store = more.pop("store", "memory")
     durability = more.pop("durability", Durability.NONE if store == "memory" else Durability.INTERVAL)
     base: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": None, "device": "cpu"}
+    if TEST_EDGE:
+        base["edge"] = TEST_EDGE
     return Settings((models,), store=store, durability=durability, limits=limits, **(base | more))
 
 
@@ -97,6 +103,7 @@ class Process:
     """`statestream serve` as a process of its own.
 
     Attributes:
+        edge: Its edge; "" for the usual one.
         lines: What it wrote to stdout and stderr so far.
     """
 
@@ -104,6 +111,7 @@ class Process:
     options: list[str]
     host: str = "127.0.0.1"
     port: int = 0
+    edge: str = TEST_EDGE
     lines: list[str] = field(default_factory=list)
 
     def start(self) -> Process:
@@ -123,6 +131,7 @@ class Process:
         self.port = self.port or lasting_port(self.host)
         pointed = [self.models] if isinstance(self.models, Path) else self.models
         command = [sys.executable, "-c", _SERVE, *map(str, pointed), "--host", self.host, "--port", str(self.port)]
+        edge = {"STATESTREAM_EDGE": self.edge} if self.edge else {}
         self.lines.clear()
         self._ended = False
         self._news = threading.Condition()
@@ -132,7 +141,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
             # Bytecode is kept, whatever this process does: many servers are started here.
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "", **edge},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -205,9 +214,9 @@ def lasting_port(host: str = "127.0.0.1") -> int:
 
 
 @contextlib.contextmanager
-def process(models: Path | tuple[Path, ...], *options: str, port: int = 0) -> Iterator[Process]:
+def process(models: Path | tuple[Path, ...], *options: str, port: int = 0, edge: str = TEST_EDGE) -> Iterator[Process]:
     """A server process that is ready; killed at the end if it still runs."""
-    with launched(Process(models, list(options), port=port)) as server:
+    with launched(Process(models, list(options), port=port, edge=edge)) as server:
         server.ready()
         yield server
 
