@@ -18,8 +18,9 @@ import grpc
 from google.rpc import status_pb2
 
 from statestream.v1 import server_pb2, server_pb2_grpc
+from statestream_server.settings import Settings
 from tests.support.calls import DEADLINE, Failure, connected, failure_of
-from tests.support.serving import Process, process
+from tests.support.serving import TEST_EDGE, Process, process
 
 OURS_ALONE: Final = ("INTERNAL", "UNKNOWN")
 """Codes that say that the server is at fault; nothing that a caller does may bring them out."""
@@ -64,6 +65,7 @@ class Arena:
         limits: What it says that it takes.
         heard: Failures that it answered.
         streams: Streams and calls that an attack has at once, at most.
+        ours: Whether the edge is our own.
         started: Bytes that it had taken before the attack.
     """
 
@@ -75,6 +77,7 @@ class Arena:
     heard: list[Failure] = field(default_factory=list)
     streams: int = 60
     started: int = 0
+    ours: bool = False
 
     def bound(self) -> int:
         """Bytes that the server may take for its callers: the formula of docs/limits.md, for these streams."""
@@ -171,25 +174,26 @@ def failures_in(rows: Iterable[Any]) -> list[Failure]:
 
 
 @contextlib.asynccontextmanager
-async def arena(models: Path, *options: str) -> AsyncIterator[Arena]:
+async def arena(models: Path, *options: str, edge: str = TEST_EDGE) -> AsyncIterator[Arena]:
     """A server of these models that is ready, with its victim stepping."""
-    with _process(models, *options) as server:
+    with _process(models, *options, edge=edge) as server:
         http = re.search(r"http://[^:]+:(\d+)/metrics", server.output)
         assert http is not None, server.output
         async with connected(server.address) as channel, _victim(server.address) as victim:
             stub = server_pb2_grpc.ServerServiceStub(channel)
             info = await stub.GetServerInfo(server_pb2.GetServerInfoRequest())
-            found = Arena(server, channel, info.limits, victim, int(http[1]))
+            ours = (edge or Settings(()).edge) == "h2"
+            found = Arena(server, channel, info.limits, victim, int(http[1]), ours=ours)
             found.started = found.memory()[1]
             yield found
 
 
 @contextlib.contextmanager
-def _process(models: Path, *options: str) -> Iterator[Process]:
+def _process(models: Path, *options: str, edge: str) -> Iterator[Process]:
     # A store of its own: the usual one is the user's.
     with tempfile.TemporaryDirectory() as folder:
         store = () if "--store" in options else ("--store", f"sqlite:{folder}/sessions.db")
-        with process(models, "--http", "--http-port", "0", *store, *options) as server:
+        with process(models, "--http", "--http-port", "0", *store, *options, edge=edge) as server:
             yield server
 
 
