@@ -1,4 +1,4 @@
-"""A bare grpc.aio bidirectional echo: the floor under any streaming server in Python.
+"""A bare grpc.aio echo, of streams and of calls: the floor under any streaming server in Python.
 
 `python -m benchmarks.echo PORT`
 """
@@ -14,6 +14,7 @@ import grpc
 import uvloop
 
 METHOD = "/benchmarks.Echo/Stream"
+UNARY = "/benchmarks.Echo/Call"
 
 
 async def _echo(_request: Any, context: Any) -> None:
@@ -21,11 +22,17 @@ async def _echo(_request: Any, context: Any) -> None:
         await context.write(message)
 
 
+async def _answer(request: Any, _context: Any) -> Any:
+    return request
+
+
 async def serve(port: int) -> None:
     """Echoes until the process ends."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     handler: Any = grpc.stream_stream_rpc_method_handler(_echo)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmarks.Echo", {"Stream": handler}),))
+    unary: Any = grpc.unary_unary_rpc_method_handler(_answer)
+    handlers = {"Stream": handler, "Call": unary}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmarks.Echo", handlers),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print("ready", flush=True)

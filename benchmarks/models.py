@@ -8,6 +8,9 @@ import torch
 
 from statestream_export import Export, State, export
 
+PIXELS = 64
+"""What the perceptron takes: a scan of 8 × 8."""
+
 
 class Recurrent(torch.nn.Module):
     """LSTM → Linear."""
@@ -47,8 +50,20 @@ class Convolutional(torch.nn.Module):
         return y
 
 
+class Perceptron(torch.nn.Module):
+    """64 → 128 → 10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(PIXELS, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layers(x)
+        return y
+
+
 def make(folder: Path) -> dict[str, Export]:
-    """Writes lstm (8 → 2×64 → 1), lstm-wide (8 → 2×256 → 1), loop (2 → 16 → 2, fed back) and convnet."""
+    """Writes lstm (8 → 2×64 → 1), lstm-wide (8 → 2×256 → 1), loop (2 → 16 → 2, fed back), convnet and mlp."""
     torch.manual_seed(0)
     made = dict[str, Export]()
     for name, hidden in (("lstm", 64), ("lstm-wide", 256)):
@@ -67,4 +82,7 @@ def make(folder: Path) -> dict[str, Export]:
     path = folder / "convnet" / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     made["convnet"] = export(Convolutional(), {"x": torch.zeros(2, 1, 28, 28)}, path=path)
+    path = folder / "mlp" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made["mlp"] = export(Perceptron(), {"x": torch.zeros(2, PIXELS)}, path=path)
     return made

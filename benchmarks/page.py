@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from benchmarks import figures
@@ -75,6 +75,50 @@ def profile(found: dict[str, Any]) -> str:
     ):
         lines.append(f"| {name} | " + " | ".join(f"{case[key]:.3g}" for case in found["cases"].values()) + " |")
     return "\n".join(lines)
+
+
+EDGE_COLUMNS = ("what", "unit", "edge h2", "edge grpcio", "compared with", "server µs each", "ratio", "must", "goal")
+
+
+def edge_lines(found: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """The edges side by side, and what is wanted of ours."""
+    for row in found:
+        sides = row["sides"]
+        others = [name for name in sides if name not in ("h2", "grpcio")]
+        costs = (side["server_us"] for side in sides.values())
+        yield [
+            row["name"],
+            row["unit"],
+            *(_spread(sides[name]["value"]) if name in sides else "" for name in ("h2", "grpcio")),
+            ", ".join(f"{name}: {_spread(sides[name]['value'])}" for name in others),
+            " / ".join(figures.shown(cost[0]) for cost in costs if cost),
+            _spread(row["judged"]) if row.get("judged") and row["reference"] else "",
+            *(_wanted(row, place) for place in (0, 1)),
+        ]
+
+
+def _spread(values: list[float]) -> str:
+    middle, least, most = map(figures.shown, values)
+    return f"{middle} ({least} … {most})"
+
+
+def _wanted(row: dict[str, Any], place: int) -> str:
+    """What must be, or is aimed at, and whether it is."""
+    bound, most, sign = row["must"][place], row["most"], "≥" if row["least"] else "≤"
+    text = f"{sign} {bound:g}" + (f", ≤ {most[place]:g} µs" if most else "")
+    if not row.get("judged"):
+        return text
+    value = row["judged"][0]
+    reached = value >= bound if row["least"] else value <= bound
+    if most:
+        reached = reached and row["sides"]["h2"]["server_us"][0] <= most[place]
+    return f"{text} {'reached' if reached else '**missed**'}"
+
+
+def edge(found: list[dict[str, Any]]) -> str:
+    """The table of the edges."""
+    lines = [f"| {' | '.join(EDGE_COLUMNS)} |", f"| --- | --- |{' ---: |' * (len(EDGE_COLUMNS) - 2)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in edge_lines(found))])
 
 
 def soak(found: dict[str, Any]) -> str:
