@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from grpc import StatusCode
 from h2.stream import H2Stream
 from hyperframe.frame import Frame, GoAwayFrame
 from hypothesis import given, settings
@@ -61,7 +62,7 @@ class Called:
             self.go_on()
         if what % 4 == 0 and not self.pending:
             if wire.resized:
-                wire.encode(self, heads.trailers(heads.grpc.StatusCode.OK, ""), end=True)  # type: ignore[arg-type]
+                wire.encode(self, heads.trailers(StatusCode.OK, ""), end=True)  # type: ignore[arg-type]
             else:
                 wire.headers(self, heads.ENDED, end=True)  # type: ignore[arg-type]
             if not self.stream.closed:
