@@ -238,6 +238,21 @@ async def test_a_cancel_frees_the_rows_of_the_walk_and_its_forks(served: Served)
         assert (tables.driven, tables.lane.queued) == (0, 0)
 
 
+async def test_rows_are_copied_a_few_in_a_turn_of_the_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, most = served.local.table("deep").rows, []
+    monkeypatch.setattr("statestream_server.drivers.drive._TURN_BYTES", 1000)
+    copy = rows.copy
+
+    def counted(source: np.ndarray, target: np.ndarray) -> None:
+        most.append(len(source))
+        copy(source, target)
+
+    monkeypatch.setattr(rows, "copy", counted)
+    await served.client.backtest("deep", PAST, H, STEP, n_windows=WINDOWS, num_samples=50)
+    assert sum(most) >= 5 * WINDOWS * 50
+    assert max(most) <= 1000 // (4 * 17), "h, c and the last loc and scale of a row"
+
+
 def test_metrics_and_the_twin(forecasters_written: tuple[Path, Any]) -> None:
     """MASE and coverage as utilsforecast has them, of the synchronous client's table."""
 

@@ -21,7 +21,9 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
 from statestream_server.engine.calls import Calls, Waiting
+from statestream_server.engine.engine import BESIDE_LIVE, MAX_BATCH
 from statestream_server.engine.predictions import Predictions
+from statestream_server.engine.work import Priority
 from statestream_server.models.model import BatchPolicy
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.settings import Durability
@@ -166,6 +168,17 @@ async def test_batches_on_the_thread_are_like_those_on_the_loop(
 
         await asyncio.gather(*(one(seed) for seed in range(8)))
         assert local.server.engine.statistics.threaded == local.server.engine.statistics.batches
+
+
+async def test_batches_of_forecasts_are_short_beside_live_steps(local: Local) -> None:
+    table, engine = local.table("counter"), local.server.engine
+    assert engine._most(table, Priority.FORECAST, 1) == MAX_BATCH
+    async with Speaker(local.channel, "counter") as speaker:
+        await speaker.open_one("a")
+        await speaker.step(0, 0, numbers(1))
+        fitting = table.costs.rows(1, most=MAX_BATCH)
+        assert engine._most(table, Priority.FORECAST, 1) == max(1, fitting // BESIDE_LIVE)
+        assert engine._most(table, Priority.LIVE, 1) == MAX_BATCH
 
 
 async def test_classes_share_the_engine(local: Local) -> None:

@@ -7,7 +7,8 @@ rows are rows of the engine's batch as any other; what is told is told as its re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Generic, NamedTuple, ParamSpec, Protocol, TypeVar
@@ -23,8 +24,10 @@ from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
 from statestream_server.settings import Limits
 
-_SLICE = 4096
-"""Rows that are read, written or copied in one turn of the loop; more would hold the others up."""
+_TURN_BYTES = 256 << 10
+"""Bytes of rows that are read, written or copied in one turn of the loop; more would hold the others up."""
+_TURN_ROWS = 4096
+"""The most rows, whatever they have."""
 _ASIDE = 2048
 """Rows from which on a policy thinks on a thread of its own."""
 
@@ -101,6 +104,7 @@ class Drive:
         self._priority = priority
         names = [spec.name for spec in table.model.signature.outputs]
         self._outputs = [names.index(name) for name in outputs]
+        self._row_bytes = sum(column.dtype.itemsize * math.prod(column.shape) for column in table.rows.columns)
         self._fresh: Ints = np.empty(0, np.int64)
         self._counted = ExitStack()
 
@@ -136,7 +140,7 @@ class Drive:
         await self._allocate(count)
         self.rows, self._fresh = self._fresh, self.rows
         self.table.tag[self.rows] = tags
-        for cut in _slices(count):
+        async for cut in self._slices(count):
             async with self._engine.still():
                 if values is None:
                     self.table.rows.reset(self.rows[cut])
@@ -152,7 +156,7 @@ class Drive:
         """What the rows hold, for `count` columns from the `first` on [R, ...]; see `Rows`."""
         chosen = slice(first, None if count is None else first + count)
         parts = []
-        for cut in _slices(len(self.rows)):
+        async for cut in self._slices(len(self.rows)):
             async with self._engine.still():
                 parts.append(self.table.rows.read(self.rows[cut])[chosen])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -193,7 +197,7 @@ class Drive:
         targets = np.concatenate([idle, self._fresh])
         sources, used = self.rows[parents[copies]], targets[: len(copies)]
         self.table.tag[used] = self.table.tag[sources]
-        for cut in _slices(len(copies)):
+        async for cut in self._slices(len(copies)):
             async with self._engine.still():
                 self.table.rows.copy(sources[cut], used[cut])
         rows[copies] = used
@@ -208,7 +212,7 @@ class Drive:
         """
         await self._allocate(len(sources))
         self.table.tag[self._fresh] = self.table.tag[sources]
-        for cut in _slices(len(sources)):
+        async for cut in self._slices(len(sources)):
             async with self._engine.still():
                 self.table.rows.copy(sources[cut], self._fresh[cut])
         self.rows, self._fresh = np.concatenate([self.rows, self._fresh]), np.empty(0, np.int64)
@@ -217,6 +221,14 @@ class Drive:
         """Puts rows that nobody has into `_fresh`, so that they are freed whatever comes."""
         async with self._engine.still():
             self._fresh = self.table.allocate(count, scratch=True)
+
+    async def _slices(self, count: int) -> AsyncGenerator[slice, None]:
+        """Rows 0 … count - 1 in parts, each in a turn of the loop."""
+        each = max(1, min(_TURN_ROWS, _TURN_BYTES // max(1, self._row_bytes)))
+        for low in range(0, count, each):
+            if low:
+                await asyncio.sleep(0)
+            yield slice(low, min(low + each, count))
 
 
 async def roll(drive: Drive, policy: Policy[T], outputs: Sequence[Array], begin: int = 0) -> AsyncGenerator[T, None]:
@@ -252,7 +264,3 @@ async def aside(rows: int, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     if rows < _ASIDE:
         return do(*args, **kwargs)
     return await asyncio.to_thread(do, *args, **kwargs)
-
-
-def _slices(count: int) -> Iterator[slice]:
-    return (slice(low, min(low + _SLICE, count)) for low in range(0, count, _SLICE))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,11 @@ from statestream_server.models.rows import restart
 
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
+LIVE_SECONDS = 0.1
+"""So long after a live step more are expected."""
+BESIDE_LIVE = 4
+"""Then batches of forecasts are so many times shorter: a live step waits for one of them in each turn of the loop in
+which it is read, run and answered."""
 _MANY = 64
 """Chunks that are worth a batch without a look at what else comes."""
 _MOST_TURNS = 16
@@ -62,6 +68,8 @@ class Engine:
         self._ages = itertools.count(1)
         self._due = False
         self._arrived = self._gathered = self._turns = 0
+        self._lived = -math.inf
+        """When the last live work came that ran."""
         self._slabs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -251,7 +259,10 @@ class Engine:
             if isinstance(choice.queue, Predictions):
                 batch = choice.queue.take(MAX_BATCH)
             elif choice.steps:
-                batch = Batch(self._tables[choice.queue], choice.priority, choice.steps, MAX_BATCH, self._watch)
+                table = self._tables[choice.queue]
+                batch = Batch(
+                    table, choice.priority, choice.steps, self._most(table, choice.priority, choice.steps), self._watch
+                )
             else:
                 self._pass_marks(self._tables[choice.queue], choice.priority)
                 return
@@ -262,6 +273,12 @@ class Engine:
                 self._on_thread = asyncio.create_task(self._aside(choice, batch), name="engine-batch")
         except Exception as error:
             self._fail(error)
+
+    def _most(self, table: Table, priority: Priority, steps: int) -> int:
+        """The most rows of a batch."""
+        if priority is not Priority.FORECAST or time.perf_counter() - self._lived > LIVE_SECONDS:
+            return MAX_BATCH
+        return max(1, table.costs.rows(steps, most=MAX_BATCH) // BESIDE_LIVE)
 
     async def _aside(self, choice: Choice[Lane | Predictions], batch: Batch | Together) -> None:
         """Runs a batch on the thread."""
@@ -281,6 +298,8 @@ class Engine:
         waited = time.perf_counter() - seconds - batch.since
         self.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
         self.scheduler.charge(choice.priority, seconds)
+        if choice.priority is Priority.LIVE:
+            self._lived = batch.since
         if isinstance(batch, Together):
             batch.deliver()
             # What is not done yet waits behind the others again.
