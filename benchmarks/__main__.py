@@ -12,7 +12,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import curves, figures, models, page, processes, profile, quantized, resident, table, texts, voice
+from benchmarks import (
+    curves,
+    figures,
+    forecasts,
+    models,
+    page,
+    processes,
+    profile,
+    quantized,
+    resident,
+    table,
+    texts,
+    voice,
+)
 from benchmarks.cases import Bench
 from benchmarks.table import Result
 
@@ -62,6 +75,10 @@ def main(
         if voice.installed() and (not only or only in voice.NAME):
             spoken, known["voice"] = voice.measure(folder / "voice", rounds, seconds)
             small += spoken
+        if not only or "forecast" in only:
+            predicted = forecasts.measure(folder / "forecasts", rounds, seconds)
+            small += predicted
+            known["forecasts"] = quantized.plain(predicted)
     found = table.results(rows)
     known["ratios"] = quantized.plain(found)
     _print([*found, *small], machine)

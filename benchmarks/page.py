@@ -141,6 +141,7 @@ SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "soak": soak,
     "int8": ratios,
     "voice": voice,
+    "forecasts": ratios,
 }
 
 
