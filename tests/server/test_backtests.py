@@ -253,6 +253,37 @@ async def test_rows_are_copied_a_few_in_a_turn_of_the_loop(served: Served, monke
     assert max(most) <= 1000 // (4 * 17), "h, c and the last loc and scale of a row"
 
 
+DAYS = pd.date_range("2026-01-01", periods=6, freq="D")
+TABLES: dict[str, tuple[Any, str]] = {
+    "texts as times": (pd.DataFrame({"ds": [str(day) for day in DAYS], "y": 1.0}), "'ds' has dtype String; expected"),
+    "polars, too": (
+        pl.DataFrame({"ds": [str(day) for day in DAYS], "y": [1.0] * 6}),
+        "'ds' has dtype String; expected",
+    ),
+    "one row": (pd.DataFrame({"unique_id": "a", "ds": DAYS[:1], "y": 1.0}), "after those of series 'a' cannot be told"),
+    "an index of pairs": (
+        pd.DataFrame({"a": "a", "ds": DAYS, "y": 1.0}).set_index(["a", "ds"]),
+        "cannot be told.*expected two rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+async def test_times_that_have_no_next_one_are_refused(served: Served, case: str) -> None:
+    given, says = TABLES[case]
+    with pytest.raises(errors.BadTensor, match=says):
+        await served.client.forecast("decay", given, 2)
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+async def test_ids_that_are_categories_stay_so(served: Served, library: Any) -> None:
+    past = table(library)
+    narrow = past[["unique_id", "ds", "y"]] if library is pd.DataFrame else past.select("unique_id", "ds", "y")
+    out = await served.client.forecast("decay", narrow, 2)
+    assert str(out["unique_id"].dtype).lower().startswith("categor")
+    assert list(out["unique_id"]) == ["shop 2"] * 2 + ["shop 1"] * 2 + ["shop 0"] * 2
+
+
 def test_metrics_and_the_twin(forecasters_written: tuple[Path, Any]) -> None:
     """MASE and coverage as utilsforecast has them, of the synchronous client's table."""
 

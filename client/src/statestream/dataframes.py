@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import calendar
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 import numpy as np
 
-from statestream import series
+from statestream import following, series
 from statestream.contract.errors import BadTensor, Unsupported
 from statestream.contract.signature import Value, forecast_values, is_spread, known_places
 from statestream.contract.tensors import Array, Ints
@@ -140,13 +137,17 @@ def write_forecast(layout: Layout, history: History, wish: Wish, told: Told) -> 
         if ID in frame.columns:
             data[ID] = [name] * h
         if TIME in frame.columns:
-            data[TIME] = _after(frame[TIME][rows.tolist()].to_native(), h)
+            data[TIME] = following.following(name, times.after, frame[TIME][rows.tolist()].to_native(), h)
         data |= {column: values[number] for column, values in columns.items()}
         table = narwhals.from_dict(data, backend=frame.implementation)
         if not long and hasattr(native, "index"):
-            table = narwhals.from_native(table.to_native().set_axis(_after_index(native.index, h), axis=0))
+            index = following.following(name, times.after_index, native.index, h)
+            table = narwhals.from_native(table.to_native().set_axis(index, axis=0))
         tables.append(table)
-    whole = narwhals.concat(tables).to_native()
+    joined = narwhals.concat(tables)
+    if ID in frame.columns and frame[ID].dtype == narwhals.Categorical:
+        joined = joined.with_columns(joined[ID].cast(narwhals.Categorical))
+    whole = joined.to_native()
     return whole.reset_index(drop=True) if long and hasattr(whole, "reset_index") else whole
 
 
@@ -189,9 +190,9 @@ def write_backtest(
     data: dict[str, Any] = {}
     if ID in frame.columns:
         data[ID] = frame[ID][rows.tolist()]
-    times = _times(frame)
-    data[TIME] = np.asarray(steps).reshape(-1) if times is None else times[rows.tolist()]
-    data[CUTOFF] = (cutoffs - 1).reshape(-1).repeat(h) if times is None else times[last.tolist()]
+    when = _times(frame)
+    data[TIME] = np.asarray(steps).reshape(-1) if when is None else when[rows.tolist()]
+    data[CUTOFF] = (cutoffs - 1).reshape(-1).repeat(h) if when is None else when[last.tolist()]
     data |= {name: array.reshape(-1) for name, array in (found | forecast).items()}
     made = [
         narwhals.new_series(name, column, backend=frame.implementation)
@@ -320,6 +321,12 @@ def _in_time(wanted: Wanted, frame: Any, names: list[Any], codes: Any) -> Any:
     if TIME not in frame.columns:
         return np.argsort(codes, kind="stable")
     _whole(wanted, frame, TIME)
+    kind = frame[TIME].dtype
+    if str(kind) in ("String", "Boolean", "Categorical", "Binary"):
+        raise wanted.bad(
+            f"column {TIME!r} has dtype {kind}; expected times or numbers, which have an order and a next one."
+            " Convert it, as in pandas.to_datetime(…)"
+        )
     when = frame[TIME].rank("dense").to_numpy()
     rows = np.lexsort((when, codes))
     twice = np.flatnonzero((np.diff(when[rows]) == 0) & (np.diff(codes[rows]) == 0))
@@ -334,46 +341,3 @@ def _whole(wanted: Wanted, frame: Any, column: str) -> None:
     gaps = frame[column].is_null().to_numpy()
     if gaps.any():
         raise wanted.bad(f"column {column!r} has no value at row {int(np.flatnonzero(gaps)[0])}; expected one a row")
-
-
-def _after(times: Any, horizon: int) -> Any:
-    """The next times after those of a native column, one step apart as the last two are."""
-    if type(times).__module__.startswith("pandas"):
-        return _after_index(times, horizon)
-    past = times.to_list()
-    last, before = past[-1], past[-2] if len(past) > 1 else None
-    step: Any = last - before if before is not None else 1
-    if isinstance(last, date) and before is not None and 27 < step.days < 32:
-        end = all(map(_is_month_end, past[-3:]))
-        if end or len({day.day for day in past[-3:]}) == 1:
-            return [_months_after(last, n, end=end) for n in range(1, horizon + 1)]
-    return [last + step * n for n in range(1, horizon + 1)]
-
-
-def _is_month_end(day: date) -> bool:
-    return day.day == calendar.monthrange(day.year, day.month)[1]
-
-
-def _months_after(day: date, months: int, *, end: bool) -> date:
-    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
-    last = calendar.monthrange(year, month + 1)[1]
-    return day.replace(year=year, month=month + 1, day=last if end else min(day.day, last))
-
-
-def _after_index(times: Any, horizon: int) -> Any:
-    """The same of a pandas column or index, whose frequencies pandas knows."""
-    import pandas
-
-    index = pandas.Index(times)
-    if len(index) == 0:
-        return pandas.RangeIndex(horizon)
-    if isinstance(index, pandas.DatetimeIndex):
-        freq = index.freq
-        if freq is None and len(index) > 2:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that pandas will return another type, which date_range takes too
-                freq = pandas.infer_freq(index)
-        if freq is not None:
-            return pandas.date_range(index[-1], periods=horizon + 1, freq=freq)[1:]
-    step = index[-1] - index[-2] if len(index) > 1 else 1
-    return pandas.Index([index[-1] + step * n for n in range(1, horizon + 1)], name=index.name)
