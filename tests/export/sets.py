@@ -45,3 +45,21 @@ def adult_rows(count: int, *, dot: str = "") -> str:
             f" {label}{dot}\n"
         )
     return "".join(lines) + "\n"
+
+
+def tsf(series: list[list[float]], horizon: int) -> str:
+    """Series in the Monash archive's format."""
+    lines = [f"T{at}:1970-01-01 00-00-00:{','.join(map(str, one))}" for at, one in enumerate(series, 1)]
+    return "\n".join(["# yearly", f"@horizon {horizon}", "@data", *lines]) + "\n"
+
+
+def yearly_folder(folder: Path, count: int = 12) -> Path:
+    """The file of M1 yearly, with series that drift, of 16 years and more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(3)
+    made = [
+        np.round(50 * 3.0 ** (at % 5) + np.cumsum(draw.normal(1.0 + at % 3, 2.0, 16 + 2 * at)), 3).tolist()
+        for at in range(count)
+    ]
+    (folder / "m1_yearly_dataset.tsf").write_text(tsf(made, horizon=6))
+    return folder
