@@ -37,9 +37,11 @@ HEADS: Final[Mapping[Kind, Head]] = {
 def distribution(kind: Kind, given: tuple[Tensor, ...]) -> distributions.Distribution:
     """Torch's own, of a module's outputs."""
     if kind == "gaussian":
-        return distributions.Normal(*given)
+        loc, scale = given
+        return distributions.Normal(loc, scale)
     if kind == "student_t":
-        return distributions.StudentT(*given)
+        df, loc, scale = given
+        return distributions.StudentT(df, loc, scale)
     total, mean = given
     return distributions.NegativeBinomial(total, logits=torch.log(mean / total))
 

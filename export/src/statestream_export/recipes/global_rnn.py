@@ -47,7 +47,7 @@ class GlobalRnn(nn.Module):
         middle = (self.middle(self.dropout(hidden)) * grows)[..., None]
         # The bands learn from what the median learnt, and not the other way round.
         seen = torch.cat([hidden.detach(), level.features], -1)
-        gaps = functional.softplus(self.spread(seen)).unflatten(-1, (HORIZON, len(LEVELS) - 1)) * grows[:, None]
+        gaps = torch.unflatten(functional.softplus(self.spread(seen)), -1, (HORIZON, len(LEVELS) - 1)) * grows[:, None]
         below = -gaps[..., :MIDDLE].cumsum(-1).flip(-1)
         above = gaps[..., MIDDLE:].cumsum(-1)
         around = middle + torch.cat([below, torch.zeros_like(middle), above], -1)
