@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from statestream_export import RecipeError, catalogue, listing
 from statestream_export.cli import recipes, train
 from statestream_export.recipes import NAMES, load, rows
+from statestream_export.recipes.deepar import DeepARRecipe
+from statestream_export.recipes.global_rnn import GlobalRnnRecipe
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDED = DOCS / "recipes"
@@ -54,7 +56,7 @@ def test_what_has_published_data_is_recorded_on_it_and_on_what_stands_for_it(nam
     data = {published.name for published, names in catalogue.RECIPES if name in names}
     assert listing.read(RECORDED)[name]["metrics"]["data"] in data
     built_in = listing.read(RECORDED)[name].get(listing.STANDS_IN)
-    if name == "fashion":
+    if name in ("fashion", "deepar", "global-rnn"):  # Nothing stands for their data.
         assert built_in is None
         return
     assert built_in is not None
@@ -70,6 +72,17 @@ def test_rows_is_trained_in_the_way_that_does_best_on_held_back_images() -> None
     report = listing.read(RECORDED)["rows"]
     assert choice["seed"] not in report["seeds"]["seeds"]
     assert choice["data"] == report["metrics"]["data"]
+
+
+@pytest.mark.parametrize("recipe", [GlobalRnnRecipe(), DeepARRecipe()])
+def test_sizes_are_those_that_did_best_before_the_test(recipe: GlobalRnnRecipe | DeepARRecipe) -> None:
+    choice = json.loads((RECORDED / recipe.card.name / "choice.json").read_text("utf-8"))
+    best = min(choice["ways"], key=lambda way: way["mase"])
+    for name, value in best.items():
+        if name in ("kind", "hidden", "epochs"):
+            assert getattr(recipe, name) == value
+    report = json.loads((RECORDED / recipe.card.name / "metrics.json").read_text("utf-8"))
+    assert not set(choice["seeds"]) & set(report["seeds"]["seeds"])
 
 
 def test_the_page_tells_of_rows_over_five_seeds() -> None:

@@ -18,7 +18,7 @@ from statestream_export.recipes import NAMES, antonyms, antonyms_attention, digi
 from statestream_export.runs import Result, execute
 from statestream_export.training import Run, reproducible
 from tests.export.modules import session
-from tests.export.sets import image_folder
+from tests.export.sets import image_folder, yearly_folder
 
 QUICKLY_TRAINED = (
     "linear",
@@ -31,6 +31,7 @@ QUICKLY_TRAINED = (
     "sentiment",
     "credit",
     "income",
+    "deepar-sales",
 )
 SLOW = ("sine", "rows", "rows-lstm", "rows-gru", "convnet", "lenet")
 LARGE = ("transfer", "resnet18", "alexnet", "googlenet", "inception-v3", "vgg16")
@@ -39,7 +40,8 @@ LARGE = ("transfer", "resnet18", "alexnet", "googlenet", "inception-v3", "vgg16"
 
 def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
     console = Console(file=io.StringIO())
-    data = image_folder(folder / "data") if name == "fashion" else None
+    made = {"fashion": image_folder, "deepar": yearly_folder, "global-rnn": yearly_folder}
+    data = made[name](folder / "data") if name in made else None
     return execute(load(name), folder / "models", folder / "runs", quick=quick, seed=seed, console=console, folder=data)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from statestream_export.datasets import files
 from statestream_export.datasets.files import Published
 from statestream_export.datasets.images import FASHION, MNIST
+from statestream_export.datasets.series import M1_YEARLY
 from statestream_export.datasets.tables import ADULT, GERMAN, GERMAN_CODES
 
 RECIPES: Final[tuple[tuple[Published, tuple[str, ...]], ...]] = (
@@ -16,6 +17,7 @@ RECIPES: Final[tuple[tuple[Published, tuple[str, ...]], ...]] = (
     (GERMAN, ("credit",)),
     (GERMAN_CODES, ("credit",)),
     (ADULT, ("income",)),
+    (M1_YEARLY, ("deepar", "global-rnn")),
 )
 """Every published data set, and the recipes that learn from it."""
 

@@ -13,7 +13,10 @@ from statestream_export.recipes import NAMES, load
 
 FAMILIES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "tables": ("Lines and tables", ("cocktails", "linear", "credit", "income")),
-    "series": ("Series", ("sunspots", "sine-mlp", "sine-rnn-window", "sine", "sin2cos")),
+    "series": (
+        "Series",
+        ("sunspots", "sine-mlp", "sine-rnn-window", "sine", "sin2cos", "deepar", "deepar-sales", "global-rnn"),
+    ),
     "layers": ("Recurrent layers", ("srn-linear", "srn", "rnn-cells", "rnn", "lstm", "gru")),
     "words": (
         "Words",
