@@ -137,11 +137,11 @@ def write_forecast(layout: Layout, history: History, wish: Wish, told: Told) -> 
         if ID in frame.columns:
             data[ID] = [name] * h
         if TIME in frame.columns:
-            data[TIME] = following.following(name, times.after, frame[TIME][rows.tolist()].to_native(), h)
+            data[TIME] = following.following(name, following.after, frame[TIME][rows.tolist()].to_native(), h)
         data |= {column: values[number] for column, values in columns.items()}
         table = narwhals.from_dict(data, backend=frame.implementation)
         if not long and hasattr(native, "index"):
-            index = following.following(name, times.after_index, native.index, h)
+            index = following.following(name, following.after_index, native.index, h)
             table = narwhals.from_native(table.to_native().set_axis(index, axis=0))
         tables.append(table)
     joined = narwhals.concat(tables)
