@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +68,18 @@ def test_all_of_it_runs_through_a_server(tmp_path: Path) -> None:
         assert quantiles.shape == (len(data.names), 6, len(LEVELS))
         assert (np.diff(quantiles, axis=-1) >= 0).all()
     assert "| **deepar**, served, 1 seeds |" in monash.table(found)
+
+
+def test_the_page_says_what_the_run_said() -> None:
+    found = json.loads(monash.FILE.read_text())
+    page = monash.PAGE.read_text()
+    assert monash.filled(page, found) == page, "python -m benchmarks.monash --docs writes it"
+    assert (found["series"], found["horizon"]) == (181, 6)
+    for name in monash.RECIPES:
+        assert len(found["served"][name]["mase"]) == monash.SEEDS
+        assert statistics.fmean(found["served"][name]["mase"]) <= 3.36
+    assert found["classical"]["Holt (statsmodels)"]["mase"] == pytest.approx(3.362, abs=0.01)
+    pictures = set(re.findall(r"\(images/(monash-[\w-]+\.png)\)", page))
+    assert pictures == {f"monash-{name}.png" for name in monash.RECIPES}
+    for picture in pictures:
+        assert 5_000 < len(monash.FILE.with_name(picture).read_bytes()) < 150_000
