@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestream import dataframes
+from statestream import dataframes, starts
 from statestream.errors import BadTensor
 from statestream.forecasts import Told, Wish
 from statestream.layout import Layout
@@ -228,13 +228,13 @@ def test_a_mask_is_seen_wherever_it_is() -> None:
     with pytest.raises(BadTensor, match="masked"):
         NAMED.pool(np.arange(2), masked, None)
     with pytest.raises(BadTensor, match="masked"):
-        NAMED.initial_states({"h": masked[1]}, 1)
+        starts.initial_states(NAMED.signature, {"h": masked[1]}, 1)
     assert chunked(NAMED, np.ma.masked_array(np.ones(3))) == np.ones(3, np.float32).tobytes()
 
 
 def test_start_values_are_read_like_inputs() -> None:
-    assert NAMED.initial_states({"h": [1, 2, 3]}, 2)["h"].tolist() == [[1, 2, 3]] * 2
-    assert NAMED.initial_states({"h": FRAME}, 2)["h"].tolist() == FRAME.to_numpy().tolist()
+    assert starts.initial_states(NAMED.signature, {"h": [1, 2, 3]}, 2)["h"].tolist() == [[1, 2, 3]] * 2
+    assert starts.initial_states(NAMED.signature, {"h": FRAME}, 2)["h"].tolist() == FRAME.to_numpy().tolist()
     for states, says in (
         ({"h": ["1", "2", "3"]}, "text|dtype"),
         ({"h": [1, None, 3]}, "None"),
@@ -242,9 +242,9 @@ def test_start_values_are_read_like_inputs() -> None:
         ({"q": [1]}, "'q'; expected any of 'h'"),
     ):
         with pytest.raises(BadTensor, match=says):
-            NAMED.initial_states(states, 2)
+            starts.initial_states(NAMED.signature, states, 2)
     with pytest.raises(TypeError, match="dict with an array for any of 'h'"):
-        NAMED.initial_states([1, 2, 3], 1)  # type: ignore[arg-type]
+        starts.initial_states(NAMED.signature, [1, 2, 3], 1)  # type: ignore[arg-type]
 
 
 class Tensor:

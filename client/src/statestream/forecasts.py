@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from statestream import arguments
+from statestream import driven
 from statestream.contract.errors import BadTensor, ServerUnavailable, Unsupported
 from statestream.contract.signature import HeadKind, Signature, forecast_outputs, numpy_dtype, row_shape, step_shape
 from statestream.contract.tensors import Array, Ints, from_tensor, to_tensor
@@ -72,7 +72,7 @@ def wished(
     bands: str | None = None,
     until: tuple[str, str, float] | None = None,
 ) -> Wish:
-    """What these arguments ask of a model; `arguments.check_forecast` took them.
+    """What these arguments ask of a model; `driven.check_forecast` took them.
 
     Raises:
         Unsupported: The model has no distribution to draw from, and bands of its past errors were not asked for.
@@ -121,7 +121,7 @@ def asked(
         TypeError, ValueError: An argument is wrong, or two do not go together.
         BadTensor: The past does not fit the model, or is of other series.
     """
-    arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+    driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
     if (past is not None) != (bands == "conformal"):
         raise ValueError(
             'past goes with bands="conformal", and these with it: the inputs that the session has taken, as the server'

@@ -287,42 +287,6 @@ class Layout:
         self._kinds[version, outputs, not shares, shapes] = kind
         return kind
 
-    def initial_states(self, states: Mapping[str, Input], count: int) -> dict[str, Array]:
-        """Start values as [count, …one session's state] by the name of the state's input; of some states, or all.
-
-        Raises:
-            BadTensor: A state is unknown, or has another shape.
-        """
-        expected = {state.input: state for state in self.signature.states}
-        if not isinstance(states, Mapping):
-            raise TypeError(
-                f"initial_state is of type {type(states).__name__}; expected a dict with an array for any of"
-                f" {listed(sorted(expected))}"
-            )
-        if unknown := [name for name in states if name not in expected]:
-            raise BadTensor(
-                f"initial_state has {listed(unknown)}; expected any of {listed(sorted(expected))}, the others start as"
-                " the model says",
-                metadata={"field": "initial_state"},
-            )
-        found = {}
-        for name, spec in expected.items():
-            if name not in states:
-                continue
-            skip = spec.batch_axis if spec.HasField("batch_axis") else None
-            shape = tuple(size for axis, size in enumerate(spec.shape) if axis != skip)
-            wanted = Wanted(
-                f"initial_state[{name!r}]", name, numpy_dtype(spec.dtype), width=shape[-1] if shape else None
-            )
-            value = read(wanted, states[name])
-            if value.shape not in (shape, (count, *shape)):
-                raise BadTensor(
-                    f"initial_state[{name!r}] has shape {list(value.shape)}; expected {shown(shape)}",
-                    metadata={"field": name},
-                )
-            found[name] = np.ascontiguousarray(np.broadcast_to(value, (count, *shape)))
-        return found
-
     def _read(self, x: Input) -> tuple[list[Array], int, bool]:
         arrays: list[tuple[Array, bool, int]] = []
         for name, value in self.by_name(x) if len(self.names) > 1 or isinstance(x, Mapping) else ((self.names[0], x),):
@@ -401,11 +365,7 @@ class Layout:
 
 
 def _lengths(lengths: Sequence[int] | Ints, count: int, steps: int) -> Ints:
-    """The steps of each of so many rows.
-
-    Raises:
-        BadTensor: Says what came instead.
-    """
+    """The steps of each of so many rows, or a BadTensor that says what came instead."""
     found, expected = np.asarray(lengths), f"expected [{count}] whole numbers from 0 to {steps}"
     if found.shape != (count,) or (count and found.dtype.kind not in "iu"):
         came = f"dtype {found.dtype} and shape {list(found.shape)}"
@@ -424,7 +384,7 @@ def require_kind(model: Model, kind: str) -> None:
         Unsupported: Says how it is called.
     """
     if model.kind and model.kind != kind:
-        calls = {"predict": "client.predict", "session": "client.session", "generate": "client.generate"}
+        calls = {kind: f"client.{kind}" for kind in ("predict", "session", "generate")}
         window = (model.kind, kind) == ("predict", "session")
         raise Unsupported(
             f"model {model.name!r} is of kind {model.kind!r}; call {calls.get(model.kind, model.kind)} instead"
@@ -433,5 +393,5 @@ def require_kind(model: Model, kind: str) -> None:
 
 
 def shown(shape: Sequence[int]) -> str:
-    """A shape as messages show it: ? where it is free."""
+    """A shape, ? where it is free."""
     return "[" + ", ".join("?" if size < 0 else str(size) for size in shape) + "]"

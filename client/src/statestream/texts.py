@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments
-from statestream.arguments import Ways
+from statestream import arguments, driven
 from statestream.contract.errors import BadTensor
 from statestream.contract.tensors import Array, Ints, from_tensor
+from statestream.driven import Ways
 from statestream.unary import StreamCall
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
@@ -98,7 +98,7 @@ def wished(model: str, version: int | None, ways: Ways, max_tokens: int | None, 
     Raises:
         TypeError, ValueError: One has a value that it cannot have, or two do not go together.
     """
-    arguments.check_generate(model, version, ways, max_tokens, attention)
+    driven.check_generate(model, version, ways, max_tokens, attention)
     request = pb.GenerateRequest(
         model=model, version=version or 0, max_tokens=max_tokens or 0, attention=bool(attention)
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments, backtests, calls, dataframes, forecasts, series, texts, unary
+from statestream import arguments, backtests, calls, dataframes, driven, forecasts, series, texts, unary
 from statestream.aio.calling import answer, answers
 from statestream.aio.catalogue import Catalogue
 from statestream.contract.tensors import Array
@@ -121,7 +121,7 @@ class Runs(Catalogue):
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
         arguments.check_model(model, version)
-        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
 
         async def run(layout: Layout) -> Any:
             wish = forecasts.wished(
@@ -174,7 +174,7 @@ class Runs(Catalogue):
             For each step [O] or [N, O]; with quantiles and samples as `forecast` has them, without the axis of steps.
         """
         arguments.check_model(model, version)
-        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
 
         def make(layout: Layout) -> forecasts.Wish:
             return forecasts.wished(
@@ -252,8 +252,8 @@ class Runs(Catalogue):
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
         arguments.check_model(model, version)
-        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, None)
-        arguments.check_windows(step, n_windows)
+        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, None)
+        driven.check_windows(step, n_windows)
 
         async def run(layout: Layout) -> Any:
             wish = forecasts.wished(
@@ -330,7 +330,7 @@ class Runs(Catalogue):
             Unsupported: The model is no encoder-decoder, reads no text, or does not say where it looks.
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
-        ways = arguments.Ways(
+        ways = driven.Ways(
             num_beams=num_beams,
             n_best=n_best,
             length_penalty=length_penalty,
@@ -368,7 +368,7 @@ class Runs(Catalogue):
         Yields:
             `GeneratedToken`, a str with the token's number, log-probability and attention; joined they are the answer.
         """
-        ways = arguments.Ways(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        ways = driven.Ways(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         wish = texts.wished(model, version, ways, max_tokens, attention)
         return answers(self._link, texts.token_call(wish, texts.read_sources(text)))
 

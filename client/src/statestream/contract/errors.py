@@ -179,7 +179,7 @@ class Unsupported(StatestreamError):
 
 
 class Unimplemented(Unsupported):
-    """The protocol has this call, or this way of saying it; this server does not. The message says what to use."""
+    """The protocol has this call, or this way of saying it; this server has not. The message says what to use."""
 
     reason = "UNIMPLEMENTED"
     code = Code.UNIMPLEMENTED
@@ -323,12 +323,8 @@ def _tree(root: type[StatestreamError]) -> dict[str, type[StatestreamError]]:
 REASONS: Mapping[str, type[StatestreamError]] = _tree(StatestreamError)
 """The class of every reason."""
 
-_MESSAGE_BYTES = 800
-"""Of a message on the wire; it is there twice where a request was not valid."""
-_VALUE_BYTES = 128
-"""Of a value of the metadata on the wire."""
-_VALUES = 8
-"""Values of the metadata on the wire."""
+_MESSAGE_BYTES, _VALUE_BYTES, _VALUES = 800, 128, 8
+"""Of a message (there twice where a request was not valid), of a value of the metadata, values of it: on the wire."""
 
 _OF_CODES: Mapping[int, type[StatestreamError]] = {
     Code.UNAVAILABLE: ServerUnavailable,

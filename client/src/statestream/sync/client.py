@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from statestream import arguments, calls, unary
+from statestream import arguments, calls, starts, unary
 from statestream.base import named_ids
 from statestream.contract.errors import StatestreamError
 from statestream.contract.tensors import Array
@@ -290,7 +290,7 @@ class Client(Runs):
         initial: Mapping[str, Array] = {}
         if initial_state is not None:
             layout = self._layout(model, version, "session")
-            initial = layout.initial_states(initial_state, len(ids))
+            initial = starts.initial_states(layout.signature, initial_state, len(ids))
         group = calls.group(model, version, ephemeral=ephemeral)
         asked = self._shards.divide(model, ids)
         openings = Openings(asked, group, ids, wire_mode, initial, replies=replies, upgrade=moves, anew=anew)

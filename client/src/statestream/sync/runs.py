@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments, backtests, calls, dataframes, forecasts, series, texts, unary
+from statestream import arguments, backtests, calls, dataframes, driven, forecasts, series, texts, unary
 from statestream.contract.tensors import Array
 from statestream.core import PredictTicket
 from statestream.layout import Input, Layout
@@ -120,7 +120,7 @@ class Runs(Catalogue):
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
         arguments.check_model(model, version)
-        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
 
         def run(layout: Layout) -> Any:
             wish = forecasts.wished(
@@ -173,7 +173,7 @@ class Runs(Catalogue):
             For each step [O] or [N, O]; with quantiles and samples as `forecast` has them, without the axis of steps.
         """
         arguments.check_model(model, version)
-        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
 
         def make(layout: Layout) -> forecasts.Wish:
             return forecasts.wished(
@@ -251,8 +251,8 @@ class Runs(Catalogue):
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
         arguments.check_model(model, version)
-        arguments.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, None)
-        arguments.check_windows(step, n_windows)
+        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, None)
+        driven.check_windows(step, n_windows)
 
         def run(layout: Layout) -> Any:
             wish = forecasts.wished(
@@ -329,7 +329,7 @@ class Runs(Catalogue):
             Unsupported: The model is no encoder-decoder, reads no text, or does not say where it looks.
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
-        ways = arguments.Ways(
+        ways = driven.Ways(
             num_beams=num_beams,
             n_best=n_best,
             length_penalty=length_penalty,
@@ -367,7 +367,7 @@ class Runs(Catalogue):
         Yields:
             `GeneratedToken`, a str with the token's number, log-probability and attention; joined they are the answer.
         """
-        ways = arguments.Ways(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        ways = driven.Ways(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         wish = texts.wished(model, version, ways, max_tokens, attention)
         return answers(self._link, texts.token_call(wish, texts.read_sources(text)))
 

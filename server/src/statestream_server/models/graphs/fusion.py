@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec
+from statestream_server.models.graphs.fused_names import Names, SlabNames
 from statestream_server.models.graphs.operators import may_refuse, uses
 from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, is_checked
 
@@ -31,45 +31,6 @@ _SMALLEST_ITEM = 64
 
 class FusionError(Exception):
     """The graph cannot be wrapped; the message says why."""
-
-
-class SlabNames(NamedTuple):
-    """What the wrapped graph calls one column of the slab.
-
-    Attributes:
-        before: Input: the column as items, shape [capacity × parts, *item].
-        after: Output: the same after the step; bind it to the memory of `before`. "" where the step only reads it.
-        parts: How many items are one row.
-        item: The shape of one.
-    """
-
-    before: str
-    after: str
-    parts: int
-    item: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What the wrapped graph calls its inputs and outputs.
-
-    Attributes:
-        source: Input: rows to read, int64 [n].
-        target: Input: rows to write, int64 [n].
-        inputs: Inputs: for each of the signature's, [n, T, *step shape].
-        outputs: Outputs: for each of the signature's, [n, T, *step shape].
-        slabs: Inputs and outputs: the columns.
-        bad: Output: which rows failed their check, bool [1, n]; "" where no state is checked.
-        slots: Input: where the rows to read have what they share, int64 [n]; "" where they share nothing.
-    """
-
-    source: str
-    target: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    slabs: tuple[SlabNames, ...]
-    bad: str
-    slots: str = ""
 
 
 def fuse(model: onnx.ModelProto, signature: Signature, context: Collection[int] = ()) -> tuple[onnx.ModelProto, Names]:

@@ -1,7 +1,7 @@
 """Small graphs that read, write and copy rows of a slab where it lies. ONNX out; nothing is run here.
 
-A slab is its columns as items, [capacity × parts, *item] each (see `fusion.SlabNames`), so rows come as the numbers of
-their items: one list for every number of parts.
+A slab is its columns as items, [capacity × parts, *item] each (see `fused_names.SlabNames`), so rows come as the
+numbers of their items: one list for every number of parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from statestream_server.models.graphs.fusion import SlabNames
+from statestream_server.models.graphs.fused_names import SlabNames
 
 _OPSET, _IR = 17, 8
 

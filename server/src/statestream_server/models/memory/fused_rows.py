@@ -15,7 +15,8 @@ import onnx
 
 from statestream.contract.signature import Signature, StateCheck, TensorSpec, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints, every
-from statestream_server.models.graphs.fusion import Names, fuse
+from statestream_server.models.graphs.fused_names import Names
+from statestream_server.models.graphs.fusion import fuse
 from statestream_server.models.graphs.runtime import Binding, Device, Graph
 from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.slab import SlabRows
