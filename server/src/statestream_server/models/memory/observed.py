@@ -150,14 +150,22 @@ class ObservedRows(Wrapped):
 
     def _with_gaps(self, source: Ints, target: Ints, inputs: Sequence[Array], gaps: Bools) -> tuple[list[Array], Bools]:
         """Rows with gaps step by step, each filled from the step before; the others in one run."""
-        bad, whole = np.zeros(len(source), np.bool_), np.flatnonzero(~gaps)
-        parts = list[tuple[Ints, list[Array]]]()
-        if len(whole):
-            outputs, bad[whole] = self._inner.step(source[whole], target[whole], [array[whole] for array in inputs])
-            parts.append((whole, outputs))
-        places = np.flatnonzero(gaps)
-        outputs, bad[places] = self._one_by_one(source[places], target[places], [array[places] for array in inputs])
-        parts.append((places, outputs))
+        bad, places, whole = np.zeros(len(source), np.bool_), np.flatnonzero(gaps), np.flatnonzero(~gaps)
+        before, parts = self._inner.read(target[places]), list[tuple[Ints, list[Array]]]()
+        try:
+            outputs, bad[places] = self._one_by_one(source[places], target[places], [array[places] for array in inputs])
+            parts.append((places, outputs))
+            if len(whole):
+                outputs, bad[whole] = self._inner.step(source[whole], target[whole], [array[whole] for array in inputs])
+                parts.append((whole, outputs))
+        except BaseException:
+            # A run that the model refuses leaves no trace: it is tried again in parts, to find out whose fault it is.
+            self._inner.write(target[places], before)
+            raise
+        refused = np.flatnonzero(bad[places])
+        if len(refused):
+            # The steps before one that is refused are not applied either.
+            self._inner.write(target[places[refused]], [value[refused] for value in before])
         joined = [np.empty((len(source), *array.shape[1:]), array.dtype) for array in outputs]
         for at, arrays in parts:
             for mine, array in zip(joined, arrays, strict=True):
@@ -165,26 +173,17 @@ class ObservedRows(Wrapped):
         return joined, bad
 
     def _one_by_one(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
-        before, told = self._inner.read(target), list[list[Array]]()
-        bad = np.zeros(len(source), np.bool_)
-        try:
-            now = source
-            for step in range(inputs[0].shape[1]):
-                values = [array[:, step : step + 1] for array in inputs]
-                outputs = self.expected(now)
-                for each in self._predicted:
-                    values[each.place] = filled = each.fill(values[each.place], outputs)
-                    bad |= any_of_rows(np.isnan(filled))
-                outputs_of, wrong = self._inner.step(now, target, [np.ascontiguousarray(value) for value in values])
-                told.append(outputs_of)
-                bad |= wrong
-                now = target
-        except BaseException:
-            self._inner.write(target, before)
-            raise
-        if bad.any():
-            # The steps before one that is refused are not applied either.
-            self._inner.write(target[bad], [value[bad] for value in before])
+        """Rows step by step; where one of a row's is bad, its target holds what is in between."""
+        bad, told, now = np.zeros(len(source), np.bool_), list[list[Array]](), source
+        for step in range(inputs[0].shape[1]):
+            values, expected = [array[:, step : step + 1] for array in inputs], self.expected(now)
+            for each in self._predicted:
+                values[each.place] = filled = each.fill(values[each.place], expected)
+                bad |= any_of_rows(np.isnan(filled))
+            outputs, wrong = self._inner.step(now, target, [np.ascontiguousarray(value) for value in values])
+            told.append(outputs)
+            bad |= wrong
+            now = target
         return [np.concatenate(arrays, axis=1) for arrays in zip(*told, strict=True)], bad
 
     def blame(self, source: Ints, inputs: Sequence[Array]) -> dict[int, tuple[int, str]]:
