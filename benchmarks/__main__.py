@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks import (
     curves,
+    edge,
     figures,
     forecasts,
     models,
@@ -79,6 +80,9 @@ def main(
             predicted = forecasts.measure(folder / "forecasts", rounds, seconds)
             small += predicted
             known["forecasts"] = quantized.plain(predicted)
+        if not only:
+            known["edge"] = edge.measure(folder, rounds, seconds)
+            edge.show(known["edge"])
     found = table.results(rows)
     known["ratios"] = quantized.plain(found)
     _print([*found, *small], machine)

@@ -8,8 +8,8 @@ import torch
 
 from statestream_export import Export, State, export
 
-PIXELS = 64
-"""What the perceptron takes: a scan of 8 × 8."""
+PIXELS = 784
+"""What the perceptron takes: a scan of 28 × 28."""
 
 
 class Recurrent(torch.nn.Module):
@@ -51,11 +51,11 @@ class Convolutional(torch.nn.Module):
 
 
 class Perceptron(torch.nn.Module):
-    """64 → 128 → 10."""
+    """784 → 256 → 10."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Linear(PIXELS, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+        self.layers = torch.nn.Sequential(torch.nn.Linear(PIXELS, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.layers(x)

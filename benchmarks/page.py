@@ -142,6 +142,7 @@ SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "int8": ratios,
     "voice": voice,
     "forecasts": ratios,
+    "edge": edge,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 import statestream
 from statestream import aio, errors
+from tests.support.calls import DEADLINE
 from tests.support.serving import Local, process, serving
 
 H = 7
@@ -300,6 +302,31 @@ async def test_a_slow_reader_holds_back_its_own_forecast_only(served: Served) ->
     assert isinstance(slow, AsyncGenerator)
     await slow.aclose()
     await served.local.until(lambda: served.local.table("decay").allocated == 0)
+
+
+def test_a_pools_forecast_over_sigkill_has_the_same_bits(forecasters_written: tuple[Path, Any], tmp_path: Path) -> None:
+    """Whole, from all sessions of a pool: the caller sees one answer, that of a server that lived."""
+    asked: dict[str, Any] = {"h": 600, "samples": True, "num_samples": 200, "seed": 3}
+    future = np.zeros((600, 2), np.float32)
+    with (
+        process(forecasters_written[0], "--store", f"sqlite:{tmp_path / 's.db'}", "--log-level", "warning") as server,
+        statestream.connect(server.address) as client,
+        client.sessions("deep", ids=["a", "b", "c"]) as pool,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        pool.step({"sales": SALES[:3, 0], "calendar": CALENDAR[:3, 1]})
+        pool.flush()
+        straight = pool.forecast(future=future, **asked)
+        before = client.statistics().steps
+        found = thread.submit(pool.forecast, future=future, **asked)
+        while client.statistics().steps < before + 60 * 3 * 200:
+            assert not found.done()
+        server.kill()
+        assert not found.done()
+        server.start()
+        assert found.result(DEADLINE).tobytes() == straight.tobytes()
+        pool.step({"sales": SALES[:3, 1], "calendar": CALENDAR[:3, 2]})
+        assert pool.positions.tolist() == [2, 2, 2]
 
 
 def test_a_forecast_over_sigkill_has_the_same_bits(forecasters_written: tuple[Path, Any], tmp_path: Path) -> None:
