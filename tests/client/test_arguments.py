@@ -101,6 +101,12 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
     },
     "client.forecast": {**OF_A_MODEL, **FORECAST},
     "client.forecast_steps": {name: wrong for name, wrong in (OF_A_MODEL | FORECAST).items() if name != "future"},
+    "client.backtest": {
+        **OF_A_MODEL,
+        **{name: wrong for name, wrong in FORECAST.items() if name not in ("until", "future")},
+        "step": NOT_COUNTS,
+        "n_windows": NOT_COUNTS,
+    },
     "client.generate": {**OF_A_MODEL, **TEXTS, **BEAMS, "num_samples": NOT_COUNTS, "seed": ([5], ValueError)},
     "client.generate_steps": {**OF_A_MODEL, **TEXTS, "seed": ([5], ValueError)},
     "client.load_model": {
@@ -159,6 +165,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "client.predict": {"model": "double", "x": ones(2)},
     "client.forecast": {"model": "sum", "history": ones(3)},
     "client.forecast_steps": {"model": "sum", "history": ones(3)},
+    "client.backtest": {"model": "sum", "history": ones(3), "h": 1},
     "session.forecast": {"h": 2},
     "pool.forecast": {"h": 2},
     "client.generate": {"model": "upper", "text": "king"},
@@ -177,6 +184,7 @@ UNTESTED = {
     "client.predict": {"x"},
     "client.forecast": {"history"},
     "client.forecast_steps": {"history", "future"},
+    "client.backtest": {"history"},
     "client.session": {"history"},
 }
 """Arrays, of which tests/client/test_tables.py has more."""

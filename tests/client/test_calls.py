@@ -66,9 +66,9 @@ async def test_forecast_of_a_table_is_a_table(connect: Connect, twin: Twin) -> N
         }
     )
     out = await twin.call(client.forecast, "sum", long, h=2)
-    assert list(out.columns) == ["unique_id", "ds", "y_0", "y_1"]
+    assert list(out.columns) == ["unique_id", "ds", "sum-y_0", "sum-y_1"]
     assert out["unique_id"].tolist() == ["b", "b", "a", "a"]
-    assert out["y_1"].tolist() == [12, 24, 8, 16]
+    assert out["sum-y_1"].tolist() == [12, 24, 8, 16]
     assert out["ds"].tolist()[:2] == [pd.Timestamp("2026-01-04"), pd.Timestamp("2026-01-05")]
     plain = await twin.call(client.forecast, "sum", long[["x_0", "x_1"]].head(3), h=2)
     assert plain.index.tolist() == [3, 4]
