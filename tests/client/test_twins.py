@@ -64,6 +64,16 @@ def test_public_names_are_pinned() -> None:
     assert aio.__all__ == ["Client", "Pool", "Session", "connect"]
     kinds = {error.__name__ for error in errors.REASONS.values()} | {"StatestreamError"}
     own = {"Client", "Pool", "PoolError", "PoolStep", "Session", "Settings", "connect", "aio", "errors", "__version__"}
-    views = {"Backtest", "Generated", "GeneratedToken", "Limits", "Model", "ServerInfo", "SessionInfo"}
+    views = {
+        "Backtest",
+        "Generated",
+        "GeneratedToken",
+        "Limits",
+        "Model",
+        "Scored",
+        "Scores",
+        "ServerInfo",
+        "SessionInfo",
+    }
     assert set(statestream.__all__) == kinds | own | views
     assert all(hasattr(statestream, name) for name in statestream.__all__)

@@ -19,7 +19,11 @@ RNG = np.random.default_rng(4)
 Y = RNG.standard_normal((3, 9)).astype(np.float32)
 EXOG = RNG.random((3, 9 + 7, 2)).astype(np.float32)
 TOLD = {
-    "beats": 'window = { insample = 4 }\nhorizon = { forecast = 1 }\nfeedback = { forecast = "insample" }\n',
+    "beats": """
+window = { insample = 4 }
+horizon = { forecast = 1 }
+feedback = { forecast = "insample" }
+""",
     "once": "window = { insample = 4 }\nhorizon = { forecast = 1 }\n",
     "hits": 'ahead = ["exog"]\nwindow = { y = { steps = 4, before = "hold" } }\nhorizon = { forecast = 1 }\n'
     'feedback = { forecast = "y" }\n',

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         TooManySessions,
         Unauthenticated,
         Unavailable,
+        Unimplemented,
         Unsupported,
         WindowFull,
     )
@@ -113,6 +114,7 @@ __all__ = [
     "TooManySessions",
     "Unauthenticated",
     "Unavailable",
+    "Unimplemented",
     "Unsupported",
     "WindowFull",
     "__version__",

@@ -307,7 +307,6 @@ _MANY: Final[Mapping[str, Any]] = {"multiple": True, "metavar": "NAME=VALUE"}
 )
 @click.option("--wire", "wires", **_MANY, help="Of a chain: an input, and the output of an earlier file that it takes.")
 @click.option("--horizon", **_MANY, help="An output that has several steps ahead at once, and along which axis.")
-@click.option("--feedback", **_MANY, help="An output, and the input that it becomes when the model forecasts.")
 @click.option("--generate", **_MANY, help="Of an encoder and its decoder: a token or a length, as end_token=1.")
 @click.option("--stateless", is_flag=True, help="It has no memory, whatever it looks like.")
 @click.option("--toml", is_flag=True, help="Write the model.toml beside FILE instead of a signed copy.")

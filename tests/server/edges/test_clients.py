@@ -108,10 +108,11 @@ def test_grpc_js(any_server: Process) -> None:
 
 
 def test_tritonclient(any_server: Process) -> None:
-    """Its transport; what it asks for is not served, and it hears that."""
+    """It is served, and hears in words what is not."""
     client = tritonclient.grpc.InferenceServerClient(any_server.address)
-    with pytest.raises(tritonclient.grpc.InferenceServerException, match="UNIMPLEMENTED"):
-        client.get_server_metadata()
+    assert client.get_server_metadata().name == "statestream"
+    with pytest.raises(tritonclient.grpc.InferenceServerException, match="shared memory"):
+        client.get_log_settings()
     client.close()
 
 

@@ -113,7 +113,9 @@ def test_rows_move_in_pieces_where_they_are_many(monkeypatch: pytest.MonkeyPatch
     for part in (every, every + 500):
         assert all(map(same_bits, rows.read(part), given_values))
     rows.reset(every)
-    assert not any(value.any() for value in rows.read(every))
+    *states, fed = rows.read(every)
+    assert np.isnan(fed).all()
+    assert not any(value.any() for value in states)
     assert [len(value) for value in rows.read(every[:0])] == [0] * len(rows.columns)
 
 
