@@ -45,7 +45,14 @@ def run(name: str, folder: Path, *, quick: bool, seed: int = 0) -> Result:
     return execute(load(name), folder / "models", folder / "runs", quick=quick, seed=seed, console=console, folder=data)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LARGE])
+SAMPLE = {"antonyms", "deepar", "global-rnn", "lstm", "sunspots"}
+"""One of each kind; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in SAMPLE else pytest.mark.slow) for name in NAMES if name not in LARGE],
+)
 def test_a_quick_run_leaves_model_metrics_and_pictures(tmp_path: Path, name: str) -> None:
     result = run(name, tmp_path, quick=True)
     assert load(name).card.name == name

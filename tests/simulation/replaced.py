@@ -28,8 +28,10 @@ CLOCKS: Final = (
     "statestream.aio.copying.time",
     "statestream.shards.time",
     "statestream_server.edges.grpc.chain.monotonic",
+    "statestream_server.edges.grpc.oip.monotonic",
     "statestream_server.edges.grpc.outbox.monotonic",
     "statestream_server.edges.grpc.readers.monotonic",
+    "statestream_server.edges.oip.inference.time",
     "statestream_server.engine.batch.time",
     "statestream_server.engine.engine.time",
     "statestream_server.engine.predictions.time",
@@ -42,6 +44,7 @@ DRAWS: Final = (
     "statestream.forecasts.secrets",
     "statestream.shards.os",
     "statestream.shards.uuid",
+    "statestream.texts.secrets",
     "statestream_server.server.secrets",
     "statestream_server.server.uuid",
 )

@@ -11,7 +11,8 @@ raises them again, so a reason has one class on both sides.
     ├── PositionError       PositionGap · AlreadyApplied · PositionConflict
     ├── NonFiniteState
     ├── ModelChanged
-    ├── Unsupported         Unimplemented
+    ├── Unsupported
+    ├── Unimplemented
     ├── AnswerTooLarge
     ├── SlowReader
     ├── ModelInUse
@@ -178,7 +179,7 @@ class Unsupported(StatestreamError):
     code = Code.FAILED_PRECONDITION
 
 
-class Unimplemented(Unsupported):
+class Unimplemented(StatestreamError):
     """The protocol has this call, or this way of saying it; this server has not. The message says what to use."""
 
     reason = "UNIMPLEMENTED"

@@ -25,6 +25,8 @@ from statestream_server.models.rows import Axes, start_values
 _LENGTHS: Final = (1, 3, 7)
 _DRAWN: Final = (3, 1, 7, 2, 5)
 """Lengths of the sources that rows are tried with."""
+_TRIES: Final = 8
+"""Sources that are drawn for one that the encoder takes."""
 _STEPS: Final = 4
 
 
@@ -177,15 +179,22 @@ def _served(
 def contexts(encoder: Graph, first: Signature, second: Signature, way: Draws) -> dict[str, Array]:
     """What states of a decoder start from, of several sources, by their inputs: [sources, *row shape].
 
-    Raises:
-        GraphError: The encoder refuses what was drawn.
+    A source that the encoder refuses is drawn again, some times; none where it refuses them all: states start then as
+    the signature says.
     """
     names, rng = [spec.name for spec in first.outputs], np.random.default_rng(9)
     runs = list[dict[str, Array]]()
     for length in _DRAWN:
         spec = first.inputs[0]
-        value = Axes.of_tensor(spec).to_graph(way.inputs(1, length, rng)[0])
-        runs.append(dict(zip(names, encoder.run({spec.name: value}, names), strict=True)))
+        for _ in range(_TRIES):
+            value = Axes.of_tensor(spec).to_graph(way.inputs(1, length, rng)[0])
+            try:
+                runs.append(dict(zip(names, encoder.run({spec.name: value}, names), strict=True)))
+                break
+            except GraphError:
+                continue
+    if not runs:
+        return {}
     axes = {spec.name: spec.batch_axis for spec in first.outputs}
     return {
         state.input: np.stack([run[state.from_encoder].take(0, axes[state.from_encoder]) for run in runs])
