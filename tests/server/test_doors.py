@@ -185,3 +185,11 @@ async def test_a_method_that_is_not_there_is_refused(models_dir: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await local.channel.unary_unary("/no.Such/Method")(b"", timeout=DEADLINE)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_no_header_is_logged_not_even_at_debug(models_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with serving(models_dir, edge="h2") as local:
+        stub = server_pb2_grpc.ServerServiceStub(local.channel)
+        await stub.GetServerInfo(INFO, metadata=(("authorization", "Bearer of-a-secret"),), timeout=DEADLINE)
+    assert "of-a-secret" not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from time import monotonic
@@ -32,6 +33,8 @@ class H2(Methods):
             StartError: The port is taken, or the address is not this machine's; or there is no such certificate.
         """
         super().__init__(settings, server, readiness)
+        # At DEBUG it tells every header, tokens too, and takes longer for that than for anything else.
+        logging.getLogger("hpack").setLevel(logging.INFO)
         self.loop = asyncio.get_running_loop()
         self.most_in, self.most_out = (
             settings.limits.max_message_bytes,
