@@ -8,7 +8,7 @@ from typing import Any
 from grpc import StatusCode
 from h2.stream import H2Stream
 from hyperframe.frame import Frame, GoAwayFrame
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from statestream_server.edges.h2 import heads
 from statestream_server.edges.h2.heads import Head
@@ -158,7 +158,12 @@ def test_frames_in_order_are_taken_as_the_library_takes_them(made: list[Step], s
     compared(made, sizes, [])
 
 
+RESERVED = [Step("call", 0, 0, 0), Step("window", 0, 0, 0), Step("data", 0, 2, 0)]
+"""The broken byte is the first one of the window's, whose highest bit means nothing: the library refuses it."""
+
+
 @given(steps, cuts, mutations)
+@example(RESERVED, [], [(181, 128, "flip")])
 @settings(max_examples=200)
 def test_frames_that_are_broken_are_taken_as_the_library_takes_them(
     made: list[Step], sizes: list[int], changes: list[tuple[int, int, str]]

@@ -140,7 +140,7 @@ class Wire(Writer):
                 and self._short
                 and self.settled
                 and not self._split
-                and self._widen(number, int.from_bytes(data[begin:after], "big") & _LARGEST_WINDOW)
+                and self._widen(number, int.from_bytes(data[begin:after], "big"))
             ):
                 at = after
                 continue
@@ -178,7 +178,7 @@ class Wire(Writer):
 
     def _widen(self, number: int, by: int) -> bool:
         """§6.9.1: more may be written; False where the library is to say what is wrong."""
-        if not by or self.owed <= 0:
+        if not 0 < by <= _LARGEST_WINDOW or self.owed <= 0:
             return False
         self.owed -= 1
         if number == 0:
