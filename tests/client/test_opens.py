@@ -130,6 +130,20 @@ def test_an_open_that_the_store_never_does_fails_with_the_stores_reason() -> Non
     assert wire.now <= 2.5
 
 
+def test_an_open_that_is_outbid_until_time_is_over_hears_of_it() -> None:
+    """Not that the server did not answer: it did, and the caller is the one who held back."""
+    wire = Wire(core=make_core(retry_seconds=2.0))
+    wire.connect()
+    ticket = ask(wire, "a")
+    while not ticket.done and wire.now < 60:
+        wire.world.unsaid = [errors.SessionMoved("a newer writer opened the session meanwhile")] * 2
+        wire.run()
+        wire.core.check(wire.now)
+        wire.now += 0.1
+    assert isinstance(ticket.errors[0], errors.SessionMoved)
+    assert wire.now <= 2.5
+
+
 def test_what_a_server_made_that_could_not_say_so_is_found_and_is_the_callers_own(wire: Wire) -> None:
     """A store that fails behind its write: the second try finds a session that exists, and made it."""
     wire.world.unsaid = [errors.StoreUnavailable("the store failed")]

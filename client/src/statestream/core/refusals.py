@@ -52,6 +52,8 @@ class Refusals:
         """Tries refused sessions again, all of a frame together, or fails them."""
         table = self._table
         opening.since = opening.since or now
+        # Where time is over before the next bid, the caller hears who has it, not that the server did not answer.
+        bids = now + _held_back(opening) - opening.since < self._retry_seconds
         later: list[int] = []
         moved: dict[int, list[int]] = {}
         done: list[int] = []
@@ -66,7 +68,7 @@ class Refusals:
             again_soon = opening.claims < MAX_CLAIMS if first else now - opening.since < self._retry_seconds
             if first and not opening.revival and not table.holders[handle]:
                 self.tell(opening, handle, error, left=True)  # Nobody waits for another try.
-            elif first and isinstance(error, errors.SessionMoved) and again_soon:
+            elif first and isinstance(error, errors.SessionMoved) and again_soon and bids:
                 # Somebody opened it since this client connected. The caller asks for it now, so it may have it.
                 newest = int(error.metadata.get("incarnation", "0"))
                 table.incarnation[handle] = max(int(table.incarnation[handle]), newest) + 1
@@ -90,8 +92,7 @@ class Refusals:
                 self._log.fail(handle, error)
         for handles in moved.values():
             table.incarnation[handles] = table.incarnation[handles].max()
-            # The first time nobody waits for nothing; again and again it is a fight, in which each side holds back.
-            self._repeat(opening, handles, now + 0.05 * (2**opening.claims - 1))
+            self._repeat(opening, handles, now + _held_back(opening))
         if done:
             self._repeat(opening, done, 0.0, done=True)
         if later and opening.ticket is None:
@@ -161,6 +162,14 @@ class Refusals:
             table.release(np.array([handle]))
         ticket.count(rows)
         self.on_refused(handle, opening, group, None if left else error)
+
+
+def _held_back(opening: Opening) -> float:
+    """Seconds until the next bid for what others claimed.
+
+    The first time nobody waits for nothing; again and again it is a fight, in which each side holds back.
+    """
+    return 0.05 * (2.0**opening.claims - 1)
 
 
 def _beyond(table: Table, handle: int, error: StatestreamError) -> errors.SessionMoved:
