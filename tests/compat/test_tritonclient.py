@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import queue
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from tritonclient.utils import InferenceServerException
 
 from statestream import aio
 from statestream_server.edges.oip import oip_pb2
-from tests.support import models
+from tests.server.models.graphs import save
+from tests.support import models, pages
 from tests.support.calls import DEADLINE
-from tests.support.serving import Local, Process, process
+from tests.support.serving import Local, Process, process, serving
 
 RNG = np.random.default_rng(16)
 
@@ -78,6 +81,14 @@ def _agree(ours: Any, theirs: Any) -> None:
             assert names[0] == names[1]
     for nested in ours.nested_types:
         _agree(nested, theirs.nested_types_by_name[nested.name])
+
+
+def test_the_pages_block_runs() -> None:
+    block = pages.run_by("docs/oip.md", "tests/compat/test_tritonclient.py::test_the_pages_block_runs")
+    printed = io.StringIO()
+    with process(pages.ROOT / "deploy/models", "--store", "memory") as server, contextlib.redirect_stdout(printed):
+        exec(compile(block.text.replace("localhost:8001", server.address), "docs/oip.md", "exec"), {})
+    assert printed.getvalue() == block.output
 
 
 def test_health_and_metadata(client: Any) -> None:
@@ -294,3 +305,37 @@ async def test_sequences_share_batches_with_sessions(local: Local) -> None:
             await local.until(lambda: local.server.engine.queued == 2 * len(many))
         await asyncio.gather(*steps)
         assert any(sizes[4:]), f"no batch had more than 8 rows: {sizes}"
+
+
+async def test_a_stream_is_read_no_further_than_its_window(tmp_path: Path) -> None:
+    """Requests of one sequence wait for each other; what waits is bounded, and all of it is answered."""
+    count, most = 60, 200_000
+    x = np.ones((1, 4000), np.float32)
+    request = service_pb2.ModelInferRequest(model_name="wide", raw_input_contents=[x.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    request.parameters["sequence_id"].int64_param = 1
+    folder = tmp_path / "models"
+    save(models.counter(width=4000), folder / "wide" / "1")
+
+    async def asked() -> AsyncIterator[Any]:
+        for number in range(count):
+            request.parameters["sequence_start"].bool_param = not number
+            yield request
+
+    async with serving(folder, limits={"max_window_bytes": most}) as local:
+        accounts = local.server.accounts
+        call = local.channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )(asked(), timeout=DEADLINE)
+        with local.engine_held():
+            await local.until(lambda: accounts.held > most // 2)
+            for _ in range(50):
+                await asyncio.sleep(0)
+                assert accounts.held <= most
+        answers = [answer async for answer in call]
+        assert [answer.error_message for answer in answers] == [""] * count
+        last = np.frombuffer(answers[-1].infer_response.raw_output_contents[0], np.float32)
+        assert (last == count).all()
+        await local.until(lambda: accounts.held == 0)

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from statestream.contract import errors
-from statestream_server.edges.grpc.caps import Caps
+from statestream_server.edges.grpc.caps import MAX_TENSORS, Caps
 from statestream_server.edges.grpc.chain import Chain, Handler
 from statestream_server.edges.grpc.decoding import Unreadable
 from statestream_server.edges.grpc.failures import Context, told
@@ -23,6 +23,7 @@ from statestream_server.edges.oip import oip_pb2 as pb
 from statestream_server.edges.oip.inference import Inference, Request, Response
 from statestream_server.registry import Served
 from statestream_server.server import Readiness, Server
+from statestream_server.sessions.admission.accounts import COPIES, OVERHEAD, Accounts
 
 SERVICE: Final = "inference.GRPCInferenceService"
 """What the service is called on the wire."""
@@ -125,33 +126,40 @@ class OipServicer:
     async def ModelStreamInfer(self, requests: AsyncIterator[_Came], context: Context) -> None:
         """The same for the requests of a stream, those of one sequence in their order, others beside each other.
 
-        An error is told in the stream, which goes on.
+        An error is told in the stream, which goes on. It is read on as long as what is under way is not too much.
         """
-        room, last = asyncio.Semaphore(_MOST_UNDER_WAY), dict[_Key, asyncio.Task[None]]()
+        under_way, last = _UnderWay(self._server.accounts), dict[_Key, asyncio.Task[None]]()
         writing = asyncio.Lock()
 
         async def answer(request: _Came, before: asyncio.Task[None] | None) -> None:
-            try:
-                if before is not None:
-                    await asyncio.wait((before,))
-                response = await self._streamed(request)
-                del request
-                async with writing:
-                    reading.since = monotonic()
-                    await context.write(response)
-                    reading.since = None
-            finally:
-                room.release()
+            if before is not None:
+                await asyncio.wait((before,))
+            response = await self._streamed(request)
+            del request
+            async with writing:
+                reading.since = monotonic()
+                await context.write(response)
+                reading.since = None
 
         with self._readers.follow() as reading:
             async with asyncio.TaskGroup() as tasks:
                 async for request in requests:
-                    await room.acquire()
+                    size = self._size(request)
+                    await under_way.room(size)
                     key = _sequence_key(request)
                     task = tasks.create_task(answer(request, last.get(key) if key else None))
+                    under_way.take(size, task)
                     if key:
                         last[key] = task
                         task.add_done_callback(partial(_forget, last, key))
+
+    def _size(self, request: _Came) -> int:
+        """About how many bytes a request is to the server, with what it is answered."""
+        if isinstance(request, Unreadable):
+            return OVERHEAD
+        shapes = {tensor.name: tensor.shape for tensor in request.inputs[:MAX_TENSORS]}
+        answer = self._inference.answer_bytes(request.model_name, request.model_version, shapes)
+        return OVERHEAD + COPIES * request.ByteSize() + answer
 
     async def _streamed(self, request: _Came) -> pb.ModelStreamInferResponse:
         """The answer to a request of a stream; an error is one, too."""
@@ -182,6 +190,36 @@ class OipServicer:
 
     def _served(self, name: str, version: str) -> Served:
         return self._registry.get(name, parameters.version_of(version))
+
+
+class _UnderWay:
+    """What the requests of one stream make the server hold until they are answered."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        """Nothing yet; all streams together, of our own protocol too, have `accounts`."""
+        self._account = accounts.open()
+        self._window = self._account.window()
+        self._count = 0
+        self._less: asyncio.Future[None] | None = None
+
+    async def room(self, size: int) -> None:
+        """Returns when there is room for a request; one has room where there is nothing else."""
+        while self._count and (self._count >= _MOST_UNDER_WAY or self._window.held + size > self._window.most):
+            self._less = asyncio.get_running_loop().create_future()
+            await self._less
+        await self._account.room()
+
+    def take(self, size: int, task: asyncio.Task[None]) -> None:
+        """Counts a request until its task ends, however it does."""
+        self._count += 1
+        self._account.take(size, self._window)
+        task.add_done_callback(partial(self._give, size))
+
+    def _give(self, size: int, _task: asyncio.Task[None]) -> None:
+        self._count -= 1
+        self._account.give(size, self._window)
+        if self._less is not None and not self._less.done():
+            self._less.set_result(None)
 
 
 def _outputs(request: pb.ModelInferRequest) -> dict[str, int]:

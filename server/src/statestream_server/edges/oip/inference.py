@@ -10,7 +10,7 @@ import numpy as np
 
 from statestream.contract import errors
 from statestream.contract.errors import quoted, shortened
-from statestream.contract.signature import TensorSpec
+from statestream.contract.signature import TensorSpec, step_shape
 from statestream_server import caller
 from statestream_server.arrays import Array
 from statestream_server.edges.oip import datatypes, parameters, steps
@@ -18,6 +18,7 @@ from statestream_server.engine import digests
 from statestream_server.models.model import Kind, Model
 from statestream_server.server import Server
 from statestream_server.sessions.unary import Step, Target
+from statestream_server.shapes import step_bytes
 from statestream_server.stores.base import Key, Mode
 
 
@@ -107,8 +108,17 @@ class Inference:
             asked.last = time.time()
         asked.good += 1
         asked.good_seconds += time.perf_counter() - began
-        asked.runs += _rows(model, request)
+        asked.runs += _rows(model, {name: array.shape for name, array in request.inputs.items()})
         return response
+
+    def answer_bytes(self, name: str, version: str, shapes: Mapping[str, Sequence[int]]) -> int:
+        """How many bytes an answer to inputs of these shapes has, as far as the signature knows."""
+        try:
+            model = self._server.registry.get(name, parameters.version_of(version)).model
+        except errors.ModelNotFound:
+            return 0
+        known = [spec for spec in model.signature.outputs if min(step_shape(spec), default=0) >= 0]
+        return _rows(model, shapes) * sum(map(step_bytes, known))
 
     async def _answer(self, model: Model, request: Request) -> Response:
         sequence = parameters.sequence_of(request.parameters)
@@ -143,7 +153,7 @@ class Inference:
         target = await self._target(key, request, sequence, count)
         try:
             step = await self._applied(target, key, request, sequence, inputs, count)
-        except errors.PositionConflict:
+        except errors.PositionError:
             # Of a sequence that starts anew where an older one of that name stands just behind its first steps.
             if not sequence.start:
                 raise
@@ -252,10 +262,11 @@ def _likeliest(spec: TensorSpec, array: Array, count: int) -> Array:
     return datatypes.texts(told, (*array.shape[:-1], places.shape[1]))
 
 
-def _rows(model: Model, request: Request) -> int:
+def _rows(model: Model, shapes: Mapping[str, Sequence[int]]) -> int:
+    """The rows of a run, or the steps of a session, by the shapes of the inputs."""
     spec = model.signature.inputs[0]
-    array = request.inputs.get(spec.name)
+    shape = shapes.get(spec.name, ())
     axis = spec.time_axis if model.kind == Kind.SESSION and spec.HasField("time_axis") else None
     if axis is None and model.kind == Kind.PREDICT and spec.HasField("batch_axis"):
         axis = spec.batch_axis
-    return array.shape[axis] if array is not None and axis is not None else 1
+    return max(0, shape[axis]) if axis is not None and axis < len(shape) else 1
