@@ -290,7 +290,7 @@ async def windows_of_nothing(found: Arena) -> None:
     """CVE-2019-9517: calls are answered, and there is no window for the answers."""
     async with wired(found.server.address, (4, 0)) as wire:
         await wire.send(*(call(number, INFO) + data(number, enveloped(b""), end=True) for number in range(1, 2001, 2)))
-        await asyncio.sleep(3)
+        await asyncio.sleep(3)  # The attack itself: longer than a reader may take, while the victim is counted.
         assert not any(wire.body(number) for number in range(1, 2001, 2))
     async with wired(found.server.address) as wire:
         wire._pump_task.cancel()  # The windows are wide, and nobody reads the socket.

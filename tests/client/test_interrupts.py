@@ -100,7 +100,14 @@ def test_a_session_that_nobody_has_is_let_go_at_once_and_not_when_cycles_are_loo
 NAMES = ["session", "anonymous", "pool", "step", "stream", "forecast", "flush", "reset", "snapshot", "fork", "rows"]
 
 
-@pytest.mark.parametrize("what", [*NAMES, "close", "delete"])
+LONG = ("anonymous", "close", "fork")
+"""Calls of so many lines that going through them takes seconds each: slow tests."""
+
+
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in (*NAMES, "close", "delete")],
+)
 def test_ctrl_c_at_any_line_leaks_nothing_and_leaves_the_client_usable(fake: Fake, what: str) -> None:
     with statestream.connect(fake.address) as client:
         client.session("sum", "warm").close()

@@ -125,7 +125,6 @@ HOLDS: tuple[Setting, ...] = (
     Setting(2, Faults(cut=1), sync=True),
     Setting(2, Faults(cut=1), poison=True),
     Setting(2, Faults(crash=1, sleep=1), mark=1),
-    Setting(1, Faults(crash=1, restart=1), mark=1),
     Setting(2, Faults(cut=1), mark=1, sync=True),
     Setting(3, Faults(refuse=1), mark=1, ahead=3),
     Setting(2, Faults(move=1)),
@@ -146,6 +145,7 @@ HOLDS: tuple[Setting, ...] = (
 """Searches that end within seconds, every reachable state seen."""
 
 HOLDS_LONGER: tuple[Setting, ...] = (
+    Setting(1, Faults(crash=1, restart=1), mark=1),
     Setting(1, Faults(cut=2, visit=1)),
     Setting(1, Faults(cut=2, visit=1, delete=1)),
     Setting(1, Faults(cut=2, visit=1, close=1)),

@@ -1,4 +1,4 @@
-"""The messages of one call that come: put together, unpacked, counted, and handed over."""
+"""The messages of one call that come: put together, unpacked, counted, and handed over; `call` is the whole of it."""
 
 from __future__ import annotations
 
@@ -195,4 +195,4 @@ class Messages(Context):
 
     def _refuse(self, code: grpc.StatusCode, details: str) -> None:
         """Ends the call with an error that no servicer decided."""
-        raise NotImplementedError
+        raise NotImplementedError  # A call has a way to end, see `call`; its messages alone have none.
