@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.ma  # np.unique would import it with the first chunk, and hold the loop up for many batches.
@@ -21,13 +21,15 @@ import numpy.ma  # np.unique would import it with the first chunk, and hold the 
 from statestream.contract import errors
 from statestream_server import housekeeping, reloading
 from statestream_server.edges.grpc.port import Grpc
-from statestream_server.edges.h2.port import H2
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import Durability, Settings, StartError, changes, reloaded
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 from statestream_server.worker import Worker
+
+if TYPE_CHECKING:
+    from statestream_server.edges.h2.port import H2
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +190,8 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
 
 def _edge(settings: Settings, server: Server, readiness: Readiness) -> Grpc | H2:
     if settings.edge == "h2":
+        from statestream_server.edges.h2.port import H2  # Its library is nobody else's to wait for.
+
         return H2(settings, server, readiness)
     return Grpc(settings, server, readiness)
 
