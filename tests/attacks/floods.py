@@ -18,6 +18,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, session_pb2
+from statestream_server.edges.grpc import oip
+from statestream_server.edges.oip import oip_pb2
 from tests.support.arrays import tensor, u32, u64
 
 _SPARE: Final = 4096
@@ -45,13 +47,20 @@ class Flood:
         return f"{self.method.name}.{'.'.join(self.path)}-{self.way}"
 
     @property
+    def called(self) -> str:
+        """The method's path on the wire."""
+        service = self.method.containing_service
+        name = oip.SERVICE if service.file is oip_pb2.DESCRIPTOR else service.full_name
+        return f"/{name}/{self.method.name}"
+
+    @property
     def streamed(self) -> bool:
         return bool(self.method.client_streaming)
 
 
 def floods() -> Iterator[Flood]:
-    """Every flood of every method of the contract."""
-    for module in (pb, session_pb2, model_pb2, server_pb2):
+    """Every flood of every method of the contract, and of the other protocol."""
+    for module in (pb, session_pb2, model_pb2, server_pb2, oip_pb2):
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 for path in _paths(method.input_type):
@@ -112,11 +121,15 @@ def _request(message: Message, path: tuple[FieldDescriptor, ...], filled: bytes)
         return message.SerializeToString() + filled
     inner = _last(message, field)
     nested = _request(inner, tuple(rest), filled)
-    if field.is_repeated:
+    if field.is_repeated and not _is_map(field):
         del getattr(message, field.name)[-1:]
     else:
         message.ClearField(field.name)
     return message.SerializeToString() + _element(field, nested)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _last(message: Message, field: FieldDescriptor) -> Message:
@@ -125,7 +138,8 @@ def _last(message: Message, field: FieldDescriptor) -> Message:
         found = getattr(message, field.name)
     else:
         assert field.message_type is not None
-        found = (getattr(message, field.name) or [GetMessageClass(field.message_type)()])[-1]
+        there = [] if _is_map(field) else getattr(message, field.name)
+        found = (there or [GetMessageClass(field.message_type)()])[-1]
     copy: Message = type(found)()
     copy.CopyFrom(found)
     return copy
@@ -150,6 +164,8 @@ def example(kind: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Message
     """A request that would be answered; of an unknown kind the empty one. A frame is of the kind that a path enters."""
     loop = tensor("x", np.ones((1, 1, 2), np.float32))
     scores = tensor("x", np.ones((1, 4), np.float32))
+    infer = oip_pb2.ModelInferRequest(model_name="scores")
+    infer.inputs.add(name="x", datatype="FP32", shape=[1, 4]).contents.fp32_contents.extend([1.0] * 4)
     examples: dict[str, Message] = {
         "PredictRequest": pb.PredictRequest(model="scores", inputs=[scores]),
         "StepRequest": pb.StepRequest(model="counter", session_id="flood", inputs=[X]),
@@ -157,6 +173,7 @@ def example(kind: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Message
         "GenerateRequest": pb.GenerateRequest(model="pair", texts=["abc"], max_tokens=1),
         "OpenSessionRequest": session_pb2.OpenSessionRequest(model="counter", session_id="flood"),
         "ForkSessionRequest": session_pb2.ForkSessionRequest(model="counter", session_id="flood", fork_id="fork"),
+        "ModelInferRequest": infer,
         "GetModelRequest": model_pb2.GetModelRequest(name="counter"),
         "LoadModelRequest": model_pb2.LoadModelRequest(name="counter"),
         "UnloadModelRequest": model_pb2.UnloadModelRequest(name="tokens"),
@@ -185,6 +202,7 @@ def _frame(kind: str) -> pb.StreamRequest:
         "ack": pb.AckFrame(handles=u32(0), acked_positions=u64(0)),
         "close": pb.CloseFrame(handles=u32(0)),
         "flush": pb.FlushFrame(handles=u32(0)),
+        "predict": pb.PredictFrame(model="scores", inputs=[tensor("x", np.ones((1, 4), np.float32))]),
     }
     request = pb.StreamRequest(frame=2)
     if kind in frames:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 
 from statestream.v1 import inference_pb2 as pb
 from tests.attacks.arena import Arena, arena, failures_in
@@ -35,7 +36,9 @@ def test_every_method_with_a_field_that_grows_is_flooded() -> None:
     """The descriptors were walked: fields of messages in messages, and frames of streams, are there."""
     said = {str(flood) for flood in FLOODS}
     assert {"Stream.chunk.inputs.shape-small", "Stream.open.ids-distinct", "Predict.outputs-distinct"} <= said
-    assert {"Generate.texts-long", "RestoreSession.snapshot-zeros", "Forecast.history.inputs-empty"} <= said
+    assert {"Generate.texts-distinct", "RestoreSession.snapshot-zeros", "Forecast.history.inputs-empty"} <= said
+    assert {"Stream.predict.rows-counted", "ModelInfer.inputs.contents.fp32_contents-small"} <= said
+    assert {"ModelStreamInfer.parameters-empty", "ModelInfer.raw_input_contents-zeros"} <= said
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -50,14 +53,15 @@ async def test_the_largest_message_of_every_field(under_attack: Arena, service: 
 async def send(found: Arena, flood: Flood) -> list[Any]:
     """Sends a flood on a connection of its own; what was answered."""
     data = flood.make(found.limits.max_message_bytes)
-    service, name = flood.method.containing_service.full_name, flood.method.name
-    path, junk = f"/{service}/{name}", {"request_serializer": lambda data: data}
+    path, junk = flood.called, {"request_serializer": lambda data: data}
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(found.server.address, options=options) as channel:
         if flood.streamed:
-            stream = channel.stream_stream(path, **junk, response_deserializer=pb.StreamResponse.FromString)()
-            for frame in (opening().SerializeToString(), data):
-                await stream.write(frame)
+            answer_kind = GetMessageClass(flood.method.output_type)
+            stream = channel.stream_stream(path, **junk, response_deserializer=answer_kind.FromString)()
+            if answer_kind is pb.StreamResponse:
+                await stream.write(opening().SerializeToString())
+            await stream.write(data)
             await stream.done_writing()
             answers = await found.read(stream)
             for answer in answers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -193,3 +194,14 @@ async def test_no_header_is_logged_not_even_at_debug(models_dir: Path, caplog: p
         stub = server_pb2_grpc.ServerServiceStub(local.channel)
         await stub.GetServerInfo(INFO, metadata=(("authorization", "Bearer of-a-secret"),), timeout=DEADLINE)
     assert "of-a-secret" not in caplog.text
+
+
+async def test_a_caller_who_left_before_its_answer_is_no_fault_in_the_log(
+    models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As grpcio tells it; what else it tells stays."""
+    grpcio = logging.getLogger("grpc._cython.cygrpc")
+    async with serving(models_dir, edge="grpcio"):
+        grpcio.error("ExecuteBatchError raised in core by servicer method [%s]", "/a/b")
+        grpcio.error("something else")
+    assert [record.message for record in caplog.records if record.name == grpcio.name] == ["something else"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import grpc
 
 from statestream_server.edges.grpc.table import Methods
@@ -19,6 +21,7 @@ class Grpc(Methods):
             StartError: The port is taken, or the address is not this machine's.
         """
         super().__init__(settings, server, readiness)
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_concerns_us)
         self._server = grpc.aio.server(options=_options(settings))
         self._server.add_generic_rpc_handlers((self.chain,))
         self.port = self._listen(f"{settings.host}:{settings.port}", _credentials(settings))
@@ -71,3 +74,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
+
+
+def _concerns_us(record: logging.LogRecord) -> bool:
+    """Whether what grpcio logs is a fault: where a caller left before its answer did, it logs a traceback too."""
+    return not record.getMessage().startswith("ExecuteBatchError")
