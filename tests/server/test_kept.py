@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -15,6 +15,9 @@ from statestream import aio
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
 from statestream_server.edges.grpc import open_frames
+from statestream_server.edges.grpc.caps import Caps
+from statestream_server.edges.grpc.readers import Reading
+from statestream_server.edges.grpc.stream import Stream
 from tests.support import models
 from tests.support.arrays import tensor, u32, u64
 from tests.support.calls import DEADLINE, failure_of
@@ -231,3 +234,33 @@ async def test_an_open_that_is_cancelled_lets_the_sessions_go(wide: Local) -> No
 
 async def _pool(client: Any) -> Any:
     return await client.sessions("wide", ids=ids(), return_replies=True)
+
+
+class _Silent:
+    """A call of which nothing comes, and to which nothing can be written."""
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        pass
+
+    async def read(self) -> Any:
+        await asyncio.Event().wait()
+
+    async def write(self, message: Any) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_call_that_is_cancelled_twice_keeps_nothing(wide: Local, turns: int) -> None:
+    """gRPC cancels one whose client left, and again when the port ends; wherever it is then."""
+    silent: Any = _Silent()
+    reading = Reading(cast("asyncio.Task[object]", asyncio.current_task()))
+    stream = Stream(wide.server, silent, reading, Caps(wide.server.settings.limits))
+    serving = asyncio.ensure_future(stream.serve())
+    await wide.until(lambda: any(task.get_name() == "stream-writer" for task in asyncio.all_tasks()))
+    serving.cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    serving.cancel()
+    await asyncio.wait([serving])
+    assert stream.ended.is_set()
+    assert not len(wide.server.streams)

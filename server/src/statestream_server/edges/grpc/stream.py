@@ -63,9 +63,20 @@ class Stream:
         self._parked = Parked(self._answer_now, self._answer, self._account)
 
     async def serve(self) -> None:
-        """Reads until the client half-closes, then answers what is left."""
-        # By itself: an error that meets the first message on its way would send it once more.
-        await self._context.send_initial_metadata(())
+        """Reads until the client half-closes, then answers what is left; however it ends, nothing is left of it."""
+        try:
+            # By itself: an error that meets the first message on its way would send it once more.
+            await self._context.send_initial_metadata(())
+            await self._read()
+        finally:
+            # Nothing is awaited here: a call may be cancelled twice.
+            self._parked.cancel()
+            self._closings.cancel()
+            self._predictions.cancel()
+            self._server.streams.leave(self._number, self._server.checkpointer.tables())
+            self.ended.set()
+
+    async def _read(self) -> None:
         writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
             while await feed(self._context, self._take):
@@ -88,11 +99,6 @@ class Stream:
             await asyncio.wait([writer])
             if not writer.cancelled():
                 writer.exception()  # A write failed because the client is gone; reading tells.
-            self._parked.cancel()
-            self._closings.cancel()
-            self._predictions.cancel()
-            self._server.streams.leave(self._number, self._server.checkpointer.tables())
-            self.ended.set()
 
     @property
     def handles(self) -> int:
