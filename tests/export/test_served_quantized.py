@@ -157,7 +157,7 @@ def test_scales_that_are_measured_over_a_batch_are_not_batch_invariant(tmp_path:
     )
     target = tmp_path / "1" / "model.onnx"
     target.parent.mkdir()
-    quantize_dynamic(made.path, target)
+    quantize_dynamic(made.path, target, reduce_range=True)  # 7 bits: what processors without VNNI hold.
     assert "DynamicQuantizeLSTM" in {node.op_type for node in onnx.load_model(target).graph.node}
     found = loading.load("m", 1, target.parent)
     assert found.batch_invariance == BatchInvariance.BATCH_INVARIANCE_APPROXIMATE
