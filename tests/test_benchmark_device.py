@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_it_measures_every_path_and_names_the_device() -> None:
     arguments = ["--device", "cpu", "--resident", "100", "--rounds", "1", "--seconds", "0.01"]
     command = [sys.executable, "-m", "benchmarks.device", *arguments]

@@ -32,7 +32,9 @@ import pytest
 from tests.support.pages import COMMENT, FENCE, ROOT, Block, blocks, chosen
 
 READMES = ["README.md", "README.zh-CN.md"]
-SERVED = [*READMES, "docs/lessons/modes.md"]
+RUN = [READMES[0], pytest.param(READMES[1], marks=pytest.mark.slow)]
+"""The same code in both, as a test says: the second is run where there is time."""
+SERVED = [*RUN, "docs/lessons/modes.md"]
 LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "lessons").glob("*.md"))
 TOLERANCE = 0.2
 DECIMAL = re.compile(r"-?\d+\.\d+")
@@ -156,7 +158,7 @@ def test_page_prints_what_it_shows(served: Served) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("served", READMES, indirect=True)
+@pytest.mark.parametrize("served", RUN, indirect=True)
 def test_readme_commands_answer(served: Served) -> None:
     (block,) = chosen(served.page, "bash", "ask")
     lines = COMMENT.sub("", block.text).replace("localhost:8001", served.address).splitlines()

@@ -27,6 +27,7 @@ def test_every_block_is_run_or_says_that_it_is_not() -> None:
         assert "://" in target or (PAGE.parent / target).exists(), target
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_page_says_what_it_prints(tmp_path: Path) -> None:
     voice.source("silero_vad.onnx")

@@ -58,6 +58,7 @@ def test_holt_and_ets_go_on_with_a_line() -> None:
         assert np.abs(method(past, 6)[:, 0] - data.truths[0]).max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_all_of_it_runs_through_a_server(tmp_path: Path) -> None:
     source = Source(yearly_folder(tmp_path / "data"), False, False, Console(file=io.StringIO()))

@@ -48,6 +48,7 @@ def test_nothing_is_measured_where_a_bit_differs(tmp_path: Path, monkeypatch: py
             measured.compare(server, calls)
 
 
+@pytest.mark.slow
 def test_without_the_package_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(others, "found", lambda package, file: None)
     done = CliRunner().invoke(bench.main, ["--only", measured.NAME, "--rounds", "1"])

@@ -161,6 +161,7 @@ def test_data_sets_are_listed_with_where_they_are_and_how_to_get_them(
     assert asked <= set(NAMES)
 
 
+@pytest.mark.slow
 def test_seeds_are_all_reported_and_none_is_picked(tmp_path: Path) -> None:
     arguments = ["linear", "--seeds", "3", "--seed", "4", "--out", str(tmp_path / "models"), "--runs", str(tmp_path)]
     answer = CliRunner().invoke(train, arguments, env={"COLUMNS": "150"})

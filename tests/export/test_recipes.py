@@ -85,6 +85,7 @@ def test_the_same_seed_gives_the_same_figures_and_the_next_version(tmp_path: Pat
     assert [result.model.name for result in (first, second, other)] == ["1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_sunspots_beats_last_value_and_seasonal_on_years_it_never_saw(tmp_path: Path) -> None:
     result = run("sunspots", tmp_path, quick=False)
     assert result.reached
@@ -110,6 +111,7 @@ def test_digits_are_read_from_the_exported_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.exp(scores).sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["antonyms", "antonyms-attention"])
 def test_all_six_antonyms_are_exact_from_the_exported_files(tmp_path: Path, name: str) -> None:
     result = run(name, tmp_path, quick=False)

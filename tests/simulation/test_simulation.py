@@ -97,6 +97,7 @@ def test_no_other_module_reads_a_real_clock_or_draws() -> None:
     assert found == {*replaced.CLOCKS, *replaced.DRAWS, *replaced.KEPT} - {"statestream.shards.os"}
 
 
+@pytest.mark.slow
 def test_each_kind_of_fault_is_drawn_and_bites(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in what servers, clients and store were seen to do, not in what a plan says."""
     seen: Counter[str] = Counter()
