@@ -38,7 +38,10 @@ def calls(channel: Any) -> dict[str, Any]:
     health = health_pb2_grpc.HealthStub(channel)
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
     asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    step = pb.StepRequest(model="counter", session_id="a", inputs=[tensor("x", np.ones((1, 1), np.float32))])
+    x = tensor("x", np.ones((1, 1), np.float32))
+    step = pb.StepRequest(
+        model="counter", session_id="a", inputs=[x], mode=pb.OPEN_MODE_REPLACE
+    )  # Never the quick way.
 
     async def stream(metadata: Any) -> Any:
         call = inference.Stream(metadata=metadata)

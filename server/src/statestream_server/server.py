@@ -25,6 +25,7 @@ from statestream_server.sessions.admission.accounts import Accounts, Budgets
 from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
+from statestream_server.sessions.express import Express
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.activation import Activation
 from statestream_server.sessions.ownership.balance import Balance
@@ -99,7 +100,7 @@ class Server:
         gate = checkpointer if settings.durability is Durability.SYNC else lease
         self.intake = Intake(engine, gate, Bounds(limits, clock, hibernation.make_way), clock)
         self.coalescer = Coalescer(self.intake, engine)
-        versions, lines = Versions(registry, engine, checkpointer, store), Turns()
+        versions, lines, order = Versions(registry, engine, checkpointer, store), Turns(), Turns()
         claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, evictions, lines)
         self.sessions = Sessions(registry, streams, placement, hibernation, claims, lines, tasks, time.time)
         self.selection = Selection(registry, self.sessions)
@@ -129,10 +130,13 @@ class Server:
             engine,
             checkpointer,
             self.intake,
+            self.coalescer,
+            order,
             budgets.steps,
             writer,
             most_steps=limits.max_chunk_steps,
         )
+        self.express = Express(self.sessions, streams, self.coalescer, checkpointer, order, budgets.steps, tasks)
         self.predictor = Predictor(registry, engine, limits, budgets.predictions)
         self.forecaster = Forecaster(engine, limits, budgets.forecasts)
         self.generator = Generator(registry, engine, limits, budgets.texts)

@@ -17,7 +17,7 @@ from statestream_server.engine.marks import Marks, ends
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
-from statestream_server.sessions.admission.intake import Intake
+from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.turns import Turns
@@ -65,12 +65,17 @@ class Unary:
         engine: Engine,
         checkpointer: Checkpointer,
         intake: Intake,
+        coalescer: Coalescer,
+        order: Turns,
         budget: Budget,
         writer: bytes,
         *,
         most_steps: int,
     ) -> None:
-        """Claims are made as `writer`; `budget` is what the chunks of such calls may hold, of `most_steps` at most."""
+        """Claims are made as `writer`; `budget` is what the chunks of such calls may hold, of `most_steps` at most.
+
+        Calls of one session come one after the other, in the lines of `order`.
+        """
         self._budget = budget
         self._most_steps = most_steps
         self._sessions = sessions
@@ -78,7 +83,8 @@ class Unary:
         self._checkpointer = checkpointer
         self._intake = intake
         self._writer = writer
-        self._order = Turns()
+        self._order = order
+        self._coalescer = coalescer
 
     async def target(self, key: Key, version: int, mode: Mode) -> Target:
         """The session of a call: the row where callers without a stream have it, else claimed anew.
@@ -181,7 +187,7 @@ class Unary:
                         ends=ends(starts, lengths),
                         acked=acks,
                         receiver=answer,
-                        request=request,
+                        requests=np.asarray([request], np.uint64) if request else None,
                     )
                 )
             finally:
@@ -197,6 +203,8 @@ class Unary:
         """Returns when nothing is queued for a session and no claim of it is on its way, or when it is claimed anew."""
         table, row, claims = target
         rows = np.asarray([row])
+        if self._coalescer.holds(table, row):
+            self._coalescer.empty()
         while table.are_claimed(rows, claims).all() and (table.claiming[row] or not table.lane.idle(rows).all()):
             await self._sessions.undisputed(table, rows)
             await self._engine.settled(table, rows)

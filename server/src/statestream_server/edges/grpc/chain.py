@@ -17,7 +17,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -37,6 +37,29 @@ Call = Callable[[Any, Context], Awaitable[Any]]
 """Serves a call: takes its request, or an iterator of them, and the context; gives the answer, or None if it wrote."""
 Generate = Callable[[Any, Context], AsyncGenerator[Any, None]]
 """Serves a call by yielding its answers."""
+
+
+class Direct(Protocol):
+    """A call that is answered without a task; once it is over nobody hears of it.
+
+    Attributes:
+        over: Whether it is: answered, refused, cancelled, or too late.
+    """
+
+    over: bool
+
+    def answer(self, message: Message) -> None:
+        """Ends it with a message, of which nothing is kept."""
+
+    def fail(self, error: Exception) -> None:
+        """Ends it with an error."""
+
+
+Take: TypeAlias = Callable[[Any, Caller, Direct], bool]
+"""Takes a request, decoded or not to be read, if it is as usual; False where it did nothing, and the method is asked.
+
+It is not capped, and no budget was looked at: what it takes it has checked itself.
+"""
 
 
 class Chain(grpc.GenericRpcHandler):
@@ -64,6 +87,8 @@ class Chain(grpc.GenericRpcHandler):
         self._methods: dict[str, Handler] = {}
         self._others: dict[str, Handler] = {}
         self._decoded = DecodeBudget()
+        self.direct: dict[str, Take] = {}
+        """What takes the usual calls of a method, `/service/method`, where an edge can do without a task."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """What serves a call; gRPC asks in the call's own task. None for a method that does not exist."""

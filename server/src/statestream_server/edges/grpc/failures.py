@@ -24,6 +24,11 @@ def told(error: Exception, how: str = "in a way it did not expect") -> errors.St
     return errors.InternalError(f"the server failed {how}; its log has the details")
 
 
+def status(error: Exception) -> grpc.Status:
+    """The status of an error, with its details."""
+    return rpc_status.to_status(errors.to_status(told(error)))
+
+
 async def abort(context: Context, error: Exception) -> NoReturn:
     """Ends the call with an error."""
     error = told(error)
@@ -31,7 +36,7 @@ async def abort(context: Context, error: Exception) -> NoReturn:
     # the circle. Frames that hold a request would keep gigabytes of refused ones; callers let go of theirs before.
     error.__traceback__ = error.__context__ = error.__cause__ = None
     try:
-        await context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
+        await context.abort_with_status(status(error))
     except grpc.aio.InternalError:
         # The status waited behind what the caller did not read, and the caller left.
         raise asyncio.CancelledError from error

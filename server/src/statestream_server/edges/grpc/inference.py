@@ -15,7 +15,9 @@ from statestream_server.edges.grpc import forecasting, generating, wire
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
+from statestream_server.edges.grpc.steps import Steps
 from statestream_server.edges.grpc.stream import Stream
+from statestream_server.edges.grpc.waiting import Waiting
 from statestream_server.server import Server
 from statestream_server.shapes import unscored
 
@@ -23,15 +25,16 @@ from statestream_server.shapes import unscored
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     """Predict, Stream, Step, Forecast and Generate."""
 
-    def __init__(self, server: Server, streams: set[Stream], caps: Caps, readers: Readers) -> None:
+    def __init__(self, server: Server, streams: set[Stream], steps: Steps, caps: Caps, readers: Readers) -> None:
         """Connected streams are kept in `streams`, so that a drain can tell them.
 
-        `caps` is what a frame of theirs may have, `readers` watches their writes.
+        `steps` takes the usual unary steps, `caps` is what a frame of theirs may have, `readers` watches their writes.
         """
         self._caps = caps
         self._readers = readers
         self._server = server
         self._streams = streams
+        self._steps = steps
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Runs a model without memory."""
@@ -55,6 +58,9 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
 
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         """Applies one chunk to one session."""
+        waiting = Waiting[pb.StepResponse]()
+        if self._steps.take(request, caller.current.get(), waiting):
+            return await waiting.message
         unary = self._server.unary
         key = caller.key(request.model, request.session_id)
         target = await unary.target(key, request.version, wire.open_mode(request.mode))

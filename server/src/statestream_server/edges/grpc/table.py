@@ -27,6 +27,7 @@ from statestream_server.edges.grpc.inference import InferenceServicer
 from statestream_server.edges.grpc.model import ModelServicer
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.session import SessionServicer
+from statestream_server.edges.grpc.steps import Steps
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import Settings
@@ -65,8 +66,10 @@ class Methods:
             readers,
             {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
         )
+        steps = Steps(server)
+        chain.direct[f"/{inference}/Step"] = steps.take
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(server, self._streams, caps, readers), chain
+            InferenceServicer(server, self._streams, steps, caps, readers), chain
         )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), chain)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), chain)

@@ -16,6 +16,7 @@ from h2.stream import H2Stream, StreamState
 
 from statestream_server import caller
 from statestream_server.edges.grpc.chain import admit, refusing
+from statestream_server.edges.grpc.failures import status
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.h2 import heads
 from statestream_server.edges.h2.heads import Head, Metadata
@@ -169,17 +170,40 @@ class Call(Messages):
             finally:
                 self._room = None
 
+    def answer(self, message: Any) -> None:
+        """Ends a call that has no task with its answer; see `chain.Direct`."""
+        if self.over:
+            return
+        try:
+            self._put(message)
+            self._finish()
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Ends a call that has no task with an error."""
+        if self.over:
+            return
+        found = status(error)
+        self._code, self._details, self._trailing = found.code, found.details, found.trailing_metadata or ()
+        self._finish()
+
     async def send_initial_metadata(self, metadata: Metadata) -> None:
         """Begins the answer."""
         if not self._began and not self.over:
             self._begin(metadata)
 
     def _start(self, request: Any) -> None:
-        handler, self._context = self._handler, copy_context()
+        handler, direct, context = self._handler, self._head.direct, None
         try:
-            self._context.run(caller.current.set, admit(self._head.metadata))
+            who = admit(self._head.metadata)
+            if direct is not None and direct(request, who, self):
+                return
+            context = copy_context()
+            context.run(caller.current.set, who)
         except Exception as error:
             handler = refusing(error)
+        self._context = context or copy_context()
         method = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         self._task = self._connection.loop.create_task(self._serve(method, request), context=self._context)
 

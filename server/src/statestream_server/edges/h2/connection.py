@@ -98,7 +98,8 @@ class Connection(asyncio.Protocol):
     def opened(self, stream: H2Stream, head: Head) -> Call:
         """A call began: who serves it."""
         if head.handler is None and head.refusal is None:
-            head.handler = self._edge.chain.method(head.method)
+            chain = self._edge.chain
+            head.handler, head.direct = chain.method(head.method), chain.direct.get(head.method)
             if head.handler is None:
                 head.refusal = ended(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         return Call(self, stream, head)

@@ -43,10 +43,10 @@ class Head:
         gzip: Whether its messages may be compressed.
         refusal: The headers that answer it where it is no call of gRPC, or None.
         plain: Whether another stream that begins with the same bytes is the same call.
-        handler: What serves it; kept here so that it is looked for once.
+        handler, direct: What serves it, and what may take it without a task; kept here to be looked for once.
     """
 
-    __slots__ = ("gzip", "handler", "metadata", "method", "plain", "refusal", "timeout")
+    __slots__ = ("direct", "gzip", "handler", "metadata", "method", "plain", "refusal", "timeout")
 
     def __init__(self) -> None:
         """A call that says nothing."""
@@ -57,6 +57,7 @@ class Head:
         self.refusal: Block | None = None
         self.plain = True
         self.handler: Any = None
+        self.direct: Any = None
 
 
 def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:

@@ -49,7 +49,7 @@ class Chunks(Work):
         ends: [N] the position at which each ends.
         acked: [N] the position up to which the caller has the replies.
         receiver: Who gets the replies.
-        request: Digest of the caller's request id, 0 for none.
+        requests: [N] digests of the callers' request ids, 0 for none; None where none has one.
     """
 
     table: Table = field(kw_only=True)
@@ -58,7 +58,7 @@ class Chunks(Work):
     ends: Positions = field(kw_only=True)
     acked: Positions = field(kw_only=True)
     receiver: Receiver = field(kw_only=True)
-    request: int = field(default=0, kw_only=True)
+    requests: Positions | None = field(default=None, kw_only=True)
 
     def take(self, places: Ints, *, bare: bool = False) -> Chunks:
         """Some of the chunks (ascending), packed anew, `bare` without inputs; these themselves where that is all."""
@@ -76,7 +76,7 @@ class Chunks(Work):
             ends=self.ends[cut],
             acked=self.acked[cut],
             receiver=self.receiver,
-            request=self.request,
+            requests=self.requests[cut] if self.requests is not None else None,
         )
 
     def bare(self, places: Ints) -> Chunks:

@@ -8,7 +8,7 @@ comes from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add, attrgetter
 from typing import Final, Protocol
@@ -121,8 +121,9 @@ class Intake:
         table.position[rows] = chunks.ends
         table.used[rows] = self._clock()
         table.dirty[rows] = True
-        if chunks.request:
-            table.request[rows] = chunks.request
+        if chunks.requests is not None:
+            named = chunks.requests != 0
+            table.request[rows[named]] = chunks.requests[named]
         # Nothing above a position can be acknowledged, so every reply is kept.
         if chunks.marks is None:
             table.replies.append(rows, chunks.starts, chunks.ends, chunks.lengths, outputs, inputs=chunks.inputs)
@@ -233,9 +234,11 @@ class Coalescer:
         self._engine = engine
         engine.feeds.append(self.empty)
         self._arrived: dict[int, tuple[Table, dict[int, Single]]] = {}
+        self._requests: dict[tuple[int, int], int] = {}
+        """The digests of request ids, by table and row; few have one."""
 
-    def put(self, table: Table, single: Single) -> bool:
-        """Takes a chunk, which goes on with the next turn of the engine.
+    def put(self, table: Table, single: Single, request: int = 0) -> bool:
+        """Takes a chunk, which goes on with the next turn of the engine; `request` is the digest of a request id.
 
         Returns:
             False where one of its session lies here already: then `empty` comes before this one.
@@ -244,28 +247,37 @@ class Coalescer:
         if single.row in singles:
             return False
         singles[single.row] = single
+        if request:
+            self._requests[id(table), single.row] = request
         self._engine.wake(1)
         return True
 
     def empty(self) -> None:
         """Passes on what arrived. Call it before anything that must come after."""
         arrived, self._arrived = self._arrived, {}
+        requests, self._requests = self._requests, {}
         for table, singles in arrived.values():
-            self._pass_on(table, tuple(singles.values()))
+            self._pass_on(table, tuple(singles.values()), requests)
 
-    def _pass_on(self, table: Table, singles: Sequence[Single]) -> None:
+    def holds(self, table: Table, row: int) -> bool:
+        """Whether a chunk of a session arrived and was not passed on."""
+        arrived = self._arrived.get(id(table))
+        return arrived is not None and row in arrived[1]
+
+    def _pass_on(self, table: Table, singles: Sequence[Single], requests: Mapping[tuple[int, int], int]) -> None:
         numbers, bindings, starts, acked, steps, inputs = zip(*map(_COLUMNS, singles), strict=True)
         rows = np.array(numbers, np.int64)
         if not same(table.binding[rows], np.array(bindings, np.int64)):
             here = table.binding[rows] == bindings
-            moved = errors.SessionMoved("the session left this stream before the chunk ran")
+            moved = errors.SessionMoved("the session was opened anew, or left, before the chunk ran")
             for place in np.flatnonzero(~here).tolist():
                 singles[place].refused(moved)
             singles = [singles[place] for place in np.flatnonzero(here).tolist()]
             if singles:
-                self._pass_on(table, singles)
+                self._pass_on(table, singles, requests)
             return
         uniform = steps.count(steps[0]) == len(steps)
+        named = [requests.get((id(table), row), 0) for row in numbers] if requests else ()
         self._intake.accept(
             Chunks(
                 rows,
@@ -280,6 +292,7 @@ class Coalescer:
                 ends=np.array(list(map(add, starts, steps)), np.uint64),
                 acked=np.array(acked, np.uint64),
                 receiver=_Senders(singles),
+                requests=np.array(named, np.uint64) if any(named) else None,
             )
         )
 

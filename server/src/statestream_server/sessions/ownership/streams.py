@@ -112,6 +112,15 @@ class Streams:
         table.owner[rows], table.handle[rows], table.binding[rows] = owner, handles, bindings
         return bindings
 
+    def bind_one(self, table: Table, row: int) -> int:
+        """The binding of a row that no stream has, a new one where it has none."""
+        binding: int = table.binding.item(row)
+        if not binding:
+            binding = self._next_binding
+            self._next_binding += 1
+            table.binding[row] = binding
+        return binding
+
     def take(self, table: Table, rows: Ints, owner: int, handles: Array) -> None:
         """Takes rows from whoever has them and says that they moved, but for those that have the same handle there."""
         others = (table.owner[rows] != owner) | (table.handle[rows] != handles)

@@ -61,6 +61,10 @@ class Turns:
         """Whether anybody stands in line."""
         return bool(self._lines)
 
+    def has(self, key: Key) -> bool:
+        """Whether somebody stands in line for a session."""
+        return bool(self._lines) and key.id in self._lines.get((key.tenant, key.model), {})
+
     def take(self, tenant: str, model: str, ids: Collection[str]) -> Turn:
         """Stands in line for a tenant's sessions of a model."""
         return self._take({(tenant, model): ids})
