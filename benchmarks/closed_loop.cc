@@ -1,12 +1,12 @@
 // Calls and streams in closed loop by gRPC's C++ client, which costs a machine less than any in Python: benchmarks/edge.py
 // builds and runs it (Debian: g++, pkg-config, libgrpc++-dev). It knows nothing of protobuf: messages come ready.
 //
-//   closed_loop TARGET /service/Method unary|stream|echo WARM SECONDS [PATCH...] < LINES
+//   closed_loop TARGET /service/Method unary|stream|oip|echo WARM SECONDS [PATCH...] < LINES
 //
 // One caller, and one stream, for each line: its step message in hex, and for a stream before it the message that opens
 // it ("-" for none) and a space. A PATCH is "u64@OFFSET" or "varint@OFFSET": the caller's count of answers there, as 8
 // bytes or as a varint of 5; "next@OFFSET" is a varint of that count plus 2. "stream" wants result frames without errors,
-// "echo" any message.
+// "oip" answers of ModelStreamInfer without one, "echo" any message.
 // It says BEGIN when WARM seconds are over and END after SECONDS more, then one line of JSON: {"done", "seconds",
 // "client" (processor seconds), "p50", "p99" (seconds)}.
 #include <grpcpp/generic/generic_stub.h>
@@ -78,6 +78,15 @@ uint64_t varint(const uint8_t*& at, const uint8_t* end) {
     if (!(*at++ & 0x80)) break;
   }
   return value;
+}
+
+// Ends the program where a ModelStreamInferResponse says an error: its first field.
+void check_infer(grpc::ByteBuffer& buffer) {
+  std::vector<grpc::Slice> slices;
+  buffer.Dump(&slices);
+  std::string whole;
+  for (const grpc::Slice& slice : slices) whole.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  if (!whole.empty() && whole[0] == '\x0a') fail("an error: " + whole);
 }
 
 // Whether a StreamResponse is a result; one with errors, or a refusal, ends the program.
@@ -163,7 +172,7 @@ struct Caller {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 6) fail("usage: TARGET METHOD unary|stream|echo WARM SECONDS [PATCH...] < LINES");
+  if (argc < 6) fail("usage: TARGET METHOD unary|stream|oip|echo WARM SECONDS [PATCH...] < LINES");
   std::string target = argv[1], method = argv[2], kind = argv[3];
   std::vector<Patch> patches;
   for (int at = 6; at < argc; at++) {
@@ -245,7 +254,8 @@ int main(int argc, char** argv) {
       if (!caller.opened) {
         caller.opened = true;
         ask(number);
-      } else if (kind == "echo" || is_result(caller.answer)) {
+      } else if (kind == "echo" || kind == "oip" || is_result(caller.answer)) {
+        if (kind == "oip") check_infer(caller.answer);
         caller.count++;
         if (clock.note(caller.sent)) clock.report();
         ask(number);

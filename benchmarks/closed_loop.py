@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import grpc
 
 from benchmarks import cases
 from benchmarks.cases import FEATURES
 from benchmarks.processes import Process
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import Tensor
+from statestream_server.edges.grpc import oip
+from statestream_server.edges.oip import oip_pb2
 from tests.support import http2
 
 _SOURCE: Final = Path(__file__).with_name("closed_loop.cc")
@@ -139,6 +142,33 @@ def steps(server: Process, count: int, seconds: float) -> Figure:
         message, patches = _patched(request.SerializeToString(), _plain(_OFFSET), ["varint", "varint"])
         lines.append(message.hex())
     return closed_loop(server, "/statestream.v1.InferenceService/Step", "unary", lines, patches, seconds)
+
+
+def oip_steps(server: Process, count: int, seconds: float) -> Figure:
+    """Sequences of the Open Inference Protocol that are stepped by a unary call each."""
+    return closed_loop(server, f"/{oip.SERVICE}/ModelInfer", "unary", _sequences(server, count), [], seconds)
+
+
+def oip_streams(server: Process, count: int, seconds: float) -> Figure:
+    """Sequences of the Open Inference Protocol that have a stream each and step one at a time."""
+    return closed_loop(server, f"/{oip.SERVICE}/ModelStreamInfer", "oip", _sequences(server, count), [], seconds)
+
+
+def _sequences(server: Process, count: int) -> list[str]:
+    """The next step of each of so many sequences that have started."""
+    lines, first = [], uuid.uuid4().int >> 80
+    with grpc.insecure_channel(server.address) as channel:
+        infer = channel.unary_unary(
+            f"/{oip.SERVICE}/ModelInfer", request_serializer=oip_pb2.ModelInferRequest.SerializeToString
+        )
+        for number in range(first, first + count):
+            request = oip_pb2.ModelInferRequest(model_name="lstm", raw_input_contents=[bytes(4 * FEATURES)])
+            request.inputs.add(name="x", datatype="FP32", shape=[1, 1, FEATURES])
+            request.parameters["sequence_id"].int64_param = number + 1
+            lines.append(request.SerializeToString().hex())
+            request.parameters["sequence_start"].bool_param = True
+            infer(request)
+    return lines
 
 
 def predictions(server: Process, count: int, seconds: float) -> Figure:

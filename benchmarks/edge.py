@@ -228,6 +228,20 @@ def rows(servers: dict[str, Process], bare: Process, folder: Path, seconds: floa
             (130, 55),
         ),
         Row(
+            "256 streams of the Open Inference Protocol, one step a message",
+            "steps/s",
+            None,
+            each(closed_loop.oip_streams, 256),
+            (30_000, 30_000),
+        ),
+        Row(
+            "unary ModelInfer of the Open Inference Protocol, 256 callers",
+            "calls/s",
+            None,
+            each(closed_loop.oip_steps, 256),
+            (9_000, 17_600),
+        ),
+        Row(
             "unary Predict of a small CNN, 64 callers, batch 1",
             "calls/s",
             "grpcio",

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from functools import partial
-from time import monotonic
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from statestream.contract import errors
+from statestream_server import caller
+from statestream_server.caller import Caller
 from statestream_server.edges.grpc.caps import MAX_TENSORS, Caps
-from statestream_server.edges.grpc.chain import Chain, Handler
+from statestream_server.edges.grpc.chain import Chain, Direct, Handler
 from statestream_server.edges.grpc.decoding import Unreadable
-from statestream_server.edges.grpc.failures import Context, told
+from statestream_server.edges.grpc.failures import Context
+from statestream_server.edges.grpc.oip_stream import Came, OipStream, refusal, serialized
 from statestream_server.edges.grpc.readers import Readers
+from statestream_server.edges.grpc.waiting import Waiting
 from statestream_server.edges.oip import about, parameters, tensors
 from statestream_server.edges.oip import oip_pb2 as pb
 from statestream_server.edges.oip.inference import Inference, Request, Response
+from statestream_server.edges.oip.sequences import Reply, Sequences
 from statestream_server.registry import Served
 from statestream_server.server import Readiness, Server
-from statestream_server.sessions.admission.accounts import COPIES, OVERHEAD, Accounts
+from statestream_server.sessions.admission.accounts import COPIES, OVERHEAD
 
 SERVICE: Final = "inference.GRPCInferenceService"
 """What the service is called on the wire."""
-_MOST_UNDER_WAY: Final = 256
-"""Requests of one stream that are under way; it is not read on beyond that."""
 _MOST_CLASSES: Final = 1 << 16
 _METHODS: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
-_Came: TypeAlias = "pb.ModelInferRequest | Unreadable"
-"""What comes on a stream."""
-_Key: TypeAlias = tuple[str, str]
-"""A model and a sequence of it."""
 
 
 class OipServicer:
@@ -49,6 +45,7 @@ class OipServicer:
         self._registry, self._selection = server.registry, server.selection
         self._readiness, self._caps, self._readers = readiness, caps, readers
         self._inference = Inference(server)
+        self._sequences = Sequences(server, self._inference)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         """The process lives: it answers."""
@@ -123,37 +120,19 @@ class OipServicer:
         """Runs a model, or the next steps of a sequence."""
         return await self._infer(request)
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[_Came], context: Context) -> None:
+    def take(self, request: Any, caller: Caller, call: Direct) -> bool:
+        """Takes the usual ModelInfer; see `chain.Take`."""
+        return self._sequences.take(request, caller.tenant, _Hearer(call))
+
+    async def ModelStreamInfer(self, _unused: object, context: Context) -> None:
         """The same for the requests of a stream, those of one sequence in their order, others beside each other.
 
         An error is told in the stream, which goes on. It is read on as long as what is under way is not too much.
         """
-        under_way, last = _UnderWay(self._server.accounts), dict[_Key, asyncio.Task[None]]()
-        writing = asyncio.Lock()
-
-        async def answer(request: _Came, before: asyncio.Task[None] | None) -> None:
-            if before is not None:
-                await asyncio.wait((before,))
-            response = await self._streamed(request)
-            del request
-            async with writing:
-                reading.since = monotonic()
-                await context.write(response)
-                reading.since = None
-
         with self._readers.follow() as reading:
-            async with asyncio.TaskGroup() as tasks:
-                async for request in requests:
-                    size = self._size(request)
-                    await under_way.room(size)
-                    key = _sequence_key(request)
-                    task = tasks.create_task(answer(request, last.get(key) if key else None))
-                    under_way.take(size, task)
-                    if key:
-                        last[key] = task
-                        task.add_done_callback(partial(_forget, last, key))
+            await OipStream(self._server, context, reading, self._sequences, self._streamed, self._size).serve()
 
-    def _size(self, request: _Came) -> int:
+    def _size(self, request: Came) -> int:
         """About how many bytes a request is to the server, with what it is answered."""
         if isinstance(request, Unreadable):
             return OVERHEAD
@@ -161,7 +140,7 @@ class OipServicer:
         answer = self._inference.answer_bytes(request.model_name, request.model_version, shapes)
         return OVERHEAD + COPIES * request.ByteSize() + answer
 
-    async def _streamed(self, request: _Came) -> pb.ModelStreamInferResponse:
+    async def _streamed(self, request: Came) -> pb.ModelStreamInferResponse:
         """The answer to a request of a stream; an error is one, too."""
         try:
             if isinstance(request, Unreadable):
@@ -169,13 +148,12 @@ class OipServicer:
             self._caps.check(request)
             return pb.ModelStreamInferResponse(infer_response=await self._infer(request))
         except Exception as error:
-            failed = told(error)
-            response = pb.ModelStreamInferResponse(error_message=f"{failed.reason}: {failed.message}")
-            if not isinstance(request, Unreadable):
-                response.infer_response.id = request.id
-            return response
+            return refusal(error, "" if isinstance(request, Unreadable) else request.id)
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        waiting = Waiting[pb.ModelInferResponse]()
+        if self._sequences.take(request, caller.current.get().tenant, _Hearer(waiting)):
+            return await waiting.message
         response = await self._inference.infer(
             Request(
                 request.model_name,
@@ -192,34 +170,19 @@ class OipServicer:
         return self._registry.get(name, parameters.version_of(version))
 
 
-class _UnderWay:
-    """What the requests of one stream make the server hold until they are answered."""
+class _Hearer:
+    """Hears what becomes of a request that a call brought."""
 
-    def __init__(self, accounts: Accounts) -> None:
-        """Nothing yet; all streams together, of our own protocol too, have `accounts`."""
-        self._account = accounts.open()
-        self._window = self._account.window()
-        self._count = 0
-        self._less: asyncio.Future[None] | None = None
+    __slots__ = ("_call",)
 
-    async def room(self, size: int) -> None:
-        """Returns when there is room for a request; one has room where there is nothing else."""
-        while self._count and (self._count >= _MOST_UNDER_WAY or self._window.held + size > self._window.most):
-            self._less = asyncio.get_running_loop().create_future()
-            await self._less
-        await self._account.room()
+    def __init__(self, call: Direct) -> None:
+        self._call = call
 
-    def take(self, size: int, task: asyncio.Task[None]) -> None:
-        """Counts a request until its task ends, however it does."""
-        self._count += 1
-        self._account.take(size, self._window)
-        task.add_done_callback(partial(self._give, size))
+    def answered(self, reply: Reply) -> None:
+        self._call.answer(reply.message)
 
-    def _give(self, size: int, _task: asyncio.Task[None]) -> None:
-        self._count -= 1
-        self._account.give(size, self._window)
-        if self._less is not None and not self._less.done():
-            self._less.set_result(None)
+    def failed(self, error: errors.StatestreamError) -> None:
+        self._call.fail(error)
 
 
 def _outputs(request: pb.ModelInferRequest) -> dict[str, int]:
@@ -272,21 +235,6 @@ def _message(request: pb.ModelInferRequest, response: Response) -> pb.ModelInfer
     return message
 
 
-def _forget(last: dict[_Key, asyncio.Task[None]], key: _Key, done: asyncio.Task[None]) -> None:
-    """Lets go of the last request of a sequence, once nobody can wait for it."""
-    if last.get(key) is done:
-        del last[key]
-
-
-def _sequence_key(request: _Came) -> _Key | None:
-    """What requests have in common that wait for each other."""
-    if isinstance(request, Unreadable):
-        return None
-    named = request.parameters.get("sequence_id")
-    value = named is not None and (named.string_param or named.int64_param or named.uint64_param)
-    return (request.model_name, str(value)) if value else None
-
-
 def _check_repository(name: str) -> None:
     """Checks that a repository exists.
 
@@ -305,9 +253,9 @@ def register(servicer: OipServicer, chain: Chain) -> None:
         of: Callable[..., Handler] = (
             grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         )
-        serialize = GetMessageClass(method.output_type).SerializeToString
-        handlers[method.name] = of(getattr(servicer, method.name), response_serializer=serialize)
+        handlers[method.name] = of(getattr(servicer, method.name), response_serializer=serialized)
     chain.add_registered_method_handlers(SERVICE, handlers)
+    chain.direct[f"/{SERVICE}/ModelInfer"] = servicer.take
     chain.refuse_others(
         SERVICE,
         "this server has no shared memory, traces or log settings to change over this protocol; send tensors in the"

@@ -77,6 +77,19 @@ class Asked:
     bad_seconds: float = 0.0
     last: float = 0.0
 
+    def answered(self, seconds: float, runs: int) -> None:
+        """A request was answered, with so many rows or steps."""
+        self.good += 1
+        self.good_seconds += seconds
+        self.runs += runs
+        self.last = time.time()
+
+    def refused(self, seconds: float) -> None:
+        """A request was not answered."""
+        self.bad += 1
+        self.bad_seconds += seconds
+        self.last = time.time()
+
 
 class Inference:
     """Answers requests."""
@@ -101,14 +114,10 @@ class Inference:
         try:
             response = await self._answer(model, request)
         except errors.StatestreamError:
-            asked.bad += 1
-            asked.bad_seconds += time.perf_counter() - began
+            asked.refused(time.perf_counter() - began)
             raise
-        finally:
-            asked.last = time.time()
-        asked.good += 1
-        asked.good_seconds += time.perf_counter() - began
-        asked.runs += _rows(model, {name: array.shape for name, array in request.inputs.items()})
+        runs = _rows(model, {name: array.shape for name, array in request.inputs.items()})
+        asked.answered(time.perf_counter() - began, runs)
         return response
 
     def answer_bytes(self, name: str, version: str, shapes: Mapping[str, Sequence[int]]) -> int:

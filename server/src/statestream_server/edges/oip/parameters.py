@@ -11,7 +11,7 @@ from statestream.contract.errors import quoted
 from statestream_server.edges.oip import oip_pb2 as pb
 
 Value: TypeAlias = "bool | int | float | str"
-_HINTS: Final = frozenset({"priority", "timeout", "binary_data_output", "triton_enable_empty_final_response"})
+HINTS: Final = frozenset({"priority", "timeout", "binary_data_output", "triton_enable_empty_final_response"})
 """Parameters that clients send by themselves, and that change nothing here."""
 _LARGEST: Final = 2**62
 
@@ -57,7 +57,7 @@ def sequence_of(values: Mapping[str, Any]) -> Sequence | None:
         BadFrame: A parameter has the wrong type or is out of range, is one that nobody knows, or there is one of a
             sequence and no id.
     """
-    unknown = [name for name in values if name not in _HINTS and not name.startswith("sequence_")]
+    unknown = [name for name in values if name not in HINTS and not name.startswith("sequence_")]
     unknown += [name for name in values if name.startswith("sequence_") and name not in _KINDS]
     if unknown:
         raise errors.BadFrame(
