@@ -158,7 +158,7 @@ def _sequences(server: Process, count: int) -> list[str]:
     """The next step of each of so many sequences that have started."""
     lines, first = [], uuid.uuid4().int >> 80
     with grpc.insecure_channel(server.address) as channel:
-        infer = channel.unary_unary(
+        infer: Any = channel.unary_unary(
             f"/{oip.SERVICE}/ModelInfer", request_serializer=oip_pb2.ModelInferRequest.SerializeToString
         )
         for number in range(first, first + count):

@@ -40,13 +40,11 @@ Generate = Callable[[Any, Context], AsyncGenerator[Any, None]]
 
 
 class Direct(Protocol):
-    """A call that is answered without a task; once it is over nobody hears of it.
+    """A call that is answered without a task; once it is over nobody hears of it."""
 
-    Attributes:
-        over: Whether it is: answered, refused, cancelled, or too late.
-    """
-
-    over: bool
+    @property
+    def over(self) -> bool:
+        """Whether it is: answered, refused, cancelled, or too late."""
 
     def answer(self, message: Message) -> None:
         """Ends it with a message, of which nothing is kept."""

@@ -26,7 +26,8 @@ def told(error: Exception, how: str = "in a way it did not expect") -> errors.St
 
 def status(error: Exception) -> grpc.Status:
     """The status of an error, with its details."""
-    return rpc_status.to_status(errors.to_status(told(error)))
+    found: grpc.Status = rpc_status.to_status(errors.to_status(told(error)))
+    return found
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:

@@ -15,7 +15,7 @@ from statestream_server.edges.grpc.outbox import ERROR_BYTES, Outbox
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.stream import feed
 from statestream_server.edges.oip import oip_pb2 as pb
-from statestream_server.edges.oip.sequences import Reply, Sequences
+from statestream_server.edges.oip.sequences import Read, Reply, Sequences, read_sequence
 from statestream_server.server import Server
 from statestream_server.sessions.admission.accounts import OVERHEAD
 
@@ -110,10 +110,13 @@ class OipStream:
         window = self._window
         if self._count and (self._count >= _MOST_UNDER_WAY or window.held >= window.most):
             return False
-        key = _sequence_key(request)
-        before = self._last.get(key) if key else None
-        if before is None and key and self._take_usual(request, key):
-            return True
+        key = before = None
+        if not isinstance(request, Unreadable):
+            read = read_sequence(request)
+            key = (request.model_name, str(read[0])) if read[0] else _sequence_key(request)
+            before = self._last.get(key) if key else None
+            if before is None and key and read[0] and self._take_usual(request, key, read):
+                return True
         size = self._size(request)
         if self._count and window.held + size > window.most:
             return False
@@ -123,10 +126,10 @@ class OipStream:
         task.add_done_callback(self._tasks.discard)
         return True
 
-    def _take_usual(self, request: Any, key: _Key) -> bool:
+    def _take_usual(self, request: Any, key: _Key, read: Read) -> bool:
         one = _Request(self, key, request.id, OVERHEAD + 4 * self._sequences.size(request))
         try:
-            if not self._sequences.take(request, self._tenant, one):
+            if not self._sequences.take(request, self._tenant, one, read):
                 return False
         except errors.StatestreamError:
             return False
@@ -227,10 +230,8 @@ def refusal(error: Exception, name: str) -> pb.ModelStreamInferResponse:
     return response
 
 
-def _sequence_key(request: Came) -> _Key | None:
+def _sequence_key(request: pb.ModelInferRequest) -> _Key | None:
     """What requests have in common that wait for each other."""
-    if isinstance(request, Unreadable):
-        return None
     named = request.parameters.get("sequence_id")
     value = named is not None and (named.string_param or named.int64_param or named.uint64_param)
     return (request.model_name, str(value)) if value else None

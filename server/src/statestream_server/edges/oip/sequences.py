@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 from statestream.contract import errors
@@ -27,6 +27,10 @@ _LONGEST_NAME: Final = 256
 """Bytes of a request's id at most; of more others see whether that is too much."""
 _MOST_REPLIES: Final = 16
 """Choices of outputs of one model of which the messages are kept."""
+
+
+Read: TypeAlias = tuple[int | str, int | None]
+"""The id of a sequence, and where the caller says that it stands."""
 
 
 class Hearer(Protocol):
@@ -119,8 +123,8 @@ class Sequences:
         self._asked = inference.asked
         self._known = WeakKeyDictionary[Table, _Known]()
 
-    def take(self, request: Any, tenant: str, hearer: Hearer) -> bool:
-        """Takes a request; False where others must look at it.
+    def take(self, request: Any, tenant: str, hearer: Hearer, read: Read | None = None) -> bool:
+        """Takes a request; False where others must look at it. `read` is what `read_sequence` read of it, if it did.
 
         Raises:
             ModelNotFound: The model is not served.
@@ -128,7 +132,7 @@ class Sequences:
         if type(request) is not pb.ModelInferRequest:
             return False
         raw, name, model = request.raw_input_contents, request.id, request.model_name
-        sequence, position = _sequence(request)
+        sequence, position = read or read_sequence(request)
         if not sequence or not raw or len(name) > _LONGEST_NAME:
             return False
         version = parameters.version_of(request.model_version) or self._registry.get(model).model.version
@@ -191,18 +195,22 @@ class Sequences:
         inputs, outputs = [_port(spec) for spec in signature.inputs], [_port(spec) for spec in signature.outputs]
         usual = all(min(port.shape, default=0) >= 0 for port in (*inputs, *outputs))
         longest = all(port.packed for port in (*inputs, *outputs))
-        replies = {(): Reply(table.model.version, outputs, range(len(outputs)))} if usual else {}
+        replies = dict[tuple[str, ...], Reply]()
+        if usual:
+            replies[()] = Reply(table.model.version, outputs, range(len(outputs)))
         known = self._known[table] = _Known(
             inputs if usual else (), outputs, table.input_bytes + table.output_bytes, longest, replies
         )
         return known
 
 
-def _sequence(request: pb.ModelInferRequest) -> tuple[int | str, int | None]:
+def read_sequence(request: pb.ModelInferRequest) -> Read:
     """The id and position of a request that is the next of its sequence, and nothing else; 0 for the id otherwise."""
     sequence: int | str = 0
     position = None
-    for name, parameter in request.parameters.items():
+    found = request.parameters
+    for name in found:
+        parameter = found[name]
         which = parameter.WhichOneof("parameter_choice")
         if name == "sequence_id" and which == "int64_param":
             sequence = parameter.int64_param
