@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from grpc import StatusCode
 from h2.stream import H2Stream
 from hyperframe.frame import Frame, GoAwayFrame
 from hypothesis import example, given, settings
 
 from statestream_server.edges.h2 import heads
 from statestream_server.edges.h2.heads import Head
-from statestream_server.edges.h2.wire import Peer, Wire
+from statestream_server.edges.h2.wire import Wire
 from tests.server.edges.sequences import Sender, Step, cuts, mutated, mutations, pieces, steps
 
 
@@ -52,30 +51,24 @@ class Called:
         wire = self._owner.wire
         if not self._began:
             self._began = True
-            if wire.resized:
-                wire.encode(self, heads.began(()), end=False)  # type: ignore[arg-type]
-            else:
-                wire.headers(self, heads.BEGAN, end=False)  # type: ignore[arg-type]
+            wire.headers(self, heads.BEGAN, end=False)  # type: ignore[arg-type]
         message = bytes(20 + 7000 * (what % 3))
         if self.pending or not wire.message(self, message):  # type: ignore[arg-type]
             self.pending.append(memoryview(b"\0" + len(message).to_bytes(4, "big") + message))
             self.go_on()
         if what % 4 == 0 and not self.pending:
-            if wire.resized:
-                wire.encode(self, heads.trailers(StatusCode.OK, ""), end=True)  # type: ignore[arg-type]
-            else:
-                wire.headers(self, heads.ENDED, end=True)  # type: ignore[arg-type]
+            wire.headers(self, heads.ENDED, end=True)  # type: ignore[arg-type]
             if not self.stream.closed:
                 wire.reset(self.number, 0)  # type: ignore[arg-type]
             wire.forget(self)  # type: ignore[arg-type]
 
 
-class Owner(Peer):
+class Owner:
     """What has a wire, and everything that it was told."""
 
     def __init__(self, *, short: bool) -> None:
         self.told: list[tuple[Any, ...]] = []
-        self.wire = Wire(self, short=short)
+        self.wire = Wire(self.opened, short=short)
 
     def note(self, *what: Any) -> None:
         # The library cuts no DATA, the socket does not either; empty DATA says nothing.

@@ -1,4 +1,4 @@
-"""One call: its messages put together and taken apart, its task, its end. Servicers have it as their context."""
+"""One call: what it says, its task, its end; and to its servicer what grpcio's ServicerContext is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 from h2.errors import ErrorCodes
@@ -33,24 +33,24 @@ class Call(Messages):
     """A call of a connection, from its first frame to its last."""
 
     __slots__ = (
-        "_began", "_cut", "_deadline", "_draw", "_due", "_left", "_pulled", "_reading", "_room", "_task", "pending",
-        "since", "usual",
+        "_began", "_code", "_deadline", "_details", "_draw", "_due", "_left", "_pulled",
+        "_reading", "_task", "_trailing", "pending", "since", "usual",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
-        """A call that began with `head`."""
+        """A call that began with `head`, and whose status is OK until somebody says another."""
         super().__init__(connection, stream, head)
         self.usual = False  # Whether the short path may take its DATA.
         self.pending: deque[memoryview] = deque()  # What waits for room to be written.
         self.since = 0.0  # When what waits last moved, by `time.monotonic`.
-        self._room: asyncio.Future[None] | None = None
         self._draw: Callable[[], Any] | None = None
         self._pulled: asyncio.Future[None] | None = None
         self._reading: Reading | None = None
         self._due = False  # Whether it is drawn from at the end of the turn.
         self._began = False  # Whether the headers of the answer were written.
-        self._cut = False  # Whether a part of the first message that waits was written.
-        self._left: heads.Block | None = None  # The trailers, while they wait; empty for the usual ones.
+        self._left: bytes | None = None  # The headers that end it, while they wait.
+        self._code, self._details = _CODE.OK, ""
+        self._trailing: Metadata = ()
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -60,12 +60,12 @@ class Call(Messages):
         """It may be served."""
         if self._head.refusal is not None:
             self.over, self._left = True, self._head.refusal
-            self._leave_in_turn()
+            self.go_on()
             return
         if self._head.timeout is not None:
-            loop = self._connection.loop
-            self._until = loop.time() + self._head.timeout
-            self._deadline = loop.call_at(self._until, self._late)
+            self._deadline = self._connection.loop.call_later(
+                self._head.timeout, self._refuse, _CODE.DEADLINE_EXCEEDED, "Deadline Exceeded"
+            )
         if self._streams:
             self._start(self)
 
@@ -95,17 +95,15 @@ class Call(Messages):
             self._task.cancel()
 
     def go_on(self) -> None:
-        """There may be room to write again."""
+        """Writes what waits, and behind it the end, as far as there is room."""
         self._push()
         if self.pending or self._wire.paused:
+            self._wire.blocked[self] = None
             return
         self._wire.blocked.pop(self, None)
         if self._left is not None:
             self._leave()
-            return
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        if self._draw is not None:
+        else:
             self.draw()
 
     def draw(self) -> None:
@@ -114,13 +112,13 @@ class Call(Messages):
         if self._draw is None or self.over:
             return
         wire, reading = self._wire, self._reading
-        assert reading is not None
         assert self._pulled is not None
         try:
             while not self.pending and not wire.paused and not self.over:
                 message = self._draw()
                 if message is None:
-                    reading.since = None
+                    if reading is not None:
+                        reading.since = None
                     return
                 if message is grpc.aio.EOF:
                     self._draw = None
@@ -134,20 +132,23 @@ class Call(Messages):
             return
         if not self.over:
             wire.blocked[self] = None
-            reading.since = monotonic()
+            if reading is not None:
+                reading.since = monotonic()
 
     # What servicers use.
 
-    async def pull(self, draw: Callable[[], Any], reading: Reading) -> None:
-        """Draws messages whenever there is room and `rouse` was called: `draw` gives the next, or None, or EOF.
+    async def pull(self, draw: Callable[[], Any], reading: Reading | None = None) -> None:
+        """Draws messages while there is room, and again when `rouse` was called: `draw` gives one, or None, or EOF.
 
         `reading` is told since when there is no room.
         """
-        self._pulled = self._connection.loop.create_future()
+        pulled = self._pulled = self._connection.loop.create_future()
         self._draw, self._reading = draw, reading
-        self.rouse()
+        self.draw()
+        if self.over:
+            raise asyncio.CancelledError
         try:
-            await self._pulled
+            await pulled
         finally:
             self._draw = None
 
@@ -159,16 +160,7 @@ class Call(Messages):
 
     async def write(self, message: Any) -> None:
         """Writes a message, and returns when there is room for another."""
-        if self.over:
-            raise asyncio.CancelledError
-        self._put(message)
-        if self.pending or self._wire.paused:
-            self._wire.blocked[self] = None
-            self._room = self._connection.loop.create_future()
-            try:
-                await self._room
-            finally:
-                self._room = None
+        await self.pull(iter((message, grpc.aio.EOF)).__next__)
 
     def answer(self, message: Any) -> None:
         """Ends a call that has no task with its answer; see `chain.Direct`."""
@@ -192,6 +184,25 @@ class Call(Messages):
         """Begins the answer."""
         if not self._began and not self.over:
             self._begin(metadata)
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        """Ends the call with a status.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+        if code is _CODE.OK:
+            code, details = _CODE.UNKNOWN, "a call was aborted with OK"
+        self._code, self._details, self._trailing = code, details, trailing_metadata
+        raise grpc.aio.AbortError
+
+    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """Ends the call with a status.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+        await self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def _start(self, request: Any) -> None:
         handler, direct, context = self._handler, self._head.direct, None
@@ -254,21 +265,16 @@ class Call(Messages):
                     self._reading.since = self.since
                 self._connection.soon()
             if written < len(view):
-                pending[0], self._cut = view[written:], self._cut or written > 0
+                pending[0] = view[written:]
                 # Behind the others that wait.
                 self._wire.blocked.pop(self, None)
                 self._wire.blocked[self] = None
                 return
-            self._cut = False
             pending.popleft()
 
     def _begin(self, metadata: Metadata) -> None:
         self._began = True
-        wire = self._wire
-        if metadata or wire.resized:
-            wire.encode(self, heads.began(metadata), end=False)
-        else:
-            wire.headers(self, heads.BEGAN, end=False)
+        self._wire.headers(self, heads.began(metadata) if metadata else heads.BEGAN, end=False)
         self._connection.soon()
 
     def _refuse(self, code: grpc.StatusCode, details: str) -> None:
@@ -286,34 +292,23 @@ class Call(Messages):
         self.over = True
         code = self._code
         if code is _CODE.OK and not self._details and not self._trailing and self._began:
-            self._left = []
-        elif self._began:
-            self._left = heads.trailers(code, self._details, self._trailing)
+            self._left = heads.ENDED
         else:
-            self._left = heads.ended(code, self._details, self._trailing)
-        if code is not _CODE.OK:
-            kept = self.pending[0] if self._cut else None
+            self._left = heads.ended(code, self._details, self._trailing, began=self._began)
+        if code is not _CODE.OK and self.pending:
+            first = self.pending[0]
             self.pending.clear()
-            if kept is not None:
-                self.pending.append(kept)
-        self._leave_in_turn()
-
-    def _leave_in_turn(self) -> None:
-        """Writes the status, now or when there is room."""
-        if self.pending or self._wire.paused:
-            self._wire.blocked[self] = None
-            self.since = monotonic()
-        else:
-            self._leave()
+            if len(first) < len(memoryview(first.obj)):
+                self.pending.append(first)
+        self.since = monotonic()
+        self.go_on()
 
     def _leave(self) -> None:
         """Writes the status: the end of the call."""
         wire, left = self._wire, self._left
+        assert left is not None
         self._left = None
-        if left or wire.resized:
-            wire.encode(self, left or heads.trailers(_CODE.OK, ""), end=True)
-        else:
-            wire.headers(self, heads.ENDED, end=True)
+        wire.headers(self, left, end=True)
         if self.stream.state_machine.state != StreamState.CLOSED:
             # RFC 9113 §8.1: nobody reads the rest of what the client may still say.
             wire.reset(self.number, ErrorCodes.NO_ERROR)
@@ -325,16 +320,8 @@ class Call(Messages):
     def _closed(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-            self._deadline = None
         if self.promised:
             self._connection.kept(self)
         self._parts = None
         self._inbox.clear()
         self._connection.closed(self)
-        callbacks, self._callbacks = self._callbacks or (), None
-        for callback in callbacks:
-            callback(self)
-
-    def _late(self) -> None:
-        self._deadline = None
-        self._refuse(_CODE.DEADLINE_EXCEEDED, "Deadline Exceeded")

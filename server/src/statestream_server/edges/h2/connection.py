@@ -34,8 +34,7 @@ class Connection(asyncio.Protocol):
         """Not connected yet."""
         self.loop = edge.loop
         self.most_in, self.most_out = edge.most_in, edge.most_out
-        self.wire = Wire(self)
-        self.peer = ""
+        self.wire = Wire(self._opened)
         self._edge = edge
         self._transport: asyncio.Transport | None = None
         self._ready: list[Call] = []
@@ -53,7 +52,6 @@ class Connection(asyncio.Protocol):
         if tls is not None and tls.selected_alpn_protocol() != "h2":  # RFC 9113 §3.3.
             transport.abort()
             return
-        self.peer = _name(transport.get_extra_info("peername"))
         self.flush()
 
     def data_received(self, data: bytes) -> None:
@@ -61,11 +59,7 @@ class Connection(asyncio.Protocol):
         wire = self.wire
         self._heard = monotonic()
         wire.receive(data)
-        if wire.widened:
-            wire.widened = False
-            for call in [*wire.blocked]:
-                call.go_on()
-        if wire.out and not self._due:
+        if wire.out or (wire.widened and wire.blocked):
             self.soon()
         if wire.ended:
             self._end()
@@ -93,9 +87,7 @@ class Connection(asyncio.Protocol):
         self.wire.widened = True
         self.soon()
 
-    # What the wire asks.
-
-    def opened(self, stream: H2Stream, head: Head) -> Call:
+    def _opened(self, stream: H2Stream, head: Head) -> Call:
         """A call began: who serves it."""
         if head.handler is None and head.refusal is None:
             chain = self._edge.chain
@@ -116,7 +108,7 @@ class Connection(asyncio.Protocol):
         """Something leaves at the end of the turn."""
         if not self._due:
             self._due = True
-            self._edge.soon(self)
+            self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """The end of the turn: draws, and writes all there is."""
@@ -177,7 +169,8 @@ class Connection(asyncio.Protocol):
             return
         if not wire.pinged and quiet > QUIET_SECONDS:
             self._since = now
-            wire.ask()
+            wire.pinged = True
+            wire.ping(b"presence")
             self.flush()
         for call in [*wire.blocked]:
             if call.over and now - call.since > reader_seconds + _STATUS_SECONDS:
@@ -224,11 +217,3 @@ class Connection(asyncio.Protocol):
             self.loop.call_later(_LINGER_SECONDS, transport.abort)
         else:
             transport.close()
-
-
-def _name(address: Any) -> str:
-    """An address as grpcio writes it."""
-    if not isinstance(address, tuple):
-        return "unix:"
-    host, port = address[:2]
-    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -9,30 +9,26 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+from hpack.hpack import encode_integer
 
 from statestream_server.edges.h2.floods import HEADER_LIST
 
 Metadata = Sequence[tuple[str, str | bytes]]
-Block = list[tuple[bytes, bytes]]
 
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _KEY: Final = re.compile(r"[0-9a-z_.\-]+")
-_RESERVED: Final = (
-    b"te",
-    b"content-type",
-    b"grpc-timeout",
-    b"grpc-encoding",
-    b"grpc-accept-encoding",
-    b"content-length",
-)
+_RESERVED: Final = (b"te", b"grpc-accept-encoding")
+"""What is no metadata, beside what `read` asks for by name."""
 _UNPRINTED: Final = re.compile(rb"[^ -$&-~]")
 _ENCODINGS: Final = b"identity, gzip"
 
 
+@dataclass(slots=True)
 class Head:
     """What a call says of itself.
 
@@ -46,18 +42,14 @@ class Head:
         handler, direct: What serves it, and what may take it without a task; kept here to be looked for once.
     """
 
-    __slots__ = ("direct", "gzip", "handler", "metadata", "method", "plain", "refusal", "timeout")
-
-    def __init__(self) -> None:
-        """A call that says nothing."""
-        self.method = ""
-        self.metadata: Metadata = ()
-        self.timeout: float | None = None
-        self.gzip = False
-        self.refusal: Block | None = None
-        self.plain = True
-        self.handler: Any = None
-        self.direct: Any = None
+    method: str = ""
+    metadata: Metadata = ()
+    timeout: float | None = None
+    gzip: bool = False
+    refusal: bytes | None = None
+    plain: bool = True
+    handler: Any = None
+    direct: Any = None
 
 
 def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
@@ -93,16 +85,15 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
     elif encoding not in (b"", b"identity"):
         head.refusal = ended(
             grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding is {shown(encoding)}; expected {_ENCODINGS.decode()}"
-        )
-        head.refusal.append((b"grpc-accept-encoding", _ENCODINGS))
+        ) + packed([(b"grpc-accept-encoding", _ENCODINGS)])
     if size > HEADER_LIST:
         head.refusal = ended(
             grpc.StatusCode.RESOURCE_EXHAUSTED, f"the metadata has {size} bytes; expected at most {HEADER_LIST}"
         )
     if verb != b"POST":
-        head.refusal = [(b":status", b"405"), (b"allow", b"POST"), (b"content-length", b"0")]
+        head.refusal = packed([(b":status", b"405"), (b"allow", b"POST"), (b"content-length", b"0")])
     elif kind != b"application/grpc" and kind[:17] not in (b"application/grpc+", b"application/grpc;"):
-        head.refusal = [(b":status", b"415"), (b"content-length", b"0")]
+        head.refusal = packed([(b":status", b"415"), (b"content-length", b"0")])
     return head
 
 
@@ -111,22 +102,31 @@ def shown(value: bytes) -> str:
     return repr(value[:40].decode("latin-1"))
 
 
-def began(metadata: Metadata) -> Block:
+BEGAN: Final = b"\x88\x0f\x10\x10application/grpc"
+"""`:status: 200`, `content-type: application/grpc`: the headers that begin an answer, packed."""
+ENDED: Final = b"\x00\x0bgrpc-status\x010"
+"""`grpc-status: 0`: those that end it."""
+
+
+def packed(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as literals that neither look into a table nor change one (RFC 7541 §6.2.2)."""
+    block = bytearray()
+    for name, value in headers:
+        block += b"\0" + encode_integer(len(name), 7) + name + encode_integer(len(value), 7) + value
+    return bytes(block)
+
+
+def began(metadata: Metadata) -> bytes:
     """The headers that begin an answer."""
-    return [(b":status", b"200"), (b"content-type", b"application/grpc"), *_written(metadata)]
+    return BEGAN + packed(_written(metadata))
 
 
-def trailers(code: grpc.StatusCode, message: str, metadata: Metadata = ()) -> Block:
-    """The headers that end an answer that has begun."""
+def ended(code: grpc.StatusCode, message: str, metadata: Metadata = (), *, began: bool = False) -> bytes:
+    """The headers that end an answer, as trailers where it has `began`."""
     block = [(b"grpc-status", b"%d" % code.value[0])]
     if message:
         block.append((b"grpc-message", _UNPRINTED.sub(_escaped, message.encode("utf-8", "replace"))))
-    return [*block, *_written(metadata)]
-
-
-def ended(code: grpc.StatusCode, message: str, metadata: Metadata = ()) -> Block:
-    """The headers of an answer that ends as it begins."""
-    return [*began(()), *trailers(code, message, metadata)]
+    return (b"" if began else BEGAN) + packed([*block, *_written(metadata)])
 
 
 def _escaped(found: re.Match[bytes]) -> bytes:
@@ -153,10 +153,3 @@ def _written(metadata: Metadata) -> Iterable[tuple[bytes, bytes]]:
             yield name.encode(), base64.b64encode(data).rstrip(b"=")
         else:
             yield name.encode(), value.encode("latin-1") if isinstance(value, str) else value
-
-
-# Blocks of HPACK that neither look into a table nor change one (RFC 7541 §6.2.2), but for the static one.
-BEGAN: Final = b"\x88\x0f\x10\x10application/grpc"
-"""`:status: 200`, `content-type: application/grpc`."""
-ENDED: Final = b"\x00\x0bgrpc-status\x010"
-"""`grpc-status: 0`."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from h2.stream import H2Stream
 
-from statestream_server.edges.h2.context import Context
 from statestream_server.edges.h2.floods import STREAM_WINDOW
 from statestream_server.edges.h2.heads import Head
 
@@ -22,17 +21,19 @@ if TYPE_CHECKING:
 _CODE: Final = grpc.StatusCode
 
 
-class Messages(Context):
+class Messages:
     """A call's messages, until somebody takes them."""
 
     __slots__ = (
-        "_context", "_ended", "_handler", "_held", "_inbox", "_parts", "_streams", "_take", "_waiter", "_wire",
-        "number", "promised", "stream", "window",
+        "_connection", "_context", "_ended", "_handler", "_head", "_held", "_inbox", "_parts", "_streams", "_take",
+        "_waiter", "_wire", "number", "over", "promised", "stream", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
         """None came."""
-        super().__init__(connection, head)
+        self.over = False  # Whether all is said but what waits for room.
+        self._connection = connection
+        self._head = head
         self.number: int = stream.stream_id
         self.stream = stream
         self.window = stream._inbound_window_manager
@@ -47,7 +48,7 @@ class Messages(Context):
         self._held = 0  # Bytes of the window that came and are not taken.
         self._ended = False  # Whether the client has said all.
         self._waiter: asyncio.Future[bool] | None = None  # Resolved when there is something to read; False for an end.
-        self._take: Callable[[Any], bool] | None = None
+        self._take: Callable[[Any], object] | None = None
         self._context: Variables | None = None
 
     def arrived(self, data: bytes, begin: int, end: int) -> None:
@@ -92,14 +93,16 @@ class Messages(Context):
         elif at:
             del parts[:at]
 
-    async def feed(self, take: Callable[[Any], bool]) -> bool:
+    async def feed(self, take: Callable[[Any], object]) -> bool:
         """Has `take` handle each message where it arrives, until it says that it wants no more for now.
 
         Returns:
             Whether more may come: False once the client has half-closed.
         """
         while self._inbox:
-            if not take(self._next()):
+            message, size = self._inbox.popleft()
+            self._taken(size)
+            if not take(self._handler.request_deserializer(message)):
                 return True
         if self._ended:
             return False
@@ -112,15 +115,9 @@ class Messages(Context):
 
     async def read(self) -> Any:
         """The next message; `grpc.aio.EOF` once the client has half-closed."""
-        while not self._inbox:
-            if self._ended:
-                return grpc.aio.EOF
-            self._waiter = self._connection.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._next()
+        found = list[Any]()
+        await self.feed(found.append)
+        return found[0] if found else grpc.aio.EOF
 
     def __aiter__(self) -> Messages:
         return self
@@ -154,11 +151,6 @@ class Messages(Context):
         self._inbox.append((message, size))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(True)
-
-    def _next(self) -> Any:
-        message, size = self._inbox.popleft()
-        self._taken(size)
-        return self._handler.request_deserializer(message)
 
     def _taken(self, size: int) -> None:
         """So many bytes of the window are free again: the client hears so when they are half of it."""

@@ -48,7 +48,6 @@ class H2(Methods):
         self._sockets = _listening(settings)
         self.port = int(self._sockets[0].getsockname()[1])
         self._servers: list[asyncio.Server] = []
-        self._due: list[Connection] = []
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -60,17 +59,6 @@ class H2(Methods):
             self._servers.append(await self.loop.create_unix_server(lambda: Connection(self), self._unix))
         self._look_later()
         await self.serving()
-
-    def soon(self, connection: Connection) -> None:
-        """A connection has something to write at the end of the turn."""
-        self._due.append(connection)
-        if len(self._due) == 1:
-            self.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        due, self._due = self._due, []
-        for connection in due:
-            connection.flush()
 
     async def stop(self, grace: float | None) -> None:
         """Takes no more calls; ends those that are under way after `grace` seconds, or at once."""

@@ -9,7 +9,8 @@ random frames.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from h2.errors import ErrorCodes
 from h2.events import (
@@ -28,7 +29,16 @@ from hpack.exceptions import HPACKError
 
 from statestream_server.edges.h2.floods import BLOCK_MOST, MOST_SETTINGS, MOST_STREAMS, Budget, TooMuch
 from statestream_server.edges.h2.heads import Head, read
-from statestream_server.edges.h2.writer import CONFIG, CONNECTION_WINDOW, FRAME, MOST_FRAME, Writer
+from statestream_server.edges.h2.writer import (
+    CONFIG,
+    CONNECTION_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME,
+    MOST_FRAME,
+    Writer,
+    half_close,
+)
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.call import Call
@@ -38,28 +48,23 @@ _MOST_BLOCKS: Final = 256
 _LONGEST_BLOCK: Final = 2048
 """Header blocks that are remembered, and the bytes of one."""
 _DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 4, 6, 7, 8, 9
-_END_STREAM, _END_HEADERS = 1, 4
 _NAMES: Final = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
                  "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
-class Peer(Protocol):
-    """What a wire asks: who serves a call. The connection that it belongs to."""
-
-    def opened(self, stream: H2Stream, head: Head) -> Call:
-        """A call began: what has it from now on."""
-
-
 class Wire(Writer):
     """The frames of one connection, in and out."""
 
-    def __init__(self, peer: Peer, *, short: bool = True) -> None:
-        """A connection that has said its own settings; `short` is False in tests, where the library takes all."""
+    def __init__(self, begin: Callable[[H2Stream, Head], Call], *, short: bool = True) -> None:
+        """A connection that has said its own settings; `begin` makes the call of a stream.
+
+        `short` is False in tests, where the library takes all.
+        """
         super().__init__()
         self.pinged = False  # Whether a PING of ours is not answered yet.
         self.settled = False  # Whether the client's first SETTINGS came.
-        self._peer = peer
+        self._begin = begin
         self._short = short
         self._rest = b""
         self._preface = 24
@@ -109,7 +114,7 @@ class Wire(Writer):
                 if (
                     call is not None
                     and call.usual
-                    and flags <= _END_STREAM
+                    and flags <= END_STREAM
                     and size <= window.current_window_size
                     and size <= call.window.current_window_size
                     and (size or flags)
@@ -121,18 +126,19 @@ class Wire(Writer):
                     self._came += size
                     at = after
                     if flags:
-                        self._half_close(call)
+                        call.usual, machine = False, call.stream.state_machine
+                        half_close(machine, StreamState.HALF_CLOSED_REMOTE, StreamClosedBy.RECV_END_STREAM)
                     call.arrived(data, begin, after)
                     if flags:
                         call.half_closed()
                     continue
             elif kind == _HEADERS:
-                if flags | _END_STREAM == _END_HEADERS | _END_STREAM and number & 1 and self._short:
+                if flags | END_STREAM == END_HEADERS | END_STREAM and number & 1 and self._short:
                     # §5.1.1: a new stream, of the client's and higher than those before; §4.3: no table moves.
                     known = self._blocks.get(data[begin:after])
                     if known is not None and number > self.highest_inbound_stream_id and not self._split:
                         at = after
-                        self._open(number, known, flags & _END_STREAM)
+                        self._open(number, known, flags & END_STREAM)
                         continue
             elif (
                 kind == _WINDOW_UPDATE
@@ -166,15 +172,6 @@ class Wire(Writer):
         self._opened(stream, head)
         if ended and (call := self.calls.get(number)) is not None:
             call.half_closed()
-
-    def _half_close(self, call: Call) -> None:
-        """§5.1: the client has said all."""
-        call.usual = False
-        machine = call.stream.state_machine
-        if machine.state == StreamState.OPEN:
-            machine.state = StreamState.HALF_CLOSED_REMOTE
-        else:
-            machine.state, machine.stream_closed_by = StreamState.CLOSED, StreamClosedBy.RECV_END_STREAM
 
     def _widen(self, number: int, by: int) -> bool:
         """§6.9.1: more may be written; False where the library is to say what is wrong."""
@@ -213,7 +210,7 @@ class Wire(Writer):
                 raise TooMuch(f"a header block of more than {BLOCK_MOST} bytes")
             if kind == _CONTINUATION:
                 self._useless.take("CONTINUATION frames")
-            self._split = not flags & _END_HEADERS
+            self._split = not flags & END_HEADERS
             if not self._split:
                 self._block = 0
         elif kind == _PING and self.owed > 0:
@@ -230,7 +227,7 @@ class Wire(Writer):
             self._blocks.clear()
         for event in events:
             head = self._tell(event)
-            if head is not None and same and kind == _HEADERS and flags | _END_STREAM == _END_HEADERS | _END_STREAM:
+            if head is not None and same and kind == _HEADERS and flags | END_STREAM == END_HEADERS | END_STREAM:
                 self._remember(frame[9:], head)
 
     def _remember(self, block: bytes, head: Head) -> None:
@@ -278,12 +275,7 @@ class Wire(Writer):
             self.resets.take("calls beyond those that are served at a time")
             self.reset(stream.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        call = self._peer.opened(stream, head)
+        call = self._begin(stream, head)
         call.usual = head.plain and self._short and stream.state_machine.state == StreamState.OPEN
         self.calls[stream.stream_id] = call
         call.begin()
-
-    def ask(self) -> None:
-        """Asks whether the client is there."""
-        self.pinged = True
-        self.ping(b"presence")

@@ -32,7 +32,10 @@ CONFIG: Final = H2Configuration(
 _MESSAGE: Final = Struct(">IBIBI")
 """The header of a DATA frame and of the gRPC message that is all of it."""
 _MOST_OWED: Final = 4096
-_HEADERS, _END_STREAM, _END_HEADERS = 1, 1, 4
+_HEADERS, _CONTINUATION = 1, 9
+END_STREAM, END_HEADERS = 1, 4
+_NO_TABLE: Final = b"\x20"
+"""The size of the table by which header blocks are packed is 0 from now on (RFC 7541 §6.3)."""
 
 
 class Writer(H2Connection):
@@ -50,6 +53,7 @@ class Writer(H2Connection):
         self.paused = False  # Whether the socket takes no more.
         self.leaving = False  # Whether new calls are refused, because the client was told to go elsewhere.
         self.ended = False  # Whether nothing is read any more.
+        self._tabled = True  # Whether the client may still expect that header blocks use a table.
         self.owed = 64  # WINDOW_UPDATE and PING frames that what was written may be answered with; more are useless.
         self.local_settings = Settings(
             client=False,
@@ -80,25 +84,20 @@ class Writer(H2Connection):
         """The library would say GOAWAY without a reason; `receive` says it with one."""
 
     def headers(self, call: Call, block: bytes, *, end: bool) -> None:
-        """Writes a block that changes no table, and is the same on every connection: the begin or end of an answer."""
+        """Writes the begin or the end of an answer: a block that uses no table."""
         machine = call.stream.state_machine
-        flags = _END_HEADERS
         if machine.headers_sent:
             machine.trailers_sent = True
         machine.headers_sent = True
         if end:
-            flags |= _END_STREAM
-            self._end_stream(machine)
-        self.out += (FRAME.pack(len(block) << 8 | _HEADERS, flags, call.number), block)
-
-    def encode(self, call: Call, headers: list[tuple[bytes, bytes]], *, end: bool) -> None:
-        """Writes other headers, as the library does."""
-        self.send_headers(call.number, headers, end_stream=end)
-
-    @property
-    def resized(self) -> bool:
-        """Whether the next header block has to say the size of its table (RFC 7541 §4.2), which only `encode` does."""
-        return bool(self.encoder.table_size_changes)
+            half_close(machine, StreamState.HALF_CLOSED_LOCAL, StreamClosedBy.SEND_END_STREAM)
+        if self._tabled:
+            self._tabled, block = False, _NO_TABLE + block
+        kind, flags, most = _HEADERS, END_STREAM if end else 0, self.max_outbound_frame_size
+        while len(block) > most:
+            self.out += (FRAME.pack(most << 8 | kind, flags, call.number), block[:most])
+            kind, flags, block = _CONTINUATION, 0, block[most:]
+        self.out += (FRAME.pack(len(block) << 8 | kind, flags | END_HEADERS, call.number), block)
 
     def message(self, call: Call, message: bytes) -> bool:
         """Writes a message in one frame; False where it does not fit in one now, and nothing is written."""
@@ -172,9 +171,10 @@ class Writer(H2Connection):
         if self.streams.pop(stream.stream_id, None) is not None:
             self._closed_streams[stream.stream_id] = stream.closed_by
 
-    @staticmethod
-    def _end_stream(machine: Any) -> None:
-        if machine.state == StreamState.OPEN:
-            machine.state = StreamState.HALF_CLOSED_LOCAL
-        else:
-            machine.state, machine.stream_closed_by = StreamState.CLOSED, StreamClosedBy.SEND_END_STREAM
+
+def half_close(machine: Any, half: StreamState, by: StreamClosedBy) -> None:
+    """§5.1: one side of a stream has said all."""
+    if machine.state == StreamState.OPEN:
+        machine.state = half
+    else:
+        machine.state, machine.stream_closed_by = StreamState.CLOSED, by
