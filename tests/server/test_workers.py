@@ -25,19 +25,19 @@ from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc, session_pb2
 from tests.server.stores.redis_server import wait_until
 from tests.support import models
 from tests.support.calls import Caller, connected, failing
-from tests.support.serving import Process, lasting_port, process
+from tests.support.serving import TEST_EDGE, Process, lasting_port, process
 from tests.support.speaker import Speaker
 
 ONE = {"x": np.ones((2, 1), np.float32)}
 READY = r"ready: gRPC"
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Process]:
+@pytest.fixture(params=[TEST_EDGE or "grpcio", pytest.param("h2", marks=pytest.mark.slow)])
+def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Process]:
     """Two workers that are ready; nothing is saved before the end: the interval is longer than the test."""
     folder = models.write(tmp_path / "models", "counter")
-    store = f"sqlite:{tmp_path / 'sessions.db'}"
-    with process(folder, "--store", store, "--workers", "2", "--checkpoint-interval", "600") as server:
+    options = ("--store", f"sqlite:{tmp_path / 'sessions.db'}", "--workers", "2", "--checkpoint-interval", "600")
+    with process(folder, *options, edge=request.param) as server:
         server.wait_for(f"(?s){READY}.*{READY}")
         yield server
 
