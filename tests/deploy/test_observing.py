@@ -8,10 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import metrics_page
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
+from statestream_server.edges.http import families
 from statestream_server.edges.http.metrics import ServerCollector
 from tests.support import models
 from tests.support.serving import serving
@@ -42,10 +44,35 @@ async def test_every_metric_is_one_that_a_server_tells(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     async with serving(models.write(tmp_path)) as local:
         registry.register(ServerCollector(local.server))
-    told = re.findall(r"^(\w+)(?:\{| )", generate_latest(registry).decode(), re.MULTILINE)
-    named = set(re.findall(r"\bstatestream_\w+", " ".join(expressions())))
+    text = generate_latest(registry).decode()
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    told = {name for name, kind in kinds.items() if kind != "histogram"}
+    told |= {
+        f"{name}_{end}" for name, kind in kinds.items() if kind == "histogram" for end in ("bucket", "sum", "count")
+    }
+    named = set(re.findall(r"\b(?:statestream|process)_\w+", " ".join(expressions())))
     assert named
-    assert named <= {*told}
+    assert named <= told
+    listed = [one for group in families.GROUPS.values() if group is not families.WORKERS for one in group]
+    assert {one.shown for one in listed} == {*kinds}, "docs/metrics.md is made of a list of all of them"
+
+
+def test_the_page_of_metrics_is_made_of_the_list() -> None:
+    assert metrics_page.PAGE.read_text("utf-8") == metrics_page.page(), "run python tools/metrics_page.py"
+    names = [one.name for group in families.GROUPS.values() for one in group]
+    assert len({*names}) == len(names)
+    for one in (one for group in families.GROUPS.values() for one in group):
+        assert re.fullmatch(r"[a-z][a-z_]*[a-z]", one.name)
+        assert not one.name.endswith(("_total", "_count", "_sum", "_bucket", "_info", "_milliseconds", "_ms"))
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
+def test_an_alert_is_explained(rule: dict[str, Any]) -> None:
+    page = (OBSERVE.parents[1] / "docs" / "operations.md").read_text("utf-8")
+    found = re.search(rf"^### {rule['alert']}\n+(.+?)(?=^#|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found, "what it means and what to do stands in docs/operations.md"
+    assert len(found[1].split()) > 15
+    assert rule["annotations"]["runbook_url"].endswith(f"docs/operations.md#{rule['alert'].lower()}")
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))

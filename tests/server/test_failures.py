@@ -15,6 +15,7 @@ from statestream import errors
 from statestream_server.edges.grpc.chain import answered, limited, written
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
+from statestream_server.requests import Requests
 
 
 class Request:
@@ -73,8 +74,9 @@ def test_a_refused_request_is_let_go_at_once(method: str) -> None:
             return request
 
         servicer: Any = Servicer()
-        once = answered(limited(servicer.Once, servicer))
-        many = answered(limited(written(servicer.Many, Readers(20.0)), servicer))
+        requests = Requests(lambda _: False)
+        once = answered(limited(servicer.Once, servicer), "s/Once", requests)
+        many = answered(limited(written(servicer.Many, Readers(20.0)), servicer), "s/Many", requests)
         handler: Any = {
             "Once": grpc.unary_unary_rpc_method_handler(once, request_deserializer=decode),
             "Many": grpc.unary_stream_rpc_method_handler(many, request_deserializer=decode),

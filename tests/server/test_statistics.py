@@ -109,9 +109,12 @@ async def test_the_server_tells_what_its_engine_did(local: Local) -> None:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(ServerCollector(local.server))
     metrics = {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(value for label, value in sample.labels.items() if label not in {"model", "version"})): (
+            sample.value
+        )
         for family in text_string_to_metric_families(generate_latest(registry).decode())
         for sample in family.samples
+        if sample.labels.get("model", "counter") == "counter"
     }
     for reason, count in found.reasons.items():
         assert metrics["statestream_batch_reasons_total", reason] == count
@@ -119,6 +122,7 @@ async def test_the_server_tells_what_its_engine_did(local: Local) -> None:
     assert metrics["statestream_batch_rows_count",] == own.batches
     assert metrics["statestream_batch_rows_sum",] == own.rows
     assert metrics["statestream_batch_wait_seconds_count",] == own.batches
+    assert metrics["statestream_batch_run_seconds_count",] == own.batches
     assert metrics["statestream_class_batches_total", "live"] == own.batches
 
 

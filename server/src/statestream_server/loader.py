@@ -55,10 +55,15 @@ class Loader:
         self._trust = Trust(trust) if trust is not None else None
         self._threads = ThreadPoolExecutor(_MOST_LOADS, "load")
         self._tried: dict[tuple[str, int], Look] = {}
+        self.loads = self.failed = 0
+        """Versions that were read so far, and those of them that cannot be served."""
 
     async def read(self, found: Found) -> Model | ModelLoadError:
         """A version's model, or why it cannot be served; a cancelled call ends no load that has begun."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, found)
+        read = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, found)
+        self.loads += 1
+        self.failed += isinstance(read, ModelLoadError)
+        return read
 
     def look(self, found: Found) -> Look:
         """What decides whether a version loads, as it lies there: another value once any of it is another.

@@ -18,6 +18,7 @@ from statestream_server.loader import Loader
 from statestream_server.models.graphs import runtime
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.registry import Registry
+from statestream_server.requests import Requests
 from statestream_server.selection import Selection
 from statestream_server.sessions.admin.admin import Admin
 from statestream_server.sessions.admin.copies import Copies
@@ -95,6 +96,7 @@ class Server:
         self.registry = registry = Registry(
             settings.models, engine, checkpointer, loader, max_sessions=limits.max_sessions
         )
+        self.requests = Requests(lambda name: any(served.model.name == name for served in registry))
         hibernation = Hibernation(engine, checkpointer, streams)
         placement = Placement(engine, checkpointer, streams, hibernation, clock)
         gate = checkpointer if settings.durability is Durability.SYNC else lease

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -175,6 +175,17 @@ class Engine:
         if queue is not None:
             queue.refuse(unloaded(model, version))
 
+    def statistics_of(self, table: Table | None, graphs: Iterable[Predictor | None]) -> Statistics:
+        """What ran of a model so far: of its table, and of its graphs without rows."""
+        found = Statistics()
+        if table is not None:
+            found.add(table.statistics)
+        for graph in graphs:
+            queue = self._predictions.get(id(graph))
+            if queue is not None:
+                found.add(queue.statistics)
+        return found
+
     def cancel(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Takes out what is queued for rows, but for what runs now; the sinks hear `error`."""
         for part in table.lane.cancel(rows):
@@ -297,6 +308,9 @@ class Engine:
             self._load.note(batch.count)
         waited = time.perf_counter() - seconds - batch.since
         self.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
+        of = batch.table if isinstance(batch, Batch) else choice.queue
+        assert not isinstance(of, Lane)
+        of.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
         self.scheduler.charge(choice.priority, seconds)
         if choice.priority is Priority.LIVE:
             self._lived = batch.since

@@ -13,7 +13,7 @@ import numpy as np
 from statestream.contract import errors
 from statestream_server.arrays import Array
 from statestream_server.engine.calls import Calls, along
-from statestream_server.engine.scheduler import Costs, Head, Why
+from statestream_server.engine.scheduler import Costs, Head, Statistics, Why
 from statestream_server.engine.watch import Watch, tags_of_calls
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import Predictor
@@ -139,6 +139,8 @@ class Predictions:
         self._calls: deque[Calls] = deque()
         self._costs: dict[tuple[object, ...], Costs] = {}
         self._ended: errors.StatestreamError | None = None
+        self.statistics = Statistics()
+        """What ran of it so far."""
 
     def __len__(self) -> int:
         """Groups of calls that wait."""

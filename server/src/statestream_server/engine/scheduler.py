@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 import math
+import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from statestream_server.engine.work import Priority
@@ -36,7 +37,7 @@ _FIRST_ROWS = 64
 SIZES: Final = 13
 """Sizes by powers of two: 1, 2, 3–4, 5–8, … up to 4,096 rows."""
 WAITS: Final = 26
-"""Waits by powers of two of microseconds: below 1, 2, 4, … up to 33 s."""
+"""Waits, and runs, by powers of two of microseconds: below 1, 2, 4, … up to 33 s."""
 
 
 class Head(NamedTuple):
@@ -209,7 +210,7 @@ class Why(enum.IntEnum):
 
 @dataclass(slots=True)
 class Statistics:
-    """What the engine did so far.
+    """What the engine did so far, in all or for one model.
 
     Attributes:
         batches: Batches run.
@@ -222,6 +223,7 @@ class Statistics:
         sizes: Batches by their rows: index i has those of at most 2**i, and more than the one before.
         waits: Batches by how long their oldest work waited: index i has those of less than 2**i µs.
         waited: Seconds of those waits.
+        runs: Batches by how long they ran, as `waits`.
     """
 
     batches: int = 0
@@ -234,6 +236,7 @@ class Statistics:
     sizes: list[int] = field(default_factory=lambda: [0] * SIZES)
     waits: list[int] = field(default_factory=lambda: [0] * WAITS)
     waited: float = 0.0
+    runs: list[int] = field(default_factory=lambda: [0] * WAITS)
 
     def count(self, rows: int, steps: int, seconds: float, why: Why, waited: float) -> None:
         """Counts a batch of `rows` rows and `steps` steps each, that ran for `seconds` after it `waited`."""
@@ -245,6 +248,14 @@ class Statistics:
         self.sizes[min((rows - 1).bit_length(), SIZES - 1)] += 1
         self.waits[min(int(waited * 1e6).bit_length(), WAITS - 1)] += 1
         self.waited += waited
+        self.runs[min(int(seconds * 1e6).bit_length(), WAITS - 1)] += 1
+
+    def add(self, other: Statistics) -> None:
+        """Counts what others counted, too."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(other, one.name)
+            both = list(map(operator.add, mine, theirs)) if isinstance(mine, list) else mine + theirs
+            setattr(self, one.name, both)
 
 
 @dataclass(slots=True)

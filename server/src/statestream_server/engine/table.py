@@ -17,9 +17,10 @@ import numpy.typing as npt
 from statestream.contract import errors
 from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Freelist, Ints, Positions, grown
+from statestream_server.engine.counts import Counts
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.replies import ReplyWindow, Returning
-from statestream_server.engine.scheduler import BATCH_BYTES, BATCH_SECONDS, Costs
+from statestream_server.engine.scheduler import BATCH_BYTES, BATCH_SECONDS, Costs, Statistics
 from statestream_server.engine.watch import tags_of
 from statestream_server.models.memory.observed import ObservedRows
 from statestream_server.models.model import Model
@@ -122,6 +123,10 @@ class Table:
         """The most steps of one run: a power of two, fewer where the outputs of so many would be large."""
         self.lane = Lane(self.max_slice)
         self.costs = Costs(BATCH_SECONDS, self.output_bytes)
+        self.statistics = Statistics()
+        """What ran of it so far."""
+        self.counts = Counts()
+        """What became of its sessions so far."""
         self.replies = ReplyWindow()
         self.capacity = 0
         self.ids: list[str | None] = []

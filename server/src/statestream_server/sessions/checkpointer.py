@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import numpy as np
 
@@ -29,6 +31,8 @@ from statestream_server.stores.base import Store
 
 log = logging.getLogger(__name__)
 
+TOOK: Final = 17
+"""Durations by powers of two of milliseconds: below 1, 2, 4, … up to 33 s, and above."""
 _BACKOFF_SECONDS = 0.2
 """How long the checkpointer waits after the store did not answer."""
 _AGAIN_SECONDS = 0.01
@@ -82,6 +86,11 @@ class Checkpointer:
         """Writes that the store refused, since the last one that went well."""
         self.writes = Writes(store, engine, lease, on_durable if mode == Durability.INTERVAL else None)
         """What is on its way to the store."""
+        self.took = [0] * TOOK
+        """Checkpoints that went well and wrote something, by their seconds: index i has those of less than 2**i ms."""
+        self.seconds = 0.0
+        """Seconds of all of them."""
+        self._behind_since: float | None = None
         self._lease = lease
         self._interval = interval
         self._layouts: dict[int, tuple[Table, Layout]] = {}
@@ -93,6 +102,7 @@ class Checkpointer:
     def start(self) -> None:
         """Begins to save."""
         if self.mode != Durability.NONE:
+            self._behind_since = time.monotonic() if self.mode == Durability.INTERVAL else None
             self._task = asyncio.create_task(self._run(), name="checkpointer")
 
     async def failed(self) -> None:
@@ -142,11 +152,21 @@ class Checkpointer:
         """Whether replies may leave at once: in mode `sync`, where it is asked, never; see `release`."""
         return False
 
+    def lag(self) -> float:
+        """Seconds that the store may be behind of what was applied; 0 where it lacks nothing, or is to have nothing."""
+        if self.mode == Durability.NONE or self._behind_since is None:
+            return 0.0
+        if not any(bool(table.dirty.any()) for table, _ in self._layouts.values()):
+            return 0.0
+        return time.monotonic() - self._behind_since
+
     def release(self, table: Table, rows: Ints, release: Release) -> None:
         """Calls `release` when everything applied to `rows` so far is written.
 
         What is written was ours when it was written, and whoever takes over has the reply too.
         """
+        if self._behind_since is None:
+            self._behind_since = time.monotonic()
         self._waiting.append(Withheld.of(table, rows, release))
         self._wanted.set()
 
@@ -232,7 +252,7 @@ class Checkpointer:
                     await self._wanted.wait()
             self._wanted.clear()
             cycle, self._cycle = self._cycle, None
-            count = len(self._waiting)
+            count, began, written = len(self._waiting), time.monotonic(), self.writes.records
             try:
                 await self._save()
             except errors.StoreUnavailable as error:
@@ -245,6 +265,11 @@ class Checkpointer:
                     cycle.exception()
                 await asyncio.sleep(_BACKOFF_SECONDS)
                 continue
+            self._behind_since = began if self.mode == Durability.INTERVAL or count < len(self._waiting) else None
+            if self.writes.records > written:
+                seconds = time.monotonic() - began
+                self.seconds += seconds
+                self.took[min(int(seconds * 1e3).bit_length(), TOOK - 1)] += 1
             if self.failures:
                 log.info("the store can be written again, after %d failures", self.failures)
                 self.failures = 0

@@ -58,6 +58,8 @@ class Writes:
         """
         self.large: list[tuple[Table, Ints]] = []
         """Rows that were found too large to be saved."""
+        self.records = self.nbytes = 0
+        """Records that the store took so far, and the bytes of their states and replies."""
         self._store = store
         self._engine = engine
         self._lease = lease
@@ -155,6 +157,8 @@ class Writes:
         same = table.serial[rows] == capture.serials
         current = same & (table.epoch[rows] == capture.epochs)
         kept = rows[current & saved]
+        self.records += int(np.count_nonzero(saved))
+        self.nbytes += sum([len(record.blob or b"") for record in capture.records])
         self._lease.answered(asked, table, kept)
         table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
         # A row that was claimed anew meanwhile has another epoch. What its claim found stored it counts as durable;

@@ -30,6 +30,7 @@ from statestream_server.edges.grpc.decoding import DecodeBudget, Unreadable, dec
 from statestream_server.edges.grpc.failures import Context, abort
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.identity import identify
+from statestream_server.requests import Requests
 from statestream_server.sessions.admission.accounts import Budget
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -69,6 +70,7 @@ class Chain(grpc.GenericRpcHandler):
         caps: Caps,
         readers: Readers,
         budgets: Mapping[str, Budget],
+        requests: Requests,
     ) -> None:
         """A chain without methods.
 
@@ -77,11 +79,13 @@ class Chain(grpc.GenericRpcHandler):
             caps: What a request may have.
             readers: Who watches the calls that are written to.
             budgets: Looked at before a call of a method, `/service/method`, is let in.
+            requests: Counts every call that ends.
         """
         self._kinds = kinds
         self._caps = caps
         self._readers = readers
         self._budgets = budgets
+        self._requests = requests
         self._methods: dict[str, Handler] = {}
         self._others: dict[str, Handler] = {}
         self._decoded = DecodeBudget()
@@ -95,8 +99,13 @@ class Chain(grpc.GenericRpcHandler):
             try:
                 caller.current.set(admit(handler_call_details.invocation_metadata))
             except Exception as error:
+                self.refused(handler_call_details.method, error)
                 return refusing(error)
         return handler
+
+    def refused(self, method: str, error: Exception) -> None:
+        """Counts a call that was not let in."""
+        self._requests.count(method[1:], "", _code_of(error), 0.0)
 
     def method(self, name: str) -> Handler | None:
         """What serves `/service/method`; whoever calls it is admitted before."""
@@ -113,10 +122,10 @@ class Chain(grpc.GenericRpcHandler):
         """Adds the methods of one service."""
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
-            self._methods[method] = self._built(handler, self._kinds[service][name], self._budgets.get(method))
+            self._methods[method] = self._built(handler, self._kinds[service][name], method)
 
-    def _built(self, handler: Handler, kind: type[Message], budget: Budget | None) -> Handler:
-        decode, of = decoder(kind), _shape(handler)
+    def _built(self, handler: Handler, kind: type[Message], name: str) -> Handler:
+        decode, of, budget = decoder(kind), _shape(handler), self._budgets.get(name)
         method: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
         yields = inspect.isasyncgenfunction(method)
         if handler.request_streaming:
@@ -125,7 +134,11 @@ class Chain(grpc.GenericRpcHandler):
         else:
             decode = self._decoded.bounded(decode)
             call = limited(written(method, self._readers) if yields else method, self._caps, budget)
-        return of(answered(call), request_deserializer=decode, response_serializer=handler.response_serializer)
+        return of(
+            answered(call, name[1:], self._requests),
+            request_deserializer=decode,
+            response_serializer=handler.response_serializer,
+        )
 
 
 def admit(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
@@ -181,17 +194,26 @@ def written(generate: Generate, readers: Readers) -> Call:
     return written
 
 
-def answered(call: Call) -> Call:
-    """A call whose errors leave as a status."""
+def answered(call: Call, method: str, requests: Requests) -> Call:
+    """A call whose errors leave as a status, and which is counted."""
 
     async def answered(request: Any, context: Context) -> Any:
+        began, code, model = monotonic(), "CANCELLED", _model_of(request)
+        requests.under_way += 1
         try:
-            return await call(request, context)
+            answer = await call(request, context)
+            code = "OK"
+            return answer
         except grpc.aio.AbortError:
+            code = "ABORTED"
             raise
         except Exception as error:
             del request
+            code = _code_of(error)
             await abort(context, error)
+        finally:
+            requests.under_way -= 1
+            requests.count(method, model, code, monotonic() - began)
 
     return answered
 
@@ -220,6 +242,16 @@ def _check(request: Message | Unreadable, caps: Caps) -> Message:
         raise request.error
     caps.check(request)
     return request
+
+
+def _model_of(request: object) -> str:
+    """The model that a call of one message is about, as the caller wrote it; "" for none."""
+    name = getattr(request, "model", None) or getattr(request, "model_name", None)
+    return name if isinstance(name, str) else ""
+
+
+def _code_of(error: Exception) -> str:
+    return error.code.name if isinstance(error, errors.StatestreamError) else "INTERNAL"
 
 
 def _shape(handler: Handler) -> Callable[..., Handler]:

@@ -65,6 +65,7 @@ class Methods:
             caps,
             readers,
             {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
+            server.requests,
         )
         steps = Steps(server)
         chain.direct[f"/{inference}/Step"] = steps.take

@@ -86,6 +86,7 @@ class Chunks(Work):
     def refuse(self, which: Bools, refusal: errors.StatestreamError) -> Chunks:
         """Refuses those of a mask [N]; returns the others."""
         if some(which):
+            self.table.counts.refuse(refusal.reason, int(np.count_nonzero(which)))
             self.receiver.refused(self.bare(np.flatnonzero(which)), refusal)
         return self.take(np.flatnonzero(~which))
 

@@ -107,10 +107,13 @@ class Intake:
             came = chunks.take(known)
             same = known[(steps == came.lengths.column) & (kept == came.digests())]
         if len(same):
+            table.counts.repeated += len(same)
             self._repeat(chunks.bare(same), entries[same])
         rest = np.setdiff1d(counting(len(chunks.rows)), same)
         if len(rest):
-            chunks.receiver.refused(chunks.bare(rest), _complaints(chunks, rest, kept=entries[rest] != NONE))
+            kept = entries[rest] != NONE
+            _count(chunks, rest, kept=kept)
+            chunks.receiver.refused(chunks.bare(rest), _complaints(chunks, rest, kept=kept))
 
     def completed(self, work: Chunks, places: Ints) -> None:
         """Moves position and reply of chunks that ran; their states are committed already, and saved later."""
@@ -174,11 +177,13 @@ class Intake:
         """Answers chunks that were not applied."""
         table, rows = work.table, work.rows[places]
         table.queued[rows] = table.position[rows]
+        table.counts.refuse(error.reason, len(places))
         work.receiver.refused(work.bare(places), error)
 
     def behind(self, work: Chunks, places: Ints) -> None:
         """Answers chunks that were queued behind one that was not applied: they cannot be either."""
         positions = work.table.position[work.rows[places]]
+        work.table.counts.refuse(errors.PositionGap.reason, len(places))
 
         def gap(place: int) -> errors.StatestreamError:
             position = int(positions[place])
@@ -347,6 +352,20 @@ def _tell_overtaken(chunks: Chunks, claims: tuple[Ints, Positions]) -> None:
     overtaken = np.flatnonzero(~gone & ~table.are_claimed(rows, claims))
     if len(overtaken):
         chunks.receiver.overtaken(chunks.bare(overtaken))
+
+
+def _count(chunks: Chunks, places: Ints, *, kept: Bools) -> None:
+    """Counts what `_complaints` complains of."""
+    rows, counts = chunks.rows[places], chunks.table.counts
+    gaps = chunks.starts[places] > chunks.table.queued[rows]
+    applied = ~gaps & ~kept & (chunks.ends[places] <= chunks.table.acked[rows])
+    for error, which in (
+        (errors.PositionGap, gaps),
+        (errors.AlreadyApplied, applied),
+        (errors.PositionConflict, ~gaps & ~applied),
+    ):
+        if some(which):
+            counts.refuse(error.reason, int(np.count_nonzero(which)))
 
 
 def _complaints(chunks: Chunks, places: Ints, *, kept: Bools) -> Refusal:

@@ -66,6 +66,7 @@ class Hibernation:
 
     def hibernate(self, table: Table, rows: Ints) -> None:
         """Frees rows that are `idle`; their streams keep the handles and wake the sessions by using them."""
+        table.counts.hibernated += len(rows)
         self._streams.hibernate(table, rows)
         table.release(rows)
 

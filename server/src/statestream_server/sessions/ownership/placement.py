@@ -273,6 +273,8 @@ class Placement:
         if fresh.any():
             table.rows.reset(rows[fresh])
         self._revive(table, rows, group.stored, records.positions)
+        table.counts.created += int(np.count_nonzero(group.created))
+        table.counts.recovered += len(group.stored)
         # In mode none the store knows a session as it began, and promises nothing.
         table.durable[rows] = 0 if self._checkpointer.mode == Durability.NONE else records.positions
         # Where the store was emptied it has, at position 0, nothing of a row that is held.

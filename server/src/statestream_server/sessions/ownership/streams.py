@@ -79,6 +79,11 @@ class Streams:
         """Handles of all streams."""
         return sum(stream.handles for stream in self._streams.values())
 
+    @property
+    def asleep(self) -> int:
+        """How many sessions left memory while a stream had them, those it let go since too."""
+        return len(self._asleep)
+
     def sleepers(self) -> list[Sleeper]:
         """Sessions that left memory while a stream has them."""
         return [sleeper for stream in self._streams.values() for sleeper in stream.sleepers()]
