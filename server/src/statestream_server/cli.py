@@ -190,6 +190,13 @@ class _Serve(click.Command):
 @option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="How much to tell."
 )
+@option("--log-format", type=click.Choice(["text", "json"]), default="text", help="What a line of the log is.")
+@option(
+    "--slow-step",
+    type=Seconds(0),
+    default=1.0,
+    help="Seconds after which a line tells of a slow batch, or checkpoint, and of why; 0 for never.",
+)
 @click.pass_context
 def serve(context: click.Context, /, **flags: Any) -> None:
     """Serves models over gRPC.

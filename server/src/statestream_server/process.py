@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import sys
 from collections.abc import Callable
 
+from statestream_server import logs
 from statestream_server.models.proof import trials
 from statestream_server.settings import Settings, check_reach, check_tls
 
@@ -30,7 +30,7 @@ def run(
         StartError: The server cannot start.
         ImportError: ONNX Runtime is not installed.
     """
-    log_to_stderr(log_level)
+    logs.to_stderr(log_level, settings.log_format)
     check_reach(settings)
     check_tls(settings)
     heard = None if on_terminal() else reread
@@ -56,18 +56,3 @@ def run(
 def on_terminal() -> bool:
     """Whether a person started it by hand, and it is to end with the terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
-
-
-def log_to_stderr(level: str) -> None:
-    """Sends the log to standard error: coloured on a terminal, plain lines elsewhere."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=Console(stderr=True), show_path=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])

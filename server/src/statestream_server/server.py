@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 import uuid
@@ -70,6 +71,7 @@ class Server:
         self.connected: Callable[[], tuple[int, int]] | None = None
         """How many connections and calls there are; None where the edge does not know."""
         self.engine = engine = Engine(self.turns, quarantine)
+        engine.slow = settings.slow_step or math.inf
         self.streams, self.tasks = streams, tasks = Streams(), Tasks()
         self.evictions = evictions = Evictions(engine, streams, tasks)
         unsaved, interval = Unsaved(engine.tables), settings.checkpoint_interval
@@ -85,6 +87,7 @@ class Server:
         self.checkpointer = checkpointer = Checkpointer(
             store, engine, lease, settings.durability, interval, unsaved, on_durable=streams.durable
         )
+        checkpointer.slow = engine.slow
         loader = Loader(
             device,
             settings.batch_policy,

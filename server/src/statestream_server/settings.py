@@ -97,6 +97,8 @@ class Settings:
         watch: Whether what appears among the models is loaded while it runs; None for where they lie on this machine.
         proofs: The folder where verdicts of trials are kept for the next start; None for none.
         trust: The file that lists what may be loaded; None where anything may.
+        log_format: What a line of the log is: text or json.
+        slow_step: Seconds after which a step, or a checkpoint, is worth a line; 0 for never.
         limits: What the server takes.
         trial: What trying one model before it serves may take.
     """
@@ -132,6 +134,8 @@ class Settings:
     watch: bool | None = False
     proofs: Path | None = None
     trust: Path | None = None
+    log_format: str = "text"
+    slow_step: float = 1.0
     limits: Limits = field(default_factory=Limits)
     trial: TrialLimits = field(default_factory=TrialLimits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,7 @@ _NOT_FINITE = (
 )
 
 
+_NUMBERS = re.compile(r"-?\d[\d.]*(?:e[+-]?\d+)?")
 _MOST_RUNS = 32
 """Runs in which the guilty of one batch are looked for."""
 APART = 8
@@ -65,6 +67,8 @@ class Batch:
         """[count] what stands for the chunks' sessions where work is noted."""
         self.began: Positions = table.position[self.rows]
         """[count] the positions at which the chunks' sessions are."""
+        self.ran = 0.0
+        """Seconds of them that the model itself took."""
         self._watch = watch
         self._row_by_row = self.apart or table.rows.row_by_row
         self._refusals: dict[int, errors.StatestreamError] = {}
@@ -249,7 +253,10 @@ class Batch:
             if self.apart:
                 self._watch.check(self.table.mark, int(tags[0]), int(began[0]))
             self._watch.notes.enter(self.table.mark, tags, began, self._name(first) if self.apart else "")
-            return self.table.rows.step(source, target, inputs)
+            began_running = time.perf_counter()
+            found = self.table.rows.step(source, target, inputs)
+            self.ran += time.perf_counter() - began_running
+            return found
         except errors.Quarantined as error:
             self._refusals[int(self.rows[first])] = error
             return None, np.ones(1, np.bool_)
@@ -270,7 +277,8 @@ class Batch:
                 logging.DEBUG if self.apart else logging.WARNING,
                 "model %r refused a chunk: %s",
                 self.table.model.name,
-                error,
+                _NUMBERS.sub("#", str(error)),  # They may be what the caller sent.
+                extra={"model": self.table.model.name, "version": self.table.model.version},
             )
             self._refusals[row] = errors.BadTensor(
                 f"the model cannot run these inputs: {error}", metadata={"field": "inputs"}

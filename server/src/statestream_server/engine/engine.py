@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +32,8 @@ from statestream_server.engine.work import NONE, Part, Priority, Sink, Work
 from statestream_server.lag import NOTED_ROWS, TurnLoad
 from statestream_server.models.model import Predictor
 from statestream_server.models.rows import restart
+
+log = logging.getLogger(__name__)
 
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
@@ -60,6 +63,8 @@ class Engine:
         self._watch = watch
         self.statistics = Statistics()
         """What it did so far; the numbers go on."""
+        self.slow = math.inf
+        """Seconds after which a batch is worth a line in the log."""
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
         """Called before a batch is chosen: they submit what came since the last one."""
@@ -311,6 +316,8 @@ class Engine:
         of = batch.table if isinstance(batch, Batch) else choice.queue
         assert not isinstance(of, Lane)
         of.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
+        if waited + seconds > self.slow:
+            _tell_slow(of, batch, waited, seconds)
         self.scheduler.charge(choice.priority, seconds)
         if choice.priority is Priority.LIVE:
             self._lived = batch.since
@@ -393,6 +400,30 @@ class Engine:
 def unloaded(model: str, version: int) -> errors.ModelNotFound:
     """What a caller is told whose call outlived its model."""
     return errors.ModelNotFound(f"{model!r} version {version} was unloaded while the call ran; load it, and call again")
+
+
+def _tell_slow(of: Table | Predictions, batch: Batch | Together, waited: float, seconds: float) -> None:
+    """Writes why the oldest work of a batch took as long."""
+    ran = batch.ran if isinstance(batch, Batch) else seconds
+    parts = {"queue": waited, "batch": seconds - ran, "run": ran}
+    about: dict[str, object] = {"seconds": round(waited + seconds, 3)}
+    what = "calls of Predict"
+    if isinstance(of, Table):
+        what = f"{of.model.name} version {of.model.version}"
+        about |= {"model": of.model.name, "version": of.model.version}
+        if batch.count == 1 and isinstance(batch, Batch):
+            row = int(batch.rows[0])
+            about |= {"session": of.ids[row], "tenant": of.tenant[row] if of.ids[row] is not None else None}
+    log.warning(
+        "slow step of %s: %.3f s, mostly in %s (%s); %d rows of %d steps",
+        what,
+        waited + seconds,
+        max(parts, key=parts.__getitem__),
+        ", ".join(f"{name} {part:.3f} s" for name, part in parts.items()),
+        batch.count,
+        batch.steps,
+        extra=about,
+    )
 
 
 def _resolve(ended: asyncio.Future[None]) -> None:

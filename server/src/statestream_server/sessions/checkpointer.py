@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -90,6 +91,8 @@ class Checkpointer:
         """Checkpoints that went well and wrote something, by their seconds: index i has those of less than 2**i ms."""
         self.seconds = 0.0
         """Seconds of all of them."""
+        self.slow = math.inf
+        """Seconds after which one is worth a line in the log."""
         self._behind_since: float | None = None
         self._lease = lease
         self._interval = interval
@@ -270,6 +273,14 @@ class Checkpointer:
                 seconds = time.monotonic() - began
                 self.seconds += seconds
                 self.took[min(int(seconds * 1e3).bit_length(), TOOK - 1)] += 1
+                if seconds > self.slow:
+                    log.warning(
+                        "slow store: a checkpoint of %d sessions took %.3f s; %d answers waited for it",
+                        self.writes.records - written,
+                        seconds,
+                        sum(len(held.places) for held in self._waiting[:count]),
+                        extra={"seconds": round(seconds, 3)},
+                    )
             if self.failures:
                 log.info("the store can be written again, after %d failures", self.failures)
                 self.failures = 0

@@ -25,7 +25,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Final
 
 from statestream.contract import errors
-from statestream_server import process
+from statestream_server import logs, process
 from statestream_server.channel import Channel, Gone
 from statestream_server.settings import Settings, StartError, changes, check_models, check_reach
 from statestream_server.workers.crew import Crew
@@ -55,7 +55,7 @@ def run(settings: Settings, count: int, log_level: str, reread: process.Reread) 
         StartError: Others than this machine would reach them, and nobody said that they may; or there are no models.
         OSError: A port is taken.
     """
-    process.log_to_stderr(log_level)
+    logs.to_stderr(log_level, settings.log_format)
     check_reach(settings)
     check_models(settings)
     with _reserved(settings) as port:

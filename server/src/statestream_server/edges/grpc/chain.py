@@ -210,7 +210,7 @@ def answered(call: Call, method: str, requests: Requests) -> Call:
         except Exception as error:
             del request
             code = _code_of(error)
-            await abort(context, error)
+            await abort(context, error, {"request": method, "model": model})
         finally:
             requests.under_way -= 1
             requests.count(method, model, code, monotonic() - began)

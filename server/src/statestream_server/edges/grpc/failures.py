@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
 
 import grpc
 from grpc_status import rpc_status
@@ -13,14 +14,18 @@ from statestream.contract import errors
 
 log = logging.getLogger(__name__)
 
+_NOTHING: Final[Mapping[str, str]] = {}
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def told(error: Exception, how: str = "in a way it did not expect") -> errors.StatestreamError:
+def told(
+    error: Exception, how: str = "in a way it did not expect", about: Mapping[str, str] = _NOTHING
+) -> errors.StatestreamError:
     """What the caller is told; an error that is no StatestreamError is a fault of the server and is logged."""
     if isinstance(error, errors.StatestreamError):
         return error
-    log.exception("the server failed %s", how, exc_info=error)
+    log.exception("the server failed %s", how, exc_info=error, extra={**about})
     return errors.InternalError(f"the server failed {how}; its log has the details")
 
 
@@ -30,9 +35,9 @@ def status(error: Exception) -> grpc.Status:
     return found
 
 
-async def abort(context: Context, error: Exception) -> NoReturn:
-    """Ends the call with an error."""
-    error = told(error)
+async def abort(context: Context, error: Exception, about: Mapping[str, str] = _NOTHING) -> NoReturn:
+    """Ends the call with an error; `about` is what the log says of the call where the error is a fault of ours."""
+    error = told(error, about=about)
     # gRPC keeps what it raises here with the call, and so every frame on the way up, until the garbage collector finds
     # the circle. Frames that hold a request would keep gigabytes of refused ones; callers let go of theirs before.
     error.__traceback__ = error.__context__ = error.__cause__ = None

@@ -240,7 +240,7 @@ class Stream:
             self._refuse(request.frame, error)
 
     def _refuse(self, frame: int, error: Exception) -> None:
-        status = errors.to_status(told(error, "on this frame"))
+        status = errors.to_status(told(error, "on this frame", {"request": f"frame {frame}"}))
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=status)))
 
     def _acked(self, request: pb.StreamRequest) -> bool:
