@@ -1,0 +1,2 @@
+# One command, beside which somebodys.py runs.
+statestream serve somebodys.onnx
