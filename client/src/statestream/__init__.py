@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         Unsupported,
         WindowFull,
     )
+    from statestream.owners import local
     from statestream.scores import Scored, Scores
     from statestream.settings import Settings
     from statestream.sync import Client, Pool, Session, connect
@@ -121,6 +122,7 @@ __all__ = [
     "aio",
     "connect",
     "errors",
+    "local",
 ]
 
 _ROOMS = {
@@ -140,6 +142,7 @@ _ROOMS = {
     "SessionInfo": "views",
     "Settings": "settings",
     "connect": "sync",
+    "local": "owners",
 }
 """Where each name is; errors are in `errors`. Imported when it is asked for: the command's help and the contract, which
 the server stands on, wait for neither gRPC nor NumPy."""

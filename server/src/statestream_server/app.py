@@ -102,7 +102,8 @@ async def serve(
             loop.add_signal_handler(signal.SIGHUP, reloading.begin)
             leaving.callback(loop.remove_signal_handler, signal.SIGHUP)
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
-        print(f"ready: gRPC on {settings.host}:{server.port}{http}", flush=True)
+        where = f"unix:{settings.unix}" if settings.only_unix else f"{settings.host}:{server.port}"
+        print(f"ready: gRPC on {where}{http}", flush=True)
         failures = [server.failed()] if worker is None else [server.failed(), worker.failed()]
         await _first(stop.wait(), hung_up.wait(), *failures)
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)

@@ -205,11 +205,11 @@ def serve(context: click.Context, /, **flags: Any) -> None:
     encoder.onnx and a decoder.onnx in place of model.onnx. A file is served as version 1 of its name, model.onnx under
     that of its folder.
     """
-    settings, workers, log_level = _settings(**flags)
+    settings, workers, log_level = settings_of(**flags)
 
     def reread() -> tuple[Settings, str]:
         try:
-            fresh, count, level = _settings(**serve.make_context("serve", [*context.obj]).params)
+            fresh, count, level = settings_of(**serve.make_context("serve", [*context.obj]).params)
         except click.ClickException as error:
             raise StartError(error.format_message()) from error
         if count != workers:
@@ -226,7 +226,7 @@ def serve(context: click.Context, /, **flags: Any) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _settings(
+def settings_of(
     *,
     models: tuple[Path, ...],
     http: bool,

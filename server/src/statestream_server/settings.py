@@ -72,6 +72,7 @@ class Settings:
         port: gRPC; 0 for any free one.
         edge: What is under gRPC's methods: grpcio, or h2 for HTTP/2 of our own.
         unix: The path of a Unix socket where gRPC is spoken, too; "" for none.
+        only_unix: Whether it is spoken there alone, and no port is taken.
         tls_certificate: PEM of the server's certificate and what signed it; None for a port without TLS.
         tls_key: PEM of its key.
         tls_clients: PEM of the authorities whose certificates callers must have; None where anybody may call.
@@ -108,6 +109,7 @@ class Settings:
     port: int = 8001
     edge: str = "grpcio"
     unix: str = ""
+    only_unix: bool = False
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_clients: Path | None = None

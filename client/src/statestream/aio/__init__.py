@@ -10,7 +10,8 @@ Many tasks that each await a step share one stream, and their steps as few frame
 """
 
 from statestream.aio.client import Client, connect
+from statestream.aio.owning import local
 from statestream.aio.pool import Pool
 from statestream.aio.session import Session
 
-__all__ = ["Client", "Pool", "Session", "connect"]
+__all__ = ["Client", "Pool", "Session", "connect", "local"]

@@ -15,11 +15,12 @@ from statestream.aio.pool import Pool
 from statestream.aio.runs import Runs
 from statestream.aio.session import Session
 from statestream.aio.together import abandon_all, close_all, leave_all, perform_all, start_all
-from statestream.aio.waiting import Lock
+from statestream.aio.waiting import Lock, apart
 from statestream.base import named_ids
 from statestream.contract.errors import StatestreamError
 from statestream.contract.tensors import Array
 from statestream.layout import Input
+from statestream.owned import Owned
 from statestream.parts import Opened, Openings, opened
 from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
@@ -81,7 +82,12 @@ async def _connect(address: str, settings: Settings, on_reconnect: Callable[[str
 
 
 class Client(Runs):
-    """A connection to a server, and the sessions on it. Made by `connect`, for the loop that runs then."""
+    """A connection to a server, and the sessions on it. Made by `connect`, for the loop that runs then.
+
+    Attributes:
+        settings: How it connects, waits and keeps what it may have to send again.
+        server: The server that `local` started for it, and that goes with it; None where it runs elsewhere.
+    """
 
     def __init__(self, address: str, settings: Settings, on_reconnect: Callable[[str], None] | None = None) -> None:
         links = [Link(route, settings, make_core(settings), on_reconnect) for route in routes(address, settings)]
@@ -91,6 +97,7 @@ class Client(Runs):
         self._closed = False
         self._address = address
         self.settings = settings
+        self.server: Owned | None = None
         self._abandoning = weakref.finalize(self, abandon_all, links)
         self._abandoning.atexit = False
 
@@ -111,7 +118,11 @@ class Client(Runs):
                 await leave_all(self._shards.links)
             finally:
                 self._closed = True
-                await close_all(self._shards.links)
+                try:
+                    await close_all(self._shards.links)
+                finally:
+                    if self.server is not None:
+                        await apart(self.server.close)
 
     def __repr__(self) -> str:
         return f"<Client of {self._address}{', closed' if self._closed else ''}>"

@@ -29,6 +29,11 @@ async def wait_for_all(waits: Sequence[Done], seconds: float) -> None:
         await asyncio.wait(waits, timeout=seconds)
 
 
+async def apart(call: Callable[[], T]) -> T:
+    """What a call gives that waits, in a thread of its own; when cancelled, the call goes on."""
+    return await asyncio.to_thread(call)
+
+
 class Cache(Generic[T]):
     """What is fetched once, by one for all who ask meanwhile, and kept; all hear of a failure, which is not kept."""
 

@@ -61,6 +61,11 @@ def wait_for_all(waits: Sequence[Done], seconds: float) -> None:
         done.wait_until(due)
 
 
+def apart(call: Callable[[], T]) -> T:
+    """What a call gives that waits."""
+    return call()
+
+
 class Cache(Generic[T]):
     """What is fetched once, by one for all who ask meanwhile, and kept; a failure is not kept."""
 

@@ -24,7 +24,9 @@ class Grpc(Methods):
         logging.getLogger("grpc._cython.cygrpc").addFilter(_concerns_us)
         self._server = grpc.aio.server(options=_options(settings))
         self._server.add_generic_rpc_handlers((self.chain,))
-        self.port = self._listen(f"{settings.host}:{settings.port}", _credentials(settings))
+        self.port = 0
+        if not settings.only_unix:
+            self.port = self._listen(f"{settings.host}:{settings.port}", _credentials(settings))
         if settings.unix:
             self._listen(f"unix:{settings.unix}", None)
 

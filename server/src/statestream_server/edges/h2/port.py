@@ -45,8 +45,8 @@ class H2(Methods):
         self._reader_seconds = settings.reader_timeout
         self._tls = _tls(settings)
         self._unix = settings.unix
-        self._sockets = _listening(settings)
-        self.port = int(self._sockets[0].getsockname()[1])
+        self._sockets = [] if settings.only_unix else _listening(settings)
+        self.port = int(self._sockets[0].getsockname()[1]) if self._sockets else 0
         self._servers: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
 

@@ -31,6 +31,15 @@ class Gpu(NamedTuple):
         return f"{self.name} ({self.capability[0]}.{self.capability[1]})"
 
 
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is installed, as where there is a GPU of theirs."""
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return False
+    return True
+
+
 def gpus() -> list[Gpu]:
     """The GPUs that this process may use, in CUDA's order; `CUDA_VISIBLE_DEVICES` counts.
 

@@ -110,7 +110,7 @@ def providers_for(device: str, threads: int = 1) -> Device:
     """What "auto", "cpu", "cuda" or "cuda:<number>" stands for on this machine.
 
     CUDA counts as there once a graph ran on it; that is tried once in a process. "auto" is CUDA where that succeeds,
-    and else the CPU, with a `note` that says why.
+    and else the CPU, with a `note` that says why where there is a GPU, or a build of ONNX Runtime for one.
 
     Raises:
         DeviceError: CUDA was asked for by name and is not there, or no such name.
@@ -126,7 +126,9 @@ def providers_for(device: str, threads: int = 1) -> Device:
         return dataclasses.replace(found, threads=threads)
     if name == "cuda":
         raise DeviceError(f"device {device!r} was asked for, but {found}; or serve with --device cpu")
-    return Device("cpu", 0, (cpu,), _processor(), threads, found)
+    # Who has neither a GPU nor a build for one is not told what they lack.
+    wanted = _CUDA in ort.get_available_providers() or cuda.has_driver()
+    return Device("cpu", 0, (cpu,), _processor(), threads, found if wanted else "")
 
 
 def fingerprint(device: Device) -> str:
