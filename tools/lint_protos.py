@@ -1,8 +1,7 @@
 """Lints protos/ with buf, by the rules of buf.yaml.
 
 buf comes from its npm package, installed under .tools in the version named here. It gets an image
-that protoc built, in which google/rpc comes from googleapis-common-protos: no module of a remote
-registry is fetched.
+that protoc built from protos/ alone: no module of a remote registry is fetched.
 
 Where there is no npm this fails, unless STATESTREAM_SKIP_BUF=1 says that the protos go unlinted.
 """

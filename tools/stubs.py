@@ -12,7 +12,6 @@ import argparse
 import importlib.resources
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -26,11 +25,16 @@ PACKAGES: Final = {
 """Where each package's stubs lie."""
 
 
+def ours() -> list[Path]:
+    """The protos of the packages above."""
+    return sorted(path for package in PACKAGES for path in (PROTOS / package).glob("*.proto"))
+
+
 def protoc(*arguments: str) -> None:
-    """Runs protoc over every proto; google/rpc comes from googleapis-common-protos."""
+    """Runs protoc over every proto of ours; google/rpc lies beside them, its stubs are googleapis-common-protos'."""
     well_known = importlib.resources.files("grpc_tools") / "_proto"
-    includes = (str(PROTOS), sysconfig.get_path("purelib"), str(well_known))
-    files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    includes = (str(PROTOS), str(well_known))
+    files = [str(path.relative_to(PROTOS)) for path in ours()]
     command = [sys.executable, "-m", "grpc_tools.protoc", *(f"--proto_path={path}" for path in includes)]
     subprocess.run([*command, *arguments, *files], check=True)
 
@@ -38,7 +42,7 @@ def protoc(*arguments: str) -> None:
 def generate(folder: Path) -> None:
     """Writes the stubs of all protos under a folder; modules of services only where there are services of our own."""
     protoc(f"--python_out={folder}", f"--pyi_out={folder}", f"--grpc_python_out={folder}")
-    for proto in PROTOS.rglob("*.proto"):
+    for proto in ours():
         lines = proto.read_text(encoding="utf-8").splitlines()
         if proto.parent.name != "v1" or not any(line.startswith("service ") for line in lines):
             (folder / proto.relative_to(PROTOS)).with_name(f"{proto.stem}_pb2_grpc.py").unlink()
