@@ -1,4 +1,6 @@
 // The protocol without I/O: which frames are due, and what answers mean. `Link` carries both.
+import { randomBytes } from 'node:crypto';
+
 import { BUSY, FATAL, fromStatus, REOPEN, StatestreamError, UNAVAILABLE } from './errors.js';
 import { Parts } from './parts.js';
 import { readSteps, readU32, readU64, stepBytes, u32, u64 } from './tensors.js';
@@ -22,7 +24,7 @@ export class Core {
   /** @param {{ retryTimeout: number, replayBytes: number }} settings in seconds and bytes */
   constructor(settings) {
     this.settings = settings;
-    this.writer = Buffer.from(crypto.getRandomValues(new Uint8Array(16)));
+    this.writer = randomBytes(16);
     this.incarnation = 0;
     /** @type {Map<number, Session>} by handle */
     this.sessions = new Map();
