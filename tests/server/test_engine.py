@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,9 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
 from statestream_server.engine.calls import Calls, Waiting
-from statestream_server.engine.engine import BESIDE_LIVE, MAX_BATCH
+from statestream_server.engine.engine import BESIDE_LIVE, MAX_BATCH, MOST_GIVEN
 from statestream_server.engine.predictions import Predictions
+from statestream_server.engine.scheduler import Head
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import BatchPolicy
 from statestream_server.quarantine.quarantine import Quarantine
@@ -179,6 +182,33 @@ async def test_batches_of_forecasts_are_short_beside_live_steps(local: Local) ->
         fitting = table.costs.rows(1, most=MAX_BATCH)
         assert engine._most(table, Priority.FORECAST, 1) == max(1, fitting // BESIDE_LIVE)
         assert engine._most(table, Priority.LIVE, 1) == MAX_BATCH
+
+
+async def test_batches_of_forecasts_give_way_to_live_steps_that_are_on_their_way(local: Local) -> None:
+    """Where nothing else is queued they wait for a turn in which nothing came, but not for ever."""
+    table, engine = local.table("counter"), local.server.engine
+    forecasting, live = (
+        SimpleNamespace(heads=lambda kind=kind: [Head(kind, 1, 1)]) for kind in (Priority.FORECAST, Priority.LIVE)
+    )
+    alone: Any = [forecasting]
+    both: Any = [forecasting, live]
+    assert not engine._gives_way(Priority.FORECAST, alone), "nobody steps"
+    async with Speaker(local.channel, "counter") as speaker:
+        await speaker.open_one("a")
+        await speaker.step(0, 0, numbers(1))
+    assert table.lane.queued == 0
+
+    def given(priority: Priority, queues: Any, *, quiet: bool) -> bool:
+        now = time.perf_counter()
+        engine._lived, engine._over = now, now + 1 if quiet else now - 1  # As if the loop had been away since then.
+        return engine._gives_way(priority, queues)
+
+    assert [given(Priority.FORECAST, alone, quiet=False) for _ in range(2 * MOST_GIVEN + 2)] == [
+        *[True] * MOST_GIVEN, False
+    ] * 2  # fmt: skip
+    assert not given(Priority.FORECAST, alone, quiet=True)
+    assert not given(Priority.FORECAST, both, quiet=False), "it is its share"
+    assert not given(Priority.LIVE, both, quiet=False)
 
 
 async def test_classes_share_the_engine(local: Local) -> None:

@@ -39,9 +39,13 @@ INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
 LIVE_SECONDS = 0.1
 """So long after a live step more are expected."""
-BESIDE_LIVE = 4
-"""Then batches of forecasts are so many times shorter: a live step waits for one of them in each turn of the loop in
-which it is read, run and answered."""
+BESIDE_LIVE = 8
+"""Then batches of forecasts are so many times shorter: a live step waits for one of them in some of the turns of the
+loop in which it is read, run and answered."""
+QUIET_SECONDS = 1e-4
+"""What a turn of the loop takes at most in which nothing comes."""
+MOST_GIVEN = 4
+"""Turns of the loop that such a batch gives way at most, one after the other, however many live steps come."""
 _MANY = 64
 """Chunks that are worth a batch without a look at what else comes."""
 _MOST_TURNS = 16
@@ -75,6 +79,10 @@ class Engine:
         self._arrived = self._gathered = self._turns = 0
         self._lived = -math.inf
         """When the last live work came that ran."""
+        self._over = -math.inf
+        """When it last gave the loop back: after a batch, or where one gave way."""
+        self._given_way = 0
+        """Turns in which batches of forecasts gave way since the last one that ran."""
         self._slabs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -253,6 +261,26 @@ class Engine:
         self._gathered = self._turns = 0
         return False
 
+    def _gives_way(self, priority: Priority, queues: Sequence[Lane | Predictions]) -> bool:
+        """Whether a batch of forecasts waits for another turn of the loop, as live steps are on their way through it.
+
+        A live step is read, run and answered in several turns, and would wait for a batch in each of them. So where
+        nothing else is queued, these batches run in turns in which nothing came, and in one of a few in any case.
+        """
+        if priority is not Priority.FORECAST:
+            return False
+        ended, self._over = self._over, time.perf_counter()
+        if (
+            self._over - self._lived > LIVE_SECONDS
+            or self._over - ended < QUIET_SECONDS
+            or self._given_way >= MOST_GIVEN
+            or any(head.priority is not Priority.FORECAST for queue in queues for head in queue.heads())
+        ):
+            self._given_way = 0
+            return False
+        self._given_way += 1
+        return True
+
     def _turn(self) -> None:
         """One turn of the loop: takes in what came, chooses a batch, runs it and commits it."""
         if self._loop is None:
@@ -270,6 +298,9 @@ class Engine:
             queues += [predictions for predictions in self._predictions.values() if len(predictions)]
             choice = self.scheduler.choose(queues)
             if choice is None:
+                return
+            if self._gives_way(choice.priority, queues):
+                self.wake()
                 return
             batch: Batch | Together
             if isinstance(choice.queue, Predictions):
@@ -343,6 +374,7 @@ class Engine:
                 self._refuse_all(batch, ended)
         if any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values())):
             self.wake()
+        self._over = time.perf_counter()
 
     def _fail(self, error: Exception) -> None:
         if self._failure is not None and not self._failure.done():
