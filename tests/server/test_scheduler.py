@@ -52,6 +52,22 @@ def test_an_idle_class_saves_nothing_up() -> None:
     assert used[Priority.FORECAST] == pytest.approx(used[Priority.LIVE] / 16, rel=0.05)
 
 
+def test_what_is_put_back_saves_nothing_up() -> None:
+    """A class that ran and gives way then is behind those who come: they have what it ran, by their shares."""
+    scheduler, ran = Scheduler(), list[Priority]()
+    scheduler.choose([Fixed(FORECAST=(1, 1))])
+    scheduler.charge(Priority.FORECAST, 0.01)
+    for _ in range(5):
+        scheduler.choose([Fixed(FORECAST=(1, 1))])
+        scheduler.put_back()
+    for _ in range(20):
+        choice = scheduler.choose([Fixed(LIVE=(2, 1), FORECAST=(1, 1))])
+        assert choice is not None
+        scheduler.charge(choice.priority, 0.01)
+        ran.append(choice.priority)
+    assert ran.index(Priority.FORECAST) >= SHARES[Priority.LIVE]
+
+
 @given(st.dictionaries(st.integers(0, 9), st.integers(0, 1000), min_size=1))
 def test_within_a_class_the_oldest_head_runs(ages: dict[int, int]) -> None:
     queues = {number: Fixed(LIVE=(age, 1 << (age % 8))) for number, age in ages.items()}

@@ -300,6 +300,7 @@ class Engine:
             if choice is None:
                 return
             if self._gives_way(choice.priority, queues):
+                self.scheduler.put_back()
                 self.wake()
                 return
             batch: Batch | Together

@@ -77,7 +77,7 @@ class Scheduler:
     def __init__(self) -> None:
         """Nothing ran yet."""
         self._virtual = dict.fromkeys(Priority, 0.0)
-        self._now = 0.0
+        self._now = self._before = 0.0
         self.had = {priority: Share() for priority in Priority}
         """What each class had so far; the numbers go on."""
 
@@ -93,9 +93,14 @@ class Scheduler:
             return None
         for priority in heads:
             self._virtual[priority] = max(self._virtual[priority], self._now)
+        self._before = self._now
         self._now, chosen = min((self._virtual[priority], priority) for priority in heads)
         head, queue = heads[chosen]
         return Choice(queue, chosen, head.steps)
+
+    def put_back(self) -> None:
+        """Notes that what was chosen last does not run now: whoever comes meanwhile is ahead of it, as if before it."""
+        self._now = self._before
 
     def charge(self, priority: Priority, seconds: float) -> None:
         """Notes how long a batch of a class ran."""
