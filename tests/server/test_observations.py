@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from statestream import BadTensor, aio, errors
 from statestream.contract.tensors import to_tensor
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc as stubs
+from statestream_server.models.memory.observed import ObservedRows
 from tests.support import observers
 from tests.support.serving import Local, serving
 
@@ -227,3 +229,12 @@ async def test_times_of_many_sessions_in_one_pool(client: aio.Client) -> None:
     async with await client.sessions("clock", 4) as pool:
         found = await pool.step({"x": np.zeros((4, 2, 1), np.float32), "dt": times})
         assert found[..., 1].tolist() == [[5, 0.5]] * 4
+
+
+def test_rows_run_from_gap_to_gap() -> None:
+    """In pieces of powers of two whose first step alone may have a gap, of whichever row."""
+    x = np.zeros((2, 20, 1), np.float32)
+    x[0, 5] = x[1, 6] = x[1, 0] = np.nan
+    rows = SimpleNamespace(_predicted=[SimpleNamespace(place=0)])
+    pieces = list(ObservedRows._pieces(cast(Any, rows), [x]))
+    assert pieces == [(0, 4), (4, 5), (5, 6), (6, 14), (14, 18), (18, 20)]

@@ -7,14 +7,24 @@ model's: they advance with it in one commit, and are saved, copied and moved wit
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Missing, Signature
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.models.memory.fillers import NEVER, Filler, Held, Predicted, Refused, Times, any_of_rows
+from statestream_server.models.memory.fillers import (
+    NEVER,
+    Filler,
+    Held,
+    Predicted,
+    Refused,
+    Times,
+    any_of_rows,
+    any_of_steps,
+)
 from statestream_server.models.memory.policies import Wrapped
 from statestream_server.models.memory.scores import Memory, Scoring
 from statestream_server.models.memory.slab import Slab
@@ -109,7 +119,7 @@ class ObservedRows(Wrapped):
     # ── steps ──────────────────────────────────────────────────────────────────────────────────
 
     def _step(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
-        """One run of the model, of rows with gaps that it fills itself one for every step; see `Rows.step`."""
+        """One run of the model, of rows with gaps that it fills itself several; see `Rows.step`."""
         with self._lock:
             return self._filled(source, target, inputs)
 
@@ -149,11 +159,11 @@ class ObservedRows(Wrapped):
         return found
 
     def _with_gaps(self, source: Ints, target: Ints, inputs: Sequence[Array], gaps: Bools) -> tuple[list[Array], Bools]:
-        """Rows with gaps step by step, each filled from the step before; the others in one run."""
+        """Rows with gaps from gap to gap, each filled from the step before; the others in one run."""
         bad, places, whole = np.zeros(len(source), np.bool_), np.flatnonzero(gaps), np.flatnonzero(~gaps)
         before, parts = self._inner.read(target[places]), list[tuple[Ints, list[Array]]]()
         try:
-            outputs, bad[places] = self._one_by_one(source[places], target[places], [array[places] for array in inputs])
+            outputs, bad[places] = self._by_gaps(source[places], target[places], [array[places] for array in inputs])
             parts.append((places, outputs))
             if len(whole):
                 outputs, bad[whole] = self._inner.step(source[whole], target[whole], [array[whole] for array in inputs])
@@ -172,19 +182,34 @@ class ObservedRows(Wrapped):
                 mine[at] = array
         return joined, bad
 
-    def _one_by_one(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
-        """Rows step by step; where one of a row's is bad, its target holds what is in between."""
+    def _by_gaps(self, source: Ints, target: Ints, inputs: Sequence[Array]) -> tuple[list[Array], Bools]:
+        """Rows from gap to gap; where one of a row's steps is bad, its target holds what is in between."""
         bad, told, now = np.zeros(len(source), np.bool_), list[list[Array]](), source
-        for step in range(inputs[0].shape[1]):
-            values, expected = [array[:, step : step + 1] for array in inputs], self.expected(now)
+        for begin, end in self._pieces(inputs):
+            values = [np.ascontiguousarray(array[:, begin:end]) for array in inputs]
+            expected = self.expected(now)
             for each in self._predicted:
-                values[each.place] = filled = each.fill(values[each.place], expected)
-                bad |= any_of_rows(np.isnan(filled))
-            outputs, wrong = self._inner.step(now, target, [np.ascontiguousarray(value) for value in values])
+                first = each.fill(values[each.place][:, :1], expected)
+                values[each.place] = np.concatenate([first, values[each.place][:, 1:]], axis=1)
+                bad |= any_of_rows(np.isnan(first))
+            outputs, wrong = self._inner.step(now, target, values)
             told.append(outputs)
             bad |= wrong
             now = target
         return [np.concatenate(arrays, axis=1) for arrays in zip(*told, strict=True)], bad
+
+    def _pieces(self, inputs: Sequence[Array]) -> Iterator[tuple[int, int]]:
+        """From where to where: only the first step of a piece has gaps; powers of two, as every slice."""
+        steps = inputs[0].shape[1]
+        gone = np.zeros(steps, np.bool_)
+        for each in self._predicted:
+            gone |= any_of_steps(np.isnan(inputs[each.place])).any(axis=0)
+        bounds = [0, *(np.flatnonzero(gone[1:]) + 1).tolist(), steps]
+        for begin, end in pairwise(bounds):
+            while begin < end:
+                length = 1 << ((end - begin).bit_length() - 1)
+                yield begin, begin + length
+                begin += length
 
     def blame(self, source: Ints, inputs: Sequence[Array]) -> dict[int, tuple[int, str]]:
         """Why rows were refused, as far as it was what arrived of their observations: by place a step, and what it has.
