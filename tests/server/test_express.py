@@ -189,3 +189,26 @@ async def _code(call: Any) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return str(caught.value.code().name)
+
+
+async def test_they_are_counted_like_other_calls(local: Local, opened: Caller) -> None:
+    requests = local.server.requests
+
+    def counted(code: str) -> int:
+        kind = requests.kinds.get(("statestream.v1.InferenceService/Step", MODEL, code))
+        return sum(kind.counts) if kind else 0
+
+    answered = counted("OK")
+    assert answered == 3
+    await opened.inference.Step(step("a", 2), timeout=DEADLINE)
+    await failing(opened.inference.Step(step("c", float("nan")), timeout=DEADLINE))
+    assert counted("FAILED_PRECONDITION") == 1
+    with local.engine_held():
+        call = opened.inference.Step(step("b", 2), timeout=DEADLINE)
+        await local.until(lambda: local.server.engine.queued == 1)
+        assert requests.under_way == 1
+        call.cancel()
+        await local.until(lambda: counted("CANCELLED") == 1)
+    await local.until(lambda: not requests.under_way)
+    assert counted("OK") == answered + 1
+    assert sum(sum(kind.counts) for kind in requests.kinds.values()) == answered + 3

@@ -67,8 +67,8 @@ def faults(said: bytes) -> list[str]:
             break
         one.parse_body(memoryview(body))
         if isinstance(one, frames.HeadersFrame):
-            fields = dict(decoder.decode(one.data))
-            if fields.get("grpc-status") == "2" or "the server" in str(fields.get("grpc-message", "")):
+            fields = {str(name): str(value) for name, value in decoder.decode(one.data)}
+            if fields.get("grpc-status") == "2" or "the server" in fields.get("grpc-message", ""):
                 found.append(str(fields))
         elif isinstance(one, (frames.GoAwayFrame, frames.RstStreamFrame)) and one.error_code == 2:
             found.append(repr(one))

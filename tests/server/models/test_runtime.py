@@ -83,9 +83,9 @@ def cuda_unlisted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("cuda_unlisted")
 def test_without_cuda_auto_is_the_cpu_and_cuda_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.cuda, "has_driver", lambda: False)
+    monkeypatch.setattr(cuda, "has_driver", lambda: False)
     assert not providers_for("auto").note, "who has none did not ask"
-    monkeypatch.setattr(runtime.cuda, "has_driver", lambda: True)
+    monkeypatch.setattr(cuda, "has_driver", lambda: True)
     device = providers_for("auto")
     assert (device.name, device.kind) == ("cpu", "cpu")
     assert device.note == "this ONNX Runtime has no CUDA: in a fresh environment install statestream-server[gpu]"

@@ -107,6 +107,17 @@ class Chain(grpc.GenericRpcHandler):
         """Counts a call that was not let in."""
         self._requests.count(method[1:], "", _code_of(error), 0.0)
 
+    def counting(self, method: str, request: object) -> Callable[[str], None]:
+        """What counts a call that was taken without a task, when it is told the code at its end."""
+        requests, model, began = self._requests, _model_of(request), monotonic()
+        requests.under_way += 1
+
+        def count(code: str) -> None:
+            requests.under_way -= 1
+            requests.count(method[1:], model, code, monotonic() - began)
+
+        return count
+
     def method(self, name: str) -> Handler | None:
         """What serves `/service/method`; whoever calls it is admitted before."""
         return self._methods.get(name) or self._others.get(name.rpartition("/")[0])

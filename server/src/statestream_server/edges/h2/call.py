@@ -33,7 +33,7 @@ class Call(Messages):
     """A call of a connection, from its first frame to its last."""
 
     __slots__ = (
-        "_began", "_code", "_deadline", "_details", "_draw", "_due", "_left", "_pulled",
+        "_began", "_code", "_counted", "_deadline", "_details", "_draw", "_due", "_left", "_pulled",
         "_reading", "_task", "_trailing", "pending", "since", "usual",
     )  # fmt: skip
 
@@ -52,6 +52,7 @@ class Call(Messages):
         self._code, self._details = _CODE.OK, ""
         self._trailing: Metadata = ()
         self._task: asyncio.Task[None] | None = None
+        self._counted: Callable[[str], None] | None = None  # Told the code at the end, where no task counts the call.
         self._deadline: asyncio.TimerHandle | None = None
 
     # What the wire tells.
@@ -88,6 +89,7 @@ class Call(Messages):
     def lost(self) -> None:
         """The client gave it up, or its connection is gone."""
         self.over, self._code = True, _CODE.CANCELLED
+        self._count()
         self.pending.clear()
         self._left = None
         self._closed()
@@ -205,14 +207,18 @@ class Call(Messages):
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def _start(self, request: Any) -> None:
-        handler, direct, context = self._handler, self._head.direct, None
+        handler, direct, context, chain = self._handler, self._head.direct, None, self._connection.chain
         try:
             who = admit(self._head.metadata)
             if direct is not None and direct(request, who, self):
+                self._counted = chain.counting(self._head.method, request)
+                if self.over:
+                    self._count()
                 return
             context = copy_context()
             context.run(caller.current.set, who)
         except Exception as error:
+            chain.refused(self._head.method, error)
             handler = refusing(error)
         self._context = context or copy_context()
         method = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -290,6 +296,7 @@ class Call(Messages):
         if self.over:
             return
         self.over = True
+        self._count()
         code = self._code
         if code is _CODE.OK and not self._details and not self._trailing and self._began:
             self._left = heads.ENDED
@@ -316,6 +323,12 @@ class Call(Messages):
         wire.resets.give()
         self._closed()
         self._connection.soon()
+
+    def _count(self) -> None:
+        """Counts it, where no task does."""
+        counted, self._counted = self._counted, None
+        if counted is not None:
+            counted(self._code.name)
 
     def _closed(self) -> None:
         if self._deadline is not None:

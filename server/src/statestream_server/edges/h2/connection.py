@@ -32,7 +32,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, edge: H2) -> None:
         """Not connected yet."""
-        self.loop = edge.loop
+        self.loop, self.chain = edge.loop, edge.chain
         self.most_in, self.most_out = edge.most_in, edge.most_out
         self.wire = Wire(self._opened)
         self._edge = edge
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
     def _opened(self, stream: H2Stream, head: Head) -> Call:
         """A call began: who serves it."""
         if head.handler is None and head.refusal is None:
-            chain = self._edge.chain
+            chain = self.chain
             head.handler, head.direct = chain.method(head.method), chain.direct.get(head.method)
             if head.handler is None:
                 head.refusal = ended(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
