@@ -7,7 +7,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context as Variables
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 from h2.stream import H2Stream
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from statestream_server.edges.h2.connection import Connection
 
 _CODE: Final = grpc.StatusCode
+_VIEWED: Final = 4096
+"""Bytes of a part that is kept as it came; shorter ones are gathered, lest there are very many."""
+Part: TypeAlias = "bytes | bytearray | memoryview"
 
 
 class Messages:
     """A call's messages, until somebody takes them."""
 
     __slots__ = (
-        "_connection", "_context", "_ended", "_handler", "_head", "_held", "_inbox", "_parts", "_streams", "_take",
-        "_waiter", "_wire", "number", "over", "promised", "stream", "window",
+        "_connection", "_context", "_ended", "_handler", "_head", "_held", "_inbox", "_parts", "_size", "_streams",
+        "_take", "_waiter", "_wanted", "_wire", "number", "over", "promised", "stream", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
@@ -42,7 +45,8 @@ class Messages:
         self._handler = handler = head.handler
         """As grpcio has handlers; None where there is none, and the head says why."""
         self._streams = handler is not None and handler.request_streaming
-        self._parts: bytearray | None = None
+        self._parts: list[Part] | None = None  # Of a message that is not whole.
+        self._size = self._wanted = 0  # Bytes of the parts; how many they are to be before it is worth a look.
         self._inbox: deque[tuple[bytes, int]] = deque()
         """Messages that are not taken yet, and how many bytes of the window each had."""
         self._held = 0  # Bytes of the window that came and are not taken.
@@ -53,9 +57,9 @@ class Messages:
 
     def arrived(self, data: bytes, begin: int, end: int) -> None:
         """Bytes of messages came."""
-        if self.over:
-            return
         size = end - begin
+        if self.over or not size:
+            return
         self._held += size
         if self._parts is None:
             if (
@@ -65,33 +69,60 @@ class Messages:
             ):
                 self._came(data[begin + 5 : end], size)
                 return
-            self._parts = bytearray()
-        parts, at = self._parts, 0
-        parts += data[begin:end]
-        whole = len(parts)
-        while whole - at >= 5 and not self.over:
-            size = 5 + int.from_bytes(parts[at + 1 : at + 5], "big")
+            self._parts, self._size, self._wanted = [], 0, 5
+        parts = self._parts
+        if size >= _VIEWED:
+            # A view where it is most of what was read: one of little would keep all of it.
+            parts.append(memoryview(data)[begin:end] if 2 * size >= len(data) else data[begin:end])
+        elif parts and type(parts[-1]) is bytearray:
+            parts[-1] += data[begin:end]
+        else:
+            parts.append(bytearray(data[begin:end]))
+        self._size += size
+        if self._size >= self._wanted:
+            self._unpack(parts)
+        else:
+            self._promise(self._wanted - self._size)
+
+    def _unpack(self, parts: list[Part]) -> None:
+        """Hands over the messages that are whole; what is left of the parts waits for more."""
+        if self._wanted > 5 and self._size == self._wanted and not parts[0][0] and len(parts[0]) >= 5:
+            # The usual end of a large message: its bytes are copied once.
+            parts[0] = memoryview(parts[0])[5:]
+            message, self._parts = b"".join(parts), None
+            self._whole(message, self._size)
+            return
+        data, at = b"".join(parts), 0
+        while self._size - at >= 5 and not self.over:
+            size = 5 + int.from_bytes(data[at + 1 : at + 5], "big")
             if size - 5 > self._connection.most_in:
                 self._refuse(
                     _CODE.RESOURCE_EXHAUSTED,
                     f"Received message larger than max ({size - 5} vs. {self._connection.most_in})",
                 )
                 return
-            if at + size > whole:
-                self._promise(at + size - whole)
+            if at + size > self._size:
+                self._wanted = size
+                self._promise(at + size - self._size)
                 break
-            with memoryview(parts) as view:
-                message: bytes | None = bytes(view[at + 5 : at + size])
-            if parts[at] and (message := self._inflated(parts[at], message or b"")) is None:
+            self._wanted = 5
+            message: bytes | None = data[at + 5 : at + size]
+            if data[at] and (message := self._inflated(data[at], message or b"")) is None:
                 return
             at += size
-            if self.promised:
-                self._connection.kept(self)
-            self._came(message or b"", size)
-        if at == whole:
+            self._whole(message or b"", size)
+        if at == self._size or self.over:
             self._parts = None
         elif at:
-            del parts[:at]
+            self._parts, self._size = [data[at:]], self._size - at
+        else:
+            self._parts = [data]
+
+    def _whole(self, message: bytes, size: int) -> None:
+        """A message is whole that came in parts."""
+        if self.promised:
+            self._connection.kept(self)
+        self._came(message, size)
 
     async def feed(self, take: Callable[[Any], object]) -> bool:
         """Has `take` handle each message where it arrives, until it says that it wants no more for now.
