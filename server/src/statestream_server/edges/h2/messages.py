@@ -89,8 +89,8 @@ class Messages:
         if self._wanted > 5 and self._size == self._wanted and not parts[0][0] and len(parts[0]) >= 5:
             # The usual end of a large message: its bytes are copied once.
             parts[0] = memoryview(parts[0])[5:]
-            message, self._parts = b"".join(parts), None
-            self._whole(message, self._size)
+            self._parts = None
+            self._whole(b"".join(parts), self._size)
             return
         data, at = b"".join(parts), 0
         while self._size - at >= 5 and not self.over:
