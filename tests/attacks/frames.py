@@ -45,10 +45,6 @@ _ENOUGH = 60_000
 """Frames after which a flood that is still taken has succeeded."""
 
 
-OURS_ALONE = ("rapid_reset", "resets_by_the_server", "tables_that_change", "streams_without_end")
-"""What grpcio's edge does not withstand: its queue of calls grows, and others are not answered within a deadline."""
-
-
 async def _flooded(
     found: Arena, wire: Wire, parts: Iterable[bytes], codes: Sequence[int] = (ENHANCE_YOUR_CALM,)
 ) -> None:

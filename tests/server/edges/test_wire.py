@@ -37,6 +37,7 @@ class Called:
 
     def lost(self) -> None:
         self._owner.note("lost", self.number)
+        self._owner.wire.forget(self)  # type: ignore[arg-type]
 
     def go_on(self) -> None:
         while self.pending:

@@ -70,6 +70,10 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.max_frame_size", 1 << 20),
         ("grpc.http2.write_buffer_size", 1 << 20),
+        # A flood of calls is held at its own connection; what others begin meanwhile waits and is not dropped.
+        ("grpc.max_concurrent_streams", 512),
+        ("grpc.server.max_pending_requests", 8192),
+        ("grpc.server.max_pending_requests_hard_limit", 16384),
         # Two servers on one port share its connections without a word: only workers of one server mean it.
         ("grpc.so_reuseport", int(settings.reuse_port)),
         # Clients ping idle streams; without these the server answers them with "too many pings".

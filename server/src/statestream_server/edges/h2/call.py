@@ -33,7 +33,7 @@ class Call(Messages):
     """A call of a connection, from its first frame to its last."""
 
     __slots__ = (
-        "_began", "_code", "_counted", "_deadline", "_details", "_draw", "_due", "_left", "_pulled",
+        "_code", "_counted", "_deadline", "_details", "_draw", "_left", "_pulled",
         "_reading", "_task", "_trailing", "pending", "since", "usual",
     )  # fmt: skip
 
@@ -46,8 +46,6 @@ class Call(Messages):
         self._draw: Callable[[], Any] | None = None
         self._pulled: asyncio.Future[None] | None = None
         self._reading: Reading | None = None
-        self._due = False  # Whether it is drawn from at the end of the turn.
-        self._began = False  # Whether the headers of the answer were written.
         self._left: bytes | None = None  # The headers that end it, while they wait.
         self._code, self._details = _CODE.OK, ""
         self._trailing: Metadata = ()
@@ -89,6 +87,7 @@ class Call(Messages):
     def lost(self) -> None:
         """The client gave it up, or its connection is gone."""
         self.over, self._code = True, _CODE.CANCELLED
+        self._wire.forget(self)
         self._count()
         self.pending.clear()
         self._left = None
@@ -110,7 +109,6 @@ class Call(Messages):
 
     def draw(self) -> None:
         """Draws what is to be said, as far as there is room."""
-        self._due = False
         if self._draw is None or self.over:
             return
         wire, reading = self._wire, self._reading
@@ -156,9 +154,7 @@ class Call(Messages):
 
     def rouse(self) -> None:
         """Has it drawn from at the end of the turn."""
-        if not self._due:
-            self._due = True
-            self._connection.ready(self)
+        self._connection.ready(self)
 
     async def write(self, message: Any) -> None:
         """Writes a message, and returns when there is room for another."""
@@ -184,7 +180,7 @@ class Call(Messages):
 
     async def send_initial_metadata(self, metadata: Metadata) -> None:
         """Begins the answer."""
-        if not self._began and not self.over:
+        if not self.stream.state_machine.headers_sent and not self.over:
             self._begin(metadata)
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
@@ -250,13 +246,12 @@ class Call(Messages):
                 _CODE.RESOURCE_EXHAUSTED, f"Sent message larger than max ({size} vs. {self._connection.most_out})"
             )
             return
-        if not self._began:
+        if not self.stream.state_machine.headers_sent:
             self._begin(())
         if wire.message(self, data):
             self._connection.soon()
             return
         self.pending.append(memoryview(b"\0" + size.to_bytes(4, "big") + data))
-        self.since = monotonic()
         self._push()
 
     def _push(self) -> None:
@@ -279,7 +274,6 @@ class Call(Messages):
             pending.popleft()
 
     def _begin(self, metadata: Metadata) -> None:
-        self._began = True
         self._wire.headers(self, heads.began(metadata) if metadata else heads.BEGAN, end=False)
         self._connection.soon()
 
@@ -297,11 +291,11 @@ class Call(Messages):
             return
         self.over = True
         self._count()
-        code = self._code
-        if code is _CODE.OK and not self._details and not self._trailing and self._began:
+        code, began = self._code, self.stream.state_machine.headers_sent
+        if code is _CODE.OK and not self._details and not self._trailing and began:
             self._left = heads.ENDED
         else:
-            self._left = heads.ended(code, self._details, self._trailing, began=self._began)
+            self._left = heads.ended(code, self._details, self._trailing, began=bool(began))
         if code is not _CODE.OK and self.pending:
             first = self.pending[0]
             self.pending.clear()

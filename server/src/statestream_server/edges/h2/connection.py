@@ -37,12 +37,11 @@ class Connection(asyncio.Protocol):
         self.wire = Wire(self._opened)
         self._edge = edge
         self._transport: asyncio.Transport | None = None
-        self._ready: list[Call] = []
+        self._ready: dict[Call, None] = {}
         self._due = False
         self._promised = 0
         self._asked: dict[Messages, int] = {}
         self._since = self._heard = monotonic()
-        self._ending = False
 
     def connection_made(self, transport: Any) -> None:
         """Says the settings."""
@@ -64,17 +63,12 @@ class Connection(asyncio.Protocol):
         if wire.ended:
             self._end()
 
-    def eof_received(self) -> bool:
-        """The client says nothing any more: it is gone."""
-        return False
-
     def connection_lost(self, error: Exception | None) -> None:
         """Ends its calls."""
         self._transport = None
         self.wire.ended = True
         self._edge.connections.discard(self)
         for call in [*self.wire.calls.values()]:
-            self.wire.forget(call)
             call.lost()
 
     def pause_writing(self) -> None:
@@ -100,9 +94,8 @@ class Connection(asyncio.Protocol):
 
     def ready(self, call: Call) -> None:
         """A call is drawn from at the end of the turn."""
-        self._ready.append(call)
-        if not self._due:
-            self.soon()
+        self._ready[call] = None
+        self.soon()
 
     def soon(self) -> None:
         """Something leaves at the end of the turn."""
@@ -118,30 +111,29 @@ class Connection(asyncio.Protocol):
             wire.widened = False
             for call in [*wire.blocked]:
                 call.go_on()
-        ready, self._ready = self._ready, []
+        ready, self._ready = self._ready, {}
         for call in ready:
             call.draw()
         self._due = False
         transport = self._transport
-        if wire.out and transport is not None and not self._ending:
+        if wire.out and transport is not None:
             data = b"".join(wire.out)
             wire.out.clear()
             transport.write(data)
 
     def promise(self, call: Messages, want: int) -> None:
         """Lets a long message come, once there is room for it."""
-        call.promised = want
-        if self._promised and self._promised + want > PROMISES:
-            self._asked[call] = want
-            return
-        self._promised += want
-        self.wire.grant(call, want)
+        self._asked[call] = call.promised = want
+        self._keep()
 
     def kept(self, call: Messages) -> None:
         """A long message is there, or nobody waits for it any more."""
-        want, call.promised = call.promised, 0
         if self._asked.pop(call, None) is None:
-            self._promised -= want
+            self._promised -= call.promised
+        call.promised = 0
+        self._keep()
+
+    def _keep(self) -> None:
         while self._asked:
             call, want = next(iter(self._asked.items()))
             if self._promised and self._promised + want > PROMISES:
@@ -175,7 +167,6 @@ class Connection(asyncio.Protocol):
         for call in [*wire.blocked]:
             if call.over and now - call.since > reader_seconds + _STATUS_SECONDS:
                 wire.reset(call.number, ErrorCodes.CANCEL)
-                wire.forget(call)
                 call.lost()
                 self.soon()
 
@@ -205,11 +196,11 @@ class Connection(asyncio.Protocol):
         Bytes that nobody reads would have the kernel end the connection in a way that loses the GOAWAY (RFC 9113 §9.1).
         """
         transport = self._transport
-        if transport is None or self._ending:
+        if transport is None:
             return
         self.wire.ended = True
         self.flush()
-        self._ending = True
+        self._transport = None
         if self.wire.paused:
             transport.abort()
         elif transport.can_write_eof():

@@ -6,7 +6,6 @@ https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md has the rules.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -75,11 +74,15 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
         elif name == b"content-length":
             head.plain = False  # The library counts against it.
         elif name[:1] != b":" and name not in _RESERVED:
-            metadata.append((name.decode("latin-1"), value.decode("latin-1")))
-    try:
-        head.metadata = tuple(_binary(metadata))
-    except (binascii.Error, ValueError):
-        head.refusal = ended(grpc.StatusCode.INTERNAL, "metadata whose name ends in -bin is no base64")
+            key = name.decode("latin-1")
+            if not key.endswith("-bin"):
+                metadata.append((key, value.decode("latin-1")))
+                continue
+            try:  # Several values of one name may stand in one header, with commas.
+                metadata += [(key, _unpacked(part)) for part in value.split(b",")]
+            except ValueError:
+                head.refusal = ended(grpc.StatusCode.INTERNAL, "metadata whose name ends in -bin is no base64")
+    head.metadata = tuple(metadata)
     if encoding == b"gzip":
         head.gzip = True
     elif encoding not in (b"", b"identity"):
@@ -133,15 +136,9 @@ def _escaped(found: re.Match[bytes]) -> bytes:
     return b"%%%02X" % found[0][0]
 
 
-def _binary(metadata: Metadata) -> Iterable[tuple[str, str | bytes]]:
-    for name, value in metadata:
-        if name.endswith("-bin"):
-            # Several values of one name may stand in one header, with commas.
-            for part in str(value).split(","):
-                bare = part.strip().rstrip("=")
-                yield name, base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
-        else:
-            yield name, value
+def _unpacked(part: bytes) -> bytes:
+    bare = part.strip().rstrip(b"=")
+    return base64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
 
 
 def _written(metadata: Metadata) -> Iterable[tuple[bytes, bytes]]:

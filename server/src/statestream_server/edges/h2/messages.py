@@ -118,6 +118,12 @@ class Messages:
         else:
             self._parts = [data]
 
+    def _promise(self, more: int) -> None:
+        """Asks for room for the rest of a message."""
+        want = more - self.window.current_window_size
+        if want > 0 and not self.promised:
+            self._connection.promise(self, want)
+
     def _whole(self, message: bytes, size: int) -> None:
         """A message is whole that came in parts."""
         if self.promised:
@@ -189,12 +195,6 @@ class Messages:
         free = STREAM_WINDOW - self.window.current_window_size - self._held
         if free >= STREAM_WINDOW // 2:
             self._wire.grant(self, free)
-
-    def _promise(self, missing: int) -> None:
-        """Lets the rest of a message come that is longer than the window."""
-        want = missing - self.window.current_window_size
-        if want > 0 and not self.promised:
-            self._connection.promise(self, want)
 
     def _inflated(self, flag: int, message: bytes) -> bytes | None:
         """A compressed message as it was; None where it is refused."""

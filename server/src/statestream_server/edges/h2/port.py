@@ -36,12 +36,10 @@ class H2(Methods):
         # At DEBUG it tells every header, tokens too, and takes longer for that than for anything else.
         logging.getLogger("hpack").setLevel(logging.INFO)
         self.loop = asyncio.get_running_loop()
-        self.most_in, self.most_out = (
-            settings.limits.max_message_bytes,
-            settings.limits.max_answer_bytes + ANSWER_OVERHEAD,
-        )
+        self.most_in = settings.limits.max_message_bytes
+        self.most_out = settings.limits.max_answer_bytes + ANSWER_OVERHEAD
         self.connections = set[Connection]()
-        server.connected = self._connected
+        server.connected = lambda: (len(self.connections), sum(len(one.wire.calls) for one in self.connections))
         self._reader_seconds = settings.reader_timeout
         self._tls = _tls(settings)
         self._unix = settings.unix
@@ -57,7 +55,7 @@ class H2(Methods):
             self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=listener, **more))
         if self._unix:
             self._servers.append(await self.loop.create_unix_server(lambda: Connection(self), self._unix))
-        self._look_later()
+        self._look()
         await self.serving()
 
     async def stop(self, grace: float | None) -> None:
@@ -74,25 +72,16 @@ class H2(Methods):
                     await asyncio.sleep(min(_ROUND_TRIP, grace / 2))
                     for connection in [*self.connections]:
                         connection.close()
-                    await self._gone()
+                    while self.connections:  # noqa: ASYNC110  # Only here anybody waits for them.
+                        await asyncio.sleep(0.02)
         for connection in [*self.connections]:
             connection.refuse(0, "the server left")
-
-    async def _gone(self) -> None:
-        while self.connections:  # noqa: ASYNC110  # Only here anybody waits for them.
-            await asyncio.sleep(0.02)
-
-    def _connected(self) -> tuple[int, int]:
-        return len(self.connections), sum(len(connection.wire.calls) for connection in self.connections)
-
-    def _look_later(self) -> None:
-        self._timer = self.loop.call_later(_LOOKS, self._look)
 
     def _look(self) -> None:
         now = monotonic()
         for connection in [*self.connections]:
             connection.look(now, self._reader_seconds)
-        self._look_later()
+        self._timer = self.loop.call_later(_LOOKS, self._look)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -12,17 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from h2 import events
 from h2.errors import ErrorCodes
-from h2.events import (
-    DataReceived,
-    Event,
-    PingAckReceived,
-    RemoteSettingsChanged,
-    RequestReceived,
-    StreamEnded,
-    StreamReset,
-    WindowUpdated,
-)
 from h2.exceptions import FrameTooLargeError, ProtocolError
 from h2.stream import H2Stream, StreamClosedBy, StreamState
 from hpack.exceptions import HPACKError
@@ -57,10 +48,7 @@ class Wire(Writer):
     """The frames of one connection, in and out."""
 
     def __init__(self, begin: Callable[[H2Stream, Head], Call], *, short: bool = True) -> None:
-        """A connection that has said its own settings; `begin` makes the call of a stream.
-
-        `short` is False in tests, where the library takes all.
-        """
+        """A connection that has said its own settings; `begin` makes a stream's call, `short` is for tests."""
         super().__init__()
         self.pinged = False  # Whether a PING of ours is not answered yet.
         self.settled = False  # Whether the client's first SETTINGS came.
@@ -221,51 +209,47 @@ class Wire(Writer):
         table = self.decoder.header_table
         entries = table.dynamic_entries
         before = (entries[0] if entries else None, len(entries), table.maxsize)
-        events = self.receive_data(frame)
+        found = self.receive_data(frame)
         same = before[0] is (entries[0] if entries else None) and before[1:] == (len(entries), table.maxsize)
         if not same:
             self._blocks.clear()
-        for event in events:
+        for event in found:
             head = self._tell(event)
-            if head is not None and same and kind == _HEADERS and flags | END_STREAM == END_HEADERS | END_STREAM:
-                self._remember(frame[9:], head)
+            whole = kind == _HEADERS and flags | END_STREAM == END_HEADERS | END_STREAM
+            if head is not None and head.plain and whole and same and len(frame) <= _LONGEST_BLOCK:
+                if len(self._blocks) >= _MOST_BLOCKS:
+                    self._blocks.clear()
+                self._blocks[frame[9:]] = head
 
-    def _remember(self, block: bytes, head: Head) -> None:
-        if len(block) <= _LONGEST_BLOCK and head.plain:
-            if len(self._blocks) >= _MOST_BLOCKS:
-                self._blocks.clear()
-            self._blocks[block] = head
-
-    def _tell(self, event: Event) -> Head | None:
+    def _tell(self, event: events.Event) -> Head | None:
         """Does what follows of an event; of a call that began, its head."""
         head = None
         call = self.calls.get(getattr(event, "stream_id", 0) or 0)
-        if isinstance(event, RequestReceived):
+        if isinstance(event, events.RequestReceived):
             head = read(event.headers or ())
             self._opened(self.streams[event.stream_id], head)
-        elif isinstance(event, DataReceived):
+        elif isinstance(event, events.DataReceived):
             self._came += event.flow_controlled_length or 0
             data = event.data or b""
             if not data and not event.stream_ended:
                 self._useless.take("DATA frames without data")
             if call is not None:
                 call.arrived(data, 0, len(data))
-        elif isinstance(event, StreamEnded):
+        elif isinstance(event, events.StreamEnded):
             if call is not None:
                 call.usual = False
                 call.half_closed()
-        elif isinstance(event, StreamReset):
+        elif isinstance(event, events.StreamReset):
             self.resets.take("resets of streams")
             if call is not None:
-                self.forget(call)
                 call.lost()
-        elif isinstance(event, WindowUpdated):
+        elif isinstance(event, events.WindowUpdated):
             self.widened = True
-        elif isinstance(event, RemoteSettingsChanged):
+        elif isinstance(event, events.RemoteSettingsChanged):
             self.settled = self.widened = True
             if len(self.remote_settings) > MOST_SETTINGS:
                 raise TooMuch(f"more than {MOST_SETTINGS} kinds of settings")
-        elif isinstance(event, PingAckReceived):
+        elif isinstance(event, events.PingAckReceived):
             self.pinged = False
         return head
 
