@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from statestream_server.worker import Worker
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
+    from statestream_server.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ _COLLECT_EVERY = 5_000
 """Objects that are made and kept before the collector looks for cycles among them."""
 _LEAVE_SECONDS = 1.0
 """How long clients get to leave after the go-away before their streams are ended."""
+_TRACED_SECONDS = 2.0
+"""How long the last spans may take at the end."""
 _TELLING_SHARE = 0.25
 """Of `drain_grace`: within so much of it all are told to leave."""
 
@@ -153,6 +157,8 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         leaving.callback(quarantine.close)
         server = Server(settings, store, quarantine)
         leaving.callback(server.registry.loader.close)
+        if server.tracing is not None:
+            leaving.push_async_callback(_sent, server.tracing)
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
         readiness = Readiness()
         http = None
@@ -298,6 +304,13 @@ async def _drain(server: Server, edge: Grpc | H2, readiness: Readiness) -> None:
     except Exception:
         log.exception("leaving with sessions unsaved since the last checkpoint")
     await _take_leave(server)
+
+
+async def _sent(tracing: Tracing) -> None:
+    """Sends the spans that are left, as far as somebody takes them soon."""
+    sending = threading.Thread(target=tracing.close, name="tracing", daemon=True)
+    sending.start()
+    await asyncio.to_thread(sending.join, _TRACED_SECONDS)
 
 
 async def _take_leave(server: Server) -> None:

@@ -190,6 +190,12 @@ class _Serve(click.Command):
 @option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="How much to tell."
 )
+@option(
+    "--tracing",
+    type=click.Choice(["off", "otlp", "console"]),
+    default="off",
+    help="Where spans of calls, frames and batches go; needs the extra [tracing], and OTEL_… variables say more.",
+)
 @option("--log-format", type=click.Choice(["text", "json"]), default="text", help="What a line of the log is.")
 @option(
     "--slow-step",

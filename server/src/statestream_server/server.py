@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
@@ -46,6 +47,9 @@ from statestream_server.sessions.unary import Unary
 from statestream_server.settings import Durability, Settings, StartError, check_models, threads_for
 from statestream_server.stores.base import Store
 
+if TYPE_CHECKING:
+    from statestream_server.tracing import Tracing
+
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +75,8 @@ class Server:
         self.connected: Callable[[], tuple[int, int]] | None = None
         """How many connections and calls there are; None where the edge does not know."""
         self.engine = engine = Engine(self.turns, quarantine)
+        self.tracing = _tracing(settings, self.id)
+        engine.tracer = self.tracing
         engine.slow = settings.slow_step or math.inf
         self.streams, self.tasks = streams, tasks = Streams(), Tasks()
         self.evictions = evictions = Evictions(engine, streams, tasks)
@@ -145,6 +151,18 @@ class Server:
         self.predictor = Predictor(registry, engine, limits, budgets.predictions)
         self.forecaster = Forecaster(engine, limits, budgets.forecasts)
         self.generator = Generator(registry, engine, limits, budgets.texts)
+
+
+def _tracing(settings: Settings, server: str) -> Tracing | None:
+    if settings.tracing == "off":
+        return None
+    try:
+        from statestream_server import tracing
+    except ImportError as error:
+        raise StartError(
+            f"--tracing {settings.tracing} needs OpenTelemetry ({error}): pip install 'statestream-server[tracing]'"
+        ) from error
+    return tracing.made(settings.tracing, server)
 
 
 def _device(settings: Settings) -> runtime.Device:

@@ -98,6 +98,7 @@ class Settings:
         watch: Whether what appears among the models is loaded while it runs; None for where they lie on this machine.
         proofs: The folder where verdicts of trials are kept for the next start; None for none.
         trust: The file that lists what may be loaded; None where anything may.
+        tracing: Where spans of calls and batches go: off, otlp (OTEL_ variables say where), or console.
         log_format: What a line of the log is: text or json.
         slow_step: Seconds after which a step, or a checkpoint, is worth a line; 0 for never.
         limits: What the server takes.
@@ -136,6 +137,7 @@ class Settings:
     watch: bool | None = False
     proofs: Path | None = None
     trust: Path | None = None
+    tracing: str = "off"
     log_format: str = "text"
     slow_step: float = 1.0
     limits: Limits = field(default_factory=Limits)

@@ -69,6 +69,8 @@ class Batch:
         """[count] the positions at which the chunks' sessions are."""
         self.ran = 0.0
         """Seconds of them that the model itself took."""
+        self.started = self.first = 0.0
+        """When it began, and when the model first ran, by the performance counter."""
         self._watch = watch
         self._row_by_row = self.apart or table.rows.row_by_row
         self._refusals: dict[int, errors.StatestreamError] = {}
@@ -86,7 +88,8 @@ class Batch:
 
     def run(self) -> float:
         """Gathers, runs the model, commits good rows, keeps the outputs in the works; the seconds that it took."""
-        began, parts = time.perf_counter(), self.parts
+        self.started = began = time.perf_counter()
+        parts = self.parts
         inputs = self._gather(parts[0])
         if len(parts) > 1:
             gathered = [inputs, *(self._gather(part) for part in parts[1:])]
@@ -256,6 +259,7 @@ class Batch:
             began_running = time.perf_counter()
             found = self.table.rows.step(source, target, inputs)
             self.ran += time.perf_counter() - began_running
+            self.first = self.first or began_running
             return found
         except errors.Quarantined as error:
             self._refusals[int(self.rows[first])] = error

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class Calls:
         ran: Rows that ran, of a call that runs in pieces.
         pieces: The outputs of such a call as far as it ran.
         group: Those that were refused together and are to find out which of them is guilty; 0 for none.
+        unders: The calls and frames that they are part of, where they are traced.
         shape: What calls must have in common to cost the same by row, and to share a run.
     """
 
@@ -88,6 +89,7 @@ class Calls:
     pieces: list[Array] | None = None
     group: int = 0
     shape: tuple[object, ...] = field(default=())
+    unders: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         if not self.shape:
@@ -141,6 +143,7 @@ class Calls:
             self.apart,
             group=self.group,
             shape=self.shape,
+            unders=self.unders,
         )
 
     def piece(self, rows: int) -> list[Array]:

@@ -27,6 +27,7 @@ from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.scheduler import BATCH_SECONDS, Choice, Scheduler, Statistics
 from statestream_server.engine.table import Table
 from statestream_server.engine.tickets import Ticket
+from statestream_server.engine.traced import Ran, Tracer
 from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part, Priority, Sink, Work
 from statestream_server.lag import NOTED_ROWS, TurnLoad
@@ -67,6 +68,8 @@ class Engine:
         self._watch = watch
         self.statistics = Statistics()
         """What it did so far; the numbers go on."""
+        self.tracer: Tracer | None = None
+        """Who makes spans of what runs; None where nothing is traced."""
         self.slow = math.inf
         """Seconds after which a batch is worth a line in the log."""
         self.scheduler = Scheduler()
@@ -141,6 +144,8 @@ class Engine:
     def submit(self, table: Table, work: W, priority: Priority, sink: Sink[W]) -> None:
         """Queues a work's chunks behind what their rows have queued; `sink` hears how they end."""
         work.sink, work.since = sink, time.perf_counter()
+        if self.tracer is not None:
+            work.unders = self.tracer.queued()
         if self._watch.wary:
             suspects = self._watch.suspected(table.mark, table.tag[work.rows])
             if suspects is not None:
@@ -178,6 +183,8 @@ class Engine:
         if queue is None:
             queue = self._predictions[id(graph)] = Predictions(graph, BATCH_SECONDS, mark, self._watch)
         calls.since = time.perf_counter()
+        if self.tracer is not None:
+            calls.unders = self.tracer.current()
         for group in queue.checked(calls):
             queue.push(group, next(self._ages))
         self.wake(len(calls.rows))
@@ -348,6 +355,8 @@ class Engine:
         of = batch.table if isinstance(batch, Batch) else choice.queue
         assert not isinstance(of, Lane)
         of.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
+        if self.tracer is not None:
+            _trace(self.tracer, of, batch, choice.priority, waited, seconds)
         if waited + seconds > self.slow:
             _tell_slow(of, batch, waited, seconds)
         self.scheduler.charge(choice.priority, seconds)
@@ -373,6 +382,11 @@ class Engine:
                     self._free(table, work, places)
             if ended.failed:
                 self._refuse_all(batch, ended)
+            if self.tracer is not None:
+                for work in {id(work): work for work, *_ in (*ended.finished, *ended.failed, *ended.behind)}.values():
+                    if not work.pending:
+                        self.tracer.ended(work.unders)
+                        work.unders = ()
         if any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values())):
             self.wake()
         self._over = time.perf_counter()
@@ -433,6 +447,28 @@ class Engine:
 def unloaded(model: str, version: int) -> errors.ModelNotFound:
     """What a caller is told whose call outlived its model."""
     return errors.ModelNotFound(f"{model!r} version {version} was unloaded while the call ran; load it, and call again")
+
+
+def _trace(
+    tracer: Tracer,
+    of: Table | Predictions,
+    batch: Batch | Together,
+    priority: Priority,
+    waited: float,
+    seconds: float,
+) -> None:
+    """Tells of a batch."""
+    model, version, began, first, ran = "", 0, batch.since + waited, 0.0, seconds
+    if isinstance(batch, Batch):
+        unders = [under for part in batch.parts for under in part.work.unders]
+        began, first, ran = batch.started, batch.first, batch.ran
+    else:
+        unders = [under for calls in batch.calls for under in calls.unders]
+    if unders:
+        if isinstance(of, Table):
+            model, version = of.model.name, of.model.version
+        kind = priority.name.lower()
+        tracer.ran(unders, Ran(model, version, batch.count, batch.steps, kind, waited, began, seconds, first, ran))
 
 
 def _tell_slow(of: Table | Predictions, batch: Batch | Together, waited: float, seconds: float) -> None:

@@ -73,6 +73,7 @@ class Work:
         next: [N] the entry that is queued behind each chunk on its row, NONE where there is none.
         ended: [N] which chunks ended.
         waits: Who waits for some of them to end; None while nobody does.
+        unders: The calls and frames that it is part of, where they are traced.
     """
 
     rows: Ints
@@ -92,6 +93,7 @@ class Work:
     next: Ints | None = field(default=None, init=False)
     ended: Bools | None = field(default=None, init=False)
     waits: Waits | None = field(default=None, init=False)
+    unders: Sequence[Any] = field(default=(), init=False)
 
     @property
     def scored(self) -> bool:

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from time import monotonic
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -32,6 +32,9 @@ from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.identity import identify
 from statestream_server.requests import Requests
 from statestream_server.sessions.admission.accounts import Budget
+
+if TYPE_CHECKING:
+    from statestream_server.tracing import Tracing
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Call = Callable[[Any, Context], Awaitable[Any]]
@@ -71,6 +74,7 @@ class Chain(grpc.GenericRpcHandler):
         readers: Readers,
         budgets: Mapping[str, Budget],
         requests: Requests,
+        tracing: Tracing | None = None,
     ) -> None:
         """A chain without methods.
 
@@ -80,12 +84,14 @@ class Chain(grpc.GenericRpcHandler):
             readers: Who watches the calls that are written to.
             budgets: Looked at before a call of a method, `/service/method`, is let in.
             requests: Counts every call that ends.
+            tracing: Makes a span of every call; None where none are made.
         """
         self._kinds = kinds
         self._caps = caps
         self._readers = readers
         self._budgets = budgets
         self._requests = requests
+        self._tracing = tracing
         self._methods: dict[str, Handler] = {}
         self._others: dict[str, Handler] = {}
         self._decoded = DecodeBudget()
@@ -145,6 +151,8 @@ class Chain(grpc.GenericRpcHandler):
         else:
             decode = self._decoded.bounded(decode)
             call = limited(written(method, self._readers) if yields else method, self._caps, budget)
+        if self._tracing is not None:
+            call = traced(call, name[1:], self._tracing)
         return of(
             answered(call, name[1:], self._requests),
             request_deserializer=decode,
@@ -253,6 +261,20 @@ def _check(request: Message | Unreadable, caps: Caps) -> Message:
         raise request.error
     caps.check(request)
     return request
+
+
+def traced(call: Call, method: str, tracing: Tracing) -> Call:
+    """A call of which a span is made."""
+
+    async def traced(request: Any, context: Context) -> Any:
+        with tracing.call(method, _model_of(request)) as under:
+            try:
+                return await call(request, context)
+            except Exception as error:
+                under.fail(error.reason if isinstance(error, errors.StatestreamError) else type(error).__name__)
+                raise
+
+    return traced
 
 
 def _model_of(request: object) -> str:

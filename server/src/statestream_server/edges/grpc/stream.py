@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -36,6 +36,9 @@ from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.sessions.ownership.streams import Sleeper
 
+if TYPE_CHECKING:
+    from statestream_server.tracing import Tracing
+
 
 class Stream:
     """A stream's handles, its reader and its writer."""
@@ -44,7 +47,7 @@ class Stream:
         """A stream without sessions; `reading` is told how its reader gets on, `caps` is what a frame may have."""
         self.ended = asyncio.Event()
         """Set when the stream is over."""
-        self._server = server
+        self._server, self._tracing = server, server.tracing
         self._context = context
         self._caps = caps
         self._number = server.streams.join(self)
@@ -79,7 +82,8 @@ class Stream:
     async def _read(self) -> None:
         writer = asyncio.create_task(self._outbox.write(), name="stream-writer")
         try:
-            while await feed(self._context, self._take):
+            take = self._take if self._tracing is None else self._traced(self._tracing)
+            while await feed(self._context, take):
                 if self._outbox.full:
                     await self._outbox.room()
                 if self._accounts.held > self._accounts.most:
@@ -158,6 +162,17 @@ class Stream:
         else:
             self._handle(request)
         return not self._outbox.full and self._accounts.held <= self._accounts.most
+
+    def _traced(self, tracing: Tracing) -> Callable[[Any], bool]:
+        """Handles frames, each of which has a span under that of the stream."""
+        stream = tracing.current()
+
+        def take(request: pb.StreamRequest | Unreadable) -> bool:
+            kind = "unreadable" if isinstance(request, Unreadable) else request.WhichOneof("request") or "empty"
+            with tracing.frame(request.frame, kind, stream):
+                return self._take(request)
+
+        return take
 
     def _handle(self, request: pb.StreamRequest) -> None:
         kind = request.WhichOneof("request")

@@ -66,6 +66,7 @@ class Methods:
             readers,
             {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
             server.requests,
+            server.tracing,
         )
         steps = Steps(server)
         chain.direct[f"/{inference}/Step"] = steps.take

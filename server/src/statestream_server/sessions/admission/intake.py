@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import add, attrgetter
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -241,6 +241,8 @@ class Coalescer:
         self._arrived: dict[int, tuple[Table, dict[int, Single]]] = {}
         self._requests: dict[tuple[int, int], int] = {}
         """The digests of request ids, by table and row; few have one."""
+        self._unders: dict[int, list[Any]] = {}
+        """By table: the frames that they came with, where these are traced."""
 
     def put(self, table: Table, single: Single, request: int = 0) -> bool:
         """Takes a chunk, which goes on with the next turn of the engine; `request` is the digest of a request id.
@@ -254,6 +256,8 @@ class Coalescer:
         singles[single.row] = single
         if request:
             self._requests[id(table), single.row] = request
+        if self._engine.tracer is not None:
+            self._unders.setdefault(id(table), []).extend(self._engine.tracer.queued())
         self._engine.wake(1)
         return True
 
@@ -261,8 +265,15 @@ class Coalescer:
         """Passes on what arrived. Call it before anything that must come after."""
         arrived, self._arrived = self._arrived, {}
         requests, self._requests = self._requests, {}
+        tracer = self._engine.tracer
         for table, singles in arrived.values():
-            self._pass_on(table, tuple(singles.values()), requests)
+            if tracer is None:
+                self._pass_on(table, tuple(singles.values()), requests)
+                continue
+            unders = self._unders.pop(id(table), [])
+            with tracer.within(unders):
+                self._pass_on(table, tuple(singles.values()), requests)
+            tracer.ended(unders)
 
     def holds(self, table: Table, row: int) -> bool:
         """Whether a chunk of a session arrived and was not passed on."""
