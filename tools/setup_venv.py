@@ -39,7 +39,7 @@ def main() -> None:
     pip(
         "--no-build-isolation",
         *("-c", effective_constraints(), "-r", os.path.join(ROOT, "requirements-dev.txt")),
-        *("-e", os.path.join(ROOT, "client")),
+        *("-e", os.path.join(ROOT, "client") + "[tracing]"),
         *("-e", os.path.join(ROOT, "server") + "[cpu,redis,text,tracing]"),
         *("-e", os.path.join(ROOT, "export")),
     )

@@ -14,7 +14,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"client": "statestream", "server": "statestream_server", "export": "statestream_export"}
 # Namespace packages: which distribution a module of theirs is of cannot be read off its first name.
-GOOGLE = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
+SHARED = {
+    "google.protobuf": "protobuf",
+    "google.rpc": "googleapis-common-protos",
+    "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry": "opentelemetry-api",
+}
 
 # The other build of onnxruntime, and what torch's exporter imports.
 ELSEWHERE = {"onnxruntime-gpu", "onnxscript"}
@@ -44,8 +50,8 @@ def distributions(folder: str) -> dict[str, set[Path]]:
         first = module.partition(".")[0]
         if first in sys.stdlib_module_names or first == PACKAGES[folder]:
             continue
-        if first == "google":
-            names = {name for prefix, name in GOOGLE.items() if module.startswith(prefix)}
+        if first in {"google", "opentelemetry"}:
+            names = {name for prefix, name in SHARED.items() if module.startswith(prefix)}
         else:
             names = {canonical(name) for name in owners.get(first, [first])}
         for name in names:

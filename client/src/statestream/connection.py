@@ -13,6 +13,7 @@ from statestream.contract.errors import StatestreamError
 from statestream.core import StreamCore
 from statestream.settings import Settings
 from statestream.shards import Route
+from statestream.tracing import Tracing
 from statestream.v1.server_pb2 import GetServerInfoResponse
 
 log = logging.getLogger("statestream")
@@ -29,6 +30,7 @@ class Connection:
         renewing: This stream ends once it is answered, and the next one goes where calls go now.
         answered: On this stream a caller has had an answer.
         silent: This stream was ended because nothing came on it.
+        tracing: Makes spans; None where none are wanted.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Connection:
         self._began = 0.0
         self._answers = 0
         self._moved = False
+        self.tracing = Tracing() if settings.tracing else None
 
     @property
     def address(self) -> str:
@@ -65,6 +68,15 @@ class Connection:
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries: the route key, and the version of the protocol that it is written in."""
+        return self._metadata if self.tracing is None else (*self._metadata, *self.tracing.headers())
+
+    @property
+    def stream_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the stream of this moment carries."""
+        return self._metadata if self.tracing is None else (*self._metadata, *self.tracing.stream_headers())
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (*self._route.metadata, (protocol.HEADER, str(self.info.protocol or protocol.OLDEST)))
 
     # ── dialling ───────────────────────────────────────────────────────────────────────────────
@@ -102,6 +114,8 @@ class Connection:
         self.streams += 1
         self.renewing = self.silent = self._moved = False
         self._began, self._answers, self.answered = now, self.core.progress, False
+        if self.tracing is not None:
+            self.tracing.began(self.address, self.streams)
         self.core.connected(self.info.limits, self.info.durability, now, self.info.server_id)
 
     def over(self) -> bool:
@@ -126,6 +140,8 @@ class Connection:
     def ended(self, *, closed: bool) -> None:
         """The stream is over; with `closed` because the client is."""
         cause = None if self._moved or self.renewing or closed else self.cause
+        if self.tracing is not None:
+            self.tracing.ended(cause)
         self._budget.ended(cause, self.core.progress)
         self.core.disconnected(cause if is_fault(cause) else None)
 

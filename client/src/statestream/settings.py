@@ -39,6 +39,8 @@ class Settings:
             which takes its sessions over. With one of your own it reaches the server that has them already.
         shards: Streams of the client, each with a route key of its own. A session belongs to one by its model and
             id. One stream batches best; more of them let a proxy spread one client's sessions over several servers.
+        tracing: Whether spans of streams and frames are made with OpenTelemetry, and what is sent carries the
+            caller's; needs the extra [tracing]. They go where the process has set OpenTelemetry up to send them.
     """
 
     connect_timeout: float = 10.0
@@ -50,6 +52,7 @@ class Settings:
     keepalive: float = 10.0
     route_key: str = ""
     shards: int = 1
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "retry_timeout", "keepalive"):
@@ -60,6 +63,8 @@ class Settings:
             check_whole(name, getattr(self, name))
         if self.max_message_bytes is not None:
             check_whole("max_message_bytes", self.max_message_bytes)
+        if not isinstance(self.tracing, bool):
+            raise TypeError(f"tracing is {came(self.tracing)}; expected True or False")
         if not isinstance(self.route_key, str):
             raise TypeError(f"route_key is {came(self.route_key)}; expected a str of printable ASCII")
         if not (self.route_key.isascii() and self.route_key.isprintable()):

@@ -6,8 +6,9 @@ Nothing here is imported unless tracing is configured.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
@@ -21,6 +22,8 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from statestream_server import caller
 from statestream_server.caller import Trace
 from statestream_server.engine.traced import Ran
+
+log = logging.getLogger(__name__)
 
 _MOST_LINKS: Final = 128
 """Callers that one batch's span links to; it has a number for all of them."""
@@ -81,7 +84,7 @@ class Tracing:
         if model:
             attributes["statestream.model"] = model
         parent = _context(caller.current.get().trace)
-        under = Under(self._tracer.start_span(name, parent, SpanKind.SERVER, attributes))
+        under = Under(self._started(name, parent, attributes))
         token = _current.set((under,))
         try:
             yield under
@@ -94,12 +97,20 @@ class Tracing:
         """A frame while it is taken in; it ends when all that it asked for has run."""
         parent = trace.set_span_in_context(stream[0].span) if stream else None
         attributes: dict[str, str | int] = {"statestream.frame": number, "statestream.frame.kind": kind}
-        under = Under(self._tracer.start_span(f"frame {kind}", parent, SpanKind.SERVER, attributes))
+        under = Under(self._started(f"frame {kind}", parent, attributes))
         with self.within((under,)):
             try:
                 yield
             finally:
                 under.release()
+
+    def _started(self, name: str, parent: Context | None, attributes: Mapping[str, str | int | float]) -> Span:
+        """A span of what somebody asks; one that is none where OpenTelemetry fails, which costs nobody a step."""
+        try:
+            return self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+        except Exception:
+            log.exception("a span is missing")
+            return trace.INVALID_SPAN
 
     @contextmanager
     def within(self, unders: Sequence[Under]) -> Iterator[None]:
@@ -128,6 +139,12 @@ class Tracing:
 
     def ran(self, unders: Sequence[Under], ran: Ran) -> None:
         """A batch ended just now."""
+        try:
+            self._ran(unders, ran)
+        except Exception:
+            log.exception("a batch's span is missing")
+
+    def _ran(self, unders: Sequence[Under], ran: Ran) -> None:
         recorded = [under.span for under in unders if under.span.get_span_context().trace_flags & TraceFlags.SAMPLED]
         if not recorded:
             return

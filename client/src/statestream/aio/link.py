@@ -112,6 +112,8 @@ class Link:
         """Submits steps, of a stream unless the step before them failed; what comes back is done when they are."""
         if self._closed:
             raise forks.closed(forked=self.copied)
+        if self.state.tracing is not None:
+            self.state.tracing.asked()
         ticket.waiter = done = self._loop.create_future()
         self.core.step(ticket, before)
         self._wakeup.set()
@@ -274,7 +276,7 @@ class Link:
         state, core = self.state, self.core
         over = self._over = asyncio.Event()
         state.began(time.monotonic())
-        call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=self.metadata)
+        call = self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(metadata=state.stream_metadata)
         said: list[grpc.aio.AioRpcError] = []
         call.add_done_callback(lambda call: said.append(status_of(call)))
         writer = asyncio.create_task(self._write(call), name="statestream-writer")
@@ -287,6 +289,8 @@ class Link:
                     details = await call.details() or "the stream ended"
                     state.cause = read_code(await call.code(), details, state.where)
                     break
+                if state.tracing is not None:
+                    state.tracing.received(response)
                 core.receive(response, time.monotonic())
                 if (core.going_away or not state.answered) and state.over():
                     break
@@ -321,6 +325,8 @@ class Link:
             while not self.state.renewing:
                 request = core.next_request(time.monotonic())
                 if request is not None:
+                    if self.state.tracing is not None:
+                        self.state.tracing.wrote(request)
                     await call.write(request)
                     continue
                 wakeup.clear()

@@ -124,6 +124,8 @@ class Link:
         """Submits steps, of a stream unless the step before them failed; what comes back is done when they are."""
         if self._closed:
             raise forks.closed(forked=self.copied)
+        if self.state.tracing is not None:
+            self.state.tracing.asked()
         ticket.waiter = done = Done(self._check)
         self._operations.put(partial(self.core.step, ticket, before))
         return done
@@ -289,11 +291,13 @@ class Link:
             with self._lock:
                 state.began(time.monotonic())
             self._call = inference_pb2_grpc.InferenceServiceStub(channel).Stream(
-                self._requests(self._stream), metadata=self.metadata
+                self._requests(self._stream), metadata=state.stream_metadata
             )
             self._online.set()
             for response in self._call:
                 with self._lock:
+                    if state.tracing is not None:
+                        state.tracing.received(response)
                     core.receive(response, time.monotonic())
                     over = (core.going_away or not state.answered) and state.over()
                     pending = core.pending
@@ -325,6 +329,8 @@ class Link:
             with self._lock:
                 request = core.next_request(time.monotonic()) if self._stream == stream else None
                 due = core.due() if request is None else None
+                if request is not None and self.state.tracing is not None:
+                    self.state.tracing.wrote(request)
             if request is not None:
                 yield request
                 self._take(block=False)
