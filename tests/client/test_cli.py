@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import statestream
-from statestream.command import bench, group, listing, remote
+from statestream.command import bench, group, listing, managing, remote
 from tests.client.fake_server import Fake
 
 
@@ -169,7 +169,7 @@ def test_a_list_never_cuts_a_number(rows: list[tuple[str, str, str, str]], width
 
 
 def test_ids_fold_on_a_narrow_terminal_and_numbers_stay(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_console", lambda: Console(width=80))
+    monkeypatch.setattr(managing, "console", lambda: Console(width=80))
     with statestream.connect(fake.address) as client:
         with client.session("sum", "station-" * 12) as session:
             session.step([[1, 2]] * 10)

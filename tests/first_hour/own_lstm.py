@@ -32,6 +32,6 @@ export(
 with statestream.local("net.onnx") as client:
     with client.sessions("net", ids=ids) as pool:
         for day in days[-7:]:  # live: a row for each shop
-            pool.step(past[past.ds == day])
+            pool.step(past[past.ds == day][["y"]])
     bands = client.forecast("net", past, h=14, bands="conformal", level=80)
 print(bands.tail(3), pool.positions.sum())

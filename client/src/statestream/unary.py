@@ -166,12 +166,30 @@ def get_statistics() -> UnaryCall[views.Statistics]:
 # ── sessions ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def list_sessions(model: str | None, page: str) -> UnaryCall[tuple[list[views.SessionInfo], str]]:
+def list_sessions(model: str | None, page: str, size: int = 1000) -> UnaryCall[tuple[list[views.SessionInfo], str]]:
     """Sessions of a model, or of all, and what the next page is called; "" for the first, and behind the last."""
     return UnaryCall(
         lambda channel: session_pb2_grpc.SessionServiceStub(channel).ListSessions,
-        session_pb2.ListSessionsRequest(model=model or "", page_size=1000, page_token=page),
+        session_pb2.ListSessionsRequest(model=model or "", page_size=size, page_token=page),
         lambda response: ([views.read_session(each) for each in response.sessions], response.next_page_token),
+    )
+
+
+def get_session(model: str, session_id: str) -> UnaryCall[views.SessionInfo]:
+    """A session as the server sees it."""
+    return UnaryCall(
+        lambda channel: session_pb2_grpc.SessionServiceStub(channel).GetSession,
+        session_pb2.GetSessionRequest(model=model, session_id=session_id),
+        lambda response: views.read_session(response.session),
+    )
+
+
+def delete_session(model: str, session_id: str) -> UnaryCall[None]:
+    """Deletes a session, whoever has it open."""
+    return UnaryCall(
+        lambda channel: session_pb2_grpc.SessionServiceStub(channel).DeleteSession,
+        session_pb2.DeleteSessionRequest(model=model, session_id=session_id),
+        lambda response: None,
     )
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
-from statestream.contract.signature import Signature
+from statestream.contract.signature import Signature, TensorSpec
 from statestream.v1 import inference_pb2, model_pb2, server_pb2, session_pb2
 
 
@@ -31,6 +31,17 @@ class Model:
     batch_invariance: str
     resident_sessions: int
     error: str
+
+    def __repr__(self) -> str:
+        """One line: what it takes and gives, or why it does not serve."""
+        takes, gives = (", ".join(map(_tensor, specs)) for specs in (self.signature.inputs, self.signature.outputs))
+        about = f"does not serve: {self.error}" if self.error else f"{takes} → {gives}"
+        return f"<Model {self.name} version {self.version} ({self.kind}): {about}>"
+
+
+def _tensor(spec: TensorSpec) -> str:
+    shape = ", ".join("?" if size < 0 else str(size) for size in spec.shape)
+    return f"{spec.name} {spec.dtype}[{shape}]"
 
 
 @dataclass(frozen=True, slots=True)

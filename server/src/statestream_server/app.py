@@ -169,7 +169,8 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
             http = Http(settings, ServerPages(server, readiness))
             leaving.push_async_callback(http.close)
             await http.start()
-        # Probes are answered meanwhile; the port that callers know is not taken yet.
+        # Probes are answered meanwhile; the port that callers know is not taken yet, only looked at.
+        _check_port(settings)
         if worker is None:
             await server.registry.load_all()
         else:
@@ -193,6 +194,27 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         await edge.start()
         readiness.reason = ""
         yield Running(edge.port, http.port if http is not None else None, server, readiness)
+
+
+def _check_port(settings: Settings) -> None:
+    """Finds a port that is taken before models are loaded, which may take minutes.
+
+    Raises:
+        StartError: It is, or the address is not this machine's.
+    """
+    if settings.reuse_port or settings.only_unix or not settings.port:
+        return
+    host = settings.host.strip("[]")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        socket.create_server((address[0], settings.port), family=family).close()
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.host}:{settings.port}: the port is taken, or the address is not this machine's;"
+            " is another server running there? --port 0 takes any free port"
+        ) from error
 
 
 def _edge(settings: Settings, server: Server, readiness: Readiness) -> Grpc | H2:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, Final, NamedTuple
 
@@ -15,15 +17,29 @@ GROUP: Final = "statestream.commands"
 
 OWN: Final[Mapping[str, str]] = {
     "bench": "Measure a server: throughput by batch, and how long single calls take.",
+    "completion": "Print what has a shell complete commands, models and recipes: bash, zsh or fish.",
+    "forecast": "Forecast what comes after the past in a file.",
+    "generate": "Answer texts with texts.",
     "health": "Ask a server for its health, by the standard gRPC protocol.",
     "info": "Show version, durability, device and limits of a server.",
+    "load": "Load a version of a model from the server's models folder.",
     "models": "List the models of a server.",
     "move": "Ask a server's clients to take a share of their sessions to other servers.",
+    "predict": "Run a model without memory on a file.",
     "quarantine": "Show the work that was running when servers died, and whether it is refused since.",
-    "sessions": "List the sessions of a server.",
+    "run": "Type inputs, see answers: a session where the model has memory.",
+    "sessions": "List the sessions of a server; show, delete, snapshot and restore single ones.",
     "stats": "Show what a server's engine did: its batches by size and wait, and why they were not larger.",
+    "unload": "Let a version of a model go.",
 }
 """What the client's own subcommands are for."""
+
+_ROOMS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("forecast", "generate", "predict", "run"), "using"),
+    **dict.fromkeys(("load", "sessions", "unload"), "managing"),
+    "completion": "completing",
+}
+"""The modules of subcommands; `remote` has the others."""
 
 
 class Elsewhere(NamedTuple):
@@ -98,13 +114,16 @@ class Commands(click.Group):
                 f"`statestream {name}` comes with another package, which is not installed here:"
                 f" pip install '{ELSEWHERE[name].package}'"
             )
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            close = difflib.get_close_matches(name, [*self.list_commands(ctx), *ELSEWHERE], n=1)
+            hint = f"did you mean `statestream {close[0]}`?" if close else "`statestream --help` lists all"
+            raise click.UsageError(f"there is no command {name!r}: {hint}")
         return super().resolve_command(ctx, args)
 
 
 def _own(name: str) -> click.Command:
-    from statestream.command import remote
-
-    command: click.Command = getattr(remote, name)
+    room = import_module(f"statestream.command.{_ROOMS.get(name, 'remote')}")
+    command: click.Command = getattr(room, name)
     return command
 
 
@@ -127,7 +146,7 @@ def _load(point: EntryPoint) -> click.Command:
     return command
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(statestream.__version__, prog_name="statestream")
 def main() -> None:
     """Statestream serves models with memory."""

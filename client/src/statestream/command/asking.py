@@ -1,0 +1,152 @@
+"""What the subcommands share that ask a server: their options, the call, JSON and tables."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+import statestream
+from statestream.contract.errors import ModelNotFound, StatestreamError, Unsupported
+
+
+class Seconds(click.FloatRange):
+    """Seconds, more than 0; the base class lets NaN through, which no comparison refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A finite number of them."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a finite number of seconds", param, ctx)
+        return seconds
+
+
+def asks_server(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments that all commands about a running server share."""
+    function = click.option(
+        "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to wait for an answer."
+    )(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+    return click.argument("address", default="localhost:8001")(function)
+
+
+def ask(address: str, timeout: float, question: Callable[[statestream.Client], Any]) -> Any:
+    """Asks a server; an error is one line and exit code 1."""
+    with told(), statestream.connect(address, connect_timeout=timeout, retry_timeout=timeout) as client:
+        return question(client)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Has what a caller may meet be one line, and exit code 1; 2 for an argument that cannot be."""
+    try:
+        yield
+    except StatestreamError as error:
+        raise click.ClickException(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def at_server(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands that name a model, and so have the server's address as an option."""
+    function = click.option(
+        "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to wait for a server."
+    )(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+    return click.option(
+        "-a",
+        "--address",
+        default="localhost:8001",
+        show_default=True,
+        envvar="STATESTREAM_ADDRESS",
+        show_envvar=True,
+        help="Where the server is.",
+    )(function)
+
+
+def model_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The models of the server that an unfinished command line names, for a shell to choose from; else none."""
+    address = ctx.params.get("address") or "localhost:8001"
+    try:
+        with statestream.connect(address, connect_timeout=1.0, retry_timeout=1.0) as client:
+            return sorted({model.name for model in client.models() if model.name.startswith(incomplete)})
+    except (StatestreamError, ValueError):
+        return []
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` where something is called much like it."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def find_model(client: statestream.Client, name: str) -> statestream.Model:
+    """The default version of a model.
+
+    Raises:
+        ModelNotFound: There is none; says what is served, and which is called much like it.
+        Unsupported: It failed to load; says why.
+    """
+    models = client.models()
+    good = [model for model in models if model.name == name and model.is_default]
+    if not good:
+        failed = [model for model in models if model.name == name and model.error]
+        if failed:
+            raise Unsupported(f"model {name!r} does not serve: {failed[0].error}")
+        names = sorted({model.name for model in models})
+        raise ModelNotFound(f"no model {name!r} is served; served: {', '.join(names) or 'none'}{closest(name, names)}")
+    return good[0]
+
+
+def console() -> Console:
+    """Where tables go. Without a terminal there is no width to keep to, and whoever reads wants whole names."""
+    console = Console()
+    return console if console.is_terminal else Console(width=240)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table."""
+    console().print(table)
+
+
+def specs(specs: Any) -> str:
+    """Inputs or outputs: names, dtypes, shapes."""
+    return ", ".join(
+        f"{spec.name} {spec.dtype}[{','.join('?' if size < 0 else str(size) for size in spec.shape)}]" for spec in specs
+    )
+
+
+def plain(value: Any) -> Any:
+    """A view as JSON values; a signature as its specs."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, Message):
+        return json_format.MessageToDict(value, preserving_proto_field_name=True)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON."""
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,254 @@
+"""The subcommands that use models: run, forecast, generate, predict."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import statestream
+from statestream.command import lines
+from statestream.command.asking import at_server, find_model, model_names, told
+from statestream.contract.errors import Unsupported
+
+_MODEL = click.argument("model", shell_complete=model_names)
+
+
+@contextlib.contextmanager
+def _client(model: str, address: str, timeout: float) -> Iterator[tuple[statestream.Client, statestream.Model]]:
+    """A client and the model: of a server that runs, or of one of its own where the model is a file."""
+    if model.endswith(".onnx") or (os.sep in model and Path(model).exists()):
+        with told(), statestream.local(model) as client:
+            found = [each for each in client.models() if each.is_default and not each.error]
+            if len(found) != 1:
+                names = ", ".join(each.name for each in found) or "none that serves"
+                raise Unsupported(f"{model} has {len(found)} models ({names}); name the file of one")
+            yield client, found[0]
+        return
+    with told(), statestream.connect(address, connect_timeout=timeout, retry_timeout=max(timeout, 10.0)) as client:
+        yield client, find_model(client, model)
+
+
+@click.command()
+@_MODEL
+@at_server
+@click.option("--id", "id", default=None, help="The session's id: it is resumed, and stays. Without one it is new.")
+@click.option("--version", type=int, default=None, help="The model's version.")
+def run(model: str, address: str, as_json: bool, timeout: float, id: str | None, version: int | None) -> None:
+    """Type inputs, see answers: a session where MODEL has memory.
+
+    MODEL is a model of the server, or an .onnx file, which gets a server of its own meanwhile. A line is one step:
+    numbers with commas or spaces, JSON, or text where the model takes text. CSV with a header may be piped in; then
+    answers are lines of JSON.
+    """
+    typed = sys.stdin.isatty()
+    as_lines = as_json or not sys.stdout.isatty()
+    with _client(model, address, timeout) as (client, found), contextlib.ExitStack() as leaving:
+        if found.kind == "session":
+            session = leaving.enter_context(client.session(found.name, id, version=version))
+            answer: Any = session.step
+        elif id is not None:
+            raise click.UsageError(f"model {found.name!r} has no memory ({found.kind}), so --id has nothing to name")
+        elif found.kind == "predict":
+            answer = lambda x: _single(client.predict(found.name, _many(x), version=version))  # noqa: E731
+        else:
+            answer = lambda x: client.generate(found.name, x, version=version)  # noqa: E731
+        if typed:
+            click.echo(f"{found.name} takes {_wanted(found)}; Ctrl-D ends", err=True)
+        reader = lines.Reader(found)
+        for number, line in enumerate(_typed(found.name) if typed else sys.stdin, 1):
+            try:
+                x = line.strip() or None if found.kind == "generate" else reader(line)
+                if x is None:
+                    continue
+                y = answer(x)
+            except (ValueError, statestream.BadTensor, statestream.NonFiniteState) as error:
+                if not typed:
+                    raise click.ClickException(f"line {number}: {error}") from error
+                click.echo(str(error), err=True)
+                continue
+            if as_lines:
+                place = {"position": session.position} if found.kind == "session" else {}
+                click.echo(json.dumps({**place, **_named(found, y)}))
+            else:
+                click.echo(lines.shown(y))
+
+
+def _wanted(model: statestream.Model) -> str:
+    return "text" if model.kind == "generate" else lines.expected(model)
+
+
+def _typed(name: str) -> Iterator[str]:
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input(f"{name}> ")
+    click.echo(err=True)
+
+
+def _many(x: Any) -> Any:
+    """One item as a batch of one."""
+    if isinstance(x, dict):
+        return {name: _many(one) for name, one in x.items()}
+    return [x] if isinstance(x, str) else np.asarray(x)[None]
+
+
+def _single(y: Any) -> Any:
+    return {name: one[0] for name, one in y.items()} if isinstance(y, dict) else y[0]
+
+
+def _named(model: statestream.Model, y: Any) -> dict[str, Any]:
+    if isinstance(y, dict):
+        found: dict[str, Any] = lines.plain(y)
+        return found
+    outputs = model.signature.outputs
+    return {"text" if model.kind == "generate" or not outputs else outputs[0].name: lines.plain(y)}
+
+
+def _text(file: str) -> str:
+    return sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+
+
+@click.command()
+@_MODEL
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@at_server
+@click.option("--h", "h", default=24, show_default=True, type=click.IntRange(1), help="How many steps.")
+@click.option("--level", multiple=True, type=float, help="Central intervals in percent, for instance 80.")
+@click.option(
+    "--bands", type=click.Choice(["conformal"]), default=None, help="For models that say not how sure they are."
+)
+@click.option("--seed", type=click.IntRange(0), default=None, help="What draws begin with.")
+def forecast(
+    model: str,
+    file: str,
+    address: str,
+    as_json: bool,
+    timeout: float,
+    h: int,
+    level: tuple[float, ...],
+    bands: str | None,
+    seed: int | None,
+) -> None:
+    """Forecast what comes after the past in FILE: CSV with a header, or - for what is piped in.
+
+    With columns unique_id and ds it has many series, and pandas is needed. The answer is CSV, or JSON lines.
+    """
+    with _client(model, address, timeout) as (client, found):
+        header, rows = lines.read_table(file, _text(file))
+        wish: dict[str, Any] = {"level": list(level) or None, "bands": bands, "seed": seed}
+        if {"unique_id", "ds"} & set(header):
+            table = _frame(header, rows, client.forecast, found.name, h, wish)
+            told_as = {"orient": "records", "lines": True, "date_format": "iso"}
+            click.echo(table.to_json(**told_as) if as_json else table.to_csv(index=False), nl=False)
+            return
+        past = lines.columns_of(header, rows, found.signature.inputs[0].columns, file)
+        answer = client.forecast(found.name, past, h=h, **wish)
+        names = [*found.signature.outputs[0].columns] or [f"y{place}" for place in range(answer.shape[1])]
+        if len(names) == 1 and not level:
+            names = [found.name]
+        _rows(names, answer, level, as_json=as_json)
+
+
+def _rows(names: list[str], answer: np.ndarray, level: tuple[float, ...], *, as_json: bool) -> None:
+    """A line a step: a column for each value, or for each bound of it."""
+    bounds = [f"-{side}-{each:g}" for each in sorted(level) for side in ("lo", "hi")]
+    if level and answer.shape[-1] != len(bounds):
+        bounds = [f"-{place}" for place in range(answer.shape[-1])]
+    columns = [f"{name}{bound}" for name in names for bound in bounds] if level else names
+    if not as_json:
+        click.echo(",".join(columns))
+    for row in answer.reshape(len(answer), -1).tolist():
+        if as_json:
+            click.echo(json.dumps(dict(zip(columns, lines.plain(row), strict=True))))
+        else:
+            click.echo(",".join(map(repr, row)))
+
+
+def _frame(header: list[str], rows: list[list[str]], call: Any, model: str, h: int, wish: dict[str, Any]) -> Any:
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise click.ClickException(
+            "a table with unique_id and ds is read by pandas, which is not installed: pip install 'statestream[pandas]'"
+        ) from error
+    table = pd.DataFrame(rows, columns=header)
+    for name in header:
+        if name == "ds":
+            table[name] = pd.to_datetime(table[name])
+        elif name != "unique_id":
+            table[name] = pd.to_numeric(table[name])
+    return call(model, table, h=h, **wish)
+
+
+@click.command()
+@_MODEL
+@click.argument("text", nargs=-1)
+@at_server
+@click.option("--max-tokens", type=click.IntRange(1), default=None, help="The most tokens of an answer.")
+@click.option("--num-beams", type=click.IntRange(1), default=None, help="Answers that go on side by side.")
+@click.option("--temperature", type=float, default=None, help="Draws instead of taking the likeliest.")
+@click.option("--seed", type=click.IntRange(0), default=None, help="What draws begin with.")
+def generate(model: str, text: tuple[str, ...], address: str, as_json: bool, timeout: float, **wish: Any) -> None:
+    """Answer each TEXT, or each line that is piped in, with a text."""
+    with _client(model, address, timeout) as (client, found):
+        for one in text or (line.rstrip("\n") for line in sys.stdin):
+            if one:
+                answer = client.generate(found.name, one, **wish)
+                click.echo(json.dumps({"source": one, "text": lines.plain(answer)}) if as_json else str(answer))
+
+
+@click.command()
+@_MODEL
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@at_server
+def predict(model: str, file: str, address: str, as_json: bool, timeout: float) -> None:
+    """Run a model without memory on FILE: a line an item (CSV, JSON or text), a .npy with a batch, or - for a pipe.
+
+    The answer is a line of JSON an item.
+    """
+    with _client(model, address, timeout) as (client, found):
+        x: Any = lines.read_array(Path(file)) if file != "-" else None
+        if x is None:
+            x = _items(lines.Reader(found), _text(file), file)
+        batches = [x] if isinstance(x, np.ndarray) else _batches(x)
+        for batch in batches:
+            y = client.predict(found.name, batch)
+            several = y if isinstance(y, dict) else {found.signature.outputs[0].name: y}
+            for row in range(len(next(iter(several.values())))):
+                click.echo(json.dumps({name: lines.plain(one[row]) for name, one in several.items()}))
+
+
+def _batches(items: list[Any]) -> Iterator[Any]:
+    """Items in their order; as long as they have one shape, a batch of them."""
+    for _, group in itertools.groupby(items, key=_shape):
+        alike = [*group]
+        if isinstance(alike[0], dict):
+            yield {name: np.stack([item[name] for item in alike]) for name in alike[0]}
+        else:
+            yield alike if isinstance(alike[0], str) else np.stack(alike)
+
+
+def _shape(item: Any) -> Any:
+    return {name: np.shape(one) for name, one in item.items()} if isinstance(item, dict) else np.shape(item)
+
+
+def _items(reader: lines.Reader, text: str, file: str) -> list[Any]:
+    items = list[Any]()
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            x = reader(line)
+        except ValueError as error:
+            raise click.ClickException(f"{file}, line {number}: {error}") from error
+        if x is not None:
+            items.append(x)
+    if not items:
+        raise click.ClickException(f"{file} has no item; expected a line for each")
+    return items

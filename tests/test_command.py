@@ -1,0 +1,170 @@
+"""The subcommands that use models and change sessions, against a real server of the example models."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from statestream.command import group
+from tests.support import models
+from tests.support.pages import ROOT
+from tests.support.serving import process
+
+EXAMPLES = ROOT / "deploy" / "models"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with process(EXAMPLES, "--store", "memory") as server:
+        yield server.address
+
+
+@pytest.fixture
+def call(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    monkeypatch.setenv("STATESTREAM_ADDRESS", address)
+
+    def call(*args: str, typed: str = "", code: int = 0) -> str:
+        result: Result = CliRunner().invoke(group.main, args, input=typed)
+        assert result.exit_code == code, result.output
+        return result.output
+
+    yield call
+
+
+def rows(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_session_is_piped(call) -> None:
+    first = rows(call("run", "sunspots", "--id", "piped", typed="29.8\n\n15.2\n"))
+    assert [row["position"] for row in first] == [1, 2]
+    (third,) = rows(call("run", "sunspots", "--id", "piped", typed="[7.5]\n"))
+    assert third["position"] == 3
+    again = rows(call("run", "sunspots", typed="sunspots\n29.8\n15.2\n7.5\n"))
+    assert [row["y"] for row in again] == [row["y"] for row in [*first, third]]
+    assert rows(call("run", "sunspots", typed='{"sunspots": 29.8}\n'))[0]["y"] == first[0]["y"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("1\nmany\n", "line 2: 'many' is no number; expected sunspots"),
+        ('{"moon": 1}', "line 1: the line names 'moon'; expected 'sunspots'"),
+        ("[1, 2", "line 1: '[1, 2' is no JSON"),
+        ("1 2 3", "line 1: BAD_TENSOR: sunspots has shape [3]"),
+        ("nan", "line 1: "),
+        ("[[]]", "line 1: "),
+        ('["a"]', "line 1: "),
+    ],
+)
+def test_a_line_that_is_no_step_is_named(call, typed: str, says: str) -> None:
+    assert says in call("run", "sunspots", typed=typed, code=1)
+
+
+def test_texts(call) -> None:
+    assert rows(call("run", "antonyms", typed="king\n")) == [{"text": "queen"}]
+    assert call("generate", "antonyms", "king") == "queen\n"
+    assert rows(call("generate", "antonyms", "--json", typed="king\n")) == [{"source": "king", "text": "queen"}]
+    (alone,) = rows(call("run", "sentiment", typed="a fine film\n"))
+    two = rows(call("predict", "sentiment", "-", typed="a fine film\na film\n"))
+    assert two[0].keys() == alone.keys()
+    assert len(two) == 2
+    assert "--id has nothing to name" in call("run", "antonyms", "--id", "a", typed="king", code=2)
+
+
+def test_a_forecast_of_what_is_piped(call, tmp_path: Path) -> None:
+    past = "sunspots\n" + "\n".join(str(10 + n % 7) for n in range(60)) + "\n"
+    assert len(call("forecast", "sunspots", "-", "--h", "3", typed=past).splitlines()) == 4
+    shown = call("forecast", "sunspots", "-", "--h", "2", "--level", "80", "--bands", "conformal", typed=past)
+    assert shown.splitlines()[0].count("-lo-80") == 1
+    assert len(rows(call("forecast", "sunspots", "-", "--h", "3", "--json", typed=past))) == 3
+    series = "unique_id,ds,sunspots\n" + "".join(f"{s},20{y},{y}\n" for s in "ab" for y in range(10, 70))
+    file = tmp_path / "past.csv"
+    file.write_text(series, "utf-8")
+    assert len(call("forecast", "sunspots", str(file), "--h", "3").splitlines()) == 7
+    assert "missing: sunspots" in call("forecast", "sunspots", "-", typed="moon\n1\n", code=2)
+    assert "expected CSV with a header" in call("forecast", "sunspots", "-", typed="1\n", code=2)
+
+
+def test_sessions_one_by_one(call, address: str, tmp_path: Path) -> None:
+    for id in ("one-1", "one-2", "two-1"):
+        call("run", "sunspots", "--id", id, typed="1\n2\n")
+    ids = [one["id"] for one in json.loads(call("sessions", "ls", address, "--id", "one", "--json"))]
+    assert ids == ["one-1", "one-2"]
+    out = call("sessions", "ls", address, "--limit", "1")
+    assert "There are more: --page " in out
+    more = call("sessions", "ls", address, "--limit", "1", "--page", out.split("--page ")[1].strip(), "--json")
+    assert "one-1" not in more or "one-2" not in more
+    assert json.loads(call("sessions", "show", "sunspots", "one-1", "--json"))["position"] == 2
+    assert "position:         2" in call("sessions", "show", "sunspots", "one-1")
+    file = str(tmp_path / "kept")
+    assert "one-1" in call("sessions", "snapshot", "sunspots", "one-1", "-o", file)
+    assert "position 2" in call("sessions", "restore", "sunspots", "copy", file)
+    assert "cannot be written" in call("sessions", "snapshot", "sunspots", "one-1", "-o", f"{file}/x", code=1)
+    call("sessions", "rm", "sunspots", "one-1", "one-2", "two-1", "copy")
+    assert "SESSION_NOT_FOUND" in call("sessions", "rm", "sunspots", "one-1", code=1)
+    (tmp_path / "bad").write_bytes(b"x")
+    assert "SNAPSHOT_INVALID" in call("sessions", "restore", "sunspots", "x", str(tmp_path / "bad"), code=1)
+    assert json.loads(call("sessions", address, "--model", "sunspots", "--id", "one", "--json")) == []
+
+
+def test_models_come_and_go(call) -> None:
+    assert "not served any more" in call("unload", "tagger")
+    assert "no model 'tagger' is served" in call("run", "tagger", typed="x", code=1)
+    assert json.loads(call("load", "tagger", "--json"))["name"] == "tagger"
+
+
+def test_what_is_misspelt_is_guessed(call) -> None:
+    assert "did you mean 'sunspots'?" in call("run", "sunspot", typed="1", code=1)
+    assert "did you mean `statestream sessions`?" in call("sesions", code=2)
+    assert "`statestream --help` lists all" in call("qqq", code=2)
+    assert "--limit" in call("sessions", "ls", "--limt", "5", code=2)
+
+
+def test_help_is_short_and_long(call) -> None:
+    for args in ([], ["run"], ["sessions"], ["sessions", "ls"], ["models"]):
+        assert call(*args, "-h") == call(*args, "--help")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_models(call, shell: str) -> None:
+    assert "_STATESTREAM_COMPLETE" in call("completion", shell)
+    if shell == "bash":
+        words = {"COMP_WORDS": "statestream run su", "COMP_CWORD": "2", "_STATESTREAM_COMPLETE": "bash_complete"}
+        ran = subprocess.run(
+            [sys.executable, "-c", "import sys; sys.argv = ['statestream']; from statestream.cli import main; main()"],
+            env={**os.environ, **words},
+            capture_output=True,
+            text=True,
+        )
+        assert ran.stdout == "plain,sunspots\n"
+
+
+def test_a_file_gets_a_server_of_its_own(call, tmp_path: Path) -> None:
+    file = models.write(tmp_path, "counter") / "counter" / "1" / "model.onnx"
+    assert [row["y"] for row in rows(call("run", str(file), typed="1\n2\n"))] == [[1.0], [3.0]]
+    assert "nowhere.onnx does not exist" in call("run", "nowhere.onnx", typed="1", code=1)
+
+
+def test_a_port_that_is_taken_is_found_before_models_load(tmp_path: Path) -> None:
+    """A file that is no model is then not looked at."""
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ran = subprocess.run(
+            [sys.executable, "-m", "statestream.cli", "serve", str(tmp_path / "bad.onnx"), "--port", port, "--no-http",
+             "--store", "memory"],
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+    assert ran.returncode == 1
+    assert "the port is taken" in ran.stderr
+    assert "bad.onnx" not in ran.stderr
