@@ -7,8 +7,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -28,7 +29,7 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture
-def call(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def call(address: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setenv("STATESTREAM_ADDRESS", address)
 
     def call(*args: str, typed: str = "", code: int = 0) -> str:
@@ -36,14 +37,14 @@ def call(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
         assert result.exit_code == code, result.output
         return result.output
 
-    yield call
+    return call
 
 
-def rows(out: str) -> list[dict]:
+def rows(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_a_session_is_piped(call) -> None:
+def test_a_session_is_piped(call: Callable[..., str]) -> None:
     first = rows(call("run", "sunspots", "--id", "piped", typed="29.8\n\n15.2\n"))
     assert [row["position"] for row in first] == [1, 2]
     (third,) = rows(call("run", "sunspots", "--id", "piped", typed="[7.5]\n"))
@@ -59,17 +60,17 @@ def test_a_session_is_piped(call) -> None:
         ("1\nmany\n", "line 2: 'many' is no number; expected sunspots"),
         ('{"moon": 1}', "line 1: the line names 'moon'; expected 'sunspots'"),
         ("[1, 2", "line 1: '[1, 2' is no JSON"),
-        ("1 2 3", "line 1: BAD_TENSOR: sunspots has shape [3]"),
+        ("1 2 3", "line 1: BAD_TENSOR: x has shape [3]"),
         ("nan", "line 1: "),
         ("[[]]", "line 1: "),
         ('["a"]', "line 1: "),
     ],
 )
-def test_a_line_that_is_no_step_is_named(call, typed: str, says: str) -> None:
+def test_a_line_that_is_no_step_is_named(call: Callable[..., str], typed: str, says: str) -> None:
     assert says in call("run", "sunspots", typed=typed, code=1)
 
 
-def test_texts(call) -> None:
+def test_texts(call: Callable[..., str]) -> None:
     assert rows(call("run", "antonyms", typed="king\n")) == [{"text": "queen"}]
     assert call("generate", "antonyms", "king") == "queen\n"
     assert rows(call("generate", "antonyms", "--json", typed="king\n")) == [{"source": "king", "text": "queen"}]
@@ -80,7 +81,7 @@ def test_texts(call) -> None:
     assert "--id has nothing to name" in call("run", "antonyms", "--id", "a", typed="king", code=2)
 
 
-def test_a_forecast_of_what_is_piped(call, tmp_path: Path) -> None:
+def test_a_forecast_of_what_is_piped(call: Callable[..., str], tmp_path: Path) -> None:
     past = "sunspots\n" + "\n".join(str(10 + n % 7) for n in range(60)) + "\n"
     assert len(call("forecast", "sunspots", "-", "--h", "3", typed=past).splitlines()) == 4
     shown = call("forecast", "sunspots", "-", "--h", "2", "--level", "80", "--bands", "conformal", typed=past)
@@ -94,7 +95,7 @@ def test_a_forecast_of_what_is_piped(call, tmp_path: Path) -> None:
     assert "expected CSV with a header" in call("forecast", "sunspots", "-", typed="1\n", code=2)
 
 
-def test_sessions_one_by_one(call, address: str, tmp_path: Path) -> None:
+def test_sessions_one_by_one(call: Callable[..., str], address: str, tmp_path: Path) -> None:
     for id in ("one-1", "one-2", "two-1"):
         call("run", "sunspots", "--id", id, typed="1\n2\n")
     ids = [one["id"] for one in json.loads(call("sessions", "ls", address, "--id", "one", "--json"))]
@@ -116,26 +117,26 @@ def test_sessions_one_by_one(call, address: str, tmp_path: Path) -> None:
     assert json.loads(call("sessions", address, "--model", "sunspots", "--id", "one", "--json")) == []
 
 
-def test_models_come_and_go(call) -> None:
+def test_models_come_and_go(call: Callable[..., str]) -> None:
     assert "not served any more" in call("unload", "tagger")
     assert "no model 'tagger' is served" in call("run", "tagger", typed="x", code=1)
     assert json.loads(call("load", "tagger", "--json"))["name"] == "tagger"
 
 
-def test_what_is_misspelt_is_guessed(call) -> None:
+def test_what_is_misspelt_is_guessed(call: Callable[..., str]) -> None:
     assert "did you mean 'sunspots'?" in call("run", "sunspot", typed="1", code=1)
     assert "did you mean `statestream sessions`?" in call("sesions", code=2)
     assert "`statestream --help` lists all" in call("qqq", code=2)
     assert "--limit" in call("sessions", "ls", "--limt", "5", code=2)
 
 
-def test_help_is_short_and_long(call) -> None:
+def test_help_is_short_and_long(call: Callable[..., str]) -> None:
     for args in ([], ["run"], ["sessions"], ["sessions", "ls"], ["models"]):
         assert call(*args, "-h") == call(*args, "--help")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes_commands_and_models(call, shell: str) -> None:
+def test_a_shell_completes_commands_and_models(call: Callable[..., str], shell: str) -> None:
     assert "_STATESTREAM_COMPLETE" in call("completion", shell)
     if shell == "bash":
         words = {"COMP_WORDS": "statestream run su", "COMP_CWORD": "2", "_STATESTREAM_COMPLETE": "bash_complete"}
@@ -148,7 +149,7 @@ def test_a_shell_completes_commands_and_models(call, shell: str) -> None:
         assert ran.stdout == "plain,sunspots\n"
 
 
-def test_a_file_gets_a_server_of_its_own(call, tmp_path: Path) -> None:
+def test_a_file_gets_a_server_of_its_own(call: Callable[..., str], tmp_path: Path) -> None:
     file = models.write(tmp_path, "counter") / "counter" / "1" / "model.onnx"
     assert [row["y"] for row in rows(call("run", str(file), typed="1\n2\n"))] == [[1.0], [3.0]]
     assert "nowhere.onnx does not exist" in call("run", "nowhere.onnx", typed="1", code=1)

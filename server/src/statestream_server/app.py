@@ -212,8 +212,8 @@ def _check_port(settings: Settings) -> None:
         socket.create_server((address[0], settings.port), family=family).close()
     except OSError as error:
         raise StartError(
-            f"cannot listen on {settings.host}:{settings.port}: the port is taken, or the address is not this machine's;"
-            " is another server running there? --port 0 takes any free port"
+            f"cannot listen on {settings.host}:{settings.port}: the port is taken, or the address is not this"
+            " machine's; is another server running there? --port 0 takes any free port"
         ) from error
 
 

@@ -17,20 +17,20 @@ GROUP: Final = "statestream.commands"
 
 OWN: Final[Mapping[str, str]] = {
     "bench": "Measure a server: throughput by batch, and how long single calls take.",
-    "completion": "Print what has a shell complete commands, models and recipes: bash, zsh or fish.",
-    "forecast": "Forecast what comes after the past in a file.",
-    "generate": "Answer texts with texts.",
+    "completion": "Print what has SHELL complete commands, options, models of the server and recipes.",
+    "forecast": "Forecast what comes after the past in FILE: CSV with a header, or - for what is piped in.",
+    "generate": "Answer each TEXT, or each line that is piped in, with a text.",
     "health": "Ask a server for its health, by the standard gRPC protocol.",
     "info": "Show version, durability, device and limits of a server.",
-    "load": "Load a version of a model from the server's models folder.",
+    "load": "Load a version of a model from the server's models folder; the highest where none is named.",
     "models": "List the models of a server.",
     "move": "Ask a server's clients to take a share of their sessions to other servers.",
-    "predict": "Run a model without memory on a file.",
+    "predict": "Run a model without memory on FILE: a line an item (CSV, JSON or text), a .npy with a batch, or -.",
     "quarantine": "Show the work that was running when servers died, and whether it is refused since.",
-    "run": "Type inputs, see answers: a session where the model has memory.",
+    "run": "Type inputs, see answers: a session where MODEL has memory.",
     "sessions": "List the sessions of a server; show, delete, snapshot and restore single ones.",
     "stats": "Show what a server's engine did: its batches by size and wait, and why they were not larger.",
-    "unload": "Let a version of a model go.",
+    "unload": "Let a version of a model go; all of them where none is named.",
 }
 """What the client's own subcommands are for."""
 
@@ -117,7 +117,7 @@ class Commands(click.Group):
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             close = difflib.get_close_matches(name, [*self.list_commands(ctx), *ELSEWHERE], n=1)
             hint = f"did you mean `statestream {close[0]}`?" if close else "`statestream --help` lists all"
-            raise click.UsageError(f"there is no command {name!r}: {hint}")
+            raise click.UsageError(f"No such command {name!r}: {hint}")
         return super().resolve_command(ctx, args)
 
 

@@ -210,7 +210,7 @@ def generate(model: str, text: tuple[str, ...], address: str, as_json: bool, tim
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @at_server
 def predict(model: str, file: str, address: str, as_json: bool, timeout: float) -> None:
-    """Run a model without memory on FILE: a line an item (CSV, JSON or text), a .npy with a batch, or - for a pipe.
+    """Run a model without memory on FILE: a line an item (CSV, JSON or text), a .npy with a batch, or -.
 
     The answer is a line of JSON an item.
     """
