@@ -139,14 +139,18 @@ def test_help_is_short_and_long(call: Callable[..., str]) -> None:
 def test_a_shell_completes_commands_and_models(call: Callable[..., str], shell: str) -> None:
     assert "_STATESTREAM_COMPLETE" in call("completion", shell)
     if shell == "bash":
-        words = {"COMP_WORDS": "statestream run su", "COMP_CWORD": "2", "_STATESTREAM_COMPLETE": "bash_complete"}
-        ran = subprocess.run(
-            [sys.executable, "-c", "import sys; sys.argv = ['statestream']; from statestream.cli import main; main()"],
-            env={**os.environ, **words},
-            capture_output=True,
-            text=True,
-        )
-        assert ran.stdout == "plain,sunspots\n"
+        for typed, found in (("run su", "sunspots"), ("train digits", "digits-cnn"), ("sess", "sessions")):
+            assert completed(f"statestream {typed}") == f"plain,{found}\n"
+
+
+def completed(typed: str) -> str:
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_STATESTREAM_COMPLETE": "bash_complete"}
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv = ['statestream']; from statestream.cli import main; main()"],
+        env={**os.environ, **words},
+        capture_output=True,
+        text=True,
+    ).stdout
 
 
 def test_a_file_gets_a_server_of_its_own(call: Callable[..., str], tmp_path: Path) -> None:

@@ -23,8 +23,15 @@ class _Share(click.FloatRange):
         return found
 
 
+def _named(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The recipes that ship, for a shell to choose from."""
+    from statestream_export.recipes import NAMES
+
+    return [name for name in NAMES if name.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=_named)
 @click.option(
     "--out",
     "out",

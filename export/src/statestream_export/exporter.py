@@ -51,6 +51,15 @@ class Export:
     gate: GateReport
     interface: Interface = field(repr=False)
 
+    def __repr__(self) -> str:
+        """One line: the file, what it takes and gives, and how often it was compared."""
+        takes, gives = (
+            ", ".join(spec.name for spec in specs) for specs in (self.signature.inputs, self.signature.outputs)
+        )
+        states = ", ".join(spec.input for spec in self.signature.states)
+        memory = f", states {states}" if states else ""
+        return f"<Export {self.path}: {takes} → {gives}{memory}; {self.exporter}, {len(self.gate.cases)} comparisons>"
+
 
 def export(
     module: nn.Module,
