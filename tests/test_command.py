@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from statestream.command import group
 from tests.support import models
-from tests.support.pages import ROOT
+from tests.support.pages import ROOT, blocks, run_by, runner
 from tests.support.serving import process
 
 EXAMPLES = ROOT / "deploy" / "models"
@@ -173,3 +173,36 @@ def test_a_port_that_is_taken_is_found_before_models_load(tmp_path: Path) -> Non
     assert ran.returncode == 1
     assert "the port is taken" in ran.stderr
     assert "bad.onnx" not in ran.stderr
+
+
+def test_the_page_runs(address: str, tmp_path: Path) -> None:
+    mine = "tests/test_command.py::test_the_page_runs"
+    page = [block for block in blocks(ROOT / "docs" / "command.md") if runner(block) == mine]
+    assert len(page) == 3
+    (tmp_path / "models").symlink_to(EXAMPLES)
+    # The console script, also where only the sources are installed.
+    script = tmp_path / "statestream"
+    script.write_text(f"#!{sys.executable}\nfrom statestream.cli import main\nmain()\n", "utf-8")
+    script.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    lines = "".join(block.text for block in page).replace("sessions ls", f"sessions ls {address}")
+    ran = subprocess.run(
+        ["bash", "-euc", f"set -o pipefail\n{lines}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "STATESTREAM_ADDRESS": address},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert '{"text": "queen"}' in ran.stdout
+    assert "serving tagger version 1" in ran.stdout
+
+
+def test_the_fixture_of_the_page(tmp_path: Path) -> None:
+    block = run_by("docs/command.md", "tests/test_command.py::test_the_fixture_of_the_page")
+    (tmp_path / "models").symlink_to(EXAMPLES)
+    (tmp_path / "conftest.py").write_text(block.text.splitlines()[0], "utf-8")
+    (tmp_path / "test_it.py").write_text("\n".join(block.text.splitlines()[1:]), "utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "test_it.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout

@@ -111,7 +111,7 @@ def test_the_notebook(place: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(HERE / "notebook.ipynb", as_version=4)
+    notebook = nbformat.reads((HERE / "notebook.ipynb").read_text("utf-8"), 4)
     NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(place)}}).execute()
     first, second, third = (cell["outputs"] for cell in notebook["cells"])
     assert "<Model sunspots version 1 (session)" in first[0]["data"]["text/plain"]
