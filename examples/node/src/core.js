@@ -205,7 +205,7 @@ export class Core {
     const all = first.hasOpened && !first.alone ? [first, ...others.filter(shares)].slice(0, 4096) : [first];
     for (const session of all) session.state = 'opening';
     const { closing, hasOpened, mode } = first;
-    this.incarnation = Math.max(this.incarnation, ...all.map(({ outbids }) => outbids + 1));
+    this.incarnation = Math.max(this.incarnation, ...all.map(({ outbids }) => outbids)) + 1;
     const open = {
       model: first.model,
       version: first.version,
@@ -258,7 +258,7 @@ export class Core {
     const all = [...chunks.values()];
     const frame = this.numbered({}, { kind: 'chunk', chunks, room, cost });
     for (const [session, chunk] of chunks) {
-      session.log.queue.shift();
+      session.log.leaves();
       session.ackSent = Math.max(session.ackSent, chunk.acked);
       chunk.frame = this.frame;
     }
@@ -290,9 +290,10 @@ export class Core {
   hasWindow(session, chunk) {
     const { log } = session;
     const acked = Math.max(session.ackSent, chunk.acked);
-    const open = log.chunks.filter((other) => other.end > acked && other.position < chunk.position);
+    log.sent = log.sent.filter(({ end }) => end > acked);
+    const open = log.sent.filter(({ position }) => position < chunk.position);
     const kept = open.reduce((sum, other) => sum + other.kept, chunk.kept);
-    const beyond = open.length + 1 > this.limits.max_unacknowledged_chunks;
+    const beyond = open.length >= this.limits.max_unacknowledged_chunks;
     if (!beyond && (!open.length || kept <= session.keptWindow)) return true;
     // What its caller has is acknowledged now, not with the chunk that it submits next.
     if (session.acked > acked) this.acknowledge(session);

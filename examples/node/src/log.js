@@ -28,6 +28,8 @@ export class Log {
     this.chunks = [];
     /** @type {Chunk[]} those that are to be sent, the next one first */
     this.queue = [];
+    /** @type {{ position: number, end: number, kept: number }[]} those that were sent and not acknowledged */
+    this.sent = [];
     /** Where the next chunk starts. */
     this.end = 0;
     /** Up to where all is answered. */
@@ -57,6 +59,12 @@ export class Log {
     this.queue.push(chunk);
     this.end = chunk.end;
     this.count(chunk.bytes);
+  }
+
+  /** The first of the queue is sent. */
+  leaves() {
+    const { position, end, kept } = /** @type {Chunk} */ (this.queue.shift());
+    if (!this.sent.some((other) => other.position === position)) this.sent.push({ position, end, kept });
   }
 
   /**
@@ -100,6 +108,7 @@ export class Log {
   drop(first, error) {
     const gone = this.chunks.splice(this.chunks.indexOf(first));
     this.queue = this.queue.filter((chunk) => !gone.includes(chunk));
+    this.sent = this.sent.filter(({ position }) => position < first.position);
     this.end = first.position;
     this.drops += 1;
     for (const chunk of gone) {
