@@ -110,7 +110,7 @@ bench: $(STAMP)
 scale: $(STAMP)
 	@$(RUN) -m benchmarks.scale $(ARGS)
 
-CHAOS ?= tests/chaos tests/model tests/server/durability
+CHAOS ?= tests/chaos tests/compat/test_node.py tests/model tests/server/durability
 chaos: $(STAMP)
 	$(RUN) -m pytest -m chaos $(CHAOS) $(ARGS)
 

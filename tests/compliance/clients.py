@@ -1,8 +1,8 @@
 """Judges a client of any language by what it sends to a scripted peer: `python -m tests.compliance.clients COMMAND…`.
 
-COMMAND is run once a case, with three more arguments: ADDRESS MODEL ID. It opens the session, reads numbers from stdin, one
-a line, sends each as a step (in order, as many under way as it likes), writes each output to stdout, one a line, and
-closes the session when stdin ends. It ends with 0; or, where the server's answer ends the session, it prints the
+COMMAND is run once a case, with three more arguments: ADDRESS MODEL ID. It opens the session, reads numbers from stdin,
+one a line, sends each as a step (in order, as many under way as it likes), writes each output to stdout, one a line,
+and closes the session when stdin ends. It ends with 0; or, where the server's answer ends the session, it prints the
 reason to stderr and ends with another status.
 
     python -m tests.compliance.clients node examples/node/numbers.js
@@ -105,7 +105,8 @@ async def judge(command: Sequence[str], case: Case) -> list[str]:
 
 
 def _where(peer: Peer) -> str:
-    return f"{peer.streams} streams, position {peer.position}, acknowledged {peer.acked}, left to come {peer.script.chunks}"
+    left = f"still to come: {peer.script.chunks}"
+    return f"{peer.streams} streams, position {peer.position}, acknowledged {peer.acked}, {left}"
 
 
 async def main(command: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from statestream.v1.tensor_pb2 import RowError
 from tests.support.arrays import tensor, u32, u64
 
 MODEL = "counter"
-_SPEC = {"dtype": "float32", "shape": [-1, 1], "batch_axis": 0}
+_SPEC: Any = {"dtype": "float32", "shape": [-1, 1], "batch_axis": 0}
 SIGNATURE = Signature(
     format=1,
     inputs=[TensorSpec(name="x", **_SPEC)],
@@ -35,8 +35,8 @@ class Script:
     """What goes wrong, and when.
 
     Attributes:
-        chunks: What happens with the Nth chunk that comes for the first time (1 is the first): "late", the stream breaks
-            before it is applied; "lost", behind; "killed", it breaks and what is not durable is gone; "twice", it is
+        chunks: What happens with the Nth chunk that comes for the first time, from 1: "late", the stream breaks before
+            it is applied; "lost", behind; "killed", it breaks and what is not durable is gone; "twice", it is
             answered twice; "parts", in two parts; "leave", it is answered and the server says that it leaves; "move",
             and the server asks for its sessions to go; or a reason to refuse it for once.
         opens: The reason for which the Nth open is refused.
@@ -103,7 +103,7 @@ class Peer:
 
     # ── calls ──────────────────────────────────────────────────────────────────────────────────
 
-    async def GetServerInfo(self, request: Any, context: Any) -> GetServerInfoResponse:  # noqa: N802
+    async def GetServerInfo(self, request: Any, context: Any) -> GetServerInfoResponse:
         self.asked = True
         self.must((request.oldest_protocol or request.protocol or 1) <= 1, "it does not speak version 1")
         if self.script.protocol != 1:
@@ -123,12 +123,12 @@ class Peer:
         )
         return GetServerInfoResponse(version="0", protocol=1, server_id="peer", limits=limits, durability=self._mode)
 
-    async def GetModel(self, request: Any, context: Any) -> GetModelResponse:  # noqa: N802
+    async def GetModel(self, request: Any, context: Any) -> GetModelResponse:
         self._written_in(context)
         model = Model(name=MODEL, version=1, is_default=True, kind=MODEL_KIND_SESSION, digest="0", signature=SIGNATURE)
         return GetModelResponse(model=model)
 
-    async def Stream(self, requests: AsyncIterator[pb.StreamRequest], context: Any) -> None:  # noqa: N802
+    async def Stream(self, requests: AsyncIterator[pb.StreamRequest], context: Any) -> None:
         self.streams += 1
         self._written_in(context)
         self.must(self.asked, "it opened a stream without asking GetServerInfo before")
