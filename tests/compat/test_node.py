@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def _run(script: str, *arguments: str) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("node")
     models = write(folder / "models", "counter")
-    (models / "sunspots").symlink_to(ROOT / "deploy" / "models" / "sunspots")
+    shutil.copytree(ROOT / "deploy" / "models" / "sunspots", models / "sunspots")
     with process(models, "--store", f"sqlite:{folder / 'sessions.db'}") as server:
         yield server
 

@@ -48,7 +48,6 @@ export async function connect(addresses, options = {}) {
 export class Client {
   /** @param {Settings} settings */
   constructor(settings) {
-    this.settings = settings;
     this.core = new Core(settings);
     this.link = new Link(this.core, settings);
   }
@@ -76,9 +75,9 @@ export class Client {
       if (other.model !== model || other.id !== id || other.error) continue;
       throw new StatestreamError('ALREADY_OPEN', `this client has session '${id}' open; close it first`);
     }
-    this.mustBeOpen();
+    if (this.link.isClosed) throw this.link.cause;
     this.core.add(session);
-    await session.opened.promise;
+    await session.opened;
     if (session.version !== version) session.signature = await this.signature(model, session.version);
     return session;
   }
@@ -119,14 +118,5 @@ export class Client {
    */
   close() {
     return this.link.close();
-  }
-
-  /** Closes it at the end of `await using client = …`. */
-  [Symbol.asyncDispose ?? Symbol.for('asyncDispose')]() {
-    return this.close();
-  }
-
-  mustBeOpen() {
-    if (this.link.isClosed) throw this.link.cause;
   }
 }

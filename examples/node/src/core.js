@@ -45,17 +45,13 @@ export class Core {
     this.heard = 0;
     /** Grows with every answer that a caller waited for. */
     this.progress = 0;
-    this.onWork = () => {};
+    /** Says that a frame may be due. */
+    this.wake = () => {};
     /** @type {(() => void)[]} */
     this.roomWaiters = [];
   }
 
   // ── for sessions ──────────────────────────────────────────────────────────────────────────────
-
-  /** Says that a frame may be due. */
-  wake() {
-    this.onWork();
-  }
 
   get isFull() {
     return this.replayed > this.settings.replayBytes;
@@ -113,7 +109,7 @@ export class Core {
     for (const { reject } of session.flushes.splice(0)) reject(error);
     session.closing?.reject(error);
     session.closing = undefined;
-    session.opened.reject(error);
+    session.openers[1](error);
     // A handle that the server may have bound is not given to another session on this stream.
     if (free || !this.online) this.sessions.delete(session.handle);
     for (const [number, entry] of this.frames) if (entry.kind === 'open') this.openedRow(number, entry, session);
@@ -155,11 +151,6 @@ export class Core {
       if (entry.kind === 'chunk') for (const session of entry.chunks.keys()) suspects.add(session);
     }
     for (const session of suspects) if ((session.faults += 1) > MAX_FAULTS) this.end(session, this.unknown(session, fault));
-  }
-
-  /** Whether all that was sent is answered. */
-  get isDrained() {
-    return this.frames.size === 0;
   }
 
   /** Ends the sessions whose callers waited too long; whether there was one. @param {StatestreamError} cause */
@@ -306,10 +297,8 @@ export class Core {
       const handles = u32([session.handle]);
       const flush = session.flushes.find(({ frame }) => !frame);
       if (flush) {
-        const request = { flush: { handles, positions: u64([flush.position]) } };
-        const frame = this.numbered(request, { kind: 'flush', session });
-        flush.frame = this.frame;
-        return frame;
+        flush.frame = this.frame + 1;
+        return this.numbered({ flush: { handles, positions: u64([flush.position]) } }, { kind: 'flush', session });
       }
       const { closing, log, epoch } = session;
       if (!closing || closing.frame || log.waits || log.queue.length) continue;
@@ -320,9 +309,8 @@ export class Core {
       }
       const action = `CLOSE_ACTION_${closing.remove ? 'DELETE' : 'DETACH'}`;
       const close = { handles, action, positions: u64([log.end]), epochs: u64([epoch]) };
-      const frame = this.numbered({ close }, { kind: 'close', session });
-      closing.frame = this.frame;
-      return frame;
+      closing.frame = this.frame + 1;
+      return this.numbered({ close }, { kind: 'close', session });
     }
     return undefined;
   }
@@ -335,37 +323,21 @@ export class Core {
     const { frame } = response;
     const body = response[response.response];
     const entry = this.frames.get(frame);
-    switch (response.response) {
-      case 'opened':
-        if (entry?.kind === 'open') this.opened(frame, entry, body);
-        break;
-      case 'result':
-        this.result(frame, entry, body);
-        break;
-      case 'part': {
-        const whole = this.parts.take(frame, body);
-        if (whole) this.result(frame, entry, whole);
-        break;
-      }
-      case 'closed':
-        if (entry?.kind === 'close') this.closed(frame, entry.session, body.errors);
-        break;
-      case 'durable':
-        this.durable(frame, entry, body);
-        break;
-      case 'refused':
-        this.refused(frame, entry, fromStatus(body.status));
-        break;
-      case 'notice':
+    /** @type {Record<string, () => unknown>} */
+    const kinds = {
+      opened: () => entry?.kind === 'open' && this.opened(frame, entry, body),
+      result: () => this.result(frame, entry, body),
+      part: () => this.result(frame, entry, this.parts.take(frame, body)),
+      closed: () => entry?.kind === 'close' && this.closed(frame, entry.session, body.errors),
+      durable: () => this.durable(frame, entry, body),
+      refused: () => this.refused(frame, entry, fromStatus(body.status)),
+      notice: () => {
         for (const { handle, status } of body.errors) this.left(this.sessions.get(handle), fromStatus(status));
-        break;
-      case 'go_away':
-        this.leaving = true;
-        break;
-      case 'move':
-        this.move(readU32(body.handles).length);
-        break;
-    }
+      },
+      go_away: () => (this.leaving = true),
+      move: () => this.move(readU32(body.handles).length),
+    };
+    kinds[response.response]?.(); // What this client does not know is of a later release; it changes nothing here.
     this.wake();
   }
 
@@ -425,7 +397,7 @@ export class Core {
     session.acked = session.ackSent = session.replies[0]?.position ?? session.log.answered;
     this.openedRow(frame, entry, session);
     this.answered(session);
-    session.opened.resolve(session);
+    session.openers[0](session);
   }
 
   /** @param {Session} session @param {number} position where it stands on the new stream */
@@ -474,8 +446,7 @@ export class Core {
   /** @param {number} frame @param {ChunkFrame | OpenFrame | ControlFrame | undefined} entry @param {any} body a `ResultFrame` */
   result(frame, entry, body) {
     const handles = readU32(body.handles);
-    const positions = readU64(body.positions);
-    const durable = readU64(body.durable_positions);
+    const [positions, durable] = [body.positions, body.durable_positions].map(readU64);
     const lengths = body.lengths.length ? readU32(body.lengths) : handles.map(() => body.steps);
     let start = 0;
     handles.forEach((handle, at) => {
@@ -543,11 +514,8 @@ export class Core {
       const moved = reason === 'ALREADY_APPLIED' || reason === 'POSITION_CONFLICT';
       const message = `another writer stepped session '${session.id}': ${error.message}`;
       this.end(session, moved ? new StatestreamError('SESSION_MOVED', message, error) : error);
-    } else if (REOPEN.has(reason)) {
-      session.state = 'lost';
-      this.hold(session, error);
-      session.log.resend(chunk.position);
-    } else if (UNAVAILABLE.has(reason) || BUSY.has(reason)) {
+    } else if (REOPEN.has(reason) || UNAVAILABLE.has(reason) || BUSY.has(reason)) {
+      if (REOPEN.has(reason)) session.state = 'lost';
       if (reason === 'DRAINING') this.leaving = true;
       if (reason === 'WINDOW_FULL') this.acknowledge(session);
       this.hold(session, error);
@@ -662,10 +630,7 @@ export class Core {
   move(named) {
     const open = [...this.sessions.values()].filter(({ state }) => state === 'open');
     if (named * 2 < open.length) return;
-    const leave = () => {
-      this.leaving = true;
-      this.wake();
-    };
+    const leave = () => ((this.leaving = true), this.wake());
     Promise.all(open.map((session) => session.flush())).then(leave, () => {}); // It stays where that fails.
   }
 }

@@ -36,7 +36,7 @@ export class Link {
     this.waiters = [];
     this.isWritable = false;
     this.willPump = false;
-    core.onWork = () => this.pumpSoon();
+    core.wake = () => this.pumpSoon();
     this.running = this.run();
     this.watch = setInterval(() => this.look(), Math.max(50, Math.min(5000, (settings.retryTimeout * 1000) / 8)));
   }
@@ -113,7 +113,6 @@ export class Link {
     if (!this.isClosed) {
       this.isClosed = true;
       this.cause = new StatestreamError('CLOSED', 'the client was closed');
-      this.call?.end();
       this.call?.cancel();
     }
     await this.running;
@@ -126,7 +125,9 @@ export class Link {
       try {
         await this.dial();
       } catch (error) {
-        this.failed(fromCall(error, this.address));
+        if (this.isClosed) break;
+        this.cause = fromCall(error, this.address);
+        this.isClosed = NEVER_OTHERWISE.has(this.cause.reason);
         await pause(this.backOff());
         continue;
       }
@@ -227,7 +228,7 @@ export class Link {
       if (!frame) break;
       this.isWritable = this.call.write(frame);
     }
-    if (this.call && this.core.leaving && this.core.isDrained) this.left();
+    if (this.call && this.core.leaving && !this.core.frames.size) this.left();
   }
 
   hangUp() {
@@ -236,13 +237,6 @@ export class Link {
     call?.on('error', () => {});
     call?.cancel();
     for (const stub of Object.values(stubs ?? {})) stub.close();
-  }
-
-  /** @param {StatestreamError} cause */
-  failed(cause) {
-    if (this.isClosed) return;
-    this.cause = cause;
-    this.isClosed = NEVER_OTHERWISE.has(cause.reason);
   }
 
   /** Another address, at random: all clients of a server that fails must not meet at its neighbour. */

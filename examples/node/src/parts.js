@@ -1,4 +1,8 @@
 // Answers that are too large for one message: their parts, put together.
+import { stepBytes, u32, u64 } from './tensors.js';
+
+const none = Buffer.alloc(0);
+const NOTHING = { handles: none, positions: none, durable_positions: none, lengths: none, outputs: [], errors: [] };
 
 /** What came so far; only a whole answer counts. */
 export class Parts {
@@ -14,36 +18,26 @@ export class Parts {
   /**
    * @param {number} frame
    * @param {any} part a `PartFrame`
-   * @returns {any} the answer as a `ResultFrame`, with the last part
+   * @returns {any} the whole answer as a `ResultFrame`, with the last part; before it an empty one
    */
   take(frame, part) {
     const key = `${frame}/${part.handle}/${part.position}`;
     const parts = part.part === 0 ? [] : (this.open.get(key) ?? []);
     parts.push(part);
     this.open.set(key, parts);
-    if (parts.length < part.parts) return undefined;
+    if (parts.length < part.parts) return NOTHING;
     this.open.delete(key);
     const [{ outputs, steps, handle, position }] = parts;
     const bytes = Buffer.concat(parts.map(({ data }) => data));
     let start = 0;
     const whole = outputs.map((/** @type {any} */ { name, dtype, shape }) => {
-      const size = tensorBytes(dtype, shape);
+      const size = stepBytes({ name, dtype, step: shape });
       start += size;
       return { name, dtype, shape, data: bytes.subarray(start - size, start) };
     });
-    const column = Buffer.alloc(20);
-    column.writeUInt32LE(handle, 0);
-    column.writeBigUInt64LE(BigInt(position), 4);
-    column.writeBigUInt64LE(BigInt(part.durable_position), 12);
     return {
-      ...{ handles: column.subarray(0, 4), positions: column.subarray(4, 12), durable_positions: column.subarray(12) },
-      ...{ steps, lengths: Buffer.alloc(0), outputs: whole, errors: [] },
+      ...{ handles: u32([handle]), positions: u64([position]), durable_positions: u64([part.durable_position]) },
+      ...{ steps, lengths: none, outputs: whole, errors: [] },
     };
   }
-}
-
-/** @param {string} dtype @param {number[]} shape */
-function tensorBytes(dtype, shape) {
-  const bits = Number(/\d+$/.exec(dtype)?.[0] ?? 8);
-  return shape.reduce((product, axis) => product * axis, bits / 8);
 }

@@ -12,8 +12,6 @@ export async function* pipeline(session, inputs, ahead) {
   const pending = [];
   const { drops } = session.log;
   let over = false;
-  /** @type {{ error: unknown } | undefined} what the inputs, or one of them, threw */
-  let failure;
   let news = () => {};
   let room = () => {};
 
@@ -27,8 +25,6 @@ export async function* pipeline(session, inputs, ahead) {
         pending.push(answer);
         news();
       }
-    } catch (error) {
-      failure = { error };
     } finally {
       over = true;
       news();
@@ -36,6 +32,7 @@ export async function* pipeline(session, inputs, ahead) {
   };
 
   const reading = read();
+  reading.catch(() => {}); // What the inputs, or one of them, threw is told behind the outputs before it.
   try {
     while (true) {
       while (!pending.length && !over) await new Promise((resolve) => (news = () => resolve(undefined)));
@@ -48,7 +45,6 @@ export async function* pipeline(session, inputs, ahead) {
       room();
     }
     await reading;
-    if (failure) throw failure.error;
   } finally {
     over = true;
     room();

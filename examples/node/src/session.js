@@ -46,7 +46,10 @@ export class Session {
     this.outbids = 0;
     /** @type {'new' | 'opening' | 'open' | 'lost' | 'over'} new and lost ones are to be opened */
     this.state = 'new';
-    this.opened = withResolvers();
+    /** @type {((value?: any) => void)[]} what ends the wait for `opened`, well or not */
+    this.openers = [];
+    this.opened = new Promise((...both) => (this.openers = both));
+    this.opened.catch(() => {}); // Whoever waits for it hears of it; nobody has to.
     this.hasOpened = false;
     this.log = new Log((bytes) => client.core.keeps(bytes));
     /** Up to where the caller has the replies, and up to where the server was told so. */
@@ -164,11 +167,6 @@ export class Session {
     });
   }
 
-  /** Closes it at the end of `await using session = …`. */
-  async [Symbol.asyncDispose ?? Symbol.for('asyncDispose')]() {
-    if (!this.error) await this.close();
-  }
-
   /**
    * Submits a chunk; steps that are not awaited keep their order.
    * @param {{ steps: number, tensors: Chunk['tensors'] }} inputs
@@ -214,12 +212,4 @@ export class Session {
     const opening = !this.hasOpened && this.state !== 'over';
     return opening || this.log.waits || this.flushes.length > 0 || this.closing !== undefined;
   }
-}
-
-/** `Promise.withResolvers`, which Node has from version 22 on. @returns {any} */
-export function withResolvers() {
-  let resolve, reject;
-  const promise = new Promise((...both) => ([resolve, reject] = both));
-  promise.catch(() => {}); // Whoever waits for it hears of it; nobody has to.
-  return { promise, resolve, reject };
 }
