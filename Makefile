@@ -140,5 +140,5 @@ dist: $(STAMP)
 	@$(RUN) tools/dist.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools dist client/dist server/dist export/dist
+	rm -rf $(VENV) examples/node/node_modules .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools dist client/dist server/dist export/dist
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
