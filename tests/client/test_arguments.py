@@ -237,6 +237,8 @@ SETTINGS: dict[str, list[Any]] = {
     "on_full": [None, "wait", 5, ["block"]],
     "on_reconnect": [5, "print"],
     "settings": [5, {"shards": 2}, "fast"],
+    "token": [5, b"x", "", "with space", "ß", ["x"]],
+    "tls": [None, 5, "yes"],
     "address": [None, 5, "", "localhost", "localhost:", "localhost:http", "localhost:0", "localhost:65536", "a/b:1"],
 }
 

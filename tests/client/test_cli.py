@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import statestream
-from statestream.command import bench, group, listing, managing, remote
+from statestream.command import bench, group, listing, managing
 from tests.client.fake_server import Fake
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         NotFound,
         NotOwner,
         Overloaded,
+        PermissionDenied,
         PositionConflict,
         PositionError,
         PositionGap,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         Unsupported,
         WindowFull,
     )
+    from statestream.credentials import Tls
     from statestream.owners import local
     from statestream.scores import Scored, Scores
     from statestream.settings import Settings
@@ -89,6 +91,7 @@ __all__ = [
     "NotFound",
     "NotOwner",
     "Overloaded",
+    "PermissionDenied",
     "Pool",
     "PoolError",
     "PoolStep",
@@ -112,6 +115,7 @@ __all__ = [
     "StateLost",
     "StatestreamError",
     "StoreUnavailable",
+    "Tls",
     "TooManySessions",
     "Unauthenticated",
     "Unavailable",
@@ -141,6 +145,7 @@ _ROOMS = {
     "Session": "sync",
     "SessionInfo": "views",
     "Settings": "settings",
+    "Tls": "credentials",
     "connect": "sync",
     "local": "owners",
 }

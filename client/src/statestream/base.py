@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from statestream.arguments import check_cursors, check_flag, session_ids
-from statestream.contract.errors import Closed
+from statestream.contract.errors import Closed, StatestreamError
 from statestream.contract.tensors import Ints, Mask
 from statestream.core import Feed, PoolTicket
 from statestream.layout import Input
@@ -189,7 +189,7 @@ class SessionBase(Open[tuple[int, int, int, bytes]]):
         with self._turn:
             if self._last is None:
                 self._last = self._stand()
-                with contextlib.suppress(Closed):
+                with contextlib.suppress(StatestreamError):
                     self._doer.do(partial(self._core.close, self._handles, delete=delete))
 
     def _stand(self) -> tuple[int, int, int, bytes]:

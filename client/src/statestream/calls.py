@@ -110,6 +110,7 @@ def read_code(code: grpc.StatusCode, details: str, address: str) -> StatestreamE
         grpc.StatusCode.UNAVAILABLE: errors.ServerUnavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: errors.ServerUnavailable,
         grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+        grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
         grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
         grpc.StatusCode.UNIMPLEMENTED: errors.Unsupported,
         grpc.StatusCode.CANCELLED: errors.Closed,
@@ -138,7 +139,7 @@ def unavailable(
     addresses: Sequence[str], seconds: float, cause: StatestreamError | None, label: str = ""
 ) -> StatestreamError:
     """What is raised when no server was reached for too long; `label` says which shard of a client did not."""
-    if isinstance(cause, errors.Unauthenticated | errors.Unsupported):
+    if isinstance(cause, errors.Unauthenticated | errors.PermissionDenied | errors.Unsupported):
         return type(cause)(cause.message, metadata=cause.metadata)
     last = cause.metadata.get("details", cause.message) if cause is not None else "no answer"
     return errors.ServerUnavailable(

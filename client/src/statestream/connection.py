@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from statestream import forks
 from statestream.backoff import MOST, Backoff, tell
 from statestream.budget import RetryBudget, is_fault, silence
 from statestream.calls import unavailable
 from statestream.contract import errors, protocol
 from statestream.contract.errors import StatestreamError
 from statestream.core import StreamCore
+from statestream.credentials import header
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.tracing import Tracing
@@ -67,7 +69,7 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries: the route key, and the version of the protocol that it is written in."""
+        """What every call carries: the route key, the version of the protocol that it is written in, the token."""
         return self._metadata if self.tracing is None else (*self._metadata, *self.tracing.headers())
 
     @property
@@ -77,7 +79,8 @@ class Connection:
 
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return (*self._route.metadata, (protocol.HEADER, str(self.info.protocol or protocol.OLDEST)))
+        spoken = (protocol.HEADER, str(self.info.protocol or protocol.OLDEST))
+        return (*self._route.metadata, spoken, *header(self._settings.token))
 
     # ── dialling ───────────────────────────────────────────────────────────────────────────────
 
@@ -104,8 +107,17 @@ class Connection:
 
     @property
     def hopeless(self) -> bool:
-        """Whether no other try would be answered otherwise."""
-        return isinstance(self.cause, errors.Unauthenticated | errors.Unsupported)
+        """Whether no other try would be answered otherwise; what gives tokens may give another one."""
+        if isinstance(self.cause, errors.Unauthenticated):
+            return not callable(self._settings.token)
+        return isinstance(self.cause, errors.Unsupported | errors.PermissionDenied)
+
+    def closed(self, *, forked: bool) -> StatestreamError:
+        """What callers are told once the connection has ended for good: that they closed it, or why it is hopeless."""
+        cause = self.cause
+        if self.hopeless and cause is not None and not forked:
+            return type(cause)(cause.message, metadata=cause.metadata)
+        return forks.closed(forked=forked)
 
     # ── a stream ───────────────────────────────────────────────────────────────────────────────
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from statestream.contract.errors import AlreadyOpen, Closed, StatestreamError
+from statestream.contract.errors import AlreadyOpen, StatestreamError
 from statestream.contract.tensors import Array, Ints
 from statestream.core import ControlTicket, Group, OpenTicket, PoolTicket, StreamCore
 from statestream.core.tickets import again
@@ -104,7 +104,7 @@ class Openings(Generic[L]):
 
     def _tell(self, end: Callable[[StreamCore, OpenTicket], None]) -> None:
         for number, link in enumerate(self.links):
-            with contextlib.suppress(Closed):
+            with contextlib.suppress(StatestreamError):
                 link.do(partial(self._end, number, end))
 
     def _make(self, number: int, make: Callable[[], OpenTicket]) -> OpenTicket:

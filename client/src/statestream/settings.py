@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
-from statestream.arguments import came, check_seconds, check_whole, parse_addresses
+from statestream.arguments import came, check_flag, check_seconds, check_whole, parse_addresses
+from statestream.credentials import Tls, Token, check_tls, check_token, check_way
 from statestream.v1.server_pb2 import Limits
 
 USUAL_ANSWER: Final = 64 << 20
@@ -41,6 +42,10 @@ class Settings:
             id. One stream batches best; more of them let a proxy spread one client's sessions over several servers.
         tracing: Whether spans of streams and frames are made with OpenTelemetry, and what is sent carries the
             caller's; needs the extra [tracing]. They go where the process has set OpenTelemetry up to send them.
+        token: What every call shows of who it is; a function is called for each, so that a token can be replaced.
+            Where it is None, the environment variable STATESTREAM_TOKEN may have one.
+        tls: Whether the connection is in TLS, or how.
+        token_in_clear: Whether a token may leave this machine without TLS.
     """
 
     connect_timeout: float = 10.0
@@ -53,6 +58,9 @@ class Settings:
     route_key: str = ""
     shards: int = 1
     tracing: bool = False
+    token: Token | None = field(default=None, repr=False)
+    tls: Tls | bool = False
+    token_in_clear: bool = False
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "retry_timeout", "keepalive"):
@@ -61,6 +69,9 @@ class Settings:
             check_seconds("replay_seconds", self.replay_seconds)
         for name in ("replay_buffer_bytes", "shards"):
             check_whole(name, getattr(self, name))
+        check_token(self.token)
+        check_tls(self.tls)
+        check_flag("token_in_clear", self.token_in_clear)
         if self.max_message_bytes is not None:
             check_whole("max_message_bytes", self.max_message_bytes)
         if not isinstance(self.tracing, bool):
@@ -96,6 +107,8 @@ class Settings:
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
+        if isinstance(self.tls, Tls) and self.tls.name:
+            options.append(("grpc.ssl_target_name_override", self.tls.name))
         if self.shards > 1:
             # Shards do not share a connection, so that what balances connections spreads them too.
             options.append(("grpc.use_local_subchannel_pool", 1))
@@ -115,11 +128,14 @@ def chosen(
     if on_reconnect is not None and not callable(on_reconnect):
         raise TypeError(f"on_reconnect is {came(on_reconnect)}; expected a function that takes an address")
     if settings is None:
-        return Settings(**given)
+        settings = Settings(**given)
+        check_way(address, settings.token, settings.tls, in_clear=settings.token_in_clear)
+        return settings
     if not isinstance(settings, Settings):
         raise TypeError(f"settings is {came(settings)}; expected a statestream.Settings")
     defaults = {field.name: field.default for field in fields(Settings)}
     both = [name for name, value in given.items() if value != defaults[name]]
     if both:
         raise ValueError(f"{both[0]} came beside settings; put it into them: settings stand in place of the others")
+    check_way(address, settings.token, settings.tls, in_clear=settings.token_in_clear)
     return settings

@@ -21,10 +21,13 @@ import numpy.ma  # np.unique would import it with the first chunk, and hold the 
 
 from statestream.contract import errors
 from statestream_server import housekeeping, reloading
+from statestream_server.access.grants import Access
+from statestream_server.access.tokens import TokensError
+from statestream_server.edges import identity
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
-from statestream_server.settings import Durability, Settings, StartError, changes, reloaded
+from statestream_server.settings import Durability, Settings, StartError, changes, is_loopback, reloaded
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 from statestream_server.worker import Worker
@@ -159,6 +162,9 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         leaving.callback(server.registry.loader.close)
         if server.tracing is not None:
             leaving.push_async_callback(_sent, server.tracing)
+        access = _access(settings)
+        leaving.enter_context(identity.asking(access))
+        server.access = access
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
         readiness = Readiness()
         http = None
@@ -182,18 +188,23 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         server.lag.start()
         leaving.callback(server.lag.stop)
         server.checkpointer.start()
-        keeper = asyncio.create_task(housekeeping.keep(server), name="housekeeping")
-        leaving.callback(keeper.cancel)
+        _beside(leaving, "housekeeping", housekeeping.keep(server))
+        if access is not None:
+            _beside(leaving, "tokens", access.keep())
         if reloading.is_wanted(settings):
-            watcher = asyncio.create_task(reloading.watch(server), name="watch")
-            leaving.callback(watcher.cancel)
+            _beside(leaving, "watch", reloading.watch(server))
         await server.lease.start(settings.advertise or _advertised(settings.host, edge.port))
         if settings.rebalance and settings.durability is not Durability.NONE and server.store.survives.process_kill:
-            balancing = asyncio.create_task(server.balance.keep(), name="balance")
-            leaving.callback(balancing.cancel)
+            _beside(leaving, "balance", server.balance.keep())
         await edge.start()
         readiness.reason = ""
         yield Running(edge.port, http.port if http is not None else None, server, readiness)
+
+
+def _beside(leaving: contextlib.AsyncExitStack, name: str, work: Coroutine[Any, Any, None]) -> None:
+    """Has something run beside the steps until the server leaves."""
+    task = asyncio.create_task(work, name=name)
+    leaving.callback(task.cancel)
 
 
 def _check_port(settings: Settings) -> None:
@@ -215,6 +226,22 @@ def _check_port(settings: Settings) -> None:
             f"cannot listen on {settings.host}:{settings.port}: the port is taken, or the address is not this"
             " machine's; is another server running there? --port 0 takes any free port"
         ) from error
+
+
+def _access(settings: Settings) -> Access | None:
+    """The tokens that callers must show.
+
+    Raises:
+        StartError: They cannot be read.
+    """
+    if settings.tokens is None:
+        return None
+    if settings.tls_certificate is None and not is_loopback(settings.host):
+        log.warning("tokens pass in clear on %s: whoever listens there has them; see --tls-certificate", settings.host)
+    try:
+        return Access(settings.tokens)
+    except TokensError as error:
+        raise StartError(str(error)) from error
 
 
 def _edge(settings: Settings, server: Server, readiness: Readiness) -> Grpc | H2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
+from statestream_server.access.grants import Grant
 from statestream_server.stores.base import TENANT, Key
 
 
@@ -28,10 +29,21 @@ class Caller(NamedTuple):
     Attributes:
         tenant: Whose sessions the call is about.
         trace: Where the call belongs in a trace; None where the caller has none.
+        grant: What its token lets it do; None where the server asks for none, and anybody may do anything.
     """
 
     tenant: str = TENANT
     trace: Trace | None = None
+    grant: Grant | None = None
+
+    def check(self, right: str) -> None:
+        """Checks that it may do what needs a right, one of `access.tokens`.
+
+        Raises:
+            PermissionDenied: It may not.
+        """
+        if self.grant is not None:
+            self.grant.check(right)
 
 
 ANYBODY: Final = Caller()

@@ -71,6 +71,12 @@ class _Serve(click.Command):
 )
 @option("--tls-key", type=_FILE, help="PEM of the certificate's key.")
 @option("--tls-clients", type=_FILE, help="PEM of authorities; callers without a certificate of theirs are refused.")
+@option(
+    "--tokens",
+    type=_FILE,
+    help="The file of tokens, which `statestream token` writes: who shows none of them is refused. It is read again"
+    " when it changes.",
+)
 @option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
 @option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
 @option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")

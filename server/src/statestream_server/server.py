@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from statestream_server.access.grants import Access
 from statestream_server.drivers.forecast import Forecaster
 from statestream_server.drivers.generate import Generator
 from statestream_server.drivers.predict import Predictor
@@ -72,6 +73,8 @@ class Server:
         self.id, self.fingerprint, self.device = secrets.token_hex(8), runtime.fingerprint(device), device.name
         self.settings, self.store, self.quarantine = settings, store, quarantine
         self.lag, self.turns = Lag(), TurnLoad()
+        self.access: Access | None = None
+        """The tokens that callers show; None where anybody may call."""
         self.connected: Callable[[], tuple[int, int]] | None = None
         """How many connections and calls there are; None where the edge does not know."""
         self.engine = engine = Engine(self.turns, quarantine)

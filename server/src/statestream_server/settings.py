@@ -76,6 +76,7 @@ class Settings:
         tls_certificate: PEM of the server's certificate and what signed it; None for a port without TLS.
         tls_key: PEM of its key.
         tls_clients: PEM of the authorities whose certificates callers must have; None where anybody may call.
+        tokens: The file of tokens that callers must show one of; None where anybody may call.
         http_port: Metrics; 0 for any free one, None for none.
         store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
         durability: How steps become durable.
@@ -114,6 +115,7 @@ class Settings:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_clients: Path | None = None
+    tokens: Path | None = None
     http_port: int | None = 8002
     store: str = "sqlite"
     durability: Durability = Durability.INTERVAL
@@ -186,11 +188,13 @@ def check_reach(settings: Settings) -> None:
     Raises:
         StartError: Others do: says what to choose from.
     """
-    if not settings.insecure and settings.tls_clients is None and not _is_loopback(settings.host):
+    asks = settings.tls_clients is not None or settings.tokens is not None
+    if not settings.insecure and not asks and not is_loopback(settings.host):
         raise StartError(
             f"--host {settings.host} lets other machines in, and this server asks nobody who they are: whoever reaches"
             " it reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the default), ask"
-            " callers for certificates (--tls-clients), or, in a network that you trust, say --insecure"
+            " callers for tokens (--tokens) or certificates (--tls-clients), or, in a network that you trust, say"
+            " --insecure"
         )
 
 
@@ -225,7 +229,12 @@ def check_models(settings: Settings) -> None:
         raise StartError(f"{repository.nothing(settings.models, told)}; --allow-empty waits for what comes later")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there.
+
+    Raises:
+        StartError: It is no address.
+    """
     bare = host.strip("[]")
     if not bare:
         return False  # Every address of the machine.

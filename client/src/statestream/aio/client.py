@@ -19,6 +19,7 @@ from statestream.aio.waiting import Lock, apart
 from statestream.base import named_ids
 from statestream.contract.errors import StatestreamError
 from statestream.contract.tensors import Array
+from statestream.credentials import Tls, Token
 from statestream.layout import Input
 from statestream.owned import Owned
 from statestream.parts import Opened, Openings, opened
@@ -41,6 +42,8 @@ def connect(
     shards: int = 1,
     on_full: Literal["block", "drop"] = "block",
     on_reconnect: Callable[[str], None] | None = None,
+    token: Token | None = None,
+    tls: Tls | bool = False,
     settings: Settings | None = None,
 ) -> Opening[Client]:
     """Connects to a server, by `await` or `async with`.
@@ -53,9 +56,12 @@ def connect(
         shards: Streams of the client, see `Settings`: more than one spreads its sessions over several servers.
         on_full: What a full replay buffer does: "block" or "drop", see `Settings`.
         on_reconnect: Called with the address after a shard connected anew, on the loop.
+        token: Shows the server who calls, see `Settings`; without one the environment's STATESTREAM_TOKEN does.
+        tls: True for TLS with the machine's authorities, or a `Tls` that names others.
         settings: All of these as one value, in place of them.
 
     Raises:
+        Unauthenticated: The server asks for a token, and this is none that it knows.
         ServerUnavailable: Nothing answered within `connect_timeout`; says where and why.
         Unsupported: The server speaks no version of the protocol that this release speaks.
         TypeError: An argument is of another type; so for every call, before anything is sent.
@@ -70,6 +76,8 @@ def connect(
         replay_buffer_bytes=replay_buffer_bytes,
         shards=shards,
         on_full=on_full,
+        token=token,
+        tls=tls,
     )
     return _connect(address, wanted, on_reconnect)
 

@@ -22,6 +22,7 @@ from statestream.connection import Connection
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
+from statestream.credentials import Tls
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.unary import server_info_request
@@ -54,6 +55,7 @@ class Link:
         self._wakeup = Wakeup(self._loop)
         self._over = asyncio.Event()
         self._closed = False
+        self._hopeless: StatestreamError | None = None
         self.copied = False
         self._task: asyncio.Task[None] | None = None
         self._began = 0.0
@@ -94,7 +96,7 @@ class Link:
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something."""
         if self._closed:
-            raise forks.closed(forked=self.copied)
+            raise self.state.closed(forked=self.copied)
         operation()
         self._wakeup.set()
 
@@ -111,7 +113,7 @@ class Link:
     def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
         """Submits steps, of a stream unless the step before them failed; what comes back is done when they are."""
         if self._closed:
-            raise forks.closed(forked=self.copied)
+            raise self.state.closed(forked=self.copied)
         if self.state.tracing is not None:
             self.state.tracing.asked()
         ticket.waiter = done = self._loop.create_future()
@@ -157,13 +159,13 @@ class Link:
             except TimeoutError:
                 raise self.state.unavailable(self.settings.retry_timeout) from None
         if self._closed or self._channel is None:
-            raise forks.closed(forked=self.copied)
+            raise self.state.closed(forked=self.copied)
         return self._channel
 
     async def _pause(self, attempts: Attempts, error: Exception, channel: grpc.aio.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
-            raise forks.closed(forked=self.copied) from error
+            raise self.state.closed(forked=self.copied) from error
         if isinstance(error, grpc.RpcError):
             found = read_rpc_error(error, self.state.where)
         elif channel is self._channel:
@@ -236,7 +238,7 @@ class Link:
             failure.__cause__ = error
         finally:
             self._closed = True
-            self.core.give_up(failure)
+            self.core.give_up(self._hopeless or failure)
             self._online.set()
             await self._release_channel()
 
@@ -255,7 +257,9 @@ class Link:
             await channel.close()
             cause = error if isinstance(error, StatestreamError) else read_rpc_error(error, state.where)
             delay = state.refused(cause)
-            self._closed |= state.hopeless
+            if state.hopeless:
+                # Who waits, and who comes later, hears why.
+                self._closed, self._hopeless = True, state.closed(forked=False)
             await self._pump(delay)
             return None
         except BaseException:
@@ -270,6 +274,10 @@ class Link:
 
     def _new_channel(self) -> grpc.aio.Channel:
         options = self.settings.channel_options(self.state.receives)
+        tls = self.settings.tls
+        if tls:
+            credentials = tls.credentials() if isinstance(tls, Tls) else grpc.ssl_channel_credentials()
+            return grpc.aio.secure_channel(self.state.address, credentials, options=options)
         return grpc.aio.insecure_channel(self.state.address, options=options)
 
     async def _serve(self, channel: grpc.aio.Channel) -> None:

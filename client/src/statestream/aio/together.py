@@ -64,7 +64,7 @@ async def perform_all(
                 await one.done
     except BaseException:
         for link, one in zip(links, asked, strict=True):
-            with contextlib.suppress(Closed):
+            with contextlib.suppress(StatestreamError):
                 link.do(partial(one.forget, link.core.cancel))
         raise
     return [closed.get(number) or one.answer() for number, one in enumerate(asked)]
@@ -91,7 +91,7 @@ async def leave_all(links: Sequence[Link]) -> None:
     left: list[Done] = []
     for link in links:
         done = link.done()
-        with contextlib.suppress(Closed):
+        with contextlib.suppress(StatestreamError):
             link.do(partial(leave, link.core, partial(done.set_result, None)))
             left.append(done)
     await wait_for_all(left, CLOSE_SECONDS)

@@ -35,18 +35,57 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+_TLS, _ROOTS = "statestream.tls", "statestream.tls-roots"
+
+
+def _keeps(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Has an option's value kept with the context: no command cares."""
+
+    def keep(context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        context.meta[name] = value
+        return value
+
+    return keep
+
+
+def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how a server is reached."""
+    function = click.option(
+        "--tls-roots",
+        type=click.Path(exists=True, dir_okay=False),
+        envvar="STATESTREAM_TLS_ROOTS",
+        help="PEM of the authorities that a server in TLS is trusted by. [env: STATESTREAM_TLS_ROOTS]",
+        expose_value=False,
+        callback=_keeps(_ROOTS),
+    )(function)
+    return click.option(
+        "--tls",
+        is_flag=True,
+        envvar="STATESTREAM_TLS",
+        help="The server is in TLS, and one of the machine's authorities knows it. [env: STATESTREAM_TLS]",
+        expose_value=False,
+        callback=_keeps(_TLS),
+    )(function)
+
+
+def told_tls() -> statestream.Tls | bool:
+    """What the running command was told of TLS; the token is in the environment, where no list of processes has it."""
+    roots = click.get_current_context().meta.get(_ROOTS)
+    return statestream.Tls(roots=roots) if roots else click.get_current_context().meta.get(_TLS, False)
+
+
 def asks_server(function: Callable[..., Any]) -> Callable[..., Any]:
     """The arguments that all commands about a running server share."""
     function = click.option(
         "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to wait for an answer."
     )(function)
     function = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
-    return click.argument("address", default="localhost:8001")(function)
+    return click.argument("address", default="localhost:8001")(reaches(function))
 
 
 def ask(address: str, timeout: float, question: Callable[[statestream.Client], Any]) -> Any:
     """Asks a server; an error is one line and exit code 1."""
-    with told(), statestream.connect(address, connect_timeout=timeout, retry_timeout=timeout) as client:
+    with told(), statestream.connect(address, connect_timeout=timeout, retry_timeout=timeout, tls=told_tls()) as client:
         return question(client)
 
 
@@ -68,7 +107,7 @@ def at_server(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
         "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to wait for a server."
     )(function)
-    function = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+    function = reaches(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function))
     return click.option(
         "-a",
         "--address",

@@ -60,6 +60,7 @@ ELSEWHERE: Final[Mapping[str, Elsewhere]] = {
     ),
     "serve": Elsewhere("Serves models over gRPC.", "statestream-server[cpu]"),
     "store": Elsewhere("Back up, restore, check or erase what a store keeps of sessions.", "statestream-server[cpu]"),
+    "token": Elsewhere("Make, list and revoke the tokens that callers show a server.", "statestream-server[cpu]"),
     "sign": Elsewhere(
         "Writes a copy of an ONNX file that says what of it is memory, in the form in which it is served.",
         "statestream-server[cpu]",

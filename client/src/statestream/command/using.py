@@ -16,7 +16,7 @@ import numpy as np
 
 import statestream
 from statestream.command import lines
-from statestream.command.asking import at_server, find_model, model_names, told
+from statestream.command.asking import at_server, find_model, model_names, told, told_tls
 from statestream.contract.errors import Unsupported
 
 _MODEL = click.argument("model", shell_complete=model_names)
@@ -33,7 +33,12 @@ def _client(model: str, address: str, timeout: float) -> Iterator[tuple[statestr
                 raise Unsupported(f"{model} has {len(found)} models ({names}); name the file of one")
             yield client, found[0]
         return
-    with told(), statestream.connect(address, connect_timeout=timeout, retry_timeout=max(timeout, 10.0)) as client:
+    with (
+        told(),
+        statestream.connect(
+            address, connect_timeout=timeout, retry_timeout=max(timeout, 10.0), tls=told_tls()
+        ) as client,
+    ):
         yield client, find_model(client, model)
 
 

@@ -23,6 +23,7 @@ raises them again, so a reason has one class on both sides.
     ├── Unavailable         ServerUnavailable · StoreUnavailable · Draining
     ├── Overloaded          TooManySessions · WindowFull
     ├── Unauthenticated
+    ├── PermissionDenied
     ├── Closed
     └── InternalError
 """
@@ -295,10 +296,17 @@ class WindowFull(Overloaded):
 
 
 class Unauthenticated(StatestreamError):
-    """No token, or a wrong one."""
+    """No token, or one that is wrong, has expired or was revoked; see `connect(token=…)`."""
 
     reason = "UNAUTHENTICATED"
     code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(StatestreamError):
+    """The token does not have the right that the call needs, which `metadata["right"]` names."""
+
+    reason = "PERMISSION_DENIED"
+    code = Code.PERMISSION_DENIED
 
 
 class Closed(StatestreamError):
@@ -330,6 +338,7 @@ _MESSAGE_BYTES, _VALUE_BYTES, _VALUES = 800, 128, 8
 _OF_CODES: Mapping[int, type[StatestreamError]] = {
     Code.UNAVAILABLE: ServerUnavailable,
     Code.UNAUTHENTICATED: Unauthenticated,
+    Code.PERMISSION_DENIED: PermissionDenied,
     Code.RESOURCE_EXHAUSTED: Overloaded,
     Code.NOT_FOUND: NotFound,
     Code.INVALID_ARGUMENT: InvalidRequest,

@@ -25,6 +25,7 @@ from statestream.connection import Connection
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
+from statestream.credentials import Tls
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.sync.waiting import Attempt, Done
@@ -69,6 +70,7 @@ class Link:
         self._began = 0.0
         self._online = threading.Event()
         self._closed = False
+        self._hopeless: StatestreamError | None = None
         self.copied = False
         self._thread = threading.Thread(target=self._run, name="statestream", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="statestream", daemon=True)
@@ -108,12 +110,12 @@ class Link:
 
     def _check(self) -> None:
         if not self._thread.is_alive():
-            raise forks.closed(forked=self.copied)
+            raise self.state.closed(forked=self.copied)
 
     def do(self, operation: Callable[[], object]) -> None:
         """Has the core do something soon, in the order of the calls."""
         if self._closed:
-            raise forks.closed(forked=self.copied)
+            raise self.state.closed(forked=self.copied)
         self._operations.put(operation)
 
     def soon(self, operation: Callable[[], object], *, at_once: bool) -> None:
@@ -123,7 +125,7 @@ class Link:
     def begin(self, ticket: StepTicket | PartsTicket | PoolTicket, before: Ticket | None = None) -> Done:
         """Submits steps, of a stream unless the step before them failed; what comes back is done when they are."""
         if self._closed:
-            raise forks.closed(forked=self.copied)
+            raise self.state.closed(forked=self.copied)
         if self.state.tracing is not None:
             self.state.tracing.asked()
         ticket.waiter = done = Done(self._check)
@@ -158,13 +160,13 @@ class Link:
         if not self._online.wait(self.settings.retry_timeout):
             raise self.state.unavailable(self.settings.retry_timeout)
         if self._closed or self._channel is None:
-            raise forks.closed(forked=self.copied)
+            raise self.state.closed(forked=self.copied)
         return self._channel
 
     def _pause(self, attempts: Attempts, error: Exception, channel: grpc.Channel) -> None:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
-            raise forks.closed(forked=self.copied) from error
+            raise self.state.closed(forked=self.copied) from error
         if isinstance(error, grpc.RpcError):
             found = read_rpc_error(error, self.state.where)
         elif channel is self._channel:
@@ -245,7 +247,7 @@ class Link:
         self._ended_for_good.set()
         self._take(block=False)
         with self._lock:
-            self.core.give_up(failure)
+            self.core.give_up(self._hopeless or failure)
         self._online.set()
         self._release_channel()
         self._operations.put(None)  # For the thread that may still wait for a frame to write.
@@ -270,7 +272,9 @@ class Link:
             channel.close()
             cause = error if isinstance(error, StatestreamError) else read_rpc_error(error, state.where)
             delay = state.refused(cause)
-            self._closed |= state.hopeless
+            if state.hopeless:
+                # Who waits, and who comes later, hears why.
+                self._closed, self._hopeless = True, state.closed(forked=False)
             self._pump(delay)
             return None
         if longer:
@@ -281,7 +285,12 @@ class Link:
         return channel
 
     def _new_channel(self) -> grpc.Channel:
-        return grpc.insecure_channel(self.state.address, options=self.settings.channel_options(self.state.receives))
+        options = self.settings.channel_options(self.state.receives)
+        tls = self.settings.tls
+        if tls:
+            credentials = tls.credentials() if isinstance(tls, Tls) else grpc.ssl_channel_credentials()
+            return grpc.secure_channel(self.state.address, credentials, options=options)
+        return grpc.insecure_channel(self.state.address, options=options)
 
     def _serve(self, channel: grpc.Channel) -> None:
         state, core = self.state, self.core

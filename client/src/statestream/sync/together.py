@@ -65,7 +65,7 @@ def perform_all(
                 one.done.wait()
     except BaseException:
         for link, one in zip(links, asked, strict=True):
-            with contextlib.suppress(Closed):
+            with contextlib.suppress(StatestreamError):
                 link.do(partial(one.forget, link.core.cancel))
         raise
     return [closed.get(number) or one.answer() for number, one in enumerate(asked)]
@@ -92,7 +92,7 @@ def leave_all(links: Sequence[Link]) -> None:
     left: list[Done] = []
     for link in links:
         done = link.done()
-        with contextlib.suppress(Closed):
+        with contextlib.suppress(StatestreamError):
             link.do(partial(leave, link.core, partial(done.set_result, None)))
             left.append(done)
     wait_for_all(left, CLOSE_SECONDS)

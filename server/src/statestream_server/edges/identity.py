@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
+from statestream_server.access.grants import Access
 from statestream_server.caller import ANYBODY, Caller, Trace
 
 _HEADER: Final = "traceparent"
+_doors = list[Access | None]()
+"""The tokens that the servers of this process ask for, the newest last. There is one but in tests."""
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
 def identify(headers: Iterable[tuple[str, str | bytes]]) -> Caller:
-    """Who calls.
-
-    A token would be looked at here; today everybody is the default tenant.
+    """Who calls: the tenant and the rights of its token, or anybody where the server asks for none.
 
     Args:
         headers: Names, in lower case, and values.
 
     Raises:
-        Unauthenticated: The caller may not call. Never today.
+        Unauthenticated: The caller may not call.
     """
-    for name, value in headers:
-        if name == _HEADER and isinstance(value, str):
-            return Caller(trace=trace_of(value))
-    return ANYBODY
+    headers = tuple(headers)
+    trace = next((trace_of(value) for name, value in headers if name == _HEADER and isinstance(value, str)), None)
+    access = _doors[-1] if _doors else None
+    if access is None:
+        return Caller(trace=trace) if trace is not None else ANYBODY
+    grant = access.grant(headers)
+    return Caller(grant.token.tenant, trace, grant)
+
+
+@contextmanager
+def asking(access: Access | None) -> Iterator[None]:
+    """Has every edge of this process ask for tokens meanwhile; None where anybody may call."""
+    _doors.append(access)
+    try:
+        yield
+    finally:
+        _doors.remove(access)
+
+
+def asks() -> bool:
+    """Whether callers need a token."""
+    return bool(_doors) and _doors[-1] is not None
 
 
 def trace_of(header: str) -> Trace | None:

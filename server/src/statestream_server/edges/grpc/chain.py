@@ -17,25 +17,57 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
 
 from statestream.contract import errors, protocol
 from statestream_server import caller
-from statestream_server.caller import Caller
+from statestream_server.access.tokens import ADMIN, STEP
+from statestream_server.caller import ANYBODY, Caller
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.decoding import DecodeBudget, Unreadable, decoder
 from statestream_server.edges.grpc.failures import Context, abort
 from statestream_server.edges.grpc.readers import Readers
-from statestream_server.edges.identity import identify
+from statestream_server.edges.identity import asks, identify
 from statestream_server.requests import Requests
 from statestream_server.sessions.admission.accounts import Budget
 
 if TYPE_CHECKING:
     from statestream_server.tracing import Tracing
 
+OPEN: Final = frozenset(
+    {
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+    }
+)
+"""What anybody may call."""
+_ADMIN: Final = frozenset(
+    {
+        "LoadModel", "UnloadModel", "RepositoryModelLoad", "RepositoryModelUnload", "MoveSessions", "GetStatistics",
+        "ModelStatistics", "ListQuarantine", "FreeQuarantined",
+    }
+)  # fmt: skip
+_ANY: Final = frozenset(
+    {
+        "GetServerInfo", "ListModels", "GetModel", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelReady",
+        "RepositoryIndex",
+    }
+)  # fmt: skip
+_COUNTED: Final = {
+    "/statestream.v1.InferenceService/Stream": ("streams",),
+    "/inference.GRPCInferenceService/ModelStreamInfer": ("streams",),
+    "/statestream.v1.InferenceService/Forecast": ("calls", "forecasts"),
+    "/statestream.v1.InferenceService/Generate": ("calls", "texts"),
+}
+"""What a call counts as among those of its tenant that are under way."""
+_MOST_STRANGERS: Final = 256
+_strangers = 0
+"""Calls of those who showed no token, where the server asks for one."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Call = Callable[[Any, Context], Awaitable[Any]]
 """Serves a call: takes its request, or an iterator of them, and the context; gives the answer, or None if it wrote."""
@@ -103,7 +135,7 @@ class Chain(grpc.GenericRpcHandler):
         handler = self.method(handler_call_details.method)
         if handler is not None:
             try:
-                caller.current.set(admit(handler_call_details.invocation_metadata))
+                caller.current.set(admit(handler_call_details.invocation_metadata, handler_call_details.method))
             except Exception as error:
                 self.refused(handler_call_details.method, error)
                 return refusing(error)
@@ -112,6 +144,10 @@ class Chain(grpc.GenericRpcHandler):
     def refused(self, method: str, error: Exception) -> None:
         """Counts a call that was not let in."""
         self._requests.count(method[1:], "", _code_of(error), 0.0)
+
+    def take(self, method: str) -> Take | None:
+        """What may take the usual calls of `/service/method` without a task; nothing where spans are made of them."""
+        return None if self._tracing is not None else self.direct.get(method)
 
     def counting(self, method: str, request: object) -> Callable[[str], None]:
         """What counts a call that was taken without a task, when it is told the code at its end."""
@@ -151,6 +187,7 @@ class Chain(grpc.GenericRpcHandler):
         else:
             decode = self._decoded.bounded(decode)
             call = limited(written(method, self._readers) if yields else method, self._caps, budget)
+        call = granted(call, name)
         if self._tracing is not None:
             call = traced(call, name[1:], self._tracing)
         return of(
@@ -160,8 +197,8 @@ class Chain(grpc.GenericRpcHandler):
         )
 
 
-def admit(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-    """Who calls.
+def admit(metadata: Iterable[tuple[str, str | bytes]], method: str = "") -> Caller:
+    """Who calls `/service/method`. Whether the server lives and serves is told anybody: orchestrators have no token.
 
     Raises:
         StatestreamError: The caller may not, or speaks a version of the protocol that is not spoken here.
@@ -169,7 +206,46 @@ def admit(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
     for name, value in metadata:
         if name == protocol.HEADER:
             protocol.check_written_in(value)
+    if method in OPEN and asks():
+        return ANYBODY
     return identify(metadata)
+
+
+def granted(call: Call, name: str) -> Call:
+    """A call of a method that has what its caller's token lets it have, and ends when that ends."""
+    right, kinds = right_of(name), _COUNTED.get(name, ("calls",))
+
+    async def granted(request: Any, context: Context) -> Any:
+        grant = caller.current.get().grant
+        if grant is None:
+            return await (_watched(call, request, context) if name in OPEN and asks() else call(request, context))
+        grant.check(right)
+        with grant.running(), grant.usage.holding(*kinds):
+            return await call(request, context)
+
+    return granted
+
+
+async def _watched(call: Call, request: Any, context: Context) -> Any:
+    """A call of somebody who showed no token; there are not many at a time."""
+    global _strangers
+    if _strangers >= _MOST_STRANGERS:
+        raise errors.Overloaded("too many callers without a token ask how the server is; ask later", retry_after=1.0)
+    _strangers += 1
+    try:
+        return await call(request, context)
+    finally:
+        _strangers -= 1
+
+
+def right_of(method: str) -> str:
+    """The right that a method needs; "" for what every token may. docs/security.md has the table."""
+    service, _, name = method.strip("/").rpartition("/")
+    if name in _ADMIN:
+        return ADMIN
+    if name in _ANY or service.startswith("grpc."):
+        return ""
+    return STEP
 
 
 def limited(call: Call, caps: Caps, budget: Budget | None = None) -> Call:

@@ -205,8 +205,9 @@ class Call(Messages):
     def _start(self, request: Any) -> None:
         handler, direct, context, chain = self._handler, self._head.direct, None, self._connection.chain
         try:
-            who = admit(self._head.metadata)
-            if direct is not None and direct(request, who, self):
+            who = admit(self._head.metadata, self._head.method)
+            # A token counts and ends what it lets in, which takes a task.
+            if direct is not None and who.grant is None and direct(request, who, self):
                 self._counted = chain.counting(self._head.method, request)
                 if self.over:
                     self._count()

@@ -10,11 +10,14 @@ import grpc
 from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
+from statestream_server.edges.grpc.chain import admit
+from statestream_server.edges.grpc.failures import status
 from statestream_server.edges.h2.call import Call
 from statestream_server.edges.h2.floods import ANSWER_SECONDS, PREFACE_SECONDS, PROMISES, QUIET_SECONDS
 from statestream_server.edges.h2.heads import Head, ended
 from statestream_server.edges.h2.messages import Messages
 from statestream_server.edges.h2.wire import Wire
+from statestream_server.edges.identity import asks
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
@@ -85,9 +88,16 @@ class Connection(asyncio.Protocol):
         """A call began: who serves it."""
         if head.handler is None and head.refusal is None:
             chain = self.chain
-            head.handler, head.direct = chain.method(head.method), chain.direct.get(head.method)
+            head.handler, head.direct = chain.method(head.method), chain.take(head.method)
             if head.handler is None:
                 head.refusal = ended(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        if head.refusal is None and asks():
+            # Before any message comes: who may not call has no room for one.
+            try:
+                admit(head.metadata, head.method)
+            except Exception as error:
+                said = status(error)
+                head.refusal = ended(said.code, said.details, said.trailing_metadata or ())
         return Call(self, stream, head)
 
     # What calls ask.

@@ -9,6 +9,7 @@ random frames.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -72,7 +73,7 @@ class Wire(Writer):
         except ProtocolError as error:
             # §4.3: the library calls it a protocol error.
             packed = isinstance(error.__cause__, HPACKError) and error.error_code == ErrorCodes.PROTOCOL_ERROR
-            self.goaway(ErrorCodes.COMPRESSION_ERROR if packed else error.error_code, str(error))
+            self.goaway(ErrorCodes.COMPRESSION_ERROR if packed else error.error_code, _unquoted(error))
         except Exception:
             _log.exception("the server failed on a frame")
             self.goaway(ErrorCodes.INTERNAL_ERROR, "the server failed on a frame; its log has the details")
@@ -263,3 +264,8 @@ class Wire(Writer):
         call.usual = head.plain and self._short and stream.state_machine.state == StreamState.OPEN
         self.calls[stream.stream_id] = call
         call.begin()
+
+
+def _unquoted(error: Exception) -> str:
+    """What the library says, without the header that it quotes: clients log why a connection ended."""
+    return re.sub(r"b?'.*'|b?\".*\"|b['\"].*", "…", str(error), flags=re.DOTALL)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from statestream.contract import errors
+from statestream_server import caller
+from statestream_server.access.tokens import ADMIN
 from statestream_server.arrays import Array, Positions
 from statestream_server.engine import digests
 from statestream_server.engine.engine import Engine
@@ -189,7 +191,7 @@ class Admin:
             SessionNotFound, ModelNotFound, StoreUnavailable: It cannot be read.
         """
         table, values, _, position, origin, cursor = await self._copies.read(key, epoch)
-        snapshot = Snapshot(key.model, table.model.digest, position, values, origin, cursor)
+        snapshot = Snapshot(key.model, table.model.digest, position, values, origin, cursor, key.tenant)
         data = snapshots.dumps(snapshot, table.rows.columns)
         if len(data) > self._most_answer:
             raise errors.AnswerTooLarge(
@@ -207,9 +209,17 @@ class Admin:
         Raises:
             SnapshotInvalid: The snapshot is damaged.
             ModelChanged: It is of another model.
+            PermissionDenied: It is of another tenant, and the caller has not the right `admin`.
             ModelNotFound, TooManySessions, StoreUnavailable: Nothing was made.
         """
-        digest = snapshots.read_metadata(data)["digest"]
+        metadata = snapshots.read_metadata(data)
+        digest, grant = metadata["digest"], caller.current.get().grant
+        if grant is not None and metadata.get("tenant", "") != key.tenant and ADMIN not in grant.token.rights:
+            raise errors.PermissionDenied(
+                "the snapshot is of another tenant, or was made before callers had one; a token with the right"
+                f" {ADMIN!r} restores it",
+                metadata={"right": ADMIN},
+            )
         tables = self._registry.tables(key.model) if not (version or upgrade) else ()
         match = next((t for t in tables if t.model.digest == digest), None)
         table = match or await self._sessions.table(key.model, version)

@@ -37,6 +37,7 @@ class Snapshot:
         values: One array for every column of the slab, without the row axis.
         origin: The position behind its last reset.
         cursor: The caller's, b"" for none.
+        tenant: Whose session it was.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Snapshot:
     values: Sequence[Array]
     origin: int = 0
     cursor: bytes = b""
+    tenant: str = ""
 
 
 def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
@@ -59,12 +61,14 @@ def dumps(snapshot: Snapshot, columns: Sequence[Column]) -> bytes:
         "model": snapshot.model,
         "digest": snapshot.digest,
         "position": str(snapshot.position),
-        "checksum": _checksum(snapshot.position, tensors, snapshot.origin, snapshot.cursor),
+        "checksum": _checksum(snapshot.position, tensors, snapshot.origin, snapshot.cursor, snapshot.tenant),
     }
     if snapshot.origin:
         metadata["origin"] = str(snapshot.origin)
     if snapshot.cursor:
         metadata["cursor"] = snapshot.cursor.hex()
+    if snapshot.tenant:
+        metadata["tenant"] = snapshot.tenant
     return bytes(write_safetensors(tensors, metadata))
 
 
@@ -101,10 +105,11 @@ def loads(data: bytes, columns: Sequence[Column], digest: str, *, moving: bool =
         raise errors.SnapshotInvalid(f"the snapshot is damaged: {error}") from error
     position = int(metadata["position"])
     origin, cursor = _history(metadata, position)
-    if _checksum(position, tensors, origin, cursor) != metadata["checksum"]:
+    tenant = metadata.get("tenant", "")
+    if _checksum(position, tensors, origin, cursor, tenant) != metadata["checksum"]:
         raise errors.SnapshotInvalid("the snapshot is damaged: its checksum does not match")
     values = [tensors.get(column.name, np.zeros(column.shape, column.dtype)) for column in columns]
-    return Snapshot(metadata["model"], digest, position, values, origin, cursor)
+    return Snapshot(metadata["model"], digest, position, values, origin, cursor, tenant)
 
 
 def _history(metadata: dict[str, str], position: int) -> tuple[int, bytes]:
@@ -135,6 +140,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         given = metadata["format"]
         texts = all(isinstance(metadata.get(name), str) for name in ("model", "digest", "position", "checksum"))
+        texts = texts and isinstance(metadata.get("tenant", ""), str)
         complete = texts and metadata["position"].isdecimal()
         position = int(metadata["position"]) if complete else 0
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -178,10 +184,12 @@ def _check_columns(data: bytes, columns: Sequence[Column]) -> None:
             )
 
 
-def _checksum(position: int, tensors: dict[str, Array], origin: int, cursor: bytes) -> str:
+def _checksum(position: int, tensors: dict[str, Array], origin: int, cursor: bytes, tenant: str = "") -> str:
     digest = hashlib.sha256(str(position).encode())
     if origin or cursor:
         digest.update(f" {origin} {cursor.hex()}".encode())
+    if tenant:
+        digest.update(f" of {tenant}".encode(errors="replace"))
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].tobytes())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
 from statestream.contract import errors
+from statestream_server import caller
 from statestream_server.arrays import Array, Ints
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.registry import Registry
@@ -82,6 +84,36 @@ class Sessions:
         self._check_staying()
         check_ids(opening.ids)
         check_numbers(opening, self._clock())
+        with self._within(opening):
+            return await self._open(opening)
+
+    @contextmanager
+    def _within(self, opening: Opening) -> Iterator[None]:
+        """Counts sessions that come into memory for a tenant, while they do.
+
+        Raises:
+            TooManySessions: The tenant would have more there than it may.
+        """
+        grant = caller.current.get().grant
+        if grant is None or grant.token.tenant != opening.tenant:
+            yield
+            return
+        tables = [served.table for served in self._registry if served.table is not None]
+        own = [table.rows_of(opening.tenant) for table in tables if table.model.name == opening.model]
+        coming = sum(not any(id in rows for rows in own) for id in opening.ids)
+        if not coming:
+            yield
+            return
+        usage = grant.usage
+        here = sum(len(table.rows_of(opening.tenant)) for table in tables)
+        usage.check("sessions", coming, here + usage.held.get("opening", 0))
+        usage.held["opening"] = usage.held.get("opening", 0) + coming
+        try:
+            yield
+        finally:
+            usage.held["opening"] -= coming
+
+    async def _open(self, opening: Opening) -> tuple[list[Opened], dict[int, errors.StatestreamError]]:
         opened, refused = list[Opened](), dict[int, errors.StatestreamError]()
         rounds: list[tuple[int, Sequence[int]]] = [(opening.version, range(len(opening.ids)))]
         while rounds:

@@ -1,0 +1,240 @@
+"""Grants: tokens as a running server knows them, and the calls under each, which end when it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from statestream.contract import errors
+from statestream_server.access import tokens
+from statestream_server.access.tokens import MOST_TOKEN, STEP, TenantLimits, Token, Tokens, TokensError
+
+log = logging.getLogger(__name__)
+
+HEADER: Final = "authorization"
+_SCHEME: Final = "bearer "
+_LOOK_SECONDS: Final = 0.5
+"""How often the file is looked at: so long a token that was taken out of it may still be used."""
+
+
+class Grant:
+    """A token that holds, and what runs under it.
+
+    Attributes:
+        token: What is known of it; never the token itself.
+        usage: What its tenant has under way.
+        ended: Why it does not hold any more, "" while it does.
+    """
+
+    __slots__ = ("_tasks", "ended", "token", "usage")
+
+    def __init__(self, token: Token, usage: Usage) -> None:
+        """Nothing runs."""
+        self.token = token
+        self.usage = usage
+        self.ended = ""
+        self._tasks = set[asyncio.Task[Any]]()
+
+    def __repr__(self) -> str:
+        return f"<Grant {self.token.id} of tenant {self.token.tenant!r}>"
+
+    def check(self, right: str) -> None:
+        """Checks that it may what a call needs; "" is what every token may.
+
+        Raises:
+            PermissionDenied: It may not: says which right is missing.
+        """
+        if right and right not in self.token.rights:
+            raise errors.PermissionDenied(
+                f"this call needs the right {right!r}; token {self.token.id} has"
+                f" {', '.join(sorted(self.token.rights))}. Ask whoever made it for one that may",
+                metadata={"right": right},
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Ends the running task where the grant ends meanwhile.
+
+        Raises:
+            Unauthenticated: It has ended.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        if why := self._over():
+            raise errors.Unauthenticated(why)
+        self._tasks.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            why = self._over()
+            if not why:
+                raise
+            task.uncancel()
+            raise errors.Unauthenticated(why) from None
+        finally:
+            self._tasks.discard(task)
+
+    def _over(self) -> str:
+        return self.ended
+
+    def end(self, why: str) -> None:
+        """Ends it, and what runs under it."""
+        self.ended = why
+        for task in self._tasks:
+            task.cancel()
+
+
+class Usage:
+    """What a tenant has under way in this process, and how much that may be.
+
+    Attributes:
+        limits: How much.
+        held: How many there are, by what is counted.
+        refused: How often something was beyond a limit.
+    """
+
+    __slots__ = ("held", "limits", "refused", "tenant")
+
+    def __init__(self, tenant: str, limits: TenantLimits) -> None:
+        """Nothing."""
+        self.tenant = tenant
+        self.limits = limits
+        self.held = dict[str, int]()
+        self.refused = 0
+
+    @contextmanager
+    def holding(self, *whats: str, count: int = 1) -> Iterator[None]:
+        """Counts something while it is under way.
+
+        Raises:
+            Overloaded: It would be more than the tenant may have.
+        """
+        for what in whats:
+            self.check(what, count)
+        for what in whats:
+            self.held[what] = self.held.get(what, 0) + count
+        try:
+            yield
+        finally:
+            for what in whats:
+                self.held[what] -= count
+
+    def check(self, what: str, count: int, now: int | None = None) -> None:
+        """Checks that there is room for so many more, beside `now`, or those that are counted here.
+
+        Raises:
+            Overloaded: There is not.
+        """
+        most, has = getattr(self.limits, what), self.held.get(what, 0) if now is None else now
+        if has + count > most:
+            self.refused += 1
+            kind = errors.TooManySessions if what == "sessions" else errors.Overloaded
+            raise kind(
+                f"tenant {self.tenant!r} has {has:,} {what} and asks for {count:,} more; its limit is {most:,}. End"
+                f" some, or have {what} raised in the file of tokens",
+                metadata={"limit": what, "most": str(most), "has": str(has)},
+                retry_after=_RETRY_SECONDS,
+            )
+
+
+_RETRY_SECONDS: Final = 1.0
+
+
+class Access:
+    """The tokens of a server: read from a file, and again whenever that has other contents."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """`clock` tells Unix time.
+
+        Raises:
+            TokensError: The file cannot be read.
+        """
+        self._path = path
+        self._clock = clock
+        self._seen = tokens.read(path)
+        self._told = b""
+        self.usages = dict[str, Usage]()
+        """What tenants have under way, of those that called or have a token."""
+        self._grants = dict[str, Grant]()
+        self._take(tokens.parse(self._seen, str(path)))
+
+    def grant(self, headers: Iterable[tuple[str, str | bytes]]) -> Grant:
+        """What a call's token grants.
+
+        Raises:
+            Unauthenticated: There is none, or it does not hold. Nothing that came is quoted.
+        """
+        came = [value for name, value in headers if name == HEADER]
+        if not came:
+            raise errors.Unauthenticated(
+                "the call has no token, and this server asks for one: statestream.connect(token=…), the environment"
+                " variable STATESTREAM_TOKEN, or the header `authorization: Bearer TOKEN`"
+            )
+        text = came[0]
+        if len(came) > 1 or not isinstance(text, str) or text[: len(_SCHEME)].lower() != _SCHEME:
+            raise errors.Unauthenticated("the header authorization is not of the form `Bearer TOKEN`, once")
+        secret = text[len(_SCHEME) :].strip()
+        found = self._grants.get(tokens.hash_of(secret)) if 0 < len(secret) <= MOST_TOKEN else None
+        if found is None:
+            raise errors.Unauthenticated("the token is not known here: it was revoked, or is another server's")
+        if self._clock() >= found.token.expires:
+            found.end(_expired(found))
+        if found.ended:
+            raise errors.Unauthenticated(found.ended)
+        return found
+
+    async def keep(self) -> None:
+        """Looks at the file, and at the time, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                self.look()
+            except Exception:
+                log.exception("a look at the tokens failed; those that are known hold")
+
+    def look(self) -> None:
+        """Takes over what the file says now; one that cannot be read changes nothing. Ends what does not hold."""
+        now = self._clock()
+        for grant in self._grants.values():
+            if not grant.ended and now >= grant.token.expires:
+                grant.end(_expired(grant))
+        try:
+            data = tokens.read(self._path)
+            if data == self._seen:
+                return
+            said = tokens.parse(data, str(self._path))
+        except TokensError as error:
+            if self._told != (told := str(error).encode()):
+                self._told = told
+                log.warning("the tokens stay as they are: %s", error)
+            return
+        self._seen, self._told = data, b""
+        self._take(said)
+        log.info("tokens read anew: there are %d", len(said.tokens))
+
+    def _take(self, said: Tokens) -> None:
+        for tenant, usage in self.usages.items():
+            usage.limits = said.limits_of(tenant)
+        before, self._grants = self._grants, {}
+        for key, token in said.tokens.items():
+            known = before.get(key)
+            if known is not None and known.token == token and not known.ended:
+                self._grants[key] = before.pop(key)
+                continue
+            usage = self.usages.setdefault(token.tenant, Usage(token.tenant, said.limits_of(token.tenant)))
+            self._grants[key] = Grant(token, usage)
+        for grant in before.values():
+            if not grant.ended:
+                grant.end(f"token {grant.token.id} was revoked, or changed: connect again with one that holds")
+
+
+def _expired(grant: Grant) -> str:
+    return f"token {grant.token.id} has expired; ask whoever made it for another one"
+
+
+__all__ = ["STEP", "Access", "Grant", "Usage"]
