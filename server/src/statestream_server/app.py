@@ -169,10 +169,11 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         readiness = Readiness()
         http = None
         if settings.http_port is not None:
+            from statestream_server.edges.http.oip import OipPages
             from statestream_server.edges.http.pages import ServerPages  # Its libraries take a tenth of the start.
             from statestream_server.edges.http.port import Http
 
-            http = Http(settings, ServerPages(server, readiness))
+            http = Http(settings, ServerPages(server, readiness), OipPages(server, readiness).routes())
             leaving.push_async_callback(http.close)
             await http.start()
         # Probes are answered meanwhile; the port that callers know is not taken yet, only looked at.

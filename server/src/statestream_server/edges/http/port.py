@@ -1,10 +1,10 @@
-"""The HTTP port: whether the process lives, whether it serves, and its metrics. Nothing else is there."""
+"""The HTTP port: whether the process lives, whether it serves, its metrics, and what else it is given."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import uvicorn
@@ -39,8 +39,8 @@ class Pages(Protocol):
 class Http:
     """The HTTP port of a server, on the loop of its process."""
 
-    def __init__(self, settings: Settings, pages: Pages) -> None:
-        """Takes the port; nobody is answered yet.
+    def __init__(self, settings: Settings, pages: Pages, more: Sequence[Route] = ()) -> None:
+        """Takes the port; nobody is answered yet. `more` is served beside the pages.
 
         Raises:
             StartError: The port is taken.
@@ -48,7 +48,7 @@ class Http:
         self._socket = _listen(settings.host, settings.http_port or 0)
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
-            _application(pages),
+            _application(pages, more),
             http=_Connection,
             ws="none",
             lifespan="off",
@@ -122,7 +122,7 @@ class _Connection(H11Protocol):
             self._timer = None
 
 
-def _application(pages: Pages) -> Starlette:
+def _application(pages: Pages, more: Sequence[Route]) -> Starlette:
     async def probe(what: Callable[[], tuple[bool, str]]) -> Response:
         good, said = what()
         return PlainTextResponse(f"{said}\n", 200 if good else 503)
@@ -141,7 +141,7 @@ def _application(pages: Pages) -> Starlette:
 
     paths = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
     routes = [Route(path, page, methods=["GET"]) for path, page in paths.items()]
-    return Starlette(routes=routes, exception_handlers={404: nothing})
+    return Starlette(routes=[*routes, *more], exception_handlers={404: nothing})
 
 
 def _listen(host: str, port: int) -> socket.socket:
