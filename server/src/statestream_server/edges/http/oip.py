@@ -135,7 +135,7 @@ class OipPages:
             raise errors.BadFrame(
                 f"Inference-Header-Content-Length is {errors.quoted(head)}; expected a number of bytes"
             )
-        most = self._server.settings.max_message_bytes
+        most = self._server.settings.limits.max_message_bytes
         if self._held + most > _MOST_BYTES:
             raise errors.Overloaded("too many bodies are under way; try again", retry_after=1.0)
         self._held += most
@@ -159,7 +159,7 @@ class OipPages:
 
     async def _body(self, request: Request) -> bytes:
         """The body, decompressed, of `max_message_bytes` at most."""
-        most, found = self._server.settings.max_message_bytes, bytearray()
+        most, found = self._server.settings.limits.max_message_bytes, bytearray()
         coding = request.headers.get("content-encoding", "identity")
         if coding not in ("identity", "gzip", "deflate"):
             raise errors.Unimplemented(f"Content-Encoding is {errors.quoted(coding)}; expected gzip or deflate")

@@ -37,7 +37,8 @@ def request_of(model: str, version: str, body: bytes, head: int | None) -> tuple
     """A request, and the outputs that are wanted as bytes, None for all.
 
     Args:
-        model, version: As the path has them.
+        model: Its name in the path.
+        version: Its version there, "" for the default one.
         body: JSON, and behind it the tensors that are bytes.
         head: Bytes of JSON; None for all.
 
