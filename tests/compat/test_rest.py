@@ -101,6 +101,7 @@ async def test_json_bytes_and_compression_have_the_same_bits_and_a_retry_is_appl
         (b"{}", {"Inference-Header-Content-Length": "-1"}, 400),
         (b"{}", {"Content-Encoding": "gzip"}, 400),
         (b"{}", {"Content-Encoding": "br"}, 501),
+        (gzip.compress(b"{}") + b"more", {"Content-Encoding": "gzip"}, 400),
         (gzip.compress(bytes(17 << 20)), {"Content-Encoding": "gzip"}, 400),
         (b'{"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [999]}]}', {}, 400),
         (b'{"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": ["\\ud800"]}]}', {}, 400),

@@ -168,6 +168,8 @@ class OipPages:
             async with asyncio.timeout(_BODY_SECONDS):
                 async for chunk in request.stream():
                     found += chunk if reader is None else reader.decompress(chunk, most + 1 - len(found))
+                    if reader is not None and reader.unused_data:
+                        raise errors.BadFrame(f"the body goes on behind its {coding} data; expected nothing there")
                     if len(found) > most:
                         raise errors.InvalidRequest(f"the body has more than {most} bytes; send smaller requests")
         except zlib.error as error:
