@@ -85,7 +85,7 @@ async def test_who_shows_no_token_hears_so_and_health_is_open(local: Local, door
         assert await stream.code() == grpc.StatusCode.UNAUTHENTICATED
     asked = reflection_pb2.ServerReflectionRequest(list_services="")
     reflection = reflection_pb2_grpc.ServerReflectionStub(local.channel)
-    assert await reflection.ServerReflectionInfo(iter([asked])).code() == grpc.StatusCode.UNAUTHENTICATED
+    assert await reflection.ServerReflectionInfo().code() == grpc.StatusCode.UNAUTHENTICATED
     assert await reflection.ServerReflectionInfo(iter([asked]), metadata=bearer(door.acme)).read()
     check = await health_pb2_grpc.HealthStub(local.channel).Check(health_pb2.HealthCheckRequest())
     assert check.status == health_pb2.HealthCheckResponse.SERVING
@@ -229,8 +229,11 @@ async def test_a_tokens_calls_are_counted_and_refused_before_they_cost_anything(
         for stream in streams:
             stream.cancel()
         usage = local.server.access.usages["acme"]
+        assert not usage.held["bytes"]
+        with usage.holding("calls", nbytes=usage.limits.bytes):
+            assert "bytes" in (await failing(inference.Step(step_request("a"), metadata=bearer(door.acme)))).message
         await local.until(lambda: not usage.held["streams"])
-        assert usage.refused == 2
+        assert usage.refused == 3
         assert not usage.held["calls"]
 
 

@@ -108,21 +108,25 @@ class Usage:
         self.refused = 0
 
     @contextmanager
-    def holding(self, *whats: str, count: int = 1) -> Iterator[None]:
-        """Counts something while it is under way.
+    def holding(self, *whats: str, nbytes: int = 0) -> Iterator[None]:
+        """Counts a call of so many bytes, as one of some kinds, while it is under way.
 
         Raises:
             Overloaded: It would be more than the tenant may have.
         """
         for what in whats:
-            self.check(what, count)
+            self.check(what, 1)
+        if nbytes and self.held.get("bytes"):  # A large one is let in alone.
+            self.check("bytes", nbytes)
         for what in whats:
-            self.held[what] = self.held.get(what, 0) + count
+            self.held[what] = self.held.get(what, 0) + 1
+        self.held["bytes"] = self.held.get("bytes", 0) + nbytes
         try:
             yield
         finally:
+            self.held["bytes"] -= nbytes
             for what in whats:
-                self.held[what] -= count
+                self.held[what] -= 1
 
     def check(self, what: str, count: int, now: int | None = None) -> None:
         """Checks that there is room for so many more, beside `now`, or those that are counted here.

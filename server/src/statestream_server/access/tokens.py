@@ -57,7 +57,7 @@ class TenantLimits:
     Attributes:
         sessions: Sessions in memory.
         streams: Streams of its clients.
-        bytes: Bytes under way: what its streams brought and were not answered, and its calls beside them.
+        bytes: Bytes of the requests of its calls beside streams; streams have windows, see docs/limits.md.
         calls: Calls beside streams under way, of all kinds.
         forecasts: Forecasts among them.
         texts: Calls of Generate among them.

@@ -220,7 +220,8 @@ def granted(call: Call, name: str) -> Call:
         if grant is None:
             return await (_watched(call, request, context) if name in OPEN and asks() else call(request, context))
         grant.check(right)
-        with grant.running(), grant.usage.holding(*kinds):
+        nbytes = request.ByteSize() if isinstance(request, Message) else 0
+        with grant.running(), grant.usage.holding(*kinds, nbytes=nbytes):
             return await call(request, context)
 
     return granted
