@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import statestream
+from statestream import aio
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
+from statestream_server.access import tokens
 from statestream_server.settings import StartError, check_reach, check_tls
 from tests.support.arrays import tensor
 from tests.support.calls import DEADLINE, connected, failing
@@ -83,6 +87,28 @@ async def test_callers_without_a_certificate_are_refused(edge: str, models_dir: 
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(INFO, timeout=2)
             assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("twin", ["aio", "sync"])
+async def test_clients_show_a_token_and_a_certificate(
+    edge: str, twin: str, models_dir: Path, papers: Path, tmp_path: Path
+) -> None:
+    secret, _ = tokens.new(tmp_path / "tokens.toml", "acme", frozenset({"step"}), time.time() + 1_000)
+    shown = statestream.Tls(papers / "ca.pem", papers / "client.pem", papers / "client.key")
+    told = _tls(papers, tls_clients=papers / "ca.pem", tokens=tmp_path / "tokens.toml")
+    async with serving(models_dir, edge=edge, **told) as local:
+        if twin == "aio":
+            async with aio.connect(local.address, token=secret, tls=shown) as client:
+                await (await client.session("counter", id="a")).step(1.0)
+        else:
+
+            def step() -> None:
+                with statestream.connect(local.address, token=secret, tls=shown) as client:
+                    client.session("counter", id="a").step(1.0)
+
+            await asyncio.to_thread(step)
+        assert len(local.table("counter").rows_of("acme")) == 1
 
 
 @pytest.mark.parametrize("edge", EDGES)
