@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -42,7 +43,9 @@ async def test_strangers_cost_a_tenant_nothing(tmp_path: Path, edge: str) -> Non
         data, codes = b"x" * (1 << 18), set[grpc.StatusCode]()
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(local.address, options=options) as channel:
-            calls = [channel.unary_unary("/statestream.v1.InferenceService/Step", **junk)(data) for _ in range(_CALLS)]
+            calls: list[Any] = [
+                channel.unary_unary("/statestream.v1.InferenceService/Step", **junk)(data) for _ in range(_CALLS)
+            ]
             calls += [
                 channel.stream_stream("/statestream.v1.InferenceService/Stream", **junk)(
                     metadata=(("authorization", f"Bearer {number}"),)
