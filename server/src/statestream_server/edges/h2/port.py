@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import ssl
 from time import monotonic
 from typing import Any, Final
 
 from statestream_server.edges.grpc.table import Methods
 from statestream_server.edges.h2.connection import Connection
+from statestream_server.edges.sockets import listening, tls
 from statestream_server.server import Readiness, Server
-from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError
+from statestream_server.settings import ANSWER_OVERHEAD, Settings
 
 _LOOKS: Final = 2.0
 """Seconds between two looks at what takes too long."""
 _HANDSHAKE_SECONDS: Final = 10.0
-_BACKLOG: Final = 1024
 _ROUND_TRIP: Final = 0.5
 """Seconds for calls that are on their way when clients are told to begin no more."""
 
@@ -41,9 +39,11 @@ class H2(Methods):
         self.connections = set[Connection]()
         server.connected = lambda: (len(self.connections), sum(len(one.wire.calls) for one in self.connections))
         self._reader_seconds = settings.reader_timeout
-        self._tls = _tls(settings)
+        self._tls = tls(settings, ["h2"])
         self._unix = settings.unix
-        self._sockets = [] if settings.only_unix else _listening(settings)
+        self._sockets = []
+        if not settings.only_unix:
+            self._sockets = listening(settings.host, settings.port, reuse_port=settings.reuse_port)
         self.port = int(self._sockets[0].getsockname()[1]) if self._sockets else 0
         self._servers: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -82,58 +82,3 @@ class H2(Methods):
         for connection in [*self.connections]:
             connection.look(now, self._reader_seconds)
         self._timer = self.loop.call_later(_LOOKS, self._look)
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """TLS as HTTP/2 wants it (RFC 9113 §9.2): 1.2 at least, and the protocol agreed on in the handshake.
-
-    Raises:
-        StartError: A file is no certificate or key.
-    """
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.set_alpn_protocols(["h2"])
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-        if settings.tls_clients is not None:
-            context.load_verify_locations(settings.tls_clients)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (ssl.SSLError, OSError) as error:
-        raise StartError(
-            f"{settings.tls_certificate} and {settings.tls_key} are no certificate and its key: {error}"
-        ) from error
-    return context
-
-
-def _listening(settings: Settings) -> list[socket.socket]:
-    """Sockets for all addresses of the host, on one port.
-
-    Raises:
-        StartError: The port is taken, or the address is not this machine's.
-    """
-    host, port = settings.host.strip("[]"), settings.port
-    found = list[socket.socket]()
-    try:
-        for family, _, _, _, address in socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            both = host in ("::", "") and family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-            listener = socket.create_server(
-                (address[0], port), family=family, backlog=_BACKLOG, reuse_port=settings.reuse_port, dualstack_ipv6=both
-            )
-            port = int(listener.getsockname()[1])
-            found.append(listener)
-            if both:
-                break
-    except OSError as error:
-        for listener in found:
-            listener.close()
-        raise StartError(
-            f"cannot listen on {settings.host}:{port}: the port is taken, or the address is not this machine's; is"
-            f" another server running there? ({error})"
-        ) from error
-    return found

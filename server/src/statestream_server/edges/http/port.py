@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from statestream_server.settings import Settings, StartError
+from statestream_server.edges.sockets import listening
+from statestream_server.settings import Settings
 
 _MOST_CONNECTIONS = 128
 """Connections that may be open; of those without a request the one that is silent for longest goes for a new one."""
@@ -45,8 +46,8 @@ class Http:
         Raises:
             StartError: The port is taken.
         """
-        self._socket = _listen(settings.host, settings.http_port or 0)
-        self.port = int(self._socket.getsockname()[1])
+        self._sockets = listening(settings.host, settings.http_port or 0, _MOST_CONNECTIONS)
+        self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             _application(pages, more),
             http=_Connection,
@@ -63,26 +64,27 @@ class Http:
 
     async def start(self) -> None:
         """Begins to answer."""
-        await self._server.begin(self._socket)
+        await self._server.begin(self._sockets)
 
     async def close(self) -> None:
         """Ends every connection and gives the port back."""
-        await self._server.end(self._socket)
+        await self._server.end(self._sockets)
 
 
 class _Embedded(uvicorn.Server):
     """A server in a process that has signals and a loop of its own."""
 
-    async def begin(self, listener: socket.socket) -> None:
+    async def begin(self, listeners: list[socket.socket]) -> None:
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
-        await self.startup(sockets=[listener])
+        await self.startup(sockets=listeners)
 
-    async def end(self, listener: socket.socket) -> None:
+    async def end(self, listeners: list[socket.socket]) -> None:
         self.force_exit = True  # Nobody's scrape is worth a second of the leaving.
         if self.started:
-            await self.shutdown(sockets=[listener])
-        listener.close()
+            await self.shutdown(sockets=listeners)
+        for listener in listeners:
+            listener.close()
 
 
 class _Connection(H11Protocol):
@@ -142,11 +144,3 @@ def _application(pages: Pages, more: Sequence[Route]) -> Starlette:
     paths = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
     routes = [Route(path, page, methods=["GET"]) for path, page in paths.items()]
     return Starlette(routes=[*routes, *more], exception_handlers={404: nothing})
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=_MOST_CONNECTIONS)
-    except OSError as error:
-        raise StartError(f"cannot serve HTTP on {host}:{port}: {error}") from error
