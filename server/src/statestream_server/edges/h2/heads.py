@@ -66,7 +66,7 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
         elif name == b"grpc-timeout":
             found = _TIMEOUT.fullmatch(value)
             if found is None:
-                head.refusal = ended(grpc.StatusCode.INTERNAL, f"grpc-timeout is {shown(value)}; expected 1S, 100m, …")
+                head.refusal = ended(grpc.StatusCode.INTERNAL, f"grpc-timeout is {value[:40]!r}; expected 1S, 100m, …")
             else:
                 head.timeout = int(found[1]) * _UNITS[found[2]]
         elif name == b"grpc-encoding":
@@ -87,7 +87,7 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
         head.gzip = True
     elif encoding not in (b"", b"identity"):
         head.refusal = ended(
-            grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding is {shown(encoding)}; expected {_ENCODINGS.decode()}"
+            grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding is {encoding[:40]!r}; expected {_ENCODINGS.decode()}"
         ) + packed([(b"grpc-accept-encoding", _ENCODINGS)])
     if size > HEADER_LIST:
         head.refusal = ended(
@@ -98,11 +98,6 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
     elif kind != b"application/grpc" and kind[:17] not in (b"application/grpc+", b"application/grpc;"):
         head.refusal = packed([(b":status", b"415"), (b"content-length", b"0")])
     return head
-
-
-def shown(value: bytes) -> str:
-    """A value of somebody else's, for a message."""
-    return repr(value[:40].decode("latin-1"))
 
 
 BEGAN: Final = b"\x88\x0f\x10\x10application/grpc"
