@@ -37,6 +37,7 @@ CLOCKS: Final = (
     "statestream_server.engine.predictions.time",
     "statestream_server.housekeeping.time",
     "statestream_server.server.time",
+    "statestream_server.sessions.checkpointer.time",
     "statestream_server.sessions.lease.time",
 )
 DRAWS: Final = (
@@ -183,6 +184,8 @@ KEPT: Final = {
     "statestream_server.stores.sqlite.time": "as above",
     "statestream_server.stores.sqlite_tables.uuid": "as above",
     "statestream_server.edges.http.pages.time": "no HTTP port is open",
+    "statestream_server.logs.time": "folds what the process writes, which tests catch before it",
+    "statestream_server.tracing.time": "nothing is traced",
     "statestream_server.models.proof.kept.secrets": "files are tried before, see FILES",
     "statestream_server.models.proof.kept.time": "as above",
     "statestream_server.reloading.time": "nobody watches the models there, see Settings.watch",
