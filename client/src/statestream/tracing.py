@@ -140,5 +140,5 @@ class Tracing:
         span = self._frames.pop(response.frame, None)
         if span is not None:
             if response.HasField("refused"):
-                span.set_status(self._trace.StatusCode.ERROR, response.refused.status.message)
+                span.set_status(self._trace.StatusCode.ERROR, f"refused with code {response.refused.status.code}")
             span.end()

@@ -142,8 +142,8 @@ class Chain(grpc.GenericRpcHandler):
         return handler
 
     def refused(self, method: str, error: Exception) -> None:
-        """Counts a call that was not let in."""
-        self._requests.count(method[1:], "", _code_of(error), 0.0)
+        """Counts a call that was not let in; of a method that is not there under no name, which callers may choose."""
+        self._requests.count(method[1:] if method in self._methods else "", "", _code_of(error), 0.0)
 
     def take(self, method: str) -> Take | None:
         """What may take the usual calls of `/service/method` without a task; nothing where spans are made of them."""
