@@ -192,5 +192,7 @@ KEPT: Final = {
     "statestream_server.stores.redis_upkeep.uuid": "not the store that is simulated",
     "statestream_server.stores.sqlite_upkeep.uuid": "as above",
     "statestream_server.upkeep.copying.time": "a command, beside servers",
+    "statestream.owned.time": "a server in a child process, which no simulated one is",
+    "statestream_server.beside.time": "as above",
 }
 """Where they are reached all the same, and why no schedule depends on it."""
