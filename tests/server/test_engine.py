@@ -23,7 +23,8 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
 from statestream_server.engine.calls import Calls, Waiting
-from statestream_server.engine.engine import BESIDE_LIVE, MAX_BATCH, MOST_GIVEN
+from statestream_server.engine.courtesy import BESIDE_LIVE, MOST_GIVEN
+from statestream_server.engine.engine import MAX_BATCH
 from statestream_server.engine.predictions import Predictions
 from statestream_server.engine.scheduler import Head
 from statestream_server.engine.work import Priority
@@ -186,29 +187,28 @@ async def test_batches_of_forecasts_are_short_beside_live_steps(local: Local) ->
 
 async def test_batches_of_forecasts_give_way_to_live_steps_that_are_on_their_way(local: Local) -> None:
     """Where nothing else is queued they wait for a turn in which nothing came, but not for ever."""
-    table, engine = local.table("counter"), local.server.engine
+    table, courtesy = local.table("counter"), local.server.engine.courtesy
     forecasting, live = (
         SimpleNamespace(heads=lambda kind=kind: [Head(kind, 1, 1)]) for kind in (Priority.FORECAST, Priority.LIVE)
     )
     alone: Any = [forecasting]
     both: Any = [forecasting, live]
-    assert not engine._gives_way(Priority.FORECAST, alone), "nobody steps"
+    assert not courtesy.gives_way(alone), "nobody steps"
     async with Speaker(local.channel, "counter") as speaker:
         await speaker.open_one("a")
         await speaker.step(0, 0, numbers(1))
     assert table.lane.queued == 0
 
-    def given(priority: Priority, queues: Any, *, quiet: bool) -> bool:
+    def given(queues: Any, *, quiet: bool) -> bool:
         now = time.perf_counter()
-        engine._lived, engine._over = now, now + 1 if quiet else now - 1  # As if the loop had been away since then.
-        return engine._gives_way(priority, queues)
+        courtesy.lived, courtesy.over = now, now + 1 if quiet else now - 1  # As if the loop had been away since then.
+        return courtesy.gives_way(queues)
 
-    assert [given(Priority.FORECAST, alone, quiet=False) for _ in range(2 * MOST_GIVEN + 2)] == [
+    assert [given(alone, quiet=False) for _ in range(2 * MOST_GIVEN + 2)] == [
         *[True] * MOST_GIVEN, False
     ] * 2  # fmt: skip
-    assert not given(Priority.FORECAST, alone, quiet=True)
-    assert not given(Priority.FORECAST, both, quiet=False), "it is its share"
-    assert not given(Priority.LIVE, both, quiet=False)
+    assert not given(alone, quiet=True)
+    assert not given(both, quiet=False), "it is its share"
 
 
 async def test_classes_share_the_engine(local: Local) -> None:

@@ -33,6 +33,7 @@ CLOCKS: Final = (
     "statestream_server.edges.oip.inference.time",
     "statestream_server.edges.oip.sequences.time",
     "statestream_server.engine.batch.time",
+    "statestream_server.engine.courtesy.time",
     "statestream_server.engine.engine.time",
     "statestream_server.engine.predictions.time",
     "statestream_server.housekeeping.time",
@@ -171,6 +172,9 @@ REAL: Final = (
 
 KEPT: Final = {
     "statestream.backoff.random": "a default, see DEFAULTS",
+    "statestream_server.access.commands.time": "no servers, but those who make tokens",
+    "statestream_server.access.grants.time": "the simulated servers ask for no tokens",
+    "statestream_server.access.tokens.secrets": "as above",
     "statestream_server.models.proof.proof.time": "files are tried before, see FILES",
     "statestream_server.models.proof.sharing.time": "as above",
     "statestream_server.models.proof.trials.time": "as above",

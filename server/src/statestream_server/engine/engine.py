@@ -21,13 +21,15 @@ from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, every
 from statestream_server.engine.batch import Batch
 from statestream_server.engine.calls import Calls, Waiting
+from statestream_server.engine.courtesy import BESIDE_LIVE, Courtesy
 from statestream_server.engine.lane import Ended, Lane
 from statestream_server.engine.marks import RESET
 from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.scheduler import BATCH_SECONDS, Choice, Scheduler, Statistics
 from statestream_server.engine.table import Table
+from statestream_server.engine.telling import tell_slow, trace
 from statestream_server.engine.tickets import Ticket
-from statestream_server.engine.traced import Ran, Tracer
+from statestream_server.engine.traced import Tracer
 from statestream_server.engine.watch import Watch
 from statestream_server.engine.work import NONE, Part, Priority, Sink, Work
 from statestream_server.lag import NOTED_ROWS, TurnLoad
@@ -38,19 +40,10 @@ log = logging.getLogger(__name__)
 
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
-LIVE_SECONDS = 0.1
-"""So long after a live step more are expected."""
-BESIDE_LIVE = 8
-"""Then batches of forecasts are so many times shorter: a live step waits for one of them in some of the turns of the
-loop in which it is read, run and answered."""
-QUIET_SECONDS = 1e-4
-"""What a turn of the loop takes at most in which nothing comes."""
-MOST_GIVEN = 4
-"""Turns of the loop that such a batch gives way at most, one after the other, however many live steps come."""
 _MANY = 64
 """Chunks that are worth a batch without a look at what else comes."""
 _MOST_TURNS = 16
-"""TurnLoad of the loop that a few chunks wait at most, for company that keeps coming."""
+"""Turns of the loop that a few chunks wait at most, for company that keeps coming."""
 MAX_BATCH = 4096
 """The most rows in a batch, whatever they cost."""
 W = TypeVar("W", bound=Work)
@@ -80,12 +73,7 @@ class Engine:
         self._ages = itertools.count(1)
         self._due = False
         self._arrived = self._gathered = self._turns = 0
-        self._lived = -math.inf
-        """When the last live work came that ran."""
-        self._over = -math.inf
-        """When it last gave the loop back: after a batch, or where one gave way."""
-        self._given_way = 0
-        """Turns in which batches of forecasts gave way since the last one that ran."""
+        self.courtesy = Courtesy()
         self._slabs = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -268,26 +256,6 @@ class Engine:
         self._gathered = self._turns = 0
         return False
 
-    def _gives_way(self, priority: Priority, queues: Sequence[Lane | Predictions]) -> bool:
-        """Whether a batch of forecasts waits for another turn of the loop, as live steps are on their way through it.
-
-        A live step is read, run and answered in several turns, and would wait for a batch in each of them. So where
-        nothing else is queued, these batches run in turns in which nothing came, and in one of a few in any case.
-        """
-        if priority is not Priority.FORECAST:
-            return False
-        ended, self._over = self._over, time.perf_counter()
-        if (
-            self._over - self._lived > LIVE_SECONDS
-            or self._over - ended < QUIET_SECONDS
-            or self._given_way >= MOST_GIVEN
-            or any(head.priority is not Priority.FORECAST for queue in queues for head in queue.heads())
-        ):
-            self._given_way = 0
-            return False
-        self._given_way += 1
-        return True
-
     def _turn(self) -> None:
         """One turn of the loop: takes in what came, chooses a batch, runs it and commits it."""
         if self._loop is None:
@@ -306,7 +274,7 @@ class Engine:
             choice = self.scheduler.choose(queues)
             if choice is None:
                 return
-            if self._gives_way(choice.priority, queues):
+            if choice.priority is Priority.FORECAST and self.courtesy.gives_way(queues):
                 self.scheduler.put_back()
                 self.wake()
                 return
@@ -331,7 +299,7 @@ class Engine:
 
     def _most(self, table: Table, priority: Priority, steps: int) -> int:
         """The most rows of a batch."""
-        if priority is not Priority.FORECAST or time.perf_counter() - self._lived > LIVE_SECONDS:
+        if priority is not Priority.FORECAST or not self.courtesy.beside_live:
             return MAX_BATCH
         return max(1, table.costs.rows(steps, most=MAX_BATCH) // BESIDE_LIVE)
 
@@ -356,12 +324,12 @@ class Engine:
         assert not isinstance(of, Lane)
         of.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
         if self.tracer is not None:
-            _trace(self.tracer, of, batch, choice.priority, waited, seconds)
+            trace(self.tracer, of, batch, choice.priority, waited, seconds)
         if waited + seconds > self.slow:
-            _tell_slow(of, batch, waited, seconds)
+            tell_slow(of, batch, waited, seconds)
         self.scheduler.charge(choice.priority, seconds)
         if choice.priority is Priority.LIVE:
-            self._lived = batch.since
+            self.courtesy.lived = batch.since
         if isinstance(batch, Together):
             batch.deliver()
             # What is not done yet waits behind the others again.
@@ -389,7 +357,7 @@ class Engine:
                         work.unders = ()
         if any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values())):
             self.wake()
-        self._over = time.perf_counter()
+        self.courtesy.over = time.perf_counter()
 
     def _fail(self, error: Exception) -> None:
         if self._failure is not None and not self._failure.done():
@@ -447,52 +415,6 @@ class Engine:
 def unloaded(model: str, version: int) -> errors.ModelNotFound:
     """What a caller is told whose call outlived its model."""
     return errors.ModelNotFound(f"{model!r} version {version} was unloaded while the call ran; load it, and call again")
-
-
-def _trace(
-    tracer: Tracer,
-    of: Table | Predictions,
-    batch: Batch | Together,
-    priority: Priority,
-    waited: float,
-    seconds: float,
-) -> None:
-    """Tells of a batch."""
-    model, version, began, first, ran = "", 0, batch.since + waited, 0.0, seconds
-    if isinstance(batch, Batch):
-        unders = [under for part in batch.parts for under in part.work.unders]
-        began, first, ran = batch.started, batch.first, batch.ran
-    else:
-        unders = [under for calls in batch.calls for under in calls.unders]
-    if unders:
-        if isinstance(of, Table):
-            model, version = of.model.name, of.model.version
-        kind = priority.name.lower()
-        tracer.ran(unders, Ran(model, version, batch.count, batch.steps, kind, waited, began, seconds, first, ran))
-
-
-def _tell_slow(of: Table | Predictions, batch: Batch | Together, waited: float, seconds: float) -> None:
-    """Writes why the oldest work of a batch took as long."""
-    ran = batch.ran if isinstance(batch, Batch) else seconds
-    parts = {"queue": waited, "batch": seconds - ran, "run": ran}
-    about: dict[str, object] = {"seconds": round(waited + seconds, 3)}
-    what = "calls of Predict"
-    if isinstance(of, Table):
-        what = f"{of.model.name} version {of.model.version}"
-        about |= {"model": of.model.name, "version": of.model.version}
-        if batch.count == 1 and isinstance(batch, Batch):
-            row = int(batch.rows[0])
-            about |= {"session": of.ids[row], "tenant": of.tenant[row] if of.ids[row] is not None else None}
-    log.warning(
-        "slow step of %s: %.3f s, mostly in %s (%s); %d rows of %d steps",
-        what,
-        waited + seconds,
-        max(parts, key=parts.__getitem__),
-        ", ".join(f"{name} {part:.3f} s" for name, part in parts.items()),
-        batch.count,
-        batch.steps,
-        extra=about,
-    )
 
 
 def _resolve(ended: asyncio.Future[None]) -> None:
