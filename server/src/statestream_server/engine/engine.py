@@ -325,7 +325,8 @@ class Engine:
         of.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
         if self.tracer is not None:
             trace(self.tracer, of, batch, choice.priority, waited, seconds)
-        if waited + seconds > self.slow:
+        # What a forecast of many paths waits for is its own rows.
+        if waited + seconds > self.slow and choice.priority is not Priority.FORECAST:
             tell_slow(of, batch, waited, seconds)
         self.scheduler.charge(choice.priority, seconds)
         if choice.priority is Priority.LIVE:
