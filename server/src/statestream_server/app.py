@@ -34,6 +34,8 @@ from statestream_server.worker import Worker
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
+    from statestream_server.edges.http.oip import OipPages
+    from statestream_server.edges.http.port import Http
     from statestream_server.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -167,13 +169,8 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
         server.access = access
         # What may be missing or taken comes first: nothing runs yet, and nobody was told of this server.
         readiness = Readiness()
-        http = None
-        if settings.http_port is not None:
-            from statestream_server.edges.http.oip import OipPages
-            from statestream_server.edges.http.pages import ServerPages  # Its libraries take a tenth of the start.
-            from statestream_server.edges.http.port import Http
-
-            http = Http(settings, ServerPages(server, readiness), OipPages(server, readiness).routes())
+        http, pages = _http(settings, server, readiness)
+        if http is not None:
             leaving.push_async_callback(http.close)
             await http.start()
         # Probes are answered meanwhile; the port that callers know is not taken yet, only looked at.
@@ -184,7 +181,7 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
             await worker.join(server, readiness)
         _check_serving(settings, server)
         edge = _edge(settings, server, readiness)
-        leaving.push_async_callback(_drain, server, edge, readiness)
+        leaving.push_async_callback(_drain, server, edge, readiness, pages)
         server.engine.start()
         server.lag.start()
         leaving.callback(server.lag.stop)
@@ -199,7 +196,23 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
             _beside(leaving, "balance", server.balance.keep())
         await edge.start()
         readiness.reason = ""
-        yield Running(edge.port, http.port if http is not None else None, server, readiness)
+        yield Running(edge.port, (http.port or None) if http is not None else None, server, readiness)
+
+
+def _http(settings: Settings, server: Server, readiness: Readiness) -> tuple[Http | None, OipPages | None]:
+    """The HTTP port, and what answers the Open Inference Protocol there; None for what there is not.
+
+    A caller's certificate is asked for by gRPC alone: where that is all that is asked for, nobody is answered here.
+    """
+    if settings.http_port is None and not settings.http_unix:
+        return None, None
+    from statestream_server.edges.http.oip import OipPages
+    from statestream_server.edges.http.pages import ServerPages  # Its libraries take a tenth of the start.
+    from statestream_server.edges.http.port import Http
+
+    closed = settings.tls_clients is not None and server.access is None
+    pages = None if closed else OipPages(server, readiness)
+    return Http(settings, ServerPages(server, readiness), pages.routes() if pages is not None else ()), pages
 
 
 def _beside(leaving: contextlib.AsyncExitStack, name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -239,6 +252,8 @@ def _access(settings: Settings) -> Access | None:
         return None
     if settings.tls_certificate is None and not is_loopback(settings.host):
         log.warning("tokens pass in clear on %s: whoever listens there has them; see --tls-certificate", settings.host)
+    elif settings.http_port is not None and not is_loopback(settings.host):
+        log.warning("tokens that are shown to the HTTP port of %s pass in clear; put TLS before it", settings.host)
     try:
         return Access(settings.tokens)
     except TokensError as error:
@@ -322,7 +337,7 @@ def _advertised(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-async def _drain(server: Server, edge: Grpc | H2, readiness: Readiness) -> None:
+async def _drain(server: Server, edge: Grpc | H2, readiness: Readiness, pages: OipPages | None) -> None:
     """No new sessions, finish what came, save, leave. Where the engine stopped, leave: the store has the truth."""
     server.sessions.draining, readiness.reason = True, "leaving"
     await edge.leaving()
@@ -340,6 +355,8 @@ async def _drain(server: Server, edge: Grpc | H2, readiness: Readiness) -> None:
             await edge.send_away(_LEAVE_SECONDS, grace * _TELLING_SHARE)
             await edge.gone(_LEAVE_SECONDS)
             await edge.stop(_LEAVE_SECONDS)
+            if pages is not None:
+                await pages.finished(_LEAVE_SECONDS)
             for served in server.registry:
                 if served.table is not None:
                     rows = np.arange(served.table.capacity)

@@ -77,7 +77,8 @@ class Settings:
         tls_key: PEM of its key.
         tls_clients: PEM of the authorities whose certificates callers must have; None where anybody may call.
         tokens: The file of tokens that callers must show one of; None where anybody may call.
-        http_port: Metrics; 0 for any free one, None for none.
+        http_port: Health, metrics and the Open Inference Protocol; 0 for any free one, None for none.
+        http_unix: The path of a Unix socket where the first process of several asks this one over HTTP, "" for none.
         store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
         durability: How steps become durable.
         checkpoint_interval: Seconds between checkpoints in interval mode.
@@ -117,6 +118,7 @@ class Settings:
     tls_clients: Path | None = None
     tokens: Path | None = None
     http_port: int | None = 8002
+    http_unix: str = ""
     store: str = "sqlite"
     durability: Durability = Durability.INTERVAL
     checkpoint_interval: float = 1.0
@@ -189,11 +191,12 @@ def check_reach(settings: Settings) -> None:
         StartError: Others do: says what to choose from.
     """
     asks = settings.tls_clients is not None or settings.tokens is not None
+    over_http = ", over gRPC or HTTP," if settings.http_port is not None else ""
     if not settings.insecure and not asks and not is_loopback(settings.host):
         raise StartError(
             f"--host {settings.host} lets other machines in, and this server asks nobody who they are: whoever reaches"
-            " it reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the default), ask"
-            " callers for tokens (--tokens) or certificates (--tls-clients), or, in a network that you trust, say"
+            f" it{over_http} reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the"
+            " default), ask callers for tokens (--tokens) or certificates (--tls-clients), or, in a network that you trust, say"
             " --insecure"
         )
 

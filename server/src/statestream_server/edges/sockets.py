@@ -38,6 +38,22 @@ def listening(host: str, port: int, backlog: int = 1024, *, reuse_port: bool = F
     return found
 
 
+def on_unix(path: str, backlog: int) -> socket.socket:
+    """A socket at a path that this process alone uses.
+
+    Raises:
+        StartError: It cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen on {path}: {error}") from error
+    return listener
+
+
 def tls(settings: Settings, protocols: Sequence[str]) -> ssl.SSLContext | None:
     """TLS as HTTP/2 wants it (RFC 9113 §9.2): 1.2 at least, and one of the protocols agreed on in the handshake.
 

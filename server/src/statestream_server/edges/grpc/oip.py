@@ -21,7 +21,7 @@ from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.waiting import Waiting
 from statestream_server.edges.oip import about, parameters, tensors
 from statestream_server.edges.oip import oip_pb2 as pb
-from statestream_server.edges.oip.inference import Inference, Request, Response
+from statestream_server.edges.oip.inference import Request, Response, inference_of
 from statestream_server.edges.oip.sequences import Reply, Sequences
 from statestream_server.registry import Served
 from statestream_server.server import Readiness, Server
@@ -44,7 +44,7 @@ class OipServicer:
         self._server = server
         self._registry, self._selection = server.registry, server.selection
         self._readiness, self._caps, self._readers = readiness, caps, readers
-        self._inference = Inference(server)
+        self._inference = inference_of(server)
         self._sequences = Sequences(server, self._inference)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import uvicorn
@@ -15,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from statestream_server.edges.sockets import listening
+from statestream_server.edges.sockets import listening, on_unix
 from statestream_server.settings import Settings
 
 _MOST_CONNECTIONS = 128
@@ -41,16 +42,19 @@ class Http:
     """The HTTP port of a server, on the loop of its process."""
 
     def __init__(self, settings: Settings, pages: Pages, more: Sequence[Route] = ()) -> None:
-        """Takes the port; nobody is answered yet. `more` is served beside the pages.
+        """Takes the port, or the path of a Unix socket; nobody is answered yet. `more` is served beside the pages.
 
         Raises:
             StartError: The port is taken.
         """
-        self._sockets = listening(settings.host, settings.http_port or 0, _MOST_CONNECTIONS)
-        self.port = int(self._sockets[0].getsockname()[1])
+        if settings.http_unix:
+            self._sockets, self.port = [on_unix(settings.http_unix, _MOST_CONNECTIONS)], 0
+        else:
+            self._sockets = listening(settings.host, settings.http_port or 0, _MOST_CONNECTIONS)
+            self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             _application(pages, more),
-            http=_Connection,
+            http=partial(_Connection, reader_seconds=settings.reader_timeout),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -92,6 +96,12 @@ class _Connection(H11Protocol):
 
     _timer: asyncio.TimerHandle | None = None
     """Runs while no request is being answered."""
+    _reading: asyncio.TimerHandle | None = None
+    """Runs while its reader takes nothing of what was written."""
+
+    def __init__(self, *args: Any, reader_seconds: float, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._reader_seconds = reader_seconds
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -103,6 +113,17 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = self.loop.call_later(self._reader_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reading is not None:
+            self._reading.cancel()
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -1,9 +1,12 @@
-"""Bodies: requests and answers of the protocol over REST, JSON with or without tensors as bytes behind it."""
+"""Bodies: requests and answers of the protocol over REST, JSON with or without tensors as bytes behind it.
+
+JSON is for few numbers: each of them is an object for a moment, so there are fewer than there may be as bytes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +19,15 @@ from statestream_server.edges.oip.inference import Request, Response
 
 _MOST_TENSORS: Final = 256
 _MOST_CLASSES: Final = 1 << 16
+_LONGEST_ID: Final = 256
+MOST_JSON: Final = 4 << 20
+"""Bytes of JSON of a request."""
+_MOST_ELEMENTS: Final = 1 << 18
+"""Elements of an input that come as JSON."""
+_MOST_TOLD: Final = 1 << 20
+"""Elements of an answer that leave as JSON."""
+SMALL: Final = 16 << 10
+"""Bytes of JSON that are read, and elements that are written at once, without holding others up."""
 
 
 def object_of(data: bytes) -> dict[str, Any]:
@@ -24,13 +36,31 @@ def object_of(data: bytes) -> dict[str, Any]:
     Raises:
         BadFrame: It is none.
     """
+    if len(data) > MOST_JSON:
+        raise _wrong("body", f"has {len(data)} bytes of JSON", f"at most {MOST_JSON}: send tensors as binary data")
+    # Of many numbers each is read by a call of ours, between which the interpreter lets other threads go on.
+    hooks: dict[str, Any] = {} if len(data) <= SMALL else {"parse_float": _float, "parse_int": _int}
     try:
-        found = json.loads(data) if data else {}
+        found = json.loads(data.decode(), parse_constant=_constant, **hooks) if data else {}
+        if b"\\ud" in data or b"\\uD" in data:
+            _json(found, ascii=False).encode()  # Half of a surrogate pair is no character.
     except (ValueError, RecursionError) as error:
         raise _wrong("body", f"cannot be read as JSON ({errors.shortened(str(error))})", "an object") from error
     if not isinstance(found, dict):
         raise _wrong("body", f"is {type(found).__name__}", "a JSON object")
     return found
+
+
+def _float(text: str) -> float:
+    return float(text)
+
+
+def _int(text: str) -> int:
+    return int(text)
+
+
+def _constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON; send binary data")
 
 
 def request_of(model: str, version: str, body: bytes, head: int | None) -> tuple[Request, set[str] | None]:
@@ -47,10 +77,8 @@ def request_of(model: str, version: str, body: bytes, head: int | None) -> tuple
     """
     if head is not None and not 0 <= head <= len(body):
         raise _wrong("Inference-Header-Content-Length", f"is {head}", f"0 to {len(body)}, the bytes of the body")
-    asked, rest = (
-        object_of(body if head is None else body[:head]),
-        memoryview(body)[len(body) if head is None else head :],
-    )
+    asked = object_of(body if head is None else body[:head])
+    rest = memoryview(body)[len(body) if head is None else head :]
     inputs, at = dict[str, Array](), 0
     for tensor in _listed(asked, "inputs"):
         name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
@@ -72,6 +100,12 @@ def request_of(model: str, version: str, body: bytes, head: int | None) -> tuple
         at += size
     if at != len(rest):
         raise _wrong("body", f"has {len(rest)} bytes behind the JSON", f"{at}, the sum of binary_data_size")
+    return _asked(model, version, asked, inputs)
+
+
+def _asked(
+    model: str, version: str, asked: Mapping[str, Any], inputs: dict[str, Array]
+) -> tuple[Request, set[str] | None]:
     values = _parameters(asked, "request")
     every = values.get("binary_data_output") is True
     outputs, binary = dict[str, int](), set[str]()
@@ -87,31 +121,83 @@ def request_of(model: str, version: str, body: bytes, head: int | None) -> tuple
         if wanted.get("binary_data", every) is True:
             binary.add(name)
     named = asked.get("id", "")
-    if not isinstance(named, str):
-        raise _wrong("id", f"is {type(named).__name__}", "a text")
+    if not isinstance(named, str) or len(named) > _LONGEST_ID:
+        raise _wrong("id", f"is {quoted(str(named))}", f"a text of at most {_LONGEST_ID} characters")
     request = Request(model, parameters.version_of(version), named, inputs, outputs, values)
     return request, None if every and not outputs else binary
 
 
+def check_answer(nbytes: int, binary: set[str] | None) -> None:
+    """Checks, before anything is run, that an answer of about so many bytes may leave in the form that is wanted.
+
+    Raises:
+        AnswerTooLarge: As JSON it is too long.
+    """
+    if binary is not None and not binary and nbytes > 8 * _MOST_TOLD:
+        raise _too_large(f"outputs of {nbytes} bytes")
+
+
 def answer_of(request: Request, response: Response, binary: set[str] | None) -> tuple[bytes, int | None]:
-    """The body of an answer, and how many bytes of it are JSON where others follow."""
-    told, parts = list[dict[str, Any]](), list[bytes]()
+    """The body of an answer, and how many bytes of it are JSON where others follow.
+
+    Numbers that JSON does not have (NaN, infinities) are null.
+
+    Raises:
+        AnswerTooLarge: It has more elements than leave as JSON.
+        BadTensor: It has BYTES that are no text.
+    """
+    told, parts, elements = list[str](), list[bytes](), 0
     for name, datatype, array in response.outputs:
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary is None or name in binary:
             parts.append(datatypes.raw(array))
             output["parameters"] = {"binary_data_size": len(parts[-1])}
-        else:
-            flat = array.ravel().tolist()
-            output["data"] = [each.decode("utf-8", "replace") for each in flat] if array.dtype == object else flat
-        told.append(output)
-    answer: dict[str, Any] = {"model_name": request.model, "model_version": str(response.version), "outputs": told}
+            told.append(_json(output))
+            continue
+        elements += array.size
+        if elements > _MOST_TOLD:
+            raise _too_large(f"{elements} elements")
+        told.append(f'{_json(output)[:-1]},"data":[{",".join(_elements(name, array))}]}}')
+    answer: dict[str, Any] = {"model_name": request.model, "model_version": str(response.version)}
     if request.id:
         answer["id"] = request.id
     if response.parameters:
         answer["parameters"] = dict(response.parameters)
-    head = json.dumps(answer, separators=(",", ":")).encode()
+    head = f'{_json(answer)[:-1]},"outputs":[{",".join(told)}]}}'.encode()
     return b"".join((head, *parts)), len(head) if parts else None
+
+
+def _elements(name: str, array: Array) -> Iterator[str]:
+    """An output's elements as JSON, some at a time."""
+    flat = array.ravel()
+    for at in range(0, flat.size, SMALL):
+        some = flat[at : at + SMALL]
+        values: list[Any] = some.tolist()
+        if array.dtype == object:
+            try:
+                values = [each.decode() for each in values]
+            except UnicodeDecodeError as error:
+                raise errors.BadTensor(
+                    f"output {quoted(name)} has bytes that are no text in UTF-8; ask for it with the parameter"
+                    " binary_data = true",
+                    metadata={"field": name[:64]},
+                ) from error
+        elif array.dtype.kind == "f":
+            good = np.isfinite(some)
+            if not good.all():
+                values = [value if fine else None for value, fine in zip(values, good.tolist(), strict=True)]
+        yield _json(values)[1:-1]
+
+
+def _json(value: Any, *, ascii: bool = True) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=ascii)
+
+
+def _too_large(what: str) -> errors.AnswerTooLarge:
+    return errors.AnswerTooLarge(
+        f"the answer would have {what} as JSON; at most {_MOST_TOLD} elements leave so: ask for binary data (the"
+        " parameter binary_data_output = true), or for fewer outputs or rows"
+    )
 
 
 def _array(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array:
@@ -123,22 +209,26 @@ def _array(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array
             waiting.extend(reversed(each))
         else:
             flat.append(each)
+    if len(flat) > _MOST_ELEMENTS:
+        raise _wrong(name, f"has {len(flat)} elements in data", f"at most {_MOST_ELEMENTS}; send binary data")
     if data is None or len(flat) != count:
         raise _wrong(name, f"has {len(flat)} elements", f"{count} in data for the shape {list(shape)[:32]}")
     if datatype == datatypes.BYTES and all(isinstance(each, str) for each in flat):
-        try:
-            return datatypes.texts(flat, shape)
-        except UnicodeEncodeError as error:
-            raise _wrong(name, "has half of a surrogate pair", "texts") from error
+        return datatypes.texts(flat, shape)
+    if datatype == datatypes.BF16:
+        raise _wrong(name, f"has datatype {datatype} and data as JSON", "it as binary data, as no number is written so")
     dtype = datatypes.dtype_of(name, datatype)
     kinds = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
     if not all(type(each) in kinds for each in flat):
         raise _wrong(name, "has elements of another type in data", datatype)
     try:
         with np.errstate(over="ignore"):
-            return np.array(flat, dtype).reshape(shape)
+            array = np.array(flat, dtype).reshape(shape)
     except OverflowError as error:
         raise _wrong(name, "has an element out of range", datatype) from error
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise _wrong(name, "has an element out of range", datatype)
+    return array
 
 
 def _listed(asked: Mapping[str, Any], field: str) -> list[dict[str, Any]]:

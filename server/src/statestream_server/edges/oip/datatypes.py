@@ -17,6 +17,8 @@ from statestream_server.arrays import Array
 
 BYTES: Final = "BYTES"
 BF16: Final = "BF16"
+MOST_TEXTS: Final = 1 << 18
+"""Elements of a tensor of BYTES, each of which is an object."""
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BOOL": np.dtype("bool"),
     "UINT8": np.dtype("uint8"),
@@ -53,6 +55,11 @@ def array_of(name: str, datatype: str, shape: tuple[int, ...], data: bytes) -> A
     """
     count = count_of(name, shape)
     if datatype == BYTES:
+        if count > MOST_TEXTS:
+            raise errors.BadTensor(
+                f"input {quoted(name)} has {count} elements of {BYTES}; expected at most {MOST_TEXTS}",
+                metadata={"field": name},
+            )
         return _objects(_elements(name, data, count), shape)
     dtype = np.dtype("<u2") if datatype == BF16 else dtype_of(name, datatype)
     if len(data) != count * dtype.itemsize:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -91,12 +92,25 @@ class Asked:
         self.last = time.time()
 
 
+_made = WeakKeyDictionary[Server, "Inference"]()
+
+
+def inference_of(server: Server) -> Inference:
+    """What answers the requests of a server: one for all edges, so that what was asked is counted together."""
+    found = _made.get(server)
+    if found is None:
+        found = _made[server] = Inference(server)
+    return found
+
+
 class Inference:
     """Answers requests."""
 
     def __init__(self, server: Server) -> None:
         """With what `server` has; nothing was asked yet."""
-        self._server = server
+        # Its rooms, not itself: it is not to live as long as what was asked of it.
+        self._registry, self._predictor, self._unary = server.registry, server.predictor, server.unary
+        self._admin = server.admin
         self.asked: dict[tuple[str, int], Asked] = {}
 
     async def infer(self, request: Request) -> Response:
@@ -108,7 +122,7 @@ class Inference:
         Raises:
             StatestreamError: Nothing was run, or what was may not be told.
         """
-        model = self._server.registry.get(request.model, request.version).model
+        model = self._registry.get(request.model, request.version).model
         asked = self.asked.setdefault((model.name, model.version), Asked())
         began = time.perf_counter()
         try:
@@ -123,7 +137,7 @@ class Inference:
     def answer_bytes(self, name: str, version: str, shapes: Mapping[str, Sequence[int]]) -> int:
         """How many bytes an answer to inputs of these shapes has, as far as the signature knows."""
         try:
-            model = self._server.registry.get(name, parameters.version_of(version)).model
+            model = self._registry.get(name, parameters.version_of(version)).model
         except errors.ModelNotFound:
             return 0
         known = [spec for spec in model.signature.outputs if min(step_shape(spec), default=0) >= 0]
@@ -146,14 +160,14 @@ class Inference:
                 metadata={"field": "sequence_id"},
             )
         inputs = _in_order(model.signature.inputs, request.inputs)
-        predictor = self._server.predictor
+        predictor = self._predictor
         wanted = predictor.asked(predictor.model(model.name, model.version), list(request.outputs))
         found = await predictor.predict(wanted, inputs)
         outputs = [_output(spec, array, request) for spec, array in zip(wanted.specs, found, strict=True)]
         return Response(model.version, outputs)
 
     async def _step(self, model: Model, request: Request, sequence: parameters.Sequence) -> Response:
-        unary, signature = self._server.unary, model.signature
+        unary, signature = self._unary, model.signature
         count, inputs = steps.packed(signature.inputs, _in_order(signature.inputs, request.inputs))
         unary.check_steps(count)
         wanted = _wanted(signature.outputs, request.outputs)
@@ -169,7 +183,7 @@ class Inference:
             target = await unary.target(key, request.version, Mode.REPLACE)
             step = await self._applied(target, key, request, sequence, inputs, count)
         if sequence.end:
-            await self._server.admin.delete(key)
+            await self._admin.delete(key)
         arrays = dict(zip((spec.name for spec in signature.outputs), step.outputs, strict=True))
         told: dict[str, parameters.Value] = {"sequence_id": sequence.id, "sequence_position": step.position}
         outputs = [_output(spec, steps.unpacked(spec, arrays[spec.name]), request) for spec in wanted]
@@ -184,7 +198,7 @@ class Inference:
         Raises:
             BadFrame: The sequence did not start.
         """
-        unary = self._server.unary
+        unary = self._unary
         if not sequence.start:
             try:
                 return await unary.target(key, request.version, Mode.RESUME)
@@ -212,7 +226,7 @@ class Inference:
         count: int,
     ) -> Step:
         position = sequence.position
-        return await self._server.unary.step(
+        return await self._unary.step(
             target, key, count, inputs, position=position, acked=position or 0, request_id=request.id, durable=True
         )
 

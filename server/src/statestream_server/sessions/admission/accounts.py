@@ -17,7 +17,7 @@ refuses more of that kind, OVERLOADED with the time after which to try again, an
 What a server holds for its callers is at most
 
     max_queued_bytes + streams × (one message + the answer that it comes to)      under way on streams
-  + 3 × max_queued_bytes                                                          calls beside them: see Budgets
+  + 4 × max_queued_bytes                                                          calls beside them: see Budgets
   + sessions in memory × max_kept_bytes, as far as they do not acknowledge        kept replies
   + rows × the bytes of a row                                                     states
 
@@ -27,7 +27,7 @@ where a stream that has less than its share of `max_queued_bytes` is read on, ho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -146,9 +146,10 @@ class Budgets:
     """What calls without a stream may have under way, each kind by itself."""
 
     def __init__(self, most: int) -> None:
-        """Steps and predictions may hold `most` bytes each, what the server drives (forecasts, texts) half of it."""
+        """Steps, predictions and bodies over HTTP may hold `most` bytes each, what the server drives half of it."""
         self.steps = Budget("unary steps", most)
         self.predictions = Budget("predictions", most)
+        self.bodies = Budget("bodies of HTTP requests and their answers", most)
         self.forecasts = Budget("forecasts", most // 2)
         self.texts = Budget("texts", most // 2)
 
@@ -186,6 +187,31 @@ class Budget:
             yield
         finally:
             self.held -= nbytes
+
+    @contextmanager
+    def growing(self, nbytes: int) -> Iterator[Callable[[int], None]]:
+        """Counts a call's bytes while it is under way, and those that it comes to hold beside them.
+
+        What this yields is called with how many more there are, and raises `Overloaded` where that is too much.
+
+        Raises:
+            Overloaded: See `holding`.
+        """
+        more = 0
+
+        def grow(nbytes: int) -> None:
+            nonlocal more
+            if self.held > own + more and self.held + nbytes > self.most:
+                raise self._full(nbytes)
+            self.held += nbytes
+            more += nbytes
+
+        own = nbytes + OVERHEAD
+        with self.holding(nbytes):
+            try:
+                yield grow
+            finally:
+                self.held -= more
 
     def _full(self, nbytes: int) -> errors.Overloaded:
         return errors.Overloaded(
