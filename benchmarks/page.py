@@ -133,6 +133,29 @@ def soak(found: dict[str, Any]) -> str:
     )
 
 
+OVERLOAD_LINES = (
+    ("peak", "callers in closed loop: answers a second, the peak", ""),
+    ("peak_p99", "the same, p99 in ms", ""),
+    ("goodput", "calls at twice the peak: answers a second within a second", ""),
+    ("ratio", "the same over the peak", "≥ 0.9"),
+    ("refused", "refused a second, RESOURCE_EXHAUSTED with RetryInfo", ""),
+    ("late", "not answered within a second, a second", ""),
+    ("over_p50", "p50 of what was answered, in ms", ""),
+    ("over_p99", "p99 of what was answered, in ms", ""),
+    ("alone_p50", "another tenant's 4 callers in closed loop, alone: p50 in ms", ""),
+    ("alone_p99", "the same, p99 in ms", ""),
+    ("beside_p50", "beside the calls at twice the peak: p50 in ms", ""),
+    ("beside_p99", "the same, p99 in ms", ""),
+    ("times", "p99 beside over p99 alone", "≤ 2"),
+)
+
+
+def overload(found: dict[str, Any]) -> str:
+    """What came of more load than there is room for."""
+    lines = [f"| {what} | {_spread(found[name])} | {must} |" for name, what, must in OVERLOAD_LINES]
+    return "\n".join(["| what | median (least … most) | wanted |", "| --- | ---: | --- |", *lines])
+
+
 SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "ratios": ratios,
     "throughput": throughput,

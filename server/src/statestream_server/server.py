@@ -138,7 +138,7 @@ class Server:
             unix=lambda used: time.time() - time.monotonic() + used,
         )
         self.accounts = Accounts(limits.max_queued_bytes, limits.max_window_bytes)
-        self.budgets = budgets = Budgets(limits.max_queued_bytes)
+        self.budgets = budgets = Budgets(limits.max_queued_bytes, engine.wait)
         self.unary = Unary(
             self.sessions,
             engine,

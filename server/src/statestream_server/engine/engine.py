@@ -8,7 +8,6 @@ on the engine's only thread while the loop goes on reading frames.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import time
@@ -23,6 +22,7 @@ from statestream_server.engine.batch import Batch
 from statestream_server.engine.calls import Calls, Waiting
 from statestream_server.engine.courtesy import BESIDE_LIVE, Courtesy
 from statestream_server.engine.lane import Ended, Lane
+from statestream_server.engine.line import Line, Pace
 from statestream_server.engine.marks import RESET
 from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.scheduler import BATCH_SECONDS, Choice, Scheduler, Statistics
@@ -44,6 +44,8 @@ _MANY = 64
 """Chunks that are worth a batch without a look at what else comes."""
 _MOST_TURNS = 16
 """Turns of the loop that a few chunks wait at most, for company that keeps coming."""
+FEW_WAITING = 64
+"""So few that wait are never too many, however long each of them takes."""
 MAX_BATCH = 4096
 """The most rows in a batch, whatever they cost."""
 W = TypeVar("W", bound=Work)
@@ -70,7 +72,11 @@ class Engine:
         """Called before a batch is chosen: they submit what came since the last one."""
         self._tables: dict[Lane, Table] = {}
         self._predictions: dict[int, Predictions] = {}
-        self._ages = itertools.count(1)
+        self.line = Line()
+        """In which order waits what came."""
+        self._pace = Pace()
+        self._backlog = False
+        """Whether something waited when the last batch had ended."""
         self._due = False
         self._arrived = self._gathered = self._turns = 0
         self.courtesy = Courtesy()
@@ -110,6 +116,7 @@ class Engine:
 
     def add(self, table: Table) -> None:
         """Serves a table's rows."""
+        table.lane.line = self.line
         self._tables[table.lane] = table
 
     def remove(self, table: Table) -> None:
@@ -138,7 +145,9 @@ class Engine:
             suspects = self._watch.suspected(table.mark, table.tag[work.rows])
             if suspects is not None:
                 table.lane.suspect(work.rows[suspects])
-        table.lane.enqueue(work, priority, next(self._ages))
+        if self.line.several and priority is Priority.LIVE:
+            work.tenant = table.tenant.item(work.rows.item(0))
+        table.lane.enqueue(work, priority, self.line.behind())
         self.wake(len(work.rows))
 
     async def predict(
@@ -174,7 +183,7 @@ class Engine:
         if self.tracer is not None:
             calls.unders = self.tracer.current()
         for group in queue.checked(calls):
-            queue.push(group, next(self._ages))
+            queue.push(group, self.line.age(None, queue.cost * len(group.rows)))
         self.wake(len(calls.rows))
 
     def forget(self, graph: Predictor, model: str, version: int) -> None:
@@ -278,6 +287,8 @@ class Engine:
                 self.scheduler.put_back()
                 self.wake()
                 return
+            if choice.priority is Priority.LIVE:
+                self.line.now = max(self.line.now, choice.age)
             batch: Batch | Together
             if isinstance(choice.queue, Predictions):
                 batch = choice.queue.take(MAX_BATCH)
@@ -333,10 +344,11 @@ class Engine:
             self.courtesy.lived = batch.since
         if isinstance(batch, Together):
             batch.deliver()
+            self._pace.note(len(batch.calls) - len(batch.again), self._passed(seconds))
             # What is not done yet waits behind the others again.
             assert isinstance(choice.queue, Predictions)
             for calls in batch.again:
-                choice.queue.push(calls, next(self._ages))
+                choice.queue.push(calls, self.line.age(None, choice.queue.cost * len(calls.rows)))
         else:
             table, lane = batch.table, batch.table.lane
             if news:
@@ -344,7 +356,10 @@ class Engine:
                 lane.max_slice = batch.costs.longest(table.max_slice)
             if batch.searched or batch.again is not None:
                 self._judge(batch)
-            ended = lane.advance(batch.parts, batch.steps, batch.bad, next(self._ages), batch.again)
+            if self.line.several:
+                lane.cost = table.statistics.step_cost
+            ended = lane.advance(batch.parts, batch.steps, batch.bad, self.line.behind(), batch.again)
+            self._pace.note(sum([len(part.places) for part in ended.finished]), self._passed(seconds))
             for work, places, _ in ended.finished:
                 work.sink.completed(work, places)
                 if work.shadow is not None:
@@ -356,9 +371,31 @@ class Engine:
                     if not work.pending:
                         self.tracer.ended(work.unders)
                         work.unders = ()
-        if any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values())):
+        self._backlog = any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values()))
+        self.line.several = self._backlog and self._shared()
+        if self._backlog:
             self.wake()
         self.courtesy.over = time.perf_counter()
+
+    def _passed(self, seconds: float) -> float:
+        """The seconds that a batch held up what waits: those that it ran, and where others waited those before it."""
+        return max(seconds, time.perf_counter() - self.courtesy.over) if self._backlog else seconds
+
+    def _shared(self) -> bool:
+        """Whether several tenants have sessions here."""
+        found: str | None = None
+        for table in self._tables.values():
+            for tenant in table.tenants:
+                if found is None:
+                    found = tenant
+                elif tenant != found:
+                    return True
+        return False
+
+    def wait(self) -> float:
+        """Seconds that what comes now will wait, about, going by what waits and how fast others ended."""
+        waiting = sum([lane.queued for lane in self._tables]) + sum(map(len, self._predictions.values()))
+        return self._pace.wait(waiting) if waiting > FEW_WAITING else 0.0
 
     def _fail(self, error: Exception) -> None:
         if self._failure is not None and not self._failure.done():
@@ -402,7 +439,7 @@ class Engine:
             if len(reset):
                 restart(table.rows, table.model.signature, reset)
         self.scheduler.charge(priority, time.perf_counter() - began)
-        for work, places, _ in table.lane.advance(parts, 0, None, next(self._ages)).finished:
+        for work, places, _ in table.lane.advance(parts, 0, None, self.line.behind()).finished:
             work.sink.completed(work, places)
         self.wake()
 

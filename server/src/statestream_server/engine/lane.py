@@ -8,15 +8,17 @@ of two of their remaining steps; 0 for marks); chunks of one group form a batch.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from statestream_server.arrays import Bools, Ints, counting, every, grown, some, span
+from statestream_server.engine.line import Line
 from statestream_server.engine.scheduler import Head, Why
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
@@ -59,6 +61,7 @@ class _Run:
     places: Ints
 
 
+_AGE = attrgetter("age")
 _NOBODY: Ints = np.empty(0, np.int64)
 SUSPICION = 16
 """Good runs after which a row whose inputs the model refused runs among the others again."""
@@ -71,9 +74,15 @@ _FEW = 64
 class Lane:
     """The queue of one table of rows."""
 
-    def __init__(self, max_slice: int) -> None:
-        """A queue whose slices have at most `max_slice` steps (a power of two)."""
+    def __init__(self, max_slice: int, line: Line | None = None) -> None:
+        """A queue whose slices have at most `max_slice` steps (a power of two).
+
+        Where `line` says that several tenants wait, it has their slices' ages.
+        """
         self.max_slice = max_slice
+        self.line = line
+        self.cost = 1
+        """What a step of a row costs, as the line counts it."""
         self.queued = 0
         """Chunks that wait or run."""
         self.nbytes = 0
@@ -170,6 +179,11 @@ class Lane:
             work, places = run.work, run.places
             if len(places) > most - count:
                 places, run.places = places[: most - count], places[most - count :]
+                if self.line is not None and self.line.several and len(runs) > 1:
+                    # The rest is as old as if it had come by itself.
+                    runs.popleft()
+                    run.age += len(places) * max(1, steps) * self.cost
+                    insort_right(runs, run, key=_AGE)
             else:
                 runs.popleft()
             parts.append(Part(work, places, work.rows if len(places) == len(work.rows) else work.rows[span(places)]))
@@ -305,10 +319,15 @@ class Lane:
                     waiting = [(Priority.SUSPECT, mine[suspects]), (work.priority, mine[~suspects])]
             for priority, some_places in waiting:
                 if len(some_places):
+                    if self.line is not None and self.line.several:
+                        age = self.line.age(work.tenant, len(some_places) * max(1, steps) * self.cost)
                     runs = self._groups.get((priority, steps))
                     if runs is None:
                         runs = self._groups[priority, steps] = deque()
-                    runs.append(_Run(age, work, some_places))
+                    if not runs or runs[-1].age <= age:
+                        runs.append(_Run(age, work, some_places))
+                    else:
+                        insort_right(runs, _Run(age, work, some_places), key=_AGE)
 
     def _cut(self, work: Work, places: Ints) -> list[tuple[int, Ints]]:
         """The next slices of chunks that differ, or began: the steps of each, and the chunks."""

@@ -146,6 +146,11 @@ class Predictions:
         """Groups of calls that wait."""
         return len(self._calls)
 
+    @property
+    def cost(self) -> int:
+        """Microseconds that a call took, on the average."""
+        return self.statistics.step_cost
+
     def push(self, calls: Calls, age: int) -> None:
         """Queues calls."""
         calls.age = age

@@ -59,11 +59,12 @@ Q = TypeVar("Q", bound=Queue)
 
 
 class Choice(NamedTuple, Generic[Q]):
-    """What runs next."""
+    """What runs next, and the age of its head."""
 
     queue: Q
     priority: Priority
     steps: int
+    age: int
 
 
 class Scheduler:
@@ -96,7 +97,7 @@ class Scheduler:
         self._before = self._now
         self._now, chosen = min((self._virtual[priority], priority) for priority in heads)
         head, queue = heads[chosen]
-        return Choice(queue, chosen, head.steps)
+        return Choice(queue, chosen, head.steps, head.age)
 
     def put_back(self) -> None:
         """Notes that what was chosen last does not run now: whoever comes meanwhile is ahead of it, as if before it."""
@@ -254,6 +255,11 @@ class Statistics:
         self.waits[min(int(waited * 1e6).bit_length(), WAITS - 1)] += 1
         self.waited += waited
         self.runs[min(int(seconds * 1e6).bit_length(), WAITS - 1)] += 1
+
+    @property
+    def step_cost(self) -> int:
+        """Microseconds that a step of a row took, on the average; 1 at least."""
+        return max(1, round(1e6 * self.seconds / self.steps)) if self.steps else 1
 
     def add(self, other: Statistics) -> None:
         """Counts what others counted, too."""

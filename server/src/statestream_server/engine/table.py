@@ -6,7 +6,7 @@ A row is a session, or scratch: the shadow of a chunk in progress, the fork that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, Final
 from weakref import WeakSet
@@ -150,6 +150,11 @@ class Table:
     def rows_of(self, tenant: str) -> Mapping[str, int]:
         """The rows of a tenant's resident sessions, by their ids."""
         return self._rows_of.get(tenant, _NOBODYS)
+
+    @property
+    def tenants(self) -> Iterable[str]:
+        """The tenants that have sessions in memory."""
+        return self._rows_of
 
     def resident(self) -> Ints:
         """The rows of all resident sessions."""

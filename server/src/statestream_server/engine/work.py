@@ -64,6 +64,7 @@ class Work:
             the first batch ran.
         sink: Who hears of it, once it is queued; so with the next three.
         priority: Its class.
+        tenant: Whose it is, where several tenants share the engine; None where nobody looked.
         since: When it was queued, by the performance counter.
         nbytes: Bytes of the inputs.
         first: The number of its first entry in the lane; entry `first + i` is chunk i.
@@ -84,6 +85,7 @@ class Work:
     outputs: Sequence[Array] = field(default=(), init=False)
     sink: Sink[Any] = field(init=False)
     priority: Priority = field(default=Priority.LIVE, init=False)
+    tenant: str | None = field(default=None, init=False)
     since: float = field(default=0.0, init=False)
     nbytes: int = field(default=0, init=False)
     first: int = field(default=NONE, init=False)

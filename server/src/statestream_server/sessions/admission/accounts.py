@@ -38,6 +38,12 @@ OVERHEAD = 512
 COPIES = 3
 """How often the inputs of a unary call are in memory while it is under way: as they came, in the message, as arrays."""
 _RETRY_SECONDS = 0.1
+MOST_WAIT = 0.5
+"""Seconds that what comes without a stream may wait for its run; an answer that comes later is useless to most."""
+
+
+def _at_once() -> float:
+    return 0.0
 
 
 class Accounts:
@@ -145,32 +151,46 @@ class Window:
 class Budgets:
     """What calls without a stream may have under way, each kind by itself."""
 
-    def __init__(self, most: int) -> None:
-        """Steps, predictions and bodies over HTTP may hold `most` bytes each, what the server drives half of it."""
-        self.steps = Budget("unary steps", most)
-        self.predictions = Budget("predictions", most)
+    def __init__(self, most: int, wait: Callable[[], float] = _at_once) -> None:
+        """Steps, predictions and bodies over HTTP may hold `most` bytes each, what the server drives half of it.
+
+        `wait` says how many seconds a step or a prediction that comes now will wait, about.
+        """
+        self.steps = Budget("unary steps", most, wait)
+        self.predictions = Budget("predictions", most, wait)
         self.bodies = Budget("bodies of HTTP requests and their answers", most)
         self.forecasts = Budget("forecasts", most // 2)
         self.texts = Budget("texts", most // 2)
 
 
 class Budget:
-    """The bytes that one kind of call may have under way."""
+    """The bytes that one kind of call may have under way, and how long one may wait."""
 
-    def __init__(self, what: str, most: int) -> None:
-        """`what` names the calls in messages; together they may hold `most` bytes."""
+    def __init__(self, what: str, most: int, wait: Callable[[], float] = _at_once) -> None:
+        """`what` names the calls in messages; together they may hold `most` bytes. `wait` as for `Budgets`."""
         self.held = 0
         self.most = most
+        self.late = 0
+        """Calls that were refused because they would have waited too long."""
         self._what = what
+        self._wait = wait
 
     def check(self) -> None:
-        """Checks that there is room at all, before a request is looked at closely.
+        """Checks that there is room at all, and time, before a request is looked at closely.
 
         Raises:
-            Overloaded: There is none.
+            Overloaded: There is none, or it would wait too long.
         """
         if self.held >= self.most:
             raise self._full(OVERHEAD)
+        if self.held and (wait := self._wait()) > MOST_WAIT:
+            self.late += 1
+            raise errors.Overloaded(
+                f"this call would wait for {wait:.1f} s behind those that came before; the limit is {MOST_WAIT} s. Call"
+                " again later, or add a server",
+                metadata={"limit": "wait"},
+                retry_after=wait,
+            )
 
     @contextmanager
     def holding(self, nbytes: int) -> Iterator[None]:

@@ -292,6 +292,15 @@ class Coalescer:
             if singles:
                 self._pass_on(table, singles, requests)
             return
+        if self._engine.line.several:
+            # Each tenant has a place of its own in the line.
+            apart = dict[str, list[Single]]()
+            for tenant, single in zip(table.tenant[rows].tolist(), singles, strict=True):
+                apart.setdefault(tenant, []).append(single)
+            if len(apart) > 1:
+                for theirs in apart.values():
+                    self._pass_on(table, theirs, requests)
+                return
         uniform = steps.count(steps[0]) == len(steps)
         named = [requests.get((id(table), row), 0) for row in numbers] if requests else ()
         self._intake.accept(
