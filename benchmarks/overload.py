@@ -1,4 +1,4 @@
-"""What more load than there is room for costs: goodput and waits at twice the peak, and one tenant beside another's flood.
+"""What more load than there is room for costs: goodput and waits at twice the peak, and a tenant beside a flood.
 
 `python -m benchmarks.overload` gives the server one core and the generator another. The peak is what callers in closed
 loop get; then calls come at twice that rate, whatever became of the ones before, and each that is not answered within a
@@ -30,7 +30,7 @@ from statestream_server.access import tokens
 
 MODEL: Final = "lstm-wide"
 STEPS: Final = 16
-"""Steps of one call: so many that the model is what is overloaded, and a generator in Python has time for twice the peak."""
+"""Steps of one call: so many that the model is what is overloaded, and a generator in Python can do twice the peak."""
 CALLERS: Final = 128
 """Callers in closed loop, for the peak."""
 MOST: Final = 8192
@@ -151,13 +151,15 @@ async def _measure(server: Process, secrets: dict[str, str], seconds: float, rou
             rate = len(peak.good) / seconds
             over = await flood.open(2 * rate, seconds)
             note(
-                peak=rate, peak_p99=peak.at(0.99), goodput=len(over.good) / seconds, ratio=len(over.good) / len(peak.good),
-                over_p50=over.at(0.5), over_p99=over.at(0.99), refused=over.refused / seconds, late=over.late / seconds,
+                peak=rate, peak_p99=peak.at(0.99), goodput=len(over.good) / seconds,
+                ratio=len(over.good) / len(peak.good), over_p50=over.at(0.5), over_p99=over.at(0.99),
+                refused=over.refused / seconds, late=over.late / seconds,
             )  # fmt: skip
             alone = await victim.closed(VICTIM, seconds)
             beside, _ = await asyncio.gather(victim.closed(VICTIM, seconds), flood.open(2 * rate, seconds))
             note(
-                alone_p50=alone.at(0.5), alone_p99=alone.at(0.99), beside_p50=beside.at(0.5), beside_p99=beside.at(0.99),
+                alone_p50=alone.at(0.5), alone_p99=alone.at(0.99),
+                beside_p50=beside.at(0.5), beside_p99=beside.at(0.99),
                 beside_refused=beside.refused, times=beside.at(0.99) / alone.at(0.99),
             )  # fmt: skip
     return {

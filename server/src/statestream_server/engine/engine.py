@@ -392,10 +392,10 @@ class Engine:
                     return True
         return False
 
-    def wait(self) -> float:
-        """Seconds that what comes now will wait, about, going by what waits and how fast others ended."""
+    def wait(self, tenant: str | None = None) -> float:
+        """Seconds that what comes now of a tenant will wait, about, going by what waits and how fast others ended."""
         waiting = sum([lane.queued for lane in self._tables]) + sum(map(len, self._predictions.values()))
-        return self._pace.wait(waiting) if waiting > FEW_WAITING else 0.0
+        return self._pace.wait(waiting) * self.line.share(tenant) if waiting > FEW_WAITING else 0.0
 
     def _fail(self, error: Exception) -> None:
         if self._failure is not None and not self._failure.done():

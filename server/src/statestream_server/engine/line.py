@@ -24,7 +24,7 @@ class Line:
         now: The age of the live slice that ran last.
     """
 
-    __slots__ = ("_last", "_next", "now", "several")
+    __slots__ = ("_known", "_last", "_next", "now", "several")
 
     def __init__(self) -> None:
         """Nobody waits."""
@@ -34,6 +34,8 @@ class Line:
         """The highest age that was handed out."""
         self._next = dict[str | None, int]()
         """The age of the next slice of each tenant."""
+        self._known = (-1, 0, 0)
+        """What `share` found: at which age, how many tenants have something waiting, and what all of it costs."""
 
     def behind(self) -> int:
         """An age behind all that wait."""
@@ -50,6 +52,19 @@ class Line:
         if len(self._next) > _KNOWN:
             self._next = {known: upcoming for known, upcoming in self._next.items() if upcoming > self.now}
         return age
+
+    def share(self, tenant: str | None) -> float:
+        """Of the time that all of what waits takes the part that something new of a tenant waits: 0 to 1."""
+        if not self.several:
+            return 1.0
+        mine = self._next.get(tenant, 0) - self.now
+        if mine <= 0:
+            return 0.0
+        if self._known[0] != self.now:
+            waiting = [ahead - self.now for ahead in self._next.values() if ahead > self.now]
+            self._known = self.now, len(waiting), sum(waiting)
+        _, tenants, costs = self._known
+        return min(1.0, mine * tenants / costs) if costs else 1.0
 
 
 class Pace:

@@ -50,7 +50,7 @@ class Steps:
             ModelNotFound: The model is not served.
             Overloaded: It would wait too long.
         """
-        self._budget.check()
+        self._budget.check(caller.tenant)
         if type(request) is not pb.StepRequest or request.mark or request.score or request.mode not in _MODES:
             return False
         name, tensors = request.request_id, request.inputs

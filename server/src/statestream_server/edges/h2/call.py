@@ -21,6 +21,7 @@ from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.h2 import heads
 from statestream_server.edges.h2.heads import Head, Metadata
 from statestream_server.edges.h2.messages import Messages
+from statestream_server.edges.h2.writer import MOST_OWED
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.connection import Connection
@@ -316,6 +317,8 @@ class Call(Messages):
             wire.reset(self.number, ErrorCodes.NO_ERROR)
         wire.forget(self)
         wire.resets.give()
+        if wire.owed < MOST_OWED:
+            wire.owed += 4  # A call that was refused has no data, and is answered with WINDOW_UPDATE all the same.
         self._closed()
         self._connection.soon()
 

@@ -31,7 +31,7 @@ CONFIG: Final = H2Configuration(
 )
 _MESSAGE: Final = Struct(">IBIBI")
 """The header of a DATA frame and of the gRPC message that is all of it."""
-_MOST_OWED: Final = 4096
+MOST_OWED: Final = 4096
 _HEADERS, _CONTINUATION = 1, 9
 END_STREAM, END_HEADERS = 1, 4
 _NO_TABLE: Final = b"\x20"
@@ -110,7 +110,7 @@ class Writer(H2Connection):
             or call.pending
         ):
             return False
-        if self.owed < _MOST_OWED:
+        if self.owed < MOST_OWED:
             self.owed += 4
         self.outbound_flow_control_window -= size
         stream.outbound_flow_control_window -= size
@@ -129,7 +129,7 @@ class Writer(H2Connection):
             )
             if size <= 0:
                 break
-            if self.owed < _MOST_OWED:
+            if self.owed < MOST_OWED:
                 self.owed += 4
             self.outbound_flow_control_window -= size
             stream.outbound_flow_control_window -= size

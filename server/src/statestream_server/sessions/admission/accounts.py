@@ -42,7 +42,7 @@ MOST_WAIT = 0.5
 """Seconds that what comes without a stream may wait for its run; an answer that comes later is useless to most."""
 
 
-def _at_once() -> float:
+def _at_once(_tenant: str | None) -> float:
     return 0.0
 
 
@@ -151,10 +151,10 @@ class Window:
 class Budgets:
     """What calls without a stream may have under way, each kind by itself."""
 
-    def __init__(self, most: int, wait: Callable[[], float] = _at_once) -> None:
+    def __init__(self, most: int, wait: Callable[[str | None], float] = _at_once) -> None:
         """Steps, predictions and bodies over HTTP may hold `most` bytes each, what the server drives half of it.
 
-        `wait` says how many seconds a step or a prediction that comes now will wait, about.
+        `wait` says how many seconds a step or a prediction of a tenant that comes now will wait, about.
         """
         self.steps = Budget("unary steps", most, wait)
         self.predictions = Budget("predictions", most, wait)
@@ -166,7 +166,7 @@ class Budgets:
 class Budget:
     """The bytes that one kind of call may have under way, and how long one may wait."""
 
-    def __init__(self, what: str, most: int, wait: Callable[[], float] = _at_once) -> None:
+    def __init__(self, what: str, most: int, wait: Callable[[str | None], float] = _at_once) -> None:
         """`what` names the calls in messages; together they may hold `most` bytes. `wait` as for `Budgets`."""
         self.held = 0
         self.most = most
@@ -175,15 +175,15 @@ class Budget:
         self._what = what
         self._wait = wait
 
-    def check(self) -> None:
-        """Checks that there is room at all, and time, before a request is looked at closely.
+    def check(self, tenant: str | None = None) -> None:
+        """Checks that there is room at all, and time, before a request of a tenant is looked at closely.
 
         Raises:
             Overloaded: There is none, or it would wait too long.
         """
         if self.held >= self.most:
             raise self._full(OVERHEAD)
-        if self.held and (wait := self._wait()) > MOST_WAIT:
+        if self.held and (wait := self._wait(tenant)) > MOST_WAIT:
             self.late += 1
             raise errors.Overloaded(
                 f"this call would wait for {wait:.1f} s behind those that came before; the limit is {MOST_WAIT} s. Call"
