@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         WindowFull,
     )
     from statestream.credentials import Tls
+    from statestream.latest import Latest
     from statestream.owners import local
     from statestream.scores import Scored, Scores
     from statestream.settings import Settings
@@ -81,6 +82,7 @@ __all__ = [
     "GeneratedToken",
     "InternalError",
     "InvalidRequest",
+    "Latest",
     "Limits",
     "Model",
     "ModelChanged",
@@ -134,6 +136,7 @@ _ROOMS = {
     "Client": "sync",
     "Generated": "texts",
     "GeneratedToken": "texts",
+    "Latest": "latest",
     "Limits": "views",
     "Model": "views",
     "Pool": "sync",

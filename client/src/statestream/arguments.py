@@ -278,10 +278,11 @@ def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...
     """How many items of a stream are sent before the first output is waited for; `most` where nothing else was asked.
 
     Without a number an iterable has one under way: it may wait for the world, and an output should not wait with it.
-    Lists and arrays do not wait, and what is `live` is taken from as outputs come.
+    Lists and arrays do not wait, and what is `live` alone is taken from as outputs come.
     """
     if ahead is None:
-        return most if hasattr(items, "__len__") or isinstance(items, live) else 1
+        is_live = isinstance(items, live) and not isinstance(items, Iterable)
+        return most if hasattr(items, "__len__") or is_live else 1
     return check_whole("ahead", ahead)
 
 
