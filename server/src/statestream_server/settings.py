@@ -196,8 +196,8 @@ def check_reach(settings: Settings) -> None:
         raise StartError(
             f"--host {settings.host} lets other machines in, and this server asks nobody who they are: whoever reaches"
             f" it{over_http} reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the"
-            " default), ask callers for tokens (--tokens) or certificates (--tls-clients), or, in a network that you trust, say"
-            " --insecure"
+            " default), ask callers for tokens (--tokens) or certificates (--tls-clients), or, in a network that you"
+            " trust, say --insecure"
         )
 
 

@@ -17,12 +17,14 @@ import multiprocessing
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from statestream.contract import errors
 from statestream_server import logs, process
@@ -30,6 +32,10 @@ from statestream_server.channel import Channel, Gone
 from statestream_server.settings import Settings, StartError, changes, check_models, check_reach
 from statestream_server.workers.crew import Crew
 from statestream_server.workers.pages import WorkersPages
+
+if TYPE_CHECKING:
+    from statestream_server.edges.http.port import Http
+    from statestream_server.workers.relay import Relay
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +108,7 @@ class _Parent:
         self._stopping = False
         self._status = 0
         self._tasks = set[asyncio.Task[None]]()
+        self._relay: Relay | None = None
 
     async def run(self) -> int:
         """Keeps the workers running until they are asked to leave; 0 where all left in order."""
@@ -112,9 +119,7 @@ class _Parent:
             loop.add_signal_handler(signal.SIGHUP, lambda: self._begin(self._reload()))
         async with AsyncExitStack() as leaving:
             if self._read.http_port is not None:
-                from statestream_server.edges.http.port import Http
-
-                http = Http(self._read, WorkersPages(self._workers))
+                http = self._http(leaving)
                 leaving.push_async_callback(http.close)
                 await http.start()
                 log.info("metrics of all workers on http://%s:%d/metrics", self._read.host, http.port)
@@ -124,6 +129,20 @@ class _Parent:
         for task in self._tasks:
             task.cancel()
         return self._status
+
+    def _http(self, leaving: AsyncExitStack) -> Http:
+        """The HTTP port: pages of all workers, and what a worker answers."""
+        from starlette.routing import Route
+
+        from statestream_server.edges.http.port import Http
+        from statestream_server.workers.relay import Relay
+
+        routes = list[Route]()
+        if self._read.tls_clients is None or self._read.tokens is not None:  # See app._http.
+            folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="statestream-")))
+            self._relay = Relay(self._workers, folder)
+            routes = [Route("/v2", self._relay), Route("/v2/{path:path}", self._relay)]
+        return Http(self._read, WorkersPages(self._workers), routes)
 
     def _stop(self) -> None:
         """Asks every worker to leave, once; a second signal ends them."""
@@ -150,10 +169,14 @@ class _Parent:
     def _start(self, worker: _Worker) -> None:
         if self._stopping or worker.process is not None:
             return
-        ours, theirs = socket.socketpair()
+        settings, ours, theirs = self._settings, *socket.socketpair()
+        if self._relay is not None:
+            path = self._relay.path(worker.index)
+            path.unlink(missing_ok=True)  # Of the process before.
+            settings = dataclasses.replace(settings, http_unix=str(path))
         with theirs:
             worker.process = self._context.Process(
-                target=_serve, args=(self._settings, self._log_level, theirs), name=f"worker-{worker.index}"
+                target=_serve, args=(settings, self._log_level, theirs), name=f"worker-{worker.index}"
             )
             worker.process.start()
         worker.started, worker.reason, worker.heard = time.monotonic(), _STARTING, None
