@@ -27,7 +27,7 @@ from statestream_server.edges import identity
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
-from statestream_server.settings import Durability, Settings, StartError, changes, is_loopback, reloaded
+from statestream_server.settings import Durability, Settings, StartError, changes, has_console, is_loopback, reloaded
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 from statestream_server.worker import Worker
@@ -111,6 +111,8 @@ async def serve(
             loop.add_signal_handler(signal.SIGHUP, reloading.begin)
             leaving.callback(loop.remove_signal_handler, signal.SIGHUP)
         http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
+        if http and has_console(settings):
+            http += f", console on http://{settings.host}:{server.http_port}/console/"
         where = f"unix:{settings.unix}" if settings.only_unix else f"{settings.host}:{server.port}"
         print(f"ready: gRPC on {where}{http}", flush=True)
         failures = [server.failed()] if worker is None else [server.failed(), worker.failed()]
@@ -212,7 +214,12 @@ def _http(settings: Settings, server: Server, readiness: Readiness) -> tuple[Htt
 
     closed = settings.tls_clients is not None and server.access is None
     pages = None if closed else OipPages(server, readiness)
-    return Http(settings, ServerPages(server, readiness), pages.routes() if pages is not None else ()), pages
+    routes = pages.routes() if pages is not None else []
+    if has_console(settings) and not settings.http_unix:
+        from statestream_server.edges.http.console import pages as console
+
+        routes += console.routes(server)
+    return Http(settings, ServerPages(server, readiness), routes), pages
 
 
 def _beside(leaving: contextlib.AsyncExitStack, name: str, work: Coroutine[Any, Any, None]) -> None:

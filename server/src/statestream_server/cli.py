@@ -79,6 +79,12 @@ class _Serve(click.Command):
 )
 @option("--http-port", type=_PORT, default=8002, help="Metrics over HTTP; 0 for any free port.")
 @option("--http/--no-http", default=True, help="Whether metrics are served over HTTP.")
+@option(
+    "--console/--no-console",
+    default=None,
+    help="Whether the HTTP port has the console, a page to look at models and sessions. Default: where only this machine"
+    " reaches it, or callers need a token.",
+)
 @option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
 @option("--workers", type=click.IntRange(1), default=1, help="Processes that share ports, store and models.")
 @option("--store", default="sqlite", help="memory, sqlite, sqlite:PATH or redis://HOST:PORT.")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from statestream_server import logs
 from statestream_server.models.proof import trials
-from statestream_server.settings import Settings, check_reach, check_tls
+from statestream_server.settings import Settings, check_console, check_reach, check_tls
 
 Reread = Callable[[], tuple[Settings, str]]
 """Reads the settings and the level of the log anew, from where they came."""
@@ -33,6 +33,7 @@ def run(
     logs.to_stderr(log_level, settings.log_format)
     check_reach(settings)
     check_tls(settings)
+    check_console(settings)
     heard = None if on_terminal() else reread
     if sys.platform == "win32":
         from statestream_server import app

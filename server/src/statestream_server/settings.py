@@ -79,6 +79,7 @@ class Settings:
         tokens: The file of tokens that callers must show one of; None where anybody may call.
         http_port: Health, metrics and the Open Inference Protocol; 0 for any free one, None for none.
         http_unix: The path of a Unix socket where the first process of several asks this one over HTTP, "" for none.
+        console: Whether the HTTP port has the console; None for where only this machine, or who has a token, reaches it.
         store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
         durability: How steps become durable.
         checkpoint_interval: Seconds between checkpoints in interval mode.
@@ -119,6 +120,7 @@ class Settings:
     tokens: Path | None = None
     http_port: int | None = 8002
     http_unix: str = ""
+    console: bool | None = None
     store: str = "sqlite"
     durability: Durability = Durability.INTERVAL
     checkpoint_interval: float = 1.0
@@ -184,6 +186,17 @@ def threads_for(processes: int) -> int:
     return max(1, min(_MOST_THREADS, available // processes))
 
 
+def has_console(settings: Settings) -> bool:
+    """Whether the HTTP port has the console: as it was told, else where strangers do not reach it or need a token.
+
+    Raises:
+        StartError: The host is no address.
+    """
+    if settings.console is not None:
+        return settings.console
+    return settings.tokens is not None or is_loopback(settings.host)
+
+
 def check_reach(settings: Settings) -> None:
     """Checks that only this machine reaches the server, unless it was told that others may.
 
@@ -198,6 +211,20 @@ def check_reach(settings: Settings) -> None:
             f" it{over_http} reads, steps and deletes every session. Listen on this machine (--host 127.0.0.1, the"
             " default), ask callers for tokens (--tokens) or certificates (--tls-clients), or, in a network that you"
             " trust, say --insecure"
+        )
+
+
+def check_console(settings: Settings) -> None:
+    """Checks that the console is not where anybody reaches it, because certificates guard the gRPC port alone.
+
+    Raises:
+        StartError: It is: says what to choose from.
+    """
+    guarded = settings.tokens is not None or settings.insecure or is_loopback(settings.host)
+    if settings.console and settings.http_port is not None and not guarded:
+        raise StartError(
+            "--console lets whoever reaches the HTTP port step and delete sessions: --tls-clients guards gRPC alone. Ask"
+            " callers for tokens (--tokens), listen on this machine (--host 127.0.0.1), or leave --console out"
         )
 
 

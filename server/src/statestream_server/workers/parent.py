@@ -134,14 +134,15 @@ class _Parent:
         """The HTTP port: pages of all workers, and what a worker answers."""
         from starlette.routing import Route
 
+        from statestream_server.edges.http.console.elsewhere import elsewhere
         from statestream_server.edges.http.port import Http
         from statestream_server.workers.relay import Relay
 
-        routes = list[Route]()
+        routes = elsewhere(len(self._workers))
         if self._read.tls_clients is None or self._read.tokens is not None:  # See app._http.
             folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="statestream-")))
             self._relay = Relay(self._workers, folder)
-            routes = [Route("/v2", self._relay), Route("/v2/{path:path}", self._relay)]
+            routes += [Route("/v2", self._relay), Route("/v2/{path:path}", self._relay)]
         return Http(self._read, WorkersPages(self._workers), routes)
 
     def _stop(self) -> None:

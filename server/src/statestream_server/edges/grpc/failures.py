@@ -11,6 +11,7 @@ import grpc
 from grpc_status import rpc_status
 
 from statestream.contract import errors
+from statestream_server.refusals import recent
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ def told(
 
 def status(error: Exception) -> grpc.Status:
     """The status of an error, with its details."""
-    found: grpc.Status = rpc_status.to_status(errors.to_status(told(error)))
+    error = told(error)
+    recent.note(error)
+    found: grpc.Status = rpc_status.to_status(errors.to_status(error))
     return found
 
 

@@ -19,6 +19,7 @@ from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.lag import TurnLoad
+from statestream_server.refusals import recent
 from statestream_server.sessions.admission.accounts import Account, Window
 from statestream_server.sessions.admission.chunks import Refusal
 
@@ -176,6 +177,7 @@ class Outbox:
         """The frame that says why some chunks were not applied; the first of them is at place `first` for `why`."""
         self._turns.note(errors=len(handles))
         if isinstance(why, errors.StatestreamError):
+            recent.note(why)
             status = errors.to_status(why)
             rows = [
                 RowError(handle=handle, position=start, status=status)

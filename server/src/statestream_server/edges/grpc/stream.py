@@ -33,6 +33,7 @@ from statestream_server.edges.grpc.predict_frames import PredictFrames
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.singles import Singles
 from statestream_server.engine.table import Table
+from statestream_server.refusals import recent
 from statestream_server.server import Server
 from statestream_server.sessions.ownership.streams import Sleeper
 
@@ -255,7 +256,9 @@ class Stream:
             self._refuse(request.frame, error)
 
     def _refuse(self, frame: int, error: Exception) -> None:
-        status = errors.to_status(told(error, "on this frame", {"request": f"frame {frame}"}))
+        said = told(error, "on this frame", {"request": f"frame {frame}"})
+        recent.note(said)
+        status = errors.to_status(said)
         self._outbox.put(pb.StreamResponse(frame=frame, refused=pb.RefusedFrame(status=status)))
 
     def _acked(self, request: pb.StreamRequest) -> bool:

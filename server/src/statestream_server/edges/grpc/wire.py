@@ -17,6 +17,7 @@ from statestream.v1.tensor_pb2 import RowError, Tensor
 from statestream_server.arrays import Array
 from statestream_server.edges.grpc.caps import MAX_AXES
 from statestream_server.engine.table import Table
+from statestream_server.refusals import recent
 from statestream_server.sessions.ownership.openings import check_initial_states
 from statestream_server.settings import Settings
 from statestream_server.shapes import check_steps
@@ -169,10 +170,13 @@ def check_enum(number: int, kind: EnumTypeWrapper, field: str) -> int:
 
 def row_errors(handles: Array, error: errors.StatestreamError) -> list[RowError]:
     """One error that concerns several sessions of a frame."""
+    if len(handles):
+        recent.note(error)
     status = errors.to_status(error)
     return [RowError(handle=handle, status=status) for handle in handles.tolist()]
 
 
 def row_error(handle: int, position: int, error: errors.StatestreamError) -> RowError:
     """An error that concerns one session of a frame."""
+    recent.note(error)
     return RowError(handle=handle, position=position, status=errors.to_status(error))

@@ -26,6 +26,7 @@ class Description:
         used: Unix time of its last use.
         origin: The position behind its last reset.
         cursor: The caller's, b"" for none.
+        owner: Of a session that is not in memory here: the process that the store says has it, "" for none.
     """
 
     key: Key
@@ -38,6 +39,7 @@ class Description:
     used: float
     origin: int = 0
     cursor: bytes = b""
+    owner: str = ""
 
 
 def of_row(table: Table, row: int, unix: Callable[[float], float]) -> Description:
@@ -74,5 +76,6 @@ def of_record(record: Record) -> Description:
         False,
         record.ephemeral,
         record.saved_at,
-        *(records.tail(record.blob) if record.blob is not None else ()),
+        *(records.tail(record.blob) if record.blob is not None else (0, b"")),
+        record.owner,
     )

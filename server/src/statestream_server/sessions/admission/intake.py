@@ -25,6 +25,7 @@ from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
 from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
+from statestream_server.sessions.admission.taps import Taps
 from statestream_server.sessions.releases import Release
 
 LARGE: Final = 1 << 20
@@ -50,6 +51,8 @@ class Intake:
         self._gate = gate
         self._bounds = bounds
         self._clock = clock
+        self.taps = Taps(clock)
+        """Who watches sessions."""
 
     def racing(self, table: Table, rows: Ints, starts: Positions) -> Ints:
         """Rows whose chunk repeats one that is still queued: wait until they settled, then accept."""
@@ -132,6 +135,8 @@ class Intake:
             table.replies.append(rows, chunks.starts, chunks.ends, chunks.lengths, outputs, inputs=chunks.inputs)
         else:
             outputs = self._commit_marks(chunks, chunks.marks, outputs)
+        if self.taps.watched:
+            self.taps.saw(chunks, outputs)
         if self._gate.lets_go(table, rows):
             chunks.receiver.results(chunks, outputs)
         else:
