@@ -1,4 +1,4 @@
-"""Latest: steps of a live signal that wait to be sent, of which the oldest go where there are too many or they are late."""
+"""Latest: steps of a live signal that wait to be sent; the oldest go where there are too many, or they are late."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ class _Serve(click.Command):
 @option(
     "--console/--no-console",
     default=None,
-    help="Whether the HTTP port has the console, a page to look at models and sessions. Default: where only this machine"
-    " reaches it, or callers need a token.",
+    help="Whether the HTTP port has the console, a page to look at models and sessions. Default: where only this"
+    " machine reaches it, or callers need a token.",
 )
 @option("--advertise", default="", help="HOST:PORT where this server is reached; default: its host and port.")
 @option("--workers", type=click.IntRange(1), default=1, help="Processes that share ports, store and models.")

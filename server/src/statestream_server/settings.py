@@ -79,7 +79,7 @@ class Settings:
         tokens: The file of tokens that callers must show one of; None where anybody may call.
         http_port: Health, metrics and the Open Inference Protocol; 0 for any free one, None for none.
         http_unix: The path of a Unix socket where the first process of several asks this one over HTTP, "" for none.
-        console: Whether the HTTP port has the console; None for where only this machine, or who has a token, reaches it.
+        console: Whether the HTTP port has the console; None for where this machine alone, or who has a token, comes.
         store: Where sessions survive: memory, sqlite, sqlite:PATH, redis://….
         durability: How steps become durable.
         checkpoint_interval: Seconds between checkpoints in interval mode.
@@ -223,8 +223,8 @@ def check_console(settings: Settings) -> None:
     guarded = settings.tokens is not None or settings.insecure or is_loopback(settings.host)
     if settings.console and settings.http_port is not None and not guarded:
         raise StartError(
-            "--console lets whoever reaches the HTTP port step and delete sessions: --tls-clients guards gRPC alone. Ask"
-            " callers for tokens (--tokens), listen on this machine (--host 127.0.0.1), or leave --console out"
+            "--console lets whoever reaches the HTTP port step and delete sessions: --tls-clients guards gRPC alone."
+            " Ask callers for tokens (--tokens), listen on this machine (--host 127.0.0.1), or leave --console out"
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from statestream_server.access import tokens
 from statestream_server.settings import Settings, StartError, check_console, has_console
@@ -22,7 +23,7 @@ from tests.support.serving import Local, serving
 OURS = {"X-Statestream": "console"}
 
 
-@pytest.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def local(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local]:
     folder = tmp_path_factory.mktemp("console")
     async with serving(models.write(folder / "models", "lstm", "gru", "scores"), http_port=0) as local:
@@ -114,7 +115,7 @@ async def test_sessions_are_stepped_watched_copied_read_out_and_deleted(local: L
 async def test_pages_go_through_all_sessions_that_begin_so_and_no_others(local: Local) -> None:
     wanted = [("gru", "ab"), ("gru", "aba"), ("lstm", "ab"), ("lstm", "abb"), ("lstm", "abz")]
     for model, id in [*wanted, ("gru", "aa"), ("gru", "ac"), ("lstm", "a"), ("lstm", "b")]:
-        await told(local, "step", {"model": model, "id": id, "inputs": [0, 0, 0]})
+        await told(local, "step", {"model": model, "id": id, "inputs": [0] * 6})
     for size in (1, 2, 5, 50):
         found, after = list[tuple[str, str]](), ""
         while True:
@@ -213,7 +214,7 @@ async def test_it_is_not_where_it_is_not_wanted(tmp_path: Path) -> None:
             assert (await ask(local, path))[0] == 404
 
 
-def test_the_console_is_where_strangers_do_not_come() -> None:
+async def test_the_console_is_where_strangers_do_not_come() -> None:
     open_to_all = Settings((), host="0.0.0.0", insecure=True)
     assert has_console(Settings(()))
     assert not has_console(open_to_all)

@@ -2,8 +2,8 @@
 
 A sequence has one worker for as long as that serves, whichever connections its requests come by: it would be stepped
 from the store by each in turn. What names none, or not within its first bytes or behind a coding, goes by its
-connection. A request goes to another worker only where nothing of it was sent: one that ended in between may have applied
-it, and its caller alone knows whether it may be sent again.
+connection. A request goes to another worker only where nothing of it was sent: one that ended in between may have
+applied it, and its caller alone knows whether it may be sent again.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ def elsewhere(workers: int) -> list[Route]:
 
     async def answer(request: Request) -> Response:
         said = (
-            f"the console is of a server of one process, and this one has {workers} workers; /metrics has the figures of"
-            " all, and `statestream sessions ls` lists the sessions\n"
+            f"the console is of a server of one process, and this one has {workers} workers; /metrics has the figures"
+            " of all, and `statestream sessions ls` lists the sessions\n"
         )
         return Response(said, 404, media_type="text/plain", headers=door.SAFE)
 

@@ -87,7 +87,7 @@ async def replicas(server: Server) -> dict[str, Any]:
 
 
 def refusals() -> dict[str, Any]:
-    """What callers were refused lately, the newest first: of the caller's tenant; to an admin of all, others' unsaid."""
+    """What callers were refused lately, newest first: of the caller's tenant; to an admin of all, others' unsaid."""
     grant, found = caller.current.get().grant, list[dict[str, Any]]()
     for each in recent.newest():
         own = grant is None or each.tenant == grant.token.tenant

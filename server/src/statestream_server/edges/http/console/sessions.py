@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -54,10 +55,8 @@ async def _with_prefix(
     begin = after[1] if after[0] == model else ""
     if begin < prefix:  # Lists begin above an id: the one that is the prefix itself is asked for.
         begin = prefix
-        try:
+        with contextlib.suppress(errors.SessionNotFound):
             found.append(await server.admin.describe(caller.key(model, prefix)))
-        except errors.SessionNotFound:
-            pass
     listed = await server.admin.page(tenant, model, (model, begin), size)
     for each in listed:
         if not each.key.id.startswith(prefix):

@@ -153,4 +153,6 @@ def plain(array: Array) -> Any:
     """An array as nested lists, in which what is not finite is null."""
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return array.tolist()
-    return np.where(np.isfinite(array), array, None).tolist()
+    found = array.astype(np.object_)
+    found[~np.isfinite(array)] = None
+    return found.tolist()
