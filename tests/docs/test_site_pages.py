@@ -1,0 +1,35 @@
+"""The pages of the site that have no test of their own: their Python runs and prints what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import pages
+from tests.support.pages import ROOT
+from tests.test_readme import check, outputs
+
+TEST = "tests/docs/test_site_pages.py::test_the_page_runs"
+ROOMS = ("tutorials", "how-to", "explanation")
+PAGES = [
+    "docs/index.md",
+    *sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / "docs" / room).glob("*.md")),
+]
+QUICK = {"docs/index.md", "docs/tutorials/first-session.md", "docs/how-to/mqtt.md"}
+"""Those that `make test` has time for."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in PAGES]
+)
+def test_the_page_runs(page: str, tmp_path: Path) -> None:
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    parts = [block for block in pages.blocks(ROOT / page) if pages.runner(block) == TEST]
+    check(ROOT / page, parts, outputs(parts, "", tmp_path))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_says_that_it_is_not(page: str) -> None:
+    for block in pages.blocks(ROOT / page):
+        assert block.language == "text" or pages.state(block, ROOT / page), block.text
