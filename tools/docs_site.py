@@ -1,8 +1,8 @@
-"""What `make docs` makes of the pages: files of the checkout that they link to become pages, and the command's help one.
+"""What `make docs` makes of the pages: files that they link to become pages, and the command's help one.
 
-mkdocs calls the functions `on_…` (hooks in mkdocs.yml). Pages are written to be read in the checkout as well, where a link
-may lead to any file of it: on the site a Markdown file or an example is a page under checkout/, and of anything else
-the name stands there without a link.
+mkdocs calls the functions `on_…` (hooks in mkdocs.yml). Pages are written to be read in the checkout as well, where a
+link may lead to any file of it: on the site a Markdown file or an example is a page under checkout/, and of anything
+else the name stands there without a link.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_every_room_and_function_of_the_map_is_there() -> None:
         assert re.search(rf"def {function}\(", (SOURCES / file).read_text()), (file, function)
     rooms = {folder.name for folder in (SOURCES / "statestream_server").iterdir() if (folder / "__init__.py").exists()}
     mapped = {room.split("/")[1] for room, _ in ROOMS if room.count("/") > 1 or room.endswith("/")}
-    assert rooms - mapped == {"drivers", "quarantine", "upkeep", "workers"}, (
+    assert rooms - mapped == {"access", "drivers", "quarantine", "upkeep", "workers"}, (
         "a folder of the server that the profile calls event loop"
     )
 

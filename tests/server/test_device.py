@@ -141,9 +141,10 @@ async def test_a_start_on_a_device_that_is_not_there_is_an_error(
 async def test_auto_that_becomes_the_cpu_says_so_once_and_is_told_to_callers(
     models_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from statestream_server.models.graphs import runtime
+    from statestream_server.models.graphs import cuda, runtime
 
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(cuda, "has_driver", lambda: True)
     monkeypatch.setattr(runtime, "_cuda", lambda number: "the driver is on holiday")
     async with serving(models_dir, device="auto") as local:
         assert local.server.device == "cpu"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import uvicorn
@@ -54,7 +53,7 @@ class Http:
             self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             _application(pages, more),
-            http=partial(_Connection, reader_seconds=settings.reader_timeout),
+            http=_connections(settings.reader_timeout),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -98,10 +97,8 @@ class _Connection(H11Protocol):
     """Runs while no request is being answered."""
     _reading: asyncio.TimerHandle | None = None
     """Runs while its reader takes nothing of what was written."""
-
-    def __init__(self, *args: Any, reader_seconds: float, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._reader_seconds = reader_seconds
+    reader_seconds = 20.0
+    """What it may take nothing for."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -118,7 +115,7 @@ class _Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reading = self.loop.call_later(self._reader_seconds, self.transport.abort)
+        self._reading = self.loop.call_later(self.reader_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -143,6 +140,11 @@ class _Connection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _connections(reader_seconds: float) -> type[_Connection]:
+    """Connections whose readers may take nothing for so long; uvicorn makes them by itself."""
+    return type("_Connection", (_Connection,), {"reader_seconds": reader_seconds})
 
 
 def _application(pages: Pages, more: Sequence[Route]) -> Starlette:
