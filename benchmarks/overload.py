@@ -39,6 +39,8 @@ USELESS: Final = 1.0
 """Seconds after which an answer is useless."""
 VICTIM: Final = 4
 """Callers in closed loop of the tenant beside the flood."""
+AGAIN: Final = 0.1
+"""Seconds that a caller in closed loop waits who was refused."""
 _CODE: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -110,7 +112,10 @@ class Caller:
 
         async def one() -> None:
             while (now := time.perf_counter()) < end:
+                before = seen.refused
                 await self.call(seen, now)
+                if seen.refused > before:
+                    await asyncio.sleep(AGAIN)
 
         await asyncio.gather(*(one() for _ in range(count)))
         return seen

@@ -255,12 +255,13 @@ class Engine:
         """Whether a turn that brought something is worth another before a batch runs.
 
         A few chunks cost a batch as much as a hundred. While each turn of the loop brings more, and they are few,
-        the next costs less than a batch. Nothing is waited for: an idle loop runs at once what it has.
+        the next costs less than a batch. Nothing is waited for: an idle loop runs at once what it has. Nor is it where
+        something waits already: what came too much would be all that is done.
         """
         arrived, self._arrived = self._arrived, 0
         self._gathered += arrived
         self._turns += 1
-        if arrived and self._gathered < _MANY and self._turns < _MOST_TURNS:
+        if arrived and not self._backlog and self._gathered < _MANY and self._turns < _MOST_TURNS:
             return True
         self._gathered = self._turns = 0
         return False
