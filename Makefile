@@ -14,8 +14,8 @@ STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu simulate install stubs
-.PHONY: lessons twins dist example-models scale clean
-.PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos
+.PHONY: lessons twins dist docs example-models scale clean
+.PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos check-docs
 
 help:
 	@echo "make demo          train, export, serve, stream, crash, go on: the whole of it, in some minutes"
@@ -24,7 +24,7 @@ help:
 	@echo "make test-compose  builds the images and runs the compose files, 500 sessions under faults"
 	@echo "make test-attacks  hostile callers beside a victim, counted"
 	@echo "make attack        the same, measured: the longest turn of the loop, the victim's steps"
-	@echo "make check         format, lint, types, layers, stubs, twins and protos"
+	@echo "make check         format, lint, types, layers, stubs, twins, protos and docs"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make scale         measures costs here, compares a simulated fleet with real ones, asks it for large ones"
 	@echo "make chaos         kills servers at random"
@@ -32,6 +32,7 @@ help:
 	@echo "make example-models  trains the models in deploy/models anew; ARGS=--check writes nothing"
 	@echo "make simulate      runs simulated schedules by seed; ARGS='--first 0 --seeds 1000'"
 	@echo "make gpu           tests, a small chaos and the benchmark of devices on this machine's GPU"
+	@echo "make docs          the docs as a site, into site/"
 	@echo "make dist          wheels and source archives, their licences and SBOMs, into dist/"
 	@echo "make install       makes .venv anew from constraints.txt"
 	@echo "make stubs         generates the stubs from protos/"
@@ -81,7 +82,7 @@ attack: $(STAMP)
 
 # Every check runs, also after one has failed.
 check: $(STAMP)
-	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-layers check-stubs check-twins check-protos
+	@$(MAKE) --no-print-directory --keep-going check-format check-lint check-types check-layers check-stubs check-twins check-protos check-docs
 
 check-format: $(STAMP)
 	$(VENV)/bin/ruff format --check
@@ -103,6 +104,12 @@ check-twins: $(STAMP)
 
 check-protos: $(STAMP)
 	$(RUN) tools/lint_protos.py
+
+# Every page, every link and anchor; some seconds.
+check-docs: docs
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 bench: $(STAMP)
 	@$(RUN) -m benchmarks $(ARGS)
@@ -140,5 +147,5 @@ dist: $(STAMP)
 	@$(RUN) tools/dist.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) examples/node/node_modules .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools dist client/dist server/dist export/dist
+	rm -rf $(VENV) examples/node/node_modules .demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis .tools dist client/dist server/dist export/dist
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What `make docs` makes of the pages: files that they link to become pages, and the command's help one.
+"""What `make docs` makes of the pages: files of the checkout that they link to, and the command's help, become pages.
 
 mkdocs calls the functions `on_…` (hooks in mkdocs.yml). Pages are written to be read in the checkout as well, where a
 link may lead to any file of it: on the site a Markdown file or an example is a page under checkout/, and of anything
@@ -61,6 +61,8 @@ def _link(found: re.Match[str], uri: str, known: set[str]) -> str:
     there = Path(os.path.normpath(here.parent / target))
     if there.is_relative_to(DOCS):
         name = str(there.relative_to(DOCS))
+        if there.is_dir():
+            return text
     else:
         name = f"checkout/{os.path.relpath(there, ROOT)}"
         if there.is_dir():
@@ -68,7 +70,7 @@ def _link(found: re.Match[str], uri: str, known: set[str]) -> str:
         elif not name.endswith(".md"):
             name += ".md"
         if name == "checkout/README.md":
-            name = "index.md"
+            name, anchor = "index.md", ""  # Another first page, with other headings.
         if name not in known and there.exists():
             return text if not image else ""
     return f"{image}[{text}]({os.path.relpath(name, os.path.dirname(uri) or '.')}{anchor})"
