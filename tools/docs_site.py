@@ -78,12 +78,15 @@ def _link(found: re.Match[str], uri: str, known: set[str]) -> str:
 
 def command_page() -> str:
     """The help of `statestream` and of all its subcommands, as a page."""
-    from statestream.command.group import main
+    from statestream.command.group import Deferred, main
 
     lines = ["# All subcommands", "", "What each says with `--help`. [The command](../command.md) has examples.", ""]
 
     def add(command: click.Command, name: str, parent: click.Context | None) -> None:
+        if isinstance(command, Deferred):
+            command = command.load()
         context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+        context.help_option_names = ["-h", "--help"]
         lines.extend([f"## {context.command_path}", "", "```text", command.get_help(context).strip(), "```", ""])
         if isinstance(command, click.Group):
             for each in command.list_commands(context):
