@@ -119,7 +119,6 @@ def test_the_notebook(place: Path) -> None:
     assert third[0]["data"]["text/plain"].startswith("array(")
 
 
-@pytest.mark.xfail(reason="POST /v2/models/M/infer over HTTP is being built", strict=False)
 def test_curl_alone(place: Path) -> None:
     with process(place / "models", "--store", "memory", "--http", "--http-port", "0") as server:
         (port,) = re.findall(r"metrics on http://127\.0\.0\.1:(\d+)", server.output)
