@@ -87,6 +87,15 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "initial_state": ([5, [1, 2]], TypeError),
         "return_replies": (NOT_FLAGS, TypeError),
     },
+    "client.feed": {
+        **OF_A_MODEL,
+        "messages": ([None, 5, "xy", b"xy", {"a": ones()}, pd.DataFrame({"a": [1.0]})], TypeError),
+        "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
+        "max_sessions": ([None, "3", 2.0, True, *FEW], (TypeError, ValueError)),
+        "mode": ([None, "open", 1, ["create"]], (TypeError, ValueError)),
+        "return_errors": (NOT_FLAGS, TypeError),
+        "score": (NOT_FLAGS, TypeError),
+    },
     "client.restore": {
         "snapshot": (["text", None, 5, ["a"]], TypeError),
         "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
@@ -162,6 +171,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "client.session": {"model": "sum"},
     "client.sessions": {"model": "sum"},
     "client.restore": {"snapshot": b"", "model": "sum"},
+    "client.feed": {"model": "sum", "messages": [("a", ones())]},
     "client.predict": {"model": "double", "x": ones(2)},
     "client.forecast": {"model": "sum", "history": ones(3)},
     "client.forecast_steps": {"model": "sum", "history": ones(3)},

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from statestream.contract.tensors import MAX_CURSOR_BYTES
 from statestream.tables import is_table
 from statestream.v1 import inference_pb2 as pb
+
+Mode: TypeAlias = Literal["either", "create", "resume", "replace"]
+"""How a session is opened."""
 
 MODES: Mapping[str, pb.OpenMode] = {
     "create": pb.OPEN_MODE_CREATE,
@@ -272,6 +276,35 @@ def check_items(items: object, live: tuple[type, ...], pool: bool = False) -> No
         raise TypeError(f"items is {came(items)}; expected several, as in [x, x], each of which `step` would take")
     if pool and is_table(items):
         raise TypeError("items is a table, which is one step of a pool; expected several, as in [table, table]")
+
+
+def check_messages(messages: object, live: tuple[type, ...]) -> None:
+    """What a feed is of.
+
+    Args:
+        messages: That.
+        live: What may be asynchronous.
+    """
+    if isinstance(messages, AsyncIterable) and not isinstance(messages, Iterable):
+        if isinstance(messages, live):
+            return
+        raise TypeError("messages is asynchronous; expected an iterable, or the client of statestream.aio")
+    if isinstance(messages, str | bytes | Mapping) or is_table(messages) or not isinstance(messages, Iterable):
+        raise TypeError(
+            f"messages is {came(messages)}; expected pairs of an id and a step, as in [('station-7', [1.0])]"
+        )
+
+
+def feed_message(message: object) -> tuple[str, Any]:
+    """The id of a session, and its step.
+
+    Raises:
+        TypeError: It is no such pair.
+        ValueError: The id is empty or too long.
+    """
+    if not isinstance(message, tuple | list) or len(message) != 2:
+        raise TypeError(f"messages has {came(message)}; expected pairs of an id and a step, as in ('station-7', [1.0])")
+    return check_id(message[0]), message[1]
 
 
 def lookahead(items: object, ahead: int | None, most: int, live: tuple[type, ...]) -> int:

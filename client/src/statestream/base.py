@@ -31,6 +31,10 @@ POOL_LOOKAHEAD = 4
 """The same of a pool, whose items are large: with some under way neither side waits for the other; more only queue."""
 
 
+FEED_LOOKAHEAD = 256
+"""The same of a feed, whose items are of many sessions."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class PoolStep:
     """An item of `Pool.stream` that is not for all rows alike: the arguments of `Pool.step`.

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from statestream import arguments, calls, starts, unary
 from statestream.aio.calling import answer
+from statestream.aio.feeding import Feeding
 from statestream.aio.link import Link
 from statestream.aio.opening import Opening, opening
 from statestream.aio.pool import Pool
 from statestream.aio.runs import Runs
 from statestream.aio.session import Session
 from statestream.aio.together import abandon_all, close_all, leave_all, perform_all, start_all
-from statestream.aio.waiting import Lock, apart
-from statestream.base import named_ids
+from statestream.aio.waiting import LIVE, Lock, apart
+from statestream.arguments import Mode
+from statestream.base import FEED_LOOKAHEAD, named_ids
 from statestream.contract.errors import StatestreamError
 from statestream.contract.tensors import Array
 from statestream.credentials import Tls, Token
@@ -140,7 +142,7 @@ class Client(Runs):
         model: str,
         id: str | None = None,
         *,
-        mode: str = "either",
+        mode: Mode = "either",
         version: int | None = None,
         upgrade: int | bool | None = None,
         initial_state: Mapping[str, Input] | None = None,
@@ -185,7 +187,7 @@ class Client(Runs):
         n: int | None = None,
         *,
         ids: Sequence[str] | None = None,
-        mode: str = "either",
+        mode: Mode = "either",
         version: int | None = None,
         upgrade: int | bool | None = None,
         initial_state: Mapping[str, Input] | None = None,
@@ -237,6 +239,56 @@ class Client(Runs):
         arguments.check_model(model, version)
         (name,), anonymous = named_ids(1, None if id is None else [id])
         return self._restore(model, name, unary.restore(model, name, snapshot, version, upgrade), ephemeral=anonymous)
+
+    def feed(
+        self,
+        model: str,
+        messages: Iterable[tuple[str, Input]] | AsyncIterable[tuple[str, Input]],
+        *,
+        ahead: int | None = None,
+        max_sessions: int = 1000,
+        mode: Mode = "either",
+        version: int | None = None,
+        return_errors: bool = False,
+        score: bool = False,
+    ) -> AsyncIterator[tuple[str, Any]]:
+        """Steps the sessions that messages are for, and yields (id, outputs) as they are answered.
+
+        Sessions are opened as their ids come, and the one that was used least lately is let go for another. Those of
+        one id are applied in their order, each once, over broken connections and restarts of the server, too. Left
+        early, steps that are on their way are applied all the same. All sessions are let go at the end.
+
+        Args:
+            model: The model's name.
+            messages: Pairs of a session's id and what `Session.step` takes; an iterable or an asynchronous one.
+            ahead: How many messages are under way at most. By default 256 for lists, arrays and
+                asynchronous iterables, and 1 for other iterables: these may wait for the world.
+            max_sessions: How many sessions are open at most; no more messages than that are under way.
+            mode: As for `session`, when an id comes for the first time.
+            version: As for `session`.
+            return_errors: A message that is refused yields its error, in the place of outputs, and the feed goes on. A
+                session that failed is opened again for its next message; one that another client took is left to it.
+            score: As for `Session.step`.
+
+        Raises:
+            TypeError: A message is no such pair; raised when those before it are answered.
+            ModelNotFound: No such model or version.
+            StatestreamError: A message was refused; not with `return_errors`.
+        """
+        arguments.check_model(model, version)
+        arguments.check_messages(messages, LIVE)
+        arguments.open_mode(mode)
+        most = arguments.lookahead(messages, ahead, FEED_LOOKAHEAD, LIVE)
+        sessions = arguments.check_whole("max_sessions", max_sessions)
+        arguments.check_flag("return_errors", return_errors)
+        arguments.check_flag("score", score)
+        return Feeding(self, model, version, mode, most, sessions, return_errors=return_errors, score=score).run(
+            messages
+        )
+
+    def _of(self, opened: Opened[Link], id: str) -> Session:
+        """The session of an id that was opened alone."""
+        return Session(self, opened, id, ephemeral=False)
 
     @opening("session")  # asyncio only
     async def _session(

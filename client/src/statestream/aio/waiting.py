@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -59,3 +60,28 @@ class Cache(Generic[T]):
     def _forget_failed(self, key: Hashable, done: asyncio.Future[T]) -> None:
         if (done.cancelled() or done.exception() is not None) and self._found.get(key) is done:
             del self._found[key]
+
+
+class Race(Generic[T]):
+    """Several that are waited for at once."""
+
+    def __init__(self) -> None:
+        self._came: deque[T] = deque()
+        self._some = asyncio.Event()
+
+    def add(self, done: asyncio.Future[Any], key: T) -> None:
+        """Has `next` give a key when something is done."""
+        done.add_done_callback(lambda _: self._note(key))
+
+    async def next(self) -> list[T]:
+        """The keys of those that are done, of at least one; each once."""
+        while not self._came:
+            self._some.clear()
+            await self._some.wait()
+        found = list(self._came)
+        self._came.clear()
+        return found
+
+    def _note(self, key: T) -> None:
+        self._came.append(key)
+        self._some.set()

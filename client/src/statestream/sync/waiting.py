@@ -88,3 +88,23 @@ class Cache(Generic[T]):
     def clear(self) -> None:
         """Forgets everything."""
         self._found.clear()
+
+
+class Race(Generic[T]):
+    """Several that are waited for at once: for the one that was added first, and whatever is done by then."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Done, T]] = []
+
+    def add(self, done: Done, key: T) -> None:
+        """Has `next` give a key when something is done."""
+        self._waiting.append((done, key))
+
+    def next(self) -> list[T]:
+        """The keys of those that are done, of at least one; each once."""
+        oldest = self._waiting[0][0]
+        oldest.wait()
+        oldest.set_result(None)  # Whoever has the key waits, too.
+        found = [key for done, key in self._waiting if done.done()]
+        self._waiting = [one for one in self._waiting if not one[0].done()]
+        return found
