@@ -179,6 +179,28 @@ async def test_steps_that_must_be_durable_are_saved_together_or_refused(
     monkeypatch.setattr(local.server.store, "save", save)
 
 
+async def test_a_save_that_fails_unexpectedly_costs_the_steps_of_other_models_nothing(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller, flush = Caller(local.channel), local.server.checkpointer.flush_each
+    one = {"x": np.ones((1, 2), np.float32)}
+    await asyncio.gather(caller.step(MODEL, "a", numbers(1)), caller.step("gru", "a", one))
+
+    async def failing_for_one(table: Any, rows: Any) -> Any:
+        if table is local.table("gru"):
+            raise RuntimeError("a fault of ours")
+        return await flush(table, rows)
+
+    monkeypatch.setattr(local.server.checkpointer, "flush_each", failing_for_one)
+    gru = pb.StepRequest(model="gru", session_id="a", inputs=[tensor("x", one["x"])])
+    with local.engine_held():
+        calls = [caller.inference.Step(each, timeout=DEADLINE) for each in (gru, step("a", 2))]
+        await local.until(lambda: local.server.engine.queued == 2)
+    assert (await failing(calls[0])).reason == "INTERNAL"
+    assert y(await calls[1]) == [3]
+    assert not local.server.budgets.steps.held
+
+
 async def test_a_chunk_that_is_refused_says_why(local: Local, opened: Caller) -> None:
     nan = await failing(opened.inference.Step(step("a", np.nan, position=1), timeout=DEADLINE))
     assert (nan.code, nan.reason) == ("FAILED_PRECONDITION", "NON_FINITE_STATE")

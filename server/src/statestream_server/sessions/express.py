@@ -6,6 +6,7 @@ durable are saved together. Whatever is not as usual is left to unary.py, which 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -24,6 +25,8 @@ from statestream_server.sessions.ownership.streams import Streams
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.stores.base import Key
+
+log = logging.getLogger(__name__)
 
 _OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
 
@@ -174,11 +177,10 @@ class Express:
             )
             try:
                 failures = await self._checkpointer.flush_each(table, rows)
-            except Exception as error:
+            except Exception as error:  # Those of other tables are saved and answered all the same.
+                log.exception("a save of unary steps failed in a way that was not expected")
                 failed = errors.InternalError(f"the server failed to save the session: {type(error).__name__}")
-                for chunk, _ in some:
-                    chunk.refused(failed)
-                raise
+                failures = dict[int, errors.StatestreamError].fromkeys(range(len(some)), failed)
             ours = table.are_claimed(rows, claims).tolist()
             durable = table.durable[rows].tolist()
             for place, (chunk, outputs) in enumerate(some):
