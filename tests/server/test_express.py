@@ -15,6 +15,7 @@ from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream_server.engine.scheduler import Costs
 from statestream_server.sessions.unary import Unary
+from statestream_server.settings import Durability
 from tests.support import serving
 from tests.support.arrays import array_of, tensor
 from tests.support.calls import DEADLINE, Caller, failing
@@ -199,6 +200,37 @@ async def test_a_save_that_fails_unexpectedly_costs_the_steps_of_other_models_no
     assert (await failing(calls[0])).reason == "INTERNAL"
     assert y(await calls[1]) == [3]
     assert not local.server.budgets.steps.held
+
+
+async def test_a_repeated_call_that_waits_never_gets_the_reply_of_another_session(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own may be acknowledged by a later call, and swept, before it may leave."""
+    async with serving.serving(
+        models_dir, store=f"sqlite:{tmp_path / 'sessions.db'}", durability=Durability.SYNC
+    ) as local:
+        caller, held, save = Caller(local.channel), asyncio.Event(), local.server.store.save
+        await asyncio.gather(*(caller.step(MODEL, session, numbers(1)) for session in "ab"))
+
+        async def waiting(records: Any) -> Any:
+            await held.wait()
+            return await save(records)
+
+        monkeypatch.setattr(local.server.store, "save", waiting)
+        table, calls = local.table(MODEL), list[Any]()
+        asked = [
+            step("a", 2, position=1),
+            step("a", 2, position=1),
+            step("b", 40, position=1),
+            step("a", 3, position=2),
+        ]
+        for count, each in enumerate(asked, 1):
+            calls.append(caller.inference.Step(each, timeout=DEADLINE))
+            await local.until(lambda count=count: len(local.server.checkpointer._waiting) == count)
+        table.replies._sweep()
+        held.set()
+        assert (await failing(calls[1])).reason == "ALREADY_APPLIED"
+        assert [y(await calls[place]) for place in (0, 2, 3)] == [[3], [41], [6]]
 
 
 async def test_a_chunk_that_is_refused_says_why(local: Local, opened: Caller) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Array, Bools, Ints, Positions, counting, same, some
+from statestream_server.arrays import Array, Bools, Ints, Positions, counting, every, same, some
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths, alike
 from statestream_server.engine.marks import RESET, Marks
@@ -158,7 +158,22 @@ class Intake:
         if self._gate.lets_go(chunks.table, chunks.rows):
             chunks.receiver.repeated(chunks, entries)
         else:
-            self._release(chunks, lambda still: chunks.receiver.repeated(chunks.bare(still), entries[still]))
+            self._release(chunks, lambda still: self._again(chunks.bare(still), entries[still]))
+
+    def _again(self, chunks: Chunks, entries: Ints) -> None:
+        """Lets replies that waited leave again, as far as they are kept still.
+
+        Meanwhile other calls may have acknowledged them; where one was, another session's may be by now.
+        """
+        there = chunks.table.replies.lookup(chunks.rows, chunks.starts) == entries
+        if every(there):
+            chunks.receiver.repeated(chunks, entries)
+            return
+        still, gone = np.flatnonzero(there), np.flatnonzero(~there)
+        if len(still):
+            chunks.receiver.repeated(chunks.bare(still), entries[still])
+        _count(chunks, gone, kept=there[gone])
+        chunks.receiver.refused(chunks.bare(gone), _complaints(chunks, gone, kept=there[gone]))
 
     def _release(self, chunks: Chunks, deliver: Callable[[Ints], None]) -> None:
         """Delivers the replies at some places once they may leave, as far as their sessions are still the caller's."""
