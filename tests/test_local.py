@@ -127,6 +127,21 @@ def test_it_goes_with_its_caller(counter: Path, end: str) -> None:
         assert not folder.exists()
 
 
+def test_a_caller_that_is_killed_at_once_leaves_no_folder(counter: Path) -> None:
+    """Its server has imported nothing yet, and hears no signal as a server does."""
+    script = (
+        "import sys; from statestream.owned import Owned; print(Owned(sys.argv[1], {}).address, flush=True); input()"
+    )
+    with caller(script, str(counter)) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip().removeprefix("unix:")).parent
+        process.send_signal(signal.SIGKILL)
+        due = time.monotonic() + 10
+        while folder.exists() and time.monotonic() < due:
+            time.sleep(0.01)
+        assert not folder.exists()
+
+
 def test_a_copy_of_the_caller_leaves_the_server_alone(counter: Path) -> None:
     with statestream.local(counter) as client:
         child = os.fork()

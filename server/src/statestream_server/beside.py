@@ -22,6 +22,23 @@ _PATIENCE: Final = 5.0
 def main() -> None:
     """Serves on a Unix socket until the caller ends or lets go; the arguments are its process and those of `serve`."""
     caller, arguments = int(sys.argv[1]), sys.argv[2:]
+    folder = Path(arguments[arguments.index("--unix") + 1]).parent if "--unix" in arguments else None
+    try:
+        # A caller may end at once, before the server hears signals: its folder is cleared away all the same.
+        signal.signal(signal.SIGTERM, _leave)
+        _serve(caller, arguments)
+    finally:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                (folder / "grpc").unlink(missing_ok=True)
+                folder.rmdir()  # A caller that was killed cannot.
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _serve(caller: int, arguments: list[str]) -> None:
     leaving = _Leaving()
     threading.Thread(target=_watch, args=(caller, leaving), name="caller", daemon=True).start()
 
@@ -30,12 +47,10 @@ def main() -> None:
     from statestream_server import cli, process
     from statestream_server.settings import StartError
 
-    folder = None
     try:
         with cli.serve.make_context("serve", ["--port=0", "--no-http", *arguments]) as context:
             settings, _, level = cli.settings_of(**context.params)
         if settings.unix:
-            folder = Path(settings.unix).parent
             settings = dataclasses.replace(settings, only_unix=True, advertise=f"unix:{settings.unix}")
         leaving.grace = settings.drain_grace
         process.run(settings, level)
@@ -44,11 +59,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (StartError, ImportError, OSError) as error:
         sys.exit(f"Error: {error}")
-    finally:
-        if folder is not None:
-            with contextlib.suppress(OSError):
-                (folder / "grpc").unlink(missing_ok=True)
-                folder.rmdir()  # A caller that was killed cannot.
 
 
 @dataclasses.dataclass
