@@ -166,6 +166,7 @@ SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "voice": voice,
     "forecasts": ratios,
     "edge": edge,
+    "overload": overload,
 }
 
 

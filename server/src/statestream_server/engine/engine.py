@@ -345,7 +345,8 @@ class Engine:
             self.courtesy.lived = batch.since
         if isinstance(batch, Together):
             batch.deliver()
-            self._pace.note(len(batch.calls) - len(batch.again), self._passed(seconds))
+            if self._backlog:
+                self._pace.note(len(batch.calls) - len(batch.again), self._passed(seconds))
             # What is not done yet waits behind the others again.
             assert isinstance(choice.queue, Predictions)
             for calls in batch.again:
@@ -360,7 +361,8 @@ class Engine:
             if self.line.several:
                 lane.cost = table.statistics.step_cost
             ended = lane.advance(batch.parts, batch.steps, batch.bad, self.line.behind(), batch.again)
-            self._pace.note(sum([len(part.places) for part in ended.finished]), self._passed(seconds))
+            if self._backlog:
+                self._pace.note(sum([len(part.places) for part in ended.finished]), self._passed(seconds))
             for work, places, _ in ended.finished:
                 work.sink.completed(work, places)
                 if work.shadow is not None:
@@ -373,14 +375,16 @@ class Engine:
                         self.tracer.ended(work.unders)
                         work.unders = ()
         self._backlog = any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values()))
-        self.line.several = self._backlog and self._shared()
         if self._backlog:
+            self.line.shared(self._shared())
             self.wake()
+        elif self.line.several:
+            self.line.shared(False)
         self.courtesy.over = time.perf_counter()
 
     def _passed(self, seconds: float) -> float:
-        """The seconds that a batch held up what waits: those that it ran, and where others waited those before it."""
-        return max(seconds, time.perf_counter() - self.courtesy.over) if self._backlog else seconds
+        """The seconds that a batch held up what waits: those that it ran, and those before it since the last one."""
+        return max(seconds, time.perf_counter() - self.courtesy.over)
 
     def _shared(self) -> bool:
         """Whether several tenants have sessions here."""

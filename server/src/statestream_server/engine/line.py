@@ -8,6 +8,7 @@ share (start-time fair queueing: Goyal, Vin and Cheng, 1996). No I/O, no clock.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Final
 
 _KNOWN: Final = 1024
@@ -22,14 +23,16 @@ class Line:
     Attributes:
         several: Whether several tenants share the engine while something waits; the engine says so after each batch.
         now: The age of the live slice that ran last.
+        behind: Gives an age behind all that wait, while there is one tenant.
     """
 
-    __slots__ = ("_known", "_last", "_next", "now", "several")
+    __slots__ = ("_known", "_last", "_next", "behind", "now", "several")
 
     def __init__(self) -> None:
         """Nobody waits."""
         self.several = False
         self.now = 0
+        self.behind = count(1).__next__
         self._last = 0
         """The highest age that was handed out."""
         self._next = dict[str | None, int]()
@@ -37,10 +40,11 @@ class Line:
         self._known = (-1, 0, 0)
         """What `share` found: at which age, how many tenants have something waiting, and what all of it costs."""
 
-    def behind(self) -> int:
-        """An age behind all that wait."""
-        self._last += 1
-        return self._last
+    def shared(self, several: bool) -> None:
+        """Notes whether several tenants share the engine from now on."""
+        if self.several and not several:
+            self.behind = count(max(self._last, self.behind()) + 1).__next__
+        self.several = several
 
     def age(self, tenant: str | None, cost: int) -> int:
         """The age of a slice of a tenant that costs so much, in whatever all of them are counted in."""
