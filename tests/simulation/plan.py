@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from statestream.arguments import Mode
 from statestream_server.settings import Durability
 
 RETRY = 6.0
@@ -32,7 +33,7 @@ class Operation:
     session: int
     pause: float
     count: int = 1
-    mode: str = "either"
+    mode: Mode = "either"
     cancel: float | None = None
     deadline: float = 3.0
 

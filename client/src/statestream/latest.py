@@ -1,4 +1,4 @@
-"""Latest: steps of a live signal that wait to be sent; the oldest go where there are too many, or they are late."""
+"""Latest: live steps that wait to be sent; the oldest go where too many wait, and those that wait too long."""
 
 from __future__ import annotations
 
