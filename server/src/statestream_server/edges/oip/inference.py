@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -144,6 +144,21 @@ class Inference:
         return _rows(model, shapes) * sum(map(step_bytes, known))
 
     async def _answer(self, model: Model, request: Request) -> Response:
+        """As `infer`. Inputs of a session without their axis of time are one step, and so are the outputs then."""
+        specs = [spec for spec in model.signature.inputs if spec.HasField("time_axis")]
+        arrays = request.inputs
+        if model.kind != Kind.SESSION or not specs or not _are_short(specs, arrays):
+            return await self._answer_whole(model, request)
+        whole = {spec.name: np.expand_dims(arrays[spec.name], spec.time_axis) for spec in specs}
+        response = await self._answer_whole(model, replace(request, inputs={**arrays, **whole}))
+        axes = {spec.name: spec.time_axis for spec in model.signature.outputs if spec.HasField("time_axis")}
+        outputs = [
+            (name, kind, array.squeeze(axes[name]) if name in axes and array.shape[axes[name]] == 1 else array)
+            for name, kind, array in response.outputs
+        ]
+        return replace(response, outputs=outputs)
+
+    async def _answer_whole(self, model: Model, request: Request) -> Response:
         sequence = parameters.sequence_of(request.parameters)
         if model.kind == Kind.SESSION:
             if sequence is None:
@@ -243,6 +258,11 @@ class Inference:
         )
 
 
+def _are_short(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> bool:
+    """Whether all of these inputs lack an axis, which is that of time: no other could be meant."""
+    return all(spec.name in arrays and arrays[spec.name].ndim == len(spec.shape) - 1 for spec in specs)
+
+
 def _in_order(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
     """The inputs in the order of a signature.
 
@@ -302,6 +322,8 @@ def _rows(model: Model, shapes: Mapping[str, Sequence[int]]) -> int:
     spec = model.signature.inputs[0]
     shape = shapes.get(spec.name, ())
     axis = spec.time_axis if model.kind == Kind.SESSION and spec.HasField("time_axis") else None
+    if axis is not None and len(shape) < len(spec.shape):
+        return 1  # One step, without its axis.
     if axis is None and model.kind == Kind.PREDICT and spec.HasField("batch_axis"):
         axis = spec.batch_axis
     return max(0, shape[axis]) if axis is not None and axis < len(shape) else 1
