@@ -12,6 +12,7 @@ from statestream_server.engine.scheduler import Statistics, Why
 from statestream_server.refusals import recent
 from statestream_server.requests import DURATIONS
 from statestream_server.server import Server
+from statestream_server.stores.base import Peer
 
 
 def about(server: Server) -> dict[str, Any]:
@@ -77,7 +78,9 @@ def _told(found: Statistics) -> dict[str, Any]:
 
 async def replicas(server: Server) -> dict[str, Any]:
     """The servers on the same store that live, as they said last."""
-    peers = await server.store.peers()
+    peers = [*await server.store.peers()]
+    if not any(peer.owner == server.id for peer in peers):  # A store that one process has hears of nobody.
+        peers.append(Peer(server.id, server.lease.address, server.streams.handles))
     return {
         "replicas": [
             {"server": peer.owner, "address": peer.address, "sessions": peer.sessions, "own": peer.owner == server.id}

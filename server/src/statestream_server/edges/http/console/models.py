@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from statestream.contract.signature import TensorSpec, forecast_values, steps_before
+from statestream.contract.signature import Signature, TensorSpec, forecast_values, known_places, steps_before
 from statestream.contract.specs import step_shape
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server.models.model import BatchPolicy, Model
@@ -59,6 +59,11 @@ def _of(server: Server, served: Served) -> dict[str, Any]:
         "batches": found.batches,
         "rows": found.rows,
         "forecasts": [value.name for value in values],
+        "future": [
+            {**spec_of(spec), "step": list(shape)}
+            for spec in signature.inputs
+            if values and (shape := future_shape(signature, spec)) is not None
+        ],
         "draws": bool(signature.heads),
         "lookback": steps_before(signature) if values else 0,
         "reads_text": model.reads is not None,
@@ -77,6 +82,14 @@ def _batched(server: Server, model: Model) -> str:
     if model.batch_invariance == BatchInvariance.BATCH_INVARIANCE_APPROXIMATE:
         return f"{note} It is batched all the same; --batch-policy serialise gives the same bits, slower."
     return note
+
+
+def future_shape(signature: Signature, spec: TensorSpec) -> tuple[int, ...] | None:
+    """The shape of what of a step of an input has to be known beforehand; None where a forecast feeds all of it."""
+    places = known_places(signature, spec.name)
+    if places is None:
+        return step_shape(spec)
+    return (*step_shape(spec)[:-1], len(places)) if len(places) else None
 
 
 def spec_of(spec: TensorSpec) -> dict[str, Any]:

@@ -6,19 +6,21 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import forecast_values
+from statestream.contract.signature import Signature, forecast_values
 from statestream_server import caller
+from statestream_server.arrays import Array
 from statestream_server.drivers.asking import Request as Forecast
 from statestream_server.drivers.asking import State
 from statestream_server.drivers.bands import Past
 from statestream_server.drivers.decoding import Sampling
 from statestream_server.drivers.generate import Request as Text
-from statestream_server.edges.http.console import door, values
+from statestream_server.edges.http.console import door, models, values
 from statestream_server.engine.table import UNBOUND
 from statestream_server.engine.watch import tag_of
 from statestream_server.server import Server
@@ -94,7 +96,7 @@ async def forecast(server: Server, asked: Mapping[str, Any]) -> dict[str, Any]:
         StatestreamError: It cannot.
     """
     server.budgets.forecasts.check()
-    model, version = _asked_model(asked)
+    name, version = _asked_model(asked)
     wanted = Forecast(
         horizon=values.whole(asked, "horizon", 1, _MOST_STEPS),
         samples=values.whole(asked, "samples", 0, _MOST_SAMPLES, 0),
@@ -104,21 +106,23 @@ async def forecast(server: Server, asked: Mapping[str, Any]) -> dict[str, Any]:
     forecaster = server.forecaster
     forecaster.check(wanted)
     if "history" in asked:
-        table = await server.sessions.table(model, version)
+        table = await server.sessions.table(name, version)
+        wanted = _with_future(table.model.signature, asked, wanted)
         steps, inputs = values.steps_of(table.model.signature.inputs, asked, "history")
         if any(len(array) != steps for array in inputs):
             raise errors.BadTensor("the inputs of the history differ in steps", metadata={"field": "history"})
         told = forecaster.from_history(table, Past(inputs, np.asarray([steps], np.int64)), wanted)
     else:
-        key = caller.key(model, values.text(asked, "id"))
+        key = caller.key(name, values.text(asked, "id"))
         copies = await server.copies.read_all([key], [0], version=version)
         table = copies[0].table
+        wanted = _with_future(table.model.signature, asked, wanted)
         position, origin = (np.asarray([each], np.uint64) for each in (copies[0].position, copies[0].origin))
         forecaster.check_begun(table, position, origin, [key.id])
-        columns = [value[None] for value in copies[0].values[: len(table.dense_columns)]]
+        columns = [column[None] for column in copies[0].values[: len(table.dense_columns)]]
         told = forecaster.from_state(table, State(columns, np.asarray([tag_of("forecast", *key)], np.uint64)), wanted)
     names = [value.name for value in forecast_values(table.model.signature)]
-    points: dict[str, list[Any]] = {name: [] for name in names}
+    points: dict[str, list[Any]] = {value: [] for value in names}
     bands: dict[str, list[Any]] = {}
     count = 0
     async with aclosing(told):
@@ -128,15 +132,29 @@ async def forecast(server: Server, asked: Mapping[str, Any]) -> dict[str, Any]:
                 raise errors.AnswerTooLarge(
                     f"the forecast has more than {_MOST_NUMBERS:,} numbers; ask for fewer steps"
                 )
-            for name, array in zip(names, part.points, strict=True):
-                points[name] += values.plain(array[0])
-            for name, array in part.quantiles.items():
-                bands.setdefault(name, []).extend(values.plain(array[0]))
+            for value, array in zip(names, part.points, strict=True):
+                points[value] += values.plain(array[0])
+            for value, array in part.quantiles.items():
+                bands.setdefault(value, []).extend(values.plain(array[0]))
     return {"version": table.model.version, "quantiles": list(wanted.quantiles), "points": points, "bands": bands}
 
 
+def _with_future(signature: Signature, asked: Mapping[str, Any], wanted: Forecast) -> Forecast:
+    """A forecast with what is known beforehand, by input."""
+    came, specs = asked.get("future") or {}, {spec.name: spec for spec in signature.inputs}
+    if not isinstance(came, dict) or not came.keys() <= specs.keys():
+        raise values.wrong("future", came, f"an object with some of {', '.join(specs)}")
+    found = dict[str, Array]()
+    for name, value in came.items():
+        shape = models.future_shape(signature, specs[name])
+        if shape is None:
+            raise values.wrong("future", name, "inputs that the forecast does not feed itself")
+        found[name] = values.future_of(specs[name], value, wanted.horizon, shape)
+    return replace(wanted, future=found)
+
+
 async def generate(server: Server, asked: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
-    """Decodes a text: a line of JSON for each token as it comes, then one for the whole text, or for an error."""
+    """Decodes a text: a line of JSON for each token as it comes, then one for its end, or for an error."""
     try:
         async with aclosing(_tokens(server, asked)) as tokens:
             async for told in tokens:
@@ -162,14 +180,12 @@ async def _tokens(server: Server, asked: Mapping[str, Any]) -> AsyncGenerator[di
     wanted = Text([source], values.whole(asked, "most", 0, 1 << 20, 0), way, stream=True)
     server.generator.check(wanted)
     speller = model.writes.speller() if model.writes is not None else None
+    total, count = 0.0, 0
     async with aclosing(server.generator.generate(model, table, wanted)) as steps:
         async for told in steps:
             if told.token is not None:
+                total, count = total + float(told.token.log_prob), count + 1
                 number = int(told.token.number)
                 text = speller.add(number) if speller is not None else f"{number} "
                 yield {"token": number, "text": text, "log_probability": float(told.token.log_prob)}
-            for _, texts in told.done:
-                whole = texts[0]
-                numbers = whole.tokens.tolist()
-                said = model.writes.decode(numbers) if model.writes is not None else " ".join(map(str, numbers))
-                yield {"done": said, "ended": whole.ended, "log_probability": float(whole.log_prob)}
+    yield {"tokens": count, "log_probability": total}

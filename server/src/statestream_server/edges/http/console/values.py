@@ -105,6 +105,24 @@ def graph_inputs(specs: Sequence[TensorSpec], asked: Mapping[str, Any]) -> list[
     return arrays
 
 
+def future_of(spec: TensorSpec, value: object, horizon: int, shape: tuple[int, ...]) -> Array:
+    """[1, horizon, *shape] what is known beforehand of an input; what comes for one step stands for all of them.
+
+    Raises:
+        BadTensor: It is of another type, or of another number of steps.
+    """
+    array, each = _array(spec, value), math.prod(shape)
+    if array.size == each:
+        return np.broadcast_to(array.reshape(1, 1, *shape), (1, horizon, *shape)).copy()
+    if array.size != each * horizon:
+        raise errors.BadTensor(
+            f"future {spec.name!r} has {array.size} numbers; expected {each} for each of {horizon} steps, or {each}"
+            " that stand for all",
+            metadata={"field": "future"},
+        )
+    return array.reshape(1, horizon, *shape)
+
+
 def _named(specs: Sequence[TensorSpec], asked: Mapping[str, Any], field: str) -> list[Array]:
     came, names = asked.get(field), [spec.name for spec in specs]
     if len(names) == 1 and isinstance(came, list | int | float):

@@ -51,7 +51,7 @@ function el(name, attributes = {}, ...children) {
     else if (value === true) made.setAttribute(key, "");
     else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat(9).filter((child) => child !== null && child !== undefined));
   return made;
 }
 
@@ -297,7 +297,7 @@ const sample = (spec, steps) => {
   return steps === null ? fill(spec.shape) : Array.from({ length: steps }, () => fill(spec.step));
 };
 
-function inputs(specs, steps) {
+function inputs(specs, steps, before = "") {
   const boxes = specs.map((spec) => {
     const box = el("textarea", { spellcheck: "false" });
     box.value = JSON.stringify(sample(spec, steps));
@@ -307,7 +307,7 @@ function inputs(specs, steps) {
     const text = box.value.trim();
     try { return [spec.name, JSON.parse(text.startsWith("[") ? text : `[${text.split(/[\s,;]+/).filter(Boolean).join(",")}]`)]; } catch { throw new Error(`${spec.name} is no list of numbers; expected JSON, or numbers with commas`); }
   }));
-  const name = (spec) => `${spec.name}: ${spec.dtype}, ${steps === null ? `shape [${spec.shape.map((size) => (size < 0 ? "any" : size)).join(", ")}]` : `steps of shape [${spec.step.join(", ")}]`}${spec.columns.length ? ` (${spec.columns.join(", ")})` : ""}`;
+  const name = (spec) => `${before}${spec.name}: ${spec.dtype}, ${steps === null ? `shape [${spec.shape.map((size) => (size < 0 ? "any" : size)).join(", ")}]` : `steps of shape [${spec.step.join(", ")}]`}${spec.columns.length ? ` (${spec.columns.join(", ")})` : ""}`;
   return [boxes.map(([spec, box]) => field(name(spec), box, true)), read];
 }
 
@@ -362,9 +362,10 @@ function tryForecast(each, name) {
   const horizon = el("input", { type: "number", min: "1", max: String(Math.min(1000, about.max_horizon)), value: "24" });
   const samples = el("input", { type: "number", min: "0", max: "500", value: each.draws ? "100" : "0" });
   const place = el("div", { class: "grid", "aria-live": "polite" });
-  const [made, wrong] = form("Forecast", [field("Steps", horizon), each.draws ? field("Paths drawn", samples) : null], async () => {
+  const [boxes, read] = inputs(each.future, 1, "Known beforehand, one step for all or each: ");
+  const [made, wrong] = form("Forecast", [field("Steps", horizon), each.draws ? field("Paths drawn", samples) : null, boxes], async () => {
     const drawn = Number(samples.value), levels = drawn ? [0.05, 0.25, 0.75, 0.95] : [];
-    const answer = await ask("forecast", { body: { model: each.name, id: name.value, horizon: Number(horizon.value), samples: drawn, quantiles: levels } });
+    const answer = await ask("forecast", { body: { model: each.name, id: name.value, horizon: Number(horizon.value), samples: drawn, quantiles: levels, future: read() } });
     place.replaceChildren(...Object.entries(answer.points).flatMap(([value, points]) => fans(value, points, answer.bands[value])));
   });
   return el("section", { class: "card" }, el("h2", {}, "Forecast"), el("p", { class: "quiet" }, "From where the session named above stands; it does not move."), made, wrong, place);
@@ -391,7 +392,7 @@ function tryGenerate(each) {
     const body = { model: each.name, temperature: Number(warm.value), seed: Math.floor(Math.random() * 2 ** 31) };
     if (each.reads_text) body.text = source.value; else body.tokens = source.value.split(/[\s,]+/).filter(Boolean).map(Number);
     const reader = (await send("generate", { body })).body.pipeThrough(new TextDecoderStream()).getReader();
-    let left = "", tokens = 0;
+    let left = "";
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
@@ -399,10 +400,8 @@ function tryGenerate(each) {
       left = all.pop();
       for (const told of all.filter(Boolean).map((line) => JSON.parse(line))) {
         if (told.error) throw new Refused(0, told.error);
-        if (told.text !== undefined) { place.textContent += told.text; tokens += 1; } else if (told.done !== undefined) {
-          place.textContent = told.done;
-          end.textContent = `${count(tokens)} tokens, log-probability ${short(told.log_probability)}${told.ended ? "" : "; it was cut at the limit"}`;
-        }
+        if (told.text !== undefined) place.textContent += told.text;
+        else end.textContent = `${count(told.tokens)} tokens, log-probability ${short(told.log_probability)}`;
       }
     }
   });
