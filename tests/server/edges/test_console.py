@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from statestream_server.access import tokens
 from statestream_server.settings import Settings, StartError, check_console, has_console
-from tests.support import models
+from tests.support import models, texts
 from tests.support.serving import Local, serving
 
 OURS = {"X-Statestream": "console"}
@@ -26,7 +26,10 @@ OURS = {"X-Statestream": "console"}
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def local(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local]:
     folder = tmp_path_factory.mktemp("console")
-    async with serving(models.write(folder / "models", "lstm", "gru", "scores"), http_port=0) as local:
+    models.write(folder / "models", "lstm", "gru", "scores")
+    (folder / "models" / "letters" / "1").mkdir(parents=True)
+    texts.write_pair(folder / "models" / "letters" / "1")
+    async with serving(folder / "models", http_port=0) as local:
         yield local
 
 
@@ -81,7 +84,7 @@ async def test_the_page_brings_all_it_needs_and_takes_nothing_from_elsewhere(loc
 
 async def test_models_say_what_they_take_and_what_was_proved(local: Local) -> None:
     found = {each["name"]: each for each in (await told(local, "models"))["models"]}
-    assert [*found] == ["gru", "lstm", "scores"]
+    assert [*found] == ["gru", "letters", "lstm", "scores"]
     assert found["lstm"]["inputs"][0]["step"] == [3]
     assert found["lstm"]["batched"].startswith("Batched")
     assert found["lstm"]["proof"]
@@ -138,6 +141,20 @@ async def test_predict_takes_what_people_type(local: Local) -> None:
         assert (await refused(local, "predict", {"model": "scores", "inputs": inputs}))[1] == "BAD_TENSOR"
     assert (await refused(local, "predict", {"model": "lstm", "inputs": [0]}))[1] == "UNSUPPORTED"
     assert (await refused(local, "predict", {"model": 3}))[1] == "BAD_FRAME"
+
+
+async def test_a_text_comes_letter_by_letter_and_a_fault_of_the_request_as_a_line(local: Local) -> None:
+    async def lines(**more: object) -> list[dict[str, Any]]:
+        status, _, data = await ask(local, "/console/api/generate", {"model": "letters", "text": "abc", **more})
+        assert status == 200
+        return [json.loads(line) for line in data.splitlines()]
+
+    *tokens, end = await lines()
+    assert end["tokens"] == len(tokens) > 0
+    assert all(token["text"] for token in tokens)
+    for more in ({"text": "?"}, {"temperature": 10**400}, {"temperature": -1}, {"most": -1}, {"model": "lstm"}):
+        (line,) = await lines(**more)
+        assert line["error"]["reason"] in ("BAD_TENSOR", "BAD_FRAME", "UNSUPPORTED"), more
 
 
 async def test_refusals_are_told_with_how_often_they_came(local: Local) -> None:

@@ -51,9 +51,13 @@ def numbers(asked: Mapping[str, Any], field: str, most: int) -> list[float]:
         BadFrame: They are none, or too many.
     """
     found = asked.get(field) or []
+    expected = f"a list of {most} numbers at most" if most > 1 else "a number"
     if not isinstance(found, list) or len(found) > most or not all(type(each) in (int, float) for each in found):
-        raise wrong(field, found, f"a list of {most} numbers at most")
-    return [float(each) for each in found]
+        raise wrong(field, found, expected)
+    try:
+        return [float(each) for each in found]
+    except OverflowError as error:
+        raise wrong(field, found, expected) from error
 
 
 def wrong(field: str, came: object, expected: str) -> errors.BadFrame:
