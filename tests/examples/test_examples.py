@@ -71,6 +71,7 @@ def test_images(tmp_path: Path) -> None:
     run("images", tmp_path)
 
 
+@pytest.mark.slow
 def test_letters(tmp_path: Path) -> None:
     run("letters", tmp_path)
 
