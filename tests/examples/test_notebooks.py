@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,5 @@ def test_the_fan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_kept_without_outputs(name: str) -> None:
-    import nbformat
-
-    notebook = nbformat.reads((FOLDER / name).read_text("utf-8"), 4)
-    nbformat.validate(notebook)
+    notebook = json.loads((FOLDER / name).read_text("utf-8"))
     assert not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
