@@ -20,6 +20,7 @@ DOCS: Final = ROOT / "docs"
 _LINK: Final = re.compile(r"(!?)\[([^\]\[]*(?:\[[^\]]*\][^\]\[]*)*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE: Final = re.compile(r"^( *)```(\w+)(?: \w+)?$", re.MULTILINE)
 _CODE: Final = re.compile(r"^( *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
+_NOT_RUN: Final = re.compile(r"^ *(?:#|//) Not run by any test: .*\n", re.MULTILINE)
 _PAGES: Final = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/**/*.md")
 _EXAMPLES: Final = ("examples/*/*.py", "examples/*/*.js")
 
@@ -41,7 +42,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """A page as the site has it: links as above, and blocks without the word that says who runs them."""
+    """A page as the site has it: links as above, and blocks without what says who runs them."""
     return rendered(markdown, page.file.src_uri, {file.src_uri for file in files})
 
 
@@ -49,6 +50,7 @@ def rendered(markdown: str, uri: str, known: set[str]) -> str:
     """The text of the page `uri` of a site with the pages and files `known`."""
     parts = _CODE.split(markdown)
     parts[::2] = [_LINK.sub(lambda found: _link(found, uri, known), part) for part in parts[::2]]
+    parts[1::2] = [_NOT_RUN.sub("", part) for part in parts[1::2]]  # Of no use to who reads it.
     return _FENCE.sub(lambda found: f"{found[1]}```{'text' if found[2] == 'output' else found[2]}", "".join(parts))
 
 

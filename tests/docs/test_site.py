@@ -31,6 +31,7 @@ KNOWN = {"index.md", "limits.md", "how-to/images.md", "checkout/ARCHITECTURE.md"
         # What is nowhere stays a link, which the build refuses.
         ("limits.md", "[a](../nowhere.md)", "[a](checkout/nowhere.md)"),
         ("limits.md", "```bash run\n[a](../README.md)\n```", "```bash\n[a](../README.md)\n```"),
+        ("limits.md", "```sh\n# Not run by any test: why\nls\n```", "```sh\nls\n```"),
         ("limits.md", "```output\n1\n```", "```text\n1\n```"),
     ],
 )
