@@ -24,7 +24,10 @@ def microphone():
             yield (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
 
 
-package = Path(find_spec("silero_vad").origin).parent
+found = find_spec("silero_vad")
+if found is None:
+    raise SystemExit("the model comes with a package: pip install silero-vad")
+package = Path(found.origin).parent
 Path("models").mkdir(exist_ok=True)
 shutil.copy(package / "data" / "silero_vad.onnx", "models/vad.onnx")
 Path("models/vad.toml").write_text(TOLD)
