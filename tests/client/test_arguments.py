@@ -108,6 +108,12 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "outputs": (["y", 5, [5], [None], ["y", "y"]], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
     },
+    "client.classify": {
+        **OF_A_MODEL,
+        "top": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
+        "names": (["ab", 5, [5], [""]], (TypeError, ValueError)),
+        "scores": ([5, "odds", True], (TypeError, ValueError)),
+    },
     "client.forecast": {**OF_A_MODEL, **FORECAST},
     "client.forecast_steps": {name: wrong for name, wrong in (OF_A_MODEL | FORECAST).items() if name != "future"},
     "client.backtest": {
@@ -173,6 +179,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "client.restore": {"snapshot": b"", "model": "sum"},
     "client.feed": {"model": "sum", "messages": [("a", ones())]},
     "client.predict": {"model": "double", "x": ones(2)},
+    "client.classify": {"model": "double", "x": ones(2)},
     "client.forecast": {"model": "sum", "history": ones(3)},
     "client.forecast_steps": {"model": "sum", "history": ones(3)},
     "client.backtest": {"model": "sum", "history": ones(3), "h": 1},
@@ -192,6 +199,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 UNTESTED = {
     "client.predict": {"x"},
+    "client.classify": {"x"},
     "client.forecast": {"history"},
     "client.forecast_steps": {"history", "future"},
     "client.backtest": {"history"},

@@ -79,6 +79,7 @@ def test_public_names_are_pinned() -> None:
     }
     views = {
         "Backtest",
+        "Class",
         "Generated",
         "GeneratedToken",
         "Latest",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from statestream.backtests import Backtest
     from statestream.base import PoolStep
     from statestream.calls import PoolError
+    from statestream.classes import Class
     from statestream.contract.errors import (
         AlreadyApplied,
         AlreadyOpen,
@@ -75,6 +76,7 @@ __all__ = [
     "Backtest",
     "BadFrame",
     "BadTensor",
+    "Class",
     "Client",
     "Closed",
     "Draining",
@@ -133,6 +135,7 @@ __all__ = [
 
 _ROOMS = {
     "Backtest": "backtests",
+    "Class": "classes",
     "Client": "sync",
     "Generated": "texts",
     "GeneratedToken": "texts",

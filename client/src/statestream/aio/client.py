@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from statestream import arguments, calls, starts, unary
 from statestream.aio.calling import answer
+from statestream.aio.classifying import Classifying
 from statestream.aio.feeding import Feeding
 from statestream.aio.link import Link
 from statestream.aio.opening import Opening, opening
 from statestream.aio.pool import Pool
-from statestream.aio.runs import Runs
 from statestream.aio.session import Session
 from statestream.aio.together import abandon_all, close_all, leave_all, perform_all, start_all
 from statestream.aio.waiting import LIVE, Lock, apart
@@ -91,7 +91,7 @@ async def _connect(address: str, settings: Settings, on_reconnect: Callable[[str
     return client
 
 
-class Client(Runs):
+class Client(Classifying):
     """A connection to a server, and the sessions on it. Made by `connect`, for the loop that runs then.
 
     Attributes:

@@ -20,10 +20,10 @@ from statestream.parts import Opened, Openings, opened
 from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
 from statestream.sync.calling import answer
+from statestream.sync.classifying import Classifying
 from statestream.sync.feeding import Feeding
 from statestream.sync.link import Link
 from statestream.sync.pool import Pool
-from statestream.sync.runs import Runs
 from statestream.sync.session import Session
 from statestream.sync.together import abandon_all, close_all, leave_all, perform_all, start_all
 from statestream.sync.waiting import LIVE, Lock, apart
@@ -91,7 +91,7 @@ def _connect(address: str, settings: Settings, on_reconnect: Callable[[str], Non
     return client
 
 
-class Client(Runs):
+class Client(Classifying):
     """A connection to a server, and the sessions on it. Made by `connect`; usable from any thread.
 
     Attributes:
