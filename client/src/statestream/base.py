@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from statestream import html
 from statestream.arguments import check_cursors, check_flag, session_ids
 from statestream.contract.errors import Closed, StatestreamError
 from statestream.contract.tensors import Ints, Mask
@@ -144,6 +145,12 @@ class SessionBase(Open[tuple[int, int, int, bytes]]):
         state = "closed" if self.closed else f"position {self.position}"
         return f"<{type(self).__name__} {self.id!r} of {self.model!r}, {state}>"
 
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it."""
+        rows = {"model": f"{self.model}, version {self.version}", "position": self.position}
+        rows |= {"durable position": self.durable_position, "closed": "yes" if self.closed else "no"}
+        return html.facts(f"Session {self.id}", rows)
+
     @property
     def position(self) -> int:
         """The steps and marks applied whose answers this client has."""
@@ -252,6 +259,13 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} sessions of {self.model!r}{', closed' if self.closed else ''}>"
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it, with the first of its sessions."""
+        most, closed = html.MOST_ROWS, ", closed" if self.closed else ""
+        rows = list(zip(self.ids[:most], self.positions[:most], self.durable_positions[:most], strict=True))
+        title = f"Pool of {len(self):,} sessions of {self.model}, version {self.version}{closed}"
+        return html.table(title, ("id", "position", "durable position"), rows, len(self))
 
     @property
     def positions(self) -> Ints:

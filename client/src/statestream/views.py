@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
+from statestream import html
 from statestream.contract.signature import Signature, TensorSpec
 from statestream.v1 import inference_pb2, model_pb2, server_pb2, session_pb2
 
@@ -37,6 +38,16 @@ class Model:
         takes, gives = (", ".join(map(_tensor, specs)) for specs in (self.signature.inputs, self.signature.outputs))
         about = f"does not serve: {self.error}" if self.error else f"{takes} → {gives}"
         return f"<Model {self.name} version {self.version} ({self.kind}): {about}>"
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it."""
+        takes, gives = (", ".join(map(_tensor, specs)) for specs in (self.signature.inputs, self.signature.outputs))
+        rows = {"kind": self.kind, "takes": takes, "gives": gives}
+        if self.description:
+            rows["about"] = self.description
+        if self.error:
+            rows["does not serve"] = self.error
+        return html.facts(f"{self.name}, version {self.version}", rows)
 
 
 def _tensor(spec: TensorSpec) -> str:
