@@ -8,7 +8,7 @@ of one was made by a program that has it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,28 @@ from statestream.contract.errors import BadTensor
 from statestream.contract.tensors import Array
 from statestream.times import nanoseconds
 from statestream.wanted import Wanted, converted, first_line, listed, place, short, stacked
+
+
+class HasArray(Protocol):
+    """What NumPy takes for an array: arrays and scalars, tensors, pictures, Series and DataFrames."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        """Its numbers."""
+
+
+class HasArrowStream(Protocol):
+    """A table of Arrow's."""
+
+    def __arrow_c_stream__(self, *args: Any, **kwargs: Any) -> Any:
+        """Its columns."""
+
+
+class HasDataFrame(Protocol):
+    """A table of any other library."""
+
+    def __dataframe__(self, *args: Any, **kwargs: Any) -> Any:
+        """Its columns."""
+
 
 _SCALARS = (bool, int, float, complex, np.generic)
 _PLAIN = frozenset((float, int, bool, np.float64, np.float32, np.int64))
