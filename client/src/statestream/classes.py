@@ -49,7 +49,7 @@ def wished(top: object, names: object, scores: object) -> Wish:
     if scores not in (None, "logits", "probabilities"):
         kind = ValueError if isinstance(scores, str) else TypeError
         raise kind(f"scores is {came(scores)}; expected 'logits', 'probabilities' or None")
-    return Wish(None if top is None else check_whole("top", top, hint=", or None for all"), names, scores)  # type: ignore[arg-type]
+    return Wish(None if top is None else check_whole("top", top, hint=", or None for all"), names, scores)
 
 
 def image(layout: Layout, x: Input) -> tuple[Input, bool]:

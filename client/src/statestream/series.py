@@ -58,11 +58,9 @@ def history(layout: Layout, x: Input) -> tuple[dict[str, Array], Ints, bool]:
     inputs, found = dict[str, Array](), list[tuple[Ints, bool]]()
     for name, value in layout.by_name(x):
         index = layout.names.index(name)
-        ragged = (
-            isinstance(value, list | tuple)
-            and len({len(one) if isinstance(one, np.ndarray) and one.ndim else -1 for one in value}) > 1
-        )
-        parts = [_series(layout, index, one) for one in (value if ragged else [value])]
+        several = value if isinstance(value, list | tuple) else ()
+        ragged = len({len(one) if isinstance(one, np.ndarray) and one.ndim else -1 for one in several}) > 1
+        parts = [_series(layout, index, one) for one in (several if ragged else [value])]
         if ragged and not all(alone for _, alone in parts):
             raise layout.bad(index, parts[0][0], "a list of arrays [T, …], one for each series")
         first, alone = parts[0]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from statestream.aio.waiting import Done
-from statestream.layout import Input
+
+T = TypeVar("T")
 
 
 class UnderWay(Protocol):
@@ -24,9 +25,7 @@ class UnderWay(Protocol):
         """Stops caring for it."""
 
 
-def pipeline(
-    items: Iterable[Input] | AsyncIterable[Input], send: Callable[[Input], UnderWay], most: int
-) -> AsyncIterator[Any]:
+def pipeline(items: Iterable[T] | AsyncIterable[T], send: Callable[[T], UnderWay], most: int) -> AsyncIterator[Any]:
     """Sends items and yields their answers in order; at most `most` are under way.
 
     Ends with the first error: of an answer, of an item that cannot be sent, of the source; each is raised in its turn.
@@ -37,7 +36,7 @@ def pipeline(
     return _plain(items, send, most)
 
 
-async def _plain(items: Iterable[Input], send: Callable[[Input], UnderWay], most: int) -> AsyncIterator[Any]:
+async def _plain(items: Iterable[T], send: Callable[[T], UnderWay], most: int) -> AsyncIterator[Any]:
     under_way: deque[UnderWay] = deque()
     failure: Exception | None = None
     try:
@@ -61,7 +60,7 @@ async def _plain(items: Iterable[Input], send: Callable[[Input], UnderWay], most
 
 
 async def _live(  # asyncio only
-    items: AsyncIterator[Input], send: Callable[[Input], UnderWay], most: int
+    items: AsyncIterator[T], send: Callable[[T], UnderWay], most: int
 ) -> AsyncIterator[Any]:
     """Takes items as they come and yields answers as they come, neither waiting for the other."""
     under_way: deque[UnderWay] = deque()

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from statestream.layout import Input
+T = TypeVar("T")
 
 
 class UnderWay(Protocol):
@@ -20,7 +20,7 @@ class UnderWay(Protocol):
         """Stops caring for it."""
 
 
-def pipeline(items: Iterable[Input], send: Callable[[Input], UnderWay], most: int) -> Iterator[Any]:
+def pipeline(items: Iterable[T], send: Callable[[T], UnderWay], most: int) -> Iterator[Any]:
     """Sends items and yields their answers in order; at most `most` are under way.
 
     Ends with the first error: of an answer, of an item that cannot be sent, of the source; each is raised in its turn.
@@ -29,7 +29,7 @@ def pipeline(items: Iterable[Input], send: Callable[[Input], UnderWay], most: in
     return _plain(items, send, most)
 
 
-def _plain(items: Iterable[Input], send: Callable[[Input], UnderWay], most: int) -> Iterator[Any]:
+def _plain(items: Iterable[T], send: Callable[[T], UnderWay], most: int) -> Iterator[Any]:
     under_way: deque[UnderWay] = deque()
     failure: Exception | None = None
     try:
