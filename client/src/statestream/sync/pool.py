@@ -124,7 +124,7 @@ class Pool(PoolBase[Link]):
         check_flag("score", score)
         feed = Feed()
 
-        def send(item: Input) -> PoolStepping:
+        def send(item: Input | PoolStep) -> PoolStepping:
             one = item if isinstance(item, PoolStep) else PoolStep(item, score=score)
             return self._begin(one, feed, return_errors)
 
