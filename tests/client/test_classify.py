@@ -82,6 +82,7 @@ def test_labels_and_grey_pictures(fake: Fake) -> None:
     output.dtype = "int64"
     output.classes.extend(["cat", "dog"])
     layout = Layout(read_model(message))
+    sent: Any
     sent, alone = classes.image(layout, np.zeros((8, 8)))
     assert (sent.shape, alone) == ((1, 1, 8, 8), True)
     sent, alone = classes.image(layout, np.zeros((3, 1, 8, 8)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,7 +35,7 @@ TWO = layout(("audio", "float32", [4]), ("rate", "int64", []))
 IMAGE = layout(("x", "float32", [2, -1]))
 
 
-def chunk(of: Layout, x: object, most: int = 256) -> StepTicket:
+def chunk(of: Layout, x: Any, most: int = 256) -> StepTicket:
     ticket = of.chunk(0, x, most)
     assert isinstance(ticket, StepTicket)
     return ticket
@@ -98,7 +100,7 @@ def test_free_axes_take_any_size_and_make_lanes_of_their_own() -> None:
         (FLAT, np.zeros(4), "shape [4]"),
     ],
 )
-def test_what_would_lose_something_is_refused(of: Layout, x: object, says: str) -> None:
+def test_what_would_lose_something_is_refused(of: Layout, x: Any, says: str) -> None:
     with pytest.raises(BadTensor) as caught:
         of.chunk(0, x, 256)
     assert says in caught.value.message

@@ -193,7 +193,7 @@ def test_the_same_of_polars(values: list[Any], says: str) -> None:
         NAMED.chunk(0, frame, 256)
     assert says in caught.value.message
     with pytest.raises(BadTensor, match="collect"):
-        NAMED.chunk(0, frame.lazy(), 256)
+        NAMED.chunk(0, frame.lazy(), 256)  # type: ignore[arg-type]
 
 
 GAPS: dict[str, Any] = {
@@ -282,7 +282,7 @@ def test_tensors_come_detached_and_bfloat16_as_float32() -> None:
     ):
         assert chunked(NAMED, x) == wanted
     with pytest.raises(BadTensor, match="tensor of dtype meta that NumPy cannot hold: Cannot copy"):
-        NAMED.chunk(0, Tensor([1, 2, 3], "meta"), 256)
+        NAMED.chunk(0, Tensor([1, 2, 3], "meta"), 256)  # type: ignore[arg-type]
 
 
 def test_what_says_how_it_becomes_an_array_is_taken() -> None:
@@ -309,7 +309,7 @@ def test_what_says_how_it_becomes_an_array_is_taken() -> None:
     connection.close()
     assert chunked(NAMED, rows) == np.asarray([1, 2, 3], np.float32).tobytes()
     with pytest.raises(BadTensor, match="set"):
-        NAMED.chunk(0, {1.0, 2.0, 3.0}, 256)
+        NAMED.chunk(0, {1.0, 2.0, 3.0}, 256)  # type: ignore[arg-type]
 
 
 def test_numbers_that_the_dtype_has_not_are_refused_and_infinities_are_not_made() -> None:

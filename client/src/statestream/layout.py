@@ -23,11 +23,13 @@ from statestream.core import (
     value_of,
 )
 from statestream.scores import scored, unscored
-from statestream.tables import HasArray, HasArrowStream, HasDataFrame, is_table, read
+from statestream.tables import HasArray, HasArrowStream, HasDataFrame, HasDlpack, is_table, read
 from statestream.views import Model
 from statestream.wanted import Wanted, listed
 
-Input: TypeAlias = bool | int | float | HasArray | HasArrowStream | HasDataFrame | Sequence[Any] | Mapping[str, Any]
+Input: TypeAlias = (
+    bool | int | float | HasArray | HasDlpack | HasArrowStream | HasDataFrame | Sequence[Any] | Mapping[str, Any]
+)
 """An array, a sequence, a number or a table (see `tables.read`); where a model has several inputs, a dict by name."""
 
 CHUNK_BYTES = 1 << 20

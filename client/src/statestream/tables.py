@@ -25,6 +25,13 @@ class HasArray(Protocol):
         """Its numbers."""
 
 
+class HasDlpack(Protocol):
+    """A tensor of any other library."""
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        """Its numbers."""
+
+
 class HasArrowStream(Protocol):
     """A table of Arrow's."""
 
