@@ -48,7 +48,9 @@ def _serve(caller: int, arguments: list[str]) -> None:
     from statestream_server.settings import StartError
 
     try:
-        with cli.serve.make_context("serve", ["--port=0", "--no-http", *arguments]) as context:
+        # The file of a service on this machine is not for it, unless somebody says so.
+        file = [] if os.environ.get("STATESTREAM_CONFIG") else ["--config="]
+        with cli.serve.make_context("serve", [*file, "--port=0", "--no-http", *arguments]) as context:
             settings, _, level = cli.settings_of(**context.params)
         if settings.unix:
             settings = dataclasses.replace(settings, only_unix=True, advertise=f"unix:{settings.unix}")

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import click
 
-from statestream_server import process
-from statestream_server.flags import Retention, Seconds, option, read_config
+from statestream_server import configuration, process
+from statestream_server.flags import Retention, Seconds, option
 from statestream_server.models.model import BatchPolicy
 from statestream_server.models.proof.verdict import TrialLimits
 from statestream_server.settings import Durability, Limits, Settings, StartError, threads_for
@@ -28,29 +28,9 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 """They are part of a record: SQLite takes less than 1 GB, Redis 512 MiB unless it is told otherwise."""
 
 
-class _Serve(click.Command):
-    """Remembers what it was called with, so that settings can be read anew."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        given = [*args]
-        context = super().make_context(info_name, args, parent, **extra)
-        context.obj = given
-        return context
-
-
-@click.command(cls=_Serve)
+@click.command(cls=configuration.Configured)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), envvar="STATESTREAM_MODELS")
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    envvar="STATESTREAM_CONFIG",
-    is_eager=True,
-    expose_value=False,
-    callback=read_config,
-    help="A TOML file with the same names as the flags; the environment and flags go before it.",
-)
+@configuration.option
 @option("--host", default="127.0.0.1", help="The address to listen on; one that other machines reach needs --insecure.")
 @option(
     "--insecure",

@@ -1,33 +1,12 @@
-"""Flags: what the command's may be, and that they come from a file or the environment too."""
+"""Flags: what the command's may be, each with its variable of the environment."""
 
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-
-
-def read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Makes a TOML file's values the defaults; environment and flags go before them."""
-    if path is None:
-        return None
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{path}: {error}") from error
-    several = {each.name for each in context.command.params if getattr(each, "multiple", False) or each.nargs < 0}
-    names = {key.replace("-", "_"): value for key, value in values.items()}
-    names |= {name: [names[name]] for name in several & names.keys() if not isinstance(names[name], list)}
-    unknown = sorted(names.keys() - {each.name for each in context.command.params})
-    if unknown:
-        raise click.BadParameter(f"{path}: unknown setting {unknown[0]!r}; `statestream serve --help` lists them")
-    context.default_map = {**(context.default_map or {}), **names}
-    return path
-
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., object])
 

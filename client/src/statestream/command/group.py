@@ -50,6 +50,9 @@ class Elsewhere(NamedTuple):
 
 
 ELSEWHERE: Final[Mapping[str, Elsewhere]] = {
+    "config": Elsewhere(
+        "Print the settings that `serve` would have, and where each comes from.", "statestream-server[cpu]"
+    ),
     "data": Elsewhere(
         "List the published data sets of recipes: where each was found, its checksums, and how to get it.",
         "statestream-export",
