@@ -7,11 +7,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import settings_page
 from click.testing import CliRunner
 
 from statestream_server import configuration
+from statestream_server.cli import serve
 from statestream_server.effective import config
 
 
@@ -76,6 +78,10 @@ def test_the_default_place_is_read_unless_another_is_named(no_default_file: Path
         ("edge = 'h3'", "server.toml:edge': 'h3' is not one of"),
         ("max-sessions = 1\nmax_sessions = 2", "twice"),
         ("port = ", "server.toml: "),
+        ("drain-grace = 1" + "0" * 400, "expected is a number"),
+        ("port = 1" + "0" * 5000, "server.toml: "),
+        ('tokens = "a\\u0000b"', "expected is a text"),
+        ("port = " + "[" * 5000, "server.toml: "),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_by_its_key(tmp_path: Path, file: str, said: str) -> None:
@@ -140,3 +146,18 @@ def test_the_page_lists_all_settings(tmp_path: Path) -> None:
     (tmp_path / "server.toml").write_text(example)
     found = told("--config", str(tmp_path / "server.toml"))
     assert {name for name, one in found.items() if one["source"] == "file"} == {*tomllib.loads(example)}
+
+
+def test_what_is_read_anew_comes_from_the_file_as_it_is_now(tmp_path: Path) -> None:
+    """A server remembers what it was called with: the file's new values count, its faults are told."""
+    file = tmp_path / "server.toml"
+    file.write_text("drain-grace = 1\n")
+    with serve.make_context("serve", [str(tmp_path), "--config", str(file)]) as context:
+        given = context.obj
+        assert context.params["drain_grace"] == 1
+    file.write_text("drain-grace = 2\n")
+    with serve.make_context("serve", [*given]) as context:
+        assert context.params["drain_grace"] == 2
+    file.write_text("drain-grase = 2\n")
+    with pytest.raises(click.UsageError, match="did you mean drain-grace"):
+        serve.make_context("serve", [*given])

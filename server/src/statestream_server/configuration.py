@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ DEFAULT_FILE: Final = Path("/etc/statestream/server.toml")
 PREFIX: Final = "STATESTREAM_"
 _OTHERS: Final = re.compile(
     # What the client, the exporter, compose files and the verbs of our own development read.
-    r"(ADDRESS|TOKEN|TLS|TLS_ROOTS|COMPLETE|BIND|DATA|TARGET|TARGET_MODEL|TORCH|SKIP_BUF|DOCKER_UP"
+    r"(ADDRESS|TOKEN|TLS|TLS_ROOTS|COMPLETE|BIND|PROTOS|DATA|TARGET|TARGET_MODEL|TORCH|SKIP_BUF|DOCKER_UP"
     r"|(REQUIRE|TEST|CHAOS|ATTACK|BENCH|SIMULATION)_\w+"
     # What Kubernetes sets in pods beside Services whose names begin with ours.
     r"|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -76,7 +77,7 @@ def _read(context: click.Context, parameter: click.Parameter, named: str | None)
         return
     try:
         values = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise click.BadParameter(f"{path}: {error}", context, parameter) from error
     context.meta[_FILE] = path
     context.default_map = {**(context.default_map or {}), **_checked(context, path, values)}
@@ -128,15 +129,21 @@ def _check_kind(context: click.Context, path: Path, written: str, parameter: cli
     elif isinstance(kind, click.types.IntParamType):
         fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif isinstance(kind, click.types.FloatParamType):
-        fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        fits, wanted = _is_number(value), "a number"
     elif isinstance(kind, Retention):
-        fits = isinstance(value, int | float | str) and not isinstance(value, bool)
+        fits = isinstance(value, str) or _is_number(value)
         wanted = 'seconds, or texts as "MODEL=SECONDS" in a list'
     else:
-        fits, wanted = isinstance(value, str), "a text in quotes"
+        fits, wanted = isinstance(value, str) and "\0" not in value, "a text in quotes"
     if not fits:
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         raise click.UsageError(f"{path}: {written} is {shown}, expected is {wanted}", context)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def check_environment(context: click.Context) -> None:
