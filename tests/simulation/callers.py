@@ -12,7 +12,6 @@ import grpc
 import numpy as np
 
 from statestream import aio
-from statestream.arguments import Mode
 from statestream.calls import read_rpc_error
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
@@ -129,7 +128,7 @@ class Caller:
             with contextlib.suppress(StatestreamError):
                 await gone.close()
 
-    async def _session(self, session: str, mode: Mode = "either", **more: Any) -> aio.Session:
+    async def _session(self, session: str, mode: Any = "either", **more: Any) -> aio.Session:
         found = self._open.get(session)
         if found is None:
             sure = self.oracle.known(session).sure
