@@ -72,7 +72,7 @@ def test_constraints_are_public_versions_of_known_names() -> None:
 @pytest.mark.parametrize("file", ["requirements-dev.txt", "requirements-models.txt"])
 def test_all_that_make_install_adds_is_pinned(file: str) -> None:
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    names = {canonical(line) for line in lines if line and not line.startswith("#")}
+    names = {canonical(line.partition("[")[0]) for line in lines if line and not line.startswith("#")}
     assert names <= constraints().keys()
 
 

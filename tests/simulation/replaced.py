@@ -172,6 +172,9 @@ REAL: Final = (
 
 KEPT: Final = {
     "statestream.backoff.random": "a default, see DEFAULTS",
+    "statestream.latest.time": "no caller of the simulation has live steps that may be dropped",
+    "statestream_server.edges.http.oip.monotonic": "simulated servers have no HTTP port",
+    "statestream_server.refusals.time": "when somebody was refused, for the console: nothing goes by it",
     "statestream_server.access.commands.time": "no servers, but those who make tokens",
     "statestream_server.access.grants.time": "the simulated servers ask for no tokens",
     "statestream_server.access.tokens.secrets": "as above",
