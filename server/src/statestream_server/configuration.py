@@ -22,7 +22,7 @@ DEFAULT_FILE: Final = Path("/etc/statestream/server.toml")
 PREFIX: Final = "STATESTREAM_"
 _OTHERS: Final = re.compile(
     # What the client, the exporter, compose files and the verbs of our own development read.
-    r"(ADDRESS|TOKEN|TLS|TLS_ROOTS|COMPLETE|BIND|PROTOS|DATA|TARGET|TARGET_MODEL|TORCH|SKIP_BUF|DOCKER_UP"
+    r"(ADDRESS|TOKEN|TLS|TLS_ROOTS|COMPLETE|BIND|PROTOS|DATA|TARGET|TARGET_MODEL|TORCH|SKIP_BUF|DOCKER_UP|PICTURES"
     r"|(REQUIRE|TEST|CHAOS|ATTACK|BENCH|SIMULATION)_\w+"
     # What Kubernetes sets in pods beside Services whose names begin with ours.
     r"|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
