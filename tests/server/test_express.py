@@ -266,3 +266,23 @@ async def test_they_are_counted_like_other_calls(local: Local, opened: Caller) -
     await local.until(lambda: not requests.under_way)
     assert counted("OK") == answered + 1
     assert sum(sum(kind.counts) for kind in requests.kinds.values()) == answered + 3
+
+
+@pytest.mark.parametrize("edge", serving.EDGES)
+async def test_a_step_at_a_server_that_lost_the_session_is_applied_where_it_stands(
+    models_dir: Path, tmp_path: Path, edge: str
+) -> None:
+    """The row that is left there stands where the session was long ago, and nobody told it so."""
+    store = f"sqlite:{tmp_path / 'sessions.db'}"
+    async with (
+        serving.serving(models_dir, store=store, edge=edge) as one,
+        serving.serving(models_dir, store=store, edge=edge) as other,
+    ):
+        here, there = Caller(one.channel), Caller(other.channel)
+        await here.step(MODEL, "a", numbers(1))
+        for _ in range(3):  # Without a position: each is in the store before it is answered.
+            await there.inference.Step(step("a", 1), timeout=DEADLINE)
+        answer = await here.inference.Step(step("a", 1, position=4), timeout=DEADLINE)
+        assert (answer.position, y(answer)) == (5, [5])
+        gap = await failing(there.inference.Step(step("a", 1, position=9), timeout=DEADLINE))
+        assert gap.reason == "POSITION_GAP"

@@ -147,6 +147,7 @@ class Server:
             self.coalescer,
             order,
             budgets.steps,
+            self.lease,
             writer,
             most_steps=limits.max_chunk_steps,
         )

@@ -19,6 +19,7 @@ from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
 from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer
+from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.stores.base import Key, Mode
@@ -68,6 +69,7 @@ class Unary:
         coalescer: Coalescer,
         order: Turns,
         budget: Budget,
+        lease: Lease,
         writer: bytes,
         *,
         most_steps: int,
@@ -79,6 +81,7 @@ class Unary:
         self._budget = budget
         self._most_steps = most_steps
         self._sessions = sessions
+        self._lease = lease
         self._engine = engine
         self._checkpointer = checkpointer
         self._intake = intake
@@ -98,6 +101,15 @@ class Unary:
             if int(table.owner[row]) == UNBOUND and table.epoch[row] and version in (0, table.model.version):
                 return _target(table, row)
         return await self._claim(key, version, mode)
+
+    async def moved(self, target: Target) -> bool:
+        """Whether a session has gone to another server since it was stepped here: then it stands elsewhere.
+
+        Callers are spread over servers by connections, and none of these hears of it before it writes.
+        """
+        rows = np.asarray([target.row])
+        await self._lease.check(target.table, rows)
+        return not self._is_there(target)
 
     def check_steps(self, steps: int) -> None:
         """Checks how long a chunk is, before its inputs are looked at.

@@ -19,7 +19,9 @@ from statestream_server.edges.grpc.steps import Steps
 from statestream_server.edges.grpc.stream import Stream
 from statestream_server.edges.grpc.waiting import Waiting
 from statestream_server.server import Server
+from statestream_server.sessions.unary import Target
 from statestream_server.shapes import unscored
+from statestream_server.stores.base import Key, Mode
 
 
 class InferenceServicer(grpc_stubs.InferenceServiceServicer):
@@ -64,6 +66,16 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         unary = self._server.unary
         key = caller.key(request.model, request.session_id)
         target = await unary.target(key, request.version, wire.open_mode(request.mode))
+        try:
+            return await self._step(target, key, request)
+        except errors.PositionError:
+            if not await unary.moved(target):
+                raise
+        # The row that was here is not the session any more: what it said of positions is of long ago.
+        return await self._step(await unary.target(key, request.version, Mode.RESUME), key, request)
+
+    async def _step(self, target: Target, key: Key, request: pb.StepRequest) -> pb.StepResponse:
+        unary = self._server.unary
         steps, signature = _first_length(request.inputs), target.table.model.signature
         mark, inputs = _mark(request), list[Array]()
         if request.score and not target.table.is_scored:

@@ -110,7 +110,7 @@ class Inference:
         """With what `server` has; nothing was asked yet."""
         # Its rooms, not itself: it is not to live as long as what was asked of it.
         self._registry, self._predictor, self._unary = server.registry, server.predictor, server.unary
-        self._admin, self._lease = server.admin, server.lease
+        self._admin = server.admin
         self.asked: dict[tuple[str, int], Asked] = {}
 
     async def infer(self, request: Request) -> Response:
@@ -192,7 +192,7 @@ class Inference:
         try:
             step = await self._applied(target, key, request, sequence, inputs, count)
         except errors.PositionError:
-            if await self._moved(target):
+            if await unary.moved(target):
                 target = await self._target(key, request, sequence, count)
             elif sequence.start:
                 # It starts anew where an older one of that name stands just behind its first steps.
@@ -206,15 +206,6 @@ class Inference:
         told: dict[str, parameters.Value] = {"sequence_id": sequence.id, "sequence_position": step.position}
         outputs = [_output(spec, steps.unpacked(spec, arrays[spec.name]), request) for spec in wanted]
         return Response(target.table.model.version, outputs, told)
-
-    async def _moved(self, target: Target) -> bool:
-        """Whether a session has gone to another server since it was stepped here: then it stands elsewhere.
-
-        Callers are spread over servers by connections, and none of these hears of it before it writes.
-        """
-        rows = np.asarray([target.row])
-        await self._lease.check(target.table, rows)
-        return not bool(target.table.are_claimed(rows, target.claims).all())
 
     async def _target(self, key: Key, request: Request, sequence: parameters.Sequence, count: int) -> Target:
         """The session of a sequence.
