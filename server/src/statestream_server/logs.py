@@ -17,6 +17,8 @@ FIELDS: Final = ("model", "version", "session", "tenant", "request", "seconds")
 _BURST: Final = 10
 """Lines of one warning that are written in a window; what comes beyond them is counted."""
 _WINDOW_SECONDS: Final = 60.0
+_OF_FILES: Final = frozenset({"statestream_server.registry"})
+"""Whose lines say what is wrong with one file each, once: none of them stands for another."""
 
 
 def to_stderr(level: str, form: str = "text") -> None:
@@ -69,7 +71,7 @@ class Folding(logging.Filter):
     """Lets the first lines of a warning through, counts the others, and tells how many they were.
 
     One warning is one place in the code with one text, before values are put into it. What is below a warning is never
-    folded: whoever asks for it wants all of it.
+    folded: whoever asks for it wants all of it. Nor is what is said of a file that cannot be served.
     """
 
     def __init__(self, handler: logging.Handler, window: float = _WINDOW_SECONDS) -> None:
@@ -84,7 +86,7 @@ class Folding(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is written."""
-        if record.levelno < logging.WARNING or getattr(record, "folded", False):
+        if record.levelno < logging.WARNING or getattr(record, "folded", False) or record.name in _OF_FILES:
             return True
         now, key = time.monotonic(), (record.name, str(record.msg))
         self._tell(now)
