@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -29,6 +28,7 @@ from statestream_server.access import tokens
 from statestream_server.edges.http import received
 from statestream_server.edges.oip import bodies, datatypes
 from statestream_server.edges.oip.inference import Response
+from tests.services import require_binary
 from tests.support import models, pages
 from tests.support.serving import Local, Process, lasting_port, process, serving
 
@@ -395,8 +395,8 @@ def test_whatever_comes_is_answered_for_long(
     fuzzed(server, model, text, tail, head, coding)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_pages_commands_run(tmp_path: Path) -> None:
+    require_binary("curl")
     block = pages.run_by("docs/oip.md", "tests/compat/test_rest.py::test_the_pages_commands_run")
     port = str(lasting_port())
     with process(pages.ROOT / "deploy/models", "--store", "memory", "--http", "--http-port", port):

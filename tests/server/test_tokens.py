@@ -99,6 +99,19 @@ async def test_who_shows_no_token_hears_so_and_health_is_open(local: Local, door
     assert not local.table(MODEL).rows_of("")
 
 
+async def test_a_token_that_comes_to_be_known_is_let_in_on_the_connection_that_was_refused(
+    local: Local, door: Door
+) -> None:
+    inference, access = inference_pb2_grpc.InferenceServiceStub(local.channel), local.server.access
+    assert access is not None
+    secret, _ = tokens.new(door.path, "acme", frozenset((STEP,)), time.time() + YEAR)
+    for _ in range(3):  # With the same headers, which the edge knows again by their bytes.
+        failure = await failing(inference.Step(step_request(), metadata=bearer(secret)))
+        assert failure.reason == "UNAUTHENTICATED"
+    look(access)
+    assert await inference.Step(step_request(), metadata=bearer(secret))
+
+
 async def test_rights_are_looked_at_for_every_method(local: Local, door: Door) -> None:
     """An operator's calls need `admin`; one that has nothing else may not step."""
     models, server = ModelServiceStub(local.channel), server_pb2_grpc.ServerServiceStub(local.channel)

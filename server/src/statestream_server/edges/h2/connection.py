@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -97,7 +98,8 @@ class Connection(asyncio.Protocol):
                 admit(head.metadata, head.method)
             except Exception as error:
                 said = status(error)
-                head.refusal = ended(said.code, said.details, said.trailing_metadata or ())
+                # Of this call alone: a token that comes to be known lets the next one in, with the same headers.
+                head = replace(head, refusal=ended(said.code, said.details, said.trailing_metadata or ()))
         return Call(self, stream, head)
 
     # What calls ask.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,3 +81,26 @@ def of_record(record: Record) -> Description:
         *(records.tail(record.blob) if record.blob is not None else (0, b"")),
         record.owner,
     )
+
+
+def page_token(last: Description) -> str:
+    """What names the page behind a session, for whoever lists them."""
+    return base64.urlsafe_b64encode(json.dumps([last.key.model, last.key.id]).encode()).decode()
+
+
+def page_behind(token: str) -> tuple[str, str]:
+    """Model and id behind which a page begins, both "" for the first.
+
+    Raises:
+        ValueError: `page_token` made no such text.
+    """
+    if not token:
+        return "", ""
+    try:
+        model, session = json.loads(base64.urlsafe_b64decode(token))
+        if not isinstance(model, str) or not isinstance(session, str):
+            raise TypeError(token)
+        (model + session).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError("no page token") from error
+    return model, session

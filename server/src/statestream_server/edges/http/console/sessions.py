@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,7 +11,7 @@ from statestream_server import caller
 from statestream_server.edges.http.console import values
 from statestream_server.engine.table import UNBOUND
 from statestream_server.server import Server
-from statestream_server.sessions.admin.descriptions import Description
+from statestream_server.sessions.admin.descriptions import Description, page_behind, page_token
 from statestream_server.sessions.admission.taps import Seen
 
 _MOST_PAGE: Final = 200
@@ -31,7 +29,7 @@ async def page(server: Server, asked: Mapping[str, Any]) -> dict[str, Any]:
     """
     model, prefix = values.text(asked, "model", ""), values.text(asked, "prefix", "")
     size, tenant = values.whole(asked, "size", 1, _MOST_PAGE, 50), caller.current.get().tenant
-    after = _read_token(values.text(asked, "after", ""))
+    after = _page_behind(values.text(asked, "after", ""))
     if not prefix:
         found = await server.admin.page(tenant, model, after, size)
         full = len(found) == size
@@ -44,7 +42,7 @@ async def page(server: Server, asked: Mapping[str, Any]) -> dict[str, Any]:
             if full := len(found) >= size:
                 break
     addresses = await _addresses(server, found)
-    token = _write_token(found[-1]) if full and found else ""
+    token = page_token(found[-1]) if full and found else ""
     return {"sessions": [_told(server, each, addresses) for each in found], "next": token}
 
 
@@ -139,18 +137,8 @@ async def _addresses(server: Server, found: list[Description]) -> dict[str, str]
     return {peer.owner: peer.address for peer in await server.store.peers() if peer.owner in owners}
 
 
-def _write_token(last: Description) -> str:
-    return base64.urlsafe_b64encode(json.dumps([last.key.model, last.key.id]).encode()).decode()
-
-
-def _read_token(token: str) -> tuple[str, str]:
-    if not token:
-        return "", ""
+def _page_behind(token: str) -> tuple[str, str]:
     try:
-        model, session = json.loads(base64.urlsafe_b64decode(token))
-        if not isinstance(model, str) or not isinstance(session, str):
-            raise TypeError(token)
-        (model + session).encode()
-    except (ValueError, TypeError, RecursionError) as error:
+        return page_behind(token)
+    except ValueError as error:
         raise values.wrong("after", token, "what a page before said; begin with the first page") from error
-    return model, session
