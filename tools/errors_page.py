@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from made_pages import write_or_check
+
 from statestream.contract import errors
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
@@ -126,17 +128,5 @@ def troubles() -> list[str]:
     return [reason for _, reasons in _TROUBLES.values() for reason in reasons]
 
 
-def main() -> int:
-    """Writes or compares; 1 where the page is another."""
-    made = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text("utf-8") != made:
-            print(f"{PAGE.name} is not what the classes say; run python tools/errors_page.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(made, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page(), "the classes say"))

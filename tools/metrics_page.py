@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from made_pages import write_or_check
+
 from statestream_server.edges.http import families
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
@@ -44,17 +46,5 @@ def _tables() -> Iterator[str]:
         yield ""
 
 
-def main() -> int:
-    """Writes or compares; 1 where the page is another."""
-    made = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text("utf-8") != made:
-            print(f"{PAGE.name} is not what the server tells; run python tools/metrics_page.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(made, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page(), "the server tells"))

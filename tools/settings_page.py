@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from made_pages import write_or_check
 
 from statestream_server import configuration
 from statestream_server.cli import serve
@@ -90,17 +91,5 @@ def _default(parameter: click.Parameter) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def main() -> int:
-    """Writes or compares; 1 where the page is another."""
-    made = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text("utf-8") != made:
-            print(f"{PAGE.name} is not what the flags say; run python tools/settings_page.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(made, "utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, page(), "the flags say"))
