@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -111,6 +113,29 @@ async def test_clients_show_a_token_and_a_certificate(
         assert len(local.table("counter").rows_of("acme")) == 1
 
 
+@pytest.mark.parametrize("secured", [False, True], ids=["silent", "secured"])
+async def test_no_socket_outlives_its_port(models_dir: Path, papers: Path, *, secured: bool) -> None:
+    """Not in its handshake, and not where the client does not close its side."""
+    context = ssl.create_default_context(cafile=str(papers / "ca.pem"))
+    context.set_alpn_protocols(["h2"])
+    async with serving(models_dir, edge="h2", **_tls(papers)) as local:
+        client = socket.create_connection(("127.0.0.1", local.running.port), timeout=DEADLINE)
+        if secured:
+            client = await asyncio.to_thread(context.wrap_socket, client, server_hostname="localhost")
+            assert await asyncio.to_thread(client.recv, 1)  # The server speaks: the connection stands.
+        async with _secured(local.address, papers, shown=False) as channel:
+            await _info(channel)  # Who came before this one has been accepted.
+        ours = client.getsockname()
+    with client:
+        held = [one for one in gc.get_objects() if type(one) is socket.socket and one.fileno() >= 0]
+        assert not [one for one in held if one.family == socket.AF_INET and _peer(one) == ours]
+
+
+def _peer(one: socket.socket) -> Any:
+    with contextlib.suppress(OSError):
+        return one.getpeername()
+
+
 @pytest.mark.parametrize("edge", EDGES)
 async def test_a_unix_socket_leads_to_the_same_server(edge: str, models_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "door"
@@ -120,8 +145,6 @@ async def test_a_unix_socket_leads_to_the_same_server(edge: str, models_dir: Pat
 
 async def test_another_protocol_in_tls_is_not_answered(models_dir: Path, papers: Path) -> None:
     """Without h2 agreed on in the handshake nothing says that HTTP/2 is meant (RFC 9113 §3.3)."""
-    import ssl
-
     context = ssl.create_default_context(cafile=str(papers / "ca.pem"))
     async with serving(models_dir, edge="h2", **_tls(papers)) as local:
         reader, writer = await asyncio.open_connection("127.0.0.1", local.running.port, ssl=context)

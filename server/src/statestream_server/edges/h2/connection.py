@@ -23,7 +23,7 @@ from statestream_server.edges.identity import asks
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
 
-_LINGER_SECONDS: Final = 1.0
+LINGER_SECONDS: Final = 1.0
 """How long a connection that was ended may take to hear of it."""
 _STATUS_SECONDS: Final = 10.0
 """How much longer a status waits behind a message that its reader has begun."""
@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
         self.wire = Wire(self._opened)
         self._edge = edge
         self._transport: asyncio.Transport | None = None
+        self._early = b""
         self._ready: dict[Call, None] = {}
         self._due = False
         self._promised = 0
@@ -49,17 +50,23 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Says the settings."""
-        self._transport = transport
+        self._transport, self.abort = transport, transport.abort
         self._edge.connections.add(self)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":  # RFC 9113 §3.3.
             transport.abort()
             return
         self.flush()
+        if self._early:
+            self.data_received(self._early)
+            self._early = b""
 
     def data_received(self, data: bytes) -> None:
         """Handles all that one read brought; what it is answered with leaves together."""
         wire = self.wire
+        if self._transport is None and not wire.ended:
+            self._early += data  # It came with the end of the handshake.
+            return
         self._heard = monotonic()
         wire.receive(data)
         if wire.out or (wire.widened and wire.blocked):
@@ -217,6 +224,6 @@ class Connection(asyncio.Protocol):
             transport.abort()
         elif transport.can_write_eof():
             transport.write_eof()
-            self.loop.call_later(_LINGER_SECONDS, transport.abort)
+            self.loop.call_later(LINGER_SECONDS, transport.abort)
         else:
             transport.close()

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import logging
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 from statestream_server.edges.grpc.table import Methods
-from statestream_server.edges.h2.connection import Connection
+from statestream_server.edges.h2.connection import LINGER_SECONDS, Connection
+from statestream_server.edges.handshakes import Handshakes
 from statestream_server.edges.sockets import listening, tls
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import ANSWER_OVERHEAD, Settings
 
 _LOOKS: Final = 2.0
 """Seconds between two looks at what takes too long."""
-_HANDSHAKE_SECONDS: Final = 10.0
 _ROUND_TRIP: Final = 0.5
 """Seconds for calls that are on their way when clients are told to begin no more."""
 
@@ -39,7 +39,8 @@ class H2(Methods):
         self.connections = set[Connection]()
         server.connected = lambda: (len(self.connections), sum(len(one.wire.calls) for one in self.connections))
         self._reader_seconds = settings.reader_timeout
-        self._tls = tls(settings, ["h2"])
+        context = tls(settings, ["h2"])
+        self._handshakes = None if context is None else Handshakes(context, self._connection)
         self._unix = settings.unix
         self._sockets = []
         if not settings.only_unix:
@@ -51,10 +52,10 @@ class H2(Methods):
     async def start(self) -> None:
         """Begins to answer; health checks say so."""
         for listener in self._sockets:
-            more: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS} if self._tls else {}
-            self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=listener, **more))
+            accept = self._connection if self._handshakes is None else self._handshakes.arrival
+            self._servers.append(await self.loop.create_server(accept, sock=listener))
         if self._unix:
-            self._servers.append(await self.loop.create_unix_server(lambda: Connection(self), self._unix))
+            self._servers.append(await self.loop.create_unix_server(self._connection, self._unix))
         self._look()
         await self.serving()
 
@@ -72,10 +73,25 @@ class H2(Methods):
                     await asyncio.sleep(min(_ROUND_TRIP, grace / 2))
                     for connection in [*self.connections]:
                         connection.close()
-                    while self.connections:  # noqa: ASYNC110  # Only here anybody waits for them.
-                        await asyncio.sleep(0.02)
+                    await self._emptied()
         for connection in [*self.connections]:
             connection.refuse(0, "the server left")
+        if self._handshakes is not None:
+            await self._handshakes.close()
+        # A client that does not close its side is not waited for longer than the words need to get there.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self._emptied()
+        for connection in [*self.connections]:
+            connection.abort()
+        await self._emptied()
+
+    def _connection(self) -> Connection:
+        return Connection(self)
+
+    async def _emptied(self) -> None:
+        while self.connections:  # noqa: ASYNC110  # Only where a port closes anybody waits for them.
+            await asyncio.sleep(0.02)
 
     def _look(self) -> None:
         now = monotonic()
