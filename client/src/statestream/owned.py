@@ -1,6 +1,6 @@
 """A server of the caller's own: a child process behind a Unix socket, which ends when the caller does.
 
-Nothing here waits for gRPC or NumPy: the child is to import its own while the caller imports these.
+Nothing here waits for gRPC, NumPy or protobuf: the child is to import its own while the caller imports these.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
-
-from statestream.contract.errors import ServerUnavailable, Unsupported
 
 READY: Final = b"ready:"
 START_SECONDS: Final = 60.0
@@ -56,6 +54,8 @@ class Owned:
         paths = _paths(models)
         arguments = _arguments(options)
         if find_spec("statestream_server") is None:
+            from statestream.contract.errors import Unsupported
+
             raise Unsupported(
                 "statestream.local starts a server, which is another package and not installed here:"
                 " pip install 'statestream-server[cpu]'; statestream.connect calls one that runs elsewhere"
@@ -124,6 +124,8 @@ class Owned:
         if self._process.returncode == _USAGE:
             raise ValueError(f"statestream.local was told what no server knows; it said:\n{_last(self.log())}")
         why = f"gave no answer within {self._timeout:g} s" if took >= self._timeout else f"ended ({self._ended()})"
+        from statestream.contract.errors import ServerUnavailable
+
         raise ServerUnavailable(f"the server of statestream.local {why}. It said:\n{_last(self.log())}")
 
     @property

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.ma  # np.unique would import it with the first chunk, and hold the loop up for many batches.
 
 from statestream.contract import errors
-from statestream_server import housekeeping, reloading
+from statestream_server import housekeeping, reloading, warmup
 from statestream_server.access.grants import Access
 from statestream_server.access.tokens import TokensError
 from statestream_server.edges import identity
@@ -30,13 +29,13 @@ from statestream_server.server import Readiness, Server
 from statestream_server.settings import Durability, Settings, StartError, changes, has_console, is_loopback, reloaded
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
-from statestream_server.worker import Worker
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
     from statestream_server.edges.http.oip import OipPages
     from statestream_server.edges.http.port import Http
     from statestream_server.tracing import Tracing
+    from statestream_server.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +91,11 @@ async def serve(
     Raises:
         StartError: A port is taken, the store cannot be used, or a device is missing.
     """
-    stop = asyncio.Event()
-    worker = Worker(connected) if connected is not None else None
+    stop, worker = asyncio.Event(), None
+    if connected is not None:
+        from statestream_server.worker import Worker
+
+        worker = Worker(connected)
     hung_up = worker.left if worker is not None else asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,6 +117,7 @@ async def serve(
             http += f", console on http://{settings.host}:{server.http_port}/console/"
         where = f"unix:{settings.unix}" if settings.only_unix else f"{settings.host}:{server.port}"
         print(f"ready: gRPC on {where}{http}", flush=True)
+        _beside(leaving, "warmup", warmup.after_the_start())
         failures = [server.failed()] if worker is None else [server.failed(), worker.failed()]
         await _first(stop.wait(), hung_up.wait(), *failures)
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)

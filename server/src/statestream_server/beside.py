@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import gc
 import os
 import select
 import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ _PATIENCE: Final = 5.0
 
 def main() -> None:
     """Serves on a Unix socket until the caller ends or lets go; the arguments are its process and those of `serve`."""
+    gc.disable()  # Until all is imported that serves; see `process.uncollected`.
     caller, arguments = int(sys.argv[1]), sys.argv[2:]
     folder = Path(arguments[arguments.index("--unix") + 1]).parent if "--unix" in arguments else None
     try:
@@ -53,7 +55,7 @@ def _serve(caller: int, arguments: list[str]) -> None:
         with cli.serve.make_context("serve", [*file, "--port=0", "--no-http", *arguments]) as context:
             settings, _, level = cli.settings_of(**context.params)
         if settings.unix:
-            settings = dataclasses.replace(settings, only_unix=True, advertise=f"unix:{settings.unix}")
+            settings = replace(settings, only_unix=True, advertise=f"unix:{settings.unix}")
         leaving.grace = settings.drain_grace
         process.run(settings, level)
     except click.ClickException as error:
@@ -63,7 +65,7 @@ def _serve(caller: int, arguments: list[str]) -> None:
         sys.exit(f"Error: {error}")
 
 
-@dataclasses.dataclass
+@dataclass(slots=True)
 class _Leaving:
     grace: float = 0.0
 

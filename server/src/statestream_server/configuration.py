@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -75,6 +73,8 @@ def _read(context: click.Context, parameter: click.Parameter, named: str | None)
     path = Path(named) if named is not None else DEFAULT_FILE
     if named == "" or (named is None and not path.is_file()):
         return
+    import tomllib
+
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -165,6 +165,8 @@ def check_environment(context: click.Context) -> None:
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {close[0]}" if close else ""
 

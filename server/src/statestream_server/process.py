@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from statestream_server import logs
 from statestream_server.models.proof import trials
@@ -36,7 +38,8 @@ def run(
     check_console(settings)
     heard = None if on_terminal() else reread
     if sys.platform == "win32":
-        from statestream_server import app
+        with uncollected():
+            from statestream_server import app
 
         asyncio.run(app.serve(settings, heard, worker))
         return
@@ -44,14 +47,26 @@ def run(
     if settings.proofs is None or not any(settings.proofs.glob("*")):
         trials.shared().prepare()
     try:
-        import uvloop
+        with uncollected():
+            import uvloop
 
-        from statestream_server import app
+            from statestream_server import app
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(app.serve(settings, heard, worker))
     finally:
         trials.shared().close()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """What is imported in the block stays as long as the process: nobody looks for garbage in it, then or later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def on_terminal() -> bool:

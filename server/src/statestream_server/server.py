@@ -9,11 +9,10 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from statestream_server.access.grants import Access
-from statestream_server.drivers.forecast import Forecaster
-from statestream_server.drivers.generate import Generator
 from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, TurnLoad
@@ -49,6 +48,8 @@ from statestream_server.settings import Durability, Settings, StartError, check_
 from statestream_server.stores.base import Store
 
 if TYPE_CHECKING:
+    from statestream_server.drivers.forecast import Forecaster
+    from statestream_server.drivers.generate import Generator
     from statestream_server.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Server:
         """
         device, limits, clock = _device(settings), settings.limits, time.monotonic
         self.id, self.fingerprint, self.device = secrets.token_hex(8), runtime.fingerprint(device), device.name
-        self.settings, self.store, self.quarantine = settings, store, quarantine
+        self.settings, self.store, self.quarantine, self._limits = settings, store, quarantine, limits
         self.lag, self.turns = Lag(), TurnLoad()
         self.access: Access | None = None
         """The tokens that callers show; None where anybody may call."""
@@ -153,8 +154,20 @@ class Server:
         )
         self.express = Express(self.sessions, streams, self.coalescer, checkpointer, order, budgets.steps, tasks)
         self.predictor = Predictor(registry, engine, limits, budgets.predictions)
-        self.forecaster = Forecaster(engine, limits, budgets.forecasts)
-        self.generator = Generator(registry, engine, limits, budgets.texts)
+
+    @cached_property
+    def forecaster(self) -> Forecaster:
+        """What drives forecasts; a server answers before all that they need is imported."""
+        from statestream_server.drivers.forecast import Forecaster
+
+        return Forecaster(self.engine, self._limits, self.budgets.forecasts)
+
+    @cached_property
+    def generator(self) -> Generator:
+        """What drives texts; as above."""
+        from statestream_server.drivers.generate import Generator
+
+        return Generator(self.registry, self.engine, self._limits, self.budgets.texts)
 
 
 def _tracing(settings: Settings, server: str) -> Tracing | None:

@@ -25,8 +25,6 @@ import hashlib
 import os
 import re
 import secrets
-import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -138,6 +136,8 @@ def parse(data: bytes, where: str) -> Tokens:
     Raises:
         TokensError: They cannot be read.
     """
+    import tomllib  # Most servers have no tokens.
+
     try:
         said = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -272,6 +272,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _write(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, for its owner alone, or for whom the one before it was."""
+    import tempfile
+
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as fresh:
         try:
             fresh.write(data)

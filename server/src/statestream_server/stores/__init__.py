@@ -8,7 +8,6 @@ import platformdirs
 
 from statestream_server.stores.base import Store
 from statestream_server.stores.memory import MemoryStore
-from statestream_server.stores.sqlite import SqliteStore
 
 __all__ = ["default_folder", "default_path", "open_store"]
 
@@ -39,10 +38,10 @@ def open_store(url: str) -> Store:
     scheme, colon, rest = url.partition(":")
     if url == "memory":
         return MemoryStore()
-    if url == "sqlite":
-        return SqliteStore(default_path())
-    if scheme == "sqlite" and rest and not rest.startswith(("//", ":")) and not rest.endswith("/"):
-        return SqliteStore(rest)
+    if url == "sqlite" or (scheme == "sqlite" and rest and not rest.startswith(("//", ":")) and not rest.endswith("/")):
+        from statestream_server.stores.sqlite import SqliteStore
+
+        return SqliteStore(rest or default_path())
     if scheme in ("redis", "rediss") and rest.startswith("//"):
         try:
             from statestream_server.stores.redis import RedisStore

@@ -15,7 +15,6 @@ from google.protobuf.message import Message
 
 from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
-from statestream_server.edges.oip.oip_pb2 import InferTensorContents
 from statestream_server.settings import Limits
 
 MAX_TENSORS: Final = 1024
@@ -26,6 +25,7 @@ MAX_QUANTILES: Final = 199
 """Quantiles of a forecast: every half percent."""
 MAX_CONTENTS: Final = 1 << 18
 """Elements of a tensor that come as numbers of a message, each of which is an object for a moment; not as bytes."""
+_CONTENTS: Final = "inference.InferTensorContents"
 _SYMBOL_BYTES: Final = 16
 """What a symbol of a text may have on average, its separator included."""
 _TOKEN_BYTES: Final = 4096
@@ -50,7 +50,6 @@ class Caps:
             "statestream.v1.ForecastSessions.ids": limits.max_forecast_series,
             "statestream.v1.ForecastRequest.quantiles": MAX_QUANTILES,
             "statestream.v1.GenerateRequest.texts": limits.max_generate_sources,
-            **{field.full_name: MAX_CONTENTS for field in InferTensorContents.DESCRIPTOR.fields},
         }
         self._plans: dict[object, Sequence[tuple[str, _Check]]] = {}
 
@@ -97,6 +96,8 @@ class Caps:
         text = field.type == FieldDescriptor.TYPE_STRING
         most_bytes = self._texts.get(field.full_name, self._limits.max_name_bytes)
         default = MAX_TENSORS if field.message_type is not None or text else MAX_AXES
+        if field.containing_type is not None and field.containing_type.full_name == _CONTENTS:
+            default = MAX_CONTENTS
         most = self._counts.get(field.full_name, default)
         name = field.name
 

@@ -126,6 +126,7 @@ class Chain(grpc.GenericRpcHandler):
         self._tracing = tracing
         self._methods: dict[str, Handler] = {}
         self._others: dict[str, Handler] = {}
+        self._later: dict[str, Callable[[], None]] = {}
         self._decoded = DecodeBudget()
         self.direct: dict[str, Take] = {}
         """What takes the usual calls of a method, `/service/method`, where an edge can do without a task."""
@@ -162,7 +163,17 @@ class Chain(grpc.GenericRpcHandler):
 
     def method(self, name: str) -> Handler | None:
         """What serves `/service/method`; whoever calls it is admitted before."""
-        return self._methods.get(name) or self._others.get(name.rpartition("/")[0])
+        if handler := self._methods.get(name):
+            return handler
+        service = name.rpartition("/")[0]
+        if add := self._later.pop(service, None):
+            add()
+            return self.method(name)
+        return self._others.get(service)
+
+    def add_later(self, service: str, add: Callable[[], None]) -> None:
+        """Has a service that few call added, by `add`, when somebody does: a server answers sooner without it."""
+        self._later[f"/{service}"] = add
 
     def refuse_others(self, service: str, why: str) -> None:
         """Says why the other methods of a service are not there."""

@@ -11,7 +11,7 @@ from statestream.v1 import inference_pb2_grpc as grpc_stubs
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server import caller
 from statestream_server.arrays import Array
-from statestream_server.edges.grpc import forecasting, generating, wire
+from statestream_server.edges.grpc import wire
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.readers import Readers
@@ -110,6 +110,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         self, request: pb.ForecastRequest, context: Context
     ) -> AsyncGenerator[pb.ForecastResponse, None]:
         """Forecasts from sessions or from histories, one message a step."""
+        from statestream_server.edges.grpc import forecasting  # See `Server.forecaster`.
+
         async with aclosing(forecasting.answers(self._server, request)) as responses:
             async for response in responses:
                 yield response
@@ -118,6 +120,8 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Decodes texts: one message a token, or whole ones as they come to be."""
+        from statestream_server.edges.grpc import generating
+
         async with aclosing(generating.answers(self._server, request)) as responses:
             async for response in responses:
                 yield response

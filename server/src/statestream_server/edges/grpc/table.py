@@ -6,7 +6,6 @@ import asyncio
 from typing import Final
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from statestream.v1 import (
     inference_pb2,
@@ -18,7 +17,6 @@ from statestream.v1 import (
     session_pb2,
     session_pb2_grpc,
 )
-from statestream_server.edges.grpc import oip
 from statestream_server.edges.grpc.about import ServerServicer
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chain import Chain
@@ -42,6 +40,9 @@ _SERVICES: Final = tuple(
     )
 )
 
+_OIP: Final = "inference.GRPCInferenceService"
+_REFLECTION: Final = "grpc.reflection.v1alpha.ServerReflection"
+
 _APART: Final = 0.04
 """Seconds between two streams that are told to leave, where there is time for it."""
 
@@ -58,8 +59,7 @@ class Methods:
     def _chain(self, settings: Settings, server: Server, readiness: Readiness) -> Chain:
         readers, caps = Readers(settings.reader_timeout), Caps(settings.limits)
         budgets, inference = server.budgets, _SERVICES[0]
-        kinds = requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2, reflection_pb2)
-        kinds[oip.SERVICE] = oip.requests()
+        kinds = requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2)
         chain = Chain(
             kinds,
             caps,
@@ -76,10 +76,25 @@ class Methods:
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(server), chain)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(server), chain)
         server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(server), chain)
-        oip.register(oip.OipServicer(server, readiness, caps, readers), chain)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, chain)
-        names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), chain)
+
+        def add_oip() -> None:
+            from statestream_server.edges.grpc import oip
+
+            kinds[oip.SERVICE] = oip.requests()
+            oip.register(oip.OipServicer(server, readiness, caps, readers), chain)
+
+        def add_reflection() -> None:
+            from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+            from statestream_server.edges.oip import oip_pb2  # noqa: F401  # It tells of these messages, too.
+
+            kinds.update(requests_of(reflection_pb2))
+            names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), chain)
+
+        chain.add_later(_OIP, add_oip)
+        chain.add_later(_REFLECTION, add_reflection)
         return chain
 
     async def serving(self) -> None:

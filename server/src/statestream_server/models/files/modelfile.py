@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -16,17 +17,15 @@ from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.files import digest, files
 from statestream_server.models.files.repository import settling
-from statestream_server.models.form import narrow
-from statestream_server.models.form.chain import Joined, joined
-from statestream_server.models.form.edits import opset_of
-from statestream_server.models.form.entries import loads
-from statestream_server.models.form.pairs import UnsettledError
-from statestream_server.models.form.plan import Note, Plan
-from statestream_server.models.form.tensors import Tensors, is_tensor, kind, tensors
-from statestream_server.models.form.told import ToldError
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.rows import Column, columns_of, is_checked, observed_columns
+
+if TYPE_CHECKING:
+    # What makes forms of files is imported where there is a form to be made: most starts only read what has one.
+    from statestream_server.models.form.chain import Joined
+    from statestream_server.models.form.plan import Note, Plan
+    from statestream_server.models.form.tensors import Tensors
 
 _TOML = ".toml"
 _MOST_AXES = 32
@@ -187,6 +186,9 @@ def parts(path: Path) -> tuple[Path, ...]:
     """
     if path.suffix != _TOML:
         return (path,)
+    from statestream_server.models.form.entries import loads
+    from statestream_server.models.form.told import ToldError
+
     try:
         text = files.told(path.with_suffix(_TOML))
         return tuple(path.with_name(name) for name in loads(text[0]).chain) if text is not None else ()
@@ -195,6 +197,12 @@ def parts(path: Path) -> tuple[Path, ...]:
 
 
 def _read_chain(path: Path, said: str | None) -> ModelFile:
+    from statestream_server.models.form.chain import joined
+    from statestream_server.models.form.edits import opset_of
+    from statestream_server.models.form.entries import loads
+    from statestream_server.models.form.pairs import UnsettledError
+    from statestream_server.models.form.told import ToldError
+
     found = files.told(path.with_suffix(_TOML))
     if found is None:
         raise ModelLoadError(f"{path}: there is no such file; it names the files of a chain")
@@ -320,6 +328,8 @@ def _one_line(error: Exception) -> str:
 
 def _derived(path: Path, proto: onnx.ModelProto) -> tuple[Tensors, Signature]:
     """A file without a signature, its outputs tensors, and the signature that its inputs and outputs say."""
+    from statestream_server.models.form.tensors import tensors
+
     made = tensors(proto)
     graph = made.model.graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -344,6 +354,9 @@ _GIVEN = (
 
 
 def _spec(path: Path, value: onnx.ValueInfoProto, advice: str) -> TensorSpec:
+    from statestream_server.models.form import narrow
+    from statestream_server.models.form.tensors import is_tensor, kind
+
     tensor = value.type.tensor_type
     if not is_tensor(value):
         what = "input" if advice is _SENT else "output"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from statestream_server.models.files import files, generation, modelfile
+from statestream_server.models.files import files, modelfile
 from statestream_server.models.files.files import Stamp
 from statestream_server.models.files.repository import pair, settling
 from statestream_server.models.model import ModelLoadError
@@ -57,10 +57,12 @@ def named(path: Path) -> list[Path]:
     """
     if path.suffix == ".toml":
         return [path, *modelfile.parts(path)]
-    couple = pair(path)
-    files = [*couple] if couple else [path]
+    files, more = [path], list[Path]()
+    if couple := pair(path):
+        from statestream_server.models.files import generation
+
+        files, more = [*couple], generation.files_of(couple[1])
     beside = dict.fromkeys(settling(each) for each in files)
-    more = generation.files_of(couple[1]) if couple else ()
     return [*files, *(each for each in (*beside, *more) if os.path.lexists(each))]
 
 

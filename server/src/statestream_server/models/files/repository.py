@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from statestream_server.models.files import files
-from statestream_server.models.form import entries
-from statestream_server.models.form.told import ToldError
 from statestream_server.models.model import ModelLoadError
 
 SINGLE, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
@@ -130,6 +128,9 @@ def sizes(path: Path) -> list[str]:
 @functools.lru_cache(1 << 14)
 def _sizes(path: Path, inode: int, changed: int, size: int) -> list[str]:
     """The same; read once until it changed."""
+    from statestream_server.models.form import entries
+    from statestream_server.models.form.told import ToldError
+
     try:
         text = files.told(path)
         return [*entries.loads(text[0]).by_size()] if text is not None else []

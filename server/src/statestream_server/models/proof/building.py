@@ -6,31 +6,27 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 
 from statestream.contract.signature import Signature, as_sent
-from statestream_server.models.files import couples, tokenizer
+from statestream_server.models.files import couples
 from statestream_server.models.files.modelfile import ModelFile
-from statestream_server.models.form import unfold
-from statestream_server.models.form.plan import Plan
 from statestream_server.models.graphs import guards
 from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
 from statestream_server.models.memory.contexts import context_of
-from statestream_server.models.memory.device_rows import DeviceRows
 from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
 from statestream_server.models.memory.numpy_rows import NumpyRows
 from statestream_server.models.memory.observed import observed
 from statestream_server.models.memory.policies import BucketedRows, PaddedRows, SerialisedRows
 from statestream_server.models.model import BatchPolicy, Kind, Model, ModelLoadError
-from statestream_server.models.proof import draws, refusals, warming
-from statestream_server.models.proof.draws import Draws
-from statestream_server.models.proof.sharing import SharedGraph, Sharing
 from statestream_server.models.proof.verdict import Verdict, watch
 from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
-from statestream_server.models.words import Vocabulary
+
+if TYPE_CHECKING:
+    from statestream_server.models.proof.sharing import SharedGraph, Sharing
 
 _MOST_TWICE: Final = 32 << 20
 """Bytes of a file that is loaded once for one step and once for several."""
@@ -83,10 +79,8 @@ def build(
     """
     with refusing(path):
         encoder, file = couples.read(path)
-        if verdict.plan is not None:
-            file = file.formed(Plan.of_values(verdict.plan))
-        if encoder is not None and verdict.encoder_plan is not None:
-            encoder = encoder.formed(Plan.of_values(verdict.encoder_plan))
+        file = _formed(file, verdict.plan)
+        encoder = None if encoder is None else _formed(encoder, verdict.encoder_plan)
         digest = couples.digest(encoder, file)
         if digest != verdict.digest:
             raise ModelLoadError(
@@ -99,21 +93,23 @@ def build(
         if file.plan is not None:
             model.form = file.plan.notes
         if encoder is not None:
-            model.encoder_signature, found = encoder.signature, Sharing(*verdict.encoder_shared)
-            model.encoder = SharedGraph(graph_of(encoder, device), encoder.signature, found, policy)
+            model.encoder_signature = encoder.signature
+            model.encoder, found = _shared(graph_of(encoder, device), encoder.signature, verdict.encoder_shared, policy)
             model.encoder_invariance, model.encoder_note = found.finding, found.note
             _give_words(model, path)
         if kind == Kind.PREDICT:
             graph = graph_of(file, device)
-            model.graph = SharedGraph(graph, file.signature, Sharing(*verdict.shared), policy)
+            model.graph, _ = _shared(graph, file.signature, verdict.shared, policy)
             model.providers = graph.providers
         else:
             alone = None if verdict.fused else graph_of(file, device)
             rows = in_batches(rows_of(verdict, file, alone, device), file, device)
             model.rows, model.providers = WAYS[verdict.policy](rows), tuple(name for name, _ in device.providers)
             if device.apart:
+                from statestream_server.models.proof import draws, warming
+
                 model.rows.grow(FIRST_ROW + 1)
-                warming.warm(model.rows, Draws(file.signature, draws.Kind(verdict.draws)), str(file.path))
+                warming.warm(model.rows, draws.Draws(file.signature, draws.Kind(verdict.draws)), str(file.path))
             if kind == Kind.SESSION:
                 model.rows, model.signature = observed(model.rows, file.signature), as_sent(file.signature)
         for one in (file, encoder):
@@ -123,8 +119,30 @@ def build(
         return model
 
 
+def _formed(file: ModelFile, plan: Mapping[str, Any] | None) -> ModelFile:
+    """A file in the form that its trial found; as it is where that is its own."""
+    if plan is None:
+        return file
+    from statestream_server.models.form.plan import Plan
+
+    return file.formed(Plan.of_values(plan))
+
+
+def _shared(
+    graph: Graph, signature: Signature, found: tuple[Any, ...], policy: BatchPolicy
+) -> tuple[SharedGraph, Sharing]:
+    """A graph without memory whose calls share runs as its trial found."""
+    from statestream_server.models.proof.sharing import SharedGraph, Sharing
+
+    sharing = Sharing(*found)
+    return SharedGraph(graph, signature, sharing, policy), sharing
+
+
 def _give_words(model: Model, path: Path) -> None:
     """Gives an encoder-decoder what its texts are: the vocabularies of its signatures, else the tokenizer beside it."""
+    from statestream_server.models.files import tokenizer
+    from statestream_server.models.words import Vocabulary
+
     assert model.encoder_signature is not None
     texts = (model.encoder_signature.inputs[0].text, model.signature.decoding.text)
     read = tokenizer.beside(path) if not all(text.vocabulary for text in texts) else None
@@ -147,6 +165,8 @@ def unfolded_model(file: ModelFile) -> tuple[onnx.ModelProto, Signature] | None:
     row = sum(column.nbytes for column in columns_of(file.signature))
     if file.nbytes > _MOST_TWICE or unfolded_slice(row) < _LEAST_STEPS:
         return None
+    from statestream_server.models.form import unfold
+
     return unfold.unfolded(file.whole(), file.signature)
 
 
@@ -157,8 +177,14 @@ def rows_of(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Devi
         return NumpyRows(graph, signature, check_inputs=hides, context=context_of(file.proto, signature))
     model = guards.guarded(file.whole())
     if not device.apart:
-        unfolded = unfold.unfolded(model, signature) if verdict.unfolded else None
+        unfolded = None
+        if verdict.unfolded:
+            from statestream_server.models.form import unfold
+
+            unfolded = unfold.unfolded(model, signature)
         return FusedRows(model, signature, device, check_inputs=hides, unfolded=unfolded)
+    from statestream_server.models.memory.device_rows import DeviceRows
+
     return DeviceRows(model, signature, device, check_inputs=hides, in_place=verdict.in_place)
 
 
@@ -187,6 +213,8 @@ def graph_of(file: ModelFile, device: Device) -> Graph:
     try:
         return Graph(source, device, inputs=names[0], outputs=names[1], folder=file.path.parent)
     except GraphError as error:
+        from statestream_server.models.proof import refusals
+
         raise ModelLoadError(f"{file.path}: {refusals.told(proto, str(error))}") from error
 
 

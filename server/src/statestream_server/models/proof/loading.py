@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 
@@ -16,14 +16,14 @@ from statestream_server.models.files import couples, files, modelfile, prints
 from statestream_server.models.files.modelfile import ModelFile
 from statestream_server.models.files.prints import Print, Trust
 from statestream_server.models.files.repository import DECODER, ENCODER, file_of, pair, settling
-from statestream_server.models.form import entries
-from statestream_server.models.form.plan import Plan
-from statestream_server.models.form.told import Told, ToldError
 from statestream_server.models.graphs.runtime import Device, providers_for
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
-from statestream_server.models.proof import building, making, trials
+from statestream_server.models.proof import building, trials
 from statestream_server.models.proof.kept import Kept
 from statestream_server.models.proof.verdict import TrialLimits, Verdict
+
+if TYPE_CHECKING:
+    from statestream_server.models.form.told import Told
 
 _log = logging.getLogger(__name__)
 DEFAULT_LIMITS: Final = TrialLimits()
@@ -122,6 +122,8 @@ def signed(path: Path, said: Told, *, device: str = "auto", limits: TrialLimits 
     Raises:
         ModelLoadError: It cannot be served so, has a signature already, or is too large for one file.
     """
+    from statestream_server.models.form import entries
+
     with building.refusing(path):
         place = providers_for(device)
         file = modelfile.read(path, entries.dumps(said))
@@ -145,6 +147,8 @@ def signed_couple(
     Raises:
         ModelLoadError: They cannot be served so, have signatures already, or are too large for one file each.
     """
+    from statestream_server.models.form import entries
+
     with building.refusing(path):
         place = providers_for(device)
         encoder, decoder = couples.read(path, entries.dumps(said))
@@ -158,6 +162,8 @@ def signed_couple(
 
 
 def _with_signature(file: ModelFile, plan: Mapping[str, Any] | None) -> onnx.ModelProto:
+    from statestream_server.models.form.plan import Plan
+
     assert plan is not None
     formed, made = file.formed(Plan.of_values(plan)), onnx.ModelProto()
     made.CopyFrom(formed.whole())
@@ -167,6 +173,9 @@ def _with_signature(file: ModelFile, plan: Mapping[str, Any] | None) -> onnx.Mod
 
 def _of_size(path: Path, size: str) -> str:
     """The text of a model.toml that tells one size only."""
+    from statestream_server.models.form import entries
+    from statestream_server.models.form.told import ToldError
+
     beside = settling(path)
     try:
         text = files.told(beside)
@@ -186,6 +195,8 @@ def _check_trusted(known: list[Print], trust: Trust) -> None:
 
 def _tried(path: Path, device: Device, policy: BatchPolicy, limits: TrialLimits, said: str | None = None) -> Verdict:
     if sys.platform == "win32":
+        from statestream_server.models.proof import making
+
         return making.prove(path, device, policy, said=said)
     return trials.shared()(
         path, device=device.name, threads=device.threads, apart=device.apart, policy=policy, limits=limits, said=said

@@ -49,8 +49,12 @@ def main(life: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # Where memory ends, this process goes first.
+    gc.disable()  # Nothing that imports make is garbage.
     from statestream_server.models.proof import making  # noqa: F401  # Imports what takes time, before the first trial.
     from statestream_server.models.proof.verdict import watch
+
+    gc.freeze()
+    gc.enable()
 
     def say(**what: Any) -> None:
         os.write(answers, (json.dumps(what) + "\n").encode())

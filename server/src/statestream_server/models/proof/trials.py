@@ -15,7 +15,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -188,6 +187,8 @@ class _Child:
     """One process. For one caller at a time, but for `kill`."""
 
     def __init__(self) -> None:
+        import tempfile  # A start that tries nothing needs none of this.
+
         life, self._life = os.pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it.
         self._rest = b""
