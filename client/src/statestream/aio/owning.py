@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
+import numpy as np
+
 from statestream.aio.client import Client, connect
 from statestream.aio.opening import Opening, opening
 from statestream.aio.waiting import apart
 from statestream.owned import START_SECONDS, Models, Owned
 from statestream.settings import Settings
+from statestream.unary import server_info_request
 
 
 def local(  # asyncio only
@@ -40,6 +44,7 @@ async def owning(server: Owned, settings: Settings | None) -> Client:
         ServerUnavailable: The server did not start; with what it said.
     """
     try:
+        await _prepare(server.address)
         await apart(server.wait)
         client = await connect(server.address, settings=settings or Settings(retry_timeout=10.0))
     except BaseException:
@@ -47,3 +52,10 @@ async def owning(server: Owned, settings: Settings | None) -> Client:
         raise
     client.server = server
     return client
+
+
+async def _prepare(address: str) -> None:
+    """Has done what a first call would wait for, while the server starts: imports, and gRPC's own start."""
+    server_info_request()
+    np.unique(np.zeros(1, np.uint8))
+    await grpc.aio.insecure_channel(address).close()
