@@ -218,7 +218,7 @@ def _http(settings: Settings, server: Server, readiness: Readiness) -> tuple[Htt
     closed = settings.tls_clients is not None and server.access is None
     pages = None if closed else OipPages(server, readiness)
     routes = pages.routes() if pages is not None else []
-    if has_console(settings) and not settings.http_unix:
+    if has_console(settings):
         from statestream_server.edges.http.console import pages as console
 
         routes += console.routes(server)

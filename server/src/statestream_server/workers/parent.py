@@ -29,7 +29,15 @@ from typing import TYPE_CHECKING, Any, Final
 from statestream.contract import errors
 from statestream_server import logs, process
 from statestream_server.channel import Channel, Gone
-from statestream_server.settings import Settings, StartError, changes, check_models, check_reach
+from statestream_server.settings import (
+    Settings,
+    StartError,
+    changes,
+    check_console,
+    check_models,
+    check_reach,
+    has_console,
+)
 from statestream_server.workers.crew import Crew
 from statestream_server.workers.pages import WorkersPages
 
@@ -63,6 +71,7 @@ def run(settings: Settings, count: int, log_level: str, reread: process.Reread) 
     """
     logs.to_stderr(log_level, settings.log_format)
     check_reach(settings)
+    check_console(settings)
     check_models(settings)
     with _reserved(settings) as port:
         return asyncio.run(_Parent(settings, count, log_level, reread, port).run())
@@ -122,7 +131,8 @@ class _Parent:
                 http = self._http(leaving)
                 leaving.push_async_callback(http.close)
                 await http.start()
-                log.info("metrics of all workers on http://%s:%d/metrics", self._read.host, http.port)
+                more = f", console on http://{self._read.host}:{http.port}/console/" if has_console(self._read) else ""
+                log.info("metrics of all workers on http://%s:%d/metrics%s", self._read.host, http.port, more)
             # The first one finds out what of the models folder serves; the others then serve the same.
             self._start(self._workers[0])
             await self._ended.wait()
@@ -134,15 +144,18 @@ class _Parent:
         """The HTTP port: pages of all workers, and what a worker answers."""
         from starlette.routing import Route
 
-        from statestream_server.edges.http.console.elsewhere import elsewhere
         from statestream_server.edges.http.port import Http
         from statestream_server.workers.relay import Relay
 
-        routes = elsewhere(len(self._workers))
+        routes = list[Route]()
         if self._read.tls_clients is None or self._read.tokens is not None:  # See app._http.
             folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="statestream-")))
             self._relay = Relay(self._workers, folder)
             routes += [Route("/v2", self._relay), Route("/v2/{path:path}", self._relay)]
+            if has_console(self._read):
+                from statestream_server.workers.console import Console
+
+                routes += Console(self._workers, self._relay).routes()
         return Http(self._read, WorkersPages(self._workers), routes)
 
     def _stop(self) -> None:

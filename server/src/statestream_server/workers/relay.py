@@ -72,25 +72,37 @@ class Relay:
                     raise errors.BadFrame(text) from error
                 if found := _SEQUENCE.search(first[0].get("body", b"")):
                     place = scope["path"], found[1].strip(b'"')
-            reader, writer = await self._connected(place)
-            try:
-                await _exchanged(scope, replayed, begin, reader, writer)
-            finally:
-                writer.close()
+            await self.hand_on(scope, replayed, begin, self.order(place))
         except errors.StatestreamError as error:
             if begun:
                 raise  # The port ends the connection: nothing else tells that the answer is not whole.
             await refusal(error)(scope, receive, send)
 
-    async def _connected(self, place: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to the worker that has a place, or to the next one that answers.
+    def order(self, place: object) -> Sequence[Worker]:
+        """Those that serve: the one that has a place, and who would answer in its stead."""
+        serving = [worker for worker in self._workers if not worker.reason] or list(self._workers)
+        first = hash(place) % len(serving)
+        return [*serving[first:], *serving[:first]]
+
+    async def hand_on(self, scope: Scope, receive: Receive, send: Send, workers: Sequence[Worker]) -> None:
+        """Has the first of some workers that can be reached answer a request.
+
+        Raises:
+            Unavailable: None can, or the one that had it ended.
+        """
+        reader, writer = await self._connected(workers)
+        try:
+            await _exchanged(scope, receive, send, reader, writer)
+        finally:
+            writer.close()
+
+    async def _connected(self, workers: Sequence[Worker]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the first of some workers that answers.
 
         Raises:
             Unavailable: None does.
         """
-        serving = [worker for worker in self._workers if not worker.reason] or list(self._workers)
-        first = hash(place) % len(serving)
-        for worker in (*serving[first:], *serving[:first]):
+        for worker in workers:
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     return await asyncio.open_unix_connection(self.path(worker.index))

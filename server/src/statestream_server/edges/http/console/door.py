@@ -75,14 +75,23 @@ def guarded(page: Page, right: str, kinds: tuple[str, ...], host: str) -> Page:
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception as error:
-            failed = told(error)
-            headers = {} if failed.retry_after is None else {"Retry-After": str(max(1, math.ceil(failed.retry_after)))}
-            response = JSONResponse({"error": said(failed)}, _STATUS.get(failed.code, 500), headers)
-        response.headers.update(SAFE)
-        response.headers["Cache-Control"] = "no-store"
-        return response
+            response = refusal(told(error))
+        return kept_by_nobody(response)
 
     return answer
+
+
+def refusal(failed: errors.StatestreamError) -> Response:
+    """What the API answers in place of what was asked."""
+    headers = {} if failed.retry_after is None else {"Retry-After": str(max(1, math.ceil(failed.retry_after)))}
+    return JSONResponse({"error": said(failed)}, _STATUS.get(failed.code, 500), headers)
+
+
+def kept_by_nobody(response: Response) -> Response:
+    """An answer of the API with the headers that all have."""
+    response.headers.update(SAFE)
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def told(error: Exception) -> errors.StatestreamError:
@@ -145,6 +154,21 @@ async def object_of(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise errors.BadFrame(f"the body is {errors.quoted(kind)}; expected application/json")
+    try:
+        asked = json.loads(await body_of(request))
+    except (ValueError, RecursionError) as error:
+        raise errors.BadFrame(f"the body cannot be read as JSON: {errors.shortened(str(error))}") from error
+    if not isinstance(asked, dict):
+        raise errors.BadFrame(f"the body is {type(asked).__name__}; expected a JSON object")
+    return asked
+
+
+async def body_of(request: Request) -> bytes:
+    """The body of a request.
+
+    Raises:
+        BadFrame: It is too large, or did not come in time.
+    """
     found = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):
@@ -156,10 +180,4 @@ async def object_of(request: Request) -> dict[str, Any]:
                     )
     except TimeoutError as error:
         raise errors.BadFrame(f"the body did not come within {_BODY_SECONDS:g} s; send it at once") from error
-    try:
-        asked = json.loads(found)
-    except (ValueError, RecursionError) as error:
-        raise errors.BadFrame(f"the body cannot be read as JSON: {errors.shortened(str(error))}") from error
-    if not isinstance(asked, dict):
-        raise errors.BadFrame(f"the body is {type(asked).__name__}; expected a JSON object")
-    return asked
+    return bytes(found)

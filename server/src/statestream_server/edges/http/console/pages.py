@@ -1,58 +1,23 @@
-"""The console's paths: its page, and the API that the page asks. Rights are as for the same calls over gRPC."""
+"""The API that the console's page asks, and the page. Rights are as for the same calls over gRPC."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from importlib import resources
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from statestream_server import caller
 from statestream_server.access.tokens import ADMIN, STEP
-from statestream_server.edges.http.console import door, figures, models, sessions, trying, values
+from statestream_server.edges.http.console import door, figures, models, page, sessions, trying, values
 from statestream_server.server import Server
-
-_FILES: Final = {
-    "": ("index.html", "text/html"),
-    "console.css": ("console.css", "text/css"),
-    "console.js": ("console.js", "text/javascript"),
-    "charts.js": ("charts.js", "text/javascript"),
-    "icon.svg": ("icon.svg", "image/svg+xml"),
-}
 
 
 def routes(server: Server) -> list[Route]:
     """The paths of a server in this process and what answers them."""
-    return [*_page(), *_Api(server).routes(), Route("/", _home, methods=["GET"])]
-
-
-async def _home(request: Request) -> Response:
-    return RedirectResponse("/console/", 307)
-
-
-def _page() -> list[Route]:
-    folder = resources.files("statestream_server.edges.http.console") / "static"
-
-    def route(path: str, name: str, kind: str) -> Route:
-        data = (folder / name).read_bytes()
-        tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-        headers = {**door.SAFE, "ETag": tag, "Cache-Control": "no-cache"}
-
-        async def answer(request: Request) -> Response:
-            if request.headers.get("if-none-match") == tag:
-                return Response(status_code=304, headers=headers)
-            return Response(data, media_type=kind, headers=headers)
-
-        return Route(f"/console/{path}", answer, methods=["GET"])
-
-    return [
-        Route("/console", _home, methods=["GET"]),
-        *(route(path, name, kind) for path, (name, kind) in _FILES.items()),
-    ]
+    return [*page.routes(), *_Api(server).routes()]
 
 
 class _Api:
@@ -62,20 +27,20 @@ class _Api:
     def routes(self) -> list[Route]:
         server, host = self._server, self._server.settings.host
 
-        def asked(page: Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]) -> door.Page:
+        def asked(tell: Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]) -> door.Page:
             async def answer(request: Request) -> Response:
-                return JSONResponse(await page(dict(request.query_params)))
+                return JSONResponse(await tell(dict(request.query_params)))
 
             return answer
 
-        def told(page: Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]) -> door.Page:
+        def told(tell: Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]) -> door.Page:
             async def answer(request: Request) -> Response:
-                return JSONResponse(await page(await door.object_of(request)))
+                return JSONResponse(await tell(await door.object_of(request)))
 
             return answer
 
-        def tried(page: Callable[[Server, dict[str, Any]], Coroutine[Any, Any, Any]]) -> door.Page:
-            return told(lambda came: page(server, came))
+        def tried(tell: Callable[[Server, dict[str, Any]], Coroutine[Any, Any, Any]]) -> door.Page:
+            return told(lambda came: tell(server, came))
 
         gets: dict[str, tuple[door.Page, str]] = {
             "about": (asked(self._about), ""),
@@ -98,12 +63,12 @@ class _Api:
         }
         return [
             *(
-                Route(f"/console/api/{name}", door.guarded(page, right, ("calls",), host), methods=["GET"])
-                for name, (page, right) in gets.items()
+                Route(f"/console/api/{name}", door.guarded(tell, right, ("calls",), host), methods=["GET"])
+                for name, (tell, right) in gets.items()
             ),
             *(
-                Route(f"/console/api/{name}", door.guarded(page, STEP, kinds, host), methods=["POST"])
-                for name, (page, kinds) in posts.items()
+                Route(f"/console/api/{name}", door.guarded(tell, STEP, kinds, host), methods=["POST"])
+                for name, (tell, kinds) in posts.items()
             ),
         ]
 

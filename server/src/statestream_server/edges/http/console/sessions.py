@@ -122,6 +122,7 @@ def _told(server: Server, found: Description, addresses: Mapping[str, str]) -> d
         "durable": found.durable,
         "epoch": found.epoch,
         "where": where,
+        "resident": found.resident,
         "streamed": streamed,
         "ephemeral": found.ephemeral,
         "used": found.used,

@@ -234,13 +234,13 @@ const WHY = {
 };
 
 async function live(number) {
-  const place = el("div", { class: "grid" }), others = el("div");
+  const place = el("div", { class: "grid" }), workers = el("div"), others = el("div");
   const rates = [];
   let before = null, at = 0;
-  show(el("h1", {}, "Live"), el("p", { class: "quiet" }, "Since the page is open, second by second."), place, el("h2", {}, "Servers on this store"), others);
+  show(el("h1", {}, "Live"), el("p", { class: "quiet" }, "Since the page is open, second by second."), place, workers, el("h2", {}, "Servers on this store"), others);
   const replicas = async () => {
     const found = (await ask("replicas")).replicas;
-    others.replaceChildren(found.length ? table("Servers", ["Address", "Sessions in use#", "Server"], found.map((each) => [each.address, count(each.sessions), each.own ? `${each.server} (this one)` : each.server])) : el("p", { class: "quiet" }, "The store names no server."));
+    others.replaceChildren(found.length ? table("Servers", ["Address", "Sessions in use#", "Server"], found.map((each) => [each.address, count(each.sessions), each.worker !== undefined ? `${each.server} (worker ${each.worker})` : each.own ? `${each.server} (this one)` : each.server])) : el("p", { class: "quiet" }, "The store names no server."));
   };
   let turn = 0;
   await keep(number, 1, async () => {
@@ -248,12 +248,12 @@ async function live(number) {
     const found = await ask("statistics"), now = performance.now();
     if (number !== view) return;
     if (before) {
-      const seconds = (now - at) / 1000, change = (name) => (found.all[name] - before.all[name]) / seconds;
+      const seconds = (now - at) / 1000, change = (name) => Math.max(0, found.all[name] - before.all[name]) / seconds; // A worker that starts again counts anew.
       rates.push([rates.length ? rates.at(-1)[0] + 1 : 0, change("steps"), change("batches"), change("rows") / (change("batches") || 1)]);
       if (rates.length > 120) rates.shift();
-      const less = (now, then) => now.map((value, index) => value - (then?.[index] ?? 0));
+      const less = (now, then) => now.map((value, index) => Math.max(0, value - (then?.[index] ?? 0)));
       const total = less(found.all.sizes, live.first.all.sizes);
-      const why = Object.entries(found.all.why).map(([name, value]) => [name, value - (live.first.all.why[name] ?? 0)]).filter((each) => each[1]);
+      const why = Object.entries(found.all.why).map(([name, value]) => [name, Math.max(0, value - (live.first.all.why[name] ?? 0))]).filter((each) => each[1]);
       const calls = Object.entries(found.calls).map(([name, counts]) => [name, less(counts, live.first.calls[name])]).filter((each) => each[1].some(Boolean));
       place.replaceChildren(
         el("section", { class: "card" }, el("h2", {}, "Steps and batches a second"), lines("Steps and batches a second", [{ label: "steps", points: rates.map((each) => [each[0], each[1]]) }, { label: "batches", points: rates.map((each) => [each[0], each[2]]) }])),
@@ -263,6 +263,10 @@ async function live(number) {
         el("section", { class: "card" }, el("h2", {}, "Latency of calls"), calls.length ? table("Latency of calls", ["Call", "Calls#", "Half below#", "99 % below#"], calls.map(([name, counts]) => [name, count(sum(counts)), micro(quantile(counts, 0.5)), micro(quantile(counts, 0.99))])) : el("p", { class: "quiet" }, "No call ended meanwhile. Streams count when they end.")),
         el("section", { class: "card" }, el("h2", {}, "Now"), facts([["Sessions", `${count(found.sessions)} in memory`], ["Streams", count(found.streams)], ["Calls", `${count(found.under_way)} under way`], ["Queued", `${count(found.queued)} chunks`], ["Refused", `${count(found.all.failed)} chunks since the start`], ["Store", found.store_failures ? el("span", { class: "bad" }, `${count(found.store_failures)} saves failed in a row`) : "takes what is saved"]])));
     } else live.first = found;
+    if (found.workers) {
+      const columns = ["sessions", "streams", "steps", "batches", "failed", "queued"];
+      workers.replaceChildren(el("h2", {}, "Workers"), table("Workers", ["Worker#", "Sessions#", "Streams#", "Steps#", "Batches#", "Refused#", "Queued#"], found.workers.map((each) => [String(each.worker), ...columns.map((name) => count(each[name]))])));
+    }
     before = found; at = now;
   });
 }
@@ -446,7 +450,7 @@ async function start(entered) {
     return;
   }
   const who = about.asks ? `${about.tenant || "no tenant"}, ${about.rights.join(" and ")}` : "";
-  document.getElementById("server").textContent = [`version ${about.version}`, about.device, `store ${about.store}`, `durability ${about.durability}`, about.draining ? "leaving" : "", who].filter(Boolean).join(" · ");
+  document.getElementById("server").textContent = [`version ${about.version}`, about.device, `store ${about.store}`, `durability ${about.durability}`, about.workers ? `${about.workers} workers` : "", about.draining ? "leaving" : "", who].filter(Boolean).join(" · ");
   document.querySelector('nav a[href="#/live"]').hidden = !may("admin");
   await go(entered);
 }
