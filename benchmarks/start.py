@@ -126,8 +126,9 @@ def main(rounds: int, docs: bool) -> None:
     lines += [
         "",
         f"A program with a server of its own (`statestream.local` of one model) has the answer to its first step after"
-        f" {own:.2f} s (median of {len(programs)}; {used:.2f} s of a processor in the server). In between, a program that"
-        f" imports NumPy, ONNX Runtime and gRPC and does nothing else took {floor:.2f} s ({least:.2f} s of a processor).",
+        f" {own:.2f} s (median of {len(programs)}; {used:.2f} s of a processor in the server). In between, a program"
+        f" that imports NumPy, ONNX Runtime and gRPC and does nothing else took {floor:.2f} s"
+        f" ({least:.2f} s of a processor).",
     ]
     text = "\n".join(lines)
     click.echo(text)

@@ -227,6 +227,24 @@ async def test_expire_reaches_every_piece_of_the_file(store: Store, monkeypatch:
     assert await store.list("t", "", ("", ""), 10) == []
 
 
+async def test_a_page_of_a_model_is_read_in_the_order_of_the_index(store: Store, path: Path) -> None:
+    """Sorted, a page would cost as much as the model has sessions."""
+    keys = [Key("t", model, id_) for model in "abc" for id_ in ("1", "2", "\ud7ff", "\U0001f600")]
+    assert all(await store.save([Record(key, 1, 1, 1, A, 1) for key in keys]))
+    for after in [("", ""), ("a", "2"), ("b", ""), ("b", "1"), ("b", "9"), ("bb", ""), ("c", "1")]:
+        found = await store.list("t", "b", after, 2)
+        assert [each.key for each in found] == [key for key in keys if key.model == "b" and key[1:] > after][:2]
+    asked = list[str]()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.set_trace_callback(asked.append)
+        for model in ("", "b"):
+            sqlite_tables.select(database, "t", model, ("b", "1"), 2)
+        database.set_trace_callback(None)
+        plans = [str(database.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()) for query in asked]
+    assert len(plans) == 2
+    assert not [plan for plan in plans if "TEMP B-TREE" in plan]
+
+
 async def test_a_lock_held_too_long_is_an_error(path: Path) -> None:
     store = SqliteStore(path, busy_timeout=0.05)
     await created_and_saved(store)

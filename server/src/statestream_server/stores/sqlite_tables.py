@@ -334,10 +334,17 @@ def delete(
 
 def select(database: sqlite3.Connection, tenant: str, model: str, after: tuple[str, str], limit: int) -> list[Record]:
     """Live records without blobs, by (model, id)."""
+    if model and after[0] > model:
+        return []
+    # Of one model by its ids alone: what compares pairs, too, would have SQLite sort all of them for each page.
+    which, order, asked = "(model, id) > (?, ?)", "model, id", after
+    if model:
+        which, order, asked = "model = ? AND id > ?", "id", (model, after[1])
+        if after[0] < model:
+            which, asked = "model = ? AND id >= ?", (model, "")
     rows = database.execute(
-        f"SELECT model, id, {COLUMNS} FROM session WHERE tenant = ? AND (model, id) > (?, ?) AND live"
-        f"{' AND model = ?' if model else ''} ORDER BY model, id LIMIT ?",
-        (tenant, *after, *([model] if model else []), limit),
+        f"SELECT model, id, {COLUMNS} FROM session WHERE tenant = ? AND {which} AND live ORDER BY {order} LIMIT ?",
+        (tenant, *asked, limit),
     )
     return [record_of(Key(tenant, name, id_), columns_of(columns)) for name, id_, *columns in rows]
 

@@ -131,11 +131,12 @@ def _told(server: Server, found: Description, addresses: Mapping[str, str]) -> d
 
 
 async def _addresses(server: Server, found: list[Description]) -> dict[str, str]:
-    """Where other servers are reached that have some of these sessions."""
+    """Where other servers are reached that have some of these sessions; workers of this one share its address."""
     owners = {each.owner for each in found if not each.resident} - {"", server.id}
     if not owners:
         return {}
-    return {peer.owner: peer.address for peer in await server.store.peers() if peer.owner in owners}
+    peers = await server.store.peers()
+    return {peer.owner: peer.address for peer in peers if peer.owner in owners and peer.address != server.lease.address}
 
 
 def _page_behind(token: str) -> tuple[str, str]:
