@@ -22,7 +22,8 @@ from statestream import errors
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server import housekeeping
-from statestream_server.engine.calls import Calls, Waiting
+from statestream_server.drivers.waiting import Call
+from statestream_server.engine.calls import Calls
 from statestream_server.engine.courtesy import BESIDE_LIVE, MOST_GIVEN
 from statestream_server.engine.engine import MAX_BATCH
 from statestream_server.engine.predictions import Predictions
@@ -278,7 +279,7 @@ async def test_predictions_of_one_shape_share_a_run(local: Local) -> None:
         calls = [
             caller.inference.Predict(pb.PredictRequest(model="scores", inputs=[tensor("x", array)])) for array in inputs
         ]
-        queues = local.server.engine._predictions
+        queues = local.server.engine._calls.by_graph
         await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == len(inputs))
     for array, call in zip(inputs, calls, strict=True):
         found, expected = arrays_of((await call).outputs), whole.call(x=array)
@@ -304,7 +305,7 @@ async def test_a_call_has_the_bits_that_it_has_alone(tmp_path: Path, made: Any, 
         alone = [arrays_of((await predict(array)).outputs)["y"] for array in inputs]
         with local.engine_held():
             calls = [predict(array) for array in inputs]
-            queues = local.server.engine._predictions
+            queues = local.server.engine._calls.by_graph
             await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == len(inputs))
         for expected, call in zip(alone, calls, strict=True):
             found = arrays_of((await call).outputs)["y"]
@@ -316,7 +317,7 @@ async def test_a_call_has_the_bits_that_it_has_alone(tmp_path: Path, made: Any, 
 
 def outputs_of(calls: Calls) -> asyncio.Future[list[np.ndarray]]:
     """What becomes of a call that somebody waits for."""
-    assert isinstance(calls.sink, Waiting)
+    assert isinstance(calls.sink, Call)
     return calls.sink.outputs
 
 
@@ -331,7 +332,7 @@ async def test_predictions_are_taken_oldest_first_and_alike() -> None:
 
     queue = Predictions(Echo(), 1.0, bytes(16), Quarantine(None))
     widths = [2, 3, 2, 3, 2]
-    calls = [Calls([np.full((1, width), float(i))], [0], [0], [1], Waiting()) for i, width in enumerate(widths)]
+    calls = [Calls([np.full((1, width), float(i))], [0], [0], [1], Call()) for i, width in enumerate(widths)]
     for age, call in enumerate(calls):
         queue.push(call, age)
     outputs_of(calls[2]).cancel()
@@ -361,7 +362,7 @@ async def test_a_large_prediction_runs_in_pieces_and_lets_others_pass() -> None:
     queue, age = Predictions(Double(), 1.0, bytes(16), Quarantine(None)), itertools.count()
     large = [np.arange(300.0).reshape(3, 100), np.arange(200.0).reshape(100, 2)]
     small = [array[:, :1] if number == 0 else array[:1] for number, array in enumerate(large)]
-    calls = [Calls(inputs, [1, 0], [1, 1], [len(inputs[1])], Waiting()) for inputs in (large, small)]
+    calls = [Calls(inputs, [1, 0], [1, 1], [len(inputs[1])], Call()) for inputs in (large, small)]
     queue.push(calls[0], next(age))
     finished = list[int]()
     while list(queue.heads()):
@@ -406,7 +407,7 @@ def test_of_predictions_that_are_refused_together_the_guilty_alone_are_refused(
         calls = []
         for number, count in enumerate(rows):
             value = np.full((count, 1), -1 if number in guilty else number)
-            calls.append(Calls([value], [0], [0], [count], Waiting()))
+            calls.append(Calls([value], [0], [0], [count], Call()))
             queue.push(calls[-1], next(age))
         while list(queue.heads()):
             batch, before = queue.take(4096), turns

@@ -15,8 +15,8 @@ import pytest
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import session_pb2 as sessions
 from statestream_server.engine.batch import Batch
-from statestream_server.engine.lane import SUSPICION
 from statestream_server.engine.scheduler import Costs
+from statestream_server.engine.suspects import SUSPICION
 from statestream_server.engine.table import Table
 from statestream_server.sessions.admin import snapshots
 from statestream_server.sessions.admin.snapshots import Snapshot
@@ -191,7 +191,7 @@ class TestModelsThatRefuseInputs:
                     rows = await speaker.rows(count)
                     assert {row.handle for row in rows if isinstance(row, Refusal)} == bad
             assert 8 < most <= 64
-            assert set(table.position[table.lane._suspicion > 0].tolist()) <= {0, 2}
+            assert set(table.position[table.lane.suspects.are(np.arange(table.capacity))].tolist()) <= {0, 2}
 
     @pytest.mark.parametrize("batched", [True, False])
     async def test_a_refusal_steps_nobody_twice(self, tmp_path: Path, batched: bool) -> None:

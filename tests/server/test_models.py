@@ -65,7 +65,7 @@ class TestModels:
         with local.engine_held():
             predict = pb.PredictRequest(model="scores", inputs=[tensor("x", np.ones((2, 4), np.float32))])
             waiting = asyncio.create_task(failing(caller.inference.Predict(predict)))
-            await local.until(lambda: any(map(len, server.engine._predictions.values())))
+            await local.until(lambda: any(map(len, server.engine._calls.by_graph.values())))
             for name in ("loop", "pair", "scores"):
                 await caller.models.UnloadModel(model_pb2.UnloadModelRequest(name=name))
         assert (await asyncio.wait_for(waiting, DEADLINE)).reason == "MODEL_NOT_FOUND"

@@ -104,7 +104,7 @@ async def test_a_stream_that_is_gone_leaves_nothing_behind(folder: Path) -> None
                 for _ in range(5):
                     await gone.send(predict=calls_of([1] * 10))
                 await stays.send(predict=calls_of([1, 1]))
-                await local.until(lambda: sum(map(len, local.server.engine._predictions.values())) == 6)
+                await local.until(lambda: sum(map(len, local.server.engine._calls.by_graph.values())) == 6)
                 gone._call.cancel()
                 await local.until(lambda: local.server.accounts.active == 1)
         assert len(await answered(stays, [1, 1])) == 2
@@ -116,7 +116,7 @@ async def test_a_model_that_is_unloaded_answers_its_calls(folder: Path) -> None:
     async with serving(folder) as local, Speaker(local.channel, "counter") as speaker:
         with local.engine_held():
             await speaker.send(predict=calls_of([1, 1]))
-            await local.until(lambda: any(map(len, local.server.engine._predictions.values())))
+            await local.until(lambda: any(map(len, local.server.engine._calls.by_graph.values())))
             model = local.server.registry.get("scores").model
             local.server.engine.forget(model.graph, "scores", 1)
         found = await answered(speaker, [1, 1])

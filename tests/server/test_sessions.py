@@ -307,7 +307,7 @@ class TestCallersThatGoAway:
         batches = local.server.engine.statistics.batches
         with local.engine_held():
             calls = [caller.inference.Predict(request) for _ in range(3)]
-            queues = local.server.engine._predictions
+            queues = local.server.engine._calls.by_graph
             await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == 3)
             calls[0].cancel()
             await local.until(lambda: any(not c.sink.wanted for q in queues.values() for c in q._calls))

@@ -6,26 +6,13 @@ raises them again, so a reason has one class on both sides.
     StatestreamError
     ├── NotFound            ModelNotFound · SessionNotFound
     ├── InvalidRequest      BadTensor · BadFrame · SnapshotInvalid
-    ├── SessionExists
-    ├── AlreadyOpen
     ├── PositionError       PositionGap · AlreadyApplied · PositionConflict
-    ├── NonFiniteState
-    ├── ModelChanged
-    ├── Unsupported
-    ├── Unimplemented
-    ├── AnswerTooLarge
-    ├── SlowReader
-    ├── ModelInUse
-    ├── Quarantined
     ├── Moved               SessionMoved · NotOwner
-    ├── StateLost
-    ├── RecordTooLarge
     ├── Unavailable         ServerUnavailable · StoreUnavailable · Draining
     ├── Overloaded          TooManySessions · WindowFull
-    ├── Unauthenticated
-    ├── PermissionDenied
-    ├── Closed
-    └── InternalError
+    └── of no family        SessionExists · AlreadyOpen · NonFiniteState · ModelChanged · Unsupported · Unimplemented ·
+                            AnswerTooLarge · SlowReader · ModelInUse · Quarantined · StateLost · RecordTooLarge ·
+                            Unauthenticated · PermissionDenied · Closed · InternalError
 """
 
 from __future__ import annotations

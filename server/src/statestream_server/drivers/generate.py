@@ -12,9 +12,11 @@ import numpy as np
 from statestream.contract import errors
 from statestream.contract.signature import TensorSpec, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Ints
+from statestream_server.drivers.asking import bad
 from statestream_server.drivers.beams import Beams, BeamSearch
 from statestream_server.drivers.decoding import Chosen, Decoded, Sampling, Token, Told
 from statestream_server.drivers.drive import Drive, aside, roll
+from statestream_server.drivers.waiting import predict
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.engine.watch import tag_of
@@ -86,30 +88,30 @@ class Generator:
         """
         count, most, way = len(request.sources), self._limits.max_generate_sources, request.way
         if not 1 <= count <= most:
-            raise _bad("texts", f"{count} sources; expected 1 to {most} in one call. Ask for fewer at a time")
+            raise bad("texts", f"{count} sources; expected 1 to {most} in one call. Ask for fewer at a time")
         if request.numbers is not None and len(request.numbers) != count:
-            raise _bad("numbers", f"{len(request.numbers)} numbers; expected one for each of {count} sources")
+            raise bad("numbers", f"{len(request.numbers)} numbers; expected one for each of {count} sources")
         if isinstance(way, Sampling):
             if not 0 < way.temperature < math.inf:
-                raise _bad("temperature", f"{way.temperature:g}; expected more than 0")
+                raise bad("temperature", f"{way.temperature:g}; expected more than 0")
             if not 0 < way.top_p <= 1:
-                raise _bad("top_p", f"{way.top_p:g}; expected more than 0, and 1 at most")
+                raise bad("top_p", f"{way.top_p:g}; expected more than 0, and 1 at most")
             if way.num_samples > self._limits.max_forecast_samples:
-                raise _bad("num_samples", f"{way.num_samples}; expected at most {self._limits.max_forecast_samples}")
+                raise bad("num_samples", f"{way.num_samples}; expected at most {self._limits.max_forecast_samples}")
         if isinstance(way, BeamSearch):
             if not 1 <= way.num_beams <= self._limits.max_beams:
-                raise _bad("num_beams", f"{way.num_beams}; expected 1 to {self._limits.max_beams}")
+                raise bad("num_beams", f"{way.num_beams}; expected 1 to {self._limits.max_beams}")
             if way.n_best > way.num_beams:
-                raise _bad("n_best", f"{way.n_best}; there are {way.num_beams} beams, expected so many at most")
+                raise bad("n_best", f"{way.n_best}; there are {way.num_beams} beams, expected so many at most")
             if not abs(way.length_penalty) <= MOST_PENALTY:
-                raise _bad("length_penalty", f"{way.length_penalty:g}; expected -{MOST_PENALTY:g} to {MOST_PENALTY:g}")
+                raise bad("length_penalty", f"{way.length_penalty:g}; expected -{MOST_PENALTY:g} to {MOST_PENALTY:g}")
         if request.stream:
             if isinstance(way, BeamSearch):
-                raise _bad("stream", "set beside beam_search, whose texts are known only when all have ended")
+                raise bad("stream", "set beside beam_search, whose texts are known only when all have ended")
             if count > 1 or (way is not None and way.num_samples > 1):
-                raise _bad("stream", "set for several texts; expected one, or leave it out")
+                raise bad("stream", "set for several texts; expected one, or leave it out")
         elif request.begin:
-            raise _bad("from_token", f"{request.begin} without stream; expected 0")
+            raise bad("from_token", f"{request.begin} without stream; expected 0")
 
     async def generate(self, model: Model, table: Table, request: Request) -> AsyncGenerator[Told, None]:
         """Encodes sources, then decodes their texts.
@@ -170,7 +172,7 @@ class Generator:
         """The tokens of a text at most."""
         most = min(model.signature.decoding.max_tokens, self._limits.max_horizon)
         if request.most > most:
-            raise _bad("max_tokens", f"{request.most}; texts of model {model.name!r} have {most} at most")
+            raise bad("max_tokens", f"{request.most}; texts of model {model.name!r} have {most} at most")
         return request.most or most
 
     def _size(self, model: Model, table: Table, request: Request, most: int) -> tuple[int, int]:
@@ -254,7 +256,7 @@ class Generator:
                 places = alike[low : low + encoder.together]
                 inputs = _inputs(signature.inputs, np.stack([sources[place] for place in places.tolist()]))
                 given = [spec.batch_axis for spec in signature.inputs]
-                outputs = await self._engine.predict(encoder, inputs, given, axes, model.mark)
+                outputs = await predict(self._engine, encoder, inputs, given, axes, model.mark)
                 named = dict(zip((spec.name for spec in signature.outputs), outputs, strict=True))
                 named_axes = dict(zip((spec.name for spec in signature.outputs), axes, strict=True))
                 for column, spec in enumerate(model.signature.states):
@@ -318,8 +320,3 @@ def _cut(told: Told, sources: Sequence[Ints]) -> Told:
 def _seen(text: Decoded, places: int) -> Decoded:
     attention = None if text.attention is None else text.attention[:, :places]
     return Decoded(text.tokens, text.log_probs, text.log_prob, text.score, text.ended, attention)
-
-
-def _bad(name: str, what: str) -> errors.BadFrame:
-    """An error about a field of the request."""
-    return errors.BadFrame(f"{name} is {what}", metadata={"field": name})

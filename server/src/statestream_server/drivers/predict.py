@@ -9,6 +9,7 @@ from statestream.contract import errors
 from statestream.contract.signature import TensorSpec
 from statestream_server.arrays import Array
 from statestream_server.drivers.bounds import check_answer
+from statestream_server.drivers.waiting import predict
 from statestream_server.engine.calls import Calls, CallSink
 from statestream_server.engine.engine import Engine
 from statestream_server.models.model import Model
@@ -104,7 +105,7 @@ class Predictor:
         self.check_answer(asked, asked.known_bytes(rows))
         # Outputs of free shape are taken to be as large as the inputs: more is known once they are there.
         with self._budget.holding(COPIES * came + max(came, known_bytes(model.signature.outputs, rows))):
-            made = await self._engine.predict(model.graph, inputs, asked.axes, asked.output_axes, model.mark)
+            made = await predict(self._engine, model.graph, inputs, asked.axes, asked.output_axes, model.mark)
         chosen = asked.chosen(made)
         self.check_answer(asked, sum(array.nbytes for array in chosen))
         return chosen

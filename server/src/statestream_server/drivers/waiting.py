@@ -1,15 +1,18 @@
-"""A sink that an `async` function can wait for: the chunks of one work, all or the first error."""
+"""Sinks that an `async` function can wait for: the chunks of one work, all or the first error; a call without rows."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from statestream.contract import errors
 from statestream_server.arrays import Array, Ints
+from statestream_server.engine.calls import Calls
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority, Work
+from statestream_server.models.model import Predictor
 
 
 class Waiting:
@@ -88,3 +91,57 @@ async def run(
             sink.done.exception()
         raise
     return list(work.outputs)
+
+
+class Call:
+    """The sink of one call."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the task waits still."""
+        return not self.outputs.done()
+
+    def ran(self, first: int, rows: Sequence[int], outputs: list[Array]) -> None:
+        """The call has its outputs."""
+        if self.wanted:
+            self.outputs.set_result(outputs)
+
+    def refused(self, first: int, count: int, error: errors.StatestreamError) -> None:
+        """The call has none."""
+        if self.wanted:
+            self.outputs.set_exception(error)
+
+
+async def predict(
+    engine: Engine,
+    graph: Predictor,
+    inputs: Sequence[Array],
+    axes: Sequence[int],
+    output_axes: Sequence[int],
+    mark: bytes,
+) -> list[Array]:
+    """Runs a graph without rows. A cancelled call is not run.
+
+    Args:
+        engine: What runs it; calls of equal shape share a batch.
+        graph: The graph.
+        inputs: One array for every input, the graph's own axes.
+        axes: The batch axis of each input; empty where the graph has none, then the call runs alone.
+        output_axes: The batch axis of each output.
+        mark: What stands for the model where work is noted.
+
+    Returns:
+        One array for every output.
+
+    Raises:
+        BadTensor: The graph refuses the inputs.
+        Quarantined: Such a call was running in deaths of a server.
+    """
+    call = Call()
+    rows = [inputs[0].shape[axes[0]]] if axes else [1]
+    engine.call(graph, Calls(list(inputs), axes, output_axes, rows, call), mark)
+    return await call.outputs

@@ -230,10 +230,17 @@ class Batch:
         target = np.where(last, rows, shadow[places])
         return np.where(first, rows, shadow[places]), np.where(target == NONE, SCRATCH_ROW, target)
 
-    def refused(self) -> Ints:
-        """The rows whose inputs the model itself refused, or may have."""
-        rows = np.fromiter(self._refusals, np.int64, len(self._refusals))
-        return rows if self.again is None else np.concatenate([rows, self.rows[self.again]])
+    def judge(self) -> None:
+        """Suspects the rows whose inputs the model refused, or may have; suspects that ran well are trusted more."""
+        suspects = self.table.lane.suspects
+        if self.apart:
+            suspects.trust(self.rows)
+            self._watch.survived(self.table.mark, self.tags, self.began)
+        refused = np.fromiter(self._refusals, np.int64, len(self._refusals))
+        if self.again is not None:
+            refused = np.concatenate([refused, self.rows[self.again]])
+        if len(refused):
+            suspects.suspect(refused)
 
     def _run(
         self, source: Ints, target: Ints, inputs: Sequence[Array], first: int = 0

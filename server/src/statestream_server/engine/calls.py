@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -26,31 +25,6 @@ class CallSink(Protocol):
 
     def refused(self, first: int, count: int, error: errors.StatestreamError) -> None:
         """Calls will not run."""
-
-
-class Waiting:
-    """The sink of one call that a task waits for."""
-
-    __slots__ = ("outputs",)
-
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self.outputs: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the task waits still."""
-        return not self.outputs.done()
-
-    def ran(self, first: int, rows: Sequence[int], outputs: list[Array]) -> None:
-        """The call has its outputs."""
-        if not self.outputs.done():
-            self.outputs.set_result(outputs)
-
-    def refused(self, first: int, count: int, error: errors.StatestreamError) -> None:
-        """The call has none."""
-        if not self.outputs.done():
-            self.outputs.set_exception(error)
 
 
 @dataclass(slots=True, eq=False)

@@ -11,30 +11,29 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from statestream.contract import errors
-from statestream_server.arrays import Array, Ints, every
+from statestream_server.arrays import Ints, every
 from statestream_server.engine.batch import Batch
-from statestream_server.engine.calls import Calls, Waiting
+from statestream_server.engine.calls import Calls
 from statestream_server.engine.courtesy import BESIDE_LIVE, Courtesy
 from statestream_server.engine.lane import Ended, Lane
 from statestream_server.engine.line import Line, Pace
-from statestream_server.engine.marks import RESET
 from statestream_server.engine.predictions import Predictions, Together
-from statestream_server.engine.scheduler import BATCH_SECONDS, Choice, Scheduler, Statistics
+from statestream_server.engine.queues import Queues, unloaded
+from statestream_server.engine.scheduler import Choice, Scheduler, Statistics
 from statestream_server.engine.table import Table
-from statestream_server.engine.telling import tell_slow, trace
+from statestream_server.engine.telling import tell_slow, trace, trace_end
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.traced import Tracer
 from statestream_server.engine.watch import Watch
-from statestream_server.engine.work import NONE, Part, Priority, Sink, Work
+from statestream_server.engine.work import Part, Priority, Sink, Work
 from statestream_server.lag import NOTED_ROWS, TurnLoad
 from statestream_server.models.model import Predictor
-from statestream_server.models.rows import restart
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +70,9 @@ class Engine:
         self.feeds: list[Callable[[], None]] = []
         """Called before a batch is chosen: they submit what came since the last one."""
         self._tables: dict[Lane, Table] = {}
-        self._predictions: dict[int, Predictions] = {}
         self.line = Line()
         """In which order waits what came."""
+        self._calls = Queues(self.line, watch)
         self._pace = Pace()
         self._backlog = False
         """Whether something waited when the last batch had ended."""
@@ -144,63 +143,31 @@ class Engine:
         if self._watch.wary:
             suspects = self._watch.suspected(table.mark, table.tag[work.rows])
             if suspects is not None:
-                table.lane.suspect(work.rows[suspects])
+                table.lane.suspects.suspect(work.rows[suspects])
         if self.line.several and priority is Priority.LIVE:
             work.tenant = table.tenant.item(work.rows.item(0))
         table.lane.enqueue(work, priority, self.line.behind())
         self.wake(len(work.rows))
 
-    async def predict(
-        self, graph: Predictor, inputs: Sequence[Array], axes: Sequence[int], output_axes: Sequence[int], mark: bytes
-    ) -> list[Array]:
-        """Runs a graph without rows; calls of equal shape share a batch. A cancelled call is not run.
-
-        Args:
-            graph: The graph.
-            inputs: One array for every input, the graph's own axes.
-            axes: The batch axis of each input; empty where the graph has none, then the call runs alone.
-            output_axes: The batch axis of each output.
-            mark: What stands for the model where work is noted.
-
-        Returns:
-            One array for every output.
-
-        Raises:
-            BadTensor: The graph refuses the inputs.
-            Quarantined: Such a call was running in deaths of a server.
-        """
-        waiting = Waiting()
-        rows = [inputs[0].shape[axes[0]]] if axes else [1]
-        self.call(graph, Calls(list(inputs), axes, output_axes, rows, waiting), mark)
-        return await waiting.outputs
-
     def call(self, graph: Predictor, calls: Calls, mark: bytes) -> None:
-        """Queues calls of a graph without rows; their sink hears how they end, some perhaps at once."""
-        queue = self._predictions.get(id(graph))
-        if queue is None:
-            queue = self._predictions[id(graph)] = Predictions(graph, BATCH_SECONDS, mark, self._watch)
-        calls.since = time.perf_counter()
+        """Queues calls of a graph without rows, of the model that `mark` stands for where work is noted.
+
+        Calls of equal shape share a batch. Their sink hears how they end, some perhaps at once.
+        """
         if self.tracer is not None:
             calls.unders = self.tracer.current()
-        for group in queue.checked(calls):
-            queue.push(group, self.line.age(None, queue.cost * len(group.rows)))
+        self._calls.put(graph, calls, mark)
         self.wake(len(calls.rows))
 
     def forget(self, graph: Predictor, model: str, version: int) -> None:
         """Runs the graph of a version no longer; calls that wait end with ModelNotFound."""
-        queue = self._predictions.pop(id(graph), None)
-        if queue is not None:
-            queue.refuse(unloaded(model, version))
+        self._calls.forget(graph, model, version)
 
     def statistics_of(self, table: Table | None, graphs: Iterable[Predictor | None]) -> Statistics:
         """What ran of a model so far: of its table, and of its graphs without rows."""
-        found = Statistics()
+        found = self._calls.statistics(graphs)
         if table is not None:
             found.add(table.statistics)
-        for graph in graphs:
-            queue = self._predictions.get(id(graph))
-            if queue is not None:
-                found.add(queue.statistics)
         return found
 
     def cancel(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
@@ -213,9 +180,9 @@ class Engine:
 
         Whoever reads a row then does so under `still`: it is between two chunks, and others may be queued.
         """
-        ended = asyncio.get_running_loop().create_future()
-        if table.lane.watch(rows, Ticket(partial(_resolve, ended))):
-            await ended
+        ended = asyncio.Event()
+        if table.lane.watch(rows, Ticket(ended.set)):
+            await ended.wait()
 
     async def idle(self, table: Table, rows: Ints) -> None:
         """Waits until nothing is queued for rows; for rows to which nobody can queue any more."""
@@ -280,7 +247,7 @@ class Engine:
             if self._on_thread is not None:
                 return
             queues: list[Lane | Predictions] = [lane for lane in self._tables if lane.queued]
-            queues += [predictions for predictions in self._predictions.values() if len(predictions)]
+            queues += [queue for queue in self._calls.by_graph.values() if len(queue)]
             choice = self.scheduler.choose(queues)
             if choice is None:
                 return
@@ -350,14 +317,14 @@ class Engine:
             # What is not done yet waits behind the others again.
             assert isinstance(choice.queue, Predictions)
             for calls in batch.again:
-                choice.queue.push(calls, self.line.age(None, choice.queue.cost * len(calls.rows)))
+                self._calls.push(choice.queue, calls)
         else:
             table, lane = batch.table, batch.table.lane
             if news:
                 # A long chunk is cut so that newcomers need not wait for all of it.
                 lane.max_slice = batch.costs.longest(table.max_slice)
             if batch.searched or batch.again is not None:
-                self._judge(batch)
+                batch.judge()
             if self.line.several:
                 lane.cost = table.statistics.step_cost
             ended = lane.advance(batch.parts, batch.steps, batch.bad, self.line.behind(), batch.again)
@@ -366,15 +333,12 @@ class Engine:
             for work, places, _ in ended.finished:
                 work.sink.completed(work, places)
                 if work.shadow is not None:
-                    self._free(table, work, places)
+                    table.free_shadows(work, places)
             if ended.failed:
                 self._refuse_all(batch, ended)
             if self.tracer is not None:
-                for work in {id(work): work for work, *_ in (*ended.finished, *ended.failed, *ended.behind)}.values():
-                    if not work.pending:
-                        self.tracer.ended(work.unders)
-                        work.unders = ()
-        self._backlog = any([lane.queued for lane in self._tables]) or any(map(len, self._predictions.values()))
+                trace_end(self.tracer, ended)
+        self._backlog = any([lane.queued for lane in self._tables]) or any(map(len, self._calls.by_graph.values()))
         if self._backlog:
             self.line.shared(self._shared())
             self.wake()
@@ -388,34 +352,19 @@ class Engine:
 
     def _shared(self) -> bool:
         """Whether several tenants have sessions here."""
-        found: str | None = None
-        for table in self._tables.values():
-            for tenant in table.tenants:
-                if found is None:
-                    found = tenant
-                elif tenant != found:
-                    return True
-        return False
+        tenants = chain.from_iterable(table.tenants for table in self._tables.values())
+        first = next(tenants, None)
+        return any(tenant != first for tenant in tenants)
 
     def wait(self, tenant: str | None = None) -> float:
         """Seconds that what comes now of a tenant will wait, about, going by what waits and how fast others ended."""
-        waiting = sum([lane.queued for lane in self._tables]) + sum(map(len, self._predictions.values()))
+        waiting = sum([lane.queued for lane in self._tables]) + sum(map(len, self._calls.by_graph.values()))
         return self._pace.wait(waiting) * self.line.share(tenant) if waiting > FEW_WAITING else 0.0
 
     def _fail(self, error: Exception) -> None:
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
         self._loop = None  # Rows may be half-way: nothing runs any more.
-
-    def _judge(self, batch: Batch) -> None:
-        """Suspects the rows that the model refused, and trusts suspects that ran well a little more."""
-        lane = batch.table.lane
-        if batch.apart:
-            lane.trust(batch.rows)
-            self._watch.survived(batch.table.mark, batch.tags, batch.began)
-        refused = batch.refused()
-        if len(refused):
-            lane.suspect(refused)
 
     def _refuse_all(self, batch: Batch, ended: Ended) -> None:
         """Ends the chunks of a batch that failed, and those behind them."""
@@ -425,41 +374,22 @@ class Engine:
         for work, places, _ in ended.behind:
             self.statistics.failed += len(places)
             work.sink.behind(work, places)
-            self._free(batch.table, work, places)
+            batch.table.free_shadows(work, places)
 
     def _refuse(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
         """Ends chunks that were not applied."""
         work, places, _ = part
         self.statistics.failed += len(places)
         work.sink.failed(work, places, error)
-        self._free(table, work, places)
+        table.free_shadows(work, places)
 
     def _pass_marks(self, table: Table, priority: Priority) -> None:
         """Passes the marks that are next on their rows, between two batches: resets take their rows back."""
         began = time.perf_counter()
         parts, _, _ = table.lane.take(priority, 0, MAX_BATCH)
-        for work, places, rows in parts:
-            assert work.marks is not None
-            reset = rows[work.marks.kinds[places] == RESET]
-            if len(reset):
-                restart(table.rows, table.model.signature, reset)
+        for part in parts:
+            table.restart(part)
         self.scheduler.charge(priority, time.perf_counter() - began)
         for work, places, _ in table.lane.advance(parts, 0, None, self.line.behind()).finished:
             work.sink.completed(work, places)
         self.wake()
-
-    def _free(self, table: Table, work: Work, places: Ints) -> None:
-        """Lets go of what ended chunks needed to run."""
-        if work.shadow is not None:
-            shadows = work.shadow[places]
-            table.release(shadows[shadows != NONE])
-
-
-def unloaded(model: str, version: int) -> errors.ModelNotFound:
-    """What a caller is told whose call outlived its model."""
-    return errors.ModelNotFound(f"{model!r} version {version} was unloaded while the call ran; load it, and call again")
-
-
-def _resolve(ended: asyncio.Future[None]) -> None:
-    if not ended.done():
-        ended.set_result(None)

@@ -20,6 +20,7 @@ import numpy as np
 from statestream_server.arrays import Bools, Ints, counting, every, grown, some, span
 from statestream_server.engine.line import Line
 from statestream_server.engine.scheduler import Head, Why
+from statestream_server.engine.suspects import Suspects
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.work import NONE, Part, Priority, Work
 
@@ -63,8 +64,6 @@ class _Run:
 
 _AGE = attrgetter("age")
 _NOBODY: Ints = np.empty(0, np.int64)
-SUSPICION = 16
-"""Good runs after which a row whose inputs the model refused runs among the others again."""
 _STALE = 64
 """Works that ended and are still looked through for others, at least."""
 _FEW = 64
@@ -94,15 +93,13 @@ class Lane:
         self._firsts: list[int] = []
         """The first entries of the works, ascending; some that ended may be among them."""
         self._running: Sequence[Part] = ()
-        self._suspicion = np.empty(0, np.uint8)
-        """How many good runs of each row until it runs among the others again."""
-        self._suspects = 0
-        """Rows of which that is not 0, or were at the last look."""
+        self.suspects = Suspects()
+        """Rows that run apart from the others."""
 
     def grow(self, capacity: int) -> None:
         """Makes room for rows up to `capacity` - 1."""
         self._tail = grown(self._tail, capacity, NONE)
-        self._suspicion = grown(self._suspicion, capacity, 0)
+        self.suspects.grow(capacity)
 
     def idle(self, rows: Ints) -> Bools:
         """Which of `rows` have nothing queued."""
@@ -149,22 +146,6 @@ class Lane:
                 ready = np.flatnonzero(~behind)
         self._tail[work.rows] = counting(count, first)
         self._ready(work, ready, age)
-
-    def suspect(self, rows: Ints) -> None:
-        """Has rows run apart from the others until they ran well for a while."""
-        self._suspicion[rows] = SUSPICION
-        self._suspects = int((self._suspicion > 0).sum())
-
-    def trust(self, rows: Ints) -> None:
-        """Notes that suspects ran well once; rows that are none may be among them. Also for rows that change hands."""
-        if self._suspects:
-            self._suspicion[rows] -= self._suspicion[rows] > 0
-            self._suspects = int((self._suspicion > 0).sum())
-
-    def acquit(self, rows: Ints) -> None:
-        """Suspects rows no longer: they are another session's from now on."""
-        if self._suspects:
-            self._suspicion[rows] = 0
 
     def heads(self) -> list[Head]:
         """The head of every group in which chunks wait."""
@@ -313,8 +294,8 @@ class Lane:
         slices = [((1 << min(whole, self.max_slice).bit_length()) >> 1, places)] if whole else self._cut(work, places)
         for steps, mine in slices:
             waiting = [(work.priority, mine)]
-            if self._suspects:
-                suspects = self._suspicion[work.rows[mine]] > 0
+            if self.suspects.any:
+                suspects = self.suspects.are(work.rows[mine])
                 if some(suspects):
                     waiting = [(Priority.SUSPECT, mine[suspects]), (work.priority, mine[~suspects])]
             for priority, some_places in waiting:

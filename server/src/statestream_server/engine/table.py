@@ -19,12 +19,14 @@ from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Freelist, Ints, Positions, grown
 from statestream_server.engine.counts import Counts
 from statestream_server.engine.lane import Lane
+from statestream_server.engine.marks import RESET
 from statestream_server.engine.replies import ReplyWindow, Returning
 from statestream_server.engine.scheduler import BATCH_BYTES, BATCH_SECONDS, Costs, Statistics
 from statestream_server.engine.watch import tags_of
+from statestream_server.engine.work import NONE, Part, Work
 from statestream_server.models.memory.observed import ObservedRows
 from statestream_server.models.model import Model
-from statestream_server.models.rows import FIRST_ROW, Rows
+from statestream_server.models.rows import FIRST_ROW, Rows, restart
 from statestream_server.stores.base import Key
 
 UNBOUND = 0
@@ -264,7 +266,7 @@ class Table:
         """Takes rows back; their queue must be empty. What is known to be scratch is not looked at one by one."""
         self.replies.drop(rows)
         self._drop_cursors(rows)
-        self.lane.acquit(rows)
+        self.lane.suspects.acquit(rows)
         self.owner[rows], self.binding[rows], self.serial[rows], self.dirty[rows] = UNBOUND, 0, 0, False
         self.claiming[rows], self.epoch[rows] = False, 0
         self.rows.free(rows)
@@ -282,6 +284,19 @@ class Table:
             if not rows_of.get(tenant, True):
                 del rows_of[tenant]
         self._free.give(rows)
+
+    def restart(self, part: Part) -> None:
+        """Takes back to their start the rows of marks that are resets."""
+        assert part.work.marks is not None
+        reset = part.rows[part.work.marks.kinds[part.places] == RESET]
+        if len(reset):
+            restart(self.rows, self.model.signature, reset)
+
+    def free_shadows(self, work: Work, places: Ints) -> None:
+        """Takes back the rows that ended chunks of a work needed to run."""
+        if work.shadow is not None:
+            shadows = work.shadow[places]
+            self.release(shadows[shadows != NONE])
 
     def clear_columns(self, rows: Ints) -> None:
         """Sets the columns of rows to those of a session at position 0; state and owner are not touched."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from statestream_server.engine.batch import Batch
+from statestream_server.engine.lane import Ended
 from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.table import Table
 from statestream_server.engine.traced import Ran, Tracer
@@ -33,6 +34,14 @@ def trace(
             model, version = of.model.name, of.model.version
         kind = priority.name.lower()
         tracer.ran(unders, Ran(model, version, batch.count, batch.steps, kind, waited, began, seconds, first, ran))
+
+
+def trace_end(tracer: Tracer, ended: Ended) -> None:
+    """Tells of works of which nothing is left."""
+    for work in {id(work): work for work, *_ in (*ended.finished, *ended.failed, *ended.behind)}.values():
+        if not work.pending:
+            tracer.ended(work.unders)
+            work.unders = ()
 
 
 def tell_slow(of: Table | Predictions, batch: Batch | Together, waited: float, seconds: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from statestream.contract import errors
-from statestream_server.arrays import Array, Bools, Ints, Positions, counting, every, same, some
+from statestream_server.arrays import Array, Ints, Positions, counting, every, same, some
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths, alike
 from statestream_server.engine.marks import RESET, Marks
@@ -25,6 +25,7 @@ from statestream_server.engine.table import Table
 from statestream_server.engine.work import Priority
 from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
+from statestream_server.sessions.admission.complaints import complain, tell_overtaken
 from statestream_server.sessions.admission.taps import Taps
 from statestream_server.sessions.releases import Release
 
@@ -114,9 +115,7 @@ class Intake:
             self._repeat(chunks.bare(same), entries[same])
         rest = np.setdiff1d(counting(len(chunks.rows)), same)
         if len(rest):
-            kept = entries[rest] != NONE
-            _count(chunks, rest, kept=kept)
-            chunks.receiver.refused(chunks.bare(rest), _complaints(chunks, rest, kept=kept))
+            complain(chunks, rest, kept=entries[rest] != NONE)
 
     def completed(self, work: Chunks, places: Ints) -> None:
         """Moves position and reply of chunks that ran; their states are committed already, and saved later."""
@@ -172,8 +171,7 @@ class Intake:
         still, gone = np.flatnonzero(there), np.flatnonzero(~there)
         if len(still):
             chunks.receiver.repeated(chunks.bare(still), entries[still])
-        _count(chunks, gone, kept=there[gone])
-        chunks.receiver.refused(chunks.bare(gone), _complaints(chunks, gone, kept=there[gone]))
+        complain(chunks, gone, kept=there[gone])
 
     def _release(self, chunks: Chunks, deliver: Callable[[Ints], None]) -> None:
         """Delivers the replies at some places once they may leave, as far as their sessions are still the caller's."""
@@ -189,7 +187,7 @@ class Intake:
             elif len(still):
                 deliver(still)
             if len(left):
-                _tell_overtaken(chunks.bare(left), (claims[0][left], claims[1][left]))
+                tell_overtaken(chunks.bare(left), (claims[0][left], claims[1][left]))
 
         self._gate.release(table, rows, answer)
 
@@ -380,62 +378,3 @@ class _Senders:
     def overtaken(self, chunks: Chunks) -> None:
         for sender in chunks.handles.tolist():
             self.singles[sender].overtaken()
-
-
-def _tell_overtaken(chunks: Chunks, claims: tuple[Ints, Positions]) -> None:
-    """Tells of applied chunks whose replies do not leave, because their sessions are not the caller's any more."""
-    table, rows = chunks.table, chunks.rows
-    gone = (table.serial[rows] != claims[0]) | (table.epoch[rows] == 0)
-    if some(gone):
-        left = errors.SessionMoved("the session left this server before the reply to the chunk could leave")
-        chunks.receiver.refused(chunks.bare(np.flatnonzero(gone)), left)
-    overtaken = np.flatnonzero(~gone & ~table.are_claimed(rows, claims))
-    if len(overtaken):
-        chunks.receiver.overtaken(chunks.bare(overtaken))
-
-
-def _count(chunks: Chunks, places: Ints, *, kept: Bools) -> None:
-    """Counts what `_complaints` complains of."""
-    rows, counts = chunks.rows[places], chunks.table.counts
-    gaps = chunks.starts[places] > chunks.table.queued[rows]
-    applied = ~gaps & ~kept & (chunks.ends[places] <= chunks.table.acked[rows])
-    for error, which in (
-        (errors.PositionGap, gaps),
-        (errors.AlreadyApplied, applied),
-        (errors.PositionConflict, ~gaps & ~applied),
-    ):
-        if some(which):
-            counts.refuse(error.reason, int(np.count_nonzero(which)))
-
-
-def _complaints(chunks: Chunks, places: Ints, *, kept: Bools) -> Refusal:
-    """What is wrong with chunks that are neither the next of their session nor such whose reply is kept.
-
-    Args:
-        chunks: The chunks.
-        places: [n] which of them.
-        kept: [n] whether another chunk's reply is kept at the same position.
-    """
-    rows, starts, ends = chunks.rows[places], chunks.starts[places], chunks.ends[places]
-    queued, acked = chunks.table.queued[rows], chunks.table.acked[rows]
-
-    def complaint(place: int) -> errors.StatestreamError:
-        start, end, position = int(starts[place]), int(ends[place]), int(queued[place])
-        if start > position:
-            return errors.PositionGap(
-                f"the chunk starts at {start}, the session is at {position}; send from {position}",
-                metadata={"expected_position": str(position)},
-            )
-        if not kept[place] and end <= int(acked[place]):
-            return errors.AlreadyApplied(
-                f"the chunk {start}…{end} was applied and its reply acknowledged (position {position}); go on from"
-                " there",
-                metadata={"position": str(position)},
-            )
-        return errors.PositionConflict(
-            f"another chunk was applied at {start} (the session is at {position}): either two callers write to this"
-            " session, or this one changed its inputs",
-            metadata={"position": str(position)},
-        )
-
-    return complaint
