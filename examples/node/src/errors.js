@@ -1,4 +1,4 @@
-// Errors: one class, told apart by a stable reason; docs/protocol.md says what each reason means.
+// Errors: one class, told apart by a stable reason; docs/errors.md says what each reason means.
 import grpc from '@grpc/grpc-js';
 
 import { decode } from './protos.js';

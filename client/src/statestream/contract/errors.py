@@ -127,7 +127,7 @@ class PositionError(StatestreamError):
 
 
 class PositionGap(PositionError):
-    """The chunk starts beyond the session's position, which `metadata["expected_position"]` names."""
+    """The chunk starts beyond the session's position; send from `metadata["expected_position"]` on."""
 
     reason = "POSITION_GAP"
     code = Code.OUT_OF_RANGE
@@ -147,7 +147,7 @@ class PositionConflict(PositionError):
 
 
 class NonFiniteState(StatestreamError):
-    """The chunk would have put NaN or infinity into the state; the session stays where it was."""
+    """The chunk would have put NaN or infinity into the state, and was not applied; leave the input out, or reset."""
 
     reason = "NON_FINITE_STATE"
     code = Code.FAILED_PRECONDITION
@@ -161,7 +161,7 @@ class ModelChanged(StatestreamError):
 
 
 class Unsupported(StatestreamError):
-    """This model, or this server, does not do that; the message says what it does."""
+    """This model, or this server, does not do that, or speaks no version of the protocol that the client speaks."""
 
     reason = "UNSUPPORTED"
     code = Code.FAILED_PRECONDITION
@@ -192,14 +192,14 @@ class SlowReader(StatestreamError):
 
 
 class ModelInUse(StatestreamError):
-    """The model has open sessions; close them first."""
+    """The model has sessions in memory; close them first."""
 
     reason = "MODEL_IN_USE"
     code = Code.FAILED_PRECONDITION
 
 
 class Quarantined(StatestreamError):
-    """The work was running when servers died, and is not run any more until an operator frees it."""
+    """`metadata["quarantine"]` was running when servers died, and is not run until an operator frees it."""
 
     reason = "QUARANTINED"
     code = Code.FAILED_PRECONDITION
@@ -246,7 +246,7 @@ class Unavailable(StatestreamError):
 
 
 class ServerUnavailable(Unavailable):
-    """No server answers at the address; is it running, is the port right?"""
+    """No server answered in time, also where the connection stands; is it running, is the port right?"""
 
     reason = "SERVER_UNAVAILABLE"
 
@@ -264,7 +264,7 @@ class Draining(Unavailable):
 
 
 class Overloaded(StatestreamError):
-    """A limit is reached; try again after `retry_after` seconds."""
+    """Too much waits to run, or the chunk is beyond its stream's window; try again after `retry_after` seconds."""
 
     reason = "OVERLOADED"
     code = Code.RESOURCE_EXHAUSTED
