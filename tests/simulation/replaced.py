@@ -92,6 +92,8 @@ class Clock:
         loop.spent += loop.draw.choice((1e-5, 1e-5, 1e-4, 1e-4, 6e-3))
         return loop.time() + loop.spent
 
+    thread_time = perf_counter
+
 
 class Draws:
     """In place of `os`, `uuid` and `secrets`: drawn by the seed."""

@@ -42,9 +42,9 @@ class Refusals:
         """None."""
         self._kept = OrderedDict[tuple[str | None, str, str], Refusal]()
 
-    def note(self, error: errors.StatestreamError) -> None:
-        """Notes that the running call was told an error."""
-        who = caller.current.get()
+    def note(self, error: errors.StatestreamError, who: caller.Caller | None = None) -> None:
+        """Notes that the running call was told an error, or the one of `who`."""
+        who = who or caller.current.get()
         key = None if who.grant is None else who.tenant, error.reason, str(error.message)[:_CHARACTERS]
         found = self._kept.get(key)
         if found is None:

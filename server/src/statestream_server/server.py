@@ -80,7 +80,7 @@ class Server:
         """How many connections and calls there are; None where the edge does not know."""
         self.engine = engine = Engine(self.turns, quarantine)
         self.tracing = _tracing(settings, self.id)
-        engine.tracer = self.tracing
+        engine.tracer, engine.on_device = self.tracing, device.name != "cpu"
         engine.slow = settings.slow_step or math.inf
         self.streams, self.tasks = streams, tasks = Streams(), Tasks()
         self.evictions = evictions = Evictions(engine, streams, tasks)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from statestream.contract import errors
 from statestream_server.access import tokens
@@ -23,6 +23,13 @@ _LOOK_SECONDS: Final = 0.25
 read as a whole one with fewer tokens: so a token that was taken out of it may still be used for twice as long."""
 
 
+class Running(Protocol):
+    """A call that runs without a task."""
+
+    def fail(self, error: Exception) -> None:
+        """Ends it with an error."""
+
+
 class Grant:
     """A token that holds, and what runs under it.
 
@@ -32,7 +39,7 @@ class Grant:
         ended: Why it does not hold any more, "" while it does.
     """
 
-    __slots__ = ("_tasks", "ended", "token", "usage")
+    __slots__ = ("_calls", "_tasks", "ended", "token", "usage")
 
     def __init__(self, token: Token, usage: Usage) -> None:
         """Nothing runs."""
@@ -40,6 +47,7 @@ class Grant:
         self.usage = usage
         self.ended = ""
         self._tasks = set[asyncio.Task[Any]]()
+        self._calls = set[Running]()
 
     def __repr__(self) -> str:
         return f"<Grant {self.token.id} of tenant {self.token.tenant!r}>"
@@ -56,6 +64,14 @@ class Grant:
                 f" {', '.join(sorted(self.token.rights))}. Ask whoever made it for one that may",
                 metadata={"right": right},
             )
+
+    def enter(self, call: Running) -> None:
+        """Has a call without a task end where the grant ends, until `leave`."""
+        self._calls.add(call)
+
+    def leave(self, call: Running) -> None:
+        """The call is over."""
+        self._calls.discard(call)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -88,6 +104,8 @@ class Grant:
         self.ended = why
         for task in self._tasks:
             task.cancel()
+        for call in [*self._calls]:
+            call.fail(errors.Unauthenticated(why))
 
 
 class Usage:
@@ -115,19 +133,35 @@ class Usage:
         Raises:
             Overloaded: It would be more than the tenant may have.
         """
+        self.admit(*whats, nbytes=nbytes)
+        self.take(*whats, nbytes=nbytes)
+        try:
+            yield
+        finally:
+            self.give(*whats, nbytes=nbytes)
+
+    def admit(self, *whats: str, nbytes: int = 0) -> None:
+        """Checks that there is room for one more call of some kinds, and of so many bytes.
+
+        Raises:
+            Overloaded: It would be more than the tenant may have.
+        """
         for what in whats:
             self.check(what, 1)
         if nbytes and self.held.get("bytes"):  # A large one is let in alone.
             self.check("bytes", nbytes)
+
+    def take(self, *whats: str, nbytes: int = 0) -> None:
+        """Counts such a call, until `give`."""
         for what in whats:
             self.held[what] = self.held.get(what, 0) + 1
         self.held["bytes"] = self.held.get("bytes", 0) + nbytes
-        try:
-            yield
-        finally:
-            self.held["bytes"] -= nbytes
-            for what in whats:
-                self.held[what] -= 1
+
+    def give(self, *whats: str, nbytes: int = 0) -> None:
+        """It is over."""
+        self.held["bytes"] -= nbytes
+        for what in whats:
+            self.held[what] -= 1
 
     def check(self, what: str, count: int, now: int | None = None) -> None:
         """Checks that there is room for so many more, beside `now`, or those that are counted here.

@@ -26,6 +26,7 @@ from statestream_server.engine.line import Line, Pace
 from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.queues import Queues, unloaded
 from statestream_server.engine.scheduler import Choice, Scheduler, Statistics
+from statestream_server.engine.still import Still
 from statestream_server.engine.table import Table
 from statestream_server.engine.telling import tell_slow, trace, trace_end
 from statestream_server.engine.tickets import Ticket
@@ -66,6 +67,8 @@ class Engine:
         """Who makes spans of what runs; None where nothing is traced."""
         self.slow = math.inf
         """Seconds after which a batch is worth a line in the log."""
+        self.on_device = False
+        """Whether models run elsewhere than on the thread that runs a batch."""
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
         """Called before a batch is chosen: they submit what came since the last one."""
@@ -79,7 +82,7 @@ class Engine:
         self._due = False
         self._arrived = self._gathered = self._turns = 0
         self.courtesy = Courtesy()
-        self._slabs = asyncio.Lock()
+        self._slabs = Still()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: asyncio.Future[None] | None = None
@@ -189,10 +192,10 @@ class Engine:
         while not every(table.lane.idle(rows)):
             await self.settled(table, rows)
 
-    def still(self) -> asyncio.Lock:
+    def still(self) -> Still:
         """Held while slabs are read, written or grown from outside: `async with engine.still(): …`.
 
-        The thread holds it while it runs a batch. Do not await inside.
+        The thread has them while it runs a batch. Do not await inside.
         """
         return self._slabs
 
@@ -269,7 +272,7 @@ class Engine:
                 self._pass_marks(self._tables[choice.queue], choice.priority)
                 return
             if batch.costs.predict(batch.count, batch.steps) < INLINE_SECONDS:
-                self._ended(choice, batch, batch.run())
+                self._ended(choice, batch, *_measured(batch))
             else:
                 self.statistics.threaded += 1
                 self._on_thread = asyncio.create_task(self._aside(choice, batch), name="engine-batch")
@@ -285,16 +288,19 @@ class Engine:
     async def _aside(self, choice: Choice[Lane | Predictions], batch: Batch | Together) -> None:
         """Runs a batch on the thread."""
         try:
-            async with self._slabs:
-                seconds = await asyncio.get_running_loop().run_in_executor(self._thread, batch.run)
+            with self._slabs.on_thread():
+                seconds, used = await asyncio.get_running_loop().run_in_executor(self._thread, _measured, batch)
             self._on_thread = None
-            self._ended(choice, batch, seconds)
+            self._ended(choice, batch, seconds, used)
         except Exception as error:
             self._fail(error)
 
-    def _ended(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float) -> None:
+    def _ended(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float, used: float) -> None:
         """Notes what a batch cost and tells of it; newcomers join in the turn of the loop before the next."""
-        news = not batch.searched and batch.costs.observe(batch.count, batch.steps, seconds)
+        # By the thread's own time: where others want the processor, or the interpreter, batches that seem to cost more
+        # would become smaller, and then cost more.
+        cost = seconds if self.on_device else used
+        news = not batch.searched and batch.costs.observe(batch.count, batch.steps, cost)
         if batch.count >= NOTED_ROWS:
             self._load.note(batch.count)
         waited = time.perf_counter() - seconds - batch.since
@@ -393,3 +399,15 @@ class Engine:
         for work, places, _ in table.lane.advance(parts, 0, None, self.line.behind()).finished:
             work.sink.completed(work, places)
         self.wake()
+
+
+def _measured(batch: Batch | Together) -> tuple[float, float]:
+    """Runs a batch: the seconds that it took, and those of them that this thread had a processor."""
+    began = time.thread_time()
+    seconds = batch.run()
+    return seconds, time.thread_time() - began
+
+
+def _resolve(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)

@@ -29,6 +29,8 @@ BATCH_BYTES: Final = 32 << 20
 """Outputs of one run, about, as they exist once more while it runs; one step of one row may have more."""
 _WEIGHT = 0.25
 """How much the newest measurement counts."""
+_STALE = 256
+"""Runs after which the next larger size is tried again that was too dear: what it cost once may say nothing."""
 _RUNS = 16
 """Limits are worked out again after so many runs, and when a size was measured for the first time."""
 _FIRST_ROWS = 64
@@ -127,7 +129,9 @@ class Costs:
         """By steps, then by the power of two nearest below the rows."""
         self._limits: dict[tuple[int, int], int] = {}
         self._longest: dict[int, int] = {}
-        self._runs = 0
+        self._runs = self._all = 0
+        self._measured: dict[tuple[int, int], int] = {}
+        """Which run, of all, measured steps and a size last."""
 
     def observe(self, rows: int, steps: int, seconds: float) -> bool:
         """Notes that a batch took so long; one without rows counts as one. Whether limits may be others from now on."""
@@ -139,7 +143,9 @@ class Costs:
         scaled, known = seconds * (1 << bucket) / rows, curve.get(bucket)
         curve[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
         self._runs += 1
-        if known is not None and self._runs < _RUNS:
+        self._all += 1
+        before, self._measured[steps, bucket] = self._measured.get((steps, bucket), -_STALE), self._all
+        if known is not None and self._runs < _RUNS and self._all - before < _STALE:
             return False
         self._runs = 0
         self._limits.clear()
@@ -192,9 +198,17 @@ class Costs:
         best = 1
         while 2 * best <= most and self.predict(2 * best, steps) <= self.target:
             best *= 2
+        size = self.predict(best, steps)
+        if 2 * best <= most and size <= self.target and self._stale(steps, best.bit_length()):
+            return 2 * best  # Once: it takes at most twice the target, as two of the size that fits would.
         # Between two powers of two the cost is linear: take what still fits.
-        fits = int(best * self.target / max(self.predict(best, steps), 1e-9))
+        fits = int(best * self.target / max(size, 1e-9))
         return max(1, min(max(best, min(fits, 2 * best)), most))
+
+    def _stale(self, steps: int, bucket: int) -> bool:
+        """Whether a size was measured, but not for long."""
+        before = self._measured.get((steps, bucket))
+        return before is not None and self._all - before >= _STALE
 
 
 class Why(enum.IntEnum):

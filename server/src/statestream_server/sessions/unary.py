@@ -15,7 +15,7 @@ from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.marks import Marks, ends
 from statestream_server.engine.table import UNBOUND, Table
-from statestream_server.sessions.admission.accounts import COPIES, Budget
+from statestream_server.sessions.admission.accounts import COPIES, Budget, Coming
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
 from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer
@@ -88,6 +88,7 @@ class Unary:
         self._writer = writer
         self._order = order
         self._coalescer = coalescer
+        self._coming = Coming(budget)
 
     async def target(self, key: Key, version: int, mode: Mode) -> Target:
         """The session of a call: the row where callers without a stream have it, else claimed anew.
@@ -124,7 +125,8 @@ class Unary:
 
     async def _claim(self, key: Key, version: int, mode: Mode) -> Target:
         while True:
-            opened = await self._sessions.open_one(key, version, mode, self._writer)
+            with self._coming.one(key.tenant):
+                opened = await self._sessions.open_one(key, version, mode, self._writer)
             target = Target(opened.table, int(opened.rows[0]), opened.claims)
             if self._is_there(target) or self._sessions.find(key) is not None:
                 return target

@@ -13,6 +13,7 @@ nothing that can be measured. A stream is one call: none of it runs for its mess
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -65,6 +66,7 @@ _COUNTED: Final = {
     "/statestream.v1.InferenceService/Generate": ("calls", "texts"),
 }
 """What a call counts as among those of its tenant that are under way."""
+_CALLS: Final = ("calls",)
 _MOST_STRANGERS: Final = 256
 _strangers = 0
 """Calls of those who showed no token, where the server asks for one."""
@@ -92,7 +94,7 @@ class Direct(Protocol):
 Take: TypeAlias = Callable[[Any, Caller, Direct], bool]
 """Takes a request, decoded or not to be read, if it is as usual; False where it did nothing, and the method is asked.
 
-It is not capped, and no budget was looked at: what it takes it has checked itself.
+It is not capped: what it takes it has checked itself. The budget of its method was looked at.
 """
 
 
@@ -150,14 +152,40 @@ class Chain(grpc.GenericRpcHandler):
         """What may take the usual calls of `/service/method` without a task; nothing where spans are made of them."""
         return None if self._tracing is not None else self.direct.get(method)
 
-    def counting(self, method: str, request: object) -> Callable[[str], None]:
-        """What counts a call that was taken without a task, when it is told the code at its end."""
+    def look(self, method: str, who: Caller, nbytes: int) -> None:
+        """Looks at a unary call of a method, and of so many bytes, before its message is decoded.
+
+        Raises:
+            PermissionDenied: The caller has no right to it.
+            Overloaded: It would wait too long, or be more than its tenant may have.
+        """
+        budget, grant = self._budgets.get(method), who.grant
+        if budget is not None:
+            budget.check(who.tenant)
+        if grant is not None and method not in OPEN:
+            grant.check(right_of(method))
+            grant.usage.admit(*_COUNTED.get(method, _CALLS), nbytes=nbytes)
+
+    def begin(
+        self, method: str, take: Take, request: object, who: Caller, call: Direct
+    ) -> Callable[[str], None] | None:
+        """Has a call taken that was looked at; what is told the code at its end, or None where it was not taken."""
+        grant, nbytes = who.grant, 0
+        if not take(request, who, call):
+            return None
+        if grant is not None:
+            nbytes = request.ByteSize() if isinstance(request, Message) else 0
+            grant.usage.take(*_CALLS, nbytes=nbytes)
+            grant.enter(call)
         requests, model, began = self._requests, _model_of(request), monotonic()
         requests.under_way += 1
 
         def count(code: str) -> None:
             requests.under_way -= 1
             requests.count(method[1:], model, code, monotonic() - began)
+            if grant is not None:
+                grant.usage.give(*_CALLS, nbytes=nbytes)
+                grant.leave(call)
 
         return count
 
@@ -224,7 +252,7 @@ def admit(metadata: Iterable[tuple[str, str | bytes]], method: str = "") -> Call
 
 def granted(call: Call, name: str) -> Call:
     """A call of a method that has what its caller's token lets it have, and ends when that ends."""
-    right, kinds = right_of(name), _COUNTED.get(name, ("calls",))
+    right, kinds = right_of(name), _COUNTED.get(name, _CALLS)
 
     async def granted(request: Any, context: Context) -> Any:
         grant = caller.current.get().grant
@@ -250,6 +278,7 @@ async def _watched(call: Call, request: Any, context: Context) -> Any:
         _strangers -= 1
 
 
+@functools.cache
 def right_of(method: str) -> str:
     """The right that a method needs; "" for what every token may. docs/security.md has the table."""
     service, _, name = method.strip("/").rpartition("/")
@@ -266,7 +295,7 @@ def limited(call: Call, caps: Caps, budget: Budget | None = None) -> Call:
     async def limited(request: Message | Unreadable, context: Context) -> Any:
         _check(request, caps)
         if budget is not None:
-            budget.check()
+            budget.check(caller.current.get().tenant)
         return await call(request, context)
 
     return limited

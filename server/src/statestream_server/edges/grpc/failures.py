@@ -11,11 +11,15 @@ import grpc
 from grpc_status import rpc_status
 
 from statestream.contract import errors
+from statestream_server.caller import Caller
 from statestream_server.refusals import recent
 
 log = logging.getLogger(__name__)
 
 _NOTHING: Final[Mapping[str, str]] = {}
+_MOST_KNOWN: Final = 256
+_known = dict[tuple[object, ...], grpc.Status]()
+"""The status of errors that were told lately."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,11 +34,18 @@ def told(
     return errors.InternalError(f"the server failed {how}; its log has the details")
 
 
-def status(error: Exception) -> grpc.Status:
-    """The status of an error, with its details."""
+def status(error: Exception, who: Caller | None = None) -> grpc.Status:
+    """The status of an error, with its details, which `who` is told, or the caller of the running call."""
     error = told(error)
-    recent.note(error)
-    found: grpc.Status = rpc_status.to_status(errors.to_status(error))
+    recent.note(error, who)
+    # In a flood the same is said to thousands.
+    key = type(error), error.message, error.retry_after, *sorted(error.metadata.items())
+    found = _known.get(key)
+    if found is None:
+        found = rpc_status.to_status(errors.to_status(error))
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = found
     return found
 
 

@@ -122,7 +122,6 @@ class OipServicer:
 
     def take(self, request: Any, caller: Caller, call: Direct) -> bool:
         """Takes the usual ModelInfer; see `chain.Take`."""
-        self._server.budgets.steps.check(caller.tenant)
         return self._sequences.take(request, caller.tenant, _Hearer(call))
 
     async def ModelStreamInfer(self, _unused: object, context: Context) -> None:

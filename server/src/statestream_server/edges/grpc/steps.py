@@ -39,7 +39,6 @@ class Steps:
     def __init__(self, server: Server) -> None:
         """Steps of the sessions of a server."""
         self._express = server.express
-        self._budget = server.budgets.steps
         self._most_steps = server.settings.limits.max_chunk_steps
         self._known = WeakKeyDictionary[Table, _Known]()
 
@@ -48,9 +47,7 @@ class Steps:
 
         Raises:
             ModelNotFound: The model is not served.
-            Overloaded: It would wait too long.
         """
-        self._budget.check(caller.tenant)
         if type(request) is not pb.StepRequest or request.mark or request.score or request.mode not in _MODES:
             return False
         name, tensors = request.request_id, request.inputs

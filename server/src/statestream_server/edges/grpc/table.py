@@ -64,7 +64,12 @@ class Methods:
             kinds,
             caps,
             readers,
-            {f"/{inference}/Predict": budgets.predictions, f"/{inference}/Forecast": budgets.forecasts},
+            {
+                f"/{inference}/Step": budgets.steps,
+                f"/{inference}/Predict": budgets.predictions,
+                f"/{inference}/Forecast": budgets.forecasts,
+                f"/{_OIP}/ModelInfer": budgets.steps,
+            },
             server.requests,
             server.tracing,
         )

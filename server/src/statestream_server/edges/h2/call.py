@@ -15,7 +15,7 @@ from h2.errors import ErrorCodes
 from h2.stream import H2Stream, StreamState
 
 from statestream_server import caller
-from statestream_server.edges.grpc.chain import admit, refusing
+from statestream_server.edges.grpc.chain import admit
 from statestream_server.edges.grpc.failures import status
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.h2 import heads
@@ -35,7 +35,7 @@ class Call(Messages):
 
     __slots__ = (
         "_code", "_counted", "_deadline", "_details", "_draw", "_left", "_pulled",
-        "_reading", "_task", "_trailing", "pending", "since", "usual",
+        "_reading", "_task", "_trailing", "_who", "pending", "since", "usual",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
@@ -48,6 +48,7 @@ class Call(Messages):
         self._pulled: asyncio.Future[None] | None = None
         self._reading: Reading | None = None
         self._left: bytes | None = None  # The headers that end it, while they wait.
+        self._who = caller.ANYBODY
         self._code, self._details = _CODE.OK, ""
         self._trailing: Metadata = ()
         self._task: asyncio.Task[None] | None = None
@@ -67,7 +68,7 @@ class Call(Messages):
                 self._head.timeout, self._refuse, _CODE.DEADLINE_EXCEEDED, "Deadline Exceeded"
             )
         if self._streams:
-            self._start(self)
+            self._start(None)
 
     def half_closed(self) -> None:
         """The client has said all."""
@@ -80,8 +81,7 @@ class Call(Messages):
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(False)
         elif self._inbox:
-            message, _ = self._inbox.popleft()
-            self._start(self._handler.request_deserializer(message))
+            self._start(self._inbox.popleft()[0])
         else:
             self._refuse(_CODE.INTERNAL, "the call has no message; expected one")
 
@@ -175,7 +175,7 @@ class Call(Messages):
         """Ends a call that has no task with an error."""
         if self.over:
             return
-        found = status(error)
+        found = status(error, self._who)
         self._code, self._details, self._trailing = found.code, found.details, found.trailing_metadata or ()
         self._finish()
 
@@ -203,22 +203,27 @@ class Call(Messages):
         """
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
-    def _start(self, request: Any) -> None:
-        handler, direct, context, chain = self._handler, self._head.direct, None, self._connection.chain
+    def _start(self, message: bytes | None) -> None:
+        """Has it served: of the one message that came, or None where it reads them itself."""
+        handler, direct, chain, name = self._handler, self._head.direct, self._connection.chain, self._head.method
+        request: Any = self
         try:
-            who = admit(self._head.metadata, self._head.method)
-            # A token counts and ends what it lets in, which takes a task.
-            if direct is not None and who.grant is None and direct(request, who, self):
-                self._counted = chain.counting(self._head.method, request)
-                if self.over:
-                    self._count()
-                return
-            context = copy_context()
-            context.run(caller.current.set, who)
+            self._who = who = admit(self._head.metadata, name)
+            if message is not None:
+                # Under too much load most calls end here: nothing is decoded, and no task made.
+                chain.look(name, who, len(message))
+                request = handler.request_deserializer(message)
+                if direct is not None and (counted := chain.begin(name, direct, request, who, self)) is not None:
+                    self._counted = counted
+                    if self.over:
+                        self._count()
+                    return
         except Exception as error:
-            chain.refused(self._head.method, error)
-            handler = refusing(error)
-        self._context = context or copy_context()
+            chain.refused(name, error)
+            self.fail(error)
+            return
+        self._context = copy_context()
+        self._context.run(caller.current.set, who)
         method = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         self._task = self._connection.loop.create_task(self._serve(method, request), context=self._context)
 
@@ -297,7 +302,7 @@ class Call(Messages):
         if code is _CODE.OK and not self._details and not self._trailing and began:
             self._left = heads.ENDED
         else:
-            self._left = heads.ended(code, self._details, self._trailing, began=bool(began))
+            self._left = heads.ended(code, self._details, tuple(self._trailing), began=bool(began))
         if code is not _CODE.OK and self.pending:
             first = self.pending[0]
             self.pending.clear()

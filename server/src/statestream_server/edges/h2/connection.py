@@ -19,6 +19,7 @@ from statestream_server.edges.h2.heads import Head, ended
 from statestream_server.edges.h2.messages import Messages
 from statestream_server.edges.h2.wire import Wire
 from statestream_server.edges.identity import asks
+from statestream_server.stores.base import TENANT
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
@@ -39,7 +40,10 @@ class Connection(asyncio.Protocol):
         self.loop, self.chain = edge.loop, edge.chain
         self.most_in, self.most_out = edge.most_in, edge.most_out
         self.wire = Wire(self._opened)
+        self.tenant = TENANT  # Whose its last call was.
         self._edge = edge
+        self._turns = edge.turns
+        self._held = False  # Whether nothing is read, because of what came something waits for another turn.
         self._transport: asyncio.Transport | None = None
         self._early = b""
         self._ready: dict[Call, None] = {}
@@ -68,17 +72,43 @@ class Connection(asyncio.Protocol):
             self._early += data  # It came with the end of the handshake.
             return
         self._heard = monotonic()
-        wire.receive(data)
+        self._receive(data)
+
+    def read_on(self) -> None:
+        """Handles what waited for this turn."""
+        if self._transport is not None and not self.wire.ended:
+            self._receive(b"")
+
+    def _receive(self, data: bytes) -> None:
+        """Handles as much as the turn has room for; no more is read while something is left."""
+        wire, turns, tenant = self.wire, self._turns, self.tenant
+        left = wire.receive(data, turns.left(tenant))
+        turns.took(tenant, left)
         if wire.out or (wire.widened and wire.blocked):
             self.soon()
         if wire.ended:
             self._end()
+        elif left <= 0:
+            turns.wait(self)
+            self._hold(True)
+        elif self._held:
+            self._hold(False)
+
+    def _hold(self, held: bool) -> None:
+        """Has the socket read no more for now, or again."""
+        if held is not self._held and self._transport is not None and not self._transport.is_closing():
+            self._held = held
+            if held:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Ends its calls."""
         self._transport = None
         self.wire.ended = True
         self._edge.connections.discard(self)
+        self._turns.forget(self)
         for call in [*self.wire.calls.values()]:
             call.lost()
 
@@ -102,7 +132,7 @@ class Connection(asyncio.Protocol):
         if head.refusal is None and asks():
             # Before any message comes: who may not call has no room for one.
             try:
-                admit(head.metadata, head.method)
+                self.tenant = admit(head.metadata, head.method).tenant
             except Exception as error:
                 said = status(error)
                 # Of this call alone: a token that comes to be known lets the next one in, with the same headers.

@@ -9,6 +9,7 @@ import base64
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import grpc
@@ -119,8 +120,9 @@ def began(metadata: Metadata) -> bytes:
     return BEGAN + packed(_written(metadata))
 
 
+@lru_cache(256)
 def ended(code: grpc.StatusCode, message: str, metadata: Metadata = (), *, began: bool = False) -> bytes:
-    """The headers that end an answer, as trailers where it has `began`."""
+    """The headers that end an answer, as trailers where it has `began`. In a flood they are the same for thousands."""
     block = [(b"grpc-status", b"%d" % code.value[0])]
     if message:
         block.append((b"grpc-message", _UNPRINTED.sub(_escaped, message.encode("utf-8", "replace"))))

@@ -10,8 +10,10 @@ from typing import Final
 
 from statestream_server.edges.grpc.table import Methods
 from statestream_server.edges.h2.connection import LINGER_SECONDS, Connection
+from statestream_server.edges.h2.turns import Turns
 from statestream_server.edges.handshakes import Handshakes
 from statestream_server.edges.sockets import listening, tls
+from statestream_server.engine.engine import FEW_WAITING
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import ANSWER_OVERHEAD, Settings
 
@@ -37,6 +39,7 @@ class H2(Methods):
         self.most_in = settings.limits.max_message_bytes
         self.most_out = settings.limits.max_answer_bytes + ANSWER_OVERHEAD
         self.connections = set[Connection]()
+        self.turns = Turns(self.loop, lambda: server.engine.queued > FEW_WAITING)
         server.connected = lambda: (len(self.connections), sum(len(one.wire.calls) for one in self.connections))
         self._reader_seconds = settings.reader_timeout
         context = tls(settings, ["h2"])

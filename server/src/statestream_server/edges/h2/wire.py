@@ -21,6 +21,7 @@ from hpack.exceptions import HPACKError
 
 from statestream_server.edges.h2.floods import BLOCK_MOST, MOST_SETTINGS, MOST_STREAMS, Budget, TooMuch
 from statestream_server.edges.h2.heads import Head, read
+from statestream_server.edges.h2.turns import WEIGHT
 from statestream_server.edges.h2.writer import (
     CONFIG,
     CONNECTION_WINDOW,
@@ -64,12 +65,18 @@ class Wire(Writer):
         self._useless = Budget(2000, 100)
         self.resets = Budget(1000, 100)  # Calls that are given up; each that is answered makes good for one.
 
-    def receive(self, data: bytes) -> None:
-        """Takes what one read brought. What is refused ends the connection: GOAWAY with the reason waits in `out`."""
+    def receive(self, data: bytes, most: int = 1 << 62) -> int:
+        """Takes what one read brought. What is refused ends the connection: GOAWAY with the reason waits in `out`.
+
+        It goes on as long as not `most` frames were handled; what is left then is taken by another `receive`.
+
+        Returns:
+            `most` without the frames that were handled, see turns.py: above 0 where nothing is left.
+        """
         if self.ended:
-            return
+            return most
         try:
-            self._receive(data)
+            most = self._receive(data, most)
         except ProtocolError as error:
             # §4.3: the library calls it a protocol error.
             packed = isinstance(error.__cause__, HPACKError) and error.error_code == ErrorCodes.PROTOCOL_ERROR
@@ -80,8 +87,9 @@ class Wire(Writer):
         if self._came > CONNECTION_WINDOW // 4 and not self.ended:
             came, self._came = self._came, 0
             self.increment_flow_control_window(came)
+        return most
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes, most: int) -> int:
         if self._rest:
             data, self._rest = self._rest + data, b""
         at, end = 0, len(data)
@@ -90,7 +98,7 @@ class Wire(Writer):
             self._preface -= at
             self.receive_data(data[:at])
         calls, window, unpack = self.calls, self.window, FRAME.unpack_from
-        while end - at >= 9:
+        while most > 0 and end - at >= 9:
             head, flags, number = unpack(data, at)
             size, kind = head >> 8, head & 255
             if size > MOST_FRAME:
@@ -98,6 +106,8 @@ class Wire(Writer):
             begin, after = at + 9, at + 9 + size
             if after > end:
                 break
+            if kind <= _HEADERS:
+                most -= 1 + (size >> WEIGHT)
             if kind == _DATA:
                 call = calls.get(number)
                 if (
@@ -142,9 +152,10 @@ class Wire(Writer):
             at = after
             self._take(kind, flags, number, data[begin - 9 : after])
             if self.ended:
-                return
+                return most
         if at < end:
             self._rest = data[at:]
+        return most
 
     # The short path in.
 

@@ -27,11 +27,15 @@ where a stream that has less than its share of `max_queued_bytes` is read on, ho
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from statestream.contract import errors
+from statestream_server.engine.line import Pace
 
 OVERHEAD = 512
 """What a frame or a call costs beside its bytes: messages, tasks and columns around them."""
@@ -40,6 +44,10 @@ COPIES = 3
 _RETRY_SECONDS = 0.1
 MOST_WAIT = 0.5
 """Seconds that what comes without a stream may wait for its run; an answer that comes later is useless to most."""
+
+
+FEW_COMING = 64
+"""Sessions of a tenant that may come into memory at a time for calls without a stream, however long each takes."""
 
 
 def _at_once(_tenant: str | None) -> float:
@@ -184,13 +192,18 @@ class Budget:
         if self.held >= self.most:
             raise self._full(OVERHEAD)
         if self.held and (wait := self._wait(tenant)) > MOST_WAIT:
-            self.late += 1
-            raise errors.Overloaded(
-                f"this call would wait for {wait:.1f} s behind those that came before; the limit is {MOST_WAIT} s. Call"
-                " again later, or add a server",
-                metadata={"limit": "wait"},
-                retry_after=wait,
-            )
+            raise self.too_late(wait)
+
+    def too_late(self, wait: float) -> errors.Overloaded:
+        """The error of a call that would wait for so many seconds; counts it."""
+        self.late += 1
+        wait = math.ceil(10 * wait) / 10  # Those who are refused at a time are told the same.
+        return errors.Overloaded(
+            f"this call would wait for {wait:.1f} s behind those that came before; the limit is {MOST_WAIT} s. Call"
+            " again later, or add a server",
+            metadata={"limit": "wait"},
+            retry_after=wait,
+        )
 
     @contextmanager
     def holding(self, nbytes: int) -> Iterator[None]:
@@ -239,3 +252,37 @@ class Budget:
             " together. Call again later",
             retry_after=_RETRY_SECONDS,
         )
+
+
+class Coming:
+    """Sessions that calls without a stream bring into memory, each for one step: what the store does takes a while."""
+
+    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
+        """None. `budget` counts the calls that are refused; `clock` gives seconds that never go back."""
+        self._budget = budget
+        self._clock = clock
+        self._pace = Pace()
+        self._by_tenant = Counter[str]()
+        self._since = 0.0
+
+    @contextmanager
+    def one(self, tenant: str) -> Iterator[None]:
+        """Counts a session of a tenant while it comes.
+
+        Raises:
+            Overloaded: It would wait too long behind others, of which some are the tenant's.
+        """
+        coming = self._by_tenant
+        if coming[tenant] >= FEW_COMING and (wait := self._pace.wait(coming.total())) > MOST_WAIT:
+            raise self._budget.too_late(wait)
+        if not coming.total():
+            self._since = self._clock()
+        coming[tenant] += 1
+        try:
+            yield
+        finally:
+            coming[tenant] -= 1
+            if not coming[tenant]:
+                del coming[tenant]
+            before, self._since = self._since, self._clock()
+            self._pace.note(1, self._since - before)
