@@ -72,6 +72,8 @@ class Engine:
         self.scheduler = Scheduler()
         self.feeds: list[Callable[[], None]] = []
         """Called before a batch is chosen: they submit what came since the last one."""
+        self.ended: list[Callable[[], None]] = []
+        """Called when a batch has ended and all who waited for it were told."""
         self._tables: dict[Lane, Table] = {}
         self.line = Line()
         """In which order waits what came."""
@@ -350,6 +352,12 @@ class Engine:
             self.wake()
         elif self.line.several:
             self.line.shared(False)
+        self._over()
+
+    def _over(self) -> None:
+        """The loop is given back; what the batch answered leaves before."""
+        for told in self.ended:
+            told()
         self.courtesy.over = time.perf_counter()
 
     def _passed(self, seconds: float) -> float:

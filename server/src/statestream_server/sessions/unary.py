@@ -88,7 +88,8 @@ class Unary:
         self._writer = writer
         self._order = order
         self._coalescer = coalescer
-        self._coming = Coming(budget)
+        self.coming = Coming(budget)
+        """The sessions that such calls bring into memory."""
 
     async def target(self, key: Key, version: int, mode: Mode) -> Target:
         """The session of a call: the row where callers without a stream have it, else claimed anew.
@@ -125,7 +126,7 @@ class Unary:
 
     async def _claim(self, key: Key, version: int, mode: Mode) -> Target:
         while True:
-            with self._coming.one(key.tenant):
+            with self.coming.one(key.tenant):
                 opened = await self._sessions.open_one(key, version, mode, self._writer)
             target = Target(opened.table, int(opened.rows[0]), opened.claims)
             if self._is_there(target) or self._sessions.find(key) is not None:

@@ -38,7 +38,7 @@ class Steps:
 
     def __init__(self, server: Server) -> None:
         """Steps of the sessions of a server."""
-        self._express = server.express
+        self._express, self._sessions, self._coming = server.express, server.sessions, server.unary.coming
         self._most_steps = server.settings.limits.max_chunk_steps
         self._known = WeakKeyDictionary[Table, _Known]()
 
@@ -47,14 +47,18 @@ class Steps:
 
         Raises:
             ModelNotFound: The model is not served.
+            Overloaded: The session is not here, and would wait too long until it is.
         """
         if type(request) is not pb.StepRequest or request.mark or request.score or request.mode not in _MODES:
             return False
         name, tensors = request.request_id, request.inputs
         if len(name) > _LONGEST_NAME or request.cursor or not tensors:
             return False
-        found = self._express.find(Key(caller.tenant, request.model, request.session_id), request.version)
+        key = Key(caller.tenant, request.model, request.session_id)
+        found = self._express.find(key, request.version)
         if found is None:
+            if not self._sessions.find(key):
+                self._coming.check(caller.tenant)  # Under too much load most calls of new sessions end here.
             return False
         table, row = found
         known = self._known.get(table) or self._learn(table)

@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         """Something leaves at the end of the turn."""
         if not self._due:
             self._due = True
-            self.loop.call_soon(self.flush)
+            self._turns.write(self)
 
     def flush(self) -> None:
         """The end of the turn: draws, and writes all there is."""

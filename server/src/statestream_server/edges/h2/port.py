@@ -40,6 +40,7 @@ class H2(Methods):
         self.most_out = settings.limits.max_answer_bytes + ANSWER_OVERHEAD
         self.connections = set[Connection]()
         self.turns = Turns(self.loop, lambda: server.engine.queued > FEW_WAITING)
+        server.engine.ended.append(self.turns.flush)
         server.connected = lambda: (len(self.connections), sum(len(one.wire.calls) for one in self.connections))
         self._reader_seconds = settings.reader_timeout
         context = tls(settings, ["h2"])

@@ -19,11 +19,14 @@ WEIGHT: Final = 12
 """A frame counts once more for each 2**12 bytes."""
 
 
-class Waiting(Protocol):
-    """A connection of which something waits."""
+class Connected(Protocol):
+    """A connection."""
 
     def read_on(self) -> None:
         """Has it handle what waits, as far as its turn goes."""
+
+    def flush(self) -> None:
+        """Has it write what it is to say."""
 
 
 class Turns:
@@ -35,7 +38,8 @@ class Turns:
         self._backlog = backlog
         self._most = MANY
         self._left: dict[str, int] = {}
-        self._waiting: dict[Waiting, None] = {}
+        self._waiting: dict[Connected, None] = {}
+        self._due: dict[Connected, None] = {}
 
     def left(self, tenant: str) -> int:
         """How many frames of a tenant may be handled in this turn."""
@@ -48,11 +52,24 @@ class Turns:
         """Notes how many are left of what `left` said."""
         self._left[tenant] = left
 
-    def wait(self, connection: Waiting) -> None:
+    def wait(self, connection: Connected) -> None:
         """Has a connection read on in the next turn, behind those of its tenant that wait already."""
         self._waiting[connection] = None
 
-    def forget(self, connection: Waiting) -> None:
+    def write(self, connection: Connected) -> None:
+        """Has what a connection is to say leave at the end of this turn, or of a batch, if that is sooner."""
+        if not self._due:
+            self._loop.call_soon(self.flush)
+        self._due[connection] = None
+
+    def flush(self) -> None:
+        """Writes what there is."""
+        while self._due:
+            due, self._due = self._due, {}
+            for connection in due:
+                connection.flush()
+
+    def forget(self, connection: Connected) -> None:
         """It is gone."""
         self._waiting.pop(connection, None)
 

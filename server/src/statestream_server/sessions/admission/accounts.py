@@ -183,23 +183,25 @@ class Budget:
         self._what = what
         self._wait = wait
 
-    def check(self, tenant: str | None = None) -> None:
+    def check(self, tenant: str | None = None, most: float = MOST_WAIT) -> None:
         """Checks that there is room at all, and time, before a request of a tenant is looked at closely.
+
+        `most` is how many seconds it may wait.
 
         Raises:
             Overloaded: There is none, or it would wait too long.
         """
         if self.held >= self.most:
             raise self._full(OVERHEAD)
-        if self.held and (wait := self._wait(tenant)) > MOST_WAIT:
-            raise self.too_late(wait)
+        if self.held and (wait := self._wait(tenant)) > most:
+            raise self.too_late(wait, most)
 
-    def too_late(self, wait: float) -> errors.Overloaded:
-        """The error of a call that would wait for so many seconds; counts it."""
+    def too_late(self, wait: float, most: float) -> errors.Overloaded:
+        """The error of a call that would wait for so many seconds, more than `most`; counts it."""
         self.late += 1
         wait = math.ceil(10 * wait) / 10  # Those who are refused at a time are told the same.
         return errors.Overloaded(
-            f"this call would wait for {wait:.1f} s behind those that came before; the limit is {MOST_WAIT} s. Call"
+            f"this call would wait for {wait:.1f} s behind those that came before; the limit is {most:g} s. Call"
             " again later, or add a server",
             metadata={"limit": "wait"},
             retry_after=wait,
@@ -258,23 +260,34 @@ class Coming:
     """Sessions that calls without a stream bring into memory, each for one step: what the store does takes a while."""
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
-        """None. `budget` counts the calls that are refused; `clock` gives seconds that never go back."""
+        """None. `budget` is that of the calls; `clock` gives seconds that never go back."""
         self._budget = budget
         self._clock = clock
         self._pace = Pace()
         self._by_tenant = Counter[str]()
         self._since = 0.0
 
+    def check(self, tenant: str) -> None:
+        """Checks that there is time for one more of a tenant.
+
+        Raises:
+            Overloaded: It would wait too long behind others that come, of which some are the tenant's; or it would take
+                time from sessions that are here already and have more to do than there is time for.
+        """
+        coming = self._by_tenant
+        if coming[tenant] >= FEW_COMING and (wait := self._pace.wait(coming.total())) > MOST_WAIT:
+            raise self._budget.too_late(wait, MOST_WAIT)
+        self._budget.check(tenant, MOST_WAIT / 2)
+
     @contextmanager
     def one(self, tenant: str) -> Iterator[None]:
         """Counts a session of a tenant while it comes.
 
         Raises:
-            Overloaded: It would wait too long behind others, of which some are the tenant's.
+            Overloaded: See `check`.
         """
+        self.check(tenant)
         coming = self._by_tenant
-        if coming[tenant] >= FEW_COMING and (wait := self._pace.wait(coming.total())) > MOST_WAIT:
-            raise self._budget.too_late(wait)
         if not coming.total():
             self._since = self._clock()
         coming[tenant] += 1
