@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from statestream_server.access.grants import Access
+from statestream_server.drivers.gathered import Gathering
 from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
 from statestream_server.lag import Lag, TurnLoad
@@ -154,6 +155,7 @@ class Server:
         )
         self.express = Express(self.sessions, streams, self.coalescer, checkpointer, order, budgets.steps, tasks)
         self.predictor = Predictor(registry, engine, limits, budgets.predictions)
+        self.gathering = Gathering(self.predictor, engine, budgets.predictions)
 
     @cached_property
     def forecaster(self) -> Forecaster:

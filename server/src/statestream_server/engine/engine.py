@@ -321,7 +321,7 @@ class Engine:
         if isinstance(batch, Together):
             batch.deliver()
             if self._backlog:
-                self._pace.note(len(batch.calls) - len(batch.again), self._passed(seconds))
+                self._pace.note(batch.ended, self._passed(seconds))
             # What is not done yet waits behind the others again.
             assert isinstance(choice.queue, Predictions)
             for calls in batch.again:
@@ -372,7 +372,8 @@ class Engine:
 
     def wait(self, tenant: str | None = None) -> float:
         """Seconds that what comes now of a tenant will wait, about, going by what waits and how fast others ended."""
-        waiting = sum([lane.queued for lane in self._tables]) + sum(map(len, self._calls.by_graph.values()))
+        calls = [each.waiting for each in self._calls.by_graph.values()]
+        waiting = sum([lane.queued for lane in self._tables]) + sum(calls)
         return self._pace.wait(waiting) * self.line.share(tenant) if waiting > FEW_WAITING else 0.0
 
     def _fail(self, error: Exception) -> None:

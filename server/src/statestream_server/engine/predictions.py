@@ -24,6 +24,7 @@ _LOOKED_AT = 256
 """Groups of calls that are looked at for one batch; those of other shapes may be very many."""
 _LONGEST = 2.0
 """Seconds that a run may take which cannot be cut."""
+_UNWANTED = errors.Unavailable("nobody waits for this call any more")
 _groups = itertools.count(1)
 
 
@@ -58,6 +59,11 @@ class Together:
     again: list[Calls] = field(default_factory=list)
 
     steps, searched = 1, False
+
+    @property
+    def ended(self) -> int:
+        """Calls that heard how they ended, once that is delivered; none where something of them runs again."""
+        return 0 if self.again else sum([len(one.rows) for one in self.calls])
 
     def run(self) -> float:
         """Runs the graph once; the seconds that it took."""
@@ -139,6 +145,8 @@ class Predictions:
         self._calls: deque[Calls] = deque()
         self._costs: dict[tuple[object, ...], Costs] = {}
         self._ended: errors.StatestreamError | None = None
+        self.waiting = 0
+        """Calls that wait."""
         self.statistics = Statistics()
         """What ran of it so far."""
 
@@ -158,6 +166,7 @@ class Predictions:
             calls.sink.refused(calls.first, len(calls.rows), self._ended)
         else:
             self._calls.append(calls)
+            self.waiting += len(calls.rows)
 
     def refuse(self, error: errors.StatestreamError) -> None:
         """Ends every call that waits, or comes later, with an error."""
@@ -165,6 +174,7 @@ class Predictions:
         for calls in self._calls:
             calls.sink.refused(calls.first, len(calls.rows), error)
         self._calls.clear()
+        self.waiting = 0
 
     def costs(self, calls: Calls) -> Costs:
         """What rows of such calls took."""
@@ -207,9 +217,14 @@ class Predictions:
     def heads(self) -> Iterator[Head]:
         """The oldest call that is still wanted; all are of class LIVE, their slice is 1."""
         while self._calls and not self._calls[0].sink.wanted:
-            self._calls.popleft()
+            self._drop(self._calls.popleft())
         if self._calls:
             yield Head(Priority.LIVE, self._calls[0].age, 1)
+
+    def _drop(self, calls: Calls) -> None:
+        """Calls that nobody waits for any more are not run."""
+        self.waiting -= len(calls.rows)
+        calls.sink.refused(calls.first, len(calls.rows), _UNWANTED)
 
     def take(self, most: int) -> Together:
         """Takes the oldest calls and those behind them that fit their batch, or of a large call as much as fits."""
@@ -228,6 +243,7 @@ class Predictions:
         while self._calls and rows < limit and left is None and not serial and len(rest) < _LOOKED_AT:
             calls = self._calls.popleft()
             if not calls.sink.wanted:
+                self._drop(calls)
                 continue
             if not calls.shares(here):
                 rest.append(calls)
@@ -239,6 +255,7 @@ class Predictions:
             if left is not None:
                 rest.append(left)
         self._calls.extendleft(reversed(rest))
+        self.waiting -= sum([len(one.rows) for one in together])
         if not self._calls:
             why = Why.ALL
         elif serial:

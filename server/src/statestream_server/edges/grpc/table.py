@@ -23,6 +23,7 @@ from statestream_server.edges.grpc.chain import Chain
 from statestream_server.edges.grpc.decoding import requests_of
 from statestream_server.edges.grpc.inference import InferenceServicer
 from statestream_server.edges.grpc.model import ModelServicer
+from statestream_server.edges.grpc.predicting import Predicting
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.session import SessionServicer
 from statestream_server.edges.grpc.steps import Steps
@@ -75,6 +76,7 @@ class Methods:
         )
         steps = Steps(server)
         chain.direct[f"/{inference}/Step"] = steps.take
+        chain.direct[f"/{inference}/Predict"] = Predicting(server).take
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(server, self._streams, steps, caps, readers), chain
         )
