@@ -42,7 +42,6 @@ class Predicting:
         """Predictions of the models of a server."""
         self._predictor = server.predictor
         self._gathering = server.gathering
-        self._budget = server.budgets.predictions
         self._most_bytes = min(_MOST_BYTES, server.settings.limits.max_answer_bytes)
         self._known = WeakKeyDictionary[Graph, _Known]()
 
@@ -52,9 +51,7 @@ class Predicting:
         Raises:
             ModelNotFound: The model is not served.
             Unsupported: It has memory.
-            Overloaded: It would wait too long.
         """
-        self._budget.check(caller.tenant)
         if type(request) is not pb.PredictRequest or request.outputs or len(request.model) > _LONGEST_NAME:
             return False
         model, tensors = self._predictor.model(request.model, request.version), request.inputs

@@ -14,7 +14,14 @@ from h2.stream import H2Stream
 from statestream_server.edges.grpc.chain import admit
 from statestream_server.edges.grpc.failures import status
 from statestream_server.edges.h2.call import Call
-from statestream_server.edges.h2.floods import ANSWER_SECONDS, PREFACE_SECONDS, PROMISES, QUIET_SECONDS
+from statestream_server.edges.h2.floods import (
+    ANSWER_SECONDS,
+    PREFACE_SECONDS,
+    PROMISES,
+    QUIET_SECONDS,
+    WIDE,
+    WIDE_TOGETHER,
+)
 from statestream_server.edges.h2.heads import Head, ended
 from statestream_server.edges.h2.messages import Messages
 from statestream_server.edges.h2.wire import Wire
@@ -48,7 +55,7 @@ class Connection(asyncio.Protocol):
         self._early = b""
         self._ready: dict[Call, None] = {}
         self._due = False
-        self._promised = 0
+        self._promised = self._wide = 0
         self._asked: dict[Messages, int] = {}
         self._since = self._heard = monotonic()
 
@@ -182,6 +189,14 @@ class Connection(asyncio.Protocol):
         call.promised = 0
         self._keep()
 
+    def widen(self, call: Messages, size: int) -> None:
+        """Has the window of a stream that had a message of `size` bytes stay as wide as some such are long."""
+        more = min(4 * size, WIDE) - call.wide
+        if 0 < more <= WIDE_TOGETHER - self._wide:
+            self._wide += more
+            self._promised += more
+            call.wide += more
+
     def _keep(self) -> None:
         while self._asked:
             call, want = next(iter(self._asked.items()))
@@ -193,6 +208,11 @@ class Connection(asyncio.Protocol):
 
     def closed(self, call: Call) -> None:
         """A call is over."""
+        if call.wide:
+            self._wide -= call.wide
+            self._promised -= call.wide
+            call.wide = 0
+            self._keep()
         if self.wire.leaving and not self.wire.calls:
             self._end()
 

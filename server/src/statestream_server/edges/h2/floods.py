@@ -14,6 +14,10 @@ STREAM_WINDOW: Final = 64 << 10
 """Bytes that may come on a stream before they are taken; as many for each stream are a connection's most."""
 PROMISES: Final = 64 << 20
 """Bytes that the long messages of a connection may have beyond it, together."""
+WIDE: Final = 4 << 20
+"""Bytes that a stream keeps of them at most, once it had long messages, so that the next ones need not ask."""
+WIDE_TOGETHER: Final = 16 << 20
+"""The same of all streams of a connection."""
 HEADER_LIST: Final = 16 << 10
 """Bytes of a header list, with 32 for each field (RFC 9113 §6.5.2); a call with more is refused."""
 HEADER_MOST: Final = 64 << 10

@@ -29,7 +29,7 @@ class Messages:
 
     __slots__ = (
         "_connection", "_context", "_ended", "_handler", "_head", "_held", "_inbox", "_parts", "_size", "_streams",
-        "_take", "_waiter", "_wanted", "_wire", "number", "over", "promised", "stream", "window",
+        "_take", "_waiter", "_wanted", "_wire", "number", "over", "promised", "stream", "wide", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
@@ -40,7 +40,8 @@ class Messages:
         self.number: int = stream.stream_id
         self.stream = stream
         self.window = stream._inbound_window_manager
-        self.promised = 0  # Bytes of a long message that may come beyond the window that every stream has.
+        self.promised = 0  # Bytes of a long message that may come beyond the stream's window.
+        self.wide = 0  # Bytes of that window beyond the one that every stream has.
         self._wire = connection.wire
         self._handler = handler = head.handler
         """As grpcio has handlers; None where there is none, and the head says why."""
@@ -128,6 +129,8 @@ class Messages:
         """A message is whole that came in parts."""
         if self.promised:
             self._connection.kept(self)
+            if self._streams:
+                self._connection.widen(self, size)
         self._came(message, size)
 
     async def feed(self, take: Callable[[Any], object]) -> bool:
@@ -192,8 +195,9 @@ class Messages:
     def _taken(self, size: int) -> None:
         """So many bytes of the window are free again: the client hears so when they are half of it."""
         self._held -= size
-        free = STREAM_WINDOW - self.window.current_window_size - self._held
-        if free >= STREAM_WINDOW // 2:
+        most = STREAM_WINDOW + self.wide
+        free = most - self.window.current_window_size - self._held
+        if free >= most // 2:
             self._wire.grant(self, free)
 
     def _inflated(self, flag: int, message: bytes) -> bytes | None:
