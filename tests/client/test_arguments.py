@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+from unittest.mock import AsyncMock, create_autospec
 
 import numpy as np
 import pandas as pd
@@ -309,6 +310,59 @@ async def test_what_was_not_awaited_says_so(fake: Fake) -> None:
         forgotten = client.session("sum")
         with pytest.warns(RuntimeWarning, match="a session was never opened: await it first"):
             del forgotten
+
+
+async def test_a_call_that_was_not_awaited_says_so(fake: Fake) -> None:
+    async with aio.connect(fake.address) as client:
+        wrong: list[Callable[[Any], object]] = [
+            lambda call: call[0],
+            np.asarray,
+            list,
+            len,
+            bool,
+            float,
+            lambda call: call.__enter__(),
+            lambda call: call.__aiter__(),
+        ]
+        for use in wrong:
+            models = client.models()
+            with pytest.raises(TypeError, match=r"models\(\) of an asyncio client was not awaited: await it first"):
+                use(models)
+            models.close()
+        for make in (lambda: client.predict("double", ones(2)), (await client.session("sum")).flush):
+            call: Any = make()
+            with pytest.raises(AttributeError, match=r"no 'shape' in .*: \w+\(\) of .* await it first"):
+                call.shape  # noqa: B018
+            assert "not awaited" in repr(call)
+            call.close()
+        forgotten = client.models()
+        with pytest.warns(RuntimeWarning, match=r"models' was never awaited"):
+            del forgotten
+
+
+async def test_a_call_is_a_coroutine_to_whoever_asks(fake: Fake) -> None:
+    """Tasks, groups of them, timeouts, cancels, mocks: none sees that a call is more than that."""
+    async with aio.connect(fake.address) as client:
+        task = asyncio.create_task(client.predict("double", ones(2)))
+        await asyncio.sleep(0)
+        assert task.get_stack()
+        assert "predict" in repr(task)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(client.models())
+        found = await asyncio.gather(asyncio.wait_for(client.models(), 10), client.models(), task)
+        assert found[0] == found[1]
+        stopped = asyncio.create_task(client.predict("double", ones(2)))
+        await asyncio.sleep(0)
+        stopped.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopped
+        call = client.models()
+        await call
+        with pytest.raises(RuntimeError, match="already awaited"):
+            await call
+    assert asyncio.iscoroutinefunction(aio.Client.predict)
+    assert isinstance(create_autospec(aio.Client, instance=True).predict, AsyncMock)
+    assert inspect.iscoroutinefunction(aio.Session.step), "a step costs what it cost"
 
 
 async def test_a_synchronous_stream_takes_no_asynchronous_source(fake: Fake) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from statestream import arguments, calls, starts, unary
+from statestream.aio.awaiting import hinting
 from statestream.aio.calling import answer
 from statestream.aio.classifying import Classifying
 from statestream.aio.feeding import Feeding
@@ -91,6 +92,7 @@ async def _connect(address: str, settings: Settings, on_reconnect: Callable[[str
     return client
 
 
+@hinting  # asyncio only
 class Client(Classifying):
     """A connection to a server, and the sessions on it. Made by `connect`, for the loop that runs then.
 

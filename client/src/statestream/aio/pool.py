@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from statestream import series
+from statestream.aio.awaiting import hinting
 from statestream.aio.calling import answers
 from statestream.aio.copying import Copying
 from statestream.aio.link import Link
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from statestream.aio.client import Client
 
 
+@hinting  # asyncio only
 class Pool(PoolBase[Link]):
     """Sessions in rows. Made by `client.sessions`; to be used on the loop that made it.
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statestream import causes, series, unary
+from statestream.aio.awaiting import hinting
 from statestream.aio.calling import answer, answers
 from statestream.aio.copying import Copying
 from statestream.aio.link import Link
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from statestream.aio.client import Client
 
 
+@hinting  # asyncio only
 class Session(SessionBase):
     """One live session. Made by `client.session`; to be used on the loop that made it.
 
