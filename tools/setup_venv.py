@@ -35,11 +35,11 @@ def main() -> None:
     torch = os.environ.get("STATESTREAM_TORCH", "").strip()
     say("torch" + (" from STATESTREAM_TORCH" if torch else "") + ", the largest part")
     pip(*torch_arguments(torch))
-    say("statestream[tracing], statestream-server[cpu,redis,text,tracing], statestream-export and the tools")
+    say("statestream[progress,tracing], statestream-server[cpu,redis,text,tracing], statestream-export and the tools")
     pip(
         "--no-build-isolation",
         *("-c", effective_constraints(), "-r", os.path.join(ROOT, "requirements-dev.txt")),
-        *("-e", os.path.join(ROOT, "client") + "[tracing]"),
+        *("-e", os.path.join(ROOT, "client") + "[progress,tracing]"),
         *("-e", os.path.join(ROOT, "server") + "[cpu,redis,text,tracing]"),
         *("-e", os.path.join(ROOT, "export")),
     )

@@ -43,6 +43,7 @@ NAMES: Final = {
     "AsyncIterator": "Iterator",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
+    "aclose": "close",
     "asynccontextmanager": "contextmanager",
 }
 

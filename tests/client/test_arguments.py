@@ -28,6 +28,10 @@ NOT_VERSIONS: list[Any] = ["1", 1.0, True, [1]]
 FEW: list[Any] = [0, -1, np.int64(-5)]
 
 
+async def awaited(done: int, total: int | None) -> None:
+    """Nobody would await it."""
+
+
 class Later:
     """An asynchronous source of steps."""
 
@@ -52,6 +56,7 @@ OF_A_MODEL: dict[str, tuple[list[Any], Any]] = {
     "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
     "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
 }
+PROGRESS: dict[str, tuple[list[Any], Any]] = {"progress": ([None, 1, "yes", awaited], TypeError)}
 NOT_COUNTS: tuple[list[Any], Any] = (["3", 2.0, True, 0, -1, 2**32], (TypeError, ValueError))
 TEXTS: dict[str, tuple[list[Any], Any]] = {
     "text": ([5, None, b"king", "\ud800", 1.5, ["a", 5], [[1.5]], ["a", [1]], {"a": 1}], (TypeError, ValueError)),
@@ -89,6 +94,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "return_replies": (NOT_FLAGS, TypeError),
     },
     "client.feed": {
+        **PROGRESS,
         **OF_A_MODEL,
         "messages": ([None, 5, "xy", b"xy", {"a": ones()}, pd.DataFrame({"a": [1.0]})], TypeError),
         "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
@@ -105,6 +111,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "upgrade": (["newest", 1.0, 0], (TypeError, ValueError)),
     },
     "client.predict": {
+        **PROGRESS,
         "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
         "outputs": (["y", 5, [5], [None], ["y", "y"]], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
@@ -115,15 +122,23 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "names": (["ab", 5, [5], [""]], (TypeError, ValueError)),
         "scores": ([5, "odds", True], (TypeError, ValueError)),
     },
-    "client.forecast": {**OF_A_MODEL, **FORECAST},
+    "client.forecast": {**OF_A_MODEL, **FORECAST, **PROGRESS},
     "client.forecast_steps": {name: wrong for name, wrong in (OF_A_MODEL | FORECAST).items() if name != "future"},
     "client.backtest": {
         **OF_A_MODEL,
+        **PROGRESS,
         **{name: wrong for name, wrong in FORECAST.items() if name not in ("until", "future")},
         "step": NOT_COUNTS,
         "n_windows": NOT_COUNTS,
     },
-    "client.generate": {**OF_A_MODEL, **TEXTS, **BEAMS, "num_samples": NOT_COUNTS, "seed": ([5], ValueError)},
+    "client.generate": {
+        **OF_A_MODEL,
+        **TEXTS,
+        **BEAMS,
+        **PROGRESS,
+        "num_samples": NOT_COUNTS,
+        "seed": ([5], ValueError),
+    },
     "client.generate_steps": {**OF_A_MODEL, **TEXTS, "seed": ([5], ValueError)},
     "client.load_model": {
         "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
@@ -147,6 +162,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
     "session.reset": {"cursor": CURSORS},
     "session.mark": {"cursor": ([*CURSORS[0], None, b""], CURSORS[1])},
     "session.stream": {
+        **PROGRESS,
         "items": ([None, 5, "xy", {"x": ones()}], TypeError),
         "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
         "score": (NOT_FLAGS, TypeError),
@@ -167,6 +183,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "rows": ([5, "01", [0, 0], [9], [0.5]], (ValueError, IndexError)),
     },
     "pool.stream": {
+        **PROGRESS,
         "items": ([None, 5, "xy", {"x": ones(2)}, pd.DataFrame({"a": [1.0]})], TypeError),
         "ahead": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
         "return_errors": (NOT_FLAGS, TypeError),

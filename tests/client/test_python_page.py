@@ -13,7 +13,7 @@ from tests.support.pages import ROOT, blocks, runner
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     mine = "tests/client/test_python_page.py::test_the_page_runs"
     page = [block.text for block in blocks(ROOT / "docs" / "python.md") if runner(block) == mine]
-    assert len(page) == 3
+    assert len(page) == 4
     (tmp_path / "models").symlink_to(ROOT / "deploy" / "models")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
@@ -22,7 +22,10 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
             exec(text, names)
     finally:
         names["client"].close()
-    lines = capsys.readouterr().out.splitlines()
+    written = capsys.readouterr()
+    assert "300/300 series" in written.err
+    lines = written.out.splitlines()
+    assert lines[-1] == "(0, 300) (300, 300)"
     assert sorted(line.split()[0] for line in lines[:3]) == ["north", "north", "south"]
     assert sorted(line.split()[:2] for line in lines[3:5])[0] == ["north", "refused"]
     assert lines[5].startswith(("positive", "negative"))

@@ -22,8 +22,8 @@ SHARED = {
     "opentelemetry": "opentelemetry-api",
 }
 
-# The other build of onnxruntime, and what torch's exporter imports.
-ELSEWHERE = {"onnxruntime-gpu", "onnxscript"}
+# The other build of onnxruntime, what torch's exporter imports, and what rich draws with in a notebook.
+ELSEWHERE = {"ipywidgets", "onnxruntime-gpu", "onnxscript"}
 
 
 def imports(folder: str) -> dict[str, set[Path]]:

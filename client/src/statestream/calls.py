@@ -265,3 +265,21 @@ def read_outputs(tensors: Sequence[Any]) -> Array | dict[str, Array]:
     """One array, or several by name."""
     arrays = from_tensors(tensors)
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def joined(answers: Sequence[Any], layout: Layout) -> Any:
+    """The answers to some rows after the other, as one.
+
+    Raises:
+        Unsupported: They do not have one shape, as what one row comes to depends on those beside it.
+    """
+    first = answers[0]
+    try:
+        if isinstance(first, Mapping):
+            return {name: np.concatenate([answer[name] for answer in answers]) for name in first}
+        return np.concatenate(answers)
+    except ValueError as error:
+        raise Unsupported(
+            f"model {layout.model.name!r} gives some rows other shapes than others ({error}), so they cannot be asked"
+            " for some at a time: leave out progress"
+        ) from error

@@ -59,6 +59,11 @@ class Told(NamedTuple):
     quantiles: dict[str, Array]
     samples: dict[str, Array]
 
+    @property
+    def series(self) -> int:
+        """Of how many series it is, or how many forecasts of them."""
+        return len(next(iter(self.points.values())))
+
 
 def wished(
     signature: Signature,

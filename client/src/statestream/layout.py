@@ -256,6 +256,10 @@ class Layout:
             inputs[name] = array
         return inputs
 
+    def rows(self, arrays: Sequence[Array]) -> int:
+        """How many rows the inputs of a run have, each of which could be a run of its own; -1 where they cannot."""
+        return len(arrays[0]) if self._first and all(len(array) == len(arrays[0]) for array in arrays) else -1
+
     def call(self, x: Input, outputs: tuple[str, ...], version: int) -> PredictTicket:
         """One run of a model without memory, of which some outputs are wanted, all where there are no names.
 
@@ -265,7 +269,7 @@ class Layout:
             BadTensor: Names the input, what came, and what was expected.
         """
         arrays = [*self.predict(x).values()]
-        rows = len(arrays[0]) if self._first and all(len(array) == len(arrays[0]) for array in arrays) else -1
+        rows = self.rows(arrays)
         shapes = tuple([array.shape[1:] if rows >= 0 else array.shape for array in arrays])
         kind = self._kinds.get((version, outputs, rows < 0, shapes))
         if kind is None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from statestream import arguments, classes
-from statestream.aio.runs import Runs
+from statestream.aio.generating import Generating
 from statestream.layout import Input
 
 
-class Classifying(Runs):
+class Classifying(Generating):
     """The part of a client that has inputs classified."""
 
     async def classify(

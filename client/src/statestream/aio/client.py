@@ -14,6 +14,7 @@ from statestream.aio.classifying import Classifying
 from statestream.aio.feeding import Feeding
 from statestream.aio.link import Link
 from statestream.aio.opening import Opening, opening
+from statestream.aio.pipeline import counted
 from statestream.aio.pool import Pool
 from statestream.aio.session import Session
 from statestream.aio.together import abandon_all, close_all, leave_all, perform_all, start_all
@@ -26,6 +27,7 @@ from statestream.credentials import Tls, Token
 from statestream.layout import Input
 from statestream.owned import Owned
 from statestream.parts import Opened, Openings, opened
+from statestream.progress import Progress, check_progress
 from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
 from statestream.unary import UnaryCall
@@ -253,6 +255,7 @@ class Client(Classifying):
         version: int | None = None,
         return_errors: bool = False,
         score: bool = False,
+        progress: Progress = False,
     ) -> AsyncIterator[tuple[str, Any]]:
         """Steps the sessions that messages are for, and yields (id, outputs) as they are answered.
 
@@ -271,6 +274,7 @@ class Client(Classifying):
             return_errors: A message that is refused yields its error, in the place of outputs, and the feed goes on. A
                 session that failed is opened again for its next message; one that another client took is left to it.
             score: As for `Session.step`.
+            progress: Tells how many messages are answered: see `forecast`.
 
         Raises:
             TypeError: A message is no such pair; raised when those before it are answered.
@@ -284,9 +288,9 @@ class Client(Classifying):
         sessions = arguments.check_whole("max_sessions", max_sessions)
         arguments.check_flag("return_errors", return_errors)
         arguments.check_flag("score", score)
-        return Feeding(self, model, version, mode, most, sessions, return_errors=return_errors, score=score).run(
-            messages
-        )
+        check_progress(progress)
+        feeding = Feeding(self, model, version, mode, most, sessions, return_errors=return_errors, score=score)
+        return counted(feeding.run(messages), progress, f"feed {model}", messages, "messages")
 
     def _of(self, opened: Opened[Link], id: str) -> Session:
         """The session of an id that was opened alone."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sized
 from typing import Any, Protocol, TypeVar
 
 from statestream.aio.waiting import Done
+from statestream.progress import Progress, reporting
 
 T = TypeVar("T")
 
@@ -34,6 +36,33 @@ def pipeline(items: Iterable[T] | AsyncIterable[T], send: Callable[[T], UnderWay
     if isinstance(items, AsyncIterable):  # asyncio only
         return _live(aiter(items), send, most)
     return _plain(items, send, most)
+
+
+def counted(answers: AsyncIterator[T], progress: Progress, what: str, items: object, unit: str) -> AsyncIterator[T]:
+    """The same answers; how many there were is told where somebody wants to know.
+
+    Args:
+        answers: Those.
+        progress: Who wants to know.
+        what: What is done.
+        items: What the answers are to; there are as many as that has, where it says so.
+        unit: What is counted.
+    """
+    if progress is False:
+        return answers
+    return _counted(answers, progress, what, len(items) if isinstance(items, Sized) else None, unit)
+
+
+async def _counted(answers: Any, progress: Progress, what: str, total: int | None, unit: str) -> AsyncIterator[Any]:
+    numbers = itertools.count(1)
+    with reporting(progress, what, total, unit) as tell:
+        try:
+            async for answer in answers:
+                if tell is not None:
+                    tell(next(numbers))
+                yield answer
+        finally:
+            await answers.aclose()
 
 
 async def _plain(items: Iterable[T], send: Callable[[T], UnderWay], most: int) -> AsyncIterator[Any]:

@@ -13,7 +13,7 @@ from statestream.aio.awaiting import hinting
 from statestream.aio.calling import answers
 from statestream.aio.copying import Copying
 from statestream.aio.link import Link
-from statestream.aio.pipeline import pipeline
+from statestream.aio.pipeline import counted, pipeline
 from statestream.aio.stepping import PoolStepping
 from statestream.aio.together import perform_all
 from statestream.aio.waiting import LIVE
@@ -25,6 +25,7 @@ from statestream.core import ControlTicket, Feed, PoolTicket
 from statestream.forecasts import Told, Wish, asked, cuts, forecast_call, reordered, row, start_bytes, whole
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
+from statestream.progress import Progress, check_progress
 from statestream.series import Past
 from statestream.unary import StreamCall
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
@@ -97,6 +98,7 @@ class Pool(PoolBase[Link]):
         ahead: int | None = None,
         return_errors: bool = False,
         score: bool = False,
+        progress: Progress = False,
     ) -> AsyncIterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
@@ -115,6 +117,7 @@ class Pool(PoolBase[Link]):
             return_errors: A step of which rows failed yields its PoolError, in place of raising it, and the stream
                 goes on; the steps behind it have an error for those rows as well.
             score: As for `step`; of a `PoolStep` what that says counts.
+            progress: Tells how many items are answered: see `Client.forecast`.
 
         Raises:
             BadTensor: Wrong name, dtype or shape of an item; raised in its turn, it ends the stream; it was not sent.
@@ -123,13 +126,15 @@ class Pool(PoolBase[Link]):
         check_items(items, LIVE, pool=True)
         check_flag("return_errors", return_errors)
         check_flag("score", score)
+        check_progress(progress)
         feed = Feed()
 
         def send(item: Input | PoolStep) -> PoolStepping:
             one = item if isinstance(item, PoolStep) else PoolStep(item, score=score)
             return self._begin(one, feed, return_errors)
 
-        return pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD, LIVE))
+        answers = pipeline(items, send, lookahead(items, ahead, POOL_LOOKAHEAD, LIVE))
+        return counted(answers, progress, f"stream {self.model}", items, "items")
 
     async def reset(
         self,

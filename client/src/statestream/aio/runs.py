@@ -8,20 +8,28 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments, backtests, calls, dataframes, driven, forecasts, series, texts, unary
+from statestream import arguments, backtests, calls, dataframes, driven, forecasts, series, unary
 from statestream.aio.calling import answer, answers
 from statestream.aio.catalogue import Catalogue
 from statestream.contract.tensors import Array
 from statestream.core import PredictTicket
 from statestream.layout import Input, Layout
+from statestream.progress import Progress, Tell, check_progress, pieces, reporting
 from statestream.series import Past
+from statestream.unary import StreamCall
 
 
 class Runs(Catalogue):
     """The part of a client that runs models without a session of its own."""
 
     async def predict(
-        self, model: str, x: Input, *, outputs: Sequence[str] | None = None, version: int | None = None
+        self,
+        model: str,
+        x: Input,
+        *,
+        outputs: Sequence[str] | None = None,
+        version: int | None = None,
+        progress: Progress = False,
     ) -> Any:
         """Runs a model without memory once.
 
@@ -30,6 +38,8 @@ class Runs(Catalogue):
             x: The model's input [B, …]; a dict by name where it has several.
             outputs: The names of the outputs wanted; all where left out.
             version: The model's version; the default one where left out.
+            progress: Tells how many rows are done: see `forecast`. They are then sent some at a time, and may be more
+                than the server takes at once.
 
         Returns:
             The output; a dict by name where there are several.
@@ -40,12 +50,28 @@ class Runs(Catalogue):
         """
         arguments.check_model(model, version)
         wanted = arguments.check_outputs(outputs)
+        check_progress(progress)
         limits = self._link.state.info.limits
 
-        async def run(layout: Layout) -> Any:
+        async def once(layout: Layout, x: Input, version: int | None) -> Any:
             if not limits.max_frame_calls:
                 return await answer(self._link, unary.predict(layout, x, wanted, version, limits))
             return await self._call(layout.call(x, tuple(wanted), version or 0), layout)
+
+        async def run(layout: Layout) -> Any:
+            if progress is False:
+                return await once(layout, x, version)
+            inputs = layout.predict(x)
+            rows = layout.rows([*inputs.values()])
+            with reporting(progress, f"predict {model}", rows if rows >= 0 else 1, "rows") as tell:
+                found = []
+                for low, high in pieces(rows, sum(array.nbytes for array in inputs.values()), limits.max_message_bytes):
+                    piece = {name: array[low:high] for name, array in inputs.items()}
+                    # The default version may become another one meanwhile.
+                    found.append(await once(layout, piece, layout.model.version))
+                    if tell is not None:
+                        tell(high)
+                return calls.joined(found, layout) if found else await once(layout, inputs, version)
 
         return await self._fitting(model, version, "predict", run)
 
@@ -79,6 +105,7 @@ class Runs(Catalogue):
         bands: str | None = None,
         until: tuple[str, str, float] | None = None,
         version: int | None = None,
+        progress: Progress = False,
     ) -> Any:
         """Forecasts h steps from past ones.
 
@@ -107,6 +134,9 @@ class Runs(Catalogue):
             future: Inputs that are known beforehand and not fed back: [h, F] for all series, [N, h, F], or a DataFrame
                 with unique_id and ds as the history has them; a dict by name for several.
             version: The model's version; the default one where left out.
+            progress: True draws a bar on standard error, or in a notebook, that tells how many series are done; it
+                takes `statestream[progress]`. A function is called with how many are done and how many there are, at
+                first with 0, by whoever made the call; what it raises ends that.
 
         Returns:
             [h, O] or [N, h, O]: points, of paths their mean. With quantiles [..., O, Q] in their order, with level
@@ -122,6 +152,7 @@ class Runs(Catalogue):
         """
         arguments.check_model(model, version)
         driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+        check_progress(progress)
 
         async def run(layout: Layout) -> Any:
             wish = forecasts.wished(
@@ -143,7 +174,9 @@ class Runs(Catalogue):
                 known = dataframes.read_future(layout, table, future, h)
             elif future is not None:
                 known = series.future(layout, future, len(past.lengths), h)
-            told = forecasts.whole([part async for part in self._parts_of(layout, wish, version, past, known)], h)
+            with reporting(progress, f"forecast {model}", len(past.lengths), "series") as tell:
+                parts = [part async for part in self._parts_of(layout, wish, version, past, known, tell)]
+            told = forecasts.whole(parts, h)
             if table is not None:
                 return dataframes.write_forecast(layout, table, wish, told)
             return forecasts.row(wish, told, 0 if past.alone else None)
@@ -217,6 +250,7 @@ class Runs(Catalogue):
         samples: bool = False,
         bands: str | None = None,
         version: int | None = None,
+        progress: Progress = False,
     ) -> Any:
         """Forecasts from many moments of a past, where what came then is known: rolling origin, cross-validation.
 
@@ -238,6 +272,7 @@ class Runs(Catalogue):
             samples: As of `forecast`.
             bands: As of `forecast`; only errors that were known at a cutoff are used there.
             version: The model's version; the default one where left out.
+            progress: As of `forecast`; each window of each series counts.
 
         Returns:
             For a DataFrame the same kind of table, with Nixtla's columns: unique_id where the history has it, ds,
@@ -254,6 +289,7 @@ class Runs(Catalogue):
         arguments.check_model(model, version)
         driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, None)
         driven.check_windows(step, n_windows)
+        check_progress(progress)
 
         async def run(layout: Layout) -> Any:
             wish = forecasts.wished(
@@ -273,104 +309,14 @@ class Runs(Catalogue):
             cutoffs = backtests.moments(layout, past, wish, step or h, n_windows)
             limits = self._link.state.info.limits
             calls = backtests.backtest_calls(layout, wish, version, past, cutoffs, limits)
-            parts = [[told async for told in answers(self._link, call)] for call in calls]
+            done, parts = 0, list[list[forecasts.Told]]()
+            with reporting(progress, f"backtest {model}", cutoffs.size, "forecasts") as tell:
+                for call in calls:
+                    parts.append(await self._told(call, h, done, tell))
+                    done += parts[-1][0].series
             return backtests.outcome(layout, wish, past, cutoffs, forecasts.whole(parts, h), table)
 
         return await self._fitting(model, version, "session", run)
-
-    async def generate(
-        self,
-        model: str,
-        text: Any,
-        *,
-        max_tokens: int | None = None,
-        num_beams: int | None = None,
-        n_best: int | None = None,
-        length_penalty: float | None = None,
-        early_stopping: bool = False,
-        num_samples: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        attention: bool = False,
-        version: int | None = None,
-    ) -> Any:
-        """Encodes a text and decodes the answer, or does so with many at once: greedily, by beam search, or drawn.
-
-        A server that is lost meanwhile is not seen here: the texts go on elsewhere, with the same tokens.
-
-        Args:
-            model: The model's name; it must be an encoder-decoder.
-            text: A text, or a list of them; or in place of each the numbers of its tokens.
-            max_tokens: The most tokens of an answer; the model's own limit where left out.
-            num_beams: How many answers go on side by side, at each step the likeliest of all: beam search.
-            n_best: How many of them are wanted, the best first.
-            length_penalty: Answers are compared by the logarithm of their probability, divided by their length to the
-                power of this; the end token counts. 1 where left out; 0 compares by probability, more prefers longer
-                ones.
-            early_stopping: Whether it is enough that num_beams answers have ended; else it goes on until none of those
-                that go on could come to be among the best.
-            num_samples: Answers that are drawn for each text.
-            temperature: What scores are divided by before one draws: below 1 likely tokens become likelier.
-            top_k: How many of the likeliest tokens may be drawn.
-            top_p: Of the likeliest tokens as many may be drawn as it takes for so much probability.
-            seed: What draws begin with, 0 to 2**64 - 1. The same seed draws the same answers for the same list of
-                texts, whatever runs beside; without one each call draws others.
-            attention: Whether it is wanted where each token looked in the text.
-            version: The model's version; the default one where left out.
-
-        Returns:
-            `Generated`, a str with tokens, log-probabilities, score and attention; of a list of texts a list of them.
-            With n_best or num_samples for each text a list.
-
-        Raises:
-            BadTensor: A symbol is not in the model's vocabulary, a token does not exist, or a text is empty.
-            BadFrame: A text is too long, or the server has no so many tokens or beams.
-            Unsupported: The model is no encoder-decoder, reads no text, or does not say where it looks.
-            ValueError: An argument has a value that it cannot have, or two do not go together.
-        """
-        ways = driven.Ways(
-            num_beams=num_beams,
-            n_best=n_best,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            num_samples=num_samples,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
-        wish, sources = texts.wished(model, version, ways, max_tokens, attention), texts.read_sources(text)
-        found = dict[int, list[texts.Generated]]()
-        for call in texts.generate_calls(self._link.state.info.limits, wish, sources):
-            async for place, each in answers(self._link, call):
-                found[place] = each
-        return texts.answer(wish, sources, found)
-
-    def generate_steps(
-        self,
-        model: str,
-        text: Any,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        attention: bool = False,
-        version: int | None = None,
-    ) -> AsyncIterator[texts.GeneratedToken]:
-        """Decodes the answer to one text token by token, as the server makes them: nothing runs ahead of who reads.
-
-        Arguments and errors are those of `generate`.
-
-        Yields:
-            `GeneratedToken`, a str with the token's number, log-probability and attention; joined they are the answer.
-        """
-        ways = driven.Ways(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        wish = texts.wished(model, version, ways, max_tokens, attention)
-        return answers(self._link, texts.token_call(wish, texts.read_sources(text)))
 
     async def _parts_of(
         self,
@@ -379,6 +325,7 @@ class Runs(Catalogue):
         version: int | None,
         past: Past,
         known: Mapping[str, Array] | None,
+        tell: Tell | None,
     ) -> AsyncIterator[list[forecasts.Told]]:
         """The steps of some series after the other: as many as fit into one call."""
         sizes = np.zeros(len(past.lengths), np.int64)
@@ -392,4 +339,17 @@ class Runs(Catalogue):
             call = forecasts.forecast_call(
                 layout, wish, version, past=part, series=np.arange(low, high), future=mine or None
             )
-            yield [told async for told in answers(self._link, call)]
+            yield await self._told(call, wish.h, low, tell)
+
+    async def _told(
+        self, call: StreamCall[forecasts.Told], h: int, done: int, tell: Tell | None
+    ) -> list[forecasts.Told]:
+        """The steps of a call; `done` forecasts were made before it."""
+        found = list[forecasts.Told]()
+        async for told in answers(self._link, call):
+            found.append(told)
+            if tell is not None:
+                tell(done + told.series * len(found) // h)
+        if tell is not None and found:
+            tell(done + found[0].series)  # They may have ended before the horizon.
+        return found

@@ -11,7 +11,7 @@ from statestream.aio.awaiting import hinting
 from statestream.aio.calling import answer, answers
 from statestream.aio.copying import Copying
 from statestream.aio.link import Link
-from statestream.aio.pipeline import pipeline
+from statestream.aio.pipeline import counted, pipeline
 from statestream.aio.stepping import Stepping
 from statestream.aio.together import perform
 from statestream.aio.waiting import LIVE, Done
@@ -22,6 +22,7 @@ from statestream.core import Ticket
 from statestream.forecasts import Told, Wish, asked, forecast_call, row
 from statestream.layout import Input
 from statestream.parts import Opened
+from statestream.progress import Progress, check_progress
 from statestream.scores import scored
 from statestream.unary import StreamCall
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET
@@ -108,7 +109,12 @@ class Session(SessionBase):
         return scored(ticket.value) if score else ticket.value
 
     def stream(
-        self, items: Iterable[Input] | AsyncIterable[Input], *, ahead: int | None = None, score: bool = False
+        self,
+        items: Iterable[Input] | AsyncIterable[Input],
+        *,
+        ahead: int | None = None,
+        score: bool = False,
+        progress: Progress = False,
     ) -> AsyncIterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
@@ -121,8 +127,10 @@ class Session(SessionBase):
                 asynchronous iterables, and 1 for other iterables: these may wait for the world, and an output
                 should not wait with them.
             score: As for `step`.
+            progress: Tells how many items are answered: see `Client.forecast`.
         """
         check_items(items, LIVE)
+        check_progress(progress)
         check_flag("score", score)
         most = lookahead(items, ahead, LOOKAHEAD, LIVE)
         before: Ticket | None = None
@@ -133,7 +141,8 @@ class Session(SessionBase):
             before = ticket
             return Stepping(self._link, self._layout, self.id, ticket, done, score)
 
-        return pipeline(self._layout.items(items), send, most)
+        rows = self._layout.items(items)
+        return counted(pipeline(rows, send, most), progress, f"stream {self.model}", rows, "items")
 
     async def flush(self) -> int:
         """Makes all steps so far durable; returns the durable position.

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -100,6 +101,11 @@ def told() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
     except OSError as error:
         raise click.ClickException(str(error)) from error
+
+
+def watched() -> bool:
+    """Whether somebody looks who wants to know how far a long call is."""
+    return sys.stderr.isatty()
 
 
 def at_server(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,8 +16,9 @@ import numpy as np
 
 import statestream
 from statestream.command import lines
-from statestream.command.asking import at_server, find_model, model_names, told, told_tls
+from statestream.command.asking import at_server, find_model, model_names, told, told_tls, watched
 from statestream.contract.errors import Unsupported
+from statestream.progress import reporting
 
 _MODEL = click.argument("model", shell_complete=model_names)
 
@@ -148,7 +149,7 @@ def forecast(
     """
     with _client(model, address, timeout) as (client, found):
         header, rows = lines.read_table(file, _text(file))
-        wish: dict[str, Any] = {"level": list(level) or None, "bands": bands, "seed": seed}
+        wish: dict[str, Any] = {"level": list(level) or None, "bands": bands, "seed": seed, "progress": watched()}
         if {"unique_id", "ds"} & set(header):
             table = _frame(header, rows, client.forecast, found.name, h, wish)
             told_as = {"orient": "records", "lines": True, "date_format": "iso"}
@@ -203,11 +204,16 @@ def _frame(header: list[str], rows: list[list[str]], call: Any, model: str, h: i
 @click.option("--seed", type=click.IntRange(0), default=None, help="What draws begin with.")
 def generate(model: str, text: tuple[str, ...], address: str, as_json: bool, timeout: float, **wish: Any) -> None:
     """Answer each TEXT, or each line that is piped in, with a text."""
-    with _client(model, address, timeout) as (client, found):
-        for one in text or (line.rstrip("\n") for line in sys.stdin):
+    with (
+        _client(model, address, timeout) as (client, found),
+        reporting(watched(), f"generate {found.name}", len(text) or None, "texts") as tell,
+    ):
+        for number, one in enumerate(text or (line.rstrip("\n") for line in sys.stdin), 1):
             if one:
                 answer = client.generate(found.name, one, **wish)
                 click.echo(json.dumps({"source": one, "text": lines.plain(answer)}) if as_json else str(answer))
+            if tell is not None:
+                tell(number)
 
 
 @click.command()
@@ -225,10 +231,14 @@ def predict(model: str, file: str, address: str, as_json: bool, timeout: float) 
             x = _items(lines.Reader(found), _text(file), file)
         batches = [x] if isinstance(x, np.ndarray) else _batches(x)
         for batch in batches:
-            y = client.predict(found.name, batch)
+            y = client.predict(found.name, batch, progress=watched() and _length(batch) > 1)
             several = y if isinstance(y, dict) else {found.signature.outputs[0].name: y}
             for row in range(len(next(iter(several.values())))):
                 click.echo(json.dumps({name: lines.plain(one[row]) for name, one in several.items()}))
+
+
+def _length(batch: Any) -> int:
+    return len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
 
 
 def _batches(items: list[Any]) -> Iterator[Any]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from statestream import arguments, classes
 from statestream.layout import Input
-from statestream.sync.runs import Runs
+from statestream.sync.generating import Generating
 
 
-class Classifying(Runs):
+class Classifying(Generating):
     """The part of a client that has inputs classified."""
 
     def classify(

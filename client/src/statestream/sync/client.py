@@ -17,12 +17,14 @@ from statestream.credentials import Tls, Token
 from statestream.layout import Input
 from statestream.owned import Owned
 from statestream.parts import Opened, Openings, opened
+from statestream.progress import Progress, check_progress
 from statestream.settings import Settings, chosen
 from statestream.shards import Shards, make_core, routes
 from statestream.sync.calling import answer
 from statestream.sync.classifying import Classifying
 from statestream.sync.feeding import Feeding
 from statestream.sync.link import Link
+from statestream.sync.pipeline import counted
 from statestream.sync.pool import Pool
 from statestream.sync.session import Session
 from statestream.sync.together import abandon_all, close_all, leave_all, perform_all, start_all
@@ -251,6 +253,7 @@ class Client(Classifying):
         version: int | None = None,
         return_errors: bool = False,
         score: bool = False,
+        progress: Progress = False,
     ) -> Iterator[tuple[str, Any]]:
         """Steps the sessions that messages are for, and yields (id, outputs) as they are answered.
 
@@ -269,6 +272,7 @@ class Client(Classifying):
             return_errors: A message that is refused yields its error, in the place of outputs, and the feed goes on. A
                 session that failed is opened again for its next message; one that another client took is left to it.
             score: As for `Session.step`.
+            progress: Tells how many messages are answered: see `forecast`.
 
         Raises:
             TypeError: A message is no such pair; raised when those before it are answered.
@@ -282,9 +286,9 @@ class Client(Classifying):
         sessions = arguments.check_whole("max_sessions", max_sessions)
         arguments.check_flag("return_errors", return_errors)
         arguments.check_flag("score", score)
-        return Feeding(self, model, version, mode, most, sessions, return_errors=return_errors, score=score).run(
-            messages
-        )
+        check_progress(progress)
+        feeding = Feeding(self, model, version, mode, most, sessions, return_errors=return_errors, score=score)
+        return counted(feeding.run(messages), progress, f"feed {model}", messages, "messages")
 
     def _of(self, opened: Opened[Link], id: str) -> Session:
         """The session of an id that was opened alone."""

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Protocol, TypeVar
+
+from statestream.progress import Progress, reporting
 
 T = TypeVar("T")
 
@@ -27,6 +30,33 @@ def pipeline(items: Iterable[T], send: Callable[[T], UnderWay], most: int) -> It
     What is under way when it ends is forgotten.
     """
     return _plain(items, send, most)
+
+
+def counted(answers: Iterator[T], progress: Progress, what: str, items: object, unit: str) -> Iterator[T]:
+    """The same answers; how many there were is told where somebody wants to know.
+
+    Args:
+        answers: Those.
+        progress: Who wants to know.
+        what: What is done.
+        items: What the answers are to; there are as many as that has, where it says so.
+        unit: What is counted.
+    """
+    if progress is False:
+        return answers
+    return _counted(answers, progress, what, len(items) if isinstance(items, Sized) else None, unit)
+
+
+def _counted(answers: Any, progress: Progress, what: str, total: int | None, unit: str) -> Iterator[Any]:
+    numbers = itertools.count(1)
+    with reporting(progress, what, total, unit) as tell:
+        try:
+            for answer in answers:
+                if tell is not None:
+                    tell(next(numbers))
+                yield answer
+        finally:
+            answers.close()
 
 
 def _plain(items: Iterable[T], send: Callable[[T], UnderWay], most: int) -> Iterator[Any]:

@@ -15,11 +15,12 @@ from statestream.core import Ticket
 from statestream.forecasts import Told, Wish, asked, forecast_call, row
 from statestream.layout import Input
 from statestream.parts import Opened
+from statestream.progress import Progress, check_progress
 from statestream.scores import scored
 from statestream.sync.calling import answer, answers
 from statestream.sync.copying import Copying
 from statestream.sync.link import Link
-from statestream.sync.pipeline import pipeline
+from statestream.sync.pipeline import counted, pipeline
 from statestream.sync.stepping import Stepping
 from statestream.sync.together import perform
 from statestream.sync.waiting import LIVE, Done
@@ -106,7 +107,14 @@ class Session(SessionBase):
             raise causes.of_step(self._layout, ticket, self.id)
         return scored(ticket.value) if score else ticket.value
 
-    def stream(self, items: Iterable[Input], *, ahead: int | None = None, score: bool = False) -> Iterator[Any]:
+    def stream(
+        self,
+        items: Iterable[Input],
+        *,
+        ahead: int | None = None,
+        score: bool = False,
+        progress: Progress = False,
+    ) -> Iterator[Any]:
         """Steps through items and yields each one's outputs, in order, with several under way at a time.
 
         The first error ends it, in its turn; steps behind a refused one are not applied. When left early, steps that
@@ -118,8 +126,10 @@ class Session(SessionBase):
                 arrays, and 1 for other iterables: these may wait for the world, and an output
                 should not wait with them.
             score: As for `step`.
+            progress: Tells how many items are answered: see `Client.forecast`.
         """
         check_items(items, LIVE)
+        check_progress(progress)
         check_flag("score", score)
         most = lookahead(items, ahead, LOOKAHEAD, LIVE)
         before: Ticket | None = None
@@ -130,7 +140,8 @@ class Session(SessionBase):
             before = ticket
             return Stepping(self._link, self._layout, self.id, ticket, done, score)
 
-        return pipeline(self._layout.items(items), send, most)
+        rows = self._layout.items(items)
+        return counted(pipeline(rows, send, most), progress, f"stream {self.model}", rows, "items")
 
     def flush(self) -> int:
         """Makes all steps so far durable; returns the durable position.
