@@ -322,6 +322,12 @@ class Registry:
         path = next((one.path for one in found if (one.name, one.version) == (name, version)), None)
         return modelfile.columns(path) if path is not None else None
 
+    def serves(self, table: Table, *, named: bool) -> bool:
+        """Whether a table is that of a loaded version, and of the default one where a caller has not named it."""
+        name, version = table.model.name, table.model.version
+        served = self._served.get(name, {}).get(version)
+        return served is not None and served.table is table and (named or self._defaults.get(name) == version)
+
     def is_default(self, model: Model) -> bool:
         """Whether it is the version that serves when none is asked for."""
         return model.version == self._defaults.get(model.name)

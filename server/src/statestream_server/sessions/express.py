@@ -96,16 +96,17 @@ class Express:
         if found is None:
             return None
         table, row = found
-        if (
-            table.owner.item(row) != UNBOUND
-            or not table.epoch.item(row)
-            or version not in (0, table.model.version)
-            or table.claiming.item(row)
-            or table.queued.item(row) != table.position.item(row)
-            or self._order.has(key)
-        ):
-            return None
-        return found
+        return found if version in (0, table.model.version) and self.is_free(table, row, key) else None
+
+    def is_free(self, table: Table, row: int, key: Key) -> bool:
+        """Whether a session in memory is that of callers without a stream, and has nothing to do."""
+        return (
+            table.owner.item(row) == UNBOUND
+            and table.epoch.item(row) != 0
+            and not table.claiming.item(row)
+            and table.queued.item(row) == table.position.item(row)
+            and not self._order.has(key)
+        )
 
     def put(
         self,

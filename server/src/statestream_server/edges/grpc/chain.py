@@ -28,7 +28,7 @@ from statestream_server import caller
 from statestream_server.access.tokens import ADMIN, STEP
 from statestream_server.caller import ANYBODY, Caller
 from statestream_server.edges.grpc.caps import Caps
-from statestream_server.edges.grpc.decoding import DecodeBudget, Unreadable, decoder
+from statestream_server.edges.grpc.decoding import DecodeBudget, Undecoded, Unreadable, decoder, later
 from statestream_server.edges.grpc.failures import Context, abort
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.identity import asks, identify
@@ -84,8 +84,8 @@ class Direct(Protocol):
     def over(self) -> bool:
         """Whether it is: answered, refused, cancelled, or too late."""
 
-    def answer(self, message: Message) -> None:
-        """Ends it with a message, of which nothing is kept."""
+    def answer(self, message: Any) -> None:
+        """Ends it with a message, of which nothing is kept, or with one that is bytes already."""
 
     def fail(self, error: Exception) -> None:
         """Ends it with an error."""
@@ -93,6 +93,8 @@ class Direct(Protocol):
 
 Take: TypeAlias = Callable[[Any, Caller, Direct], bool]
 """Takes a request, decoded or not to be read, if it is as usual; False where it did nothing, and the method is asked.
+
+That of a method among `Chain.undecoded` comes as it is.
 
 It is not capped: what it takes it has checked itself. The budget of its method was looked at.
 """
@@ -132,6 +134,8 @@ class Chain(grpc.GenericRpcHandler):
         self._decoded = DecodeBudget()
         self.direct: dict[str, Take] = {}
         """What takes the usual calls of a method, `/service/method`, where an edge can do without a task."""
+        self.undecoded: set[str] = set()
+        """Methods, `/service/method`, of which what takes the usual calls, and a stream, decodes messages by itself."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """What serves a call; gRPC asks in the call's own task. None for a method that does not exist."""
@@ -229,9 +233,12 @@ class Chain(grpc.GenericRpcHandler):
         call = granted(call, name)
         if self._tracing is not None:
             call = traced(call, name[1:], self._tracing)
+        call = answered(call, name[1:], self._requests)
+        if name in self.undecoded and not handler.request_streaming:
+            call = decoded(call)
         return of(
-            answered(call, name[1:], self._requests),
-            request_deserializer=decode,
+            call,
+            request_deserializer=later(decode) if name in self.undecoded else decode,
             response_serializer=handler.response_serializer,
         )
 
@@ -299,6 +306,15 @@ def limited(call: Call, caps: Caps, budget: Budget | None = None) -> Call:
         return await call(request, context)
 
     return limited
+
+
+def decoded(call: Call) -> Call:
+    """A call of one message, which is decoded before."""
+
+    async def decoded(request: Any, context: Context) -> Any:
+        return await call(request.message() if isinstance(request, Undecoded) else request, context)
+
+    return decoded
 
 
 def checked(generate: Generate, caps: Caps) -> Generate:

@@ -40,6 +40,23 @@ class Unreadable:
     frame: int = 0
 
 
+class Undecoded:
+    """A message that is decoded when somebody asks for it: what takes it may know it by its bytes."""
+
+    __slots__ = ("_decode", "data", "model_name")
+
+    def __init__(self, data: bytes, decode: Callable[[bytes], Message | Unreadable]) -> None:
+        """A message of these bytes."""
+        self.data = data
+        self.model_name = ""
+        """The model that it is about, as soon as that is known."""
+        self._decode = decode
+
+    def message(self) -> Message | Unreadable:
+        """The message, or why there is none."""
+        return self._decode(self.data)
+
+
 class _Plan(NamedTuple):
     """What the fields of a message are: messages in it by tag, and the tags of packed lists of numbers."""
 
@@ -73,6 +90,11 @@ def decoder(kind: type[Message]) -> Callable[[bytes], Message | Unreadable]:
             )
 
     return decode
+
+
+def later(decode: Callable[[bytes], Message | Unreadable]) -> Callable[[bytes], Message | Unreadable | Undecoded]:
+    """The same, later; large messages are decoded at once, as they are weighed and counted."""
+    return lambda data: Undecoded(data, decode) if len(data) <= _LIGHT else decode(data)
 
 
 class DecodeBudget:

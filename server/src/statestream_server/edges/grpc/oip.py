@@ -14,15 +14,16 @@ from statestream_server import caller
 from statestream_server.caller import Caller
 from statestream_server.edges.grpc.caps import MAX_TENSORS, Caps
 from statestream_server.edges.grpc.chain import Chain, Direct, Handler
-from statestream_server.edges.grpc.decoding import Unreadable
+from statestream_server.edges.grpc.decoding import Undecoded, Unreadable
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.edges.grpc.oip_stream import Came, OipStream, refusal, serialized
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.waiting import Waiting
 from statestream_server.edges.oip import about, parameters, tensors
 from statestream_server.edges.oip import oip_pb2 as pb
+from statestream_server.edges.oip.answers import Encoded, streamed
 from statestream_server.edges.oip.inference import Request, Response, inference_of
-from statestream_server.edges.oip.sequences import Reply, Sequences
+from statestream_server.edges.oip.sequences import Asker, Sequences
 from statestream_server.registry import Served
 from statestream_server.server import Readiness, Server
 from statestream_server.sessions.admission.accounts import COPIES, OVERHEAD
@@ -116,13 +117,23 @@ class OipServicer:
         await self._selection.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse | Encoded:
         """Runs a model, or the next steps of a sequence."""
         return await self._infer(request)
 
     def take(self, request: Any, caller: Caller, call: Direct) -> bool:
         """Takes the usual ModelInfer; see `chain.Take`."""
-        return self._sequences.take(request, caller.tenant, _Hearer(call))
+        if not isinstance(request, Undecoded):
+            return self._sequences.take(request, caller.tenant, _Asker(call))
+        seen = self._sequences.seen(request.data, caller.tenant)
+        if seen is not None and self._sequences.take_seen(seen, _Asker(call)):
+            request.model_name = seen.head.key.model
+            return True
+        message = request.message()
+        if not self._sequences.take(message, caller.tenant, _Asker(call), data=request.data):
+            return False
+        request.model_name = getattr(message, "model_name", "")
+        return True
 
     async def ModelStreamInfer(self, _unused: object, context: Context) -> None:
         """The same for the requests of a stream, those of one sequence in their order, others beside each other.
@@ -140,19 +151,22 @@ class OipServicer:
         answer = self._inference.answer_bytes(request.model_name, request.model_version, shapes)
         return OVERHEAD + COPIES * request.ByteSize() + answer
 
-    async def _streamed(self, request: Came) -> pb.ModelStreamInferResponse:
+    async def _streamed(self, request: Came) -> pb.ModelStreamInferResponse | Encoded:
         """The answer to a request of a stream; an error is one, too."""
         try:
             if isinstance(request, Unreadable):
                 raise request.error
             self._caps.check(request)
-            return pb.ModelStreamInferResponse(infer_response=await self._infer(request))
+            answer = await self._infer(request)
+            if isinstance(answer, Encoded):
+                return streamed(answer.SerializeToString())
+            return pb.ModelStreamInferResponse(infer_response=answer)
         except Exception as error:
             return refusal(error, "" if isinstance(request, Unreadable) else request.id)
 
-    async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        waiting = Waiting[pb.ModelInferResponse]()
-        if self._sequences.take(request, caller.current.get().tenant, _Hearer(waiting)):
+    async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse | Encoded:
+        waiting = Waiting[Encoded]()
+        if self._sequences.take(request, caller.current.get().tenant, _Asker(waiting)):
             return await waiting.message
         response = await self._inference.infer(
             Request(
@@ -170,16 +184,17 @@ class OipServicer:
         return self._registry.get(name, parameters.version_of(version))
 
 
-class _Hearer:
-    """Hears what becomes of a request that a call brought."""
+class _Asker(Asker):
+    """A request that a call brought."""
 
     __slots__ = ("_call",)
 
     def __init__(self, call: Direct) -> None:
+        super().__init__()
         self._call = call
 
-    def answered(self, reply: Reply) -> None:
-        self._call.answer(reply.message)
+    def answered(self, answer: bytes) -> None:
+        self._call.answer(Encoded(answer))
 
     def failed(self, error: errors.StatestreamError) -> None:
         self._call.fail(error)
@@ -254,6 +269,7 @@ def register(servicer: OipServicer, chain: Chain) -> None:
             grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         )
         handlers[method.name] = of(getattr(servicer, method.name), response_serializer=serialized)
+    chain.undecoded |= {f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer"}
     chain.add_registered_method_handlers(SERVICE, handlers)
     chain.direct[f"/{SERVICE}/ModelInfer"] = servicer.take
     chain.refuse_others(

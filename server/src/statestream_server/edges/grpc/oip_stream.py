@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 from statestream.contract import errors
 from statestream_server import caller
-from statestream_server.edges.grpc.decoding import Unreadable
+from statestream_server.edges.grpc.decoding import Undecoded, Unreadable
 from statestream_server.edges.grpc.failures import Context, told
 from statestream_server.edges.grpc.outbox import ERROR_BYTES, Outbox
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.stream import feed
 from statestream_server.edges.oip import oip_pb2 as pb
-from statestream_server.edges.oip.sequences import Read, Reply, Sequences, read_sequence
+from statestream_server.edges.oip.answers import Encoded, streamed
+from statestream_server.edges.oip.sequences import Asker, Read, Seen, Sequences, read_sequence
 from statestream_server.server import Server
 from statestream_server.sessions.admission.accounts import OVERHEAD
 
 Came: TypeAlias = "pb.ModelInferRequest | Unreadable"
 """What comes on a stream."""
+_COPIES: Final = 4
+"""Of a request's contents that the server may hold until it is answered."""
 _Key: TypeAlias = tuple[str, str]
 """A model and a sequence of it."""
 _MOST_UNDER_WAY: Final = 256
@@ -36,7 +38,7 @@ class OipStream:
         context: Context,
         reading: Reading,
         sequences: Sequences,
-        answer: Callable[[Came], Awaitable[pb.ModelStreamInferResponse]],
+        answer: Callable[[Came], Awaitable[pb.ModelStreamInferResponse | Encoded]],
         size: Callable[[Came], int],
     ) -> None:
         """A stream without requests.
@@ -63,7 +65,7 @@ class OipStream:
         self._less: asyncio.Future[None] | None = None
         self._last = dict[_Key, _Request]()
         """The newest request under way of each sequence."""
-        self._held: Came | None = None
+        self._held: Came | Undecoded | None = None
         """What came while there was no room."""
 
     async def serve(self) -> None:
@@ -105,31 +107,51 @@ class OipStream:
         self._less = asyncio.get_running_loop().create_future()
         await self._less
 
-    def _begin(self, request: Came) -> bool:
+    def _begin(self, came: Came | Undecoded) -> bool:
         """Begins to answer a request; False where there is no room for it."""
         window = self._window
         if self._count and (self._count >= _MOST_UNDER_WAY or window.held >= window.most):
             return False
+        data = b""
+        if isinstance(came, Undecoded):
+            data = came.data
+            seen = self._sequences.seen(data, self._tenant)
+            if seen is not None and self._take_seen(seen):
+                return True
+        request: Any = came.message() if isinstance(came, Undecoded) else came
         key = before = None
         if not isinstance(request, Unreadable):
             read = read_sequence(request)
             key = (request.model_name, str(read[0])) if read[0] else _sequence_key(request)
             before = self._last.get(key) if key else None
-            if before is None and key and read[0] and self._take_usual(request, key, read):
+            if before is None and key and read[0] and self._take_usual(request, key, read, data):
                 return True
         size = self._size(request)
         if self._count and window.held + size > window.most:
             return False
-        one = self._started(key, request, size)
+        one = self._started(key, size)
         task = asyncio.create_task(self._serve(one, request, before), name="oip-request")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
 
-    def _take_usual(self, request: Any, key: _Key, read: Read) -> bool:
-        one = _Request(self, key, request.id, OVERHEAD + 4 * self._sequences.size(request))
+    def _take_seen(self, seen: Seen) -> bool:
+        key = seen.head.key[1:]
+        if key in self._last:
+            return False
+        one = _Request(self, key, OVERHEAD + _COPIES * seen.head.nbytes)
+        if not self._sequences.take_seen(seen, one):
+            return False
+        self._count += 1
+        self._last[key] = one
+        self._account.take(one.size, self._window)
+        return True
+
+    def _take_usual(self, request: Any, key: _Key, read: Read, data: bytes) -> bool:
+        size = OVERHEAD + _COPIES * sum(map(len, request.raw_input_contents))
+        one = _Request(self, key, size)
         try:
-            if not self._sequences.take(request, self._tenant, one, read):
+            if not self._sequences.take(request, self._tenant, one, read, data):
                 return False
         except errors.StatestreamError:
             return False
@@ -138,8 +160,8 @@ class OipStream:
         self._account.take(one.size, self._window)
         return True
 
-    def _started(self, key: _Key | None, request: Came, size: int) -> _Request:
-        one = _Request(self, key, "" if isinstance(request, Unreadable) else request.id, size)
+    def _started(self, key: _Key | None, size: int) -> _Request:
+        one = _Request(self, key, size)
         self._count += 1
         if key:
             self._last[key] = one
@@ -169,26 +191,25 @@ class OipStream:
             self._less.set_result(None)
 
 
-class _Request:
+class _Request(Asker):
     """A request under way; hears what becomes of it where it was taken the usual way."""
 
-    __slots__ = ("_done", "_ended", "_name", "_stream", "key", "size")
+    __slots__ = ("_done", "_ended", "_stream", "key", "size")
 
-    def __init__(self, stream: OipStream, key: _Key | None, name: str, size: int) -> None:
+    def __init__(self, stream: OipStream, key: _Key | None, size: int) -> None:
+        super().__init__()
         self.key = key
         self.size = size
         self._stream = stream
-        self._name = name
         self._ended = False
         self._done: asyncio.Future[None] | None = None
 
-    def answered(self, reply: Reply) -> None:
-        # The message is used again for the next answer, so its bytes are made now.
-        message = reply.streamed.SerializeToString()
-        self.end(partial(_Raw, message), len(message))
+    def answered(self, answer: bytes) -> None:
+        message = streamed(answer)
+        self.end(message, len(message))
 
     def failed(self, error: errors.StatestreamError) -> None:
-        self.end(lambda: refusal(error, self._name), ERROR_BYTES)
+        self.end(lambda: refusal(error, self._name.decode()), ERROR_BYTES)
 
     def end(self, make: Callable[[], Any] | None, nbytes: int = 0) -> None:
         self._ended = True
@@ -201,19 +222,6 @@ class _Request:
         if not self._ended:
             self._done = self._done or asyncio.get_running_loop().create_future()
             await asyncio.wait([self._done])
-
-
-class _Raw:
-    """A message that is bytes already."""
-
-    __slots__ = ("_data",)
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def SerializeToString(self) -> bytes:
-        """The bytes."""
-        return self._data
 
 
 def serialized(message: Any) -> bytes:

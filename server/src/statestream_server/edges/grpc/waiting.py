@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M")
 
 
 class Waiting(Generic[M]):
@@ -26,11 +26,13 @@ class Waiting(Generic[M]):
         return self.message.done()
 
     def answer(self, message: Any) -> None:
-        """Ends it with a copy of a message."""
+        """Ends it with a copy of a message, or with what is bytes already."""
         if not self.message.done():
-            copy = type(message)()
-            copy.CopyFrom(message)
-            self.message.set_result(copy)
+            if isinstance(message, Message):
+                copy = type(message)()
+                copy.CopyFrom(message)
+                message = copy
+            self.message.set_result(message)
 
     def fail(self, error: Exception) -> None:
         """Ends it with an error."""

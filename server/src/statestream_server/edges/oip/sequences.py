@@ -1,20 +1,24 @@
 """Sequences: the usual request, the next steps of a sequence that is here, is taken and answered the quick way.
 
-Whatever is not as usual is left to inference.py, which also says what is wrong with it.
+What a request says beside its contents is looked at once, and known by its bytes from then on (heads.py). Whatever is
+not as usual is left to inference.py, which also says what is wrong with it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary, ref
 
 from statestream.contract import errors
 from statestream.contract.signature import TensorSpec, step_shape
 from statestream.contract.specs import batch_axis_of, time_axis_of
-from statestream_server.edges.oip import datatypes, parameters
+from statestream_server.edges.oip import datatypes, heads, parameters
 from statestream_server.edges.oip import oip_pb2 as pb
+from statestream_server.edges.oip.answers import Answers, Outputs, Port
+from statestream_server.edges.oip.heads import Heads
 from statestream_server.edges.oip.inference import Asked, Inference
 from statestream_server.engine import digests
 from statestream_server.engine.table import Table
@@ -25,91 +29,87 @@ from statestream_server.stores.base import Key
 
 _LONGEST_NAME: Final = 256
 """Bytes of a request's id at most; of more others see whether that is too much."""
-_MOST_REPLIES: Final = 16
-"""Choices of outputs of one model of which the messages are kept."""
+_MOST_OUTPUTS: Final = 16
+"""Choices of outputs of one model that are kept."""
 
 
 Read: TypeAlias = tuple[int | str, int | None]
 """The id of a sequence, and where the caller says that it stands."""
 
 
-class Hearer(Protocol):
-    """Who hears what became of a request, once."""
+@dataclass(slots=True, frozen=True)
+class Head:
+    """What the requests of one sequence say beside their contents, and where the sequence is.
 
-    def answered(self, reply: Reply) -> None:
-        """It was applied; the messages of `reply` stand until the next answer."""
+    Attributes:
+        table: The table, as long as it is there.
+        row, serial: The sequence's row, and the number of that use of it.
+        key: The session.
+        version: The version that was asked for, 0 for the default one.
+        steps: The steps of a request.
+        nbytes: The bytes of its contents.
+        answers: What it is answered with.
+        asked: Counts it.
+    """
+
+    table: ref[Table]
+    row: int
+    serial: int
+    key: Key
+    version: int
+    steps: int
+    nbytes: int
+    answers: Answers
+    asked: Asked
+
+
+Seen: TypeAlias = "heads.Seen[Head]"
+
+
+class Asker:
+    """A request; hears what became of it, once."""
+
+    __slots__ = ("_began", "_head", "_name")
+
+    def __init__(self) -> None:
+        """Of nothing yet."""
+        self._head: Head
+        self._name = b""
+        self._began = 0.0
+
+    def began(self, head: Head, name: bytes) -> None:
+        """It is taken, under its id."""
+        self._head = head
+        self._name = name
+        self._began = time.perf_counter()
+
+    def applied(self, step: Applied) -> None:
+        """Its chunk was applied."""
+        head = self._head
+        head.asked.answered(time.perf_counter() - self._began, step.steps)
+        self.answered(head.answers.answer(self._name, step.position, step.steps, step.outputs))
+
+    def refused(self, error: errors.StatestreamError) -> None:
+        """Its chunk was not applied."""
+        self._head.asked.refused(time.perf_counter() - self._began)
+        self.failed(error)
+
+    def answered(self, answer: bytes) -> None:
+        """It was applied, and is answered by this ModelInferResponse."""
+        raise NotImplementedError
 
     def failed(self, error: errors.StatestreamError) -> None:
         """It was not applied, or its answer may not leave."""
-
-
-class _Port(NamedTuple):
-    """A tensor on the wire: its steps lie one behind the other.
-
-    Attributes:
-        name, datatype: As they are written.
-        shape: Of one step, with the graph's own axes, a batch of 1.
-        time: The axis of the steps, None where there is one step.
-        nbytes: Of one step.
-        packed: Whether several steps lie as the graph has them.
-    """
-
-    name: str
-    datatype: str
-    shape: list[int]
-    time: int | None
-    nbytes: int
-    packed: bool
-
-    def of(self, steps: int) -> list[int]:
-        """The shape of so many steps."""
-        if steps == 1 or self.time is None:
-            return self.shape
-        return [*self.shape[: self.time], steps, *self.shape[self.time + 1 :]]
+        raise NotImplementedError
 
 
 class _Known(NamedTuple):
     """What is known of a table; no inputs where a tensor's shape varies."""
 
-    inputs: Sequence[_Port]
-    outputs: Sequence[_Port]
-    each: int
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
     longest: bool
-    replies: dict[tuple[str, ...], Reply]
-
-
-class Reply:
-    """The messages that answer requests for some outputs of one model, used again for the next."""
-
-    def __init__(self, version: int, ports: Sequence[_Port], places: Sequence[int]) -> None:
-        """Of the outputs at some places of the signature."""
-        self.streamed = pb.ModelStreamInferResponse()
-        """The answer of a stream, which has `message` in it."""
-        self.message = message = self.streamed.infer_response
-        message.model_version = str(version)
-        for place in places:
-            port = ports[place]
-            message.outputs.add(name=port.name, datatype=port.datatype, shape=port.shape)
-            message.raw_output_contents.append(b"")
-        self._id, self._position = message.parameters["sequence_id"], message.parameters["sequence_position"]
-        self._ports, self._places, self._steps = [ports[place] for place in places], places, 1
-
-    def fill(self, request: str, model: str, sequence: int | str, step: Applied) -> None:
-        """The answer to one request."""
-        message = self.message
-        message.id, message.model_name = request, model
-        if isinstance(sequence, str):
-            self._id.string_param = sequence
-        else:
-            self._id.int64_param = sequence
-        self._position.int64_param = step.position
-        if step.steps != self._steps:
-            self._steps = step.steps
-            for tensor, port in zip(message.outputs, self._ports, strict=True):
-                tensor.shape[:] = port.of(step.steps)
-        contents, outputs = message.raw_output_contents, step.outputs
-        for number, place in enumerate(self._places):
-            contents[number] = outputs[place]
+    choices: dict[tuple[str, ...], Outputs]
 
 
 class Sequences:
@@ -122,9 +122,49 @@ class Sequences:
         self._most_steps = server.settings.limits.max_chunk_steps
         self._asked = inference.asked
         self._known = WeakKeyDictionary[Table, _Known]()
+        self._heads = Heads[Head]()
 
-    def take(self, request: Any, tenant: str, hearer: Hearer, read: Read | None = None) -> bool:
-        """Takes a request; False where others must look at it. `read` is what `read_sequence` read of it, if it did.
+    def seen(self, data: bytes, tenant: str) -> Seen | None:
+        """What a request says that looks like one before it, whose sequence is here and has nothing to do; or None."""
+        seen = self._heads.find(tenant, data)
+        if seen is None:
+            return None
+        head = seen.head
+        table, row, version = head.table(), head.row, head.version
+        if (
+            table is None
+            or table.serial.item(row) != head.serial
+            or not self._registry.serves(table, named=bool(version))
+            or not self._express.is_free(table, row, head.key)
+        ):
+            return None
+        return seen
+
+    def take_seen(self, seen: Seen, asker: Asker) -> bool:
+        """Takes a request that was seen just now; False where others must look at it."""
+        head, name, position, contents = seen
+        table = head.table()
+        if table is None:
+            return False
+        try:
+            digest = digests.of_text(name.decode()) if name else 0
+        except UnicodeDecodeError:
+            return False
+        asker.began(head, name)
+        return self._express.put(
+            table, head.row, head.steps, contents, asker,
+            position=position, acked=position or 0, request=digest, durable=True,
+        )  # fmt: skip
+
+    def take(self, request: Any, tenant: str, asker: Asker, read: Read | None = None, data: bytes = b"") -> bool:
+        """Takes a request; False where others must look at it.
+
+        Args:
+            request: The message.
+            tenant: Whose sequences it means.
+            asker: Hears of it.
+            read: What `read_sequence` read of it, if it did.
+            data: Its bytes, by which the next one like it is known; none where they are not at hand.
 
         Raises:
             ModelNotFound: The model is not served.
@@ -135,24 +175,42 @@ class Sequences:
         sequence, position = read or read_sequence(request)
         if not sequence or not raw or len(name) > _LONGEST_NAME:
             return False
-        version = parameters.version_of(request.model_version) or self._registry.get(model).model.version
-        found = self._express.find(Key(tenant, model, str(sequence)), version)
+        asked = parameters.version_of(request.model_version)
+        version, key = asked or self._registry.get(model).model.version, Key(tenant, model, str(sequence))
+        found = self._express.find(key, version)
         if found is None:
             return False
         table, row = found
         known = self._known.get(table) or self._learn(table)
-        inputs, ports = request.inputs, known.inputs
-        if not ports or len(inputs) != len(ports) or len(raw) != len(ports):
+        steps = self._steps(known, request)
+        outputs = known.choices.get(()) if not request.outputs else self._choice(table, known, request)
+        if not steps or outputs is None:
             return False
-        steps = 1
+        head = Head(
+            ref(table), row, table.serial.item(row), key, asked, steps, sum(map(len, raw)),
+            Answers(model, sequence, outputs), self._asked.setdefault((model, version), Asked()),
+        )  # fmt: skip
+        packed = [*raw]
+        asker.began(head, name.encode())
+        taken = self._express.put(
+            table, row, steps, packed, asker,
+            position=position, acked=position or 0, request=digests.of_text(name) if name else 0, durable=True,
+        )  # fmt: skip
+        if taken and data:
+            self._heads.learn(tenant, data, head, name.encode(), position, packed)
+        return taken
+
+    def _steps(self, known: _Known, request: pb.ModelInferRequest) -> int:
+        """How many steps a request has; 0 where its inputs are not as usual."""
+        inputs, raw, ports, steps = request.inputs, request.raw_input_contents, known.inputs, 1
+        if not ports or len(inputs) != len(ports) or len(raw) != len(ports):
+            return 0
         if ports[0].time is not None:
             shape = inputs[0].shape
             steps = shape[ports[0].time] if len(shape) == len(ports[0].shape) else 0
         if steps != 1 and not (known.longest and 1 < steps <= self._most_steps):
-            return False
-        packed = list[bytes]()
-        for place, port in enumerate(ports):
-            tensor, data = inputs[place], raw[place]
+            return 0
+        for port, tensor, data in zip(ports, inputs, raw, strict=True):
             if (
                 tensor.name != port.name
                 or tensor.datatype != port.datatype
@@ -161,33 +219,21 @@ class Sequences:
                 or tensor.parameters
                 or tensor.HasField("contents")
             ):
-                return False
-            packed.append(data)
-        reply = known.replies.get(()) if not request.outputs else self._reply(table, known, request)
-        if reply is None:
-            return False
-        asker = _Asker(hearer, reply, name, model, sequence, self._asked.setdefault((model, version), Asked()))
-        return self._express.put(
-            table, row, steps, packed, asker,
-            position=position, acked=position or 0, request=digests.of_text(name) if name else 0, durable=True,
-        )  # fmt: skip
+                return 0
+        return steps
 
-    def size(self, request: Any) -> int:
-        """The bytes of a request's contents."""
-        return sum(map(len, request.raw_input_contents))
-
-    def _reply(self, table: Table, known: _Known, request: pb.ModelInferRequest) -> Reply | None:
-        """What answers a request that names its outputs; None where more is said of them, or one does not exist."""
+    def _choice(self, table: Table, known: _Known, request: pb.ModelInferRequest) -> Outputs | None:
+        """The outputs that a request names; None where more is said of them, or one does not exist."""
         if any(output.parameters for output in request.outputs):
             return None
         names = tuple([output.name for output in request.outputs])
-        found = known.replies.get(names)
+        found = known.choices.get(names)
         if found is None:
             places = [port.name for port in known.outputs]
-            if len(set(names)) != len(names) or not set(names) <= set(places) or len(known.replies) > _MOST_REPLIES:
+            if len(set(names)) != len(names) or not set(names) <= set(places) or len(known.choices) > _MOST_OUTPUTS:
                 return None
             chosen = [places.index(name) for name in names]
-            found = known.replies[names] = Reply(table.model.version, known.outputs, chosen)
+            found = known.choices[names] = Outputs(table.model.version, known.outputs, chosen)
         return found
 
     def _learn(self, table: Table) -> _Known:
@@ -195,12 +241,10 @@ class Sequences:
         inputs, outputs = [_port(spec) for spec in signature.inputs], [_port(spec) for spec in signature.outputs]
         usual = all(min(port.shape, default=0) >= 0 for port in (*inputs, *outputs))
         longest = all(port.packed for port in (*inputs, *outputs))
-        replies = dict[tuple[str, ...], Reply]()
+        choices = dict[tuple[str, ...], Outputs]()
         if usual:
-            replies[()] = Reply(table.model.version, outputs, range(len(outputs)))
-        known = self._known[table] = _Known(
-            inputs if usual else (), outputs, table.input_bytes + table.output_bytes, longest, replies
-        )
+            choices[()] = Outputs(table.model.version, outputs, range(len(outputs)))
+        known = self._known[table] = _Known(inputs if usual else (), outputs, longest, choices)
         return known
 
 
@@ -225,14 +269,14 @@ def read_sequence(request: pb.ModelInferRequest) -> Read:
     return sequence, position
 
 
-def _port(spec: TensorSpec) -> _Port:
+def _port(spec: TensorSpec) -> Port:
     batch, time = batch_axis_of(spec), time_axis_of(spec)
     one = list(step_shape(spec))
     # The steps lie one behind the other where no axis but the batch's, which is 1 long, comes before theirs.
     packed = time is not None and (time == 0 or (batch == 0 and time == 1))
     shape = [1 if axis in (batch, time) else size for axis, size in enumerate(spec.shape)]
     free = [size for size in one if size < 0]
-    return _Port(
+    return Port(
         spec.name,
         datatypes.datatype_of(spec.dtype),
         [-1] if free else shape,
@@ -240,27 +284,3 @@ def _port(spec: TensorSpec) -> _Port:
         0 if free else step_bytes(spec),
         packed,
     )
-
-
-class _Asker:
-    """Hears what became of one request's chunk."""
-
-    __slots__ = ("_asked", "_began", "_hearer", "_model", "_name", "_reply", "_sequence")
-
-    def __init__(self, hearer: Hearer, reply: Reply, name: str, model: str, sequence: int | str, asked: Asked) -> None:
-        self._hearer = hearer
-        self._reply = reply
-        self._name = name
-        self._model = model
-        self._sequence = sequence
-        self._asked = asked
-        self._began = time.perf_counter()
-
-    def applied(self, step: Applied) -> None:
-        self._asked.answered(time.perf_counter() - self._began, step.steps)
-        self._reply.fill(self._name, self._model, self._sequence, step)
-        self._hearer.answered(self._reply)
-
-    def refused(self, error: errors.StatestreamError) -> None:
-        self._asked.refused(time.perf_counter() - self._began)
-        self._hearer.failed(error)
