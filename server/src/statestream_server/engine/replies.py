@@ -229,6 +229,8 @@ class ReplyWindow:
         if len(self._blocks) - self._survivors > _FEW_BLOCKS < len(rows):
             self._sweep()  # What follows looks at every block by itself.
         levels = list(self._backwards(rows))
+        if len(levels) <= 1:
+            return levels
         depths = np.zeros(len(rows), np.int64)
         for places, _ in levels:
             depths[places] += 1
@@ -243,10 +245,11 @@ class ReplyWindow:
 
     def columns(self, entries: Ints) -> tuple[Positions, Ints, Positions]:
         """Start positions, steps and digests of entries."""
-        found = np.empty(len(entries), np.uint64)
+        found, starts = np.empty(len(entries), np.uint64), np.empty(len(entries), np.uint64)
+        steps = np.empty(len(entries), np.int64)
         for at, block, places in self._located(entries):
+            starts[at], steps[at] = block.starts[places], block.lengths.column[places]
             found[at] = block.digested()[places]
-        starts, steps = self._spans(entries)
         return starts, steps, found
 
     def _spans(self, entries: Ints) -> tuple[Positions, Ints]:

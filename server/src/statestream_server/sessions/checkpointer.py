@@ -314,4 +314,6 @@ class Checkpointer:
         """Writes every row that is dirty now."""
         self.writes.large = []
         for table, layout in list(self._layouts.values()):
-            await self.writes.save(table, layout, np.flatnonzero(table.dirty & (table.epoch > 0)))
+            rows = np.flatnonzero(table.dirty & (table.epoch > 0))
+            if len(rows):
+                await self.writes.save(table, layout, rows)

@@ -24,6 +24,7 @@ from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.streams import Streams
 from statestream_server.sessions.ownership.tasks import Tasks
 from statestream_server.sessions.ownership.turns import Turns
+from statestream_server.settings import Durability
 from statestream_server.stores.base import Key
 
 log = logging.getLogger(__name__)
@@ -149,12 +150,16 @@ class Express:
             return False
         chunk = _Chunk(
             row, self._streams.bind_one(table, row), start, max(acked, start), steps, inputs,
-            table, table.serial.item(row), table.epoch.item(row), size, durable or position is None, asker, self,
+            table, table.serial.item(row), table.epoch.item(row), size, self._saves(position, durable), asker, self,
         )  # fmt: skip
         if not self._coalescer.put(table, chunk, request):
             return False
         budget.held += size
         return True
+
+    def _saves(self, position: int | None, durable: bool) -> bool:
+        """Whether a chunk waits for the store, which in mode `none` has nothing of it."""
+        return (durable or position is None) and self._checkpointer.mode != Durability.NONE
 
     def save(self, chunk: _Chunk, outputs: Sequence[bytes]) -> None:
         """Saves the session of a chunk before it is answered, together with others of this turn of the loop."""

@@ -149,6 +149,11 @@ def encode(
     header["row_bytes"], rounds = state.shape[1], window.rounds(rows) if window is not None else []
     for places, _ in rounds:
         header["replies"][places] += 1
+    if window is not None and not layout.scores and all(len(places) == count for places, _ in rounds):
+        # As many replies each, as where every step is saved.
+        sections = [kept.section(layout, window, entries) for _, entries in rounds]
+        blobs = _records(np.concatenate([raw_bytes(header), state], axis=1), sections)
+        return _all_tailed(blobs, origins, cursors)
     depths, blobs = header["replies"].copy(), [b""] * count
     scores = scores_of(layout, window, rounds) if window is not None and layout.scores else {}
     header["replies"][[*scores]] |= _WITH_SCORES
@@ -164,9 +169,14 @@ def encode(
         made = _records(heads, sections)
         for place, blob in zip(chosen.tolist(), made, strict=True):
             blobs[place] = blob
+    return _all_tailed(blobs, origins, cursors)
+
+
+def _all_tailed(blobs: list[bytes], origins: Positions | None, cursors: Sequence[bytes]) -> list[bytes]:
+    """Records with their tails, where they have one."""
     if cursors or (origins is not None and origins.any()):
-        begun = origins.tolist() if origins is not None else [0] * len(rows)
-        for place, (origin, cursor) in enumerate(zip(begun, cursors or [b""] * len(rows), strict=True)):
+        begun = origins.tolist() if origins is not None else [0] * len(blobs)
+        for place, (origin, cursor) in enumerate(zip(begun, cursors or [b""] * len(blobs), strict=True)):
             if origin or cursor:
                 blobs[place] = _tailed(blobs[place], origin, cursor)
     return blobs
@@ -220,11 +230,16 @@ def tail(blob: bytes) -> tuple[int, bytes]:
     return origin, blob[end - length : end]
 
 
-def sizes(layout: Layout, window: ReplyWindow, rows: Ints) -> Ints:
-    """[n] how many bytes the records of rows have, or a bound where all of them are small."""
-    state = _HEADER.itemsize + layout.row_bytes
-    counts = window.counts(rows)
-    most = int(counts.max(initial=0)) * (REPLY_FIELDS.size + _STEPS * layout.step_bytes)
+def sizes(layout: Layout, window: ReplyWindow, rows: Ints, positions: Positions | None = None) -> Ints:
+    """[n] how many bytes the records of rows have, or a bound where all of them are small.
+
+    Where the sessions stand, at `positions` [n], says the same quicker: each reply that is kept ends above what is
+    acknowledged, and at an end of its own.
+    """
+    state, each = _HEADER.itemsize + layout.row_bytes, REPLY_FIELDS.size + _STEPS * layout.step_bytes
+    if positions is not None and len(rows) and (most := int((positions - window.acked[rows]).max()) * each) <= _SMALL:
+        return np.full(len(rows), state + most)
+    most = int(window.counts(rows).max(initial=0)) * each
     if most <= _SMALL:
         return np.full(len(rows), state + most)
     found = np.full(len(rows), state)

@@ -90,7 +90,7 @@ class Writes:
         Raises:
             StoreUnavailable: The store did not take them; they are dirty again.
         """
-        sizes = records.sizes(layout, table.replies, dirty)
+        sizes = records.sizes(layout, table.replies, dirty, table.position[dirty])
         for written in _pieces(sizes, _WRITTEN, _WRITTEN_BYTES):
             part, captures = dirty[written], list[_Capture]()
             self._under_way[id(captures)] = table, captures
@@ -123,7 +123,7 @@ class Writes:
             if self._engine.broken:
                 raise errors.InternalError("the engine stopped in the midst of a batch; its rows are not saved")
             rows = rows[table.dirty[rows] & (table.epoch[rows] > 0)]
-            large = records.sizes(layout, table.replies, rows) > MAX_RECORD_BYTES
+            large = records.sizes(layout, table.replies, rows, table.position[rows]) > MAX_RECORD_BYTES
             if large.any():
                 self.large.append((table, rows[large]))
                 rows = rows[~large]
