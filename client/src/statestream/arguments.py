@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from statestream.contract.aliases import MOST_ALIAS, is_alias
+from statestream.contract.errors import shortened
 from statestream.contract.tensors import MAX_CURSOR_BYTES
 from statestream.tables import is_table
 from statestream.v1 import inference_pb2 as pb
@@ -95,11 +97,46 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_version(version: object) -> int | None:
-    """A version's number, or None."""
+def check_version(version: object) -> int | str | None:
+    """A version's number, an alias of one, or None."""
     if version is None:
         return None
-    return check_whole("version", version, most=MOST_VERSIONS, hint=", or None")
+    return _version("version", version, ", an alias such as 'stable', or None")
+
+
+def check_alias(name: str, alias: object) -> str:
+    """A name for a version: letters, digits, "-", "_" and ".", the first a letter.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is no such name.
+    """
+    if not isinstance(alias, str):
+        raise TypeError(f"{name} is {came(alias)}; expected a name such as 'stable'")
+    if not is_alias(alias):
+        number = "; a version's number has no quotes" if alias.isascii() and alias.isdigit() else ""
+        raise ValueError(
+            f"{name} is {shortened(alias)!r}; expected an alias such as 'stable': 1 to {MOST_ALIAS} letters, digits,"
+            f" '-', '_' and '.', the first a letter{number}"
+        )
+    return alias
+
+
+def number_or_alias(version: int | str | None) -> tuple[int, str]:
+    """A checked version as the wire has it: its number, 0 for none, and its alias, "" for none."""
+    return (0, version) if isinstance(version, str) else (version or 0, "")
+
+
+def naming(version: int | str | None) -> dict[str, Any]:
+    """The same as the fields of a request."""
+    number, alias = number_or_alias(version)
+    return {"alias": alias} if alias else {"version": number}
+
+
+def _version(name: str, version: object, hint: str) -> int | str:
+    if isinstance(version, str):
+        return check_alias(name, version)
+    return check_whole(name, version, most=MOST_VERSIONS, hint=hint)
 
 
 def check_model(model: object, version: object = None) -> None:
@@ -136,7 +173,7 @@ def open_mode(mode: object) -> pb.OpenMode:
     return MODES[mode]
 
 
-def wanted_version(version: object, upgrade: object) -> tuple[int | None, bool]:
+def wanted_version(version: object, upgrade: object) -> tuple[int | str | None, bool]:
     """The version to open sessions in, None for their own or the newest, and whether those of others move there.
 
     Raises:
@@ -149,7 +186,7 @@ def wanted_version(version: object, upgrade: object) -> tuple[int | None, bool]:
         raise ValueError(f"version is {version} and upgrade is {upgrade}; give the version to move to as upgrade alone")
     if upgrade is True:
         return None, True
-    return check_whole("upgrade", upgrade, most=MOST_VERSIONS, hint=", or True for the newest version"), True
+    return _version("upgrade", upgrade, ", an alias, or True for the newest version"), True
 
 
 def check_cursor(cursor: object) -> bytes:

@@ -93,7 +93,7 @@ def moments(layout: Layout, past: Past, wish: Wish, step: int, n_windows: int | 
 
 
 def backtest_calls(
-    layout: Layout, wish: Wish, version: int | None, past: Past, cutoffs: Ints, limits: Limits
+    layout: Layout, wish: Wish, version: int | str | None, past: Past, cutoffs: Ints, limits: Limits
 ) -> Iterator[StreamCall[Told]]:
     """The calls that forecast from every cutoff, as few as the server takes; their series in the order of `cutoffs`."""
     sizes = np.zeros(len(past.lengths), np.int64)

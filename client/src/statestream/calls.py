@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from statestream import causes
+from statestream import arguments, causes
 from statestream.contract import errors
 from statestream.contract.codes import Code
 from statestream.contract.errors import StatestreamError, Unsupported, from_status
@@ -149,9 +149,10 @@ def unavailable(
     )
 
 
-def group(model: str, version: int | None, *, ephemeral: bool) -> Group:
+def group(model: str, version: int | str | None, *, ephemeral: bool) -> Group:
     """What sessions that are opened together have in common."""
-    return Group(model, version or 0, ephemeral)
+    number, alias = arguments.number_or_alias(version)
+    return Group(model, number, ephemeral, alias)
 
 
 def check_opened(ticket: OpenTicket) -> int:
@@ -209,12 +210,14 @@ def check_control(found: Mapping[int, StatestreamError]) -> None:
         raise first if len(found) == 1 else PoolError(f"{len(found)} sessions: {first}", errors=found)
 
 
-def predict_request(layout: Layout, x: Any, outputs: Sequence[str] | None, version: int | None) -> pb.PredictRequest:
+def predict_request(
+    layout: Layout, x: Any, outputs: Sequence[str] | None, version: int | str | None
+) -> pb.PredictRequest:
     """One run of a model without memory."""
     arrays = layout.predict(x)
     return pb.PredictRequest(
         model=layout.model.name,
-        version=version or 0,
+        **arguments.naming(version),
         inputs=[to_tensor(name, array) for name, array in arrays.items()],
         outputs=list(outputs or ()),
     )

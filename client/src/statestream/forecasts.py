@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from statestream import driven
+from statestream.arguments import naming
 from statestream.contract.errors import BadTensor, ServerUnavailable, Unsupported
 from statestream.contract.signature import HeadKind, Signature, forecast_outputs, numpy_dtype, row_shape, step_shape
 from statestream.contract.tensors import Array, Ints, from_tensor, to_tensor
@@ -201,6 +202,7 @@ class _Going:
                 self.request.start.CopyFrom(message.start)
             # What goes on elsewhere goes on with the same model.
             self.request.version, self.request.digest = message.start.version, message.start.digest
+            self.request.alias = ""
         points = {tensor.name: from_tensor(tensor) for tensor in message.outputs}
         quantiles = {tensor.name: from_tensor(tensor) for tensor in message.quantiles}
         samples = {tensor.name: from_tensor(tensor) for tensor in message.samples}
@@ -228,7 +230,7 @@ class _Going:
 def forecast_call(
     layout: Layout,
     wish: Wish,
-    version: int | None,
+    version: int | str | None,
     *,
     past: Past | None = None,
     sessions: Sequence[str] | None = None,
@@ -241,7 +243,7 @@ def forecast_call(
     Args:
         layout: The model's.
         wish: What is asked.
-        version: Of the model; None for the default, or the sessions' own.
+        version: Of the model, or an alias of one; None for the default, or the sessions' own.
         past: Past inputs.
         sessions: The sessions' ids.
         series: [N] the numbers of the series, where they are not 0, 1, ….
@@ -250,7 +252,7 @@ def forecast_call(
     """
     request = pb.ForecastRequest(
         model=layout.model.name,
-        version=version or 0,
+        **naming(version),
         horizon=wish.h,
         num_samples=wish.num_samples,
         seed=wish.seed,

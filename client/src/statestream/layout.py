@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from statestream.arguments import number_or_alias
 from statestream.contract.errors import BadTensor, Unsupported
 from statestream.contract.signature import Signature, numpy_dtype, score_outputs, step_shape
 from statestream.contract.tensors import Array, Ints
@@ -260,7 +261,7 @@ class Layout:
         """How many rows the inputs of a run have, each of which could be a run of its own; -1 where they cannot."""
         return len(arrays[0]) if self._first and all(len(array) == len(arrays[0]) for array in arrays) else -1
 
-    def call(self, x: Input, outputs: tuple[str, ...], version: int) -> PredictTicket:
+    def call(self, x: Input, outputs: tuple[str, ...], version: int | str | None) -> PredictTicket:
         """One run of a model without memory, of which some outputs are wanted, all where there are no names.
 
         The data is copied. Calls share frames where the model has its batch axes first.
@@ -277,7 +278,7 @@ class Layout:
         return PredictTicket(kind, tuple([array.tobytes() for array in arrays]), rows if rows >= 0 else 1)
 
     def _kind(
-        self, version: int, outputs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], *, shares: bool
+        self, version: int | str | None, outputs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], *, shares: bool
     ) -> PredictKind:
         """What calls share whose inputs have these shapes; of those that share frames without the batch axis."""
         if len(self._kinds) >= _KINDS:
@@ -289,7 +290,9 @@ class Layout:
             if min(shape, default=0) >= 0 and (not outputs or spec.name in outputs):
                 answer += math.prod(shape) * numpy_dtype(spec.dtype).itemsize
         dtypes = tuple(spec.dtype for spec in self.inputs)
-        kind = PredictKind(self.model.name, version, self.names, dtypes, shapes, outputs, shares, sum(sizes), answer)
+        kind = PredictKind(
+            self.model.name, *number_or_alias(version), self.names, dtypes, shapes, outputs, shares, sum(sizes), answer
+        )
         self._kinds[version, outputs, not shares, shapes] = kind
         return kind
 

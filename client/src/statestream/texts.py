@@ -92,7 +92,7 @@ class Wish:
     several: bool
 
 
-def wished(model: str, version: int | None, ways: Ways, max_tokens: int | None, attention: bool) -> Wish:
+def wished(model: str, version: int | str | None, ways: Ways, max_tokens: int | None, attention: bool) -> Wish:
     """What these arguments ask.
 
     Raises:
@@ -100,7 +100,7 @@ def wished(model: str, version: int | None, ways: Ways, max_tokens: int | None, 
     """
     driven.check_generate(model, version, ways, max_tokens, attention)
     request = pb.GenerateRequest(
-        model=model, version=version or 0, max_tokens=max_tokens or 0, attention=bool(attention)
+        model=model, **arguments.naming(version), max_tokens=max_tokens or 0, attention=bool(attention)
     )
     if ways.num_beams is not None:
         request.beam_search.num_beams = int(ways.num_beams)
@@ -270,7 +270,7 @@ def _method(channel: Any) -> Any:
 def _pin(request: pb.GenerateRequest, message: pb.GenerateResponse) -> None:
     """What goes on elsewhere goes on with the same model."""
     if message.digest:
-        request.version, request.digest = message.version, message.digest
+        request.version, request.digest, request.alias = message.version, message.digest, ""
 
 
 def _read(message: pb.GeneratedText) -> Generated:

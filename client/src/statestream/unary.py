@@ -74,32 +74,44 @@ def list_models() -> UnaryCall[list[views.Model]]:
     )
 
 
-def get_layout(name: str, version: int | None) -> UnaryCall[Layout]:
+def get_layout(name: str, version: int | str | None) -> UnaryCall[Layout]:
     """The inputs and outputs of a version; of the default one without."""
     return UnaryCall(
         lambda channel: model_pb2_grpc.ModelServiceStub(channel).GetModel,
-        model_pb2.GetModelRequest(name=name, version=version or 0),
+        model_pb2.GetModelRequest(name=name, **arguments.naming(version)),
         lambda response: Layout(views.read_model(response.model)),
     )
 
 
-def load_model(name: str, version: int | None) -> UnaryCall[views.Model]:
+def load_model(name: str, version: int | str | None) -> UnaryCall[views.Model]:
     """Loads a version; the highest without."""
     arguments.check_model(name, version)
     return UnaryCall(
         lambda channel: model_pb2_grpc.ModelServiceStub(channel).LoadModel,
-        model_pb2.LoadModelRequest(name=name, version=version or 0),
+        model_pb2.LoadModelRequest(name=name, **arguments.naming(version)),
         lambda response: views.read_model(response.model),
     )
 
 
-def unload_model(name: str, version: int | None) -> UnaryCall[None]:
+def unload_model(name: str, version: int | str | None) -> UnaryCall[None]:
     """Unloads a version; every loaded one without."""
     arguments.check_model(name, version)
     return UnaryCall(
         lambda channel: model_pb2_grpc.ModelServiceStub(channel).UnloadModel,
-        model_pb2.UnloadModelRequest(name=name, version=version or 0),
+        model_pb2.UnloadModelRequest(name=name, **arguments.naming(version)),
         lambda response: None,
+    )
+
+
+def set_alias(name: str, alias: str, version: int | None) -> UnaryCall[dict[str, int]]:
+    """Has an alias name a version, or takes it away without one; the model's aliases then."""
+    arguments.check_model(name)
+    arguments.check_alias("alias", alias)
+    number = 0 if version is None else arguments.check_whole("version", version, most=arguments.MOST_VERSIONS)
+    return UnaryCall(
+        lambda channel: model_pb2_grpc.ModelServiceStub(channel).SetAlias,
+        model_pb2.SetAliasRequest(name=name, alias=alias, version=number),
+        lambda response: dict(sorted(response.aliases.items())),
     )
 
 
@@ -213,7 +225,7 @@ def snapshot(model: str, session_id: str) -> UnaryCall[bytes]:
 
 
 def restore(
-    model: str, session_id: str, blob: bytes, version: int | None, upgrade: int | bool | None
+    model: str, session_id: str, blob: bytes, version: int | str | None, upgrade: int | str | bool | None
 ) -> UnaryCall[int]:
     """Makes a session of bytes; the answer is its version.
 
@@ -226,8 +238,8 @@ def restore(
         lambda channel: session_pb2_grpc.SessionServiceStub(channel).RestoreSession,
         session_pb2.RestoreSessionRequest(
             model=model,
-            version=version or 0,
             session_id=session_id,
+            **arguments.naming(version),
             snapshot=arguments.check_snapshot(blob),
             upgrade=moves,
         ),
@@ -239,7 +251,7 @@ def restore(
 
 
 def predict(
-    layout: Layout, x: Any, outputs: Sequence[str] | None, version: int | None, limits: Limits
+    layout: Layout, x: Any, outputs: Sequence[str] | None, version: int | str | None, limits: Limits
 ) -> UnaryCall[Any]:
     """One run of a model without memory.
 

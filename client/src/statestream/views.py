@@ -18,6 +18,7 @@ class Model:
 
     Attributes:
         kind: "predict", "session" or "generate".
+        aliases: What it can be called in place of its number, as "stable".
         batch_invariance: "exact", "padded", "approximate", or "" where it was not proved: without a batch axis.
         error: Why it does not serve; empty where it does.
     """
@@ -32,12 +33,14 @@ class Model:
     batch_invariance: str
     resident_sessions: int
     error: str
+    aliases: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """One line: what it takes and gives, or why it does not serve."""
         takes, gives = (", ".join(map(_tensor, specs)) for specs in (self.signature.inputs, self.signature.outputs))
         about = f"does not serve: {self.error}" if self.error else f"{takes} → {gives}"
-        return f"<Model {self.name} version {self.version} ({self.kind}): {about}>"
+        named = f", {', '.join(self.aliases)}" if self.aliases else ""
+        return f"<Model {self.name} version {self.version}{named} ({self.kind}): {about}>"
 
     def _repr_html_(self) -> str:
         """The same as notebooks show it."""
@@ -45,6 +48,8 @@ class Model:
         rows = {"kind": self.kind, "takes": takes, "gives": gives}
         if self.description:
             rows["about"] = self.description
+        if self.aliases:
+            rows["aliases"] = ", ".join(self.aliases)
         if self.error:
             rows["does not serve"] = self.error
         return html.facts(f"{self.name}, version {self.version}", rows)
@@ -127,6 +132,7 @@ def read_model(message: model_pb2.Model) -> Model:
         batch_invariance=_word(model_pb2.BatchInvariance, message.batch_invariance, "BATCH_INVARIANCE_"),
         resident_sessions=message.resident_sessions,
         error=message.error,
+        aliases=tuple(message.aliases),
     )
 
 

@@ -330,6 +330,7 @@ class Reloading:
             self._server.settings, self._read = reloaded(self._server.settings, changed), fresh
             log.info("settings read anew: %s", ", ".join(changed) or "nothing changed")
         await self._server.selection.reload()
+        await self._server.aliasing.reread()
         log.info("models loaded anew where there are newer ones")
 
 

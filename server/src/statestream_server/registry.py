@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from statestream.contract import errors
+from statestream.contract.aliases import DEFAULT
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.table import Table
 from statestream_server.loader import Loader
-from statestream_server.models.files import modelfile, repository
+from statestream_server.models.files import aliases, modelfile, repository
 from statestream_server.models.graphs import runtime
 from statestream_server.models.model import Model, ModelLoadError
 from statestream_server.models.rows import Column
@@ -73,6 +74,7 @@ class Registry:
         self._withdrawn: dict[tuple[str, int], Served] = {}
         self._defaults: dict[str, int] = {}
         self._gone: set[tuple[str, int]] = set()
+        self._aliases: dict[str, dict[str, int]] = {}
         self.failures: dict[tuple[str, int], str] = {}
         """Why versions do not serve, by name and version."""
 
@@ -136,6 +138,23 @@ class Registry:
         for found in told.found:  # In ascending order.
             versions.setdefault(found.name, []).append(found)
         await asyncio.gather(*(self._load_newest(found) for found in versions.values()))
+        await self.load_aliases(told)
+
+    async def load_aliases(self, told: repository.Scan | None = None) -> None:
+        """Loads the versions that aliases name, and has these name them; what is wrong with one is told in the log."""
+        told = told if told is not None else repository.scan(self._places)
+        said = await asyncio.to_thread(aliases.told, told)
+        for text in said.wrong.values():
+            log.error("%s", text)
+        for name, names in said.names.items():
+            for number in sorted(set(names.values())):
+                try:
+                    await self.load(name, number)
+                    self.choose(name, number)
+                except errors.StatestreamError as error:
+                    called = " and ".join(alias for alias, version in names.items() if version == number)
+                    log.error("%s of %s names version %d, and so no version: %s", called, name, number, error.message)
+            self.call(name, {alias: number for alias, number in names.items() if self.is_loaded(name, number)})
 
     async def _load_newest(self, versions: Sequence[repository.Found]) -> None:
         """Loads the highest version that loads: a broken new one keeps no older one from serving."""
@@ -238,8 +257,14 @@ class Registry:
 
         Raises:
             ModelNotFound: It is not loaded.
-            ModelInUse: It has sessions in memory.
+            ModelInUse: It has sessions in memory, or an alias of its own.
         """
+        if version and (aliases := self.aliases_of(name, version)):
+            raise errors.ModelInUse(
+                f"{name!r} version {version} is what {' and '.join(aliases)} names; have it name another version first,"
+                " or take it away (statestream alias)",
+                metadata={"aliases": ",".join(aliases)},
+            )
         versions = [self.get(name, version).model.version] if version else list(self._versions(name))
         for number in versions:
             table = self._served[name][number].table
@@ -292,12 +317,52 @@ class Registry:
             self._checkpointer.remove(served.table)
         return served.table
 
-    def get(self, name: str, version: int = 0) -> Served:
-        """A loaded version, 0 for the one that serves by default.
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """The versions of a model by alias."""
+        return self._aliases.get(name, {})
+
+    def aliases_of(self, name: str, version: int) -> list[str]:
+        """What a version can be called in place of its number, in order."""
+        return sorted(alias for alias, number in self.aliases(name).items() if number == version)
+
+    def call(self, name: str, aliases: Mapping[str, int]) -> None:
+        """Has these aliases name versions of a model, and no others."""
+        self._aliases[name] = dict(sorted(aliases.items()))
+        self._choose(name)
+
+    def number(self, name: str, version: int, alias: str) -> int:
+        """The version that a caller names by number or alias, 0 for none.
+
+        Raises:
+            ModelNotFound: There is no such model, or it has no such alias.
+            BadFrame: Both came.
+        """
+        if not alias:
+            return version
+        if version:
+            raise errors.BadFrame(
+                f"version {version} and alias {errors.quoted(alias)} came; expected one of them",
+                metadata={"field": "alias"},
+            )
+        found = self.aliases(name).get(alias)
+        if found is None and alias != DEFAULT:
+            self._versions(name)
+            have = ", ".join(f"{known} ({number})" for known, number in self.aliases(name).items())
+            loaded = ", ".join(map(str, sorted(self._served[name])))
+            raise errors.ModelNotFound(
+                f"model {name!r} has no alias {errors.quoted(alias)}; its aliases: {have or 'none'}; loaded versions:"
+                f" {loaded}",
+                metadata={"field": "alias"},
+            )
+        return found or 0
+
+    def get(self, name: str, version: int = 0, alias: str = "") -> Served:
+        """A loaded version, by number or alias; 0 for the one that serves by default.
 
         Raises:
             ModelNotFound: The name, or the version, is not served.
         """
+        version = self.number(name, version, alias)
         versions = self._versions(name)
         number = version or self._defaults[name]
         if number not in versions:
@@ -348,13 +413,16 @@ class Registry:
         return (name, version) in self._gone
 
     def _choose(self, name: str) -> None:
-        """Decides which version of a model serves by default: the highest that was chosen and still lies there.
+        """Decides which version of a model serves by default: the one so called, or the highest that still lies there.
 
-        Where none is, it is any that is loaded and lies there, or is loaded.
+        The highest is one that was chosen; where none is, any that is loaded and lies there, or is loaded.
         """
         versions = self._served.get(name)
         if versions:
             lying = [v for v in versions if (name, v) not in self._gone]
+            if (told := self.aliases(name).get(DEFAULT)) in versions:
+                self._defaults[name] = told
+                return
             self._defaults[name] = max([v for v in lying if (name, v) in self._chosen] or lying or versions)
         else:
             self._defaults.pop(name, None)

@@ -80,6 +80,7 @@ async def watch(server: Server) -> None:
             try:
                 now = time.monotonic()
                 await reloader.look(now)
+                await server.aliasing.look(now)
                 if now - asked > _ASK_SECONDS:
                     asked = now
                     await _let_go(server)
@@ -89,6 +90,7 @@ async def watch(server: Server) -> None:
                 log.exception("a look at the models failed; the next one comes")
     finally:
         reloader.close()
+        server.aliasing.close()
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from statestream_server.sessions.ownership.sessions import Sessions
 log = logging.getLogger(__name__)
 
 Together = Callable[[str, str, int], Awaitable[object]]
-"""Does "load" or "unload" with a model's version in all processes of a server."""
+"""Does "load", "unload" or "aliases" with a model's version in all processes of a server."""
 
 
 class Selection:
@@ -25,14 +25,15 @@ class Selection:
         self._sessions = sessions
         self.together: Together | None = None
 
-    async def load(self, name: str, version: int = 0) -> Served:
-        """Loads a version from the models folder, 0 for the highest there; in every process, or in none.
+    async def load(self, name: str, version: int = 0, alias: str = "") -> Served:
+        """Loads a version from the models folder, by number or alias, 0 for the highest there; everywhere, or nowhere.
 
         A load that has begun ends, whoever is cancelled.
 
         Raises:
             ModelNotFound, Unsupported: It cannot be loaded, here or in another process; nothing changed.
         """
+        version = self._registry.number(name, version, alias)
         if self.together is None:
             served = await self._registry.load(name, version)
             self._registry.choose(name, served.model.version)
@@ -53,12 +54,13 @@ class Selection:
         else:
             await self.together("load", found.name, found.version)
 
-    async def unload(self, name: str, version: int = 0) -> None:
+    async def unload(self, name: str, version: int = 0, alias: str = "") -> None:
         """Unloads a version, 0 for every one, after the loads of it that were asked for before; everywhere or nowhere.
 
         Raises:
             ModelNotFound, ModelInUse: It stays as it is.
         """
+        version = self._registry.number(name, version, alias)
         if self.together is not None:
             await self.together("unload", name, version)
             return

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from statestream_server.access.grants import Access
+from statestream_server.aliasing import Aliasing
 from statestream_server.drivers.gathered import Gathering
 from statestream_server.drivers.predict import Predictor
 from statestream_server.engine.engine import Engine
@@ -120,6 +121,7 @@ class Server:
         claims = Claims(registry, engine, store, checkpointer, placement, versions, lease, evictions, lines)
         self.sessions = Sessions(registry, streams, placement, hibernation, claims, lines, tasks, time.time)
         self.selection = Selection(registry, self.sessions)
+        self.aliasing = Aliasing(registry, self.selection, settings.models)
         self.deletions = Deletions(engine, store, checkpointer, lease, evictions, lines, tasks)
         self.moves, self.activation = Moves(streams, clock), Activation(self.sessions, engine, store, lease)
         self.balance = Balance(store, lease, streams, self.moves, checkpointer.tables, clock)

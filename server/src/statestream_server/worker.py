@@ -61,6 +61,7 @@ class Worker:
                 raise StartError(f"what the other workers serve does not load here: {result.message}")
             if isinstance(result, BaseException):
                 raise result
+        await server.registry.load_aliases()
         self._joined.set()
 
     async def failed(self) -> None:
@@ -118,6 +119,8 @@ class Worker:
             return await selection.idle(name, version)
         elif what == "withdraw":
             return await selection.withdraw(name, version)
+        elif what == "aliases":
+            await server.aliasing.reread(name)
         elif what == "restore":
             selection.restore(name, version)
         elif what == "forget":

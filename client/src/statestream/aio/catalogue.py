@@ -28,13 +28,13 @@ class Catalogue:
         """Every loaded version of every model, and those that failed to load."""
         return await answer(self._link, unary.list_models())
 
-    async def load_model(self, name: str, version: int | None = None) -> Model:
-        """Loads a version from the server's models folder; the highest where left out."""
+    async def load_model(self, name: str, version: int | str | None = None) -> Model:
+        """Loads a version, by number or alias, from the server's models folder; the highest where left out."""
         model = await answer(self._link, unary.load_model(name, version))
         self._layouts.clear()
         return model
 
-    async def unload_model(self, name: str, version: int | None = None) -> None:
+    async def unload_model(self, name: str, version: int | str | None = None) -> None:
         """Unloads a version; every loaded one where left out.
 
         Raises:
@@ -42,6 +42,20 @@ class Catalogue:
         """
         await answer(self._link, unary.unload_model(name, version))
         self._layouts.clear()
+
+    async def set_alias(self, name: str, alias: str, version: int | None) -> dict[str, int]:
+        """Has an alias name a version, which is loaded first; None takes the alias away. The model's aliases then.
+
+        It is written into aliases.toml beside the versions. Sessions that are open stay with their version; new ones,
+        and calls without one, go by the alias from now on.
+
+        Raises:
+            ModelNotFound: There is no such model, version or alias.
+            Unsupported: The version does not load, or the file cannot be written.
+        """
+        found = await answer(self._link, unary.set_alias(name, alias, version))
+        self._layouts.clear()
+        return found
 
     def list_sessions(self, model: str | None = None) -> AsyncIterator[SessionInfo]:
         """The sessions on the server, by model, then id."""
@@ -91,7 +105,9 @@ class Catalogue:
         """What the server's engine did since its process started: its batches, and why they were not larger."""
         return await answer(self._link, unary.get_statistics())
 
-    async def _fitting(self, model: str, version: int | None, kind: str, make: Callable[[Layout], Awaitable[T]]) -> T:
+    async def _fitting(
+        self, model: str, version: int | str | None, kind: str, make: Callable[[Layout], Awaitable[T]]
+    ) -> T:
         """What `make` makes of a model's layout; where that does not fit, of what the model has become meanwhile.
 
         Raises:
@@ -107,7 +123,7 @@ class Catalogue:
                 raise
             return await make(now)
 
-    async def _layout(self, model: str, version: int | None, kind: str) -> Layout:
+    async def _layout(self, model: str, version: int | str | None, kind: str) -> Layout:
         # Sessions that are opened at once share one layout, and so their steps share frames.
         layout = await self._layouts.get(
             (model, version or 0), lambda: answer(self._link, unary.get_layout(model, version))

@@ -30,7 +30,7 @@ class Generating(Runs):
         top_p: float | None = None,
         seed: int | None = None,
         attention: bool = False,
-        version: int | None = None,
+        version: int | str | None = None,
         progress: Progress = False,
     ) -> Any:
         """Encodes a text and decodes the answer, or does so with many at once: greedily, by beam search, or drawn.
@@ -55,7 +55,7 @@ class Generating(Runs):
             seed: What draws begin with, 0 to 2**64 - 1. The same seed draws the same answers for the same list of
                 texts, whatever runs beside; without one each call draws others.
             attention: Whether it is wanted where each token looked in the text.
-            version: The model's version; the default one where left out.
+            version: The model's version, or an alias of one; the default one where left out.
             progress: Tells how many texts are decoded: see `forecast`.
 
         Returns:
@@ -101,7 +101,7 @@ class Generating(Runs):
         top_p: float | None = None,
         seed: int | None = None,
         attention: bool = False,
-        version: int | None = None,
+        version: int | str | None = None,
     ) -> AsyncIterator[texts.GeneratedToken]:
         """Decodes the answer to one text token by token, as the server makes them: nothing runs ahead of who reads.
 

@@ -28,7 +28,7 @@ class Runs(Catalogue):
         x: Input,
         *,
         outputs: Sequence[str] | None = None,
-        version: int | None = None,
+        version: int | str | None = None,
         progress: Progress = False,
     ) -> Any:
         """Runs a model without memory once.
@@ -37,7 +37,7 @@ class Runs(Catalogue):
             model: The model's name.
             x: The model's input [B, …]; a dict by name where it has several.
             outputs: The names of the outputs wanted; all where left out.
-            version: The model's version; the default one where left out.
+            version: The model's version, or an alias of one; the default one where left out.
             progress: Tells how many rows are done: see `forecast`. They are then sent some at a time, and may be more
                 than the server takes at once.
 
@@ -53,10 +53,10 @@ class Runs(Catalogue):
         check_progress(progress)
         limits = self._link.state.info.limits
 
-        async def once(layout: Layout, x: Input, version: int | None) -> Any:
+        async def once(layout: Layout, x: Input, version: int | str | None) -> Any:
             if not limits.max_frame_calls:
                 return await answer(self._link, unary.predict(layout, x, wanted, version, limits))
-            return await self._call(layout.call(x, tuple(wanted), version or 0), layout)
+            return await self._call(layout.call(x, tuple(wanted), version), layout)
 
         async def run(layout: Layout) -> Any:
             if progress is False:
@@ -104,7 +104,7 @@ class Runs(Catalogue):
         samples: bool = False,
         bands: str | None = None,
         until: tuple[str, str, float] | None = None,
-        version: int | None = None,
+        version: int | str | None = None,
         progress: Progress = False,
     ) -> Any:
         """Forecasts h steps from past ones.
@@ -133,7 +133,7 @@ class Runs(Catalogue):
                 What would come later is NaN.
             future: Inputs that are known beforehand and not fed back: [h, F] for all series, [N, h, F], or a DataFrame
                 with unique_id and ds as the history has them; a dict by name for several.
-            version: The model's version; the default one where left out.
+            version: The model's version, or an alias of one; the default one where left out.
             progress: True draws a bar on standard error, or in a notebook, that tells how many series are done; it
                 takes `statestream[progress]`. A function is called with how many are done and how many there are, at
                 first with 0, by whoever made the call; what it raises ends that.
@@ -197,7 +197,7 @@ class Runs(Catalogue):
         samples: bool = False,
         bands: str | None = None,
         until: tuple[str, str, float] | None = None,
-        version: int | None = None,
+        version: int | str | None = None,
     ) -> AsyncIterator[Any]:
         """Forecasts step by step, as the server makes them: nothing runs ahead of who reads.
 
@@ -225,7 +225,7 @@ class Runs(Catalogue):
         return self._steps(model, version, history, future, make)
 
     async def _steps(
-        self, model: str, version: int | None, history: Any, future: Any, make: Callable[[Layout], forecasts.Wish]
+        self, model: str, version: int | str | None, history: Any, future: Any, make: Callable[[Layout], forecasts.Wish]
     ) -> AsyncIterator[Any]:
         layout = await self._layout(model, version, "session")
         wish, past = make(layout), Past(*series.history(layout, history))
@@ -249,7 +249,7 @@ class Runs(Catalogue):
         seed: int | None = None,
         samples: bool = False,
         bands: str | None = None,
-        version: int | None = None,
+        version: int | str | None = None,
         progress: Progress = False,
     ) -> Any:
         """Forecasts from many moments of a past, where what came then is known: rolling origin, cross-validation.
@@ -271,7 +271,7 @@ class Runs(Catalogue):
             seed: As of `forecast`.
             samples: As of `forecast`.
             bands: As of `forecast`; only errors that were known at a cutoff are used there.
-            version: The model's version; the default one where left out.
+            version: The model's version, or an alias of one; the default one where left out.
             progress: As of `forecast`; each window of each series counts.
 
         Returns:
@@ -322,7 +322,7 @@ class Runs(Catalogue):
         self,
         layout: Layout,
         wish: forecasts.Wish,
-        version: int | None,
+        version: int | str | None,
         past: Past,
         known: Mapping[str, Array] | None,
         tell: Tell | None,

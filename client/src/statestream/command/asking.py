@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import statestream
+from statestream.arguments import check_version
 from statestream.contract.errors import ModelNotFound, StatestreamError, Unsupported
 
 
@@ -34,6 +35,21 @@ class Seconds(click.FloatRange):
         if not math.isfinite(seconds):
             self.fail(f"{value} is not a finite number of seconds", param, ctx)
         return seconds
+
+
+class Version(click.ParamType[Any]):
+    """The version of a model: its number, or an alias of one."""
+
+    name = "version"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A number, or an alias."""
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+            value = int(value)
+        try:
+            return check_version(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 _TLS, _ROOTS = "statestream.tls", "statestream.tls-roots"

@@ -16,13 +16,14 @@ GROUP: Final = "statestream.commands"
 """The entry points of installed distributions that add subcommands: each names a click command."""
 
 OWN: Final[Mapping[str, str]] = {
+    "alias": "Have ALIAS name a version of a model from now on, as in `alias sunspots stable 3`.",
     "bench": "Measure a server: throughput by batch, and how long single calls take.",
     "completion": "Print what has SHELL complete commands, options, models of the server and recipes.",
     "forecast": "Forecast what comes after the past in FILE: CSV with a header, or - for what is piped in.",
     "generate": "Answer each TEXT, or each line that is piped in, with a text.",
     "health": "Ask a server for its health, by the standard gRPC protocol.",
     "info": "Show version, durability, device and limits of a server.",
-    "load": "Load a version of a model from the server's models folder; the highest where none is named.",
+    "load": "Load a version of a model, by number or alias; the highest in the models folder where none is named.",
     "models": "List the models of a server.",
     "move": "Ask a server's clients to take a share of their sessions to other servers.",
     "predict": "Run a model without memory on FILE: a line an item (CSV, JSON or text), a .npy with a batch, or -.",
@@ -36,7 +37,7 @@ OWN: Final[Mapping[str, str]] = {
 
 _ROOMS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("forecast", "generate", "predict", "run"), "using"),
-    **dict.fromkeys(("load", "sessions", "unload"), "managing"),
+    **dict.fromkeys(("alias", "load", "sessions", "unload"), "managing"),
     "completion": "completing",
 }
 """The modules of subcommands; `remote` has the others."""

@@ -10,20 +10,21 @@ import click
 import statestream
 from statestream import unary
 from statestream.command import listing
-from statestream.command.asking import ask, asks_server, at_server, console, model_names, plain, print_json
+from statestream.command.asking import Version, ask, asks_server, at_server, console, model_names, plain, print_json
 from statestream.command.listing import Column
 from statestream.sync.calling import answer
 from statestream.views import SessionInfo
 
 _MODEL = click.argument("model", shell_complete=model_names)
+_VERSION = click.argument("version", required=False, type=Version())
 
 
 @click.command()
 @_MODEL
-@click.argument("version", required=False, type=int)
+@_VERSION
 @at_server
-def load(model: str, version: int | None, address: str, as_json: bool, timeout: float) -> None:
-    """Load a version of a model from the server's models folder; the highest where none is named."""
+def load(model: str, version: int | str | None, address: str, as_json: bool, timeout: float) -> None:
+    """Load a version of a model, by number or alias; the highest in the models folder where none is named."""
     found = ask(address, timeout, lambda client: client.load_model(model, version))
     if as_json:
         print_json(plain(found))
@@ -33,15 +34,39 @@ def load(model: str, version: int | None, address: str, as_json: bool, timeout: 
 
 @click.command()
 @_MODEL
-@click.argument("version", required=False, type=int)
+@_VERSION
 @at_server
-def unload(model: str, version: int | None, address: str, as_json: bool, timeout: float) -> None:
+def unload(model: str, version: int | str | None, address: str, as_json: bool, timeout: float) -> None:
     """Let a version of a model go; all of them where none is named."""
     ask(address, timeout, lambda client: client.unload_model(model, version))
     if as_json:
         print_json({"unloaded": model, "version": version})
     else:
         click.echo(f"{model}{f' version {version}' if version else ''} is not served any more")
+
+
+@click.command()
+@_MODEL
+@click.argument("alias")
+@click.argument("version", required=False, type=click.IntRange(1))
+@click.option("--remove", is_flag=True, help="Take the alias away.")
+@at_server
+def alias(
+    model: str, alias: str, version: int | None, remove: bool, address: str, as_json: bool, timeout: float
+) -> None:
+    """Have ALIAS name a version of a model from now on, as in `alias sunspots stable 3`.
+
+    The server writes it into aliases.toml beside the versions; it must be allowed to. Sessions that are open stay with
+    their version.
+    """
+    if remove == (version is not None):
+        raise click.UsageError("give the version that ALIAS names from now on, or --remove to take it away")
+    found = ask(address, timeout, lambda client: client.set_alias(model, alias, version))
+    if as_json:
+        print_json({"model": model, "aliases": found})
+    else:
+        named = ", ".join(f"{name} = {number}" for name, number in found.items())
+        click.echo(f"{model}: {named or 'no aliases any more'}")
 
 
 class _Sessions(click.Group):

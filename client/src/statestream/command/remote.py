@@ -26,6 +26,7 @@ _STATUS = {0: "unknown", 1: "serving", 2: "not serving", 3: "service unknown"}
 def models(address: str, as_json: bool, timeout: float) -> None:
     """List the models of a server. Exit code 1 if one of them failed to load."""
     found = ask(address, timeout, lambda client: client.models())
+    named = any(model.aliases for model in found)
     if as_json:
         print_json([plain(model) for model in found])
     else:
@@ -36,6 +37,7 @@ def models(address: str, as_json: bool, timeout: float) -> None:
                 Column(
                     "version", [f"{model.version}{' *' if model.is_default else ''}" for model in found], whole=True
                 ),
+                *([Column("aliases", [", ".join(model.aliases) for model in found])] if named else []),
                 Column("kind", [model.kind for model in found], whole=True),
                 Column("inputs", [specs(model.signature.inputs) for model in found], leaves=2),
                 Column("outputs", [specs(model.signature.outputs) for model in found], leaves=1),

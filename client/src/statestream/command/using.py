@@ -16,7 +16,7 @@ import numpy as np
 
 import statestream
 from statestream.command import lines
-from statestream.command.asking import at_server, find_model, model_names, told, told_tls, watched
+from statestream.command.asking import Version, at_server, find_model, model_names, told, told_tls, watched
 from statestream.contract.errors import Unsupported
 from statestream.progress import reporting
 
@@ -47,8 +47,8 @@ def _client(model: str, address: str, timeout: float) -> Iterator[tuple[statestr
 @_MODEL
 @at_server
 @click.option("--id", "id", default=None, help="The session's id: it is resumed, and stays. Without one it is new.")
-@click.option("--version", type=int, default=None, help="The model's version.")
-def run(model: str, address: str, as_json: bool, timeout: float, id: str | None, version: int | None) -> None:
+@click.option("--version", type=Version(), default=None, help="The model's version, or an alias of one.")
+def run(model: str, address: str, as_json: bool, timeout: float, id: str | None, version: int | str | None) -> None:
     """Type inputs, see answers: a session where MODEL has memory.
 
     MODEL is a model of the server, or an .onnx file, which gets a server of its own meanwhile. A line is one step:

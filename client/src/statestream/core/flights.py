@@ -19,7 +19,8 @@ class Kind:
 
     Attributes:
         model: The model's name.
-        version: The version; 0 for the one that serves by default.
+        version: The version; 0 for the one that serves by default, or that the alias names.
+        alias: The alias that was asked for, "" for none.
         names: The inputs.
         dtypes: Their dtypes.
         shapes: The shape of a row of each, where calls share frames; else of the whole call.
@@ -31,6 +32,7 @@ class Kind:
 
     model: str
     version: int
+    alias: str
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -104,6 +106,8 @@ class Flight:
         tickets = [ticket for ticket in self.tickets if ticket is not None]
         frame = request.predict
         frame.model, frame.version = kind.model, kind.version
+        if kind.alias:
+            frame.alias = kind.alias
         if kind.outputs:
             frame.outputs.extend(kind.outputs)
         if len(tickets) > 1:

@@ -213,6 +213,7 @@ class Opens:
         message = OpenFrame(
             model=group.model,
             version=group.version,
+            alias=group.alias,
             handles=handles_column(handles),
             ids=[table.ids[handle] for handle in handles.tolist()],
             mode=mode,

@@ -38,7 +38,7 @@ class Predictions:
         self.waiting = 0
         """How many calls were not sent yet, or not whole, or are to be sent again: then `next` may have something."""
         self._lines: dict[Kind, Line] = {}
-        self._windows: dict[tuple[str, int], Window] = {}
+        self._windows: dict[tuple[str, int, str], Window] = {}
         self._held: dict[PredictTicket, float] = {}
         self._sending: Flight | None = None
         self._max_calls, self._window, self._frame_bytes = 0, MOST, FRAME_BYTES
@@ -218,9 +218,9 @@ class Predictions:
                 return None
             self._suspicious = any(one.faults >= SUSPECT for each in self._lines.values() for one in each.waiting)
             most = 1
-        window = self._windows.get((kind.model, kind.version))
+        window = self._windows.get((kind.model, kind.version, kind.alias))
         if window is None:
-            window = self._windows[kind.model, kind.version] = Window()
+            window = self._windows[kind.model, kind.version, kind.alias] = Window()
             window.most = self._window
         if self._sending is not None and next(iter(waiting)).rows * kind.row_bytes > self._frame_bytes:
             return None
@@ -293,7 +293,7 @@ class Predictions:
         """A frame is answered: its room in the window is free."""
         del self.in_flight[flight.frame]
         kind, line = flight.kind, self._lines[flight.kind]
-        self._windows[kind.model, kind.version].held -= flight.weight
+        self._windows[kind.model, kind.version, kind.alias].held -= flight.weight
         line.frames -= 1
         line.calls -= len(flight.tickets)
         self._tidy(kind, line)

@@ -228,7 +228,7 @@ class Sharing:
         elif wish.initial:
             asked = "with start values, which only a new session takes; close it first, or leave them out"
         elif wish.group.version != version and version and (wish.group.version or wish.upgrade):
-            target = f"version {wish.group.version}" if wish.group.version else "the newest version"
+            target = f"version {wish.group.version}" if wish.group.version else wish.group.alias or "the newest version"
             asked = f"in {target}; it is open in version {version}. Close it first"
         else:
             return None

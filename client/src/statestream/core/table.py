@@ -35,11 +35,12 @@ class State(enum.IntEnum):
 
 
 class Group(NamedTuple):
-    """What the sessions of one OpenFrame have in common."""
+    """What the sessions of one OpenFrame have in common; the alias only until they are open in a version."""
 
     model: str
     version: int
     ephemeral: bool
+    alias: str = ""
 
 
 class Table:

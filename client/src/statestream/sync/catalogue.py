@@ -29,13 +29,13 @@ class Catalogue:
         """Every loaded version of every model, and those that failed to load."""
         return answer(self._link, unary.list_models())
 
-    def load_model(self, name: str, version: int | None = None) -> Model:
-        """Loads a version from the server's models folder; the highest where left out."""
+    def load_model(self, name: str, version: int | str | None = None) -> Model:
+        """Loads a version, by number or alias, from the server's models folder; the highest where left out."""
         model = answer(self._link, unary.load_model(name, version))
         self._layouts.clear()
         return model
 
-    def unload_model(self, name: str, version: int | None = None) -> None:
+    def unload_model(self, name: str, version: int | str | None = None) -> None:
         """Unloads a version; every loaded one where left out.
 
         Raises:
@@ -43,6 +43,20 @@ class Catalogue:
         """
         answer(self._link, unary.unload_model(name, version))
         self._layouts.clear()
+
+    def set_alias(self, name: str, alias: str, version: int | None) -> dict[str, int]:
+        """Has an alias name a version, which is loaded first; None takes the alias away. The model's aliases then.
+
+        It is written into aliases.toml beside the versions. Sessions that are open stay with their version; new ones,
+        and calls without one, go by the alias from now on.
+
+        Raises:
+            ModelNotFound: There is no such model, version or alias.
+            Unsupported: The version does not load, or the file cannot be written.
+        """
+        found = answer(self._link, unary.set_alias(name, alias, version))
+        self._layouts.clear()
+        return found
 
     def list_sessions(self, model: str | None = None) -> Iterator[SessionInfo]:
         """The sessions on the server, by model, then id."""
@@ -91,7 +105,7 @@ class Catalogue:
         """What the server's engine did since its process started: its batches, and why they were not larger."""
         return answer(self._link, unary.get_statistics())
 
-    def _fitting(self, model: str, version: int | None, kind: str, make: Callable[[Layout], T]) -> T:
+    def _fitting(self, model: str, version: int | str | None, kind: str, make: Callable[[Layout], T]) -> T:
         """What `make` makes of a model's layout; where that does not fit, of what the model has become meanwhile.
 
         Raises:
@@ -107,7 +121,7 @@ class Catalogue:
                 raise
             return make(now)
 
-    def _layout(self, model: str, version: int | None, kind: str) -> Layout:
+    def _layout(self, model: str, version: int | str | None, kind: str) -> Layout:
         # Sessions that are opened at once share one layout, and so their steps share frames.
         layout = self._layouts.get((model, version or 0), lambda: answer(self._link, unary.get_layout(model, version)))
         require_kind(layout.model, kind)

@@ -22,7 +22,7 @@ class Classifying(Generating):
         top: int | None = 5,
         names: Sequence[str] | None = None,
         scores: classes.Kind | None = None,
-        version: int | None = None,
+        version: int | str | None = None,
     ) -> Any:
         """Tells the likeliest classes of a picture, or of any other input, and their probabilities.
 
@@ -36,7 +36,7 @@ class Classifying(Generating):
             scores: What the model's scores are: "logits" (or logarithms of probabilities), of which this takes the
                 softmax, or "probabilities". Where left out the signature's head says it, or the numbers do: those that
                 are positive and add up to 1 in every row are probabilities.
-            version: The model's version; the default one where left out.
+            version: The model's version, or an alias of one; the default one where left out.
 
         Returns:
             `Class`es, pairs of a name and a probability; of many inputs a list of such lists. Of a model that tells a

@@ -145,8 +145,8 @@ class Client(Classifying):
         id: str | None = None,
         *,
         mode: Mode = "either",
-        version: int | None = None,
-        upgrade: int | bool | None = None,
+        version: int | str | None = None,
+        upgrade: int | str | bool | None = None,
         initial_state: Mapping[str, Input] | None = None,
         history: Input | None = None,
         return_replies: bool = False,
@@ -159,9 +159,10 @@ class Client(Classifying):
             model: The model's name.
             id: 1 to 256 bytes, unique within the model.
             mode: "either", "create" (it must not exist), "resume" (it must) or "replace" (it starts anew).
-            version: The model's version; the session's own or the default one where left out.
-            upgrade: The version to move the session to (True for the newest) where it is pinned to another: state,
-                position and unacknowledged outputs go along. A new session starts there.
+            version: The model's version; the session's own or the default one where left out. An alias, as "stable",
+                is that of a new session; one that exists goes on with its own.
+            upgrade: The version, or an alias of it, to move the session to (True for the newest) where it is pinned to
+                another: state, position and unacknowledged outputs go along. A new session starts there.
             initial_state: Start values by the name of the state's input, for a session that is new; a state that is not
                 named starts as the model says. A constant of the session is set so, once: a reset keeps it.
             history: Past steps [T, F] to warm up a session that is new; their outputs are dropped. Where they are
@@ -190,8 +191,8 @@ class Client(Classifying):
         *,
         ids: Sequence[str] | None = None,
         mode: Mode = "either",
-        version: int | None = None,
-        upgrade: int | bool | None = None,
+        version: int | str | None = None,
+        upgrade: int | str | bool | None = None,
         initial_state: Mapping[str, Input] | None = None,
         return_replies: bool = False,
     ) -> Pool:
@@ -222,8 +223,8 @@ class Client(Classifying):
         *,
         model: str,
         id: str | None = None,
-        version: int | None = None,
-        upgrade: int | bool | None = None,
+        version: int | str | None = None,
+        upgrade: int | str | bool | None = None,
     ) -> Session:
         """Makes a session from a snapshot; one that exists under the id is replaced.
 
@@ -231,8 +232,9 @@ class Client(Classifying):
             snapshot: What `Session.snapshot` gave.
             model: The model's name.
             id: The session's id; without one it ends with the caller.
-            version: The version; the one it was taken of where left out.
-            upgrade: The version to restore it in although it was taken of another; True for the newest.
+            version: The version, or an alias of it; the one it was taken of where left out.
+            upgrade: The version, or an alias of it, to restore it in although it was taken of another; True for the
+                newest.
 
         Raises:
             SnapshotInvalid: The bytes are damaged or no snapshot.
@@ -250,7 +252,7 @@ class Client(Classifying):
         ahead: int | None = None,
         max_sessions: int = 1000,
         mode: Mode = "either",
-        version: int | None = None,
+        version: int | str | None = None,
         return_errors: bool = False,
         score: bool = False,
         progress: Progress = False,
@@ -299,8 +301,8 @@ class Client(Classifying):
         model: str,
         id: str,
         mode: str,
-        version: int | None,
-        upgrade: int | bool | None,
+        version: int | str | None,
+        upgrade: int | str | bool | None,
         initial_state: Mapping[str, Input] | None,
         history: Input | None,
         *,
@@ -329,8 +331,8 @@ class Client(Classifying):
         model: str,
         ids: Sequence[str],
         mode: str,
-        version: int | None,
-        upgrade: int | bool | None,
+        version: int | str | None,
+        upgrade: int | str | bool | None,
         initial_state: Mapping[str, Input] | None,
         *,
         ephemeral: bool,
@@ -350,8 +352,8 @@ class Client(Classifying):
         model: str,
         ids: Sequence[str],
         mode: str,
-        version: int | None,
-        upgrade: int | bool | None,
+        version: int | str | None,
+        upgrade: int | str | bool | None,
         initial_state: Mapping[str, Input] | None,
         hold: Callable[[Opened[Link]], H],
         *,
@@ -382,8 +384,8 @@ class Client(Classifying):
         model: str,
         id: str,
         mode: str,
-        version: int | None,
-        upgrade: int | bool | None,
+        version: int | str | None,
+        upgrade: int | str | bool | None,
         initial_state: Mapping[str, Input] | None,
         *,
         ephemeral: bool,

@@ -61,7 +61,7 @@ class Feeding:
     Args:
         client: Whose it is.
         model: The model's name.
-        version: Its version, None for the session's own or the default one.
+        version: Its version, an alias of one, or None for the session's own or the default one.
         mode: How each session is opened, the first time.
         most: How many messages may be under way.
         sessions: How many sessions may be open.
@@ -73,7 +73,7 @@ class Feeding:
         self,
         client: Client,
         model: str,
-        version: int | None,
+        version: int | str | None,
         mode: Mode,
         most: int,
         sessions: int,

@@ -62,16 +62,18 @@ FORECAST_BANDS_UNSPECIFIED: ForecastBands
 FORECAST_BANDS_CONFORMAL: ForecastBands
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "inputs", "outputs")
+    __slots__ = ("model", "version", "inputs", "outputs", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     outputs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("version", "outputs")
@@ -128,7 +130,7 @@ class StreamResponse(_message.Message):
     def __init__(self, frame: _Optional[int] = ..., opened: _Optional[_Union[OpenedFrame, _Mapping]] = ..., result: _Optional[_Union[ResultFrame, _Mapping]] = ..., closed: _Optional[_Union[ClosedFrame, _Mapping]] = ..., durable: _Optional[_Union[DurableFrame, _Mapping]] = ..., refused: _Optional[_Union[RefusedFrame, _Mapping]] = ..., notice: _Optional[_Union[NoticeFrame, _Mapping]] = ..., go_away: _Optional[_Union[GoAwayFrame, _Mapping]] = ..., part: _Optional[_Union[PartFrame, _Mapping]] = ..., move: _Optional[_Union[MoveFrame, _Mapping]] = ..., predicted: _Optional[_Union[PredictedFrame, _Mapping]] = ...) -> None: ...
 
 class OpenFrame(_message.Message):
-    __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies", "upgrade")
+    __slots__ = ("model", "version", "handles", "ids", "mode", "writer", "incarnation", "seen_epochs", "replay_positions", "acked_positions", "ephemeral", "initial_states", "return_replies", "upgrade", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +145,7 @@ class OpenFrame(_message.Message):
     INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
     RETURN_REPLIES_FIELD_NUMBER: _ClassVar[int]
     UPGRADE_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     handles: bytes
@@ -157,7 +160,8 @@ class OpenFrame(_message.Message):
     initial_states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     return_replies: bool
     upgrade: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., handles: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., writer: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., seen_epochs: _Optional[bytes] = ..., replay_positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., ephemeral: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., return_replies: bool = ..., upgrade: bool = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., handles: _Optional[bytes] = ..., ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., writer: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., seen_epochs: _Optional[bytes] = ..., replay_positions: _Optional[bytes] = ..., acked_positions: _Optional[bytes] = ..., ephemeral: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., return_replies: bool = ..., upgrade: bool = ..., alias: _Optional[str] = ...) -> None: ...
 
 class OpenedFrame(_message.Message):
     __slots__ = ("version", "handles", "epochs", "positions", "durable_positions", "created", "durability", "errors", "kept", "window_bytes", "origins", "cursors", "kept_window_bytes")
@@ -230,20 +234,22 @@ class ResultFrame(_message.Message):
     def __init__(self, handles: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., steps: _Optional[int] = ..., lengths: _Optional[bytes] = ..., durable_positions: _Optional[bytes] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_tensor_pb2.RowError, _Mapping]]] = ...) -> None: ...
 
 class PredictFrame(_message.Message):
-    __slots__ = ("model", "version", "inputs", "outputs", "rows", "parts")
+    __slots__ = ("model", "version", "inputs", "outputs", "rows", "parts", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
     outputs: _containers.RepeatedScalarFieldContainer[str]
     rows: bytes
     parts: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., rows: _Optional[bytes] = ..., parts: _Optional[int] = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ..., rows: _Optional[bytes] = ..., parts: _Optional[int] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class PredictedFrame(_message.Message):
     __slots__ = ("version", "calls", "outputs", "errors")
@@ -354,7 +360,7 @@ class GoAwayFrame(_message.Message):
     def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs", "mark", "cursor", "score")
+    __slots__ = ("model", "version", "session_id", "mode", "position", "acked_position", "request_id", "inputs", "mark", "cursor", "score", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -366,6 +372,7 @@ class StepRequest(_message.Message):
     MARK_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
@@ -377,7 +384,8 @@ class StepRequest(_message.Message):
     mark: Mark
     cursor: bytes
     score: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., position: _Optional[int] = ..., acked_position: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., mark: _Optional[_Union[Mark, str]] = ..., cursor: _Optional[bytes] = ..., score: bool = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[OpenMode, str]] = ..., position: _Optional[int] = ..., acked_position: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., mark: _Optional[_Union[Mark, str]] = ..., cursor: _Optional[bytes] = ..., score: bool = ..., alias: _Optional[str] = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("position", "durable_position", "epoch", "version", "outputs")
@@ -394,7 +402,7 @@ class StepResponse(_message.Message):
     def __init__(self, position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class ForecastRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "history", "sessions", "start", "horizon", "epoch", "future", "num_samples", "seed", "quantiles", "return_samples", "bands", "past", "from_step", "series", "stop", "digest", "cutoffs")
+    __slots__ = ("model", "version", "session_id", "history", "sessions", "start", "horizon", "epoch", "future", "num_samples", "seed", "quantiles", "return_samples", "bands", "past", "from_step", "series", "stop", "digest", "cutoffs", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -415,6 +423,7 @@ class ForecastRequest(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CUTOFFS_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
@@ -435,7 +444,8 @@ class ForecastRequest(_message.Message):
     stop: ForecastStop
     digest: str
     cutoffs: bytes
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., sessions: _Optional[_Union[ForecastSessions, _Mapping]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., horizon: _Optional[int] = ..., epoch: _Optional[int] = ..., future: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., num_samples: _Optional[int] = ..., seed: _Optional[int] = ..., quantiles: _Optional[_Iterable[float]] = ..., return_samples: bool = ..., bands: _Optional[_Union[ForecastBands, str]] = ..., past: _Optional[_Union[History, _Mapping]] = ..., from_step: _Optional[int] = ..., series: _Optional[bytes] = ..., stop: _Optional[_Union[ForecastStop, _Mapping]] = ..., digest: _Optional[str] = ..., cutoffs: _Optional[bytes] = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., history: _Optional[_Union[History, _Mapping]] = ..., sessions: _Optional[_Union[ForecastSessions, _Mapping]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., horizon: _Optional[int] = ..., epoch: _Optional[int] = ..., future: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., num_samples: _Optional[int] = ..., seed: _Optional[int] = ..., quantiles: _Optional[_Iterable[float]] = ..., return_samples: bool = ..., bands: _Optional[_Union[ForecastBands, str]] = ..., past: _Optional[_Union[History, _Mapping]] = ..., from_step: _Optional[int] = ..., series: _Optional[bytes] = ..., stop: _Optional[_Union[ForecastStop, _Mapping]] = ..., digest: _Optional[str] = ..., cutoffs: _Optional[bytes] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class History(_message.Message):
     __slots__ = ("inputs", "lengths")
@@ -490,7 +500,7 @@ class ForecastResponse(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., start: _Optional[_Union[ForecastStart, _Mapping]] = ..., quantiles: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "version", "texts", "max_tokens", "tokens", "lengths", "sampling", "beam_search", "attention", "stream", "numbers", "from_token", "digest")
+    __slots__ = ("model", "version", "texts", "max_tokens", "tokens", "lengths", "sampling", "beam_search", "attention", "stream", "numbers", "from_token", "digest", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
@@ -504,6 +514,7 @@ class GenerateRequest(_message.Message):
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     FROM_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     texts: _containers.RepeatedScalarFieldContainer[str]
@@ -517,7 +528,8 @@ class GenerateRequest(_message.Message):
     numbers: bytes
     from_token: int
     digest: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., texts: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., tokens: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., beam_search: _Optional[_Union[BeamSearch, _Mapping]] = ..., attention: bool = ..., stream: bool = ..., numbers: _Optional[bytes] = ..., from_token: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., texts: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., tokens: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., beam_search: _Optional[_Union[BeamSearch, _Mapping]] = ..., attention: bool = ..., stream: bool = ..., numbers: _Optional[bytes] = ..., from_token: _Optional[int] = ..., digest: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "seed", "num_samples")

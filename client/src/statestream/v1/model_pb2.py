@@ -25,35 +25,43 @@ _sym_db = _symbol_database.Default()
 from statestream.v1 import signature_pb2 as statestream_dot_v1_dot_signature__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astatestream/v1/model.proto\x12\x0estatestream.v1\x1a\x1estatestream/v1/signature.proto\"\xff\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.statestream.v1.ModelKind\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12,\n\tsignature\x18\x06 \x01(\x0b\x32\x19.statestream.v1.Signature\x12\x34\n\x11\x65ncoder_signature\x18\x07 \x01(\x0b\x32\x19.statestream.v1.Signature\x12\x39\n\x10\x62\x61tch_invariance\x18\x08 \x01(\x0e\x32\x1f.statestream.v1.BatchInvariance\x12\x19\n\x11resident_sessions\x18\t \x01(\x04\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x41\n\x18\x65ncoder_batch_invariance\x18\x0b \x01(\x0e\x32\x1f.statestream.v1.BatchInvariance\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.statestream.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"8\n\x10GetModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.statestream.v1.Model\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"9\n\x11LoadModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.statestream.v1.Model\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x15\n\x13UnloadModelResponse*p\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_KIND_PREDICT\x10\x01\x12\x16\n\x12MODEL_KIND_SESSION\x10\x02\x12\x17\n\x13MODEL_KIND_GENERATE\x10\x03*\x8e\x01\n\x0f\x42\x61tchInvariance\x12 \n\x1c\x42\x41TCH_INVARIANCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42\x41TCH_INVARIANCE_EXACT\x10\x01\x12\x1b\n\x17\x42\x41TCH_INVARIANCE_PADDED\x10\x02\x12 \n\x1c\x42\x41TCH_INVARIANCE_APPROXIMATE\x10\x03\x32\xdc\x02\n\x0cModelService\x12S\n\nListModels\x12!.statestream.v1.ListModelsRequest\x1a\".statestream.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.statestream.v1.GetModelRequest\x1a .statestream.v1.GetModelResponse\x12P\n\tLoadModel\x12 .statestream.v1.LoadModelRequest\x1a!.statestream.v1.LoadModelResponse\x12V\n\x0bUnloadModel\x12\".statestream.v1.UnloadModelRequest\x1a#.statestream.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astatestream/v1/model.proto\x12\x0estatestream.v1\x1a\x1estatestream/v1/signature.proto\"\x90\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.statestream.v1.ModelKind\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12,\n\tsignature\x18\x06 \x01(\x0b\x32\x19.statestream.v1.Signature\x12\x34\n\x11\x65ncoder_signature\x18\x07 \x01(\x0b\x32\x19.statestream.v1.Signature\x12\x39\n\x10\x62\x61tch_invariance\x18\x08 \x01(\x0e\x32\x1f.statestream.v1.BatchInvariance\x12\x19\n\x11resident_sessions\x18\t \x01(\x04\x12\r\n\x05\x65rror\x18\n \x01(\t\x12\x41\n\x18\x65ncoder_batch_invariance\x18\x0b \x01(\x0e\x32\x1f.statestream.v1.BatchInvariance\x12\x0f\n\x07\x61liases\x18\x0c \x03(\t\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.statestream.v1.Model\"?\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"8\n\x10GetModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.statestream.v1.Model\"@\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"9\n\x11LoadModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.statestream.v1.Model\"B\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"\x15\n\x13UnloadModelResponse\"?\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\"\x82\x01\n\x10SetAliasResponse\x12>\n\x07\x61liases\x18\x01 \x03(\x0b\x32-.statestream.v1.SetAliasResponse.AliasesEntry\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*p\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_KIND_PREDICT\x10\x01\x12\x16\n\x12MODEL_KIND_SESSION\x10\x02\x12\x17\n\x13MODEL_KIND_GENERATE\x10\x03*\x8e\x01\n\x0f\x42\x61tchInvariance\x12 \n\x1c\x42\x41TCH_INVARIANCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42\x41TCH_INVARIANCE_EXACT\x10\x01\x12\x1b\n\x17\x42\x41TCH_INVARIANCE_PADDED\x10\x02\x12 \n\x1c\x42\x41TCH_INVARIANCE_APPROXIMATE\x10\x03\x32\xab\x03\n\x0cModelService\x12S\n\nListModels\x12!.statestream.v1.ListModelsRequest\x1a\".statestream.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.statestream.v1.GetModelRequest\x1a .statestream.v1.GetModelResponse\x12P\n\tLoadModel\x12 .statestream.v1.LoadModelRequest\x1a!.statestream.v1.LoadModelResponse\x12V\n\x0bUnloadModel\x12\".statestream.v1.UnloadModelRequest\x1a#.statestream.v1.UnloadModelResponse\x12M\n\x08SetAlias\x12\x1f.statestream.v1.SetAliasRequest\x1a .statestream.v1.SetAliasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statestream.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELKIND']._serialized_start=840
-  _globals['_MODELKIND']._serialized_end=952
-  _globals['_BATCHINVARIANCE']._serialized_start=955
-  _globals['_BATCHINVARIANCE']._serialized_end=1097
+  _globals['_SETALIASRESPONSE_ALIASESENTRY']._loaded_options = None
+  _globals['_SETALIASRESPONSE_ALIASESENTRY']._serialized_options = b'8\001'
+  _globals['_MODELKIND']._serialized_start=1100
+  _globals['_MODELKIND']._serialized_end=1212
+  _globals['_BATCHINVARIANCE']._serialized_start=1215
+  _globals['_BATCHINVARIANCE']._serialized_end=1357
   _globals['_MODEL']._serialized_start=79
-  _globals['_MODEL']._serialized_end=462
-  _globals['_LISTMODELSREQUEST']._serialized_start=464
-  _globals['_LISTMODELSREQUEST']._serialized_end=483
-  _globals['_LISTMODELSRESPONSE']._serialized_start=485
-  _globals['_LISTMODELSRESPONSE']._serialized_end=544
-  _globals['_GETMODELREQUEST']._serialized_start=546
-  _globals['_GETMODELREQUEST']._serialized_end=594
-  _globals['_GETMODELRESPONSE']._serialized_start=596
-  _globals['_GETMODELRESPONSE']._serialized_end=652
-  _globals['_LOADMODELREQUEST']._serialized_start=654
-  _globals['_LOADMODELREQUEST']._serialized_end=703
-  _globals['_LOADMODELRESPONSE']._serialized_start=705
-  _globals['_LOADMODELRESPONSE']._serialized_end=762
-  _globals['_UNLOADMODELREQUEST']._serialized_start=764
-  _globals['_UNLOADMODELREQUEST']._serialized_end=815
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=817
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=838
-  _globals['_MODELSERVICE']._serialized_start=1100
-  _globals['_MODELSERVICE']._serialized_end=1448
+  _globals['_MODEL']._serialized_end=479
+  _globals['_LISTMODELSREQUEST']._serialized_start=481
+  _globals['_LISTMODELSREQUEST']._serialized_end=500
+  _globals['_LISTMODELSRESPONSE']._serialized_start=502
+  _globals['_LISTMODELSRESPONSE']._serialized_end=561
+  _globals['_GETMODELREQUEST']._serialized_start=563
+  _globals['_GETMODELREQUEST']._serialized_end=626
+  _globals['_GETMODELRESPONSE']._serialized_start=628
+  _globals['_GETMODELRESPONSE']._serialized_end=684
+  _globals['_LOADMODELREQUEST']._serialized_start=686
+  _globals['_LOADMODELREQUEST']._serialized_end=750
+  _globals['_LOADMODELRESPONSE']._serialized_start=752
+  _globals['_LOADMODELRESPONSE']._serialized_end=809
+  _globals['_UNLOADMODELREQUEST']._serialized_start=811
+  _globals['_UNLOADMODELREQUEST']._serialized_end=877
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=879
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=900
+  _globals['_SETALIASREQUEST']._serialized_start=902
+  _globals['_SETALIASREQUEST']._serialized_end=965
+  _globals['_SETALIASRESPONSE']._serialized_start=968
+  _globals['_SETALIASRESPONSE']._serialized_end=1098
+  _globals['_SETALIASRESPONSE_ALIASESENTRY']._serialized_start=1052
+  _globals['_SETALIASRESPONSE_ALIASESENTRY']._serialized_end=1098
+  _globals['_MODELSERVICE']._serialized_start=1360
+  _globals['_MODELSERVICE']._serialized_end=1787
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,11 @@ class ModelServiceStub(object):
                 request_serializer=statestream_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=statestream_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/statestream.v1.ModelService/SetAlias',
+                request_serializer=statestream_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=statestream_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -89,6 +94,14 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetAlias(self, request, context):
+        """Has an alias name a version, which is loaded first, or takes the alias away. It is written into aliases.toml beside the
+        versions; other servers of that folder follow once they see it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +124,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=statestream_dot_v1_dot_model__pb2.UnloadModelRequest.FromString,
                     response_serializer=statestream_dot_v1_dot_model__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=statestream_dot_v1_dot_model__pb2.SetAliasRequest.FromString,
+                    response_serializer=statestream_dot_v1_dot_model__pb2.SetAliasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +240,33 @@ class ModelService(object):
             '/statestream.v1.ModelService/UnloadModel',
             statestream_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
             statestream_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.v1.ModelService/SetAlias',
+            statestream_dot_v1_dot_model__pb2.SetAliasRequest.SerializeToString,
+            statestream_dot_v1_dot_model__pb2.SetAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,49 +27,49 @@ from statestream.v1 import inference_pb2 as statestream_dot_v1_dot_inference__pb
 from statestream.v1 import tensor_pb2 as statestream_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstatestream/v1/session.proto\x12\x0estatestream.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1estatestream/v1/inference.proto\x1a\x1bstatestream/v1/tensor.proto\"\x85\x02\n\x07Session\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\n\n\x02id\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x04\x12\x18\n\x10\x64urable_position\x18\x05 \x01(\x04\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12,\n\tresidence\x18\x07 \x01(\x0e\x32\x19.statestream.v1.Residence\x12\x11\n\tephemeral\x18\x08 \x01(\x08\x12\x32\n\x0elast_used_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06origin\x18\n \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x0b \x01(\x0c\"\xb1\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12&\n\x04mode\x18\x04 \x01(\x0e\x32\x18.statestream.v1.OpenMode\x12\x0f\n\x07upgrade\x18\x05 \x01(\x08\x12.\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x16.statestream.v1.Tensor\"P\n\x13OpenSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"6\n\x11GetSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\">\n\x12GetSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x14ListSessionsResponse\x12)\n\x08sessions\x18\x01 \x03(\x0b\x32\x17.statestream.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x12\x46orkSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07\x66ork_id\x18\x03 \x01(\t\x12\x11\n\tephemeral\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\"?\n\x13\x46orkSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\"J\n\x16SnapshotSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"=\n\x17SnapshotSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\"n\n\x15RestoreSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x10\n\x08snapshot\x18\x04 \x01(\x0c\x12\x0f\n\x07upgrade\x18\x05 \x01(\x08\"B\n\x16RestoreSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\"8\n\x13\x46lushSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"0\n\x14\x46lushSessionResponse\x12\x18\n\x10\x64urable_position\x18\x01 \x01(\x04\"9\n\x14\x44\x65leteSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse*T\n\tResidence\x12\x19\n\x15RESIDENCE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESIDENCE_RESIDENT\x10\x01\x12\x14\n\x10RESIDENCE_STORED\x10\x02\x32\xee\x05\n\x0eSessionService\x12V\n\x0bOpenSession\x12\".statestream.v1.OpenSessionRequest\x1a#.statestream.v1.OpenSessionResponse\x12S\n\nGetSession\x12!.statestream.v1.GetSessionRequest\x1a\".statestream.v1.GetSessionResponse\x12Y\n\x0cListSessions\x12#.statestream.v1.ListSessionsRequest\x1a$.statestream.v1.ListSessionsResponse\x12V\n\x0b\x46orkSession\x12\".statestream.v1.ForkSessionRequest\x1a#.statestream.v1.ForkSessionResponse\x12\x62\n\x0fSnapshotSession\x12&.statestream.v1.SnapshotSessionRequest\x1a\'.statestream.v1.SnapshotSessionResponse\x12_\n\x0eRestoreSession\x12%.statestream.v1.RestoreSessionRequest\x1a&.statestream.v1.RestoreSessionResponse\x12Y\n\x0c\x46lushSession\x12#.statestream.v1.FlushSessionRequest\x1a$.statestream.v1.FlushSessionResponse\x12\\\n\rDeleteSession\x12$.statestream.v1.DeleteSessionRequest\x1a%.statestream.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstatestream/v1/session.proto\x12\x0estatestream.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1estatestream/v1/inference.proto\x1a\x1bstatestream/v1/tensor.proto\"\x85\x02\n\x07Session\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\n\n\x02id\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x04\x12\x18\n\x10\x64urable_position\x18\x05 \x01(\x04\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12,\n\tresidence\x18\x07 \x01(\x0e\x32\x19.statestream.v1.Residence\x12\x11\n\tephemeral\x18\x08 \x01(\x08\x12\x32\n\x0elast_used_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06origin\x18\n \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x0b \x01(\x0c\"\xc0\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12&\n\x04mode\x18\x04 \x01(\x0e\x32\x18.statestream.v1.OpenMode\x12\x0f\n\x07upgrade\x18\x05 \x01(\x08\x12.\n\x0einitial_states\x18\x06 \x03(\x0b\x32\x16.statestream.v1.Tensor\x12\r\n\x05\x61lias\x18\x07 \x01(\t\"P\n\x13OpenSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"6\n\x11GetSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\">\n\x12GetSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x14ListSessionsResponse\x12)\n\x08sessions\x18\x01 \x03(\x0b\x32\x17.statestream.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x12\x46orkSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07\x66ork_id\x18\x03 \x01(\t\x12\x11\n\tephemeral\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\"?\n\x13\x46orkSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\"J\n\x16SnapshotSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"=\n\x17SnapshotSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\"}\n\x15RestoreSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x10\n\x08snapshot\x18\x04 \x01(\x0c\x12\x0f\n\x07upgrade\x18\x05 \x01(\x08\x12\r\n\x05\x61lias\x18\x06 \x01(\t\"B\n\x16RestoreSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.statestream.v1.Session\"8\n\x13\x46lushSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"0\n\x14\x46lushSessionResponse\x12\x18\n\x10\x64urable_position\x18\x01 \x01(\x04\"9\n\x14\x44\x65leteSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse*T\n\tResidence\x12\x19\n\x15RESIDENCE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESIDENCE_RESIDENT\x10\x01\x12\x14\n\x10RESIDENCE_STORED\x10\x02\x32\xee\x05\n\x0eSessionService\x12V\n\x0bOpenSession\x12\".statestream.v1.OpenSessionRequest\x1a#.statestream.v1.OpenSessionResponse\x12S\n\nGetSession\x12!.statestream.v1.GetSessionRequest\x1a\".statestream.v1.GetSessionResponse\x12Y\n\x0cListSessions\x12#.statestream.v1.ListSessionsRequest\x1a$.statestream.v1.ListSessionsResponse\x12V\n\x0b\x46orkSession\x12\".statestream.v1.ForkSessionRequest\x1a#.statestream.v1.ForkSessionResponse\x12\x62\n\x0fSnapshotSession\x12&.statestream.v1.SnapshotSessionRequest\x1a\'.statestream.v1.SnapshotSessionResponse\x12_\n\x0eRestoreSession\x12%.statestream.v1.RestoreSessionRequest\x1a&.statestream.v1.RestoreSessionResponse\x12Y\n\x0c\x46lushSession\x12#.statestream.v1.FlushSessionRequest\x1a$.statestream.v1.FlushSessionResponse\x12\\\n\rDeleteSession\x12$.statestream.v1.DeleteSessionRequest\x1a%.statestream.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statestream.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESIDENCE']._serialized_start=1641
-  _globals['_RESIDENCE']._serialized_end=1725
+  _globals['_RESIDENCE']._serialized_start=1671
+  _globals['_RESIDENCE']._serialized_end=1755
   _globals['_SESSION']._serialized_start=143
   _globals['_SESSION']._serialized_end=404
   _globals['_OPENSESSIONREQUEST']._serialized_start=407
-  _globals['_OPENSESSIONREQUEST']._serialized_end=584
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=586
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=666
-  _globals['_GETSESSIONREQUEST']._serialized_start=668
-  _globals['_GETSESSIONREQUEST']._serialized_end=722
-  _globals['_GETSESSIONRESPONSE']._serialized_start=724
-  _globals['_GETSESSIONRESPONSE']._serialized_end=786
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=788
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=863
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=865
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=955
-  _globals['_FORKSESSIONREQUEST']._serialized_start=957
-  _globals['_FORKSESSIONREQUEST']._serialized_end=1063
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=1065
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=1128
-  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_start=1130
-  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_end=1204
-  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_start=1206
-  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_end=1267
-  _globals['_RESTORESESSIONREQUEST']._serialized_start=1269
-  _globals['_RESTORESESSIONREQUEST']._serialized_end=1379
-  _globals['_RESTORESESSIONRESPONSE']._serialized_start=1381
-  _globals['_RESTORESESSIONRESPONSE']._serialized_end=1447
-  _globals['_FLUSHSESSIONREQUEST']._serialized_start=1449
-  _globals['_FLUSHSESSIONREQUEST']._serialized_end=1505
-  _globals['_FLUSHSESSIONRESPONSE']._serialized_start=1507
-  _globals['_FLUSHSESSIONRESPONSE']._serialized_end=1555
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1557
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1614
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1616
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1639
-  _globals['_SESSIONSERVICE']._serialized_start=1728
-  _globals['_SESSIONSERVICE']._serialized_end=2478
+  _globals['_OPENSESSIONREQUEST']._serialized_end=599
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=601
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=681
+  _globals['_GETSESSIONREQUEST']._serialized_start=683
+  _globals['_GETSESSIONREQUEST']._serialized_end=737
+  _globals['_GETSESSIONRESPONSE']._serialized_start=739
+  _globals['_GETSESSIONRESPONSE']._serialized_end=801
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=803
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=878
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=880
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=970
+  _globals['_FORKSESSIONREQUEST']._serialized_start=972
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1078
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=1080
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=1143
+  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_start=1145
+  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_end=1219
+  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_start=1221
+  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_end=1282
+  _globals['_RESTORESESSIONREQUEST']._serialized_start=1284
+  _globals['_RESTORESESSIONREQUEST']._serialized_end=1409
+  _globals['_RESTORESESSIONRESPONSE']._serialized_start=1411
+  _globals['_RESTORESESSIONRESPONSE']._serialized_end=1477
+  _globals['_FLUSHSESSIONREQUEST']._serialized_start=1479
+  _globals['_FLUSHSESSIONREQUEST']._serialized_end=1535
+  _globals['_FLUSHSESSIONRESPONSE']._serialized_start=1537
+  _globals['_FLUSHSESSIONRESPONSE']._serialized_end=1585
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1587
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1644
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1646
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1669
+  _globals['_SESSIONSERVICE']._serialized_start=1758
+  _globals['_SESSIONSERVICE']._serialized_end=2508
 # @@protoc_insertion_point(module_scope)

@@ -48,20 +48,22 @@ class Session(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., id: _Optional[str] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., epoch: _Optional[int] = ..., residence: _Optional[_Union[Residence, str]] = ..., ephemeral: bool = ..., last_used_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., origin: _Optional[int] = ..., cursor: _Optional[bytes] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "mode", "upgrade", "initial_states")
+    __slots__ = ("model", "version", "session_id", "mode", "upgrade", "initial_states", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UPGRADE_FIELD_NUMBER: _ClassVar[int]
     INITIAL_STATES_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
     mode: _inference_pb2.OpenMode
     upgrade: bool
     initial_states: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[_inference_pb2.OpenMode, str]] = ..., upgrade: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., mode: _Optional[_Union[_inference_pb2.OpenMode, str]] = ..., upgrade: bool = ..., initial_states: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "created")
@@ -142,18 +144,20 @@ class SnapshotSessionResponse(_message.Message):
     def __init__(self, snapshot: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class RestoreSessionRequest(_message.Message):
-    __slots__ = ("model", "version", "session_id", "snapshot", "upgrade")
+    __slots__ = ("model", "version", "session_id", "snapshot", "upgrade", "alias")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     UPGRADE_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     session_id: str
     snapshot: bytes
     upgrade: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., snapshot: _Optional[bytes] = ..., upgrade: bool = ...) -> None: ...
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., session_id: _Optional[str] = ..., snapshot: _Optional[bytes] = ..., upgrade: bool = ..., alias: _Optional[str] = ...) -> None: ...
 
 class RestoreSessionResponse(_message.Message):
     __slots__ = ("session",)

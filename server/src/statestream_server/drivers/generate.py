@@ -68,14 +68,14 @@ class Generator:
         self._limits = limits
         self._budget = budget
 
-    def model(self, name: str, version: int) -> tuple[Model, Table]:
-        """The encoder-decoder that a caller means, and its decoder's table; version 0 for the default one.
+    def model(self, name: str, version: int, alias: str = "") -> tuple[Model, Table]:
+        """The encoder-decoder that a caller means, and its decoder's table; by number or alias, 0 for the default.
 
         Raises:
             ModelNotFound: It is not served.
             Unsupported: It is no encoder-decoder.
         """
-        served = self._registry.get(name, version)
+        served = self._registry.get(name, version, alias)
         if served.model.kind != "generate" or served.table is None:
             raise errors.Unsupported(f"model {name!r} is no encoder-decoder; it cannot generate")
         return served.model, served.table

@@ -56,14 +56,14 @@ class Predictor:
         self._limits = limits
         self._budget = budget
 
-    def model(self, name: str, version: int) -> Model:
-        """The model that a caller means; version 0 for the default one.
+    def model(self, name: str, version: int, alias: str = "") -> Model:
+        """The model that a caller means; by number or alias, 0 for the default version.
 
         Raises:
             ModelNotFound: It is not served.
             Unsupported: It has memory.
         """
-        model = self._registry.get(name, version).model
+        model = self._registry.get(name, version, alias).model
         if model.graph is None:
             verb = "open a session" if model.kind == "session" else "call generate"
             raise errors.Unsupported(f"model {model.name!r} has memory; {verb} instead")

@@ -91,8 +91,10 @@ class Unary:
         self.coming = Coming(budget)
         """The sessions that such calls bring into memory."""
 
-    async def target(self, key: Key, version: int, mode: Mode) -> Target:
+    async def target(self, key: Key, version: int, mode: Mode, alias: str = "") -> Target:
         """The session of a call: the row where callers without a stream have it, else claimed anew.
+
+        An `alias` in place of a version is that of a new session: see `Sessions.fresh`.
 
         Raises:
             StatestreamError: It is not to be had; see `Sessions.open`.
@@ -102,7 +104,7 @@ class Unary:
             table, row = where
             if int(table.owner[row]) == UNBOUND and table.epoch[row] and version in (0, table.model.version):
                 return _target(table, row)
-        return await self._claim(key, version, mode)
+        return await self._claim(key, version, mode, alias)
 
     async def moved(self, target: Target) -> bool:
         """Whether a session has gone to another server since it was stepped here: then it stands elsewhere.
@@ -124,10 +126,10 @@ class Unary:
                 f"the chunk has {steps} steps; expected 1 to {self._most_steps}", metadata={"field": "inputs"}
             )
 
-    async def _claim(self, key: Key, version: int, mode: Mode) -> Target:
+    async def _claim(self, key: Key, version: int, mode: Mode, alias: str) -> Target:
         while True:
             with self.coming.one(key.tenant):
-                opened = await self._sessions.open_one(key, version, mode, self._writer)
+                opened = await self._sessions.open_one(key, version, mode, self._writer, alias=alias)
             target = Target(opened.table, int(opened.rows[0]), opened.claims)
             if self._is_there(target) or self._sessions.find(key) is not None:
                 return target

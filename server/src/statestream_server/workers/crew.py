@@ -73,6 +73,8 @@ class Crew:
             return await asyncio.shield(asyncio.create_task(self.load(fields["name"], fields["version"])))
         if what == "unload":
             return await asyncio.shield(asyncio.create_task(self.unload(fields["name"], fields["version"])))
+        if what == "aliases":
+            return await asyncio.shield(asyncio.create_task(self.reread_aliases(fields["name"])))
         raise ValueError(f"nothing is called {what!r}")
 
     async def load(self, name: str, version: int) -> None:
@@ -140,6 +142,11 @@ class Crew:
                 await self.load(name, version)
             except errors.StatestreamError as error:
                 log.error("%s", error.message)
+        await self.reread_aliases()
+
+    async def reread_aliases(self, name: str = "") -> None:
+        """Has every worker take what the file of a model's aliases says, or of all."""
+        await self._all(self._members, "aliases", name, 0)
 
     async def _all(self, members: Sequence[Member], what: str, name: str, version: int) -> list[tuple[Member, Any]]:
         """Asks workers at once; the answers, or errors, of those that did not end."""

@@ -49,8 +49,8 @@ OPEN: Final = frozenset(
 """What anybody may call."""
 _ADMIN: Final = frozenset(
     {
-        "LoadModel", "UnloadModel", "RepositoryModelLoad", "RepositoryModelUnload", "MoveSessions", "GetStatistics",
-        "ModelStatistics", "ListQuarantine", "FreeQuarantined",
+        "LoadModel", "UnloadModel", "SetAlias", "RepositoryModelLoad", "RepositoryModelUnload", "MoveSessions",
+        "GetStatistics", "ModelStatistics", "ListQuarantine", "FreeQuarantined",
     }
 )  # fmt: skip
 _ANY: Final = frozenset(

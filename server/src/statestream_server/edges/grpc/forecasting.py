@@ -43,7 +43,7 @@ async def answers(server: Server, request: pb.ForecastRequest) -> AsyncGenerator
         forecaster.check_series(len(state.tags), asked, "start")
         _check_digest(table, request.start.digest)
     elif source == "history":
-        table = await server.sessions.table(request.model, request.version)
+        table = await server.sessions.table(request.model, request.version, request.alias)
         past = _past(table.model.signature.inputs, request.history, "history")
         asked = replace(asked, cutoffs=_cutoffs(request.cutoffs, len(past.lengths)))
         forecaster.check_series(len(past.lengths), asked, "history")

@@ -27,7 +27,7 @@ _MESSAGE_BYTES = 1 << 17
 async def answers(server: Server, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
     """The messages that answer a call."""
     generator = server.generator
-    model, table = generator.model(request.model, request.version)
+    model, table = generator.model(request.model, request.version, request.alias)
     if request.digest and request.digest != model.digest:
         raise errors.ModelChanged(
             f"version {model.version} of {model.name!r} is another model here than the one that began the texts; ask"

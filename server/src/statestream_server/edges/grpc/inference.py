@@ -41,7 +41,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """Runs a model without memory."""
         predictor = self._server.predictor
-        model = predictor.model(request.model, request.version)
+        model = predictor.model(request.model, request.version, request.alias)
         asked = predictor.asked(model, request.outputs)
         inputs = wire.named(request.inputs, [spec.name for spec in model.signature.inputs], "inputs")
         response = pb.PredictResponse(version=model.version)
@@ -65,7 +65,7 @@ class InferenceServicer(grpc_stubs.InferenceServiceServicer):
             return await waiting.message
         unary = self._server.unary
         key = caller.key(request.model, request.session_id)
-        target = await unary.target(key, request.version, wire.open_mode(request.mode))
+        target = await unary.target(key, request.version, wire.open_mode(request.mode), request.alias)
         try:
             return await self._step(target, key, request)
         except errors.PositionError:

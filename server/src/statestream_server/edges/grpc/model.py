@@ -29,6 +29,7 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
         """Calls go to the server's registry."""
         self._registry: Registry = server.registry
         self._selection = server.selection
+        self._aliasing = server.aliasing
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Lists loaded versions, and those that failed."""
@@ -42,17 +43,23 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Describes a model."""
-        return pb.GetModelResponse(model=self._message(self._registry.get(request.name, request.version)))
+        return pb.GetModelResponse(
+            model=self._message(self._registry.get(request.name, request.version, request.alias))
+        )
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Loads a version."""
-        served = await self._selection.load(request.name, request.version)
+        served = await self._selection.load(request.name, request.version, request.alias)
         return pb.LoadModelResponse(model=self._message(served))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Unloads a version, after the loads of it that were asked for before."""
-        await self._selection.unload(request.name, request.version)
+        await self._selection.unload(request.name, request.version, request.alias)
         return pb.UnloadModelResponse()
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        """Has an alias name a version, or takes it away."""
+        return pb.SetAliasResponse(aliases=await self._aliasing.set(request.name, request.alias, request.version))
 
     def _message(self, served: Served) -> pb.Model:
         model = served.model
@@ -66,5 +73,6 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
             encoder_signature=model.encoder_signature,
             batch_invariance=model.batch_invariance,
             encoder_batch_invariance=model.encoder_invariance,
+            aliases=self._registry.aliases_of(model.name, model.version),
             resident_sessions=served.table.sessions if served.table else 0,
         )

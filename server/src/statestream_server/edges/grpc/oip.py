@@ -80,9 +80,11 @@ class OipServicer:
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """What was asked of a model, or of all."""
-        version = parameters.version_of(request.version)
+        version = 0
         if request.name:
-            self._registry.get(request.name, version)
+            named = parameters.version_of(request.version)
+            served = self._registry.get(request.name, *named)
+            version = served.model.version if any(named) else 0
         models = [
             (each.model.name, each.model.version)
             for each in self._registry
@@ -181,7 +183,7 @@ class OipServicer:
         return _message(request, response)
 
     def _served(self, name: str, version: str) -> Served:
-        return self._registry.get(name, parameters.version_of(version))
+        return self._registry.get(name, *parameters.version_of(version))
 
 
 class _Asker(Asker):

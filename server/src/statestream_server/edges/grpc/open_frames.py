@@ -170,16 +170,20 @@ class OpenFrames:
         check_distinct(handles)
         if len(request.writer) != 16:
             raise errors.BadFrame(f"writer has {len(request.writer)} bytes; expected 16", metadata={"field": "writer"})
-        states = None
+        mode, states = wire.open_mode(request.mode), None
+        # Here, once for all parts of the frame.
+        fresh = self._server.sessions.fresh(
+            request.model, request.version, request.alias, mode, upgrade=request.upgrade
+        )
         if request.initial_states:
-            table = await self._server.sessions.table(request.model, request.version)
+            table = await self._server.sessions.table(request.model, request.version, request.alias)
             states = wire.initial_states(table, request.initial_states, count)
         return Opening(
             caller.current.get().tenant,
             request.model,
             request.version,
             list(request.ids),
-            wire.open_mode(request.mode),
+            mode,
             request.writer,
             request.incarnation,
             wire.optional_column(request.seen_epochs, "<u8", count, "seen_epochs"),
@@ -192,6 +196,7 @@ class OpenFrames:
             request.upgrade,
             request.return_replies,
             replays=bool(request.replay_positions),
+            fresh=fresh,
         )
 
     def _opened(self, handles: Array, part: Opened, failures: list[RowError]) -> pb.OpenedFrame:

@@ -37,7 +37,7 @@ class PredictFrames:
         self._most_bytes = server.settings.limits.max_message_bytes
         self._outbox = outbox
         self._account = account
-        self._windows: dict[tuple[str, int], Window] = {}
+        self._windows: dict[tuple[str, int, str], Window] = {}
         self._incoming: tuple[int, pb.PredictFrame, Partial] | None = None
         self._settled: asyncio.Future[None] | None = None
 
@@ -111,7 +111,9 @@ class PredictFrames:
             self._settled.set_result(None)
 
     def _asked(self, request: pb.PredictFrame) -> Asked:
-        return self._predictor.asked(self._predictor.model(request.model, request.version), request.outputs)
+        return self._predictor.asked(
+            self._predictor.model(request.model, request.version, request.alias), request.outputs
+        )
 
     def _run(self, frame: int, request: pb.PredictFrame, asked: Asked, inputs: list[Array]) -> None:
         rows = None
@@ -120,9 +122,10 @@ class PredictFrames:
         rows = self._predictor.check(asked, inputs, rows)
         came = sum([array.nbytes for array in inputs])
         self._server.turns.note(len(rows), nbytes=came)
-        window = self._windows.get((request.model, request.version))
+        asked_for = request.model, request.version, request.alias
+        window = self._windows.get(asked_for)
         if window is None:
-            window = self._windows[request.model, request.version] = self._account.window()
+            window = self._windows[asked_for] = self._account.window()
         costs = _costs(asked, rows, came)
         receiver = Receiver(
             self, self._predictor.check_answer, self._outbox, self._account, window, frame, asked, costs

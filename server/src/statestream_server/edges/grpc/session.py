@@ -36,10 +36,15 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
         mode = wire.open_mode(request.mode)
         states = None
         if request.initial_states:
-            table = await self._sessions.table(request.model, request.version)
+            table = await self._sessions.table(request.model, request.version, request.alias)
             states = wire.initial_states(table, request.initial_states, 1)
         described, created = await self._admin.open(
-            _key(request), request.version, mode, upgrade=request.upgrade, initial_states=states
+            _key(request),
+            request.version,
+            mode,
+            upgrade=request.upgrade,
+            initial_states=states,
+            alias=request.alias,
         )
         return pb.OpenSessionResponse(session=_message(described), created=created)
 
@@ -72,7 +77,9 @@ class SessionServicer(grpc_stubs.SessionServiceServicer):
 
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.RestoreSessionResponse:
         """Makes a session of a snapshot."""
-        made = await self._admin.restore(_key(request), request.snapshot, request.version, upgrade=request.upgrade)
+        made = await self._admin.restore(
+            _key(request), request.snapshot, request.version, request.alias, upgrade=request.upgrade
+        )
         return pb.RestoreSessionResponse(session=_message(made))
 
     async def FlushSession(self, request: pb.FlushSessionRequest, context: Context) -> pb.FlushSessionResponse:

@@ -223,11 +223,13 @@ class OipPages:
         return _told(about.config(self._served(call).model))
 
     async def _statistics(self, call: _Call) -> Response:
-        name, version = call.model, parameters.version_of(call.version)
+        name, version = call.model, 0
         if name:
-            self._server.registry.get(name, version)
-        served = ((each.model.name, each.model.version) for each in self._server.registry)
-        models = [each for each in served if name in ("", each[0]) and version in (0, each[1])]
+            named = parameters.version_of(call.version)
+            served = self._server.registry.get(name, *named)
+            version = served.model.version if any(named) else 0
+        all_served = ((each.model.name, each.model.version) for each in self._server.registry)
+        models = [each for each in all_served if name in ("", each[0]) and version in (0, each[1])]
         return _told(about.statistics(self._inference.asked, models))
 
     async def _index(self, call: _Call) -> Response:
@@ -284,7 +286,7 @@ class OipPages:
         return bodies.request_of(*args)
 
     def _served(self, call: _Call) -> Served:
-        return self._server.registry.get(call.model, parameters.version_of(call.version))
+        return self._server.registry.get(call.model, *parameters.version_of(call.version))
 
 
 class _Answerer:

@@ -29,7 +29,7 @@ class Request:
 
     Attributes:
         model: The model's name.
-        version: Its version, 0 for the default one.
+        named: Its version as the caller names it.
         id: What the caller calls the request, "" for nothing.
         inputs: By name, with the graph's own axes.
         outputs: Those that are wanted, none for all, with how many classes are told in place of the values, 0 for the
@@ -38,7 +38,7 @@ class Request:
     """
 
     model: str
-    version: int
+    named: parameters.Named
     id: str
     inputs: Mapping[str, Array]
     outputs: Mapping[str, int]
@@ -122,7 +122,7 @@ class Inference:
         Raises:
             StatestreamError: Nothing was run, or what was may not be told.
         """
-        model = self._registry.get(request.model, request.version).model
+        model = self._registry.get(request.model, *_begun(request)).model
         asked = self.asked.setdefault((model.name, model.version), Asked())
         began = time.perf_counter()
         try:
@@ -137,7 +137,7 @@ class Inference:
     def answer_bytes(self, name: str, version: str, shapes: Mapping[str, Sequence[int]]) -> int:
         """How many bytes an answer to inputs of these shapes has, as far as the signature knows."""
         try:
-            model = self._registry.get(name, parameters.version_of(version)).model
+            model = self._registry.get(name, *parameters.version_of(version)).model
         except errors.ModelNotFound:
             return 0
         known = [spec for spec in model.signature.outputs if min(step_shape(spec), default=0) >= 0]
@@ -189,6 +189,11 @@ class Inference:
         steps.check_one_step(wanted, count)
         key = caller.key(request.model, sequence.session)
         target = await self._target(key, request, sequence, count)
+        if target.table.model is not model:  # It is pinned to another version than the one that was named by an alias.
+            signature = target.table.model.signature
+            count, inputs = steps.packed(signature.inputs, _in_order(signature.inputs, request.inputs))
+            wanted = _wanted(signature.outputs, request.outputs)
+            steps.check_one_step(wanted, count)
         try:
             step = await self._applied(target, key, request, sequence, inputs, count)
         except errors.PositionError:
@@ -196,7 +201,7 @@ class Inference:
                 target = await self._target(key, request, sequence, count)
             elif sequence.start:
                 # It starts anew where an older one of that name stands just behind its first steps.
-                target = await unary.target(key, request.version, Mode.REPLACE)
+                target = await unary.target(key, request.named.version, Mode.REPLACE, request.named.alias)
             else:
                 raise
             step = await self._applied(target, key, request, sequence, inputs, count)
@@ -219,7 +224,7 @@ class Inference:
         unary = self._unary
         if not sequence.start:
             try:
-                return await unary.target(key, request.version, Mode.RESUME)
+                return await unary.target(key, request.named.version, Mode.RESUME, request.named.alias)
             except errors.SessionNotFound as error:
                 raise errors.BadFrame(
                     f"sequence {quoted(sequence.session)} of model {request.model!r} has not started, or has ended;"
@@ -227,12 +232,12 @@ class Inference:
                     metadata={"field": "sequence_start"},
                 ) from error
         if request.id or sequence.position is not None:
-            target = await unary.target(key, request.version, Mode.EITHER)
+            target = await unary.target(key, request.named.version, Mode.EITHER, request.named.alias)
             position, name = int(target.table.position[target.row]), int(target.table.request[target.row])
             again = request.id and name == digests.of_text(request.id)
             if not position or again or (sequence.position is not None and position == count):
                 return target
-        return await unary.target(key, request.version, Mode.REPLACE)
+        return await unary.target(key, request.named.version, Mode.REPLACE, request.named.alias)
 
     async def _applied(
         self,
@@ -247,6 +252,12 @@ class Inference:
         return await self._unary.step(
             target, key, count, inputs, position=position, acked=position or 0, request_id=request.id, durable=True
         )
+
+
+def _begun(request: Request) -> parameters.Named:
+    """The version whose signature a request is read by: of a sequence that goes on, no alias says which it is."""
+    goes_on = request.parameters.get("sequence_id") and not request.parameters.get("sequence_start")
+    return parameters.Named() if goes_on and request.named.alias else request.named
 
 
 def _are_short(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from statestream.contract import errors
+from statestream.contract.aliases import is_alias
 from statestream.contract.errors import quoted
 from statestream_server.edges.oip import oip_pb2 as pb
 
@@ -104,16 +105,26 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-def version_of(text: str) -> int:
-    """A model's version, 0 for the default one.
+class Named(NamedTuple):
+    """A version as a caller names it: its number, 0 for none, or its alias, "" for none."""
+
+    version: int = 0
+    alias: str = ""
+
+
+def version_of(text: str) -> Named:
+    """A model's version, which the protocol has as text.
 
     Raises:
         ModelNotFound: There is no such version.
     """
     if not text:
-        return 0
+        return Named()
+    if is_alias(text):
+        return Named(0, text)
     if not (text.isascii() and text.isdigit() and 0 < len(text) < 10) or not int(text):
         raise errors.ModelNotFound(
-            f"model_version is {quoted(text)}; expected a number from 1 on, or nothing for the default version"
+            f"model_version is {quoted(text)}; expected a number from 1 on, an alias, or nothing for the default"
+            " version"
         )
-    return int(text)
+    return Named(int(text))

@@ -175,8 +175,11 @@ class Sequences:
         sequence, position = read or read_sequence(request)
         if not sequence or not raw or len(name) > _LONGEST_NAME:
             return False
-        asked = parameters.version_of(request.model_version)
-        version, key = asked or self._registry.get(model).model.version, Key(tenant, model, str(sequence))
+        version, alias = parameters.version_of(request.model_version)
+        named = bool(version or alias)
+        if not named:
+            version = self._registry.get(model).model.version
+        key = Key(tenant, model, str(sequence))
         found = self._express.find(key, version)
         if found is None:
             return False
@@ -186,9 +189,10 @@ class Sequences:
         outputs = known.choices.get(()) if not request.outputs else self._choice(table, known, request)
         if not steps or outputs is None:
             return False
+        serving = table.model.version
         head = Head(
-            ref(table), row, table.serial.item(row), key, asked, steps, sum(map(len, raw)),
-            Answers(model, sequence, outputs), self._asked.setdefault((model, version), Asked()),
+            ref(table), row, table.serial.item(row), key, serving if named else 0, steps, sum(map(len, raw)),
+            Answers(model, sequence, outputs), self._asked.setdefault((model, serving), Asked()),
         )  # fmt: skip
         packed = [*raw]
         asker.began(head, name.encode())

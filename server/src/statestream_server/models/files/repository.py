@@ -27,6 +27,8 @@ DECODERS: Final = ("decoder_model.onnx", "decoder_model_merged.onnx", "decoder_w
 """The decoders that it exports: the first that is there stands for the pair."""
 CHAIN: Final = "model.toml"
 """What stands for files that are one model together, and tells of a pair as others export it."""
+ALIASES: Final = "aliases.toml"
+"""What names versions, in the folder of these."""
 LAYOUTS: Final = (
     f"NAME.onnx, NAME/{SINGLE} or NAME/VERSION/{SINGLE} ({ENCODER} and {DECODER} for a pair, {CHAIN} for a chain;"
     " a version is 1, 2, …)"
@@ -39,7 +41,7 @@ _SUFFIX, _TOML = ".onnx", ".toml"
 _DEPTH: Final = 3
 _MOST_TOLD: Final = 20
 _MOST_SHOWN: Final = 12
-_HIGHEST_VERSION: Final = (1 << 63) - 1
+HIGHEST_VERSION: Final = (1 << 63) - 1
 
 
 class Found(NamedTuple):
@@ -149,8 +151,17 @@ def _key(path: Path) -> tuple[str, int]:
     return folder.name or whole.stem, 1
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of a model's versions, by the file of one; for a file with a name of its own the one of that name."""
+    whole = Path(os.path.abspath(path))
+    if whole.name not in _NAMELESS:
+        return whole.with_suffix("")
+    folder = whole.parent
+    return folder.parent if _is_version(folder.name) and folder.parent.name else folder
+
+
 def _is_version(number: str) -> bool:
-    return number.isascii() and number.isdecimal() and 0 < int(number) <= _HIGHEST_VERSION
+    return number.isascii() and number.isdecimal() and 0 < int(number) <= HIGHEST_VERSION
 
 
 def _pointed(path: Path, told: Scan) -> Path | None:
@@ -292,6 +303,8 @@ def look(path: Path) -> tuple[Entry, ...]:
     seen = list[Entry]()
     with os.scandir(path.parent) as entries:
         for entry in entries:
+            if entry.name == ALIASES:
+                continue  # What versions are called is no part of them.
             if entry.name in own or not (entry.name.startswith(".") or (entry.name.endswith(_SUFFIX) and not chain)):
                 try:
                     if entry.is_file():

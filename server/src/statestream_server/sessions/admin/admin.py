@@ -77,16 +77,17 @@ class Admin:
         *,
         upgrade: bool = False,
         initial_states: Sequence[Array | None] | None = None,
+        alias: str = "",
     ) -> tuple[Description, bool]:
         """Opens a session for callers without a stream; what it is then, and whether it was made.
 
-        Of `initial_states` see `Opening`.
+        Of `initial_states` see `Opening`, of `alias` `Sessions.fresh`.
 
         Raises:
             StatestreamError: It is not to be had; see `Sessions.open`.
         """
         opened = await self._sessions.open_one(
-            key, version, mode, self._writer, upgrade=upgrade, initial_states=initial_states
+            key, version, mode, self._writer, upgrade=upgrade, initial_states=initial_states, alias=alias
         )
         return await self.describe(key), bool(opened.created[0])
 
@@ -201,7 +202,9 @@ class Admin:
             )
         return data, position
 
-    async def restore(self, key: Key, data: bytes, version: int = 0, *, upgrade: bool = False) -> Description:
+    async def restore(
+        self, key: Key, data: bytes, version: int = 0, alias: str = "", *, upgrade: bool = False
+    ) -> Description:
         """Makes a session of a snapshot; an existing one is replaced. Returns when it is durable.
 
         Without a version it is made in the one whose digest the snapshot names, with `upgrade` in the default one.
@@ -212,6 +215,7 @@ class Admin:
             PermissionDenied: It is of another tenant, and the caller has not the right `admin`.
             ModelNotFound, TooManySessions, StoreUnavailable: Nothing was made.
         """
+        version = self._registry.number(key.model, version, alias)
         metadata = snapshots.read_metadata(data)
         digest, grant = metadata["digest"], caller.current.get().grant
         if grant is not None and metadata.get("tenant", "") != key.tenant and ADMIN not in grant.token.rights:

@@ -95,6 +95,7 @@ class Opening:
         handles: [N] what that stream calls them.
         upgrade: Whether sessions that are pinned to another version move to this one.
         replies: Whether the caller wants the replies that nobody acknowledged.
+        fresh: The version of new sessions, and of those that move, where that is not the one of all; 0 for the default.
     """
 
     tenant: str
@@ -115,6 +116,7 @@ class Opening:
     replies: bool = False
     start: Start | None = None
     replays: bool = False
+    fresh: int = 0
 
     def keys(self, places: Iterable[int]) -> list[Key]:
         """The sessions at some places, as the store calls them."""

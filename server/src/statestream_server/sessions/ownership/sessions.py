@@ -121,7 +121,7 @@ class Sessions:
             whole = version == opening.version and len(places) == len(opening.ids)
             asked = opening if whole else opening.some(places, version)
             try:
-                table = await self.table(opening.model, version)  # Nothing is claimed yet.
+                table = await self.table(opening.model, version or opening.fresh)  # Nothing is claimed yet.
                 self._check_staying()
                 ready = await self._claims.ready(asked, version, table)
                 if ready is None:
@@ -163,8 +163,9 @@ class Sessions:
         upgrade: bool = False,
         start: Start | None = None,
         initial_states: Sequence[Array | None] | None = None,
+        alias: str = "",
     ) -> Opened:
-        """Opens one session for a caller that has no stream and no incarnations of its own.
+        """Opens one session for a caller that has no stream and no incarnations of its own; `alias` as in `fresh`.
 
         Such a caller means what it says: a claim from a clock that is ahead is outbid.
 
@@ -172,6 +173,7 @@ class Sessions:
             StatestreamError: It was not opened; see `open`.
         """
         nothing, incarnation = np.zeros(1, np.uint64), int(self._clock() * 1e6)
+        fresh = self.fresh(key.model, version, alias, mode, upgrade=upgrade)
         for _ in range(2):
             opening = Opening(
                 key.tenant,
@@ -188,6 +190,7 @@ class Sessions:
                 initial_states,
                 upgrade=upgrade,
                 start=start,
+                fresh=fresh,
             )
             opened, refused = await self.open(opening)
             if opened:
@@ -206,13 +209,28 @@ class Sessions:
         if self.draining:
             raise errors.Draining("the server is leaving and takes no new sessions; try another", retry_after=1.0)
 
-    async def table(self, model: str, version: int = 0) -> Table:
-        """The table of a version, which is loaded if need be; 0 for the one that serves by default.
+    def fresh(self, model: str, version: int, alias: str, mode: Mode, *, upgrade: bool = False) -> int:
+        """The version of sessions that are new, or move, where a caller names it by an alias; 0 where none is named.
+
+        Where there can be none of these, nobody asks what the alias names: a session goes on in its own version though
+        the alias is gone, or this server has not heard of it yet.
+
+        Raises:
+            ModelNotFound: There is no such alias.
+            BadFrame: The caller names a version as well.
+        """
+        if alias and not version and mode is Mode.RESUME and not upgrade:
+            return 0
+        return self._registry.number(model, version, alias) if alias else 0
+
+    async def table(self, model: str, version: int = 0, alias: str = "") -> Table:
+        """The table of a version, by number or alias, which is loaded if need be; 0 for the one that serves by default.
 
         Raises:
             ModelNotFound: It is not served.
             Unsupported: It has no memory.
         """
+        version = self._registry.number(model, version, alias)
         served = await self._registry.load(model, version) if version else self._registry.get(model)
         if served.table is None or served.model.kind != "session":
             verb = "predict" if served.model.kind == "predict" else "generate"

@@ -40,6 +40,7 @@ def _of(server: Server, served: Served) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": model.version,
+        "aliases": server.registry.aliases_of(model.name, model.version),
         "default": server.registry.is_default(model),
         "kind": str(model.kind),
         "digest": model.digest,
