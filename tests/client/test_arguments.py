@@ -24,7 +24,7 @@ from tests.client.world import FEATURES, ones
 NOT_TEXT: list[Any] = [None, 5, b"sum", ["sum"], True]
 NOT_WHOLE: list[Any] = ["3", 2.0, True, [1], np.float32(2), None]
 NOT_FLAGS: list[Any] = ["no", 0, 1, None]
-NOT_VERSIONS: list[Any] = ["1", 1.0, True, [1]]
+NOT_VERSIONS: list[Any] = ["1", "", "-a", "a b", 1.0, True, [1]]
 FEW: list[Any] = [0, -1, np.int64(-5)]
 
 
@@ -79,7 +79,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "id": ([5, b"a", ["a"], "", "x" * 257, "\ud800"], (TypeError, ValueError)),
         "mode": ([None, "open", 1, ["create"]], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW, 2**63], (TypeError, ValueError)),
-        "upgrade": (["newest", 1.0, 0, -1, [1]], (TypeError, ValueError)),
+        "upgrade": (["2", 1.0, 0, -1, [1]], (TypeError, ValueError)),
         "initial_state": ([5, "zeros", [1, 2], np.zeros(2)], TypeError),
         "return_replies": (NOT_FLAGS, TypeError),
     },
@@ -89,7 +89,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "ids": (["abc", b"abc", 5, ["a", 5], ["a", None], ["a", "a"], [""]], (TypeError, ValueError)),
         "mode": ([None, "open", 1], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
-        "upgrade": (["newest", 1.0, 0], (TypeError, ValueError)),
+        "upgrade": (["2", 1.0, 0], (TypeError, ValueError)),
         "initial_state": ([5, [1, 2]], TypeError),
         "return_replies": (NOT_FLAGS, TypeError),
     },
@@ -108,7 +108,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
         "model": ([*NOT_TEXT, ""], (TypeError, ValueError)),
         "id": ([5, "", b"a"], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
-        "upgrade": (["newest", 1.0, 0], (TypeError, ValueError)),
+        "upgrade": (["2", 1.0, 0], (TypeError, ValueError)),
     },
     "client.predict": {
         **PROGRESS,
@@ -147,6 +147,11 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
     "client.unload_model": {
         "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
         "version": ([*NOT_VERSIONS, *FEW], (TypeError, ValueError)),
+    },
+    "client.set_alias": {
+        "name": ([*NOT_TEXT, ""], (TypeError, ValueError)),
+        "alias": ([*NOT_TEXT, "", "1", "a b", "a" * 65], (TypeError, ValueError)),
+        "version": (["1", 1.0, True, *FEW], (TypeError, ValueError)),
     },
     "client.free_quarantined": {"name": ([*NOT_TEXT, ""], (TypeError, ValueError))},
     "client.move_sessions": {
@@ -207,6 +212,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "client.generate_steps": {"model": "upper", "text": "king"},
     "client.load_model": {"name": "sum"},
     "client.unload_model": {"name": "sum"},
+    "client.set_alias": {"name": "sum", "alias": "stable", "version": 1},
     "client.move_sessions": {"share": 0.5},
     "session.step": {"x": ones()},
     "session.stream": {"items": [ones()]},

@@ -137,8 +137,8 @@ async def test_rights_are_looked_at_for_every_method(local: Local, door: Door) -
 def test_every_method_has_a_right_and_nothing_of_an_operators_is_everybodys(models_dir: Path) -> None:
     known = {name: chain.right_of(name) for name in _methods()}
     assert {name.rpartition("/")[2] for name, right in known.items() if right == ADMIN} == {
-        "LoadModel", "UnloadModel", "RepositoryModelLoad", "RepositoryModelUnload", "MoveSessions", "GetStatistics",
-        "ModelStatistics", "ListQuarantine", "FreeQuarantined",
+        "LoadModel", "UnloadModel", "SetAlias", "RepositoryModelLoad", "RepositoryModelUnload", "MoveSessions",
+        "GetStatistics", "ModelStatistics", "ListQuarantine", "FreeQuarantined",
     }  # fmt: skip
     assert chain.right_of("/statestream.v1.InferenceService/WhatIsToCome") == STEP
     assert set(chain.OPEN) <= {*known}

@@ -290,8 +290,9 @@ class Layout:
             if min(shape, default=0) >= 0 and (not outputs or spec.name in outputs):
                 answer += math.prod(shape) * numpy_dtype(spec.dtype).itemsize
         dtypes = tuple(spec.dtype for spec in self.inputs)
+        number, alias = number_or_alias(version)
         kind = PredictKind(
-            self.model.name, *number_or_alias(version), self.names, dtypes, shapes, outputs, shares, sum(sizes), answer
+            self.model.name, number, self.names, dtypes, shapes, outputs, shares, sum(sizes), answer, alias
         )
         self._kinds[version, outputs, not shares, shapes] = kind
         return kind

@@ -37,7 +37,7 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-class Version(click.ParamType[Any]):
+class Version(click.ParamType):  # type: ignore[type-arg]  # It is generic only since click 8.5.
     """The version of a model: its number, or an alias of one."""
 
     name = "version"

@@ -20,7 +20,6 @@ class Kind:
     Attributes:
         model: The model's name.
         version: The version; 0 for the one that serves by default, or that the alias names.
-        alias: The alias that was asked for, "" for none.
         names: The inputs.
         dtypes: Their dtypes.
         shapes: The shape of a row of each, where calls share frames; else of the whole call.
@@ -28,11 +27,11 @@ class Kind:
         shares: Whether calls share frames: all batch axes are the first.
         row_bytes: Bytes of the inputs of a row; of a call where calls do not share frames.
         answer_bytes: Bytes of the outputs of it, as far as the signature says.
+        alias: What was asked for in place of the version, "" for nothing.
     """
 
     model: str
     version: int
-    alias: str
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -40,6 +39,7 @@ class Kind:
     shares: bool
     row_bytes: int
     answer_bytes: int
+    alias: str = ""
 
 
 class PredictTicket(Ticket):

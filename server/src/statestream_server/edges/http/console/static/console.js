@@ -126,7 +126,7 @@ function model(each) {
   if (each.error) return el("section", { class: "card" }, el("h2", {}, title), el("p", { class: "bad" }, `Does not serve: ${each.error}`));
   const columns = each.inputs.concat(each.outputs).filter((spec) => spec.columns.length);
   return el("section", { class: "card" },
-    el("h2", {}, title, each.default ? " · default" : ""),
+    el("h2", {}, title, each.default ? " · default" : "", (each.aliases || []).map((alias) => ` · ${alias}`).join("")),
     each.description ? el("p", {}, each.description) : null,
     facts([
       ["Served by", { predict: "predict, without memory", session: "sessions", generate: "generate, encoder and decoder" }[each.kind]],
