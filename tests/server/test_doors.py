@@ -44,7 +44,11 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2")
-    for name, more in (("server", "subjectAltName=IP:127.0.0.1,DNS:localhost"), ("client", "subjectAltName=DNS:me")):
+    for name, more in (
+        ("server", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+        ("client", "subjectAltName=DNS:me,URI:spiffe://acme/billing"),
+        ("other", "subjectAltName=DNS:x"),
+    ):
         (folder / "more").write_text(more)
         openssl("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "more")
@@ -254,3 +258,141 @@ async def test_a_caller_who_left_before_its_answer_is_no_fault_in_the_log(
         grpcio.error("ExecuteBatchError raised in core by servicer method [%s]", "/a/b")
         grpcio.error("something else")
     assert [record.message for record in caplog.records if record.name == grpcio.name] == ["something else"]
+
+
+PAPERS = """
+[[certificate]]
+id = "billing"
+uri = "spiffe://acme/billing"
+tenant = "acme"
+rights = ["step"]
+
+[[certificate]]
+id = "ops"
+name = "other"
+tenant = "ops"
+rights = ["admin"]
+"""
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_a_certificate_stands_for_a_token(edge: str, models_dir: Path, papers: Path, tmp_path: Path) -> None:
+    """By a URI among its names or by its subject; who has neither is nobody, and one taken out of the file goes."""
+    path = tmp_path / "tokens.toml"
+    path.write_text(PAPERS)
+    told = _tls(papers, tls_clients=papers / "ca.pem", tokens=path)
+    async with serving(models_dir, edge=edge, **told) as local:
+
+        def shown(name: str) -> statestream.Tls:
+            return statestream.Tls(papers / "ca.pem", papers / f"{name}.pem", papers / f"{name}.key")
+
+        async with aio.connect(local.address, tls=shown("client")) as client:
+            session = await client.session("counter", id="a")
+            await session.step(1.0)
+            assert len(local.table("counter").rows_of("acme")) == 1
+            with pytest.raises(statestream.PermissionDenied, match="the right 'admin'; certificate billing has step"):
+                await client.load_model("counter")
+            async with aio.connect(local.address, tls=shown("other")) as operator:
+                assert (await operator.load_model("counter")).name == "counter"
+                with pytest.raises(statestream.PermissionDenied, match="the right 'step'; certificate ops has admin"):
+                    await operator.session("counter", id="a")
+            path.write_text(PAPERS.replace("spiffe://acme/billing", "spiffe://acme/other"))
+            for _ in range(2):
+                local.server.access.look()
+            with pytest.raises(statestream.Unauthenticated, match="certificate"):
+                await session.step(1.0)
+        async with aio.connect(local.address, tls=shown("server")) as client:
+            with pytest.raises(statestream.Unauthenticated, match="knows no certificate of its caller's names"):
+                await client.models()
+        async with aio.connect(local.address, tls=shown("client"), token="ss_wrong") as client:
+            with pytest.raises(statestream.Unauthenticated, match="the token is not known here"):
+                await client.models()
+
+
+async def test_without_tls_no_name_is_believed(models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(PAPERS)
+    for edge in EDGES:
+        async with serving(models_dir, edge=edge, tokens=path) as local:
+            failure = await failing(_info(local.channel))
+            assert failure.reason == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (PAPERS.replace("uri = ", "url = "), "certificate 1: 'url' is unknown"),
+        (PAPERS.replace('name = "other"', ""), "certificate 2: expected uri"),
+        (PAPERS.replace('"ops"\nname', '"billing"\nname'), "certificate 2 has an id or a name that another one has"),
+        (PAPERS.replace('["admin"]', '["root"]'), "certificate 2: one of the rights is unknown"),
+        ("certificate = 5", "expected .*certificate"),
+    ],
+)
+def test_a_file_that_knows_certificates_is_read_strictly(text: str, told: str) -> None:
+    with pytest.raises(tokens.TokensError, match=told):
+        tokens.parse(text.encode(), "tokens.toml")
+
+
+async def _get(port: int | None, context: ssl.SSLContext | None, head: str = "") -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    try:
+        writer.write(f"GET /v2/models HTTP/1.1\r\nHost: a\r\n{head}Connection: close\r\n\r\n".encode())
+        return await asyncio.wait_for(reader.read(), DEADLINE)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_the_http_port_is_in_tls_and_knows_certificates(models_dir: Path, papers: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(PAPERS)
+    context = ssl.create_default_context(cafile=str(papers / "ca.pem"))
+    told = _tls(papers, http_tls=True, http_port=0)
+    async with serving(models_dir, **told) as local:
+        assert b"counter" in await _get(local.running.http_port, context)
+        with contextlib.suppress(OSError):
+            assert not (await _get(local.running.http_port, None)).startswith(b"HTTP")
+    told |= {"tls_clients": papers / "ca.pem"}
+    async with serving(models_dir, **told) as local:
+        with contextlib.suppress(OSError):
+            assert not (await _get(local.running.http_port, context)).startswith(b"HTTP")
+        context.load_cert_chain(papers / "client.pem", papers / "client.key")
+        assert b"counter" in await _get(local.running.http_port, context)
+    async with serving(models_dir, **told, tokens=path) as local:
+        assert b"counter" in await _get(local.running.http_port, context)
+        assert b"401" in await _get(local.running.http_port, context, "Authorization: Bearer no\r\n")
+    with pytest.raises(StartError, match="--http-tls puts"):
+        check_tls(free_settings(tmp_path, http_tls=True))
+
+
+@pytest.mark.parametrize("edge", EDGES)
+async def test_connections_beyond_the_most_are_refused_and_those_there_are_go_on(edge: str, models_dir: Path) -> None:
+    async with serving(models_dir, edge=edge, max_connections=1) as local:
+        await _info(local.channel)
+        reader, writer = await asyncio.open_connection("127.0.0.1", local.running.port)
+        with contextlib.suppress(ConnectionError):
+            said = await asyncio.wait_for(reader.read(), DEADLINE)
+            if edge == "h2":
+                assert b"as many as it takes (--max-connections)" in said
+        writer.close()
+        await _info(local.channel)
+
+
+async def test_a_full_http_port_says_so(models_dir: Path) -> None:
+    """One that is silent makes room; where all have a request under way, the new one is refused."""
+    async with serving(models_dir, http_port=0, max_http_connections=1) as local:
+        silent = await asyncio.open_connection("127.0.0.1", local.running.http_port)
+        assert b"counter" in await _get(local.running.http_port, None)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(silent[0].read(), DEADLINE) == b""
+        silent[1].close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", local.running.http_port)
+        writer.write(b"POST /v2/models/scores/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+        await writer.drain()
+        answer = b""
+        while b"503" not in answer:
+            answer = await _get(local.running.http_port, None)
+        assert b"--max-http-connections" in answer
+        writer.close()
+        del reader

@@ -207,7 +207,7 @@ async def running(settings: Settings, worker: Worker | None = None) -> AsyncIter
 def _http(settings: Settings, server: Server, readiness: Readiness) -> tuple[Http | None, OipPages | None]:
     """The HTTP port, and what answers the Open Inference Protocol there; None for what there is not.
 
-    A caller's certificate is asked for by gRPC alone: where that is all that is asked for, nobody is answered here.
+    Where a caller's certificate is all that is asked for, and this port does not ask for it, nobody is answered here.
     """
     if settings.http_port is None and not settings.http_unix:
         return None, None
@@ -215,7 +215,7 @@ def _http(settings: Settings, server: Server, readiness: Readiness) -> tuple[Htt
     from statestream_server.edges.http.pages import ServerPages  # Its libraries take a tenth of the start.
     from statestream_server.edges.http.port import Http
 
-    closed = settings.tls_clients is not None and server.access is None
+    closed = settings.tls_clients is not None and server.access is None and not settings.http_tls
     pages = None if closed else OipPages(server, readiness)
     routes = pages.routes() if pages is not None else []
     if has_console(settings):

@@ -30,11 +30,14 @@ class Caller(NamedTuple):
         tenant: Whose sessions the call is about.
         trace: Where the call belongs in a trace; None where the caller has none.
         grant: What its token lets it do; None where the server asks for none, and anybody may do anything.
+        waits: Whether it is yet to be found out who calls: by a certificate, of which grpcio tells the call itself
+            alone. Nothing runs for it before.
     """
 
     tenant: str = TENANT
     trace: Trace | None = None
     grant: Grant | None = None
+    waits: bool = False
 
     def check(self, right: str) -> None:
         """Checks that it may do what needs a right, one of `access.tokens`.

@@ -52,6 +52,11 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 @option("--tls-key", type=_FILE, help="PEM of the certificate's key.")
 @option("--tls-clients", type=_FILE, help="PEM of authorities; callers without a certificate of theirs are refused.")
 @option(
+    "--http-tls/--no-http-tls",
+    default=False,
+    help="Whether the HTTP port is in TLS too: with the same certificate, and asking for the same of its callers.",
+)
+@option(
     "--tokens",
     type=_FILE,
     help="The file of tokens, which `statestream token` writes: who shows none of them is refused. It is read again"
@@ -120,6 +125,18 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
     type=click.IntRange(1),
     default=_LIMITS.max_queued_bytes,
     help="The most bytes of inputs that wait to run.",
+)
+@option(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=10_000,
+    help="The most connections of the gRPC port, in each worker; further ones are refused.",
+)
+@option(
+    "--max-http-connections",
+    type=click.IntRange(1),
+    default=128,
+    help="The most connections of the HTTP port; one that has no request under way makes room for a new one.",
 )
 @option(
     "--quarantine",

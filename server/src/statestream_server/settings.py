@@ -76,6 +76,7 @@ class Settings:
         tls_certificate: PEM of the server's certificate and what signed it; None for a port without TLS.
         tls_key: PEM of its key.
         tls_clients: PEM of the authorities whose certificates callers must have; None where anybody may call.
+        http_tls: Whether the HTTP port is in TLS too, with the same certificate, and asks for the same of callers.
         tokens: The file of tokens that callers must show one of; None where anybody may call.
         http_port: Health, metrics and the Open Inference Protocol; 0 for any free one, None for none.
         http_unix: The path of a Unix socket where the first process of several asks this one over HTTP, "" for none.
@@ -104,6 +105,8 @@ class Settings:
         tracing: Where spans of calls and batches go: off, otlp (OTEL_ variables say where), or console.
         log_format: What a line of the log is: text or json.
         slow_step: Seconds after which a step, or a checkpoint, is worth a line; 0 for never.
+        max_connections: The most connections of the gRPC port; further ones are refused.
+        max_http_connections: Those of the HTTP port; one that is silent makes room for a new one.
         limits: What the server takes.
         trial: What trying one model before it serves may take.
     """
@@ -117,6 +120,7 @@ class Settings:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_clients: Path | None = None
+    http_tls: bool = False
     tokens: Path | None = None
     http_port: int | None = 8002
     http_unix: str = ""
@@ -146,6 +150,8 @@ class Settings:
     tracing: str = "off"
     log_format: str = "text"
     slow_step: float = 1.0
+    max_connections: int = 10_000
+    max_http_connections: int = 128
     limits: Limits = field(default_factory=Limits)
     trial: TrialLimits = field(default_factory=TrialLimits)
 
@@ -220,11 +226,13 @@ def check_console(settings: Settings) -> None:
     Raises:
         StartError: It is: says what to choose from.
     """
-    guarded = settings.tokens is not None or settings.insecure or is_loopback(settings.host)
+    shown = settings.http_tls and settings.tls_clients is not None
+    guarded = settings.tokens is not None or shown or settings.insecure or is_loopback(settings.host)
     if settings.console and settings.http_port is not None and not guarded:
         raise StartError(
             "--console lets whoever reaches the HTTP port step and delete sessions: --tls-clients guards gRPC alone."
-            " Ask callers for tokens (--tokens), listen on this machine (--host 127.0.0.1), or leave --console out"
+            " Ask callers for tokens (--tokens), put that port in TLS too (--http-tls),"
+            " listen on this machine (--host 127.0.0.1), or leave --console out"
         )
 
 
@@ -239,6 +247,8 @@ def check_tls(settings: Settings) -> None:
         raise StartError(f"{missing} is missing: a certificate and its key belong together")
     if settings.tls_clients is not None and settings.tls_certificate is None:
         raise StartError("--tls-clients asks callers for certificates, which needs --tls-certificate and --tls-key")
+    if settings.http_tls and settings.tls_certificate is None:
+        raise StartError("--http-tls puts the HTTP port in TLS, which needs --tls-certificate and --tls-key")
 
 
 def check_models(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from statestream.contract import errors
 from statestream_server.access import tokens
+from statestream_server.access.certificates import NOBODY, Names
 from statestream_server.access.tokens import MOST_TOKEN, STEP, TenantLimits, Token, Tokens, TokensError
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Grant:
         """
         if right and right not in self.token.rights:
             raise errors.PermissionDenied(
-                f"this call needs the right {right!r}; token {self.token.id} has"
+                f"this call needs the right {right!r}; {self.token} has"
                 f" {', '.join(sorted(self.token.rights))}. Ask whoever made it for one that may",
                 metadata={"right": right},
             )
@@ -202,14 +203,27 @@ class Access:
         self._grants = dict[str, Grant]()
         self._take(tokens.parse(self._seen, str(path)))
 
-    def grant(self, headers: Iterable[tuple[str, str | bytes]]) -> Grant:
-        """What a call's token grants.
+    @property
+    def knows_certificates(self) -> bool:
+        """Whether a certificate may stand in place of a token."""
+        return any(grant.token.is_certificate for grant in self._grants.values())
+
+    def grant(self, headers: Iterable[tuple[str, str | bytes]], names: Names = NOBODY) -> Grant:
+        """What a call's token grants; where there is none, what the certificate with these names does.
 
         Raises:
             Unauthenticated: There is none, or it does not hold. Nothing that came is quoted.
         """
         came = [value for name, value in headers if name == HEADER]
         if not came:
+            for key in names.known_by():
+                if key in self._grants:
+                    return self._holding(self._grants[key])
+            if names != NOBODY:
+                raise errors.Unauthenticated(
+                    "the call has no token, and the file of tokens knows no certificate of its caller's names; add it"
+                    " there as [[certificate]], or show a token"
+                )
             raise errors.Unauthenticated(
                 "the call has no token, and this server asks for one: statestream.connect(token=…), the environment"
                 " variable STATESTREAM_TOKEN, or the header `authorization: Bearer TOKEN`"
@@ -221,6 +235,14 @@ class Access:
         found = self._grants.get(tokens.hash_of(secret)) if 0 < len(secret) <= MOST_TOKEN else None
         if found is None:
             raise errors.Unauthenticated("the token is not known here: it was revoked, or is another server's")
+        return self._holding(found)
+
+    def _holding(self, found: Grant) -> Grant:
+        """The same, while it holds.
+
+        Raises:
+            Unauthenticated: It does not.
+        """
         if self._clock() >= found.token.expires:
             found.end(_expired(found))
         if found.ended:
@@ -273,11 +295,11 @@ class Access:
             self._grants[key] = Grant(token, usage)
         for grant in before.values():
             if not grant.ended:
-                grant.end(f"token {grant.token.id} was revoked, or changed: connect again with one that holds")
+                grant.end(f"{grant.token} was revoked, or changed: connect again with one that holds")
 
 
 def _expired(grant: Grant) -> str:
-    return f"token {grant.token.id} has expired; ask whoever made it for another one"
+    return f"{grant.token} has expired; ask whoever made it for another one"
 
 
 __all__ = ["STEP", "Access", "Grant", "Usage"]

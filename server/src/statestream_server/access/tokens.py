@@ -13,6 +13,12 @@
     rights = ["step"]
     expires = 2027-02-26T06:00:00Z
 
+    [[certificate]]                what TLS has checked (--tls-clients), in place of a token
+    id = "billing"
+    uri = "spiffe://acme/billing"  one of its alternative names; or name = "billing", its subject's common name
+    tenant = "acme"
+    rights = ["step"]
+
 A token is 256 random bits. Nobody can guess one, so a hash that is slow on purpose, as for passwords, would protect
 nothing and cost every call; and it is found by its hash, so how long a look takes says nothing of a token.
 """
@@ -26,10 +32,12 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+
+from statestream_server.access.certificates import by_name, by_uri
 
 STEP: Final = "step"
 ADMIN: Final = "admin"
@@ -38,10 +46,14 @@ RIGHTS: Final = frozenset({STEP, ADMIN})
 MOST_TOKEN: Final = 512
 """Characters of a token that is looked at."""
 _MOST_FILE: Final = 4 << 20
+_NEVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
+"""When an entry of a certificate ends that says nothing: the certificate ends by itself."""
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}|")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _KEYS: Final = frozenset({"id", "hash", "tenant", "rights", "expires", "note"})
+_CERTIFICATE_KEYS: Final = frozenset({"id", "uri", "name", "tenant", "rights", "expires", "note"})
+_MOST_NAME: Final = 1024
 
 
 class TokensError(Exception):
@@ -71,11 +83,11 @@ class TenantLimits:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a token.
+    """What is known of a token, or of a certificate in its place.
 
     Attributes:
         id: What people call it by; no secret.
-        hash: SHA-256 of the token, hex digits.
+        hash: SHA-256 of the token, hex digits; the key of a certificate, see `certificates`.
         tenant: Whose sessions it is about.
         rights: What it may.
         expires: Unix time from which on it is none.
@@ -88,6 +100,15 @@ class Token:
     rights: frozenset[str]
     expires: float
     note: str = ""
+
+    @property
+    def is_certificate(self) -> bool:
+        """Whether it is a certificate."""
+        return ":" in self.hash
+
+    def __str__(self) -> str:
+        """What people are told it is."""
+        return f"{'certificate' if self.is_certificate else 'token'} {self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +164,26 @@ def parse(data: bytes, where: str) -> Tokens:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         line = re.search(r"line \d+", str(error))
         raise TokensError(f"{where} is no TOML{f': see {line[0]}' if line else ''}") from None
-    if unknown := sorted(said.keys() - {"token", "limits", "tenant"}):
-        raise TokensError(f"{where}: {unknown[0]!r} is unknown; expected [[token]], [limits] and [tenant.NAME]")
+    if unknown := sorted(said.keys() - {"token", "certificate", "limits", "tenant"}):
+        raise TokensError(
+            f"{where}: {unknown[0]!r} is unknown; expected [[token]], [[certificate]], [limits] and [tenant.NAME]"
+        )
     limits = _limits(said.get("limits", {}), TenantLimits(), f"{where}: [limits]")
-    entries, tenants = said.get("token", []), said.get("tenant", {})
-    if not isinstance(entries, list) or not isinstance(tenants, dict):
-        raise TokensError(f"{where}: expected tokens as [[token]], and tenants as [tenant.NAME]")
+    entries, tenants, papers = said.get("token", []), said.get("tenant", {}), said.get("certificate", [])
+    if not isinstance(entries, list) or not isinstance(papers, list) or not isinstance(tenants, dict):
+        raise TokensError(f"{where}: expected [[token]], [[certificate]], and tenants as [tenant.NAME]")
     own = {name: _limits(each, limits, f"{where}: [tenant.{name}]") for name, each in tenants.items()}
     found, ids = dict[str, Token](), set[str]()
     for number, entry in enumerate(entries, 1):
         token = _token(entry, f"{where}: token {number}")
         if token.id in ids or token.hash in found:
             raise TokensError(f"{where}: token {number} has an id or a hash that another one has")
+        ids.add(token.id)
+        found[token.hash] = token
+    for number, entry in enumerate(papers, 1):
+        token = _certificate(entry, f"{where}: certificate {number}")
+        if token.id in ids or token.hash in found:
+            raise TokensError(f"{where}: certificate {number} has an id or a name that another one has")
         ids.add(token.id)
         found[token.hash] = token
     return Tokens(found, limits, own)
@@ -179,6 +208,19 @@ def _token(entry: Any, where: str) -> Token:
     return Token(
         texts["id"], texts["hash"], texts["tenant"], frozenset(rights), expires.timestamp(), str(texts["note"])
     )
+
+
+def _certificate(entry: Any, where: str) -> Token:
+    if not isinstance(entry, dict):
+        raise TokensError(f"{where} is no table; expected [[certificate]]")
+    if unknown := sorted(entry.keys() - _CERTIFICATE_KEYS):
+        raise TokensError(f"{where}: {unknown[0]!r} is unknown; expected {', '.join(sorted(_CERTIFICATE_KEYS))}")
+    names = [name for name in ("uri", "name") if name in entry]
+    if len(names) != 1 or not isinstance(entry[names[0]], str) or not 0 < len(entry[names[0]]) <= _MOST_NAME:
+        raise TokensError(f"{where}: expected uri, one of its alternative names, or name, its subject's common name")
+    key = by_uri(entry["uri"]) if "uri" in entry else by_name(entry["name"])
+    told = {"expires": _NEVER, **{name: value for name, value in entry.items() if name not in names}}
+    return replace(_token({**told, "hash": "0" * 64}, where), hash=key)
 
 
 def _limits(said: Any, usual: TenantLimits, where: str) -> TenantLimits:

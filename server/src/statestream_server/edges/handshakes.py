@@ -17,9 +17,12 @@ class Handshakes:
     `create_server(ssl=…)` does so, too, but nobody can ask it which handshakes are under way: they outlive the port.
     """
 
-    def __init__(self, context: ssl.SSLContext, serve: Callable[[], asyncio.Protocol]) -> None:
-        """`serve` makes the protocol of a connection; it may hear data before it hears of the connection."""
-        self._context, self._serve = context, serve
+    def __init__(self, context: ssl.SSLContext, serve: Callable[[], asyncio.Protocol], most: int) -> None:
+        """Of at most so many at a time.
+
+        `serve` makes the protocol of a connection; it may hear data before it hears of the connection.
+        """
+        self._context, self._serve, self._most = context, serve, most
         self._under_way = set[asyncio.Task[None]]()
 
     def __len__(self) -> int:
@@ -37,6 +40,9 @@ class Handshakes:
 
     def begin(self, transport: asyncio.Transport) -> None:
         """Shakes hands on a socket."""
+        if len(self._under_way) >= self._most:
+            transport.abort()  # Without a handshake nothing can be said.
+            return
         transport.pause_reading()
         task = asyncio.get_running_loop().create_task(self._shake(transport))
         self._under_way.add(task)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from statestream_server.access.certificates import NOBODY, Names
+from statestream_server.access.grants import HEADER as TOKEN
 from statestream_server.access.grants import Access
 from statestream_server.caller import ANYBODY, Caller, Trace
 
@@ -16,11 +18,12 @@ _doors = list[Access | None]()
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
-def identify(headers: Iterable[tuple[str, str | bytes]]) -> Caller:
-    """Who calls: the tenant and the rights of its token, or anybody where the server asks for none.
+def identify(headers: Iterable[tuple[str, str | bytes]], names: Names | None = NOBODY) -> Caller:
+    """Who calls: the tenant and the rights of its token or certificate, or anybody where the server asks for none.
 
     Args:
         headers: Names, in lower case, and values.
+        names: Those of the caller's certificate; None where the edge knows them later, see `certified`.
 
     Raises:
         Unauthenticated: The caller may not call.
@@ -30,8 +33,23 @@ def identify(headers: Iterable[tuple[str, str | bytes]]) -> Caller:
     access = _doors[-1] if _doors else None
     if access is None:
         return Caller(trace=trace) if trace is not None else ANYBODY
-    grant = access.grant(headers)
+    if names is None and access.knows_certificates and not any(name == TOKEN for name, _ in headers):
+        return Caller(trace=trace, waits=True)
+    grant = access.grant(headers, names or NOBODY)
     return Caller(grant.token.tenant, trace, grant)
+
+
+def certified(who: Caller, names: Names) -> Caller:
+    """A caller who waited for the names of his certificate.
+
+    Raises:
+        Unauthenticated: The caller may not call.
+    """
+    access = _doors[-1] if _doors else None
+    if access is None:
+        return who._replace(waits=False)
+    grant = access.grant((), names)
+    return Caller(grant.token.tenant, who.trace, grant)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class _Parent:
         from statestream_server.workers.relay import Relay
 
         routes = list[Route]()
-        if self._read.tls_clients is None or self._read.tokens is not None:  # See app._http.
+        if self._read.tls_clients is None or self._read.tokens is not None or self._read.http_tls:  # See app._http.
             folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="statestream-")))
             self._relay = Relay(self._workers, folder)
             routes += [Route("/v2", self._relay), Route("/v2/{path:path}", self._relay)]

@@ -25,13 +25,15 @@ from google.protobuf.message import Message
 
 from statestream.contract import errors, protocol
 from statestream_server import caller
+from statestream_server.access import certificates
+from statestream_server.access.certificates import NOBODY, Names
 from statestream_server.access.tokens import ADMIN, STEP
 from statestream_server.caller import ANYBODY, Caller
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.decoding import DecodeBudget, Undecoded, Unreadable, decoder, later
 from statestream_server.edges.grpc.failures import Context, abort
 from statestream_server.edges.grpc.readers import Readers
-from statestream_server.edges.identity import asks, identify
+from statestream_server.edges.identity import asks, certified, identify
 from statestream_server.requests import Requests
 from statestream_server.sessions.admission.accounts import Budget
 
@@ -142,7 +144,8 @@ class Chain(grpc.GenericRpcHandler):
         handler = self.method(handler_call_details.method)
         if handler is not None:
             try:
-                caller.current.set(admit(handler_call_details.invocation_metadata, handler_call_details.method))
+                metadata, method = handler_call_details.invocation_metadata, handler_call_details.method
+                caller.current.set(admit(metadata, method, None))  # Of a certificate only `granted` can ask.
             except Exception as error:
                 self.refused(handler_call_details.method, error)
                 return refusing(error)
@@ -243,8 +246,10 @@ class Chain(grpc.GenericRpcHandler):
         )
 
 
-def admit(metadata: Iterable[tuple[str, str | bytes]], method: str = "") -> Caller:
-    """Who calls `/service/method`. Whether the server lives and serves is told anybody: orchestrators have no token.
+def admit(metadata: Iterable[tuple[str, str | bytes]], method: str = "", names: Names | None = NOBODY) -> Caller:
+    """Who calls `/service/method`, with a certificate of these names: see `identify`.
+
+    Whether the server lives and serves is told anybody: orchestrators have no token.
 
     Raises:
         StatestreamError: The caller may not, or speaks a version of the protocol that is not spoken here.
@@ -254,7 +259,7 @@ def admit(metadata: Iterable[tuple[str, str | bytes]], method: str = "") -> Call
             protocol.check_written_in(value)
     if method in OPEN and asks():
         return ANYBODY
-    return identify(metadata)
+    return identify(metadata, names)
 
 
 def granted(call: Call, name: str) -> Call:
@@ -262,7 +267,11 @@ def granted(call: Call, name: str) -> Call:
     right, kinds = right_of(name), _COUNTED.get(name, _CALLS)
 
     async def granted(request: Any, context: Context) -> Any:
-        grant = caller.current.get().grant
+        who = caller.current.get()
+        if who.waits:
+            who = certified(who, certificates.of_context(context.auth_context()))
+            caller.current.set(who)
+        grant = who.grant
         if grant is None:
             return await (_watched(call, request, context) if name in OPEN and asks() else call(request, context))
         grant.check(right)

@@ -72,6 +72,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.write_buffer_size", 1 << 20),
         # A flood of calls is held at its own connection; what others begin meanwhile waits and is not dropped.
         ("grpc.max_concurrent_streams", 512),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.server.max_pending_requests", 8192),
         ("grpc.server.max_pending_requests_hard_limit", 16384),
         # Two servers on one port share its connections without a word: only workers of one server mean it.

@@ -208,7 +208,7 @@ class Call(Messages):
         handler, direct, chain, name = self._handler, self._head.direct, self._connection.chain, self._head.method
         request: Any = self
         try:
-            self._who = who = admit(self._head.metadata, name)
+            self._who = who = admit(self._head.metadata, name, self._connection.names)
             if message is not None:
                 # Under too much load most calls end here: nothing is decoded, and no task made.
                 chain.look(name, who, len(message))

@@ -11,6 +11,7 @@ import grpc
 from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
+from statestream_server.access.certificates import NOBODY, of_peer
 from statestream_server.edges.grpc.chain import admit
 from statestream_server.edges.grpc.failures import status
 from statestream_server.edges.h2.call import Call
@@ -48,6 +49,7 @@ class Connection(asyncio.Protocol):
         self.most_in, self.most_out = edge.most_in, edge.most_out
         self.wire = Wire(self._opened)
         self.tenant = TENANT  # Whose its last call was.
+        self.names = NOBODY
         self._edge = edge
         self._turns = edge.turns
         self._held = False  # Whether nothing is read, because of what came something waits for another turn.
@@ -62,11 +64,19 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Says the settings."""
         self._transport, self.abort = transport, transport.abort
+        if len(self._edge.connections) >= self._edge.most_connections:
+            self._edge.refused_connections += 1
+            self.refuse(
+                ErrorCodes.ENHANCE_YOUR_CALM,
+                f"this server has {self._edge.most_connections} connections, as many as it takes (--max-connections)",
+            )
+            return
         self._edge.connections.add(self)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":  # RFC 9113 §3.3.
             transport.abort()
             return
+        self.names = of_peer(tls)
         self.flush()
         if self._early:
             self.data_received(self._early)
@@ -139,7 +149,7 @@ class Connection(asyncio.Protocol):
         if head.refusal is None and asks():
             # Before any message comes: who may not call has no room for one.
             try:
-                self.tenant = admit(head.metadata, head.method).tenant
+                self.tenant = admit(head.metadata, head.method, self.names).tenant
             except Exception as error:
                 said = status(error)
                 # Of this call alone: a token that comes to be known lets the next one in, with the same headers.

@@ -42,9 +42,11 @@ class H2(Methods):
         self.turns = Turns(self.loop, lambda: server.engine.queued > FEW_WAITING)
         server.engine.ended.append(self.turns.flush)
         server.connected = lambda: (len(self.connections), sum(len(one.wire.calls) for one in self.connections))
+        self.most_connections = settings.max_connections
+        self.refused_connections = 0
         self._reader_seconds = settings.reader_timeout
         context = tls(settings, ["h2"])
-        self._handshakes = None if context is None else Handshakes(context, self._connection)
+        self._handshakes = None if context is None else Handshakes(context, self._connection, settings.max_connections)
         self._unix = settings.unix
         self._sockets = []
         if not settings.only_unix:

@@ -20,6 +20,7 @@ from statestream.contract import errors
 from statestream_server import caller
 from statestream_server.access.tokens import ADMIN, STEP
 from statestream_server.edges.http import received
+from statestream_server.edges.http.port import names_of
 from statestream_server.edges.http.refusals import refusal
 from statestream_server.edges.identity import identify
 from statestream_server.edges.oip import about, bodies, parameters
@@ -159,7 +160,7 @@ class OipPages:
         most = self._server.settings.limits.max_message_bytes if infers else _MOST_SAID
         call = _Call(request, b"")
         if kind.right is not None:
-            who = identify(request.headers.items())
+            who = identify(request.headers.items(), names_of(request))
             caller.current.set(who)
             if who.grant is not None:
                 who.grant.check(kind.right)

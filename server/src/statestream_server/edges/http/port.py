@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,11 +16,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from statestream_server.edges.sockets import listening, on_unix
+from statestream_server.access.certificates import NOBODY, Names, of_peer
+from statestream_server.edges.sockets import listening, on_unix, tls
 from statestream_server.settings import Settings
 
-_MOST_CONNECTIONS = 128
-"""Connections that may be open; of those without a request the one that is silent for longest goes for a new one."""
+_WHY_FULL = b"this server has as many connections as it takes (--max-http-connections), all with a request; try again\n"
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_WHY_FULL), _WHY_FULL)
+)
+"""What a connection hears for which none can make room."""
 _REQUEST_SECONDS = 10.0
 """How long a connection may take to bring a whole request head."""
 
@@ -37,6 +43,12 @@ class Pages(Protocol):
         """Metrics as Prometheus reads them."""
 
 
+def names_of(request: Request) -> Names:
+    """The names of the certificate that a request's caller showed."""
+    found: Names = getattr(request.state, "names", NOBODY)
+    return found
+
+
 class Http:
     """The HTTP port of a server, on the loop of its process."""
 
@@ -46,14 +58,15 @@ class Http:
         Raises:
             StartError: The port is taken.
         """
+        most = settings.max_http_connections
         if settings.http_unix:
-            self._sockets, self.port = [on_unix(settings.http_unix, _MOST_CONNECTIONS)], 0
+            self._sockets, self.port = [on_unix(settings.http_unix, most)], 0
         else:
-            self._sockets = listening(settings.host, settings.http_port or 0, _MOST_CONNECTIONS)
+            self._sockets = listening(settings.host, settings.http_port or 0, most)
             self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             _application(pages, more),
-            http=_connections(settings.reader_timeout),
+            http=_connections(settings.reader_timeout, most),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -63,7 +76,8 @@ class Http:
             date_header=False,
             timeout_keep_alive=int(_REQUEST_SECONDS),
         )
-        self._server = _Embedded(config)
+        secured = settings.http_tls and not settings.http_unix
+        self._server = _Embedded(config, tls(settings, ["http/1.1"]) if secured else None)
 
     async def start(self) -> None:
         """Begins to answer."""
@@ -77,8 +91,13 @@ class Http:
 class _Embedded(uvicorn.Server):
     """A server in a process that has signals and a loop of its own."""
 
+    def __init__(self, config: uvicorn.Config, secured: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._secured = secured
+
     async def begin(self, listeners: list[socket.socket]) -> None:
         self.config.load()
+        self.config.ssl = self._secured  # The same as the gRPC port's, which uvicorn's own settings cannot say.
         self.lifespan = self.config.lifespan_class(self.config)
         await self.startup(sockets=listeners)
 
@@ -99,13 +118,21 @@ class _Connection(H11Protocol):
     """Runs while its reader takes nothing of what was written."""
     reader_seconds = 20.0
     """What it may take nothing for."""
+    most = 128
+    """Connections that may be open; of those without a request the one silent for longest goes for a new one."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._wait()
-        if len(self.connections) > _MOST_CONNECTIONS:
+        if (tls := transport.get_extra_info("ssl_object")) is not None:
+            self.app_state = {**self.app_state, "names": of_peer(tls)}
+        if len(self.connections) > self.most:
             waiting = [one for one in self.connections if isinstance(one, _Connection) and one._timer is not None]
+            if not waiting:
+                transport.write(_FULL)
+                transport.close()
+                return
             min(waiting, key=lambda one: one._timer.when() if one._timer is not None else 0.0).transport.abort()
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -142,9 +169,9 @@ class _Connection(H11Protocol):
             self._timer = None
 
 
-def _connections(reader_seconds: float) -> type[_Connection]:
-    """Connections whose readers may take nothing for so long; uvicorn makes them by itself."""
-    return type("_Connection", (_Connection,), {"reader_seconds": reader_seconds})
+def _connections(reader_seconds: float, most: int) -> type[_Connection]:
+    """Connections of which there may be so many, and whose readers may take nothing for so long."""
+    return type("_Connection", (_Connection,), {"reader_seconds": reader_seconds, "most": most})  # uvicorn makes them.
 
 
 def _application(pages: Pages, more: Sequence[Route]) -> Starlette:

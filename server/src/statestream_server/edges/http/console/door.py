@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from statestream.contract import errors
 from statestream.contract.codes import Code
 from statestream_server import caller
+from statestream_server.edges.http.port import names_of
 from statestream_server.edges.identity import asks, identify
 from statestream_server.refusals import recent
 
@@ -61,7 +62,7 @@ def guarded(page: Page, right: str, kinds: tuple[str, ...], host: str) -> Page:
 
     async def held(request: Request) -> Response:
         _check_origin(request, host)
-        who = identify(request.headers.items())
+        who = identify(request.headers.items(), names_of(request))
         caller.current.set(who)
         if who.grant is None:
             return await page(request)
