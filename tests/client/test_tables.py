@@ -381,6 +381,68 @@ def test_a_long_table_that_cannot_be_read_says_why(make: Any, change: dict[str, 
         dataframes.read_history(NAMED, make(good | change))
 
 
+def told_times(table: Any, h: int = 2) -> list[Any]:
+    history = dataframes.read_history(ONE, table)
+    assert history is not None
+    told = Told({"y": np.zeros((len(history.names), h, 1), np.float32)}, {}, {})
+    return list(dataframes.write_forecast(ONE, history, Wish(h), told)["ds"])
+
+
+@pytest.mark.parametrize(
+    ("times", "after"),
+    [
+        (pd.date_range("2026-01-01", periods=9).delete(7), ["2026-01-10", "2026-01-11"]),
+        (pd.date_range("2026-01-01", periods=9, freq="h").delete([4, 7]), ["2026-01-01T09", "2026-01-01T10"]),
+        (pd.date_range("2026-01-01", periods=9, freq="MS").delete(7), ["2026-10-01", "2026-11-01"]),
+        (pd.date_range("2026-01-01", periods=9, freq="ME").delete([3, 7]), ["2026-10-31", "2026-11-30"]),
+        (pd.bdate_range("2026-01-05", periods=10).delete(8), ["2026-01-19", "2026-01-20"]),
+        (pd.to_datetime(["2026-01-01", "2026-01-04", "2026-01-06"]), ["2026-01-08", "2026-01-10"]),
+    ],
+)
+def test_times_that_are_left_out_do_not_change_how_far_times_are_apart(times: Any, after: list[str]) -> None:
+    expected = [pd.Timestamp(time) for time in after]
+    data = {"ds": times, "y": np.zeros(len(times))}
+    assert told_times(pd.DataFrame(data)) == expected
+    assert told_times(pl.DataFrame(data | {"ds": list(times.to_pydatetime())})) == expected
+
+
+def test_a_series_of_few_times_goes_on_as_all_of_the_table_do() -> None:
+    days = pd.date_range("2026-01-01", periods=9)
+    parts = [
+        ("a", days),
+        ("b", days[[0, 1, 3, 4, 7]]),
+        ("c", days[:1]),
+        ("d", pd.date_range("2026-01-01", periods=3, freq="2D")),
+    ]
+    table = pd.concat(pd.DataFrame({"unique_id": name, "ds": part, "y": 0.0}) for name, part in parts)
+    assert [time.day for time in told_times(table, 1)] == [10, 9, 2, 7]
+
+
+def test_whose_and_when_may_be_the_labels_of_rows() -> None:
+    days = pd.date_range("2026-01-01", periods=3)
+    table = pd.DataFrame({"unique_id": ["a"] * 3 + ["b"] * 3, "ds": [*days, *days], "y": np.arange(6.0)})
+    unnamed = table.set_index("ds").rename_axis(None)
+    for labelled in (
+        table.set_index(["unique_id", "ds"]),
+        table.set_index("unique_id"),
+        table.set_index("ds"),
+        unnamed,
+    ):
+        history = dataframes.read_history(ONE, labelled)
+        assert history is not None
+        assert (history.names, history.past.lengths.tolist()) == (["a", "b"], [3, 3])
+        assert [time.day for time in told_times(labelled)] == [4, 5, 4, 5]
+    other = table.rename(columns={"unique_id": "shop", "ds": "day"}).set_index(["shop", "day"])
+    with pytest.raises(BadTensor, match=r"levels 'shop', 'day'; .*rename_axis"):
+        dataframes.read_history(ONE, other)
+
+
+def test_a_row_of_many_columns_for_one_feature_says_which_to_take() -> None:
+    row = pd.DataFrame({"unique_id": ["a"], "sun": [1.0]}).iloc[0]
+    with pytest.raises(BadTensor, match=r"row with 'unique_id', 'sun'; expected 'sun' alone: row\[\['sun'\]\]"):
+        history(ONE, row)
+
+
 def test_months_go_on_as_months() -> None:
     days = [datetime.date(2026, 11, 30), datetime.date(2026, 12, 31), datetime.date(2027, 1, 31)]
     for past, after in (

@@ -263,7 +263,7 @@ TABLES: dict[str, tuple[Any, str]] = {
     "one row": (pd.DataFrame({"unique_id": "a", "ds": DAYS[:1], "y": 1.0}), "after those of series 'a' cannot be told"),
     "an index of pairs": (
         pd.DataFrame({"a": "a", "ds": DAYS, "y": 1.0}).set_index(["a", "ds"]),
-        "cannot be told.*expected two rows",
+        "index has the levels .a., .ds.; expected columns, .unique_id.",
     ),
 }
 

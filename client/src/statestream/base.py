@@ -374,7 +374,8 @@ def _chosen(rows: Sequence[int] | Ints | Mask, count: int) -> Ints:
         return np.flatnonzero(index)
     if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
         raise ValueError(
-            f"rows is of dtype {index.dtype} and shape {list(index.shape)}; expected a list of numbers, or a mask"
+            f"rows is of dtype {index.dtype} and shape {list(index.shape)}; expected a list of numbers, places in"
+            " pool.ids, or a mask"
         )
     outside = index[(index >= count) | (index < -count)]
     if len(outside):

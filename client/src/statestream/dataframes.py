@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def read_history(layout: Layout, table: Any) -> History | None:
     Raises:
         BadTensor: Columns are missing or unknown, a time comes twice, a number is missing; names them.
     """
-    frame = frame_of(table)
+    frame = frame_of(_labelled(table))
     if frame is None:
         return None
     if not len(frame):
@@ -77,7 +78,7 @@ def read_future(layout: Layout, history: History, table: Any, h: int) -> dict[st
     Raises:
         BadTensor: A column is missing, or a series has not so many rows, or they are not after its past; names it.
     """
-    frame = frame_of(table)
+    frame = frame_of(_labelled(table))
     if frame is None:
         return series.future(layout, table, len(history.rows), h)
     first = layout.wanted[0]
@@ -132,12 +133,14 @@ def write_forecast(layout: Layout, history: History, wish: Wish, told: Told) -> 
     columns = _told_columns(layout, wish, told, len(history.rows), long)
     tables = []
     native = frame.to_native()
+    usual = cache(lambda: following.usual_of(frame[TIME].to_native()))
     for number, (name, rows) in enumerate(zip(history.names, history.rows, strict=True)):
         data: dict[str, Any] = {}
         if ID in frame.columns:
             data[ID] = [name] * h
         if TIME in frame.columns:
-            data[TIME] = following.following(name, following.after, frame[TIME][rows.tolist()].to_native(), h)
+            after = partial(following.after, usual=usual)
+            data[TIME] = following.following(name, after, frame[TIME][rows.tolist()].to_native(), h)
         data |= {column: values[number] for column, values in columns.items()}
         table = narwhals.from_dict(data, backend=frame.implementation)
         if not long and hasattr(native, "index"):
@@ -272,6 +275,26 @@ def _value_names(layout: Layout, value: Value) -> list[str]:
     if len(names) != count:
         names = [value.name] if count == 1 else [f"{value.name}_{n}" for n in range(count)]
     return names
+
+
+def _labelled(table: Any) -> Any:
+    """The same with whose and when as columns, where a table of many series has them as the labels of its rows.
+
+    Raises:
+        BadTensor: Rows have several labels, and not these.
+    """
+    names = [*getattr(getattr(table, "index", None), "names", ())]
+    if not names or not hasattr(table, "reset_index"):
+        return table
+    if len(names) > 1 and ID not in names:
+        raise BadTensor(
+            f"the table's index has the levels {listed(names)}; expected columns, {ID!r} (whose row it is) and {TIME!r}"
+            f" (when), or levels of these names: table.rename_axis([{ID!r}, {TIME!r}])"
+        )
+    if ID in table.columns and names == [None] and type(table.index).__name__ == "DatetimeIndex":
+        table, names = table.rename_axis(TIME), [TIME]
+    inside = [name for name in names if name in (ID, TIME) and name not in table.columns]
+    return table.reset_index(level=inside) if inside and (ID in inside or ID in table.columns) else table
 
 
 def _features(frame: Any) -> Any:

@@ -128,11 +128,13 @@ def asked(
         BadTensor: The past does not fit the model, or is of other series.
     """
     driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
-    if (past is not None) != (bands == "conformal"):
+    if past is None and bands == "conformal":
         raise ValueError(
-            'past goes with bands="conformal", and these with it: the inputs that the session has taken, as the server'
-            " keeps none; expected both or neither"
+            'bands="conformal" are made of past errors, and the server keeps no inputs of sessions: give past= as well,'
+            " the inputs that they took. Of a table: client.forecast(model, table, h=…, level=…, bands=…)"
         )
+    if past is not None and bands != "conformal":
+        raise ValueError('past= is of use for bands="conformal" alone; expected both or neither')
     wish = wished(
         layout.signature,
         h,

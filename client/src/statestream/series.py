@@ -160,7 +160,7 @@ def check_past(layout: Layout, past: Past) -> None:
         where = f", column {columns[place[-1]]!r}" if place and columns else f", at {place}" if place else ""
         whose = series if past.names is None else past.names[series]
         raise BadTensor(
-            f"history is nan in series {whose!r}, row {row} of {past.lengths[series]}{where} of {name}; a forecast"
-            " takes no gaps: fill them, or leave those rows out",
+            f"history is nan in series {whose!r}, row {row} of {past.lengths[series]}{where} of {name}; this model's"
+            " file says nothing of gaps: fill them, or export it with missing={…} and the server does",
             metadata={"field": "history", "series": str(whose), "row": str(row)},
         )

@@ -350,6 +350,10 @@ def _series(wanted: Wanted, series: Any) -> Array:
     if wanted.width is None:
         return _column(wanted, series, series.name)
     if len(expected) == 1 and labels != expected:
+        if wanted.columns and texts and expected[0] in named and str(series.dtype) == "Object":
+            raise wanted.bad(
+                f"{wanted.name} is a row with {listed(named)}; expected {expected[0]!r} alone: row[[{expected[0]!r}]]"
+            )
         if wanted.columns and series.name not in (None, "", *expected):
             raise wanted.bad(
                 f"{wanted.name} is the column {series.name!r}; expected {expected[0]!r}. Rename it, or give its numbers"
