@@ -44,7 +44,7 @@ MANY_CURSORS: Any = ([5, "xy", b"xy", [b"x"], [b"x", "y"], [b"x", b"x" * 257]], 
 FORECAST: dict[str, tuple[list[Any], Any]] = {
     "h": ([*NOT_WHOLE, *FEW, 2**32], (TypeError, ValueError)),
     "quantiles": ([5, "x", [], [0.0], [1.2], [True], [0.5, 0.5]], (TypeError, ValueError)),
-    "level": (["x", [], [0], [100], [120], [None]], (TypeError, ValueError)),
+    "level": (["x", [], [0], [100], [120], [None], 0.8, [80, 0.9]], (TypeError, ValueError)),
     "num_samples": (["3", 2.0, True, 0, -1, 2**32], (TypeError, ValueError)),
     "seed": (["3", 2.0, True, -1, 2**64], (TypeError, ValueError)),
     "samples": (NOT_FLAGS, TypeError),

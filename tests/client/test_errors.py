@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from statestream import errors
+import re
+
+import grpc
+import pytest
+
+from statestream import calls, errors
 from tests.support.calls import Failure, failure_of
 
 
@@ -14,3 +19,20 @@ def test_every_reason_has_one_class_and_one_code() -> None:
         back = errors.from_status(errors.to_status(kind("what came", metadata={"position": "3"})))
         assert type(back) is kind
         assert back.metadata == {"position": "3"}
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        ("Connection refused", "Is it running"),
+        ("Trying to connect an http1.x server (HTTP status 404)", "a port of HTTP; .* 8001"),
+        ("SSL_ERROR_SSL: WRONG_VERSION_NUMBER", "speaks no TLS: leave tls out"),
+        ("SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: self signed", r"Tls\(roots=…\)"),
+        ("Socket closed", r"want TLS \(tls=True\)"),
+    ],
+)
+def test_nobody_who_answers_is_told_with_what_to_look_at(details: str, says: str) -> None:
+    found = calls.read_code(grpc.StatusCode.UNAVAILABLE, details, "there:8001")
+    with pytest.raises(errors.ServerUnavailable, match=f"{details.split()[0]}.*{says}"):
+        raise found
+    assert re.search(says, calls.unavailable(["there:8001"], 1.0, found).message)

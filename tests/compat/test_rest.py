@@ -35,6 +35,9 @@ from tests.support.serving import Local, Process, lasting_port, process, serving
 RNG = np.random.default_rng(16)
 
 
+TUTORIAL = pages.ROOT / "docs/tutorials/from-rest.md"
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A server of a process, whose HTTP port is its last option."""
@@ -393,6 +396,35 @@ def test_whatever_comes_is_answered_for_long(
     server: Process, model: str, text: str, tail: bytes, head: str | None, coding: str
 ) -> None:
     fuzzed(server, model, text, tail, head, coding)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The HTTP address of a server of the example models."""
+    port = str(lasting_port())
+    with process(pages.ROOT / "deploy/models", "--store", "memory", "--http", "--http-port", port):
+        yield f"127.0.0.1:{port}"
+
+
+def test_the_tutorials_commands_run(examples: str, tmp_path: Path) -> None:
+    require_binary("curl")
+    ran_by = "tests/compat/test_rest.py::test_the_tutorials_commands_run"
+    blocks = [block for block in pages.blocks(TUTORIAL) if pages.runner(block) == ran_by]
+    text = "".join(block.text for block in blocks).replace("localhost:8002", examples)
+    ran = subprocess.run(["bash", "-euc", text], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "".join(block.output or "" for block in blocks)
+
+
+def test_the_tutorials_javascript_runs(examples: str) -> None:
+    require_binary("node")
+    block = pages.run_by(
+        str(TUTORIAL.relative_to(pages.ROOT)), "tests/compat/test_rest.py::test_the_tutorials_javascript_runs"
+    )
+    command = ["node", "--input-type=module", "--eval", block.text.replace("localhost:8002", examples)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == block.output
 
 
 def test_the_pages_commands_run(tmp_path: Path) -> None:

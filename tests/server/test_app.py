@@ -56,6 +56,7 @@ async def test_probes_tell_whether_the_server_lives_and_is_ready(models_dir: Pat
             status, said = await asyncio.to_thread(_get, port, path)
             assert status == 404
             assert "/readyz" in said
+            assert "/v2/…" in said
         local.running.readiness.reason = "leaving"
         assert await asyncio.to_thread(_get, port, "/readyz") == (503, "not ready: leaving\n")
         assert await asyncio.to_thread(_get, port, "/healthz") == (200, "alive\n")

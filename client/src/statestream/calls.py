@@ -120,7 +120,7 @@ def read_code(code: grpc.StatusCode, details: str, address: str) -> StatestreamE
         kind = errors.ServerUnavailable
     if kind is errors.ServerUnavailable:
         return kind(
-            f"no Statestream server answers at {address}: {details}. Is it running, and is the port right?",
+            f"no Statestream server answers at {address}: {details}. {_doubt(details)}",
             metadata={"details": details},
         )
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in details:
@@ -143,10 +143,22 @@ def unavailable(
         return type(cause)(cause.message, metadata=cause.metadata)
     last = cause.metadata.get("details", cause.message) if cause is not None else "no answer"
     return errors.ServerUnavailable(
-        f"no Statestream server answered at {', '.join(addresses)}{label} for {seconds:.1f} s: {last}. "
-        "Is it running, and is the port right?",
+        f"no Statestream server answered at {', '.join(addresses)}{label} for {seconds:.1f} s: {last}. {_doubt(last)}",
         metadata={"addresses": ",".join(addresses)},
     )
+
+
+def _doubt(details: str) -> str:
+    """What to look at where no server answered, by what gRPC says of it."""
+    if "http1.x server" in details:
+        return "That is a port of HTTP; a server's gRPC has its own, 8001 where nothing else is said"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "What listens there speaks no TLS: leave tls out, or give the server a certificate"
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return "Its certificate is of no authority that is trusted here: tls=statestream.Tls(roots=…) names one"
+    if "Socket closed" in details:
+        return "Does it want TLS (tls=True), and is the port right?"
+    return "Is it running, and is the port right?"
 
 
 def group(model: str, version: int | str | None, *, ephemeral: bool) -> Group:

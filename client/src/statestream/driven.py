@@ -46,6 +46,9 @@ def check_forecast(
         wrong = [one for one in numbers if not 0 < one < most]
         if wrong:
             raise ValueError(f"{name} has {wrong[0]:g}; expected numbers between 0 and {most}, neither of them")
+        if most == 100 and min(numbers) < 1:
+            share = min(numbers)
+            raise ValueError(f"level is {share:g}, less than one per cent; expected per cent, as in [{100 * share:g}]")
         if len(set(numbers)) < len(numbers):
             raise ValueError(f"{name} has a number twice; expected each once")
     if num_samples is not None:

@@ -178,7 +178,8 @@ class Link:
         try:
             delay = attempts.after(found, time.monotonic())
         except StatestreamError as final:
-            raise final from error
+            # What the server refused it says itself; where nothing came of it, gRPC's own words are all there is.
+            raise final from (error if isinstance(final, errors.Unavailable | errors.InternalError) else None)
         await asyncio.sleep(delay)
 
     async def renew(self, stream: int) -> None:

@@ -183,7 +183,7 @@ def _application(pages: Pages, more: Sequence[Route]) -> Starlette:
         return Response(await pages.metrics(), media_type=CONTENT_TYPE_LATEST)
 
     async def nothing(request: Request, error: Exception) -> Response:
-        return PlainTextResponse(f"there is nothing at this path; there are {', '.join(paths)}\n", 404)
+        return PlainTextResponse(f"there is nothing at this path; there are {', '.join([*paths, *below])}\n", 404)
 
     async def healthz(request: Request) -> Response:
         return await probe(pages.lives)
@@ -192,5 +192,7 @@ def _application(pages: Pages, more: Sequence[Route]) -> Starlette:
         return await probe(pages.serves)
 
     paths = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    found = {"/" + route.path.split("/")[1] for route in more}
+    below = sorted(f"{path}/…" for path in found - {"/", *paths})
     routes = [Route(path, page, methods=["GET"]) for path, page in paths.items()]
     return Starlette(routes=[*routes, *more], exception_handlers={404: nothing})
