@@ -22,6 +22,7 @@ from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.contract.tensors import Array, Ints, Mask
 from statestream.core import ControlTicket, Feed, PoolTicket
+from statestream.fans import shown
 from statestream.forecasts import Told, Wish, asked, cuts, forecast_call, reordered, row, start_bytes, whole
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
@@ -209,7 +210,8 @@ class Pool(PoolBase[Link]):
             copying = Copying(link, mine[1], self._submit)
             rows.append(mine[0])
             parts.append([told async for told in answers(link, call, partial(copying.attempts, call.request))])
-        return row(wish, reordered(whole(parts, h), np.concatenate(rows)))
+        found = reordered(whole(parts, h), np.concatenate(rows))
+        return shown(self._layout, wish, found, inputs, row(wish, found))
 
     def _forecasts(
         self, wish: Wish, past: Past | None, known: Mapping[str, Array] | None

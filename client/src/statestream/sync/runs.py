@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from statestream import arguments, backtests, calls, dataframes, driven, forecasts, series, unary
+from statestream import arguments, backtests, calls, dataframes, driven, fans, forecasts, series, unary
 from statestream.contract.tensors import Array
 from statestream.core import PredictTicket
 from statestream.layout import Input, Layout
@@ -142,8 +142,9 @@ class Runs(Catalogue):
         Returns:
             [h, O] or [N, h, O]: points, of paths their mean. With quantiles [..., O, Q] in their order, with level
             lower and upper bound of each, with samples [S, h, O] or [N, S, h, O]. A dict by name where several values
-            are forecast. For a DataFrame the same kind of table, with a column for the model, and for each quantile
-            (`-q-10`), level (`-lo-80`, `-hi-80`) and path (`-sample-0`) that was asked for.
+            are forecast. In a notebook an array shows itself as a fan chart of its first series. For a DataFrame the
+            same kind of table, with a column for the model, and for each quantile (`-q-10`), level (`-lo-80`, `-hi-80`)
+            and path (`-sample-0`) that was asked for.
 
         Raises:
             BadTensor: History or future do not fit the model, are too short, or have a gap.
@@ -180,7 +181,7 @@ class Runs(Catalogue):
             told = forecasts.whole(parts, h)
             if table is not None:
                 return dataframes.write_forecast(layout, table, wish, told)
-            return forecasts.row(wish, told, 0 if past.alone else None)
+            return fans.shown(layout, wish, told, past, forecasts.row(wish, told, 0 if past.alone else None))
 
         return self._fitting(model, version, "session", run)
 
