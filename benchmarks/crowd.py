@@ -1,18 +1,19 @@
 """A crowd: callers of one tenant in a process of their own, so that what they take of their core delays nobody else's.
 
-`python -m benchmarks.crowd ADDRESS TOKEN NAME` is told line by line what to do, `closed COUNT SECONDS` or
-`open RATE SECONDS`, and says a line of JSON when that is done; `Crowd` is its other end.
+`python -m benchmarks.crowd ADDRESS TOKEN NAME CORE NICE` is told line by line what to do: `sessions COUNT 0` (these are
+stepped from then on), `closed COUNT SECONDS` or `open RATE SECONDS`. It says a line of JSON when that is done. `Crowd` is
+its other end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,8 +33,8 @@ STEPS: Final = 16
 """Steps of one call: so many that the model is what is overloaded, and a generator in Python can do twice the peak."""
 USELESS: Final = 1.0
 """Seconds after which an answer is useless."""
-_MOST: Final = 8192
-"""Calls that are under way at most."""
+_TOGETHER: Final = 32
+"""Sessions that are opened at a time."""
 _AGAIN: Final = 0.1
 """Seconds that a caller in closed loop waits who was refused."""
 _CODE: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -44,7 +45,7 @@ class Seen:
     """What became of calls.
 
     Attributes:
-        good: Seconds from when a call was due to its answer, of those that had one in time.
+        good: Seconds from when a call was due to its answer, of those that had one in time, and before the end.
         refused: How many were refused at once.
         late: How many were not answered in time.
         behind: Seconds by which calls were begun too late, at the 99th percentile.
@@ -95,6 +96,11 @@ class Crowd:
             raise RuntimeError("the callers failed; their own message is above")
         return Seen(**json.loads(line))
 
+    def sessions(self, count: int) -> None:
+        """Opens sessions; not more calls than these are under way at a time."""
+        self.begin("sessions", count, 0)
+        self.end()
+
     def closed(self, count: int, seconds: float) -> Seen:
         """So many callers, each of whom waits for its answer before it calls again."""
         self.begin("closed", count, seconds)
@@ -113,22 +119,26 @@ class _Callers:
         self._stub = stubs.InferenceServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._name = name
-        self._free = deque[tuple[str, int]]()
-        self._made = 0
+        self._free = list[tuple[str, int]]()
         x = np.random.default_rng(0).normal(size=(STEPS, 8)).astype(np.float32)
         self._inputs = [Tensor(name="x", dtype="float32", shape=x.shape, data=x.tobytes())]
-        self._under_way = 0
 
-    async def _call(self, seen: Seen, due: float) -> None:
-        if self._free:
-            session, position = self._free.popleft()
-        else:
-            self._made += 1
-            session, position = f"{self._name}-{self._made}", 0
+    async def sessions(self, count: float, _seconds: float) -> Seen:
+        seen, new = Seen(), iter(range(int(count)))
+
+        async def one() -> None:
+            for number in new:
+                self._free.append((f"{self._name}-{number}", 0))
+                await self._call(seen, time.perf_counter())
+
+        await asyncio.gather(*(one() for _ in range(_TOGETHER)))
+        return seen
+
+    async def _call(self, seen: Seen, due: float, end: float = math.inf) -> None:
+        session, position = self._free.pop()
         request = pb.StepRequest(
             model=MODEL, session_id=session, position=position, acked_position=position, inputs=self._inputs
         )
-        self._under_way += 1
         try:
             reply = await self._stub.Step(request, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
@@ -138,13 +148,11 @@ class _Callers:
             self._free.append((session, position))
         else:
             self._free.append((session, reply.position))
-            passed = time.perf_counter() - due
-            if passed <= USELESS:
-                seen.good.append(passed)
-            else:
+            now = time.perf_counter()
+            if now - due > USELESS:
                 seen.late += 1
-        finally:
-            self._under_way -= 1
+            elif now <= end:
+                seen.good.append(now - due)
 
     async def closed(self, count: float, seconds: float) -> Seen:
         seen, end = Seen(), time.perf_counter() + seconds
@@ -161,14 +169,14 @@ class _Callers:
 
     async def open(self, rate: float, seconds: float) -> Seen:
         seen, began, begun, tasks = Seen(), time.perf_counter(), 0, set[asyncio.Task[None]]()
-        behind = list[float]()
+        behind, most = list[float](), len(self._free)
         while (now := time.perf_counter()) < began + seconds:
             while begun < (now - began) * rate:
                 due = began + begun / rate
-                if self._under_way >= _MOST:
+                if len(tasks) >= most:
                     seen.late += 1
                 else:
-                    task = asyncio.create_task(self._call(seen, due))
+                    task = asyncio.create_task(self._call(seen, due, began + seconds))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
                     behind.append(time.perf_counter() - due)
@@ -186,7 +194,7 @@ async def _listen(address: str, token: str, name: str) -> None:
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             kind, amount, seconds = line.split()
             began, used = time.perf_counter(), time.process_time()
-            seen = await (callers.closed if kind == "closed" else callers.open)(float(amount), float(seconds))
+            seen = await getattr(callers, kind)(float(amount), float(seconds))
             seen.busy = (time.process_time() - used) / (time.perf_counter() - began)
             print(json.dumps(asdict(seen)), flush=True)
 

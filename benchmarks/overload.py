@@ -23,6 +23,8 @@ from statestream_server.access import tokens
 
 CALLERS: Final = 128
 """Callers in closed loop, for the peak."""
+SESSIONS: Final = 2048
+"""Sessions of the tenant that floods, all there before: more than calls wait at a time."""
 VICTIM: Final = 4
 """Callers in closed loop of the tenant beside the flood."""
 PARTS: Final = 3
@@ -40,6 +42,8 @@ def _measure(server: Process, flood: Crowd, victim: Crowd, seconds: float, round
         for name, value in values.items():
             found.setdefault(name, []).append(value)
 
+    flood.sessions(SESSIONS)
+    victim.sessions(VICTIM)
     flood.closed(CALLERS, 1.0)
     victim.closed(VICTIM, 0.5)
     for _ in range(rounds):

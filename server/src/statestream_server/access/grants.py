@@ -58,7 +58,10 @@ class Grant:
 
         Raises:
             PermissionDenied: It may not: says which right is missing.
+            Unauthenticated: It has ended.
         """
+        if self.ended:
+            raise errors.Unauthenticated(self.ended)
         if right and right not in self.token.rights:
             raise errors.PermissionDenied(
                 f"this call needs the right {right!r}; {self.token} has"

@@ -134,6 +134,8 @@ class Chain(grpc.GenericRpcHandler):
         self._others: dict[str, Handler] = {}
         self._later: dict[str, Callable[[], None]] = {}
         self._decoded = DecodeBudget()
+        self.refusing = False
+        """Whether the last call that was looked at was refused: then the next one may well be."""
         self.direct: dict[str, Take] = {}
         """What takes the usual calls of a method, `/service/method`, where an edge can do without a task."""
         self.undecoded: set[str] = set()
@@ -153,6 +155,7 @@ class Chain(grpc.GenericRpcHandler):
 
     def refused(self, method: str, error: Exception) -> None:
         """Counts a call that was not let in; of a method that is not there under no name, which callers may choose."""
+        self.refusing = True
         self._requests.count(method[1:] if method in self._methods else "", "", _code_of(error), 0.0)
 
     def take(self, method: str) -> Take | None:
@@ -164,6 +167,7 @@ class Chain(grpc.GenericRpcHandler):
 
         Raises:
             PermissionDenied: The caller has no right to it.
+            Unauthenticated: Its token does not hold any more.
             Overloaded: It would wait too long, or be more than its tenant may have.
         """
         budget, grant = self._budgets.get(method), who.grant
@@ -172,6 +176,7 @@ class Chain(grpc.GenericRpcHandler):
         if grant is not None and method not in OPEN:
             grant.check(right_of(method))
             grant.usage.admit(*_COUNTED.get(method, _CALLS), nbytes=nbytes)
+        self.refusing = False
 
     def begin(
         self, method: str, take: Take, request: object, who: Caller, call: Direct

@@ -15,13 +15,12 @@ from h2.errors import ErrorCodes
 from h2.stream import H2Stream, StreamState
 
 from statestream_server import caller
-from statestream_server.edges.grpc.chain import admit
+from statestream_server.caller import Caller
 from statestream_server.edges.grpc.failures import status
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.h2 import heads
 from statestream_server.edges.h2.heads import Head, Metadata
 from statestream_server.edges.h2.messages import Messages
-from statestream_server.edges.h2.writer import MOST_OWED
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.connection import Connection
@@ -38,8 +37,8 @@ class Call(Messages):
         "_reading", "_task", "_trailing", "_who", "pending", "since", "usual",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
-        """A call that began with `head`, and whose status is OK until somebody says another."""
+    def __init__(self, connection: Connection, stream: H2Stream, head: Head, who: Caller) -> None:
+        """A call of `who` that began with `head`, and whose status is OK until somebody says another."""
         super().__init__(connection, stream, head)
         self.usual = False  # Whether the short path may take its DATA.
         self.pending: deque[memoryview] = deque()  # What waits for room to be written.
@@ -48,7 +47,7 @@ class Call(Messages):
         self._pulled: asyncio.Future[None] | None = None
         self._reading: Reading | None = None
         self._left: bytes | None = None  # The headers that end it, while they wait.
-        self._who = caller.ANYBODY
+        self._who = who
         self._code, self._details = _CODE.OK, ""
         self._trailing: Metadata = ()
         self._task: asyncio.Task[None] | None = None
@@ -206,9 +205,8 @@ class Call(Messages):
     def _start(self, message: bytes | None) -> None:
         """Has it served: of the one message that came, or None where it reads them itself."""
         handler, direct, chain, name = self._handler, self._head.direct, self._connection.chain, self._head.method
-        request: Any = self
+        request, who = self, self._who
         try:
-            self._who = who = admit(self._head.metadata, name, self._connection.names)
             if message is not None:
                 # Under too much load most calls end here: nothing is decoded, and no task made.
                 chain.look(name, who, len(message))
@@ -321,9 +319,7 @@ class Call(Messages):
             # RFC 9113 §8.1: nobody reads the rest of what the client may still say.
             wire.reset(self.number, ErrorCodes.NO_ERROR)
         wire.forget(self)
-        wire.resets.give()
-        if wire.owed < MOST_OWED:
-            wire.owed += 4  # A call that was refused has no data, and is answered with WINDOW_UPDATE all the same.
+        wire.answered()
         self._closed()
         self._connection.soon()
 

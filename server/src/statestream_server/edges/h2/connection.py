@@ -12,6 +12,7 @@ from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
 from statestream_server.access.certificates import NOBODY, of_peer
+from statestream_server.caller import ANYBODY, Caller
 from statestream_server.edges.grpc.chain import admit
 from statestream_server.edges.grpc.failures import status
 from statestream_server.edges.h2.call import Call
@@ -26,8 +27,6 @@ from statestream_server.edges.h2.floods import (
 from statestream_server.edges.h2.heads import Head, ended
 from statestream_server.edges.h2.messages import Messages
 from statestream_server.edges.h2.wire import Wire
-from statestream_server.edges.identity import asks
-from statestream_server.stores.base import TENANT
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.port import H2
@@ -48,7 +47,8 @@ class Connection(asyncio.Protocol):
         self.loop, self.chain = edge.loop, edge.chain
         self.most_in, self.most_out = edge.most_in, edge.most_out
         self.wire = Wire(self._opened)
-        self.tenant = TENANT  # Whose its last call was.
+        self.wire.hurried = self._hurried
+        self.tenant = ANYBODY.tenant  # Whose its last call was.
         self.names = NOBODY
         self._edge = edge
         self._turns = edge.turns
@@ -146,15 +146,29 @@ class Connection(asyncio.Protocol):
             head.handler, head.direct = chain.method(head.method), chain.take(head.method)
             if head.handler is None:
                 head.refusal = ended(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-        if head.refusal is None and asks():
+        who = ANYBODY
+        if head.refusal is None:
             # Before any message comes: who may not call has no room for one.
             try:
-                self.tenant = admit(head.metadata, head.method, self.names).tenant
+                who = admit(head.metadata, head.method, self.names)
+                self.tenant = who.tenant
             except Exception as error:
-                said = status(error)
                 # Of this call alone: a token that comes to be known lets the next one in, with the same headers.
-                head = replace(head, refusal=ended(said.code, said.details, said.trailing_metadata or ()))
-        return Call(self, stream, head)
+                head = replace(head, refusal=_refusal(error))
+        return Call(self, stream, head, who)
+
+    def _hurried(self, head: Head, nbytes: int) -> bytes | None:
+        """The headers that refuse a call, of one message of so many bytes, that began just as one that was let in."""
+        chain, who = self.chain, ANYBODY
+        if not chain.refusing or head.refusal is not None or head.handler.request_streaming:
+            return None
+        try:
+            who = admit(head.metadata, head.method, self.names)
+            chain.look(head.method, who, nbytes)
+        except Exception as error:
+            chain.refused(head.method, error)
+            return _refusal(error, who)
+        return None
 
     # What calls ask.
 
@@ -287,3 +301,9 @@ class Connection(asyncio.Protocol):
             self.loop.call_later(LINGER_SECONDS, transport.abort)
         else:
             transport.close()
+
+
+def _refusal(error: Exception, who: Caller | None = None) -> bytes:
+    """The headers that answer a call of `who` with an error."""
+    said = status(error, who)
+    return ended(said.code, said.details, said.trailing_metadata or ())

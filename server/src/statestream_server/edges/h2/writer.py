@@ -91,13 +91,17 @@ class Writer(H2Connection):
         machine.headers_sent = True
         if end:
             half_close(machine, StreamState.HALF_CLOSED_LOCAL, StreamClosedBy.SEND_END_STREAM)
+        self.block(call.number, block, end=end)
+
+    def block(self, number: int, block: bytes, *, end: bool) -> None:
+        """Writes a header block."""
         if self._tabled:
             self._tabled, block = False, _NO_TABLE + block
         kind, flags, most = _HEADERS, END_STREAM if end else 0, self.max_outbound_frame_size
         while len(block) > most:
-            self.out += (FRAME.pack(most << 8 | kind, flags, call.number), block[:most])
+            self.out += (FRAME.pack(most << 8 | kind, flags, number), block[:most])
             kind, flags, block = _CONTINUATION, 0, block[most:]
-        self.out += (FRAME.pack(len(block) << 8 | kind, flags | END_HEADERS, call.number), block)
+        self.out += (FRAME.pack(len(block) << 8 | kind, flags | END_HEADERS, number), block)
 
     def message(self, call: Call, message: bytes) -> bool:
         """Writes a message in one frame; False where it does not fit in one now, and nothing is written."""
