@@ -1,8 +1,8 @@
 """A crowd: callers of one tenant in a process of their own, so that what they take of their core delays nobody else's.
 
-`python -m benchmarks.crowd ADDRESS TOKEN NAME CORE NICE` is told line by line what to do: `sessions COUNT 0` (these are
-stepped from then on), `closed COUNT SECONDS` or `open RATE SECONDS`. It says a line of JSON when that is done. `Crowd` is
-its other end.
+`python -m benchmarks.crowd ADDRESS TOKEN NAME CORE NICE` is told line by line what to do, `sessions COUNT 0` (which are
+stepped by turns from then on), `closed COUNT SECONDS` or `open RATE SECONDS`, and says a line of JSON when it is done;
+`Crowd` is its other end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -119,7 +120,7 @@ class _Callers:
         self._stub = stubs.InferenceServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._name = name
-        self._free = list[tuple[str, int]]()
+        self._free = deque[tuple[str, int]]()
         x = np.random.default_rng(0).normal(size=(STEPS, 8)).astype(np.float32)
         self._inputs = [Tensor(name="x", dtype="float32", shape=x.shape, data=x.tobytes())]
 
@@ -128,14 +129,14 @@ class _Callers:
 
         async def one() -> None:
             for number in new:
-                self._free.append((f"{self._name}-{number}", 0))
+                self._free.appendleft((f"{self._name}-{number}", 0))
                 await self._call(seen, time.perf_counter())
 
         await asyncio.gather(*(one() for _ in range(_TOGETHER)))
         return seen
 
     async def _call(self, seen: Seen, due: float, end: float = math.inf) -> None:
-        session, position = self._free.pop()
+        session, position = self._free.popleft()
         request = pb.StepRequest(
             model=MODEL, session_id=session, position=position, acked_position=position, inputs=self._inputs
         )
@@ -160,7 +161,7 @@ class _Callers:
         async def one() -> None:
             while (now := time.perf_counter()) < end:
                 before = seen.refused
-                await self._call(seen, now)
+                await self._call(seen, now, end)
                 if seen.refused > before:
                     await asyncio.sleep(_AGAIN)
 
