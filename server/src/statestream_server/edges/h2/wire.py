@@ -41,7 +41,11 @@ _LARGEST_WINDOW: Final = 2**31 - 1
 _MOST_BLOCKS: Final = 256
 _LONGEST_BLOCK: Final = 2048
 """Header blocks that are remembered, and the bytes of one."""
-_DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 4, 6, 7, 8, 9
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+_LAST: Final = 4
+"""A stream is one of the last two where its number is so little below the highest."""
+_LATE: Final = 0.1
+"""What the reset of an earlier one costs."""
 _NAMES: Final = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
                  "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
 _log = logging.getLogger(__name__)
@@ -270,6 +274,8 @@ class Wire(Writer):
         elif kind == _PING and self.owed > 0:
             # grpc-go measures the round trip with one each time.
             self.owed -= 1
+        elif kind == _RESET:
+            self.resets.take("resets of streams", self._price(number))
         elif kind != _DATA:
             self._useless.take(f"{_NAMES[kind] if kind < len(_NAMES) else 'unknown'} frames")
         table = self.decoder.header_table
@@ -286,6 +292,15 @@ class Wire(Writer):
                 if len(self._blocks) >= _MOST_BLOCKS:
                     self._blocks.clear()
                 self._blocks[frame[9:]] = head
+
+    def _price(self, number: int) -> float:
+        """What the client's reset of a stream costs of the budget.
+
+        Whoever floods gives up what it has just begun, so that it is never beyond the calls of a connection. A client
+        whose calls are too late gives up old ones: it has begun others since. That counts a tenth, and each of its calls
+        that is answered makes good for ten. Time says nothing here: both may come in one read, after a wait.
+        """
+        return 1 if self.highest_inbound_stream_id - number < _LAST else _LATE
 
     def _tell(self, event: events.Event) -> Head | None:
         """Does what follows of an event; of a call that began, its head."""
@@ -306,7 +321,8 @@ class Wire(Writer):
                 call.usual = False
                 call.half_closed()
         elif isinstance(event, events.StreamReset):
-            self.resets.take("resets of streams")
+            if not event.remote_reset:
+                self.resets.take("streams that had to be reset")
             if call is not None:
                 call.lost()
         elif isinstance(event, events.WindowUpdated):
