@@ -105,6 +105,14 @@ async function plain() {
   await page.getByRole("button", { name: "Next page" }).click();
   await page.getByRole("link", { name: "turbine-69", exact: true }).waitFor();
   assert.equal(await page.getByRole("row").count(), 11);
+  // The keyboard stays where it was, though that was the last page; who looks at a session comes back to what was found.
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "Page before");
+  await page.getByText("Page 2", { exact: true }).waitFor();
+  await page.getByRole("link", { name: "turbine-69", exact: true }).click();
+  await heading("Session turbine-69");
+  await page.goBack();
+  await page.getByRole("link", { name: "turbine-69", exact: true }).waitFor();
+  assert.equal(await page.getByLabel("Id begins with").inputValue(), "turbine-");
   await page.getByRole("button", { name: "Page before" }).click();
   await page.getByRole("link", { name: "turbine-10", exact: true }).waitFor();
   await checked(page, "sessions");

@@ -1,7 +1,7 @@
 // Charts as inline SVG: lines, bands and bars. Colours are classes, so that they follow the page's scheme.
 
 const SPACE = "http://www.w3.org/2000/svg";
-const WIDTH = 640, LEFT = 52, BELOW = 22, ABOVE = 8, RIGHT = 8;
+const WIDTH = 420, LEFT = 52, BELOW = 22, ABOVE = 8, RIGHT = 8;
 
 function svg(name, attributes, ...children) {
   const made = document.createElementNS(SPACE, name);
@@ -25,10 +25,10 @@ function ticks(low, high) {
   return found;
 }
 
-function frame(label, height, x, y, across) {
-  const drawn = svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": label });
+function frame(label, height, width, x, y, across) {
+  const drawn = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   for (const at of ticks(y.low, y.high)) {
-    drawn.append(svg("path", { class: "axis", d: `M${LEFT} ${y.of(at)}H${WIDTH - RIGHT}` }));
+    drawn.append(svg("path", { class: "axis", d: `M${LEFT} ${y.of(at)}H${width - RIGHT}` }));
     drawn.append(svg("text", { x: LEFT - 6, y: y.of(at) + 4, "text-anchor": "end" }, short(at)));
   }
   for (const [at, text] of across) {
@@ -52,13 +52,14 @@ function scale(values, from, to, spare = 0) {
 
 // series: [{label, points: [[x, y]]}]; y may be null, where the line has a gap.
 // bands: [{series, points: [[x, low, high]]}], drawn in the colour of their series.
-export function lines(label, series, bands = [], height = 220) {
+// Texts are as large as a card's width makes them: a chart that is shown wider than a card is drawn wider.
+export function lines(label, series, bands = [], width = WIDTH, height = 170) {
   const xs = series.flatMap((one) => one.points.map((point) => point[0]));
   const ys = series.flatMap((one) => one.points.map((point) => point[1]));
   for (const band of bands) for (const point of band.points) { xs.push(point[0]); ys.push(point[1], point[2]); }
-  const x = scale(xs, LEFT, WIDTH - RIGHT), y = scale(ys, height - BELOW, ABOVE, 0.05);
+  const x = scale(xs, LEFT, width - RIGHT), y = scale(ys, height - BELOW, ABOVE, 0.05);
   const whole = ticks(x.low, x.high).filter(Number.isInteger).map((at) => [at, String(at)]);
-  const drawn = frame(label, height, x, y, whole);
+  const drawn = frame(label, height, width, x, y, whole);
   for (const band of bands) {
     const points = band.points.filter((point) => point[1] !== null && point[2] !== null);
     if (!points.length) continue;
@@ -80,12 +81,12 @@ export function lines(label, series, bands = [], height = 220) {
 }
 
 // counts: [[text, number]]
-export function bars(label, counts, height = 180) {
+export function bars(label, counts, height = 150) {
   const most = Math.max(1, ...counts.map((each) => each[1]));
   const y = scale([0, most], height - BELOW, ABOVE);
   const x = { of: (at) => LEFT + ((at + 0.5) / Math.max(1, counts.length)) * (WIDTH - LEFT - RIGHT) };
-  const every = Math.ceil(counts.length / 9);
-  const drawn = frame(label, height, x, y, counts.map((each, at) => [at, at % every ? "" : each[0]]));
+  const every = Math.ceil(counts.length / 6);
+  const drawn = frame(label, height, WIDTH, x, y, counts.map((each, at) => [at, at % every ? "" : each[0]]));
   const wide = ((WIDTH - LEFT - RIGHT) / Math.max(1, counts.length)) * 0.7;
   counts.forEach(([text, count], at) => {
     const bar = svg("rect", { class: "s0", x: x.of(at) - wide / 2, y: y.of(count), width: wide, height: Math.max(0, y.of(0) - y.of(count)) });

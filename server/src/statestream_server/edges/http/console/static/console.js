@@ -60,10 +60,12 @@ const field = (label, input, wide) => el("label", { class: wide ? "wide" : null 
 const link = (text, ...path) => el("a", { href: `#/${path.map(encodeURIComponent).join("/")}` }, text);
 
 function table(caption, heads, rows) {
-  const row = (cells) => el("tr", {}, cells.map((cell, at) => el("td", { class: heads[at].endsWith("#") ? "number" : null }, cell)));
+  // A head that ends with # is of numbers, one with ? is left out where there is little room.
+  const kind = (head) => [head.includes("#") ? "number" : "", head.includes("?") ? "less" : ""].join(" ").trim() || null;
+  const row = (cells) => el("tr", {}, cells.map((cell, at) => el("td", { class: kind(heads[at]) }, cell)));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     el("table", {},
-      el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", class: head.endsWith("#") ? "number" : null }, head.replace("#", ""))))),
+      el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", class: kind(head) }, head.replace(/[#?]/g, ""))))),
       el("tbody", {}, rows.map(row))));
 }
 
@@ -144,27 +146,35 @@ function model(each) {
     el("p", { class: "buttons" }, link(`Try ${each.name}`, "try", each.name), each.kind === "session" ? link(`Sessions of ${each.name}`, "sessions", each.name) : null));
 }
 
-async function sessions(number, chosen = "") {
+async function sessions(number, chosen = "", begun = "", from = "") {
   const names = [...new Set((await ask("models")).models.filter((each) => each.kind === "session").map((each) => each.name))];
   const which = el("select", {}, el("option", { value: "" }, "all models"), names.map((name) => el("option", { value: name, selected: name === chosen }, name)));
-  const prefix = el("input", { type: "search", autocomplete: "off", spellcheck: "false" });
-  const place = el("div"), pages = [""];
+  const prefix = el("input", { type: "search", autocomplete: "off", spellcheck: "false", value: begun });
+  const place = el("div"), kept = history.state?.pages ?? [], pages = !from ? [""] : kept.at(-1) === from ? [...kept] : ["", from];
+  const turn = (to) => { to(); again(); };
+  const before = el("button", { type: "button", onclick: () => turn(() => pages.pop()) }, "Page before");
+  const next = el("button", { type: "button", onclick: () => turn(() => pages.push(next.after)) }, "Next page"), told = el("span", { class: "quiet" });
   const look = async () => {
+    if (number !== view) return;
     const after = pages.at(-1), asked = { model: which.value, prefix: prefix.value, after, size: 50 };
+    // Who comes back finds what was looked for.
+    history.replaceState({ pages: [...pages] }, "", `#/${["sessions", asked.model, asked.prefix, after].map(encodeURIComponent).join("/").replace(/\/+$/, "")}`);
     const found = await ask("sessions", { query: asked });
     if (number !== view || after !== pages.at(-1) || prefix.value !== asked.prefix) return;
     const rows = found.sessions.map((each) => [link(each.id, "session", each.model, each.id), each.model, String(each.version), count(each.position), count(each.durable), each.where + (each.streamed ? ", open in a client" : ""), since(each.used)]);
     place.replaceChildren(
-      rows.length ? table("Sessions", ["Session", "Model", "Version#", "Position#", "Durable#", "Where", "Last step"], rows) : el("p", {}, asked.prefix || asked.model ? "No session is called so." : "There are no sessions yet."),
-      el("p", { class: "buttons" },
-        el("button", { type: "button", disabled: pages.length < 2, onclick: () => { pages.pop(); again(); } }, "Page before"),
-        el("button", { type: "button", disabled: !found.next, onclick: () => { pages.push(found.next); again(); } }, "Next page")));
+      rows.length ? table("Sessions", ["Session", "Model?", "Version#?", "Position#", "Durable#?", "Where", "Last step"], rows) : el("p", {}, asked.prefix || asked.model ? "No session is called so." : "There are no sessions yet."));
+    const held = document.activeElement; // A button that can be pressed no more would let go of the keyboard.
+    before.disabled = pages.length < 2; next.disabled = !found.next; next.after = found.next;
+    if (held === before && before.disabled) next.focus();
+    if (held === next && next.disabled) before.focus();
+    told.textContent = pages.length > 1 ? `Page ${pages.length}` : "";
   };
   const again = () => look().catch((error) => place.replaceChildren(failure(error)));
   const anew = () => { pages.splice(0, pages.length, ""); again(); };
   which.addEventListener("change", anew);
   prefix.addEventListener("input", () => { clearTimeout(anew.timer); anew.timer = setTimeout(anew, 150); });
-  show(el("h1", {}, "Sessions"), el("form", { onsubmit: (event) => { event.preventDefault(); anew(); } }, field("Model", which), field("Id begins with", prefix)), place);
+  show(el("h1", {}, "Sessions"), el("form", { onsubmit: (event) => { event.preventDefault(); anew(); } }, field("Model", which), field("Id begins with", prefix)), place, el("p", { class: "buttons" }, before, next, told));
   await again();
 }
 
@@ -208,14 +218,17 @@ async function session(number, name, id) {
     if (found.steps.length || !chart.firstChild || !seen.length) {
       seen.push(...found.steps);
       seen.splice(0, Math.max(0, seen.length - 240));
-      chart.replaceChildren(...watched(seen));
+      chart.replaceChildren(...watched(seen, one));
     }
     last = found.count;
   });
 }
 
-function watched(seen) {
-  if (!seen.length) return [el("p", { class: "quiet" }, "Nothing was applied since this page is open. Steps appear as they come.")];
+function watched(seen, one) {
+  if (!seen.length) {
+    const far = one.where.startsWith("with the server");
+    return [el("p", { class: "quiet" }, far ? `It is ${one.where}, whose console shows its steps; here is what was saved of it.` : "Nothing was applied since this page is open. Steps appear as they come.")];
+  }
   return ["inputs", "outputs"].flatMap((kind) => Object.keys(seen.at(-1)[kind]).map((name) => {
     const places = Math.max(...seen.map((step) => step[kind][name]?.length ?? 0));
     const series = Array.from({ length: places }, (_, place) => ({
@@ -259,6 +272,7 @@ async function live(number) {
         el("section", { class: "card" }, el("h2", {}, "Steps and batches a second"), lines("Steps and batches a second", [{ label: "steps", points: rates.map((each) => [each[0], each[1]]) }, { label: "batches", points: rates.map((each) => [each[0], each[2]]) }])),
         el("section", { class: "card" }, el("h2", {}, "Rows of a batch"), bars("Batches by their rows", trimmed(total, (index) => String(2 ** index)))),
         el("section", { class: "card" }, el("h2", {}, "Wait until a batch runs"), bars("Batches by how long their oldest work waited", trimmed(less(found.all.waits, live.first.all.waits), micro))),
+        el("section", { class: "card" }, el("h2", {}, "Run of a batch"), bars("Batches by how long they ran", trimmed(less(found.all.runs, live.first.all.runs), micro))),
         el("section", { class: "card" }, el("h2", {}, "Why batches were not larger"), why.length ? table("Why batches were not larger", ["Reason", "Batches#"], why.map((each) => [WHY[each[0]] ?? each[0], count(each[1])])) : el("p", { class: "quiet" }, "No batch ran meanwhile.")),
         el("section", { class: "card" }, el("h2", {}, "Latency of calls"), calls.length ? table("Latency of calls", ["Call", "Calls#", "Half below#", "99 % below#"], calls.map(([name, counts]) => [name, count(sum(counts)), micro(quantile(counts, 0.5)), micro(quantile(counts, 0.99))])) : el("p", { class: "quiet" }, "No call ended meanwhile. Streams count when they end.")),
         el("section", { class: "card" }, el("h2", {}, "Now"), facts([["Sessions", `${count(found.sessions)} in memory`], ["Streams", count(found.streams)], ["Calls", `${count(found.under_way)} under way`], ["Queued", `${count(found.queued)} chunks`], ["Refused", `${count(found.all.failed)} chunks since the start`], ["Store", found.store_failures ? el("span", { class: "bad" }, `${count(found.store_failures)} saves failed in a row`) : "takes what is saved"]])));
@@ -277,7 +291,8 @@ function quantile(counts, share) {
   for (let index = 0; index < counts.length; index++) { left -= counts[index]; if (left <= 0) return index; }
   return counts.length - 1;
 }
-const micro = (index) => (2 ** index < 1000 ? `${2 ** index} µs` : 2 ** index < 1e6 ? `${short(2 ** index / 1000)} ms` : `${short(2 ** index / 1e6)} s`);
+const two = (value) => String(Number(value.toPrecision(2)));
+const micro = (index) => (2 ** index < 1000 ? `${2 ** index} µs` : 2 ** index < 1e6 ? `${two(2 ** index / 1000)} ms` : `${two(2 ** index / 1e6)} s`);
 function trimmed(counts, name) {
   let first = counts.findIndex(Boolean), last = counts.findLastIndex(Boolean);
   if (first < 0) { first = 0; last = 0; }
@@ -382,7 +397,7 @@ function fans(name, points, bands) {
   return Array.from({ length: Math.min(6, flat[0].length) }, (_, place) => {
     const label = flat[0].length > 1 ? `${name}[${place}]` : name;
     const shades = depth ? [[0, 3], [1, 2]].map(([low, high]) => ({ series: 0, points: depth.map((step, at) => [at + 1, step(place)[low], step(place)[high]]) })) : [];
-    return el("div", {}, lines(`Forecast of ${label} by steps ahead`, [{ label, points: flat.map((step, at) => [at + 1, step[place]]) }], shades),
+    return el("div", {}, lines(`Forecast of ${label} by steps ahead`, [{ label, points: flat.map((step, at) => [at + 1, step[place]]) }], shades, innerWidth < 700 ? undefined : 640, innerWidth < 700 ? undefined : 220),
       depth ? el("p", { class: "quiet" }, "Shaded: half and nine tenths of the paths.") : null);
   });
 }
