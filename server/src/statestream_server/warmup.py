@@ -17,8 +17,23 @@ _MODULES: Final = (
     "statestream_server.edges.grpc.generating",
     "statestream_server.edges.grpc.oip",
     "grpc_reflection.v1alpha.reflection",
+    "tempfile",
+    "tomllib",
+    "statestream_server.drivers.forecast",
+    "statestream_server.drivers.generate",
+    "statestream_server.models.files.generation",
+    "statestream_server.models.files.tokenizer",
+    "statestream_server.models.form.chain",
+    "statestream_server.models.form.entries",
+    "statestream_server.models.form.plan",
+    "statestream_server.models.form.tensors",
+    "statestream_server.models.form.unfold",
+    "statestream_server.models.memory.device_rows",
+    "statestream_server.models.proof.refusals",
     "statestream_server.models.proof.sharing",
+    "statestream_server.models.proof.warming",
 )
+"""All that this process may import late: a release that is installed under it is to find nothing to mix in."""
 
 
 async def after_the_start() -> None:
