@@ -164,6 +164,9 @@ def _parts(keys: Sequence[Key], kinds: Sequence[object]) -> Iterator[list[int]]:
 
     What comes several times for one session keeps its order.
     """
+    tenants, models, ids = zip(*keys, strict=True) if keys else ((), (), ())
+    if len({*tenants}) == len({*models}) == len({*kinds}) == 1 and len({*ids}) == len(ids) and "\0" not in "".join(ids):
+        return iter(([*range(len(keys))],))  # As most are.
     turns: list[int] = [0] * len(keys)
     if len(set(keys)) < len(keys):
         seen = Counter[Key]()

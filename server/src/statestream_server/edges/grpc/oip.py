@@ -129,7 +129,7 @@ class OipServicer:
             return self._sequences.take(request, caller.tenant, _Asker(call))
         seen = self._sequences.seen(request.data, caller.tenant)
         if seen is not None and self._sequences.take_seen(seen, _Asker(call)):
-            request.model_name = seen.head.key.model
+            request.model_name = seen[0].key.model
             return True
         message = request.message()
         if not self._sequences.take(message, caller.tenant, _Asker(call), data=request.data):

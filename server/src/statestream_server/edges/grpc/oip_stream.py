@@ -136,10 +136,11 @@ class OipStream:
         return True
 
     def _take_seen(self, seen: Seen) -> bool:
-        key = seen.head.key[1:]
+        head = seen[0]
+        key = head.key[1:]
         if key in self._last:
             return False
-        one = _Request(self, key, OVERHEAD + _COPIES * seen.head.nbytes)
+        one = _Request(self, key, OVERHEAD + _COPIES * head.nbytes)
         if not self._sequences.take_seen(seen, one):
             return False
         self._count += 1

@@ -51,23 +51,26 @@ class Outputs:
         self.version = _field(_VERSION, str(version).encode())
         self.places = places
         self._ports = [ports[place] for place in places]
-        self._tensors: dict[int, bytes] = {}
+        self._pieces: dict[int, list[tuple[int, bytes]]] = {}
 
-    def tensors(self, steps: int) -> bytes:
-        """What is said of the outputs of so many steps."""
-        found = self._tensors.get(steps)
+    def pieces(self, steps: int) -> list[tuple[int, bytes]]:
+        """The place of each output of so many steps, and what stands before its contents."""
+        found = self._pieces.get(steps)
         if found is None:
             message = pb.ModelInferResponse()
             for port in self._ports:
                 message.outputs.add(name=port.name, datatype=port.datatype, shape=port.of(steps))
-            found = self._tensors[steps] = message.SerializeToString()
+            said, found = message.SerializeToString(), self._pieces.setdefault(steps, [])
+            for place, port in zip(self.places, self._ports, strict=True):
+                found.append((place, said + _CONTENTS + _varint(steps * port.nbytes)))
+                said = b""
         return found
 
 
 class Answers:
     """The answers to one sequence, as far as they are known before."""
 
-    __slots__ = ("_begin", "_outputs", "_sequence")
+    __slots__ = ("_begin", "_outputs", "_sequence", "_unnamed")
 
     def __init__(self, model: str, sequence: int | str, outputs: Outputs) -> None:
         """To requests that name a model and a sequence in this way, and want these outputs."""
@@ -78,17 +81,16 @@ class Answers:
             said.parameters["sequence_id"].int64_param = sequence
         self._begin = _field(_MODEL, model.encode()) + outputs.version
         self._sequence = said.SerializeToString()
+        self._unnamed = self._begin + self._sequence
         self._outputs = outputs
 
     def answer(self, name: bytes, position: int, steps: int, outputs: Sequence[bytes]) -> bytes:
         """The ModelInferResponse to the request `name`: where the sequence stands, and the bytes of every output."""
         number = _varint(position)
-        parts = [self._begin, self._sequence, _POSITIONS[len(number)], number, self._outputs.tensors(steps)]
-        if name:
-            parts.insert(1, _field(_ID, name))
-        for place in self._outputs.places:
-            data = outputs[place]
-            parts += (_CONTENTS, _varint(len(data)), data)
+        begin = self._begin + _field(_ID, name) + self._sequence if name else self._unnamed
+        parts = [begin, _POSITIONS[len(number)], number]
+        for place, before in self._outputs.pieces(steps):
+            parts += (before, outputs[place])
         return b"".join(parts)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -27,24 +27,12 @@ _POSITION: Final = b"\x0a\x11" + _NAME + b"\x12"
 """How the entry of the parameter begins, behind its tag and length; its value is what follows."""
 
 
-class Seen(NamedTuple, Generic[T]):
-    """A request of which the head was seen before.
-
-    Attributes:
-        head: What is kept with it.
-        id: Its id, as it stands there.
-        position: Its `sequence_position`, None for none.
-        contents: The bytes of its inputs.
-    """
-
-    head: T
-    id: bytes
-    position: int | None
-    contents: list[bytes]
+Seen: TypeAlias = tuple[T, bytes, int | None, list[bytes]]
+"""A request whose head was seen before: what is kept with that, its id, its position, the bytes of its inputs."""
 
 
 class _Cut(NamedTuple):
-    """A request without its id and position: these, and where the position stood."""
+    """A request without its id and position: these, and where the position stood, 0 for none."""
 
     rest: bytes
     id: bytes
@@ -74,17 +62,21 @@ class Heads(Generic[T]):
     def find(self, tenant: str, data: bytes) -> Seen[T] | None:
         """What a request says whose head was seen; None where it was not."""
         kept = self._kept.get(tenant)
-        cut = _cut(data) if kept else None
-        if kept is None or cut is None:
+        if not kept:
+            return None
+        # As most are: nothing is to be cut out.
+        for length in self._lengths.get(len(data), ()):
+            found = kept.get(data[:length])
+            if found is not None:
+                return None if found.at else _seen(found, data, b"", None)
+        cut = _cut(data)
+        if cut is None or cut.rest is data:
             return None
         rest, name, position, at = cut
         for length in self._lengths.get(len(rest), ()):
             found = kept.get(rest[:length])
-            if found is not None and found.at == at:
-                for begin, end, bytes_ in found.between:
-                    if rest[begin:end] != bytes_:
-                        return None
-                return Seen(found.head, name, position, [rest[begin:end] for begin, end in found.spans])
+            if found is not None:
+                return _seen(found, rest, name, position) if found.at == at else None
         return None
 
     def learn(
@@ -123,6 +115,14 @@ class Heads(Generic[T]):
         kept, key = self._kept.setdefault(tenant, {}), cut.rest[:length]
         self._count += key not in kept
         kept[key] = _Kept(head, cut.at, spans, between)
+
+
+def _seen(kept: _Kept[T], rest: bytes, name: bytes, position: int | None) -> Seen[T] | None:
+    """A request whose head is this; None where its contents are of other lengths."""
+    for begin, end, between in kept.between:
+        if rest[begin:end] != between:
+            return None
+    return kept.head, name, position, [rest[begin:end] for begin, end in kept.spans]
 
 
 def _cut(data: bytes) -> _Cut | None:

@@ -129,7 +129,7 @@ class Sequences:
         seen = self._heads.find(tenant, data)
         if seen is None:
             return None
-        head = seen.head
+        head = seen[0]
         table, row, version = head.table(), head.row, head.version
         if (
             table is None
