@@ -45,7 +45,7 @@ class Head:
         table: The table, as long as it is there.
         row, serial: The sequence's row, and the number of that use of it.
         key: The session.
-        version: The version that was asked for, 0 for the default one.
+        named: Whether they name a version.
         steps: The steps of a request.
         nbytes: The bytes of its contents.
         answers: What it is answered with.
@@ -56,7 +56,7 @@ class Head:
     row: int
     serial: int
     key: Key
-    version: int
+    named: bool
     steps: int
     nbytes: int
     answers: Answers
@@ -130,11 +130,11 @@ class Sequences:
         if seen is None:
             return None
         head = seen[0]
-        table, row, version = head.table(), head.row, head.version
+        table, row = head.table(), head.row
         if (
             table is None
             or table.serial.item(row) != head.serial
-            or not self._registry.serves(table, named=bool(version))
+            or not self._registry.serves(table, named=head.named)
             or not self._express.is_free(table, row, head.key)
         ):
             return None
@@ -191,7 +191,7 @@ class Sequences:
             return False
         serving = table.model.version
         head = Head(
-            ref(table), row, table.serial.item(row), key, serving if named else 0, steps, sum(map(len, raw)),
+            ref(table), row, table.serial.item(row), key, named, steps, sum(map(len, raw)),
             Answers(model, sequence, outputs), self._asked.setdefault((model, serving), Asked()),
         )  # fmt: skip
         packed = [*raw]
