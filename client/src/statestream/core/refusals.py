@@ -11,13 +11,13 @@ from statestream.contract.errors import StatestreamError
 from statestream.core.log import Log
 from statestream.core.opening import Opening, indices
 from statestream.core.reopened import Reopened
+from statestream.core.results import TRANSIENT
 from statestream.core.table import Group, State, Table
 from statestream.core.tickets import JoinedTicket, again
 
 MAX_CLAIMS = 8
 """How often a first open is repeated with a higher incarnation."""
 
-RETRIED = (errors.Unavailable, errors.Overloaded)
 """Refusals after which a session that was open before is tried again."""
 
 TOGETHER = 3_600_000_000
@@ -78,7 +78,7 @@ class Refusals:
                 moved.setdefault(newest // TOGETHER, []).append(handle)
             elif first and opening.uncertain and error.metadata.get("untouched") and again_soon:
                 done.append(handle)
-            elif isinstance(error, errors.Unavailable if first else RETRIED) and again_soon:
+            elif isinstance(error, errors.Unavailable if first else TRANSIENT) and again_soon:
                 pause = self._pause(opening, error)
                 over = now + pause - opening.since >= self._retry_seconds
                 if first and over and isinstance(error, errors.StoreUnavailable):

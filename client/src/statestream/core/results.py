@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -164,17 +164,9 @@ class Results:
         if first is not None and run is not None:
             self._deliver(first, run, outputs, durable)
             return
-        table = self._table
-        left = np.flatnonzero(handles < table.size)
         lengths: Ints | int = result.steps if not result.lengths else read_handles(result.lengths)
-        for block in self._candidates(first):
-            if not left.size:
-                break
-            rows = block.find(handles[left], positions[left], table.scratch)
-            hit = rows >= 0
-            if hit.any():
-                self._some(block, rows[hit], left[hit], outputs, lengths, durable)
-                left = left[~hit]
+        for block, rows, at in self._matching(first, handles, positions):
+            self._some(block, rows, at, outputs, lengths, durable)
 
     def _some(
         self, block: Block, rows: Ints, answers: Ints, outputs: Outputs, lengths: Ints | int, durable: Ints
@@ -248,22 +240,26 @@ class Results:
 
     def _refused(self, frame: int, refusals: Sequence[RowError], now: float) -> None:
         """Finds the chunks that are refused, all of a block together."""
-        table = self._table
         handles = np.array([refusal.handle for refusal in refusals], np.int64)
         positions = np.array([refusal.position for refusal in refusals], np.int64)
         if len(refusals) > 1 and len(np.unique(handles)) < len(refusals):
             for refusal in refusals:  # Of one session in their order: what is behind a refused chunk is given up by it.
                 self._refused(frame, [refusal], now)
             return
+        for block, rows, places in self._matching(self._log.in_flight.get(frame), handles, positions):
+            self._refuse(block, rows, [from_status(refusals[at].status) for at in places.tolist()], now)
+
+    def _matching(self, first: Block | None, handles: Ints, positions: Ints) -> Iterator[tuple[Block, Ints, Ints]]:
+        """The blocks that an answer is for: each with its rows, and their places in the answer."""
+        table = self._table
         left = np.flatnonzero(handles < table.size)
-        for block in self._candidates(self._log.in_flight.get(frame)):
+        for block in self._candidates(first):
             if not left.size:
-                break
+                return
             rows = block.find(handles[left], positions[left], table.scratch)
             hit = rows >= 0
             if hit.any():
-                found = [from_status(refusals[at].status) for at in left[hit].tolist()]
-                self._refuse(block, rows[hit], found, now)
+                yield block, rows[hit], left[hit]
                 left = left[~hit]
 
     def _refuse(self, block: Block, rows: Ints, refusals: Sequence[StatestreamError], now: float) -> None:

@@ -18,6 +18,7 @@ from statestream_server.arrays import Array
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admission.accounts import COPIES, OVERHEAD, Budget
+from statestream_server.sessions.admission.complaints import OVERTAKEN
 from statestream_server.sessions.admission.intake import Coalescer
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.ownership.sessions import Sessions
@@ -28,8 +29,6 @@ from statestream_server.settings import Durability
 from statestream_server.stores.base import Key
 
 log = logging.getLogger(__name__)
-
-_OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
 
 
 class Asker(Protocol):
@@ -235,4 +234,4 @@ class _Chunk:
         self.asker.refused(error)
 
     def overtaken(self) -> None:
-        self.refused(errors.SessionMoved(_OVERTAKEN))
+        self.refused(errors.SessionMoved(OVERTAKEN))

@@ -17,14 +17,13 @@ from statestream_server.engine.marks import Marks, ends
 from statestream_server.engine.table import UNBOUND, Table
 from statestream_server.sessions.admission.accounts import COPIES, Budget, Coming
 from statestream_server.sessions.admission.chunks import Chunks, Refusal, error_at
+from statestream_server.sessions.admission.complaints import OVERTAKEN
 from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer
 from statestream_server.sessions.lease import Lease
 from statestream_server.sessions.ownership.sessions import Sessions
 from statestream_server.sessions.ownership.turns import Turns
 from statestream_server.stores.base import Key, Mode
-
-_OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
 
 
 class Target(NamedTuple):
@@ -213,7 +212,7 @@ class Unary:
         if position is None or durable:
             await self._checkpointer.flush(table, rows)
             if not table.are_claimed(rows, claims).all():
-                raise errors.SessionMoved(_OVERTAKEN)
+                raise errors.SessionMoved(OVERTAKEN)
         return Step(start + max(1, steps), int(table.durable[row]), int(claims[1][0]), outputs)
 
     async def _settled(self, target: Target) -> None:
@@ -266,4 +265,4 @@ class _Answer:
             self.outputs.set_exception(error_at(refusal, 0))
 
     def overtaken(self, chunks: Chunks) -> None:
-        self.refused(chunks, errors.SessionMoved(_OVERTAKEN))
+        self.refused(chunks, errors.SessionMoved(OVERTAKEN))

@@ -10,7 +10,7 @@ Claims and records come by the thousand, and are tuples: `map(Record._make, zip(
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 TENANT = ""
@@ -139,6 +139,8 @@ class Claimed(NamedTuple):
 
 NEWER: Final = 1 << 53
 """In place of the epoch of a record that a newer release wrote: above every other, so it fences whoever asks."""
+Told = Callable[[int, int], None]
+"""Hears how many records are done, of how many."""
 
 
 class Survival(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from statestream_server.stores.lua import EXPIRE
-from statestream_server.stores.redis_keys import BUCKETS, SLICE_COMMANDS, Name, index_of, script_call, tombs_of
+from statestream_server.stores.redis_keys import BUCKETS, SLICE_COMMANDS, Name, index_of, pieces, script_call, tombs_of
 from statestream_server.stores.redis_link import Link
 
 _PAGE = 256
@@ -27,7 +27,7 @@ class Index:
         share = min(limit, math.ceil(2 * limit / BUCKETS) + 4)
         while starts:
             unread: dict[int, bytes] = {}
-            for buckets in _chunks(list(starts), SLICE_COMMANDS):
+            for buckets in pieces(list(starts), SLICE_COMMANDS):
                 pages = await self._link.run(
                     [("ZRANGEBYLEX", index_of(bucket), starts[bucket], end, "LIMIT", 0, share) for bucket in buckets]
                 )
@@ -49,18 +49,9 @@ class Index:
         """Deletes records and tombstones that are older than these times; how many."""
         count = 0
         times = (repr(before), repr(ephemeral_before), repr(tombs_before), json.dumps(by_model))
-        for buckets in _chunks(range(BUCKETS), _PAGE):
-            starts: dict[int, bytes] = dict.fromkeys(buckets, b"-")
-            while starts:
-                pages = await self._link.run(
-                    [
-                        ("ZRANGEBYLEX", index_of(bucket), start, b"+", "LIMIT", 0, _PAGE)
-                        for bucket, start in starts.items()
-                    ]
-                )
-                read = {bucket: page for bucket, page in zip(starts, pages, strict=True) if page}
+        for buckets in pieces(range(BUCKETS), _PAGE):
+            async for read in members_of(self._link, buckets, _PAGE):
                 count += await self._expire(read, times)
-                starts = {bucket: b"(" + page[-1] for bucket, page in read.items() if len(page) == _PAGE}
             tombs = buckets
             while tombs:
                 pages = await self._link.run(
@@ -79,5 +70,13 @@ class Index:
         return sum(await self._link.run(commands, writes=True)) if commands else 0
 
 
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+async def members_of(link: Link, buckets: Sequence[int], most: int) -> AsyncIterator[Mapping[int, Sequence[bytes]]]:
+    """The members of some buckets' indices, in order: by bucket, `most` of each at a time."""
+    starts = dict.fromkeys(buckets, b"-")
+    while starts:
+        found = await link.run(
+            [("ZRANGEBYLEX", index_of(bucket), start, b"+", "LIMIT", 0, most) for bucket, start in starts.items()]
+        )
+        read = {bucket: page for bucket, page in zip(starts, found, strict=True) if page}
+        yield read
+        starts = {bucket: b"(" + page[-1] for bucket, page in read.items() if len(page) == most}

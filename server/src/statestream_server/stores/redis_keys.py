@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from statestream_server.stores.base import Key
 from statestream_server.stores.lua import Script
 
 Command = tuple[str | bytes | int, ...]
+T = TypeVar("T")
 
 BUCKETS = 4096
 """Records are spread over so many groups; a group lies in one Cluster slot and is written by one script call."""
@@ -118,3 +119,8 @@ def _cut(indices: list[int], sizes: Sequence[int]) -> Iterator[list[int]]:
 def script_call(script: Script, bucket: int, records: Sequence[bytes], arguments: Iterable[str | bytes]) -> Command:
     """The call of a script with a bucket's keys."""
     return ("EVALSHA", script.digest, len(records) + 2, index_of(bucket), tombs_of(bucket), *records, *arguments)
+
+
+def pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Items, so many at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))

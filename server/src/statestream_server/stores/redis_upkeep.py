@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
 from statestream_server.stores.base import Key, Scanned
 from statestream_server.stores.lua import FORGET
 from statestream_server.stores.packed import is_known, unpack, unpack_blob
+from statestream_server.stores.redis_index import members_of
 from statestream_server.stores.redis_keys import (
     BUCKETS,
     GENERATION,
@@ -19,6 +20,7 @@ from statestream_server.stores.redis_keys import (
     Name,
     index_of,
     name_of,
+    pieces,
     script_call,
     sliced,
     tombs_of,
@@ -128,21 +130,17 @@ class RedisUpkeep:
         """The members of indices and sets of tombstones, and in which they are; some buckets at a time."""
         for first in range(0, BUCKETS, SLICE_COMMANDS):
             members = await self._bucket(range(first, first + SLICE_COMMANDS))
-            for piece in _pieces(list(members.items())):
+            for piece in pieces(list(members.items()), SLICE_COMMANDS):
                 yield dict(piece)
 
     async def _bucket(self, buckets: Sequence[int]) -> dict[bytes, str]:
         """The members of some buckets, and whether each is called live, deleted, or both; or is in a wrong one."""
-        found, starts = dict[bytes, str](), dict.fromkeys(buckets, b"-")
-        while starts:
-            pages = await self._link.run(
-                [("ZRANGEBYLEX", index_of(bucket), start, b"+", "LIMIT", 0, _PAGE) for bucket, start in starts.items()]
-            )
-            for bucket, page in zip(starts, pages, strict=True):
+        found = dict[bytes, str]()
+        async for read in members_of(self._link, buckets, _PAGE):
+            for bucket, page in read.items():
                 for member in page:
                     is_astray = Name(member).bucket != bucket or found.get(member) == _ASTRAY
                     found[member] = _ASTRAY if is_astray else _LIVE
-            starts = {bucket: b"(" + page[-1] for bucket, page in zip(starts, pages, strict=True) if len(page) == _PAGE}
         for page in await self._link.run([("ZRANGE", tombs_of(bucket), 0, -1) for bucket in buckets]):
             found |= {member: {_LIVE: _BOTH, _ASTRAY: _ASTRAY}.get(found.get(member, ""), _DELETED) for member in page}
         return found
@@ -179,7 +177,3 @@ def _scanned(member: bytes, listed: str, value: bytes | None) -> Scanned:
 def _number(key: bytes) -> int:
     """64 bits of a record's key, which is a hash."""
     return int(key[-16:], 16)
-
-
-def _pieces(items: Sequence[tuple[bytes, str]]) -> Iterator[Sequence[tuple[bytes, str]]]:
-    return (items[start : start + SLICE_COMMANDS] for start in range(0, len(items), SLICE_COMMANDS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -10,9 +10,8 @@ from typing import Final
 from statestream.contract import errors
 from statestream_server.models.files import modelfile, repository
 from statestream_server.sessions import kept, layouts, records
-from statestream_server.stores.base import NEWER, Lasting, Record, Scanned
+from statestream_server.stores.base import NEWER, Lasting, Record, Scanned, Told
 
-Told = Callable[[int, int], None]
 MOST_TOLD: Final = 1000
 """Findings that are kept; all are counted."""
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores import open_store
-from statestream_server.stores.base import Lasting, Scanned
+from statestream_server.stores.base import Lasting, Scanned, Told
 from statestream_server.stores.memory import MemoryStore
 from statestream_server.stores.sqlite import SqliteStore
 from statestream_server.upkeep import checking, copying, erasing
@@ -26,7 +26,6 @@ from statestream_server.upkeep.archive import Archive
 from statestream_server.upkeep.problems import UpkeepError
 
 T = TypeVar("T")
-Told = Callable[[int, int], None]
 
 _STORE = click.option(
     "--store",

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import statestream_server
-from statestream_server.stores.base import NEWER, Lasting, Record
+from statestream_server.stores.base import NEWER, Lasting, Record, Told
 from statestream_server.upkeep.archive import About, Archive, Count, Writer
 from statestream_server.upkeep.problems import NewerRecords, RecordsDamaged, StoreInUse
 
-Told = Callable[[int, int], None]
-"""Hears how many records are done, of how many."""
 _TOLD: Final = 5
 """Sessions that an error names."""
 

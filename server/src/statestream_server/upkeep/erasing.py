@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from statestream_server.stores.base import NEWER, Key, Lasting, Record
+from statestream_server.stores.base import NEWER, Key, Lasting, Record, Told
 from statestream_server.upkeep.problems import SessionsStay
 
-Told = Callable[[int, int], None]
 _ROUNDS: Final = 10
 """How often what was claimed meanwhile is looked for again."""
 

@@ -297,7 +297,7 @@ class Wire(Writer):
         """What the client's reset of a stream costs of the budget.
 
         Whoever floods gives up what it has just begun, so that it is never beyond the calls of a connection. A client
-        whose calls are too late gives up old ones: it has begun others since. That counts a tenth, and each of its calls
+        whose calls are too late gives up old ones: it has begun others since. That counts a tenth, each of its calls
         that is answered makes good for ten. Time says nothing here: both may come in one read, after a wait.
         """
         return 1 if self.highest_inbound_stream_id - number < _LAST else _LATE

@@ -26,16 +26,19 @@ _STATUS: Final = {
     Code.UNAVAILABLE: 503,
     Code.DEADLINE_EXCEEDED: 504,
 }
-
-
 _LONGEST: Final = 2048
+
+
+def status_of(error: errors.StatestreamError) -> tuple[int, dict[str, str]]:
+    """The status of an error, and the header that says when to come again."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    # One that is too large stays so, however long its caller waits.
+    return 400 if isinstance(error, errors.AnswerTooLarge) else _STATUS.get(error.code, 500), headers
 
 
 def refusal(error: errors.StatestreamError) -> Response:
     """What a caller is answered: its status, the reason and the words, and when to come again."""
-    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    # One that is too large stays so, however long its caller waits.
-    status = 400 if isinstance(error, errors.AnswerTooLarge) else _STATUS.get(error.code, 500)
+    status, headers = status_of(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     text = json.dumps(

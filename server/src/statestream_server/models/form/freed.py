@@ -158,10 +158,6 @@ class _Search:
             return numpy_helper.to_array(self._weights[name])
         return self._values.get(name)
 
-    def has_sessions(self, name: str) -> bool:
-        """Whether a value is another one for every session."""
-        return name in self._with
-
 
 def _with_sessions(graph: onnx.GraphProto, inputs: Mapping[str, Sequence[int]]) -> set[str]:
     """The values that are others for every session: what depends on inputs, but not on their shapes alone."""

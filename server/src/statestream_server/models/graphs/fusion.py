@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec
 from statestream_server.models.graphs.fused_names import Names, SlabNames
-from statestream_server.models.graphs.operators import may_refuse, uses
+from statestream_server.models.graphs.operators import info, may_refuse, uses
 from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, is_checked
 
 _OLDEST_OPSET = 11
@@ -297,19 +297,19 @@ class _Wrapper:
         graph.initializer.extend(self._weights)
         inputs = zip(names.inputs, self._signature.inputs, strict=True)
         outputs = zip(names.outputs, self._signature.outputs, strict=True)
-        graph.input.append(_info(names.source, np.dtype(np.int64), ["n"]))
-        graph.input.append(_info(names.target, np.dtype(np.int64), ["n"]))
+        graph.input.append(info(names.source, np.dtype(np.int64), ["n"]))
+        graph.input.append(info(names.target, np.dtype(np.int64), ["n"]))
         if names.slots:
-            graph.input.append(_info(names.slots, np.dtype(np.int64), ["n"]))
-        graph.input.extend(_step_info(name, spec) for name, spec in inputs)
+            graph.input.append(info(names.slots, np.dtype(np.int64), ["n"]))
+        graph.input.extend(_stepinfo(name, spec) for name, spec in inputs)
         for slab, column in zip(names.slabs, columns_of(self._signature), strict=True):
             shape = ("items", *slab.item)
-            graph.input.append(_info(slab.before, column.dtype, shape))
+            graph.input.append(info(slab.before, column.dtype, shape))
             if slab.after:
-                graph.output.append(_info(slab.after, column.dtype, shape))
-        graph.output.extend(_step_info(name, spec) for name, spec in outputs)
+                graph.output.append(info(slab.after, column.dtype, shape))
+        graph.output.extend(_stepinfo(name, spec) for name, spec in outputs)
         if names.bad:
-            graph.output.append(_info(names.bad, np.dtype(np.bool_), [1, "n"]))
+            graph.output.append(info(names.bad, np.dtype(np.bool_), [1, "n"]))
 
     def _put(
         self, nodes: list[onnx.NodeProto], op: str, inputs: Sequence[str], out: str = "", **attributes: Any
@@ -345,14 +345,10 @@ def _place(state: StateSpec) -> tuple[int, ...] | None:
     return before if math.prod(before) == 1 or nbytes >= _SMALLEST_ITEM else None
 
 
-def _step_info(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
+def _stepinfo(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
     step: list[int | str] = [size if size >= 0 else f"{name}_{i}" for i, size in enumerate(signatures.step_shape(spec))]
     time = "steps" if spec.HasField("time_axis") else 1
-    return _info(name, signatures.numpy_dtype(spec.dtype), ["n", time, *step])
-
-
-def _info(name: str, dtype: np.dtype[Any], shape: Sequence[Any]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
+    return info(name, signatures.numpy_dtype(spec.dtype), ["n", time, *step])
 
 
 def _fresh_prefix(graph: onnx.GraphProto) -> str:

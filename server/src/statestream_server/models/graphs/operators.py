@@ -1,11 +1,13 @@
-"""Operators: what a node of an ONNX graph reads, and whether it may refuse values."""
+"""Operators: what a node of an ONNX graph reads, whether it may refuse values; how inputs and outputs are declared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
+import numpy as np
 import onnx
+from onnx import helper
 
 _TOTAL: Final = frozenset(
     "Abs Add And BatchNormalization Cast Ceil Clip Concat Constant Conv Cos Dropout Elu Equal Erf Exp Flatten Floor"
@@ -14,6 +16,11 @@ _TOTAL: Final = frozenset(
     " ReduceMin ReduceSum Relu Round Selu Shape Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Squeeze Sub Sum Tanh"
     " Transpose Unsqueeze Where Xor".split()
 )
+
+
+def info(name: str, dtype: np.dtype[Any], shape: Sequence[Any]) -> onnx.ValueInfoProto:
+    """The declaration of an input or output; an axis of any length has a name."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
 
 
 def may_refuse(node: onnx.NodeProto) -> bool:

@@ -7,13 +7,14 @@ numbers of their items: one list for every number of parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from statestream_server.models.graphs.fused_names import SlabNames
+from statestream_server.models.graphs.operators import info
 
 _OPSET, _IR = 17, 8
 
@@ -107,21 +108,17 @@ class _Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def take(self, name: str, item: Item, length: str) -> str:
-        self._inputs[name] = _info(name, item.dtype, [length, *item.shape])
+        self._inputs[name] = info(name, item.dtype, [length, *item.shape])
         return name
 
     def numbers(self, name: str, parts: int, *more: int) -> str:
-        self._inputs[name] = _info(name, np.dtype(np.int64), [f"k{parts}", *more])
+        self._inputs[name] = info(name, np.dtype(np.int64), [f"k{parts}", *more])
         return name
 
     def give(self, op: str, inputs: Sequence[str], name: str, item: Item, length: str) -> None:
         self.nodes.append(helper.make_node(op, list(inputs), [name]))
-        self._outputs.append(_info(name, item.dtype, [length, *item.shape]))
+        self._outputs.append(info(name, item.dtype, [length, *item.shape]))
 
     def model(self) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, "rows", list(self._inputs.values()), self._outputs)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
-
-
-def _info(name: str, dtype: np.dtype[Any], shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)

@@ -24,10 +24,6 @@ from statestream_server.models.proof.comparing import Pair
 
 _SOURCE: Final = "source"
 """The word for the axis of the source's tokens."""
-_LENGTHS: Final = (1, 3, 7)
-_DRAWN: Final = (3, 1, 7, 2, 5)
-"""Lengths of the sources that rows are tried with."""
-_STEPS: Final = 4
 _SIZES: Final = ((2, 3), (3, 5))
 _ALONE: Final = ((1, 3), (1, 5))
 

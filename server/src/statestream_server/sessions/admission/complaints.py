@@ -11,6 +11,8 @@ from statestream.contract import errors
 from statestream_server.arrays import Bools, Ints, Positions, some
 from statestream_server.sessions.admission.chunks import Chunks
 
+OVERTAKEN = "the chunk was applied; before its reply could leave, a newer writer opened the session"
+
 
 def tell_overtaken(chunks: Chunks, claims: tuple[Ints, Positions]) -> None:
     """Tells of applied chunks whose replies do not leave, because their sessions are not the caller's any more."""

@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import json
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
@@ -14,9 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from statestream.contract import errors
-from statestream.contract.codes import Code
 from statestream_server import caller
 from statestream_server.edges.http.port import names_of
+from statestream_server.edges.http.refusals import status_of
 from statestream_server.edges.identity import asks, identify
 from statestream_server.refusals import recent
 
@@ -26,20 +25,6 @@ HEADER: Final = "x-statestream"
 """What every request to the API has: a page of another origin cannot send it without asking first."""
 _MOST_BODY: Final = 1 << 20
 _BODY_SECONDS: Final = 10.0
-_STATUS: Final = {
-    Code.INVALID_ARGUMENT: 400,
-    Code.OUT_OF_RANGE: 400,
-    Code.UNAUTHENTICATED: 401,
-    Code.PERMISSION_DENIED: 403,
-    Code.NOT_FOUND: 404,
-    Code.ALREADY_EXISTS: 409,
-    Code.ABORTED: 409,
-    Code.FAILED_PRECONDITION: 409,
-    Code.RESOURCE_EXHAUSTED: 429,
-    Code.UNIMPLEMENTED: 501,
-    Code.UNAVAILABLE: 503,
-    Code.DEADLINE_EXCEEDED: 504,
-}
 Page: TypeAlias = Callable[[Request], Awaitable[Response]]
 SAFE: Final = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -84,8 +69,7 @@ def guarded(page: Page, right: str, kinds: tuple[str, ...], host: str) -> Page:
 
 def refusal(failed: errors.StatestreamError) -> Response:
     """What the API answers in place of what was asked."""
-    headers = {} if failed.retry_after is None else {"Retry-After": str(max(1, math.ceil(failed.retry_after)))}
-    return JSONResponse({"error": said(failed)}, _STATUS.get(failed.code, 500), headers)
+    return JSONResponse({"error": said(failed)}, *status_of(failed))
 
 
 def kept_by_nobody(response: Response) -> Response:
