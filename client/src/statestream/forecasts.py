@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,46 +66,44 @@ class Told(NamedTuple):
         return len(next(iter(self.points.values())))
 
 
-def wished(
-    signature: Signature,
+def wanted(
     h: int,
-    *,
-    quantiles: Sequence[float] | None = None,
-    level: Sequence[float] | float | None = None,
-    num_samples: int | None = None,
-    seed: int | None = None,
-    samples: bool = False,
-    bands: str | None = None,
-    until: tuple[str, str, float] | None = None,
-) -> Wish:
-    """What these arguments ask of a model; `driven.check_forecast` took them.
+    quantiles: Sequence[float] | None,
+    level: Sequence[float] | float | None,
+    num_samples: int | None,
+    seed: int | None,
+    samples: bool,
+    bands: str | None,
+    until: tuple[str, str, float] | None,
+) -> Callable[[Signature], Wish]:
+    """What gives the wish that these arguments are, by a model's signature; they are checked now.
+
+    It raises Unsupported where the model has no distribution to draw from, and bands of its past errors were not asked
+    for.
 
     Raises:
-        Unsupported: The model has no distribution to draw from, and bands of its past errors were not asked for.
+        TypeError, ValueError: An argument is wrong, or two do not go together.
     """
+    driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
     levels, labels = _levels(quantiles, level)
-    drawn = [head for head in signature.heads if head.kind != HeadKind.HEAD_KIND_QUANTILES]
     conformal = bands == "conformal"
-    if not conformal and (levels or samples or num_samples) and not signature.heads:
-        raise Unsupported(
-            "the model has no head, so it says nothing of how sure it is: leave out quantiles, level and samples, or"
-            ' ask for bands="conformal", which are made of its own past errors'
-        )
-    paths = 0
-    if not conformal and drawn and (levels or samples or num_samples):
-        paths = SAMPLES if num_samples is None else num_samples
-    elif num_samples and not conformal:
-        paths = num_samples
-    return Wish(
-        h,
-        levels,
-        labels,
-        samples,
-        paths,
-        seed if seed is not None else secrets.randbits(64) if paths else 0,
-        conformal,
-        _stop(signature, until),
-    )
+
+    def wish(signature: Signature) -> Wish:
+        drawn = [head for head in signature.heads if head.kind != HeadKind.HEAD_KIND_QUANTILES]
+        if not conformal and (levels or samples or num_samples) and not signature.heads:
+            raise Unsupported(
+                "the model has no head, so it says nothing of how sure it is: leave out quantiles, level and samples,"
+                ' or ask for bands="conformal", which are made of its own past errors'
+            )
+        paths = 0
+        if not conformal and drawn and (levels or samples or num_samples):
+            paths = SAMPLES if num_samples is None else num_samples
+        elif num_samples and not conformal:
+            paths = num_samples
+        draws = seed if seed is not None else secrets.randbits(64) if paths else 0
+        return Wish(h, levels, labels, samples, paths, draws, conformal, _stop(signature, until))
+
+    return wish
 
 
 def asked(
@@ -127,7 +125,7 @@ def asked(
         TypeError, ValueError: An argument is wrong, or two do not go together.
         BadTensor: The past does not fit the model, or is of other series.
     """
-    driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+    wished = wanted(h, quantiles, level, num_samples, seed, samples, bands, until)
     if past is None and bands == "conformal":
         raise ValueError(
             'bands="conformal" are made of past errors, and the server keeps no inputs of sessions: give past= as well,'
@@ -135,17 +133,7 @@ def asked(
         )
     if past is not None and bands != "conformal":
         raise ValueError('past= is of use for bands="conformal" alone; expected both or neither')
-    wish = wished(
-        layout.signature,
-        h,
-        quantiles=quantiles,
-        level=level,
-        num_samples=num_samples,
-        seed=seed,
-        samples=samples,
-        bands=bands,
-        until=until,
-    )
+    wish = wished(layout.signature)
     if past is None:
         return wish, None
     inputs = Past(*history(layout, past))

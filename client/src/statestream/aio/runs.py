@@ -11,6 +11,7 @@ import numpy as np
 from statestream import arguments, backtests, calls, dataframes, driven, fans, forecasts, series, unary
 from statestream.aio.calling import answer, answers
 from statestream.aio.catalogue import Catalogue
+from statestream.contract.signature import Signature
 from statestream.contract.tensors import Array
 from statestream.core import PredictTicket
 from statestream.layout import Input, Layout
@@ -152,21 +153,11 @@ class Runs(Catalogue):
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
         arguments.check_model(model, version)
-        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
+        wished = forecasts.wanted(h, quantiles, level, num_samples, seed, samples, bands, until)
         check_progress(progress)
 
         async def run(layout: Layout) -> Any:
-            wish = forecasts.wished(
-                layout.signature,
-                h,
-                quantiles=quantiles,
-                level=level,
-                num_samples=num_samples,
-                seed=seed,
-                samples=samples,
-                bands=bands,
-                until=until,
-            )
+            wish = wished(layout.signature)
             table = dataframes.read_history(layout, history)
             past = table.past if table is not None else Past(*series.history(layout, history))
             series.check_past(layout, past)
@@ -208,28 +199,19 @@ class Runs(Catalogue):
             For each step [O] or [N, O]; with quantiles and samples as `forecast` has them, without the axis of steps.
         """
         arguments.check_model(model, version)
-        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, until)
-
-        def make(layout: Layout) -> forecasts.Wish:
-            return forecasts.wished(
-                layout.signature,
-                h,
-                quantiles=quantiles,
-                level=level,
-                num_samples=num_samples,
-                seed=seed,
-                samples=samples,
-                bands=bands,
-                until=until,
-            )
-
-        return self._steps(model, version, history, future, make)
+        wished = forecasts.wanted(h, quantiles, level, num_samples, seed, samples, bands, until)
+        return self._steps(model, version, history, future, wished)
 
     async def _steps(
-        self, model: str, version: int | str | None, history: Any, future: Any, make: Callable[[Layout], forecasts.Wish]
+        self,
+        model: str,
+        version: int | str | None,
+        history: Any,
+        future: Any,
+        wished: Callable[[Signature], forecasts.Wish],
     ) -> AsyncIterator[Any]:
         layout = await self._layout(model, version, "session")
-        wish, past = make(layout), Past(*series.history(layout, history))
+        wish, past = wished(layout.signature), Past(*series.history(layout, history))
         series.check_past(layout, past)
         known = None if future is None else series.future(layout, future, len(past.lengths), wish.h)
         call = forecasts.forecast_call(layout, wish, version, past=past, future=known)
@@ -288,21 +270,12 @@ class Runs(Catalogue):
             ValueError: An argument has a value that it cannot have, or two do not go together.
         """
         arguments.check_model(model, version)
-        driven.check_forecast(h, quantiles, level, num_samples, seed, samples, bands, None)
+        wished = forecasts.wanted(h, quantiles, level, num_samples, seed, samples, bands, None)
         driven.check_windows(step, n_windows)
         check_progress(progress)
 
         async def run(layout: Layout) -> Any:
-            wish = forecasts.wished(
-                layout.signature,
-                h,
-                quantiles=quantiles,
-                level=level,
-                num_samples=num_samples,
-                seed=seed,
-                samples=samples,
-                bands=bands,
-            )
+            wish = wished(layout.signature)
             backtests.truths(layout)
             table = dataframes.read_history(layout, history)
             past = table.past if table is not None else Past(*series.history(layout, history))
