@@ -1,4 +1,4 @@
-"""Rows that stay on a device: one wrapped graph gathers, steps and commits them there; see step_graph.py.
+"""Rows that stay on a device: one wrapped graph gathers, steps and commits them there; see fused_rows.
 
 With every step only row numbers and inputs go to the device, and only outputs and the mask of bad rows come back.
 """
