@@ -23,7 +23,7 @@ _HEAD: Final = """\
 Every error says what came, what was expected and what to do. In Python it is an exception of the class below, and all
 of them are a `statestream.StatestreamError`: `reason` (the stable name, which programs compare), `message`, `metadata`,
 `retry_after`. Over gRPC it is a status with the code below and the reason in its `ErrorInfo`
-([where it stands](protocol.md#errors)). A connection that breaks is no error: the client connects again and sends again what
+([protocol](protocol.md#errors)). A connection that breaks is no error: the client connects again and sends again what
 the server does not have.
 
 Written by `python tools/errors_page.py` from the classes.

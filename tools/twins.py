@@ -52,6 +52,7 @@ TEXTS: Final = {
     "grpc.aio.": "grpc.",
     "an asyncio client": "a synchronous client",
     "The asyncio client": "The synchronous client",
+    "the asyncio client": "the synchronous client",
     ", by `await` or `async with`": "",
     "on the loop.": "from the shard's own thread: it must not\n            call the client.",
     ", for the loop that runs then": "; usable from any thread",

@@ -9,7 +9,8 @@
 Many tasks that each await a step share one stream, and their steps as few frames as can be.
 """
 
-from statestream.aio.client import Client, connect
+from statestream.aio.client import Client
+from statestream.aio.connecting import connect
 from statestream.aio.owning import local
 from statestream.aio.pool import Pool
 from statestream.aio.session import Session

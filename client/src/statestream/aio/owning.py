@@ -7,7 +7,8 @@ from typing import Any
 import grpc
 import numpy as np
 
-from statestream.aio.client import Client, connect
+from statestream.aio.client import Client
+from statestream.aio.connecting import connect
 from statestream.aio.opening import Opening, opening
 from statestream.aio.waiting import apart
 from statestream.owned import START_SECONDS, Models, Owned

@@ -8,7 +8,8 @@ import numpy as np
 
 from statestream.owned import Owned
 from statestream.settings import Settings
-from statestream.sync.client import Client, connect
+from statestream.sync.client import Client
+from statestream.sync.connecting import connect
 from statestream.sync.waiting import apart
 from statestream.unary import server_info_request
 
