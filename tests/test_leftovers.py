@@ -120,6 +120,7 @@ def test_thread():
     assert "waits_for_ever" in done.stderr
 
 
+@pytest.mark.slow
 def test_fixtures_that_do_not_end_after_a_failure_are_stopped(tmp_path: Path) -> None:
     done = run(
         tmp_path,

@@ -71,6 +71,7 @@ NESTS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any, int | N
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NESTS)
 def test_states_come_in_the_form_in_which_forward_takes_them(tmp_path: Path, name: str) -> None:
     make, shape, states, time_axis, names, exporter = NESTS[name]

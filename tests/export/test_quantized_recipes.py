@@ -53,6 +53,7 @@ def test_a_forecaster_is_quantised_with_its_scaling_inside(tmp_path: Path) -> No
     assert 20 < y[0, -1, 0] < 120, "in sunspots"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -70,6 +71,7 @@ def test_recipes_that_cannot_be_quantised_say_why(
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
+@pytest.mark.slow
 def test_a_loss_beyond_the_limit_leaves_no_model(tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"allowed are 0\.0%"):
         run("digits-cnn", tmp_path, max_loss=0.0)

@@ -99,6 +99,7 @@ def test_sunspots_beats_last_value_and_seasonal_on_years_it_never_saw(tmp_path: 
     assert result.metrics["rmse"] < 0.8 * result.metrics["rmse_seasonal"]  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_digits_are_read_from_the_exported_file(tmp_path: Path) -> None:
     result = run("digits-cnn", tmp_path, quick=False)
     assert result.reached
@@ -155,6 +156,7 @@ def test_attention_reads_padded_words_as_it_reads_them_alone_and_looks_at_their_
             assert not weights[:, len(word) :].any()
 
 
+@pytest.mark.slow
 def test_attention_looks_at_the_first_letters_of_a_word_that_is_longer_than_its_memory(tmp_path: Path) -> None:
     graph = session(run("antonyms-attention", tmp_path, quick=True).model / "encoder.onnx")
     window = antonyms_attention.WINDOW
@@ -168,6 +170,7 @@ def test_attention_looks_at_the_first_letters_of_a_word_that_is_longer_than_its_
     assert not np.allclose(h, first)  # the rest was read, too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICKLY_TRAINED)
 def test_a_full_run_reaches_the_figure(tmp_path: Path, name: str) -> None:
     result = run(name, tmp_path, quick=False)
@@ -216,6 +219,7 @@ def test_hello_is_answered_letter_by_letter_from_the_exported_file(tmp_path: Pat
     assert said == "ohlol"
 
 
+@pytest.mark.slow
 def test_a_bidirectional_session_is_refused_with_the_reason(tmp_path: Path) -> None:
     metrics = run("lstm", tmp_path, quick=True).metrics
     assert "bidirectional" in str(metrics["bidirectional_session"])

@@ -26,6 +26,7 @@ from tests.support.serving import serving
 from tests.support.texts import Plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows", "rows-lstm"])
 async def test_an_image_whole_and_row_by_row_gets_the_same_answer(tmp_path: Path, name: str) -> None:
     run(name, tmp_path, quick=True)
@@ -85,6 +86,7 @@ async def test_the_wave_goes_on_from_segment_to_segment(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.asarray(streamed).ravel(), whole.ravel(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 async def test_a_decoder_with_attention_finds_the_memory_in_every_step(tmp_path: Path) -> None:
     run("antonyms-attention", tmp_path, quick=False)
     async with serving(tmp_path / "models") as local, aio.connect(local.address) as client:

@@ -53,6 +53,7 @@ async def test_a_quantised_lstm_steps_as_onnx_runtime_does_alone(tmp_path: Path)
     np.testing.assert_array_equal(alone, np.asarray(wanted)[3])
 
 
+@pytest.mark.slow
 async def test_a_quantised_network_of_convolutions_predicts_as_onnx_runtime_does_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 255, (24, 12, 12)).float()

@@ -107,6 +107,7 @@ def test_scripted_loops_keep_any_length(tmp_path: Path) -> None:
     check(Outer(torch.jit.script(Loop())).eval(), ROW, tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_a_python_loop_over_steps_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         GateError, match=r"frozen in forward \(a Python loop over steps.*torch\.jit\.script\(module\)"

@@ -315,6 +315,7 @@ serve()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", POINTS)
 @pytest.mark.parametrize("kind", ["states", "fork", "replace"])
 async def test_sigkill_at_a_claim_leaves_no_session_without_its_state(

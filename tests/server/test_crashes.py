@@ -236,6 +236,7 @@ async def test_replies_survive_the_crash_of_server_and_caller(tmp_path: Path) ->
             assert answer.outputs["y"].ravel().tolist() == [6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_marks_and_cursors_survive_sigkill(tmp_path: Path, seed: int) -> None:
     """Steps, resets and cursors over kills: outputs are sums since the last reset, the cursor is the last one."""

@@ -16,6 +16,7 @@ PAGE = pages.ROOT / "docs/forecast.md"
 RUN = "tests/server/test_forecast_page.py::test_the_page_runs"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -329,6 +329,7 @@ def test_a_pools_forecast_over_sigkill_has_the_same_bits(forecasters_written: tu
         assert pool.positions.tolist() == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_forecast_over_sigkill_has_the_same_bits(forecasters_written: tuple[Path, Any], tmp_path: Path) -> None:
     """From histories and a session, with paths; the session moved on meanwhile."""
     store = f"sqlite:{tmp_path / 's.db'}"

@@ -26,6 +26,7 @@ def told(texts: list[Any]) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_texts_over_sigkill_have_the_same_tokens(tmp_path: Path) -> None:
     """Streamed and whole, greedy, drawn and searched; some texts were whole before the kill, others not."""

@@ -19,6 +19,7 @@ PAGE = pages.ROOT / "docs/generate.md"
 RUN = "tests/server/test_generate_page.py::test_the_page_runs"
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first, *others = [block for block in pages.blocks(PAGE) if pages.runner(block) == RUN]

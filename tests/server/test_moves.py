@@ -103,6 +103,7 @@ async def test_models_are_asked_by_name_and_servers_without_a_store_not_at_all(s
         assert (await failing(ask(where, 1.0, model))).reason == reason
 
 
+@pytest.mark.slow
 async def test_half_of_the_streams_go_to_the_replica_that_joined(models_dir: Path, tmp_path: Path) -> None:
     """All step on meanwhile: none of their steps is lost, and outputs are those of sessions that stay, bit for bit."""
     options = ("--store", f"sqlite:{tmp_path / 's.db'}", "--checkpoint-interval", "0.2", "--log-level", "warning")

@@ -126,6 +126,7 @@ async def test_a_duplicate_of_a_queued_chunk_holds_up_nobody_else(local: Local) 
         await local.until(lambda: local.server.accounts.held == 0)
 
 
+@pytest.mark.slow
 async def test_a_stream_is_read_on_whatever_waits_for_the_store(
     models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,7 @@ async def test_large_answers_come_in_parts_and_calls_beside_them(tmp_path: Path)
         for name, array in small.items():
             np.testing.assert_allclose(large[name][:3], array, rtol=1e-5)
         large["scores"][0] = 0  # An array of the caller's own.
-        assert client._link.core.predictions._windows["scores", 0].held == 0
+        assert client._link.core.predictions._windows["scores", 0, ""].held == 0
         await local.until(lambda: idle(local))
 
 
@@ -160,6 +160,7 @@ async def test_cancelled_between_any_two_awaits_others_are_answered(folder: Path
         await local.until(lambda: idle(local))
 
 
+@pytest.mark.slow
 def test_every_caller_is_answered_once_and_right_when_the_server_is_killed(folder: Path) -> None:
     """SIGKILL while 1,000 calls wait, and a server again on the same port."""
     with process(folder, "--store", "memory", "--durability", "none") as server:

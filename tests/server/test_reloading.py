@@ -364,6 +364,7 @@ async def test_a_line_in_the_list_of_what_is_trusted_is_enough(tmp_path: Path) -
         assert one.default("gru") == 1
 
 
+@pytest.mark.slow
 async def test_a_look_costs_little(tmp_path: Path) -> None:
     """Of a hundred models with three versions each, a fraction of a second: it is done once a second, in a thread."""
     for number in range(100):
@@ -409,6 +410,7 @@ async def serves_version(server: Process, version: int) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_processes_switch_to_a_version_that_is_renamed_into_place(tmp_path: Path, workers: str) -> None:
     folder, store = tmp_path / "models", f"sqlite:{tmp_path / 's.db'}"
@@ -443,6 +445,7 @@ def trial_of(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 async def test_a_kill_during_a_reload_loses_nothing(tmp_path: Path) -> None:
     folder, store = tmp_path / "models", f"sqlite:{tmp_path / 's.db'}"
     models.write_counter(folder, 1)

@@ -59,6 +59,7 @@ async def stepped(server: Process, *, resumed: bool) -> None:
         await speaker.step(0, opened.position, ONE)
 
 
+@pytest.mark.slow
 async def test_a_signal_to_every_process_of_the_group_drains(pool: Process) -> None:
     """A terminal and a service manager do that: a worker hears of it from them and from its parent."""
     await stepped(pool, resumed=False)
@@ -188,6 +189,7 @@ async def test_a_load_that_fails_changes_nothing_in_any_worker(three: Process, f
         assert [await served(one) for one in callers] == [[(1, True)]] * 3
 
 
+@pytest.mark.slow
 async def test_what_one_worker_uses_stays_in_all(three: Process, folder: Path) -> None:
     """An unload that one worker refuses is done in none; the answer says where, and how many sessions there are."""
     add(folder, 2)
@@ -203,6 +205,7 @@ async def test_what_one_worker_uses_stays_in_all(three: Process, folder: Path) -
         assert failure.reason == "MODEL_NOT_FOUND"
 
 
+@pytest.mark.slow
 async def test_a_version_that_only_a_session_asked_for_does_not_serve_by_default(three: Process, folder: Path) -> None:
     """Else new sessions would start in another version in one worker than in the others."""
     add(folder, 2)
@@ -213,6 +216,7 @@ async def test_a_version_that_only_a_session_asked_for_does_not_serve_by_default
         assert await served(callers[1]) == [(1, True)]
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_killed_while_a_model_is_loaded_comes_up_with_it(three: Process, folder: Path) -> None:
     """It stands still while the others are asked, and does not answer any more: they do not wait for it for ever."""
     add(folder, 2)
@@ -231,6 +235,7 @@ async def test_a_worker_that_is_killed_while_a_model_is_loaded_comes_up_with_it(
         assert [await served(one) for one in callers] == [[(1, False), (2, True)]] * 3
 
 
+@pytest.mark.slow
 async def test_a_kill_at_any_moment_of_a_load_leaves_all_workers_with_the_same_models(
     three: Process, folder: Path
 ) -> None:

@@ -221,6 +221,7 @@ CURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CURES)
 def test_a_fault_is_found_where_its_cure_is_taken_out_and_not_where_it_is_in(name: str) -> None:
     cure = CURES[name]

@@ -115,8 +115,9 @@ def _months(past: list[Any]) -> int:
     if len({day.day for day in past}) > 1 and not all(map(_is_month_end, past)):
         return 0
     numbers = [day.year * 12 + day.month for day in past]
-    (months, times), *_ = Counter(after - before for before, after in pairwise(numbers)).most_common(1)
-    return months if times * 2 > len(past) - 1 else numbers[-1] - numbers[-2]
+    between = Counter(after - before for before, after in pairwise(numbers))
+    months, times = between.most_common(1)[0]
+    return int(months) if times * 2 > len(past) - 1 else numbers[-1] - numbers[-2]
 
 
 def _weekdays_after(last: date, horizon: int) -> list[date]:

@@ -113,6 +113,7 @@ async def test_shards_spread_over_replicas_and_every_call_reaches_the_owner(
     assert not_owner == []
 
 
+@pytest.mark.slow
 @pytest.mark.service
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_a_replica_that_goes_costs_its_shards_a_pause_and_nothing_else(
@@ -149,6 +150,7 @@ async def test_a_replica_that_goes_costs_its_shards_a_pause_and_nothing_else(
     await twin.call(client.close)
 
 
+@pytest.mark.slow
 async def test_shards_spread_over_workers(models_dir: Path, tmp_path: Path, twin: Twin) -> None:
     """The kernel spreads connections at random: that 16 of them meet at one of two workers happens once in 32,768."""
     with process(models_dir, "--store", f"sqlite:{tmp_path / 'sessions.db'}", "--workers", "2", *OPTIONS) as server:

@@ -174,6 +174,7 @@ def test_a_reset_empties_the_window_and_a_fork_has_it(client: Any, name: str) ->
         np.testing.assert_allclose(_flat(session.step(steps[0])), wanted[0], rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_windows_survive_a_kill(tmp_path: Path) -> None:
     found: dict[str, list[Array]] = {name: [] for name in WINDOWS}
     for name, made in WINDOWS.items():
@@ -290,6 +291,7 @@ def test_what_a_session_set_survives_kills_and_sleep_and_moves_to_another_versio
         np.testing.assert_allclose(np.stack(found[name]), _wanted(other, {key: steps[name]}, 0), rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sessions_of_two_resolutions_run_at_once_and_survive_a_kill(tmp_path: Path) -> None:
     """One file, a model for each size: its own table, batched with its like."""
     sizes = ((4, 6), (2, 4))

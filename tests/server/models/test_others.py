@@ -157,6 +157,7 @@ def _loop(other: Other, feeds: Feeds, more: Feeds) -> list[list[Array]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_calls_at_once_have_the_bits_of_a_loop_by_hand_each(client: Any, name: str) -> None:
     other = OTHERS[name]

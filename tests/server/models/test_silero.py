@@ -58,6 +58,7 @@ def test_many_frames_in_one_run_have_the_bits_of_the_packages_wrapper(client: An
         np.testing.assert_array_equal(found[call], voice.wrapped(voice.SEQUENCE, frames[call]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_64_calls_at_once_have_the_bits_of_the_packages_wrapper_each(client: Any, name: str) -> None:
     file, rate, _ = FILES[name]

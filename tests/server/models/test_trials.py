@@ -150,6 +150,7 @@ def alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_model_of_large_states_needs_no_more_than_a_few_of_them(tmp_path: Path, fresh: Trials) -> None:
     """32 MiB a session: 64 of them, twice, would be 4 GiB."""
     b, shape = graphs.Builder(), [-1, 1 << 23]
@@ -168,6 +169,7 @@ def test_a_model_of_large_states_needs_no_more_than_a_few_of_them(tmp_path: Path
 SEEDS = {"gru": models.gru, "counter": models.counter, "scores": models.scores}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEDS)
 def test_a_damaged_file_is_refused_or_served_and_nothing_else(tmp_path: Path, name: str, fresh: Trials) -> None:
     """Flipped bytes, cut and doubled parts, by seed: none ends the process, hangs it, or escapes as another error."""

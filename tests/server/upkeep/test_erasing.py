@@ -103,6 +103,7 @@ async def test_sessions_that_servers_have_open_end_with_their_erasure(
         assert {key.id for key, live in found.items() if not live} == {f"x-{one.address}" for one in servers}
 
 
+@pytest.mark.slow
 async def test_ids_that_are_remembered_go_once_no_server_lives(
     models_dir: Path, url: str, run: Run, kept: Lasting
 ) -> None:

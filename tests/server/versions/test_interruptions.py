@@ -141,6 +141,7 @@ def any_url(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterato
         yield server.url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["interval", "sync"])
 async def test_sigkill_right_after_an_upgrade(both: Path, any_url: str, mode: str) -> None:
     """What version 1 applied stays applied by version 1, what came after by version 2; the caller sees nothing."""

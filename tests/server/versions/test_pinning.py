@@ -40,6 +40,7 @@ async def test_loading_a_version_disturbs_no_session(folder: Path, url: str) -> 
         assert sums(await speaker.step(2, 3, numbers(4))) == [10]
 
 
+@pytest.mark.slow
 async def test_pinned_sessions_outlive_a_restart_beside_a_newer_version(folder: Path, url: str) -> None:
     """The server comes back with version 2 and loads version 1 because a session asks for it."""
     with process(folder, "--store", url) as server, statestream.connect(server.address) as client:

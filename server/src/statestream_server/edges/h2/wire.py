@@ -209,7 +209,7 @@ class Wire(Writer):
         self._closed_streams[number] = StreamClosedBy.SEND_END_STREAM
         self.block(number, block, end=True)
         self.answered()
-        return after
+        return int(after)
 
     def _open(self, number: int, head: Head, ended: int) -> None:
         """A stream begins, in the state in which the library has one that began."""
