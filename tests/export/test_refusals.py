@@ -182,8 +182,7 @@ def test_a_path_that_no_server_finds_is_refused(tmp_path: Path, path: str) -> No
     assert [each.name for each in tmp_path.rglob("*")] == ["m", "new.onnx"]
 
 
-@pytest.mark.parametrize("folder", ["m", "m/1", "a model"])
-@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize(("folder", "is_there"), [("m", True), ("m/1", False), ("a model", True)])
 def test_the_folder_of_a_model_or_a_version_gets_its_model(tmp_path: Path, folder: str, is_there: bool) -> None:
     if is_there:
         (tmp_path / folder).mkdir(parents=True)

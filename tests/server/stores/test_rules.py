@@ -227,13 +227,20 @@ def _check(make: Callable[[], Store], examples: int) -> None:
     run_state_machine_as_test(Machine, settings=settings(max_examples=examples, stateful_step_count=30))
 
 
-def test_memory_follows_the_rules() -> None:
-    _check(MemoryStore, 150)
+def long(quick: int, whole: int) -> pytest.MarkDecorator:
+    """How many histories a test looks at, and how many where there is time."""
+    return pytest.mark.parametrize("examples", [quick, pytest.param(whole, marks=pytest.mark.slow)])
 
 
-def test_sqlite_follows_the_rules(tmp_path: Path) -> None:
+@long(50, 150)
+def test_memory_follows_the_rules(examples: int) -> None:
+    _check(MemoryStore, examples)
+
+
+@long(20, 60)
+def test_sqlite_follows_the_rules(tmp_path: Path, examples: int) -> None:
     files = (tmp_path / f"{number}.db" for number in range(100_000))
-    _check(lambda: SqliteStore(next(files), synchronous=False), 60)
+    _check(lambda: SqliteStore(next(files), synchronous=False), examples)
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +250,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.service
-def test_redis_follows_the_rules(server: Server) -> None:
+@long(10, 25)
+def test_redis_follows_the_rules(server: Server, examples: int) -> None:
     def make() -> Store:
         server.client.flushall()
         return RedisStore(server.patient)
 
-    _check(make, 25)
+    _check(make, examples)
