@@ -35,6 +35,8 @@ CLOCKS: Final = (
     "statestream_server.engine.batch.time",
     "statestream_server.engine.courtesy.time",
     "statestream_server.engine.engine.time",
+    "statestream_server.engine.queues.time",
+    "statestream_server.sessions.admission.accounts.time",
     "statestream_server.engine.predictions.time",
     "statestream_server.housekeeping.time",
     "statestream_server.server.time",
@@ -174,6 +176,7 @@ REAL: Final = (
 
 KEPT: Final = {
     "statestream.backoff.random": "a default, see DEFAULTS",
+    "statestream.progress.time": "no caller of the simulation asks for progress",
     "statestream.latest.time": "no caller of the simulation has live steps that may be dropped",
     "statestream_server.edges.http.oip.monotonic": "simulated servers have no HTTP port",
     "statestream_server.refusals.time": "when somebody was refused, for the console: nothing goes by it",

@@ -101,6 +101,7 @@ class Replica:
             models=(world.models,),
             port=8001 + self._number,
             http_port=None,
+            reuse_port=True,  # The port is simulated: it is nobody's here, and may be somebody's on this machine.
             durability=world.plan.durability,
             checkpoint_interval=world.plan.interval,
             device="cpu",
