@@ -29,7 +29,7 @@ from statestream_server.access import tokens
 from statestream_server.access.commands import token as command
 from statestream_server.access.grants import Access
 from statestream_server.access.tokens import ADMIN, STEP, TokensError
-from statestream_server.edges.grpc import chain
+from statestream_server.edges.grpc import chain, rights
 from tests.support.arrays import tensor
 from tests.support.calls import DEADLINE, failing
 from tests.support.serving import EDGES, Local, serving
@@ -135,13 +135,13 @@ async def test_rights_are_looked_at_for_every_method(local: Local, door: Door) -
 
 
 def test_every_method_has_a_right_and_nothing_of_an_operators_is_everybodys(models_dir: Path) -> None:
-    known = {name: chain.right_of(name) for name in _methods()}
+    known = {name: rights.right_of(name) for name in _methods()}
     assert {name.rpartition("/")[2] for name, right in known.items() if right == ADMIN} == {
         "LoadModel", "UnloadModel", "SetAlias", "RepositoryModelLoad", "RepositoryModelUnload", "MoveSessions",
         "GetStatistics", "ModelStatistics", "ListQuarantine", "FreeQuarantined",
     }  # fmt: skip
-    assert chain.right_of("/statestream.v1.InferenceService/WhatIsToCome") == STEP
-    assert set(chain.OPEN) <= {*known}
+    assert rights.right_of("/statestream.v1.InferenceService/WhatIsToCome") == STEP
+    assert set(rights.OPEN) <= {*known}
 
 
 def _methods() -> list[str]:

@@ -415,8 +415,3 @@ def _measured(batch: Batch | Together) -> tuple[float, float]:
     began = time.thread_time()
     seconds = batch.run()
     return seconds, time.thread_time() - began
-
-
-def _resolve(ended: asyncio.Future[None]) -> None:
-    if not ended.done():
-        ended.set_result(None)

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from statestream.contract import errors
 from statestream.v1 import inference_pb2 as pb
+from statestream_server.edges.grpc.decoding import Unreadable
 from statestream_server.settings import Limits
 
 MAX_TENSORS: Final = 1024
@@ -52,6 +53,17 @@ class Caps:
             "statestream.v1.GenerateRequest.texts": limits.max_generate_sources,
         }
         self._plans: dict[object, Sequence[tuple[str, _Check]]] = {}
+
+    def well(self, request: Message | Unreadable) -> Message:
+        """The request, which is well.
+
+        Raises:
+            StatestreamError: It cannot be read, or something in it is more than it may be.
+        """
+        if isinstance(request, Unreadable):
+            raise request.error
+        self.check(request)
+        return request
 
     def check(self, message: Message) -> None:
         """Checks a request, and everything in it.

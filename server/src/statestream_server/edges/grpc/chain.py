@@ -13,7 +13,6 @@ nothing that can be measured. A stream is one call: none of it runs for its mess
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -27,12 +26,12 @@ from statestream.contract import errors, protocol
 from statestream_server import caller
 from statestream_server.access import certificates
 from statestream_server.access.certificates import NOBODY, Names
-from statestream_server.access.tokens import ADMIN, STEP
 from statestream_server.caller import ANYBODY, Caller
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.decoding import DecodeBudget, Undecoded, Unreadable, decoder, later
 from statestream_server.edges.grpc.failures import Context, abort
 from statestream_server.edges.grpc.readers import Readers
+from statestream_server.edges.grpc.rights import CALLS, COUNTED, OPEN, right_of
 from statestream_server.edges.identity import asks, certified, identify
 from statestream_server.requests import Requests
 from statestream_server.sessions.admission.accounts import Budget
@@ -40,35 +39,6 @@ from statestream_server.sessions.admission.accounts import Budget
 if TYPE_CHECKING:
     from statestream_server.tracing import Tracing
 
-OPEN: Final = frozenset(
-    {
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
-        "/inference.GRPCInferenceService/ServerLive",
-        "/inference.GRPCInferenceService/ServerReady",
-    }
-)
-"""What anybody may call."""
-_ADMIN: Final = frozenset(
-    {
-        "LoadModel", "UnloadModel", "SetAlias", "RepositoryModelLoad", "RepositoryModelUnload", "MoveSessions",
-        "GetStatistics", "ModelStatistics", "ListQuarantine", "FreeQuarantined",
-    }
-)  # fmt: skip
-_ANY: Final = frozenset(
-    {
-        "GetServerInfo", "ListModels", "GetModel", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelReady",
-        "RepositoryIndex",
-    }
-)  # fmt: skip
-_COUNTED: Final = {
-    "/statestream.v1.InferenceService/Stream": ("streams",),
-    "/inference.GRPCInferenceService/ModelStreamInfer": ("streams",),
-    "/statestream.v1.InferenceService/Forecast": ("calls", "forecasts"),
-    "/statestream.v1.InferenceService/Generate": ("calls", "texts"),
-}
-"""What a call counts as among those of its tenant that are under way."""
-_CALLS: Final = ("calls",)
 _MOST_STRANGERS: Final = 256
 _strangers = 0
 """Calls of those who showed no token, where the server asks for one."""
@@ -175,7 +145,7 @@ class Chain(grpc.GenericRpcHandler):
             budget.check(who.tenant)
         if grant is not None and method not in OPEN:
             grant.check(right_of(method))
-            grant.usage.admit(*_COUNTED.get(method, _CALLS), nbytes=nbytes)
+            grant.usage.admit(*COUNTED.get(method, CALLS), nbytes=nbytes)
         self.refusing = False
 
     def begin(
@@ -187,7 +157,7 @@ class Chain(grpc.GenericRpcHandler):
             return None
         if grant is not None:
             nbytes = request.ByteSize() if isinstance(request, Message) else 0
-            grant.usage.take(*_CALLS, nbytes=nbytes)
+            grant.usage.take(*CALLS, nbytes=nbytes)
             grant.enter(call)
         requests, model, began = self._requests, _model_of(request), monotonic()
         requests.under_way += 1
@@ -196,7 +166,7 @@ class Chain(grpc.GenericRpcHandler):
             requests.under_way -= 1
             requests.count(method[1:], model, code, monotonic() - began)
             if grant is not None:
-                grant.usage.give(*_CALLS, nbytes=nbytes)
+                grant.usage.give(*CALLS, nbytes=nbytes)
                 grant.leave(call)
 
         return count
@@ -269,7 +239,7 @@ def admit(metadata: Iterable[tuple[str, str | bytes]], method: str = "", names: 
 
 def granted(call: Call, name: str) -> Call:
     """A call of a method that has what its caller's token lets it have, and ends when that ends."""
-    right, kinds = right_of(name), _COUNTED.get(name, _CALLS)
+    right, kinds = right_of(name), COUNTED.get(name, CALLS)
 
     async def granted(request: Any, context: Context) -> Any:
         who = caller.current.get()
@@ -299,22 +269,11 @@ async def _watched(call: Call, request: Any, context: Context) -> Any:
         _strangers -= 1
 
 
-@functools.cache
-def right_of(method: str) -> str:
-    """The right that a method needs; "" for what every token may. docs/security.md has the table."""
-    service, _, name = method.strip("/").rpartition("/")
-    if name in _ADMIN:
-        return ADMIN
-    if name in _ANY or service.startswith("grpc."):
-        return ""
-    return STEP
-
-
 def limited(call: Call, caps: Caps, budget: Budget | None = None) -> Call:
     """A call of one message, which is checked before."""
 
     async def limited(request: Message | Unreadable, context: Context) -> Any:
-        _check(request, caps)
+        caps.well(request)
         if budget is not None:
             budget.check(caller.current.get().tenant)
         return await call(request, context)
@@ -395,19 +354,7 @@ class _Checked:
         return self
 
     async def __anext__(self) -> Message:
-        return _check(await anext(self._requests), self._caps)
-
-
-def _check(request: Message | Unreadable, caps: Caps) -> Message:
-    """The request, which is well.
-
-    Raises:
-        StatestreamError: It cannot be read, or something in it is more than it may be.
-    """
-    if isinstance(request, Unreadable):
-        raise request.error
-    caps.check(request)
-    return request
+        return self._caps.well(await anext(self._requests))
 
 
 def traced(call: Call, method: str, tracing: Tracing) -> Call:
