@@ -42,7 +42,7 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
 
 
 def waiting(local: Local) -> int:
-    return sum(each.waiting for each in local.server.engine._predictions.values())
+    return sum(each.waiting for each in local.server.engine._calls.by_graph.values())
 
 
 async def test_calls_of_one_moment_are_one_run_whatever_rows_they_have(

@@ -89,7 +89,7 @@ async def test_predictions_of_other_shapes_are_a_reason(local: Local) -> None:
             )
             for model, rows in (("scores", 1), ("scores", 2))
         ]
-        queues = local.server.engine._predictions
+        queues = local.server.engine._calls.by_graph
         await local.until(lambda: sum(len(queue) for queue in queues.values()) == 2)
     await asyncio.gather(*calls)
     assert statistics.why[Why.ALL] == before[Why.ALL] + 1

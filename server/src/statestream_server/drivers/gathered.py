@@ -43,7 +43,6 @@ class Gathering:
         self._engine = engine
         self._budget = budget
         self._groups: dict[int, _Group] = {}
-        engine.feeds.append(self.empty)
 
     def put(self, model: Model, rows: int, inputs: Sequence[bytes], size: int, asker: Asker) -> bool:
         """Takes a call, which goes on with the next turn of the engine.
@@ -61,6 +60,8 @@ class Gathering:
         size, budget = OVERHEAD + COPIES * size, self._budget
         if budget.held and budget.held + size > budget.most:
             return False
+        if not self._groups:
+            self._engine.feeds.append(self.empty)
         group = self._groups.get(id(model))
         if group is None:
             group = self._groups[id(model)] = _Group(self._predictor.asked(model, ()), budget)
@@ -70,7 +71,9 @@ class Gathering:
         return True
 
     def empty(self) -> None:
-        """Hands on what came."""
+        """Hands on what came; while nothing does, no batch waits for this."""
+        if self._groups:
+            self._engine.feeds.remove(self.empty)
         groups, self._groups = self._groups, {}
         for group in groups.values():
             group.submit(self._predictor)

@@ -69,6 +69,8 @@ class Batch:
         """[count] the positions at which the chunks' sessions are."""
         self.ran = 0.0
         """Seconds of them that the model itself took."""
+        self.used = 0.0
+        """Seconds of them all that its thread had a processor."""
         self.started = self.first = 0.0
         """When it began, and when the model first ran, by the performance counter."""
         self._watch = watch
@@ -88,7 +90,7 @@ class Batch:
 
     def run(self) -> float:
         """Gathers, runs the model, commits good rows, keeps the outputs in the works; the seconds that it took."""
-        self.started = began = time.perf_counter()
+        self.started, used = (began := time.perf_counter()), time.thread_time()
         parts = self.parts
         inputs = self._gather(parts[0])
         if len(parts) > 1:
@@ -121,6 +123,7 @@ class Batch:
                 at = slice(seen, seen := seen + len(part.places))
                 mine = [*mine, *(array[at] for array in scores)]
             self._scatter(part, mine)
+        self.used = time.thread_time() - used
         return time.perf_counter() - began
 
     def _asked(self) -> Ints:

@@ -213,7 +213,7 @@ class Engine:
 
     def take_in(self) -> None:
         """Has chunks that just arrived submitted; call it before anything that must come after them."""
-        for hand_over in self.feeds:
+        for hand_over in tuple(self.feeds):
             hand_over()
 
     def wake(self, arrived: int = 0) -> None:
@@ -246,7 +246,7 @@ class Engine:
             self._loop.call_soon(self._turn)
             return
         try:
-            for hand_over in self.feeds:
+            for hand_over in tuple(self.feeds):
                 hand_over()
             self._due, self._arrived = False, 0
             if self._on_thread is not None:
@@ -274,7 +274,7 @@ class Engine:
                 self._pass_marks(self._tables[choice.queue], choice.priority)
                 return
             if batch.costs.predict(batch.count, batch.steps) < INLINE_SECONDS:
-                self._ended(choice, batch, *_measured(batch))
+                self._ended(choice, batch, batch.run())
             else:
                 self.statistics.threaded += 1
                 self._on_thread = asyncio.create_task(self._aside(choice, batch), name="engine-batch")
@@ -291,17 +291,17 @@ class Engine:
         """Runs a batch on the thread."""
         try:
             with self._slabs.on_thread():
-                seconds, used = await asyncio.get_running_loop().run_in_executor(self._thread, _measured, batch)
+                seconds = await asyncio.get_running_loop().run_in_executor(self._thread, batch.run)
             self._on_thread = None
-            self._ended(choice, batch, seconds, used)
+            self._ended(choice, batch, seconds)
         except Exception as error:
             self._fail(error)
 
-    def _ended(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float, used: float) -> None:
+    def _ended(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float) -> None:
         """Notes what a batch cost and tells of it; newcomers join in the turn of the loop before the next."""
         # By the thread's own time: where others want the processor, or the interpreter, batches that seem to cost more
         # would become smaller, and then cost more.
-        cost = seconds if self.on_device else used
+        cost = seconds if self.on_device else batch.used
         news = not batch.searched and batch.costs.observe(batch.count, batch.steps, cost)
         if batch.count >= NOTED_ROWS:
             self._load.note(batch.count)
@@ -352,10 +352,6 @@ class Engine:
             self.wake()
         elif self.line.several:
             self.line.shared(False)
-        self._over()
-
-    def _over(self) -> None:
-        """The loop is given back; what the batch answered leaves before."""
         for told in self.ended:
             told()
         self.courtesy.over = time.perf_counter()
@@ -408,10 +404,3 @@ class Engine:
         for work, places, _ in table.lane.advance(parts, 0, None, self.line.behind()).finished:
             work.sink.completed(work, places)
         self.wake()
-
-
-def _measured(batch: Batch | Together) -> tuple[float, float]:
-    """Runs a batch: the seconds that it took, and those of them that this thread had a processor."""
-    began = time.thread_time()
-    seconds = batch.run()
-    return seconds, time.thread_time() - began

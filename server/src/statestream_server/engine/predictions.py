@@ -44,6 +44,7 @@ class Together:
         outputs: What the run gave, of all of them together.
         error: Why the only call has none.
         again: Calls that were refused together: they run in smaller groups, so that only the guilty are refused.
+        used: Seconds of the run that its thread had a processor.
     """
 
     graph: Predictor
@@ -57,6 +58,7 @@ class Together:
     outputs: list[Array] = field(default_factory=list)
     error: errors.StatestreamError | None = None
     again: list[Calls] = field(default_factory=list)
+    used: float = 0.0
 
     steps, searched = 1, False
 
@@ -67,7 +69,7 @@ class Together:
 
     def run(self) -> float:
         """Runs the graph once; the seconds that it took."""
-        calls, began = self.calls, time.perf_counter()
+        calls, began, used = self.calls, time.perf_counter(), time.thread_time()
         first = calls[0]
         tags = first.tags if len(calls) == 1 else [tag for one in calls for tag in one.tags]
         name = f"a call of predict with inputs of {first.inputs[0].shape}" if first.apart else ""
@@ -76,6 +78,7 @@ class Together:
             self._run(calls)
         finally:
             self.watch.notes.leave()
+        self.used = time.thread_time() - used
         return time.perf_counter() - began
 
     def _run(self, calls: list[Calls]) -> None:
