@@ -25,7 +25,7 @@ from statestream_server import housekeeping
 from statestream_server.drivers.waiting import Call
 from statestream_server.engine.calls import Calls
 from statestream_server.engine.courtesy import BESIDE_LIVE, MOST_GIVEN
-from statestream_server.engine.engine import MAX_BATCH
+from statestream_server.engine.engine import _VAIN, MAX_BATCH
 from statestream_server.engine.predictions import Predictions
 from statestream_server.engine.scheduler import Head
 from statestream_server.engine.work import Priority
@@ -280,7 +280,7 @@ async def test_predictions_of_one_shape_share_a_run(local: Local) -> None:
             caller.inference.Predict(pb.PredictRequest(model="scores", inputs=[tensor("x", array)])) for array in inputs
         ]
         queues = local.server.engine._calls.by_graph
-        await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == len(inputs))
+        await local.until(lambda: sum(queue.waiting for queue in queues.values()) == len(inputs))
     for array, call in zip(inputs, calls, strict=True):
         found, expected = arrays_of((await call).outputs), whole.call(x=array)
         assert found["best"].tolist() == expected["best"].tolist()
@@ -306,7 +306,7 @@ async def test_a_call_has_the_bits_that_it_has_alone(tmp_path: Path, made: Any, 
         with local.engine_held():
             calls = [predict(array) for array in inputs]
             queues = local.server.engine._calls.by_graph
-            await local.until(lambda: sum(len(queue._calls) for queue in queues.values()) == len(inputs))
+            await local.until(lambda: sum(queue.waiting for queue in queues.values()) == len(inputs))
         for expected, call in zip(alone, calls, strict=True):
             found = arrays_of((await call).outputs)["y"]
             if policy == BatchPolicy.WARN and made is not test_sharing.centred:
@@ -485,3 +485,29 @@ async def test_without_memory_for_rows_only_what_needs_more_is_refused(
         assert whole.position == 0
         assert np.array_equal(whole.outputs["y"][:2], rows[2].outputs["y"])
         await speaker.open_one("d", 3)
+
+
+async def test_a_chunk_that_is_always_alone_waits_for_no_company(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once some have waited in vain it runs in the next turn; two that come together have the next ones wait."""
+    engine, turns = local.server.engine, 0
+    turn = engine._turn
+
+    def counted() -> None:
+        nonlocal turns
+        turns += 1
+        turn()
+
+    monkeypatch.setattr(engine, "_turn", counted)
+    x = {"x": np.ones((1, 1), np.float32)}
+    async with Speaker(local.channel, "counter") as speaker:
+        await speaker.open(fresh_id(), fresh_id())
+        for position in range(_VAIN + 1):
+            await speaker.step(0, position, x)
+        before = turns
+        await speaker.step(0, _VAIN + 1, x)
+        assert turns == before + 1
+        await speaker.send_chunk([0, 1], [_VAIN + 2, 0], [x, x])
+        await speaker.rows(2)
+        before = turns
+        await speaker.step(0, _VAIN + 3, x)
+        assert turns == before + 2

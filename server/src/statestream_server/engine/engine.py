@@ -44,6 +44,8 @@ _MANY = 64
 """Chunks that are worth a batch without a look at what else comes."""
 _MOST_TURNS = 16
 """Turns of the loop that a few chunks wait at most, for company that keeps coming."""
+_VAIN = 16
+"""Chunks in a row that waited for company and had none; then one that comes alone waits no more, until one has some."""
 FEW_WAITING = 64
 """So few that wait are never too many, however long each of them takes."""
 MAX_BATCH = 4096
@@ -82,7 +84,7 @@ class Engine:
         self._backlog = False
         """Whether something waited when the last batch had ended."""
         self._due = False
-        self._arrived = self._gathered = self._turns = 0
+        self._arrived = self._gathered = self._turns = self._vain = 0
         self.courtesy = Courtesy()
         self._slabs = Still()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -233,8 +235,17 @@ class Engine:
         arrived, self._arrived = self._arrived, 0
         self._gathered += arrived
         self._turns += 1
-        if arrived and not self._backlog and self._gathered < _MANY and self._turns < _MOST_TURNS:
+        lone = self._gathered == 1
+        if (
+            arrived
+            and not self._backlog
+            and self._gathered < _MANY
+            and self._turns < _MOST_TURNS
+            and not (lone and self._vain >= _VAIN)
+        ):
             return True
+        if self._gathered:
+            self._vain = self._vain + 1 if lone else 0
         self._gathered = self._turns = 0
         return False
 
