@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import code
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,25 @@ def test_the_page_runs(page: str, tmp_path: Path) -> None:
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     parts = [block for block in pages.blocks(ROOT / page) if pages.runner(block) == TEST]
     check(ROOT / page, parts, outputs(parts, "", tmp_path))
+
+
+class _Prompt(code.InteractiveConsole):
+    """Python's prompt, which compiles what is typed and runs nothing."""
+
+    def runcode(self, code: object) -> None:
+        pass
+
+    def write(self, data: str) -> None:
+        raise AssertionError(data)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "tutorials/first" in page])
+def test_what_the_page_has_pasted_into_python_is_taken(page: str) -> None:
+    prompt = _Prompt()
+    for block in pages.blocks(ROOT / page):
+        for line in block.text.splitlines() if block.language == "python" else ():
+            more = prompt.push(line)
+        assert block.language != "python" or not more, block.text
 
 
 @pytest.mark.parametrize("page", PAGES)

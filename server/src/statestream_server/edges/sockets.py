@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from statestream_server.settings import Settings, StartError
 
 
-def listening(host: str, port: int, backlog: int = 1024, *, reuse_port: bool = False) -> list[socket.socket]:
+def listening(
+    host: str, port: int, backlog: int = 1024, *, reuse_port: bool = False, flag: str = "--port"
+) -> list[socket.socket]:
     """Sockets for all addresses of a host, on one port; of any free one where that is 0.
 
     Raises:
@@ -33,7 +35,7 @@ def listening(host: str, port: int, backlog: int = 1024, *, reuse_port: bool = F
             listener.close()
         raise StartError(
             f"cannot listen on {name}: the port is taken, or the address is not this machine's; is another server"
-            f" running there? ({error})"
+            f" running there? {flag} 0 takes any free port ({error})"
         ) from error
     return found
 

@@ -62,7 +62,7 @@ class Http:
         if settings.http_unix:
             self._sockets, self.port = [on_unix(settings.http_unix, most)], 0
         else:
-            self._sockets = listening(settings.host, settings.http_port or 0, most)
+            self._sockets = listening(settings.host, settings.http_port or 0, most, flag="--http-port")
             self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             _application(pages, more),
