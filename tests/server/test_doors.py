@@ -362,6 +362,11 @@ async def test_the_http_port_is_in_tls_and_knows_certificates(models_dir: Path, 
     async with serving(models_dir, **told, tokens=path) as local:
         assert b"counter" in await _get(local.running.http_port, context)
         assert b"401" in await _get(local.running.http_port, context, "Authorization: Bearer no\r\n")
+    assert (
+        free_settings(tmp_path, http_tls=True)
+        .http_pages(8002)
+        .startswith("metrics on https://127.0.0.1:8002/metrics, ")
+    )
     with pytest.raises(StartError, match="--http-tls puts"):
         check_tls(free_settings(tmp_path, http_tls=True))
 

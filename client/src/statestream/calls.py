@@ -142,8 +142,10 @@ def unavailable(
     if isinstance(cause, errors.Unauthenticated | errors.PermissionDenied | errors.Unsupported):
         return type(cause)(cause.message, metadata=cause.metadata)
     last = cause.metadata.get("details", cause.message) if cause is not None else "no answer"
+    # What a server in TLS makes of a caller without it, and one that goes away of all.
+    doubt = "Does it want TLS (tls=True), and is the port right?" if last.endswith("Socket closed") else _doubt(last)
     return errors.ServerUnavailable(
-        f"no Statestream server answered at {', '.join(addresses)}{label} for {seconds:.1f} s: {last}. {_doubt(last)}",
+        f"no Statestream server answered at {', '.join(addresses)}{label} for {seconds:.1f} s: {last}. {doubt}",
         metadata={"addresses": ",".join(addresses)},
     )
 
@@ -156,8 +158,6 @@ def _doubt(details: str) -> str:
         return "What listens there speaks no TLS: leave tls out, or give the server a certificate"
     if "CERTIFICATE_VERIFY_FAILED" in details:
         return "Its certificate is of no authority that is trusted here: tls=statestream.Tls(roots=…) names one"
-    if "Socket closed" in details:
-        return "Does it want TLS (tls=True), and is the port right?"
     return "Is it running, and is the port right?"
 
 

@@ -112,9 +112,7 @@ async def serve(
             reloading = Reloading(server.server, settings, reread)
             loop.add_signal_handler(signal.SIGHUP, reloading.begin)
             leaving.callback(loop.remove_signal_handler, signal.SIGHUP)
-        http = f", metrics on http://{settings.host}:{server.http_port}/metrics" if server.http_port else ""
-        if http and has_console(settings):
-            http += f", console on http://{settings.host}:{server.http_port}/console/"
+        http = f", {settings.http_pages(server.http_port)}" if server.http_port else ""
         where = f"unix:{settings.unix}" if settings.only_unix else f"{settings.host}:{server.port}"
         print(f"ready: gRPC on {where}{http}", flush=True)
         _beside(leaving, "warmup", warmup.after_the_start())

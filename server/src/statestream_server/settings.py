@@ -155,6 +155,11 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     trial: TrialLimits = field(default_factory=TrialLimits)
 
+    def http_pages(self, port: int) -> str:
+        """Where the pages of the HTTP port are, as a start says it."""
+        root = f"http{'s' if self.http_tls else ''}://{self.host}:{port}"
+        return f"metrics on {root}/metrics" + (f", console on {root}/console/" if has_console(self) else "")
+
     @property
     def retentions(self) -> list[float]:
         """All times after which some sessions go."""

@@ -131,8 +131,7 @@ class _Parent:
                 http = self._http(leaving)
                 leaving.push_async_callback(http.close)
                 await http.start()
-                more = f", console on http://{self._read.host}:{http.port}/console/" if has_console(self._read) else ""
-                log.info("metrics of all workers on http://%s:%d/metrics%s", self._read.host, http.port, more)
+                log.info("of all workers: %s", self._read.http_pages(http.port))
             # The first one finds out what of the models folder serves; the others then serve the same.
             self._start(self._workers[0])
             await self._ended.wait()
