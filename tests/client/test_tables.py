@@ -465,3 +465,10 @@ async def test_what_is_not_finite_is_named(connect: Connect, twin: Twin, fake: F
     x[3, 1] = np.nan
     with pytest.raises(Exception, match="session 'station-7': x is nan in step 3 of those that came, column 'b'"):
         await twin.call(session.step, x)
+
+
+def test_a_text_for_numbers_says_what_makes_numbers_of_it() -> None:
+    with pytest.raises(BadTensor, match="'good film' of type str; expected numbers of dtype int64; .*encode_text"):
+        history(layout(dtype="int64"), "good film")
+    with pytest.raises(BadTensor, match="expected numbers of dtype float32$"):
+        history(layout(), "good film")

@@ -134,7 +134,9 @@ def _plain(wanted: Wanted, value: Any) -> Array:
     if isinstance(value, _NUMPY):
         return _fields(wanted, np.asarray(value))
     if value is None or isinstance(value, str | bytes | bytearray):
-        raise wanted.bad(f"{wanted.name} is {short(value)}; expected numbers of dtype {wanted.dtype.name}")
+        text = isinstance(value, str) and wanted.dtype.kind in "iu"
+        hint = "; statestream.signature.encode_text makes numbers of a text" if text else ""
+        raise wanted.bad(f"{wanted.name} is {short(value)}; expected numbers of dtype {wanted.dtype.name}{hint}")
     record = _record(value)
     if record is not None:
         return _row(wanted, record)

@@ -77,7 +77,8 @@ class Generator:
         """
         served = self._registry.get(name, version, alias)
         if served.model.kind != "generate" or served.table is None:
-            raise errors.Unsupported(f"model {name!r} is no encoder-decoder; it cannot generate")
+            verb = "open a session" if served.model.kind == "session" else "call predict"
+            raise errors.Unsupported(f"model {name!r} is no encoder-decoder; it cannot generate: {verb} instead")
         return served.model, served.table
 
     def check(self, request: Request) -> None:
