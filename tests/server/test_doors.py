@@ -17,11 +17,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import statestream
 from statestream import aio
+from statestream.command import group
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
 from statestream_server.access import tokens
@@ -351,6 +353,10 @@ async def test_the_http_port_is_in_tls_and_knows_certificates(models_dir: Path, 
     told = _tls(papers, http_tls=True, http_port=0)
     async with serving(models_dir, **told) as local:
         assert b"counter" in await _get(local.running.http_port, context)
+        asked = ["health", local.address, "--timeout", "10"]
+        for roots, code in (["--tls-roots", str(papers / "ca.pem")], 0), ([], 1):
+            ran = await asyncio.to_thread(CliRunner().invoke, group.main, [*asked, *roots])
+            assert ran.exit_code == code, ran.output
         with contextlib.suppress(OSError):
             assert not (await _get(local.running.http_port, None)).startswith(b"HTTP")
     told |= {"tls_clients": papers / "ca.pem"}

@@ -260,8 +260,8 @@ def _access(settings: Settings) -> Access | None:
         return None
     if settings.tls_certificate is None and not is_loopback(settings.host):
         log.warning("tokens pass in clear on %s: whoever listens there has them; see --tls-certificate", settings.host)
-    elif settings.http_port is not None and not is_loopback(settings.host):
-        log.warning("tokens that are shown to the HTTP port of %s pass in clear; put TLS before it", settings.host)
+    elif settings.http_port is not None and not settings.http_tls and not is_loopback(settings.host):
+        log.warning("tokens that are shown to the HTTP port of %s pass in clear; see --http-tls", settings.host)
     try:
         return Access(settings.tokens)
     except TokensError as error:

@@ -13,7 +13,17 @@ import statestream
 from statestream.arguments import parse_addresses
 from statestream.command import bench as measuring
 from statestream.command import charts, listing
-from statestream.command.asking import Seconds, ask, asks_server, console, plain, print_json, print_table, specs
+from statestream.command.asking import (
+    Seconds,
+    ask,
+    asks_server,
+    console,
+    plain,
+    print_json,
+    print_table,
+    specs,
+    told_tls,
+)
 from statestream.command.listing import Column
 
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -166,6 +176,14 @@ def bench(
         print_table(chart)
 
 
+def _channel(address: str) -> grpc.Channel:
+    tls = told_tls()
+    if not tls:
+        return grpc.insecure_channel(address)
+    given = tls.credentials() if isinstance(tls, statestream.Tls) else grpc.ssl_channel_credentials()
+    return grpc.secure_channel(address, given)
+
+
 def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
     # The two messages of the protocol have one field each, so that they are written here in place of
     # a dependency: a request is {string service = 1}, a response {enum status = 1}.
@@ -177,7 +195,7 @@ def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
         first, *_ = parse_addresses(address)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    with grpc.insecure_channel(first) as channel:
+    with _channel(first) as channel:
         check = channel.unary_unary(HEALTH, request_serializer=bytes, response_deserializer=bytes)
         try:
             response = check(request, timeout=timeout)
