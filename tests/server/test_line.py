@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from statestream import errors
 from statestream_server.engine.lane import Lane
 from statestream_server.engine.lengths import Lengths
-from statestream_server.engine.line import Line, Pace
+from statestream_server.engine.line import CREDIT, Line, Pace
+from statestream_server.engine.still import Still
 from statestream_server.engine.work import Priority, Work
-from statestream_server.sessions.admission.accounts import MOST_WAIT, Budget
+from statestream_server.sessions.admission.accounts import FEW_COMING, MOST_WAIT, Budget, Coming
 
 
 def lane_of(rows: int, *, several: bool = True) -> tuple[Lane, Line]:
@@ -108,6 +111,77 @@ def test_what_a_tenant_waits_goes_by_what_it_has_waiting_itself() -> None:
     assert 0 < line.share("victim") < 0.05
     line.several = False
     assert line.share("victim") == 1
+
+
+def test_who_had_less_than_its_share_is_ahead_with_all_that_it_has_waiting_but_for_a_while_only() -> None:
+    """The few steps of one turn run in one batch, where each would have waited for its share of another."""
+    lane, line = lane_of(4000)
+    lane.cost = CREDIT // 10
+    for frame in range(100):
+        put(lane, line, "flood", 4 * frame, 4)
+    assert batch(lane, line, 10) + batch(lane, line, 10) == {"flood": 20}
+    had, row = Counter[str](), 1000
+    for _ in range(2):
+        put(lane, line, "victim", row, 4)
+        row += 4
+        had += batch(lane, line, 4)
+    assert had == {"victim": 8}, "all that it sent, at once"
+    had.clear()
+    for _ in range(20):
+        put(lane, line, "victim", row, 4)
+        row += 4
+        had += batch(lane, line, 4)
+    assert abs(had["victim"] - had["flood"]) <= 8, "from then on it has the same as the other"
+
+
+async def test_who_waits_for_the_thread_goes_on_before_its_next_batch() -> None:
+    still, order = Still(), list[str]()
+
+    async def read(name: str) -> None:
+        async with still:
+            order.append(name)
+
+    async def batches() -> None:
+        for number in range(2):
+            with still.on_thread():
+                order.append(f"batch {number}")
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            order.append("over")
+            await asyncio.sleep(0)  # As the engine's next turn is a turn of the loop.
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(batches())
+    await asyncio.sleep(0)
+    await asyncio.gather(*(read(str(number)) for number in range(3)))
+    await running
+    assert order == ["batch 0", "over", "0", "1", "2", "batch 1", "over"]
+    async with still:
+        pass
+
+
+def test_of_sessions_that_come_those_of_a_flood_are_refused_and_those_of_others_are_not() -> None:
+    now, waits = 0.0, {"flood": 0.0, "victim": 0.0}
+    budget = Budget("unary steps", 1 << 20, lambda tenant: waits[tenant or ""])
+    coming = Coming(budget, lambda: now)
+    with ExitStack() as all_of_them:
+        for _ in range(FEW_COMING):
+            with coming.one("flood"):
+                now += 0.02
+        for _ in range(FEW_COMING):
+            all_of_them.enter_context(coming.one("flood"))
+        with pytest.raises(errors.Overloaded, match=r"would wait for 1\.\d s"), coming.one("flood"):
+            pass
+        coming.check("victim")
+        with coming.one("victim"):
+            pass
+    coming.check("flood")
+    with budget.holding(1):
+        waits["flood"] = 0.6 * MOST_WAIT  # There is time for a step, and not for a session beside those that are here.
+        budget.check("flood")
+        coming.check("victim")
+        with pytest.raises(errors.Overloaded, match=r"limit is 0\.25 s"):
+            coming.check("flood")
 
 
 def test_the_pace_goes_by_what_ended() -> None:

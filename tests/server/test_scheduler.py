@@ -135,6 +135,18 @@ def test_longer_slices_have_fewer_rows(fixed: float, each: float) -> None:
     assert rows == sorted(rows, reverse=True)
 
 
+def test_a_size_that_was_too_dear_once_is_tried_again() -> None:
+    """Costs of one run may be those of a machine that was busy; a size that never runs would never be corrected."""
+    costs, sizes = Costs(2e-3), list[int]()
+    costs.observe(1, 1, 1.5e-3)
+    costs.observe(2, 1, 9e-3)
+    for _ in range(600):
+        sizes.append(costs.rows(1, most=64))
+        costs.observe(sizes[-1], 1, 1.4e-3 + 1e-5 * sizes[-1])
+    assert sizes[0] == 1
+    assert sizes[-1] > 16, "and from then on it is known what the next one costs"
+
+
 def test_unmeasured_costs_start_small() -> None:
     assert Costs(2e-3).rows(1, most=4096) == 64
     assert Costs(2e-3).rows(1, most=3) == 3

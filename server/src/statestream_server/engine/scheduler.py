@@ -30,7 +30,9 @@ BATCH_BYTES: Final = 32 << 20
 _WEIGHT = 0.25
 """How much the newest measurement counts."""
 _STALE = 256
-"""Runs after which the next larger size is tried again that was too dear: what it cost once may say nothing."""
+_TRIES = 64
+"""What a size cost is old after so many runs; in one of so many the next larger one is tried where that is old, however
+dear it was: what a run costs once may say nothing."""
 _RUNS = 16
 """Limits are worked out again after so many runs, and when a size was measured for the first time."""
 _FIRST_ROWS = 64
@@ -141,11 +143,12 @@ class Costs:
         rows = rows or 1
         bucket = rows.bit_length() - 1
         scaled, known = seconds * (1 << bucket) / rows, curve.get(bucket)
-        curve[bucket] = scaled if known is None else known + _WEIGHT * (scaled - known)
+        stale = self._stale(steps, bucket)
+        curve[bucket] = scaled if known is None or stale else known + _WEIGHT * (scaled - known)
         self._runs += 1
         self._all += 1
-        before, self._measured[steps, bucket] = self._measured.get((steps, bucket), -_STALE), self._all
-        if known is not None and self._runs < _RUNS and self._all - before < _STALE:
+        self._measured[steps, bucket] = self._all
+        if not stale and self._runs < _RUNS:
             return False
         self._runs = 0
         self._limits.clear()
@@ -173,6 +176,11 @@ class Costs:
         limit = self._limits.get((steps, most))
         if limit is None:
             limit = self._limits[steps, most] = self._fitting(steps, most)
+        if not self._all % _TRIES and self._all and limit < most:
+            # It takes twice the target at most, as two of what fits would.
+            more = 1 << limit.bit_length()
+            if more <= most and self._stale(steps, limit.bit_length()) and self.predict(limit, steps) <= self.target:
+                return more
         return limit
 
     def longest(self, most: int) -> int:
@@ -199,16 +207,13 @@ class Costs:
         while 2 * best <= most and self.predict(2 * best, steps) <= self.target:
             best *= 2
         size = self.predict(best, steps)
-        if 2 * best <= most and size <= self.target and self._stale(steps, best.bit_length()):
-            return 2 * best  # Once: it takes at most twice the target, as two of the size that fits would.
         # Between two powers of two the cost is linear: take what still fits.
         fits = int(best * self.target / max(size, 1e-9))
         return max(1, min(max(best, min(fits, 2 * best)), most))
 
     def _stale(self, steps: int, bucket: int) -> bool:
-        """Whether a size was measured, but not for long."""
-        before = self._measured.get((steps, bucket))
-        return before is not None and self._all - before >= _STALE
+        """Whether a size was not measured for long, or never."""
+        return self._all - self._measured.get((steps, bucket), -_STALE) >= _STALE
 
 
 class Why(enum.IntEnum):

@@ -189,7 +189,8 @@ class Wire(Writer):
         if end - at < 14:
             return 0
         kind, flags, of = FRAME.unpack_from(data, at)
-        size, after = kind >> 8, at + 9 + (kind >> 8)
+        size: int = kind >> 8
+        after = at + 9 + size
         if (
             kind & 255 != _DATA
             or flags != END_STREAM
@@ -298,7 +299,7 @@ class Wire(Writer):
 
         Whoever floods gives up what it has just begun, so that it is never beyond the calls of a connection. A client
         whose calls are too late gives up old ones: it has begun others since. That counts a tenth, each of its calls
-        that is answered makes good for ten. Time says nothing here: both may come in one read, after a wait.
+        that is answered makes good for ten. Time says nothing here: begin and reset may come in one read, after a wait.
         """
         return 1 if self.highest_inbound_stream_id - number < _LAST else _LATE
 
