@@ -168,6 +168,18 @@ async def test_what_cannot_be_asked_is_refused_as_by_one_process(
     assert came == status, data
 
 
+@pytest.mark.parametrize(("path", "status"), [("/console/api/models", b"403"), ("/v2", b"200")])
+async def test_a_caller_of_http_1_0_needs_to_name_no_host(two: Process, path: str, status: bytes) -> None:
+    """The console answers by names that nobody can make lead to it; none is none of these."""
+    port = two.options[two.options.index("--http-port") + 1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
+    writer.write(f"GET {path} HTTP/1.0\r\nX-Statestream: console\r\n\r\n".encode())
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    assert answer.split()[1] == status, answer
+
+
 async def test_the_page_is_there(two: Process) -> None:
     status, data = await asyncio.to_thread(call, two, "/console/console.js")
     assert status == 200

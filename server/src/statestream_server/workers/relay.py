@@ -117,6 +117,8 @@ async def _exchanged(
     """Sends a request on, and its answer back; what comes is not held here."""
     wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
     headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
+    if not any(name == b"host" for name, _ in headers):
+        headers.append((b"host", b""))  # HTTP/1.0 needs none, what a worker is asked in does.
     if not any(name == b"content-length" for name, _ in headers):
         chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
         headers += [(b"transfer-encoding", b"chunked")] if chunked else []
