@@ -34,6 +34,12 @@ SAID: list[tuple[str, Callable[[Any, Any], Any], type[Exception], str]] = [
         TypeError,
         "'1' of type str; expected a whole",
     ),
+    (
+        "ids in place of n",
+        lambda c, s: c.sessions("sunspots", ["a", "b"]),
+        TypeError,
+        r"n is \['a', 'b'\] of type list; .*ids=\[…\]",
+    ),
     ("dates", lambda c, s: s.step(DATES), ValueError, "column 'sunspots' of x has dtype datetime64.*Convert it"),
     ("words", lambda c, s: s.step(WORDS), ValueError, "column 'sunspots' of x has dtype .*expected numbers.*Convert"),
     ("an object", lambda c, s: s.step(object()), ValueError, "of type object .*expected numbers of dtype float32"),

@@ -240,7 +240,7 @@ def session_ids(count: int | None, ids: Iterable[str] | None) -> list[str]:
         TypeError: One is no text.
     """
     if count is not None:
-        check_whole("n", count, 0)
+        check_whole("n", count, 0, hint="; ids go by their name, as in sessions(model, ids=[…])")
     if ids is None:
         if count is None:
             raise ValueError("neither n nor ids came; expected how many sessions, or their ids")
