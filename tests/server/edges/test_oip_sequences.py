@@ -15,6 +15,7 @@ from statestream.contract import errors
 from statestream_server.edges.grpc.oip import SERVICE
 from statestream_server.edges.oip import oip_pb2 as pb
 from statestream_server.edges.oip.inference import Inference
+from statestream_server.edges.oip.sequences import Sequences
 from tests.support import serving
 from tests.support.calls import DEADLINE, failing
 from tests.support.serving import Local
@@ -179,3 +180,58 @@ def _without_raw() -> pb.ModelInferRequest:
     request = infer(1, 2)
     del request.raw_input_contents[:]
     return request
+
+
+async def test_requests_like_those_before_are_known_by_their_bytes(
+    started: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their contents, id and position; none of them is decoded, and what is wrong is told as ever."""
+    call, counted = stream(started), infer("c", 1)
+    counted.parameters["sequence_position"].int64_param = 1
+    for request in (infer(1, 1), infer(2, 1, id="first"), counted):
+        await call.write(request)
+        assert not (await call.read()).error_message
+
+    def take(self: Sequences, request: pb.ModelInferRequest, *_: Any) -> bool:
+        assert request.id not in ("known", "")
+        return False
+
+    monkeypatch.setattr(Sequences, "take", take)
+    for round_, name in enumerate(("", "known", "known")):
+        requests = [infer(1, 2), infer(2, 3), infer("c", 4)]
+        requests[1].id = name
+        requests[2].id = name
+        requests[2].parameters["sequence_position"].int64_param = 2 + round_
+        wanted = [2 + 2 * (round_ + 1), 2 + 3 * (round_ + 1), 2 + 4 * (round_ + 1)]
+        if round_ == 2:  # A name that comes twice is a step that was sent again, which goes the long way.
+            requests, wanted = requests[::2], wanted[::2]
+        for request in requests:
+            await call.write(request)
+        answers = [(await call.read()).infer_response for _ in requests]
+        assert sorted(map(y, answers)) == wanted
+        assert {answer.id for answer in answers} <= {"", name}
+        assert {answer.parameters["sequence_position"].int64_param for answer in answers} == {3 + round_}
+    await call.write(infer(1, np.nan))
+    assert (await call.read()).error_message.startswith("NON_FINITE_STATE")
+    await call.write(infer(1, 1))
+    assert y((await call.read()).infer_response) == 9
+    call.cancel()
+    await started.until(lambda: not started.server.accounts.held)
+
+
+async def test_a_known_request_of_a_session_that_left_goes_the_long_way(local: Local) -> None:
+    """By its row alone it would step whoever has that now."""
+    call, table = stream(local), local.table(MODEL)
+    for request in (infer(1, 1, start=True), infer(1, 1), infer(1, 1)):
+        await call.write(request)
+        await call.read()
+    row = table.rows_of("")["1"]
+    local.server.evictions.drop(table, np.asarray([row]), errors.SessionMoved("another server took the session over"))
+    await call.write(infer(9, 5, start=True))
+    assert y((await call.read()).infer_response) == 5
+    await call.write(infer(1, 1))
+    answer = await call.read()
+    assert y(answer.infer_response) == 4, "from the store"
+    await call.write(infer(9, 5))
+    assert y((await call.read()).infer_response) == 10
+    call.cancel()

@@ -102,13 +102,12 @@ class Heads(Generic[T]):
             return
         if position is not None and cut.at not in [start for _, start, _, _ in fields]:
             return
-        length = spans[0][0]
-        lengths = self._lengths.setdefault(len(cut.rest), [])
+        length, lengths = spans[0][0], self._lengths.get(len(cut.rest), ())
         if length > _LONGEST_HEAD or (length not in lengths and len(lengths) >= _MOST_LENGTHS):
             return
         if self._count >= _MOST:
             self._kept, self._lengths, self._count = {}, {}, 0
-            lengths = self._lengths.setdefault(len(cut.rest), [])
+        lengths = self._lengths.setdefault(len(cut.rest), [])
         if length not in lengths:
             lengths.append(length)
         between = [(a, b, cut.rest[a:b]) for (_, a), (b, _) in pairwise(spans)]
