@@ -16,6 +16,7 @@ import pytest
 import tritonclient.grpc
 from grpclib.client import Channel, UnaryUnaryMethod
 
+from benchmarks import closed_loop, processes
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc
 from tests import services
@@ -105,6 +106,26 @@ def test_grpc_js(any_server: Process) -> None:
     common = Path(next(iter(google.rpc.__path__))).parents[1]
     path = {"NODE_PATH": str(folder / "node_modules")}
     assert said("node", script, any_server.address, ROOT / "protos", common, **path) == "well\n"
+
+
+@pytest.mark.slow
+def test_grpc_cpp(any_server: Process) -> None:
+    """gRPC's C++ client: streams with a step a message, each with its count, and calls without any; built with g++."""
+    if not closed_loop.built():
+        pytest.skip("needs g++, pkg-config and libgrpc++-dev")
+    server, lines = processes.Process(any_server.port, any_server.pid), []
+    position = (1_000_000).to_bytes(8, "little")
+    chunk = pb.ChunkFrame(handles=u32(0), positions=position, acked_positions=position, steps=1, inputs=[X])
+    message = b"\x08" + bytes((0x80, 0x80, 0x80, 0x80, 0)) + pb.StreamRequest(chunk=chunk).SerializeToString()
+    first = message.index(position)
+    for number in range(8):
+        opening = pb.OpenFrame(
+            model="counter", handles=u32(0), ids=[f"cpp-{number}"], writer=number.to_bytes(16), incarnation=1
+        )
+        lines.append(f"{pb.StreamRequest(frame=1, open=opening).SerializeToString().hex()} {message.hex()}")
+    patches = ["next@1", f"u64@{first}", f"u64@{message.index(position, first + 8)}"]
+    assert closed_loop.closed_loop(server, http2.STREAM, "stream", lines, patches, 0.3).value > 0
+    assert closed_loop.closed_loop(server, http2.INFO, "unary", ["-"] * 8, [], 0.3).value > 0
 
 
 def test_tritonclient(any_server: Process) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import select
@@ -20,9 +21,9 @@ from statestream.v1 import inference_pb2 as pb
 from statestream_server.edges.h2 import connection, port
 from tests.server.edges.sequences import Sender, Step, cuts, mutated, mutations, pieces, steps
 from tests.support import models
-from tests.support.arrays import u32
+from tests.support.arrays import tensor, u32
 from tests.support.calls import connected
-from tests.support.http2 import STREAM, call, data, enveloped, wired
+from tests.support.http2 import PREDICT, STREAM, call, data, enveloped, wired
 from tests.support.serving import Process, serving
 from tests.support.speaker import Speaker, fresh_id, next_incarnation
 
@@ -141,3 +142,33 @@ async def test_who_does_not_answer_a_ping_is_gone(tmp_path: Path, monkeypatch: p
         async with connected(local.address) as channel, Speaker(channel, "counter") as speaker:
             await speaker.open_one(name)
             await speaker.step(0, 0, {"x": np.ones((1, 1), np.float32)})
+
+
+async def test_who_is_connected_hears_that_the_server_leaves_and_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First that new calls are for others, then which the last one was; what was on its way is answered, too."""
+    monkeypatch.setattr(port, "_ROUND_TRIP", 0.2)
+    context = serving(models.write(tmp_path, "scores"), edge="h2")
+    local = await context.__aenter__()
+    x = tensor("x", np.ones((1, 4), np.float32))
+    asked = enveloped(pb.PredictRequest(model="scores", inputs=[x]))
+    async with wired(local.address) as wire:
+
+        def told() -> list[frames.GoAwayFrame]:
+            return [one for one in wire.got if isinstance(one, frames.GoAwayFrame)]
+
+        with local.engine_held():
+            await wire.send(call(1, PREDICT), data(1, asked, end=True))
+            await local.until(lambda: local.server.connected()[1] == 1)
+            leaving = asyncio.create_task(context.__aexit__(None, None, None))
+            assert await wire.until(told)
+            await wire.send(call(3, PREDICT), data(3, asked, end=True))
+            assert await wire.until(lambda: len(told()) == 2)
+        assert await wire.answered(1)
+        assert await wire.answered(3)
+        assert (wire.status(1), wire.status(3)) == ("0", "0")
+        assert [(one.error_code, one.last_stream_id) for one in told()] == [(0, 2**31 - 1), (0, 3)]
+        assert {bytes(one.additional_data) for one in told()} == {b"the server is leaving"}
+        assert await wire.ended()
+    await leaving
