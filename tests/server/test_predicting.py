@@ -141,11 +141,18 @@ async def test_a_prediction_beyond_the_budget_is_refused_with_a_time_to_come_aga
 
 
 async def test_calls_of_a_model_that_is_unloaded_hear_so(local: Local) -> None:
-    caller = Caller(local.channel)
+    """Those that were handed on to the engine, and those that were not yet."""
+    caller, server = Caller(local.channel), local.server
+    model = server.registry.get("scores").model
     with local.engine_held():
         calls = [caller.inference.Predict(request(rows(1)), timeout=DEADLINE) for _ in range(2)]
         await local.until(lambda: waiting(local) == 2)
-        model = local.server.registry.get("scores").model
-        local.server.engine.forget(model.graph, "scores", 1)
-    assert [(await failing(call)).reason for call in calls] == ["MODEL_NOT_FOUND"] * 2
-    assert not local.server.budgets.predictions.held
+        turn, server.engine._turn = server.engine._turn, lambda: None
+        calls.append(caller.inference.Predict(request(rows(1)), timeout=DEADLINE))
+        await local.until(lambda: server.gathering._groups)
+        server.engine.forget(model.graph, "scores", 1)
+        server.engine._turn = turn
+        turn()
+    assert [(await failing(call)).reason for call in calls] == ["MODEL_NOT_FOUND"] * 3
+    assert not server.budgets.predictions.held
+    assert not server.engine._calls.by_graph

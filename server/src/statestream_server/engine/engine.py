@@ -168,6 +168,7 @@ class Engine:
 
     def forget(self, graph: Predictor, model: str, version: int) -> None:
         """Runs the graph of a version no longer; calls that wait end with ModelNotFound."""
+        self.take_in()
         self._calls.forget(graph, model, version)
 
     def statistics_of(self, table: Table | None, graphs: Iterable[Predictor | None]) -> Statistics:

@@ -73,6 +73,8 @@ class Predicting:
             spec.HasField("batch_axis") and not spec.batch_axis and min(spec.shape[1:], default=0) >= 0
             for spec in (*inputs, *outputs)
         )
+        # Of rows without bytes a few bytes may ask for any number.
+        usual = usual and all(port.nbytes for port in found[0])
         sizes = [sum(port.nbytes for port in ports) for ports in found]
         known = _Known(found[0] if usual else None, sum(sizes), sizes[1], _Reply(model.version, found[1]))
         self._known[graph] = known
