@@ -67,7 +67,7 @@ async def test_nobody_is_served_who_may_not_call(local: Local, monkeypatch: pyte
     """Identity comes first: what is refused there is refused for every service, with its details."""
     asked = list[Any]()
 
-    def nobody(headers: Any) -> Caller:
+    def nobody(headers: Any, names: Any) -> Caller:
         asked.append(dict(headers).get("authorization"))
         raise errors.Unauthenticated("say who you are")
 
@@ -81,7 +81,7 @@ async def test_nobody_is_served_who_may_not_call(local: Local, monkeypatch: pyte
 async def test_an_identity_that_fails_is_a_fault_of_the_server(
     local: Local, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, shape: str
 ) -> None:
-    def broken(headers: Any) -> Caller:
+    def broken(headers: Any, names: Any) -> Caller:
         raise RuntimeError("the keys are lost")
 
     monkeypatch.setattr(chain, "identify", broken)

@@ -25,8 +25,9 @@ class Request:
 class Servicer:
     """Refuses everything, with an error that has another behind it."""
 
-    def check(self, request: Request) -> None:
+    def well(self, request: Request) -> Request:
         """Every request is small enough."""
+        return request
 
     async def Once(self, request: Any, context: Context) -> bytes:
         """Fails while it holds its request."""

@@ -34,7 +34,7 @@ async def local(
 ) -> AsyncIterator[Local]:
     """A server whose callers say their tenant themselves."""
 
-    def by_header(headers: Any) -> Caller:
+    def by_header(headers: Any, names: Any = None) -> Caller:
         return Caller(tenant=str(dict(headers).get("tenant", "")))
 
     monkeypatch.setattr(chain, "identify", by_header)
