@@ -26,8 +26,5 @@ export(
 )
 
 with statestream.local("models/digits") as client:
-    names = client.models()[0].signature.outputs[0].classes
-    scores = client.predict("digits", images[-5:])
-    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    for row in probabilities:
-        print(f"{names[row.argmax()]}, {row.max():.0%}")
+    for (likeliest,) in client.classify("digits", images[-5:], top=1):
+        print(f"{likeliest.name}, {likeliest.probability:.0%}")
