@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,14 @@ def test_what_is_provisioned_lies_where_the_containers_look() -> None:
     assert f"statestream.json:{provider['options']['path']}/statestream.json:ro" in compose
     for file in yaml.safe_load((OBSERVE / "prometheus.yml").read_text())["rule_files"]:
         assert f"./deploy/observe/{file}:/etc/prometheus/{file}:ro" in compose
+
+
+def test_promtool_agrees_with_settings_and_alerts() -> None:
+    """When each alert fires, and when not; without promtool the compose tests ask that of Prometheus' image."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not on PATH: Debian's package prometheus, or a release of Prometheus, has it")
+    tests = OBSERVE.parents[1] / "tests" / "compose" / "alerts_test.yml"
+    for words in (("check", "rules", OBSERVE / "alerts.yml"), ("test", "rules", tests)):
+        done = subprocess.run([promtool, *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr

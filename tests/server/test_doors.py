@@ -18,6 +18,8 @@ import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -25,11 +27,11 @@ import statestream
 from statestream import aio
 from statestream.command import group
 from statestream.v1 import inference_pb2 as pb
-from statestream.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
+from statestream.v1 import inference_pb2_grpc, model_pb2, server_pb2, server_pb2_grpc
 from statestream_server.access import tokens
 from statestream_server.settings import StartError, check_reach, check_tls
 from tests.support.arrays import tensor
-from tests.support.calls import DEADLINE, connected, failing
+from tests.support.calls import DEADLINE, Caller, connected, failing
 from tests.support.serving import free_settings, serving
 
 EDGES = ("grpcio", "h2")
@@ -70,8 +72,8 @@ async def _info(channel: Any) -> server_pb2.GetServerInfoResponse:
 
 
 @contextlib.asynccontextmanager
-async def _secured(address: str, papers: Path, *, shown: bool) -> AsyncIterator[Any]:
-    mine = ((papers / "client.key").read_bytes(), (papers / "client.pem").read_bytes()) if shown else (None, None)
+async def _secured(address: str, papers: Path, *, shown: bool, name: str = "client") -> AsyncIterator[Any]:
+    mine = ((papers / f"{name}.key").read_bytes(), (papers / f"{name}.pem").read_bytes()) if shown else (None, None)
     credentials = grpc.ssl_channel_credentials((papers / "ca.pem").read_bytes(), *mine)
     async with grpc.aio.secure_channel(address, credentials) as channel:
         yield channel
@@ -220,8 +222,9 @@ async def test_a_message_that_is_longer_than_its_limit_is_refused_by_its_length(
         assert (await _info(local.channel)).server_id == local.server.id
 
 
-async def test_health_and_reflection_are_behind_the_same_table(models_dir: Path) -> None:
-    async with serving(models_dir, edge="h2") as local:
+@pytest.mark.parametrize("edge", EDGES)
+async def test_health_and_reflection_are_behind_the_same_table(edge: str, models_dir: Path) -> None:
+    async with serving(models_dir, edge=edge) as local:
         checks = health_pb2_grpc.HealthStub(local.channel)
         answer = await checks.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -231,7 +234,23 @@ async def test_health_and_reflection_are_behind_the_same_table(models_dir: Path)
         call = reflection_pb2_grpc.ServerReflectionStub(local.channel).ServerReflectionInfo(timeout=DEADLINE)
         await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         found = await call.read()
-        assert "statestream.v1.InferenceService" in {one.name for one in found.list_services_response.service}
+        listed = {one.name for one in found.list_services_response.service}
+        assert listed >= {"statestream.v1.InferenceService", "inference.GRPCInferenceService"}
+        # What describes each is enough to call it.
+        for name in sorted(listed):
+            await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name))
+            files = (await call.read()).file_descriptor_response.file_descriptor_proto
+            pool, left = DescriptorPool(), {}
+            for data in files:
+                proto = FileDescriptorProto.FromString(data)
+                left[proto.name] = proto
+            while left:
+                proto = next(one for one in left.values() if left.keys().isdisjoint(one.dependency))
+                pool.Add(left.pop(proto.name))
+            assert pool.FindServiceByName(name).methods[0].input_type.full_name
+        assert pool.FindMessageTypeByName("statestream.v1.StepRequest")
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.ModelInferRequest"))
+        assert (await call.read()).file_descriptor_response.file_descriptor_proto
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
 
@@ -283,32 +302,37 @@ async def test_a_certificate_stands_for_a_token(edge: str, models_dir: Path, pap
     path = tmp_path / "tokens.toml"
     path.write_text(PAPERS)
     told = _tls(papers, tls_clients=papers / "ca.pem", tokens=path)
+    load = model_pb2.LoadModelRequest(name="counter")
     async with serving(models_dir, edge=edge, **told) as local:
 
-        def shown(name: str) -> statestream.Tls:
-            return statestream.Tls(papers / "ca.pem", papers / f"{name}.pem", papers / f"{name}.key")
-
-        async with aio.connect(local.address, tls=shown("client")) as client:
-            session = await client.session("counter", id="a")
-            await session.step(1.0)
+        async def as_billing(channel: Any) -> None:
+            caller = Caller(channel)
+            await caller.step("counter", "a", {"x": np.ones((1, 1), np.float32)})
             assert len(local.table("counter").rows_of("acme")) == 1
-            with pytest.raises(statestream.PermissionDenied, match="the right 'admin'; certificate billing has step"):
-                await client.load_model("counter")
-            async with aio.connect(local.address, tls=shown("other")) as operator:
-                assert (await operator.load_model("counter")).name == "counter"
-                with pytest.raises(statestream.PermissionDenied, match="the right 'step'; certificate ops has admin"):
-                    await operator.session("counter", id="a")
+            denied = await failing(caller.models.LoadModel(load))
+            assert "the right 'admin'; certificate billing has step" in denied.message
             path.write_text(PAPERS.replace("spiffe://acme/billing", "spiffe://acme/other"))
             for _ in range(2):
                 local.server.access.look()
-            with pytest.raises(statestream.Unauthenticated, match="certificate"):
-                await session.step(1.0)
-        async with aio.connect(local.address, tls=shown("server")) as client:
-            with pytest.raises(statestream.Unauthenticated, match="knows no certificate of its caller's names"):
-                await client.models()
-        async with aio.connect(local.address, tls=shown("client"), token="ss_wrong") as client:
-            with pytest.raises(statestream.Unauthenticated, match="the token is not known here"):
-                await client.models()
+            gone = await failing(caller.step("counter", "a", {"x": np.ones((1, 1), np.float32)}))
+            assert (gone.reason, "knows no certificate" in gone.message) == ("UNAUTHENTICATED", True)
+
+        async def as_ops(channel: Any) -> None:
+            caller = Caller(channel)
+            assert (await caller.models.LoadModel(load)).model.name == "counter"
+            denied = await failing(caller.step("counter", "a", {"x": np.ones((1, 1), np.float32)}))
+            assert "the right 'step'; certificate ops has admin" in denied.message
+            info = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo
+            wrong = await failing(info(INFO, timeout=DEADLINE, metadata=(("authorization", "Bearer ss_wrong"),)))
+            assert "the token is not known here" in wrong.message
+
+        for name, calls in (("client", as_billing), ("other", as_ops)):
+            async with _secured(local.address, papers, shown=True, name=name) as channel:
+                await calls(channel)
+            del channel  # grpc.aio disconnects with its last reference.
+        gc.collect()
+        if local.server.connected is not None:
+            await local.until(lambda: local.server.connected()[0] == 0)
 
 
 async def test_without_tls_no_name_is_believed(models_dir: Path, tmp_path: Path) -> None:

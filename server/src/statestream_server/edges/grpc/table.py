@@ -40,6 +40,7 @@ _SERVICES: Final = tuple(
         (server_pb2, "ServerService"),
     )
 )
+_DESCRIBED: Final = (inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2)
 
 _OIP: Final = "inference.GRPCInferenceService"
 _REFLECTION: Final = "grpc.reflection.v1alpha.ServerReflection"
@@ -60,7 +61,7 @@ class Methods:
     def _chain(self, settings: Settings, server: Server, readiness: Readiness) -> Chain:
         readers, caps = Readers(settings.reader_timeout), Caps(settings.limits)
         budgets, inference = server.budgets, _SERVICES[0]
-        kinds = requests_of(inference_pb2, session_pb2, model_pb2, server_pb2, health_pb2)
+        kinds = requests_of(*_DESCRIBED)
         chain = Chain(
             kinds,
             caps,
@@ -94,11 +95,12 @@ class Methods:
         def add_reflection() -> None:
             from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-            from statestream_server.edges.oip import oip_pb2  # noqa: F401  # It tells of these messages, too.
+            from statestream_server.edges.grpc import reflecting
 
             kinds.update(requests_of(reflection_pb2))
             names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), chain)
+            files = [module.DESCRIPTOR for module in (*_DESCRIBED, reflection_pb2)]
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting.servicer(names, files), chain)
 
         chain.add_later(_OIP, add_oip)
         chain.add_later(_REFLECTION, add_reflection)
