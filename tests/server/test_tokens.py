@@ -30,6 +30,8 @@ from statestream_server.access.commands import token as command
 from statestream_server.access.grants import Access
 from statestream_server.access.tokens import ADMIN, STEP, TokensError
 from statestream_server.edges.grpc import chain, rights
+from statestream_server.sessions.admission.taps import Taps
+from statestream_server.stores.base import Key
 from tests.support.arrays import tensor
 from tests.support.calls import DEADLINE, failing
 from tests.support.serving import EDGES, Local, serving
@@ -63,6 +65,41 @@ def door(tmp_path: Path) -> Door:
 async def local(models_dir: Path, door: Door, request: pytest.FixtureRequest) -> AsyncIterator[Local]:
     async with serving(models_dir, tokens=door.path, edge=request.param) as local:
         yield local
+
+
+async def test_counts_and_metrics_know_tenants(models_dir: Path, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not administer counts its own sessions; metrics tell tenants apart where that is said."""
+    from statestream_server.edges.http import metrics
+
+    def of(local: Local, name: str) -> dict[str, float]:
+        found = next(one for one in metrics.ServerCollector(local.server).collect() if one.name == name)
+        return {sample.labels["tenant"]: sample.value for sample in found.samples}
+
+    async with serving(models_dir, tokens=door.path, tenant_metrics=True) as local:
+        step = pb.StepRequest(model="counter", session_id="a", inputs=[tensor("x", np.ones((1, 1), np.float32))])
+        await inference_pb2_grpc.InferenceServiceStub(local.channel).Step(step, metadata=bearer(door.acme))
+        for secret, count in ((door.acme, 1), (door.other, 0), (door.operator, 1)):
+            asked = model_pb2.GetModelRequest(name="counter")
+            found = await ModelServiceStub(local.channel).GetModel(asked, metadata=bearer(secret))
+            assert found.model.resident_sessions == count
+        assert of(local, "statestream_tenant_sessions") == {"acme": 1, "other": 0}
+        monkeypatch.setattr(metrics, "_MOST_TENANTS", 1)
+        assert of(local, "statestream_tenant_sessions") == {"acme": 1, "*": 0}
+    async with serving(models_dir, tokens=door.path) as local:
+        assert of(local, "statestream_tenant_sessions") == {}
+
+
+def test_a_tenant_watches_so_many_and_leaves_room_for_others() -> None:
+    taps = Taps(lambda: 0.0)
+    for number in range(32):
+        taps.watch(Key("acme", "m", str(number)))
+    with pytest.raises(errors.Overloaded, match="32 of your sessions are watched already"):
+        taps.watch(Key("acme", "m", "more"))
+    for tenant in range(7):
+        for number in range(32):
+            taps.watch(Key(str(tenant), "m", str(number)))
+    with pytest.raises(errors.Overloaded, match="256 sessions are watched already"):
+        taps.watch(Key("other", "m", "a"))
 
 
 def bearer(secret: str) -> tuple[tuple[str, str], ...]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from statestream_server.access.grants import Grant
+from statestream_server.access.tokens import ADMIN
 from statestream_server.stores.base import TENANT, Key
+
+if TYPE_CHECKING:
+    from statestream_server.engine.table import Table
 
 
 class Trace(NamedTuple):
@@ -38,6 +42,12 @@ class Caller(NamedTuple):
     trace: Trace | None = None
     grant: Grant | None = None
     waits: bool = False
+
+    def sessions_in(self, table: Table) -> int:
+        """The sessions of a table that the caller may count: with the right to administer all, else its tenant's."""
+        if self.grant is None or ADMIN in self.grant.token.rights:
+            return table.sessions
+        return len(table.rows_of(self.tenant))
 
     def check(self, right: str) -> None:
         """Checks that it may do what needs a right, one of `access.tokens`.

@@ -127,6 +127,11 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
     help="The most bytes of inputs that wait to run.",
 )
 @option(
+    "--tenant-metrics/--no-tenant-metrics",
+    default=False,
+    help="Whether metrics tell the tenants of the file of tokens apart, 64 at most; who reads them sees their names.",
+)
+@option(
     "--max-connections",
     type=click.IntRange(1),
     default=10_000,

@@ -105,6 +105,7 @@ class Settings:
         tracing: Where spans of calls and batches go: off, otlp (OTEL_ variables say where), or console.
         log_format: What a line of the log is: text or json.
         slow_step: Seconds after which a step, or a checkpoint, is worth a line; 0 for never.
+        tenant_metrics: Whether metrics tell tenants apart, which names them to whoever reads the metrics.
         max_connections: The most connections of the gRPC port; further ones are refused.
         max_http_connections: Those of the HTTP port; one that is silent makes room for a new one.
         limits: What the server takes.
@@ -150,6 +151,7 @@ class Settings:
     tracing: str = "off"
     log_format: str = "text"
     slow_step: float = 1.0
+    tenant_metrics: bool = False
     max_connections: int = 10_000
     max_http_connections: int = 128
     limits: Limits = field(default_factory=Limits)

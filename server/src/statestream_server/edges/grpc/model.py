@@ -6,6 +6,7 @@ from typing import Final
 
 from statestream.v1 import model_pb2 as pb
 from statestream.v1 import model_pb2_grpc as grpc_stubs
+from statestream_server import caller
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.models.model import Kind
 from statestream_server.registry import Registry, Served
@@ -74,5 +75,5 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
             batch_invariance=model.batch_invariance,
             encoder_batch_invariance=model.encoder_invariance,
             aliases=self._registry.aliases_of(model.name, model.version),
-            resident_sessions=served.table.sessions if served.table else 0,
+            resident_sessions=caller.current.get().sessions_in(served.table) if served.table else 0,
         )

@@ -147,6 +147,14 @@ WORKERS: Final = (
     Family("statestream_worker_up", "gauge", "Whether a worker answers and serves", ("worker",), "--workers"),
     Family("statestream_worker_restarts", "counter", "How often a worker was started again", ("worker",), "--workers"),
 )
+_TENANT: Final = ("tenant",)
+_TENANTS: Final = "--tenant-metrics, 65"
+TENANTS: Final = (
+    Family("statestream_tenant_sessions", "gauge", "Sessions of a tenant in memory", _TENANT, _TENANTS),
+    Family("statestream_tenant_streams", "gauge", "Connected streams of a tenant", _TENANT, _TENANTS),
+    Family("statestream_tenant_calls", "gauge", "Calls of a tenant beside streams under way", _TENANT, _TENANTS),
+    Family("statestream_tenant_refused", "counter", "What was beyond a limit of a tenant's", _TENANT, _TENANTS),
+)
 
 GROUPS: Final = {
     "Calls and streams": CALLS,
@@ -154,6 +162,7 @@ GROUPS: Final = {
     "Sessions": SESSIONS,
     "The store": STORE,
     "Models": MODELS,
+    "Tenants": TENANTS,
     "The process": PROCESS,
     "Of several workers": WORKERS,
 }

@@ -30,6 +30,9 @@ _TYPES: Final[Mapping[str, Any]] = {
 }
 _OWN: Final = chain.from_iterable(group for group in families.GROUPS.values() if group is not families.WORKERS)
 _FAMILIES: Final = {family.name: family for family in _OWN}
+_MOST_TENANTS: Final = 64
+_OTHERS: Final = "*"
+"""In place of the tenants beyond these; no tenant is called so."""
 
 
 class _Samples:
@@ -76,6 +79,7 @@ class ServerCollector(Collector):
         _engine(self._server, samples)
         _models(self._server, samples)
         _store(self._server, samples)
+        _tenants(self._server, samples)
         _loop(self._server, samples)
         settings = self._server.settings
         samples.info(
@@ -171,6 +175,28 @@ def _store(server: Server, samples: _Samples) -> None:
     samples.add("store_resets", lease.resets)
     samples.add("foreign_records", server.sessions.placement.foreign)
     samples.add("asleep_sessions", server.streams.asleep)
+
+
+def _tenants(server: Server, samples: _Samples) -> None:
+    """What each tenant of the file has, the first of them; the others together, lest there are too many series."""
+    if server.access is None or not server.settings.tenant_metrics:
+        return
+    tables = [served.table for served in server.registry if served.table is not None]
+    others = [0, 0, 0, 0]
+    for number, (tenant, usage) in enumerate(server.access.usages.items()):
+        sessions = sum(len(table.rows_of(tenant)) for table in tables)
+        found = [sessions, usage.held.get("streams", 0), usage.held.get("calls", 0), usage.refused]
+        if number >= _MOST_TENANTS:
+            others = [one + more for one, more in zip(others, found, strict=True)]
+            continue
+        _tenant(samples, tenant, found)
+    if len(server.access.usages) > _MOST_TENANTS:
+        _tenant(samples, _OTHERS, others)
+
+
+def _tenant(samples: _Samples, tenant: str, found: list[int]) -> None:
+    for name, value in zip(("sessions", "streams", "calls", "refused"), found, strict=True):
+        samples.add(f"tenant_{name}", value, tenant)
 
 
 def _loop(server: Server, samples: _Samples) -> None:

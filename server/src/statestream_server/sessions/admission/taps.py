@@ -17,7 +17,8 @@ from statestream_server.stores.base import Key
 NUMBERS: Final = 8
 """Numbers of a tensor that are kept of each step: a chart shows no more."""
 _MOST: Final = 32
-"""Sessions that are watched at a time."""
+"""Sessions of one tenant that are watched at a time."""
+_MOST_OF_ALL: Final = 256
 _STEPS: Final = 512
 """Steps that are kept of each, the newest."""
 _SECONDS: Final = 10.0
@@ -74,9 +75,11 @@ class Taps:
         found = self.watched.get(key)
         if found is None or found.until < now:
             self._forget(now)
-            if len(self.watched) >= _MOST:
+            own = sum(other.tenant == key.tenant for other in self.watched)
+            if own >= _MOST or len(self.watched) >= _MOST_OF_ALL:
+                whose = f"{own} of your sessions" if own >= _MOST else f"{len(self.watched)} sessions"
                 raise errors.Overloaded(
-                    f"{_MOST} sessions are watched already, as many as may be; close pages that watch others",
+                    f"{whose} are watched already, as many as may be; close pages that watch others",
                     retry_after=_SECONDS,
                 )
             found = self.watched[key] = Tap(now)

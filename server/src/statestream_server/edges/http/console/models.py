@@ -7,6 +7,7 @@ from typing import Any, Final
 from statestream.contract.signature import Signature, TensorSpec, forecast_values, known_places, steps_before
 from statestream.contract.specs import step_shape
 from statestream.v1.model_pb2 import BatchInvariance
+from statestream_server import caller
 from statestream_server.models.model import BatchPolicy, Model
 from statestream_server.registry import Served
 from statestream_server.server import Server
@@ -52,7 +53,7 @@ def _of(server: Server, served: Served) -> dict[str, Any]:
             {"name": state.input, "dtype": state.dtype, "shape": list(state.shape)} for state in signature.states
         ],
         "bytes": table.rows.row_nbytes if table is not None else 0,
-        "sessions": table.sessions if table is not None else 0,
+        "sessions": caller.current.get().sessions_in(table) if table is not None else 0,
         "proof": model.invariance_note,
         "encoder_proof": model.encoder_note,
         "batched": _batched(server, model),
