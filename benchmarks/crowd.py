@@ -39,6 +39,8 @@ _TOGETHER: Final = 32
 _AGAIN: Final = 0.1
 """Seconds that a caller in closed loop waits who was refused."""
 _CODE: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
+_DROPPED: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What callers hear of calls that gRPC's core drops."""
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Seen:
     Attributes:
         good: Seconds from when a call was due to its answer, of those that had one in time, and before the end.
         refused: How many were refused at once.
-        late: How many were not answered in time.
+        late: How many were not answered in time, or dropped.
         behind: Seconds by which calls were begun too late, at the 99th percentile.
         busy: Seconds of processor time of the callers for each second.
     """
@@ -136,6 +138,10 @@ class _Callers:
         return seen
 
     async def _call(self, seen: Seen, due: float, end: float = math.inf) -> None:
+        if not self._free:
+            seen.late += 1
+            await asyncio.sleep(0.002)
+            return
         session, position = self._free.popleft()
         request = pb.StepRequest(
             model=MODEL, session_id=session, position=position, acked_position=position, inputs=self._inputs
@@ -143,10 +149,13 @@ class _Callers:
         try:
             reply = await self._stub.Step(request, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            if error.code() is not _CODE:
+            if error.code() is _CODE:
+                seen.refused += 1
+                self._free.append((session, position))
+            elif error.code() in _DROPPED:
+                seen.late += 1  # And where its session stands is not known.
+            else:
                 raise
-            seen.refused += 1
-            self._free.append((session, position))
         else:
             self._free.append((session, reply.position))
             now = time.perf_counter()
