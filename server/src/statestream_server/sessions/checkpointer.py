@@ -223,6 +223,8 @@ class Checkpointer:
                 left = np.flatnonzero(wanted & table.are_claimed(rows, claims) & (table.durable[rows] < targets))
                 return failures | dict.fromkeys(left.tolist(), error)
             wanted = table.are_claimed(rows, claims) & (table.durable[rows] < targets)
+            if not wanted.any():
+                break
             wanted[list(failures)] = False
             for place in np.flatnonzero(np.isin(rows, self._too_large(table)) & wanted).tolist():
                 failures[place] = self._refusal(table, rows[place:])

@@ -141,23 +141,23 @@ def encode(
             return _encode_apart(layout, values, acked, requests, window, rows, origins, cursors, there)
         values = values if there.any() else values[: layout.dense]
     count = len(rows)
-    state = np.concatenate([raw_bytes(array) for array in values], axis=1) if values else np.empty((count, 0), np.uint8)
+    columns = [raw_bytes(array) for array in values]
+    state_bytes = sum([column.shape[1] for column in columns])
     header = np.zeros(count, _HEADER)
     header["magic"], header["model"] = _MAGIC, np.void(layout.model)
     header["fingerprint"], header["acked"], header["request"] = layout.fingerprint, acked, requests
     header["columns"], header["outputs"] = layout.columns_digest, layout.outputs_digest
-    header["row_bytes"], rounds = state.shape[1], window.rounds(rows) if window is not None else []
+    header["row_bytes"], rounds = state_bytes, window.rounds(rows) if window is not None else []
     for places, _ in rounds:
         header["replies"][places] += 1
     if window is not None and not layout.scores and all(len(places) == count for places, _ in rounds):
         # As many replies each, as where every step is saved.
         sections = [kept.section(layout, window, entries) for _, entries in rounds]
-        blobs = _records(np.concatenate([raw_bytes(header), state], axis=1), sections)
-        return _all_tailed(blobs, origins, cursors)
+        return _all_tailed(_records([raw_bytes(header), *columns], sections), origins, cursors)
     depths, blobs = header["replies"].copy(), [b""] * count
     scores = scores_of(layout, window, rounds) if window is not None and layout.scores else {}
     header["replies"][[*scores]] |= _WITH_SCORES
-    first = np.concatenate([raw_bytes(header), state], axis=1)
+    first = np.concatenate([raw_bytes(header), *columns], axis=1)
     for depth in np.flatnonzero(np.bincount(depths)).tolist():
         # Records with as many replies are made together.
         chosen = np.flatnonzero(depths == depth)
@@ -166,7 +166,7 @@ def encode(
         sections = [kept.section(layout, window, each) for each in entries] if window is not None else []
         if scores:
             sections.append([scores.get(place, b"") for place in chosen.tolist()])
-        made = _records(heads, sections)
+        made = _records([heads], sections)
         for place, blob in zip(chosen.tolist(), made, strict=True):
             blobs[place] = blob
     return _all_tailed(blobs, origins, cursors)
@@ -270,14 +270,15 @@ def encode_stored(layout: Layout, stored: Stored) -> bytes:
     return _tailed(blob, stored.origin, stored.cursor) if stored.origin or stored.cursor else blob
 
 
-def _records(first: Array, sections: Sequence[Array | list[bytes]]) -> list[bytes]:
-    """Records [n] from their first parts [n, k] uint8 and their replies, the oldest first."""
+def _records(first: Sequence[Array], sections: Sequence[Array | list[bytes]]) -> list[bytes]:
+    """Records [n] from their first parts, [n, k] uint8 each, and their replies, the oldest first."""
     tables = [section for section in sections if isinstance(section, np.ndarray)]
     if len(tables) == len(sections):
         # The replies have the same lengths in every record, so that they are the rows of one table.
-        return _sealed_rows(np.concatenate([first, *tables], axis=1))
+        return _sealed_rows(np.concatenate([*first, *tables], axis=1))
     pieces = [pieces_of(section) if isinstance(section, np.ndarray) else section for section in sections]
-    return [_sealed(b"".join(parts)) for parts in zip(pieces_of(first), *pieces, strict=True)]
+    parts = [pieces_of(part) for part in first]
+    return [_sealed(b"".join(some)) for some in zip(*parts, *pieces, strict=True)]
 
 
 def tail_bytes(blob: bytes) -> int:

@@ -40,6 +40,7 @@ class _Capture:
     epochs: Positions
     positions: Positions
     records: list[Record]
+    nbytes: int
 
 
 class Writes:
@@ -147,7 +148,8 @@ class Writes:
                 repeat(0),
                 repeat(True),
             )
-            capture = _Capture(rows, serials, epochs, positions, list(map(Record._make, columns)))
+            made = list(map(Record._make, columns))
+            capture = _Capture(rows, serials, epochs, positions, made, sum(map(len, blobs)))
             table.dirty[rows] = False
             return capture
 
@@ -158,7 +160,7 @@ class Writes:
         current = same & (table.epoch[rows] == capture.epochs)
         kept = rows[current & saved]
         self.records += int(np.count_nonzero(saved))
-        self.nbytes += sum([len(record.blob or b"") for record in capture.records])
+        self.nbytes += capture.nbytes
         self._lease.answered(asked, table, kept)
         table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
         # A row that was claimed anew meanwhile has another epoch. What its claim found stored it counts as durable;

@@ -169,7 +169,8 @@ class Streams:
     def durable(self, table: Table, rows: Ints) -> None:
         """Tells the streams that rows became durable."""
         owners = table.owner[rows]
-        for owner in np.unique(owners[owners != UNBOUND]).tolist():
+        bound = owners[owners != UNBOUND]
+        for owner in np.unique(bound).tolist() if len(bound) else ():
             mine = rows[owners == owner]
             stream = self._streams.get(owner)
             if stream is not None:
