@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from statestream_server.access.grants import Grant
 from statestream_server.access.tokens import ADMIN
 from statestream_server.stores.base import TENANT, Key
 
-if TYPE_CHECKING:
-    from statestream_server.engine.table import Table
+
+class Sessions(Protocol):
+    """The sessions of one model that are in memory."""
+
+    @property
+    def sessions(self) -> int:
+        """How many there are."""
+        ...
+
+    def rows_of(self, tenant: str, /) -> Sized:
+        """Those of a tenant."""
+        ...
 
 
 class Trace(NamedTuple):
@@ -43,7 +54,7 @@ class Caller(NamedTuple):
     grant: Grant | None = None
     waits: bool = False
 
-    def sessions_in(self, table: Table) -> int:
+    def sessions_in(self, table: Sessions) -> int:
         """The sessions of a table that the caller may count: with the right to administer all, else its tenant's."""
         if self.grant is None or ADMIN in self.grant.token.rights:
             return table.sessions

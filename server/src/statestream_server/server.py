@@ -26,7 +26,7 @@ from statestream_server.requests import Requests
 from statestream_server.selection import Selection
 from statestream_server.sessions.admin.admin import Admin
 from statestream_server.sessions.admin.copies import Copies
-from statestream_server.sessions.admission.accounts import Accounts, Budgets
+from statestream_server.sessions.admission.accounts import Accounts, Budgets, Coming
 from statestream_server.sessions.admission.bounds import Bounds
 from statestream_server.sessions.admission.intake import Coalescer, Intake
 from statestream_server.sessions.checkpointer import Checkpointer, Unsaved
@@ -143,6 +143,7 @@ class Server:
         )
         self.accounts = Accounts(limits.max_queued_bytes, limits.max_window_bytes)
         self.budgets = budgets = Budgets(limits.max_queued_bytes, engine.wait)
+        self.coming = Coming(budgets.steps, clock)
         self.unary = Unary(
             self.sessions,
             engine,
@@ -151,6 +152,7 @@ class Server:
             self.coalescer,
             order,
             budgets.steps,
+            self.coming,
             self.lease,
             writer,
             most_steps=limits.max_chunk_steps,

@@ -68,6 +68,7 @@ class Unary:
         coalescer: Coalescer,
         order: Turns,
         budget: Budget,
+        coming: Coming,
         lease: Lease,
         writer: bytes,
         *,
@@ -75,6 +76,7 @@ class Unary:
     ) -> None:
         """Claims are made as `writer`; `budget` is what the chunks of such calls may hold, of `most_steps` at most.
 
+        `coming` counts the sessions that they bring into memory.
         Calls of one session come one after the other, in the lines of `order`.
         """
         self._budget = budget
@@ -87,8 +89,7 @@ class Unary:
         self._writer = writer
         self._order = order
         self._coalescer = coalescer
-        self.coming = Coming(budget)
-        """The sessions that such calls bring into memory."""
+        self._coming = coming
 
     async def target(self, key: Key, version: int, mode: Mode, alias: str = "") -> Target:
         """The session of a call: the row where callers without a stream have it, else claimed anew.
@@ -127,7 +128,7 @@ class Unary:
 
     async def _claim(self, key: Key, version: int, mode: Mode, alias: str) -> Target:
         while True:
-            with self.coming.one(key.tenant):
+            with self._coming.one(key.tenant):
                 opened = await self._sessions.open_one(key, version, mode, self._writer, alias=alias)
             target = Target(opened.table, int(opened.rows[0]), opened.claims)
             if self._is_there(target) or self._sessions.find(key) is not None:

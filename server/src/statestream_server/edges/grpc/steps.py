@@ -38,7 +38,7 @@ class Steps:
 
     def __init__(self, server: Server) -> None:
         """Steps of the sessions of a server."""
-        self._express, self._sessions, self._coming = server.express, server.sessions, server.unary.coming
+        self._express, self._sessions, self._coming = server.express, server.sessions, server.coming
         self._most_steps = server.settings.limits.max_chunk_steps
         self._known = WeakKeyDictionary[Table, _Known]()
 

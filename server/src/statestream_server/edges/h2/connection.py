@@ -153,6 +153,7 @@ class Connection(asyncio.Protocol):
                 who = admit(head.metadata, head.method, self.names)
                 self.tenant = who.tenant
             except Exception as error:
+                self.chain.refused(head.method, error)
                 # Of this call alone: a token that comes to be known lets the next one in, with the same headers.
                 head = replace(head, refusal=_refusal(error))
         return Call(self, stream, head, who)
@@ -160,7 +161,7 @@ class Connection(asyncio.Protocol):
     def _hurried(self, head: Head, nbytes: int) -> bytes | None:
         """The headers that refuse a call, of one message of so many bytes, that began just as one that was let in."""
         chain, who = self.chain, ANYBODY
-        if not chain.refusing or head.refusal is not None or head.handler.request_streaming:
+        if not chain.refusing or head.refusal is not None or head.handler is None or head.handler.request_streaming:
             return None
         try:
             who = admit(head.metadata, head.method, self.names)

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -259,7 +258,7 @@ class Budget:
 class Coming:
     """Sessions that calls without a stream bring into memory, each for one step: what the store does takes a while."""
 
-    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, budget: Budget, clock: Callable[[], float]) -> None:
         """None. `budget` is that of the calls; `clock` gives seconds that never go back."""
         self._budget = budget
         self._clock = clock
