@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from contextvars import ContextVar
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from statestream_server.access.grants import Grant
 from statestream_server.access.tokens import ADMIN
 from statestream_server.stores.base import TENANT, Key
-
-
-class Sessions(Protocol):
-    """The sessions of one model that are in memory."""
-
-    @property
-    def sessions(self) -> int:
-        """How many there are."""
-        ...
-
-    def rows_of(self, tenant: str, /) -> Sized:
-        """Those of a tenant."""
-        ...
 
 
 class Trace(NamedTuple):
@@ -54,11 +40,10 @@ class Caller(NamedTuple):
     grant: Grant | None = None
     waits: bool = False
 
-    def sessions_in(self, table: Sessions) -> int:
-        """The sessions of a table that the caller may count: with the right to administer all, else its tenant's."""
-        if self.grant is None or ADMIN in self.grant.token.rights:
-            return table.sessions
-        return len(table.rows_of(self.tenant))
+    @property
+    def counts(self) -> str | None:
+        """The tenant whose sessions it may count; None for all, which takes the right to administer."""
+        return None if self.grant is None or ADMIN in self.grant.token.rights else self.tenant
 
     def check(self, right: str) -> None:
         """Checks that it may do what needs a right, one of `access.tokens`.

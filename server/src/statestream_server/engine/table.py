@@ -149,6 +149,10 @@ class Table:
         self._free = Freelist(FIRST_ROW)
         self._serials = 1
 
+    def sessions_of(self, tenant: str | None) -> int:
+        """How many sessions of a tenant it has, None for all."""
+        return self.sessions if tenant is None else len(self.rows_of(tenant))
+
     def rows_of(self, tenant: str) -> Mapping[str, int]:
         """The rows of a tenant's resident sessions, by their ids."""
         return self._rows_of.get(tenant, _NOBODYS)

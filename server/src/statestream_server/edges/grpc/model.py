@@ -75,5 +75,5 @@ class ModelServicer(grpc_stubs.ModelServiceServicer):
             batch_invariance=model.batch_invariance,
             encoder_batch_invariance=model.encoder_invariance,
             aliases=self._registry.aliases_of(model.name, model.version),
-            resident_sessions=caller.current.get().sessions_in(served.table) if served.table else 0,
+            resident_sessions=served.table.sessions_of(caller.current.get().counts) if served.table else 0,
         )

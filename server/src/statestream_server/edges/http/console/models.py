@@ -53,7 +53,7 @@ def _of(server: Server, served: Served) -> dict[str, Any]:
             {"name": state.input, "dtype": state.dtype, "shape": list(state.shape)} for state in signature.states
         ],
         "bytes": table.rows.row_nbytes if table is not None else 0,
-        "sessions": caller.current.get().sessions_in(table) if table is not None else 0,
+        "sessions": table.sessions_of(caller.current.get().counts) if table is not None else 0,
         "proof": model.invariance_note,
         "encoder_proof": model.encoder_note,
         "batched": _batched(server, model),
