@@ -16,7 +16,7 @@ _MODULES: Final = (
     "statestream_server.edges.grpc.forecasting",
     "statestream_server.edges.grpc.generating",
     "statestream_server.edges.grpc.oip",
-    "grpc_reflection.v1alpha.reflection",
+    "statestream_server.edges.grpc.reflecting",
     "tempfile",
     "tomllib",
     "statestream_server.drivers.forecast",
