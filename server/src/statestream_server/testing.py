@@ -16,7 +16,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
+try:
+    import pytest
+except ImportError as missing:
+    raise ImportError("the fixtures need pytest: pip install 'statestream-server[testing]'", name="pytest") from missing
 
 import statestream
 

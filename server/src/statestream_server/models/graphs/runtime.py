@@ -26,7 +26,7 @@ try:
     import onnxruntime as ort
 except ImportError as missing:
     raise ImportError(
-        "statestream-server needs ONNX Runtime: install statestream-server[cpu], or statestream-server[gpu] for CUDA"
+        "statestream-server needs ONNX Runtime: pip install 'statestream-server[cpu]', or 'statestream-server[gpu]' for CUDA"
         " (one of them, never both: they overwrite each other)"
     ) from missing
 
