@@ -26,8 +26,8 @@ try:
     import onnxruntime as ort
 except ImportError as missing:
     raise ImportError(
-        "statestream-server needs ONNX Runtime: pip install 'statestream-server[cpu]', or 'statestream-server[gpu]' for CUDA"
-        " (one of them, never both: they overwrite each other)"
+        "statestream-server needs ONNX Runtime: pip install 'statestream-server[cpu]', or 'statestream-server[gpu]' for"
+        " CUDA (one of them, never both: they overwrite each other)"
     ) from missing
 
 CPU: Final = "CPUExecutionProvider"
