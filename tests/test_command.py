@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,8 +24,10 @@ EXAMPLES = ROOT / "deploy" / "models"
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with process(EXAMPLES, "--store", "memory") as server:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    # A copy: an alias is written beside the versions.
+    models = shutil.copytree(EXAMPLES, tmp_path_factory.mktemp("served") / "models")
+    with process(models, "--store", "memory") as server:
         yield server.address
 
 

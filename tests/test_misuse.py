@@ -31,8 +31,8 @@ SAID: list[tuple[str, Callable[[Any, Any], Any], type[Exception], str]] = [
     (
         "a version as text",
         lambda c, s: c.session("sunspots", version="1"),
-        TypeError,
-        "'1' of type str; expected a whole",
+        ValueError,
+        "version is '1'; expected an alias.*a version's number has no quotes",
     ),
     (
         "ids in place of n",
@@ -79,7 +79,7 @@ SAID: list[tuple[str, Callable[[Any, Any], Any], type[Exception], str]] = [
         "NaN of one series",
         lambda c, s: c.forecast("sunspots", [[[1.0]], [[NAN]]], h=2),
         ValueError,
-        "nan in series 1, row 0 of 1, column 'sunspots' of x; .*fill them, or leave",
+        "nan in series 1, row 0 of 1, column 'sunspots' of x; .*fill them, or export it with missing=",
     ),
     (
         "a mode",

@@ -124,7 +124,10 @@ async def test_a_session_stays_with_its_version_until_it_is_moved(connect: Conne
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"upgrade": 0}, "1 or more, an alias, or True"), ({"upgrade": 2, "version": 1}, "version to move to as upgrade alone")],
+    [
+        ({"upgrade": 0}, "1 or more, an alias, or True"),
+        ({"upgrade": 2, "version": 1}, "version to move to as upgrade alone"),
+    ],
 )
 async def test_what_upgrade_cannot_be(connect: Connect, twin: Twin, wrong: dict[str, Any], says: str) -> None:
     client = await connect()

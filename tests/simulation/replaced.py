@@ -36,7 +36,6 @@ CLOCKS: Final = (
     "statestream_server.engine.courtesy.time",
     "statestream_server.engine.engine.time",
     "statestream_server.engine.queues.time",
-    "statestream_server.sessions.admission.accounts.time",
     "statestream_server.engine.predictions.time",
     "statestream_server.housekeeping.time",
     "statestream_server.server.time",

@@ -284,7 +284,7 @@ def _labelled(table: Any) -> Any:
         BadTensor: Rows have several labels, and not these.
     """
     names = [*getattr(getattr(table, "index", None), "names", ())]
-    if not names or not hasattr(table, "reset_index"):
+    if not names or not (hasattr(table, "reset_index") and hasattr(table, "columns")):
         return table
     if len(names) > 1 and ID not in names:
         raise BadTensor(

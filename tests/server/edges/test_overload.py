@@ -87,6 +87,7 @@ class Edge:
         self.most_in = self.most_out = 1 << 20
         self.turns = Turns(self.loop, lambda: self.backlog)
         self.connections = set[Any]()
+        self.most_connections, self.refused_connections = 10, 0
 
     def _take(self, _request: Any, who: Caller, call: Direct) -> bool:
         self.taken.append((who, call))

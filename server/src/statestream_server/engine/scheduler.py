@@ -143,7 +143,7 @@ class Costs:
         rows = rows or 1
         bucket = rows.bit_length() - 1
         scaled, known = seconds * (1 << bucket) / rows, curve.get(bucket)
-        stale = self._stale(steps, bucket)
+        stale = self._all - self._measured.get((steps, bucket), -_STALE) >= _STALE
         curve[bucket] = scaled if known is None or stale else known + _WEIGHT * (scaled - known)
         self._runs += 1
         self._all += 1
@@ -179,7 +179,8 @@ class Costs:
         if not self._all % _TRIES and self._all and limit < most:
             # It takes twice the target at most, as two of what fits would.
             more = 1 << limit.bit_length()
-            if more <= most and self._stale(steps, limit.bit_length()) and self.predict(limit, steps) <= self.target:
+            before = self._measured.get((steps, limit.bit_length()), -_STALE)
+            if more <= most and self._all - before >= _STALE and self.predict(limit, steps) <= self.target:
                 return more
         return limit
 
@@ -210,10 +211,6 @@ class Costs:
         # Between two powers of two the cost is linear: take what still fits.
         fits = int(best * self.target / max(size, 1e-9))
         return max(1, min(max(best, min(fits, 2 * best)), most))
-
-    def _stale(self, steps: int, bucket: int) -> bool:
-        """Whether a size was not measured for long, or never."""
-        return self._all - self._measured.get((steps, bucket), -_STALE) >= _STALE
 
 
 class Why(enum.IntEnum):
