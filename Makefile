@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-first test-second test-slow test-compose test-attacks attack bench chaos gpu simulate install stubs
+.PHONY: help demo test test-first test-second test-slow test-slow-first test-slow-second test-compose test-attacks attack bench chaos gpu simulate install stubs
 .PHONY: lessons twins dist docs example-models scale clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos check-docs
 
@@ -68,8 +68,19 @@ test-first: $(STAMP)
 test-second: $(STAMP)
 	@$(RUN) -m pytest -q $(QUICK) $(FIRST:%=--ignore=%)
 
+SLOW := -m "slow and not compose and not chaos and not attack"
 test-slow: $(STAMP)
-	$(RUN) -m pytest -m "slow and not compose and not chaos and not attack" $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-slow-first test-slow-second
+else
+	$(RUN) -m pytest $(SLOW) $(ARGS)
+endif
+
+test-slow-first: $(STAMP)
+	@$(RUN) -m pytest -q $(SLOW) $(FIRST)
+
+test-slow-second: $(STAMP)
+	@$(RUN) -m pytest -q $(SLOW) $(FIRST:%=--ignore=%)
 
 test-compose: $(STAMP)
 	$(RUN) -m pytest -m compose tests/compose $(ARGS)

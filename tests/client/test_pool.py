@@ -69,7 +69,7 @@ async def test_rows_that_a_pool_does_not_have_are_told(connect: Connect, twin: T
         ({"ids": ["a", ""]}, "id '' has 0 bytes of UTF-8; expected 1 to 256"),
         ({"ids": ["a", "a"]}, "ids has an entry twice"),
         ({"n": 3, "ids": ["a", "b"]}, "ids has 2 entries; expected 3"),
-        ({"n": 1, "upgrade": "newest"}, "upgrade is 'newest' of type str; expected a whole number"),
+        ({"n": 1, "upgrade": 1.5}, "upgrade is 1.5 of type float; expected a whole number"),
         ({"n": 1, "upgrade": 0}, "upgrade is 0; expected 1 or more"),
     ],
 )
