@@ -324,6 +324,7 @@ async def test_a_sequence_over_rest_goes_on_in_whichever_worker_answers(three: P
                 await asyncio.sleep(0.02)
         assert answer["outputs"][0]["data"] == [position + 1]
     assert "INTERNAL" not in three.output
+    wait_until(lambda: http(three, "/readyz")[1] == "ready: 3 of 3 workers\n", "none is on its way up any more")
     assert http(three, "/v2/nothing")[0] == 404
     port = int(three.options[three.options.index("--http-port") + 1])
     with contextlib.closing(await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port))) as raw:
