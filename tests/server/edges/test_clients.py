@@ -112,7 +112,7 @@ def test_grpc_js(any_server: Process) -> None:
 def test_grpc_cpp(any_server: Process) -> None:
     """gRPC's C++ client: streams with a step a message, each with its count, and calls without any; built with g++."""
     if not closed_loop.built():
-        pytest.skip("needs g++, pkg-config and libgrpc++-dev")
+        services.absent("g++, pkg-config and libgrpc++-dev are not all here")
     server, lines = processes.Process(any_server.port, any_server.pid), []
     position = (1_000_000).to_bytes(8, "little")
     chunk = pb.ChunkFrame(handles=u32(0), positions=position, acked_positions=position, steps=1, inputs=[X])

@@ -239,3 +239,45 @@ async def test_calls_that_are_too_late_cost_nobody_the_connection_and_rapid_rese
     assert await _ended_after(500, behind=0) < 250
     assert await _ended_after(800, behind=20) == 800
     assert await _ended_after(4000, behind=500) < 4000, "nor are old calls given up without end"
+
+
+class _Failing:
+    """A connection whose turn ends in an error of ours."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def read_on(self) -> None:
+        raise RuntimeError("broken")
+
+    flush = read_on
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+class _Counting(_Failing):
+    """One that counts its turns."""
+
+    turns = 0
+
+    def read_on(self) -> None:
+        self.turns += 1
+
+    flush = read_on
+
+
+async def test_a_connection_that_fails_takes_nobody_elses_turn() -> None:
+    loop, said = asyncio.get_running_loop(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: said.append(context))
+    turns, failing, other = Turns(loop, lambda: False), _Failing(), _Counting()
+    for connection in (failing, other):
+        turns.wait(connection)
+        turns.write(connection)
+    assert turns.left("t") == MANY  # The next turn is asked for.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert failing.ended
+    assert not other.ended
+    assert other.turns == 2
+    assert len(said) == 2

@@ -49,19 +49,19 @@ class Handshakes:
         task.add_done_callback(self._under_way.discard)
 
     async def _shake(self, transport: asyncio.Transport) -> None:
-        protocol = self._serve()
+        protocol, made = self._serve(), False
         try:
             secured: Any = await asyncio.get_running_loop().start_tls(
                 transport, protocol, self._context, server_side=True, ssl_handshake_timeout=_SECONDS
             )
-        except OSError:  # ssl.SSLError, a timeout and a lost connection are among them.
-            transport.abort()
-        except asyncio.CancelledError:
-            transport.abort()
-            raise
-        else:
             if secured is not None and not secured.is_closing():
                 protocol.connection_made(secured)
+                made = True
+        except OSError:
+            pass  # ssl.SSLError, a timeout and a lost connection are among them: nobody is there to be told.
+        finally:
+            if not made:
+                transport.abort()
 
 
 class _Arrival(asyncio.Protocol):

@@ -28,6 +28,9 @@ class Connected(Protocol):
     def flush(self) -> None:
         """Has it write what it is to say."""
 
+    def abort(self) -> None:
+        """Ends it at once."""
+
 
 class Turns:
     """Whose frames are handled in this turn of the loop."""
@@ -67,7 +70,7 @@ class Turns:
         while self._due:
             due, self._due = self._due, {}
             for connection in due:
-                connection.flush()
+                self._each(connection, connection.flush)
 
     def forget(self, connection: Connected) -> None:
         """It is gone."""
@@ -78,4 +81,12 @@ class Turns:
         self._left = {}
         waiting, self._waiting = self._waiting, {}
         for connection in waiting:
-            connection.read_on()
+            self._each(connection, connection.read_on)
+
+    def _each(self, connection: Connected, work: Callable[[], None]) -> None:
+        """Does one connection's part; one that fails ends alone, and those behind it have their turn."""
+        try:
+            work()
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a connection failed and is ended", "exception": error})
+            connection.abort()
