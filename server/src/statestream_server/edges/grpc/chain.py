@@ -176,8 +176,9 @@ class Chain(grpc.GenericRpcHandler):
         if handler := self._methods.get(name):
             return handler
         service = name.rpartition("/")[0]
-        if add := self._later.pop(service, None):
-            add()
+        if add := self._later.get(service):
+            add()  # Where an import fails, the next call tries again.
+            del self._later[service]
             return self.method(name)
         return self._others.get(service)
 
