@@ -6,8 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from statestream.contract import errors
+from statestream_server.catalog import Served
 from statestream_server.models.files.repository import Found
-from statestream_server.registry import Registry, Served
+from statestream_server.registry import Registry
 from statestream_server.sessions.ownership.sessions import Sessions
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ import numpy as np
 from statestream.contract import errors
 from statestream.contract.signature import TensorSpec, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Ints
+from statestream_server.catalog import Catalog
 from statestream_server.drivers.asking import bad
 from statestream_server.drivers.beams import Beams, BeamSearch
 from statestream_server.drivers.decoding import Chosen, Decoded, Sampling, Token, Told
@@ -23,7 +24,6 @@ from statestream_server.engine.watch import tag_of
 from statestream_server.engine.work import Priority
 from statestream_server.models.model import Model
 from statestream_server.models.rows import is_checked, start_values
-from statestream_server.registry import Registry
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.settings import Limits
 
@@ -61,9 +61,9 @@ class Request:
 class Generator:
     """Decodes texts with encoder-decoder models."""
 
-    def __init__(self, registry: Registry, engine: Engine, limits: Limits, budget: Budget) -> None:
+    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, budget: Budget) -> None:
         """Texts are decoded on `engine`, as rows among the others; `budget` is what they may hold together."""
-        self._registry = registry
+        self._catalog = catalog
         self._engine = engine
         self._limits = limits
         self._budget = budget
@@ -75,7 +75,7 @@ class Generator:
             ModelNotFound: It is not served.
             Unsupported: It is no encoder-decoder.
         """
-        served = self._registry.get(name, version, alias)
+        served = self._catalog.get(name, version, alias)
         if served.model.kind != "generate" or served.table is None:
             verb = "open a session" if served.model.kind == "session" else "call predict"
             raise errors.Unsupported(f"model {name!r} is no encoder-decoder; it cannot generate: {verb} instead")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statestream.contract import errors
 from statestream.contract.signature import TensorSpec
 from statestream_server.arrays import Array
+from statestream_server.catalog import Catalog
 from statestream_server.drivers.bounds import check_answer
 from statestream_server.drivers.waiting import predict
 from statestream_server.engine.calls import Calls, CallSink
 from statestream_server.engine.engine import Engine
 from statestream_server.models.model import Model
-from statestream_server.registry import Registry
 from statestream_server.sessions.admission.accounts import COPIES, Budget
 from statestream_server.settings import Limits
 from statestream_server.shapes import check_graph, known_bytes
@@ -49,9 +49,9 @@ class Asked:
 class Predictor:
     """Predicts with models without memory."""
 
-    def __init__(self, registry: Registry, engine: Engine, limits: Limits, budget: Budget) -> None:
+    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, budget: Budget) -> None:
         """Predictions run on `engine`; `budget` is what those without a stream may hold together."""
-        self._registry = registry
+        self._catalog = catalog
         self._engine = engine
         self._limits = limits
         self._budget = budget
@@ -63,7 +63,7 @@ class Predictor:
             ModelNotFound: It is not served.
             Unsupported: It has memory.
         """
-        model = self._registry.get(name, version, alias).model
+        model = self._catalog.get(name, version, alias).model
         if model.graph is None:
             verb = "open a session" if model.kind == "session" else "call generate"
             raise errors.Unsupported(f"model {model.name!r} has memory; {verb} instead")

@@ -7,9 +7,10 @@ from typing import Final
 from statestream.v1 import model_pb2 as pb
 from statestream.v1 import model_pb2_grpc as grpc_stubs
 from statestream_server import caller
+from statestream_server.catalog import Served
 from statestream_server.edges.grpc.failures import Context
 from statestream_server.models.model import Kind
-from statestream_server.registry import Registry, Served
+from statestream_server.registry import Registry
 from statestream_server.server import Server
 
 _KINDS: Final = {

@@ -12,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 from statestream.contract import errors
 from statestream_server import caller
 from statestream_server.caller import Caller
+from statestream_server.catalog import Served
 from statestream_server.edges.grpc.caps import MAX_TENSORS, Caps
 from statestream_server.edges.grpc.chain import Chain, Direct, Handler
 from statestream_server.edges.grpc.decoding import Undecoded, Unreadable
@@ -24,7 +25,6 @@ from statestream_server.edges.oip import oip_pb2 as pb
 from statestream_server.edges.oip.answers import Encoded, streamed
 from statestream_server.edges.oip.inference import Request, Response, inference_of
 from statestream_server.edges.oip.sequences import Asker, Sequences
-from statestream_server.registry import Served
 from statestream_server.server import Readiness, Server
 from statestream_server.sessions.admission.accounts import COPIES, OVERHEAD
 

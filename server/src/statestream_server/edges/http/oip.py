@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from statestream.contract import errors
 from statestream_server import caller
 from statestream_server.access.tokens import ADMIN, STEP
+from statestream_server.catalog import Served
 from statestream_server.edges.http import received
 from statestream_server.edges.http.port import names_of
 from statestream_server.edges.http.refusals import refusal
@@ -26,7 +27,6 @@ from statestream_server.edges.identity import identify
 from statestream_server.edges.oip import about, bodies, parameters
 from statestream_server.edges.oip.inference import Request as Asked
 from statestream_server.edges.oip.inference import inference_of
-from statestream_server.registry import Served
 from statestream_server.server import Readiness, Server
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from statestream.contract.signature import Signature, TensorSpec, forecast_value
 from statestream.contract.specs import step_shape
 from statestream.v1.model_pb2 import BatchInvariance
 from statestream_server import caller
+from statestream_server.catalog import Served
 from statestream_server.models.model import BatchPolicy, Model
-from statestream_server.registry import Served
 from statestream_server.server import Server
 
 _MOST_FIELDS: Final = 64
