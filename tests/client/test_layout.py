@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from statestream import series
 from statestream.core import PartsTicket, StepTicket
 from statestream.errors import BadTensor, Unsupported
-from statestream.layout import Layout, require_kind
+from statestream.layout import Layout
 from statestream.signature import Signature
 from statestream.v1 import model_pb2
-from statestream.views import read_model
+from statestream.views import read_model, require_kind
 
 
 def layout(

@@ -387,21 +387,6 @@ def _lengths(lengths: Sequence[int] | Ints, count: int, steps: int) -> Ints:
     raise BadTensor(f"lengths has {came}; {expected}", metadata={"field": "lengths"})
 
 
-def require_kind(model: Model, kind: str) -> None:
-    """Checks that a model is served the way it is called.
-
-    Raises:
-        Unsupported: Says how it is called.
-    """
-    if model.kind and model.kind != kind:
-        calls = {kind: f"client.{kind}" for kind in ("predict", "session", "generate")}
-        window = (model.kind, kind) == ("predict", "session")
-        raise Unsupported(
-            f"model {model.name!r} is of kind {model.kind!r}; call {calls.get(model.kind, model.kind)} instead"
-            + "; if it takes a window of past steps, say so in its model.toml: [window]" * window
-        )
-
-
 def shown(shape: Sequence[int]) -> str:
     """A shape, ? where it is free."""
     return "[" + ", ".join("?" if size < 0 else str(size) for size in shape) + "]"

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from statestream import html
+from statestream.contract.errors import Unsupported
 from statestream.contract.signature import Signature, TensorSpec
 from statestream.v1 import inference_pb2, model_pb2, server_pb2, session_pb2
 
@@ -134,6 +135,21 @@ def read_model(message: model_pb2.Model) -> Model:
         error=message.error,
         aliases=tuple(message.aliases),
     )
+
+
+def require_kind(model: Model, kind: str) -> None:
+    """Checks that a model is served the way it is called.
+
+    Raises:
+        Unsupported: Says how it is called.
+    """
+    if model.kind and model.kind != kind:
+        calls = {kind: f"client.{kind}" for kind in ("predict", "session", "generate")}
+        window = (model.kind, kind) == ("predict", "session")
+        raise Unsupported(
+            f"model {model.name!r} is of kind {model.kind!r}; call {calls.get(model.kind, model.kind)} instead"
+            + "; if it takes a window of past steps, say so in its model.toml: [window]" * window
+        )
 
 
 def read_session(message: session_pb2.Session) -> SessionInfo:

@@ -11,8 +11,8 @@ from statestream.aio.link import Link
 from statestream.aio.waiting import Cache
 from statestream.arguments import check_text
 from statestream.contract.errors import BadTensor
-from statestream.layout import Layout, require_kind
-from statestream.views import Model, MoveAsked, ServerInfo, SessionInfo, Statistics, Suspect
+from statestream.layout import Layout
+from statestream.views import Model, MoveAsked, ServerInfo, SessionInfo, Statistics, Suspect, require_kind
 
 T = TypeVar("T")
 

@@ -9,11 +9,11 @@ from typing import TypeVar
 from statestream import unary
 from statestream.arguments import check_text
 from statestream.contract.errors import BadTensor
-from statestream.layout import Layout, require_kind
+from statestream.layout import Layout
 from statestream.sync.calling import answer
 from statestream.sync.link import Link
 from statestream.sync.waiting import Cache
-from statestream.views import Model, MoveAsked, ServerInfo, SessionInfo, Statistics, Suspect
+from statestream.views import Model, MoveAsked, ServerInfo, SessionInfo, Statistics, Suspect, require_kind
 
 T = TypeVar("T")
 
