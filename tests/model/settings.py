@@ -88,15 +88,10 @@ HOLDS: tuple[Setting, ...] = (
     Setting(2, Faults(crash=2)),
     Setting(1, Faults(cut=2)),
     Setting(1, Faults(duplicate=1, crash=1, sleep=1)),
-    Setting(1, Faults(cut=1, crash=1, sleep=1)),
-    Setting(1, Faults(cut=1, sleep=1, delete=1)),
-    Setting(1, Faults(cut=1, flush=1, away=1)),
-    Setting(1, Faults(cut=1, flush=1, reset=1)),
     Setting(1, Faults(sleep=1, flush=1, duplicate=1, delete=1)),
     Setting(1, Faults(sleep=1, twin=1)),
     Setting(1, Faults(crash=1, restart=1)),
     Setting(1, Faults(crash=1, change=1)),
-    Setting(1, Faults(crash=1, flush=1, restart=1)),
     Setting(1, Faults(cut=1, lost=2)),
     Setting(1, Faults(visit=2, lost=1)),
     Setting(1, Faults(reset=1, visit=1, lost=1)),
@@ -126,7 +121,6 @@ HOLDS: tuple[Setting, ...] = (
     Setting(2, Faults(cut=1), poison=True),
     Setting(2, Faults(crash=1, sleep=1), mark=1),
     Setting(2, Faults(cut=1), mark=1, sync=True),
-    Setting(3, Faults(refuse=1), mark=1, ahead=3),
     Setting(2, Faults(move=1)),
     Setting(1, Faults(move=1, sleep=1)),
     Setting(1, Faults(move=1, crash=1)),
@@ -142,7 +136,17 @@ HOLDS: tuple[Setting, ...] = (
     Setting(2, Faults(save=1, refuse=1)),
     Setting(1, Faults(save=1, crash=1, doze=1)),
 )
-"""Searches that end within seconds, every reachable state seen."""
+"""Searches that end within a second or two, every reachable state seen."""
+
+HOLDS_SLOWLY: tuple[Setting, ...] = (
+    Setting(1, Faults(cut=1, crash=1, sleep=1)),
+    Setting(1, Faults(cut=1, sleep=1, delete=1)),
+    Setting(1, Faults(cut=1, flush=1, away=1)),
+    Setting(1, Faults(cut=1, flush=1, reset=1)),
+    Setting(1, Faults(crash=1, flush=1, restart=1)),
+    Setting(3, Faults(refuse=1), mark=1, ahead=3),
+)
+"""Those that take some seconds more."""
 
 HOLDS_LONGER: tuple[Setting, ...] = (
     Setting(1, Faults(crash=1, restart=1), mark=1),

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from tests.model import words
 from tests.model.explorer import explore, replay
 from tests.model.rules import ALL, NAMES, Faults, Setting
-from tests.model.settings import CURES, FOUND_AS, HOLDS, HOLDS_LONGER, SHOWN_BY
+from tests.model.settings import CURES, FOUND_AS, HOLDS, HOLDS_LONGER, HOLDS_SLOWLY, SHOWN_BY
 from tests.model.state import State
 from tests.model.world import finished, next_fair
 
+_with_all_rules = functools.cache(explore)
+"""Several rules and faults share a setting; what holds there with all rules is found once."""
 
-@pytest.mark.parametrize("setting", HOLDS, ids=words.faults)
+
+@pytest.mark.parametrize(
+    "setting",
+    [*HOLDS, *(pytest.param(setting, marks=pytest.mark.slow) for setting in HOLDS_SLOWLY)],
+    ids=words.faults,
+)
 def test_no_schedule_breaks_an_invariant(setting: Setting) -> None:
-    found = explore(setting)
+    found = _with_all_rules(setting)
     told = words.sentences(setting, ALL, found) if found.violation else []
     assert not told, "\n".join(told)
     assert found.complete
@@ -35,7 +44,7 @@ def test_every_rule_is_needed(name: str) -> None:
     setting = SHOWN_BY[name]
     found = explore(setting, ALL.without(name), most_states=200_000)
     assert found.violation, f"nothing breaks without {name}"
-    assert not explore(setting, ALL).violation, "the faults alone are no reason"
+    assert not _with_all_rules(setting).violation, "the faults alone are no reason"
     # The schedule is one that can be followed, and every event of it has its words.
     assert len(replay(setting, ALL.without(name), found.schedule)) >= len(found.schedule)
     assert len(words.sentences(setting, ALL.without(name), found)) > len(found.schedule)
@@ -48,7 +57,7 @@ def test_each_fault_is_found_without_its_cure(fault: str) -> None:
     found = explore(setting, rules, most_states=10_000, wanted=FOUND_AS.get(fault, ""))
     assert found.violation, f"without {name}, {fault!r} was not found"
     print(*words.sentences(setting, rules, found), sep="\n")
-    assert not explore(setting, ALL).violation, "the faults alone are no reason"
+    assert not _with_all_rules(setting).violation, "the faults alone are no reason"
 
 
 def test_every_rule_has_its_setting() -> None:
