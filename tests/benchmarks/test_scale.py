@@ -56,7 +56,7 @@ def test_it_keeps_littles_law(setting: Setting) -> None:
         assert found.in_system == pytest.approx(found.served / found.elapsed * found.late.mean(), rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(2, 6), st.integers(10, 40), st.integers(100, 1500), st.integers(0, 100))
 def test_more_replicas_never_make_a_pause_longer(replicas: int, streams: int, size: int, seed: int) -> None:
     """Over several seeds, because a single drawn choice of homes can be luckier with fewer."""

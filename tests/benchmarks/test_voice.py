@@ -21,6 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "SIZES", (1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_streams_a_core_are_measured_behind_a_server_that_answers_as_the_package(tmp_path: Path) -> None:
     results, found = measured.measure(tmp_path, 1, 0.05)
@@ -30,6 +31,7 @@ def test_streams_a_core_are_measured_behind_a_server_that_answers_as_the_package
     assert "| streams a core, by calls at once | 1 | 2 |" in page.voice(found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_nothing_is_measured_where_a_bit_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = voice.wrapped

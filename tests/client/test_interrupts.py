@@ -100,7 +100,7 @@ def test_a_session_that_nobody_has_is_let_go_at_once_and_not_when_cycles_are_loo
 NAMES = ["session", "anonymous", "pool", "step", "stream", "forecast", "flush", "reset", "snapshot", "fork", "rows"]
 
 
-LONG = ("anonymous", "close", "fork")
+LONG = ("anonymous", "close", "forecast", "fork", "pool")
 """Calls of so many lines that going through them takes seconds each: slow tests."""
 
 

@@ -80,6 +80,7 @@ def test_auxiliary_heads_speak_in_training_only(make: Callable[..., nn.Module], 
         assert tuple(network.eval()(images).shape) == (2, 7)
 
 
+@pytest.mark.slow
 def test_a_small_photo_goes_through_the_gate_and_its_colours_matter(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = ResNet18(5)

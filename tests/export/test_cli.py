@@ -98,6 +98,7 @@ def test_a_loss_is_a_number(tmp_path: Path) -> None:
     assert (answer.exit_code, "not a finite number" in answer.output) == (2, True)
 
 
+@pytest.mark.slow
 def test_files_of_a_folder_are_read_and_said(tmp_path: Path) -> None:
     models, runs = tmp_path / "models", tmp_path / "runs"
     arguments = ["fashion", "--quick", "--out", str(models), "--runs", str(runs)]

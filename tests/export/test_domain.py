@@ -255,6 +255,7 @@ def test_double_that_is_single_inside_the_graph_is_found(tmp_path: Path, monkeyp
         export(module, x, path=tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_a_graph_that_ends_its_process_is_told(tmp_path: Path) -> None:
     """ONNX Runtime dies of a recurrent layer in half precision while it loads it."""
 

@@ -230,6 +230,7 @@ def test_a_cell_that_is_stepped_is_followed_step_by_step(tmp_path: Path) -> None
     assert list(made.gate.loss.outputs[0].drift) == [1, 4, 16, 64, 256]
 
 
+@pytest.mark.slow
 def test_scales_come_from_the_calibration_where_it_is_given(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, narrow = Convolving(), torch.randint(120, 136, (20, 12, 12)).float()

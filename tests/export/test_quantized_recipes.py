@@ -22,6 +22,7 @@ def run(name: str, folder: Path, *, max_loss: float = 1.0) -> Result:
     return execute(load(name), folder / "models", folder / "runs", quick=True, quantize="int8", max_loss=max_loss)
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_quantised_file(tmp_path: Path) -> None:
     result = run("digits-cnn", tmp_path)
     data = digits()

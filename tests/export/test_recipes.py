@@ -75,6 +75,7 @@ def test_a_quick_run_leaves_model_metrics_and_pictures(tmp_path: Path, name: str
         assert bool(written.states) == (session_model or made.path.name == "decoder.onnx")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures_and_the_next_version(tmp_path: Path) -> None:
     first, second = run("sunspots", tmp_path, quick=True), run("sunspots", tmp_path, quick=True)
     other = run("sunspots", tmp_path, quick=True, seed=1)

@@ -217,6 +217,7 @@ def test_bidirectional_without_states_is_served_whole(tmp_path: Path) -> None:
     assert {case.way for case in made.gate.cases} == {"whole"}
 
 
+@pytest.mark.slow
 def test_double_precision_is_refused_in_onnx_runtimes_words(tmp_path: Path) -> None:
     module = Layered(nn.GRU).double()
     states = {"h": State(torch.zeros(2, 1, 6, dtype=torch.float64), batch_axis=1)}

@@ -41,7 +41,7 @@ async def test_an_image_whole_and_row_by_row_gets_the_same_answer(tmp_path: Path
             await client.predict(name, images)
 
 
-@pytest.mark.parametrize("name", ["sine-mlp", "sine-rnn-window"])
+@pytest.mark.parametrize("name", [pytest.param("sine-mlp", marks=pytest.mark.slow), "sine-rnn-window"])
 async def test_the_server_keeps_the_window(tmp_path: Path, name: str) -> None:
     result = run(name, tmp_path, quick=True)
     [made] = result.exports
@@ -121,7 +121,7 @@ async def searched_as_by_hand(client: aio.Client, folder: Path, name: str) -> No
             np.testing.assert_allclose([text.score for text in texts], [said.score for said in expected], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["convnet", "credit", "income"])
+@pytest.mark.parametrize("name", [pytest.param("convnet", marks=pytest.mark.slow), "credit", "income"])
 async def test_bytes_missing_numbers_and_categories_pass_through_predict(tmp_path: Path, name: str) -> None:
     [made] = run(name, tmp_path, quick=True).exports
     with reproducible(0):
