@@ -3,6 +3,8 @@
 //
 //   closed_loop TARGET /service/Method unary|stream|oip|echo WARM SECONDS [PATCH...] < LINES
 //
+// In TLS where the variable ROOTS names a file of authorities; each call shows TOKEN where it is set.
+//
 // One caller, and one stream, for each line: its step message in hex, and for a stream before it the message that opens
 // it ("-" for none) and a space. A PATCH is "u64@OFFSET" or "varint@OFFSET": the caller's count of answers there, as 8
 // bytes or as a varint of 5; "next@OFFSET" is a varint of that count plus 2. "stream" wants result frames without errors,
@@ -19,7 +21,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -194,7 +198,20 @@ int main(int argc, char** argv) {
     }
     callers.push_back(std::move(caller));
   }
-  grpc::GenericStub stub(grpc::CreateChannel(target, grpc::InsecureChannelCredentials()));
+  auto credentials = grpc::InsecureChannelCredentials();
+  if (const char* roots = std::getenv("ROOTS")) {
+    std::ifstream file(roots);
+    grpc::SslCredentialsOptions options;
+    options.pem_root_certs.assign(std::istreambuf_iterator<char>(file), {});
+    credentials = grpc::SslCredentials(options);
+  }
+  grpc::GenericStub stub(grpc::CreateChannel(target, credentials));
+  const char* token = std::getenv("TOKEN");
+  auto context = [&] {
+    auto made = std::make_unique<grpc::ClientContext>();
+    if (token) made->AddMetadata("authorization", std::string("Bearer ") + token);
+    return made;
+  };
   grpc::CompletionQueue queue;
   Clock clock(std::atof(argv[4]), std::atof(argv[5]));
   auto tag = [](size_t caller, int what) { return reinterpret_cast<void*>(caller << 2 | what); };
@@ -206,7 +223,7 @@ int main(int argc, char** argv) {
     caller.request = buffer_of(caller.message);
     caller.sent = now();
     if (kind == "unary") {
-      caller.context = std::make_unique<grpc::ClientContext>();
+      caller.context = context();
       caller.call = stub.PrepareUnaryCall(caller.context.get(), method, caller.request, &queue);
       caller.call->StartCall();
       caller.call->Finish(&caller.answer, &caller.status, tag(number, kRead));
@@ -220,7 +237,7 @@ int main(int argc, char** argv) {
     if (kind == "unary") {
       ask(number);
     } else {
-      caller.context = std::make_unique<grpc::ClientContext>();
+      caller.context = context();
       caller.stream = stub.PrepareCall(caller.context.get(), method, &queue);
       caller.stream->StartCall(tag(number, kReady));
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,11 +61,21 @@ def built() -> bool:
 
 
 def closed_loop(
-    server: Process, method: str, kind: str, lines: Sequence[str], patches: Sequence[str], seconds: float
+    server: Process,
+    method: str,
+    kind: str,
+    lines: Sequence[str],
+    patches: Sequence[str],
+    seconds: float,
+    door: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Answers a second that callers in closed loop have, and the server's processor time for each."""
+    """Answers a second that callers in closed loop have, and the server's processor time for each.
+
+    `door` is what the server asks of them: {"ROOTS": a file of authorities, "TOKEN": a token}.
+    """
     command = [str(_PROGRAM), server.address, method, kind, str(WARM), str(seconds), *patches]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+    variables = {**os.environ, **(door or {})}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables) as client:
         assert client.stdin is not None
         assert client.stdout is not None
         threading.Thread(target=_fed, args=(client.stdin, "\n".join(lines)), daemon=True).start()
@@ -107,7 +118,7 @@ def _plain(value: int) -> bytes:
     return bytes((*found, value))
 
 
-def streams(server: Process, count: int, seconds: float) -> Figure:
+def streams(server: Process, count: int, seconds: float, door: Mapping[str, str] | None = None) -> Figure:
     """Sessions that have a stream each and step one at a time."""
     x = Tensor(name="x", dtype="float32", shape=[1, FEATURES], data=bytes(4 * FEATURES))
     lines = []
@@ -128,10 +139,10 @@ def streams(server: Process, count: int, seconds: float) -> Figure:
         first = message.index(position)
         patches = ["next@1", f"u64@{first}", f"u64@{message.index(position, first + 8)}"]
         lines.append(f"{pb.StreamRequest(frame=1, open=opening).SerializeToString().hex()} {message.hex()}")
-    return closed_loop(server, http2.STREAM, "stream", lines, patches, seconds)
+    return closed_loop(server, http2.STREAM, "stream", lines, patches, seconds, door)
 
 
-def steps(server: Process, count: int, seconds: float) -> Figure:
+def steps(server: Process, count: int, seconds: float, door: Mapping[str, str] | None = None) -> Figure:
     """Sessions that are stepped by a unary call each."""
     x = Tensor(name="x", dtype="float32", shape=[1, FEATURES], data=bytes(4 * FEATURES))
     lines = []
@@ -141,7 +152,7 @@ def steps(server: Process, count: int, seconds: float) -> Figure:
         )
         message, patches = _patched(request.SerializeToString(), _plain(_OFFSET), ["varint", "varint"])
         lines.append(message.hex())
-    return closed_loop(server, "/statestream.v1.InferenceService/Step", "unary", lines, patches, seconds)
+    return closed_loop(server, "/statestream.v1.InferenceService/Step", "unary", lines, patches, seconds, door)
 
 
 def oip_steps(server: Process, count: int, seconds: float) -> Figure:

@@ -156,6 +156,15 @@ def overload(found: dict[str, Any]) -> str:
     return "\n".join(["| what | median (least … most) | wanted |", "| --- | ---: | --- |", *lines])
 
 
+def switches(found: list[dict[str, Any]]) -> str:
+    """What each switch costs."""
+    lines = ["| what | edge | load | off | on | on / off |", "| --- | --- | --- | ---: | ---: | ---: |"]
+    for row in found:
+        cells = (row["switch"], row["edge"], row["load"], *(_spread(row[name]) for name in ("off", "on", "ratio")))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "ratios": ratios,
     "throughput": throughput,
@@ -167,6 +176,7 @@ SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "forecasts": ratios,
     "edge": edge,
     "overload": overload,
+    "switches": switches,
 }
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +50,11 @@ def _cpu_seconds(stat: Path) -> float:
 
 
 @contextmanager
-def statestream(models: Path, folder: Path, *options: str) -> Iterator[Process]:
-    """`statestream serve` with its default store (sqlite, in `folder`) and durability."""
-    with _process(["-m", "statestream.cli", *_serve(models, folder, *options)]) as process:
+def statestream(
+    models: Path, folder: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Process]:
+    """`statestream serve` with its default store (sqlite, in `folder`) and durability; more variables may be told."""
+    with _process(["-m", "statestream.cli", *_serve(models, folder, *options)], environment or {}) as process:
         yield process
 
 
@@ -92,11 +94,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def _process(command: list[str]) -> Iterator[Process]:
+def _process(command: list[str], environment: Mapping[str, str] | None = None) -> Iterator[Process]:
     """Python with these arguments, {port} replaced by a free one."""
     port = free_port()
     filled = [sys.executable, *(part.replace("{port}", str(port)) for part in command)]
-    with subprocess.Popen(filled, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as server:
+    variables = {**os.environ, **(environment or {})}
+    with subprocess.Popen(filled, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=variables) as server:
         try:
             assert server.stdout is not None
             if "ready" not in server.stdout.readline():

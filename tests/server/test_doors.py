@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import uvloop
 from click.testing import CliRunner
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -137,6 +138,47 @@ async def test_no_socket_outlives_its_port(models_dir: Path, papers: Path, *, se
     with client:
         held = [one for one in gc.get_objects() if type(one) is socket.socket and one.fileno() >= 0]
         assert not [one for one in held if one.family == socket.AF_INET and _peer(one) == ours]
+
+
+def test_a_handshake_whose_first_bytes_came_with_the_connection_goes_on(models_dir: Path, papers: Path) -> None:
+    """They are in the socket when uvloop accepts it; what it reads of it before TLS listens would be lost."""
+    context = ssl.create_default_context(cafile=str(papers / "ca.pem"))
+    context.set_alpn_protocols(["h2"])
+
+    async def greeted(port: int) -> None:
+        come, go = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(come, go, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as wire:
+            wire.sendall(go.read())  # In the turn in which it connects.
+            wire.setblocking(False)
+            said = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(wire, 1), 5)
+        assert said == b"\x16"
+
+    async def main() -> None:
+        async with serving(models_dir, edge="h2", **_tls(papers)) as local:
+            await asyncio.gather(*(greeted(local.running.port) for _ in range(30)))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+async def test_a_port_that_has_no_more_files_accepts_again(
+    models_dir: Path, papers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, failures = socket.socket.accept, [OSError(24, "Too many open files")]
+
+    def failing_once(listener: socket.socket) -> Any:
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    async with serving(models_dir, edge="h2", **_tls(papers)) as local:
+        monkeypatch.setattr(socket.socket, "accept", failing_once)
+        async with _secured(local.address, papers, shown=False) as channel:
+            await _info(channel)
+    assert not failures
 
 
 def _peer(one: socket.socket) -> Any:

@@ -3,70 +3,88 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import socket
 import ssl
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
+
+log = logging.getLogger(__name__)
 
 _SECONDS: Final = 10.0
 """How long a handshake may take."""
+_TOGETHER: Final = 64
+"""Connections that one turn of the loop accepts of a listener."""
+_AGAIN: Final = 0.5
+"""Seconds until a listener is asked again that could not accept: there were no more files, or no memory."""
 
 
 class Handshakes:
-    """Lets connections in once they speak TLS.
+    """Accepts connections, and lets them in once they speak TLS.
 
     `create_server(ssl=…)` does so, too, but nobody can ask it which handshakes are under way: they outlive the port.
+    `start_tls` on what a server without TLS accepted comes too late: uvloop may have read the first bytes by then, and
+    nobody had them, so both sides wait.
     """
 
     def __init__(self, context: ssl.SSLContext, serve: Callable[[], asyncio.Protocol], most: int) -> None:
-        """Of at most so many at a time.
-
-        `serve` makes the protocol of a connection; it may hear data before it hears of the connection.
-        """
+        """Of at most so many at a time. `serve` makes the protocol of a connection."""
         self._context, self._serve, self._most = context, serve, most
         self._under_way = set[asyncio.Task[None]]()
+        self._listeners: list[socket.socket] = []
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def arrival(self) -> asyncio.Protocol:
-        """The protocol of a socket that was accepted."""
-        return _Arrival(self)
+    def start(self, listeners: Sequence[socket.socket]) -> None:
+        """Begins to accept on these, which are closed by `stop`."""
+        self._listeners += listeners
+        for listener in listeners:
+            listener.setblocking(False)
+            self._listen(listener)
+
+    def stop(self) -> None:
+        """Accepts no more."""
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+        self._listeners.clear()
 
     async def close(self) -> None:
-        """Ends those that are under way."""
+        """Ends those that are under way, and accepts no more."""
+        self.stop()
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
-    def begin(self, transport: asyncio.Transport) -> None:
-        """Shakes hands on a socket."""
-        if len(self._under_way) >= self._most:
-            transport.abort()  # Without a handshake nothing can be said.
-            return
-        transport.pause_reading()
-        task = asyncio.get_running_loop().create_task(self._shake(transport))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+    def _listen(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def _shake(self, transport: asyncio.Transport) -> None:
-        protocol, made = self._serve(), False
-        try:
-            secured: Any = await asyncio.get_running_loop().start_tls(
-                transport, protocol, self._context, server_side=True, ssl_handshake_timeout=_SECONDS
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_TOGETHER):
+            try:
+                accepted, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("connections cannot be accepted, those that come wait: %s", error)
+                loop.remove_reader(listener)
+                loop.call_later(_AGAIN, self._listen, listener)
+                return
+            if len(self._under_way) >= self._most:
+                accepted.close()  # Without a handshake nothing can be said.
+                continue
+            accepted.setblocking(False)
+            task = loop.create_task(self._shake(accepted))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _shake(self, accepted: socket.socket) -> None:
+        # ssl.SSLError, a timeout and a lost connection are among them: nobody is there to be told.
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._serve, accepted, ssl=self._context, ssl_handshake_timeout=_SECONDS
             )
-            if secured is not None and not secured.is_closing():
-                protocol.connection_made(secured)
-                made = True
-        except OSError:
-            pass  # ssl.SSLError, a timeout and a lost connection are among them: nobody is there to be told.
-        finally:
-            if not made:
-                transport.abort()
-
-
-class _Arrival(asyncio.Protocol):
-    def __init__(self, handshakes: Handshakes) -> None:
-        self._handshakes = handshakes
-
-    def connection_made(self, transport: Any) -> None:
-        self._handshakes.begin(transport)

@@ -54,7 +54,6 @@ class Connection(asyncio.Protocol):
         self._turns = edge.turns
         self._held = False  # Whether nothing is read, because of what came something waits for another turn.
         self._transport: asyncio.Transport | None = None
-        self._early = b""
         self._ready: dict[Call, None] = {}
         self._due = False
         self._promised = self._wide = 0
@@ -78,16 +77,9 @@ class Connection(asyncio.Protocol):
             return
         self.names = of_peer(tls)
         self.flush()
-        if self._early:
-            self.data_received(self._early)
-            self._early = b""
 
     def data_received(self, data: bytes) -> None:
         """Handles all that one read brought; what it is answered with leaves together."""
-        wire = self.wire
-        if self._transport is None and not wire.ended:
-            self._early += data  # It came with the end of the handshake.
-            return
         self._heard = monotonic()
         self._receive(data)
 

@@ -57,9 +57,11 @@ class H2(Methods):
 
     async def start(self) -> None:
         """Begins to answer; health checks say so."""
-        for listener in self._sockets:
-            accept = self._connection if self._handshakes is None else self._handshakes.arrival
-            self._servers.append(await self.loop.create_server(accept, sock=listener))
+        if self._handshakes is not None:
+            self._handshakes.start(self._sockets)
+        else:
+            for listener in self._sockets:
+                self._servers.append(await self.loop.create_server(self._connection, sock=listener))
         if self._unix:
             self._servers.append(await self.loop.create_unix_server(self._connection, self._unix))
         self._look()
@@ -69,6 +71,8 @@ class H2(Methods):
         """Takes no more calls; ends those that are under way after `grace` seconds, or at once."""
         for server in self._servers:
             server.close()
+        if self._handshakes is not None:
+            self._handshakes.stop()
         if self._timer is not None:
             self._timer.cancel()
         if grace:
