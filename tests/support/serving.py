@@ -104,6 +104,7 @@ class Process:
 
     Attributes:
         edge: Its edge; "" for the usual one.
+        program: What Python is given to run; "" for the command itself.
         lines: What it wrote to stdout and stderr so far.
     """
 
@@ -112,6 +113,7 @@ class Process:
     host: str = "127.0.0.1"
     port: int = 0
     edge: str = TEST_EDGE
+    program: str = ""
     lines: list[str] = field(default_factory=list)
 
     def start(self) -> Process:
@@ -130,7 +132,16 @@ class Process:
         """Starts it without waiting for anything."""
         self.port = self.port or lasting_port(self.host)
         pointed = [self.models] if isinstance(self.models, Path) else self.models
-        command = [sys.executable, "-c", _SERVE, *map(str, pointed), "--host", self.host, "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-c",
+            self.program or _SERVE,
+            *map(str, pointed),
+            "--host",
+            self.host,
+            "--port",
+            str(self.port),
+        ]
         edge = {"STATESTREAM_EDGE": self.edge} if self.edge else {}
         self.lines.clear()
         self._ended = False
