@@ -227,6 +227,59 @@ async def test_a_revoked_token_ends_streams_and_says_so(local: Local, door: Door
     await (client.close() if twin == "aio" else asyncio.to_thread(client.close))
 
 
+@pytest.mark.parametrize("twin", ["aio", "sync"])
+async def test_who_may_administer_alone_does_so_although_no_stream_is_open_to_them(
+    local: Local, door: Door, twin: str
+) -> None:
+    """What needs a stream says at once which right is missing; as soon as the token has it, it works."""
+    shown = [door.watcher]
+    if twin == "aio":
+        client: Any = await aio.connect(local.address, token=lambda: shown[0], retry_timeout=5)
+    else:
+        client = await asyncio.to_thread(statestream.connect, local.address, token=lambda: shown[0], retry_timeout=5)
+
+    async def call(method: Any, *args: Any) -> Any:
+        return await (method(*args) if twin == "aio" else asyncio.to_thread(method, *args))
+
+    state = client._shards.first.state
+    await local.until(lambda: state.denied is not None)
+    for _ in range(20):  # Around and during streams that are asked for and refused.
+        opening, asked = await asyncio.gather(
+            call(client.session, MODEL), call(client.statistics), return_exceptions=True
+        )
+        assert isinstance(opening, statestream.PermissionDenied)
+        assert opening.message.startswith("this call needs the right 'step'")
+        assert opening.metadata == {"right": "step"}
+        assert not isinstance(asked, BaseException)
+    shown[0] = door.acme
+    session = await call(client.session, MODEL)
+    assert float(np.asarray(await call(session.step, 5.0)).squeeze()) == 5
+    assert state.denied is None
+    with pytest.raises(statestream.PermissionDenied, match="needs the right 'admin'"):
+        await call(client.statistics)
+    await call(client.close)
+    with pytest.raises(statestream.Closed):
+        await call(client.statistics)
+
+
+async def test_who_has_no_stream_finds_another_server_too(models_dir: Path, door: Door) -> None:
+    async with serving(models_dir, tokens=door.path) as stays:
+        async with serving(models_dir, tokens=door.path) as goes:
+            client = await aio.connect(f"{goes.address},{stays.address}", token=door.watcher, retry_timeout=20)
+            blocking = await asyncio.to_thread(
+                statestream.connect, f"{goes.address},{stays.address}", token=door.watcher, retry_timeout=20
+            )
+            for one in (client, blocking):
+                state = one._shards.first.state
+                await goes.until(lambda state=state: state.denied is not None)
+        await client.statistics()
+        await asyncio.to_thread(blocking.statistics)
+        with pytest.raises(statestream.PermissionDenied):
+            await client.session(MODEL)
+        await client.close()
+        await asyncio.to_thread(blocking.close)
+
+
 async def test_a_token_expires_under_a_stream(models_dir: Path, door: Door) -> None:
     secret, id = door.new("acme", seconds=1_000)
     async with serving(models_dir, tokens=door.path) as local:

@@ -32,6 +32,8 @@ class Connection:
         renewing: This stream ends once it is answered, and the next one goes where calls go now.
         answered: On this stream a caller has had an answer.
         silent: This stream was ended because nothing came on it.
+        denied: Why the last stream was refused, where that was for want of a right: a token may have others, so that
+            calls beside streams go on.
         tracing: Makes spans; None where none are wanted.
     """
 
@@ -46,6 +48,7 @@ class Connection:
         self.renewing = False
         self.answered = False
         self.silent = False
+        self.denied: StatestreamError | None = None
         self._settings = settings
         self._route = route
         self._label = route.label
@@ -125,6 +128,7 @@ class Connection:
         """A stream begins."""
         self.streams += 1
         self.renewing = self.silent = self._moved = False
+        self.denied = None
         self._began, self._answers, self.answered = now, self.core.progress, False
         if self.tracing is not None:
             self.tracing.began(self.address, self.streams)
@@ -152,10 +156,21 @@ class Connection:
     def ended(self, *, closed: bool) -> None:
         """The stream is over; with `closed` because the client is."""
         cause = None if self._moved or self.renewing or closed else self.cause
+        if isinstance(cause, errors.PermissionDenied):
+            # No fault that goes by: whoever needs a stream hears of it at once. Of the connection it says nothing.
+            self.denied, self.cause = cause, None
         if self.tracing is not None:
             self.tracing.ended(cause)
-        self._budget.ended(cause, self.core.progress)
-        self.core.disconnected(cause if is_fault(cause) else None)
+        self._budget.ended(None if self.denied else cause, self.core.progress)
+        self.core.disconnected(cause if is_fault(cause) and self.denied is None else None)
+        if self.denied is not None:
+            log.info("%s refuses a stream, calls beside it go on: %s", self.where, self.denied)
+            self.core.give_up(self.denied)
+
+    def wants_stream(self) -> bool:
+        """Whether a caller waits for what needs a stream, where the last one was refused."""
+        self.core.controls.offline()
+        return self.core.busy
 
     def after(self, now: float) -> float:
         """Seconds until the next one is dialled."""

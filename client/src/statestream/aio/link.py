@@ -16,6 +16,7 @@ from statestream import forks
 from statestream.aio.status import status_of
 from statestream.aio.waiting import Attempt, Done
 from statestream.aio.wakeup import Wakeup
+from statestream.backoff import FIRST
 from statestream.budget import look_after
 from statestream.calls import Attempts, read_code, read_rpc_error
 from statestream.connection import Connection
@@ -59,6 +60,7 @@ class Link:
         self.copied = False
         self._task: asyncio.Task[None] | None = None
         self._began = 0.0
+        self._away = False
         forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
@@ -175,6 +177,10 @@ class Link:
         if isinstance(found, errors.Closed) and channel is not self._channel:
             # The link moved to another server.
             found = errors.ServerUnavailable(found.message)
+        if isinstance(found, errors.ServerUnavailable | errors.Draining) and channel is self._channel:
+            # Where there is no stream, nothing else tells that the server is away.
+            self._away = True
+            self._wakeup.set()
         try:
             delay = attempts.after(found, time.monotonic())
         except StatestreamError as final:
@@ -230,8 +236,8 @@ class Link:
         try:
             while not self._closed:
                 channel = await self._dial()
-                if channel is not None:
-                    await self._serve(channel)
+                while channel is not None and await self._serve(channel):
+                    pass
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -270,7 +276,7 @@ class Link:
             # A channel's limit stands from its beginning.
             await channel.close()
             channel = self._new_channel()
-        self._channel = channel
+        self._channel, self._away = channel, False
         return channel
 
     def _new_channel(self) -> grpc.aio.Channel:
@@ -281,7 +287,8 @@ class Link:
             return grpc.aio.secure_channel(self.state.address, credentials, options=options)
         return grpc.aio.insecure_channel(self.state.address, options=options)
 
-    async def _serve(self, channel: grpc.aio.Channel) -> None:
+    async def _serve(self, channel: grpc.aio.Channel) -> bool:
+        """Has a stream on a channel until it is over; whether the next one is to be on this channel, too."""
         state, core = self.state, self.core
         over = self._over = asyncio.Event()
         state.began(time.monotonic())
@@ -313,7 +320,6 @@ class Link:
             if not state.silent or (task is not None and task.cancelling()):
                 raise
         finally:
-            self._online.clear()
             call.cancel()
             watcher.cancel()
             writer.cancel()
@@ -322,10 +328,28 @@ class Link:
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
             state.ended(closed=self._closed)
+            if state.denied is None:
+                self._online.clear()
             over.set()
-            await self._release_channel()
+            if state.denied is None:
+                await self._release_channel()
+        if state.denied is not None:
+            return await self._stay()
         if not self._closed:
             await self._pump(state.after(time.monotonic()))
+        return False
+
+    async def _stay(self) -> bool:
+        """Keeps the channel for calls that need no stream until one is wanted: True; False once the server is away."""
+        await asyncio.sleep(FIRST)  # Streams that are refused are not to follow each other as fast as they can.
+        while not (self._closed or self._away):
+            if self.state.wants_stream():
+                return True
+            self._wakeup.clear()
+            await self._wakeup.wait()
+        self._online.clear()
+        await self._release_channel()
+        return False
 
     async def _write(self, call: Any) -> None:
         """Writes frames as the core has them; steps gather while a write is awaited."""

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from statestream import forks
+from statestream.backoff import FIRST
 from statestream.budget import look_after
 from statestream.calls import Attempts, read_code, read_rpc_error
 from statestream.connection import Connection
@@ -68,6 +69,7 @@ class Link:
         self._stream = 0
         self._over = threading.Event()
         self._began = 0.0
+        self._away = False
         self._online = threading.Event()
         self._closed = False
         self._hopeless: StatestreamError | None = None
@@ -176,6 +178,10 @@ class Link:
         if isinstance(found, errors.Closed) and channel is not self._channel:
             # The link moved to another server.
             found = errors.ServerUnavailable(found.message)
+        if isinstance(found, errors.ServerUnavailable | errors.Draining) and channel is self._channel:
+            # Where there is no stream, nothing else tells that the server is away.
+            self._away = True
+            self._operations.put(None)
         try:
             delay = attempts.after(found, time.monotonic())
         except StatestreamError as final:
@@ -239,8 +245,8 @@ class Link:
         try:
             while not self._closed:
                 channel = self._dial()
-                if channel is not None:
-                    self._serve(channel)
+                while channel is not None and self._serve(channel):
+                    pass
         except Exception as error:
             failure = errors.InternalError(f"the client's connection thread ended: {error!r}")
             failure.__cause__ = error
@@ -282,7 +288,7 @@ class Link:
             # A channel's limit stands from its beginning.
             channel.close()
             channel = self._new_channel()
-        self._channel = channel
+        self._channel, self._away = channel, False
         return channel
 
     def _new_channel(self) -> grpc.Channel:
@@ -293,7 +299,8 @@ class Link:
             return grpc.secure_channel(self.state.address, credentials, options=options)
         return grpc.insecure_channel(self.state.address, options=options)
 
-    def _serve(self, channel: grpc.Channel) -> None:
+    def _serve(self, channel: grpc.Channel) -> bool:
+        """Has a stream on a channel until it is over; whether the next one is to be on this channel, too."""
         state, core = self.state, self.core
         ended = self._over = threading.Event()
         self._stream += 1
@@ -321,16 +328,35 @@ class Link:
             if not state.silent:
                 state.cause = read_rpc_error(error, state.where)
         finally:
-            self._online.clear()
             self._stream += 1
             with self._lock:
                 state.ended(closed=self._closed)
+            if state.denied is None:
+                self._online.clear()
             ended.set()
             self._operations.put(None)
             self._call.cancel()
-            self._release_channel()
+            if state.denied is None:
+                self._release_channel()
+        if state.denied is not None:
+            return self._stay()
         if not self._closed:
             self._pump(state.after(time.monotonic()))
+        return False
+
+    def _stay(self) -> bool:
+        """Keeps the channel for calls that need no stream until one is wanted: True; False once the server is away."""
+        self._ended_for_good.wait(FIRST)  # Streams that are refused are not to follow each other as fast as they can.
+        while not (self._closed or self._away):
+            self._take(block=False)
+            with self._lock:
+                wanted = self.state.wants_stream()
+            if wanted:
+                return True
+            self._take(block=True)
+        self._online.clear()
+        self._release_channel()
+        return False
 
     def _requests(self, stream: int) -> Iterator[StreamRequest]:
         """Frames for gRPC, which iterates over them in a thread of its own."""
