@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import statestream
-from statestream import Settings, aio
+from statestream import Settings, aio, causes
 from statestream.arguments import parse_addresses
 from statestream.errors import NonFiniteState, SessionNotFound
 from tests.client.fake_server import Fake
@@ -428,10 +428,48 @@ async def test_what_is_not_finite_is_named_with_its_session(connect: Connect, tw
     x = np.zeros((2, 3, FEATURES))
     x[1, 2, 0] = np.inf
     with pytest.raises(
-        statestream.PoolError, match=r"1 of 2 rows failed; row 1 \('p'\): .*x is inf in step 2"
+        statestream.PoolError, match=r"1 of 2 rows failed; row 1: .*session 'p': x is inf in step 2"
     ) as caught:
         await twin.call(pool.step, x, [2, 0])
     assert "session 'p'" in str(caught.value.errors[1])
+
+
+async def test_what_is_refused_of_one_session_names_it(connect: Connect, twin: Twin, fake: Fake) -> None:
+    """On a stream a number stands for it; who reads a log of many sessions is told which it was."""
+    client, other = await connect(), await connect()
+    session = await twin.call(client.session, "sum", "station-7")
+    pool = await twin.call(client.sessions, "sum", ids=list("pqr"))
+    for id in ("station-7", "q"):
+        await twin.call((await twin.call(other.session, "sum", id)).step, ones())
+
+    async def moved(method: Any, *args: Any) -> statestream.StatestreamError:
+        while True:  # The first steps may be answered before the claim.
+            try:
+                await twin.call(method, *args)
+            except statestream.StatestreamError as error:
+                return error
+
+    one = await moved(session.step, ones())
+    assert isinstance(one, statestream.SessionMoved)
+    assert "session 'station-7'" in one.message
+    many = await moved(pool.step, np.ones((3, FEATURES), np.float32))
+    assert isinstance(many, statestream.PoolError)
+    assert str(many).count("'q'") == 1
+    assert "session 'q'" in str(many.errors[1])
+    with pytest.raises(statestream.StatestreamError, match="session 'none'"):
+        await twin.call(client.sessions, "sum", ids=["none"], mode="resume")
+    with pytest.raises(statestream.PoolError, match="2 of 2 sessions did not open; row 0.*'none'"):
+        await twin.call(client.sessions, "sum", ids=["none", "nor"], mode="resume")
+
+
+def test_a_message_that_says_whose_it_is_stays_as_it_is() -> None:
+    about = statestream.SessionMoved("session 'a' went", metadata={"epoch": "3"}, retry_after=2.0)
+    assert causes.named(about, "a") is about
+    found = causes.named(about, "b")
+    assert (found.message, found.retry_after) == ("session 'b': session 'a' went", 2.0)
+    assert found.metadata == {"epoch": "3", "session": "b"}
+    away = statestream.ServerUnavailable("nobody answers")
+    assert causes.named(away, "a") is away
 
 
 async def test_a_client_says_whose_it_is(connect: Connect, twin: Twin, fake: Fake) -> None:

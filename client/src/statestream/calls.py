@@ -167,19 +167,20 @@ def group(model: str, version: int | str | None, *, ephemeral: bool) -> Group:
     return Group(model, number, ephemeral, alias)
 
 
-def check_opened(ticket: OpenTicket) -> int:
-    """The version to which all sessions of a ticket are pinned.
+def check_opened(ticket: OpenTicket, ids: Sequence[str]) -> int:
+    """The version to which all sessions of a ticket, whose ids these are, are pinned.
 
     Raises:
         StatestreamError: The error of the only session, PoolError for several, or Unsupported where versions differ.
     """
     if ticket.errors:
-        row, first = next(iter(sorted(ticket.errors.items())))
+        found = {row: causes.named(ticket.errors[row], ids[row]) for row in sorted(ticket.errors)}
+        row, first = next(iter(found.items()))
         if len(ticket.handles) == 1:
             raise first
         raise PoolError(
-            f"{len(ticket.errors)} of {len(ticket.handles)} sessions did not open; row {row}: {first}",
-            errors=ticket.errors,
+            f"{len(found)} of {len(ticket.handles)} sessions did not open; row {row}{_who(ids[row], first)}: {first}",
+            errors=found,
         )
     versions = np.unique(ticket.versions)
     if len(versions) > 1:
@@ -205,7 +206,7 @@ def check_pool(
         found = {row: causes.of_row(layout, ticket, row, who) for row in sorted(ticket.errors)}
         row, first = next(iter(found.items()))
         error = PoolError(
-            f"{len(found)} of {len(ticket.handles)} rows failed; row {row} ({who(row)!r}): {first}",
+            f"{len(found)} of {len(ticket.handles)} rows failed; row {row}{_who(who(row), first)}: {first}",
             errors=found,
             outputs=outputs,
         )
@@ -215,11 +216,22 @@ def check_pool(
     return outputs
 
 
-def check_control(found: Mapping[int, StatestreamError]) -> None:
-    """Raises what a flush or a close met: the error of one session, or PoolError for several."""
-    if found:
+def check_control(refused: Mapping[int, StatestreamError], who: Callable[[int], str]) -> None:
+    """Raises what a flush or a close met: the error of one session, or PoolError for several.
+
+    Args:
+        refused: What went wrong, by session.
+        who: The id of one of them.
+    """
+    if refused:
+        found = {each: causes.named(error, who(each)) for each, error in refused.items()}
         first = next(iter(found.values()))
         raise first if len(found) == 1 else PoolError(f"{len(found)} sessions: {first}", errors=found)
+
+
+def _who(id: str, error: StatestreamError) -> str:
+    """The id of a row, where what is told of the row does not say it."""
+    return "" if repr(id) in error.message else f" ({id!r})"
 
 
 def predict_request(

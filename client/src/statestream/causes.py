@@ -1,15 +1,41 @@
-"""What a client adds to a server's refusal: whose row it was, and which of the numbers that it sent was not finite."""
+"""What a client adds to a server's refusal: which session it is about, and which number that it sent was not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
-from statestream.contract.errors import NonFiniteState, StatestreamError
+from statestream.contract.errors import (
+    Closed,
+    NonFiniteState,
+    PermissionDenied,
+    StatestreamError,
+    Unauthenticated,
+    Unavailable,
+    quoted,
+)
 from statestream.contract.tensors import Array
 from statestream.core import Lane, PartsTicket, PoolTicket, StepTicket, Ticket
 from statestream.layout import Layout
+
+_OF_ALL: Final = (Unavailable, Unauthenticated, PermissionDenied, Closed)
+"""What is about a server, or a caller, and not about one session."""
+
+
+def named(error: StatestreamError, id: str) -> StatestreamError:
+    """The error of a session, with its id in the message: on a stream only a number stands for it.
+
+    One that says it, or is about more than one session, is returned as it is.
+    """
+    if isinstance(error, _OF_ALL) or repr(id) in error.message or quoted(id) in error.message:
+        return error
+    found = type(error)(
+        f"session {id!r}: {error.message}", metadata={**error.metadata, "session": id}, retry_after=error.retry_after
+    )
+    found.__cause__ = error.__cause__
+    return found
 
 
 def of_step(layout: Layout, ticket: Ticket, id: str) -> StatestreamError:
@@ -17,7 +43,7 @@ def of_step(layout: Layout, ticket: Ticket, id: str) -> StatestreamError:
     error = ticket.error
     assert error is not None
     if not isinstance(error, NonFiniteState):
-        return error
+        return named(error, id)
     parts = ticket.parts if isinstance(ticket, PartsTicket) else [ticket]
     before = 0
     for part in parts:
@@ -35,7 +61,7 @@ def of_row(layout: Layout, ticket: PoolTicket, row: int, who: Callable[[int], st
     """The error of one row of a pool's step."""
     error = ticket.errors[row]
     if not isinstance(error, NonFiniteState):
-        return error
+        return named(error, who(row))
     count = len(ticket.handles)
     arrays = {
         name: array[row]

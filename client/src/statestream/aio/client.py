@@ -325,7 +325,7 @@ class Client(Classifying):
         openings = Openings(asked, group, ids, wire_mode, initial, replies=replies, upgrade=moves, anew=anew)
         try:
             ticket, parts = opened(len(ids), asked, await perform_all(openings.links, openings.take()))
-            layout = await self._layout(model, calls.check_opened(ticket) or version, "session")
+            layout = await self._layout(model, calls.check_opened(ticket, ids) or version, "session")
             return hold(Opened(layout, ticket, parts, openings))
         except BaseException:
             openings.let_go()

@@ -243,7 +243,8 @@ class Feeding:
             kept.asked = None
             divided = self._client._shards.divide(self._model, [kept.id])
             ticket, parts = opened(1, divided, [asked.answer()])
-            layout = await self._client._layout(self._model, calls.check_opened(ticket) or self._version, "session")
+            version = calls.check_opened(ticket, [kept.id]) or self._version
+            layout = await self._client._layout(self._model, version, "session")
             return self._client._of(Opened(layout, ticket, parts, openings), kept.id)
         except BaseException:
             kept.asked = None

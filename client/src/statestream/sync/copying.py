@@ -86,4 +86,4 @@ class Copying:
     def _settle(self) -> None:
         """Waits until everything submitted before is answered."""
         ticket = perform(self._link, lambda: self._link.core.settle(self._handles), self._submit)
-        check_control(ticket.errors)
+        check_control(ticket.errors, self._link.core.table.ids.__getitem__)

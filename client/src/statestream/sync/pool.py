@@ -272,4 +272,4 @@ class Pool(PoolBase[Link]):
     ) -> None:
         """Has the shards do something at once; raises what went wrong."""
         links, makes = [part.link for part in self._parts], [partial(make, part) for part in self._parts]
-        check_control(control_errors(self._parts, perform_all(links, makes, submit)))
+        check_control(control_errors(self._parts, perform_all(links, makes, submit)), self.ids.__getitem__)

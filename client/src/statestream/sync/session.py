@@ -150,7 +150,7 @@ class Session(SessionBase):
             StoreUnavailable: The server's store cannot be written.
         """
         ticket = perform(self._link, lambda: self._core.flush(self._handles), self._submit)
-        check_control(ticket.errors)
+        check_control(ticket.errors, lambda _: self.id)
         return self.durable_position
 
     def reset(self, cursor: bytes | None = None) -> None:
@@ -193,7 +193,7 @@ class Session(SessionBase):
             self._link.forget(ticket)
             raise
         if ticket.error is not None:
-            raise ticket.error
+            raise causes.named(ticket.error, self.id)
 
     def forecast(
         self,
@@ -293,4 +293,4 @@ class Session(SessionBase):
 
     def _close(self, *, delete: bool) -> None:
         ticket = perform(self._link, lambda: self._core.close(self._handles, delete=delete), self._end)
-        check_control(ticket.errors)
+        check_control(ticket.errors, lambda _: self.id)
