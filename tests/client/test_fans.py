@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from statestream.fans import Fan, Forecast, Panel, drawn
+from statestream.fans import Fan, Forecast, Panel, drawn, shown
+from statestream.forecasts import Told, Wish
 from tests.client.fake_server import Fake
 from tests.client.twins import Connect, Twin
 from tests.client.world import ones
@@ -39,6 +40,10 @@ async def test_a_forecast_is_an_array_that_shows_itself(connect: Connect, twin: 
     assert many.copy()._repr_html_() is None
     assert repr(many).startswith("array([[[")
     assert np.array_equal(many[0], one)
+    pool = await twin.call(client.sessions, "sum", ids=["<north>", "south"])
+    points = np.ones((2, 3, 2))
+    ahead: Any = shown(pool._layout, Wish(3), Told({"y": points}, {}, {}), None, points, pool.ids)
+    assert [chart[0].text for chart in charts(ahead._repr_html_())][::2] == ["<north>, <b>a</b>", "south, <b>a</b>"]
 
 
 @pytest.mark.parametrize("past", [[], [1.0], [np.nan] * 3, [np.inf, 1, -np.inf], [1e308, -1e308], [5, 5, 5]])

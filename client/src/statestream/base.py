@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,9 +21,14 @@ from statestream.layout import Input
 from statestream.parts import Division, Opened, Openings, Share, gathered
 from statestream.scores import answered
 from statestream.shards import Doer, L
+from statestream.steptables import read_steps, says_whose
 from statestream.v1.inference_pb2 import MARK_CURSOR
+from statestream.wanted import listed
 
 S = TypeVar("S")
+
+Rows: TypeAlias = Sequence[int] | Sequence[str] | Ints | Mask
+"""Which sessions of a pool: their places, their ids, or a mask over all."""
 
 LOOKAHEAD = 32
 """How many items a session's `stream` sends before it waits for the first output."""
@@ -41,15 +46,15 @@ class PoolStep:
     """An item of `Pool.stream` that is not for all rows alike: the arguments of `Pool.step`.
 
     Attributes:
-        x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs.
-        rows: [N] which sessions (indices, or a mask over all); all of them where left out.
+        x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs; or a table.
+        rows: [N] which sessions (places, ids, or a mask over all); all of them where left out.
         lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
         cursors: [N] where the caller is behind the steps of each row, at most 256 bytes each; None for rows without.
         score: Whether the steps are to be scored.
     """
 
     x: Input
-    rows: Sequence[int] | Ints | Mask | None = None
+    rows: Rows | None = None
     lengths: Sequence[int] | Ints | None = None
     cursors: Sequence[bytes | None] | None = None
     score: bool = False
@@ -315,15 +320,23 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
         if self._last is not None:
             raise Closed("the pool is closed; open another with client.sessions")
 
-    def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool]:
+    def _ticket(self, step: PoolStep, feed: Feed | None = None) -> tuple[PoolTicket, bool, Callable[[Any], Any] | None]:
+        """A step, whether it is one for each row, and what makes a table of its outputs where it came as one."""
+        told = None
+        if says_whose(step.x):
+            count = len(self.ids)
+            rows = np.arange(count) if step.rows is None else _chosen(step.rows, self.ids) % count
+            read = read_steps(self._layout, step.x, self.ids, rows.tolist(), step.lengths, step.cursors)
+            step, told = PoolStep(read.x, read.rows, read.lengths, read.cursors, step.score), read.told
         handles = self._live(step.rows)
         cursors = check_cursors(step.cursors, len(handles))
-        return self._layout.pool(handles, step.x, step.lengths, feed, cursors, check_flag("score", step.score))
+        score = check_flag("score", step.score)
+        return *self._layout.pool(handles, step.x, step.lengths, feed, cursors, score), told
 
     def _mark(
         self,
         kind: int,
-        rows: Sequence[int] | Ints | Mask | None,
+        rows: Rows | None,
         cursors: Sequence[bytes | None] | None,
     ) -> PoolTicket:
         handles = self._live(rows)
@@ -342,12 +355,12 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
             return [Share(self._parts[0].link, np.arange(0), ticket)]
         return self._division.split(ticket)
 
-    def _live(self, rows: Sequence[int] | Ints | Mask | None = None) -> Ints:
+    def _live(self, rows: Rows | None = None) -> Ints:
         if self._last is not None:
             self._check()
         if rows is None:
             return self._handles
-        handles: Ints = self._handles[_chosen(rows, len(self._handles))]
+        handles: Ints = self._handles[_chosen(rows, self.ids)]
         if len(np.unique(handles)) != len(handles):
             raise ValueError("rows has an entry twice; expected each row at most once")
         return handles
@@ -360,14 +373,20 @@ def _left_behind(link: Doer, openings: Openings[Any], *, ephemeral: bool) -> Non
         link.soon(openings.disown, at_once=True)
 
 
-def _chosen(rows: Sequence[int] | Ints | Mask, count: int) -> Ints:
+def _chosen(rows: Rows, ids: Sequence[str]) -> Ints:
     """The numbers of some of a pool's rows; negative ones count from the end.
 
     Raises:
         IndexError: There is no such row.
         ValueError: These are no rows.
     """
-    index = np.asarray(rows)
+    index, count = np.asarray(rows), len(ids)
+    if index.ndim == 1 and index.size and all(isinstance(row, str) for row in index):
+        places = {id: place for place, id in enumerate(ids)}
+        unknown = [str(row) for row in index if row not in places]
+        if unknown:
+            raise IndexError(f"rows has {listed(unknown)}; the pool has no such sessions, it has {listed(ids)}")
+        return np.array([places[row] for row in index], np.int64)
     if index.dtype == np.bool_:
         if index.shape != (count,):
             raise ValueError(f"rows is a mask of shape {list(index.shape)}; expected [{count}], an entry for each row")
@@ -375,7 +394,7 @@ def _chosen(rows: Sequence[int] | Ints | Mask, count: int) -> Ints:
     if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
         raise ValueError(
             f"rows is of dtype {index.dtype} and shape {list(index.shape)}; expected a list of numbers, places in"
-            " pool.ids, or a mask"
+            " pool.ids, or of ids, or a mask"
         )
     outside = index[(index >= count) | (index < -count)]
     if len(outside):

@@ -192,9 +192,15 @@ def check_opened(ticket: OpenTicket, ids: Sequence[str]) -> int:
 
 
 def check_pool(
-    layout: Layout, ticket: PoolTicket, single: bool, who: Callable[[int], str], *, return_errors: bool
+    layout: Layout,
+    ticket: PoolTicket,
+    single: bool,
+    who: Callable[[int], str],
+    told: Callable[[Any], Any] | None = None,
+    *,
+    return_errors: bool,
 ) -> Any:
-    """A pool's outputs; the PoolError of rows that failed where that is an answer.
+    """A pool's outputs, or what `told` makes of them; the PoolError of rows that failed where that is an answer.
 
     Raises:
         PoolError: Some rows failed, and it is not to be returned.
@@ -202,6 +208,8 @@ def check_pool(
     if ticket.error is not None:
         raise ticket.error
     outputs = layout.pool_outputs(ticket, single)
+    if told is not None:
+        outputs = told(outputs)
     if ticket.errors:
         found = {row: causes.of_row(layout, ticket, row, who) for row in sorted(ticket.errors)}
         row, first = next(iter(found.items()))

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from statestream.backtests import truths
-from statestream.contract.errors import Unsupported
+from statestream.contract.errors import Unsupported, shortened
 from statestream.contract.tensors import Array
 from statestream.forecasts import Told, Wish
 from statestream.layout import Layout
@@ -70,7 +70,9 @@ class Forecast(np.ndarray[Any, Any]):
         return np.asarray(self).__reduce__()  # Whoever reads it needs nothing of ours.
 
 
-def shown(layout: Layout, wish: Wish, told: Told, past: Past | None, found: Any) -> Any:
+def shown(
+    layout: Layout, wish: Wish, told: Told, past: Past | None, found: Any, ids: Sequence[str] | None = None
+) -> Any:
     """The same arrays, as some that show themselves.
 
     Args:
@@ -79,21 +81,24 @@ def shown(layout: Layout, wish: Wish, told: Told, past: Past | None, found: Any)
         told: What came of it.
         past: What came before, where that is known.
         found: What a caller gets of it: an array, or several by name.
+        ids: [N] whose each series is, where that is known.
     """
     if isinstance(found, Mapping):
-        return {name: _shown(layout, wish, told, past, name, array) for name, array in found.items()}
+        return {name: _shown(layout, wish, told, past, name, array, ids) for name, array in found.items()}
     kind = told.samples if wish.samples else told.quantiles if wish.quantiles else told.points
-    return _shown(layout, wish, told, past, next(iter(kind)), found)
+    return _shown(layout, wish, told, past, next(iter(kind)), found, ids)
 
 
-def _shown(layout: Layout, wish: Wish, told: Told, past: Past | None, name: str, array: Array) -> Any:
+def _shown(
+    layout: Layout, wish: Wish, told: Told, past: Past | None, name: str, array: Array, ids: Sequence[str] | None
+) -> Any:
     forecast = array.view(Forecast)
     if name in told.points and told.points[name].dtype.kind in "fiu":
-        forecast._fan = _fan(layout, wish, told, past, name)
+        forecast._fan = _fan(layout, wish, told, past, name, ids)
     return forecast
 
 
-def _fan(layout: Layout, wish: Wish, told: Told, past: Past | None, name: str) -> Fan:
+def _fan(layout: Layout, wish: Wish, told: Told, past: Past | None, name: str, ids: Sequence[str] | None) -> Fan:
     points = told.points[name]
     count, h = points.shape[:2]
     flat = points.reshape(count, h, -1)
@@ -106,7 +111,7 @@ def _fan(layout: Layout, wish: Wish, told: Told, past: Past | None, name: str) -
             break
         titles = []
         if count > 1:
-            titles.append(f"series {series}")
+            titles.append(f"series {series}" if ids is None else shortened(ids[series], 24))
         if wide > 1:
             titles.append(labels[place] if place < len(labels) else f"{name}[{place}]")
         middle, bands = np.array(flat[series, :, place], np.float64), dict[float, Array]()

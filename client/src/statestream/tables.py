@@ -116,9 +116,10 @@ def order(wanted: Wanted, names: Sequence[object], what: str = "table") -> list[
             for word, some in (("missing:", missing), ("unknown:", unknown), ("more than once:", twice))
             if some
         ]
+        many = ". A table of many sessions is what a pool steps: client.sessions" if "unique_id" in unknown else ""
         raise wanted.bad(
             f"the {what} for {wanted.name} has the columns {listed(came)}; expected {listed(expected)}, in any order"
-            f" ({'; '.join(wrong)}). Rename or select them by name; only an array is taken by position"
+            f" ({'; '.join(wrong)}). Rename or select them by name; only an array is taken by position{many}"
         )
     place = {name: number for number, name in enumerate(came)}
     return [place[name] for name in expected]

@@ -18,9 +18,9 @@ from statestream.aio.stepping import PoolStepping
 from statestream.aio.together import perform_all
 from statestream.aio.waiting import LIVE
 from statestream.arguments import check_flag, check_items, lookahead
-from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, Rows
 from statestream.calls import check_control
-from statestream.contract.tensors import Array, Ints, Mask
+from statestream.contract.tensors import Array, Ints
 from statestream.core import ControlTicket, Feed, PoolTicket
 from statestream.fans import shown
 from statestream.forecasts import Told, Wish, asked, cuts, forecast_call, reordered, row, start_bytes, whole
@@ -67,7 +67,7 @@ class Pool(PoolBase[Link]):
     async def step(
         self,
         x: Input,
-        rows: Sequence[int] | Ints | Mask | None = None,
+        rows: Rows | None = None,
         lengths: Sequence[int] | Ints | None = None,
         *,
         cursors: Sequence[bytes | None] | None = None,
@@ -76,15 +76,19 @@ class Pool(PoolBase[Link]):
         """Applies a step, or several, to every row at once.
 
         Args:
-            x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs.
-            rows: [N] which sessions (indices, or a mask over all); all of them where left out.
+            x: [N, F] for one step each, [N, T, F] for T; a dict by name where the model has several inputs. Or
+                a table (pandas, polars and what else narwhals reads) with unique_id, whose row it is, in any order, and
+                a column for each feature; with ds, when, a session may have several. All that are stepped need one.
+            rows: [N] which sessions (places, ids, or a mask over all); all of them where left out.
             lengths: [N] how many of the T steps each row has, 0 to T; the rest of x is padding.
             cursors: [N] where the caller is behind the steps of each row, see `Session.step`; None for rows without.
             score: Whether to tell how likely what arrived was, see `Session.step`.
 
         Returns:
             Y: [N, O] or [N, T, O]; zeros past a row's length. A dict by name for several outputs. With `score` the pair
-                of that and the `Scores`, [N] or [N, T]: NaN past a row's length, and of rows that failed.
+                of that and the `Scores`, [N] or [N, T]: NaN past a row's length, and of rows that failed. For a table
+                with unique_id one with the same rows, and scores in their order: unique_id, ds, and the outputs, called
+                as the model, or MODEL-OUTPUT where there are several numbers.
 
         Raises:
             BadTensor: Wrong name, dtype or shape; nothing was sent.
@@ -139,14 +143,14 @@ class Pool(PoolBase[Link]):
 
     async def reset(
         self,
-        rows: Sequence[int] | Ints | Mask | None = None,
+        rows: Rows | None = None,
         *,
         cursors: Sequence[bytes | None] | None = None,
     ) -> None:
         """Starts sessions anew, each in its turn: see `Session.reset`.
 
         Args:
-            rows: Which sessions (indices, or a mask over all); all of them where left out.
+            rows: Which sessions (places, ids, or a mask over all); all of them where left out.
             cursors: As for `step`.
 
         Raises:
@@ -154,12 +158,12 @@ class Pool(PoolBase[Link]):
         """
         await self._under_way(self._mark(MARK_RESET, rows, cursors), single=True).answer()
 
-    async def mark(self, cursors: Sequence[bytes], rows: Sequence[int] | Ints | Mask | None = None) -> None:
+    async def mark(self, cursors: Sequence[bytes], rows: Rows | None = None) -> None:
         """Keeps cursors without steps: see `Session.mark`.
 
         Args:
             cursors: [N] one for each of the sessions.
-            rows: Which sessions (indices, or a mask over all); all of them where left out.
+            rows: Which sessions (places, ids, or a mask over all); all of them where left out.
 
         Raises:
             PoolError: Some rows failed: `errors` by row.
@@ -211,7 +215,7 @@ class Pool(PoolBase[Link]):
             rows.append(mine[0])
             parts.append([told async for told in answers(link, call, partial(copying.attempts, call.request))])
         found = reordered(whole(parts, h), np.concatenate(rows))
-        return shown(self._layout, wish, found, inputs, row(wish, found))
+        return shown(self._layout, wish, found, inputs, row(wish, found), None if self.ephemeral else self.ids)
 
     def _forecasts(
         self, wish: Wish, past: Past | None, known: Mapping[str, Array] | None
@@ -258,15 +262,21 @@ class Pool(PoolBase[Link]):
         await self._control(lambda part: part.link.core.close(part.handles, delete=delete), self._end)
 
     def _begin(self, step: PoolStep, feed: Feed | None = None, return_errors: bool = False) -> PoolStepping:
-        ticket, single = self._ticket(step, feed)
-        return self._under_way(ticket, single, return_errors)
+        ticket, single, told = self._ticket(step, feed)
+        return self._under_way(ticket, single, return_errors, told)
 
-    def _under_way(self, ticket: PoolTicket, single: bool, return_errors: bool = False) -> PoolStepping:
+    def _under_way(
+        self,
+        ticket: PoolTicket,
+        single: bool,
+        return_errors: bool = False,
+        told: Callable[[Any], Any] | None = None,
+    ) -> PoolStepping:
         shares = self._shares(ticket)
         with self._turn:
             if self._last is not None:
                 self._check()
-            return PoolStepping(self._layout, ticket, single, shares, return_errors, partial(self._id_of, ticket))
+            return PoolStepping(self._layout, ticket, single, shares, return_errors, partial(self._id_of, ticket), told)
 
     async def _control(
         self, make: Callable[[Part[Link]], ControlTicket], submit: Callable[[Callable[[], object]], object]

@@ -59,6 +59,7 @@ class PoolStepping:
         shares: What each shard has of it.
         return_errors: A PoolError is its answer, not raised.
         who: The id of a row of the step.
+        told: What makes of the outputs what its caller gets, where that is no array.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PoolStepping:
         shares: Sequence[Share[Link]],
         return_errors: bool,
         who: Callable[[int], str],
+        told: Callable[[Any], Any] | None = None,
     ) -> None:
         self._layout = layout
         self._ticket = ticket
@@ -76,6 +78,7 @@ class PoolStepping:
         self._shares = shares
         self._return_errors = return_errors
         self._who = who
+        self._told = told
         self._under_way: list[tuple[Share[Link], Done]] = []
         for share in shares:
             try:
@@ -96,7 +99,9 @@ class PoolStepping:
             self.forget()
             raise
         merge(self._ticket, self._shares)
-        return check_pool(self._layout, self._ticket, self._single, self._who, return_errors=self._return_errors)
+        return check_pool(
+            self._layout, self._ticket, self._single, self._who, self._told, return_errors=self._return_errors
+        )
 
     def forget(self) -> None:
         """Stops waiting; what was submitted is applied."""
