@@ -31,6 +31,12 @@ async def test_one_input_and_many(connect: Connect, twin: Twin, fake: Fake) -> N
     assert one[0].name == "dog"
     many = await twin.call(client.classify, "double", np.stack([half, half[::-1]]), top=1)
     assert [told(each) for each in many] == [[("dog", 0.8)], [("cat", 0.8)]]
+    seen = list[tuple[int, int | None]]()
+    done = await twin.call(client.classify, "double", np.tile(half, (40, 1)), progress=lambda *how: seen.append(how))
+    assert (len(done), seen[0], seen[-1]) == (40, (0, 40), (40, 40))
+    assert len(seen) > 2, "some at a time"
+    with pytest.raises(TypeError, match="progress is int"):
+        await twin.call(client.classify, "double", half, progress=3)
     # Numbers that are probabilities are left as they are, unless they are said to be something else.
     assert told(await twin.call(client.classify, "double", [0.35, 0.15])) == [("cat", 0.7), ("dog", 0.3)]
     assert told(await twin.call(client.classify, "double", [0.35, 0.15], scores="logits"))[0] == ("cat", 0.599)

@@ -8,6 +8,7 @@ from typing import Any
 
 from statestream import arguments, classes
 from statestream.layout import Input
+from statestream.progress import Progress, check_progress
 from statestream.sync.generating import Generating
 
 
@@ -23,6 +24,7 @@ class Classifying(Generating):
         names: Sequence[str] | None = None,
         scores: classes.Kind | None = None,
         version: int | str | None = None,
+        progress: Progress = False,
     ) -> Any:
         """Tells the likeliest classes of a picture, or of any other input, and their probabilities.
 
@@ -37,6 +39,7 @@ class Classifying(Generating):
                 softmax, or "probabilities". Where left out the signature's head says it, or the numbers do: those that
                 are positive and add up to 1 in every row are probabilities.
             version: The model's version, or an alias of one; the default one where left out.
+            progress: Tells how many inputs are done: see `predict`.
 
         Returns:
             `Class`es, pairs of a name and a probability; of many inputs a list of such lists. Of a model that tells a
@@ -48,6 +51,7 @@ class Classifying(Generating):
         """
         arguments.check_model(model, version)
         wish = classes.wished(top, names, scores)
+        check_progress(progress)
         sent, alone = classes.image(self._layout(model, version, "predict"), x)
-        found = self.predict(model, sent, version=version)
+        found = self.predict(model, sent, version=version, progress=progress)
         return classes.classified(self._layout(model, version, "predict"), wish, found, alone=alone)
