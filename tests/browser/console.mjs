@@ -54,7 +54,7 @@ async function plain() {
 
   // Models, from the root; the keyboard gets past the navigation.
   await page.getByRole("heading", { name: "lstm · version 1" }).waitFor();
-  await page.getByText("Batched: rows answer", { exact: false }).first().waitFor();
+  await page.getByText("rows answer with the same bits", { exact: false }).first().waitFor();
   await checked(page, "models");
   await page.keyboard.press("Tab");
   assert.equal(await page.evaluate(() => document.activeElement.className), "skip");
@@ -148,6 +148,14 @@ async function plain() {
   await go("Refusals");
   await page.getByRole("cell", { name: "BAD_TENSOR" }).first().waitFor();
   await checked(page, "refusals");
+  // The keyboard stays in a table, and where it was scrolled to, though the table is shown anew every two seconds.
+  await page.getByRole("region", { name: "Refusals" }).focus();
+  const cell = await page.getByRole("cell", { name: "BAD_TENSOR" }).first().elementHandle();
+  await page.waitForFunction((old) => !old.isConnected, cell);
+  assert.equal(await page.evaluate(() => document.activeElement.getAttribute("aria-label")), "Refusals");
+  // What is not there, or may not be seen, is said where it would stand, and stays.
+  await page.goto(`${url}/console/#/session/lstm/nobody`);
+  await page.getByRole("alert").getByText("no session 'nobody'").waitFor();
 
   // Dark, then narrow: nothing is wider than the screen.
   await page.emulateMedia({ colorScheme: "dark" });
@@ -180,6 +188,9 @@ async function asking() {
   await door.keyboard.press("Enter");
   await door.getByRole("heading", { name: "lstm · version 1" }).waitFor();
   assert.equal(await door.getByRole("link", { name: "Live" }).count(), 0); // The token has no right to it.
+  await door.goto(`${guarded}/console/#/live`);
+  await door.getByRole("alert").getByText("PERMISSION_DENIED").waitFor();
+  await door.goto(`${guarded}/console/#/models`);
   await door.reload();
   await door.getByRole("heading", { name: "lstm · version 1" }).waitFor();
   await door.getByRole("button", { name: "Forget token" }).click();

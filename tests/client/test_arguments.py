@@ -118,6 +118,7 @@ WRONG: dict[str, dict[str, tuple[list[Any], type[Exception] | tuple[type[Excepti
     },
     "client.classify": {
         **OF_A_MODEL,
+        **PROGRESS,
         "top": (["3", 2.0, True, *FEW], (TypeError, ValueError)),
         "names": (["ab", 5, [5], [""]], (TypeError, ValueError)),
         "scores": ([5, "odds", True], (TypeError, ValueError)),
@@ -468,8 +469,8 @@ def test_a_message_that_says_whose_it_is_stays_as_it_is() -> None:
     found = causes.named(about, "b")
     assert (found.message, found.retry_after) == ("session 'b': session 'a' went", 2.0)
     assert found.metadata == {"epoch": "3", "session": "b"}
-    away = statestream.ServerUnavailable("nobody answers")
-    assert causes.named(away, "a") is away
+    for away in (statestream.ServerUnavailable("nobody answers"), statestream.ModelNotFound("no model 'x' is served")):
+        assert causes.named(away, "a") is away
 
 
 async def test_a_client_says_whose_it_is(connect: Connect, twin: Twin, fake: Fake) -> None:

@@ -9,19 +9,30 @@ import numpy as np
 
 from statestream.contract.errors import (
     Closed,
+    ModelNotFound,
     NonFiniteState,
     PermissionDenied,
     StatestreamError,
+    TooManySessions,
     Unauthenticated,
     Unavailable,
+    Unsupported,
     quoted,
 )
 from statestream.contract.tensors import Array
 from statestream.core import Lane, PartsTicket, PoolTicket, StepTicket, Ticket
 from statestream.layout import Layout
 
-_OF_ALL: Final = (Unavailable, Unauthenticated, PermissionDenied, Closed)
-"""What is about a server, or a caller, and not about one session."""
+_OF_ALL: Final = (
+    Unavailable,
+    Unauthenticated,
+    PermissionDenied,
+    Closed,
+    ModelNotFound,
+    Unsupported,
+    TooManySessions,
+)
+"""What is about a server, a model or a caller, and not about one session."""
 
 
 def named(error: StatestreamError, id: str) -> StatestreamError:

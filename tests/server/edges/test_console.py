@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from statestream.contract import errors
+from statestream.contract.signature import TensorSpec
 from statestream_server.access import tokens
+from statestream_server.edges.http.console import values
 from statestream_server.settings import Settings, StartError, check_console, has_console
 from tests.support import models, texts
 from tests.support.serving import Local, serving
@@ -141,6 +144,19 @@ async def test_predict_takes_what_people_type(local: Local) -> None:
         assert (await refused(local, "predict", {"model": "scores", "inputs": inputs}))[1] == "BAD_TENSOR"
     assert (await refused(local, "predict", {"model": "lstm", "inputs": [0]}))[1] == "UNSUPPORTED"
     assert (await refused(local, "predict", {"model": 3}))[1] == "BAD_FRAME"
+
+
+async def test_a_model_that_reads_texts_is_given_one() -> None:
+    spec = TensorSpec(name="word", dtype="int64", shape=[-1, -1], batch_axis=0, time_axis=1)
+    spec.text.vocabulary.extend(["a", "dog", "sees"])
+    spec.text.separator = " "
+    for value in ("a dog sees", [0, 1, 2]):
+        steps, (array,) = values.steps_of([spec], {"inputs": {"word": value}})
+        assert (steps, array.tolist()) == (3, [0, 1, 2])
+    (array,) = values.graph_inputs([spec], {"inputs": {"word": "a dog"}})
+    assert array.tolist() == [[0, 1]]
+    with pytest.raises(errors.BadTensor, match="input 'word': symbol 'cat' is not in the vocabulary of 3"):
+        values.steps_of([spec], {"inputs": {"word": "a cat"}})
 
 
 async def test_a_text_comes_letter_by_letter_and_a_fault_of_the_request_as_a_line(local: Local) -> None:

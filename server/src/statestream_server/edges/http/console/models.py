@@ -103,4 +103,5 @@ def spec_of(spec: TensorSpec) -> dict[str, Any]:
         "step": list(step_shape(spec)),
         "columns": list(spec.columns[:_MOST_FIELDS]),
         "classes": list(spec.classes[:_MOST_FIELDS]),
+        "text": spec.HasField("text"),
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from statestream.contract import errors
-from statestream.contract.signature import TensorSpec, numpy_dtype, step_shape
+from statestream.contract.signature import TensorSpec, encode_text, numpy_dtype, step_shape
 from statestream.contract.specs import batch_axis_of
 from statestream_server.arrays import Array
 
@@ -138,8 +138,13 @@ def _named(specs: Sequence[TensorSpec], asked: Mapping[str, Any], field: str) ->
 
 
 def _array(spec: TensorSpec, value: object) -> Array:
-    """A value as an array of a spec's dtype; null is NaN."""
+    """A value as an array of a spec's dtype; null is NaN, and a text is its tokens where a model reads some."""
     dtype = numpy_dtype(spec.dtype)
+    try:
+        if isinstance(value, str) and spec.HasField("text"):
+            value = encode_text(spec.text, value)
+    except ValueError as error:
+        raise errors.BadTensor(f"input {spec.name!r}: {error}", metadata={"field": spec.name}) from error
     try:
         found = np.array(value, np.float64 if dtype.kind == "f" else None)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -44,7 +44,7 @@ function scale(values, from, to, spare = 0) {
     low = Math.min(low, value); high = Math.max(high, value);
   }
   if (low > high) { low = 0; high = 1; }
-  if (low === high) { low -= 0.5; high += 0.5; }
+  if (low === high) { low -= low ? 0.5 : 0; high += low ? 0.5 : 1; }
   const more = (high - low) * spare;
   low -= more; high += more;
   return { low, high, of: (value) => Math.round((from + ((value - low) / (high - low)) * (to - from)) * 10) / 10 };
@@ -52,7 +52,7 @@ function scale(values, from, to, spare = 0) {
 
 // series: [{label, points: [[x, y]]}]; y may be null, where the line has a gap.
 // bands: [{series, points: [[x, low, high]]}], drawn in the colour of their series.
-// Texts are as large as a card's width makes them: a chart that is shown wider than a card is drawn wider.
+// Texts keep their size where a chart is drawn as wide as it is shown.
 export function lines(label, series, bands = [], width = WIDTH, height = 170) {
   const xs = series.flatMap((one) => one.points.map((point) => point[0]));
   const ys = series.flatMap((one) => one.points.map((point) => point[1]));
@@ -81,13 +81,13 @@ export function lines(label, series, bands = [], width = WIDTH, height = 170) {
 }
 
 // counts: [[text, number]]
-export function bars(label, counts, height = 150) {
+export function bars(label, counts, width = WIDTH, height = 150) {
   const most = Math.max(1, ...counts.map((each) => each[1]));
   const y = scale([0, most], height - BELOW, ABOVE);
-  const x = { of: (at) => LEFT + ((at + 0.5) / Math.max(1, counts.length)) * (WIDTH - LEFT - RIGHT) };
-  const every = Math.ceil(counts.length / 6);
-  const drawn = frame(label, height, WIDTH, x, y, counts.map((each, at) => [at, at % every ? "" : each[0]]));
-  const wide = ((WIDTH - LEFT - RIGHT) / Math.max(1, counts.length)) * 0.7;
+  const x = { of: (at) => LEFT + ((at + 0.5) / Math.max(1, counts.length)) * (width - LEFT - RIGHT) };
+  const every = Math.ceil(counts.length / Math.max(1, Math.floor((width - LEFT) / 58)));
+  const drawn = frame(label, height, width, x, y, counts.map((each, at) => [at, at % every ? "" : each[0]]));
+  const wide = ((width - LEFT - RIGHT) / Math.max(1, counts.length)) * 0.7;
   counts.forEach(([text, count], at) => {
     const bar = svg("rect", { class: "s0", x: x.of(at) - wide / 2, y: y.of(count), width: wide, height: Math.max(0, y.of(0) - y.of(count)) });
     bar.append(svg("title", {}, `${text}: ${count}`));

@@ -51,7 +51,7 @@ function el(name, attributes = {}, ...children) {
     else if (value === true) made.setAttribute(key, "");
     else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
   }
-  made.append(...children.flat(9).filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false));
   return made;
 }
 
@@ -60,12 +60,13 @@ const field = (label, input, wide) => el("label", { class: wide ? "wide" : null 
 const link = (text, ...path) => el("a", { href: `#/${path.map(encodeURIComponent).join("/")}` }, text);
 
 function table(caption, heads, rows) {
-  // A head that ends with # is of numbers, one with ? is left out where there is little room.
-  const kind = (head) => [head.includes("#") ? "number" : "", head.includes("?") ? "less" : ""].join(" ").trim() || null;
+  // A head that ends with # is of numbers, with ~ of sentences, with ^ of words; one with ? is left out where there is little room.
+  const kinds = { "#": "number", "~": "long", "^": "short", "?": "less" };
+  const kind = (head) => Object.entries(kinds).filter(([mark]) => head.includes(mark)).map(([, name]) => name).join(" ") || null;
   const row = (cells) => el("tr", {}, cells.map((cell, at) => el("td", { class: kind(heads[at]) }, cell)));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     el("table", {},
-      el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", class: kind(head) }, head.replace(/[#?]/g, ""))))),
+      el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", class: kind(head) }, head.replace(/[#?~^]/g, ""))))),
       el("tbody", {}, rows.map(row))));
 }
 
@@ -75,6 +76,24 @@ function facts(pairs) {
 
 function failure(error) {
   return el("p", { class: "bad", role: "alert" }, error instanceof Refused ? error.message : `The console failed: ${error.message}`);
+}
+
+// What is shown anew keeps the place that was scrolled to, and the keyboard's.
+function renew(place, ...children) {
+  const held = place.contains(document.activeElement) ? document.activeElement : null;
+  const regions = () => [...place.querySelectorAll(".scroll")], before = regions().map((each) => [each.getAttribute("aria-label"), each.scrollLeft, each === held]);
+  place.replaceChildren(...children.flat().filter(Boolean));
+  for (const [label, left, focused] of before) {
+    const now = regions().find((each) => each.getAttribute("aria-label") === label);
+    if (now) { now.scrollLeft = left; if (focused) now.focus({ preventScroll: true }); }
+  }
+  if (held?.hash) [...place.querySelectorAll("a")].find((each) => each.hash === held.hash)?.focus({ preventScroll: true });
+}
+
+// How wide a chart is in one of so many cards beside each other, in CSS pixels.
+function room(cards = 1) {
+  const total = Math.min(1088, innerWidth - 32), beside = Math.max(1, Math.min(cards, Math.floor((total + 16) / 320)));
+  return Math.min(736, (total - 16 * (beside - 1)) / beside - 34);
 }
 
 const count = (number) => number.toLocaleString("en");
@@ -87,6 +106,8 @@ const since = (unix) => {
 };
 const tensor = (spec) => `${spec.name}  ${spec.dtype}[${spec.shape.map((size) => (size < 0 ? "·" : size)).join(", ")}]`;
 
+const tensors = (specs) => specs.map((spec) => el("code", { class: "tensor" }, tensor(spec)));
+
 // Asks again and again while a view is shown and the page is looked at.
 async function keep(number, seconds, look) {
   while (number === view) {
@@ -94,8 +115,8 @@ async function keep(number, seconds, look) {
       try { await look(); } catch (error) {
         if (number !== view) return;
         if (error instanceof Refused && error.status === 401) { start(); return; }
-        tell(error.message);
-        if (error instanceof Refused && [403, 404].includes(error.status)) return;
+        if (!(error instanceof Refused && [403, 404].includes(error.status))) tell(error.message);
+        if (error instanceof Refused && [403, 404].includes(error.status)) { main.append(failure(error)); return; }
       }
     }
     await new Promise((done) => setTimeout(done, seconds * 1000));
@@ -120,7 +141,7 @@ function form(button, fields, run) {
 async function models() {
   const found = (await ask("models")).models;
   show(el("h1", {}, "Models"),
-    found.length ? found.map(model) : el("p", {}, "No model serves here. Put one into the models folder, or start the server with --watch."));
+    found.length ? found.map(model) : el("p", {}, "No model serves here. Put one into the models folder: a server with --watch finds it by itself, others when they start."));
 }
 
 function model(each) {
@@ -132,18 +153,19 @@ function model(each) {
     each.description ? el("p", {}, each.description) : null,
     facts([
       ["Served by", { predict: "predict, without memory", session: "sessions", generate: "generate, encoder and decoder" }[each.kind]],
-      ["Inputs", el("code", {}, (each.encoder_inputs.length ? each.encoder_inputs : each.inputs).map(tensor).join("; "))],
-      ["Outputs", el("code", {}, each.outputs.map(tensor).join("; "))],
+      ["Inputs", tensors(each.encoder_inputs.length ? each.encoder_inputs : each.inputs)],
+      ["Outputs", tensors(each.outputs.filter((spec) => !spec.name.startsWith("score:")))],
+      ["Scores", each.outputs.filter((spec) => spec.name.startsWith("score:")).map((spec) => spec.name.slice(6).replace("_", " ").replace(":", " of ")).join(", ")],
       ["Memory", each.states.length ? `${each.states.map((state) => state.name).join(", ")}: ${count(each.bytes)} bytes a session` : ""],
       ["Columns", columns.map((spec) => `${spec.name}: ${spec.columns.join(", ")}`).join("; ")],
       ["Forecasts", each.forecasts.length ? `${each.forecasts.join(", ")}${each.draws ? ", with distributions" : ""}` : ""],
-      ["Batched", each.batched],
+      ["Batched", each.batched.replace(/^Batched: /, "")],
       ["Proof", [each.proof, each.encoder_proof].filter(Boolean).join(" Encoder: ")],
       ["Came as", each.form.map((note) => `${note[0]}: ${note[1]}`).join("; ")],
       ["So far", `${count(each.batches)} batches, ${short(each.rows / Math.max(1, each.batches))} rows each; ${count(each.sessions)} sessions in memory`],
       ["Digest", el("code", {}, `${each.digest.slice(0, 16)}…`)],
     ]),
-    el("p", { class: "buttons" }, link(`Try ${each.name}`, "try", each.name), each.kind === "session" ? link(`Sessions of ${each.name}`, "sessions", each.name) : null));
+    may("step") && el("p", { class: "buttons" }, link(`Try ${each.name}`, "try", each.name), each.kind === "session" ? link(`Sessions of ${each.name}`, "sessions", each.name) : null));
 }
 
 async function sessions(number, chosen = "", begun = "", from = "") {
@@ -152,8 +174,8 @@ async function sessions(number, chosen = "", begun = "", from = "") {
   const prefix = el("input", { type: "search", autocomplete: "off", spellcheck: "false", value: begun });
   const place = el("div"), kept = history.state?.pages ?? [], pages = !from ? [""] : kept.at(-1) === from ? [...kept] : ["", from];
   const turn = (to) => { to(); again(); };
-  const before = el("button", { type: "button", onclick: () => turn(() => pages.pop()) }, "Page before");
-  const next = el("button", { type: "button", onclick: () => turn(() => pages.push(next.after)) }, "Next page"), told = el("span", { class: "quiet" });
+  const before = el("button", { type: "button", disabled: true, onclick: () => turn(() => pages.pop()) }, "Page before");
+  const next = el("button", { type: "button", disabled: true, onclick: () => turn(() => pages.push(next.after)) }, "Next page"), told = el("span", { class: "quiet" });
   const look = async () => {
     if (number !== view) return;
     const after = pages.at(-1), asked = { model: which.value, prefix: prefix.value, after, size: 50 };
@@ -161,9 +183,9 @@ async function sessions(number, chosen = "", begun = "", from = "") {
     history.replaceState({ pages: [...pages] }, "", `#/${["sessions", asked.model, asked.prefix, after].map(encodeURIComponent).join("/").replace(/\/+$/, "")}`);
     const found = await ask("sessions", { query: asked });
     if (number !== view || after !== pages.at(-1) || prefix.value !== asked.prefix) return;
-    const rows = found.sessions.map((each) => [link(each.id, "session", each.model, each.id), each.model, String(each.version), count(each.position), count(each.durable), each.where + (each.streamed ? ", open in a client" : ""), since(each.used)]);
-    place.replaceChildren(
-      rows.length ? table("Sessions", ["Session", "Model?", "Version#?", "Position#", "Durable#?", "Where", "Last step"], rows) : el("p", {}, asked.prefix || asked.model ? "No session is called so." : "There are no sessions yet."));
+    const rows = found.sessions.map((each) => [link(each.id, "session", each.model, each.id), each.model, String(each.version), count(each.position), count(each.durable), `${each.where}${each.streamed ? ", open in a client" : ""}`, since(each.used)]);
+    renew(place,
+      rows.length ? table("Sessions", ["Session", "Model?", "Version#?", "Position#", "Durable#?", "Where?", "Last step"], rows) : el("p", {}, asked.prefix || asked.model ? "No session is called so." : "There are no sessions yet."));
     const held = document.activeElement; // A button that can be pressed no more would let go of the keyboard.
     before.disabled = pages.length < 2; next.disabled = !found.next; next.after = found.next;
     if (held === before && before.disabled) next.focus();
@@ -176,6 +198,8 @@ async function sessions(number, chosen = "", begun = "", from = "") {
   prefix.addEventListener("input", () => { clearTimeout(anew.timer); anew.timer = setTimeout(anew, 150); });
   show(el("h1", {}, "Sessions"), el("form", { onsubmit: (event) => { event.preventDefault(); anew(); } }, field("Model", which), field("Id begins with", prefix)), place, el("p", { class: "buttons" }, before, next, told));
   await again();
+  let first = true;
+  await keep(number, 5, async () => { if (first) first = false; else await look(); });
 }
 
 async function session(number, name, id) {
@@ -229,13 +253,14 @@ function watched(seen, one) {
     const far = one.where.startsWith("with the server");
     return [el("p", { class: "quiet" }, far ? `It is ${one.where}, whose console shows its steps; here is what was saved of it.` : "Nothing was applied since this page is open. Steps appear as they come.")];
   }
+  const cards = Object.keys(seen.at(-1).inputs).length + Object.keys(seen.at(-1).outputs).length;
   return ["inputs", "outputs"].flatMap((kind) => Object.keys(seen.at(-1)[kind]).map((name) => {
     const places = Math.max(...seen.map((step) => step[kind][name]?.length ?? 0));
     const series = Array.from({ length: places }, (_, place) => ({
       label: places > 1 ? `${name}[${place}]` : name,
       points: seen.map((step) => [step.position, number(step[kind][name]?.[place])]),
     }));
-    return el("section", { class: "card" }, el("h2", {}, `${kind === "inputs" ? "Input" : "Output"} ${name}`), lines(`${name} by position`, series));
+    return el("section", { class: "card" }, el("h2", {}, `${kind === "inputs" ? "Input" : "Output"} ${name}`), lines(`${name} by position`, series, [], room(cards)));
   }));
 }
 
@@ -253,7 +278,7 @@ async function live(number) {
   show(el("h1", {}, "Live"), el("p", { class: "quiet" }, "Since the page is open, second by second."), place, workers, el("h2", {}, "Servers on this store"), others);
   const replicas = async () => {
     const found = (await ask("replicas")).replicas;
-    others.replaceChildren(found.length ? table("Servers", ["Address", "Sessions in use#", "Server"], found.map((each) => [each.address, count(each.sessions), each.worker !== undefined ? `${each.server} (worker ${each.worker})` : each.own ? `${each.server} (this one)` : each.server])) : el("p", { class: "quiet" }, "The store names no server."));
+    renew(others, found.length ? table("Servers", ["Address", "Sessions in use#", "Server?"], found.map((each) => [each.address + (each.worker !== undefined ? ` (worker ${each.worker})` : each.own ? " (this one)" : ""), count(each.sessions), each.server])) : el("p", { class: "quiet" }, "The store names no server."));
   };
   let turn = 0;
   await keep(number, 1, async () => {
@@ -268,18 +293,19 @@ async function live(number) {
       const total = less(found.all.sizes, live.first.all.sizes);
       const why = Object.entries(found.all.why).map(([name, value]) => [name, Math.max(0, value - (live.first.all.why[name] ?? 0))]).filter((each) => each[1]);
       const calls = Object.entries(found.calls).map(([name, counts]) => [name, less(counts, live.first.calls[name])]).filter((each) => each[1].some(Boolean));
-      place.replaceChildren(
-        el("section", { class: "card" }, el("h2", {}, "Steps and batches a second"), lines("Steps and batches a second", [{ label: "steps", points: rates.map((each) => [each[0], each[1]]) }, { label: "batches", points: rates.map((each) => [each[0], each[2]]) }])),
-        el("section", { class: "card" }, el("h2", {}, "Rows of a batch"), bars("Batches by their rows", trimmed(total, (index) => String(2 ** index)))),
-        el("section", { class: "card" }, el("h2", {}, "Wait until a batch runs"), bars("Batches by how long their oldest work waited", trimmed(less(found.all.waits, live.first.all.waits), micro))),
-        el("section", { class: "card" }, el("h2", {}, "Run of a batch"), bars("Batches by how long they ran", trimmed(less(found.all.runs, live.first.all.runs), micro))),
-        el("section", { class: "card" }, el("h2", {}, "Why batches were not larger"), why.length ? table("Why batches were not larger", ["Reason", "Batches#"], why.map((each) => [WHY[each[0]] ?? each[0], count(each[1])])) : el("p", { class: "quiet" }, "No batch ran meanwhile.")),
+      const wide = room(7);
+      renew(place,
+        el("section", { class: "card" }, el("h2", {}, "Steps and batches a second"), lines("Steps and batches a second", [{ label: "steps", points: rates.map((each) => [each[0], each[1]]) }, { label: "batches", points: rates.map((each) => [each[0], each[2]]) }], [], wide)),
+        el("section", { class: "card" }, el("h2", {}, "Rows of a batch"), batches("Batches by their rows", total, (index) => String(2 ** index), wide)),
+        el("section", { class: "card" }, el("h2", {}, "Wait until a batch runs"), batches("Batches by how long their oldest work waited", less(found.all.waits, live.first.all.waits), micro, wide)),
+        el("section", { class: "card" }, el("h2", {}, "Run of a batch"), batches("Batches by how long they ran", less(found.all.runs, live.first.all.runs), micro, wide)),
+        el("section", { class: "card" }, el("h2", {}, "Why batches were not larger"), why.length ? table("Why batches were not larger", ["Reason~", "Batches#"], why.map((each) => [WHY[each[0]] ?? each[0], count(each[1])])) : el("p", { class: "quiet" }, "No batch ran meanwhile.")),
         el("section", { class: "card" }, el("h2", {}, "Latency of calls"), calls.length ? table("Latency of calls", ["Call", "Calls#", "Half below#", "99 % below#"], calls.map(([name, counts]) => [name, count(sum(counts)), micro(quantile(counts, 0.5)), micro(quantile(counts, 0.99))])) : el("p", { class: "quiet" }, "No call ended meanwhile. Streams count when they end.")),
         el("section", { class: "card" }, el("h2", {}, "Now"), facts([["Sessions", `${count(found.sessions)} in memory`], ["Streams", count(found.streams)], ["Calls", `${count(found.under_way)} under way`], ["Queued", `${count(found.queued)} chunks`], ["Refused", `${count(found.all.failed)} chunks since the start`], ["Store", found.store_failures ? el("span", { class: "bad" }, `${count(found.store_failures)} saves failed in a row`) : "takes what is saved"]])));
     } else live.first = found;
     if (found.workers) {
       const columns = ["sessions", "streams", "steps", "batches", "failed", "queued"];
-      workers.replaceChildren(el("h2", {}, "Workers"), table("Workers", ["Worker#", "Sessions#", "Streams#", "Steps#", "Batches#", "Refused#", "Queued#"], found.workers.map((each) => [String(each.worker), ...columns.map((name) => count(each[name]))])));
+      renew(workers, el("h2", {}, "Workers"), table("Workers", ["Worker#", "Sessions#", "Streams#", "Steps#", "Batches#", "Refused#", "Queued#"], found.workers.map((each) => [String(each.worker), ...columns.map((name) => count(each[name]))])));
     }
     before = found; at = now;
   });
@@ -293,10 +319,10 @@ function quantile(counts, share) {
 }
 const two = (value) => String(Number(value.toPrecision(2)));
 const micro = (index) => (2 ** index < 1000 ? `${2 ** index} µs` : 2 ** index < 1e6 ? `${two(2 ** index / 1000)} ms` : `${two(2 ** index / 1e6)} s`);
+const batches = (label, counts, name, width) => (counts.some(Boolean) ? bars(label, trimmed(counts, name), width) : el("p", { class: "quiet" }, "No batch ran meanwhile."));
 function trimmed(counts, name) {
-  let first = counts.findIndex(Boolean), last = counts.findLastIndex(Boolean);
-  if (first < 0) { first = 0; last = 0; }
-  return counts.slice(first, last + 1).map((value, index) => [name(first + index), value]);
+  const first = counts.findIndex(Boolean), last = counts.findLastIndex(Boolean);
+  return counts.slice(first, last + 1).map((value, index) => [`≤ ${name(first + index)}`, value]);
 }
 
 async function refusals(number) {
@@ -305,7 +331,7 @@ async function refusals(number) {
   await keep(number, 2, async () => {
     const found = (await ask("refusals")).refusals;
     if (number !== view) return;
-    place.replaceChildren(found.length ? table("Refusals", ["Reason", "What was said", "Times#", "Last"], found.map((each) => [each.reason, each.message, count(each.count), since(each.last)])) : el("p", {}, "Nobody was refused anything since the server started."));
+    renew(place, found.length ? table("Refusals", ["Reason^", "What was said~", "Times#?", "Last"], found.map((each) => [el("code", { class: "parts" }, each.reason.split(/(?<=_)/).flatMap((part) => [part, el("wbr")])), each.message, count(each.count), el("span", { class: "whole" }, since(each.last))])) : el("p", {}, "Nobody was refused anything since the server started."));
   });
 }
 
@@ -319,14 +345,15 @@ const sample = (spec, steps) => {
 function inputs(specs, steps, before = "") {
   const boxes = specs.map((spec) => {
     const box = el("textarea", { spellcheck: "false" });
-    box.value = JSON.stringify(sample(spec, steps));
+    if (!spec.text) box.value = JSON.stringify(sample(spec, steps));
     return [spec, box];
   });
   const read = () => Object.fromEntries(boxes.map(([spec, box]) => {
     const text = box.value.trim();
+    if (spec.text && !text.startsWith("[")) return [spec.name, text];
     try { return [spec.name, JSON.parse(text.startsWith("[") ? text : `[${text.split(/[\s,;]+/).filter(Boolean).join(",")}]`)]; } catch { throw new Error(`${spec.name} is no list of numbers; expected JSON, or numbers with commas`); }
   }));
-  const name = (spec) => `${before}${spec.name}: ${spec.dtype}, ${steps === null ? `shape [${spec.shape.map((size) => (size < 0 ? "any" : size)).join(", ")}]` : `steps of shape [${spec.step.join(", ")}]`}${spec.columns.length ? ` (${spec.columns.join(", ")})` : ""}`;
+  const name = (spec) => `${before}${spec.name}: ${spec.text ? "text, or tokens as " : ""}${spec.dtype}, ${steps === null ? `shape [${spec.shape.map((size) => (size < 0 ? "any" : size)).join(", ")}]` : `steps of shape [${spec.step.join(", ")}]`}${spec.columns.length ? ` (${spec.columns.join(", ")})` : ""}`;
   return [boxes.map(([spec, box]) => field(name(spec), box, true)), read];
 }
 
@@ -352,8 +379,11 @@ function classes(each, answer) {
   if (!scores) return null;
   const flat = scores.flat(9);
   if (flat.length !== spec.classes.length) return null;
-  const best = flat.map((score, at) => [spec.classes[at], score]).sort((a, b) => b[1] - a[1]).slice(0, 10);
-  return bars(`Scores of ${spec.name}`, best);
+  // As client.classify has it: what is not positive, or does not add up to 1, is the logarithm of a share.
+  const total = sum(flat), shares = flat.every((score) => score >= 0) && Math.abs(total - 1) < 1e-3;
+  const grown = flat.map((score) => (shares ? score : Math.exp(score - Math.max(...flat)))), whole = sum(grown);
+  const best = grown.map((score) => score / whole).map((score, at) => [spec.classes[at], score]).sort((a, b) => b[1] - a[1]).slice(0, 10);
+  return bars(`Probabilities by ${spec.name}`, best, room());
 }
 
 function tryPredict(each) {
@@ -387,7 +417,7 @@ function tryForecast(each, name) {
     const answer = await ask("forecast", { body: { model: each.name, id: name.value, horizon: Number(horizon.value), samples: drawn, quantiles: levels, future: read() } });
     place.replaceChildren(...Object.entries(answer.points).flatMap(([value, points]) => fans(value, points, answer.bands[value])));
   });
-  return el("section", { class: "card" }, el("h2", {}, "Forecast"), el("p", { class: "quiet" }, "From where the session named above stands; it does not move."), made, wrong, place);
+  return el("section", { class: "card" }, el("h2", {}, "Forecast"), el("p", { class: "quiet" }, "From where the session named above stands, which has taken a step at least; it does not move."), made, wrong, place);
 }
 
 // One fan for each of the first numbers of a value: points [steps, ...], bands [steps, ..., quantiles].
@@ -397,7 +427,7 @@ function fans(name, points, bands) {
   return Array.from({ length: Math.min(6, flat[0].length) }, (_, place) => {
     const label = flat[0].length > 1 ? `${name}[${place}]` : name;
     const shades = depth ? [[0, 3], [1, 2]].map(([low, high]) => ({ series: 0, points: depth.map((step, at) => [at + 1, step(place)[low], step(place)[high]]) })) : [];
-    return el("div", {}, lines(`Forecast of ${label} by steps ahead`, [{ label, points: flat.map((step, at) => [at + 1, step[place]]) }], shades, innerWidth < 700 ? undefined : 640, innerWidth < 700 ? undefined : 220),
+    return el("div", {}, lines(`Forecast of ${label} by steps ahead`, [{ label, points: flat.map((step, at) => [at + 1, step[place]]) }], shades, innerWidth < 700 ? room() : 640, innerWidth < 700 ? undefined : 220),
       depth ? el("p", { class: "quiet" }, "Shaded: half and nine tenths of the paths.") : null);
   });
 }
@@ -466,7 +496,7 @@ async function start(entered) {
   }
   const who = about.asks ? `${about.tenant || "no tenant"}, ${about.rights.join(" and ")}` : "";
   document.getElementById("server").textContent = [`version ${about.version}`, about.device, `store ${about.store}`, `durability ${about.durability}`, about.workers ? `${about.workers} workers` : "", about.draining ? "leaving" : "", who].filter(Boolean).join(" · ");
-  document.querySelector('nav a[href="#/live"]').hidden = !may("admin");
+  for (const [name, right] of [["sessions", "step"], ["live", "admin"], ["try", "step"]]) document.querySelector(`nav a[href="#/${name}"]`).hidden = !may(right);
   await go(entered);
 }
 
