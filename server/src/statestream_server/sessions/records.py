@@ -36,6 +36,7 @@ from statestream_server.engine.replies import Reply, ReplyWindow
 from statestream_server.sessions import kept
 from statestream_server.sessions.kept import REPLY_FIELDS, SCORES, pieces_of, raw_bytes, read_reply, scores_of
 from statestream_server.sessions.layouts import Layout
+from statestream_server.stores.batches import Blobs
 
 _FAMILY: Final = b"SSR"
 FORMAT: Final = 1
@@ -120,7 +121,7 @@ def encode(
     *,
     origins: Positions | None = None,
     cursors: Sequence[bytes] = (),
-) -> list[bytes]:
+) -> Sequence[bytes]:
     """The records of `rows`.
 
     Args:
@@ -172,9 +173,10 @@ def encode(
     return _all_tailed(blobs, origins, cursors)
 
 
-def _all_tailed(blobs: list[bytes], origins: Positions | None, cursors: Sequence[bytes]) -> list[bytes]:
+def _all_tailed(blobs: Sequence[bytes], origins: Positions | None, cursors: Sequence[bytes]) -> Sequence[bytes]:
     """Records with their tails, where they have one."""
     if cursors or (origins is not None and origins.any()):
+        blobs = [*blobs]
         begun = origins.tolist() if origins is not None else [0] * len(blobs)
         for place, (origin, cursor) in enumerate(zip(begun, cursors or [b""] * len(blobs), strict=True)):
             if origin or cursor:
@@ -192,7 +194,7 @@ def _encode_apart(
     origins: Positions | None,
     cursors: Sequence[bytes],
     there: Bools,
-) -> list[bytes]:
+) -> Sequence[bytes]:
     """The records of rows of which some, `there` [n], have something in sparse columns."""
     blobs = [b""] * len(rows)
     for places in (np.flatnonzero(there), np.flatnonzero(~there)):
@@ -270,7 +272,7 @@ def encode_stored(layout: Layout, stored: Stored) -> bytes:
     return _tailed(blob, stored.origin, stored.cursor) if stored.origin or stored.cursor else blob
 
 
-def _records(first: Sequence[Array], sections: Sequence[Array | list[bytes]]) -> list[bytes]:
+def _records(first: Sequence[Array], sections: Sequence[Array | list[bytes]]) -> Sequence[bytes]:
     """Records [n] from their first parts, [n, k] uint8 each, and their replies, the oldest first."""
     tables = [section for section in sections if isinstance(section, np.ndarray)]
     if len(tables) == len(sections):
@@ -366,14 +368,14 @@ def _checksum(blob: bytes) -> int:
     return zlib.crc32(memoryview(blob)[_CHECKED_FROM:], zlib.crc32(blob[:4]))
 
 
-def _sealed_rows(table: Array) -> list[bytes]:
+def _sealed_rows(table: Array) -> Blobs:
     """Records [n, k] uint8 with their checksums."""
     count, width = table.shape
     data, after, crc32 = table.reshape(-1).data, zlib.crc32(_MAGIC), zlib.crc32
     ends = range(width, count * width + 1, width)
     sums = [crc32(data[end - width + _CHECKED_FROM : end], after) for end in ends]
     table[:, 4:_CHECKED_FROM] = np.asarray(sums, "<u4")[:, None].view(np.uint8)
-    return pieces_of(table)
+    return Blobs(table.tobytes(), width)
 
 
 def _sealed(blob: bytes) -> bytes:

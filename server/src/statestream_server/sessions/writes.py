@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -17,7 +16,8 @@ from statestream_server.engine.table import Table
 from statestream_server.sessions import records
 from statestream_server.sessions.layouts import Layout
 from statestream_server.sessions.lease import Asked, Lease
-from statestream_server.stores.base import Record, Store
+from statestream_server.stores.base import Store
+from statestream_server.stores.batches import Batch, joined
 
 _CAPTURED = 512
 """Rows captured at a time, so that a checkpoint of many holds the loop up for a millisecond or two only."""
@@ -39,8 +39,7 @@ class _Capture:
     serials: Ints
     epochs: Positions
     positions: Positions
-    records: list[Record]
-    nbytes: int
+    records: Batch
 
 
 class Writes:
@@ -101,7 +100,7 @@ class Writes:
                         await asyncio.sleep(0)  # The loop and the engine have their turns between two captures.
                     captures.append(await self._capture(table, layout, part[captured]))
                 asked = self._lease.ask()
-                saved = await self._store.save([record for capture in captures for record in capture.records])
+                saved = await self._store.save(joined([capture.records for capture in captures]))
             except BaseException:
                 for capture in captures:
                     same = table.serial[capture.rows] == capture.serials
@@ -134,22 +133,21 @@ class Writes:
                 layout, states, table.acked[rows], table.request[rows], replies, rows,
                 origins=table.origin[rows], cursors=table.cursors_of(rows),
             )  # fmt: skip
-            columns = zip(
-                table.keys(rows),
-                repeat(table.model.version),
-                epochs.tolist(),
-                positions.tolist(),
-                table.writer[rows].tolist(),
-                table.incarnation[rows].tolist(),
-                table.ephemeral[rows].tolist(),
+            ids = table.ids
+            made = Batch(
+                table.tenant[rows].tolist(),
+                [ids[row] or "" for row in rows.tolist()],
+                table.model.name,
+                table.model.version,
+                self._lease.owner,
+                epochs,
+                positions,
+                table.incarnation[rows],
+                table.writer[rows],
+                table.ephemeral[rows],
                 blobs,
-                repeat(0.0),
-                repeat(self._lease.owner),
-                repeat(0),
-                repeat(True),
             )
-            made = list(map(Record._make, columns))
-            capture = _Capture(rows, serials, epochs, positions, made, sum(map(len, blobs)))
+            capture = _Capture(rows, serials, epochs, positions, made)
             table.dirty[rows] = False
             return capture
 
@@ -160,7 +158,7 @@ class Writes:
         current = same & (table.epoch[rows] == capture.epochs)
         kept = rows[current & saved]
         self.records += int(np.count_nonzero(saved))
-        self.nbytes += capture.nbytes
+        self.nbytes += capture.records.nbytes
         self._lease.answered(asked, table, kept)
         table.durable[kept] = np.maximum(table.durable[kept], capture.positions[current & saved])
         # A row that was claimed anew meanwhile has another epoch. What its claim found stored it counts as durable;

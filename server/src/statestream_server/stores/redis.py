@@ -176,6 +176,7 @@ class RedisStore:
             StoreUnavailable: Redis does not answer or refuses; any record may or may not have been written.
             ValueError: A number or writer that no store could keep.
         """
+        records = [*records]
         check_records(records)
         now = time.time()
         answers = await self._call(

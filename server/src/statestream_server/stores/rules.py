@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from statestream_server.stores.base import NEWER, Claim, Key, Mode, Record, Verdict
+from statestream_server.stores.batches import Batch
 
 CLAIM_LIMIT = 1 << 52
 """Numbers in claims stay below this, so that epochs raised from them never reach `NUMBER_LIMIT`."""
@@ -251,6 +252,24 @@ def check_records(records: Sequence[Record]) -> None:
             name is no ASCII of at most 16.
     """
     _check("record", records, _RECORD_NUMBERS, NUMBER_LIMIT)
+
+
+def check_batch(batch: Batch) -> None:
+    """Refuses a batch as `check_records` does.
+
+    Raises:
+        ValueError: See there.
+    """
+    numbers = (batch.epochs, batch.positions, batch.incarnations)
+    if (
+        len(batch.owner) > OWNER_BYTES
+        or not batch.owner.isascii()
+        or "\0" in batch.owner
+        or not 0 <= batch.version < NUMBER_LIMIT
+        or batch.writers.dtype.itemsize != WRITER_BYTES
+        or any(int(column.max(initial=0)) >= NUMBER_LIMIT for column in numbers)
+    ):
+        check_records([*batch])
 
 
 def check_deletes(keys: Sequence[Key], epochs: Sequence[int], incarnations: Sequence[int]) -> None:

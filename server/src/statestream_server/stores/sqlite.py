@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from statestream.contract.errors import StoreUnavailable
-from statestream_server.stores import sqlite_tables
+from statestream_server.stores import sqlite_batches, sqlite_tables
 from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival
-from statestream_server.stores.rules import check_claims, check_deletes, check_records, tombs_time
+from statestream_server.stores.batches import Batch
+from statestream_server.stores.rules import check_batch, check_claims, check_deletes, check_records, tombs_time
 from statestream_server.stores.sqlite_upkeep import SqliteUpkeep
 
 P = ParamSpec("P")
@@ -117,9 +118,13 @@ class SqliteStore:
         """Writes the records that are not fenced in one transaction; see `base.Store.save`.
 
         Raises:
-            StoreUnavailable: The file cannot be written; no record was.
+            StoreUnavailable: The file cannot be written; no record was, or all that are not fenced.
             ValueError: A number or writer that no store could keep.
         """
+        if isinstance(records, Batch):
+            check_batch(records)
+            if sqlite_batches.is_usual(records):
+                return await self._run(sqlite_batches.save, records, self._clock)
         check_records(records)
         return await self._run(sqlite_tables.save, list(records), self._clock) if records else []
 

@@ -42,14 +42,14 @@ CREATE TABLE session (
     UNIQUE (tenant, model, id)
 )
 """
-_HEAD = struct.Struct(">QQQQ16s16sQ")
+HEAD = struct.Struct(">QQQQ16s16sQ")
 """Epoch, position, incarnation, version, writer, owner, fence. Big-endian: numbers compare as their bytes do."""
-_FENCE = _HEAD.size - 7
+_FENCE = HEAD.size - 7
 """Where the fence begins, as substr counts."""
 COLUMNS = "live, ephemeral, saved_at, head"
 EXPIRE_ROWS = 10_000
 """How many rows one transaction of an expiry looks at."""
-_MOST_BYTES = 16 << 20
+MOST_BYTES = 16 << 20
 """The most bytes of blobs in one statement, about."""
 
 # Statements in bulk are about sessions of one tenant (?1) and model (?2): a list of ids in JSON (?3), in which NULL
@@ -62,7 +62,7 @@ _READ = f"SELECT each.key, {COLUMNS}, blob FROM {_FOUND}"
 _WRITE = f"""
 INSERT INTO session (tenant, model, id, {COLUMNS}, blob)
 SELECT ?1, ?2, coalesce(each.value, ?4),
-    {{live}}, ?5, ?6, substr(?7, 1 + {_HEAD.size} * each.key, {_HEAD.size}), {{blob}}
+    {{live}}, ?5, ?6, substr(?7, 1 + {HEAD.size} * each.key, {HEAD.size}), {{blob}}
 FROM {_EACH} WHERE true
 ON CONFLICT (tenant, model, id) DO UPDATE SET
     live = excluded.live, ephemeral = excluded.ephemeral, saved_at = excluded.saved_at, head = {{head}}
@@ -79,7 +79,7 @@ _HEAD_OF_SAVE = f"""CASE
         THEN CAST(substr(excluded.head, 1, {_FENCE - 1}) || substr(head, {_FENCE}) AS BLOB)
     ELSE CAST(substr(head, 1, 8) || substr(excluded.head, 9, 8) || substr(head, 17, 8) || substr(excluded.head, 25, 8)
         || substr(head, 33) AS BLOB) END"""
-_SAVE = f"""
+SAVE = f"""
 {_WRITE.format(live=1, blob=_BLOB, head=_HEAD_OF_SAVE)}, blob = excluded.blob
 WHERE CASE
     WHEN NOT live THEN substr(head, 1, 8) < substr(excluded.head, 1, 8)
@@ -149,14 +149,14 @@ def generation(database: sqlite3.Connection) -> str:
 def columns_of(row: Sequence[Any]) -> Columns:
     """What a row of `COLUMNS` says."""
     live, ephemeral, saved_at, head = row
-    epoch, position, incarnation, version, writer, owner, fence = _HEAD.unpack(head)
+    epoch, position, incarnation, version, writer, owner, fence = HEAD.unpack(head)
     name = owner.rstrip(b"\0").decode()
     return Columns(bool(live), version, epoch, position, writer, incarnation, bool(ephemeral), saved_at, name, fence)
 
 
 def _head(columns: Columns) -> bytes:
     _, version, epoch, position, writer, incarnation, _, _, owner, fence = columns
-    return _HEAD.pack(epoch, position, incarnation, version, writer, owner.encode(), fence)
+    return HEAD.pack(epoch, position, incarnation, version, writer, owner.encode(), fence)
 
 
 def _parts(keys: Sequence[Key], kinds: Sequence[object]) -> Iterator[list[int]]:
@@ -184,10 +184,15 @@ def _names(keys: Sequence[Key]) -> tuple[str, str, str, str]:
     tenant, model, first = keys[0]
     if "\0" in first:
         return tenant, model, "[null]", first
-    return tenant, model, json.dumps([key.id for key in keys], ensure_ascii=False), ""
+    return names_of(tenant, model, [key.id for key in keys])
 
 
-def _find(database: sqlite3.Connection, keys: Sequence[Key]) -> dict[int, Columns]:
+def names_of(tenant: str, model: str, ids: Sequence[str]) -> tuple[str, str, str, str]:
+    """The same for ids that JSON can carry."""
+    return tenant, model, json.dumps(ids, ensure_ascii=False), ""
+
+
+def find(database: sqlite3.Connection, keys: Sequence[Key]) -> dict[int, Columns]:
     """What is stored, tombstones too, by place; the keys are those of a part."""
     return {place: columns_of(row) for place, *row in database.execute(_FIND, _names(keys))}
 
@@ -205,7 +210,7 @@ def claim(database: sqlite3.Connection, claims: Sequence[Claim], clock: Callable
 
 def _claim(database: sqlite3.Connection, claims: Sequence[Claim], now: float) -> list[Claimed]:
     keys = [claim.key for claim in claims]
-    stored = _find(database, keys)
+    stored = find(database, keys)
     # Claims of sessions that are new differ in key and state alone: they are decided once.
     new: dict[tuple[object, ...], Decision] = {}
     decisions = list[Decision]()
@@ -226,7 +231,7 @@ def _claim(database: sqlite3.Connection, claims: Sequence[Claim], now: float) ->
                 head = packed[id(columns)] = _head(columns)
             writes.setdefault(kind, []).append((claim.key, head, blob or b""))
     for (keeps, ephemeral, size), rows in writes.items():
-        most = max(1, _MOST_BYTES // max(1, size or 0))
+        most = max(1, MOST_BYTES // max(1, size or 0))
         for start in range(0, len(rows), most):
             part = rows[start : start + most]
             given = (*_names([key for key, _, _ in part]), ephemeral, now, b"".join(head for _, head, _ in part))
@@ -255,7 +260,7 @@ def save(database: sqlite3.Connection, records: Sequence[Record], clock: Callabl
     kinds = [(record.ephemeral, None if record.blob is None else len(record.blob)) for record in records]
     for part in _parts([record.key for record in records], kinds):
         _, size = kinds[part[0]]
-        most = max(1, _MOST_BYTES // max(1, size or 0))
+        most = max(1, MOST_BYTES // max(1, size or 0))
         for start in range(0, len(part), most):
             places = part[start : start + most]
             for place in _fenced(database, [records[place] for place in places], now):
@@ -269,20 +274,26 @@ def _fenced(database: sqlite3.Connection, records: Sequence[Record], now: float)
         *records, strict=True
     )
     owned = map(str.encode, owners)
-    heads = b"".join(map(_HEAD.pack, epochs, positions, incarnations, versions, writers, owned, epochs))
+    heads = b"".join(map(HEAD.pack, epochs, positions, incarnations, versions, writers, owned, epochs))
     size = None if blobs[0] is None else len(blobs[0])
     # Of an empty byte string, sqlite takes NULL for a part.
     data = None if size is None else b"".join(blobs) or b"\0"
     names = _names(keys)
-    if database.execute(_SAVE, (*names, ephemeral, now, heads, data, size)).rowcount == len(records):
+    if database.execute(SAVE, (*names, ephemeral, now, heads, data, size)).rowcount == len(records):
         return []
-    found = _find(database, keys)
-    # What a save is fenced by is above it, or a tombstone: where it stands now, it was written.
-    return [
+    return sorted(are_refused(find(database, keys), epochs, positions))
+
+
+def are_refused(found: Mapping[int, Columns], epochs: Sequence[int], positions: Sequence[int]) -> set[int]:
+    """The places of saved records that are not what is `found` behind them.
+
+    What a save is fenced by is above it, or a tombstone: where it stands now, it was written.
+    """
+    return {
         place
         for place, (epoch, position) in enumerate(zip(epochs, positions, strict=True))
-        if not found[place].live or found[place].fence > epoch or found[place].position != position
-    ]
+        if (one := found.get(place)) is None or not one.live or one.fence > epoch or one.position != position
+    }
 
 
 def load(database: sqlite3.Connection, keys: Sequence[Key]) -> list[Record | None]:
@@ -301,7 +312,7 @@ def heads(database: sqlite3.Connection, keys: Sequence[Key]) -> list[Record | No
     database.execute("BEGIN")
     found: list[Record | None] = [None] * len(keys)
     for part in _parts(keys, [0] * len(keys)):
-        for place, columns in _find(database, [keys[place] for place in part]).items():
+        for place, columns in find(database, [keys[place] for place in part]).items():
             found[part[place]] = record_of(keys[part[place]], columns)
     return found
 
@@ -322,7 +333,7 @@ def delete(
     database.execute("BEGIN IMMEDIATE")
     now, answers, keys = clock(), [False] * len(asked), [key for key, _, _ in asked]
     for part in _parts(keys, [0] * len(keys)):
-        found = _find(database, [keys[place] for place in part])
+        found = find(database, [keys[place] for place in part])
         buried = list[tuple[Key, bytes]]()
         for index, place in enumerate(part):
             key, epoch, incarnation = asked[place]
