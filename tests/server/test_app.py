@@ -26,6 +26,15 @@ from tests.support.speaker import Speaker
 X = {"x": np.ones((3, 2), np.float32)}
 
 
+async def test_only_a_look_up_that_nobody_waits_for_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A store whose name is not known for a while: each attempt is told once, by who gave it up."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(app._without_lookups)
+    for error in (socket.gaierror(-3, "no such name"), OSError("a fault")):
+        loop.create_future().set_exception(error)
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["a fault"]
+
+
 async def test_metrics_tell_what_was_done(models_dir: Path) -> None:
     """Prometheus text over HTTP: steps and sessions by name."""
     async with serving(models_dir, http_port=0) as local:

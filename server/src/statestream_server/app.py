@@ -98,6 +98,7 @@ async def serve(
         worker = Worker(connected)
     hung_up = worker.left if worker is not None else asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_without_lookups)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_die, stop)
     async with contextlib.AsyncExitStack() as leaving:
@@ -119,6 +120,12 @@ async def serve(
         failures = [server.failed()] if worker is None else [server.failed(), worker.failed()]
         await _first(stop.wait(), hung_up.wait(), *failures)
         log.info("leaving: finishing what came, saving, at most %.0f s", settings.drain_grace)
+
+
+def _without_lookups(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs what the loop found, but for a name's look-up that outlived its connection: who gave that up said why."""
+    if not (isinstance(context.get("exception"), socket.gaierror) and "never retrieved" in context["message"]):
+        loop.default_exception_handler(context)
 
 
 async def _started(starting: asyncio.Task[Running], stop: asyncio.Event, hung_up: asyncio.Event) -> bool:

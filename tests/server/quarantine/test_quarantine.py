@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -54,6 +55,19 @@ def test_what_ran_in_a_death_is_suspected_until_it_went_well(tmp_path: Path) -> 
     again = started(tmp_path)
     assert suspects(again, 5, 6, 7) == [5, 7], "another process knows it too"
     again.close()
+
+
+def test_what_is_mapped_is_on_the_disk_or_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a file that finds no room when it is first written ends the process with SIGBUS."""
+    recorder = Recorder(tmp_path)
+    found = recorder.path.stat()
+    assert found.st_blocks * 512 >= found.st_size
+    recorder.close()
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:4096]))  # As a disk that is nearly full does.
+    with pytest.raises(OSError, match="No space left on device"):
+        Recorder(tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(("number", "most"), [(signal.SIGSEGV, 2), (signal.SIGFPE, 2), (signal.SIGKILL, 3)])

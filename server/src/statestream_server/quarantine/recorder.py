@@ -7,6 +7,7 @@ file is locked while its process lives, so whoever finds one that can be locked 
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import fcntl
 import mmap
@@ -75,7 +76,7 @@ class Recorder:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._file, _SIZE)
+            _fill(self._file, _SIZE)
             self._map = mmap.mmap(self._file, _SIZE)
         except OSError:
             os.close(self._file)
@@ -156,6 +157,16 @@ class Unrecorded:
 
     def leave(self) -> None:
         """Notes nothing."""
+
+
+def _fill(file: int, size: int) -> None:
+    """Has the disk hold a whole file: a mapped page that finds no room there ends the process when it is written.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if (written := os.write(file, bytes(size))) < size:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {written} of {size} bytes were written")
 
 
 def deaths(folder: Path) -> Iterator[list[Entry]]:

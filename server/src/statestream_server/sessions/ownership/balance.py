@@ -95,7 +95,8 @@ class Balance:
         if came:
             self._newest, self._begins, self._until = self._streams.newest, now + SETTLING, now + PATIENCE
             self._portion = math.ceil(PORTION * sessions)
-            log.info("%d servers came; some of the %d sessions here are asked to go there", len(came), sessions)
+            if sessions:
+                log.info("%d servers came; some of the %d sessions here are asked to go there", len(came), sessions)
         if not self._begins <= now < self._until:
             return 0
         count = min(excess(self._lease.owner, sessions, peers), self._portion)
