@@ -14,14 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CONFTEST = """
 from tests import leftovers
-leftovers._ENDING_SECONDS = leftovers._TEARDOWN_SECONDS = leftovers._RING_SECONDS = leftovers._EXIT_SECONDS = 0.5
+leftovers._ENDING_SECONDS = leftovers._TEARDOWN_SECONDS = leftovers._RING_SECONDS = leftovers._EXIT_SECONDS = {seconds}
 pytest_plugins = ["tests.leftovers"]
 """
 
 
-def run(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
-    """Runs one file of tests by itself, which must end long before what its tests left would."""
-    (folder / "conftest.py").write_text(CONFTEST)
+def run(folder: Path, test: str, seconds: float = 0.5) -> subprocess.CompletedProcess[str]:
+    """Runs one file of tests by itself, which must end long before what its tests left would.
+
+    After `seconds` what goes on is stopped; where nothing should be, a busy machine may take long to end.
+    """
+    (folder / "conftest.py").write_text(CONFTEST.format(seconds=seconds))
     (folder / "test_it.py").write_text(test)
     return subprocess.run(
         [
@@ -95,6 +98,7 @@ def test_engine():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], env=leftovers.to_outlast())
     print(child.pid, file=open("pid", "w"))
 """,
+        seconds=30,
     )
     pid = int((tmp_path / "pid").read_text())
     assert not gone(pid)
