@@ -236,6 +236,21 @@ async def test_compressed_messages_and_binary_metadata_arrive(models_dir: Path) 
         assert await call.code() == grpc.StatusCode.OK
 
 
+async def test_a_call_with_malformed_headers_ends_alone(models_dir: Path) -> None:
+    """Others share its connection: a proxy's, or another task's."""
+    async with serving(models_dir, edge="h2") as local:
+        watch = health_pb2_grpc.HealthStub(local.channel).Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        for metadata in ((("authorization", " "),), (("x", "a "),)):
+            info = server_pb2_grpc.ServerServiceStub(local.channel).GetServerInfo
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await info(INFO, metadata=metadata, timeout=DEADLINE)
+            assert caught.value.code() == grpc.StatusCode.INTERNAL  # Its library's name for a reset stream.
+        assert local.server.connected()[0] == 1
+        assert not watch.done()
+        watch.cancel()
+
+
 async def test_errors_carry_their_details(models_dir: Path) -> None:
     async with serving(models_dir, edge="h2") as local:
         stub = inference_pb2_grpc.InferenceServiceStub(local.channel)

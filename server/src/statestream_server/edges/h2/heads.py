@@ -53,7 +53,7 @@ class Head:
 
 
 def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
-    """What a call says of itself, in headers that are well-formed (the library saw to that)."""
+    """What a call says of itself, in headers that are well-formed."""
     head, metadata, size = Head(), list[tuple[str, str | bytes]](), 0
     verb = kind = encoding = b""
     for name, value in headers:
@@ -67,7 +67,9 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
         elif name == b"grpc-timeout":
             found = _TIMEOUT.fullmatch(value)
             if found is None:
-                head.refusal = ended(grpc.StatusCode.INTERNAL, f"grpc-timeout is {value[:40]!r}; expected 1S, 100m, …")
+                head.refusal = ended(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"grpc-timeout is {value[:40]!r}; expected 1S, 100m, …"
+                )
             else:
                 head.timeout = int(found[1]) * _UNITS[found[2]]
         elif name == b"grpc-encoding":
@@ -82,7 +84,7 @@ def read(headers: Iterable[tuple[bytes, bytes]]) -> Head:
             try:  # Several values of one name may stand in one header, with commas.
                 metadata += [(key, _unpacked(part)) for part in value.split(b",")]
             except ValueError:
-                head.refusal = ended(grpc.StatusCode.INTERNAL, "metadata whose name ends in -bin is no base64")
+                head.refusal = ended(grpc.StatusCode.INVALID_ARGUMENT, "metadata whose name ends in -bin is no base64")
     head.metadata = tuple(metadata)
     if encoding == b"gzip":
         head.gzip = True

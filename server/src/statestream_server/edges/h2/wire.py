@@ -17,6 +17,7 @@ from h2 import events
 from h2.errors import ErrorCodes
 from h2.exceptions import FrameTooLargeError, ProtocolError
 from h2.stream import H2Stream, StreamClosedBy, StreamState
+from h2.utilities import HeaderValidationFlags, validate_headers
 from hpack.exceptions import HPACKError
 
 from statestream_server.edges.h2.floods import BLOCK_MOST, MOST_SETTINGS, MOST_STREAMS, STREAM_WINDOW, Budget, TooMuch
@@ -48,6 +49,10 @@ _LATE: Final = 0.1
 """What the reset of an earlier one costs."""
 _NAMES: Final = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
                  "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
+_FLAGS: Final[dict[type[events.Event], HeaderValidationFlags]] = {
+    kind: HeaderValidationFlags(is_client=False, is_trailer=trailer, is_response_header=False, is_push_promise=False)
+    for kind, trailer in ((events.RequestReceived, False), (events.TrailersReceived, True))
+}
 _log = logging.getLogger(__name__)
 
 
@@ -307,7 +312,12 @@ class Wire(Writer):
         """Does what follows of an event; of a call that began, its head."""
         head = None
         call = self.calls.get(getattr(event, "stream_id", 0) or 0)
-        if isinstance(event, events.RequestReceived):
+        if isinstance(event, (events.RequestReceived, events.TrailersReceived)) and _malformed(event):
+            self.resets.take("calls whose headers are malformed")
+            self.reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            if call is not None:
+                call.lost()
+        elif isinstance(event, events.RequestReceived):
             head = read(event.headers or ())
             self._opened(self.streams[event.stream_id], head)
         elif isinstance(event, events.DataReceived):
@@ -346,6 +356,16 @@ class Wire(Writer):
         call.usual = head.plain and self._short and stream.state_machine.state == StreamState.OPEN
         self.calls[stream.stream_id] = call
         call.begin()
+
+
+def _malformed(event: events.RequestReceived | events.TrailersReceived) -> bool:
+    """Whether headers break the rules (§8.1.1), which concerns their stream alone."""
+    try:
+        for _ in validate_headers(event.headers or (), _FLAGS[type(event)]):
+            pass
+    except ProtocolError:
+        return True
+    return False
 
 
 def _unquoted(error: Exception) -> str:

@@ -27,7 +27,11 @@ MOST_FRAME: Final = 64 << 10
 FRAME: Final = Struct(">IBI")
 """A frame's header: its length and type as one number, flags, stream (§4.1)."""
 CONFIG: Final = H2Configuration(
-    client_side=False, header_encoding=None, normalize_outbound_headers=False, validate_outbound_headers=False
+    client_side=False,
+    header_encoding=None,
+    normalize_outbound_headers=False,
+    validate_outbound_headers=False,
+    validate_inbound_headers=False,  # `Wire` does it: the library would end the connection, with all other calls on it.
 )
 _MESSAGE: Final = Struct(">IBIBI")
 """The header of a DATA frame and of the gRPC message that is all of it."""
