@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -29,11 +30,13 @@ from statestream import aio
 from statestream.command import group
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc, model_pb2, server_pb2, server_pb2_grpc
-from statestream_server.access import tokens
+from statestream_server.access import certificates, tokens
+from statestream_server.access.certificates import NOBODY, Names
 from statestream_server.settings import StartError, check_reach, check_tls
+from statestream_server.workers.relay import Relay
 from tests.support.arrays import tensor
 from tests.support.calls import DEADLINE, Caller, connected, failing
-from tests.support.serving import free_settings, serving
+from tests.support.serving import free_settings, lasting_port, process, serving
 
 EDGES = ("grpcio", "h2")
 INFO = server_pb2.GetServerInfoRequest(protocol=1, oldest_protocol=1)
@@ -456,6 +459,73 @@ async def test_the_http_port_is_in_tls_and_knows_certificates(models_dir: Path, 
     )
     with pytest.raises(StartError, match="--http-tls puts"):
         check_tls(free_settings(tmp_path, http_tls=True))
+
+
+async def test_a_worker_believes_the_process_before_it_whose_certificate_came(
+    models_dir: Path, papers: Path, tmp_path: Path
+) -> None:
+    """And nobody else: the header that says so is dropped by the relay, and not read at a port."""
+    path, told_by = tmp_path / "tokens.toml", certificates.told(Names(("spiffe://acme/billing",), "client"))
+    path.write_text(PAPERS)
+
+    async def asked(relay: Relay, names: Names, *headers: tuple[bytes, bytes]) -> int:
+        said = list[Any]()
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        scope: dict[str, Any] = {"method": "GET", "path": "/v2/models", "raw_path": b"/v2/models", "query_string": b""}
+        scope |= {"headers": [(b"host", b"a"), *headers], "state": {"names": names}, "client": ("a", 1)}
+        await relay(scope, receive, send)
+        return int(said[0]["status"])
+
+    async with serving(models_dir, tokens=path, http_unix=str(tmp_path / "0.sock")):
+        worker: Any = SimpleNamespace(index=0, reason="")
+        relay, header = Relay([worker], tmp_path), certificates.RELAYED.encode()
+        known, other = Names(("spiffe://acme/billing",), "client"), Names((), "nobody")
+        assert await asked(relay, known) == 200
+        assert await asked(relay, other) == 401
+        assert await asked(relay, NOBODY, (header, told_by)) == 401
+        assert await asked(relay, other, (header, told_by), (header.upper(), told_by)) == 401
+        assert await asked(relay, known, (b"authorization", b"Bearer wrong")) == 401
+        for value in (b"", b"x", b"W10=", b"bnVsbA==", b"WzEsMl0="):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "0.sock")
+            writer.write(b"GET /v2/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%s: %s\r\n\r\n" % (header, value))
+            assert b" 401 " in (await asyncio.wait_for(reader.read(), DEADLINE)).split(b"\r\n")[0] + b" "
+            writer.close()
+    async with serving(models_dir, tokens=path, http_port=0) as local:
+        head = f"{certificates.RELAYED}: {told_by.decode()}\r\n"
+        assert b" 401 " in await _get(local.running.http_port, None, head)
+
+
+@pytest.mark.slow
+async def test_several_workers_know_the_certificates_of_the_http_port(
+    models_dir: Path, papers: Path, tmp_path: Path
+) -> None:
+    path, port = tmp_path / "tokens.toml", lasting_port()
+    path.write_text(PAPERS)
+    options = [
+        "--workers",
+        "2",
+        "--store",
+        f"sqlite:{tmp_path / 's.db'}",
+        "--tokens",
+        str(path),
+        "--http-tls",
+        "--http",
+    ]
+    options += ["--http-port", str(port), "--tls-clients", str(papers / "ca.pem")]
+    options += ["--tls-certificate", str(papers / "server.pem"), "--tls-key", str(papers / "server.key")]
+    with process(models_dir, *options):
+        for name, status in (("client", b"200"), ("server", b"401")):
+            context = ssl.create_default_context(cafile=str(papers / "ca.pem"))
+            context.load_cert_chain(papers / f"{name}.pem", papers / f"{name}.key")
+            head = f"{certificates.RELAYED}: {certificates.told(Names((), 'other')).decode()}\r\n"
+            for _ in range(4):
+                assert status in (await _get(port, context, head)).split(b"\r\n")[0]
 
 
 @pytest.mark.parametrize("edge", EDGES)

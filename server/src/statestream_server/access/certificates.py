@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -56,6 +58,24 @@ def of_context(properties: Mapping[str, Iterable[bytes]]) -> Names:
         uris = tuple(text for text in map(_text, others) if "://" in text)
     commons = [_text(value) for value in properties.get("x509_common_name", ())]
     return Names(uris, commons[-1] if commons else "")
+
+
+RELAYED: Final = "statestream-caller"
+"""The header by which the process that has the port tells a worker whose certificate it saw; see `relayed`."""
+
+
+def told(names: Names) -> bytes:
+    """Names as the value of a header."""
+    return base64.b64encode(json.dumps([names.common, *names.uris]).encode())
+
+
+def relayed(value: str) -> Names:
+    """What `told` wrote; believe it of the process that has the port alone: whoever writes it says who he is."""
+    try:
+        common, *uris = json.loads(base64.b64decode(value, validate=True))
+    except (ValueError, TypeError):
+        return NOBODY
+    return Names(tuple(map(str, uris)), str(common))
 
 
 def _text(value: bytes) -> str:

@@ -18,11 +18,13 @@ import h11
 from starlette.types import Message, Receive, Scope, Send
 
 from statestream.contract import errors
+from statestream_server.access.certificates import RELAYED, told
 from statestream_server.edges.http.refusals import refusal
 
 _PIECE: Final = 256 << 10
 _CONNECT_SECONDS: Final = 2.0
 _BODY_SECONDS: Final = 10.0
+_CALLER: Final = RELAYED.encode()
 _SEQUENCE: Final = re.compile(rb'"sequence_id"\s*:\s*("[^"]{1,256}"|\d{1,19})')
 _HOP: Final = frozenset(
     (b"connection", b"expect", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
@@ -116,7 +118,10 @@ async def _exchanged(
 ) -> None:
     """Sends a request on, and its answer back; what comes is not held here."""
     wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
-    headers = [(name, value) for name, value in scope["headers"] if name not in _HOP]
+    # A caller who says himself whose certificate he has is not believed.
+    headers = [(name, value) for name, value in scope["headers"] if name not in _HOP and name.lower() != _CALLER]
+    if names := scope.get("state", {}).get("names"):
+        headers.append((_CALLER, told(names)))
     if not any(name == b"host" for name, _ in headers):
         headers.append((b"host", b""))  # HTTP/1.0 needs none, what a worker is asked in does.
     if not any(name == b"content-length" for name, _ in headers):

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from statestream_server.access.certificates import NOBODY, Names, of_peer
+from statestream_server.access.certificates import NOBODY, RELAYED, Names, of_peer, relayed
 from statestream_server.edges.sockets import listening, on_unix, tls
 from statestream_server.settings import Settings
 
@@ -44,7 +44,9 @@ class Pages(Protocol):
 
 
 def names_of(request: Request) -> Names:
-    """The names of the certificate that a request's caller showed."""
+    """The names of the certificate that a request's caller showed, here or to the process that hands it on."""
+    if getattr(request.state, "relayed", False):
+        return relayed(request.headers.get(RELAYED, ""))
     found: Names = getattr(request.state, "names", NOBODY)
     return found
 
@@ -66,7 +68,7 @@ class Http:
             self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             _application(pages, more),
-            http=_connections(settings.reader_timeout, most),
+            http=_connections(settings.reader_timeout, most, relayed=bool(settings.http_unix)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -118,12 +120,16 @@ class _Connection(H11Protocol):
     """Runs while its reader takes nothing of what was written."""
     reader_seconds = 20.0
     """What it may take nothing for."""
+    relayed = False
+    """Whether what it brings is handed on by the first process of several, which alone reaches its socket."""
     most = 128
     """Connections that may be open; of those without a request the one silent for longest goes for a new one."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if (tls := transport.get_extra_info("ssl_object")) is not None:
+        if self.relayed:
+            self.app_state = {**self.app_state, "relayed": True}
+        elif (tls := transport.get_extra_info("ssl_object")) is not None:
             self.app_state = {**self.app_state, "names": of_peer(tls)}
         if len(self.connections) > self.most:
             waiting = [one for one in self.connections if isinstance(one, _Connection) and one._timer is not None]
@@ -169,9 +175,10 @@ class _Connection(H11Protocol):
             self._timer = None
 
 
-def _connections(reader_seconds: float, most: int) -> type[_Connection]:
+def _connections(reader_seconds: float, most: int, *, relayed: bool) -> type[_Connection]:
     """Connections of which there may be so many, and whose readers may take nothing for so long."""
-    return type("_Connection", (_Connection,), {"reader_seconds": reader_seconds, "most": most})  # uvicorn makes them.
+    # uvicorn makes them.
+    return type("_Connection", (_Connection,), {"reader_seconds": reader_seconds, "most": most, "relayed": relayed})
 
 
 def _application(pages: Pages, more: Sequence[Route]) -> Starlette:
