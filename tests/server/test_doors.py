@@ -34,6 +34,7 @@ from statestream_server.access import certificates, tokens
 from statestream_server.access.certificates import NOBODY, Names
 from statestream_server.settings import StartError, check_reach, check_tls
 from statestream_server.workers.relay import Relay
+from tests.support import http2
 from tests.support.arrays import tensor
 from tests.support.calls import DEADLINE, Caller, connected, failing
 from tests.support.serving import free_settings, lasting_port, process, serving
@@ -252,6 +253,20 @@ async def test_a_call_with_malformed_headers_ends_alone(models_dir: Path) -> Non
         assert local.server.connected()[0] == 1
         assert not watch.done()
         watch.cancel()
+
+
+async def test_a_method_that_is_no_text_leaves_the_port_open(models_dir: Path) -> None:
+    """grpcio ends its server over it; over h2 it is a method that is not there."""
+    for edge in EDGES:
+        async with serving(models_dir, edge=edge) as local:
+            fields = [(name.encode(), value.encode()) for name, value in http2.headers_of("")]
+            block = b"".join(http2.literal(n, b"/a\xaa/b" if n == b":path" else v) for n, v in fields)
+            async with http2.wired(local.address) as wire:
+                await wire.greet()
+                await wire.send(http2.raw(1, 5, 1, block))
+                assert await wire.until(lambda: wire.end is not None or wire.status(1) is not None, 10)
+            info = server_pb2_grpc.ServerServiceStub(local.channel).GetServerInfo
+            assert (await info(INFO, wait_for_ready=True, timeout=DEADLINE)).server_id == local.server.id
 
 
 async def test_errors_carry_their_details(models_dir: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from typing import Final
 
 import grpc
 
 from statestream_server.edges.grpc.table import Methods
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import ANSWER_OVERHEAD, Settings, StartError
+
+log = logging.getLogger(__name__)
+_AGAIN: Final = 0.05
+"""Seconds between two tries to have a port that is being closed."""
 
 
 class Grpc(Methods):
@@ -22,33 +28,67 @@ class Grpc(Methods):
         """
         super().__init__(settings, server, readiness)
         logging.getLogger("grpc._cython.cygrpc").addFilter(_concerns_us)
-        self._server = grpc.aio.server(options=_options(settings))
-        self._server.add_generic_rpc_handlers((self.chain,))
-        self.port = 0
-        if not settings.only_unix:
-            self.port = self._listen(f"{settings.host}:{settings.port}", _credentials(settings))
-        if settings.unix:
-            self._listen(f"unix:{settings.unix}", None)
+        self._settings, self.port = settings, settings.port
+        self._server, self.port = self._made()
+        self._stopping = False
+        self._watching: asyncio.Task[None] | None = None
 
-    def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        try:
-            if credentials is not None:
-                return self._server.add_secure_port(address, credentials)
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise StartError(
-                f"cannot listen on {address}: the port is taken, or the address is not this machine's; is another"
-                " server running there?"
-            ) from error
+    def _made(self) -> tuple[grpc.aio.Server, int]:
+        """A server of the library and its port; 0 where it has none."""
+        settings, port = self._settings, 0
+        server = grpc.aio.server(options=_options(settings))
+        server.add_generic_rpc_handlers((self.chain,))
+        if not settings.only_unix:
+            port = _listen(server, f"{settings.host}:{self.port}", _credentials(settings))
+        if settings.unix:
+            _listen(server, f"unix:{settings.unix}", None)
+        return server, port
 
     async def start(self) -> None:
         """Begins to answer; health checks say so."""
         await self._server.start()
+        self._watching = asyncio.get_running_loop().create_task(self._watch(), name="port")
         await self.serving()
 
     async def stop(self, grace: float | None) -> None:
         """Takes no more calls; ends those that are under way after `grace` seconds, or at once."""
+        self._stopping = True
         await self._server.stop(grace)
+        if self._watching is not None:
+            await self._watching  # Not cancelled: that would end what `stop` waits for, too.
+
+    async def _watch(self) -> None:
+        """Opens the port anew where the library closed it: a method's name that is no UTF-8 is enough for that.
+
+        Its connections end then; clients come again, and go on where they were.
+        """
+        while True:
+            try:
+                await self._server.wait_for_termination()
+                return
+            except Exception as error:
+                if self._stopping:
+                    return
+                log.warning("gRPC's library ended its server, the port is opened anew: %r", error)
+            while not self._stopping:
+                try:
+                    self._server, _ = self._made()
+                    await self._server.start()
+                    break
+                except (StartError, OSError):
+                    await asyncio.sleep(_AGAIN)  # It is not free yet, or the certificate cannot be read now.
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartError(
+            f"cannot listen on {address}: the port is taken, or the address is not this machine's; is another"
+            " server running there?"
+        ) from error
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
