@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from statestream.views import read_model
+from statestream.views import SessionInfo, read_model
 from tests.client.fake_server import Fake
 from tests.client.twins import Connect, Twin
 from tests.client.world import ones
@@ -42,3 +42,15 @@ def test_models(fake: Fake) -> None:
     message.signature.description, message.error = WICKED, WICKED
     shown = cells(read_model(message)._repr_html_())
     assert {"sum, version 1", "x float32[?, ?, 2]", WICKED} <= set(shown)
+
+
+async def test_a_server_and_what_it_lists(connect: Connect, twin: Twin) -> None:
+    client = await connect()
+    await twin.call(client.session, "sum", WICKED)
+    info = await twin.call(client.info)
+    assert repr(info).startswith(f"<ServerInfo {info.server_id}, version ")
+    assert len(repr(info)) < 120
+    assert {"max chunk steps", f"{info.limits.max_chunk_steps:,}"} <= set(cells(info._repr_html_()))
+    described = SessionInfo("sum", 1, WICKED, 7, 3, 9, "resident", ephemeral=False, last_used=None)
+    assert repr(described) == f"<SessionInfo {WICKED!r} of sum version 1: position 7, durable 3, resident>"
+    assert {f"Session {WICKED}", "7", "resident"} <= set(cells(described._repr_html_()))

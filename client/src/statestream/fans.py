@@ -201,7 +201,7 @@ def _chart(panel: Panel) -> str:
         shapes.append(f"<polygon points='{' '.join(edge)}' fill='#3b82c4' fill-opacity='.25'/>")
     shapes.append(_line(panel.past, 0, point, "currentColor"))
     join = panel.past[-1:]
-    shapes.append(_line(np.concatenate([join, panel.middle]), first - len(join), point, "#1d5f9e"))
+    shapes.append(_line(np.concatenate([join, panel.middle]), first - len(join), point, "#3b82c4"))
     if first:
         edge_x = f"{x(first - 1):.1f}"
         shapes.append(

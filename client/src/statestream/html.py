@@ -7,6 +7,7 @@ from html import escape
 
 MOST_ROWS = 20
 """Rows that are shown of a long table."""
+_CAPTION = "<caption style='text-align:left;white-space:nowrap'>"
 
 
 def facts(title: str, rows: Mapping[str, object]) -> str:
@@ -16,7 +17,7 @@ def facts(title: str, rows: Mapping[str, object]) -> str:
         f"<td style='text-align:left'>{escape(str(value))}</td></tr>"
         for name, value in rows.items()
     )
-    return f"<table><caption>{escape(title)}</caption><tbody>{body}</tbody></table>"
+    return f"<table>{_CAPTION}{escape(title)}</caption><tbody>{body}</tbody></table>"
 
 
 def table(title: str, names: Sequence[str], rows: Sequence[Sequence[object]], count: int) -> str:
@@ -27,4 +28,4 @@ def table(title: str, names: Sequence[str], rows: Sequence[Sequence[object]], co
     )
     if count > MOST_ROWS:
         body += f"<tr><td colspan='{len(names)}'>… and {count - MOST_ROWS:,} more</td></tr>"
-    return f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table>{_CAPTION}{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
@@ -77,6 +78,16 @@ class SessionInfo:
     origin: int = 0
     cursor: bytes = b""
 
+    def __repr__(self) -> str:
+        """One line: whose it is, where it stands and how much of that is durable."""
+        used = f", last used {self.last_used:%Y-%m-%d %H:%M:%S}" if self.last_used else ""
+        stands = f"position {self.position}, durable {self.durable_position}, {self.residence}{used}"
+        return f"<SessionInfo {self.id!r} of {self.model} version {self.version}: {stands}>"
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it, with all that is known."""
+        return html.facts(f"Session {self.id}", {name: value for name, value in _fields(self) if value})
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -118,6 +129,24 @@ class ServerInfo:
     fingerprint: str
     draining: bool
     limits: Limits
+
+    def __repr__(self) -> str:
+        """One line; what it takes is in `limits`."""
+        leaving = ", leaving" if self.draining else ""
+        kept = f"store {self.store}, durability {self.durability}"
+        return f"<ServerInfo {self.server_id}, version {self.version}: {self.device}, {kept}{leaving}>"
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it, with all that it takes."""
+        rows = {name: value for name, value in _fields(self) if name != "limits"}
+        rows["survives"] = ", ".join(self.survives) or "nothing"
+        rows |= {name: f"{value:,}" for name, value in _fields(self.limits)}
+        return html.facts(f"Server {self.server_id}", rows)
+
+
+def _fields(one: Any) -> list[tuple[str, Any]]:
+    """The names of a value's fields, in words, and what they are."""
+    return [(each.name.replace("_", " "), getattr(one, each.name)) for each in fields(one)]
 
 
 def read_model(message: model_pb2.Model) -> Model:
