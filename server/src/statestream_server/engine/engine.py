@@ -205,6 +205,11 @@ class Engine:
         return self._slabs
 
     @property
+    def due(self) -> bool:
+        """Whether it takes in, or runs, something in the next turn of the loop."""
+        return self._due and self._on_thread is None
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes of the inputs of chunks that wait or run."""
         return sum(lane.nbytes for lane in self._tables)

@@ -297,8 +297,10 @@ class ReplyWindow:
             return
         numbers = np.searchsorted(np.asarray(self._firsts), entries, side="right") - 1
         order = np.argsort(numbers, kind="stable")
-        for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-            number = int(numbers[at[0]])
+        found = numbers[order]
+        begins = [0, *(np.flatnonzero(found[1:] != found[:-1]) + 1).tolist()]
+        for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
+            at, number = order[begin:end], found.item(begin)
             if number >= 0:
                 yield at, self._blocks[number], self._blocks[number].places(entries[at])
 

@@ -36,6 +36,12 @@ TOOK: Final = 17
 """Durations by powers of two of milliseconds: below 1, 2, 4, … up to 33 s, and above."""
 _BACKOFF_SECONDS = 0.2
 """How long the checkpointer waits after the store did not answer."""
+_ENOUGH: Final = 128
+"""Rows of a save that waits for no more: what it costs once is little then, and meanwhile the loop has others."""
+_MOST_TURNS: Final = 4
+"""Turns of the loop for which a save that is wanted waits at most, for others of the same moment to join it."""
+_MOST_SECONDS: Final = 0.002
+"""After so long it waits for no further turn."""
 _AGAIN_SECONDS = 0.01
 """How long it waits for a claim that is on its way, before it looks at the row again."""
 
@@ -94,6 +100,7 @@ class Checkpointer:
         self.slow = math.inf
         """Seconds after which one is worth a line in the log."""
         self._behind_since: float | None = None
+        self._engine = engine
         self._lease = lease
         self._interval = interval
         self._layouts: dict[int, tuple[Table, Layout]] = {}
@@ -252,9 +259,11 @@ class Checkpointer:
     async def _run(self) -> None:
         while True:
             timeout = None if self.mode == Durability.SYNC and not self._waiting else self._interval
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._wanted.wait()
+            if not self._wanted.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        await self._wanted.wait()
+            await self._gathered()
             self._wanted.clear()
             cycle, self._cycle = self._cycle, None
             count, began, written = len(self._waiting), time.monotonic(), self.writes.records
@@ -290,6 +299,21 @@ class Checkpointer:
             self._waiting = [held for held in going if not self._let_go(held)] + self._waiting
             if cycle is not None:
                 cycle.set_result(None)
+
+    async def _gathered(self) -> None:
+        """Returns when what the engine is about to run has run, or is enough, or a few turns of the loop are over.
+
+        A save of a few costs nearly what one of a hundred does. An idle engine has nothing that would be waited for.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for _ in range(_MOST_TURNS):
+            if not self._engine.due or loop.time() - began > _MOST_SECONDS or self._dirty() >= _ENOUGH:
+                return
+            await asyncio.sleep(0)
+
+    def _dirty(self) -> int:
+        return sum([int(np.count_nonzero(table.dirty)) for table, _ in self._layouts.values()])
 
     def _let_go(self, held: Withheld) -> bool:
         """Lets those replies leave that are durable, or not their callers' any more; whether none is left.
