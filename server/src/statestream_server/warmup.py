@@ -28,6 +28,8 @@ _MODULES: Final = (
     "statestream_server.models.form.plan",
     "statestream_server.models.form.tensors",
     "statestream_server.models.form.unfold",
+    "statestream_server.models.graphs.fusion",
+    "statestream_server.models.graphs.guards",
     "statestream_server.models.memory.device_rows",
     "statestream_server.models.proof.refusals",
     "statestream_server.models.proof.sharing",

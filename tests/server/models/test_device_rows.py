@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from statestream.signature import Signature, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.graphs.runtime import Binding, Graph, Memory, providers_for
 from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.device_rows import DeviceRows

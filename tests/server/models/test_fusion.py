@@ -11,7 +11,8 @@ import pytest
 import torch
 from onnx import helper
 
-from statestream_server.models.graphs.fusion import FusionError, fuse
+from statestream_server.models.graphs.fusion import fuse
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.memory.fused_rows import FusedRows
 from tests.server.models import graphs

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from statestream.signature import Signature, StateSpec, TensorSpec
 from statestream_server.arrays import Array
-from statestream_server.models.graphs import guards
+from statestream_server.models.graphs import guards, refused
 from statestream_server.models.graphs.runtime import Graph, GraphError, providers_for
 from statestream_server.models.proof import loading
 from tests.server.models import graphs
@@ -159,7 +159,7 @@ def test_where_the_types_are_told_by_nobody_the_graph_finds_out() -> None:
             with pytest.raises(GraphError, match=TRAPS):
                 graph.run({"b": np.zeros(1, np.int64)}, ["d"])
     made.opset_import[0].version = 14
-    with pytest.raises(guards.GuardError, match="cannot tell whether Div 'd' divides whole numbers.*opset 15"):
+    with pytest.raises(refused.GuardError, match="cannot tell whether Div 'd' divides whole numbers.*opset 15"):
         guards.guarded(made)
 
 
@@ -276,6 +276,6 @@ def test_a_graph_whose_weights_lie_apart_is_guarded_as_well(tmp_path: Path) -> N
 
 
 def test_the_error_is_the_guards_own_words_only_where_a_guard_spoke() -> None:
-    assert guards.explained("Name:'guard: Div 'a' does so #12' Status") == "Div 'a' does so"
-    assert guards.explained("Name:'other' Status") == "Name:'other' Status"
+    assert refused.explained("Name:'guard: Div 'a' does so #12' Status") == "Div 'a' does so"
+    assert refused.explained("Name:'other' Status") == "Name:'other' Status"
     assert hostile.FLOAT == FLOAT

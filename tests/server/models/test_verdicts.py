@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import load_model, save_model
 
+from statestream.contract.signature import numpy_dtype, step_shape
 from statestream_server.models.files import prints
 from statestream_server.models.files.prints import Trust
 from statestream_server.models.graphs.runtime import providers_for
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
-from statestream_server.models.proof import kept, loading
+from statestream_server.models.proof import building, kept, loading
 from statestream_server.models.proof.kept import Kept
 from tests.server.models import graphs
+from tests.server.models.form_zoo_windows import tcn
 from tests.support import hostile, models
 
 CPU = providers_for("cpu")
@@ -129,6 +132,56 @@ def test_a_verdict_that_does_not_build_is_tried_again(
     other.write_bytes(both[0])
     assert load(path, tmp_path).digest != digest
     assert len(tried) == 3
+
+
+def _window(folder: Path) -> Path:
+    """A file without a signature, over a window of steps: it has a form, and takes several steps at once."""
+    case = tcn()
+    path = graphs.save(case.model, folder)
+    path.with_suffix(".toml").write_text(case.told)
+    return path
+
+
+def _weights(folder: Path) -> Path:
+    """A file whose weights lie beside it."""
+    path = graphs.save(models.gru(), folder)
+    save_model(load_model(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    return path
+
+
+MADE: dict[str, Callable[[Path], Path]] = {
+    "gru": lambda folder: graphs.save(models.gru(), folder),
+    "tokens": lambda folder: graphs.save(models.tokens(), folder),
+    "weights": _weights,
+    "window": _window,
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_graphs_are_kept_with_the_verdict_and_answer_the_same(
+    tmp_path: Path, name: str, tried: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that finds them parses no file; the bits are those of the graphs that the trial ran."""
+    path = MADE[name](tmp_path)
+    first = load(path, tmp_path)
+    monkeypatch.setattr(building, "build", lambda *_, **__: pytest.fail("the file is read"))
+    second = load(path, tmp_path)
+    assert tried == [path]
+    for field in ("kind", "digest", "signature", "batch_invariance", "invariance_note", "form", "providers", "files"):
+        assert getattr(first, field) == getattr(second, field), field
+    assert stepped(first) == stepped(second)
+
+
+def stepped(model: Model) -> list[bytes]:
+    """Three steps of two rows, one step at a time and together: outputs and rows."""
+    assert model.rows is not None
+    model.rows.grow(4)
+    rows, found = np.asarray([1, 2]), list[bytes]()
+    for steps in (1, 2):
+        inputs = [np.ones((2, steps, *step_shape(spec)), numpy_dtype(spec.dtype)) for spec in model.signature.inputs]
+        outputs, bad = model.rows.step(rows, rows, inputs)
+        found += [array.tobytes() for array in (*outputs, bad, *model.rows.read(rows))]
+    return found
 
 
 def test_what_is_refused_is_not_kept(tmp_path: Path) -> None:

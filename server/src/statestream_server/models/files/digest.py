@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING
 
 from statestream.contract.signature import Signature
 from statestream_server.models.files import files
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def of(proto: onnx.ModelProto, weights: Iterable[Path], told: str, signature: Signature) -> str:
@@ -25,7 +27,7 @@ def of(proto: onnx.ModelProto, weights: Iterable[Path], told: str, signature: Si
         ModelLoadError: A file with weights cannot be read.
     """
     total = hashlib.sha256()
-    bare = onnx.ModelProto()
+    bare = type(proto)()
     bare.CopyFrom(proto)
     for field in ("metadata_props", "doc_string", "producer_name", "producer_version", "model_version", "domain"):
         bare.ClearField(field)

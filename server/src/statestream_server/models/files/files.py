@@ -6,13 +6,15 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import onnx
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from statestream_server.models.model import ModelLoadError
 
-_EXTERNAL = onnx.TensorProto.EXTERNAL
+if TYPE_CHECKING:
+    import onnx
+
+_EXTERNAL: Final = 1
+"""In onnx.TensorProto.DataLocation; that package takes a tenth of a start that may need none of it."""
 _BLOCK = 1 << 20
 _MOST_TOLD = 1 << 20
 """Bytes of a model.toml."""
@@ -135,7 +137,7 @@ def take_in(path: Path, proto: onnx.ModelProto) -> None:
             except OSError as error:
                 raise ModelLoadError(f"{place}: cannot be read ({_reason(error)}); copy the file there") from error
             tensor.ClearField("external_data")
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("data_location")
 
 
 def _place(path: Path, tensor: onnx.TensorProto) -> tuple[str, int]:

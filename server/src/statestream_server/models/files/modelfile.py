@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateSpec, TensorSpec
 from statestream_server.models.files import digest, files
 from statestream_server.models.files.repository import settling
-from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.rows import Column, columns_of, is_checked, observed_columns
 
 if TYPE_CHECKING:
+    import onnx
+
     # What makes forms of files is imported where there is a form to be made: most starts only read what has one.
     from statestream_server.models.form.chain import Joined
     from statestream_server.models.form.plan import Note, Plan
@@ -127,7 +128,7 @@ class ModelFile:
             return self.proto
         if self.nbytes > _MOST_BYTES:
             raise FusionError(f"its weights are {self.nbytes} bytes; one message holds {_MOST_BYTES}")
-        whole = onnx.ModelProto()
+        whole = type(self.proto)()
         whole.CopyFrom(self.proto)
         files.take_in(self.path, whole)
         return whole
@@ -246,6 +247,8 @@ def _part(path: Path) -> tuple[onnx.ModelProto, tuple[files.Stamp, ...]]:
 
 def _parsed(path: Path) -> tuple[onnx.ModelProto, tuple[files.Stamp, ...]]:
     """What a file holds, and the stamps of it and of those with its weights."""
+    import onnx
+
     stamp = check_size(path)
     proto = onnx.ModelProto()
     try:
@@ -354,6 +357,8 @@ _GIVEN = (
 
 
 def _spec(path: Path, value: onnx.ValueInfoProto, advice: str) -> TensorSpec:
+    import onnx
+
     from statestream_server.models.form import narrow
     from statestream_server.models.form.tensors import is_tensor, kind
 

@@ -1,8 +1,7 @@
-"""What a wrapped graph calls its inputs and outputs; see fusion."""
+"""A wrapped graph as ONNX Runtime takes it, and what it calls its inputs and outputs; see fusion."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -22,8 +21,7 @@ class SlabNames(NamedTuple):
     item: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(NamedTuple):
     """What the wrapped graph calls its inputs and outputs.
 
     Attributes:
@@ -43,3 +41,19 @@ class Names:
     slabs: tuple[SlabNames, ...]
     bad: str
     slots: str = ""
+
+
+class Wrapped(NamedTuple):
+    """A wrapped graph.
+
+    Attributes:
+        graph: A serialised ModelProto, weights included.
+        names: What it calls its inputs and outputs.
+        touching: The names of the nodes that touch the columns.
+        context: The places of the states that rows share.
+    """
+
+    graph: bytes
+    names: Names
+    touching: frozenset[str]
+    context: frozenset[int]

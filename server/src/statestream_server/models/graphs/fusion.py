@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import Signature, StateCheck, StateSpec, TensorSpec
-from statestream_server.models.graphs.fused_names import Names, SlabNames
+from statestream_server.models.graphs.fused_names import Names, SlabNames, Wrapped
 from statestream_server.models.graphs.operators import info, may_refuse, uses
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.rows import SCRATCH_ROW, Axes, columns_of, is_checked
 
 _OLDEST_OPSET = 11
@@ -27,10 +28,6 @@ _OLDEST_OPSET = 11
 
 _SMALLEST_ITEM = 64
 """Bytes; see `_place`."""
-
-
-class FusionError(Exception):
-    """The graph cannot be wrapped; the message says why."""
 
 
 def fuse(model: onnx.ModelProto, signature: Signature, context: Collection[int] = ()) -> tuple[onnx.ModelProto, Names]:
@@ -49,6 +46,14 @@ def fuse(model: onnx.ModelProto, signature: Signature, context: Collection[int] 
     if opset < _OLDEST_OPSET:
         raise FusionError(f"opset {opset}; wrapping needs {_OLDEST_OPSET} or higher")
     return _Wrapper(model, signature, opset, frozenset(context)).wrap()
+
+
+def wrapped(model: onnx.ModelProto, signature: Signature, context: Collection[int] = ()) -> Wrapped:
+    """Wraps a graph, and serialises it; see `fuse`."""
+    made, names = fuse(model, signature, context)
+    columns = {slab.before for slab in names.slabs}
+    touching = frozenset(node.name for node in made.graph.node if columns & set(node.input))
+    return Wrapped(made.SerializeToString(), names, touching, frozenset(context))
 
 
 class _Wrapper:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -19,14 +18,13 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
 
 from statestream_server.models.graphs.operators import inner_graphs, uses
+from statestream_server.models.graphs.refused import MARK, GuardError
 
 MOST_ELEMENTS: Final = 1 << 24
 """Numbers in an array whose size values decide."""
 MOST_TURNS: Final = 1 << 16
 """Turns of a loop that values end."""
 _OWN: Final = ("", "ai.onnx")
-_MARK: Final = "guard: "
-_MARKED: Final = re.compile(re.escape(_MARK) + r"(.*?) #\d+")
 _LARGE: Final = 1 << 12
 """Bytes; types are found without weights that are larger."""
 _CAST_LIKE_OPSET: Final = 15
@@ -59,16 +57,6 @@ _TIMES_INPUT: Final = ("Tile", "OneHot", "Pad", "Resize", "Upsample")
 """Those whose result is that many times as large as their first input."""
 _DIVIDING: Final = ("Div", "Mod")
 _GUARDED: Final = {*_DIVIDING, *_SHAPED, "Loop"}
-
-
-class GuardError(Exception):
-    """A graph cannot be guarded; the message says what and why."""
-
-
-def explained(text: str) -> str:
-    """An error of ONNX Runtime; one that a guard caused in the guard's own words."""
-    found = _MARKED.search(text)
-    return found[1] if found else text
 
 
 def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -286,7 +274,7 @@ class _Guard:
             only = self._op("Unsqueeze", [value, self._constant([0])])
         name = self._fresh()
         # There is one to pick: any number but 0 makes ONNX Runtime refuse, and name this node.
-        mark = f"{_MARK}{why.replace(' #', ' ')} #{next(self._numbers)}"
+        mark = f"{MARK}{why.replace(' #', ' ')} #{next(self._numbers)}"
         self._put(helper.make_node("Gather", [only, index], [name], mark, axis=0))
         return name
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from onnx import TensorProto, helper
 
 from statestream_server.arrays import Array
 from statestream_server.models.graphs import cuda
-from statestream_server.models.graphs.guards import explained
+from statestream_server.models.graphs.refused import explained
 
 try:
     import onnxruntime as ort
@@ -175,6 +174,8 @@ def _cuda(number: int) -> Device | str:
 
 def _trial(device: Device) -> str:
     """Runs one small graph on a device; "" where that went well."""
+    from onnx import TensorProto, helper
+
     shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "trial", [shape], [result])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from statestream.contract.signature import Signature
 from statestream_server.arrays import Freelist, Ints, grown
 from statestream_server.models.rows import SCRATCH_ROW
+
+if TYPE_CHECKING:
+    import onnx
 
 _START = 0
 """The slot of the start values."""

@@ -13,7 +13,7 @@ import onnx
 
 from statestream.contract.signature import Signature
 from statestream_server.arrays import Array, Bools, Ints
-from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.graphs.row_graphs import Item
 from statestream_server.models.graphs.runtime import Binding, Device
 from statestream_server.models.memory.contexts import Contexts, context_of

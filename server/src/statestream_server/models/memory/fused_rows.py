@@ -8,19 +8,20 @@ a large batch the run takes so long that the copies do not show.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import onnx
 
 from statestream.contract.signature import Signature, StateCheck, TensorSpec, numpy_dtype, step_shape
 from statestream_server.arrays import Array, Bools, Ints, every
-from statestream_server.models.graphs.fused_names import Names
-from statestream_server.models.graphs.fusion import fuse
+from statestream_server.models.graphs.fused_names import Names, Wrapped
 from statestream_server.models.graphs.runtime import Binding, Device, Graph
 from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.slab import SlabRows
 from statestream_server.models.rows import EVERYTHING, MAX_SLICE, SCRATCH_ROW, is_checked
+
+if TYPE_CHECKING:
+    import onnx
 
 _MOST_STAGES: Final = 64
 """Sets of arrays that are kept for batches to come."""
@@ -43,17 +44,17 @@ class FusedRows(SlabRows):
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        model: onnx.ModelProto | Wrapped,
         signature: Signature,
         device: Device,
         *,
         check_inputs: bool | Mapping[str, str],
-        unfolded: tuple[onnx.ModelProto, Signature] | None = None,
+        unfolded: tuple[onnx.ModelProto | Wrapped, Signature] | None = None,
     ) -> None:
         """Rows for a graph as its author wrote it; capacity is 0 until `grow`.
 
         Args:
-            model: The graph, weights included.
+            model: The graph, weights included; or as it was wrapped before.
             signature: Its signature, which fits it.
             device: What it runs on; the CPU.
             check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
@@ -63,7 +64,7 @@ class FusedRows(SlabRows):
             FusionError: The graph cannot be wrapped.
             GraphError: ONNX Runtime does not take the wrapped graph.
         """
-        context = context_of(model, signature)
+        context = model.context if isinstance(model, Wrapped) else context_of(model, signature)
         super().__init__(signature, context)
         self._graph = StepGraph(model, signature, device, check_inputs=check_inputs, context=context)
         self._unfolded: StepGraph | None = None
@@ -111,7 +112,7 @@ class StepGraph:
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        model: onnx.ModelProto | Wrapped,
         signature: Signature,
         device: Device,
         *,
@@ -121,7 +122,7 @@ class StepGraph:
         """Wraps and loads a graph as its author wrote it.
 
         Args:
-            model: The graph, weights included; it stays as it is.
+            model: The graph, weights included, which stays as it is; or as it was wrapped before.
             signature: Its signature, which fits it.
             device: What it runs on.
             check_inputs: Whether inputs are held to the check of the states; see `InputCheck`.
@@ -131,11 +132,13 @@ class StepGraph:
             FusionError: The graph cannot be wrapped.
             GraphError: ONNX Runtime does not take the wrapped graph.
         """
-        wrapped, self._names = fuse(model, signature, context)
+        if not isinstance(model, Wrapped):
+            from statestream_server.models.graphs.fusion import wrapped
+
+            model = wrapped(model, signature, context)
+        self._names, self._touching = model.names, model.touching
         self.slabs = self._names.slabs
-        columns = {slab.before for slab in self.slabs}
-        self._touching = {node.name for node in wrapped.graph.node if columns & set(node.input)}
-        self._graph = Graph(wrapped.SerializeToString(), device)
+        self._graph = Graph(model.graph, device)
         self._signature = signature
         self._input_check = InputCheck(signature, wanted=check_inputs)
         self._stages: dict[tuple[int, int], _Stage] = {}

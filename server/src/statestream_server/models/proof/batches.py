@@ -20,8 +20,8 @@ from statestream_server.models.form.places import AcrossError, BoundError
 from statestream_server.models.form.plan import Note
 from statestream_server.models.form.surgery import Change, together
 from statestream_server.models.form.told import BATCH, TIME
-from statestream_server.models.graphs.fusion import FusionError
 from statestream_server.models.graphs.operators import uses
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.graphs.runtime import Graph, GraphError
 from statestream_server.models.model import ModelLoadError
 

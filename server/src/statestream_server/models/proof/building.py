@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import onnx
-
 from statestream.contract.signature import Signature, as_sent
 from statestream_server.models.files import couples
 from statestream_server.models.files.modelfile import ModelFile
-from statestream_server.models.graphs import guards
-from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.refused import FusionError, GuardError
 from statestream_server.models.graphs.runtime import Device, DeviceError, Graph, GraphError
 from statestream_server.models.memory.contexts import context_of
 from statestream_server.models.memory.fused_rows import FusedRows, unfolded_slice
@@ -26,6 +23,9 @@ from statestream_server.models.proof.verdict import Verdict, watch
 from statestream_server.models.rows import FIRST_ROW, Rows, columns_of, is_batched
 
 if TYPE_CHECKING:
+    import onnx
+
+    from statestream_server.models.graphs.fused_names import Wrapped
     from statestream_server.models.proof.sharing import SharedGraph, Sharing
 
 _MOST_TWICE: Final = 32 << 20
@@ -41,7 +41,7 @@ def refusing(path: Path) -> Iterator[None]:
         yield
     except ModelLoadError:
         raise
-    except (DeviceError, guards.GuardError) as error:
+    except (DeviceError, GuardError) as error:
         raise ModelLoadError(f"{path}: {error}") from error
     except GraphError as error:
         raise ModelLoadError(
@@ -79,8 +79,8 @@ def build(
     """
     with refusing(path):
         encoder, file = couples.read(path)
-        file = _formed(file, verdict.plan)
-        encoder = None if encoder is None else _formed(encoder, verdict.encoder_plan)
+        file = formed(file, verdict.plan)
+        encoder = None if encoder is None else formed(encoder, verdict.encoder_plan)
         digest = couples.digest(encoder, file)
         if digest != verdict.digest:
             raise ModelLoadError(
@@ -103,7 +103,7 @@ def build(
             model.providers = graph.providers
         else:
             alone = None if verdict.fused else graph_of(file, device)
-            rows = in_batches(rows_of(verdict, file, alone, device), file, device)
+            rows = in_batches(rows_of(verdict, file, alone, device), file.signature, device)
             model.rows, model.providers = WAYS[verdict.policy](rows), tuple(name for name, _ in device.providers)
             if device.apart:
                 from statestream_server.models.proof import draws, warming
@@ -119,7 +119,7 @@ def build(
         return model
 
 
-def _formed(file: ModelFile, plan: Mapping[str, Any] | None) -> ModelFile:
+def formed(file: ModelFile, plan: Mapping[str, Any] | None) -> ModelFile:
     """A file in the form that its trial found; as it is where that is its own."""
     if plan is None:
         return file
@@ -175,24 +175,40 @@ def rows_of(verdict: Verdict, file: ModelFile, graph: Graph | None, device: Devi
     signature, hides = file.signature, verdict.hides
     if graph is not None:
         return NumpyRows(graph, signature, check_inputs=hides, context=context_of(file.proto, signature))
-    model = guards.guarded(file.whole())
     if not device.apart:
-        unfolded = None
-        if verdict.unfolded:
-            from statestream_server.models.form import unfold
-
-            unfolded = unfold.unfolded(model, signature)
-        return FusedRows(model, signature, device, check_inputs=hides, unfolded=unfolded)
+        wrapped, unfolded = wrapped_of(verdict, file)
+        return FusedRows(wrapped, signature, device, check_inputs=hides, unfolded=unfolded)
+    from statestream_server.models.graphs.guards import guarded
     from statestream_server.models.memory.device_rows import DeviceRows
 
-    return DeviceRows(model, signature, device, check_inputs=hides, in_place=verdict.in_place)
+    return DeviceRows(guarded(file.whole()), signature, device, check_inputs=hides, in_place=verdict.in_place)
 
 
-def in_batches(rows: Rows, file: ModelFile, device: Device) -> Rows:
+def wrapped_of(verdict: Verdict, file: ModelFile) -> tuple[Wrapped, tuple[Wrapped, Signature] | None]:
+    """The graphs of fused rows on the CPU: for one step, and where the verdict says so for several at once.
+
+    Raises:
+        FusionError: The graph cannot be wrapped.
+    """
+    from statestream_server.models.graphs.fusion import wrapped
+    from statestream_server.models.graphs.guards import guarded
+
+    model, signature = guarded(file.whole()), file.signature
+    context = context_of(model, signature)
+    unfolded = None
+    if verdict.unfolded:
+        from statestream_server.models.form import unfold
+
+        if (several := unfold.unfolded(model, signature)) is not None:
+            unfolded = wrapped(several[0], several[1], context), several[1]
+    return wrapped(model, signature, context), unfolded
+
+
+def in_batches(rows: Rows, signature: Signature, device: Device) -> Rows:
     """Rows in batches that the device and the graph can take."""
     if device.apart:
         rows = BucketedRows(rows)
-    return rows if is_batched(file.signature) else SerialisedRows(rows, single=False)
+    return rows if is_batched(signature) else SerialisedRows(rows, single=False)
 
 
 def graph_of(file: ModelFile, device: Device) -> Graph:
@@ -202,13 +218,15 @@ def graph_of(file: ModelFile, device: Device) -> Graph:
         ModelLoadError: ONNX Runtime does not take it.
     """
     watch.doing("loading it into ONNX Runtime")
+    from statestream_server.models.graphs.guards import guarded
+
     names = _order(file.signature)
     try:
         # From their own file weights would be mapped: whoever writes over it would change, or end, what serves.
         proto = file.whole()
     except FusionError:  # Too large for one message.
         proto = file.proto
-    safe = guards.guarded(proto)
+    safe = guarded(proto)
     source = file.path if safe is file.proto and not file.changed else safe.SerializeToString()
     try:
         return Graph(source, device, inputs=names[0], outputs=names[1], folder=file.path.parent)

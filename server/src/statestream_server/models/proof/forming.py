@@ -14,7 +14,7 @@ from statestream_server.models.form.pairs import Tensor, UnsettledError, shapes_
 from statestream_server.models.form.places import BoundError
 from statestream_server.models.form.plan import Note, Plan, counted
 from statestream_server.models.form.told import BATCH, Shape, Told, ToldError, quoted
-from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.graphs.runtime import Graph, GraphError
 from statestream_server.models.model import ModelLoadError
 from statestream_server.models.proof import batches

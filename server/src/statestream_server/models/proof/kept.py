@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 
 from statestream_server import models
 from statestream_server.models.files import prints, repository
@@ -29,13 +27,16 @@ from statestream_server.models.files.prints import Print
 from statestream_server.models.graphs import runtime
 from statestream_server.models.graphs.runtime import Device
 from statestream_server.models.model import BatchPolicy, ModelLoadError
+from statestream_server.models.proof.made import Made
 from statestream_server.models.proof.verdict import Verdict
 
 _log = logging.getLogger(__name__)
 
 _MOST_ENTRIES: Final = 1024
-_MOST_BYTES: Final = 1 << 20
+_MOST_BYTES: Final = 4 << 20
 """Of one entry."""
+_MOST_TOTAL: Final = 256 << 20
+"""Bytes of all."""
 _SUFFIX: Final = ".verdict"
 _LEFT_SECONDS: Final = 3600.0
 """After so long a file that was not renamed is one that a killed process left."""
@@ -50,8 +51,13 @@ class Kept:
         self._code: str | None = None
         self._warned = False
 
-    def find(self, files: Sequence[Print], size: str, device: Device, policy: BatchPolicy) -> Verdict | None:
-        """The verdict of a version in the files that it is known by; None where none is kept, or weights are others."""
+    def find(
+        self, files: Sequence[Print], size: str, device: Device, policy: BatchPolicy
+    ) -> tuple[Verdict, Made | None] | None:
+        """The verdict of a version in the files that it is known by, and its graphs where these are kept.
+
+        None where none is kept, or weights are others.
+        """
         path = self._path(files, size, device, policy)
         try:
             if not self._usable() or path.stat().st_size > _MOST_BYTES:
@@ -60,17 +66,20 @@ class Kept:
             if hashlib.sha256(text.encode()).hexdigest() != checksum:
                 return None
             entry = json.loads(text)
+            if entry["of"] != path.stem:  # Graphs of another file would be served.
+                return None
             for name, sha256 in entry["weights"]:
                 if prints.take(files[0].path.parent / name).sha256 != sha256:
                     return None
             verdict = Verdict.loads(entry["verdict"])
             said = tuple((level, text.replace(entry["path"], str(files[0].path))) for level, text in verdict.said)
             verdict = dataclasses.replace(verdict, said=said)
+            made = Made.of_values(entry["made"]) if entry["made"] is not None else None
             with contextlib.suppress(OSError):
                 os.utime(path)  # What is used stays longest.
         except (OSError, ValueError, TypeError, KeyError, ModelLoadError):
             return None
-        return verdict
+        return verdict, made
 
     def keep(
         self,
@@ -80,6 +89,7 @@ class Kept:
         device: Device,
         policy: BatchPolicy,
         verdict: Verdict,
+        made: Made | None = None,
     ) -> None:
         """Keeps a verdict; where that cannot be, the next start tries again.
 
@@ -90,16 +100,19 @@ class Kept:
             device: What it was tried on.
             policy: What was to be done where it answers in other bits alone than in a batch.
             verdict: What was found.
+            made: Its graphs; None where they are not kept.
         """
         path, folder = self._path(files, size, device, policy), files[0].path.parent
         fresh = path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}.new")
         entry: dict[str, Any] = {
+            "of": path.stem,
             "path": str(files[0].path),
             "weights": [(os.path.relpath(one.path, folder), one.sha256) for one in weights],
             "verdict": json.loads(verdict.dumps()),
+            "made": made.values() if made is not None else None,
         }
         text = json.dumps(entry)
-        if len(text) > _MOST_BYTES // 2:
+        if len(text) > _MOST_BYTES:
             return
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -139,16 +152,20 @@ class Kept:
 
     def _sweep(self) -> None:
         """Lets the entries go that were not used for longest, and what killed processes left."""
-        ages = list[tuple[float, Path]]()
+        ages = list[tuple[float, int, Path]]()
         for path in self._folder.iterdir():
             with contextlib.suppress(OSError):
-                ages.append((path.stat().st_mtime, path))
-        left = time.time() - _LEFT_SECONDS
-        old = [path for age, path in ages if path.suffix == ".new" and age < left]
-        entries = sorted(one for one in ages if one[1].suffix == _SUFFIX)
-        for path in [*old, *(path for _, path in entries[: max(0, len(entries) - _MOST_ENTRIES)])]:
-            with contextlib.suppress(OSError):
-                path.unlink()
+                found = path.stat()
+                ages.append((found.st_mtime, found.st_size, path))
+        left, total, count = time.time() - _LEFT_SECONDS, 0, 0
+        for age, size, path in sorted(ages, reverse=True):
+            gone = path.suffix == ".new" and age < left
+            if path.suffix == _SUFFIX:
+                total, count = total + size, count + 1
+                gone = total > _MOST_TOTAL or count > _MOST_ENTRIES
+            if gone:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _role(path: Path, first: Path) -> str:
@@ -163,6 +180,18 @@ def _code() -> str:
     total = hashlib.sha256()
     for path in sorted(Path(models.__path__[0]).rglob("*.py")):
         total.update(path.read_bytes())
-    release = importlib.metadata.version("statestream-server")
-    libraries = f"onnx {onnx.__version__}; numpy {np.__version__}; Python {sys.version_info[:2]}"
-    return f"{release}; {libraries}; {total.hexdigest()}"
+    releases = "; ".join(_release(name) for name in ("statestream_server", "onnx"))
+    return f"{releases}; numpy {np.__version__}; Python {sys.version_info[:2]}; {total.hexdigest()}"
+
+
+def _release(name: str) -> str:
+    """Which release of a distribution is installed, as its folder is called.
+
+    To import onnx, or what reads the metadata of distributions, takes longer than all else that a kept verdict needs.
+    """
+    for place in sys.path:
+        if found := sorted(path.name for path in Path(place or ".").glob(f"{name}-*.dist-info")):
+            return " ".join(found)
+    from importlib import metadata
+
+    return f"{name} {metadata.version(name)}"

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import onnx
-
 from statestream.contract import signature as signatures
 from statestream_server.models.files import couples, files, modelfile, prints
 from statestream_server.models.files.modelfile import ModelFile
@@ -18,11 +16,13 @@ from statestream_server.models.files.prints import Print, Trust
 from statestream_server.models.files.repository import DECODER, ENCODER, file_of, pair, settling
 from statestream_server.models.graphs.runtime import Device, providers_for
 from statestream_server.models.model import BatchPolicy, Model, ModelLoadError
-from statestream_server.models.proof import building, trials
+from statestream_server.models.proof import building, made, trials
 from statestream_server.models.proof.kept import Kept
 from statestream_server.models.proof.verdict import TrialLimits, Verdict
 
 if TYPE_CHECKING:
+    import onnx
+
     from statestream_server.models.form.told import Told
 
 _log = logging.getLogger(__name__)
@@ -90,13 +90,17 @@ def load_file(
         known = [prints.take(one) for one in prints.named(path)]
         if trust is not None:
             _check_trusted(known, trust)
-        verdict = found = kept.find(known, size, place, batch_policy) if kept is not None else None
+        found = kept.find(known, size, place, batch_policy) if kept is not None else None
+        verdict, graphs = found or (None, None)
         model = None
         if verdict is not None:
             with contextlib.suppress(ModelLoadError):  # Then it is tried, and that says why.
-                model = building.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
+                if graphs is not None:
+                    model = made.built(path, graphs, verdict, name=name, version=version, device=place)
+                else:
+                    model = building.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
         if verdict is None or model is None:
-            verdict = _tried(path, place, batch_policy, limits, _of_size(path, size) if size else None)
+            found, verdict = None, _tried(path, place, batch_policy, limits, _of_size(path, size) if size else None)
             model = building.build(path, verdict, name=name, version=version, device=place, policy=batch_policy)
         for level, text in verdict.said:
             _log.log(level, "%s", text)
@@ -104,8 +108,8 @@ def load_file(
         weights = [prints.take(path) for path in model.files if path not in own]
         for one in known:
             one.stamp.check()  # What was read is what was looked at.
-        if kept is not None and verdict is not found:
-            kept.keep(known, size, weights, place, batch_policy, verdict)
+        if kept is not None and found is None:
+            kept.keep(known, size, weights, place, batch_policy, verdict, made.make(path, verdict, place))
         model.prints = (*known, *weights)
         return model
 
@@ -162,6 +166,8 @@ def signed_couple(
 
 
 def _with_signature(file: ModelFile, plan: Mapping[str, Any] | None) -> onnx.ModelProto:
+    import onnx
+
     from statestream_server.models.form.plan import Plan
 
     assert plan is not None

@@ -23,7 +23,7 @@ from statestream_server.models.form.pairs import UnsettledError
 from statestream_server.models.form.plan import Plan, counted
 from statestream_server.models.form.surgery import Change
 from statestream_server.models.graphs import guards, operators
-from statestream_server.models.graphs.fusion import FusionError
+from statestream_server.models.graphs.refused import FusionError
 from statestream_server.models.graphs.runtime import Device, Graph, GraphError
 from statestream_server.models.memory.policies import PaddedRows
 from statestream_server.models.model import BatchPolicy, ModelLoadError
@@ -264,7 +264,7 @@ def _prove_rows(
     watch.doing("looking for what hides NaN")
     verdict = dataclasses.replace(verdict, hides=_hidden(file, device, way), draws=way.kind)
     rows, verdict = _proved(verdict, file, graph, device, way)
-    rows = in_batches(rows, file, device)
+    rows = in_batches(rows, file.signature, device)
     watch.doing("running batches of rows")
     found = proof.invariance(rows, PaddedRows(rows), way, where, rounded=_rounded(file))
     if verdict.fused and not device.apart and (wide := unfolded_model(file)) is not None:
