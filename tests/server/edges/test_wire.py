@@ -23,11 +23,15 @@ class Called:
         self.window = stream._inbound_window_manager
         self.usual = self.over = False
         self.pending = deque[memoryview]()
+        self.parts = None
         self._owner, self._method = owner, head.method
         self._began = False
 
     def begin(self) -> None:
         self._owner.note("begin", self.number, self._method)
+
+    def came(self, message: bytes, size: int) -> None:
+        self._owner.note("data", self.number, b"\0" + (size - 5).to_bytes(4, "big") + message)
 
     def arrived(self, data: bytes, begin: int, end: int) -> None:
         self._owner.note("data", self.number, bytes(data[begin:end]))

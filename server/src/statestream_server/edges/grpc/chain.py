@@ -110,6 +110,8 @@ class Chain(grpc.GenericRpcHandler):
         """What takes the usual calls of a method, `/service/method`, where an edge can do without a task."""
         self.undecoded: set[str] = set()
         """Methods, `/service/method`, of which what takes the usual calls, and a stream, decodes messages by itself."""
+        self.raw: set[str] = set()
+        """Streams, `/service/method`, whose messages are bytes to the servicer, both ways."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """What serves a call; gRPC asks in the call's own task. None for a method that does not exist."""
@@ -215,6 +217,8 @@ class Chain(grpc.GenericRpcHandler):
         call = answered(call, name[1:], self._requests)
         if name in self.undecoded and not handler.request_streaming:
             call = decoded(call)
+        if name in self.raw:
+            return of(call, request_deserializer=bytes, response_serializer=bytes)
         return of(
             call,
             request_deserializer=later(decode) if name in self.undecoded else decode,

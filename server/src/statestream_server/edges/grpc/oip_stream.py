@@ -227,7 +227,7 @@ class _Request(Asker):
 
 def serialized(message: Any) -> bytes:
     """The bytes of an answer."""
-    data: bytes = message.SerializeToString()
+    data: bytes = message if type(message) is bytes else message.SerializeToString()
     return data
 
 

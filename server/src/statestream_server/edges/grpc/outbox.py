@@ -33,8 +33,9 @@ _MOST_BYTES = 8 << 20
 _IN_ORDER: Final = -1
 """In place of a size: a source that nothing overtakes."""
 
-_Entry: TypeAlias = tuple[Callable[[], pb.StreamResponse] | Iterator[pb.StreamResponse], int, Window | None, int]
-"""What makes a message, or several; about how many bytes it has; the window and the bytes that count until then."""
+_Made: TypeAlias = Callable[[], pb.StreamResponse] | bytes
+_Entry: TypeAlias = tuple[_Made | Iterator[pb.StreamResponse], int, Window | None, int]
+"""What makes a message, or is one, or makes several; about how many bytes it has; the window and what counts of it."""
 
 
 class Outbox:
@@ -54,6 +55,8 @@ class Outbox:
         self._more: asyncio.Future[None] | None = None
         self._pulls = False
         """Whether the edge draws by itself."""
+        self._say: Callable[[bytes], bool] | None = None
+        """Writes a message at once where the edge can, and says whether it did."""
         self._drawn = 0
         """What the message counted that is being written."""
         self._ended = False
@@ -69,7 +72,7 @@ class Outbox:
         pull = getattr(self._context, "pull", None)
         try:
             if pull is not None:
-                self._pulls = True
+                self._pulls, self._say = True, getattr(self._context, "say", None)
                 await pull(self.draw, self._reading)
                 return
             write, reading = self._context.write, self._reading
@@ -82,7 +85,7 @@ class Outbox:
                 await write(message)
                 reading.since = None
         finally:
-            self._ended = True
+            self._ended, self._say = True, None
             left, self._messages = self._messages, deque()
             self._sources.clear()
             for _, _, window, cost in left:
@@ -98,10 +101,8 @@ class Outbox:
         """Sends a message."""
         self.put_later(lambda: message, message.ByteSize())
 
-    def put_later(
-        self, make: Callable[[], pb.StreamResponse], size: int, window: Window | None = None, cost: int = 0
-    ) -> None:
-        """Sends a message of about so many bytes that is made when its turn has come.
+    def put_later(self, make: _Made, size: int, window: Window | None = None, cost: int = 0) -> None:
+        """Sends a message of about so many bytes that is made when its turn has come, unless it is bytes already.
 
         An answer to chunks gives back the `cost` that they have had of their `window`, just before it is written: the
         client, who counts until it has it, may have sent the next ones by the time the write is over.
@@ -123,6 +124,13 @@ class Outbox:
             self._context.rouse()  # type: ignore[attr-defined]
         elif self._more is not None and not self._more.done():
             self._more.set_result(None)
+
+    def put_bytes(self, message: bytes, window: Window, cost: int) -> None:
+        """Sends an answer to chunks that is made already, at once where nothing waits and the edge can."""
+        if self._say is not None and not self._messages and not self._sources and self._say(message):
+            self._account.give(cost, window)
+        else:
+            self.put_later(message, len(message), window, cost)
 
     def put_from(self, source: Iterator[pb.StreamResponse]) -> None:
         """Sends the messages of a source, behind those that wait now; each is drawn when the one before it is written.
@@ -197,7 +205,10 @@ class Outbox:
         self._rouse()
 
     def draw(self) -> Any:
-        """The next message, when the one before it has been written; None while there is none, EOF after the last."""
+        """The bytes of the next message, when the one before it has been written.
+
+        None while there is none, EOF after the last.
+        """
         self.nbytes -= self._drawn
         self._drawn = 0
         if self.full:
@@ -208,24 +219,25 @@ class Outbox:
                 self._alternate = False
                 message = next(sources[0], None)
                 if message is not None:
-                    return message
+                    return message.SerializeToString()
                 sources.popleft()
                 continue
-            make, size, window, cost = messages[0]
-            if size == _IN_ORDER and not callable(make):
-                message = next(make, None)
-                if message is not None:
-                    return message
+            made, size, window, cost = messages[0]
+            if isinstance(made, bytes) or callable(made):
                 messages.popleft()
-                continue
-            messages.popleft()
-            if callable(make):
                 self._alternate = True
                 if cost:
                     self._account.give(cost, window)
                 self._drawn = size
-                return make()
-            sources.append(make)
+                return made if isinstance(made, bytes) else made().SerializeToString()
+            if size != _IN_ORDER:
+                messages.popleft()
+                sources.append(made)
+                continue
+            message = next(made, None)
+            if message is not None:
+                return message.SerializeToString()
+            messages.popleft()
         return grpc.aio.EOF if self._ended else None
 
     def _written(self, nbytes: int) -> None:

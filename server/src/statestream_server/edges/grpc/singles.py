@@ -6,8 +6,6 @@ Whatever is not as usual is left to chunk_frames.py, which also says what is wro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,45 +15,50 @@ from statestream.contract.signature import TensorSpec, step_shape
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.arrays import Array
-from statestream_server.edges.grpc import answers
+from statestream_server.edges.grpc import answers, patterns
 from statestream_server.edges.grpc.answers import Results
 from statestream_server.edges.grpc.handles import Handles
 from statestream_server.edges.grpc.outbox import Outbox
+from statestream_server.edges.grpc.patterns import Port
 from statestream_server.engine.lengths import Lengths
 from statestream_server.engine.table import Table
 from statestream_server.server import Server
 from statestream_server.sessions.admission.accounts import OVERHEAD, Account, Window
 from statestream_server.shapes import step_bytes
 
-_REPLY_BYTES: Final = 128
-"""About what a reply has beside its outputs."""
-
-
-class Port(NamedTuple):
-    """What one step of an input or output looks like on the wire; -1 in its shape is any length."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
+_MOST_SEEN: Final = 64
+"""Kinds of chunks that a stream keeps, and as many of each model."""
 
 
 class _Known(NamedTuple):
     """What a stream knows of a model.
 
     Attributes:
-        inputs: What one step looks like on the wire.
-        outputs: The outputs of the signature.
-        reply: What answers a chunk.
+        table: Its sessions.
+        inputs, outputs: What one step looks like on the wire.
+        specs: The outputs of the signature.
         each: The bytes of a step with its answer.
         window: The stream's.
+        seen: What came, by steps and whether it had an acknowledged position.
     """
 
+    table: Table
     inputs: tuple[Port, ...]
-    outputs: Sequence[TensorSpec]
-    reply: SingleReply
+    outputs: tuple[Port, ...]
+    specs: Sequence[TensorSpec]
     each: int
     window: Window
+    seen: dict[tuple[int, bool], _Seen]
+
+
+class _Seen(NamedTuple):
+    """Chunks of one model with so many steps: how they are laid out and answered, and what one counts."""
+
+    known: _Known
+    steps: int
+    chunk: patterns.Chunk
+    reply: patterns.Reply
+    cost: int
 
 
 class Singles:
@@ -63,15 +66,36 @@ class Singles:
 
     def __init__(self, server: Server, handles: Handles, outbox: Outbox, account: Account) -> None:
         """Chunks of the sessions of `handles`, answered through `outbox`; `account` has what is under way."""
+        self.outbox = outbox
+        self.account = account
         self._coalescer = server.coalescer
         self._most_steps = server.settings.limits.max_chunk_steps
         self._handles = handles
-        self._outbox = outbox
-        self._account = account
         self._models: dict[int, _Known] = {}
+        self._seen: dict[int, _Seen] = {}
+        """What came so that the next is known by its bytes: by the length behind the number of the frame."""
 
-    def take(self, request: pb.StreamRequest, last: int) -> bool:
-        """Takes the frame behind frame `last` where it is a chunk as usual; False where others must look at it."""
+    def take(self, data: bytes, last: int) -> int:
+        """Takes a frame where it is a chunk as usual, behind frame `last`, and the like of it came before.
+
+        Returns:
+            Its number; 0 where nothing was done.
+        """
+        frame, at = patterns.number(data)
+        seen = self._seen.get(len(data) - at)
+        if seen is None or frame <= last:
+            return 0
+        pattern = seen.chunk
+        parts = pattern.split(data, at)
+        if parts[::2] != pattern.same:
+            return 0
+        acked, inputs = (parts[5], parts[7::2]) if pattern.acked else (0, parts[5::2])
+        named = at + pattern.named
+        taken = self._put(seen, parts[1], parts[3], acked, inputs, data[:at], data[named : named + patterns.NAMED])
+        return frame if taken else 0
+
+    def take_decoded(self, request: pb.StreamRequest, data: bytes, last: int) -> bool:
+        """Takes a frame, of these bytes, where it is a chunk as usual, behind frame `last`; whether it was."""
         if request.frame <= last or not request.HasField("chunk"):
             return False
         chunk = request.chunk
@@ -80,24 +104,41 @@ class Singles:
             return False
         if chunk.lengths or chunk.marks or chunk.cursors or chunk.score:
             return False
-        found = self._handles.one(int.from_bytes(handles, "little"))
+        handle = int.from_bytes(handles, "little")
+        found = self._handles.one(handle)
         if found is None:
             return False
-        table, row, binding = found
-        known = self._models.get(id(table)) or self._learn(table)
-        inputs, start = packed_bytes(known.inputs, chunk.inputs, steps), int.from_bytes(positions, "little")
-        if inputs is None or table.claiming.item(row) or start != table.queued.item(row):
+        known = self._models.get(id(found[0])) or self._learn(found[0])
+        inputs = packed_bytes(known.inputs, chunk.inputs, steps)
+        if inputs is None:
             return False
-        cost, window = OVERHEAD + steps * known.each, known.window
+        seen = known.seen.get((steps, bool(acked))) or self._see(known, steps, acked=bool(acked))
+        if len(data) <= patterns.LONGEST and seen.chunk.fits(data):
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            self._seen[seen.chunk.nbytes] = seen
+        number, named = patterns.echo(request.frame, handles, positions)
+        return self._put(
+            seen, handle, int.from_bytes(positions, "little"), int.from_bytes(acked, "little"), inputs, number, named
+        )
+
+    def _put(
+        self, seen: _Seen, handle: int, start: int, acked: int, inputs: Sequence[bytes], number: bytes, named: bytes
+    ) -> bool:
+        """Takes a chunk; `number` and `named` are repeated in the reply. False where it is not as usual after all."""
+        known, steps, _, _, cost = seen
+        table, window, found = known.table, known.window, self._handles.one(handle)
+        if found is None or found[0] is not table:
+            return False
+        _, row, binding = found
+        if table.claiming.item(row) or start != table.queued.item(row):
+            return False
         if window.held and window.held + cost > window.most:
             return False
-        single = _Single(
-            row, binding, start, int.from_bytes(acked, "little"), steps, inputs,
-            self._outbox, self._account, known, cost, request.frame, handles, positions,
-        )  # fmt: skip
+        single = _Single(row, binding, start, acked, steps, inputs, self, seen, number, named)
         if not self._coalescer.put(table, single):
             return False
-        self._account.take(cost, window)
+        self.account.take(cost, window)
         return True
 
     def window(self, table: Table) -> Window:
@@ -107,17 +148,24 @@ class Singles:
     def forget(self, table: Table) -> None:
         """Keeps nothing of a table that is unloaded."""
         self._models.pop(id(table), None)
+        self._seen = {length: seen for length, seen in self._seen.items() if seen.known.table is not table}
 
     def _learn(self, table: Table) -> _Known:
         inputs, outputs = table.model.signature.inputs, table.model.signature.outputs
         each = table.input_bytes + table.output_bytes
-        known = _Known(ports(inputs), outputs, SingleReply(ports(outputs)), each, self._account.window())
+        known = _Known(table, ports(inputs), ports(outputs), outputs, each, self.account.window(), {})
         self._models[id(table)] = known
         return known
 
+    def _see(self, known: _Known, steps: int, *, acked: bool) -> _Seen:
+        if len(known.seen) >= _MOST_SEEN:
+            known.seen.clear()
+        chunk, reply = patterns.chunk(known.inputs, steps, acked=acked), patterns.reply(known.outputs, steps)
+        seen = known.seen[steps, acked] = _Seen(known, steps, chunk, reply, OVERHEAD + steps * known.each)
+        return seen
 
-@dataclass(slots=True)
-class _Single:
+
+class _Single(NamedTuple):
     """One chunk; takes its reply."""
 
     row: int
@@ -126,62 +174,31 @@ class _Single:
     acked: int
     steps: int
     inputs: Sequence[bytes]
-    outbox: Outbox
-    account: Account
-    known: _Known
-    cost: int
-    frame: int
-    handle: bytes
-    position: bytes
+    singles: Singles
+    seen: _Seen
+    number: bytes
+    named: bytes
 
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
-        size = _REPLY_BYTES + sum(map(len, outputs))
-        fill = partial(self.known.reply.fill, self.frame, self.handle, self.position, self.steps, durable, outputs)
-        self.outbox.put_later(fill, size, self.known.window, self.cost)
+        seen = self.seen
+        begin, between, tensors = seen.reply
+        parts = [self.number, begin, self.named, between, durable.to_bytes(8, "little")]
+        for before, data in zip(tensors, outputs, strict=True):
+            parts += (before, data)
+        self.singles.outbox.put_bytes(b"".join(parts), seen.known.window, seen.cost)
 
     def large(self, durable: int, lengths: Lengths, outputs: Sequence[Array]) -> None:
-        handle, start = np.frombuffer(self.handle, "<u4"), np.frombuffer(self.position, "<u8")
-        column = np.asarray([durable], np.uint64)
-        found = Results(self.frame, self.known.outputs, handle, start, column, lengths, outputs)
-        answers.put(self.outbox, found, self.known.window, self.cost)
+        frame, handle, start = patterns.read_echo(self.number, self.named)
+        column, known = np.asarray([durable], np.uint64), self.seen.known
+        found = Results(frame, known.specs, handle, start, column, lengths, outputs)
+        answers.put(self.singles.outbox, found, known.window, self.seen.cost)
 
     def refused(self, error: errors.StatestreamError) -> None:
-        self.account.give(self.cost, self.known.window)
-        handle, start = np.frombuffer(self.handle, "<u4"), np.frombuffer(self.position, "<u8")
-        self.outbox.refuse(self.frame, handle, start, error)
+        self.overtaken()
+        self.singles.outbox.refuse(*patterns.read_echo(self.number, self.named), error)
 
     def overtaken(self) -> None:
-        self.account.give(self.cost, self.known.window)
-
-
-class SingleReply:
-    """The message that answers a frame with one chunk of one model, used again for the next."""
-
-    def __init__(self, ports: Sequence[Port]) -> None:
-        """A reply with these outputs."""
-        self._message = pb.StreamResponse(
-            result=pb.ResultFrame(
-                steps=1, outputs=[Tensor(name=p.name, dtype=p.dtype, shape=(1, *p.shape)) for p in ports]
-            )
-        )
-        self._result = self._message.result
-        self._outputs = list(self._result.outputs)
-
-    def fill(
-        self, frame: int, handle: bytes, position: bytes, steps: int, durable: int, outputs: Sequence[bytes]
-    ) -> pb.StreamResponse:
-        """The message with these values; they stand until the next call."""
-        result = self._result
-        self._message.frame = frame
-        result.handles, result.positions = handle, position
-        result.durable_positions = durable.to_bytes(8, "little")
-        if result.steps != steps:
-            result.steps = steps
-            for tensor in self._outputs:
-                tensor.shape[0] = steps
-        for tensor, data in zip(self._outputs, outputs, strict=True):
-            tensor.data = data
-        return self._message
+        self.singles.account.give(self.seen.cost, self.seen.known.window)
 
 
 def ports(specs: Sequence[TensorSpec]) -> tuple[Port, ...]:

@@ -14,7 +14,8 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.caller import Caller
 from statestream_server.edges.grpc.chain import Direct
-from statestream_server.edges.grpc.singles import Port, packed_bytes, ports
+from statestream_server.edges.grpc.patterns import Port
+from statestream_server.edges.grpc.singles import packed_bytes, ports
 from statestream_server.engine import digests
 from statestream_server.engine.table import Table
 from statestream_server.server import Server

@@ -23,7 +23,7 @@ from statestream_server.edges.grpc.bindings import Bindings
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chunk_frames import ChunkFrames
 from statestream_server.edges.grpc.closings import Closings
-from statestream_server.edges.grpc.decoding import Unreadable
+from statestream_server.edges.grpc.decoding import Unreadable, decoder
 from statestream_server.edges.grpc.failures import Context, told
 from statestream_server.edges.grpc.handles import read_handles
 from statestream_server.edges.grpc.open_frames import OpenFrames
@@ -39,6 +39,8 @@ from statestream_server.sessions.ownership.streams import Sleeper
 
 if TYPE_CHECKING:
     from statestream_server.tracing import Tracing
+
+_decode: Callable[[bytes], Any] = decoder(pb.StreamRequest)
 
 
 class Stream:
@@ -154,24 +156,32 @@ class Stream:
 
     # The reader.
 
-    def _take(self, request: pb.StreamRequest | Unreadable) -> bool:
+    def _take(self, data: bytes) -> bool:
         """Handles a frame; whether the next may come: False where there is too much, then wait."""
+        if not self._parked.waiting and (frame := self._singles.take(data, self._last_frame)):
+            self._last_frame = frame
+        else:
+            self._take_decoded(_decode(data), data)
+        return not self._outbox.full and self._accounts.held <= self._accounts.most
+
+    def _take_decoded(self, request: pb.StreamRequest | Unreadable, data: bytes) -> None:
         if isinstance(request, Unreadable):
             self._refuse(request.frame, request.error)
-        elif not self._parked.waiting and self._singles.take(request, self._last_frame):
+        elif not self._parked.waiting and self._singles.take_decoded(request, data, self._last_frame):
             self._last_frame = request.frame
         else:
             self._handle(request)
-        return not self._outbox.full and self._accounts.held <= self._accounts.most
 
     def _traced(self, tracing: Tracing) -> Callable[[Any], bool]:
         """Handles frames, each of which has a span under that of the stream."""
         stream = tracing.current()
 
-        def take(request: pb.StreamRequest | Unreadable) -> bool:
+        def take(data: bytes) -> bool:
+            request = _decode(data)
             kind = "unreadable" if isinstance(request, Unreadable) else request.WhichOneof("request") or "empty"
             with tracing.frame(request.frame, kind, stream):
-                return self._take(request)
+                self._take_decoded(request, data)
+            return not self._outbox.full and self._accounts.held <= self._accounts.most
 
         return take
 

@@ -77,6 +77,7 @@ class Methods:
         )
         steps = Steps(server)
         chain.direct[f"/{inference}/Step"] = steps.take
+        chain.raw.add(f"/{inference}/Stream")
         chain.direct[f"/{inference}/Predict"] = Predicting(server).take
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(server, self._streams, steps, caps, readers), chain

@@ -74,7 +74,7 @@ class Call(Messages):
         if self._ended or self.over:
             return
         self._ended = True
-        if self._parts is not None:
+        if self.parts is not None:
             self._refuse(_CODE.INTERNAL, "the call ended within a message")
         elif self._streams:
             if self._waiter is not None and not self._waiter.done():
@@ -155,6 +155,15 @@ class Call(Messages):
     def rouse(self) -> None:
         """Has it drawn from at the end of the turn."""
         self._connection.ready(self)
+
+    def say(self, message: bytes) -> bool:
+        """Writes a message at once, before those that would be drawn; False where there is no room for it now."""
+        connection = self._connection
+        if self.over or len(message) > connection.most_out or not self._wire.message(self, message):
+            return False
+        if not connection.due:
+            connection.soon()
+        return True
 
     async def write(self, message: Any) -> None:
         """Writes a message, and returns when there is room for another."""
@@ -334,6 +343,6 @@ class Call(Messages):
             self._deadline.cancel()
         if self.promised:
             self._connection.kept(self)
-        self._parts = None
+        self.parts = None
         self._inbox.clear()
         self._connection.closed(self)

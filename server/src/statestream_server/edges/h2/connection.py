@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
         self._held = False  # Whether nothing is read, because of what came something waits for another turn.
         self._transport: asyncio.Transport | None = None
         self._ready: dict[Call, None] = {}
-        self._due = False
+        self.due = False
         self._promised = self._wide = 0
         self._asked: dict[Messages, int] = {}
         self._since = self._heard = monotonic()
@@ -172,13 +172,13 @@ class Connection(asyncio.Protocol):
 
     def soon(self) -> None:
         """Something leaves at the end of the turn."""
-        if not self._due:
-            self._due = True
+        if not self.due:
+            self.due = True
             self._turns.write(self)
 
     def flush(self) -> None:
         """The end of the turn: draws, and writes all there is."""
-        self._due = True
+        self.due = True
         wire = self.wire
         if wire.widened:
             wire.widened = False
@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
         ready, self._ready = self._ready, {}
         for call in ready:
             call.draw()
-        self._due = False
+        self.due = False
         transport = self._transport
         if wire.out and transport is not None:
             data = b"".join(wire.out)

@@ -28,8 +28,8 @@ class Messages:
     """A call's messages, until somebody takes them."""
 
     __slots__ = (
-        "_connection", "_context", "_ended", "_handler", "_head", "_held", "_inbox", "_parts", "_size", "_streams",
-        "_take", "_waiter", "_wanted", "_wire", "number", "over", "promised", "stream", "wide", "window",
+        "_connection", "_context", "_ended", "_handler", "_head", "_held", "_inbox", "_size", "_streams", "_take",
+        "_waiter", "_wanted", "_wire", "number", "over", "parts", "promised", "stream", "wide", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, stream: H2Stream, head: Head) -> None:
@@ -46,7 +46,7 @@ class Messages:
         self._handler = handler = head.handler
         """As grpcio has handlers; None where there is none, and the head says why."""
         self._streams = handler is not None and handler.request_streaming
-        self._parts: list[Part] | None = None  # Of a message that is not whole.
+        self.parts: list[Part] | None = None  # Of a message that is not whole.
         self._size = self._wanted = 0  # Bytes of the parts; how many they are to be before it is worth a look.
         self._inbox: deque[tuple[bytes, int]] = deque()
         """Messages that are not taken yet, and how many bytes of the window each had."""
@@ -56,22 +56,49 @@ class Messages:
         self._take: Callable[[Any], object] | None = None
         self._context: Variables | None = None
 
+    def came(self, message: bytes, size: int) -> None:
+        """A message is whole; it took `size` bytes of the window."""
+        if self.over:
+            return
+        if size - 5 > self._connection.most_in:
+            self._refuse_size(size - 5)
+            return
+        take = self._take
+        if take is None:
+            self._keep(message, size)
+            return
+        assert self._context is not None
+        assert self._waiter is not None
+        try:
+            more = self._context.run(take, self._handler.request_deserializer(message))
+        except Exception as error:
+            self._take = None
+            self._waiter.set_exception(error)
+        else:
+            if not more:
+                self._take = None
+                self._waiter.set_result(True)
+        self._taken(0)
+
+    def _keep(self, message: bytes, size: int) -> None:
+        """Nobody takes it now."""
+        self._held += size
+        if self._inbox and not self._streams:
+            self._refuse(_CODE.UNIMPLEMENTED, "the call has several messages; expected one")
+            return
+        self._inbox.append((message, size))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
+
     def arrived(self, data: bytes, begin: int, end: int) -> None:
         """Bytes of messages came."""
         size = end - begin
         if self.over or not size:
             return
         self._held += size
-        if self._parts is None:
-            if (
-                size >= 5
-                and data[begin] == 0
-                and int.from_bytes(data[begin + 1 : begin + 5], "big") == size - 5 <= self._connection.most_in
-            ):
-                self._came(data[begin + 5 : end], size)
-                return
-            self._parts, self._size, self._wanted = [], 0, 5
-        parts = self._parts
+        if self.parts is None:
+            self.parts, self._size, self._wanted = [], 0, 5
+        parts = self.parts
         if size >= _VIEWED:
             # A view where it is most of what was read: one of little would keep all of it.
             parts.append(memoryview(data)[begin:end] if 2 * size >= len(data) else data[begin:end])
@@ -90,17 +117,14 @@ class Messages:
         if self._wanted > 5 and self._size == self._wanted and not parts[0][0] and len(parts[0]) >= 5:
             # The usual end of a large message: its bytes are copied once.
             parts[0] = memoryview(parts[0])[5:]
-            self._parts = None
+            self.parts = None
             self._whole(b"".join(parts), self._size)
             return
         data, at = b"".join(parts), 0
         while self._size - at >= 5 and not self.over:
             size = 5 + int.from_bytes(data[at + 1 : at + 5], "big")
             if size - 5 > self._connection.most_in:
-                self._refuse(
-                    _CODE.RESOURCE_EXHAUSTED,
-                    f"Received message larger than max ({size - 5} vs. {self._connection.most_in})",
-                )
+                self._refuse_size(size - 5)
                 return
             if at + size > self._size:
                 self._wanted = size
@@ -113,11 +137,11 @@ class Messages:
             at += size
             self._whole(message or b"", size)
         if at == self._size or self.over:
-            self._parts = None
+            self.parts = None
         elif at:
-            self._parts, self._size = [data[at:]], self._size - at
+            self.parts, self._size = [data[at:]], self._size - at
         else:
-            self._parts = [data]
+            self.parts = [data]
 
     def _promise(self, more: int) -> None:
         """Asks for room for the rest of a message."""
@@ -126,12 +150,13 @@ class Messages:
             self._connection.promise(self, want)
 
     def _whole(self, message: bytes, size: int) -> None:
-        """A message is whole that came in parts."""
+        """A message is whole that came in parts, of which `size` bytes were counted as held."""
+        self._held -= size
         if self.promised:
             self._connection.kept(self)
             if self._streams:
                 self._connection.widen(self, size)
-        self._came(message, size)
+        self.came(message, size)
 
     async def feed(self, take: Callable[[Any], object]) -> bool:
         """Has `take` handle each message where it arrives, until it says that it wants no more for now.
@@ -168,30 +193,6 @@ class Messages:
             raise StopAsyncIteration
         return message
 
-    def _came(self, message: bytes, size: int) -> None:
-        """A message is whole; it took `size` bytes of the window."""
-        take = self._take
-        if take is not None:
-            assert self._context is not None
-            assert self._waiter is not None
-            try:
-                more = self._context.run(take, self._handler.request_deserializer(message))
-            except Exception as error:
-                self._take = None
-                self._waiter.set_exception(error)
-            else:
-                if not more:
-                    self._take = None
-                    self._waiter.set_result(True)
-            self._taken(size)
-            return
-        if self._inbox and not self._streams:
-            self._refuse(_CODE.UNIMPLEMENTED, "the call has several messages; expected one")
-            return
-        self._inbox.append((message, size))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(True)
-
     def _taken(self, size: int) -> None:
         """So many bytes of the window are free again: the client hears so when they are half of it."""
         self._held -= size
@@ -219,6 +220,10 @@ class Messages:
             self._refuse(_CODE.INTERNAL, "a message is no gzip")
             return None
         return found
+
+    def _refuse_size(self, size: int) -> None:
+        most = self._connection.most_in
+        self._refuse(_CODE.RESOURCE_EXHAUSTED, f"Received message larger than max ({size} vs. {most})")
 
     def _refuse(self, code: grpc.StatusCode, details: str) -> None:
         """Ends the call with an error that no servicer decided."""

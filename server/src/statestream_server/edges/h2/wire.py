@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from h2 import events
@@ -42,7 +43,11 @@ _LARGEST_WINDOW: Final = 2**31 - 1
 _MOST_BLOCKS: Final = 256
 _LONGEST_BLOCK: Final = 2048
 """Header blocks that are remembered, and the bytes of one."""
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+_PEEK: Final = Struct(">IBII")
+"""A frame's header, and the first 4 bytes of what is in it."""
+_WIDENED: Final = 4 << 8 | 8
+"""The length and type of a WINDOW_UPDATE."""
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 6, 7, 9
 _LAST: Final = 4
 """A stream is one of the last two where its number is so little below the highest."""
 _LATE: Final = 0.1
@@ -105,9 +110,17 @@ class Wire(Writer):
         if self._rest:
             data, self._rest = self._rest + data, b""
         at, end = self._prefaced(data) if self._preface else 0, len(data)
-        calls, window, unpack = self.calls, self.window, FRAME.unpack_from
-        while most > 0 and end - at >= 9:
-            head, flags, number = unpack(data, at)
+        calls, window, quick = self.calls, self.window, self._is_quick
+        while most > 0:
+            if end - at >= 13:
+                head, flags, number, first = _PEEK.unpack_from(data, at)
+            elif end - at >= 9:
+                (head, flags, number), first = FRAME.unpack_from(data, at), -2
+            else:
+                break
+            if head == _WIDENED and quick and self._widen(number, first):
+                at += 13
+                continue
             size, kind = head >> 8, head & 255
             if size > MOST_FRAME:
                 raise FrameTooLargeError(f"a frame of {size} bytes; at most {MOST_FRAME} are taken")  # §4.2
@@ -135,39 +148,30 @@ class Wire(Writer):
                     if flags:
                         call.usual, machine = False, call.stream.state_machine
                         half_close(machine, StreamState.HALF_CLOSED_REMOTE, StreamClosedBy.RECV_END_STREAM)
-                    call.arrived(data, begin, after)
+                    if first == size - 5 >> 8 and data[begin + 4] == size - 5 & 255 and call.parts is None:
+                        call.came(data[begin + 5 : after], size)
+                    else:
+                        call.arrived(data, begin, after)
                     if flags:
                         call.half_closed()
                     continue
-            elif kind == _HEADERS:
-                if flags | END_STREAM == END_HEADERS | END_STREAM and number & 1 and self._short:
-                    # §5.1.1: a new stream, of the client's and higher than those before; §4.3: no table moves.
-                    known = self._blocks.get(data[begin:after])
-                    if known is not None and number > self.highest_inbound_stream_id and not self._split:
-                        if self.hurried is not None and (over := self._hurry(number, known, data, after, end)):
-                            most -= 1 + (over - after >> WEIGHT)
-                            at = over
-                            continue
-                        at = after
-                        self._open(number, known, flags & END_STREAM)
-                        continue
-            elif (
-                kind == _WINDOW_UPDATE
-                and size == 4
-                and self._short
-                and self.settled
-                and not self._split
-                and self._widen(number, int.from_bytes(data[begin:after], "big"))
-            ):
-                at = after
+            elif kind == _HEADERS and quick and (over := self._known(number, flags, data, begin, after)):
+                most -= (over > after) + (over - after >> WEIGHT)
+                at = over
                 continue
             at = after
             self._take(kind, flags, number, data[begin - 9 : after])
             if self.ended:
                 return most
+            quick = self._is_quick
         if at < end:
             self._rest = data[at:]
         return most
+
+    @property
+    def _is_quick(self) -> bool:
+        """Whether the short path is open: behind the client's SETTINGS (§3.4), and between header blocks (§4.3)."""
+        return self._short and self.settled and not self._split
 
     def _prefaced(self, data: bytes) -> int:
         """Takes of the preface what is there; where it ends."""
@@ -178,13 +182,26 @@ class Wire(Writer):
 
     # The short path in.
 
-    def _hurry(self, number: int, head: Head, data: bytes, at: int, end: int) -> int:
+    def _known(self, number: int, flags: int, data: bytes, begin: int, after: int) -> int:
+        """A header block came; where what was taken ends, or 0 where it was not seen before."""
+        if flags | END_STREAM != END_HEADERS | END_STREAM:
+            return 0
+        # §5.1.1: a new stream is of the client's and higher than those before; §4.3: no table moves.
+        head = self._blocks.get(data[begin:after])
+        if head is None or not number & 1 or number <= self.highest_inbound_stream_id:
+            return 0
+        if self.hurried is not None and (over := self._hurry(number, head, data, after)):
+            return over
+        self._open(number, head, flags & END_STREAM)
+        return after
+
+    def _hurry(self, number: int, head: Head, data: bytes, at: int) -> int:
         """Refuses a call whose only message is there with it, where calls are refused; where it ends, or 0.
 
         It costs a fraction of what a stream costs that is begun, and answered.
         """
         assert self.hurried is not None
-        widened = 0
+        widened, end = 0, len(data)
         if end - at >= 13 and data[at : at + 4] == b"\0\0\4\x08" and self.owed > 0:
             # C-core widens the stream before its message.
             of, widened = int.from_bytes(data[at + 5 : at + 9], "big"), int.from_bytes(data[at + 9 : at + 13], "big")
@@ -236,21 +253,24 @@ class Wire(Writer):
         if not 0 < by <= _LARGEST_WINDOW or self.owed <= 0:
             return False
         self.owed -= 1
-        if number == 0:
-            if self.outbound_flow_control_window + by > _LARGEST_WINDOW:
-                return False
-            self.outbound_flow_control_window += by
-            self.widened = True
-            return True
         call = self.calls.get(number)
-        if call is None:
+        if call is not None:
+            stream = call.stream
+            by += stream.outbound_flow_control_window
+            if by > _LARGEST_WINDOW:
+                return False
+            stream.outbound_flow_control_window = by
+            if call.pending:
+                call.go_on()
+            return True
+        if number:
             # §5.1: a stream that was answered meanwhile; C-core sends three for each call.
             return bool(number & 1) and number <= self.highest_inbound_stream_id and number not in self.streams
-        if call.stream.outbound_flow_control_window + by > _LARGEST_WINDOW:
+        by += self.outbound_flow_control_window
+        if by > _LARGEST_WINDOW:
             return False
-        call.stream.outbound_flow_control_window += by
-        if call.pending:
-            call.go_on()
+        self.outbound_flow_control_window = by
+        self.widened = True
         return True
 
     def answered(self) -> None:

@@ -214,23 +214,31 @@ class Intake:
 
 
 class Single(Protocol):
-    """One chunk; who sent it gets its reply by one of these methods.
+    """One chunk; who sent it gets its reply by one of these methods."""
 
-    Attributes:
-        row: The session's row.
-        binding: The claim under which the sender has it.
-        start: The position at which the chunk starts.
-        acked: The position up to which the caller has the replies.
-        steps: Its steps.
-        inputs: The bytes of every input, checked against the signature.
-    """
+    @property
+    def row(self) -> int:
+        """The session's row."""
 
-    row: int
-    binding: int
-    start: int
-    acked: int
-    steps: int
-    inputs: Sequence[bytes]
+    @property
+    def binding(self) -> int:
+        """The claim under which the sender has it."""
+
+    @property
+    def start(self) -> int:
+        """The position at which the chunk starts."""
+
+    @property
+    def acked(self) -> int:
+        """The position up to which the caller has the replies."""
+
+    @property
+    def steps(self) -> int:
+        """Its steps."""
+
+    @property
+    def inputs(self) -> Sequence[bytes]:
+        """The bytes of every input, checked against the signature."""
 
     def result(self, durable: int, outputs: Sequence[bytes]) -> None:
         """The chunk was applied: the durable position, and the bytes [steps, ...one step] of every output."""
@@ -268,7 +276,10 @@ class Coalescer:
         Returns:
             False where one of its session lies here already: then `empty` comes before this one.
         """
-        _, singles = self._arrived.setdefault(id(table), (table, {}))
+        arrived = self._arrived.get(id(table))
+        if arrived is None:
+            arrived = self._arrived[id(table)] = table, {}
+        singles = arrived[1]
         if single.row in singles:
             return False
         singles[single.row] = single
