@@ -107,6 +107,8 @@ def chunk(ports: Sequence[Port], steps: int, *, acked: bool) -> Chunk:
         nbytes = steps * port.nbytes
         pieces.append((between + _before(pb.ChunkFrame(inputs=[port.tensor(steps)]), nbytes), f"{nbytes}s"))
         between = b""
+    if between:
+        pieces.append((between, ""))
     whole = pb.ChunkFrame(handles=bytes(4), positions=bytes(8), steps=steps, inputs=[p.tensor(steps) for p in ports])
     if acked:
         whole.acked_positions = bytes(8)
