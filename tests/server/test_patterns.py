@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from statestream.v1 import inference_pb2 as pb
+from statestream.v1.tensor_pb2 import Tensor
 from statestream_server.edges.grpc import patterns
 from statestream_server.edges.grpc.patterns import Port
 
@@ -26,6 +27,10 @@ PORTS: Final = st.lists(
 CHANGES: Final = st.lists(
     st.tuples(st.integers(0, 400), st.integers(0, 255), st.sampled_from("flip drop twice".split())), max_size=3
 )
+
+
+def tensor(port: Port, steps: int) -> Tensor:
+    return Tensor(name=port.name, dtype=port.dtype, shape=(steps, *port.shape), data=bytes(steps * port.nbytes))
 
 
 def _mutated(data: bytes, changes: list[tuple[int, int, str]]) -> bytes:
@@ -57,7 +62,7 @@ def test_what_is_known_says_what_is_taken_of_it(
         positions=start.to_bytes(8, "little"),
         acked_positions=start.to_bytes(8, "little") if acked else b"",
         steps=steps,
-        inputs=[port.tensor(steps) for port in ports],
+        inputs=[tensor(port, steps) for port in ports],
     )
     data = _mutated(pb.StreamRequest(frame=frame, chunk=chunk).SerializeToString(), changes)
     pattern = patterns.chunk(ports, steps, acked=acked)
@@ -101,11 +106,11 @@ def test_a_reply_is_the_message_of_what_it_says(
 ) -> None:
     begin, between, tensors = patterns.reply(ports, steps)
     number, echo = patterns.echo(frame, named[:4], named[4:])
-    data = [port.tensor(steps).data for port in ports]
+    data = [tensor(port, steps).data for port in ports]
     parts = [number, begin, echo, between, durable.to_bytes(8, "little")]
     for before, held in zip(tensors, data, strict=True):
         parts += (before, held)
-    outputs = [port.tensor(steps) for port in ports]
+    outputs = [tensor(port, steps) for port in ports]
     result = pb.ResultFrame(
         handles=named[:4],
         positions=named[4:],

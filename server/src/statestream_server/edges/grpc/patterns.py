@@ -2,7 +2,7 @@
 
 What differs is the number of the frame, the handle, the positions and what the tensors hold. Once a chunk was decoded
 that is laid out as libraries lay one out, the next ones are compared with that, and no message is made of them: equal
-bytes around what differs, which is as long as it was, mean the same. protobuf itself makes what is compared.
+bytes around what differs, which is as long as it was, mean the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from google.protobuf.message import Message
 
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1.tensor_pb2 import Tensor
@@ -34,10 +33,6 @@ class Port(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-
-    def tensor(self, steps: int) -> Tensor:
-        """So many steps of zeros."""
-        return Tensor(name=self.name, dtype=self.dtype, shape=(steps, *self.shape), data=bytes(steps * self.nbytes))
 
 
 class Chunk(NamedTuple):
@@ -98,21 +93,20 @@ def number(data: bytes) -> tuple[int, int]:
 @lru_cache(1024)
 def chunk(ports: Sequence[Port], steps: int, *, acked: bool) -> Chunk:
     """The pattern of chunks with these inputs."""
-    number = pb.ChunkFrame(handles=bytes(4)), pb.ChunkFrame(positions=bytes(8))
-    pieces = [(_before(number[0], 4), "I"), (_before(number[1], 8), "Q")]
+    pieces = [
+        (_bytes(pb.ChunkFrame.HANDLES_FIELD_NUMBER, 4), "I"),
+        (_bytes(pb.ChunkFrame.POSITIONS_FIELD_NUMBER, 8), "Q"),
+    ]
     if acked:
-        pieces.append((_before(pb.ChunkFrame(acked_positions=bytes(8)), 8), "Q"))
+        pieces.append((_bytes(pb.ChunkFrame.ACKED_POSITIONS_FIELD_NUMBER, 8), "Q"))
     between = pb.ChunkFrame(steps=steps).SerializeToString()
     for port in ports:
-        nbytes = steps * port.nbytes
-        pieces.append((between + _before(pb.ChunkFrame(inputs=[port.tensor(steps)]), nbytes), f"{nbytes}s"))
+        pieces.append((between + _tensor(pb.ChunkFrame.INPUTS_FIELD_NUMBER, port, steps), f"{steps * port.nbytes}s"))
         between = b""
     if between:
         pieces.append((between, ""))
-    whole = pb.ChunkFrame(handles=bytes(4), positions=bytes(8), steps=steps, inputs=[p.tensor(steps) for p in ports])
-    if acked:
-        whole.acked_positions = bytes(8)
-    begin = _before(pb.StreamRequest(chunk=whole), whole.ByteSize())
+    size = Struct("<" + "".join(f"{len(piece)}s{kind}" for piece, kind in pieces)).size
+    begin = _bytes(pb.StreamRequest.CHUNK_FIELD_NUMBER, size)
     same = begin + pieces[0][0], *(piece for piece, _ in pieces[1:])
     layout = Struct("<" + "".join(f"{len(piece)}s{kind}" for piece, (_, kind) in zip(same, pieces, strict=True)))
     return Chunk(layout.size, layout.unpack_from, same, len(begin), acked)
@@ -121,14 +115,24 @@ def chunk(ports: Sequence[Port], steps: int, *, acked: bool) -> Chunk:
 @lru_cache(1024)
 def reply(ports: Sequence[Port], steps: int) -> Reply:
     """The pattern of replies with these outputs."""
-    whole = pb.ResultFrame(
-        handles=bytes(4), positions=bytes(8), steps=steps, durable_positions=bytes(8),
-        outputs=[port.tensor(steps) for port in ports],
-    )  # fmt: skip
-    begin = _before(pb.StreamResponse(result=whole), whole.ByteSize())
-    between = _before(pb.ResultFrame(steps=steps, durable_positions=bytes(8)), 8)
-    tensors = tuple(_before(pb.ResultFrame(outputs=[port.tensor(steps)]), steps * port.nbytes) for port in ports)
-    return Reply(begin, between, tensors)
+    between = pb.ResultFrame(steps=steps).SerializeToString() + _bytes(pb.ResultFrame.DURABLE_POSITIONS_FIELD_NUMBER, 8)
+    tensors = tuple(_tensor(pb.ResultFrame.OUTPUTS_FIELD_NUMBER, port, steps) for port in ports)
+    size = NAMED + len(between) + 8 + sum(map(len, tensors)) + sum(steps * port.nbytes for port in ports)
+    return Reply(_bytes(pb.StreamResponse.RESULT_FIELD_NUMBER, size), between, tensors)
+
+
+def _tensor(field: int, port: Port, steps: int) -> bytes:
+    """What comes before the bytes of a tensor, the last of its fields."""
+    nbytes = steps * port.nbytes
+    said = Tensor(name=port.name, dtype=port.dtype, shape=(steps, *port.shape)).SerializeToString()
+    if nbytes:
+        said += _bytes(Tensor.DATA_FIELD_NUMBER, nbytes)
+    return _bytes(field, len(said) + nbytes) + said
+
+
+def _bytes(field: int, size: int) -> bytes:
+    """What comes before so many bytes, at least one, that are a field."""
+    return bytes((field << 3 | 2,)) + pb.StreamRequest(frame=size).SerializeToString()[1:]
 
 
 def echo(frame: int, handle: bytes, position: bytes) -> tuple[bytes, bytes]:
@@ -142,9 +146,3 @@ def read_echo(number: bytes, named: bytes) -> tuple[int, Array, Positions]:
     said = pb.ResultFrame.FromString(named)
     handle, start = np.frombuffer(said.handles, "<u4"), np.frombuffer(said.positions, "<u8")
     return pb.StreamResponse.FromString(number).frame, handle, start
-
-
-def _before(message: Message, nbytes: int) -> bytes:
-    """What a message has before its last so many bytes."""
-    data = message.SerializeToString()
-    return data[: len(data) - nbytes]

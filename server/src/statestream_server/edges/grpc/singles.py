@@ -36,6 +36,7 @@ class _Known(NamedTuple):
     Attributes:
         table: Its sessions.
         inputs, outputs: What one step looks like on the wire.
+        usual: Whether nothing is free in it.
         specs: The outputs of the signature.
         each: The bytes of a step with its answer.
         window: The stream's.
@@ -45,6 +46,7 @@ class _Known(NamedTuple):
     table: Table
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    usual: bool
     specs: Sequence[TensorSpec]
     each: int
     window: Window
@@ -109,7 +111,7 @@ class Singles:
         if found is None:
             return False
         known = self._models.get(id(found[0])) or self._learn(found[0])
-        inputs = packed_bytes(known.inputs, chunk.inputs, steps)
+        inputs = packed_bytes(known.inputs, chunk.inputs, steps) if known.usual else None
         if inputs is None:
             return False
         seen = known.seen.get((steps, bool(acked))) or self._see(known, steps, acked=bool(acked))
@@ -153,7 +155,9 @@ class Singles:
     def _learn(self, table: Table) -> _Known:
         inputs, outputs = table.model.signature.inputs, table.model.signature.outputs
         each = table.input_bytes + table.output_bytes
-        known = _Known(table, ports(inputs), ports(outputs), outputs, each, self.account.window(), {})
+        found = ports(inputs), ports(outputs)
+        usual = all(min(port.shape, default=0) >= 0 for some in found for port in some)
+        known = _Known(table, *found, usual, outputs, each, self.account.window(), {})
         self._models[id(table)] = known
         return known
 
