@@ -16,7 +16,7 @@ import redis
 from tests.chaos.redis_nodes import RedisNodes
 from tests.server.stores.redis_server import free_port
 from tests.services import require_binary
-from tests.support.serving import Process
+from tests.support.serving import TEST_EDGE, Process
 
 
 @dataclass
@@ -151,8 +151,12 @@ async def cluster(
     replicas: int = 1,
     store: str | RedisNodes = "sqlite",
     durable_redis: bool = True,
+    edge: str = TEST_EDGE,
 ) -> AsyncIterator[Cluster]:
-    """Replicas that are ready, over a store of their own; `store` is "sqlite", "redis", "memory" or a Redis Cluster."""
+    """Replicas that are ready, over a store of their own; `store` is "sqlite", "redis", "memory" or a Redis Cluster.
+
+    `edge` is theirs, "" for the usual one.
+    """
     backing: RedisProcess | RedisNodes | Path = folder / "sessions.sqlite"
     if isinstance(store, RedisNodes):
         backing, url = store, store.url
@@ -164,7 +168,8 @@ async def cluster(
         await asyncio.to_thread(backing.start)
         url = backing.url
     made = Cluster(
-        [Replica(Process(models, ["--store", url, *options], port=free_port())) for _ in range(replicas)], backing
+        [Replica(Process(models, ["--store", url, *options], port=free_port(), edge=edge)) for _ in range(replicas)],
+        backing,
     )
     started: list[Replica] = []
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from statestream_server.settings import Settings
 from tests.chaos.faults import Mark, Scene
 from tests.chaos.workload import Verdict, Workload
 
@@ -79,6 +80,11 @@ def summary(scene: Scene, verdict: Verdict, kind: str = "") -> dict[str, Any]:
 
 def _quantile(seconds: np.ndarray, part: float) -> float:
     return round(float(np.quantile(seconds, part)), 3) if len(seconds) else 0.0
+
+
+def named(name: str, edge: str) -> str:
+    """The name of a run's figures on an edge; on the usual one they are the page's."""
+    return name if edge in ("", Settings(()).edge) else f"{name}-{edge}"
 
 
 def report(name: str, figures: dict[str, Any]) -> None:

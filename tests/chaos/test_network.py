@@ -17,6 +17,7 @@ from tests.chaos.oracle import MODEL, Oracle, inputs
 from tests.chaos.proxy import proxies
 from tests.chaos.workload import RETRY_SECONDS, verify, workload
 from tests.support.calls import Failure, connected
+from tests.support.serving import EDGES
 from tests.support.speaker import Opened, Refusal, Speaker
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -26,12 +27,13 @@ IMPATIENT = statestream.Settings(retry_timeout=RETRY_SECONDS, connect_timeout=30
 """Pings as often as a server takes; a silent server is given up after 5 to 10 seconds."""
 
 
+@pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.service
 async def test_cuts_delays_and_lost_replies(
-    models: Path, tmp_path: Path, oracle: Oracle, seed: int, scaled: Scaled
+    models: Path, tmp_path: Path, oracle: Oracle, seed: int, scaled: Scaled, edge: str
 ) -> None:
     async with (
-        cluster(models, tmp_path, replicas=2, store="redis") as made,
+        cluster(models, tmp_path, edge=edge, replicas=2, store="redis") as made,
         proxies(made.addresses) as lines,
         workload(
             [line.address for line in lines], seed=seed, sessions=scaled(200, 30), clients=4, settings=IMPATIENT
@@ -43,16 +45,17 @@ async def test_cuts_delays_and_lost_replies(
         await schedule(scene, faults, scaled(40, 8))
         await load.finish()
         verdict = await verify(load, oracle, made.addresses)
-        figures.report("chaos-network", figures.summary(scene, verdict))
+        figures.report(figures.named("chaos-network", edge), figures.summary(scene, verdict))
 
 
+@pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.service
 async def test_half_open_connections_are_left(
-    models: Path, tmp_path: Path, oracle: Oracle, seed: int, scaled: Scaled
+    models: Path, tmp_path: Path, oracle: Oracle, seed: int, scaled: Scaled, edge: str
 ) -> None:
     """A line falls silent for longer than the clients wait; what they sent into it arrives after they moved."""
     async with (
-        cluster(models, tmp_path, replicas=2, store="redis") as made,
+        cluster(models, tmp_path, edge=edge, replicas=2, store="redis") as made,
         proxies(made.addresses) as lines,
         workload(
             [line.address for line in lines], seed=seed, sessions=scaled(100, 20), clients=4, settings=IMPATIENT
@@ -68,14 +71,15 @@ async def test_half_open_connections_are_left(
         await load.progress()
         await load.finish()
         verdict = await verify(load, oracle, made.addresses)
-        figures.report("chaos-half-open", figures.summary(scene, verdict))
+        figures.report(figures.named("chaos-half-open", edge), figures.summary(scene, verdict))
 
 
+@pytest.mark.parametrize("edge", EDGES)
 async def test_frames_of_an_old_writer_that_arrive_late_change_nothing(
-    models: Path, tmp_path: Path, oracle: Oracle, seed: int
+    models: Path, tmp_path: Path, oracle: Oracle, seed: int, edge: str
 ) -> None:
     async with (
-        cluster(models, tmp_path) as made,
+        cluster(models, tmp_path, edge=edge) as made,
         proxies(made.addresses) as (line,),
         connected(line.address) as slow,
         connected(made.addresses[0]) as fast,
