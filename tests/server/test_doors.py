@@ -32,6 +32,7 @@ from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import inference_pb2_grpc, model_pb2, server_pb2, server_pb2_grpc
 from statestream_server.access import certificates, tokens
 from statestream_server.access.certificates import NOBODY, Names
+from statestream_server.edges.http import metrics
 from statestream_server.settings import StartError, check_reach, check_tls
 from statestream_server.workers.relay import Relay
 from tests.support import http2
@@ -255,18 +256,21 @@ async def test_a_call_with_malformed_headers_ends_alone(models_dir: Path) -> Non
         watch.cancel()
 
 
-async def test_a_method_that_is_no_text_leaves_the_port_open(models_dir: Path) -> None:
+async def test_a_method_that_is_no_text_leaves_the_port_open(
+    models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """grpcio ends its server over it; over h2 it is a method that is not there."""
     for edge in EDGES:
         async with serving(models_dir, edge=edge) as local:
             fields = [(name.encode(), value.encode()) for name, value in http2.headers_of("")]
             block = b"".join(http2.literal(n, b"/a\xaa/b" if n == b":path" else v) for n, v in fields)
             async with http2.wired(local.address) as wire:
-                await wire.greet()
                 await wire.send(http2.raw(1, 5, 1, block))
                 assert await wire.until(lambda: wire.end is not None or wire.status(1) is not None, 10)
             info = server_pb2_grpc.ServerServiceStub(local.channel).GetServerInfo
             assert (await info(INFO, wait_for_ready=True, timeout=DEADLINE)).server_id == local.server.id
+    opened = [record for record in caplog.records if "the port is opened anew" in record.getMessage()]
+    assert len(opened) == EDGES.count("grpcio")
 
 
 async def test_errors_carry_their_details(models_dir: Path) -> None:
@@ -552,6 +556,7 @@ async def test_connections_beyond_the_most_are_refused_and_those_there_are_go_on
             said = await asyncio.wait_for(reader.read(), DEADLINE)
             if edge == "h2":
                 assert b"as many as it takes (--max-connections)" in said
+                assert local.server.refused_connections == {"grpc": 1, "http": 0}
         writer.close()
         await _info(local.channel)
 
@@ -571,5 +576,12 @@ async def test_a_full_http_port_says_so(models_dir: Path) -> None:
         while b"503" not in answer:
             answer = await _get(local.running.http_port, None)
         assert b"--max-http-connections" in answer
+        assert local.server.refused_connections["http"] == 1
+        told = next(
+            one
+            for one in metrics.ServerCollector(local.server).collect()
+            if one.name == "statestream_refused_connections"
+        )
+        assert {sample.labels["door"]: sample.value for sample in told.samples} == {"grpc": 0, "http": 1}
         writer.close()
         del reader

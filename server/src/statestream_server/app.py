@@ -227,7 +227,11 @@ def _http(settings: Settings, server: Server, readiness: Readiness) -> tuple[Htt
         from statestream_server.edges.http.console import pages as console
 
         routes += console.routes(server)
-    return Http(settings, ServerPages(server, readiness), routes), pages
+
+    def refused() -> None:
+        server.refused_connections["http"] += 1
+
+    return Http(settings, ServerPages(server, readiness), routes, refused), pages
 
 
 def _beside(leaving: contextlib.AsyncExitStack, name: str, work: Coroutine[Any, Any, None]) -> None:

@@ -80,6 +80,8 @@ class Server:
         """The tokens that callers show; None where anybody may call."""
         self.connected: Callable[[], tuple[int, int]] | None = None
         """How many connections and calls there are; None where the edge does not know."""
+        self.refused_connections = {"grpc": 0, "http": 0}
+        """By door: connections beyond the most that it takes; grpcio tells of none."""
         self.engine = engine = Engine(self.turns, quarantine)
         self.tracing = _tracing(settings, self.id)
         engine.tracer, engine.on_device = self.tracing, device.name != "cpu"

@@ -28,9 +28,15 @@ class Handshakes:
     nobody had them, so both sides wait.
     """
 
-    def __init__(self, context: ssl.SSLContext, serve: Callable[[], asyncio.Protocol], most: int) -> None:
-        """Of at most so many at a time. `serve` makes the protocol of a connection."""
-        self._context, self._serve, self._most = context, serve, most
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        serve: Callable[[], asyncio.Protocol],
+        most: int,
+        refused: Callable[[], None],
+    ) -> None:
+        """Of at most so many at a time; `refused` hears of one more. `serve` makes the protocol of a connection."""
+        self._context, self._serve, self._most, self._refused = context, serve, most, refused
         self._under_way = set[asyncio.Task[None]]()
         self._listeners: list[socket.socket] = []
 
@@ -76,6 +82,7 @@ class Handshakes:
                 return
             if len(self._under_way) >= self._most:
                 accepted.close()  # Without a handshake nothing can be said.
+                self._refused()
                 continue
             accepted.setblocking(False)
             task = loop.create_task(self._shake(accepted))

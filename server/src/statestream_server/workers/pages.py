@@ -45,6 +45,8 @@ class WorkersPages:
         """Of some workers, which may come and go."""
         self._workers = workers
         self._complete = False
+        self.refused = 0
+        """Connections to the HTTP port that were one too many."""
 
     def lives(self) -> tuple[bool, str]:
         """No worker hangs; one that ended is started again, and is no reason to end the others."""
@@ -68,7 +70,12 @@ class WorkersPages:
         """The figures of every worker, with its number as the label `worker`; of those that ended there are none."""
         found = await asyncio.gather(*map(_metrics, self._workers))
         registry = CollectorRegistry()
-        registry.register(_Found([*self._own(found), *_together(zip(self._workers, found, strict=True))]))
+        together = _together(zip(self._workers, found, strict=True))
+        for metric in together:
+            if metric.name == "statestream_refused_connections":
+                # This process has the port; theirs is a Unix socket between it and them.
+                metric.add_sample(f"{metric.name}_total", {"door": "http", "worker": ""}, self.refused)
+        registry.register(_Found([*self._own(found), *together]))
         return generate_latest(registry)
 
     def _own(self, found: Sequence[list[Any] | None]) -> Iterator[Metric]:

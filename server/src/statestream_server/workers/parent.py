@@ -155,7 +155,12 @@ class _Parent:
                 from statestream_server.workers.console import Console
 
                 routes += Console(self._workers, self._relay).routes()
-        return Http(self._read, WorkersPages(self._workers), routes)
+        pages = WorkersPages(self._workers)
+
+        def refused() -> None:
+            pages.refused += 1
+
+        return Http(self._read, pages, routes, refused)
 
     def _stop(self) -> None:
         """Asks every worker to leave, once; a second signal ends them."""

@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         """Says the settings."""
         self._transport, self.abort = transport, transport.abort
         if len(self._edge.connections) >= self._edge.most_connections:
-            self._edge.refused_connections += 1
+            self._edge.refused()
             self.refuse(
                 ErrorCodes.ENHANCE_YOUR_CALM,
                 f"this server has {self._edge.most_connections} connections, as many as it takes (--max-connections)",

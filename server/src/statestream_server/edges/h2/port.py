@@ -43,10 +43,12 @@ class H2(Methods):
         server.engine.ended.append(self.turns.flush)
         server.connected = lambda: (len(self.connections), sum(len(one.wire.calls) for one in self.connections))
         self.most_connections = settings.max_connections
-        self.refused_connections = 0
+        self.refused_connections = server.refused_connections
         self._reader_seconds = settings.reader_timeout
         context = tls(settings, ["h2"])
-        self._handshakes = None if context is None else Handshakes(context, self._connection, settings.max_connections)
+        self._handshakes = None
+        if context is not None:
+            self._handshakes = Handshakes(context, self._connection, settings.max_connections, self.refused)
         self._unix = settings.unix
         self._sockets = []
         if not settings.only_unix:
@@ -95,6 +97,10 @@ class H2(Methods):
         for connection in [*self.connections]:
             connection.abort()
         await self._emptied()
+
+    def refused(self) -> None:
+        """A connection was one too many."""
+        self.refused_connections["grpc"] += 1
 
     def _connection(self) -> Connection:
         return Connection(self)

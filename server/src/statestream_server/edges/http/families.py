@@ -51,6 +51,13 @@ CALLS: Final = (
     Family("statestream_handles", "gauge", "Sessions that connected streams have"),
     Family("statestream_stream_bytes", "gauge", "Bytes under way on streams"),
     Family("statestream_waiting_streams", "gauge", "Streams that are not read because of them"),
+    Family(
+        "statestream_refused_connections",
+        "counter",
+        "Connections beyond --max-connections (grpc; of the edge h2 alone) or --max-http-connections (http)",
+        ("door",),
+        "2",
+    ),
     Family("statestream_edge_connections", "gauge", "Connections to the gRPC port; of the edge h2 alone"),
     Family("statestream_edge_calls", "gauge", "Calls and streams on them; of the edge h2 alone"),
 )

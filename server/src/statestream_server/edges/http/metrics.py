@@ -108,6 +108,8 @@ def _calls(server: Server, samples: _Samples) -> None:
     samples.add("handles", server.streams.handles)
     samples.add("stream_bytes", server.accounts.held)
     samples.add("waiting_streams", len(server.accounts.waiting))
+    for door, count in server.refused_connections.items():
+        samples.add("refused_connections", count, door)
     if server.connected is not None:
         connections, calls = server.connected()
         samples.add("edge_connections", connections)

@@ -54,8 +54,16 @@ def names_of(request: Request) -> Names:
 class Http:
     """The HTTP port of a server, on the loop of its process."""
 
-    def __init__(self, settings: Settings, pages: Pages, more: Sequence[Route] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pages: Pages,
+        more: Sequence[Route] = (),
+        refused: Callable[[], None] = lambda: None,
+    ) -> None:
         """Takes the port, or the path of a Unix socket; nobody is answered yet. `more` is served beside the pages.
+
+        `refused` hears of a connection that was one too many.
 
         Raises:
             StartError: The port is taken.
@@ -68,7 +76,7 @@ class Http:
             self.port = int(self._sockets[0].getsockname()[1])
         config = uvicorn.Config(
             _application(pages, more),
-            http=_connections(settings.reader_timeout, most, relayed=bool(settings.http_unix)),
+            http=_connections(settings.reader_timeout, most, refused, relayed=bool(settings.http_unix)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -120,6 +128,8 @@ class _Connection(H11Protocol):
     """Runs while its reader takes nothing of what was written."""
     reader_seconds = 20.0
     """What it may take nothing for."""
+    refused: Callable[[], None] = staticmethod(lambda: None)
+    """Hears of one too many."""
     relayed = False
     """Whether what it brings is handed on by the first process of several, which alone reaches its socket."""
     most = 128
@@ -134,6 +144,7 @@ class _Connection(H11Protocol):
         if len(self.connections) > self.most:
             waiting = [one for one in self.connections if isinstance(one, _Connection) and one._timer is not None]
             if not waiting:
+                self.refused()
                 transport.write(_FULL)
                 transport.close()
                 return
@@ -175,10 +186,11 @@ class _Connection(H11Protocol):
             self._timer = None
 
 
-def _connections(reader_seconds: float, most: int, *, relayed: bool) -> type[_Connection]:
+def _connections(reader_seconds: float, most: int, refused: Callable[[], None], *, relayed: bool) -> type[_Connection]:
     """Connections of which there may be so many, and whose readers may take nothing for so long."""
     # uvicorn makes them.
-    return type("_Connection", (_Connection,), {"reader_seconds": reader_seconds, "most": most, "relayed": relayed})
+    more = {"reader_seconds": reader_seconds, "most": most, "refused": staticmethod(refused), "relayed": relayed}
+    return type("_Connection", (_Connection,), more)
 
 
 def _application(pages: Pages, more: Sequence[Route]) -> Starlette:
