@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.statestream-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-first test-second test-slow test-slow-first test-slow-second test-compose test-attacks attack bench chaos gpu simulate install stubs
+.PHONY: help demo test test-first test-second test-slow test-slow-first test-slow-second test-compose test-attacks attack fuzz bench chaos gpu simulate install stubs
 .PHONY: lessons twins dist docs example-models scale clean
 .PHONY: check check-format check-lint check-types check-layers check-stubs check-twins check-protos check-docs
 
@@ -24,6 +24,7 @@ help:
 	@echo "make test-compose  builds the images and runs the compose files, 500 sessions under faults"
 	@echo "make test-attacks  hostile callers beside a victim, counted"
 	@echo "make attack        the same, measured: the longest turn of the loop, the victim's steps"
+	@echo "make fuzz          random input of every kind to real servers on both edges, ten minutes"
 	@echo "make check         format, lint, types, layers, stubs, twins, protos and docs"
 	@echo "make bench         measures, some 10 minutes; ARGS=--quick for one"
 	@echo "make scale         measures costs here, compares a simulated fleet with real ones, asks it for large ones"
@@ -135,6 +136,10 @@ chaos: $(STAMP)
 # Two minutes; the same bytes each time on one machine.
 example-models: $(STAMP)
 	@$(RUN) tools/example_models.py $(ARGS)
+
+# What servers hold afterwards is counted; a finding ends with status 1.
+fuzz: $(STAMP)
+	@$(RUN) -m tests.fuzz $(ARGS)
 
 simulate: $(STAMP)
 	@$(RUN) -m tests.simulation $(ARGS)

@@ -517,3 +517,50 @@ async def test_who_shows_no_token_has_no_room_for_messages(models_dir: Path, doo
         for call in watching:
             call.cancel()
         await local.until(lambda: chain._strangers == 0)
+
+
+async def test_a_tenants_bytes_and_waits_are_asked_for_before_a_body_over_rest_is_read(
+    models_dir: Path, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over gRPC: what a body says of its length, what it brings beyond, and how long its step would wait."""
+    with door.path.open("a") as file:
+        file.write("[tenant.acme]\nbytes = 100_000\n")
+    async with serving(models_dir, tokens=door.path, http_port=0) as local:
+        assert local.server.access is not None
+
+        async def asked(secret: str, headers: str, body: bytes = b"") -> tuple[asyncio.StreamReader, Any]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", local.running.http_port)
+            head = "POST /v2/models/counter/infer HTTP/1.1\r\nHost: a\r\n"
+            writer.write(f"{head}Authorization: Bearer {secret}\r\n{headers}\r\n\r\n".encode() + body)
+            await writer.drain()
+            return reader, writer
+
+        async def refused(secret: str, headers: str, body: bytes = b"") -> bytes:
+            reader, writer = await asked(secret, headers, body)
+            said = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE)
+            writer.close()
+            return said
+
+        _, first = await asked(door.acme, "Content-Length: 90000", b"{")
+        await local.until(lambda: local.server.access.usages["acme"].held.get("bytes"))
+        for said in (
+            await refused(door.acme, "Content-Length: 20000"),
+            await refused(door.acme, "Transfer-Encoding: chunked", b"4e20\r\n" + bytes(20_000)),
+        ):
+            assert b" 429 " in said
+            assert b"retry-after: 1" in said.lower()
+        usage = local.server.access.usages["acme"]
+        await local.until(lambda: usage.held["bytes"] == 90_000)
+        assert usage.refused == 2
+        first.close()
+        await local.until(lambda: usage.held["bytes"] == 0)
+        # One that is alone may be as long as a message may.
+        _, writer = await asked(door.acme, "Transfer-Encoding: chunked", b"30d40\r\n" + bytes(200_000))
+        await local.until(lambda: usage.held["bytes"] == 200_000)
+        writer.close()
+        await local.until(lambda: usage.held["bytes"] == 0)
+        monkeypatch.setattr(local.server.budgets.steps, "_wait", lambda tenant: 3.0)
+        with local.server.budgets.steps.holding(1):
+            said = await refused(door.acme, "Content-Length: 90000")
+        assert b" 429 " in said
+        assert b"retry-after: 3" in said.lower()

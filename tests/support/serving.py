@@ -151,6 +151,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",  # gRPC's core says what callers sent.
             # Bytecode is kept, whatever this process does: many servers are started here.
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "", **edge},
         )

@@ -144,6 +144,26 @@ class Usage:
         finally:
             self.give(*whats, nbytes=nbytes)
 
+    @contextmanager
+    def growing(self, nbytes: int) -> Iterator[Callable[[int], None]]:
+        """Counts bytes that a call which counts `nbytes` already comes to hold beside them, while it is under way.
+
+        What this yields is called with how many more there are, and raises `Overloaded` where that is too much.
+        """
+        more = 0
+
+        def grow(some: int) -> None:
+            nonlocal more
+            if self.held.get("bytes", 0) > nbytes + more:  # A large one is let in alone.
+                self.check("bytes", some)
+            self.take(nbytes=some)
+            more += some
+
+        try:
+            yield grow
+        finally:
+            self.give(nbytes=more)
+
     def admit(self, *whats: str, nbytes: int = 0) -> None:
         """Checks that there is room for one more call of some kinds, and of so many bytes.
 

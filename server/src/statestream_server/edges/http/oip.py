@@ -169,13 +169,19 @@ class OipPages:
                 holding.enter_context(who.grant.usage.holding("calls", nbytes=length))
         if infers:
             self._check_ready()
+            self._server.budgets.steps.check(caller.current.get().tenant)
         if request.method == "POST":
             length = received.length_of(request, most)
             call.grow = holding.enter_context(self._server.budgets.bodies.growing(length))
-            call.body = await received.body_of(request, most, self.body_seconds, call.grow)
-            grant = caller.current.get().grant if kind.right is not None else None
-            if grant is not None and len(call.body) > length:
-                holding.enter_context(grant.usage.holding(nbytes=len(call.body) - length))
+            grow, grant = call.grow, caller.current.get().grant if kind.right is not None else None
+            if grant is not None:
+                theirs = holding.enter_context(grant.usage.growing(length))
+
+                def grow(nbytes: int) -> None:
+                    theirs(nbytes)
+                    call.grow(nbytes)
+
+            call.body = await received.body_of(request, most, self.body_seconds, grow)
         with self._counted():
             if self._server.tracing is None:
                 return await kind.page(call)
