@@ -97,6 +97,22 @@ async def test_a_call_that_is_repeated_goes_the_long_way(local: Local) -> None:
     assert (gap.reason, gap.metadata["expected_position"]) == ("POSITION_GAP", "3")
 
 
+async def test_a_call_that_is_repeated_behind_another_ones_is_not_taken_for_that(local: Local) -> None:
+    """Nor applied twice: on the quick way, the long way, and from the store, whose bytes the other call may share."""
+    caller = Caller(local.channel)
+    for session, between in (("a", {}), ("b", {"position": 2}), ("c", {"mode": pb.OPEN_MODE_RESUME})):
+        await caller.step(MODEL, session, numbers(1))
+        named = step(session, 2, request_id="mine")
+        assert y(await caller.inference.Step(named, timeout=DEADLINE)) == [3]
+        assert y(await caller.inference.Step(step(session, 2, **between), timeout=DEADLINE)) == [5]
+        for _ in range(2):
+            late = await failing(caller.inference.Step(named, timeout=DEADLINE))
+            assert (late.reason, late.metadata["expected_position"]) == ("ALREADY_APPLIED", "3")
+            assert "a new request_id" in late.message
+        assert y(await caller.inference.Step(step(session, 1, request_id="next"), timeout=DEADLINE)) == [6]
+        assert y(await caller.inference.Step(step(session, 1, request_id="next"), timeout=DEADLINE)) == [6]
+
+
 async def test_a_step_behind_one_that_was_just_taken_comes_behind_it(local: Local) -> None:
     """Two calls of one session in one moment: the second has to wait, and is applied where the first one ends."""
     caller = Caller(local.channel)

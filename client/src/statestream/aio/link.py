@@ -403,5 +403,9 @@ class Link:
 
     async def _release_channel(self) -> None:
         channel, self._channel = self._channel, None
-        if channel is not None and not self.copied:
+        if self.copied:
+            return
+        # A call has its channel, and gRPC disconnects with the last that has it, not when it is closed.
+        self._call = None
+        if channel is not None:
             await channel.close()

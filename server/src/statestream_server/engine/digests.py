@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -64,8 +65,12 @@ def of_chunks(lengths: Lengths, inputs: Sequence[Array]) -> Positions:
     return digests
 
 
+OLDER: Final = np.uint64(~1 & (1 << 64) - 1)
+"""What is left of the digest of a session's last request that had an id, once one without came behind it."""
+
+
 def of_text(text: str) -> int:
-    """The digest of a request id; never 0."""
+    """The digest of a request id; odd, so never 0."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
 
 

@@ -94,6 +94,9 @@ class Table:
     asked: Array
     """When its stream was last asked to take it elsewhere, by that clock; -inf for never."""
 
+    named = False
+    """Whether a session here was ever stepped by a request with an id."""
+
     def __init__(self, model: Model, rows: Rows, *, max_rows: int) -> None:
         """An empty table that grows up to `max_rows` rows."""
         self.model = model

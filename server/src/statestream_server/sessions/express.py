@@ -140,7 +140,7 @@ class Express:
         """
         start: int = table.position.item(row)
         if position is None:
-            if request and table.request.item(row) == request:
+            if request and table.request.item(row) | 1 == request:
                 return False
         elif position != start:
             return False

@@ -237,10 +237,23 @@ class Unary:
 
     @staticmethod
     def _start(table: Table, row: int, request: int) -> int:
-        """Where a chunk starts whose caller does not say: where the session stands, or where it did for that call."""
+        """Where a chunk starts whose caller does not say: where the session stands, or where it did for that call.
+
+        Raises:
+            AlreadyApplied: The call was applied, and its reply is not kept: others came behind it.
+        """
+        last = int(table.request[row])
+        if not request or last | 1 != request:
+            return int(table.position[row])
         kept = table.replies.replies(row)
-        repeated = request and int(table.request[row]) == request and kept
-        return kept[-1].start if repeated else int(table.position[row])
+        if last == request and kept:
+            return kept[-1].start
+        raise errors.AlreadyApplied(
+            "a call with this request_id was applied, and its answer is not kept any more: a step without a request_id"
+            " came behind it, or acknowledged it. Go on with a new request_id; where several callers step one session,"
+            " each should name its calls, or positions",
+            metadata={"expected_position": str(int(table.position[row]))},
+        )
 
 
 def _target(table: Table, row: int) -> Target:

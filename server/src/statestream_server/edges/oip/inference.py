@@ -234,7 +234,7 @@ class Inference:
         if request.id or sequence.position is not None:
             target = await unary.target(key, request.named.version, Mode.EITHER, request.named.alias)
             position, name = int(target.table.position[target.row]), int(target.table.request[target.row])
-            again = request.id and name == digests.of_text(request.id)
+            again = request.id and name | 1 == digests.of_text(request.id)
             if not position or again or (sequence.position is not None and position == count):
                 return target
         return await unary.target(key, request.named.version, Mode.REPLACE, request.named.alias)

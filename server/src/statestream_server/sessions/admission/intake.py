@@ -17,6 +17,7 @@ import numpy as np
 
 from statestream.contract import errors
 from statestream_server.arrays import Array, Ints, Positions, counting, every, same, some
+from statestream_server.engine.digests import OLDER
 from statestream_server.engine.engine import Engine
 from statestream_server.engine.lengths import Lengths, alike
 from statestream_server.engine.marks import RESET, Marks
@@ -128,7 +129,12 @@ class Intake:
         table.dirty[rows] = True
         if chunks.requests is not None:
             named = chunks.requests != 0
-            table.request[rows[named]] = chunks.requests[named]
+            table.request[rows[named]], table.named = chunks.requests[named], True
+            unnamed = rows[~named]
+        else:
+            unnamed = rows
+        if table.named:
+            table.request[unnamed] &= OLDER
         # Nothing above a position can be acknowledged, so every reply is kept.
         if chunks.marks is None:
             table.replies.append(rows, chunks.starts, chunks.ends, chunks.lengths, outputs, inputs=chunks.inputs)

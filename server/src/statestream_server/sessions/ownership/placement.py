@@ -316,6 +316,7 @@ class Placement:
         table.rows.write(rows, start.values)
         table.position[rows] = table.acked[rows] = start.positions
         table.request[rows] = start.requests
+        table.named = table.named or bool(np.any(start.requests))
         table.origin[rows] = start.origins
         if start.cursors:
             table.cursors.update(
@@ -333,6 +334,7 @@ class Placement:
         table.position[rows[at]] = positions[at]
         table.acked[rows[at]] = [item.acked for _, item in found]
         table.request[rows[at]] = [item.request for _, item in found]
+        table.named = table.named or any(item.request for _, item in found)
         table.origin[rows[at]] = [item.origin for _, item in found]
         table.cursors.update((int(rows[index]), item.cursor) for index, item in found if item.cursor)
         # The first reply of every session together, then the second: thousands come back at once.
