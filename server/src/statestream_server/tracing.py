@@ -46,7 +46,8 @@ class Under:
     def release(self) -> None:
         """Work of it ended."""
         self._holds -= 1
-        if not self._holds:
+        # What a call began may queue work when the call is over already: its caller left.
+        if not self._holds and self.span.is_recording():
             self.span.end()
 
     def fail(self, reason: str) -> None:
