@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import statestream
-from statestream.command import bench, group, listing, managing
+from statestream.command import bench, group, lines, listing, managing
+from statestream.command.asking import as_options
 from tests.client.fake_server import Fake
 
 
@@ -223,6 +224,47 @@ def test_the_client_itself_needs_no_library_of_the_command() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize("command", ["models", "sessions", "info", "stats"])
+def test_an_address_comes_as_an_argument_an_option_or_from_the_environment(
+    command: str, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATESTREAM_ADDRESS", "localhost:1")
+    wanted = run(command, fake.address)
+    assert wanted[0] == 0, wanted[1]
+    assert run(command, "-a", fake.address) == wanted
+    code, out = run(command, "localhost:2", "--address", fake.address)
+    assert (code, f"two addresses came, localhost:2 and {fake.address}" in out) == (2, True)
+    monkeypatch.setenv("STATESTREAM_ADDRESS", fake.address)
+    assert run(command) == wanted
+
+
+def test_an_empty_list_says_so(fake: Fake) -> None:
+    assert run("sessions", fake.address) == (0, "no sessions\n")
+    assert run("sessions", fake.address, "--model", "sum") == (0, "no session is so\n")
+    assert json.loads(run("sessions", fake.address, "--json")[1]) == []
+    fake.models.clear()
+    assert "no model is served" in run("models", fake.address)[1]
+
+
+def test_hints_are_in_the_words_of_the_command(fake: Fake) -> None:
+    code, out = run("models", fake.address, "--tls", "--timeout", "0.5")
+    assert code == 1
+    assert "leave --tls out" in out
+    code, out = run("health", fake.address, "--tls", "--timeout", "0.5")
+    assert (code, "leave --tls out" in out) == (1, True)
+    for python in ("Does it want TLS (tls=True)", "tls=statestream.Tls(roots=…) names one"):
+        assert "tls=" not in as_options(python)
+
+
+def test_the_core_of_grpc_writes_nothing_beside_the_error(fake: Fake) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "statestream.cli", "models", fake.address, "--tls", "--timeout", "0.3"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+
+
 def test_without_its_libraries_the_command_says_in_a_line_what_to_install() -> None:
     script = (
         "import importlib.util as util; found = util.find_spec;"
@@ -244,3 +286,14 @@ def test_wrong_addresses_and_times_are_told(command: str) -> None:
         code, out = run(command, "localhost:1", "--timeout", value)
         assert code == 2
         assert "Invalid value for '--timeout'" in out
+
+
+def test_a_header_of_a_model_without_names_is_told(fake: Fake) -> None:
+    with statestream.connect(fake.address) as client:
+        model = next(model for model in client.models() if model.name == "sum")
+    with pytest.raises(
+        lines.LineError, match="'a' is no number; expected 2 numbers, and no header, as the model has no"
+    ):
+        lines.Reader(model)("a,b")
+    with pytest.raises(lines.LineError, match="'b' is no number; expected 2 numbers$"):
+        lines.Reader(model)("1,b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -13,6 +14,9 @@ def main() -> None:
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         sys.exit(f"statestream: the command needs {' and '.join(missing)}: pip install 'statestream[cli]'")
+    # What gRPC's core writes on standard error by itself, a line a try, an error says in one.
+    if sys.argv[1:2] != ["serve"]:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from statestream.command.group import main as command
 
     command()

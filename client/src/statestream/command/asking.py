@@ -6,13 +6,16 @@ import base64
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.console import Console
@@ -22,9 +25,22 @@ import statestream
 from statestream.arguments import check_version
 from statestream.contract.errors import ModelNotFound, StatestreamError, Unsupported
 
+DEFAULT_ADDRESS, ADDRESS_VARIABLE = "localhost:8001", "STATESTREAM_ADDRESS"
+
+_AS_OPTIONS = {
+    "(tls=True)": "(--tls)",
+    "leave tls out": "leave --tls out",
+    "tls=statestream.Tls(roots=…)": "--tls-roots FILE",
+    "statestream.connect(token=…), the environment variable STATESTREAM_TOKEN": "the environment variable"
+    " STATESTREAM_TOKEN",
+}
+"""What messages tell who writes Python, as who types commands has it."""
+
 
 class Seconds(click.FloatRange):
     """Seconds, more than 0; the base class lets NaN through, which no comparison refuses."""
+
+    name = "number of seconds"
 
     def __init__(self) -> None:
         super().__init__(min=0, min_open=True)
@@ -92,12 +108,22 @@ def told_tls() -> statestream.Tls | bool:
 
 
 def asks_server(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The arguments that all commands about a running server share."""
-    function = click.option(
+    """The arguments that all commands about a running server share: its address comes as an argument or an option."""
+
+    @functools.wraps(function)
+    def asking(address: str | None, at: str | None, **others: Any) -> Any:
+        # An address that is typed goes before one of the environment, which the option has, too.
+        typed = click.get_current_context().get_parameter_source("at") == ParameterSource.COMMANDLINE
+        if address and typed and address != at:
+            raise click.UsageError(f"two addresses came, {address} and {at}; expected one")
+        return function(address=address or at or DEFAULT_ADDRESS, **others)
+
+    function_ = click.option("-a", "--address", "at", envvar=ADDRESS_VARIABLE, help="The same as ADDRESS.")(asking)
+    function_ = click.option(
         "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds to wait for an answer."
-    )(function)
-    function = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
-    return click.argument("address", default="localhost:8001")(reaches(function))
+    )(function_)
+    function_ = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function_)
+    return click.argument("address", required=False)(reaches(function_))
 
 
 def ask(address: str, timeout: float, question: Callable[[statestream.Client], Any]) -> Any:
@@ -112,11 +138,18 @@ def told() -> Iterator[None]:
     try:
         yield
     except StatestreamError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(as_options(str(error))) from error
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:
         raise click.ClickException(str(error)) from error
+
+
+def as_options(text: str) -> str:
+    """A message in the words of the command."""
+    for python, option in _AS_OPTIONS.items():
+        text = text.replace(python, option)
+    return text
 
 
 def watched() -> bool:
@@ -133,9 +166,9 @@ def at_server(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "-a",
         "--address",
-        default="localhost:8001",
+        default=DEFAULT_ADDRESS,
         show_default=True,
-        envvar="STATESTREAM_ADDRESS",
+        envvar=ADDRESS_VARIABLE,
         show_envvar=True,
         help="Where the server is.",
     )(function)
@@ -143,7 +176,7 @@ def at_server(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def model_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """The models of the server that an unfinished command line names, for a shell to choose from; else none."""
-    address = ctx.params.get("address") or "localhost:8001"
+    address = ctx.params.get("address") or ctx.params.get("at") or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
     try:
         with statestream.connect(address, connect_timeout=1.0, retry_timeout=1.0) as client:
             return sorted({model.name for model in client.models() if model.name.startswith(incomplete)})

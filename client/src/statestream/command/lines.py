@@ -108,7 +108,10 @@ class Reader:
                 raise LineError(f"{text[:60]!r} has {len(cells)} values; the header has {len(self._header)}")
             by_name = dict(zip(self._header, cells, strict=True))
             cells = [by_name[name] for name in spec.columns]
-        return self._array(spec, [_number(cell, expected(self._model)) for cell in cells], text)
+        wanted = expected(self._model)
+        if not spec.columns and not any(map(_is_number, cells)):
+            wanted += ", and no header, as the model has no names for its columns"
+        return self._array(spec, [_number(cell, wanted) for cell in cells], text)
 
     def _array(self, spec: TensorSpec, value: Any, text: str) -> np.ndarray:
         try:
@@ -133,6 +136,14 @@ def _encoded(spec: TensorSpec, text: str) -> Any:
     if strange and unknown is None:
         raise LineError(f"{strange[0]!r} is none of the {len(symbols)} symbols of {spec.name}")
     return np.asarray([numbers.get(part, unknown) for part in parts], signatures.numpy_dtype(spec.dtype))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(cell: str, wanted: str) -> float | int:

@@ -118,8 +118,10 @@ def list_all(
     found, token = ask(address, timeout, find)
     if as_json:
         print_json([plain(session) for session in found])
-    else:
+    elif found:
         _table(found)
+    else:
+        click.echo("no session is so" if model or prefix or where else "no sessions")
     if token:
         click.echo(f"There are more: --page {token}", err=True)
 

@@ -11,10 +11,12 @@ from rich.table import Table
 
 import statestream
 from statestream.arguments import parse_addresses
+from statestream.calls import read_code
 from statestream.command import bench as measuring
 from statestream.command import charts, listing
 from statestream.command.asking import (
     Seconds,
+    as_options,
     ask,
     asks_server,
     console,
@@ -39,6 +41,8 @@ def models(address: str, as_json: bool, timeout: float) -> None:
     named = any(model.aliases for model in found)
     if as_json:
         print_json([plain(model) for model in found])
+    elif not found:
+        click.echo("no model is served; put one where the server looks, or see `statestream load --help`")
     else:
         listing.show(
             console(),
@@ -110,6 +114,9 @@ def quarantine(address: str, as_json: bool, timeout: float, free: str | None) ->
         found = ask(address, timeout, lambda client: client.quarantine())
     if as_json:
         print_json([plain(one) for one in found])
+        return
+    if not found:
+        click.echo("nothing: no server of this store died of what it ran")
         return
     listing.show(
         console(),
@@ -200,5 +207,5 @@ def _health(address: str, timeout: float, service: str) -> tuple[str, str]:
         try:
             response = check(request, timeout=timeout)
         except grpc.RpcError as error:
-            return "no answer", f"{error.code().name}: {error.details()}"
+            return "no answer", as_options(read_code(error.code(), error.details() or "", first).message)
     return _STATUS.get(response[1] if len(response) > 1 and response[0] == 0x08 else 0, "unknown"), ""

@@ -209,7 +209,7 @@ def generate(model: str, text: tuple[str, ...], address: str, as_json: bool, tim
         reporting(watched(), f"generate {found.name}", len(text) or None, "texts") as tell,
     ):
         for number, one in enumerate(text or (line.rstrip("\n") for line in sys.stdin), 1):
-            if one:
+            if one or text:  # An empty line has nothing to answer; an empty TEXT is an error that the server tells.
                 answer = client.generate(found.name, one, **wish)
                 click.echo(json.dumps({"source": one, "text": lines.plain(answer)}) if as_json else str(answer))
             if tell is not None:
