@@ -31,12 +31,16 @@ _KEPT = click.IntRange(1 << 16, 512 << 20)
 @click.command(cls=configuration.Configured)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), envvar="STATESTREAM_MODELS")
 @configuration.option
-@option("--host", default="127.0.0.1", help="The address to listen on; one that other machines reach needs --insecure.")
+@option(
+    "--host",
+    default="127.0.0.1",
+    help="The address to listen on; one that other machines reach needs --tokens, --tls-clients or --insecure.",
+)
 @option(
     "--insecure",
     is_flag=True,
     default=False,
-    help="Listen where other machines reach it: there is no authentication, so only in a network that you trust.",
+    help="Listen where other machines reach it and nobody is asked who they are: only in a network that you trust.",
 )
 @option("--port", type=_PORT, default=8001, help="gRPC; 0 for any free port.")
 @option(
