@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from statestream_server.stores.base import Claim, Key, Mode, Record, Store, Verdict
+from statestream_server.stores.batches import joined
 from statestream_server.stores.memory import MemoryStore
 from statestream_server.stores.redis import RedisStore
 from statestream_server.stores.sqlite import SqliteStore
+from tests.server.stores.compliance.asking import batch_of
 from tests.server.stores.redis_server import Server, redis_server
 
 KEYS = [Key("t", "m", "a"), Key("t", "m", "b"), Key("t", "n", "a")]
@@ -91,6 +93,35 @@ class StoreMachine(RuleBasedStateMachine):
     def save(self, records: list[Record], relative: bool) -> None:
         if relative:
             records = [record._replace(epoch=max(1, self.epoch(record.key))) for record in records]
+        expected = self.saved(records)
+        assert self.runner.run(self.store.save(records)) == expected
+
+    @rule(
+        records=st.lists(RECORDS, min_size=1, max_size=2, unique_by=lambda record: record.key.id),
+        blobs=st.lists(st.binary(min_size=1, max_size=2), min_size=2, max_size=2),
+        relative=st.booleans(),
+        alike=st.booleans(),
+    )
+    def save_batch(self, records: list[Record], blobs: list[bytes], relative: bool, alike: bool) -> None:
+        first = records[0]
+        records = [
+            record._replace(
+                key=Key("t", "m", record.key.id),
+                blob=blob,
+                version=first.version,
+                owner=first.owner,
+                ephemeral=first.ephemeral if alike else record.ephemeral,
+            )
+            for record, blob in zip(records, blobs, strict=False)
+        ]
+        if relative:
+            records = [record._replace(epoch=max(1, self.epoch(record.key))) for record in records]
+        batch = joined([batch_of([record]) for record in records])
+        assert [record._replace(fence=0) for record in batch] == records
+        assert self.runner.run(self.store.save(batch)) == self.saved(records)
+
+    def saved(self, records: list[Record]) -> list[bool]:
+        """What a save answers, as the model has it."""
         expected = []
         for record in records:
             entry, new = self.entries.get(record.key), record._replace(fence=record.epoch)
@@ -111,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
             if written:
                 self.entries[record.key] = Entry(new)
             expected.append(written)
-        assert self.runner.run(self.store.save(records)) == expected
+        return expected
 
     @rule(keys=st.lists(st.sampled_from(KEYS), max_size=2), epoch=st.integers(0, 6), incarnation=st.integers(0, 3))
     def delete(self, keys: list[Key], epoch: int, incarnation: int) -> None:

@@ -10,6 +10,7 @@ from tests.server.stores.compliance.asking import (
     KEY,
     A,
     B,
+    batch_of,
     claim,
     claim_of,
     create,
@@ -133,6 +134,35 @@ class Saves:
         assert await store.save([replace(saved, epoch=saved.epoch + 1)]) == [True]
         assert (await loaded(store)).epoch == saved.epoch + 1
         assert [record.key for record in await store.list("tenant", "", ("", ""), 10)] == [KEY]
+
+    @pytest.mark.parametrize("odd", ["", "id", "kind", "length", "tenant"])
+    async def test_a_batch_of_columns_is_saved_as_its_records_are(self, store: Store, odd: str) -> None:
+        """All but those that are fenced or deleted; whatever keeps a store from writing all of it at once."""
+        ids = ["a", "b", "c", "\0" if odd == "id" else "d"]
+        keys = [Key("other" if odd == "tenant" and name == "d" else "tenant", "model", name) for name in ids]
+        saved = [await created_and_saved(store, key) for key in keys[:2]] + [await create(store, keys[2])]
+        await claim(store, keys[0], writer=B, incarnation=11)
+        await store.delete([keys[1]], [saved[1].epoch], [saved[1].incarnation])
+        records = [
+            *[replace(record, position=9, blob=b"state") for record in saved],
+            Record(keys[3], 1, 3, 9, A, 10, odd == "kind", b"st" if odd == "length" else b"STATE"),
+        ]
+        assert await store.save(batch_of(records)) == [False, False, True, True]
+        assert [record and record.blob for record in await store.load(keys)] == [
+            b"state",
+            None,
+            b"state",
+            records[3].blob,
+        ]
+        stored = await loaded(store, keys[3])
+        assert replace(stored, saved_at=0.0, fence=0) == records[3]
+
+    @pytest.mark.parametrize("what", ["epoch", "position", "incarnation", "version", "owner"])
+    async def test_a_batch_that_no_store_could_keep_is_refused(self, store: Store, what: str) -> None:
+        given = {what: "o" * 17 if what == "owner" else NUMBER_LIMIT}
+        with pytest.raises(ValueError, match=what):
+            await store.save(batch_of([replace(Record(KEY, 1, 3, 9, A, 10, blob=b"state"), **given)]))
+        assert await load(store) is None
 
     async def test_saves_of_one_batch_are_decided_in_order(self, store: Store) -> None:
         saved = await created_and_saved(store)
