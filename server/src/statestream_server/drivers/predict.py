@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statestream.contract import errors
 from statestream.contract.signature import TensorSpec
@@ -19,8 +19,7 @@ from statestream_server.settings import Limits
 from statestream_server.shapes import check_graph, known_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A model, and the outputs of it that are wanted.
 
     Attributes:

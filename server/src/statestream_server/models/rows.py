@@ -7,7 +7,6 @@ says how the two arrangements relate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -122,8 +121,7 @@ class Rows(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Axes:
+class Axes(NamedTuple):
     """How an array [n, T, …] (or a state's [n, …]) becomes the graph's: `drop` axes of length 1, then transpose.
 
     Attributes:

@@ -14,9 +14,8 @@ import mmap
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -43,8 +42,7 @@ _SIZE: Final = len(_FORMAT) + (1 + _LOADS) * _SLOT.itemsize
 _SUFFIX: Final = ".running"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What ran when a process died.
 
     Attributes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ _REST_SECONDS = 0.005
 """How often it is looked whether writes have ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Capture:
+class _Capture(NamedTuple):
     """Rows as they were at one instant."""
 
     rows: Ints

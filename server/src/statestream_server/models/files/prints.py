@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,8 +65,7 @@ def named(path: Path) -> list[Path]:
     return [*files, *(each for each in (*beside, *more) if os.path.lexists(each))]
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
+class Trust(NamedTuple):
     """A list of SHA-256: nothing else is loaded. It is read anew each time, so that a line can be added meanwhile.
 
     Attributes:

@@ -116,7 +116,7 @@ class Trials:
             "device": device,
             "threads": threads,
             "policy": policy.value,
-            "limits": dataclasses.asdict(limits),
+            "limits": limits._asdict(),
             "said": said,
         }
         while True:

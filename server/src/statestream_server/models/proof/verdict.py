@@ -6,13 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from statestream.v1.model_pb2 import BatchInvariance
 
 
-@dataclass(frozen=True, slots=True)
-class TrialLimits:
+class TrialLimits(NamedTuple):
     """What trying one model may take, before its size counts.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statestream.contract import errors
 from statestream_server.engine.table import Table
@@ -13,8 +13,7 @@ from statestream_server.sessions import records
 from statestream_server.stores.base import Key, Record
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(NamedTuple):
     """A session as others see it.
 
     Attributes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -26,8 +25,7 @@ _POSITION_LIMIT: Final = CLAIM_LIMIT >> 1
 """A session that no store could keep would hold up the records of all others. It must have steps to go, too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A session that was written out.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +36,7 @@ from statestream_server.sessions.writes import check_size
 from statestream_server.stores.base import NEWER, Claim, Claimed, Mode, Store, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """An opening of which all is known that its claim needs.
 
     Attributes:

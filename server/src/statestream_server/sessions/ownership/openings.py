@@ -42,8 +42,7 @@ class Carried(NamedTuple):
 NOTHING: Final = Carried()
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """States of new sessions that do not start as their model says; columns have N items.
 
     Attributes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +32,7 @@ from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(NamedTuple):
     """Claims that went well, of one table; columns have n items.
 
     Attributes:
