@@ -149,10 +149,19 @@ def _weights(folder: Path) -> Path:
     return path
 
 
+def _linked(folder: Path) -> Path:
+    """The same in a folder that is a link to elsewhere, as where a cluster mounts settings."""
+    (folder / "v").mkdir()
+    path = _weights(folder / "far" / "away" / "1")
+    (folder / "v" / "1").symlink_to(path.parent)
+    return folder / "v" / "1" / path.name
+
+
 MADE: dict[str, Callable[[Path], Path]] = {
     "gru": lambda folder: graphs.save(models.gru(), folder),
     "tokens": lambda folder: graphs.save(models.tokens(), folder),
     "weights": _weights,
+    "linked": _linked,
     "window": _window,
 }
 

@@ -69,7 +69,7 @@ class Kept:
             if entry["of"] != path.stem:  # Graphs of another file would be served.
                 return None
             for name, sha256 in entry["weights"]:
-                if prints.take(files[0].path.parent / name).sha256 != sha256:
+                if prints.take(files[0].path.parent.resolve() / name).sha256 != sha256:
                     return None
             verdict = Verdict.loads(entry["verdict"])
             said = tuple((level, text.replace(entry["path"], str(files[0].path))) for level, text in verdict.said)
@@ -102,7 +102,7 @@ class Kept:
             verdict: What was found.
             made: Its graphs; None where they are not kept.
         """
-        path, folder = self._path(files, size, device, policy), files[0].path.parent
+        path, folder = self._path(files, size, device, policy), files[0].path.parent.resolve()
         fresh = path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}.new")
         entry: dict[str, Any] = {
             "of": path.stem,

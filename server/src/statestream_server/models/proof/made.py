@@ -7,6 +7,7 @@ file is only compared by its SHA-256: it is neither parsed nor rewritten, and th
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,7 +31,7 @@ class Made(NamedTuple):
     Attributes:
         signature: Of its normal form.
         form: How it became that; see `Model.form`.
-        weights: The files that hold weights and no graph, relative to its folder.
+        weights: The files that hold weights and no graph, relative to its folder, links followed.
         graph: For one step.
         unfolded: For several steps at once, with their signature; None where there is none.
     """
@@ -85,7 +86,7 @@ def make(path: Path, verdict: Verdict, device: Device) -> Made | None:
         return None
     if len(graph.graph) + (len(unfolded[0].graph) if unfolded is not None else 0) > 2 * _MOST_BYTES:
         return None
-    weights = [str(stamp.path.relative_to(path.parent)) for stamp in file.weights]
+    weights = [os.path.relpath(stamp.path, path.parent.resolve()) for stamp in file.weights]
     file.check_unchanged()
     return Made(file.signature, file.plan.notes if file.plan is not None else (), weights, graph, unfolded)
 
@@ -105,7 +106,7 @@ def built(path: Path, made: Made, verdict: Verdict, *, name: str, version: int, 
         rows = FusedRows(made.graph, made.signature, device, check_inputs=verdict.hides, unfolded=made.unfolded)
         arranged = building.WAYS[verdict.policy](building.in_batches(rows, made.signature, device))
         model.rows, model.providers = observed(arranged, made.signature), tuple(name for name, _ in device.providers)
-        model.files = (path, *(path.parent / weight for weight in made.weights))
+        model.files = (path, *(path.parent.resolve() / weight for weight in made.weights))
         return model
 
 

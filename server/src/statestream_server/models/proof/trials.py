@@ -7,7 +7,6 @@ line, and the next model another process. Several run at once, so that no model 
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import json
 import os
 import re
