@@ -21,6 +21,7 @@ from tests.simulation.world import simulate
 NOT_SIMULATED = (
     "statestream.sync",
     "statestream.command",
+    "statestream_server.edges.grpc.served",
     "statestream_server.edges.h2",
     "statestream_server.workers",
     "statestream_server.process",

@@ -23,7 +23,7 @@ from statestream_server.edges.grpc.chain import Chain, Direct
 from statestream_server.edges.grpc.decoding import requests_of
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.h2.connection import Connection
-from statestream_server.edges.h2.turns import FEW, MANY, Turns
+from statestream_server.edges.turns import FEW, MANY, Turns
 from statestream_server.requests import Requests
 from statestream_server.sessions.admission.accounts import MOST_WAIT, Budget
 from statestream_server.settings import Limits

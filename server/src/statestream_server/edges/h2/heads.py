@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -15,9 +15,8 @@ from typing import Any, Final
 import grpc
 from hpack.hpack import encode_integer
 
+from statestream_server.edges.grpc.served import Metadata
 from statestream_server.edges.h2.floods import HEADER_LIST
-
-Metadata = Sequence[tuple[str, str | bytes]]
 
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}

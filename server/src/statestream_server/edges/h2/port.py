@@ -10,9 +10,9 @@ from typing import Final
 
 from statestream_server.edges.grpc.table import Methods
 from statestream_server.edges.h2.connection import LINGER_SECONDS, Connection
-from statestream_server.edges.h2.turns import Turns
 from statestream_server.edges.handshakes import Handshakes
 from statestream_server.edges.sockets import listening, tls
+from statestream_server.edges.turns import Turns
 from statestream_server.engine.engine import FEW_WAITING
 from statestream_server.server import Readiness, Server
 from statestream_server.settings import ANSWER_OVERHEAD, Settings

@@ -23,7 +23,6 @@ from hpack.exceptions import HPACKError
 
 from statestream_server.edges.h2.floods import BLOCK_MOST, MOST_SETTINGS, MOST_STREAMS, STREAM_WINDOW, Budget, TooMuch
 from statestream_server.edges.h2.heads import Head, read
-from statestream_server.edges.h2.turns import WEIGHT
 from statestream_server.edges.h2.writer import (
     CONFIG,
     CONNECTION_WINDOW,
@@ -35,6 +34,7 @@ from statestream_server.edges.h2.writer import (
     Writer,
     half_close,
 )
+from statestream_server.edges.turns import WEIGHT
 
 if TYPE_CHECKING:
     from statestream_server.edges.h2.call import Call
