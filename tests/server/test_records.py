@@ -42,7 +42,7 @@ class World:
     kept: list[list[tuple[int, int, int, list[np.ndarray]]]]
 
     def encode(self) -> list[bytes]:
-        return records.encode(LAYOUT, self.values, self.acked, self.requests, self.window, self.rows)
+        return [*records.encode(LAYOUT, self.values, self.acked, self.requests, self.window, self.rows)]
 
 
 def world(seed: int, replies: list[list[int]]) -> World:

@@ -244,10 +244,8 @@ async def test_who_may_administer_alone_does_so_although_no_stream_is_open_to_th
     state = client._shards.first.state
     await local.until(lambda: state.denied is not None)
     for _ in range(20):  # Around and during streams that are asked for and refused.
-        answers: list[Any] = await asyncio.gather(
-            call(client.session, MODEL), call(client.statistics), return_exceptions=True
-        )
-        opening, asked = answers
+        together: list[Any] = [call(client.session, MODEL), call(client.statistics)]
+        opening, asked = await asyncio.gather(*together, return_exceptions=True)
         assert isinstance(opening, statestream.PermissionDenied)
         assert opening.message.startswith("this call needs the right 'step'")
         assert opening.metadata == {"right": "step"}
