@@ -294,6 +294,23 @@ async def test_a_token_expires_under_a_stream(models_dir: Path, door: Door) -> N
         assert not local.server.streams.handles
 
 
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_a_token_expires_while_the_headers_of_an_answer_leave(local: Local, door: Door, turns: int) -> None:
+    """Its caller hears of it all the same: grpcio takes no end of a call whose headers are under way."""
+    assert local.server.access is not None
+    stream = inference_pb2_grpc.InferenceServiceStub(local.channel).Stream(metadata=bearer(door.acme))
+    headers = asyncio.ensure_future(stream.initial_metadata())
+    async with asyncio.timeout(DEADLINE):
+        while not any(one._tasks for one in local.server.access._grants.values()):  # noqa: ASYNC110  # That very turn.
+            await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    local.server.access._clock = lambda: time.time() + 2 * YEAR
+    local.server.access.look()
+    assert (await failing(stream.read())).reason == "UNAUTHENTICATED"
+    await headers
+
+
 async def test_a_half_written_file_keeps_the_tokens_that_are_known(
     models_dir: Path, door: Door, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -122,3 +122,17 @@ async def test_nothing_is_made_where_nothing_is_asked(tmp_path: Path, spans: InM
         assert local.server.tracing is None
         assert local.server.engine.tracer is None
     assert not spans.get_finished_spans()
+
+
+async def test_a_call_whose_work_comes_when_it_is_over_ends_once(
+    tmp_path: Path, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller left, and what it began queues all the same."""
+    async with serving(models.write(tmp_path, "counter"), tracing="otlp") as local:
+        tracer = local.server.engine.tracer
+        with tracer.call("/a/b", "counter") as under:
+            pass
+        under.hold()
+        under.release()
+    assert not caplog.records
+    assert [span.name for span in spans.get_finished_spans()] == ["/a/b"]

@@ -29,7 +29,7 @@ from statestream_server.access.certificates import NOBODY, Names
 from statestream_server.caller import ANYBODY, Caller
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.decoding import DecodeBudget, Undecoded, Unreadable, decoder, later
-from statestream_server.edges.grpc.failures import Context, abort
+from statestream_server.edges.grpc.failures import Context, abort, begin
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.rights import CALLS, COUNTED, OPEN, right_of
 from statestream_server.edges.identity import asks, certified, identify
@@ -313,8 +313,7 @@ def written(generate: Generate, readers: Readers) -> Call:
 
     async def written(request: Any, context: Context) -> None:
         async with aclosing(generate(request, context)) as responses:
-            # By itself: an error that meets the first message on its way would send it once more.
-            await context.send_initial_metadata(())
+            await begin(context)
             with readers.follow() as reading:
                 async for response in responses:
                     reading.since = monotonic()

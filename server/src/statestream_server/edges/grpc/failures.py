@@ -49,6 +49,22 @@ def status(error: Exception, who: Caller | None = None) -> grpc.Status:
     return found
 
 
+async def begin(context: Context) -> None:
+    """Sends the headers of an answer by themselves: an error that meets the first message would send them once more.
+
+    They are sent whole where the call is cancelled meanwhile, as by a token that ends: grpcio takes no status of a call
+    whose headers are under way, and its caller would wait for ever.
+    """
+    sending = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.wait([sending])
+        if not sending.cancelled():
+            sending.exception()  # The caller has left: nobody is there to be told.
+        raise
+
+
 async def abort(context: Context, error: Exception, about: Mapping[str, str] = _NOTHING) -> NoReturn:
     """Ends the call with an error; `about` is what the log says of the call where the error is a fault of ours."""
     error = told(error, about=about)

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 from statestream.contract import errors
 from statestream_server import caller
 from statestream_server.edges.grpc.decoding import Undecoded, Unreadable
-from statestream_server.edges.grpc.failures import Context, told
+from statestream_server.edges.grpc.failures import Context, begin, told
 from statestream_server.edges.grpc.outbox import ERROR_BYTES, Outbox
 from statestream_server.edges.grpc.readers import Reading
 from statestream_server.edges.grpc.stream import feed
@@ -70,7 +70,7 @@ class OipStream:
 
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left."""
-        await self._context.send_initial_metadata(())
+        await begin(self._context)
         writer = asyncio.create_task(self._outbox.write(), name="oip-writer")
         try:
             while await feed(self._context, self._take):

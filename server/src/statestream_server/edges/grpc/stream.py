@@ -24,7 +24,7 @@ from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.chunk_frames import ChunkFrames
 from statestream_server.edges.grpc.closings import Closings
 from statestream_server.edges.grpc.decoding import Unreadable, decoder
-from statestream_server.edges.grpc.failures import Context, told
+from statestream_server.edges.grpc.failures import Context, begin, told
 from statestream_server.edges.grpc.handles import read_handles
 from statestream_server.edges.grpc.open_frames import OpenFrames
 from statestream_server.edges.grpc.outbox import Outbox
@@ -71,8 +71,7 @@ class Stream:
     async def serve(self) -> None:
         """Reads until the client half-closes, then answers what is left; however it ends, nothing is left of it."""
         try:
-            # By itself: an error that meets the first message on its way would send it once more.
-            await self._context.send_initial_metadata(())
+            await begin(self._context)
             await self._read()
         finally:
             # Nothing is awaited here: a call may be cancelled twice.
