@@ -45,11 +45,14 @@ ADMIN: Final = ("LoadModel", "UnloadModel", "SetAlias", "RepositoryModelLoad", "
 # Tells on SIGUSR1 what it holds: tasks, sockets and generators that live are found nowhere else from outside.
 COUNTING: Final = """
 import asyncio, gc, os, signal, socket, sys
+counts = 0
 def count(*_):
+    global counts
+    counts += 1
     gc.collect()
     found = gc.get_objects()
     tasks = sum(1 for one in found if isinstance(one, asyncio.Task) and not one.done())
-    print(f"counted {tasks} tasks, {len(os.listdir('/proc/self/fd'))} files, {len(found)} objects", flush=True)
+    print(f"count {counts}: {tasks} tasks, {len(os.listdir('/proc/self/fd'))} files, {len(found)} objects", flush=True)
 signal.signal(signal.SIGUSR1, count)
 from statestream_server.cli import serve
 sys.argv[0] = "statestream serve"
@@ -114,8 +117,7 @@ class Fuzzed:
         rows = sum(float(found) for found in re.findall(r"^statestream_sessions\{.*?\} (\S+)$", pages, re.M))
         self.counted += 1
         self.process.signal(signal.SIGUSR1)
-        counted = r"counted (\d+) tasks, (\d+) files, (\d+) objects"
-        found = self.process.wait_for(rf"(?:[\s\S]*?{counted}){{{self.counted}}}")
+        found = self.process.wait_for(rf"count {self.counted}: (\d+) tasks, (\d+) files, (\d+) objects")
         assert found is not None, f"the server ended:\n{self.process.output[-3000:]}"
         statm = Path(f"/proc/{self.process.pid}/statm").read_text().split()
         return Held(int(found[1]), int(found[2]), int(found[3]), int(statm[1]) * 4096, int(rows), stored)
