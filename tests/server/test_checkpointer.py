@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from statestream.errors import StoreUnavailable
-from statestream_server.sessions import writes
+from statestream_server.engine.engine import Engine
+from statestream_server.sessions import checkpointer, writes
 from statestream_server.stores.base import Record
 from tests.support.counter import numbers, sums
 from tests.support.serving import Local, serving
@@ -74,6 +75,27 @@ async def test_a_checkpoint_of_many_is_captured_and_written_in_pieces(
         table = local.table(MODEL)
         assert not table.dirty.any()
         assert (table.durable == table.position).all()
+
+
+@pytest.mark.parametrize(("due", "enough", "asked"), [(False, 128, 1), (True, 1, 1), (True, 128, 4)])
+async def test_a_save_waits_for_what_is_about_to_run_but_not_for_long(
+    local: Local, monkeypatch: pytest.MonkeyPatch, due: bool, enough: int, asked: int
+) -> None:
+    """An idle engine is not waited for, nor where enough came; of one that always has something a few turns."""
+    turns = list[bool]()
+
+    def is_due(_: Engine) -> bool:
+        turns.append(due)
+        return due
+
+    async with Speaker(local.channel, MODEL) as speaker:
+        await stepped(speaker, 1)
+        monkeypatch.setattr(checkpointer, "_ENOUGH", enough)
+        monkeypatch.setattr(checkpointer, "_MOST_SECONDS", 60.0)
+        monkeypatch.setattr(Engine, "due", property(is_due))
+        await local.server.checkpointer.checkpoint()
+        assert len(turns) == asked
+        assert not local.table(MODEL).dirty.any()
 
 
 async def test_sessions_that_are_deleted_while_others_are_written_stop_no_checkpoint(
