@@ -8,27 +8,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from statestream import html
 from statestream.arguments import check_cursors, check_flag, session_ids
 from statestream.contract.errors import Closed, StatestreamError
-from statestream.contract.tensors import Ints, Mask
+from statestream.contract.tensors import Ints
 from statestream.core import Feed, PoolTicket
 from statestream.layout import Input
 from statestream.parts import Division, Opened, Openings, Share, gathered
+from statestream.rows import Rows, chosen
 from statestream.scores import answered
 from statestream.shards import Doer, L
 from statestream.steptables import read_steps, says_whose
 from statestream.v1.inference_pb2 import MARK_CURSOR
-from statestream.wanted import listed
 
 S = TypeVar("S")
-
-Rows: TypeAlias = Sequence[int] | Sequence[str] | Ints | Mask
-"""Which sessions of a pool: their places, their ids, or a mask over all."""
 
 LOOKAHEAD = 32
 """How many items a session's `stream` sends before it waits for the first output."""
@@ -325,7 +322,7 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
         told = None
         if says_whose(step.x):
             count = len(self.ids)
-            rows = np.arange(count) if step.rows is None else _chosen(step.rows, self.ids) % count
+            rows = np.arange(count) if step.rows is None else chosen(step.rows, self.ids) % count
             read = read_steps(self._layout, step.x, self.ids, rows.tolist(), step.lengths, step.cursors)
             step, told = PoolStep(read.x, read.rows, read.lengths, read.cursors, step.score), read.told
         handles = self._live(step.rows)
@@ -360,7 +357,7 @@ class PoolBase(Open[tuple[Ints, Ints, Ints, list["bytes | None"]]], Generic[L]):
             self._check()
         if rows is None:
             return self._handles
-        handles: Ints = self._handles[_chosen(rows, self.ids)]
+        handles: Ints = self._handles[chosen(rows, self.ids)]
         if len(np.unique(handles)) != len(handles):
             raise ValueError("rows has an entry twice; expected each row at most once")
         return handles
@@ -371,35 +368,6 @@ def _left_behind(link: Doer, openings: Openings[Any], *, ephemeral: bool) -> Non
         link.soon(openings.let_go, at_once=False)
     else:
         link.soon(openings.disown, at_once=True)
-
-
-def _chosen(rows: Rows, ids: Sequence[str]) -> Ints:
-    """The numbers of some of a pool's rows; negative ones count from the end.
-
-    Raises:
-        IndexError: There is no such row.
-        ValueError: These are no rows.
-    """
-    index, count = np.asarray(rows), len(ids)
-    if index.ndim == 1 and index.size and all(isinstance(row, str) for row in index):
-        places = {id: place for place, id in enumerate(ids)}
-        unknown = [str(row) for row in index if row not in places]
-        if unknown:
-            raise IndexError(f"rows has {listed(unknown)}; the pool has no such sessions, it has {listed(ids)}")
-        return np.array([places[row] for row in index], np.int64)
-    if index.dtype == np.bool_:
-        if index.shape != (count,):
-            raise ValueError(f"rows is a mask of shape {list(index.shape)}; expected [{count}], an entry for each row")
-        return np.flatnonzero(index)
-    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
-        raise ValueError(
-            f"rows is of dtype {index.dtype} and shape {list(index.shape)}; expected a list of numbers, places in"
-            " pool.ids, or of ids, or a mask"
-        )
-    outside = index[(index >= count) | (index < -count)]
-    if len(outside):
-        raise IndexError(f"rows has {outside[0]}; the pool has {count} rows, the first is 0")
-    return index.astype(np.int64)
 
 
 def named_ids(count: int | None, ids: Sequence[str] | None) -> tuple[list[str], bool]:

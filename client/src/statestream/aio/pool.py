@@ -18,7 +18,7 @@ from statestream.aio.stepping import PoolStepping
 from statestream.aio.together import perform_all
 from statestream.aio.waiting import LIVE
 from statestream.arguments import check_flag, check_items, lookahead
-from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, Rows
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.contract.tensors import Array, Ints
 from statestream.core import ControlTicket, Feed, PoolTicket
@@ -27,6 +27,7 @@ from statestream.forecasts import Told, Wish, asked, cuts, forecast_call, reorde
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
 from statestream.progress import Progress, check_progress
+from statestream.rows import Rows
 from statestream.series import Past
 from statestream.unary import StreamCall
 from statestream.v1.inference_pb2 import MARK_CURSOR, MARK_RESET

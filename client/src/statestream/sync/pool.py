@@ -11,7 +11,7 @@ import numpy as np
 
 from statestream import series
 from statestream.arguments import check_flag, check_items, lookahead
-from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep, Rows
+from statestream.base import POOL_LOOKAHEAD, PoolBase, PoolStep
 from statestream.calls import check_control
 from statestream.contract.tensors import Array, Ints
 from statestream.core import ControlTicket, Feed, PoolTicket
@@ -20,6 +20,7 @@ from statestream.forecasts import Told, Wish, asked, cuts, forecast_call, reorde
 from statestream.layout import Input
 from statestream.parts import Opened, Part, control_errors
 from statestream.progress import Progress, check_progress
+from statestream.rows import Rows
 from statestream.series import Past
 from statestream.sync.calling import answers
 from statestream.sync.copying import Copying
