@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from statestream.contract.errors import StoreUnavailable
-from statestream_server.stores import sqlite_batches, sqlite_tables
+from statestream_server.stores import sqlite_batches, sqlite_servers, sqlite_tables
 from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival
 from statestream_server.stores.batches import Batch
 from statestream_server.stores.rules import check_batch, check_claims, check_deletes, check_records, tombs_time
@@ -203,7 +203,7 @@ class SqliteStore:
         Raises:
             StoreUnavailable: The file cannot be written.
         """
-        await self._run(sqlite_tables.beat, owner, address, ttl, sessions, self._clock)
+        await self._run(sqlite_servers.beat, owner, address, ttl, sessions, self._clock)
 
     async def leave(self, owner: str) -> None:
         """Notes that a server process is gone.
@@ -211,7 +211,7 @@ class SqliteStore:
         Raises:
             StoreUnavailable: The file cannot be written.
         """
-        await self._run(sqlite_tables.leave, owner)
+        await self._run(sqlite_servers.leave, owner)
 
     async def address_of(self, owner: str) -> str | None:
         """Where a server process is reached; None where it is gone.
@@ -219,7 +219,7 @@ class SqliteStore:
         Raises:
             StoreUnavailable: The file cannot be read.
         """
-        return await self._run(sqlite_tables.address_of, owner, self._clock)
+        return await self._run(sqlite_servers.address_of, owner, self._clock)
 
     async def peers(self) -> Sequence[Peer]:
         """The living server processes; see `base.Store.peers`.
@@ -227,7 +227,7 @@ class SqliteStore:
         Raises:
             StoreUnavailable: The file cannot be read.
         """
-        return await self._run(sqlite_tables.peers, self._clock)
+        return await self._run(sqlite_servers.peers, self._clock)
 
     def upkeep(self) -> SqliteUpkeep:
         """What is done to the file beside its servers; see `base.Upkeep`."""

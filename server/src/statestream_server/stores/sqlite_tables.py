@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from statestream.contract.errors import StoreUnavailable
-from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Verdict
+from statestream_server.stores import sqlite_servers
+from statestream_server.stores.base import Claim, Claimed, Key, Record, Verdict
 from statestream_server.stores.rules import Columns, Decision, bury, decide, record_of
 
 APPLICATION = 0x53545354
@@ -26,9 +27,6 @@ SCHEMA = 1
 """The version of the tables (PRAGMA user_version)."""
 
 _META = "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
-_SERVER = "CREATE TABLE server (owner TEXT PRIMARY KEY, address TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
-_LOAD = "CREATE TABLE IF NOT EXISTS load (owner TEXT PRIMARY KEY, sessions INTEGER NOT NULL) WITHOUT ROWID"
-"""Beside `server`, which other releases write without it."""
 _SESSION = """
 CREATE TABLE session (
     tenant TEXT NOT NULL,
@@ -124,10 +122,10 @@ def create(database: sqlite3.Connection, path: Path) -> None:
         StoreUnavailable: It cannot be used.
     """
     schema = check(database, path)
-    database.execute(_LOAD)
+    database.execute(sqlite_servers.LOAD)
     if schema == SCHEMA:
         return
-    for statement in (_META, _SERVER, _SESSION):
+    for statement in (_META, sqlite_servers.SERVER, _SESSION):
         database.execute(statement)
     database.execute("INSERT INTO meta VALUES ('generation', ?)", (uuid.uuid4().hex,))
     database.execute(f"PRAGMA application_id = {APPLICATION}")
@@ -385,37 +383,3 @@ def expire(
         f"AND saved_at < CASE WHEN NOT live THEN ? WHEN ephemeral THEN ?{models} ELSE ? END",
         (start, start + EXPIRE_ROWS, tombs_before, ephemeral_before, *times, before),
     ).rowcount
-
-
-def beat(
-    database: sqlite3.Connection, owner: str, address: str, ttl: float, sessions: int, clock: Callable[[], float]
-) -> None:
-    """Notes that a server process lives; forgets those whose last beat is over."""
-    database.execute("BEGIN IMMEDIATE")
-    now = clock()
-    database.execute("DELETE FROM server WHERE until <= ?", (now,))
-    database.execute("INSERT OR REPLACE INTO server VALUES (?, ?, ?)", (owner, address, now + ttl))
-    database.execute("DELETE FROM load WHERE owner NOT IN (SELECT owner FROM server)")
-    database.execute("INSERT OR REPLACE INTO load VALUES (?, ?)", (owner, sessions))
-
-
-def leave(database: sqlite3.Connection, owner: str) -> None:
-    """Notes that a server process is gone."""
-    database.execute("BEGIN IMMEDIATE")
-    database.execute("DELETE FROM server WHERE owner = ?", (owner,))
-
-
-def address_of(database: sqlite3.Connection, owner: str, clock: Callable[[], float]) -> str | None:
-    """Where a server process is reached; None where it is gone."""
-    row = database.execute("SELECT address FROM server WHERE owner = ? AND until > ?", (owner, clock())).fetchone()
-    return None if row is None else str(row[0])
-
-
-def peers(database: sqlite3.Connection, clock: Callable[[], float]) -> list[Peer]:
-    """The living server processes."""
-    found = database.execute(
-        "SELECT owner, address, coalesce(sessions, 0) FROM server LEFT JOIN load USING (owner) WHERE until > ?"
-        " ORDER BY owner",
-        (clock(),),
-    )
-    return [Peer(str(owner), str(address), int(sessions)) for owner, address, sessions in found]
