@@ -8,7 +8,6 @@ on the engine's only thread while the loop goes on reading frames.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -21,10 +20,11 @@ from statestream_server.arrays import Ints, every
 from statestream_server.engine.batch import Batch
 from statestream_server.engine.calls import Calls
 from statestream_server.engine.courtesy import BESIDE_LIVE, Courtesy
-from statestream_server.engine.lane import Ended, Lane
+from statestream_server.engine.lane import Lane
 from statestream_server.engine.line import Line, Pace
 from statestream_server.engine.predictions import Predictions, Together
 from statestream_server.engine.queues import Queues, unloaded
+from statestream_server.engine.refusing import refuse, refuse_all
 from statestream_server.engine.scheduler import Choice, Scheduler, Statistics
 from statestream_server.engine.still import Still
 from statestream_server.engine.table import Table
@@ -32,11 +32,9 @@ from statestream_server.engine.telling import tell_slow, trace, trace_end
 from statestream_server.engine.tickets import Ticket
 from statestream_server.engine.traced import Tracer
 from statestream_server.engine.watch import Watch
-from statestream_server.engine.work import Part, Priority, Sink, Work
+from statestream_server.engine.work import Priority, Sink, Work
 from statestream_server.lag import NOTED_ROWS, TurnLoad
 from statestream_server.models.model import Predictor
-
-log = logging.getLogger(__name__)
 
 INLINE_SECONDS = 4e-3
 """Batches predicted to take longer run on the thread."""
@@ -181,7 +179,7 @@ class Engine:
     def cancel(self, table: Table, rows: Ints, error: errors.StatestreamError) -> None:
         """Takes out what is queued for rows, but for what runs now; the sinks hear `error`."""
         for part in table.lane.cancel(rows):
-            self._refuse(table, part, error)
+            refuse(self.statistics, table, part, error)
 
     async def settled(self, table: Table, rows: Ints) -> None:
         """Waits until all that is queued for rows now has run or was refused; what comes later does not hold it up.
@@ -360,15 +358,15 @@ class Engine:
                 if work.shadow is not None:
                     table.free_shadows(work, places)
             if ended.failed:
-                self._refuse_all(batch, ended)
+                refuse_all(self.statistics, batch, ended)
             if self.tracer is not None:
                 trace_end(self.tracer, ended)
         self._backlog = any([lane.queued for lane in self._tables]) or any(map(len, self._calls.by_graph.values()))
         if self._backlog:
-            self.line.shared(self._shared())
+            self.line.shared(chain.from_iterable([table.tenants for table in self._tables.values()]))
             self.wake()
         elif self.line.several:
-            self.line.shared(False)
+            self.line.shared(())
         for told in self.ended:
             told()
         self.courtesy.over = time.perf_counter()
@@ -376,12 +374,6 @@ class Engine:
     def _passed(self, seconds: float) -> float:
         """The seconds that a batch held up what waits: those that it ran, and those before it since the last one."""
         return max(seconds, time.perf_counter() - self.courtesy.over)
-
-    def _shared(self) -> bool:
-        """Whether several tenants have sessions here."""
-        tenants = chain.from_iterable(table.tenants for table in self._tables.values())
-        first = next(tenants, None)
-        return any(tenant != first for tenant in tenants)
 
     def wait(self, tenant: str | None = None) -> float:
         """Seconds that what comes now of a tenant will wait, about, going by what waits and how fast others ended."""
@@ -393,23 +385,6 @@ class Engine:
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
         self._loop = None  # Rows may be half-way: nothing runs any more.
-
-    def _refuse_all(self, batch: Batch, ended: Ended) -> None:
-        """Ends the chunks of a batch that failed, and those behind them."""
-        for work, failed, rows in ended.failed:
-            for places, error in batch.errors_of(rows, failed):
-                self._refuse(batch.table, Part.of(work, places), error)
-        for work, places, _ in ended.behind:
-            self.statistics.failed += len(places)
-            work.sink.behind(work, places)
-            batch.table.free_shadows(work, places)
-
-    def _refuse(self, table: Table, part: Part, error: errors.StatestreamError) -> None:
-        """Ends chunks that were not applied."""
-        work, places, _ = part
-        self.statistics.failed += len(places)
-        work.sink.failed(work, places, error)
-        table.free_shadows(work, places)
 
     def _pass_marks(self, table: Table, priority: Priority) -> None:
         """Passes the marks that are next on their rows, between two batches: resets take their rows back."""

@@ -8,6 +8,7 @@ share (start-time fair queueing: Goyal, Vin and Cheng, 1996). No I/O, no clock.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from typing import Final
 
@@ -43,8 +44,11 @@ class Line:
         self._known = (-1, 0, 0)
         """What `share` found: at which age, how many tenants have something waiting, and what all of it costs."""
 
-    def shared(self, several: bool) -> None:
-        """Notes whether several tenants share the engine from now on."""
+    def shared(self, tenants: Iterable[str]) -> None:
+        """Notes who shares the engine from now on: whether these are several."""
+        found = iter(tenants)
+        first = next(found, None)
+        several = any(tenant != first for tenant in found)
         if self.several and not several:
             self.behind = count(max(self._last, self.behind()) + 1).__next__
         self.several = several
