@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 import threading
@@ -26,7 +25,8 @@ from statestream_server.edges import identity
 from statestream_server.edges.grpc.port import Grpc
 from statestream_server.quarantine.quarantine import Quarantine
 from statestream_server.server import Readiness, Server
-from statestream_server.settings import Durability, Settings, StartError, changes, has_console, is_loopback, reloaded
+from statestream_server.settings import Durability, Settings, StartError, has_console, is_loopback
+from statestream_server.signals import Reloading, Stop
 from statestream_server.stores import open_store
 from statestream_server.stores.base import Store
 
@@ -91,7 +91,7 @@ async def serve(
     Raises:
         StartError: A port is taken, the store cannot be used, or a device is missing.
     """
-    stop, worker = asyncio.Event(), None
+    stop, worker = Stop(), None
     if connected is not None:
         from statestream_server.worker import Worker
 
@@ -100,7 +100,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_without_lookups)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_or_die, stop)
+        loop.add_signal_handler(number, stop.hear)
     async with contextlib.AsyncExitStack() as leaving:
         starting = asyncio.create_task(leaving.enter_async_context(running(settings, worker)), name="start")
         if not await _started(starting, stop, hung_up):
@@ -304,43 +304,6 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _stop_or_die(stop: asyncio.Event) -> None:
-    if stop.is_set():
-        os._exit(130)  # Whoever asks twice waits for nothing, not even for the loop to wind up.
-    stop.set()
-
-
-class Reloading:
-    """What SIGHUP does to a server of one process."""
-
-    def __init__(self, server: Server, settings: Settings, reread: Callable[[], tuple[Settings, str]]) -> None:
-        """Settings that are read anew may differ from `settings` only where they are reloadable."""
-        self._server = server
-        self._read = settings
-        self._reread = reread
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self) -> None:
-        """Begins a reload, unless one is on its way."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self.reload(), name="reload")
-
-    async def reload(self) -> None:
-        """Takes over what changed, all or nothing; then loads the newest version of every model."""
-        try:
-            fresh, level = await asyncio.to_thread(self._reread)
-            changed = changes(self._read, fresh)
-        except StartError as error:
-            log.error("the settings stay as they are: %s", error)
-        else:
-            logging.getLogger().setLevel(level.upper())
-            self._server.settings, self._read = reloaded(self._server.settings, changed), fresh
-            log.info("settings read anew: %s", ", ".join(changed) or "nothing changed")
-        await self._server.selection.reload()
-        await self._server.aliasing.reread()
-        log.info("models loaded anew where there are newer ones")
 
 
 def _store(settings: Settings) -> Store:
