@@ -236,8 +236,11 @@ async def test_a_second_signal_exits_at_once(folder: Path) -> None:
             await speaker.open_one("a")
             server.signal(signal.SIGTERM)
             await asyncio.wait_for(speaker.go_away.wait(), DEADLINE)
-            server.signal(signal.SIGTERM)
-            assert await asyncio.to_thread(server.wait) == 130
+            ended = asyncio.create_task(asyncio.to_thread(server.wait))
+            while not ended.done():  # One that comes within a moment of the first counts as that one.
+                server.signal(signal.SIGTERM)
+                await asyncio.wait([ended], timeout=0.1)
+            assert ended.result() == 130
         assert "Traceback" not in server.output, server.output
 
 
