@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from statestream.v1 import inference_pb2 as pb
 from statestream.v1 import model_pb2, server_pb2, server_pb2_grpc
 from statestream_server import process as process_module
-from statestream_server.cli import inspect, serve
+from statestream_server.cli import serve
+from statestream_server.filecommands import inspect
 from statestream_server.settings import Settings, check_reach
 from tests.support import models
 from tests.support.calls import DEADLINE, Caller, connected

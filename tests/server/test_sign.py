@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from statestream import signature as signatures
 from statestream_server import describe
-from statestream_server.cli import inspect, sign
+from statestream_server.filecommands import inspect, sign
 from statestream_server.models.form import entries
 from statestream_server.models.form.told import Context, Told, Window
 from tests.server.models.form_zoo import CASES

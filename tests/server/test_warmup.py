@@ -31,7 +31,7 @@ def test_what_a_start_leaves_out_is_imported_a_moment_later() -> None:
     rooms = tuple(f"statestream_server.{room}." for room in _ROOMS)
     there = {each.name for each in pkgutil.walk_packages(statestream_server.__path__, "statestream_server.")}
     left = {name for name in there - after if name.startswith(rooms) and not name.startswith(_ELSEWHERE)}
-    # What finds the form of a file is a trial's, too; what comes with the HTTP port and with our own HTTP/2 comes before
-    # the start is over.
+    # What finds the form of a file is a trial's, too; what comes with the HTTP port, and with our own HTTP/2, comes
+    # before the start is over.
     ports = {"bodies", "prefixed", "served"}
     assert {name.rpartition(".")[2] for name in left} == {"apart", "axes", "draft", "freed", "places", *ports}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import grpc
+
 from statestream import forks
 from statestream.backoff import MOST, Backoff, tell
 from statestream.budget import RetryBudget, is_fault, silence
-from statestream.calls import unavailable
+from statestream.calls import Attempts, read_rpc_error, unavailable
 from statestream.contract import errors, protocol
 from statestream.contract.errors import StatestreamError
 from statestream.core import StreamCore
@@ -32,6 +34,7 @@ class Connection:
         renewing: This stream ends once it is answered, and the next one goes where calls go now.
         answered: On this stream a caller has had an answer.
         silent: This stream was ended because nothing came on it.
+        away: A call beside streams met that the server is away, which nothing else tells where there is no stream.
         denied: Why the last stream was refused, where that was for want of a right: a token may have others, so that
             calls beside streams go on.
         tracing: Makes spans; None where none are wanted.
@@ -47,7 +50,7 @@ class Connection:
         self.streams = 0
         self.renewing = False
         self.answered = False
-        self.silent = False
+        self.silent = self.away = False
         self.denied: StatestreamError | None = None
         self._settings = settings
         self._route = route
@@ -59,6 +62,28 @@ class Connection:
         self._answers = 0
         self._moved = False
         self.tracing = Tracing() if settings.tracing else None
+
+    def missed(self, attempts: Attempts, error: Exception, now: float, *, current: bool) -> float:
+        """Seconds until the next try of a call that failed, on the channel of this moment where that is `current`.
+
+        Raises:
+            Exception: What it met, where there is to be no other try.
+        """
+        if isinstance(error, grpc.RpcError):
+            found = read_rpc_error(error, self.where)
+        elif current:
+            raise error
+        else:
+            found = errors.Closed("the connection was closed under the call")
+        if isinstance(found, errors.Closed) and not current:
+            found = errors.ServerUnavailable(found.message)  # The link moved to another server.
+        if current and isinstance(found, errors.ServerUnavailable | errors.Draining):
+            self.away = True
+        try:
+            return attempts.after(found, now)
+        except StatestreamError as final:
+            # What the server refused it says itself; where nothing came of it, gRPC's own words are all there is.
+            raise final from (error if isinstance(final, errors.Unavailable | errors.InternalError) else None)
 
     @property
     def address(self) -> str:

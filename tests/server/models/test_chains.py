@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from statestream import signature as signatures
 from statestream_server import describe
-from statestream_server.cli import inspect, sign
+from statestream_server.filecommands import inspect, sign
 from statestream_server.models.files import modelfile, prints, repository
 from statestream_server.models.files.prints import Trust
 from statestream_server.models.form import entries

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from statestream import forks
+from statestream.aio.channels import channel_to
 from statestream.aio.status import status_of
 from statestream.aio.waiting import Attempt, Done
 from statestream.aio.wakeup import Wakeup
@@ -23,7 +24,6 @@ from statestream.connection import Connection
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
-from statestream.credentials import Tls
 from statestream.settings import Settings
 from statestream.shards import Route
 from statestream.unary import server_info_request
@@ -60,7 +60,6 @@ class Link:
         self.copied = False
         self._task: asyncio.Task[None] | None = None
         self._began = 0.0
-        self._away = False
         forks.watch(self)
 
     # ── for callers ────────────────────────────────────────────────────────────────────────────
@@ -168,24 +167,11 @@ class Link:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
             raise self.state.closed(forked=self.copied) from error
-        if isinstance(error, grpc.RpcError):
-            found = read_rpc_error(error, self.state.where)
-        elif channel is self._channel:
-            raise error
-        else:
-            found = errors.Closed("the connection was closed under the call")
-        if isinstance(found, errors.Closed) and channel is not self._channel:
-            # The link moved to another server.
-            found = errors.ServerUnavailable(found.message)
-        if isinstance(found, errors.ServerUnavailable | errors.Draining) and channel is self._channel:
-            # Where there is no stream, nothing else tells that the server is away.
-            self._away = True
-            self._wakeup.set()
         try:
-            delay = attempts.after(found, time.monotonic())
-        except StatestreamError as final:
-            # What the server refused it says itself; where nothing came of it, gRPC's own words are all there is.
-            raise final from (error if isinstance(final, errors.Unavailable | errors.InternalError) else None)
+            delay = self.state.missed(attempts, error, time.monotonic(), current=channel is self._channel)
+        finally:
+            if self.state.away:
+                self._wakeup.set()
         await asyncio.sleep(delay)
 
     async def renew(self, stream: int) -> None:
@@ -251,7 +237,7 @@ class Link:
 
     async def _dial(self) -> grpc.aio.Channel | None:
         state = self.state
-        channel = self._new_channel()
+        channel = channel_to(state.address, self.settings, state.receives)
         try:
             timeout = min(5.0, self.settings.connect_timeout)
             call = server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(
@@ -275,17 +261,9 @@ class Link:
         if longer:
             # A channel's limit stands from its beginning.
             await channel.close()
-            channel = self._new_channel()
-        self._channel, self._away = channel, False
+            channel = channel_to(state.address, self.settings, state.receives)
+        self._channel, self.state.away = channel, False
         return channel
-
-    def _new_channel(self) -> grpc.aio.Channel:
-        options = self.settings.channel_options(self.state.receives)
-        tls = self.settings.tls
-        if tls:
-            credentials = tls.credentials() if isinstance(tls, Tls) else grpc.ssl_channel_credentials()
-            return grpc.aio.secure_channel(self.state.address, credentials, options=options)
-        return grpc.aio.insecure_channel(self.state.address, options=options)
 
     async def _serve(self, channel: grpc.aio.Channel) -> bool:
         """Has a stream on a channel until it is over; whether the next one is to be on this channel, too."""
@@ -342,7 +320,7 @@ class Link:
     async def _stay(self) -> bool:
         """Keeps the channel for calls that need no stream until one is wanted: True; False once the server is away."""
         await asyncio.sleep(FIRST)  # Streams that are refused are not to follow each other as fast as they can.
-        while not (self._closed or self._away):
+        while not (self._closed or self.state.away):
             if self.state.wants_stream():
                 return True
             self._wakeup.clear()

@@ -26,9 +26,9 @@ from statestream.connection import Connection
 from statestream.contract import errors
 from statestream.contract.errors import StatestreamError
 from statestream.core import PartsTicket, PoolTicket, StepTicket, StreamCore, Ticket
-from statestream.credentials import Tls
 from statestream.settings import Settings
 from statestream.shards import Route
+from statestream.sync.channels import channel_to
 from statestream.sync.waiting import Attempt, Done
 from statestream.unary import server_info_request
 from statestream.v1 import inference_pb2_grpc, server_pb2_grpc
@@ -69,7 +69,6 @@ class Link:
         self._stream = 0
         self._over = threading.Event()
         self._began = 0.0
-        self._away = False
         self._online = threading.Event()
         self._closed = False
         self._hopeless: StatestreamError | None = None
@@ -169,24 +168,11 @@ class Link:
         """Waits before the next try of a call that failed, or raises what it met."""
         if self._closed:
             raise self.state.closed(forked=self.copied) from error
-        if isinstance(error, grpc.RpcError):
-            found = read_rpc_error(error, self.state.where)
-        elif channel is self._channel:
-            raise error
-        else:
-            found = errors.Closed("the connection was closed under the call")
-        if isinstance(found, errors.Closed) and channel is not self._channel:
-            # The link moved to another server.
-            found = errors.ServerUnavailable(found.message)
-        if isinstance(found, errors.ServerUnavailable | errors.Draining) and channel is self._channel:
-            # Where there is no stream, nothing else tells that the server is away.
-            self._away = True
-            self._operations.put(None)
         try:
-            delay = attempts.after(found, time.monotonic())
-        except StatestreamError as final:
-            # What the server refused it says itself; where nothing came of it, gRPC's own words are all there is.
-            raise final from (error if isinstance(final, errors.Unavailable | errors.InternalError) else None)
+            delay = self.state.missed(attempts, error, time.monotonic(), current=channel is self._channel)
+        finally:
+            if self.state.away:
+                self._operations.put(None)
         time.sleep(delay)
 
     def renew(self, stream: int) -> None:
@@ -261,7 +247,7 @@ class Link:
 
     def _dial(self) -> grpc.Channel | None:
         state = self.state
-        channel = self._new_channel()
+        channel = channel_to(state.address, self.settings, state.receives)
         try:
             request = server_info_request()
             timeout = min(5.0, self.settings.connect_timeout)
@@ -287,17 +273,9 @@ class Link:
         if longer:
             # A channel's limit stands from its beginning.
             channel.close()
-            channel = self._new_channel()
-        self._channel, self._away = channel, False
+            channel = channel_to(state.address, self.settings, state.receives)
+        self._channel, self.state.away = channel, False
         return channel
-
-    def _new_channel(self) -> grpc.Channel:
-        options = self.settings.channel_options(self.state.receives)
-        tls = self.settings.tls
-        if tls:
-            credentials = tls.credentials() if isinstance(tls, Tls) else grpc.ssl_channel_credentials()
-            return grpc.secure_channel(self.state.address, credentials, options=options)
-        return grpc.insecure_channel(self.state.address, options=options)
 
     def _serve(self, channel: grpc.Channel) -> bool:
         """Has a stream on a channel until it is over; whether the next one is to be on this channel, too."""
@@ -347,7 +325,7 @@ class Link:
     def _stay(self) -> bool:
         """Keeps the channel for calls that need no stream until one is wanted: True; False once the server is away."""
         self._ended_for_good.wait(FIRST)  # Streams that are refused are not to follow each other as fast as they can.
-        while not (self._closed or self._away):
+        while not (self._closed or self.state.away):
             self._take(block=False)
             with self._lock:
                 wanted = self.state.wants_stream()

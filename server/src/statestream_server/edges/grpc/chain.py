@@ -29,7 +29,7 @@ from statestream_server.access.certificates import NOBODY, Names
 from statestream_server.caller import ANYBODY, Caller
 from statestream_server.edges.grpc.caps import Caps
 from statestream_server.edges.grpc.decoding import DecodeBudget, Undecoded, Unreadable, decoder, later
-from statestream_server.edges.grpc.failures import Context, abort, begin
+from statestream_server.edges.grpc.failures import Context, abort, begin, refusing
 from statestream_server.edges.grpc.readers import Readers
 from statestream_server.edges.grpc.rights import CALLS, COUNTED, OPEN, right_of
 from statestream_server.edges.identity import asks, certified, identify
@@ -390,13 +390,3 @@ def _shape(handler: Handler) -> Callable[..., Handler]:
     if handler.request_streaming:
         return grpc.stream_stream_rpc_method_handler
     return grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-
-
-def refusing(error: Exception) -> Handler:
-    """What serves a call that is refused, whatever its shape: it waits for no message."""
-
-    async def refuse(_requests: object, context: Context) -> None:
-        await abort(context, error)
-
-    of: Callable[..., Handler] = grpc.stream_stream_rpc_method_handler
-    return of(refuse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -76,3 +76,13 @@ async def abort(context: Context, error: Exception, about: Mapping[str, str] = _
     except grpc.aio.InternalError:
         # The status waited behind what the caller did not read, and the caller left.
         raise asyncio.CancelledError from error
+
+
+def refusing(error: Exception) -> grpc.RpcMethodHandler[Any, Any]:
+    """What serves a call that is refused, whatever its shape: it waits for no message."""
+
+    async def refuse(_requests: object, context: Context) -> None:
+        await abort(context, error)
+
+    of: Callable[..., grpc.RpcMethodHandler[Any, Any]] = grpc.stream_stream_rpc_method_handler
+    return of(refuse)
