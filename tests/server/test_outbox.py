@@ -20,9 +20,9 @@ class Reader:
         self.reads = asyncio.Event()
         self.since: float | None = None
 
-    async def write(self, message: pb.StreamResponse) -> None:
+    async def write(self, message: bytes) -> None:
         await self.reads.wait()
-        self.frames.append(message.frame)
+        self.frames.append(pb.StreamResponse.FromString(message).frame)
 
 
 def numbered(*frames: int) -> Iterator[pb.StreamResponse]:
