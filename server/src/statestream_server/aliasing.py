@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from statestream.contract import errors
 from statestream.contract.aliases import MOST_ALIAS, is_alias
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 _STILL: Final = 2.0
 """Seconds for which a file must have said the same before it is taken: who writes it slowly is waited for."""
+
+_Lying: TypeAlias = Mapping[str, set[int]]
+"""By model name the versions that lie there."""
 
 
 class Aliasing:
@@ -32,51 +36,81 @@ class Aliasing:
         self._taken: dict[str, object] = {}
         self._taking: dict[str, asyncio.Task[None]] = {}
         self._setting = asyncio.Lock()
+        self._turns = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        """By model name: what a file says is read and taken in one turn, so none takes what another saw before."""
 
     async def look(self, now: float) -> None:
         """One look at the files; versions load beside it. `now` is seconds on a clock that nobody sets."""
-        told = await asyncio.to_thread(self._told)
+        told, lying = await asyncio.to_thread(self._looked)
         for name in {*told.names, *told.wrong}:
-            said = told.wrong.get(name) or told.names[name]
+            wrong = told.wrong.get(name)
+            said = wrong or (told.names[name], self._wanting(name, told.names[name], lying))
             if name not in self._seen or self._seen[name][0] != said:
                 self._seen[name] = said, now
             if name in self._taking or self._taken.get(name) == said or now - self._seen[name][1] < _STILL:
                 continue
             self._taken[name] = said
-            if isinstance(said, str):
-                log.error("%s; the aliases of %s stay as they are", said, name)
-            elif said != self._registry.aliases(name):
-                self._taking[name] = asyncio.create_task(self._take_aside(name, said), name="aliases")
+            if wrong:
+                log.error("%s; the aliases of %s stay as they are", wrong, name)
+            elif (names := told.names[name]) != self._registry.aliases(name):
+                self._taking[name] = asyncio.create_task(self._take_aside(name, names), name="aliases")
 
     def close(self) -> None:
         """Waits for no load any more."""
         for task in self._taking.values():
             task.cancel()
 
-    async def reread(self, name: str = "") -> None:
-        """Takes what the file of a model says now, or of all; what is wrong with one is told in the log."""
+    async def reread(self, name: str = "") -> Mapping[str, int]:
+        """Takes what the file of a model says now, or of all; what is wrong with one is told in the log.
+
+        The aliases that this process has for the model then; none where it was asked about all.
+        """
         told = await asyncio.to_thread(self._told)
-        for model, text in told.wrong.items():
+        for model in sorted({*told.names, *told.wrong}):
             if name in ("", model):
-                log.error("%s; the aliases of %s stay as they are", text, model)
-        for model, names in told.names.items():
-            if name in ("", model):
-                await self.take(model, names)
+                await self._take_now(model)
+        return self._registry.aliases(name)
+
+    async def _take_now(self, name: str, expected: Mapping[str, int] | None = None) -> None:
+        """Takes what the file of a model says in this turn, where it says what was expected of it."""
+        async with self._turns[name]:
+            told = await asyncio.to_thread(self._told)
+            if name in told.wrong:
+                log.error("%s; the aliases of %s stay as they are", told.wrong[name], name)
+            elif name in told.names and expected in (None, told.names[name]):
+                await self.take(name, told.names[name])
+
+    def _wanting(self, name: str, names: Mapping[str, int], lying: _Lying) -> frozenset[object]:
+        """Of the versions that aliases are to name, and do not, those that came since: they are tried anew."""
+        have = self._registry.aliases(name)
+        wanted = {number for alias, number in names.items() if have.get(alias) != number}
+        return frozenset(
+            (number, self._registry.is_loaded(name, number)) for number in wanted & lying.get(name, set[int]())
+        )
 
     async def take(self, name: str, names: Mapping[str, int]) -> None:
         """Has aliases name versions, which are loaded first. One whose version does not load names what it did before.
 
         Sessions, and calls under way, stay with the version that they have.
         """
+        failures = dict[int, errors.StatestreamError]()
+        while missing := [
+            number
+            for number in sorted(set(names.values()))
+            if number not in failures and not self._registry.is_loaded(name, number)
+        ]:  # One may be unloaded while another loads.
+            try:
+                await self._selection.load(name, missing[0])
+            except errors.StatestreamError as error:
+                failures[missing[0]] = error
         known, taken = self._registry.aliases(name), dict[str, int]()
         for alias, number in names.items():
-            try:
-                if not self._registry.is_loaded(name, number):
-                    await self._selection.load(name, number)
+            failure = failures.get(number)
+            if failure is None:
                 taken[alias] = number
-            except errors.StatestreamError as error:
+            else:
                 stays = f"goes on naming version {known[alias]}" if alias in known else "names none"
-                log.error("%s of %s is to name version %d, and %s: %s", alias, name, number, stays, error.message)
+                log.error("%s of %s is to name version %d, and %s: %s", alias, name, number, stays, failure.message)
                 if alias in known:
                     taken[alias] = known[alias]
         for alias in sorted({*known, *taken}):
@@ -117,17 +151,34 @@ class Aliasing:
             try:
                 await asyncio.to_thread(self._write, name, alias, version or None)
             except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
                 raise errors.Unsupported(
-                    f"the aliases of {name!r} cannot be written: {error.filename or ''} {error.strerror or error};"
+                    f"the aliases of {name!r} cannot be written: {where}{error.strerror or error};"
                     f" write {alias} = {version or '…'} into {repository.ALIASES} where the models folder may be"
                     " written, and servers that watch it follow"
                 ) from error
             except aliases.AliasesError as error:
                 raise errors.Unsupported(f"{error}; mend the file first") from error
-            await self.reread(name)
+            have: list[Mapping[str, int]] = [await self.reread(name)]
         if self._selection.together is not None:
-            await self._selection.together("aliases", name, 0)
+            have += await self._selection.together("aliases", name, 0)
+        if any(one.get(alias, 0) != version for one in have):
+            await self._explain(name, alias, version)
         return self._registry.aliases(name)
+
+    async def _explain(self, name: str, alias: str, version: int) -> None:
+        """Why an alias that was written does not name its version everywhere, unless somebody else moved it since.
+
+        Raises:
+            Unsupported: Why.
+        """
+        told = await asyncio.to_thread(self._told)
+        if name in told.names and told.names[name].get(alias, 0) != version:
+            return
+        why = told.wrong.get(name, f"version {version} was unloaded, or went, meanwhile; the log says more")
+        raise errors.Unsupported(
+            f"{alias} = {version} stands in the file of {name!r}, and what it names stays as it is: {why}"
+        )
 
     def _write(self, name: str, alias: str, version: int | None) -> None:
         """Edits the file that has the alias already, else the one beside the newest version."""
@@ -142,11 +193,18 @@ class Aliasing:
             aliases.edit(folder, alias, version)
 
     def _told(self) -> aliases.Told:
-        return aliases.told(repository.scan(self._places))
+        return self._looked()[0]
+
+    def _looked(self) -> tuple[aliases.Told, _Lying]:
+        """What the files say, and which versions of each model lie there."""
+        scan, lying = repository.scan(self._places), dict[str, set[int]]()
+        for found in scan.found:
+            lying.setdefault(found.name, set()).add(found.version)
+        return aliases.told(scan), lying
 
     async def _take_aside(self, name: str, names: Mapping[str, int]) -> None:
         try:
-            await self.take(name, names)
+            await self._take_now(name, names)
         except Exception:
             log.exception("the aliases of %s could not be taken", name)
         finally:

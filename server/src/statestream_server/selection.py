@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from statestream.contract import errors
 from statestream_server.catalog import Served
@@ -13,7 +14,7 @@ from statestream_server.sessions.ownership.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
-Together = Callable[[str, str, int], Awaitable[object]]
+Together = Callable[[str, str, int], Awaitable[Any]]
 """Does "load", "unload" or "aliases" with a model's version in all processes of a server."""
 
 

@@ -35,6 +35,7 @@ class Worker:
         self._joined = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name="channel")
+        self._telling: asyncio.Task[None] | None = None
 
     async def join(self, server: Server, readiness: Readiness) -> None:
         """Loads what the other workers serve; the first one the newest of every model, which the others then serve.
@@ -63,6 +64,14 @@ class Worker:
                 raise result
         await server.registry.load_aliases()
         self._joined.set()
+        self._telling = asyncio.create_task(self._tell_aliases(), name="aliases")
+
+    async def _tell_aliases(self) -> None:
+        """Has all take what the files of aliases say, as this one did: whoever set one last may have ended over it."""
+        try:
+            await self._channel.ask("aliases", name="", version=0)
+        except (Gone, errors.StatestreamError) as error:
+            log.debug("the aliases were not read anew in all workers: %r", error)
 
     async def failed(self) -> None:
         """Never returns while all is well.
@@ -120,7 +129,7 @@ class Worker:
         elif what == "withdraw":
             return await selection.withdraw(name, version)
         elif what == "aliases":
-            await server.aliasing.reread(name)
+            return dict(await server.aliasing.reread(name))
         elif what == "restore":
             selection.restore(name, version)
         elif what == "forget":

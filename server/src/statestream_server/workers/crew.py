@@ -144,9 +144,17 @@ class Crew:
                 log.error("%s", error.message)
         await self.reread_aliases()
 
-    async def reread_aliases(self, name: str = "") -> None:
-        """Has every worker take what the file of a model's aliases says, or of all."""
-        await self._all(self._members, "aliases", name, 0)
+    async def reread_aliases(self, name: str = "") -> list[dict[str, int]]:
+        """Has every worker take what the file of a model's aliases says, or of all; what each has for the model then.
+
+        Raises:
+            StatestreamError: A worker did not.
+        """
+        answers = [answer for _, answer in await self._all(self._members, "aliases", name, 0)]
+        for answer in answers:
+            if isinstance(answer, errors.StatestreamError):
+                raise answer
+        return answers
 
     async def _all(self, members: Sequence[Member], what: str, name: str, version: int) -> list[tuple[Member, Any]]:
         """Asks workers at once; the answers, or errors, of those that did not end."""

@@ -9,11 +9,12 @@ It is aliases.toml in the folder that is called like the model: NAME/aliases.tom
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
 import re
-import tempfile
+import stat
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,33 +78,59 @@ def read(path: Path) -> dict[str, int]:
     Raises:
         AliasesError: It cannot be read, or says something else.
     """
-    try:
-        stat = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise AliasesError(f"{path}: {error.strerror or error}") from error
-    return dict(_read(path, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return dict(_loaded(path, _text(path)))
 
 
-@functools.lru_cache(1 << 12)
-def _read(path: Path, inode: int, changed: int, size: int) -> dict[str, int]:
-    """The same; read once until it changed."""
-    if size > _MOST_BYTES:
-        raise AliasesError(f"{path} has {size:,} bytes; expected lines such as stable = 3, {_MOST_BYTES:,} at most")
+def _text(path: Path) -> str:
+    """What a file holds, which may be more than is read of it; "" where there is none.
+
+    Raises:
+        AliasesError: It cannot be read.
+    """
     try:
-        return _loads(path.read_bytes().decode())
+        # Of a pipe, or what somebody puts in its place between two looks, nothing is waited for.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            kind = os.fstat(file).st_mode
+            if stat.S_ISDIR(kind):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(kind):
+                raise ValueError("it is no regular file")
+            with open(file, "rb", closefd=False) as whole:
+                data = whole.read(_MOST_BYTES + 1)
+        finally:
+            os.close(file)
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not os.path.lexists(path):
+            return ""
+        raise AliasesError(f"{path}: it is a link that leads nowhere") from error
     except (OSError, ValueError) as error:
         raise AliasesError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _loaded(path: Path, text: str) -> dict[str, int]:
+    """What `_loads` makes of a file's text.
+
+    Raises:
+        AliasesError: It is not made of aliases.
+    """
+    try:
+        return _loads(text)
+    except ValueError as error:
+        raise AliasesError(f"{path}: {error}") from error
+
+
+@functools.lru_cache(1 << 10)  # Files are read at every look: two of one size and time may differ.
 def _loads(text: str) -> dict[str, int]:
     """Reads what a file holds.
 
     Raises:
         ValueError: It is no TOML, or has something else than aliases.
     """
-    longest = max(map(len, text.splitlines()), default=0)
+    if len(text.encode()) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes; expected lines such as stable = 3")
+    longest = max(map(len, text.split("\n")))
     if longest > _LONGEST:
         raise ValueError(f"it has a line of {longest:,} characters; expected lines such as stable = 3")
     try:
@@ -134,24 +161,34 @@ def edit(folder: Path, alias: str, version: int | None) -> dict[str, int]:
         AliasesError: The file there is none of aliases.
         OSError: It cannot be written.
     """
-    path = folder / ALIASES
     folder.mkdir(exist_ok=True)
-    with _alone(folder):
-        names = read(path)
-        text = path.read_text(encoding="utf-8") if names or path.exists() else ""
+    path = Path(os.path.realpath(folder / ALIASES))  # A link stays one.
+    with _alone(path.parent) as place:
+        text = _text(path)
+        names = dict(_loaded(path, text))
         if version is None:
             names.pop(alias, None)
         else:
             names[alias] = version
         edited = _edited(text, alias, version)
         try:
-            same = _loads(edited) == names
-        except ValueError:
-            same = False
-        if not same:  # A key in quotes, or a line that only looks like one.
-            edited = "".join(f"{_key(name)} = {number}\n" for name, number in names.items())
+            if len(edited.encode()) <= _MOST_BYTES and not _says(edited, names):
+                # A key in quotes, or a line that only looks like one.
+                edited = "".join(f"{_key(name)} = {number}\n" for name, number in names.items())
+            _loads(edited)
+        except ValueError as error:
+            raise AliasesError(f"{path} would not be read with {alias} in it: {error}") from error
         _replace(path, edited)
+        with contextlib.suppress(OSError):  # Not every file system can.
+            os.fsync(place)
     return names
+
+
+def _says(text: str, names: dict[str, int]) -> bool:
+    try:
+        return _loads(text) == names
+    except ValueError:
+        return False
 
 
 def _edited(text: str, alias: str, version: int | None) -> str:
@@ -172,26 +209,36 @@ def _key(alias: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process edits what lies in a folder."""
+def _alone(folder: Path) -> Iterator[int]:
+    """Waits until no other process edits what lies in a folder; this is open meanwhile."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
     finally:
         os.close(lock)
 
 
 def _replace(path: Path, text: str) -> None:
-    """Puts a file in the place of another, whole or not at all."""
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as fresh:
-        try:
-            fresh.write(text.encode())
-            fresh.flush()
-            os.fsync(fresh.fileno())
-            os.fchmod(fresh.fileno(), mode)
-            os.replace(fresh.name, path)
-        except BaseException:
-            os.unlink(fresh.name)
-            raise
+    """Puts a file in the place of another, whole or not at all; whoever does so is alone.
+
+    What is written meanwhile has one name: whoever is killed leaves it to the next.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    known = path.stat() if path.exists() else None
+    try:
+        with fresh.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), known.st_mode & 0o777 if known is not None else 0o644)
+            if known is not None:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), known.st_uid, known.st_gid)
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise

@@ -1,0 +1,201 @@
+"""Aliases when something goes wrong: files that are none, full disks, two who set one at once, callers who leave."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+import statestream
+from statestream import errors
+from statestream_server.models.files import aliases
+from statestream_server.models.files.aliases import AliasesError
+from tests.server.versions.counters import LONG, MODEL
+from tests.server.versions.test_aliases import client_of, looks, named, say
+from tests.support import models
+from tests.support.serving import process, serving
+
+
+def test_what_is_no_file_of_aliases_is_never_waited_for(tmp_path: Path) -> None:
+    """Pipes, devices, folders and links that lead nowhere; each is told, and none is taken for a file without any."""
+    path = tmp_path / "aliases.toml"
+    assert aliases.read(path) == {}
+    for make, told in (
+        (lambda: os.mkfifo(path), "no regular file"),
+        (lambda: path.symlink_to("/dev/zero"), "no regular file"),
+        (lambda: path.symlink_to(tmp_path / "gone"), "a link that leads nowhere"),
+        (lambda: path.symlink_to(path), "symbolic links"),
+        (lambda: path.mkdir(), "Is a directory"),
+        (lambda: path.write_bytes(b"# " + b"x" * (1 << 17)), "more than 65,536 bytes"),
+        (lambda: path.write_bytes(b"\xff"), "can't decode"),
+        (lambda: path.write_text("a = 1\n" * 2), "overwrite"),
+    ):
+        make()
+        with pytest.raises(AliasesError, match=told):
+            aliases.read(path)
+        (path.rmdir if path.is_dir() else path.unlink)()
+
+
+def test_two_files_of_one_size_and_time_are_two(tmp_path: Path) -> None:
+    path = tmp_path / "aliases.toml"
+    for number in (1, 2):
+        path.write_text(f"stable = {number}\n")
+        os.utime(path, (1, 1))
+        assert aliases.read(path) == {"stable": number}
+
+
+def test_an_edit_keeps_the_link_the_words_and_the_rights_of_a_file(tmp_path: Path) -> None:
+    """Also of one from a machine with other ends of lines; what a killed one left is nobody's."""
+    (tmp_path / "elsewhere").mkdir()
+    real, path = tmp_path / "elsewhere" / "names.toml", tmp_path / "counter" / "aliases.toml"
+    path.parent.mkdir()
+    real.write_bytes(b"\xef\xbb\xbf# Ours.\r\nstable = 1  # since spring\r\n")
+    real.chmod(0o640)
+    real.with_name(".names.toml.new").write_text("half of")
+    path.symlink_to(real)
+    assert aliases.edit(path.parent, "stable", 2) == {"stable": 2}
+    assert path.is_symlink()
+    assert real.read_bytes() == b"# Ours.\nstable = 2  # since spring\n"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert sorted(one.name for one in real.parent.iterdir()) == ["names.toml"]
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "aliases.toml"
+    for text, told in (
+        ("".join(f"a{number} = 1\n" for number in range(256)), "257 aliases; expected 256 at most"),
+        ("# " + "x" * 100 + "\n" + "# y\n" * ((65536 - 103) // 4), "more than 65,536 bytes"),
+    ):
+        path.write_text(text)
+        with pytest.raises(AliasesError, match=f"would not be read with more in it: it has {told}"):
+            aliases.edit(tmp_path, "more", 2)
+        assert path.read_text() == text
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+async def test_a_full_disk_changes_nothing(both: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = say(both, "stable = 1\n")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with client_of(both) as (_, client):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, place, full)
+            with pytest.raises(
+                errors.Unsupported, match="cannot be written: No space left on device; write stable = 2"
+            ):
+                await client.set_alias(MODEL, "stable", 2)
+        assert (path.read_text(), await named(client)) == ("stable = 1\n", {"stable": 1})
+        assert sorted(one.name for one in path.parent.iterdir()) == ["1", "2", "aliases.toml"]
+        assert await client.set_alias(MODEL, "stable", 2) == {"stable": 2}
+
+
+async def test_a_slow_load_for_an_older_file_does_not_undo_what_was_set(
+    both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file names a version that loads for long; meanwhile an operator sets another."""
+    say(both, "stable = 2\n")
+    async with client_of(both) as (local, client):
+        server = local.server
+        begun, go, load = asyncio.Event(), asyncio.Event(), server.selection.load
+
+        async def slow(name: str, version: int = 0, alias: str = "") -> object:
+            if version == 1 and not begun.is_set():
+                begun.set()
+                await go.wait()
+            return await load(name, version, alias)
+
+        monkeypatch.setattr(server.selection, "load", slow)
+        say(both, "stable = 1\n")
+        for now in (0, 3):
+            await server.aliasing.look(now)
+        await begun.wait()
+        setting = asyncio.create_task(client.set_alias(MODEL, "stable", 2))
+        await local.until(lambda: aliases.read(both / MODEL / "aliases.toml") == {"stable": 2})
+        await asyncio.wait([setting], timeout=0.05)
+        go.set()
+        await asyncio.wait([*server.aliasing._taking.values()])
+        assert await setting == {"stable": 2}
+        assert await named(client) == {"stable": 2}
+
+
+async def test_whoever_leaves_leaves_the_file_and_the_server_agreed(both: Path) -> None:
+    """A call that is cancelled in any turn of the loop; begun, it ends."""
+    path = say(both, "stable = 1\n")
+    async with serving(both, checkpoint_interval=LONG) as local:
+        aliasing, registry = local.server.aliasing, local.server.registry
+        for turns in range(12):
+            task = asyncio.create_task(aliasing.set(MODEL, "stable", 1 + turns % 2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            while left := [one for one in asyncio.all_tasks() if one.get_name() == "alias"]:
+                await asyncio.wait(left)
+            assert registry.aliases(MODEL) == aliases.read(path)
+        many = [aliasing.set(MODEL, "stable", 1 + number % 2) for number in range(8)]
+        await asyncio.gather(*many)
+        assert registry.aliases(MODEL) == aliases.read(path) == {"stable": 2}
+
+
+async def test_an_alias_that_was_written_before_its_version_came_is_taken_then(both: Path) -> None:
+    say(both, "stable = 1\nnext = 3\n")
+    async with client_of(both) as (local, client):
+        await looks(local, 0, 3)
+        assert await named(client) == {"stable": 1}
+        models.write_counter(both, 3, factor=100)
+        await looks(local, 4, 5)
+        assert await named(client) == {"stable": 1}  # It may be written still.
+        await looks(local, 7)
+        assert await named(client) == {"stable": 1, "next": 3}
+        await client.unload_model(MODEL)
+        await looks(local, 8, 11)
+        assert not await client.models()  # What was unloaded on purpose stays so.
+
+
+async def test_whoever_sets_an_alias_hears_where_it_names_nothing(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version was unloaded behind the check, or another folder of the model says something else."""
+    async with client_of(both) as (local, client):
+        selection, load = local.server.selection, local.server.selection.load
+
+        async def once(name: str, version: int = 0, alias: str = "") -> object:
+            monkeypatch.setattr(selection, "load", load)
+            found = await load(name, version, alias)
+            await selection.unload(name, version)
+            (both / MODEL / "1").rename(tmp_path / "1")
+            return found
+
+        monkeypatch.setattr(selection, "load", once)
+        with pytest.raises(errors.Unsupported, match="stable = 1 stands in the file of 'counter', and .* was unloaded"):
+            await client.set_alias(MODEL, "stable", 1)
+        assert await named(client) == {}
+        (tmp_path / "1").rename(both / MODEL / "1")
+        assert await client.set_alias(MODEL, "stable", 1) == {"stable": 1}
+
+
+@pytest.mark.slow
+async def test_a_worker_that_ended_over_an_alias_leaves_none_behind(both: Path) -> None:
+    """Nobody watches: whoever comes up in its place has all of them read the file, as he does."""
+    with process(both, "--workers", "2", "--no-watch") as server:
+
+        async def answers() -> set[object]:
+            found = set[object]()
+            for _ in range(8):
+                async with statestream.aio.connect(server.address) as client:
+                    found.add(tuple(sorted((await named(client)).items())))
+            return found
+
+        assert await answers() == {()}
+        say(both, "stable = 1\n")  # As if its worker were killed between this and telling the others.
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        os.kill(int(children[-1]), 9)
+        async with asyncio.timeout(20):
+            while await answers() != {(("stable", 1),)}:  # Each asks anew, over connections of its own.
+                pass
+        assert server.stop() == 0
