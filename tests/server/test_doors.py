@@ -58,12 +58,22 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("server", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
         ("client", "subjectAltName=DNS:me,URI:spiffe://acme/billing"),
         ("other", "subjectAltName=DNS:x"),
+        # URIs by the looks of them: one is of another kind, one has more behind a NUL. And two common names.
+        ("odd/CN=other", _names((0x82, b"spiffe://acme/billing"), (0x86, b"spiffe://acme/billing\0.evil"))),
+        ("torn", _names((0x86, b"a:\xff"))),
     ):
+        name, _, _ = (subject := name).partition("/")
         (folder / "more").write_text(more)
-        openssl("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={subject}")
         signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "more")
         openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
     return folder
+
+
+def _names(*names: tuple[int, bytes]) -> str:
+    """Alternative names of these kinds as openssl reads them, any bytes among them."""
+    inside = b"".join(bytes((kind, len(name))) + name for kind, name in names)
+    return f"subjectAltName=DER:{(bytes((0x30, len(inside))) + inside).hex(':')}"
 
 
 def _tls(papers: Path, **more: Any) -> dict[str, Any]:
@@ -417,6 +427,21 @@ async def test_a_certificate_stands_for_a_token(edge: str, models_dir: Path, pap
             await local.until(lambda: local.server.connected()[0] == 0)
 
 
+@pytest.mark.parametrize("edge", EDGES)
+async def test_what_only_looks_like_a_name_is_none(
+    edge: str, models_dir: Path, papers: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A URI is one of that kind and whole, and of several common names the first counts, on either edge."""
+    path = tmp_path / "tokens.toml"
+    path.write_text(PAPERS)
+    async with serving(models_dir, edge=edge, tokens=path, **_tls(papers, tls_clients=papers / "ca.pem")) as local:
+        for name, reason in (("odd", "knows no certificate"), ("torn", "knows no certificate|failed to connect")):
+            async with _secured(local.address, papers, shown=True, name=name) as channel:
+                with pytest.raises(grpc.aio.AioRpcError, match=reason):
+                    await _info(channel)
+    assert "never retrieved" not in caplog.text
+
+
 async def test_without_tls_no_name_is_believed(models_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(PAPERS)
@@ -509,6 +534,8 @@ async def test_a_worker_believes_the_process_before_it_whose_certificate_came(
         relay, header = Relay([worker], tmp_path), certificates.RELAYED.encode()
         known, other = Names(("spiffe://acme/billing",), "client"), Names((), "nobody")
         assert await asked(relay, known) == 200
+        many = Names((*(f"spiffe://acme/{number}/{'x' * 60}" for number in range(1000)), *known.uris), "client")
+        assert await asked(relay, many) == 200
         assert await asked(relay, other) == 401
         assert await asked(relay, NOBODY, (header, told_by)) == 401
         assert await asked(relay, other, (header, told_by), (header.upper(), told_by)) == 401

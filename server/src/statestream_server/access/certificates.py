@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -12,8 +14,8 @@ class Names(NamedTuple):
     """What a certificate says of its owner.
 
     Attributes:
-        uris: The URIs among its alternative names, as spiffe://acme/billing.
-        common: The common name of its subject; "" for none.
+        uris: The URIs among its alternative names, as spiffe://acme/billing; what is no printable ASCII is none.
+        common: The common name of its subject, the first of several; "" for none.
     """
 
     uris: tuple[str, ...] = ()
@@ -43,21 +45,61 @@ def by_name(name: str) -> str:
 def of_peer(connected: Any) -> Names:
     """The names of who is at the other end of a TLS connection, as `ssl` has it; nobody without a checked one."""
     found: Mapping[str, Any] = (connected.getpeercert() if connected is not None else None) or {}
-    uris = tuple(value for kind, value in found.get("subjectAltName", ()) if kind == "URI")
+    uris = tuple(value for kind, value in found.get("subjectAltName", ()) if kind == "URI" and _is_uri(value))
     commons = [value for part in found.get("subject", ()) for key, value in part if key == "commonName"]
-    return Names(uris, commons[-1] if commons else "")
+    return Names(uris, commons[0] if commons else "")
 
 
 def of_context(properties: Mapping[str, Iterable[bytes]]) -> Names:
     """The same as grpcio's `auth_context` has it."""
     if b"ssl" not in properties.get("transport_security_type", ()):
         return NOBODY
-    uris = tuple(_text(value) for value in properties.get("x509_uri", properties.get("peer_spiffe_id", ())))
-    if not uris:
-        others = properties.get("x509_subject_alternative_name", ())
-        uris = tuple(text for text in map(_text, others) if "://" in text)
-    commons = [_text(value) for value in properties.get("x509_common_name", ())]
-    return Names(uris, commons[-1] if commons else "")
+    uris = tuple(uri for pem in properties.get("x509_pem_cert", ()) for uri in _uris(pem))
+    commons = [value.decode(errors="replace") for value in properties.get("x509_common_name", ())]
+    return Names(uris, commons[0] if commons else "")
+
+
+@functools.lru_cache(1 << 10)
+def _uris(pem: bytes) -> tuple[str, ...]:
+    """The URIs among the alternative names of a certificate that TLS has checked.
+
+    grpcio has lists of its own, which do not do: one mixes kinds of names, and each name ends at a NUL in it.
+    """
+    names = b""
+    try:
+        whole = next(_parts(ssl.PEM_cert_to_DER_cert(pem.decode())))[1]
+        for kind, value in _parts(next(_parts(whole))[1]):
+            if kind != _EXTENSIONS:
+                continue
+            for _, extension in _parts(next(_parts(value))[1]):
+                fields = list(_parts(extension))
+                if fields[0][1] == _ALTERNATIVES:
+                    names = next(_parts(fields[-1][1]))[1]
+        found = [value.decode("latin-1") for kind, value in _parts(names) if kind == _URI]
+    except (ValueError, IndexError, StopIteration):
+        return ()
+    return tuple(filter(_is_uri, found))
+
+
+_EXTENSIONS: Final = 0xA3
+_ALTERNATIVES: Final = b"\x55\x1d\x11"
+_URI: Final = 0x86
+"""RFC 5280: where a certificate has its extensions, the one of alternative names, and the kind of these."""
+
+
+def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The tags and contents of values in DER that follow each other."""
+    at = 0
+    while at < len(data):
+        kind, length, at = data[at], data[at + 1], at + 2
+        if length >= 0x80:
+            at, length = at + length - 0x80, int.from_bytes(data[at : at + length - 0x80], "big")
+        yield kind, data[at : at + length]
+        at += length
+
+
+def _is_uri(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 RELAYED: Final = "statestream-caller"
@@ -76,7 +118,3 @@ def relayed(value: str) -> Names:
     except (ValueError, TypeError):
         return NOBODY
     return Names(tuple(map(str, uris)), str(common))
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace")

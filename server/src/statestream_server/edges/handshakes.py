@@ -90,8 +90,9 @@ class Handshakes:
             task.add_done_callback(self._under_way.discard)
 
     async def _shake(self, accepted: socket.socket) -> None:
-        # ssl.SSLError, a timeout and a lost connection are among them: nobody is there to be told.
-        with contextlib.suppress(OSError):
+        # ssl.SSLError, a timeout and a lost connection are among them, and names in a certificate that are no text:
+        # nobody is there to be told.
+        with contextlib.suppress(OSError, UnicodeDecodeError):
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._serve, accepted, ssl=self._context, ssl_handshake_timeout=_SECONDS
             )

@@ -28,6 +28,8 @@ _FULL = (
 """What a connection hears for which none can make room."""
 _REQUEST_SECONDS = 10.0
 """How long a connection may take to bring a whole request head."""
+_MOST_RELAYED = 1 << 20
+"""Bytes of a head that is handed on: a caller's, and the names of his certificate, of which TLS takes 100 KiB."""
 
 
 class Pages(Protocol):
@@ -85,6 +87,7 @@ class Http:
             server_header=False,
             date_header=False,
             timeout_keep_alive=int(_REQUEST_SECONDS),
+            h11_max_incomplete_event_size=_MOST_RELAYED if settings.http_unix else None,
         )
         secured = settings.http_tls and not settings.http_unix
         self._server = _Embedded(config, tls(settings, ["http/1.1"]) if secured else None)
