@@ -466,6 +466,20 @@ def test_a_file_that_knows_certificates_is_read_strictly(text: str, told: str) -
         tokens.parse(text.encode(), "tokens.toml")
 
 
+def test_the_command_lists_certificates_and_takes_one_out(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(PAPERS + PAPERS.replace("billing", "bill").split("\n\n")[0])  # One name begins as another does.
+    run = CliRunner().invoke
+    listed = run(group.main, ["token", "ls", "--tokens", str(path)])
+    assert "certificate uri:spiffe://acme/billing" in listed.output, listed.output
+    gone = run(group.main, ["token", "revoke", "--tokens", str(path), "bill"])
+    assert (gone.exit_code, gone.output) == (0, "certificate bill of tenant 'acme' is revoked\n")
+    assert {each.id for each in tokens.parse(path.read_bytes(), "").tokens.values()} == {"billing", "ops"}
+    made = run(group.main, ["token", "new", "--tokens", str(path), "--tenant", "acme"])
+    assert made.exit_code == 0, made.output
+    assert len(tokens.parse(path.read_bytes(), "").tokens) == 3
+
+
 async def _get(port: int | None, context: ssl.SSLContext | None, head: str = "") -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:

@@ -60,25 +60,27 @@ class Aliasing:
         for task in self._taking.values():
             task.cancel()
 
-    async def reread(self, name: str = "") -> Mapping[str, int]:
+    async def reread(self, name: str = "") -> Mapping[str, str]:
         """Takes what the file of a model says now, or of all; what is wrong with one is told in the log.
 
-        The aliases that this process has for the model then; none where it was asked about all.
+        Why aliases of the model do not name what the file said, by alias; by "" where it cannot be taken.
         """
-        told = await asyncio.to_thread(self._told)
+        told, failures = await asyncio.to_thread(self._told), dict[str, str]()
         for model in sorted({*told.names, *told.wrong}):
             if name in ("", model):
-                await self._take_now(model)
-        return self._registry.aliases(name)
+                failures = await self._take_now(model)
+        return failures if name else {}
 
-    async def _take_now(self, name: str, expected: Mapping[str, int] | None = None) -> None:
-        """Takes what the file of a model says in this turn, where it says what was expected of it."""
+    async def _take_now(self, name: str, expected: Mapping[str, int] | None = None) -> dict[str, str]:
+        """Takes what the file of a model says in this turn, where that was expected; what failed, as `reread`."""
         async with self._turns[name]:
             told = await asyncio.to_thread(self._told)
             if name in told.wrong:
                 log.error("%s; the aliases of %s stay as they are", told.wrong[name], name)
-            elif name in told.names and expected in (None, told.names[name]):
-                await self.take(name, told.names[name])
+                return {"": told.wrong[name]}
+            if name in told.names and expected in (None, told.names[name]):
+                return await self.take(name, told.names[name])
+            return {}
 
     def _wanting(self, name: str, names: Mapping[str, int], lying: _Lying) -> frozenset[object]:
         """Of the versions that aliases are to name, and do not, those that came since: they are tried anew."""
@@ -88,10 +90,10 @@ class Aliasing:
             (number, self._registry.is_loaded(name, number)) for number in wanted & lying.get(name, set[int]())
         )
 
-    async def take(self, name: str, names: Mapping[str, int]) -> None:
+    async def take(self, name: str, names: Mapping[str, int]) -> dict[str, str]:
         """Has aliases name versions, which are loaded first. One whose version does not load names what it did before.
 
-        Sessions, and calls under way, stay with the version that they have.
+        Why they do not load, by alias. Sessions, and calls under way, stay with the version that they have.
         """
         failures = dict[int, errors.StatestreamError]()
         while missing := [
@@ -118,6 +120,7 @@ class Aliasing:
             if old != new:
                 log.info("%s of %s names %s%s", alias, name, _version(new), f", no more {_version(old)}" if old else "")
         self._registry.call(name, taken)
+        return {alias: failures[number].message for alias, number in names.items() if number in failures}
 
     async def set(self, name: str, alias: str, version: int) -> Mapping[str, int]:
         """Has an alias name a version, which is loaded first, or with 0 takes the alias away; the model's aliases then.
@@ -159,26 +162,14 @@ class Aliasing:
                 ) from error
             except aliases.AliasesError as error:
                 raise errors.Unsupported(f"{error}; mend the file first") from error
-            have: list[Mapping[str, int]] = [await self.reread(name)]
+            failures = [await self.reread(name)]
         if self._selection.together is not None:
-            have += await self._selection.together("aliases", name, 0)
-        if any(one.get(alias, 0) != version for one in have):
-            await self._explain(name, alias, version)
+            failures += await self._selection.together("aliases", name, 0)
+        for why in filter(None, (one.get(alias, one.get("")) for one in failures)):
+            raise errors.Unsupported(
+                f"{alias} of {name!r} stands in the file, and names what it did before: {why}; mend that"
+            )
         return self._registry.aliases(name)
-
-    async def _explain(self, name: str, alias: str, version: int) -> None:
-        """Why an alias that was written does not name its version everywhere, unless somebody else moved it since.
-
-        Raises:
-            Unsupported: Why.
-        """
-        told = await asyncio.to_thread(self._told)
-        if name in told.names and told.names[name].get(alias, 0) != version:
-            return
-        why = told.wrong.get(name, f"version {version} was unloaded, or went, meanwhile; the log says more")
-        raise errors.Unsupported(
-            f"{alias} = {version} stands in the file of {name!r}, and what it names stays as it is: {why}"
-        )
 
     def _write(self, name: str, alias: str, version: int | None) -> None:
         """Edits the file that has the alias already, else the one beside the newest version."""

@@ -55,11 +55,13 @@ def new(path: Path, tenant: str, rights: str, days: float, note: str) -> None:
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(path: Path, as_json: bool) -> None:
-    """List the tokens of a file."""
+    """List the tokens and certificates of a file."""
     said = _done(lambda: tokens.parse(tokens.read(path), str(path)))
     rows = [
         {
             "id": each.id,
+            "kind": "certificate" if each.is_certificate else "token",
+            "known_by": each.hash if each.is_certificate else "",
             "tenant": each.tenant,
             "rights": sorted(each.rights),
             "expires": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each.expires)),
@@ -75,6 +77,7 @@ def list_(path: Path, as_json: bool) -> None:
         state = "expired" if row["expired"] else "until"
         click.echo(
             f"{row['id']}  {row['tenant']!r}  {','.join(row['rights'])}  {state} {row['expires']}  {row['note']}"
+            + (f"  certificate {row['known_by']}" if row["known_by"] else "")
         )
 
 
@@ -82,9 +85,9 @@ def list_(path: Path, as_json: bool) -> None:
 @_FILE
 @click.argument("id")
 def revoke(path: Path, id: str) -> None:
-    """Take a token out of the file; servers end what runs under it within a second."""
+    """Take a token or a certificate out of the file; servers end what runs under it within a second."""
     gone = _done(tokens.revoke, path, id)
-    click.echo(f"token {gone.id} of tenant {gone.tenant!r} is revoked")
+    click.echo(f"{gone} of tenant {gone.tenant!r} is revoked")
 
 
 def _done(action: Any, *args: Any) -> Any:

@@ -274,9 +274,10 @@ def revoke(path: Path, id: str) -> Token:
         if gone is None:
             raise TokensError(f"{path} has no token called {id[:64]!r}; `statestream token ls` lists them")
         kept, block = list[str](), list[str]()
+        named = _quoted(gone.hash.partition(":")[2]) if gone.is_certificate else gone.hash
         for line in [*before.decode().splitlines(keepends=True), "["]:
             if line.lstrip().startswith("["):
-                if gone.hash not in "".join(block):
+                if named not in "".join(block):
                     kept += block
                 block = []
             block.append(line)
@@ -285,7 +286,9 @@ def revoke(path: Path, id: str) -> Token:
         if left != Tokens(
             {key: each for key, each in known.tokens.items() if each != gone}, known.limits, known.tenants
         ):
-            raise TokensError(f"{path}: token {id} is not written as [[token]] with its lines; take it out by hand")
+            raise TokensError(
+                f"{path}: {gone} is not written as [[token]] or [[certificate]] with its lines; take it out by hand"
+            )
         _write(path, data)
     return gone
 

@@ -142,10 +142,13 @@ class Crew:
                 await self.load(name, version)
             except errors.StatestreamError as error:
                 log.error("%s", error.message)
-        await self.reread_aliases()
+        try:
+            await self.reread_aliases()
+        except errors.StatestreamError as error:
+            log.error("%s", error.message)
 
-    async def reread_aliases(self, name: str = "") -> list[dict[str, int]]:
-        """Has every worker take what the file of a model's aliases says, or of all; what each has for the model then.
+    async def reread_aliases(self, name: str = "") -> list[dict[str, str]]:
+        """Has every worker take what the file of a model's aliases says, or of all; what failed in each.
 
         Raises:
             StatestreamError: A worker did not.
