@@ -187,7 +187,7 @@ async def test_a_worker_that_ended_over_an_alias_leaves_none_behind(both: Path) 
 
         async def answers() -> set[object]:
             found = set[object]()
-            for _ in range(8):
+            for _ in range(32):  # Enough that no worker is missed by chance.
                 async with statestream.aio.connect(server.address) as client:
                     found.add(tuple(sorted((await named(client)).items())))
             return found
