@@ -73,7 +73,7 @@ SAID: list[tuple[str, Callable[[Any, Any], Any], type[Exception], str]] = [
         "NaN of one row",
         lambda c, s: c.sessions("sunspots", 2).step([[1.0], [NAN]]),
         Exception,
-        "row 1 .*column 'sunspots'",
+        "row 1: .*column 'sunspots'",
     ),
     (
         "NaN of one series",

@@ -272,7 +272,7 @@ async def test_they_are_counted_like_other_calls(local: Local, opened: Caller) -
     assert answered == 3
     await opened.inference.Step(step("a", 2), timeout=DEADLINE)
     await failing(opened.inference.Step(step("c", float("nan")), timeout=DEADLINE))
-    assert counted("FAILED_PRECONDITION") == 1
+    await local.until(lambda: counted("FAILED_PRECONDITION") == 1)  # Counted once the answer is on its way.
     with local.engine_held():
         call = opened.inference.Step(step("b", 2), timeout=DEADLINE)
         await local.until(lambda: local.server.engine.queued == 1)

@@ -394,6 +394,7 @@ class Server:
         self.network, self.process = network, process
         self.address = ""
         self.stopped = False
+        self._over = asyncio.Event()
         self.calls = list[Served]()
         self._handlers: Any = ()
 
@@ -423,6 +424,11 @@ class Server:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._over.set()
+
+    async def wait_for_termination(self) -> None:
+        """Returns once it has stopped."""
+        await self._over.wait()
 
     def begin(self, call: Call) -> Served:
         """A call has come."""

@@ -195,6 +195,7 @@ KEPT: Final = {
     "statestream_server.stores.sqlite.time": "as above",
     "statestream_server.stores.sqlite_tables.uuid": "as above",
     "statestream_server.edges.http.pages.time": "no HTTP port is open",
+    "statestream_server.signals.time": "no simulated server hears a signal",
     "statestream_server.logs.time": "folds what the process writes, which tests catch before it",
     "statestream_server.tracing.time": "nothing is traced",
     "statestream_server.models.proof.kept.secrets": "files are tried before, see FILES",
