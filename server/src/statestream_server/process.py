@@ -55,7 +55,7 @@ def run(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(app.serve(settings, heard, worker))
     finally:
-        trials.shared().close()
+        trials.leave()
 
 
 @contextlib.contextmanager

@@ -200,3 +200,12 @@ def test_the_shared_trials_come_back_after_they_were_closed(tmp_path: Path) -> N
     trials.shared().close()
     assert load(path).kind == Kind.PREDICT
     assert os.getpid() != trials.shared()._idle[0]._process.pid
+
+
+def test_a_load_that_asks_for_a_process_when_all_are_ended_for_good_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread would be waited for at the end of the process, and with it a trial that nobody ends."""
+    monkeypatch.setattr(trials, "_left", False)
+    monkeypatch.setattr(trials, "_shared", None)
+    trials.leave()
+    assert trials.shared().closed
+    assert trials.shared() is trials.shared()

@@ -344,6 +344,7 @@ def _too_much(limits: TrialLimits, nbytes: int) -> str:
 
 
 _shared: Trials | None = None
+_left = False
 _sharing = threading.Lock()
 
 
@@ -351,7 +352,15 @@ def shared() -> Trials:
     """The processes that all of this process share."""
     global _shared
     with _sharing:
-        if _shared is None or _shared.closed:
+        if _shared is None or (_shared.closed and not _left):
             _shared = Trials()
             atexit.register(_shared.close)
         return _shared
+
+
+def leave() -> None:
+    """Ends those for good: this process is about to end, and would wait for a load that asks for another one."""
+    global _left
+    with _sharing:
+        _left = True
+    shared().close()
