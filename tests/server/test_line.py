@@ -165,11 +165,15 @@ def test_of_sessions_that_come_those_of_a_flood_are_refused_and_those_of_others_
     budget = Budget("unary steps", 1 << 20, lambda tenant: waits[tenant or ""])
     coming = Coming(budget, lambda: now)
     with ExitStack() as all_of_them:
+        for _ in range(FEW_COMING):  # One after the other, as slow as one is: that tells nothing of many together.
+            with coming.one("flood"):
+                now += 0.02
+        for _ in range(FEW_COMING - 1):
+            all_of_them.enter_context(coming.one("flood"))
         for _ in range(FEW_COMING):
             with coming.one("flood"):
                 now += 0.02
-        for _ in range(FEW_COMING):
-            all_of_them.enter_context(coming.one("flood"))
+        all_of_them.enter_context(coming.one("flood"))
         with pytest.raises(errors.Overloaded, match=r"would wait for 1\.\d s"), coming.one("flood"):
             pass
         coming.check("victim")
@@ -187,6 +191,9 @@ def test_of_sessions_that_come_those_of_a_flood_are_refused_and_those_of_others_
 def test_the_pace_goes_by_what_ended() -> None:
     pace = Pace()
     assert pace.wait(1000) == 0
+    first = Pace()
+    first.note(1, 0.05)
+    assert first.wait(1000) == 0, "one that took long tells nothing of a thousand"
     for _ in range(100):
         pace.note(4, 0.008)
     assert pace.wait(500) == pytest.approx(1.0)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import collections
 import itertools
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,14 +96,14 @@ class Served:
             for place, step in enumerate(steps):
                 sent = {key: value.reshape(_SESSIONS, *sizes[key]) for key, value in step.items()}
                 for row, answer in _each(pool.step(_sent(sent)), model):
-                    _same(answer, wanted[row][place], spec)
+                    _same(answer, wanted[row][: place + 1], spec)
         if all(each.HasField("time_axis") for each in (*model.signature.inputs, *model.signature.outputs)):
             whole = {key: np.stack([step[key] for step in steps], 1) for key in steps[0]}
             sent = {key: value.reshape(_SESSIONS, _STEPS, *sizes[key]) for key, value in whole.items()}
             with self._client.sessions(name, _SESSIONS) as pool:
                 for row, answer in _each(pool.step(_sent(sent)), model):
                     for place in range(_STEPS):
-                        _same({key: value[place] for key, value in answer.items()}, wanted[row][place], spec)
+                        _same({key: value[place] for key, value in answer.items()}, wanted[row][: place + 1], spec)
 
     def _compare_call(self, made: Drawn, spec: Spec, name: str, model: Any) -> None:
         assert model.kind == "predict", "it is taken for what has a memory"
@@ -110,7 +111,9 @@ class Served:
         sent = {key: rng.standard_normal(shape).astype(spec.dtype) for key, shape in made.calls.items()}
         answer = self._client.predict(name, _sent(sent))
         _same(
-            answer if isinstance(answer, Mapping) else {model.signature.outputs[0].name: answer}, made.call(sent), spec
+            answer if isinstance(answer, Mapping) else {model.signature.outputs[0].name: answer},
+            [made.call(sent)],
+            spec,
         )
 
 
@@ -125,14 +128,21 @@ def _sent(values: dict[str, Array]) -> Any:
     return values if len(values) > 1 else next(iter(values.values()))
 
 
-def _same(found: Mapping[str, Array], wanted: Mapping[str, Array], spec: Spec) -> None:
+def _same(found: Mapping[str, Array], history: Sequence[Mapping[str, Array]], spec: Spec) -> None:
+    """Compares an answer with the last of those that a loop told, states too.
+
+    An output can be a small difference of states that have grown large: rounding goes by the largest so far.
+    """
     assert found
+    wanted = history[-1]
+    numbers = [value for told in history for value in told.values() if value.dtype.kind == "f" and value.size]
+    largest = max([1.0, *(float(np.abs(value[np.isfinite(value)]).max(initial=0)) for value in numbers)])
     for name, value in found.items():
         assert value.dtype == wanted[name].dtype
         rounded = _ROUNDED.get(value.dtype.name, 0.0)
         if value.dtype.kind == "f" and spec.dtype == "float16":
             rounded = _ROUNDED["float16"]
-        np.testing.assert_allclose(value.reshape(-1), wanted[name].reshape(-1), rtol=rounded, atol=rounded)
+        np.testing.assert_allclose(value.reshape(-1), wanted[name].reshape(-1), rtol=rounded, atol=rounded * largest)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +168,9 @@ def test_graphs_by_chance_are_served_right_or_refused(served: Served, spec: Spec
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_so_are_many(served: Served) -> None:
-    @_settings(int(__import__("os").environ.get("DRAWN", "600")), fixed=False)
+    """As many as DRAWN says, new ones each time where it says so; else the same 600 each time."""
+
+    @_settings(int(os.environ.get("DRAWN", "600")), fixed="DRAWN" not in os.environ)
     @given(spec=specs())
     def check(spec: Spec) -> None:
         served.check(spec)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sqlite3
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -347,3 +348,70 @@ async def test_processes_that_share_the_file_write_one_history(path: Path) -> No
         record = await loaded(store, Key("t", "m", str(number)))
         assert (record.position, record.epoch) == (len(history), 9 + 2 * rounds)
     await store.close()
+
+
+@contextlib.contextmanager
+def _busy(store: SqliteStore) -> Iterator[None]:
+    """The store's thread does nothing of what is asked meanwhile."""
+    free = threading.Event()
+    store._thread.submit(free.wait)
+    try:
+        yield
+    finally:
+        free.set()
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> list[int]:
+    """How many claims each transaction has; the first may fail."""
+    counts, decide = list[int](), sqlite_tables.claim
+
+    def counting(database: Any, claims: Any, clock: Any) -> Any:
+        counts.append(len(claims))
+        if error is not None and len(counts) == 1:
+            raise error
+        return decide(database, claims, clock)
+
+    monkeypatch.setattr(sqlite_tables, "claim", counting)
+    return counts
+
+
+async def test_claims_that_wait_are_one_transaction_and_each_hears_of_its_own(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = _counted(monkeypatch)
+    with _busy(store):
+        asked = [["a"], ["b", "c"], ["a"], [str(n) for n in range(100)], ["d"]]
+        claims = [[claim_of(KEY._replace(id=id), incarnation=10 + n) for id in ids] for n, ids in enumerate(asked)]
+        calls = [asyncio.create_task(store.claim(each)) for each in claims]
+        await asyncio.sleep(0)
+    answers = await asyncio.gather(*calls)
+    assert [[each.record.key.id for each in found if each.record] for found in answers] == asked
+    assert [answers[place][0].verdict for place in (0, 2)] == [Verdict.CREATED, Verdict.TAKEN]
+    assert sorted(counts) == [5, 100], "only what asks for much goes alone"
+
+
+async def test_claims_that_fail_together_are_told_each_and_the_next_are_decided(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = _counted(monkeypatch, sqlite3.OperationalError("database or disk is full"))
+    with _busy(store):
+        calls = [asyncio.create_task(claim(store, KEY._replace(id=id))) for id in "abc"]
+        await asyncio.sleep(0)
+    failed = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(each, StoreUnavailable) and "disk is full" in str(each) for each in failed)
+    assert (await claim(store, KEY._replace(id="a"))).verdict is Verdict.CREATED
+    assert counts == [3, 1]
+
+
+async def test_a_claim_that_is_cancelled_before_it_is_begun_is_never_done(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = _counted(monkeypatch)
+    with _busy(store):
+        gone, stays = (asyncio.create_task(claim(store, KEY._replace(id=id))) for id in ("gone", "stays"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+    assert (await stays).verdict is Verdict.CREATED
+    assert counts == [1]
+    assert await store.heads([KEY._replace(id="gone")]) == [None]

@@ -17,8 +17,11 @@ _KNOWN: Final = 1024
 CREDIT: Final = 4000
 """What a tenant that had less than its share may have ahead of others that wait, in µs: about two batches. So the few
 steps that it has waiting run together, as they would alone, and not one in each of the next batches."""
-_FORGETS: Final = 0.95
-"""How much of what was known of the pace still counts after a batch."""
+_REMEMBERS: Final = 0.5
+"""Seconds of work that a pace goes by: what ended before counts for less and less."""
+_KNOWS: Final = 0.2
+"""Seconds of work from which on a pace is known. What comes at once often ends at once, after a while in which nothing
+does, and the first take longer, for what is set up with them: less would be taken for much too slow."""
 
 
 class Line:
@@ -89,9 +92,12 @@ class Pace:
 
     def note(self, ended: int, seconds: float) -> None:
         """Notes that so many ended in a time in which something waited or ran."""
-        self._seconds = _FORGETS * self._seconds + seconds
-        self._ended = _FORGETS * self._ended + ended
+        kept = _REMEMBERS / (_REMEMBERS + seconds)
+        self._seconds = kept * self._seconds + seconds
+        self._ended = kept * self._ended + ended
 
     def wait(self, waiting: int) -> float:
-        """Seconds until what comes behind so many will have run; 0 while nothing ended."""
-        return waiting * self._seconds / self._ended if self._ended else 0.0
+        """Seconds until what comes behind so many will have run; 0 while too little was seen to know."""
+        if self._seconds < _KNOWS:
+            return 0.0
+        return waiting * self._seconds / max(self._ended, 1)

@@ -15,6 +15,7 @@ from statestream.contract.errors import StoreUnavailable
 from statestream_server.stores import sqlite_batches, sqlite_servers, sqlite_tables
 from statestream_server.stores.base import Claim, Claimed, Key, Peer, Record, Survival
 from statestream_server.stores.batches import Batch
+from statestream_server.stores.gathered import Call, Gathered
 from statestream_server.stores.rules import check_batch, check_claims, check_deletes, check_records, tombs_time
 from statestream_server.stores.sqlite_upkeep import SqliteUpkeep
 
@@ -67,6 +68,7 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="statestream-sqlite")
         self._database: sqlite3.Connection | None = None
         self._inode = (0, 0)
+        self._claims = Gathered[Claim, Claimed]()
         self._closed = False
 
     @property
@@ -105,14 +107,27 @@ class SqliteStore:
         return await self._run(sqlite_tables.generation)
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
-        """Decides every claim in one transaction; see `base.Store.claim`.
+        """Decides every claim in one transaction, with those of other calls that wait; see `base.Store.claim`.
 
         Raises:
             StoreUnavailable: The file cannot be written; no claim was done.
             ValueError: A number or writer that no store could keep.
         """
         check_claims(claims)
-        return await self._run(sqlite_tables.claim, list(claims), self._clock) if claims else []
+        if not claims:
+            return []
+        call = self._claims.put(claims)
+        try:
+            return await self._run(self._claim, call)
+        finally:
+            self._claims.forget(call)
+
+    def _claim(self, database: sqlite3.Connection, call: Call[Claim, Claimed]) -> list[Claimed]:
+        def decide(claims: Sequence[Claim]) -> Sequence[Claimed]:
+            with database:
+                return sqlite_tables.claim(database, claims, self._clock)
+
+        return [*self._claims.done(call, decide)]
 
     async def save(self, records: Sequence[Record]) -> list[bool]:
         """Writes the records that are not fenced in one transaction; see `base.Store.save`.

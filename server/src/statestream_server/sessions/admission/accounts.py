@@ -47,6 +47,9 @@ MOST_WAIT = 0.5
 
 FEW_COMING = 64
 """Sessions of a tenant that may come into memory at a time for calls without a stream, however long each takes."""
+_CROWD = 16
+"""Sessions that come at a time from which on the time between two ends tells of the pace: of fewer it tells how long
+one takes, and many take hardly longer together."""
 
 
 def _at_once(_tenant: str | None) -> float:
@@ -287,14 +290,15 @@ class Coming:
         """
         self.check(tenant)
         coming = self._by_tenant
-        if not coming.total():
-            self._since = self._clock()
         coming[tenant] += 1
+        if coming.total() == _CROWD:
+            self._since = self._clock()
         try:
             yield
         finally:
             coming[tenant] -= 1
             if not coming[tenant]:
                 del coming[tenant]
-            before, self._since = self._since, self._clock()
-            self._pace.note(1, self._since - before)
+            if coming.total() >= _CROWD:
+                before, self._since = self._since, self._clock()
+                self._pace.note(1, self._since - before)
