@@ -166,6 +166,8 @@ struct Caller {
   uint64_t count = 0;
   double sent = 0;
   bool opened = false;
+  bool writing = false;  // An answer can be heard of before the write that it answers.
+  bool owes = false;
   std::unique_ptr<grpc::ClientContext> context;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream;
   std::unique_ptr<grpc::GenericClientAsyncResponseReader> call;
@@ -219,6 +221,10 @@ int main(int argc, char** argv) {
 
   auto ask = [&](size_t number) {
     Caller& caller = callers[number];
+    if (caller.writing) {
+      caller.owes = true;
+      return;
+    }
     patch(caller.message, patches, caller.count);
     caller.request = buffer_of(caller.message);
     caller.sent = now();
@@ -228,6 +234,7 @@ int main(int argc, char** argv) {
       caller.call->StartCall();
       caller.call->Finish(&caller.answer, &caller.status, tag(number, kRead));
     } else {
+      caller.writing = true;
       caller.stream->Write(caller.request, tag(number, kWritten));
     }
   };
@@ -264,9 +271,16 @@ int main(int argc, char** argv) {
         caller.opened = true;
         ask(number);
       } else {
+        caller.writing = true;
         caller.stream->Write(buffer_of(caller.opening), tag(number, kWritten));
       }
       caller.stream->Read(&caller.answer, tag(number, kRead));
+    } else if (what == kWritten) {
+      caller.writing = false;
+      if (caller.owes) {
+        caller.owes = false;
+        ask(number);
+      }
     } else if (what == kRead) {
       if (!caller.opened) {
         caller.opened = true;
