@@ -313,23 +313,16 @@ class Engine:
             self._fail(error)
 
     def _ended(self, choice: Choice[Lane | Predictions], batch: Batch | Together, seconds: float) -> None:
-        """Notes what a batch cost and tells of it; newcomers join in the turn of the loop before the next."""
+        """Tells of a batch and notes what it cost; newcomers join in the turn of the loop before the next."""
         # By the thread's own time: where others want the processor, or the interpreter, batches that seem to cost more
         # would become smaller, and then cost more.
         cost = seconds if self.on_device else batch.used
         news = not batch.searched and batch.costs.observe(batch.count, batch.steps, cost)
-        if batch.count >= NOTED_ROWS:
-            self._load.note(batch.count)
         waited = time.perf_counter() - seconds - batch.since
-        self.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
         of = batch.table if isinstance(batch, Batch) else choice.queue
         assert not isinstance(of, Lane)
-        of.statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
         if self.tracer is not None:
             trace(self.tracer, of, batch, choice.priority, waited, seconds)
-        # What a forecast of many paths waits for is its own rows.
-        if waited + seconds > self.slow and choice.priority is not Priority.FORECAST:
-            tell_slow(of, batch, waited, seconds)
         self.scheduler.charge(choice.priority, seconds)
         if choice.priority is Priority.LIVE:
             self.courtesy.lived = batch.since
@@ -369,6 +362,14 @@ class Engine:
             self.line.shared(())
         for told in self.ended:
             told()
+        # What no caller waits for.
+        if batch.count >= NOTED_ROWS:
+            self._load.note(batch.count)
+        for statistics in (self.statistics, of.statistics):
+            statistics.count(batch.count, batch.steps, seconds, batch.why, waited)
+        # What a forecast of many paths waits for is its own rows.
+        if waited + seconds > self.slow and choice.priority is not Priority.FORECAST:
+            tell_slow(of, batch, waited, seconds)
         self.courtesy.over = time.perf_counter()
 
     def _passed(self, seconds: float) -> float:
