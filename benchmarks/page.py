@@ -165,6 +165,17 @@ def switches(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def lone(found: dict[str, Any]) -> str:
+    """The stages of a lone step."""
+    whole, echo = found["whole"], found["echo"]
+    lines = ["| stage of a lone step | µs, median (quartiles) | of the echo's round trip |", "| --- | ---: | ---: |"]
+    for name, values in found["stages"].items():
+        lines.append(f"| {name} | {_spread(values)} | {values[0] / echo:.2f} |")
+    lines.append(f"| whole, median of {found['steps']:,} steps | {figures.shown(whole)} | {whole / echo:.2f} |")
+    lines.append(f"| the bare echo, client and server | {figures.shown(echo)} | 1 |")
+    return "\n".join(lines)
+
+
 SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "ratios": ratios,
     "throughput": throughput,
@@ -175,6 +186,7 @@ SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "voice": voice,
     "forecasts": ratios,
     "edge": edge,
+    "lone": lone,
     "overload": overload,
     "switches": switches,
 }

@@ -65,6 +65,13 @@ def sampled(models: Path, folder: Path, samples: Path) -> Iterator[Process]:
         yield process
 
 
+@contextmanager
+def marked(models: Path, folder: Path, marks: Path, *options: str) -> Iterator[Process]:
+    """The same with marks, which it writes to the file `marks` at its end."""
+    with _process(["-m", "benchmarks.marked", str(marks), *_serve(models, folder, *options)]) as process:
+        yield process
+
+
 def _serve(models: Path, folder: Path, *options: str) -> list[str]:
     own = [] if "--store" in options else ["--store", f"sqlite:{folder / 'sessions.db'}"]
     http = [] if "--http-port" in options else ["--no-http"]
