@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
@@ -57,13 +58,17 @@ class Gathered(Generic[A, B]):
         What `work` did has to stand for good when it returns: others are told then.
 
         Raises:
+            CancelledError: It was forgotten before anything began it.
             Exception: What `work` raised; for all that it did together.
         """
         if call.answers is None and call.error is None:
-            self._do([call] if len(call.asked) > _FEW else self._taken(), work)
+            calls = [call] if len(call.asked) > _FEW else self._taken()
+            if calls:
+                self._do(calls, work)
         if call.error is not None:
             raise call.error
-        assert call.answers is not None
+        if call.answers is None:
+            raise CancelledError("nobody waits for this call any more; it was not done")
         return call.answers
 
     def _taken(self) -> list[Call[A, B]]:
