@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from statestream_export import State, export, gaussian
+from statestream_export.training import epochs
 
 TRAINED = 1700
 
@@ -42,7 +43,7 @@ def write(path: str) -> None:
     x, c = torch.tensor(whole[windows]), torch.tensor(season[windows])
     model = Air()
     optimizer = torch.optim.Adam(model.parameters(), 0.03)
-    for _ in range(60):
+    for _ in epochs(60, "air"):
         loc, scale, *_ = model(x[:, :-1], c[:, :-1], torch.zeros(1, len(windows), 16), x[:, 0])
         loss = -torch.distributions.Normal(loc, scale).log_prob(x[:, 1:]).mean()
         optimizer.zero_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from statestream_export import State, export, gaussian
+from statestream_export.training import epochs
 
 SHOPS, DAYS = 40, 120
 
@@ -39,7 +40,7 @@ def write(table: pd.DataFrame, path: str) -> None:
     y = torch.tensor(table["y"].to_numpy(np.float32).reshape(SHOPS, -1, 1))
     model = Demand(float(y.mean()), float(y.std()))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(120):
+    for _ in epochs(120, "demand"):
         loc, scale, _ = model(y[:, :-1], torch.zeros(1, SHOPS, 24))
         loss = -torch.distributions.Normal(loc, scale).log_prob(y[:, 1:]).mean()
         optimizer.zero_grad()

@@ -4,6 +4,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from statestream_export.training import epochs
+
 NAMES = "zero one two three four five six seven eight nine".split()
 
 
@@ -26,7 +28,7 @@ def train(path: str) -> None:
     images, labels = torch.tensor(digits.images[:-100]).float(), torch.tensor(digits.target[:-100])
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(60):
+    for _ in epochs(60, "digits"):
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from statestream_export.training import Run, reproducible
+from statestream_export.training import Run, epochs, reproducible
 
 
 def steps(module: nn.Linear, losses: list[float | BaseException]) -> Callable[[], float]:
@@ -72,3 +77,63 @@ def test_reproducible_puts_everything_back() -> None:
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_loop_of_ones_own_has_a_bar_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stopped: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", seen := Terminal())
+    for number in epochs(3, "air"):
+        print(number)
+        if stopped and number == 1:
+            break
+    assert capsys.readouterr().out == ("0\n1\n" if stopped else "0\n1\n2\n"), (
+        "it is in a file, and so not drawn above the bar"
+    )
+    text = seen.getvalue()
+    assert "air" in text
+    assert "epoch" in text
+    assert ("3/3" in text) is not stopped
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor is there again"
+
+
+def test_a_loop_of_ones_own_says_nothing_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [*epochs(3)] == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_loop_of_ones_own_leaves_a_terminal_as_it_was() -> None:
+    typed = (
+        "from statestream_export.training import epochs\nfor _ in epochs(2):\n    print('now', flush=True)\n    input()"
+    )
+    outer, inner = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", typed],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=inner,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        start_new_session=True,
+    ) as process:
+        os.close(inner)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"now\n"
+        process.send_signal(signal.SIGINT)
+        seen = b""
+        try:
+            while more := os.read(outer, 4096):
+                seen += more
+        except OSError:
+            pass  # The other side is closed.
+    os.close(outer)
+    assert process.returncode == -signal.SIGINT
+    assert b"KeyboardInterrupt" in seen
+    assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") == 1, "the cursor is there again"

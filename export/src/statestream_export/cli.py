@@ -122,7 +122,7 @@ def train(
             quick=quick,
             seed=seed,
             seeds=seeds,
-            console=console,
+            console=Console(stderr=True),
             folder=folder,
             look=not built_in,
             fetch=not built_in,

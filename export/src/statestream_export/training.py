@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -103,7 +113,10 @@ class Run:
         curve = Curve()
         best = copy.deepcopy(module.state_dict())
         total = self.epochs(epochs)
-        with contextlib.suppress(KeyboardInterrupt), self._progress() as progress:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            _drawn(self.console, TextColumn("loss {task.fields[loss]:.4g}")) as progress,
+        ):
             task = progress.add_task(type(module).__name__, total=total, loss=float("nan"))
             curve.interrupted = True
             for number in range(total):
@@ -128,18 +141,47 @@ class Run:
         module.eval()
         return curve
 
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("epoch"),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4g}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+
+def epochs(count: int, what: str = "training") -> Iterator[int]:
+    """The numbers of epochs, from 0, for a training loop of one's own; a bar tells meanwhile how many are done.
+
+    The bar is drawn on standard error, in a terminal or a notebook; elsewhere there is none. It ends with the loop,
+    however that ends.
+
+    Args:
+        count: How many there are.
+        what: What is trained, for the bar.
+    """
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield from range(count)
+        return
+    drawn = _drawn(console)
+    # A loop that Ctrl-C or an error ends, and with it the program, may never let go of this iterator: the terminal gets
+    # its cursor back all the same.
+    atexit.register(drawn.stop)
+    try:
+        with drawn:
+            yield from drawn.track(range(count), description=what)
+    finally:
+        atexit.unregister(drawn.stop)
+
+
+def _drawn(console: Console, *more: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        *more,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        # What is printed meanwhile goes above the bar where both are on one terminal; into a file it goes as ever.
+        redirect_stdout=console.is_terminal and not console.is_jupyter and sys.stdout.isatty(),
+        redirect_stderr=console.is_terminal and not console.is_jupyter,
+    )
 
 
 def falling(optimizer: Optimizer, steps: int) -> LRScheduler:
