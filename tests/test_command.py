@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -35,7 +37,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def call(address: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setenv("STATESTREAM_ADDRESS", address)
 
-    def call(*args: str, typed: str = "", code: int = 0) -> str:
+    def call(*args: str, typed: str | bytes = "", code: int = 0) -> str:
         result: Result = CliRunner().invoke(group.main, args, input=typed)
         assert result.exit_code == code, result.output
         return result.output
@@ -82,6 +84,37 @@ def test_texts(call: Callable[..., str]) -> None:
     assert two[0].keys() == alone.keys()
     assert len(two) == 2
     assert "--id has nothing to name" in call("run", "antonyms", "--id", "a", typed="king", code=2)
+
+
+def test_a_dash_is_standard_input_everywhere(call: Callable[..., str], tmp_path: Path) -> None:
+    once = call("run", "sunspots", typed="29.8\n15.2\n")
+    assert call("run", "sunspots", "-", typed="29.8\n15.2\n") == once
+    file = tmp_path / "numbers.csv"
+    file.write_bytes(b"\xef\xbb\xbfsunspots\r\n29.8\r\n15.2\r\n")  # As a spreadsheet writes it.
+    assert call("run", "sunspots", str(file)) == once
+    file.write_text("29.8\nmany\n", "utf-8")
+    assert f"{file}, line 2: 'many' is no number" in call("run", "sunspots", str(file), code=1)
+    assert call("generate", "antonyms", "-", typed="king\r\n\nup\n") == "queen\ndown\n"
+    assert call("generate", "antonyms", "up", "-", "up", typed="king\n") == "down\nqueen\ndown\n"
+    assert "standard input has 1 lines" in call("forecast", "sunspots", "-", typed="1\n", code=2)
+    for command in (("run", "sunspots"), ("forecast", "sunspots"), ("predict", "sentiment"), ("generate", "antonyms")):
+        said = call(*command, "-", typed=b"a\n\xff", code=1 if command[0] == "run" else 2)
+        assert "line 1: 'a' is no number" in said or "standard input, line 2: byte 0xff is no text in UTF-8" in said
+        assert " - " in call(command[0], "-h")
+
+
+def test_arrays_and_snapshots_are_piped(call: Callable[..., Any], tmp_path: Path) -> None:
+    array = io.BytesIO()
+    np.save(array, np.ones((2, 5), np.int64))
+    answers = call("predict", "sentiment", "-", typed=array.getvalue())
+    assert len(rows(answers)) == 2
+    call("run", "sunspots", "--id", "kept", typed="29.8\n")
+    kept = tmp_path / "kept.session"
+    call("sessions", "snapshot", "sunspots", "kept", "-o", str(kept))
+    assert "again is at position 1" in call("sessions", "restore", "sunspots", "again", "-", typed=kept.read_bytes())
+    assert "name a file" in call("sessions", "snapshot", "sunspots", "kept", "-o", "-", "--json", code=2)
+    result = CliRunner().invoke(group.main, ["sessions", "snapshot", "sunspots", "kept", "-o", "-"])
+    assert "third is at position 1" in call("sessions", "restore", "sunspots", "third", "-", typed=result.stdout_bytes)
 
 
 def test_a_forecast_of_what_is_piped(call: Callable[..., str], tmp_path: Path) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from statestream.contract import signature as signatures
 from statestream.contract.signature import TensorSpec
 from statestream.views import Model
+
+PIPED: Final = "-"
+"""What stands for standard input wherever a file or a text is named."""
 
 
 class LineError(ValueError):
@@ -189,13 +194,57 @@ def read_table(path: str, text: str) -> tuple[list[str], list[list[str]]]:
     """
     rows = [row for row in csv.reader(text.splitlines()) if row]
     if len(rows) < 2:
-        raise LineError(f"{path} has {len(rows)} lines; expected CSV with a header and rows below it")
+        raise LineError(f"{called(path)} has {len(rows)} lines; expected CSV with a header and rows below it")
     return [name.strip() for name in rows[0]], rows[1:]
 
 
-def read_array(path: Path) -> np.ndarray | None:
-    """What a .npy file has; None for any other ending."""
-    return np.load(path, allow_pickle=False) if path.suffix == ".npy" else None
+def read_bytes(file: str) -> bytes:
+    """What a file has; for `-` what is piped in."""
+    return sys.stdin.buffer.read() if file == PIPED else Path(file).read_bytes()
+
+
+def read_array(data: bytes) -> np.ndarray | None:
+    """What the bytes of a .npy file say; None for any others."""
+    return np.load(io.BytesIO(data), allow_pickle=False) if data.startswith(b"\x93NUMPY") else None
+
+
+def read_text(data: bytes, file: str) -> str:
+    """The text that a file has.
+
+    Raises:
+        LineError: It is none in UTF-8.
+    """
+    return "".join(_decoded(io.BytesIO(data), file))
+
+
+def read_lines(file: str) -> Iterator[str]:
+    """The lines of a file; for `-` those that are piped in, as they come.
+
+    Raises:
+        LineError: One is no text in UTF-8.
+    """
+    if file == PIPED:
+        yield from _decoded(sys.stdin.buffer, file)
+    else:
+        with Path(file).open("rb") as read:
+            yield from _decoded(read, file)
+
+
+def called(file: str) -> str:
+    """What a file is called in messages."""
+    return "standard input" if file == PIPED else file
+
+
+def _decoded(source: Iterable[bytes], file: str) -> Iterator[str]:
+    for number, line in enumerate(source, 1):
+        try:
+            # Spreadsheets put a mark before the first line, which is not part of the first name.
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise LineError(
+                f"{called(file)}, line {number}: byte {error.object[error.start]:#04x} is no text in UTF-8; save it as"
+                " that, for instance with iconv"
+            ) from error
 
 
 def columns_of(header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str], path: str) -> np.ndarray:
@@ -210,6 +259,6 @@ def columns_of(header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequ
         if len(wanted) == 1 and "y" in header:
             wanted = ["y"]
         else:
-            raise LineError(f"{path} has the columns {', '.join(header)}; missing: {', '.join(missing)}")
+            raise LineError(f"{called(path)} has the columns {', '.join(header)}; missing: {', '.join(missing)}")
     places = [header.index(name) for name in wanted]
     return np.asarray([[_number(row[place], wanted[at]) for at, place in enumerate(places)] for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 import statestream
 from statestream import unary
-from statestream.command import listing
+from statestream.command import lines, listing
 from statestream.command.asking import Version, ask, asks_server, at_server, console, model_names, plain, print_json
 from statestream.command.listing import Column
 from statestream.sync.calling import answer
@@ -183,13 +184,23 @@ def rm(model: str, ids: tuple[str, ...], address: str, as_json: bool, timeout: f
 @_MODEL
 @click.argument("id")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Default: ID.session."
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    default=None,
+    help="Default: ID.session; - is standard output.",
 )
 @at_server
-def snapshot(model: str, id: str, output: Path | None, address: str, as_json: bool, timeout: float) -> None:
+def snapshot(model: str, id: str, output: str | None, address: str, as_json: bool, timeout: float) -> None:
     """Write a session into a file, which `restore` takes; it goes on meanwhile."""
+    if output == lines.PIPED and (as_json or sys.stdout.isatty()):
+        came = "--json came as well" if as_json else "standard output is a terminal"
+        raise click.UsageError(f"--output - writes bytes to standard output, and {came}; name a file, or pipe it")
     blob = ask(address, timeout, lambda client: answer(_link(client, model, id), unary.snapshot(model, id)))
-    place = output or Path(f"{id.replace('/', '_')}.session")
+    if output == lines.PIPED:
+        click.echo(blob, nl=False)
+        return
+    place = Path(output or f"{id.replace('/', '_')}.session")
     try:
         place.write_bytes(blob)
     except OSError as error:
@@ -203,14 +214,15 @@ def snapshot(model: str, id: str, output: Path | None, address: str, as_json: bo
 @sessions.command()
 @_MODEL
 @click.argument("id")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--upgrade", is_flag=True, help="In the newest version, although it was taken of another.")
 @at_server
-def restore(model: str, id: str, file: Path, upgrade: bool, address: str, as_json: bool, timeout: float) -> None:
-    """Make a session of a file that `snapshot` wrote; one of that id is replaced."""
+def restore(model: str, id: str, file: str, upgrade: bool, address: str, as_json: bool, timeout: float) -> None:
+    """Make a session of a FILE that `snapshot` wrote (- is standard input); one of that id is replaced."""
+    blob = lines.read_bytes(file)
 
     def make(client: statestream.Client) -> dict[str, Any]:
-        with client.restore(file.read_bytes(), model=model, id=id, upgrade=upgrade or None) as session:
+        with client.restore(blob, model=model, id=id, upgrade=upgrade or None) as session:
             return {"model": model, "id": id, "version": session.version, "position": session.position}
 
     made = ask(address, timeout, make)

@@ -21,6 +21,7 @@ from statestream.contract.errors import Unsupported
 from statestream.progress import reporting
 
 _MODEL = click.argument("model", shell_complete=model_names)
+_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 
 @contextlib.contextmanager
@@ -45,17 +46,26 @@ def _client(model: str, address: str, timeout: float) -> Iterator[tuple[statestr
 
 @click.command()
 @_MODEL
+@click.argument("file", type=_FILE, required=False)
 @at_server
 @click.option("--id", "id", default=None, help="The session's id: it is resumed, and stays. Without one it is new.")
 @click.option("--version", type=Version(), default=None, help="The model's version, or an alias of one.")
-def run(model: str, address: str, as_json: bool, timeout: float, id: str | None, version: int | str | None) -> None:
+def run(
+    model: str,
+    file: str | None,
+    address: str,
+    as_json: bool,
+    timeout: float,
+    id: str | None,
+    version: int | str | None,
+) -> None:
     """Type inputs, see answers: a session where MODEL has memory.
 
     MODEL is a model of the server, or an .onnx file, which gets a server of its own meanwhile. A line is one step:
-    numbers with commas or spaces, JSON, or text where the model takes text. CSV with a header may be piped in; then
-    answers are lines of JSON.
+    numbers with commas or spaces, JSON, or text where the model takes text. Lines come from FILE, or with - or without
+    FILE from standard input; piped, answers are lines of JSON. The first line may be a header, as of CSV.
     """
-    typed = sys.stdin.isatty()
+    typed = file is None and sys.stdin.isatty()
     as_lines = as_json or not sys.stdout.isatty()
     with _client(model, address, timeout) as (client, found), contextlib.ExitStack() as leaving:
         if found.kind == "session":
@@ -70,7 +80,8 @@ def run(model: str, address: str, as_json: bool, timeout: float, id: str | None,
         if typed:
             click.echo(f"{found.name} takes {_wanted(found)}; Ctrl-D ends", err=True)
         reader = lines.Reader(found)
-        for number, line in enumerate(_typed(found.name) if typed else sys.stdin, 1):
+        came = _typed(found.name) if typed else _piped(file or lines.PIPED)
+        for number, line in enumerate(came, 1):
             try:
                 x = line.strip() or None if found.kind == "generate" else reader(line)
                 if x is None:
@@ -78,12 +89,13 @@ def run(model: str, address: str, as_json: bool, timeout: float, id: str | None,
                 y = answer(x)
             except (ValueError, statestream.BadTensor, statestream.NonFiniteState) as error:
                 if not typed:
-                    raise click.ClickException(f"line {number}: {error}") from error
+                    place = f"{file}, " if file not in (None, lines.PIPED) else ""
+                    raise click.ClickException(f"{place}line {number}: {error}") from error
                 click.echo(str(error), err=True)
                 continue
             if as_lines:
-                place = {"position": session.position} if found.kind == "session" else {}
-                click.echo(json.dumps({**place, **_named(found, y)}))
+                stands = {"position": session.position} if found.kind == "session" else {}
+                click.echo(json.dumps({**stands, **_named(found, y)}))
             else:
                 click.echo(lines.shown(y))
 
@@ -118,13 +130,25 @@ def _named(model: statestream.Model, y: Any) -> dict[str, Any]:
     return {"text" if model.kind == "generate" or not outputs else outputs[0].name: lines.plain(y)}
 
 
-def _text(file: str) -> str:
-    return sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+def _piped(file: str) -> Iterator[str]:
+    """The lines of a file; who is to type those of `-` is told so."""
+    _tell_typist(file)
+    return lines.read_lines(file)
+
+
+def _data(file: str) -> bytes:
+    _tell_typist(file)
+    return lines.read_bytes(file)
+
+
+def _tell_typist(file: str) -> None:
+    if file == lines.PIPED and sys.stdin.isatty():
+        click.echo("reads standard input, line by line; Ctrl-D ends it", err=True)
 
 
 @click.command()
 @_MODEL
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", type=_FILE)
 @at_server
 @click.option("--h", "h", default=24, show_default=True, type=click.IntRange(1), help="How many steps.")
 @click.option("--level", multiple=True, type=float, help="Central intervals in percent, for instance 80.")
@@ -143,12 +167,12 @@ def forecast(
     bands: str | None,
     seed: int | None,
 ) -> None:
-    """Forecast what comes after the past in FILE: CSV with a header, or - for what is piped in.
+    """Forecast what comes after the past in FILE: CSV with a header; - is standard input.
 
     With columns unique_id and ds it has many series, and pandas is needed. The answer is CSV, or JSON lines.
     """
     with _client(model, address, timeout) as (client, found):
-        header, rows = lines.read_table(file, _text(file))
+        header, rows = lines.read_table(file, lines.read_text(_data(file), file))
         wish: dict[str, Any] = {"level": list(level) or None, "bands": bands, "seed": seed, "progress": watched()}
         if {"unique_id", "ds"} & set(header):
             table = _frame(header, rows, client.forecast, found.name, h, wish)
@@ -203,32 +227,46 @@ def _frame(header: list[str], rows: list[list[str]], call: Any, model: str, h: i
 @click.option("--temperature", type=float, default=None, help="Draws instead of taking the likeliest.")
 @click.option("--seed", type=click.IntRange(0), default=None, help="What draws begin with.")
 def generate(model: str, text: tuple[str, ...], address: str, as_json: bool, timeout: float, **wish: Any) -> None:
-    """Answer each TEXT, or each line that is piped in, with a text."""
+    """Answer each TEXT with a text; - stands for the lines of standard input, which are read without any TEXT, too."""
+    given = text or (lines.PIPED,)
     with (
         _client(model, address, timeout) as (client, found),
-        reporting(watched(), f"generate {found.name}", len(text) or None, "texts") as tell,
+        reporting(watched(), f"generate {found.name}", None if lines.PIPED in given else len(given), "texts") as tell,
     ):
-        for number, one in enumerate(text or (line.rstrip("\n") for line in sys.stdin), 1):
-            if one or text:  # An empty line has nothing to answer; an empty TEXT is an error that the server tells.
+        for number, (one, piped) in enumerate(_texts(given), 1):
+            if (
+                one or not piped
+            ):  # An empty line has nothing to answer; an empty TEXT is an error that the server tells.
                 answer = client.generate(found.name, one, **wish)
                 click.echo(json.dumps({"source": one, "text": lines.plain(answer)}) if as_json else str(answer))
             if tell is not None:
                 tell(number)
 
 
+def _texts(given: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+    """Each text, and whether it is a line of standard input."""
+    for text in given:
+        if text == lines.PIPED:
+            for line in _piped(text):
+                yield line.rstrip("\r\n"), True
+        else:
+            yield text, False
+
+
 @click.command()
 @_MODEL
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", type=_FILE)
 @at_server
 def predict(model: str, file: str, address: str, as_json: bool, timeout: float) -> None:
-    """Run a model without memory on FILE: a line an item (CSV, JSON or text), a .npy with a batch, or -.
+    """Run a model without memory on FILE: a line an item (CSV, JSON or text), or a .npy with a batch.
 
-    The answer is a line of JSON an item.
+    A FILE of - is standard input. The answer is a line of JSON an item.
     """
     with _client(model, address, timeout) as (client, found):
-        x: Any = lines.read_array(Path(file)) if file != "-" else None
+        data = _data(file)
+        x: Any = lines.read_array(data)
         if x is None:
-            x = _items(lines.Reader(found), _text(file), file)
+            x = _items(lines.Reader(found), lines.read_text(data, file), lines.called(file))
         batches = [x] if isinstance(x, np.ndarray) else _batches(x)
         for batch in batches:
             y = client.predict(found.name, batch, progress=watched() and _length(batch) > 1)
