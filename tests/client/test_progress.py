@@ -100,6 +100,8 @@ async def test_a_bar_is_a_line_where_there_is_no_terminal(
     found = capsys.readouterr()
     assert not found.out
     assert re.fullmatch(r"forecast sum .* 3/3 series .*\n", found.err)
+    await twin.call(client.classify, "double", ones(3)[:, :2], progress=True)
+    assert re.fullmatch(r"classify double .* 3/3 rows .*\n", capsys.readouterr().err)
     session = await twin.call(client.session, "sum")
     with pytest.raises(statestream.BadTensor):
         await twin.collect(session.stream, [ones(), "x"], progress=True)

@@ -52,5 +52,5 @@ class Classifying(Generating):
         wish = classes.wished(top, names, scores)
         check_progress(progress)
         sent, alone = classes.image(await self._layout(model, version, "predict"), x)
-        found = await self.predict(model, sent, version=version, progress=progress)
+        found = await self._predict(model, sent, (), version, progress, f"classify {model}")
         return classes.classified(await self._layout(model, version, "predict"), wish, found, alone=alone)

@@ -52,6 +52,12 @@ class Runs(Catalogue):
         arguments.check_model(model, version)
         wanted = arguments.check_outputs(outputs)
         check_progress(progress)
+        return await self._predict(model, x, wanted, version, progress, f"predict {model}")
+
+    async def _predict(
+        self, model: str, x: Input, wanted: Sequence[str], version: int | str | None, progress: Progress, what: str
+    ) -> Any:
+        """Runs a model without memory once; a bar says `what` is done."""
         limits = self._link.state.info.limits
 
         async def once(layout: Layout, x: Input, version: int | str | None) -> Any:
@@ -64,7 +70,7 @@ class Runs(Catalogue):
                 return await once(layout, x, version)
             inputs = layout.predict(x)
             rows = layout.rows([*inputs.values()])
-            with reporting(progress, f"predict {model}", rows if rows >= 0 else 1, "rows") as tell:
+            with reporting(progress, what, rows if rows >= 0 else 1, "rows") as tell:
                 found = []
                 for low, high in pieces(rows, sum(array.nbytes for array in inputs.values()), limits.max_message_bytes):
                     piece = {name: array[low:high] for name, array in inputs.items()}

@@ -53,5 +53,5 @@ class Classifying(Generating):
         wish = classes.wished(top, names, scores)
         check_progress(progress)
         sent, alone = classes.image(self._layout(model, version, "predict"), x)
-        found = self.predict(model, sent, version=version, progress=progress)
+        found = self._predict(model, sent, (), version, progress, f"classify {model}")
         return classes.classified(self._layout(model, version, "predict"), wish, found, alone=alone)
