@@ -114,6 +114,20 @@ class Limits:
     max_generate_sources: int = 0
     max_beams: int = 0
 
+    def __repr__(self) -> str:
+        """One line of those that are met first; each is an attribute."""
+        return (
+            f"<Limits: {self.max_sessions:,} sessions, {self.max_chunk_steps:,} steps a chunk,"
+            f" {self.max_message_bytes:,} bytes a message, {self.max_horizon:,} steps ahead, …>"
+        )
+
+    def _repr_html_(self) -> str:
+        """All of them as notebooks show them."""
+        return html.facts("Limits", self._rows())
+
+    def _rows(self) -> dict[str, str]:
+        return {name: f"{value:,}" for name, value in _fields(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
@@ -140,7 +154,7 @@ class ServerInfo:
         """The same as notebooks show it, with all that it takes."""
         rows = {name: value for name, value in _fields(self) if name != "limits"}
         rows["survives"] = ", ".join(self.survives) or "nothing"
-        rows |= {name: f"{value:,}" for name, value in _fields(self.limits)}
+        rows |= self.limits._rows()
         return html.facts(f"Server {self.server_id}", rows)
 
 
@@ -228,6 +242,33 @@ class Statistics:
     waits: tuple[int, ...]
     classes: dict[str, tuple[int, float]]
     queued_chunks: int
+
+    def __repr__(self) -> str:
+        """One line; sizes, waits, reasons and classes are attributes, which `statestream stats` draws."""
+        return (
+            f"<Statistics: {self.steps:,} steps in {self.batches:,} batches of {self._mean} rows,"
+            f" {self.model_seconds:.3g} s in models,"
+            f" {self.queued_chunks:,} chunks queued, {self.failed_chunks:,} failed>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it, with the batches of each class and why they were not larger."""
+        rows = {
+            "steps": f"{self.steps:,}",
+            "batches": f"{self.batches:,}, {self.threaded_batches:,} of them beside the event loop",
+            "rows a batch": self._mean,
+            "seconds in models": f"{self.model_seconds:.3g}",
+            "chunks": f"{self.queued_chunks:,} queued, {self.failed_chunks:,} failed",
+        }
+        for name, (batches, seconds) in self.classes.items():
+            rows[f"class {name}"] = f"{batches:,} batches, {seconds:.3g} s"
+        if self.reasons:
+            rows["not larger because"] = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
+        return html.facts("What the engine did", rows)
+
+    @property
+    def _mean(self) -> str:
+        return f"{self.rows / self.batches:.3g}" if self.batches else "0"
 
 
 @dataclass(frozen=True, slots=True)
