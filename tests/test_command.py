@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -62,7 +64,7 @@ def test_a_session_is_piped(call: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        ("1\nmany\n", "line 2: 'many' is no number; expected sunspots"),
+        ("1\nmany\n", "line 2: 'many' is no number; expected a number (sunspots)"),
         ('{"moon": 1}', "line 1: the line names 'moon'; expected 'sunspots'"),
         ("[1, 2", "line 1: '[1, 2' is no JSON"),
         ("1 2 3", "line 1: BAD_TENSOR: x has shape [3]"),
@@ -164,6 +166,46 @@ def test_what_is_misspelt_is_guessed(call: Callable[..., str]) -> None:
     assert "did you mean `statestream sessions`?" in call("sesions", code=2)
     assert "`statestream --help` lists all" in call("qqq", code=2)
     assert "--limit" in call("sessions", "ls", "--limt", "5", code=2)
+
+
+def test_nobody_is_asked_for_a_path_that_is_not_there(call: Callable[..., str]) -> None:
+    assert "does not exist (looked for in" in call("run", "models/sunspot", code=1)
+
+
+def test_where_nothing_answers_it_says_what_does(call: Callable[..., str]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # It does not listen.
+        said = call("run", "sunspots", "-a", f"127.0.0.1:{closed.getsockname()[1]}", "--timeout", "0.3", code=1)
+    assert "`statestream serve MODELS` starts one, -a HOST:PORT says where another is" in said
+
+
+@pytest.mark.slow
+def test_who_types_texts_sees_no_bar(address: str) -> None:
+    """And Ctrl-C ends it."""
+    outer, inner = pty.openpty()
+    command = [sys.executable, "-m", "statestream.cli", "generate", "antonyms", "-a", address]
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(
+        command, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True
+    ) as process:
+        os.close(inner)
+        seen = b""
+        while b"Ctrl-D ends" not in seen:
+            seen += os.read(outer, 4096)
+        os.write(outer, b"king\n")
+        while b"queen" not in seen:
+            seen += os.read(outer, 4096)
+        process.send_signal(signal.SIGINT)
+        try:
+            while more := os.read(outer, 4096):
+                seen += more
+        except OSError:
+            pass  # The other side is closed.
+    os.close(outer)
+    assert process.returncode == 1
+    assert "texts" not in seen.decode()
+    assert "Aborted" in seen.decode()
+    assert "\x1b" not in seen.decode()
 
 
 def test_help_is_short_and_long(call: Callable[..., str]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class _Share(click.FloatRange):
@@ -112,7 +116,6 @@ def train(
     from statestream_export.recipes import load
     from statestream_export.runs import execute
 
-    console = Console()
     try:
         found = load(recipe)
         result = execute(
@@ -159,9 +162,17 @@ def train(
     table.add_row("target", f"{found.card.target}: {'reached' if result.reached else 'not reached'}")
     table.add_row("model", str(result.model))
     table.add_row("run", str(result.folder))
-    console.print(table)
+    _print(table)
     if not (result.reached or quick or result.curve.interrupted):
         raise click.exceptions.Exit(1)
+
+
+def _print(table: Table) -> None:
+    """Prints a table. Without a terminal there is no width to keep to, unless COLUMNS tells one."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal or "COLUMNS" in os.environ else Console(width=240)).print(table)
 
 
 def _shown(value: object) -> str:
@@ -181,7 +192,6 @@ def _shown(value: object) -> str:
 )
 def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
     """List the recipes: task, data, cell, kind, mode and the figure each must reach."""
-    from rich.console import Console
     from rich.table import Table
 
     if as_json and markdown:
@@ -217,7 +227,7 @@ def recipes(as_json: bool, markdown: bool, runs: Path) -> None:
         table.add_column(column, no_wrap=column == "recipe")
     for card in cards:
         table.add_row(card.name, card.task, card.data, card.cell, card.kind, card.mode, str(card.target))
-    Console().print(table)
+    _print(table)
 
 
 @click.command()

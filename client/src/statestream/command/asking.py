@@ -33,6 +33,8 @@ _AS_OPTIONS = {
     "tls=statestream.Tls(roots=…)": "--tls-roots FILE",
     "statestream.connect(token=…), the environment variable STATESTREAM_TOKEN": "the environment variable"
     " STATESTREAM_TOKEN",
+    "Is it running, and is the port right?": "Is it running, and is the port right? `statestream serve MODELS` starts"
+    " one, -a HOST:PORT says where another is",
 }
 """What messages tell who writes Python, as who types commands has it."""
 

@@ -37,11 +37,9 @@ def expected(model: Model) -> str:
 def _told(spec: TensorSpec) -> str:
     if is_text(spec):
         return "text"
-    columns = [*spec.columns]
-    if columns:
-        return ", ".join(columns)
     size = int(np.prod([max(1, each) for each in signatures.step_shape(spec)], initial=1))
-    return "a number" if size == 1 else f"{size} numbers"
+    called = f" ({', '.join(spec.columns)})" if spec.columns else ""
+    return ("a number" if size == 1 else f"{size} numbers") + called
 
 
 def is_text(spec: TensorSpec) -> bool:

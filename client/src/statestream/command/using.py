@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -27,7 +26,7 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 @contextlib.contextmanager
 def _client(model: str, address: str, timeout: float) -> Iterator[tuple[statestream.Client, statestream.Model]]:
     """A client and the model: of a server that runs, or of one of its own where the model is a file."""
-    if model.endswith(".onnx") or (os.sep in model and Path(model).exists()):
+    if model.endswith(".onnx") or os.sep in model:  # No model is called like a path.
         with told(), statestream.local(model) as client:
             found = [each for each in client.models() if each.is_default and not each.error]
             if len(found) != 1:
@@ -229,9 +228,11 @@ def _frame(header: list[str], rows: list[list[str]], call: Any, model: str, h: i
 def generate(model: str, text: tuple[str, ...], address: str, as_json: bool, timeout: float, **wish: Any) -> None:
     """Answer each TEXT with a text; - stands for the lines of standard input, which are read without any TEXT, too."""
     given = text or (lines.PIPED,)
+    reads = lines.PIPED in given
+    drawn = watched() and not (reads and sys.stdin.isatty())  # Nothing is drawn where somebody types.
     with (
         _client(model, address, timeout) as (client, found),
-        reporting(watched(), f"generate {found.name}", None if lines.PIPED in given else len(given), "texts") as tell,
+        reporting(drawn, f"generate {found.name}", None if reads else len(given), "texts") as tell,
     ):
         for number, (one, piped) in enumerate(_texts(given), 1):
             if (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -63,8 +64,10 @@ def load(reference: str) -> Recipe[Any]:
     if reference.endswith(".py"):
         return _load_file(Path(reference))
     if reference not in NAMES:
+        near = difflib.get_close_matches(reference, NAMES, n=1)
         raise RecipeError(
-            f"there is no recipe {reference!r}; there are {', '.join(NAMES)}. A file of your own is named with its"
+            f"there is no recipe {reference!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are"
+            f" {', '.join(NAMES)}. A file of your own is named with its"
             " ending: ./my_recipe.py"
         )
     module = importlib.import_module(f"{__name__}.{reference.replace('-', '_')}")
