@@ -170,6 +170,12 @@ def test_what_is_misspelt_is_guessed(call: Callable[..., str]) -> None:
 
 def test_nobody_is_asked_for_a_path_that_is_not_there(call: Callable[..., str]) -> None:
     assert "does not exist (looked for in" in call("run", "models/sunspot", code=1)
+    for command in (("run", "sunspots"), ("forecast", "sunspots"), ("predict", "sentiment")):
+        said = call(*command, "past.cvs", code=2)
+        assert (
+            f"'past.cvs' does not exist. (Looked for in {Path.cwd()}.) Expected a file, or - for standard input."
+            in said
+        )
 
 
 def test_where_nothing_answers_it_says_what_does(call: Callable[..., str]) -> None:

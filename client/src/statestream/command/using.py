@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
@@ -20,7 +20,20 @@ from statestream.contract.errors import Unsupported
 from statestream.progress import reporting
 
 _MODEL = click.argument("model", shell_complete=model_names)
-_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+
+
+class _File(click.Path):
+    """A file that is there, or `-`."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, allow_dash=True)
+
+    def fail(self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None) -> NoReturn:
+        """Says where it was looked for, and what is expected."""
+        super().fail(f"{message} (Looked for in {os.getcwd()}.) Expected a file, or - for standard input.", param, ctx)
+
+
+_FILE = _File()
 
 
 @contextlib.contextmanager
